@@ -1,0 +1,90 @@
+"""The typed values that travel between data, engine, losses and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """Tokenised pairs: row ``i`` is the chosen, row ``pairs + i`` the rejected response of pair ``i``.
+
+    Right padding. Masks are carried, never inferred from a pad id (which may equal EOS).
+    """
+
+    input_ids: Int[Tensor, "rows length"]
+    attention_mask: Bool[Tensor, "rows length"]
+    response_mask: Bool[Tensor, "rows length"]  # True on the response tokens, EOS included
+    weight: Float[Tensor, " pairs"]  # 1 for a real pair, 0 for filler that evens out ranks
+    index: Int[Tensor, " pairs"]  # row of the pair in its split, so that errors can name it
+    score_chosen: Float[Tensor, " pairs"] | None  # ground-truth rewards, None when the data has none
+    score_rejected: Float[Tensor, " pairs"] | None
+    step_pairs: int  # real pairs in the whole optimiser step, over ranks and accumulation
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs, filler included."""
+        return len(self.weight)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
+        """The same batch on another device."""
+        return PairBatch(
+            **{
+                f.name: v.to(device, non_blocking=non_blocking) if isinstance(v, Tensor) else v
+                for f in fields(self)
+                for v in [getattr(self, f.name)]
+            }
+        )
+
+    def pin_memory(self) -> PairBatch:
+        """The same batch in page-locked memory (called by the data loader)."""
+        return PairBatch(
+            **{
+                f.name: v.pin_memory() if isinstance(v, Tensor) else v
+                for f in fields(self)
+                for v in [getattr(self, f.name)]
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairLogps:
+    """Summed response log-probs in nats, one value per pair, and response lengths in tokens.
+
+    The reference's are None only where nobody asked for them (training a reference-free loss).
+    """
+
+    policy_chosen: Float[Tensor, " pairs"]
+    policy_rejected: Float[Tensor, " pairs"]
+    reference_chosen: Float[Tensor, " pairs"] | None
+    reference_rejected: Float[Tensor, " pairs"] | None
+    chosen_tokens: Float[Tensor, " pairs"]
+    rejected_tokens: Float[Tensor, " pairs"]
+    score_chosen: Float[Tensor, " pairs"] | None = None
+    score_rejected: Float[Tensor, " pairs"] | None = None
+
+    @property
+    def chosen_log_ratio(self) -> Float[Tensor, " pairs"]:
+        """``a = log pi(y_w|x) - log pi_ref(y_w|x)`` in nats."""
+        if self.reference_chosen is None:
+            raise ValueError("the chosen log-ratio needs the reference's log-probs, and there are none")
+        return self.policy_chosen - self.reference_chosen
+
+    @property
+    def rejected_log_ratio(self) -> Float[Tensor, " pairs"]:
+        """``b = log pi(y_l|x) - log pi_ref(y_l|x)`` in nats."""
+        if self.reference_rejected is None:
+            raise ValueError("the rejected log-ratio needs the reference's log-probs, and there are none")
+        return self.policy_rejected - self.reference_rejected
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """A loss per pair and the named terms that add up to it (contrast, calibration, nll), per pair."""
+
+    loss: Float[Tensor, " pairs"]
+    terms: dict[str, Float[Tensor, " pairs"]]
