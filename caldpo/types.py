@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -84,7 +84,11 @@ class PairLogps:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A loss per pair and the named terms that add up to it (contrast, calibration, nll), per pair."""
+    """A loss per pair, and the named terms that add up to it (``contrast``, ``calibration``, ``nll``).
+
+    Diagnostics are averaged and logged beside the terms but are no part of the loss.
+    """
 
     loss: Float[Tensor, " pairs"]
     terms: dict[str, Float[Tensor, " pairs"]]
+    diagnostics: dict[str, Float[Tensor, " pairs"]] = field(default_factory=dict)

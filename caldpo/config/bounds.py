@@ -6,8 +6,9 @@ Kept free of heavy imports, because a bad value has to be answered before torch 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,32 @@ class Bound:
         return " and ".join(sides) or "finite"
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """A regular expression that the whole text has to match, and its meaning in words."""
+
+    regex: str
+    words: str
+
+    def holds(self, value: str) -> bool:
+        """Whether ``value`` matches from its first to its last character."""
+        return re.fullmatch(self.regex, value) is not None
+
+    def __str__(self) -> str:
+        return self.words
+
+
 Finite = Annotated[float, Bound()]
 Positive = Annotated[float, Bound(gt=0)]
 NonNegative = Annotated[float, Bound(ge=0)]
 Fraction = Annotated[float, Bound(ge=0, le=1)]
+FlipRate = Annotated[float, Bound(ge=0, lt=0.5)]  # probability that a label is wrong
 PositiveInt = Annotated[int, Bound(gt=0)]
 NonNegativeInt = Annotated[int, Bound(ge=0)]
-
-__all__ = ["Any", "Bound", "Finite", "Fraction", "NonNegative", "NonNegativeInt", "Positive", "PositiveInt"]
+FolderName = Annotated[
+    str,
+    Pattern(
+        r"(?!.*\.\.)[A-Za-z0-9=_,+][A-Za-z0-9=_,+.-]*",
+        "a folder name of letters, digits and = _ , + - . (no slash, no two dots in a row)",
+    ),
+]

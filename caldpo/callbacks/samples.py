@@ -1,0 +1,68 @@
+"""A table of sample generations per evaluation: in samples.jsonl always, in the tracker where it has tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
+from caldpo.config.signature import validated
+from caldpo.generation import sample_responses
+
+
+class SampleTable(pl.Callback):
+    """Samples the policy on a few held-out prompts whenever the held-out pairs are evaluated.
+
+    Args:
+        prompts: how many; the same at each evaluation. 0 switches it off.
+        max_new_tokens: longest response, tokens.
+        temperature: of sampling; 0 takes the likeliest token.
+        seed: of the sampling.
+    """
+
+    @validated
+    def __init__(
+        self,
+        prompts: NonNegativeInt = 4,
+        max_new_tokens: PositiveInt = 64,
+        temperature: NonNegative = 1.0,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        self.prompts, self.max_new_tokens, self.temperature, self.seed = prompts, max_new_tokens, temperature, seed
+        self.rows: list[dict[str, Any]] = []
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if not self.prompts or not trainer.is_global_zero:
+            return
+        held_out = trainer.datamodule.held_out_prompts(self.prompts)
+        responses = sample_responses(
+            module.policy,
+            module.tokenizer,
+            [h.prompt_ids for h in held_out],
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+        reward = trainer.datamodule.oracle
+        new = []
+        for prompt, ids in zip(held_out, responses, strict=True):
+            text = module.tokenizer.decode(ids, skip_special_tokens=True)
+            row = {"step": module.global_step, "prompt": prompt.text, "chosen": prompt.chosen, "sample": text}
+            if reward is not None:
+                row["true_reward"] = round(reward(prompt.text, text), 4)
+            new.append(row)
+        self.rows += new
+        with (Path(trainer.default_root_dir) / "samples.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                # a table is replaced, not appended to: every row so far, at the step they belong to
+                logger.log_table(
+                    "samples",
+                    columns=list(new[0]),
+                    data=[list(r.values()) for r in self.rows],
+                    step=module.global_step,
+                )

@@ -1,0 +1,83 @@
+"""Where runs lie, found by their files' names alone, and what to say when there are none. No heavy imports."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from caldpo.config.values import suggest
+from caldpo.errors import CaldpoError
+
+RUN_FILES = ("config.yaml", "metrics.csv", "summary.json")
+_SHOWN = 8  # sweeps named in an error message
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` holds a run's files.
+
+    One of the three alone is not enough: experiment trackers keep a ``config.yaml`` of their own. Hydra's
+    folder is, so that a run that failed before it wrote anything is still seen.
+    """
+    return (folder / ".hydra").is_dir() or sum((folder / name).is_file() for name in RUN_FILES) >= 2
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run folders at or below ``folder``, in the order of their names, numbers by value.
+
+    Raises:
+        CaldpoError: the folder does not exist, or no run lies in it.
+    """
+    if not folder.is_dir():
+        raise CaldpoError(
+            f"no such folder{_suggestion(folder)}", key="sweep", value=folder, remedy=_remedy(folder)
+        )
+    runs = list(_walk(folder))
+    if not runs:
+        raise CaldpoError(
+            "no runs in this folder (a run holds .hydra, config.yaml, metrics.csv or summary.json)",
+            key="sweep",
+            value=folder,
+            remedy=_remedy(folder),
+        )
+    return runs
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """A sort key under which ``seed=10`` comes after ``seed=9``."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
+
+
+def existing_sweeps(outputs: Path) -> list[str]:
+    """Names of the folders in ``outputs`` that hold at least one run, newest first."""
+    if not outputs.is_dir():
+        return []
+    folders = [f for f in outputs.iterdir() if f.is_dir() and not f.name.startswith(".")]
+    newest = sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)
+    return list(islice((f.name for f in newest if next(_walk(f), None)), _SHOWN))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path, children, _ in os.walk(folder):
+        children[:] = sorted((c for c in children if not c.startswith(".")), key=natural)
+        if is_run(Path(path)):
+            yield Path(path)
+
+
+def _outputs(folder: Path) -> Path:
+    """Where sweeps probably are: beside the folder that was asked for, else in ``outputs``."""
+    return folder.parent if folder.parent.is_dir() and folder.parent != Path.cwd() else Path("outputs")
+
+
+def _suggestion(folder: Path) -> str:
+    return suggest(folder.name, existing_sweeps(_outputs(folder)))
+
+
+def _remedy(folder: Path) -> str:
+    outputs = _outputs(folder)
+    sweeps = [name for name in existing_sweeps(outputs) if name != folder.name]
+    if not sweeps:
+        return "train first, for example: python -m caldpo.train -m loss=dpo,cal_dpo seed=0,1,2"
+    return f"name a folder that holds runs; in {outputs}: {', '.join(sweeps)}"

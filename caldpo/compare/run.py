@@ -1,0 +1,68 @@
+"""One run as its files tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Curve = Mapping[int, float]  # optimiser step -> value
+
+FINISHED = "finished"
+INCOMPLETE = "incomplete"  # no summary: still running, or killed
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, read from its folder; whatever its files lack is None or empty.
+
+    Attributes:
+        folder: where it lies, absolute.
+        name: its folder relative to what is compared.
+        status: ``finished``, ``failed``, ``interrupted`` or ``incomplete``.
+        error: why it did not finish.
+        loss: the loss's option in its config group.
+        config: the composed configuration, flat (``loss.beta``), interpolations kept as they are written.
+        resolved: the same with interpolations resolved.
+        overrides: what was given on the command line.
+        choices: the option chosen in each config group (``model: tiny``).
+        curves: every logged metric over optimiser steps.
+        final: every logged metric at the end.
+        summary: ``summary.json`` as it is.
+        notes: what was wrong with its files without being fatal.
+        job: number of the run in its sweep.
+    """
+
+    folder: Path
+    name: str
+    status: str
+    error: str | None
+    loss: str
+    seed: int | None
+    config: Mapping[str, Any] = field(repr=False)
+    resolved: Mapping[str, Any] = field(repr=False)
+    overrides: tuple[str, ...] = ()
+    choices: Mapping[str, str] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)
+    final: Mapping[str, float] = field(default_factory=dict, repr=False)
+    summary: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
+    job: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it trained to its end; only then do its figures enter a mean."""
+        return self.status == FINISHED
+
+    @property
+    def last_step(self) -> int | None:
+        """The last optimiser step that it logged."""
+        return max((step for curve in self.curves.values() for step in curve), default=None)
+
+    def number(self, key: str) -> float | None:
+        """A number of the resolved configuration (``loss.beta``), or None where there is none."""
+        try:
+            return float(self.resolved[key])
+        except (KeyError, TypeError, ValueError):
+            return None

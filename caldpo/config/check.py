@@ -1,0 +1,200 @@
+"""A composed configuration held against the signatures of its targets, before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
+
+from caldpo.config.redact import MASK, is_secret_name, redact_text
+from caldpo.config.source import Signature, read_signature
+from caldpo.config.values import describe, problem, suggest
+from caldpo.errors import CaldpoError
+
+_HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: the dotted key, the value as it may be shown (None: none), what is wrong, the remedy."""
+
+    key: str
+    value: str | None
+    message: str
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.key}: {self.message}"
+            if self.value is None
+            else f"{self.key}={self.value}: {self.message}"
+        )
+
+
+def check_config(cfg: DictConfig, schemas: Mapping[str, str] | None = None) -> None:
+    """Check keys and values of every section against the signature of its ``_target_``.
+
+    Args:
+        cfg: the composed configuration; interpolations are resolved for checking, in place of nothing.
+        schemas: dotted keys of sections without ``_target_`` and the target whose signature describes their
+            plain keys; the key ``""`` is the top level.
+
+    Raises:
+        CaldpoError: with all problems at once.
+    """
+    raise_problems(list(find_problems(cfg, schemas or {})))
+
+
+def raise_problems(problems: list[Problem]) -> None:
+    """One error for all ``problems``; none for an empty list.
+
+    Raises:
+        CaldpoError: naming each problem on a line of its own.
+    """
+    if len(problems) == 1:
+        (only,) = problems
+        shown = {} if only.value is None else {"value": only.value}
+        raise CaldpoError(only.message, key=only.key, remedy=only.remedy, **shown)
+    if problems:
+        lines = [f"{p} ({p.remedy})" if p.remedy else str(p) for p in problems]
+        raise CaldpoError("\n  ".join([f"{len(problems)} problems in the configuration", *lines]))
+
+
+def find_problems(cfg: DictConfig, schemas: Mapping[str, str]) -> Iterator[Problem]:
+    """The problems that :func:`check_config` raises, section by section."""
+    yield from _of_section("", cfg, schemas)
+
+
+def _of_section(path: str, section: DictConfig, schemas: Mapping[str, str]) -> Iterator[Problem]:
+    target = schemas.get(path) or _plain(section, "_target_")
+    signature = None
+    if isinstance(target, str):
+        try:
+            signature = read_signature(target)
+        except CaldpoError as error:
+            yield Problem(_join(path, "_target_"), target, error.message)
+    if signature:
+        yield from _unknown_keys(path, section, signature)
+        if _plain(section, "_partial_") is not True:
+            yield from _absent_keys(path, section, signature)
+    for key in map(str, section):
+        if key in _HYDRA_KEYS or (not path and key == "hydra"):
+            continue
+        yield from _of_key(path, section, key, signature, schemas)
+
+
+def _of_key(
+    path: str, section: DictConfig, key: str, signature: Signature | None, schemas: Mapping[str, str]
+) -> Iterator[Problem]:
+    name = _join(path, key)
+    parameter = signature.parameters.get(key) if signature else None
+    if OmegaConf.is_missing(section, key):
+        kind = f": {describe(parameter.annotation)}" if parameter and parameter.checked else ""
+        yield Problem(name, None, f"has to be given{kind}", f"add {name}=... to the command line")
+        return
+    try:
+        value = section[key]
+    except InterpolationToMissingValueError:
+        return  # reported once, at the key that is missing
+    except InterpolationResolutionError as error:
+        yield Problem(name, _written(section, key), f"cannot be resolved: {_first_line(error)}")
+        return
+    if isinstance(value, Container):
+        yield from _of_container(name, value, schemas)
+    if parameter and parameter.checked and not _holds_sections(value):
+        yield from _of_value(name, section, key, parameter.annotation)
+
+
+def _of_value(name: str, section: DictConfig, key: str, annotation: Any) -> Iterator[Problem]:
+    value = section[key]
+    if isinstance(value, Container):
+        if OmegaConf.missing_keys(value):
+            return  # reported item by item
+        try:
+            value = OmegaConf.to_container(value, resolve=True)
+        except InterpolationResolutionError:
+            return  # reported item by item
+    if wrong := problem(annotation, value):
+        yield Problem(name, _written(section, key), wrong)
+
+
+def _of_container(name: str, value: Container, schemas: Mapping[str, str]) -> Iterator[Problem]:
+    if isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
+        yield from _of_section(name, value, schemas)
+    if isinstance(value, ListConfig) and not (value._is_none() or value._is_missing()):
+        for place in range(len(value)):
+            if not OmegaConf.is_missing(value, place) and isinstance(value[place], DictConfig):
+                yield from _of_section(f"{name}[{place}]", value[place], schemas)
+
+
+def _unknown_keys(path: str, section: DictConfig, signature: Signature) -> Iterator[Problem]:
+    if signature.open:
+        return
+    known = list(signature.parameters)
+    for key in map(str, section):
+        if key in _HYDRA_KEYS or key in known or (not path and key == "hydra"):
+            continue
+        if not path and _is_group(section, key):
+            continue
+        yield Problem(
+            _join(path, key),
+            None,
+            f"unknown key{suggest(key, known)}",
+            f"the keys of {path or 'the top level'} are {', '.join(sorted(known)) or 'none'}",
+        )
+
+
+def _absent_keys(path: str, section: DictConfig, signature: Signature) -> Iterator[Problem]:
+    for name, parameter in signature.parameters.items():
+        if parameter.required and name not in section:
+            key = _join(path, name)
+            yield Problem(
+                key,
+                None,
+                f"has to be given: {describe(parameter.annotation)}",
+                f"add +{key}=... to the command line",
+            )
+
+
+def _is_group(section: DictConfig, key: str) -> bool:
+    """Whether a top-level key holds sections (loss, trainer, ...) or an emptied one (logger: null)."""
+    value = _plain(section, key)
+    return value is None or (isinstance(value, Container) and (not value or _holds_sections(value)))
+
+
+def _holds_sections(value: Any) -> bool:
+    if isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
+        return "_target_" in value or any(_holds_sections(_plain(value, key)) for key in value)
+    if isinstance(value, ListConfig) and not (value._is_none() or value._is_missing()):
+        return any(
+            isinstance(item, DictConfig) and "_target_" in item for item in value._iter_ex(resolve=False)
+        )
+    return False
+
+
+def _plain(section: DictConfig, key: Any) -> Any:
+    """The value of ``key`` where there is one that resolves, else None."""
+    if key not in section or OmegaConf.is_missing(section, key):
+        return None
+    try:
+        return section[key]
+    except InterpolationResolutionError:
+        return None
+
+
+def _written(section: DictConfig, key: str) -> str:
+    """The value as the person wrote it, without secrets."""
+    node = section._get_node(key)
+    written = node._value() if node is not None and OmegaConf.is_interpolation(section, key) else section[key]
+    return MASK if is_secret_name(key) and isinstance(written, str) else redact_text(str(written))
+
+
+def _first_line(error: Exception) -> str:
+    return redact_text(str(error).splitlines()[0])
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

@@ -1,0 +1,160 @@
+"""Commands: a function of a configuration becomes a ``main`` that checks its command line before it runs."""
+
+from __future__ import annotations
+
+import functools
+import re
+import signal
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import version
+from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from caldpo.config.job import Task, run_job
+from caldpo.config.paths import conf_dir
+from caldpo.config.preflight import preflight
+from caldpo.config.redact import redact_text
+from caldpo.errors import CaldpoError
+
+Main = Callable[..., None]
+BAD_COMMAND_LINE = 2  # the exit code of argparse
+
+
+def hydra_entry(
+    command: str, *, positional: str | None = None, settings: str | None = None, records: bool = True
+) -> Callable[[Task], Main]:
+    """Make a command of a function that takes the composed configuration.
+
+    The command answers a bad command line with exit code 2 before anything heavy is imported.
+
+    Args:
+        command: name of the command and of its primary configuration in ``conf``.
+        positional: key that the first bare argument is the value of.
+        settings: dotted target in caldpo whose signature describes the plain top-level keys.
+        records: keep status and error in ``summary.json`` and ``error.txt`` of the run's folder.
+
+    Returns:
+        A decorator. What it makes is called as ``main(argv=None)`` and raises ``SystemExit`` on any failure.
+    """
+
+    def decorator(task: Task) -> Main:
+        @functools.wraps(task)
+        def main(argv: Sequence[str] | None = None) -> None:
+            _catch_sigterm()
+            try:
+                args = _parse(command, sys.argv[1:] if argv is None else argv, positional)
+                _check(command, args, {"": settings} if settings else {})
+                _launch(command, args, task, records)
+            except CaldpoError as error:
+                print(f"error: {redact_text(str(error))}", file=sys.stderr)
+                raise SystemExit(BAD_COMMAND_LINE) from None
+            except KeyboardInterrupt:
+                _close_sweep()
+                raise SystemExit(130) from None
+            except SystemExit:
+                _close_sweep()
+                raise
+
+        return main
+
+    return decorator
+
+
+def with_positional(overrides: Sequence[str], key: str) -> list[str]:
+    """Overrides with the first bare argument as the value of ``key``, quoted for Hydra where it has to be.
+
+    Bare is what has no ``=``, or names a file or folder: those of runs have ``=`` in their names.
+    """
+    found = list(overrides)
+    for place, text in enumerate(found):
+        if "=" not in text or Path(text).exists():
+            found[place] = f"{key}={_quoted(text)}"
+            break
+    return found
+
+
+def _quoted(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        return text
+    # Quotes keep ${...} an interpolation; only a backslash makes it text.
+    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
+
+
+def _parse(command: str, argv: Sequence[str], positional: str | None) -> Namespace:
+    parser = get_args_parser()
+    parser.prog = f"python -m caldpo.{command}"
+    args = parser.parse_intermixed_args(list(argv))  # options may stand between overrides
+    modes = {"-m": args.multirun, "--run": args.run, "--cfg": args.cfg, "--info": args.info}
+    chosen = [name for name, given in modes.items() if given]
+    if len(chosen) > 1:
+        raise CaldpoError("these options exclude each other", key=" ".join(chosen))
+    if positional:
+        args.overrides = with_positional(args.overrides, positional)
+    if args.config_path:
+        # Relative to where the person is; Hydra would start from this package.
+        args.config_path = str(Path(args.config_path).absolute())
+    else:
+        args.config_path = str(conf_dir())
+    args.config_name = args.config_name or command
+    args.parser = parser
+    return args
+
+
+def _check(command: str, args: Namespace, schemas: dict[str, str]) -> None:
+    """Check the command line, and complete it by what names the job and its folders."""
+    runs = not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
+    if runs or ((args.help or args.cfg) and args.overrides):
+        search_path = _search_path(args)
+        plan = preflight(
+            args.config_name,
+            search_path,
+            args.overrides,
+            multirun=args.multirun,
+            schemas=schemas,
+            compose_only=not runs,
+        )
+        # First, so that the command line still overrides them.
+        args.overrides = [f"hydra.job.name={command}", *plan.naming, *args.overrides]
+
+
+def _search_path(args: Namespace) -> ConfigSearchPath:
+    path = create_config_search_path(args.config_path)
+    if args.config_dir:
+        extra = Path(args.config_dir).absolute()
+        if not extra.is_dir():
+            raise CaldpoError("there is no such folder", key="--config-dir", value=args.config_dir)
+        path.prepend(
+            provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema")
+        )
+    return path
+
+
+def _launch(command: str, args: Namespace, task: Task, records: bool) -> None:
+    version.setbase("1.3")
+    job = functools.update_wrapper(functools.partial(run_job, task, records), task)
+    # What hydra.main calls, without its reading of sys.argv: Lightning starts child processes by sys.argv, which
+    # therefore has to stay as it was typed, with the subcommand of the console script.
+    _run_hydra(args, args.parser, job, args.config_path, args.config_name)
+
+
+def _catch_sigterm() -> None:
+    """End by SystemExit on SIGTERM, so that the run and the sweep are recorded as interrupted."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _exit_on_sigterm)
+
+
+def _exit_on_sigterm(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def _close_sweep() -> None:
+    if sweep := sys.modules.get("caldpo.sweep"):  # loaded by a sweep alone
+        sweep.report_interrupted()

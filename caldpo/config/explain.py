@@ -1,0 +1,147 @@
+"""Hydra's composition errors in the words of the project: which key, which choices, did you mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import (
+    CompactHydraException,
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.config.check import Problem
+from caldpo.config.redact import redact_text
+from caldpo.config.values import suggest
+
+Compose = Callable[[list[str]], DictConfig]
+
+
+def compose_or_explain(
+    compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]
+) -> tuple[DictConfig | None, list[Problem]]:
+    """Compose; on a faulty override, explain it, leave it out and try again, so that all are found at once.
+
+    Returns:
+        The configuration without the faulty overrides (None when it cannot be composed) and their problems.
+    """
+    remaining = list(overrides)
+    problems: list[Problem] = []
+    while True:
+        try:
+            return compose(remaining), problems
+        except (HydraException, OSError, ValueError) as error:
+            found, culprit = _explain(error, compose, loader, remaining)
+            problems.append(found)
+            if culprit is None:
+                return None, problems
+            remaining.remove(culprit)
+
+
+def parse_overrides(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them; those it cannot read are skipped."""
+    parser = OverridesParser.create(config_loader=loader)
+    parsed = []
+    for text in overrides:
+        try:
+            parsed += parser.parse_overrides([text])
+        except OverrideParseException:
+            continue
+    return parsed
+
+
+def _explain(
+    error: Exception, compose: Compose, loader: ConfigLoaderImpl, overrides: list[str]
+) -> tuple[Problem, str | None]:
+    """The problem, and the override to leave out (None: nothing else can be checked)."""
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override), error.override
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error, overrides), None
+    parsed = {o.input_line: o for o in parse_overrides(loader, overrides) if o.input_line}
+    text = str(error)
+    for line, override in parsed.items():
+        key = override.key_or_group
+        if override.is_sweep_override() and f"'{line}'" in text and "Sweeping over" not in text:
+            remedy = f"add -m to run once per value, or write a list as '{key}=[...]'"
+            return Problem(key, _value(line), "several values for one run", remedy), line
+        if f"'{key}'" not in text and line not in text:
+            continue
+        if "Could not override" in text or "looks like a config group" in text:
+            return _unknown_key(key, compose, loader, [o for o in overrides if o != line]), line
+        return Problem(key, _value(line), _tidy(error)), line
+    return Problem("configuration", None, _tidy(error)), None
+
+
+def _unreadable(text: str) -> Problem:
+    if "=" not in text:
+        return Problem(redact_text(text), None, "an override is written key=value", "see --help for examples")
+    key, value = text.split("=", 1)
+    remedy = f"""quote a value that has special characters: '{key}="..."'"""
+    return Problem(key or text, redact_text(value) if key else None, "cannot be read", remedy)
+
+
+def _missing_option(error: MissingConfigException, overrides: list[str]) -> Problem:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or ())
+    if not group:
+        return Problem("configuration", None, f"there is no {error.missing_cfg_file}")
+    if not options:
+        return Problem(group, option, f"no such option, and no options in {group}")
+    written = next((o for o in overrides if o.split("=")[0].strip("+").split("@")[0] == group), None)
+    wrong = f"no such option{suggest(option, options)}"
+    return Problem(
+        group, _value(written) if written else option, wrong, f"choose one of {', '.join(options)}"
+    )
+
+
+def _unknown_key(key: str, compose: Compose, loader: ConfigLoaderImpl, others: list[str]) -> Problem:
+    """``key`` is not in the configuration: name the keys beside which it would stand."""
+    try:
+        cfg = compose(others)
+    except (HydraException, OSError, ValueError):
+        return Problem(key, None, "unknown key")
+    if options := _options(loader, key):
+        return Problem(key, None, "not chosen by the defaults list", f"add it as +{key}={'|'.join(options)}")
+    parent, names = "", key.split(".")
+    while len(names) > 1:
+        below = OmegaConf.select(
+            cfg, ".".join([*parent.split("."), names[0]]).strip("."), throw_on_missing=False
+        )
+        if not isinstance(below, DictConfig):
+            break
+        parent = f"{parent}.{names.pop(0)}".strip(".")
+    section = OmegaConf.select(cfg, parent) if parent else cfg
+    known = [str(k) for k in section if k != "hydra" and not str(k).startswith("_")]
+    choices = [*known, *_groups(loader)] if not parent else known
+    where = parent or "the top level"
+    listed = ", ".join(sorted(set(choices))) or "none"
+    return Problem(key, None, f"unknown key{suggest(names[0], choices)}", f"the keys of {where} are {listed}")
+
+
+def _options(loader: ConfigLoaderImpl, group: str) -> list[str]:
+    return loader.get_group_options(group, ObjectType.CONFIG) if "." not in group else []
+
+
+def _groups(loader: ConfigLoaderImpl) -> list[str]:
+    return [group for group in loader.list_groups("") if group != "hydra"]
+
+
+def _value(line: str) -> str:
+    return redact_text(line).split("=", 1)[-1]
+
+
+def _tidy(error: Exception) -> str:
+    """Hydra's own words on one line, without its search paths and links."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, ConfigCompositionException | CompactHydraException) and error.__cause__ is not None:
+        text = f"{text}: {error.__cause__}"
+    lines = [line.strip() for line in text.split("Config search path")[0].splitlines()]
+    return redact_text("; ".join(line for line in lines if line and not line.startswith("See https")))

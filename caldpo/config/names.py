@@ -1,0 +1,99 @@
+"""Folder names of a sweep's runs, made of their overrides: ``loss=dpo,seed=0``."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from caldpo.config.redact import is_secret_name, redact_text
+
+LONGEST = 120  # characters; file systems allow 255, but checkpoints and caches append to it
+_RESOLVER = "run_name"
+
+
+def register_resolvers() -> None:
+    """Make ``${run_name:overrides,excluded keys}`` known to OmegaConf."""
+    OmegaConf.register_new_resolver(
+        _RESOLVER, lambda overrides, excluded=(): run_name(list(overrides), list(excluded)), replace=True
+    )
+
+
+def run_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
+    """A folder name from overrides: paths by their last component, only ``[A-Za-z0-9=._,+-]``, no ``..``.
+
+    Overrides of Hydra's own keys and of ``excluded`` keys are left out. A name beyond ``LONGEST`` characters
+    is cut and ends in a hash of all of it.
+    """
+    name = ",".join(filter(None, (_part(override, excluded) for override in overrides))) or "run"
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9].rstrip('-.,')}-{_digest(overrides)}"
+
+
+def naming_overrides(jobs: Sequence[Sequence[str]], subdir: str, *, all_known: bool) -> list[str]:
+    """Hydra overrides that keep the folder names of a sweep short and apart from each other.
+
+    Where names grow too long, the overrides that all runs share are left out of them. Where two runs would
+    share a folder, or the sweeper draws values that nobody knows beforehand, the run's number is appended.
+
+    Args:
+        jobs: the overrides of each run.
+        subdir: ``hydra.sweep.subdir`` as written; names that are not made here are left alone.
+        all_known: whether ``jobs`` are all runs of the sweep.
+    """
+    if f"${{{_RESOLVER}:" not in subdir or not jobs:
+        return []
+    added: list[str] = []
+    excluded: list[str] = []
+    if any(len(",".join(_part(o, ()) for o in job)) > LONGEST for job in jobs):
+        shared = set(jobs[0]).intersection(*jobs[1:])
+        if any(set(job) - shared for job in jobs):
+            excluded = sorted({_parse(override).key_or_group for override in shared})
+    if excluded:
+        added.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]")
+    names = {run_name(job, excluded).casefold() for job in jobs}  # some file systems ignore case
+    if len(names) < len(jobs) or not all_known:
+        added.append(f"hydra.sweep.subdir='{subdir}-${{hydra.job.num}}'")
+    return added
+
+
+def _part(text: str, excluded: Sequence[str]) -> str:
+    override = _parse(text)
+    key = override.key_or_group
+    if key in excluded or key.split(".")[0] == "hydra" or key.startswith("hydra/"):
+        return ""
+    if override.is_delete():
+        return _sanitised(f"no_{key}")
+    return _sanitised(f"{key}={'hidden' if is_secret_name(key) else redact_text(_short(override.value()))}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "+".join(map(_short, value))
+    if isinstance(value, dict):
+        return "+".join(f"{key}={_short(item)}" for key, item in value.items())
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return PurePath(text).name or "root" if "/" in text else text
+
+
+def _sanitised(text: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9=._,+]+", "-", text)
+    return re.sub(r"\.\.+", ".", plain).strip("-.")
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:  # composed in code, not on a command line
+        key, _, value = text.partition("=")
+        return OverridesParser.create().parse_override(f"{key.strip('+~')}='{_sanitised(value)}'")
+
+
+def _digest(overrides: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]

@@ -1,0 +1,27 @@
+"""Where the configuration folder lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from caldpo.errors import CaldpoError
+
+
+def conf_dir() -> Path:
+    """The absolute ``conf`` folder: inside the package in an installed wheel, beside it in a checkout.
+
+    Raises:
+        CaldpoError: when neither is there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    # A checkout's conf belongs to it only beside pyproject.toml: site-packages may hold any "conf".
+    places = [package / "conf"]
+    if (package.parent / "pyproject.toml").is_file():
+        places.append(package.parent / "conf")
+    for place in places:
+        if place.is_dir():
+            return place
+    raise CaldpoError(
+        f"the configuration folder is missing, looked in {', '.join(map(str, places))}",
+        remedy="install caldpo again, or run it from a complete checkout",
+    )

@@ -1,0 +1,173 @@
+"""Every run of a command line composed and checked before the first one starts."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from caldpo.config.check import Problem, find_problems, raise_problems
+from caldpo.config.explain import compose_or_explain, parse_overrides
+from caldpo.config.names import naming_overrides, register_resolvers
+
+# Launchers whose runs share this machine's processes with the sweep itself.
+_LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line is going to do: one run or several, and the overrides that name their folders."""
+
+    multirun: bool
+    naming: list[str] = field(default_factory=list)
+
+
+def preflight(
+    config_name: str,
+    search_path: ConfigSearchPath,
+    overrides: Sequence[str],
+    *,
+    multirun: bool,
+    schemas: Mapping[str, str],
+    compose_only: bool = False,
+) -> Plan:
+    """Compose and check every run.
+
+    Args:
+        config_name: the primary configuration.
+        search_path: where Hydra looks for configurations.
+        overrides: as given on the command line.
+        multirun: whether ``-m`` was given; a configuration may ask for a sweep too (``hydra.mode``).
+        schemas: as for :func:`caldpo.config.check.check_config`.
+        compose_only: leave the values alone, to show a configuration that still lacks some.
+
+    Raises:
+        CaldpoError: all problems of all runs at once.
+    """
+    version.setbase("1.3")
+    setup_globals()
+    register_resolvers()
+    loader = ConfigLoaderImpl(config_search_path=search_path)
+    try:
+        compose = functools.partial(_compose, loader, config_name, overrides)
+        if compose_only:
+            raise_problems(compose(RunMode.RUN)[1])
+            return Plan(multirun=False)
+        return _plan(loader, compose, multirun, schemas)
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+def _compose(
+    loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str], mode: RunMode, sweeps: bool = True
+) -> tuple[DictConfig | None, list[Problem]]:
+    return compose_or_explain(
+        lambda given: loader.load_configuration(config_name, given, mode, validate_sweep_overrides=sweeps),
+        loader,
+        overrides,
+    )
+
+
+def _plan(
+    loader: ConfigLoaderImpl,
+    compose: Callable[..., tuple[DictConfig | None, list[Problem]]],
+    multirun: bool,
+    schemas: Mapping[str, str],
+) -> Plan:
+    # As a sweep first: only the composed configuration knows whether it is one.
+    master, problems = compose(RunMode.MULTIRUN, sweeps=multirun)
+    multirun = multirun or (master is not None and master.hydra.mode == RunMode.MULTIRUN)
+    if not multirun:
+        cfg, problems = compose(RunMode.RUN)
+        raise_problems([*problems, *(_of_run(cfg, schemas) if cfg is not None else [])])
+        return Plan(multirun=False)
+    if master is None:
+        raise_problems(problems)
+    assert master is not None
+    jobs, all_known, found = _jobs(loader, master)
+    problems += found
+    for number, job in enumerate(jobs):
+        cfg, found = compose_or_explain(lambda given: loader.load_sweep_config(master, given), loader, job)
+        problems += found
+        if cfg is not None:
+            problems += [*_of_run(cfg, schemas, number), *_of_processes(cfg)]
+    raise_problems(list(dict.fromkeys(problems)))
+    subdir = OmegaConf.to_container(master.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index, call-overload]
+    return Plan(multirun=True, naming=naming_overrides(jobs, str(subdir), all_known=all_known))
+
+
+def _of_run(cfg: DictConfig, schemas: Mapping[str, str], number: int = 0) -> list[Problem]:
+    """The problems of one run's configuration, with the values that Hydra sets at its start in place."""
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.runtime.output_dir = os.getcwd()
+        cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
+    HydraConfig.instance().set_config(cfg)
+    return list(find_problems(cfg, schemas))
+
+
+def _jobs(loader: ConfigLoaderImpl, master: DictConfig) -> tuple[list[list[str]], bool, list[Problem]]:
+    """The overrides of each run, whether these are all runs, and the problems of expanding them."""
+    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+    given = [*(f"{key}={value}" for key, value in params.items()), *master.hydra.overrides.task]
+    parsed = parse_overrides(loader, given)
+    if str(master.hydra.sweeper.get("_target_")).rpartition(".")[2] != BasicSweeper.__name__:
+        return list(_one_at_a_time(parsed)), False, []
+    problems = [
+        Problem(
+            override.key_or_group,
+            None,
+            "an interval has no single values to run",
+            "list values, or choose a sweeper that draws them (hydra/sweeper=...)",
+        )
+        for override in parsed
+        if override.is_sweep_override() and not override.is_discrete_sweep()
+    ]
+    if problems:
+        return [], True, problems
+    return BasicSweeper.split_arguments(parsed, None)[0], True, []
+
+
+def _one_at_a_time(overrides: Sequence[Override]) -> Iterator[list[str]]:
+    """Runs that show every value of every override once, for sweepers that choose combinations themselves."""
+    values = {o.get_key_element(): _values(o) for o in overrides}
+    first = {key: shown[0] for key, shown in values.items() if shown}
+    yield [f"{key}={value}" for key, value in first.items()]
+    for key, shown in values.items():
+        for value in shown[1:]:
+            yield [f"{k}={v}" for k, v in {**first, key: value}.items()]
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if override.is_discrete_sweep():
+        return list(override.sweep_string_iterator())
+    interval: Any = override.value()
+    return [str(interval.start), str(interval.end)] if isinstance(interval, IntervalSweep) else []
+
+
+def _of_processes(cfg: DictConfig) -> list[Problem]:
+    """Several devices under a launcher of this machine: Lightning's child processes would repeat the sweep."""
+    launcher = str(cfg.hydra.launcher.get("_target_")).rpartition(".")[2]
+    devices = OmegaConf.select(cfg, "trainer.devices")
+    several = isinstance(devices, int) and not isinstance(devices, bool) and devices > 1
+    # torchrun has already started one process per device.
+    if not several or launcher not in _LOCAL_LAUNCHERS or "TORCHELASTIC_RUN_ID" in os.environ:
+        return []
+    wrong = (
+        "a sweep on this machine is for one device a run: the further processes would start the sweep again"
+    )
+    remedy = "set trainer.devices=1, start the runs one by one, or launch the sweep with submitit"
+    return [Problem("trainer.devices", str(devices), wrong, remedy)]

@@ -1,0 +1,44 @@
+"""TRL's conversational preference format, with an explicit or an implicit prompt.
+
+Explicit: ``prompt`` is a list of messages, ``chosen`` and ``rejected`` each hold one assistant message.
+Implicit: there is no ``prompt``; ``chosen`` and ``rejected`` are whole conversations that differ in their last turn.
+https://huggingface.co/docs/trl/dataset_formats
+"""
+
+from __future__ import annotations
+
+from caldpo.data.formats import Row
+from caldpo.data.formats._fields import conversation, messages, prompt_and_response, scores
+from caldpo.data.pair import PreferencePair
+from caldpo.data.rows import RowError
+
+
+def matches(row: Row) -> bool:
+    """A list as prompt, or conversations without any prompt column."""
+    prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
+    if "summaries" in row:
+        return False
+    if prompt is None:
+        return "prompt_id" not in row and any(isinstance(side, list) for side in sides)
+    return isinstance(prompt, list)
+
+
+def parse(row: Row) -> PreferencePair:
+    """The prompt as messages and one assistant message a side."""
+    if row.get("prompt") is None:
+        prompt, chosen = prompt_and_response(row, "chosen")
+        prompt_rejected, rejected = prompt_and_response(row, "rejected")
+        if prompt != prompt_rejected:
+            raise RowError("chosen and rejected answer different prompts")
+        return PreferencePair(prompt, chosen, rejected, *scores(row))
+    prompt = conversation(row, "prompt")
+    if prompt[-1]["role"] != "user":
+        raise RowError("`prompt` does not end with a user turn")
+    return PreferencePair(prompt, _response(row, "chosen"), _response(row, "rejected"), *scores(row))
+
+
+def _response(row: Row, column: str) -> str:
+    found = messages(row, column)
+    if len(found) != 1 or found[0]["role"] != "assistant":
+        raise RowError(f"`{column}` must hold one assistant message ({', '.join(m['role'] for m in found[:8])})")
+    return found[0]["content"]

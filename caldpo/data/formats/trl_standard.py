@@ -1,0 +1,63 @@
+"""TRL's standard preference format: plain texts, with an explicit or an implicit prompt.
+
+Explicit: ``prompt``, ``chosen`` and ``rejected`` are texts; a response follows its prompt character by character,
+so ``"The sky is"`` and ``" blue."`` carry the space between them.
+Implicit: there is no ``prompt``; it is the longest common beginning of ``chosen`` and ``rejected``, cut back to the
+last place that splits no word, with a space at its end given to the responses.
+https://huggingface.co/docs/trl/dataset_formats
+"""
+
+from __future__ import annotations
+
+import os.path
+
+from caldpo.data.formats import Row
+from caldpo.data.formats._fields import scores, text
+from caldpo.data.formats.hh import is_transcript
+from caldpo.data.pair import PreferencePair
+from caldpo.data.rows import RowError
+
+
+def matches(row: Row) -> bool:
+    """Text responses, and a prompt that is text or absent (then the responses are no HH transcripts)."""
+    prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
+    if isinstance(prompt, list) or "summaries" in row or any(isinstance(side, list) for side in sides):
+        return False
+    if "prompt_id" in row:
+        return all(isinstance(side, str) for side in sides)
+    if prompt is None:
+        return any(isinstance(side, str) for side in sides) and not any(map(is_transcript, sides))
+    return "chosen" in row or "rejected" in row
+
+
+def parse(row: Row) -> PreferencePair:
+    """The texts as they are, the prompt found where it is implicit."""
+    chosen, rejected = text(row, "chosen"), text(row, "rejected")
+    if row.get("prompt") is not None:
+        return PreferencePair(text(row, "prompt"), chosen, rejected, *scores(row))
+    prompt = common_prompt(chosen, rejected)
+    if not prompt.strip():
+        raise RowError("no `prompt`, and chosen and rejected share no beginning that could be one")
+    return PreferencePair(prompt, chosen[len(prompt) :], rejected[len(prompt) :], *scores(row))
+
+
+def common_prompt(chosen: str, rejected: str) -> str:
+    """The longest common beginning that splits no word and leaves both responses some text.
+
+    >>> common_prompt("The sky is blue.", "The sky is black.")
+    'The sky is'
+    """
+    # One character less than the shorter text, so that neither response is empty.
+    shortest = min(len(chosen), len(rejected))
+    longest = min(len(os.path.commonprefix([chosen, rejected])), max(shortest - 1, 0))
+    end = longest
+    while end > 0 and any(_splits_word(side, end) for side in (chosen, rejected)):
+        end -= 1
+    if end > 0 and chosen[end - 1] == " ":
+        end -= 1
+    # Scripts without spaces have no such place: there the cut falls between two characters.
+    return chosen[:end] if chosen[:end].strip() else chosen[:longest]
+
+
+def _splits_word(text: str, at: int) -> bool:
+    return text[at - 1].isalnum() and text[at].isalnum()

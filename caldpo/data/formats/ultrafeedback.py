@@ -1,0 +1,36 @@
+"""UltraFeedback Binarized: two conversations, the prompt once more as text, and a score for each response.
+
+Columns of HuggingFaceH4/ultrafeedback_binarized: ``prompt`` (text), ``prompt_id``, ``chosen`` and ``rejected``
+(lists of messages that include the prompt's turns), ``messages``, ``score_chosen``, ``score_rejected``.
+
+The conversations are the truth. ``prompt`` must be one of their user turns, which catches columns out of step;
+where it is missing, nothing is lost. ``prompt_id`` and ``messages`` are not read.
+"""
+
+from __future__ import annotations
+
+from caldpo.data.formats import Row
+from caldpo.data.formats._fields import prompt_and_response, scores, text
+from caldpo.data.pair import PreferencePair
+from caldpo.data.rows import RowError
+
+
+def matches(row: Row) -> bool:
+    """A text prompt (or its id) beside conversations."""
+    prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
+    if isinstance(prompt, list) or "summaries" in row or all(isinstance(side, str) for side in sides):
+        return False
+    return "prompt_id" in row or (prompt is not None and any(isinstance(side, list) for side in sides))
+
+
+def parse(row: Row) -> PreferencePair:
+    """The turns before the last are the prompt, the last assistant turn of each side is its response."""
+    prompt, chosen = prompt_and_response(row, "chosen")
+    prompt_rejected, rejected = prompt_and_response(row, "rejected")
+    if prompt != prompt_rejected:
+        raise RowError("chosen and rejected answer different prompts")
+    if row.get("prompt") is not None:
+        asked = text(row, "prompt").strip()
+        if all(asked != turn["content"].strip() for turn in prompt if turn["role"] == "user"):
+            raise RowError("`prompt` is no user turn of the conversations")
+    return PreferencePair(prompt, chosen, rejected, *scores(row))

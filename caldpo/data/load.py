@@ -1,0 +1,232 @@
+"""From a source's raw rows to preference pairs, with an account of every row that is left out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import track
+
+from caldpo.data.formats import detect, formats
+from caldpo.data.pair import PreferencePair
+from caldpo.data.rows import PairSource, RawRow, RowError
+from caldpo.data.validate import DegeneracyCheck, check_pair, has_reversed_scores
+from caldpo.errors import CaldpoError
+
+Kind = Literal["line", "row", "degenerate", "filtered"]
+OnInvalid = Literal["error", "skip"]
+OnDegenerate = Literal["drop", "keep"]
+OnReversedScores = Literal["reject", "swap", "keep"]
+
+_SHOWN = 20  # bad rows named in an error; the rest are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A row that gave no pair.
+
+    Args:
+        origin: file and line, or split and row.
+        kind: ``line`` (no JSON object), ``row`` (no usable pair), ``degenerate`` (no or contradictory signal)
+            or ``filtered`` (a sound row of another task).
+        reason: a fixed phrase, with this row's details in parentheses at its end.
+    """
+
+    origin: str
+    kind: Kind
+    reason: str
+
+    @property
+    def category(self) -> str:
+        """The reason without its details, to count by."""
+        return self.reason.split(" (")[0]
+
+
+@dataclass
+class LoadReport:
+    """What became of the rows of one split; ``rows == kept + len(rejections)``.
+
+    Args:
+        split: as it was asked for.
+        rows: rows read; blank lines are none.
+        kept: pairs handed on.
+        formats: kept pairs by format.
+        rejections: the other rows, in order.
+        with_scores: kept pairs that have both ground-truth rewards.
+        swapped: kept pairs whose sides were exchanged to agree with their scores.
+        degenerate_kept: kept pairs by the reason for which they are degenerate.
+    """
+
+    split: str
+    rows: int = 0
+    kept: int = 0
+    formats: dict[str, int] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+    with_scores: int = 0
+    swapped: int = 0
+    degenerate_kept: dict[str, int] = field(default_factory=dict)
+
+    def counts(self, *kinds: Kind) -> dict[str, int]:
+        """Rejections by reason, most frequent first; of the given kinds, or of all."""
+        found = Counter(r.category for r in self.rejections if not kinds or r.kind in kinds)
+        return dict(found.most_common())
+
+    def summary(self) -> str:
+        """A few lines for a person: formats, kept, and what was left out and why."""
+        detected = ", ".join(f"{name} {n:,}" for name, n in sorted(self.formats.items())) or "none"
+        lines = [
+            f"{self.split}: {self.kept:,} of {self.rows:,} rows kept (format: {detected}; "
+            f"{self.with_scores:,} with scores)"
+        ]
+        titles: dict[Kind, str] = {
+            "line": "unreadable lines",
+            "row": "unusable rows",
+            "degenerate": "degenerate pairs dropped",
+            "filtered": "rows of another task left out",
+        }
+        for kind, title in titles.items():
+            if counts := self.counts(kind):
+                lines.append(f"  {title}: {_listed(counts)}")
+        if self.degenerate_kept:
+            lines.append(f"  degenerate pairs kept: {_listed(self.degenerate_kept)}")
+        if self.swapped:
+            lines.append(f"  sides exchanged to agree with their scores: {self.swapped:,}")
+        return "\n".join(lines)
+
+
+def load_pairs(
+    source: PairSource,
+    split: str,
+    *,
+    on_invalid: OnInvalid = "error",
+    on_degenerate: OnDegenerate = "drop",
+    on_reversed_scores: OnReversedScores = "reject",
+) -> tuple[list[PreferencePair], LoadReport]:
+    """Read a split whole and keep its usable pairs, in order.
+
+    Args:
+        source: where the rows come from.
+        split: what to ask the source for.
+        on_invalid: ``error`` reads to the end and then names every unreadable line and unusable row;
+            ``skip`` leaves them out and reports them.
+        on_degenerate: ``drop`` leaves out pairs without signal, whatever ``on_invalid`` says; ``keep`` keeps and
+            counts them (the differences in a loss are then 0, never NaN).
+        on_reversed_scores: of pairs whose rejected score is the higher one: ``reject`` makes them unusable
+            rows, ``swap`` exchanges the sides, ``keep`` trusts the label over the scores.
+
+    Returns:
+        The pairs, each with its origin, and the account of all rows.
+
+    Raises:
+        CaldpoError: bad rows under ``on_invalid="error"``, no usable pair at all, or an unreadable split.
+    """
+    report, pairs, degenerate = LoadReport(split), [], DegeneracyCheck()
+    kept_formats: Counter[str] = Counter()
+    kept_degenerate: Counter[str] = Counter()
+    for raw in _progress(source.rows(split), split):
+        report.rows += 1
+        try:
+            pair, format_name = _parse(raw)
+            pair, swapped = _agree_with_scores(pair, on_reversed_scores)
+        except RowError as error:
+            kind: Kind = "line" if raw.value is None else error.kind
+            report.rejections.append(Rejection(raw.origin, kind, error.reason))
+            continue
+        if reason := degenerate.reason(pair):
+            if on_degenerate == "drop":
+                report.rejections.append(Rejection(raw.origin, "degenerate", reason))
+                continue
+            kept_degenerate[reason] += 1
+        pairs.append(pair)
+        kept_formats[format_name] += 1
+        report.swapped += swapped
+        report.with_scores += pair.has_scores
+    report.kept = len(pairs)
+    report.formats = dict(sorted(kept_formats.items()))
+    report.degenerate_kept = dict(kept_degenerate.most_common())
+    if on_invalid == "error":
+        _refuse_bad_rows(report)
+    if not pairs:
+        raise CaldpoError(f"none of its {report.rows:,} rows is a usable pair\n{report.summary()}", key=split)
+    return pairs, report
+
+
+def write_rejections(reports: LoadReport | Iterable[LoadReport], path: str | os.PathLike[str]) -> int:
+    """Write every rejection as a JSON line {split, origin, kind, reason}.
+
+    Args:
+        reports: one report or several.
+        path: the file, replaced if it is there; an empty file says that nothing was rejected.
+
+    Returns:
+        The number of lines.
+    """
+    every = [reports] if isinstance(reports, LoadReport) else list(reports)
+    lines = [json.dumps({"split": rep.split, **asdict(rej)}) for rep in every for rej in rep.rejections]
+    Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return len(lines)
+
+
+def _parse(raw: RawRow) -> tuple[PreferencePair, str]:
+    if raw.error is not None:
+        raise RowError(raw.error)
+    if not isinstance(raw.value, dict):
+        raise RowError(f"not an object (but {type(raw.value).__name__})")
+    name = detect(raw.value)
+    pair = replace(formats()[name].parse(raw.value), origin=raw.origin)
+    check_pair(pair)
+    return pair, name
+
+
+def _agree_with_scores(pair: PreferencePair, on_reversed: OnReversedScores) -> tuple[PreferencePair, bool]:
+    """The pair under the policy for reversed scores, and whether its sides were exchanged."""
+    if on_reversed == "keep" or not has_reversed_scores(pair):
+        return pair, False
+    if on_reversed == "reject":
+        raise RowError(
+            "the rejected response has the higher score, see data.on_reversed_scores "
+            f"({pair.score_chosen:g} < {pair.score_rejected:g})"
+        )
+    exchanged = replace(
+        pair,
+        chosen=pair.rejected,
+        rejected=pair.chosen,
+        score_chosen=pair.score_rejected,
+        score_rejected=pair.score_chosen,
+    )
+    return exchanged, True
+
+
+def _refuse_bad_rows(report: LoadReport) -> None:
+    bad: Sequence[Rejection] = [r for r in report.rejections if r.kind in ("line", "row")]
+    if not bad:
+        return
+    lines = [f"{len(bad):,} of {report.rows:,} rows cannot be used"]
+    lines += [f"    {r.origin}: {r.reason}" for r in bad[:_SHOWN]]
+    if len(bad) > _SHOWN:
+        lines.append(f"    ... and {len(bad) - _SHOWN:,} more")
+    lines.append(f"  By reason: {_listed(report.counts('line', 'row'))}")
+    raise CaldpoError(
+        "\n".join(lines),
+        key=report.split,
+        remedy="mend or remove these rows, or set data.on_invalid=skip to leave them out, counted and listed "
+        "in rejected_rows.jsonl",
+    )
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return "; ".join(f"{n:,} {reason}" for reason, n in counts.items())
+
+
+def _progress(rows: Iterator[RawRow], split: str) -> Iterable[RawRow]:
+    """Show a bar of unknown length on a terminal; say nothing in a log file."""
+    console = Console(stderr=True)
+    return track(
+        rows, f"Reading {Path(split).name}", console=console, transient=True, disable=not console.is_terminal
+    )

@@ -1,0 +1,103 @@
+"""Preference data from the Hugging Face hub, or from a local folder laid out as a hub repository is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from caldpo.config.signature import validated
+from caldpo.data.rows import RawRow
+from caldpo.data.sources._tables import given
+from caldpo.errors import CaldpoError
+
+_BATCH = 1000  # rows decoded at a time
+
+
+class HubDataset:
+    """Reads splits with ``datasets``; the row format is detected row by row.
+
+    A token for gated data comes from ``HF_TOKEN`` or ``hf auth login``, never from the configuration, so it cannot
+    end up in a run's files. Without network, splits that were loaded before are read from the cache.
+
+    Args:
+        path: hub id (``owner/name``) or a local folder of parquet or jsonl files named after their splits.
+        config: name of a subset, where the data set has several; None for its only or default one.
+        revision: branch, tag or commit; None for the main branch. ``refs/convert/parquet`` is the hub's own
+            conversion, for data sets that come as a loading script.
+        data_dir: subfolder to read; None for the whole repository.
+    """
+
+    @validated
+    def __init__(
+        self,
+        path: str,
+        config: str | None = None,
+        revision: str | None = None,
+        data_dir: str | None = None,
+    ) -> None:
+        self.path, self.config, self.revision, self.data_dir = path, config, revision, data_dir
+        self.name = path.rstrip("/").rsplit("/", 1)[-1]
+
+    def rows(self, split: str) -> Iterator[RawRow]:
+        """Yields the rows of a split, counted from 0, downloading it first where it is not cached.
+
+        Args:
+            split: a split's name, or a slice of one (``train_prefs[:1000]``, ``train[10%:]``).
+
+        Raises:
+            CaldpoError: no such data set, subset, split or folder, no network, or no access.
+        """
+        return self._rows(self.load(split), split)
+
+    def load(self, split: str) -> datasets.Dataset:
+        """The split as ``datasets`` gives it; raises as :meth:`rows` does."""
+        folder = Path(self.path).expanduser()
+        path = str(folder) if folder.is_dir() else self.path
+        try:
+            return datasets.load_dataset(
+                path, self.config, data_dir=self.data_dir, split=split, revision=self.revision
+            )
+        except Exception as error:  # datasets raises a dozen types here, of three libraries
+            raise self._explained(error, split) from error
+
+    def _rows(self, split_data: datasets.Dataset, split: str) -> Iterator[RawRow]:
+        number = 0
+        for batch in split_data.iter(batch_size=_BATCH):
+            for values in zip(*batch.values(), strict=True):
+                yield RawRow(f"{split}[{number}]", given(dict(zip(batch, values, strict=True))))
+                number += 1
+
+    def _explained(self, error: Exception, split: str) -> CaldpoError:
+        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        asked = self.path + (f" ({self.config})" if self.config else "")
+        if isinstance(error, ValueError) and ("split" in detail or "instruction" in detail):
+            return CaldpoError(
+                f"no such split of {asked}: {detail}",
+                key="data.train or data.test",
+                value=split,
+                remedy="name one of its splits, or a slice like train[:1000]",
+            )
+        if isinstance(error, ValueError) and "BuilderConfig" in detail:
+            return CaldpoError(
+                f"no such subset of {self.path}: {detail}", key="data.source.config", value=self.config
+            )
+        return CaldpoError(_cause(error, detail), key="data.source.path", value=self.path, remedy=_REMEDY)
+
+
+_REMEDY = (
+    "check the name; without network give a local folder of its files with data.source.path=FOLDER; "
+    "for gated data accept its terms on the hub and log in with `hf auth login`"
+)
+
+
+def _cause(error: Any, detail: str) -> str:
+    if isinstance(error, ConnectionError):
+        return f"the hub cannot be reached and the data set is not cached here ({detail})"
+    if isinstance(error, FileNotFoundError):
+        return f"no such data set or folder, or it has no data files ({detail})"
+    if isinstance(error, StopIteration):
+        return "one of its files is empty"
+    return f"the data set cannot be loaded ({type(error).__name__}: {detail})"

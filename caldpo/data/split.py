@@ -1,0 +1,88 @@
+"""Splitting pairs by prompt, so that no prompt is in two splits."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from caldpo.data.pair import Message, PreferencePair
+from caldpo.errors import CaldpoError
+
+
+def prompt_key(prompt: str | Sequence[Message]) -> str:
+    """A digest that is equal for prompts a reader would call the same.
+
+    Letter case, Unicode composition and the amount of white space do not count.
+    """
+    turns = [("", prompt)] if isinstance(prompt, str) else [(m["role"], m["content"]) for m in prompt]
+    normal = [(role, " ".join(unicodedata.normalize("NFKC", body).casefold().split())) for role, body in turns]
+    return hashlib.blake2b(repr(normal).encode(), digest_size=16).hexdigest()
+
+
+def split_by_prompt(
+    pairs: Iterable[PreferencePair], test_fraction: float, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Send each prompt, with all its pairs, to the training or the test split.
+
+    The side is a function of the prompt and the seed alone: adding, removing or reordering rows moves no
+    prompt. So the share of *prompts* in the test split is ``test_fraction`` in expectation.
+
+    Args:
+        pairs: pairs of any order; it is kept within each split.
+        test_fraction: expected share of prompts in the test split, between 0 and 1, both excluded.
+        seed: draws another split of the same prompts.
+
+    Returns:
+        Training pairs and test pairs.
+
+    Raises:
+        CaldpoError: the fraction is out of range, or one of the splits got no prompt.
+    """
+    if not 0 < test_fraction < 1:
+        raise CaldpoError(
+            "must lie between 0 and 1, both excluded, to split a training file",
+            key="data.test_fraction",
+            value=test_fraction,
+            remedy="take 0.05 to 0.2, or give a test split of its own with data.test",
+        )
+    splits: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
+    prompts: set[str] = set()
+    for pair in pairs:
+        key = prompt_key(pair.prompt)
+        prompts.add(key)
+        splits[_position(key, seed) < test_fraction].append(pair)
+    for name, split in zip(("training", "test"), splits, strict=True):
+        if not split:
+            raise CaldpoError(
+                f"the {name} split got none of the {len(prompts)} distinct prompts",
+                key="data.test_fraction",
+                value=test_fraction,
+                remedy="change data.test_fraction, or give a test split of its own with data.test",
+            )
+    return splits
+
+
+def shared_prompts(
+    train: Iterable[PreferencePair], test: Iterable[PreferencePair]
+) -> dict[str, tuple[str, str]]:
+    """Prompts that two splits have in common.
+
+    Returns:
+        From the prompt's key to the origins of its first pair in ``train`` and in ``test``; empty is good.
+    """
+    first = {}
+    for pair in train:
+        first.setdefault(prompt_key(pair.prompt), pair.origin)
+    shared: dict[str, tuple[str, str]] = {}
+    for pair in test:
+        if (key := prompt_key(pair.prompt)) in first:
+            shared.setdefault(key, (first[key], pair.origin))
+    return shared
+
+
+def _position(key: str, seed: int) -> float:
+    """A number in [0, 1), uniform over prompts."""
+    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+    # 53 bits are what a float holds exactly: more would round up to 1.0.
+    return (int.from_bytes(digest, "big") >> 11) / 2**53

@@ -1,0 +1,246 @@
+"""From pairs to token ids: one prompt shared by two responses, each ending in exactly one EOS.
+
+- The prompt's ids are the tokenisation of the prompt alone: what generation sees. A response's ids are what the
+  tokenisation of the whole adds to them. Where a token would straddle the boundary, the response is tokenised by
+  itself instead (counted as a boundary merge).
+- A template decides about BOS. For plain text the tokenizer does: its leading special tokens stand once before
+  the prompt, its trailing ones nowhere.
+- What a template writes after a response's EOS is cut, a missing EOS is appended, EOS tokens in the response's
+  own text are removed (counted).
+- Truncation follows the DPO reference code (Rafailov et al. 2023): only a pair too long for ``max_length`` loses
+  the left part of its prompt, then the right part of its responses. A response that was cut has no EOS, because
+  its text does not end there. A leading BOS survives the cut, since the policy never saw a text without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import track
+from transformers import PreTrainedTokenizerBase
+
+from caldpo.data.load import Rejection
+from caldpo.data.pair import PreferencePair, TokenizedPair
+from caldpo.data.rows import RowError
+from caldpo.data.template import RenderedPair, render_pair
+from caldpo.data.tokens import TokenizedPairs
+from caldpo.errors import CaldpoError
+
+CHUNK = 256  # pairs tokenised in one call: enough to be fast, few enough for a smooth progress bar
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """What tokenisation did, counted over all the pairs it was given."""
+
+    prompts_truncated: int = 0
+    chosen_truncated: int = 0
+    rejected_truncated: int = 0
+    identical: int = 0  # pairs whose responses are the same tokens, mostly once truncated
+    boundary_merges: int = 0  # responses tokenised by themselves
+    eos_stripped: int = 0  # EOS tokens in the responses' own text
+    eos_appended: int = 0  # responses that the chat template did not end with EOS
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedSplit:
+    """The tokenised pairs of a split, what was counted, and the pairs that are missing.
+
+    Args:
+        pairs: those that were kept.
+        counts: see :class:`TokenCounts`.
+        rejections: pairs that the template refuses (kind ``row``) and pairs whose two responses are the same
+            tokens and that were to be dropped (kind ``degenerate``).
+        cut_prompts: indices of the pairs in ``pairs`` whose prompt was truncated.
+    """
+
+    pairs: TokenizedPairs
+    counts: TokenCounts
+    rejections: list[Rejection]
+    cut_prompts: frozenset[int]
+
+
+def tokenize_pairs(
+    pairs: Sequence[PreferencePair],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    max_prompt_length: int,
+    on_degenerate: Literal["drop", "keep"],
+    console: Console,
+    label: str = "tokenising",
+) -> TokenizedSplit:
+    """Tokenise ``pairs`` as the module's docstring says, with a progress bar on ``console``.
+
+    Args:
+        pairs: checked pairs; conversations need a tokenizer with a chat template.
+        tokenizer: it must have an EOS token.
+        max_length: tokens a prompt and a response may have together.
+        max_prompt_length: tokens that are left of the prompt of a pair that is too long; below ``max_length``,
+            so that a response keeps at least one token.
+        on_degenerate: what to do with a pair whose responses are the same tokens.
+        console: where the progress bar is drawn.
+        label: the words before it.
+
+    Raises:
+        CaldpoError: the tokenizer has no EOS token, or the chat template is broken.
+    """
+    if tokenizer.eos_token_id is None:
+        raise CaldpoError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no EOS token, so no response could end",
+            remedy="set eos_token in the tokenizer's files",
+        )
+    worker = _Worker(tokenizer, max_length, max_prompt_length, on_degenerate)
+    starts = range(0, len(pairs), CHUNK)
+    chunks = (pairs[i : i + CHUNK] for i in track(starts, description=label, console=console, transient=True))
+    kept = TokenizedPairs(pair for chunk in chunks for pair in worker.tokenize(chunk))
+    return TokenizedSplit(kept, worker.counts, worker.rejections, frozenset(worker.cut_prompts))
+
+
+def truncate(
+    prompt: list[int],
+    chosen: list[int],
+    rejected: list[int],
+    *,
+    max_length: int,
+    max_prompt_length: int,
+    bos: int | None,
+) -> tuple[list[int], list[int], list[int]]:
+    """Cut a pair that is too long: the prompt from the left, then the responses from the right.
+
+    Args:
+        prompt, chosen, rejected: token ids; the responses include their EOS.
+        max_length: tokens of the prompt and the longer response together.
+        max_prompt_length: tokens left of the prompt of a pair that is too long.
+        bos: a first token to keep in front of a cut prompt; None if there is none.
+
+    Returns:
+        The three, shortened where necessary; a response keeps at least one token.
+    """
+    if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
+        return prompt, chosen, rejected
+    if len(prompt) > max_prompt_length:
+        kept = prompt[len(prompt) - max_prompt_length :]
+        prompt = [bos, *kept[1:]] if bos is not None and prompt[0] == bos else kept
+    room = max_length - len(prompt)
+    return prompt, chosen[:room], rejected[:room]
+
+
+def end_once(ids: list[int], eos: int, *, templated: bool) -> list[int]:
+    """A response's ids with exactly one EOS, at the end.
+
+    Args:
+        ids: what follows the prompt.
+        eos: the tokenizer's EOS.
+        templated: the first EOS is the template's, and what it wrote after it is cut; otherwise none belongs.
+    """
+    if templated and eos in ids:
+        return ids[: ids.index(eos) + 1]
+    return [*(token for token in ids if token != eos), eos]
+
+
+def leading_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that the tokenizer itself puts before a plain text, BOS or nothing as a rule."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    pairs = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+    return [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
+
+
+def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text that continues another one.
+
+    SentencePiece-style tokenizers write a space before whatever stands first. So the text is tokenised behind
+    a short word, whose own tokens are then taken off, provided that they did not merge with the text.
+    """
+    for word in ("\n", "a", "="):
+        before, both = _encode(tokenizer, [word, word + text])
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return _encode(tokenizer, [text])[0]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+@dataclass(slots=True)
+class _Worker:
+    """Carries the counts from chunk to chunk."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    max_prompt_length: int
+    on_degenerate: str
+    counts: TokenCounts = field(default_factory=TokenCounts)
+    rejections: list[Rejection] = field(default_factory=list)
+    cut_prompts: set[int] = field(default_factory=set)
+    kept: int = 0
+    leading: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.leading = leading_special_tokens(self.tokenizer)
+
+    def tokenize(self, chunk: Sequence[PreferencePair]) -> Iterator[TokenizedPair]:
+        rendered: list[tuple[PreferencePair, RenderedPair]] = []
+        for pair in chunk:
+            try:
+                rendered.append((pair, render_pair(pair, self.tokenizer)))
+            except RowError as error:
+                self.rejections.append(Rejection(pair.origin, error.kind, error.reason))
+        texts = [t for _, r in rendered for t in (r.prompt, r.prompt + r.chosen, r.prompt + r.rejected)]
+        ids = iter(_encode(self.tokenizer, texts) if texts else [])
+        for (pair, texts_of_pair), prompt, chosen, rejected in zip(rendered, ids, ids, ids, strict=True):
+            if (tokens := self._pair(pair, texts_of_pair, prompt, chosen, rejected)) is not None:
+                self.kept += 1
+                yield tokens
+
+    def _pair(
+        self, pair: PreferencePair, texts: RenderedPair, prompt: list[int], *joint: list[int]
+    ) -> TokenizedPair | None:
+        whole = [
+            self._response(texts, prompt, ids, text)
+            for ids, text in zip(joint, (texts.chosen, texts.rejected), strict=True)
+        ]
+        if not texts.templated and prompt[: len(self.leading)] != self.leading:
+            prompt = self.leading + prompt
+        if not prompt:
+            self.rejections.append(Rejection(pair.origin, "row", "the prompt has no tokens"))
+            return None
+        cut_prompt, chosen, rejected = truncate(
+            prompt,
+            *whole,
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
+            bos=self.tokenizer.bos_token_id,
+        )
+        counts = self.counts
+        counts.eos_stripped += texts.eos_stripped
+        counts.prompts_truncated += len(cut_prompt) < len(prompt)
+        counts.chosen_truncated += len(chosen) < len(whole[0])
+        counts.rejected_truncated += len(rejected) < len(whole[1])
+        if chosen == rejected:
+            counts.identical += 1
+            if self.on_degenerate == "drop":
+                cut = " once truncated" if whole[0] != whole[1] else ""
+                reason = f"chosen and rejected are the same tokens{cut}"
+                self.rejections.append(Rejection(pair.origin, "degenerate", reason))
+                return None
+        if len(cut_prompt) < len(prompt):
+            self.cut_prompts.add(self.kept)
+        return TokenizedPair(
+            cut_prompt, chosen, rejected, pair.score_chosen, pair.score_rejected, self.kept, pair.origin
+        )
+
+    def _response(self, texts: RenderedPair, prompt: list[int], joint: list[int], text: str) -> list[int]:
+        if joint[: len(prompt)] == prompt:
+            ids = joint[len(prompt) :]
+        else:
+            self.counts.boundary_merges += 1
+            ids = encode_continuation(self.tokenizer, text)
+        eos = self.tokenizer.eos_token_id
+        self.counts.eos_appended += texts.templated and eos not in ids
+        return end_once(ids, eos, templated=texts.templated)

@@ -1,0 +1,25 @@
+"""Labelling a pair of responses from their true rewards (Bradley and Terry, 1952)."""
+
+from __future__ import annotations
+
+import math
+import random
+
+
+def preference_probability(first: float, second: float, sharpness: float | None) -> float:
+    """``P(first > second) = 1 / (1 + exp(-sharpness * (first - second)))``.
+
+    Args:
+        first, second: true rewards.
+        sharpness: inverse temperature per unit of reward; None labels without noise (ties are even).
+    """
+    gap = first - second
+    if sharpness is None:
+        return 0.5 if gap == 0 else float(gap > 0)
+    # tanh saturates where exp would overflow.
+    return 0.5 * (1 + math.tanh(0.5 * sharpness * gap))
+
+
+def prefers_first(first: float, second: float, sharpness: float | None, rng: random.Random) -> bool:
+    """Draws a label: whether the response with reward ``first`` is the chosen one."""
+    return rng.random() < preference_probability(first, second, sharpness)

@@ -1,0 +1,78 @@
+"""Prompts: ``Write a warm review of silent harbor : plot , music , acting .``
+
+Training and held-out prompts are about different titles, so no seed and no size can make them meet;
+every single title word still occurs in training.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import permutations, product
+from typing import Literal
+
+from caldpo.environments.reviews.vocabulary import ASPECTS, STOP, TITLE_FIRST, TITLE_SECOND, TONES
+from caldpo.errors import CaldpoError
+
+Split = Literal["train", "test"]
+
+ASKED_ASPECTS = 3
+_HELD_OUT_EVERY = 6
+_TITLES = tuple((i + j, f"{a} {b}") for i, a in enumerate(TITLE_FIRST) for j, b in enumerate(TITLE_SECOND))
+TITLES: dict[Split, tuple[str, ...]] = {
+    "train": tuple(title for diagonal, title in _TITLES if diagonal % _HELD_OUT_EVERY),
+    "test": tuple(title for diagonal, title in _TITLES if diagonal % _HELD_OUT_EVERY == 0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a review is to be about.
+
+    Attributes:
+        title: two words of the title; of no consequence for the reward.
+        aspects: the three aspects asked for.
+        tone: a key of :data:`TONES`.
+    """
+
+    title: str
+    aspects: tuple[str, ...]
+    tone: str
+
+    @property
+    def sign(self) -> int:
+        """+1 where praise is asked for, -1 where criticism is."""
+        return TONES[self.tone]
+
+    def __str__(self) -> str:
+        return f"Write a {self.tone} review of {self.title} : {' , '.join(self.aspects)} {STOP}"
+
+
+def parse_prompt(text: str) -> Prompt | None:
+    """The prompt that prints as ``text`` (white space apart), or None for any other string."""
+    words = text.split()
+    if len(words) != 8 + 2 * ASKED_ASPECTS or words[2] not in TONES:
+        return None
+    prompt = Prompt(title=" ".join(words[5:7]), aspects=tuple(words[8::2]), tone=words[2])
+    known = set(prompt.aspects) <= set(ASPECTS) and len(set(prompt.aspects)) == ASKED_ASPECTS
+    return prompt if known and str(prompt).split() == words else None
+
+
+def sample_prompts(split: Split, count: int, rng: random.Random) -> list[Prompt]:
+    """``count`` different prompts of a split, in random order.
+
+    Raises:
+        CaldpoError: when more are wanted than there are.
+    """
+    everything = [
+        Prompt(title, aspects, tone)
+        for title, aspects, tone in product(TITLES[split], permutations(ASPECTS, ASKED_ASPECTS), TONES)
+    ]
+    if count > len(everything):
+        raise CaldpoError(
+            f"the reviews grammar has {len(everything):,} different {split} prompts, fewer than the pairs wanted",
+            value=count,
+            key=f"data.source.{split}_pairs",
+            remedy="ask for fewer pairs: each pair has a prompt of its own",
+        )
+    return rng.sample(everything, count)

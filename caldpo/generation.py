@@ -1,0 +1,65 @@
+"""Sampling responses from a causal language model, reproducibly and without touching global generators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@torch.no_grad()
+def sample_responses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int = 128,
+) -> list[list[int]]:
+    """One response per prompt, as token ids up to and including EOS (absent when the length ran out).
+
+    Args:
+        prompts: token ids of each prompt, as the model was trained on them.
+        temperature: of plain sampling from the whole distribution; 0 takes the likeliest token.
+        seed: of the sampling; global generators are left as they were.
+    """
+    was_training = model.training
+    model.eval()
+    devices = [model.device] if model.device.type == "cuda" else []
+    responses: list[list[int]] = []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for start in range(0, len(prompts), batch_size):
+            responses += _sample_batch(
+                model, tokenizer, prompts[start : start + batch_size], max_new_tokens, temperature
+            )
+    model.train(was_training)
+    return responses
+
+
+def _sample_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+) -> list[list[int]]:
+    longest = max(map(len, prompts))
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos,
+        pad_token_id=pad,
+        use_cache=True,
+        **(sampling or {"do_sample": False}),
+    )[:, longest:].tolist()
+    # the first EOS ends a response; what follows is padding, whatever its id
+    return [row[: row.index(eos) + 1] if eos in row else row for row in out]

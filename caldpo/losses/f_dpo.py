@@ -1,0 +1,83 @@
+"""f-DPO: ``-log sigmoid(beta (s(a) - s(b)))`` with ``s(x) = f'(exp(x))``.
+
+``a``, ``b``: log-ratios policy/reference of the chosen and rejected response, summed, nats.
+
+| divergence | s(x) |
+|---|---|
+| reverse_kl | ``x`` (DPO) |
+| forward_kl | ``-exp(-x)`` |
+| js | ``log sigmoid(x)`` |
+| alpha | ``(1 - exp(-alpha x)) / alpha``; alpha 1 is forward KL, alpha to 0 reverse KL |
+
+Constants that cancel in ``s(a) - s(b)`` are left out. Wang et al. 2023, "Beyond Reverse KL: Generalizing
+Direct Preference Optimization with Diverse Divergence Constraints", arXiv 2309.16240.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from caldpo.config.bounds import Positive
+from caldpo.config.signature import validated
+from caldpo.losses.base import PreferenceLoss
+from caldpo.losses.terms import logistic
+from caldpo.types import LossOutput, PairLogps
+
+
+class FDPO(PreferenceLoss):
+    """DPO under another f-divergence."""
+
+    @validated
+    def __init__(
+        self,
+        beta: Positive = 0.1,
+        divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "js",
+        alpha: Positive = 0.5,
+    ) -> None:
+        super().__init__()
+        self.beta, self.divergence, self.alpha = beta, divergence, alpha
+
+    @property
+    def formula(self) -> str:
+        s = {
+            "reverse_kl": "x",
+            "forward_kl": "-exp(-x)",
+            "js": "logsigmoid(x)",
+            "alpha": f"(1 - exp(-{self.alpha:g} x)) / {self.alpha:g}",
+        }[self.divergence]
+        return f"-logsigmoid({self.beta:g} (s(a) - s(b))), s(x) = {s}"
+
+    def forward(self, logps: PairLogps) -> LossOutput:
+        chosen, rejected = logps.chosen_log_ratio, logps.rejected_log_ratio
+        contrast = logistic(self.beta * (self._s(chosen) - self._s(rejected)))
+        if self._exponent_scale is None:
+            return LossOutput(contrast, {"contrast": contrast})
+        lowest = torch.minimum(chosen, rejected)
+        clamped = -self._exponent_scale * lowest > _exponent_limit(contrast.dtype)
+        return LossOutput(contrast, {"contrast": contrast}, {"clamped": clamped.to(contrast.dtype)})
+
+    @property
+    def _exponent_scale(self) -> float | None:
+        """The alpha of ``exp(-alpha x)``, None where ``s`` has no exponential."""
+        return {"forward_kl": 1.0, "alpha": self.alpha}.get(self.divergence)
+
+    def _s(self, x: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+        if self._exponent_scale is None:
+            return F.logsigmoid(x) if self.divergence == "js" else x
+        exponent = (-self._exponent_scale * x).clamp(max=_exponent_limit(x.dtype))
+        # expm1 keeps digits where alpha x is small; the constant it brings cancels in s(a) - s(b)
+        return -torch.expm1(exponent) / self._exponent_scale
+
+
+def _exponent_limit(dtype: torch.dtype) -> float:
+    """Half of the largest exponent whose exp is finite: the square of a gradient stays finite as well.
+
+    Above it ``s`` is constant and its gradient 0; the share of such pairs is logged as ``clamped``.
+    """
+    return math.log(torch.finfo(dtype).max) / 2

@@ -1,0 +1,28 @@
+"""Terms that several losses are made of. Pure functions; values per pair, nats."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from caldpo.types import PairLogps
+
+
+def logistic(logits: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+    """``-log sigmoid(logits)``: the Bradley-Terry negative log-likelihood of the preference."""
+    return -F.logsigmoid(logits)
+
+
+def chosen_nll(logps: PairLogps) -> Float[Tensor, " pairs"]:
+    """``-p_w / n_w``: negative log-likelihood of the chosen response, mean per token."""
+    return -logps.policy_chosen / logps.chosen_tokens
+
+
+def log_ratio_gap(logps: PairLogps, *, per_token: bool) -> Float[Tensor, " pairs"]:
+    """``a - b`` of summed log-ratios, or ``a / n_w - b / n_l`` when ``per_token``."""
+    if per_token:
+        return (
+            logps.chosen_log_ratio / logps.chosen_tokens - logps.rejected_log_ratio / logps.rejected_tokens
+        )
+    return logps.chosen_log_ratio - logps.rejected_log_ratio

@@ -1,0 +1,52 @@
+"""Where a policy comes from: one interface for hub models, random ones and the embedded ones."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ModelSource(Protocol):
+    """Loads a tokenizer (cheap) and a policy (dear), and says what it loads."""
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, without touching any weights."""
+        ...
+
+    def load_policy(self) -> PreTrainedModel:
+        """The causal language model to train; new weights at each call."""
+        ...
+
+    def identity(self) -> str:
+        """One line: name and revision or settings of these weights."""
+        ...
+
+
+def prepare_for_training(
+    policy: PreTrainedModel, *, gradient_checkpointing: bool, dropout: bool
+) -> PreTrainedModel:
+    """Switch gradient checkpointing and dropout of a loaded policy.
+
+    Dropout is off by default, as in the DPO reference implementation: the policy's log-probs are compared
+    with a reference that has none, and noise in them is noise in the implicit reward.
+    """
+    if gradient_checkpointing:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if not dropout:
+        for module in policy.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0  # handed to the attention function as a number
+    policy.config.use_cache = False
+    return policy
+
+
+def floating_dtype(name: str) -> torch.dtype:
+    """``float32`` and its like as a torch dtype."""
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype

@@ -1,0 +1,130 @@
+"""A model of the Hugging Face hub, or a folder in its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from caldpo.config.signature import validated
+from caldpo.errors import CaldpoError
+from caldpo.models.base import floating_dtype, prepare_for_training
+
+
+class HubModel:
+    """``AutoModelForCausalLM`` from the hub or from a folder.
+
+    Args:
+        path: hub id or folder.
+        revision: branch, tag or commit of a hub model; pin a commit to repeat a run.
+        tokenizer: hub id or folder of another tokenizer; None takes the model's own.
+        dtype: of the weights; ``auto`` keeps the checkpoint's.
+        attention: attention implementation of transformers; None lets it choose.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        dropout: keep the checkpoint's dropout while training.
+        trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
+    """
+
+    @validated
+    def __init__(
+        self,
+        path: str,
+        revision: str | None = None,
+        tokenizer: str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None,
+        gradient_checkpointing: bool = False,
+        dropout: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.path, self.revision, self.tokenizer, self.dtype = path, revision, tokenizer, dtype
+        self.attention, self.trust_remote_code = attention, trust_remote_code
+        self.gradient_checkpointing, self.dropout = gradient_checkpointing, dropout
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        own = self.tokenizer is None
+        return load_tokenizer(
+            self.path if own else str(self.tokenizer),
+            key="model.path" if own else "model.tokenizer",
+            revision=self.revision if own else None,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def load_policy(self) -> PreTrainedModel:
+        policy = load_causal_lm(
+            self.path,
+            key="model.path",
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            dtype="auto" if self.dtype == "auto" else floating_dtype(self.dtype),
+            attn_implementation=self.attention,
+        )
+        return prepare_for_training(
+            policy, gradient_checkpointing=self.gradient_checkpointing, dropout=self.dropout
+        )
+
+    def identity(self) -> str:
+        commit = _commit(self.path, self.revision, self.trust_remote_code)
+        return f"{self.path}@{commit}" if commit else self.path
+
+
+def load_causal_lm(path: str, *, key: str, revision: str | None = None, **arguments: Any) -> PreTrainedModel:
+    """A causal language model of the hub or a folder.
+
+    Raises:
+        CaldpoError: naming ``key``: it is not there, or holds no causal language model.
+    """
+    arguments.setdefault("trust_remote_code", False)  # left unset, transformers asks on the terminal
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", **arguments)
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load("model", path, key, error) from error
+
+
+def load_tokenizer(
+    path: str, *, key: str, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """A tokenizer of the hub or a folder, with a padding token (any: masks never read it).
+
+    Raises:
+        CaldpoError: naming ``key``: it is not there, or has no EOS token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load("tokenizer", path, key, error) from error
+    if tokenizer.eos_token_id is None:
+        raise CaldpoError(
+            "the tokenizer has no EOS token, so that responses could not end",
+            key=key,
+            value=path,
+            remedy="set eos_token in the tokenizer's configuration, or name another by model.tokenizer",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _commit(path: str, revision: str | None, trust_remote_code: bool) -> str | None:
+    """The commit that a hub id stands for now, None for a folder."""
+    if Path(path).is_dir():
+        return None
+    config = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
+    return getattr(config, "_commit_hash", None) or revision
+
+
+def _cannot_load(what: str, path: str, key: str, error: Exception) -> CaldpoError:
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    reason = str(error).strip().splitlines()[0]
+    if looks_local and not Path(path).expanduser().exists():
+        return CaldpoError(f"there is no such folder to load a {what} from", key=key, value=path)
+    return CaldpoError(
+        f"cannot load a {what}: {reason}",
+        key=key,
+        value=path,
+        remedy="give the id of a causal language model on the hub (check the spelling, the network and, for a"
+        " gated model, HF_TOKEN) or a folder written by save_pretrained",
+    )

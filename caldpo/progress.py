@@ -1,0 +1,63 @@
+"""What one optimiser step is logged with: exact means, gradient norm, clipping, throughput."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torchmetrics import SumMetric
+
+from caldpo.metrics import WeightedMeans
+from caldpo.types import PairBatch
+
+
+class StepLog:
+    """Collects the micro-batches of an optimiser step and turns them into one row of metrics."""
+
+    def __init__(self) -> None:
+        self.means, self.tokens = WeightedMeans(), SumMetric()
+        self.step = 0  # optimiser steps whose row is written
+        self.grad_norm = 0.0
+        self.clipped = 0
+        self._started = time.perf_counter()
+
+    def start(self, device: torch.device) -> None:
+        """Begin to measure on ``device``."""
+        self.means.to(device)
+        self.tokens.to(device)
+        self._started = time.perf_counter()
+
+    def add(self, values: Mapping[str, Tensor], batch: PairBatch) -> None:
+        """Add one micro-batch's values per pair."""
+        self.means.update(values, batch.weight)
+        self.tokens.update(batch.attention_mask.sum())
+
+    def clip(self, norm: Tensor, limit: float | None) -> None:
+        """Note the gradient's norm before clipping and whether it is above the limit."""
+        self.grad_norm = norm.item()
+        self.clipped += bool(limit and self.grad_norm > limit)
+
+    def describe(self) -> str:
+        """The step's means so far, in words."""
+        return ", ".join(f"{k} {v:.4g}" for k, v in self._values().items())
+
+    def finish(self, lr: float) -> dict[str, float]:
+        """One row of metrics for the step that just ended; ``clip_fraction`` is over all steps so far."""
+        metrics = self._values()
+        now = time.perf_counter()
+        metrics |= {
+            "grad_norm": self.grad_norm,
+            "clip_fraction": self.clipped / self.step,
+            "lr": lr,
+            "tokens_per_second": self.tokens.compute().item() / (now - self._started),
+        }
+        self._started = now
+        self.means.reset()
+        self.tokens.reset()
+        return metrics
+
+    def _values(self) -> dict[str, float]:
+        means = self.means.compute()
+        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))

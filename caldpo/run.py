@@ -1,0 +1,137 @@
+"""One training run: build cheap to dear, fit, evaluate, export, sum up."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.config.redact import redact
+from caldpo.errors import CaldpoError
+from caldpo.loggers import csv_logger
+from caldpo.module import PreferenceModule
+from caldpo.settings import RunSettings
+from caldpo.summary import peak_memory, print_end, print_start, versions, write_summary
+
+SECTIONS = ("loss", "reference", "optim", "trainer", "logger", "callbacks", "data", "model")
+
+
+def run(cfg: DictConfig) -> float:
+    """Train as configured; everything is written into Hydra's output folder.
+
+    Returns:
+        The final held-out loss, for sweepers that search.
+
+    Raises:
+        CaldpoError: something is wrong that the user can mend; before weights load where possible.
+    """
+    started = time.perf_counter()
+    hydra = HydraConfig.get()
+    run_dir, loss_name = Path(hydra.runtime.output_dir), str(hydra.runtime.choices.loss)
+    group = Path(hydra.sweep.dir).name if "num" in hydra.job and hydra.job.num is not None else None
+    settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})
+    config = save_config(cfg, loss_name, run_dir)
+    pl.seed_everything(settings.seed, workers=True, verbose=False)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+    parts = {name: build(cfg[name]) for name in SECTIONS}
+    loss, data, source = parts["loss"], parts["data"], parts["model"]
+    parts["trainer"].check()
+    tokenizer = source.load_tokenizer()
+    print_start(
+        {
+            "loss": f"{loss_name}: {loss.formula}",
+            "policy": source.identity(),
+            "reference": parts["reference"].identity(source),
+            "rewards/*": f"{settings.reward_beta:g} x log-ratio",
+            "seed": str(settings.seed),
+            "folder": str(run_dir),
+        }
+    )
+    data.prepare_pairs(tokenizer, run_dir, needs_scores=loss.needs_scores, loss_name=loss_name)
+
+    policy = source.load_policy()
+    module = PreferenceModule(
+        policy,
+        parts["reference"].build(policy),
+        loss,
+        parts["optim"],
+        tokenizer,
+        settings.reward_beta,
+        parts["reference"].same_start,
+    )
+    try:
+        loggers = [csv_logger(run_dir), *parts["logger"].open(run_dir, run_dir.name, group, config)]
+        trainer = parts["trainer"].build(run_dir, loggers, list(parts["callbacks"].values()))
+        train(trainer, module, data)
+    finally:
+        sync = parts["logger"].close()
+
+    places = {"metrics": str(run_dir / "metrics.csv")}
+    if settings.export and trainer.is_global_zero:
+        export(module, run_dir / "policy")
+        places["policy"] = str(run_dir / "policy")
+    if sync:
+        places["upload to W&B"] = sync
+    memory, memory_of = peak_memory()
+    summary = {
+        "status": "finished",
+        "loss_name": loss_name,
+        "seed": settings.seed,
+        "steps": module.global_step,
+        "metrics": module.latest,
+        "wall_seconds": time.perf_counter() - started,
+        "peak_memory_bytes": memory,
+        "peak_memory_of": memory_of,
+        "formula": loss.formula,
+        "policy": source.identity(),
+        "data": data.report(),
+        "versions": versions(),
+    }
+    write_summary(run_dir / "summary.json", summary)
+    print_end(summary, places)
+    return module.latest["val/loss"]
+
+
+def build(section: DictConfig) -> Any:
+    """Instantiate a section; a CaldpoError of a constructor comes out as it was raised."""
+    try:
+        return instantiate(section, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, CaldpoError):
+            raise error.__cause__ from None
+        raise
+
+
+def train(trainer: pl.Trainer, module: PreferenceModule, data: pl.LightningDataModule) -> None:
+    """Evaluate, fit, and evaluate once more where the schedule did not end on the last step."""
+    trainer.validate(module, data, verbose=False)
+    trainer.fit(module, data)
+    if module.evaluated_at != module.global_step:
+        trainer.validate(module, data, verbose=False)
+
+
+def save_config(cfg: DictConfig, loss_name: str, run_dir: Path) -> dict[str, Any]:
+    """config.yaml: the resolved configuration without secrets, and the name of the loss's option."""
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    config: dict[str, Any] = redact({"loss_name": loss_name, **resolved})
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+    return config
+
+
+def export(module: PreferenceModule, folder: Path) -> None:
+    """The policy as a Hugging Face folder: weights as safetensors, tokenizer and its chat template."""
+    module.policy.config.use_cache = True
+    module.policy.save_pretrained(folder)
+    module.tokenizer.save_pretrained(folder)

@@ -1,0 +1,65 @@
+"""What a run leaves behind for people and for reports: summary.json and two tables on the terminal."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+VERSIONED = ("caldpo", "torch", "pytorch-lightning", "transformers", "datasets", "hydra-core", "wandb")
+SHOWN = ("log_ratios/chosen", "log_ratios/rejected", "rewards/margins", "rewards/accuracies", "displacement")
+
+
+def print_start(facts: dict[str, str]) -> None:
+    """What is about to be trained, before anything dear happens."""
+    table = Table(title="Run", show_header=False, title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def print_end(summary: dict[str, Any], places: dict[str, str]) -> None:
+    """Held-out metrics at start and end are in metrics.csv; here the final ones, and where everything lies."""
+    table = Table(title=f"Held-out pairs after {summary['steps']} steps", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    metrics = summary["metrics"]
+    names = [f"val/{n}" for n in SHOWN] + [n for n in metrics if n.startswith("oracle/")]
+    for name in names:
+        if name in metrics:
+            table.add_row(name, f"{metrics[name]:.4g}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{summary['wall_seconds']:.1f} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB"
+        f" ({summary['peak_memory_of']})"
+    )
+    for name, value in places.items():
+        console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """summary.json; numbers that are not finite become null, which JSON can hold."""
+    finite = json.loads(json.dumps(summary), parse_constant=lambda _: None)
+    path.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what determines a run's numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
+
+
+def peak_memory() -> tuple[int, str]:
+    """Peak bytes, and of what: the GPU's allocations where there is one, else the whole process so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated(), "GPU allocations of this run"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "whole process so far"

@@ -1,0 +1,94 @@
+"""The end of a sweep: what became of each run, as a table and as ``sweep.json``, from the runs' files alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from caldpo.config.job import COMPLETED, FAILED, INTERRUPTED, RUNNING, SUMMARY, read_summary, write_json
+
+REPORT = "sweep.json"
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """A run's folder (relative to the sweep's), its status and, when it failed, its error on one line."""
+
+    name: str
+    status: str
+    error: str | None
+
+
+class SweepReport(Callback):
+    """Hydra callback that reports a sweep and ends the command with code 1 when any run failed."""
+
+    # The sweep under way in this process, for report_interrupted: Hydra tells no callback of an interruption.
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember the sweep's folder."""
+        SweepReport.folder = Path(config.hydra.sweep.dir)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Report.
+
+        Raises:
+            SystemExit: with code 1 when any run failed.
+        """
+        SweepReport.folder = None
+        outcomes = report(Path(config.hydra.sweep.dir))
+        if any(run.status != COMPLETED for run in outcomes):
+            raise SystemExit(1)
+
+
+def report_interrupted() -> None:
+    """Report the sweep under way, its unfinished runs as interrupted; nothing when there is none."""
+    folder, SweepReport.folder = SweepReport.folder, None
+    if folder is None or not folder.is_dir():
+        return
+    for summary in folder.rglob(SUMMARY):
+        if read_summary(summary.parent).get("status") == RUNNING:
+            write_json(summary, read_summary(summary.parent) | {"status": INTERRUPTED})
+    report(folder)
+
+
+def report(folder: Path) -> list[RunOutcome]:
+    """Write ``sweep.json`` and print the table of the runs in ``folder``."""
+    outcomes = collect(folder)
+    write_json(folder / REPORT, {"folder": str(folder), "runs": [asdict(run) for run in outcomes]})
+    _print(folder, outcomes)
+    return outcomes
+
+
+def collect(folder: Path) -> list[RunOutcome]:
+    """The runs under ``folder`` in the order of their names, each from its own files."""
+    runs = sorted({path.parent for path in folder.rglob(SUMMARY)})
+    return [_outcome(folder, run) for run in runs]
+
+
+def _outcome(folder: Path, run: Path) -> RunOutcome:
+    try:
+        summary = read_summary(run)
+    except json.JSONDecodeError as error:
+        summary = {"status": FAILED, "error": f"{SUMMARY} cannot be read: {error}"}
+    return RunOutcome(str(run.relative_to(folder)), summary.get("status", COMPLETED), summary.get("error"))
+
+
+def _print(folder: Path, outcomes: list[RunOutcome]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table("run", "status", "error", title=f"sweep {folder}", title_justify="left")
+    styles = {COMPLETED: "green", FAILED: "bold red", INTERRUPTED: "yellow", RUNNING: "yellow"}
+    for run in outcomes:
+        table.add_row(run.name, Text(run.status, styles.get(run.status, "")), Text(run.error or ""))
+    console.print(table)
+    completed = sum(run.status == COMPLETED for run in outcomes)
+    console.print(f"{completed} of {len(outcomes)} runs completed; all lie in {folder}", highlight=False)

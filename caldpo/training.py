@@ -1,0 +1,113 @@
+"""The Lightning Trainer from its settings."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.loggers import Logger
+
+from caldpo.config.bounds import Positive, PositiveInt
+from caldpo.config.signature import validated
+from caldpo.errors import CaldpoError
+
+
+class TrainerSettings:
+    """What a run needs of Lightning's Trainer, in optimiser steps throughout.
+
+    Args:
+        accelerator: cpu, gpu or auto.
+        devices: processes on this node, one device each.
+        num_nodes: nodes.
+        strategy: Lightning's name for how devices work together.
+        precision: Lightning's name; ``bf16-mixed`` keeps float32 weights, ``bf16-true`` does not.
+        max_steps: optimiser steps; None trains for ``max_epochs``.
+        max_epochs: passes over the training pairs, read when ``max_steps`` is None.
+        accumulate_grad_batches: micro-batches per optimiser step and device.
+        gradient_clip_val: largest gradient norm; None does not clip.
+        val_every: optimiser steps between evaluations of the held-out pairs; None: at start and end.
+        threads: CPU threads of PyTorch; None leaves its default.
+        deterministic: refuse operations that have no deterministic implementation.
+        progress_bar: show one.
+    """
+
+    @validated
+    def __init__(
+        self,
+        accelerator: Literal["cpu", "gpu", "auto"] = "cpu",
+        devices: PositiveInt = 1,
+        num_nodes: PositiveInt = 1,
+        strategy: Literal["auto", "ddp"] = "auto",
+        precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true",
+        max_steps: PositiveInt | None = None,
+        max_epochs: PositiveInt = 1,
+        accumulate_grad_batches: PositiveInt = 1,
+        gradient_clip_val: Positive | None = None,
+        val_every: PositiveInt | None = None,
+        threads: PositiveInt | None = None,
+        deterministic: bool = False,
+        progress_bar: bool = True,
+    ) -> None:
+        self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
+        self.strategy, self.precision, self.deterministic = strategy, precision, deterministic
+        self.max_steps, self.max_epochs = max_steps, max_epochs
+        self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
+        self.val_every, self.threads, self.progress_bar = val_every, threads, progress_bar
+
+    def check(self) -> None:
+        """Refuse what this machine cannot do, before any weights load.
+
+        Raises:
+            CaldpoError: a GPU is asked for and there is none, or not as many.
+        """
+        if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:
+            raise CaldpoError(
+                f"{self.devices} GPU(s) wanted and {torch.cuda.device_count()} found",
+                key="trainer.devices" if torch.cuda.is_available() else "trainer.accelerator",
+                value=self.devices if torch.cuda.is_available() else "gpu",
+                remedy="use trainer=cpu, or another number of trainer.devices",
+            )
+
+    def build(self, run_dir: Path, loggers: list[Logger], callbacks: list[pl.Callback]) -> pl.Trainer:
+        """The Trainer; every file it writes lies in ``run_dir``."""
+        _quieten()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        bar = [RichProgressBar(leave=False)] if self.progress_bar else []
+        return pl.Trainer(
+            accelerator=self.accelerator,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=self.strategy,
+            precision=self.precision,
+            max_steps=-1 if self.max_steps is None else self.max_steps,
+            max_epochs=self.max_epochs if self.max_steps is None else -1,
+            accumulate_grad_batches=self.accumulate_grad_batches,
+            gradient_clip_val=self.gradient_clip_val,
+            # Lightning counts batches here; None in the epochs' field lets the count run across epochs
+            val_check_interval=self.val_every and self.val_every * self.accumulate_grad_batches,
+            check_val_every_n_epoch=None if self.val_every else 1,
+            limit_val_batches=1.0,
+            num_sanity_val_steps=0,  # step 0 is evaluated in full instead
+            log_every_n_steps=1,
+            deterministic=self.deterministic,
+            use_distributed_sampler=False,  # the data has its own sampler, exact over ranks
+            enable_model_summary=False,
+            enable_progress_bar=self.progress_bar,
+            default_root_dir=run_dir,
+            logger=loggers,
+            callbacks=[*bar, *callbacks],
+        )
+
+
+def _quieten() -> None:
+    """Drop Lightning's advice that does not apply here; its warnings about anything else stay."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in ("does not have many workers", "Checkpoint directory", "is smaller than the logging interval"):
+        warnings.filterwarnings("ignore", f".*{text}.*")

@@ -1,0 +1,292 @@
+"""Every loss: value by plain arithmetic, gradient signs, the start of training, and extreme inputs.
+
+Adding a loss adds one row to ``ROWS``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from caldpo.config.paths import conf_dir
+from caldpo.errors import CaldpoError
+from caldpo.types import PairLogps
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair in plain numbers: log-probs of policy and reference, token counts, scores."""
+
+    pw: float
+    pl: float
+    rw: float
+    rl: float
+    nw: int
+    nl: int
+    sw: float
+    sl: float
+
+    @property
+    def a(self) -> float:
+        return self.pw - self.rw
+
+    @property
+    def b(self) -> float:
+        return self.pl - self.rl
+
+
+def softplus(x: float) -> float:
+    """``-log sigmoid(-x)`` by scalar arithmetic."""
+    return x + math.log1p(math.exp(-x)) if x > 0 else math.log1p(math.exp(x))
+
+
+def calibration(p: Pair, beta: float = 0.1) -> float:
+    return (p.a - 0.5 / beta) ** 2 + (p.b + 0.5 / beta) ** 2
+
+
+def js(x: float) -> float:
+    return -softplus(-x)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is expected of a loss at its yaml's own settings, changed by ``keys``."""
+
+    value: Callable[[Pair], float]
+    at_start: float | None  # loss where policy = reference (None: it depends on the log-probs)
+    signs: tuple[int, int]  # of the gradient in policy_chosen and policy_rejected at policy = reference
+    keys: dict[str, Any] = field(default_factory=dict)
+
+
+ROWS: dict[str, Row] = {
+    "dpo": Row(lambda p: softplus(-0.1 * (p.a - p.b)), math.log(2), (-1, 1)),
+    "ipo": Row(lambda p: (p.a / p.nw - p.b / p.nl - 5) ** 2, 25.0, (-1, 1)),
+    "slic": Row(lambda p: max(0.0, 10 - p.pw + p.pl) - p.pw / p.nw, None, (-1, 1)),
+    "cpo": Row(lambda p: softplus(-0.1 * (p.pw - p.pl)) - p.pw / p.nw, None, (-1, 1)),
+    "f_dpo": Row(lambda p: softplus(-0.1 * (js(p.a) - js(p.b))), math.log(2), (-1, 1)),
+    "sft": Row(lambda p: -p.pw / p.nw, None, (-1, 0)),
+    "rso": Row(lambda p: max(0.0, 1 - 0.1 * (p.a - p.b)), 1.0, (-1, 1)),
+    "cal_dpo": Row(lambda p: softplus(p.b - p.a) + calibration(p), math.log(2) + 50, (-1, 1)),
+    "cal_ipo": Row(lambda p: (p.a / p.nw - p.b / p.nl - 5) ** 2 + calibration(p), 75.0, (-1, 1)),
+    "cal_slic": Row(
+        lambda p: max(0.0, 10 - p.pw + p.pl) - p.pw / p.nw + calibration(p), None, (-1, 1)
+    ),
+}
+
+PAIRS = [
+    Pair(-20.0, -31.5, -22.0, -30.0, 9, 14, 0.9, 0.1),
+    Pair(-55.25, -12.0, -50.0, -12.5, 40, 3, 1.5, -1.5),
+    Pair(-4.0, -7.0, -4.5, -6.0, 1, 1, 0.3, 0.2),  # one token each
+    Pair(-300.0, -280.0, -290.0, -300.0, 200, 150, 8.0, 2.0),
+]
+
+
+def load(name: str, **keys: Any) -> torch.nn.Module:
+    config = OmegaConf.load(conf_dir() / "loss" / f"{name}.yaml")
+    return instantiate(OmegaConf.merge(config, keys))
+
+
+def to_logps(pairs: list[Pair], dtype: torch.dtype = torch.float64) -> PairLogps:
+    def column(name: str) -> torch.Tensor:
+        return torch.tensor([getattr(p, name) for p in pairs], dtype=dtype)
+
+    return PairLogps(
+        column("pw").requires_grad_(),
+        column("pl").requires_grad_(),
+        column("rw"),
+        column("rl"),
+        column("nw"),
+        column("nl"),
+        column("sw"),
+        column("sl"),
+    )
+
+
+def gradients(loss: torch.nn.Module, logps: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs = (logps.policy_chosen, logps.policy_rejected)
+    found = torch.autograd.grad(loss(logps).loss.sum(), inputs, allow_unused=True)
+    return tuple(torch.zeros_like(i) if g is None else g for g, i in zip(found, inputs, strict=True))
+
+
+def test_every_yaml_has_a_row() -> None:
+    assert {p.stem for p in Path(conf_dir() / "loss").glob("*.yaml")} == set(ROWS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_value_and_terms(name: str) -> None:
+    row = ROWS[name]
+    output = load(name, **row.keys)(to_logps(PAIRS))
+    expected = torch.tensor([row.value(p) for p in PAIRS], dtype=torch.float64)
+    torch.testing.assert_close(output.loss.detach(), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sum(output.terms.values()), output.loss, rtol=1e-12, atol=1e-12)
+    assert output.terms.keys() <= {"contrast", "calibration", "nll"}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_gradient_by_finite_differences(name: str) -> None:
+    loss, step = load(name), 1e-6
+    for found, field_name in zip(gradients(loss, to_logps(PAIRS)), ("pw", "pl"), strict=True):
+        for i, pair in enumerate(PAIRS):
+            up, down = (
+                ROWS[name].value(Pair(**{**vars(pair), field_name: getattr(pair, field_name) + s * step}))
+                for s in (1, -1)
+            )
+            assert found[i].item() == pytest.approx((up - down) / (2 * step), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_start_of_training(name: str) -> None:
+    """Policy = reference: the known value, the chosen is pushed up and the rejected down."""
+    row = ROWS[name]
+    pairs = [Pair(p.rw, p.rl, p.rw, p.rl, p.nw, p.nl, p.sw, p.sl) for p in PAIRS]
+    # keep SLiC's hinge active whatever the log-probs
+    loss = load(name, **row.keys, **({"delta": 1000.0} if "slic" in name else {}))
+    logps = to_logps(pairs)
+    if row.at_start is not None:
+        torch.testing.assert_close(loss(logps).loss, torch.full((4,), row.at_start, dtype=torch.float64))
+    for gradient, sign in zip(gradients(loss, logps), row.signs, strict=True):
+        assert (gradient.sign() == sign).all()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_needs_match_what_is_read(name: str) -> None:
+    """A loss that says it needs no reference computes the same without one."""
+    loss, logps = load(name), to_logps(PAIRS)
+    without = PairLogps(
+        logps.policy_chosen, logps.policy_rejected, None, None, logps.chosen_tokens, logps.rejected_tokens
+    )
+    if loss.needs_reference:
+        with pytest.raises(ValueError, match="reference"):
+            loss(without)
+    else:
+        assert torch.equal(loss(without).loss, loss(logps).loss)
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js", "alpha"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_f_dpo_is_finite_everywhere(divergence: str, dtype: torch.dtype) -> None:
+    extremes(load("f_dpo", divergence=divergence), dtype)
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_finite_for_huge_log_ratios(name: str, dtype: torch.dtype) -> None:
+    extremes(load(name), dtype)
+
+
+def extremes(loss: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Finite values and gradients for log-ratios up to 1e4, and never a push in the wrong direction."""
+    grid = [-1e4, -1e3, -100.0, -1.0, 0.0, 1.0, 100.0, 1e3, 1e4]
+    pairs = [Pair(-2e4 + a, -2e4 + b, -2e4, -2e4, 10, 10, 1.0, 0.0) for a in grid for b in grid]
+    logps = to_logps(pairs, dtype)
+    output = loss(logps)
+    assert output.loss.isfinite().all()
+    assert output.loss.dtype == dtype
+    chosen, rejected = gradients(loss, logps)
+    for gradient in (chosen, rejected):
+        assert gradient.isfinite().all()
+        assert gradient.double().square().sum().isfinite()
+    if "calibration" not in output.terms and "contrast" in output.terms and "(a/n_w" not in loss.formula:
+        assert (chosen <= 0).all()
+        assert (rejected >= 0).all()
+
+
+def test_float32_agrees_with_float64() -> None:
+    for name in ROWS:
+        single = load(name)(to_logps(PAIRS, torch.float32)).loss
+        torch.testing.assert_close(single.double(), load(name)(to_logps(PAIRS)).loss, rtol=2e-5, atol=1e-5)
+
+
+def test_f_dpo_limits_of_alpha() -> None:
+    """alpha 1 is forward KL; alpha to 0 is reverse KL, which is DPO."""
+    logps = to_logps(PAIRS)
+    forward = load("f_dpo", divergence="forward_kl")(logps).loss
+    torch.testing.assert_close(load("f_dpo", divergence="alpha", alpha=1.0)(logps).loss, forward)
+    dpo = load("dpo")(logps).loss
+    torch.testing.assert_close(load("f_dpo", divergence="reverse_kl")(logps).loss, dpo)
+    near = load("f_dpo", divergence="alpha", alpha=1e-7)(logps).loss
+    torch.testing.assert_close(near, dpo, rtol=1e-4, atol=1e-6)
+
+
+def test_f_dpo_counts_what_it_clamps() -> None:
+    pairs = [Pair(-1100.0, -100.0, -100.0, -100.0, 1, 1, 0, 0), PAIRS[0]]
+    output = load("f_dpo", divergence="forward_kl")(to_logps(pairs, torch.float32))
+    assert output.diagnostics["clamped"].tolist() == [1.0, 0.0]
+    assert load("f_dpo", divergence="js")(to_logps(pairs)).diagnostics == {}
+
+
+@pytest.mark.parametrize(("beta", "value"), [(0.1, 50.6931), (0.01, 5000.693), (0.001, 500000.693)])
+def test_cal_dpo_at_the_start(beta: float, value: float) -> None:
+    """ln 2 + 1/(2 beta^2), gradient -(1/2 + 1/beta) in a and its opposite in b."""
+    start = [Pair(-20.0, -30.0, -20.0, -30.0, 5, 6, 0, 0)]
+    loss = load("cal_dpo", beta=beta)
+    assert loss(to_logps(start)).loss.item() == pytest.approx(value, rel=1e-6)
+    chosen, rejected = gradients(loss, to_logps(start))
+    assert chosen.item() == pytest.approx(-(0.5 + 1 / beta))
+    assert rejected.item() == pytest.approx(0.5 + 1 / beta)
+
+
+def test_cal_dpo_pulls_an_overshooting_chosen_back() -> None:
+    """Beyond 1/(2 beta) the calibration pushes down what the contrast alone would push up for ever."""
+    over = to_logps([Pair(-10.0, -50.0, -30.0, -30.0, 5, 5, 0, 0)])  # a = 20, b = -20, targets +-5
+    chosen, rejected = gradients(load("cal_dpo"), over)
+    assert chosen.item() > 0 > rejected.item()
+
+
+@pytest.mark.parametrize("name", ["cal_dpo", "cal_ipo", "cal_slic"])
+class TestScoreTargets:
+    def test_scores_one_apart_are_the_paper_targets(self, name: str) -> None:
+        pairs = [Pair(p.pw, p.pl, p.rw, p.rl, p.nw, p.nl, 4.5, 3.5) for p in PAIRS]
+        half, scores = load(name), load(name, targets="scores")
+        torch.testing.assert_close(scores(to_logps(pairs)).loss, half(to_logps(pairs)).loss)
+
+    def test_centre_and_scale(self, name: str) -> None:
+        loss = load(name, targets="scores", score_center=0.5, score_scale=2.0, beta=0.2)
+        term = loss(to_logps(PAIRS)).terms["calibration"]
+        for got, p in zip(term.tolist(), PAIRS, strict=True):
+            chosen, rejected = (2.0 * (s - 0.5) / 0.2 for s in (p.sw, p.sl))
+            assert got == pytest.approx((p.a - chosen) ** 2 + (p.b - rejected) ** 2)
+
+    def test_says_that_it_needs_scores(self, name: str) -> None:
+        assert not load(name).needs_scores
+        loss = load(name, targets="scores")
+        assert loss.needs_scores
+        logps = to_logps(PAIRS)
+        without = PairLogps(
+            *(getattr(logps, n) for n in PairLogps.__dataclass_fields__ if not n.startswith("score_"))
+        )
+        with pytest.raises(CaldpoError, match=r"loss\.targets=scores"):
+            loss(without)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "said"),
+    [
+        ("dpo", {"beta": 0.0}, "beta=0.0"),
+        ("dpo", {"beta": float("nan")}, "beta=nan"),
+        ("dpo", {"label_smoothing": 0.5}, "label_smoothing=0.5"),
+        ("slic", {"delta": -1.0}, "delta=-1.0"),
+        ("f_dpo", {"divergence": "kl"}, "divergence=kl"),
+        ("f_dpo", {"alpha": 0.0}, "alpha=0.0"),
+        ("cal_dpo", {"targets": "score"}, "targets=score"),
+        ("cal_dpo", {"calibration_weight": -0.5}, "calibration_weight=-0.5"),
+    ],
+)
+def test_bad_values_are_named(name: str, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(Exception, match=said):
+        load(name, **keys)
+
+
+def test_formula_carries_the_numbers() -> None:
+    assert load("cal_dpo", beta=0.05).formula == "-logsigmoid(a - b) + 1 [(a - 10)^2 + (b + 10)^2]"
+    assert load("dpo", beta=0.3).formula == "-logsigmoid(0.3 (a - b))"
+    for name in ROWS:
+        assert len(load(name).formula) > 5
