@@ -85,9 +85,6 @@ class PreferenceModule(pl.LightningModule):
         self.policy.train()
         self.train_log.start(self.device)
 
-    def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
-        return batch.to(device, non_blocking=True)
-
     # -- training
 
     def pair_logps(self, batch: PairBatch, *, with_reference: bool, key: int | None = None) -> PairLogps:
@@ -122,7 +119,7 @@ class PreferenceModule(pl.LightningModule):
                 f" (means of the step: {self.train_log.describe()})",
                 remedy="lower optim.lr, raise loss.beta, or use trainer.precision=32-true",
             )
-        self.train_log.clip(norm, gradient_clip_val)
+        self.train_log.before_update(norm, gradient_clip_val, optimizer.param_groups[0]["lr"])
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
@@ -130,7 +127,7 @@ class PreferenceModule(pl.LightningModule):
             return  # inside an accumulation window
         # The metrics were measured before the update: they belong to the weights after `step` updates.
         step, self.train_log.step = self.train_log.step, self.global_step
-        metrics = self.train_log.finish(self.trainer.optimizers[0].param_groups[0]["lr"])
+        metrics = self.train_log.finish()
         self.write_metrics(metrics, step)
         shown = {"loss": metrics["loss"], "chosen": metrics.get("log_ratios/chosen", metrics["logps/chosen"])}
         self.log_dict(shown, prog_bar=True, logger=False)

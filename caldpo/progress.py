@@ -19,7 +19,7 @@ class StepLog:
     def __init__(self) -> None:
         self.means, self.tokens = WeightedMeans(), SumMetric()
         self.step = 0  # optimiser steps whose row is written
-        self.grad_norm = 0.0
+        self.grad_norm = self.lr = 0.0
         self.clipped = 0
         self._started = time.perf_counter()
 
@@ -34,23 +34,23 @@ class StepLog:
         self.means.update(values, batch.weight)
         self.tokens.update(batch.attention_mask.sum())
 
-    def clip(self, norm: Tensor, limit: float | None) -> None:
-        """Note the gradient's norm before clipping and whether it is above the limit."""
-        self.grad_norm = norm.item()
+    def before_update(self, norm: Tensor, limit: float | None, lr: float) -> None:
+        """Note the gradient's norm before clipping, whether it is above the limit, and the learning rate."""
+        self.grad_norm, self.lr = norm.item(), lr
         self.clipped += bool(limit and self.grad_norm > limit)
 
     def describe(self) -> str:
         """The step's means so far, in words."""
         return ", ".join(f"{k} {v:.4g}" for k, v in self._values().items())
 
-    def finish(self, lr: float) -> dict[str, float]:
+    def finish(self) -> dict[str, float]:
         """One row of metrics for the step that just ended; ``clip_fraction`` is over all steps so far."""
         metrics = self._values()
         now = time.perf_counter()
         metrics |= {
             "grad_norm": self.grad_norm,
             "clip_fraction": self.clipped / self.step,
-            "lr": lr,
+            "lr": self.lr,
             "tokens_per_second": self.tokens.compute().item() / (now - self._started),
         }
         self._started = now

@@ -1,4 +1,4 @@
-"""The end of a sweep: what became of each run, as a table and as ``sweep.json``, from the runs' files alone."""
+"""The end of a sweep: what became of each run, as a table and ``sweep.json``, from the runs' files alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from caldpo.config.job import COMPLETED, FAILED, INTERRUPTED, RUNNING, SUMMARY, read_summary, write_json
+from caldpo.config.job import FAILED, FINISHED, INTERRUPTED, RUNNING, SUMMARY, read_summary, write_json
 
 REPORT = "sweep.json"
 
@@ -42,7 +42,7 @@ class SweepReport(Callback):
         """
         SweepReport.folder = None
         outcomes = report(Path(config.hydra.sweep.dir))
-        if any(run.status != COMPLETED for run in outcomes):
+        if any(run.status != FINISHED for run in outcomes):
             raise SystemExit(1)
 
 
@@ -76,7 +76,7 @@ def _outcome(folder: Path, run: Path) -> RunOutcome:
         summary = read_summary(run)
     except json.JSONDecodeError as error:
         summary = {"status": FAILED, "error": f"{SUMMARY} cannot be read: {error}"}
-    return RunOutcome(str(run.relative_to(folder)), summary.get("status", COMPLETED), summary.get("error"))
+    return RunOutcome(str(run.relative_to(folder)), summary.get("status", FINISHED), summary.get("error"))
 
 
 def _print(folder: Path, outcomes: list[RunOutcome]) -> None:
@@ -86,9 +86,9 @@ def _print(folder: Path, outcomes: list[RunOutcome]) -> None:
 
     console = Console()
     table = Table("run", "status", "error", title=f"sweep {folder}", title_justify="left")
-    styles = {COMPLETED: "green", FAILED: "bold red", INTERRUPTED: "yellow", RUNNING: "yellow"}
+    styles = {FINISHED: "green", FAILED: "bold red", INTERRUPTED: "yellow", RUNNING: "yellow"}
     for run in outcomes:
         table.add_row(run.name, Text(run.status, styles.get(run.status, "")), Text(run.error or ""))
     console.print(table)
-    completed = sum(run.status == COMPLETED for run in outcomes)
-    console.print(f"{completed} of {len(outcomes)} runs completed; all lie in {folder}", highlight=False)
+    finished = sum(run.status == FINISHED for run in outcomes)
+    console.print(f"{finished} of {len(outcomes)} runs finished; all lie in {folder}", highlight=False)

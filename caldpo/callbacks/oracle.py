@@ -74,8 +74,8 @@ class OracleEvaluation(pl.Callback):
         log_ratios = []
         with torch.no_grad():
             for start in range(0, len(pairs), data.eval_pairs_per_batch):
-                batch = collate(pairs[start : start + data.eval_pairs_per_batch]).to(module.device)
-                log_ratios.append(module.pair_logps(batch, with_reference=True).chosen_log_ratio)
+                batch = collate(pairs[start : start + data.eval_pairs_per_batch], module.tokenizer.pad_token_id)
+                log_ratios.append(module.pair_logps(batch.to(module.device), with_reference=True).chosen_log_ratio)
         return {
             "reward": ours.mean().item(),
             "reference_reward": theirs.mean().item(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from caldpo.compare.discover import natural
 from caldpo.compare.run import FINISHED, INCOMPLETE, Curve, Run
+from caldpo.config.redact import redact_text
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 
@@ -34,7 +36,8 @@ def read_run(folder: Path, root: Path) -> Run:
     notes: list[str] = []
     raw, resolved = (_yaml(folder / name, notes) for name in (".hydra/config.yaml", "config.yaml"))
     hydra = _mapping(_yaml(folder / ".hydra/hydra.yaml", notes), "hydra")
-    overrides = tuple(map(str, _yaml(folder / ".hydra/overrides.yaml", notes) or ()))
+    # What is read here may be printed in a report, and Hydra keeps overrides as they were typed.
+    overrides = tuple(redact_text(str(o)) for o in _yaml(folder / ".hydra/overrides.yaml", notes) or ())
     summary = _json(folder / "summary.json", notes)
     status = str(summary.get("status", INCOMPLETE)) if summary else INCOMPLETE
     curves = read_curves(folder / "metrics.csv", notes)
@@ -98,18 +101,18 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any]) -> dict[str, float]:
-    """The summary's metrics; the last logged value of those that it lacks."""
+    """The summary's metrics; the last logged value of those that it lacks. JSON's null is not a number."""
     last = {name: curve[max(curve)] for name, curve in curves.items() if name != "epoch"}
     return last | {
-        name: float(value)
+        name: math.nan if value is None else float(value)
         for name, value in summarised.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     }
 
 
 def _error(status: str, summary: Mapping[str, Any], notes: list[str]) -> str:
     if summary.get("error"):
-        return str(summary["error"])
+        return redact_text(str(summary["error"]))
     if status == INCOMPLETE:
         unreadable = [note for note in notes if note.startswith("summary.json")]
         return unreadable[0] if unreadable else "no summary.json: still running, or killed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
@@ -23,11 +23,13 @@ class Setting:
         label: the loss, and what else tells it from the others.
         loss: the loss's option in its config group.
         runs: all of them, also those that did not finish.
+        config: what of their configuration they share, flat.
     """
 
     label: str
     loss: str
     runs: tuple[Run, ...]
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def finished(self) -> tuple[Run, ...]:
@@ -67,68 +69,72 @@ def by_seed(runs: Iterable[Run]) -> list[list[Run]]:
 
 def group(runs: Sequence[Run]) -> list[Setting]:
     """The settings of ``runs``, in the order in which they first appear."""
+    follows_seed = _keys_that_follow_the_seed(runs)
     groups: dict[str, list[Run]] = {}
+    configs: dict[str, dict[str, Any]] = {}
     for run in runs:
-        groups.setdefault(_identity(run), []).append(run)
-    members = list(groups.values())
+        config = setting_config(run, follows_seed)
+        # A run that failed before its configuration was written is still known by its overrides.
+        known = json.dumps([run.loss, config or _telling_overrides(run)], sort_keys=True, default=str)
+        groups.setdefault(known, []).append(run)
+        configs.setdefault(known, config)
+    labels = _labels([members[0] for members in groups.values()], list(configs.values()))
     return [
-        Setting(label, group[0].loss, tuple(group)) for label, group in zip(_labels(members), members, strict=True)
+        Setting(label, members[0].loss, tuple(members), config)
+        for label, members, config in zip(labels, groups.values(), configs.values(), strict=True)
     ]
 
 
-def setting_config(run: Run) -> dict[str, Any]:
-    """What of a run's configuration makes its setting.
+def setting_config(run: Run, follows_seed: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """What of a run's configuration makes its setting, flat.
 
     The composed configuration is compared as it is written, so that values which only follow the seed or
-    the folder (``${seed}``, ``${hydra:runtime.output_dir}``) are the same in every run. Where only the
-    resolved one was kept, values that repeat the seed under a key named seed, and paths into the run's own
-    folder, are taken for such.
+    the folder (``${seed}``, ``${hydra:runtime.output_dir}``) are the same in every run. ``follows_seed`` and
+    paths into the run's own folder say the same where only the resolved configuration was kept.
     """
-    config = {key: value for key, value in run.config.items() if not _is_ignored(key)}
-    for key, value in config.items():
-        if key.rpartition(".")[2] == "seed" and run.seed is not None and value == run.seed:
-            config[key] = "${seed}"
-        elif isinstance(value, str) and run.folder.name in PurePath(value).parts:
-            config[key] = "${run}"
-    return config
+    return {
+        key: "${run}" if isinstance(value, str) and run.folder.name in PurePath(value).parts else value
+        for key, value in run.config.items()
+        if key not in follows_seed and not _is_ignored(key)
+    }
 
 
-def differences(runs: Iterable[Run]) -> dict[str, list[Any]]:
-    """Configuration keys in which settings differ, with their distinct values in order of appearance.
+def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Keys in which configurations differ, with their distinct values in order of appearance.
 
-    A key that a run lacks counts as None.
+    A key that a configuration lacks counts as None.
     """
-    configs = [setting_config(run) for run in runs]
-    values = {key: _distinct(config.get(key) for config in configs) for config in configs for key in config}
+    keys = dict.fromkeys(key for config in configs for key in config)
+    values = {key: _distinct(config.get(key) for config in configs) for key in keys}
     return {key: found for key, found in values.items() if len(found) > 1}
 
 
-def _identity(run: Run) -> str:
-    # A run that failed before its configuration was written is still known by its overrides.
-    known = setting_config(run) or {"overrides": _telling_overrides(run)}
-    return json.dumps([run.loss, known], sort_keys=True, default=str)
+def _keys_that_follow_the_seed(runs: Sequence[Run]) -> frozenset[str]:
+    """Keys named seed (``data.seed``) that equal the run's own seed in every run: one seed, written twice."""
+    named = {key for run in runs for key in run.config if key.endswith(".seed")}
+    return frozenset(k for k in named if all(r.config[k] == r.seed for r in runs if k in r.config))
 
 
-def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """The loss and the overrides in which groups differ; where that leaves two alike, what else differs."""
-    overrides = [_telling_overrides(runs[0]) for runs in groups]
+def _labels(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The loss and the overrides in which settings differ; where that leaves two alike, what else differs."""
+    overrides = [_telling_overrides(run) for run in runs]
     shared = set.intersection(*map(set, overrides)) if overrides else set()
     labels = [
-        " ".join([runs[0].loss, *(o for o in given if o not in shared)])
-        for runs, given in zip(groups, overrides, strict=True)
+        " ".join([run.loss, *(text for text in given if text not in shared)])
+        for run, given in zip(runs, overrides, strict=True)
     ]
     for label in [label for label, count in Counter(labels).items() if count > 1]:
         places = [i for i, other in enumerate(labels) if other == label]
-        keys = differences(groups[i][0] for i in places)
+        keys = list(differences([configs[i] for i in places]))
         for number, i in enumerate(places, start=1):
-            config = setting_config(groups[i][0])
-            told = [f"{key}={config.get(key)}" for key in keys][:3]
-            labels[i] = " ".join([label, *(told if len(keys) <= 3 else []), *([] if 0 < len(keys) <= 3 else [f"({number})"])])
+            told = [f"{key}={configs[i].get(key)}" for key in keys] if 0 < len(keys) <= 3 else [f"({number})"]
+            labels[i] = " ".join([label, *told])
     return labels
 
 
 def _telling_overrides(run: Run) -> list[str]:
-    return [text for text in run.overrides if not _is_ignored(key := text.partition("=")[0].lstrip("+~")) and key != "loss"]
+    keys = {text: text.partition("=")[0].lstrip("+~") for text in run.overrides}
+    return [text for text, key in keys.items() if key != "loss" and not _is_ignored(key)]
 
 
 def _is_ignored(key: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,21 @@ _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: the dotted key, the value as it may be shown (None: none), what is wrong, the remedy."""
+    """One mistake.
+
+    Args:
+        key: dotted key.
+        value: the value as it may be shown; None shows none.
+        message: what is wrong.
+        remedy: what to do.
+        reference: the interpolation that the value came from.
+    """
 
     key: str
     value: str | None
     message: str
     remedy: str | None = None
+    reference: str | None = None
 
     def __str__(self) -> str:
         return (
@@ -59,13 +69,19 @@ def raise_problems(problems: list[Problem]) -> None:
         shown = {} if only.value is None else {"value": only.value}
         raise CaldpoError(only.message, key=only.key, remedy=only.remedy, **shown)
     if problems:
-        lines = [f"{p} ({p.remedy})" if p.remedy else str(p) for p in problems]
+        lines = [f"{p}; {p.remedy}" if p.remedy else str(p) for p in problems]
         raise CaldpoError("\n  ".join([f"{len(problems)} problems in the configuration", *lines]))
 
 
 def find_problems(cfg: DictConfig, schemas: Mapping[str, str]) -> Iterator[Problem]:
     """The problems that :func:`check_config` raises, section by section."""
-    yield from _of_section("", cfg, schemas)
+    problems = list(_of_section("", cfg, schemas))
+    wrong = {p.key for p in problems}
+    for found in problems:
+        # A bad value is reported where it was given, not again wherever it is referred to.
+        referred = set(re.findall(r"[\w.]+", found.reference or ""))
+        if not (wrong - {found.key}) & referred:
+            yield found
 
 
 def _of_section(path: str, section: DictConfig, schemas: Mapping[str, str]) -> Iterator[Problem]:
@@ -100,7 +116,8 @@ def _of_key(
     except InterpolationToMissingValueError:
         return  # reported once, at the key that is missing
     except InterpolationResolutionError as error:
-        yield Problem(name, _written(section, key), f"cannot be resolved: {_first_line(error)}")
+        reference = _reference(section, key)
+        yield Problem(name, reference, f"cannot be resolved: {_first_line(error)}")
         return
     if isinstance(value, Container):
         yield from _of_container(name, value, schemas)
@@ -118,7 +135,7 @@ def _of_value(name: str, section: DictConfig, key: str, annotation: Any) -> Iter
         except InterpolationResolutionError:
             return  # reported item by item
     if wrong := problem(annotation, value):
-        yield Problem(name, _written(section, key), wrong)
+        yield Problem(name, _shown(section, key), wrong, reference=_reference(section, key))
 
 
 def _of_container(name: str, value: Container, schemas: Mapping[str, str]) -> Iterator[Problem]:
@@ -148,8 +165,9 @@ def _unknown_keys(path: str, section: DictConfig, signature: Signature) -> Itera
 
 
 def _absent_keys(path: str, section: DictConfig, signature: Signature) -> Iterator[Problem]:
+    given = set(map(str, section))  # "in" would deny keys whose value is still ???
     for name, parameter in signature.parameters.items():
-        if parameter.required and name not in section:
+        if parameter.required and name not in given:
             key = _join(path, name)
             yield Problem(
                 key,
@@ -185,11 +203,25 @@ def _plain(section: DictConfig, key: Any) -> Any:
         return None
 
 
-def _written(section: DictConfig, key: str) -> str:
-    """The value as the person wrote it, without secrets."""
+def _shown(section: DictConfig, key: str) -> str:
+    """The value as it may be shown: without secrets, and with where it was taken from."""
+    reference = _reference(section, key)
+    if reference and "oc.env" in reference:
+        return reference
+    value = section[key]
+    text = MASK if is_secret_name(key) and isinstance(value, str) else redact_text(_yaml_text(value))
+    return f"{text} (from {reference})" if reference else text
+
+
+def _yaml_text(value: Any) -> str:
+    spelled = {True: "true", False: "false"}
+    return "null" if value is None else spelled[value] if isinstance(value, bool) else str(value)
+
+
+def _reference(section: DictConfig, key: str) -> str | None:
+    """The interpolation written at ``key``, if there is one."""
     node = section._get_node(key)
-    written = node._value() if node is not None and OmegaConf.is_interpolation(section, key) else section[key]
-    return MASK if is_secret_name(key) and isinstance(written, str) else redact_text(str(written))
+    return redact_text(str(node._value())) if OmegaConf.is_interpolation(section, key) else None  # type: ignore[union-attr]
 
 
 def _first_line(error: Exception) -> str:

@@ -110,7 +110,7 @@ def _parse(command: str, argv: Sequence[str], positional: str | None) -> Namespa
 def _check(command: str, args: Namespace, schemas: dict[str, str]) -> None:
     """Check the command line, and complete it by what names the job and its folders."""
     runs = not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
-    if runs or ((args.help or args.cfg) and args.overrides):
+    if runs or args.help or args.cfg:
         search_path = _search_path(args)
         plan = preflight(
             args.config_name,
@@ -139,8 +139,8 @@ def _search_path(args: Namespace) -> ConfigSearchPath:
 def _launch(command: str, args: Namespace, task: Task, records: bool) -> None:
     version.setbase("1.3")
     job = functools.update_wrapper(functools.partial(run_job, task, records), task)
-    # What hydra.main calls, without its reading of sys.argv: Lightning starts child processes by sys.argv, which
-    # therefore has to stay as it was typed, with the subcommand of the console script.
+    # What hydra.main calls, without its reading of sys.argv: Lightning starts child processes by sys.argv,
+    # which therefore has to stay as it was typed, with the subcommand of the console script.
     _run_hydra(args, args.parser, job, args.config_path, args.config_name)
 
 

@@ -65,23 +65,48 @@ def _explain(
         return _unreadable(error.override), error.override
     if isinstance(error, MissingConfigException):
         return _missing_option(error, overrides), None
-    parsed = {o.input_line: o for o in parse_overrides(loader, overrides) if o.input_line}
-    text = str(error)
-    for line, override in parsed.items():
-        key = override.key_or_group
-        if override.is_sweep_override() and f"'{line}'" in text and "Sweeping over" not in text:
-            remedy = f"add -m to run once per value, or write a list as '{key}=[...]'"
-            return Problem(key, _value(line), "several values for one run", remedy), line
-        if f"'{key}'" not in text and line not in text:
-            continue
-        if "Could not override" in text or "looks like a config group" in text:
-            return _unknown_key(key, compose, loader, [o for o in overrides if o != line]), line
-        return Problem(key, _value(line), _tidy(error)), line
+    for override in parse_overrides(loader, overrides):
+        line = override.input_line or ""
+        if found := _of_override(override, str(error), compose, loader, [o for o in overrides if o != line]):
+            return found, line
     return Problem("configuration", None, _tidy(error)), None
 
 
+def _of_override(
+    override: Override, text: str, compose: Compose, loader: ConfigLoaderImpl, others: list[str]
+) -> Problem | None:
+    """The problem of ``override`` if Hydra's ``text`` is about it."""
+    key, line = override.key_or_group, override.input_line or ""
+    if key and "Config group override must be" in text and not isinstance(override.value(), str | list):
+        options = _options(loader, key)
+        return (
+            Problem(key, _value(line), "has to be an option", f"choose one of {', '.join(options)}")
+            if options
+            else None
+        )
+    if f"Multiple values for {key}." in text or ("Could not append" in text and f"'{key}'" in text):
+        return Problem(key, None, "is there already", f"leave out the +: {redact_text(line.lstrip('+'))}")
+    if (
+        not any(f"'{named}'" in text for named in (key, line, f"{key}@{override.package}"))
+        and line not in text
+    ):
+        return None
+    if "Sweeping over Hydra" in text:
+        return Problem(key, _value(line), "a key of Hydra itself has one value for the whole sweep")
+    if override.is_sweep_override():
+        remedy = f"add -m to run once per value, or write a list as '{key}=[...]'"
+        return Problem(key, _value(line), "several values for one run", remedy)
+    if "Did you mean to override" in text or "looks like a config group" in text:
+        return Problem(
+            f"{key}@{override.package}", None, "unknown package", f"leave it out: {key}={_value(line)}"
+        )
+    if "Could not override" in text or "Could not delete" in text:
+        return _unknown_key(key, compose, loader, others)
+    return Problem(key, _value(line), text.splitlines()[0].rstrip("."))
+
+
 def _unreadable(text: str) -> Problem:
-    if "=" not in text:
+    if "=" not in text.lstrip("="):
         return Problem(redact_text(text), None, "an override is written key=value", "see --help for examples")
     key, value = text.split("=", 1)
     remedy = f"""quote a value that has special characters: '{key}="..."'"""
@@ -108,7 +133,8 @@ def _unknown_key(key: str, compose: Compose, loader: ConfigLoaderImpl, others: l
         cfg = compose(others)
     except (HydraException, OSError, ValueError):
         return Problem(key, None, "unknown key")
-    if options := _options(loader, key):
+    options = _options(loader, key)
+    if options and key not in cfg:
         return Problem(key, None, "not chosen by the defaults list", f"add it as +{key}={'|'.join(options)}")
     parent, names = "", key.split(".")
     while len(names) > 1:
@@ -118,6 +144,10 @@ def _unknown_key(key: str, compose: Compose, loader: ConfigLoaderImpl, others: l
         if not isinstance(below, DictConfig):
             break
         parent = f"{parent}.{names.pop(0)}".strip(".")
+    if len(names) == 1 and OmegaConf.select(cfg, key, throw_on_missing=False) is not None:
+        return Problem(
+            key, None, "holds keys of its own", f"choose an option or set its keys ({key}.KEY=...)"
+        )
     section = OmegaConf.select(cfg, parent) if parent else cfg
     known = [str(k) for k in section if k != "hydra" and not str(k).startswith("_")]
     choices = [*known, *_groups(loader)] if not parent else known

@@ -21,20 +21,20 @@ from caldpo.errors import CaldpoError
 
 SUMMARY = "summary.json"
 ERROR = "error.txt"
-RUNNING, COMPLETED, FAILED, INTERRUPTED = "running", "completed", "failed", "interrupted"
+RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 
 Task = Callable[[DictConfig], Any]
 
-# Worker processes of parallel launchers import this module with the task, and name the run's folder afterwards.
+# Worker processes of parallel launchers import this module with the task, and name the run's folder later.
 register_resolvers()
 
 
 def run_job(task: Task, records: bool, cfg: DictConfig) -> Any:
     """Run ``task(cfg)`` in the folder that Hydra made.
 
-    With ``records`` the folder's ``summary.json`` has a ``status`` (running, completed, failed, interrupted),
-    and after a failure an ``error``, and ``error.txt`` the traceback. In a sweep a failure is printed and the next
-    run starts; an interruption ends the sweep.
+    With ``records`` the folder's ``summary.json`` has a ``status`` (running, finished, failed, interrupted),
+    and after a failure an ``error``, and ``error.txt`` the traceback. In a sweep a failure is printed and the
+    next run starts; an interruption ends the sweep.
 
     Returns:
         What the task returns; None when it failed in a sweep of the basic sweeper.
@@ -61,7 +61,7 @@ def run_job(task: Task, records: bool, cfg: DictConfig) -> Any:
     except (KeyboardInterrupt, SystemExit) as stop:
         record.interrupted()
         raise SystemExit(_exit_code(stop)) from None
-    record.completed()
+    record.finished()
     return value
 
 
@@ -90,8 +90,8 @@ class _Record:
             self._error_file().unlink(missing_ok=True)
         self._merge({"status": RUNNING, "error": None})
 
-    def completed(self) -> None:
-        self._merge({"status": COMPLETED})
+    def finished(self) -> None:
+        self._merge({"status": FINISHED})
 
     def interrupted(self) -> None:
         self._merge({"status": INTERRUPTED})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def run_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
     Overrides of Hydra's own keys and of ``excluded`` keys are left out. A name beyond ``LONGEST`` characters
     is cut and ends in a hash of all of it.
     """
-    name = ",".join(filter(None, (_part(override, excluded) for override in overrides))) or "run"
+    name = ",".join(filter(None, (_part(override, tuple(excluded)) for override in overrides))) or "run"
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 9].rstrip('-.,')}-{_digest(overrides)}"
 
 
@@ -63,7 +64,8 @@ def naming_overrides(jobs: Sequence[Sequence[str]], subdir: str, *, all_known: b
     return added
 
 
-def _part(text: str, excluded: Sequence[str]) -> str:
+@functools.cache
+def _part(text: str, excluded: tuple[str, ...]) -> str:
     override = _parse(text)
     key = override.key_or_group
     if key in excluded or key.split(".")[0] == "hydra" or key.startswith("hydra/"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra import version
@@ -90,7 +91,9 @@ def _plan(
     master, problems = compose(RunMode.MULTIRUN, sweeps=multirun)
     multirun = multirun or (master is not None and master.hydra.mode == RunMode.MULTIRUN)
     if not multirun:
-        cfg, problems = compose(RunMode.RUN)
+        cfg = master
+        if not problems:
+            cfg, problems = compose(RunMode.RUN)  # only this one refuses several values for one key
         raise_problems([*problems, *(_of_run(cfg, schemas) if cfg is not None else [])])
         return Plan(multirun=False)
     if master is None:
@@ -98,7 +101,7 @@ def _plan(
     assert master is not None
     jobs, all_known, found = _jobs(loader, master)
     problems += found
-    for number, job in enumerate(jobs):
+    for number, job in _telling(loader, jobs):
         cfg, found = compose_or_explain(lambda given: loader.load_sweep_config(master, given), loader, job)
         problems += found
         if cfg is not None:
@@ -111,7 +114,7 @@ def _plan(
 def _of_run(cfg: DictConfig, schemas: Mapping[str, str], number: int = 0) -> list[Problem]:
     """The problems of one run's configuration, with the values that Hydra sets at its start in place."""
     with read_write(cfg.hydra), open_dict(cfg.hydra):
-        cfg.hydra.runtime.output_dir = os.getcwd()
+        cfg.hydra.runtime.output_dir = str(Path.cwd())
         cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
     HydraConfig.instance().set_config(cfg)
     return list(find_problems(cfg, schemas))
@@ -139,6 +142,33 @@ def _jobs(loader: ConfigLoaderImpl, master: DictConfig) -> tuple[list[list[str]]
     return BasicSweeper.split_arguments(parsed, None)[0], True, []
 
 
+def _telling(loader: ConfigLoaderImpl, jobs: list[list[str]]) -> Iterable[tuple[int, list[str]]]:
+    """The jobs that can show a problem which no earlier one shows, with their numbers.
+
+    What keys there are, and what their values may be, follows from the choice of groups: each other override
+    is composed once per choice, instead of once per combination with all others.
+    """
+    groups = {text for text in {t for job in jobs for t in job} if _chooses_group(loader, text)}
+    seen: set[tuple[frozenset[str], str]] = set()
+    telling = []
+    for number, job in enumerate(jobs):
+        choice = frozenset(job) & groups
+        news = {(choice, text) for text in [*job, ""]} - seen
+        if news:
+            telling.append((number, job))
+            seen |= news
+    if len(telling) <= 20:
+        return telling
+    from rich.progress import track
+
+    return track(telling, description="Checking the sweep", transient=True)
+
+
+def _chooses_group(loader: ConfigLoaderImpl, text: str) -> bool:
+    key = text.split("=")[0].lstrip("+~").split("@")[0]
+    return "." not in key and bool(loader.get_group_options(key))
+
+
 def _one_at_a_time(overrides: Sequence[Override]) -> Iterator[list[str]]:
     """Runs that show every value of every override once, for sweepers that choose combinations themselves."""
     values = {o.get_key_element(): _values(o) for o in overrides}
@@ -159,7 +189,7 @@ def _values(override: Override) -> list[str]:
 
 
 def _of_processes(cfg: DictConfig) -> list[Problem]:
-    """Several devices under a launcher of this machine: Lightning's child processes would repeat the sweep."""
+    """Several devices under a launcher of this machine: Lightning's child processes repeat the sweep."""
     launcher = str(cfg.hydra.launcher.get("_target_")).rpartition(".")[2]
     devices = OmegaConf.select(cfg, "trainer.devices")
     several = isinstance(devices, int) and not isinstance(devices, bool) and devices > 1

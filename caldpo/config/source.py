@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from caldpo.config import bounds
-from caldpo.config.values import is_config_type, suggest
+from caldpo.config.values import Section, is_config_type, is_section, suggest
 from caldpo.errors import CaldpoError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ class Parameter:
     @property
     def required(self) -> bool:
         """Whether the yaml has to give it. An object without a default (a model) is supplied by code."""
-        return self.checked and not self.has_default
+        return self.checked and not self.has_default and not is_section(self.annotation)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ class _Module:
                 return getattr(_LIBRARIES[source], original)
             if source.startswith("caldpo.") and (path := _module_file(source.split("."))):
                 return _parsed(path)[original]
-            raise KeyError(name)
+        if found := self.find_class(name):
+            return type(found[1].name, (Section,), {})
         if name in ("typing", "bool", "int", "float", "str", "list", "tuple", "dict"):
             return typing if name == "typing" else getattr(builtins, name)
         raise KeyError(name)

@@ -15,6 +15,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from caldpo.config.bounds import Bound, Pattern
 
+
+class Section:
+    """Base of stand-ins for classes of the package: a yaml gives one as a section with its ``_target_``."""
+
+
 _SEQUENCES = (list, tuple, Sequence)
 _MAPPINGS = (dict, Mapping)
 
@@ -23,12 +28,20 @@ def is_config_type(annotation: Any) -> bool:
     """Whether a yaml value can be held against ``annotation``; False for tensors, models and ``Any``."""
     if annotation in (bool, int, float, str, None, type(None), *_SEQUENCES, *_MAPPINGS):
         return True
+    if is_section(annotation):
+        return True
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         return all(is_config_type(member) for member in get_args(annotation))
     if origin is Annotated:
         return is_config_type(get_args(annotation)[0])
     return origin is Literal or origin in _SEQUENCES or origin in _MAPPINGS
+
+
+def is_section(annotation: Any) -> bool:
+    """Whether ``annotation`` is, or allows, an object that a section describes."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return any(isinstance(member, type) and issubclass(member, Section) for member in members)
 
 
 def problem(annotation: Any, value: Any) -> str | None:
@@ -46,6 +59,8 @@ def describe(annotation: Any) -> str:
         return names[annotation]
     if annotation in (None, type(None)):
         return "null"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"a section of its own keys ({annotation.__name__})"
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return f"one of {', '.join(_yaml(choice) for choice in arguments)}"
@@ -61,9 +76,9 @@ def describe(annotation: Any) -> str:
 
 
 def suggest(word: object, choices: Iterable[object]) -> str:
-    """``; did you mean X?`` for the choice closest to ``word``, or nothing when none is close."""
+    """`` (did you mean X?)`` for the choice closest to ``word``, or nothing when none is close."""
     near = difflib.get_close_matches(str(word), [_yaml(choice) for choice in choices], n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _fits(annotation: Any, value: Any) -> bool:
@@ -80,6 +95,8 @@ def _fits(annotation: Any, value: Any) -> bool:
         return isinstance(value, Real) and not isinstance(value, bool)
     if annotation is str:
         return isinstance(value, str)
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return isinstance(value, Mapping) and "_target_" in value
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         # True == 1 in Python, but not on the command line.

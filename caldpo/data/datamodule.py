@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,253 @@ from typing import Any, Literal
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import Fraction, NonNegativeInt, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.data.collate import PairBatches
-from caldpo.data.load import LoadReport, Rejection, load_pairs, write_rejections
+from caldpo.data.load import LoadReport, load_pairs, write_rejections
 from caldpo.data.loader import PairLoader
 from caldpo.data.pair import Message, PreferencePair
+from caldpo.data.prepare import account_for, require_scores, settle_shared_prompts, subset
 from caldpo.data.preview import print_preview
 from caldpo.data.report import DataReport, SplitReport, print_report
 from caldpo.data.rows import PairSource
 from caldpo.data.sampler import StepBatchSampler
-from caldpo.data.split import shared_prompts, split_by_prompt
+from caldpo.data.split import prompt_key, split_by_prompt
 from caldpo.data.template import read_template, require_template
-from caldpo.data.tokenize import tokenize_pairs
+from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.errors import CaldpoError
+
+REJECTED_ROWS = "rejected_rows.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutPrompt:
+    """A prompt of the test split to generate from.
+
+    Args:
+        prompt: the conversation or text as the data has it.
+        prompt_ids: its tokens, truncated as in training.
+        reference: the chosen response of its first pair.
+    """
+
+    prompt: str | tuple[Message, ...]
+    prompt_ids: list[int]
+    reference: str
+
+
+class PairDataModule(LightningDataModule):
+    """Preference pairs for training and validation.
+
+    The keys are explained in ``conf/data/base.yaml``. :meth:`prepare_pairs` does the work and stops at the
+    first problem; it is called before a model is loaded.
+
+    Raises:
+        CaldpoError: keys that contradict each other.
+    """
+
+    @validated
+    def __init__(
+        self,
+        *,
+        source: PairSource,
+        train: str,
+        test: str | None,
+        test_fraction: Fraction,
+        split_seed: NonNegativeInt,
+        max_train_pairs: PositiveInt | None,
+        max_test_pairs: PositiveInt | None,
+        max_length: PositiveInt,
+        max_prompt_length: PositiveInt,
+        chat_template: str | None,
+        on_invalid: Literal["error", "skip"],
+        on_degenerate: Literal["drop", "keep"],
+        on_reversed_scores: Literal["reject", "swap", "keep"],
+        on_shared_prompts: Literal["error", "drop_train", "keep"],
+        pairs_per_batch: PositiveInt,
+        eval_pairs_per_batch: PositiveInt,
+        drop_last: bool,
+        preview_pairs: NonNegativeInt,
+        num_workers: NonNegativeInt,
+        seed: NonNegativeInt,
+    ) -> None:
+        super().__init__()
+        if max_prompt_length >= max_length:
+            raise CaldpoError(
+                f"leaves a response no room beside a long prompt: it must be below data.max_length={max_length}",
+                key="data.max_prompt_length",
+                value=max_prompt_length,
+                remedy="take half of data.max_length, as the published settings do",
+            )
+        self.source, self.train, self.test = source, train, test
+        self.test_fraction, self.split_seed, self.seed = test_fraction, split_seed, seed
+        self.max_train_pairs, self.max_test_pairs = max_train_pairs, max_test_pairs
+        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        self.chat_template = chat_template
+        self.on_invalid, self.on_degenerate = on_invalid, on_degenerate
+        self.on_reversed_scores, self.on_shared_prompts = on_reversed_scores, on_shared_prompts
+        self.pairs_per_batch, self.eval_pairs_per_batch = pairs_per_batch, eval_pairs_per_batch
+        self.drop_last, self.preview_pairs, self.num_workers = drop_last, preview_pairs, num_workers
+        self._prepared: dict[str, TokenizedSplit] = {}
+        self._pad_id = 0
+
+    def prepare_pairs(
+        self, tokenizer: PreTrainedTokenizerBase, run_dir: Path, needs_scores: bool, loss_name: str
+    ) -> DataReport:
+        """Load, check, split and tokenise both splits, and announce them with a preview.
+
+        Writes ``rejected_rows.jsonl`` into ``run_dir``, and the named chat template, if any, into
+        ``tokenizer``, so that generation and the exported model use the same one.
+
+        Args:
+            tokenizer: the policy's.
+            run_dir: the run's folder; it exists.
+            needs_scores: whether the loss takes its targets from the pairs' scores.
+            loss_name: for the message if there are none.
+
+        Returns:
+            What became of the rows; its ``as_dict()`` goes into ``summary.json``.
+
+        Raises:
+            CaldpoError: rows that are no pairs, prompts in both splits, missing scores, a missing or broken
+                chat template, a split without pairs.
+        """
+        first_rank = rank_zero_only.rank == 0
+        console, progress = Console(quiet=not first_rank), Console(stderr=True, quiet=not first_rank)
+        if self.chat_template is not None:
+            tokenizer.chat_template = read_template(self.chat_template)
+        train, test, loads = self._load()
+        if needs_scores:
+            require_scores(train, loads[0].split, loss_name)
+            require_scores(test, loads[-1].split, loss_name)
+        train = settle_shared_prompts(train, test, loads[0], self.on_shared_prompts)
+        conversations = any(not isinstance(pair.prompt, str) for pair in (*train, *test))
+        if conversations:
+            require_template(tokenizer)
+        reports: dict[str, SplitReport] = {}
+        try:
+            for name, pairs, at_most, load in (
+                ("train", train, self.max_train_pairs, loads[0]),
+                ("test", test, self.max_test_pairs, loads[-1]),
+            ):
+                chosen = subset(pairs, at_most, self.split_seed)
+                split = tokenize_pairs(
+                    chosen,
+                    tokenizer,
+                    max_length=self.max_length,
+                    max_prompt_length=self.max_prompt_length,
+                    on_degenerate=self.on_degenerate,
+                    console=progress,
+                    label=f"Tokenising {name}",
+                )
+                account_for(split.rejections, load, len(split.pairs), self.on_invalid)
+                self._prepared[name] = split
+                reports[name] = SplitReport.of(split, left_out=len(pairs) - len(chosen))
+        finally:  # when it stops as well: the file says which rows to mend
+            if first_rank:
+                write_rejections(loads, run_dir / REJECTED_ROWS)
+        self._prepared["train"].sources.clear()  # the training texts are not needed again
+        pad = tokenizer.pad_token_id
+        self._pad_id = tokenizer.eos_token_id if pad is None else pad
+        report = DataReport(
+            source=self.source.name,
+            loads=loads,
+            train=reports["train"],
+            test=reports["test"],
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
+            template=(self.chat_template or "the tokenizer's chat template")
+            if conversations
+            else "plain text",
+        )
+        print_report(report, console)
+        print_preview(self._prepared["train"], tokenizer, self.preview_pairs, console)
+        return report
+
+    @property
+    def train_pairs(self) -> TokenizedPairs:
+        """The tokenised training split."""
+        return self._split("train").pairs
+
+    @property
+    def test_pairs(self) -> TokenizedPairs:
+        """The tokenised test split."""
+        return self._split("test").pairs
+
+    @property
+    def oracle(self) -> Callable[[str, str], float] | None:
+        """The source's known true reward of (prompt, response), where it has one."""
+        return getattr(self.source, "reward", None)
+
+    def origin(self, index: int, split: Literal["train", "test"] = "train") -> str:
+        """File and line, or split and row, of the pair at ``index`` (as in ``PairBatch.index``)."""
+        return self._split(split).pairs.origin(index)
+
+    def held_out_prompts(self, count: int) -> list[HeldOutPrompt]:
+        """The first ``count`` distinct prompts of the test split, in its order; all of them if it has fewer."""
+        split = self._split("test")
+        found: dict[str, HeldOutPrompt] = {}
+        for pair, tokens in zip(split.sources, split.pairs, strict=True):
+            if len(found) == count:
+                break
+            held_out = HeldOutPrompt(pair.prompt, tokens.prompt_ids, pair.chosen)
+            found.setdefault(prompt_key(pair.prompt), held_out)
+        return list(found.values())
+
+    def train_dataloader(self) -> PairLoader:
+        """This rank's training batches in an order of seed and epoch."""
+        accumulation = self.trainer.accumulate_grad_batches if self.trainer else 1
+        loader = self._loader("train", self.pairs_per_batch, accumulation, self.seed, self.drop_last)
+        if (dropped := loader.sampler.dropped) and loader.sampler.rank == 0:
+            Console().print(
+                Text(
+                    f"data.drop_last: {dropped:,} of {len(self.train_pairs):,} pairs are left out of each epoch"
+                )
+            )
+        return loader
+
+    def val_dataloader(self) -> PairLoader:
+        """This rank's share of the whole test split, in its order."""
+        return self._loader("test", self.eval_pairs_per_batch, accumulation=1, seed=None, drop_last=False)
+
+    def _load(self) -> tuple[list[PreferencePair], list[PreferencePair], list[LoadReport]]:
+        """Training pairs, test pairs, and one account for each split that was read."""
+        policies: dict[str, Any] = {
+            "on_invalid": self.on_invalid,
+            "on_degenerate": self.on_degenerate,
+            "on_reversed_scores": self.on_reversed_scores,
+        }
+        train, train_report = load_pairs(self.source, self.train, **policies)
+        if self.test is None:
+            return *split_by_prompt(train, self.test_fraction, self.split_seed), [train_report]
+        test, test_report = load_pairs(self.source, self.test, **policies)
+        return train, test, [train_report, test_report]
+
+    def _split(self, name: str) -> TokenizedSplit:
+        if name not in self._prepared:
+            raise RuntimeError("prepare_pairs has to be called first")
+        return self._prepared[name]
+
+    def _loader(
+        self, name: str, pairs_per_batch: int, accumulation: int, seed: int | None, drop_last: bool
+    ) -> PairLoader:
+        pairs = self._split(name).pairs
+        ranks = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
+        sampler = StepBatchSampler(
+            len(pairs),
+            pairs_per_batch,
+            accumulation=accumulation,
+            world_size=ranks["num_replicas"],
+            rank=ranks["rank"],
+            seed=seed,
+            drop_last=drop_last,
+        )
+        return PairLoader(
+            PairBatches(pairs, self._pad_id),
+            sampler,
+            workers=self.num_workers,
+            pin_memory=bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda",
+        )

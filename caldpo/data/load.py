@@ -107,6 +107,7 @@ def load_pairs(
     on_invalid: OnInvalid = "error",
     on_degenerate: OnDegenerate = "drop",
     on_reversed_scores: OnReversedScores = "reject",
+    console: Console | None = None,
 ) -> tuple[list[PreferencePair], LoadReport]:
     """Read a split whole and keep its usable pairs, in order.
 
@@ -115,10 +116,11 @@ def load_pairs(
         split: what to ask the source for.
         on_invalid: ``error`` reads to the end and then names every unreadable line and unusable row;
             ``skip`` leaves them out and reports them.
-        on_degenerate: ``drop`` leaves out pairs without signal, whatever ``on_invalid`` says; ``keep`` keeps and
-            counts them (the differences in a loss are then 0, never NaN).
+        on_degenerate: ``drop`` leaves out pairs without signal, whatever ``on_invalid`` says; ``keep`` keeps
+            and counts them (the differences in a loss are then 0, never NaN).
         on_reversed_scores: of pairs whose rejected score is the higher one: ``reject`` makes them unusable
             rows, ``swap`` exchanges the sides, ``keep`` trusts the label over the scores.
+        console: where the progress bar goes if that is a terminal; None is stderr.
 
     Returns:
         The pairs, each with its origin, and the account of all rows.
@@ -129,7 +131,7 @@ def load_pairs(
     report, pairs, degenerate = LoadReport(split), [], DegeneracyCheck()
     kept_formats: Counter[str] = Counter()
     kept_degenerate: Counter[str] = Counter()
-    for raw in _progress(source.rows(split), split):
+    for raw in _progress(source.rows(split), split, console or Console(stderr=True)):
         report.rows += 1
         try:
             pair, format_name = _parse(raw)
@@ -224,9 +226,8 @@ def _listed(counts: dict[str, int]) -> str:
     return "; ".join(f"{n:,} {reason}" for reason, n in counts.items())
 
 
-def _progress(rows: Iterator[RawRow], split: str) -> Iterable[RawRow]:
+def _progress(rows: Iterator[RawRow], split: str, console: Console) -> Iterable[RawRow]:
     """Show a bar of unknown length on a terminal; say nothing in a log file."""
-    console = Console(stderr=True)
     return track(
         rows, f"Reading {Path(split).name}", console=console, transient=True, disable=not console.is_terminal
     )

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from caldpo.data.tokenize import TokenizedSplit
 
 HEAD, TAIL = 24, 24  # tokens shown of each end of a text
-PROMPT_STYLE, LOSS_STYLE = "dim", "bold green"
+LOSS_STYLE = "bold green"
 
 
 def print_preview(
@@ -24,48 +24,62 @@ def print_preview(
     shown = split.pairs[:count]
     if not shown:
         return
-    console.print(
-        Text.assemble(
-            "Tokenised pairs: the prompt as plain text, ", ("[tokens][in][brackets]", LOSS_STYLE), " bear the loss"
-        )
-    )
-    eos = tokenizer.eos_token_id
+    heading = Text("Tokenised pairs: the prompt as text, tokens that bear the loss in ")
+    console.print(heading.append("[brackets]", LOSS_STYLE))
     for pair in shown:
         console.print(Text(f"pair {pair.index} ({pair.origin})", style="bold"))
-        cut = ", cut from the left" if pair.index in split.cut_prompts else ""
-        console.print(_line("prompt", pair.prompt_ids, cut, tokenizer, bears_loss=False))
+        cut = pair.index in split.cut_prompts
+        line = _line("prompt", pair.prompt_ids, "cut from the left" if cut else "")
+        _append(line, pair.prompt_ids, 0, tokenizer, bears_loss=False)
+        console.print(line, soft_wrap=True)
         for name, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
-            cut = "" if ids[-1] == eos else ", cut from the right"
-            console.print(_line(name, ids, cut, tokenizer, bears_loss=True))
+            cut = ids[-1] != tokenizer.eos_token_id
+            line = _line(name, ids, "cut from the right" if cut else "")
+            # The last prompt token as context: alone, a text would lose its leading space in some tokenizers.
+            _append(line, pair.prompt_ids[-1:] + ids, 1, tokenizer, bears_loss=True)
+            console.print(line, soft_wrap=True)
 
 
-def pieces(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text each token adds to those before it; a token without text of its own by its vocabulary name.
+def pieces(ids: Sequence[int], start: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text that each token from ``start`` on adds to those before it.
 
-    Control characters are escaped, so that data cannot move the cursor or colour the terminal.
+    A token without readable text of its own (one byte of a longer character, a space that decoding swallows)
+    is given by its name in the vocabulary. Control characters are escaped: data must not drive the terminal.
     """
-    result, before = [], ""
-    for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    result = []
+    before = _decode(tokenizer, ids[:start])
+    for place in range(start, len(ids)):
+        text = _decode(tokenizer, ids[: place + 1])
         added = text[len(before) :] if text.startswith(before) else ""
-        if not added or "\ufffd" in added:  # a lone byte of a longer character, or a swallowed space
-            added = str(tokenizer.convert_ids_to_tokens(int(ids[end - 1])))
+        if not added or "\ufffd" in added:
+            added = str(tokenizer.convert_ids_to_tokens(ids[place]))
         result.append("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in added))
         before = text
     return result
 
 
-def _line(
-    name: str, ids: Sequence[int], note: str, tokenizer: PreTrainedTokenizerBase, *, bears_loss: bool
-) -> Text:
-    head, tail, left_out = ids, ids[:0], len(ids) - HEAD - TAIL
-    if left_out > 0:
-        head, tail = ids[:HEAD], ids[-TAIL:]
-    line = Text.assemble((f"  {name:<8} ", "bold"), f"{len(ids):>5} tokens{note}: ")
-    for part in (head, tail):
-        shown = pieces(part, tokenizer)
-        if part is tail and left_out > 0:
-            line.append(f" ... {left_out} tokens ... ", style="italic")
-        text = "".join(f"[{piece}]" for piece in shown) if bears_loss else "".join(shown)
-        line.append(text, style=LOSS_STYLE if bears_loss else PROMPT_STYLE)
-    return line
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _line(name: str, ids: Sequence[int], note: str) -> Text:
+    return Text.assemble((f"  {name:<8} ", "bold"), f"{len(ids)} tokens{', ' if note else ''}{note}: ")
+
+
+def _append(
+    line: Text, ids: Sequence[int], start: int, tokenizer: PreTrainedTokenizerBase, *, bears_loss: bool
+) -> None:
+    """Add the tokens from ``start`` on to ``line``, without the middle of a long text."""
+
+    def add(texts: list[str]) -> None:
+        line.append(
+            "".join(f"[{t}]" if bears_loss else t for t in texts), LOSS_STYLE if bears_loss else "dim"
+        )
+
+    left_out = len(ids) - start - HEAD - TAIL
+    if left_out <= 0:
+        add(pieces(ids, start, tokenizer))
+        return
+    add(pieces(ids[: start + HEAD], start, tokenizer))
+    line.append(f" ... {left_out} tokens ... ", "italic")
+    add(pieces(ids[-TAIL - 1 :], 1, tokenizer))

@@ -15,7 +15,8 @@ class RawRow:
     trusted (a key given twice) has both. Every other row has a ``value`` alone.
 
     Args:
-        origin: where the row stands, ``train.jsonl:12`` or ``train_prefs[12]``; lines count from 1, rows from 0.
+        origin: where the row stands, ``train.jsonl:12`` or ``train_prefs[12]``; lines count from 1,
+            rows from 0.
         value: the parsed row; None where there is none.
         error: what is wrong with it, one phrase for a person; None where it was read well.
     """

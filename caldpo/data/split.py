@@ -16,7 +16,9 @@ def prompt_key(prompt: str | Sequence[Message]) -> str:
     Letter case, Unicode composition and the amount of white space do not count.
     """
     turns = [("", prompt)] if isinstance(prompt, str) else [(m["role"], m["content"]) for m in prompt]
-    normal = [(role, " ".join(unicodedata.normalize("NFKC", body).casefold().split())) for role, body in turns]
+    normal = [
+        (role, " ".join(unicodedata.normalize("NFKC", body).casefold().split())) for role, body in turns
+    ]
     return hashlib.blake2b(repr(normal).encode(), digest_size=16).hexdigest()
 
 
@@ -71,7 +73,7 @@ def shared_prompts(
     Returns:
         From the prompt's key to the origins of its first pair in ``train`` and in ``test``; empty is good.
     """
-    first = {}
+    first: dict[str, str] = {}
     for pair in train:
         first.setdefault(prompt_key(pair.prompt), pair.origin)
     shared: dict[str, tuple[str, str]] = {}

@@ -52,6 +52,7 @@ class TokenizedSplit:
 
     Args:
         pairs: those that were kept.
+        sources: what they were made of, in the same order.
         counts: see :class:`TokenCounts`.
         rejections: pairs that the template refuses (kind ``row``) and pairs whose two responses are the same
             tokens and that were to be dropped (kind ``degenerate``).
@@ -59,6 +60,7 @@ class TokenizedSplit:
     """
 
     pairs: TokenizedPairs
+    sources: list[PreferencePair]
     counts: TokenCounts
     rejections: list[Rejection]
     cut_prompts: frozenset[int]
@@ -98,7 +100,7 @@ def tokenize_pairs(
     starts = range(0, len(pairs), CHUNK)
     chunks = (pairs[i : i + CHUNK] for i in track(starts, description=label, console=console, transient=True))
     kept = TokenizedPairs(pair for chunk in chunks for pair in worker.tokenize(chunk))
-    return TokenizedSplit(kept, worker.counts, worker.rejections, frozenset(worker.cut_prompts))
+    return TokenizedSplit(kept, worker.kept, worker.counts, worker.rejections, frozenset(worker.cut_prompts))
 
 
 def truncate(
@@ -178,7 +180,7 @@ class _Worker:
     counts: TokenCounts = field(default_factory=TokenCounts)
     rejections: list[Rejection] = field(default_factory=list)
     cut_prompts: set[int] = field(default_factory=set)
-    kept: int = 0
+    kept: list[PreferencePair] = field(default_factory=list)
     leading: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -195,7 +197,7 @@ class _Worker:
         ids = iter(_encode(self.tokenizer, texts) if texts else [])
         for (pair, texts_of_pair), prompt, chosen, rejected in zip(rendered, ids, ids, ids, strict=True):
             if (tokens := self._pair(pair, texts_of_pair, prompt, chosen, rejected)) is not None:
-                self.kept += 1
+                self.kept.append(pair)
                 yield tokens
 
     def _pair(
@@ -230,10 +232,9 @@ class _Worker:
                 self.rejections.append(Rejection(pair.origin, "degenerate", reason))
                 return None
         if len(cut_prompt) < len(prompt):
-            self.cut_prompts.add(self.kept)
-        return TokenizedPair(
-            cut_prompt, chosen, rejected, pair.score_chosen, pair.score_rejected, self.kept, pair.origin
-        )
+            self.cut_prompts.add(len(self.kept))
+        scores = pair.score_chosen, pair.score_rejected
+        return TokenizedPair(cut_prompt, chosen, rejected, *scores, len(self.kept), pair.origin)
 
     def _response(self, texts: RenderedPair, prompt: list[int], joint: list[int], text: str) -> list[int]:
         if joint[: len(prompt)] == prompt:

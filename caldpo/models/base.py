@@ -34,7 +34,9 @@ def prepare_for_training(
     with a reference that has none, and noise in them is noise in the implicit reward.
     """
     if gradient_checkpointing:
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # renamed in transformers 5; both names take torch.utils.checkpoint's keywords first
+        enable = getattr(policy, "activation_checkpointing_enable", None) or policy.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if not dropout:
         for module in policy.modules():
             if isinstance(module, nn.Dropout):

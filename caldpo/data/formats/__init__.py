@@ -5,7 +5,8 @@ To add one, say ``ranked``:
 1. ``caldpo/data/formats/ranked.py`` with ``matches(row) -> bool`` (by the columns alone; no other format may
    match the same row) and ``parse(row) -> PreferencePair`` (raising :class:`~caldpo.data.rows.RowError`).
    The file is found by being there; nothing else names it.
-2. ``conf/data/ranked.yaml`` that says where its data lies. Files need none: ``data=local`` detects the format.
+2. ``conf/data/ranked.yaml`` that says where its data lies. Files of one's own need none: ``data=local``
+   detects the format.
 3. A row and the pair it must give in ``tests/data/test_formats.py``; a test there asserts none is missing.
 """
 

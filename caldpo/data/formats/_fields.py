@@ -78,7 +78,7 @@ def is_encoded_conversation(value: str) -> bool:
 
 def decode_conversation(value: str) -> list[Any] | None:
     """The list of messages that a text encodes as JSON, or None when it encodes something else."""
-    if not value.lstrip()[:1] == "[" or '"role"' not in value:
+    if value.lstrip()[:1] != "[" or '"role"' not in value:
         return None
     try:
         decoded = json.loads(value)

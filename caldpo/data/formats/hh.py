@@ -1,9 +1,10 @@
 """Anthropic HH transcripts: ``chosen`` and ``rejected`` as whole dialogues in plain text.
 
-A dialogue reads ``\\n\\nHuman: ...\\n\\nAssistant: ...``. The prompt is the text up to and including the last
-``\\n\\nAssistant:``, the response is what follows, its leading space included: joined they give back the transcript.
-Both sides must have the same prompt. Cutting the rejected side at the chosen prompt's length would leave garbage in
-the rows where the dialogues part at an earlier turn, so each side is cut by itself and the prompts are compared.
+A dialogue reads ``\\n\\nHuman: ...\\n\\nAssistant: ...``. The prompt is the text up to and
+including the last ``\\n\\nAssistant:``, the response is what follows, its leading space included: joined they
+give back the transcript. Both sides must have the same prompt. Cutting the rejected side at the chosen
+prompt's length would leave garbage where the dialogues part at an earlier turn, so each side is cut by itself
+and the prompts are compared.
 Two assistant turns in a row are kept: both sides have them, and a text prompt needs no alternation.
 
 Bai et al. 2022, Training a Helpful and Harmless Assistant; the cut is the one of Rafailov et al. 2023.

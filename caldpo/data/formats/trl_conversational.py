@@ -1,7 +1,8 @@
 """TRL's conversational preference format, with an explicit or an implicit prompt.
 
 Explicit: ``prompt`` is a list of messages, ``chosen`` and ``rejected`` each hold one assistant message.
-Implicit: there is no ``prompt``; ``chosen`` and ``rejected`` are whole conversations that differ in their last turn.
+Implicit: there is no ``prompt``; ``chosen`` and ``rejected`` are whole conversations that differ in their
+last turn.
 https://huggingface.co/docs/trl/dataset_formats
 """
 
@@ -40,5 +41,7 @@ def parse(row: Row) -> PreferencePair:
 def _response(row: Row, column: str) -> str:
     found = messages(row, column)
     if len(found) != 1 or found[0]["role"] != "assistant":
-        raise RowError(f"`{column}` must hold one assistant message ({', '.join(m['role'] for m in found[:8])})")
+        raise RowError(
+            f"`{column}` must hold one assistant message ({', '.join(m['role'] for m in found[:8])})"
+        )
     return found[0]["content"]

@@ -1,15 +1,13 @@
 """TRL's standard preference format: plain texts, with an explicit or an implicit prompt.
 
-Explicit: ``prompt``, ``chosen`` and ``rejected`` are texts; a response follows its prompt character by character,
-so ``"The sky is"`` and ``" blue."`` carry the space between them.
-Implicit: there is no ``prompt``; it is the longest common beginning of ``chosen`` and ``rejected``, cut back to the
-last place that splits no word, with a space at its end given to the responses.
+Explicit: ``prompt``, ``chosen`` and ``rejected`` are texts; a response follows its prompt character by
+character, so ``"The sky is"`` and ``" blue."`` carry the space between them.
+Implicit: there is no ``prompt``; it is the longest common beginning of ``chosen`` and ``rejected``, cut back
+to the last place that splits no word, with a space at its end given to the responses.
 https://huggingface.co/docs/trl/dataset_formats
 """
 
 from __future__ import annotations
-
-import os.path
 
 from caldpo.data.formats import Row
 from caldpo.data.formats._fields import scores, text
@@ -48,8 +46,8 @@ def common_prompt(chosen: str, rejected: str) -> str:
     'The sky is'
     """
     # One character less than the shorter text, so that neither response is empty.
-    shortest = min(len(chosen), len(rejected))
-    longest = min(len(os.path.commonprefix([chosen, rejected])), max(shortest - 1, 0))
+    most = max(min(len(chosen), len(rejected)) - 1, 0)
+    longest = next((i for i in range(most) if chosen[i] != rejected[i]), most)
     end = longest
     while end > 0 and any(_splits_word(side, end) for side in (chosen, rejected)):
         end -= 1

@@ -34,18 +34,20 @@ def read_jsonl(path: Path) -> Iterator[RawRow]:
 def read_json(path: Path) -> Iterator[RawRow]:
     """A list of rows, or JSON lines under the name ``.json`` (told apart by the first character)."""
     with open_bytes(path) as handle:
-        if handle.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
-            yield from read_jsonl(path)
-            return
+        is_list = handle.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
         handle.seek(0)
-        try:
-            rows = _decode(handle.read().decode("utf-8").removeprefix("\ufeff"))
-        except (ValueError, RecursionError) as error:
-            raise CaldpoError(
-                f"no JSON list of rows ({_why(error)})",
-                key=str(path),
-                remedy="mend the file; as JSON lines (.jsonl) it would be read up to and beyond its bad rows",
-            ) from error
+        text = handle.read() if is_list else b""
+    if not is_list:
+        yield from read_jsonl(path)
+        return
+    try:
+        rows = _decode(text.decode("utf-8").removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        raise CaldpoError(
+            f"no JSON list of rows ({_why(error)})",
+            key=str(path),
+            remedy="mend the file; as JSON lines (.jsonl) a fault would cost its line alone",
+        ) from error
     for i, row in enumerate(rows):
         yield _checked(row, f"{path}[{i}]")
 
@@ -93,7 +95,9 @@ def _checked(value: Any, origin: str) -> RawRow:
         names = {type(None): "null", bool: "a boolean", str: "text", list: "a list"}
         return RawRow(origin, None, f"not a JSON object (but {names.get(type(value), 'a number')})")
     repeated = _find_repeated(value)
-    return RawRow(origin, value, None if repeated is None else f"a key stands twice in an object ({repeated!r})")
+    return RawRow(
+        origin, value, None if repeated is None else f"a key stands twice in an object ({repeated!r})"
+    )
 
 
 def _find_repeated(value: Any) -> str | None:

@@ -46,8 +46,8 @@ def read_csv(path: Path) -> Iterator[RawRow]:
     """The rows of a comma-separated file with a header; a row's origin is the line on which it begins.
 
     All cells are text, but for two cases in which csv has no other way to say it: ``score_chosen`` and
-    ``score_rejected`` are numbers, and a ``prompt``, ``chosen`` or ``rejected`` cell that is the JSON of a list of
-    messages is that list.
+    ``score_rejected`` are numbers, and a ``prompt``, ``chosen`` or ``rejected`` cell that is the JSON of a
+    list of messages is that list.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL))
     with open_bytes(path) as handle:

@@ -28,7 +28,7 @@ class LocalFiles:
     name = "local"
 
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yields the rows of one file, in its order and without holding it in memory (but for a ``.json`` list).
+        """Yields the rows of one file in order, without holding it in memory (a ``.json`` list apart).
 
         Args:
             split: path of the file, relative to the working directory or absolute; ``~`` is understood.
@@ -83,7 +83,11 @@ def _neighbours(path: Path) -> str:
 def _listing(folder: Path) -> str:
     names = _data_files(folder)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"; data files in {folder}: {', '.join(names[:5])}{more}" if names else f"; {folder} has no data files"
+    return (
+        f"; data files in {folder}: {', '.join(names[:5])}{more}"
+        if names
+        else f"; {folder} has no data files"
+    )
 
 
 def _data_files(folder: Path) -> list[str]:

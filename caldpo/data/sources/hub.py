@@ -19,8 +19,8 @@ _BATCH = 1000  # rows decoded at a time
 class HubDataset:
     """Reads splits with ``datasets``; the row format is detected row by row.
 
-    A token for gated data comes from ``HF_TOKEN`` or ``hf auth login``, never from the configuration, so it cannot
-    end up in a run's files. Without network, splits that were loaded before are read from the cache.
+    A token for gated data comes from ``HF_TOKEN`` or ``hf auth login``, never from the configuration, so it
+    cannot end up in a run's files. Without network, splits that were loaded before are read from the cache.
 
     Args:
         path: hub id (``owner/name``) or a local folder of parquet or jsonl files named after their splits.

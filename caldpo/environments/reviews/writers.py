@@ -69,9 +69,9 @@ WRITERS: dict[str, Writer] = {
     ),
     "plain": Writer(
         lengths=(2, 3, 3, 4),
-        on_topic=0.75,
+        on_topic=0.85,
         repeats=0.1,
-        agrees=0.6,
+        agrees=0.7,
         neutral=0.25,
         strong=0.3,
         emphasis=0.4,

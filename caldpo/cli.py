@@ -1,0 +1,49 @@
+"""The ``caldpo`` console script: ``caldpo train ...`` is ``python -m caldpo.train ...``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from caldpo import __version__
+from caldpo.config.values import suggest
+
+_COMMANDS = {
+    "train": ("caldpo.train", "train a policy with one loss, or a sweep of them"),
+    "compare": ("caldpo.compare.__main__", "report, table and picture of a sweep's runs"),
+}
+_USAGE = """usage: caldpo COMMAND [arguments]
+
+Commands (each has its own --help)
+{commands}
+
+  caldpo --version shows the version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Hand the arguments after the command's name to that command.
+
+    Raises:
+        SystemExit: with 2 on an unknown command, else as the command does.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        print(_usage())
+        return
+    if command == "--version":
+        print(f"caldpo {__version__}")
+        return
+    if command not in _COMMANDS:
+        choices = ", ".join(_COMMANDS)
+        print(
+            f"error: {command}: no such command{suggest(command, _COMMANDS)} (of {choices})", file=sys.stderr
+        )
+        raise SystemExit(2)
+    importlib.import_module(_COMMANDS[command][0]).main(arguments[1:])
+
+
+def _usage() -> str:
+    return _USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, (_, text) in _COMMANDS.items()))

@@ -1,0 +1,93 @@
+"""What was compared, in words: taken from the runs' own files, and saying so where runs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from caldpo.compare.collect import flatten
+from caldpo.compare.grouping import Setting
+from caldpo.compare.run import Run
+
+# Parts of the configuration in which settings of a comparison of losses are meant to differ.
+LOSS_KEYS = ("loss", "loss_name", "reward_beta")
+
+
+def finished_runs(settings: Iterable[Setting]) -> list[Run]:
+    """Every run whose figures count."""
+    return [run for setting in settings for run in setting.finished]
+
+
+def varied(runs: Iterable[Run], read: Callable[[Run], Any], limit: int = 4) -> str | None:
+    """What ``read`` finds in the runs: one value, or the distinct ones joined; None where it finds nothing."""
+    found = list(dict.fromkeys(text for run in runs if (value := read(run)) is not None and (text := str(value))))
+    if not found:
+        return None
+    return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
+
+
+def choice(runs: Iterable[Run], group: str) -> str | None:
+    """The option of a config group, else the name of its target."""
+
+    def read(run: Run) -> Any:
+        return run.choices.get(group) or str(run.resolved.get(f"{group}._target_", "")).rpartition(".")[2]
+
+    return varied(runs, read)
+
+
+def steps(runs: Iterable[Run]) -> str | None:
+    """Optimiser steps, as the summary says or as the last row of metrics shows."""
+    return varied(runs, lambda run: run.summary.get("steps", run.last_step))
+
+
+def headline(settings: Sequence[Setting]) -> str:
+    """Data, model and steps on one line, for titles."""
+    runs = finished_runs(settings)
+    parts = {"data": choice(runs, "data"), "model": choice(runs, "model")}
+    said = [f"{name} {value}" for name, value in parts.items() if value]
+    return " · ".join([*said, f"{steps(runs) or 'unknown'} steps"])
+
+
+def seeds_text(settings: Sequence[Setting]) -> str:
+    """Over how many seeds means are taken."""
+    counts = sorted({setting.seeds for setting in settings})
+    if counts == [1]:
+        return "1 seed"
+    if len(counts) == 1:
+        return f"mean over {counts[0]} seeds"
+    return f"mean over {counts[0]} to {counts[-1]} seeds"
+
+
+def beta_text(settings: Sequence[Setting]) -> str:
+    """The factor between log-ratios and rewards: one for all, or each run's own."""
+    found = {run.number("reward_beta") for run in finished_runs(settings)} - {None}
+    betas = sorted(value for value in found if value is not None)
+    if not betas:
+        return "β × nats"
+    if len(betas) == 1:
+        return f"β × nats, β = {betas[0]:g}"
+    return f"β × nats, each run's own β, {betas[0]:g} to {betas[-1]:g}"
+
+
+def shared_facts(runs: Sequence[Run], part: str) -> dict[str, str]:
+    """Plain entries of a part of ``summary.json`` (``versions``), flat; values that differ are all named."""
+    entries = [flatten(run.summary.get(part, {})) for run in runs]
+    keys = dict.fromkeys(key for found in entries for key, value in found.items() if _is_plain(value))
+    return {
+        key: text
+        for key in keys
+        if (text := varied(runs, lambda run, key=key: flatten(run.summary.get(part, {})).get(key))) is not None
+    }
+
+
+def unfair_differences(differing: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Of the configuration keys in which settings differ, those outside the loss."""
+    return {
+        key: values
+        for key, values in differing.items()
+        if not any(key == part or key.startswith(f"{part}.") for part in LOSS_KEYS)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float) and "\n" not in str(value)

@@ -1,0 +1,88 @@
+"""How settings are told apart in figures, and how axes keep an outlier from crushing the others."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from caldpo.compare.grouping import Setting
+
+# Paul Tol's "muted" scheme (SRON/EPS/TN/09-002), made to be told apart under colour blindness, and black.
+COLOURS = (
+    "#332288", "#CC6677", "#117733", "#88CCEE", "#AA4499", "#DDCC77", "#882255", "#44AA99", "#000000", "#999933",
+)  # fmt: skip
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+MARKERS = "osD^vPX*<>"  # a second cue beside the colour
+
+# An axis turns logarithmic where its largest curve exceeds the median one by this factor.
+CRUSHING = 6.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, dash pattern and marker of one setting, the same in every figure of a report."""
+
+    colour: str
+    dash: Any
+    marker: str
+
+
+def looks(settings: Sequence[Setting]) -> list[Look]:
+    """A look per setting: a colour per loss and a dash pattern per variant of it.
+
+    With a single loss, or more variants of one than there are dash patterns, a colour per setting.
+    """
+    losses = list(dict.fromkeys(setting.loss for setting in settings))
+    variants = Counter(setting.loss for setting in settings)
+    if len(losses) == 1 or max(variants.values(), default=0) > len(DASHES):
+        return [_look(i, i // len(COLOURS)) for i in range(len(settings))]
+    seen: Counter[str] = Counter()
+    result = []
+    for setting in settings:
+        place = losses.index(setting.loss)
+        result.append(_look(place, place // len(COLOURS) + seen[setting.loss]))
+        seen[setting.loss] += 1
+    return result
+
+
+def linear_limit(extents: Sequence[float]) -> float | None:
+    """Up to which absolute value a symmetric logarithmic axis is to be linear; None for a linear axis.
+
+    Args:
+        extents: largest absolute value of each curve.
+    """
+    sizes = sorted(size for size in extents if math.isfinite(size) and size > 0)
+    if len(sizes) < 3:
+        return None
+    median = sizes[len(sizes) // 2]
+    return round_up(median) if sizes[-1] > CRUSHING * median else None
+
+
+def round_up(value: float) -> float:
+    """The next of ..., 0.5, 1, 2, 5, 10, ... at or above a positive ``value``."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= value * (1 - 1e-9))
+
+
+def set_symmetric_log(axes: Axes, limit: float) -> None:
+    """A vertical axis that is linear within ``+-limit`` and logarithmic beyond, with ticks people can read."""
+    low, high = axes.get_ylim()
+    axes.set_yscale("symlog", linthresh=limit, linscale=1.0)
+    axes.set_ylim(low, high)
+    sizes = [limit * digit * 10**power for power in range(8) for digit in (1, 3)] + [limit / 2]
+    ticks = [0.0, *sizes, *(-size for size in sizes)]
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+
+
+def _look(colour: int, dash: int) -> Look:
+    return Look(
+        COLOURS[colour % len(COLOURS)], DASHES[dash % len(DASHES)], MARKERS[(colour + dash) % len(MARKERS)]
+    )

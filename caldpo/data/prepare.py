@@ -1,0 +1,117 @@
+"""Checks and choices between loaded pairs and tokens, each a function of its arguments."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+from caldpo.data.load import LoadReport, Rejection
+from caldpo.data.pair import PreferencePair
+from caldpo.data.split import prompt_key, shared_prompts
+from caldpo.errors import CaldpoError
+
+_SHOWN = 5  # rows named in a message
+
+
+def require_scores(pairs: Sequence[PreferencePair], split: str, loss_name: str) -> None:
+    """Check that every pair has both ground-truth rewards.
+
+    Raises:
+        CaldpoError: naming the loss and how many pairs have none.
+    """
+    missing = [pair for pair in pairs if not pair.has_scores]
+    if missing:
+        raise CaldpoError(
+            f"loss {loss_name} takes its targets from the data's scores, and {len(missing):,} of {len(pairs):,} "
+            f"pairs of {split} have none, first {missing[0].origin}",
+            key="loss.targets",
+            value="scores",
+            remedy="set loss.targets=half, or give every row score_chosen and score_rejected",
+        )
+
+
+def settle_shared_prompts(
+    train: list[PreferencePair],
+    test: list[PreferencePair],
+    report: LoadReport,
+    policy: Literal["error", "drop_train", "keep"],
+) -> list[PreferencePair]:
+    """The training pairs under the policy for prompts that the test split has too.
+
+    Args:
+        train, test: pairs of the two splits.
+        report: of the training split; what is dropped is entered there.
+        policy: stop, drop such training pairs, or keep them.
+
+    Raises:
+        CaldpoError: under ``error`` if there is such a prompt; under ``drop_train`` if nothing is left.
+    """
+    if policy == "keep" or not (shared := shared_prompts(train, test)):
+        return train
+    if policy == "error":
+        examples = "".join(f"\n    {a} and {b}" for a, b in list(shared.values())[:_SHOWN])
+        raise CaldpoError(
+            f"{len(shared):,} prompts of the test split are in the training split too, so the test would reward "
+            f"memory; for instance{examples}",
+            key="data.on_shared_prompts",
+            value=policy,
+            remedy="set data.on_shared_prompts=drop_train, or let one file be split by prompt with data.test=null",
+        )
+    kept = []
+    for pair in train:
+        if prompt_key(pair.prompt) in shared:
+            reason = "the test split has the same prompt"
+            report.rejections.append(Rejection(pair.origin, "filtered", reason))
+        else:
+            kept.append(pair)
+    report.kept = len(kept)
+    if not kept:
+        raise CaldpoError(
+            f"leaves nothing: all {len(train):,} training pairs have a prompt of the test split",
+            key="data.on_shared_prompts",
+            value=policy,
+            remedy="give data.train and data.test different prompts",
+        )
+    return kept
+
+
+def subset(pairs: list[PreferencePair], at_most: int | None, seed: int) -> list[PreferencePair]:
+    """``at_most`` pairs drawn without replacement, in their order; all of them for None.
+
+    The draw is a function of the seed and the number of pairs alone.
+    """
+    if at_most is None or at_most >= len(pairs):
+        return pairs
+    return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), at_most))]
+
+
+def account_for(rejections: list[Rejection], report: LoadReport, kept: int, on_invalid: str) -> None:
+    """Enter what tokenisation left out into the split's account.
+
+    Args:
+        rejections: of tokenisation.
+        report: of the split, or of the file both splits were cut from.
+        kept: tokenised pairs of the split that are left.
+        on_invalid: whether a conversation that the template refuses stops the run.
+
+    Raises:
+        CaldpoError: such a conversation under ``error``; no pair left under either setting.
+    """
+    report.rejections.extend(rejections)
+    report.kept -= len(rejections)
+    refused = [r for r in rejections if r.kind == "row"]
+    if not (refused and on_invalid == "error") and kept:
+        return
+    named = refused or rejections
+    listed = "".join(f"\n    {r.origin}: {r.reason}" for r in named[:_SHOWN])
+    more = f"\n    ... and {len(named) - _SHOWN:,} more" if len(named) > _SHOWN else ""
+    what = (
+        f"{len(named):,} pairs cannot be used" if kept else f"no pair is left: {len(named):,} cannot be used"
+    )
+    raise CaldpoError(
+        f"{what} once they are tokenised{listed}{more}",
+        key=report.split,
+        remedy="name another template with data.chat_template=FILE, raise data.max_length, or set "
+        "data.on_invalid=skip to leave out the rows that a template refuses",
+    )

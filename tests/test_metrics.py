@@ -1,0 +1,80 @@
+"""Metrics by hand, and means that do not depend on how pairs fell into batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
+from caldpo.types import LossOutput, PairLogps
+
+
+def logps(reference: bool = True) -> PairLogps:
+    t = torch.tensor
+    return PairLogps(
+        t([-10.0, -20.0, -5.0]),
+        t([-12.0, -15.0, -6.0]),
+        t([-11.0, -18.0, -5.0]) if reference else None,
+        t([-10.0, -18.0, -6.0]) if reference else None,
+        t([3.0, 4.0, 1.0]),
+        t([3.0, 4.0, 2.0]),
+    )
+
+
+def test_values_by_hand() -> None:
+    metrics = pair_metrics(logps(), reward_beta=0.5)
+    assert {k: v.tolist() for k, v in metrics.items()} == {
+        "logps/chosen": [-10, -20, -5],
+        "logps/rejected": [-12, -15, -6],
+        "log_ratios/chosen": [1, -2, 0],
+        "log_ratios/rejected": [-2, 3, 0],
+        "rewards/chosen": [0.5, -1, 0],
+        "rewards/rejected": [-1, 1.5, 0],
+        "rewards/margins": [1.5, -2.5, 0],
+        "rewards/accuracies": [1, 0, 0.5],  # a tie is chance
+        "displacement": [0, 1, 0],
+    }
+
+
+def test_without_a_reference_only_log_probs() -> None:
+    assert pair_metrics(logps(reference=False), 0.1).keys() == {"logps/chosen", "logps/rejected"}
+
+
+def test_loss_terms_are_named() -> None:
+    one = torch.ones(2, requires_grad=True)
+    values = loss_metrics(LossOutput(3 * one, {"contrast": one, "nll": 2 * one}, {"clamped": 0 * one}))
+    assert {k: v.tolist() for k, v in values.items()} == {
+        "loss": [3, 3],
+        "terms/contrast": [1, 1],
+        "terms/nll": [2, 2],
+        "diagnostics/clamped": [0, 0],
+    }
+    assert not any(v.requires_grad for v in values.values())
+
+
+@pytest.mark.parametrize("cuts", [[10], [3, 3, 3, 1], [1] * 10, [7, 3]])
+def test_means_do_not_depend_on_the_cut(cuts: list[int]) -> None:
+    torch.manual_seed(0)
+    values, weight = torch.randn(10), torch.tensor([1.0] * 8 + [0.0] * 2)
+    means = WeightedMeans()
+    for part, w in zip(values.split(cuts), weight.split(cuts), strict=True):
+        means.update({"a": part, "b": part**2}, w)
+    found = means.compute()
+    assert found["a"].item() == pytest.approx(values[:8].mean().item(), rel=1e-6)
+    assert found["b"].item() == pytest.approx((values[:8] ** 2).mean().item(), rel=1e-6)
+
+
+def test_filler_does_not_leak_even_when_not_a_number() -> None:
+    means = WeightedMeans()
+    means.update({"a": torch.tensor([2.0, float("nan")])}, torch.tensor([1.0, 0.0]))
+    assert means.compute()["a"].item() == 2.0
+
+
+def test_reset_forgets_values_and_names() -> None:
+    means = WeightedMeans()
+    means.update({"a": torch.ones(2)}, torch.ones(2))
+    with pytest.raises(ValueError, match="named"):
+        means.update({"b": torch.ones(2)}, torch.ones(2))
+    means.reset()
+    means.update({"b": torch.full((2,), 4.0)}, torch.ones(2))
+    assert {k: v.item() for k, v in means.compute().items()} == {"b": 4.0}
