@@ -54,26 +54,31 @@ class WandB:
         import wandb
 
         offline = self.mode == "offline" or (self.mode == "auto" and not account_configured())
-        logger = WandbLogger(
-            save_dir=run_dir,
+        run = wandb.init(
+            dir=run_dir,
             name=name,
             project=self.project,
             entity=self.entity,
             group=self.group or group,
             job_type="train",
-            offline=offline,
+            mode="offline" if offline else "online",
             config=config,
             reinit="finish_previous",
             # neither the command line nor the environment nor the terminal's text leaves with the run
             settings=wandb.Settings(
-                console="off", x_disable_meta=True, x_disable_machine_info=True, disable_code=True, disable_git=True
+                console="off",
+                silent=offline,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                disable_code=True,
+                disable_git=True,
             ),
         )
-        run = logger.experiment
-        for pattern in ("loss", "*", "val/*", "oracle/*"):
-            run.define_metric(pattern, step_metric="trainer/global_step")
         self._folder = Path(run.dir).parent if offline else None
-        return [logger]
+        # Lightning logs the optimiser step under this name: make it the axis of every curve.
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return [WandbLogger(experiment=run)]
 
     def close(self) -> str | None:
         """Finish the W&B run, whatever happened; the command that uploads it if it is offline."""

@@ -57,7 +57,7 @@ def run(cfg: DictConfig) -> float:
             "folder": str(run_dir),
         }
     )
-    data.prepare_pairs(tokenizer, run_dir, needs_scores=loss.needs_scores, loss_name=loss_name)
+    report = data.prepare_pairs(tokenizer, run_dir, needs_scores=loss.needs_scores, loss_name=loss_name)
 
     policy = source.load_policy()
     module = PreferenceModule(
@@ -94,7 +94,7 @@ def run(cfg: DictConfig) -> float:
         "peak_memory_of": memory_of,
         "formula": loss.formula,
         "policy": source.identity(),
-        "data": data.report(),
+        "data": report.as_dict(),
         "versions": versions(),
     }
     write_summary(run_dir / "summary.json", summary)

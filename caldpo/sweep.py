@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ class SweepReport(Callback):
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember the sweep's folder."""
+        """Say where the runs are going to lie."""
         SweepReport.folder = Path(config.hydra.sweep.dir)
+        print(f"sweep in {SweepReport.folder}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report.
@@ -66,9 +68,13 @@ def report(folder: Path) -> list[RunOutcome]:
 
 
 def collect(folder: Path) -> list[RunOutcome]:
-    """The runs under ``folder`` in the order of their names, each from its own files."""
-    runs = sorted({path.parent for path in folder.rglob(SUMMARY)})
+    """The runs under ``folder`` in the order of their names (seed=2 before seed=10), from their own files."""
+    runs = sorted({path.parent for path in folder.rglob(SUMMARY)}, key=lambda run: _natural(str(run)))
     return [_outcome(folder, run) for run in runs]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _outcome(folder: Path, run: Path) -> RunOutcome:
@@ -85,10 +91,13 @@ def _print(folder: Path, outcomes: list[RunOutcome]) -> None:
     from rich.text import Text
 
     console = Console()
-    table = Table("run", "status", "error", title=f"sweep {folder}", title_justify="left")
+    table = Table(title=f"sweep {folder}", title_justify="left")
+    table.add_column("run", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    table.add_column("error", overflow="fold")
     styles = {FINISHED: "green", FAILED: "bold red", INTERRUPTED: "yellow", RUNNING: "yellow"}
     for run in outcomes:
-        table.add_row(run.name, Text(run.status, styles.get(run.status, "")), Text(run.error or ""))
+        table.add_row(Text(run.name), Text(run.status, styles.get(run.status, "")), Text(run.error or ""))
     console.print(table)
     finished = sum(run.status == FINISHED for run in outcomes)
     console.print(f"{finished} of {len(outcomes)} runs finished; all lie in {folder}", highlight=False)

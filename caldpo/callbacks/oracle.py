@@ -65,7 +65,7 @@ class OracleEvaluation(pl.Callback):
 
         def true_rewards(responses: list[list[int]]) -> torch.Tensor:
             texts = module.tokenizer.batch_decode(responses, skip_special_tokens=True)
-            return torch.tensor([data.oracle(h.text, t) for h, t in zip(held_out, texts, strict=True)])
+            return torch.tensor([data.oracle(h.prompt, t) for h, t in zip(held_out, texts, strict=True)])
 
         ours, theirs = true_rewards(policy), true_rewards(reference)
         pairs = [

@@ -50,9 +50,10 @@ class SampleTable(pl.Callback):
         new = []
         for prompt, ids in zip(held_out, responses, strict=True):
             text = module.tokenizer.decode(ids, skip_special_tokens=True)
-            row = {"step": module.global_step, "prompt": prompt.text, "chosen": prompt.chosen, "sample": text}
+            asked = prompt.prompt if isinstance(prompt.prompt, str) else module.tokenizer.decode(prompt.prompt_ids)
+            row = {"step": module.global_step, "prompt": asked, "chosen": prompt.reference, "sample": text}
             if reward is not None:
-                row["true_reward"] = round(reward(prompt.text, text), 4)
+                row["true_reward"] = round(reward(asked, text), 4)
             new.append(row)
         self.rows += new
         with (Path(trainer.default_root_dir) / "samples.jsonl").open("a", encoding="utf-8") as file:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from caldpo.compare.discover import natural
-from caldpo.compare.run import FINISHED, INCOMPLETE, Curve, Run
+from caldpo.compare.run import FINISHED, INCOMPLETE, RUNNING, Curve, Run
 from caldpo.config.redact import redact_text
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
@@ -34,10 +34,10 @@ def read_runs(folders: Iterable[Path], root: Path) -> list[Run]:
 def read_run(folder: Path, root: Path) -> Run:
     """One run folder; what is missing or unreadable is named in ``notes`` or ``error``."""
     notes: list[str] = []
-    raw, resolved = (_yaml(folder / name, notes) for name in (".hydra/config.yaml", "config.yaml"))
-    hydra = _mapping(_yaml(folder / ".hydra/hydra.yaml", notes), "hydra")
+    raw, resolved = (read_yaml(folder / name, notes) for name in (".hydra/config.yaml", "config.yaml"))
+    hydra = _mapping(read_yaml(folder / ".hydra/hydra.yaml", notes), "hydra")
     # What is read here may be printed in a report, and Hydra keeps overrides as they were typed.
-    overrides = tuple(redact_text(str(o)) for o in _yaml(folder / ".hydra/overrides.yaml", notes) or ())
+    overrides = tuple(redact_text(str(o)) for o in read_yaml(folder / ".hydra/overrides.yaml", notes) or ())
     summary = _json(folder / "summary.json", notes)
     status = str(summary.get("status", INCOMPLETE)) if summary else INCOMPLETE
     curves = read_curves(folder / "metrics.csv", notes)
@@ -52,7 +52,9 @@ def read_run(folder: Path, root: Path) -> Run:
         config=flatten(raw or resolved or {}),
         resolved=flat_resolved,
         overrides=overrides,
-        choices={k: v for k, v in _mapping(_mapping(hydra, "runtime"), "choices").items() if isinstance(v, str)},
+        choices={
+            k: v for k, v in _mapping(_mapping(hydra, "runtime"), "choices").items() if isinstance(v, str)
+        },
         curves=curves,
         final=_final(curves, _mapping(summary, "metrics")),
         summary=summary,
@@ -100,6 +102,17 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def read_yaml(path: Path, notes: list[str]) -> Any:
+    """The content of a yaml file; None, with a note, where it cannot be read, and None where it is missing."""
+    if not path.is_file():
+        return None
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        notes.append(f"{path.name} cannot be read")
+        return None
+
+
 def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any]) -> dict[str, float]:
     """The summary's metrics; the last logged value of those that it lacks. JSON's null is not a number."""
     last = {name: curve[max(curve)] for name, curve in curves.items() if name != "epoch"}
@@ -113,26 +126,16 @@ def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any]) -> dict[s
 def _error(status: str, summary: Mapping[str, Any], notes: list[str]) -> str:
     if summary.get("error"):
         return redact_text(str(summary["error"]))
-    if status == INCOMPLETE:
-        unreadable = [note for note in notes if note.startswith("summary.json")]
-        return unreadable[0] if unreadable else "no summary.json: still running, or killed"
-    return "no error was recorded"
+    unreadable = [note for note in notes if note.startswith("summary.json")]
+    if unreadable:
+        return unreadable[0]
+    return "still running, or killed" if status in (INCOMPLETE, RUNNING) else "no error was recorded"
 
 
 def _loss(summary: Mapping[str, Any], config: Mapping[str, Any], overrides: Iterable[str]) -> str:
     given = [text.partition("=")[2] for text in overrides if text.startswith("loss=")]
     names = (summary.get("loss_name"), config.get("loss_name"), *given, config.get("loss._target_"))
     return next((str(name) for name in names if name), "unknown")
-
-
-def _yaml(path: Path, notes: list[str]) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError):
-        notes.append(f"{path.name} cannot be read")
-        return None
 
 
 def _json(path: Path, notes: list[str]) -> Mapping[str, Any]:

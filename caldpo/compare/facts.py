@@ -20,7 +20,9 @@ def finished_runs(settings: Iterable[Setting]) -> list[Run]:
 
 def varied(runs: Iterable[Run], read: Callable[[Run], Any], limit: int = 4) -> str | None:
     """What ``read`` finds in the runs: one value, or the distinct ones joined; None where it finds nothing."""
-    found = list(dict.fromkeys(text for run in runs if (value := read(run)) is not None and (text := str(value))))
+    found = list(
+        dict.fromkeys(text for run in runs if (value := read(run)) is not None and (text := str(value)))
+    )
     if not found:
         return None
     return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
@@ -76,7 +78,8 @@ def shared_facts(runs: Sequence[Run], part: str) -> dict[str, str]:
     return {
         key: text
         for key in keys
-        if (text := varied(runs, lambda run, key=key: flatten(run.summary.get(part, {})).get(key))) is not None
+        if (text := varied(runs, lambda run, key=key: flatten(run.summary.get(part, {})).get(key)))
+        is not None
     }
 
 

@@ -46,14 +46,19 @@ class Setting:
 
         A seed that was run twice counts once, by its mean: repeats are not independent.
         """
-        values = [[v for run in runs if (v := read(run.final)) is not None] for runs in by_seed(self.finished)]
+        values = [
+            [v for run in runs if (v := read(run.final)) is not None] for runs in by_seed(self.finished)
+        ]
         return [sum(repeats) / len(repeats) for repeats in values if repeats]
 
     def curves(self, read: Callable[[Mapping[str, Curve]], dict[int, float]]) -> list[dict[int, float]]:
         """One curve per seed; repeats of a seed are averaged where they share steps."""
         curves = [[c for run in runs if (c := read(run.curves))] for runs in by_seed(self.finished)]
         return [
-            {step: sum(c[step] for c in repeats) / len(repeats) for step in sorted(set.intersection(*map(set, repeats)))}
+            {
+                step: sum(c[step] for c in repeats) / len(repeats)
+                for step in sorted(set.intersection(*map(set, repeats)))
+            }
             for repeats in curves
             if repeats
         ]

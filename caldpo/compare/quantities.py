@@ -62,7 +62,10 @@ MARGIN = Quantity(
     minus=REJECTED.key,
 )
 REWARD_CHOSEN = Quantity(
-    "val/rewards/chosen", "chosen reward", "beta x nats", "the implicit reward: reward_beta times the log-ratio"
+    "val/rewards/chosen",
+    "chosen reward",
+    "beta x nats",
+    "the implicit reward: reward_beta times the log-ratio",
 )
 REWARD_REJECTED = Quantity(
     "val/rewards/rejected", "rejected reward", "beta x nats", "the implicit reward of the rejected response"
@@ -91,14 +94,14 @@ HELD_OUT = (CHOSEN, REJECTED, MARGIN, REWARD_MARGIN, ACCURACY, DISPLACEMENT)
 TRUE_REWARD = Quantity(
     "oracle/reward",
     "true reward",
-    "units of the data's reward",
+    "data's units",
     "mean true reward of one sample of the policy per held-out prompt",
     better="higher",
 )
 REFERENCE_REWARD = Quantity(
     "oracle/reference_reward",
     "reference's reward",
-    "units of the data's reward",
+    "data's units",
     "the same of the reference, where training started",
 )
 WIN_RATE = Quantity(
@@ -131,7 +134,7 @@ PEARSON = Quantity(
 REWARD_ERROR = Quantity(
     "oracle/error",
     "reward error",
-    "units of the data's reward",
+    "data's units",
     "how far implicit rewards lie from the true ones over held-out responses",
     better="lower",
 )

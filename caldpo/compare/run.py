@@ -10,7 +10,8 @@ from typing import Any
 Curve = Mapping[int, float]  # optimiser step -> value
 
 FINISHED = "finished"
-INCOMPLETE = "incomplete"  # no summary: still running, or killed
+RUNNING = "running"  # as training last wrote it; a killed run still says so
+INCOMPLETE = "incomplete"  # no readable summary
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Run:
     Attributes:
         folder: where it lies, absolute.
         name: its folder relative to what is compared.
-        status: ``finished``, ``failed``, ``interrupted`` or ``incomplete``.
+        status: ``finished``, ``failed``, ``interrupted``, ``running`` or ``incomplete``.
         error: why it did not finish.
         loss: the loss's option in its config group.
         config: the composed configuration, flat (``loss.beta``), interpolations kept as they are written.

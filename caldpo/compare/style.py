@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from caldpo.compare.grouping import Setting
@@ -22,6 +26,30 @@ MARKERS = "osD^vPX*<>"  # a second cue beside the colour
 
 # An axis turns logarithmic where its largest curve exceeds the median one by this factor.
 CRUSHING = 6.0
+
+
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "svg.hashsalt": "caldpo",  # the same runs give the same file
+}
+
+
+def drawing() -> AbstractContextManager[None]:
+    """The context in which figures are made and saved: the project's style over whatever the user has."""
+    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE})
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure; the format follows the file's name. The same figure gives the same bytes."""
+    with drawing():
+        figure.savefig(path, dpi=dpi, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 @dataclass(frozen=True)

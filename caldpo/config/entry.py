@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import signal
 import sys
 import threading
@@ -15,11 +14,11 @@ from typing import Any
 from hydra import version
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
-from hydra.core.override_parser.types import Quote, QuotedString
 
 from caldpo.config.job import Task, run_job
+from caldpo.config.overrides import with_positional
 from caldpo.config.paths import conf_dir
-from caldpo.config.preflight import preflight
+from caldpo.config.preflight import check_composes, preflight
 from caldpo.config.redact import redact_text
 from caldpo.errors import CaldpoError
 
@@ -67,26 +66,6 @@ def hydra_entry(
     return decorator
 
 
-def with_positional(overrides: Sequence[str], key: str) -> list[str]:
-    """Overrides with the first bare argument as the value of ``key``, quoted for Hydra where it has to be.
-
-    Bare is what has no ``=``, or names a file or folder: those of runs have ``=`` in their names.
-    """
-    found = list(overrides)
-    for place, text in enumerate(found):
-        if "=" not in text or Path(text).exists():
-            found[place] = f"{key}={_quoted(text)}"
-            break
-    return found
-
-
-def _quoted(text: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
-        return text
-    # Quotes keep ${...} an interpolation; only a backslash makes it text.
-    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
-
-
 def _parse(command: str, argv: Sequence[str], positional: str | None) -> Namespace:
     parser = get_args_parser()
     parser.prog = f"python -m caldpo.{command}"
@@ -109,19 +88,17 @@ def _parse(command: str, argv: Sequence[str], positional: str | None) -> Namespa
 
 def _check(command: str, args: Namespace, schemas: dict[str, str]) -> None:
     """Check the command line, and complete it by what names the job and its folders."""
-    runs = not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
-    if runs or args.help or args.cfg:
-        search_path = _search_path(args)
-        plan = preflight(
-            args.config_name,
-            search_path,
-            args.overrides,
-            multirun=args.multirun,
-            schemas=schemas,
-            compose_only=not runs,
-        )
-        # First, so that the command line still overrides them.
-        args.overrides = [f"hydra.job.name={command}", *plan.naming, *args.overrides]
+    if args.hydra_help or args.info or args.shell_completion:
+        return
+    search_path = _search_path(args)
+    if args.help or args.cfg:
+        check_composes(args.config_name, search_path, args.overrides)
+        return
+    folders = preflight(
+        args.config_name, search_path, args.overrides, multirun=args.multirun, schemas=schemas
+    )
+    # The job's name first: Lightning gives its child processes another one.
+    args.overrides = [f"hydra.job.name={command}", *args.overrides, *folders]
 
 
 def _search_path(args: Namespace) -> ConfigSearchPath:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import (
     CompactHydraException,
@@ -18,6 +17,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.check import Problem
+from caldpo.config.overrides import parse_overrides
 from caldpo.config.redact import redact_text
 from caldpo.config.values import suggest
 
@@ -45,18 +45,6 @@ def compose_or_explain(
             remaining.remove(culprit)
 
 
-def parse_overrides(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them; those it cannot read are skipped."""
-    parser = OverridesParser.create(config_loader=loader)
-    parsed = []
-    for text in overrides:
-        try:
-            parsed += parser.parse_overrides([text])
-        except OverrideParseException:
-            continue
-    return parsed
-
-
 def _explain(
     error: Exception, compose: Compose, loader: ConfigLoaderImpl, overrides: list[str]
 ) -> tuple[Problem, str | None]:
@@ -77,13 +65,10 @@ def _of_override(
 ) -> Problem | None:
     """The problem of ``override`` if Hydra's ``text`` is about it."""
     key, line = override.key_or_group, override.input_line or ""
-    if key and "Config group override must be" in text and not isinstance(override.value(), str | list):
-        options = _options(loader, key)
-        return (
-            Problem(key, _value(line), "has to be an option", f"choose one of {', '.join(options)}")
-            if options
-            else None
-        )
+    if "Config group override must be" in text and not isinstance(override.value(), str | list):
+        options = _options(loader, key) if key else []
+        wrong = Problem(key, _value(line), "has to be an option", f"choose one of {', '.join(options)}")
+        return wrong if options else _unreadable(line) if not key else None
     if f"Multiple values for {key}." in text or ("Could not append" in text and f"'{key}'" in text):
         return Problem(key, None, "is there already", f"leave out the +: {redact_text(line.lstrip('+'))}")
     if (

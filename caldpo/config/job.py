@@ -46,6 +46,8 @@ def run_job(task: Task, records: bool, cfg: DictConfig) -> Any:
     folder = Path(hydra.runtime.output_dir)
     in_sweep = hydra.mode == RunMode.MULTIRUN
     _hide_secrets(folder, Path(hydra.sweep.dir) if in_sweep else None)
+    if in_sweep:
+        print(f"run {hydra.job.num}: {folder.name}", flush=True)
     record = _Record(folder if records else None)
     record.start()
     try:

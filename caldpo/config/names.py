@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from caldpo.config.overrides import quoted
 from caldpo.config.redact import is_secret_name, redact_text
+from caldpo.errors import CaldpoError
 
 LONGEST = 120  # characters; file systems allow 255, but checkpoints and caches append to it
 _RESOLVER = "run_name"
@@ -37,7 +40,7 @@ def run_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 9].rstrip('-.,')}-{_digest(overrides)}"
 
 
-def naming_overrides(jobs: Sequence[Sequence[str]], subdir: str, *, all_known: bool) -> list[str]:
+def naming_overrides(jobs: Sequence[Sequence[str]], master: DictConfig, *, all_known: bool) -> list[str]:
     """Hydra overrides that keep the folder names of a sweep short and apart from each other.
 
     Where names grow too long, the overrides that all runs share are left out of them. Where two runs would
@@ -45,23 +48,57 @@ def naming_overrides(jobs: Sequence[Sequence[str]], subdir: str, *, all_known: b
 
     Args:
         jobs: the overrides of each run.
-        subdir: ``hydra.sweep.subdir`` as written; names that are not made here are left alone.
+        master: the sweep's configuration; a ``hydra.sweep.subdir`` of the user's own is left alone.
         all_known: whether ``jobs`` are all runs of the sweep.
     """
-    if f"${{{_RESOLVER}:" not in subdir or not jobs:
+    subdir = _written(master, "hydra.sweep.subdir")
+    if f"${{{_RESOLVER}:" not in subdir:
         return []
-    added: list[str] = []
-    excluded: list[str] = []
-    if any(len(",".join(_part(o, ()) for o in job)) > LONGEST for job in jobs):
-        shared = set(jobs[0]).intersection(*jobs[1:])
-        if any(set(job) - shared for job in jobs):
-            excluded = sorted({_parse(override).key_or_group for override in shared})
-    if excluded:
+    added = []
+    excluded = tuple(master.hydra.job.config.override_dirname.exclude_keys)
+    shared = set(jobs[0]).intersection(*jobs[1:])
+    too_long = any(len(",".join(_part(text, excluded) for text in job)) > LONGEST for job in jobs)
+    if too_long and not excluded and any(set(job) - shared for job in jobs):
+        excluded = tuple(sorted({_parse(text).key_or_group for text in shared}))
         added.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]")
     names = {run_name(job, excluded).casefold() for job in jobs}  # some file systems ignore case
     if len(names) < len(jobs) or not all_known:
         added.append(f"hydra.sweep.subdir='{subdir}-${{hydra.job.num}}'")
     return added
+
+
+def claimed_folder(cfg: DictConfig, kind: str) -> list[str]:
+    """Make the folder of a run or sweep, and the override that names it.
+
+    Two command lines started in the same second would otherwise write into one folder. A folder that is named
+    without the time is the user's own choice and stays as it is.
+
+    Args:
+        cfg: configuration whose ``hydra.<kind>.dir`` is made; relative to the current folder.
+        kind: ``run`` or ``sweep``.
+
+    Raises:
+        CaldpoError: when the folder cannot be made.
+    """
+    key = f"hydra.{kind}.dir"
+    if "${now:" not in _written(cfg, key):
+        return []
+    wanted = folder = str(OmegaConf.select(cfg, key))
+    for count in itertools.count(2):
+        try:
+            Path(folder).mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = f"{wanted}-{count}"
+        except OSError as error:
+            raise CaldpoError(f"cannot be made: {error.strerror}", key=key, value=folder) from error
+    return [f"{key}={quoted(folder)}"]
+
+
+def _written(cfg: DictConfig, key: str) -> str:
+    """The value at ``key`` before interpolation."""
+    section, _, name = key.rpartition(".")
+    return str(OmegaConf.select(cfg, section)._get_node(name)._value())
 
 
 @functools.cache

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from caldpo.config.check import Problem, find_problems, raise_problems
-from caldpo.config.explain import compose_or_explain, parse_overrides
-from caldpo.config.names import naming_overrides, register_resolvers
+from caldpo.config.explain import compose_or_explain
+from caldpo.config.names import claimed_folder, naming_overrides, register_resolvers
+from caldpo.config.overrides import parse_overrides
 
 # Launchers whose runs share this machine's processes with the sweep itself.
 _LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a command line is going to do: one run or several, and the overrides that name their folders."""
-
-    multirun: bool
-    naming: list[str] = field(default_factory=list)
 
 
 def preflight(
@@ -42,9 +34,8 @@ def preflight(
     *,
     multirun: bool,
     schemas: Mapping[str, str],
-    compose_only: bool = False,
-) -> Plan:
-    """Compose and check every run.
+) -> list[str]:
+    """Compose and check every run, and make the folder that this command line is going to fill.
 
     Args:
         config_name: the primary configuration.
@@ -52,23 +43,44 @@ def preflight(
         overrides: as given on the command line.
         multirun: whether ``-m`` was given; a configuration may ask for a sweep too (``hydra.mode``).
         schemas: as for :func:`caldpo.config.check.check_config`.
-        compose_only: leave the values alone, to show a configuration that still lacks some.
+
+    Returns:
+        Overrides to add, which name the folders.
 
     Raises:
         CaldpoError: all problems of all runs at once.
     """
+    loader = _loader(search_path)
+    compose = functools.partial(_compose, loader, config_name, overrides)
+    try:
+        # As a sweep first: only the composed configuration knows whether it is one.
+        master, problems = compose(RunMode.MULTIRUN, sweeps=multirun)
+        if multirun or (master is not None and master.hydra.mode == RunMode.MULTIRUN):
+            return _of_sweep(loader, master, problems, schemas)
+        cfg = master
+        if not problems:
+            cfg, problems = compose(RunMode.RUN)  # only this one refuses several values for one key
+        raise_problems([*problems, *(_of_run(cfg, schemas) if cfg is not None else [])])
+        assert cfg is not None
+        return claimed_folder(cfg, "run")
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+def check_composes(config_name: str, search_path: ConfigSearchPath, overrides: Sequence[str]) -> None:
+    """Check the keys alone: a configuration can be shown while values are still missing.
+
+    Raises:
+        CaldpoError: all faulty overrides at once.
+    """
+    raise_problems(_compose(_loader(search_path), config_name, overrides, RunMode.RUN)[1])
+
+
+def _loader(search_path: ConfigSearchPath) -> ConfigLoaderImpl:
     version.setbase("1.3")
     setup_globals()
     register_resolvers()
-    loader = ConfigLoaderImpl(config_search_path=search_path)
-    try:
-        compose = functools.partial(_compose, loader, config_name, overrides)
-        if compose_only:
-            raise_problems(compose(RunMode.RUN)[1])
-            return Plan(multirun=False)
-        return _plan(loader, compose, multirun, schemas)
-    finally:
-        HydraConfig.instance().cfg = None
+    return ConfigLoaderImpl(config_search_path=search_path)
 
 
 def _compose(
@@ -81,21 +93,10 @@ def _compose(
     )
 
 
-def _plan(
-    loader: ConfigLoaderImpl,
-    compose: Callable[..., tuple[DictConfig | None, list[Problem]]],
-    multirun: bool,
-    schemas: Mapping[str, str],
-) -> Plan:
-    # As a sweep first: only the composed configuration knows whether it is one.
-    master, problems = compose(RunMode.MULTIRUN, sweeps=multirun)
-    multirun = multirun or (master is not None and master.hydra.mode == RunMode.MULTIRUN)
-    if not multirun:
-        cfg = master
-        if not problems:
-            cfg, problems = compose(RunMode.RUN)  # only this one refuses several values for one key
-        raise_problems([*problems, *(_of_run(cfg, schemas) if cfg is not None else [])])
-        return Plan(multirun=False)
+def _of_sweep(
+    loader: ConfigLoaderImpl, master: DictConfig | None, problems: list[Problem], schemas: Mapping[str, str]
+) -> list[str]:
+    """Check the sweep that ``master`` describes; the overrides that name its folders."""
     if master is None:
         raise_problems(problems)
     assert master is not None
@@ -107,8 +108,8 @@ def _plan(
         if cfg is not None:
             problems += [*_of_run(cfg, schemas, number), *_of_processes(cfg)]
     raise_problems(list(dict.fromkeys(problems)))
-    subdir = OmegaConf.to_container(master.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index, call-overload]
-    return Plan(multirun=True, naming=naming_overrides(jobs, str(subdir), all_known=all_known))
+    HydraConfig.instance().set_config(master)
+    return [*naming_overrides(jobs, master, all_known=all_known), *claimed_folder(master, "sweep")]
 
 
 def _of_run(cfg: DictConfig, schemas: Mapping[str, str], number: int = 0) -> list[Problem]:

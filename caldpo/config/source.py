@@ -25,6 +25,8 @@ _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = {"typing": typing, "collections.abc": collections.abc, "caldpo.config.bounds": bounds}
 # Bases that add no constructor arguments of their own.
 _PLAIN_BASES = {"object", "ABC", "abc.ABC", "Module", "nn.Module", "torch.nn.Module", "Protocol", "Generic"}
+# Classes whose values a yaml writes without a _target_.
+_VALUE_BASES = {"TypedDict", "Enum", "StrEnum", "IntEnum", "NamedTuple"}
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _UNREADABLE: Any = object()  # stands for an annotation that names an object which only code can supply
@@ -112,7 +114,7 @@ class _Module:
                 return getattr(_LIBRARIES[source], original)
             if source.startswith("caldpo.") and (path := _module_file(source.split("."))):
                 return _parsed(path)[original]
-        if found := self.find_class(name):
+        if (found := self.find_class(name)) and not _VALUE_BASES & {ast.unparse(b) for b in found[1].bases}:
             return type(found[1].name, (Section,), {})
         if name in ("typing", "bool", "int", "float", "str", "list", "tuple", "dict"):
             return typing if name == "typing" else getattr(builtins, name)

@@ -86,7 +86,7 @@ class PairDataModule(LightningDataModule):
         super().__init__()
         if max_prompt_length >= max_length:
             raise CaldpoError(
-                f"leaves a response no room beside a long prompt: it must be below data.max_length={max_length}",
+                f"must be below data.max_length={max_length}, or a long prompt leaves no room for a response",
                 key="data.max_prompt_length",
                 value=max_prompt_length,
                 remedy="take half of data.max_length, as the published settings do",
@@ -100,7 +100,8 @@ class PairDataModule(LightningDataModule):
         self.on_reversed_scores, self.on_shared_prompts = on_reversed_scores, on_shared_prompts
         self.pairs_per_batch, self.eval_pairs_per_batch = pairs_per_batch, eval_pairs_per_batch
         self.drop_last, self.preview_pairs, self.num_workers = drop_last, preview_pairs, num_workers
-        self._prepared: dict[str, TokenizedSplit] = {}
+        self._pairs: dict[str, TokenizedPairs] = {}
+        self._test_sources: list[PreferencePair] = []
         self._pad_id = 0
 
     def prepare_pairs(
@@ -124,7 +125,7 @@ class PairDataModule(LightningDataModule):
             CaldpoError: rows that are no pairs, prompts in both splits, missing scores, a missing or broken
                 chat template, a split without pairs.
         """
-        first_rank = rank_zero_only.rank == 0
+        first_rank = getattr(rank_zero_only, "rank", 0) == 0
         console, progress = Console(quiet=not first_rank), Console(stderr=True, quiet=not first_rank)
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
@@ -133,32 +134,33 @@ class PairDataModule(LightningDataModule):
             require_scores(train, loads[0].split, loss_name)
             require_scores(test, loads[-1].split, loss_name)
         train = settle_shared_prompts(train, test, loads[0], self.on_shared_prompts)
-        conversations = any(not isinstance(pair.prompt, str) for pair in (*train, *test))
-        if conversations:
+        form = "plain text"
+        if any(not isinstance(pair.prompt, str) for pair in (*train, *test)):
             require_template(tokenizer)
+            form = self.chat_template or "the tokenizer's chat template"
+        splits: dict[str, TokenizedSplit] = {}
         reports: dict[str, SplitReport] = {}
-        try:
-            for name, pairs, at_most, load in (
-                ("train", train, self.max_train_pairs, loads[0]),
-                ("test", test, self.max_test_pairs, loads[-1]),
-            ):
-                chosen = subset(pairs, at_most, self.split_seed)
-                split = tokenize_pairs(
-                    chosen,
-                    tokenizer,
-                    max_length=self.max_length,
-                    max_prompt_length=self.max_prompt_length,
-                    on_degenerate=self.on_degenerate,
-                    console=progress,
-                    label=f"Tokenising {name}",
-                )
-                account_for(split.rejections, load, len(split.pairs), self.on_invalid)
-                self._prepared[name] = split
-                reports[name] = SplitReport.of(split, left_out=len(pairs) - len(chosen))
-        finally:  # when it stops as well: the file says which rows to mend
-            if first_rank:
-                write_rejections(loads, run_dir / REJECTED_ROWS)
-        self._prepared["train"].sources.clear()  # the training texts are not needed again
+        for name, pairs, at_most, load in (
+            ("train", train, self.max_train_pairs, loads[0]),
+            ("test", test, self.max_test_pairs, loads[-1]),
+        ):
+            chosen = subset(pairs, at_most, self.split_seed)
+            split = tokenize_pairs(
+                chosen,
+                tokenizer,
+                max_length=self.max_length,
+                max_prompt_length=self.max_prompt_length,
+                on_degenerate=self.on_degenerate,
+                console=progress,
+                label=f"Tokenising {name}",
+            )
+            account_for(split.rejections, load, len(split.pairs), self.on_invalid)
+            splits[name] = split
+            reports[name] = SplitReport.of(split, left_out=len(pairs) - len(chosen))
+        if first_rank:
+            write_rejections(loads, run_dir / REJECTED_ROWS)
+        self._pairs = {name: split.pairs for name, split in splits.items()}
+        self._test_sources = splits["test"].sources
         pad = tokenizer.pad_token_id
         self._pad_id = tokenizer.eos_token_id if pad is None else pad
         report = DataReport(
@@ -168,23 +170,21 @@ class PairDataModule(LightningDataModule):
             test=reports["test"],
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
-            template=(self.chat_template or "the tokenizer's chat template")
-            if conversations
-            else "plain text",
+            prompts=form,
         )
         print_report(report, console)
-        print_preview(self._prepared["train"], tokenizer, self.preview_pairs, console)
+        print_preview(splits["train"], tokenizer, self.preview_pairs, console)
         return report
 
     @property
     def train_pairs(self) -> TokenizedPairs:
         """The tokenised training split."""
-        return self._split("train").pairs
+        return self._split("train")
 
     @property
     def test_pairs(self) -> TokenizedPairs:
         """The tokenised test split."""
-        return self._split("test").pairs
+        return self._split("test")
 
     @property
     def oracle(self) -> Callable[[str, str], float] | None:
@@ -193,13 +193,12 @@ class PairDataModule(LightningDataModule):
 
     def origin(self, index: int, split: Literal["train", "test"] = "train") -> str:
         """File and line, or split and row, of the pair at ``index`` (as in ``PairBatch.index``)."""
-        return self._split(split).pairs.origin(index)
+        return self._split(split).origin(index)
 
     def held_out_prompts(self, count: int) -> list[HeldOutPrompt]:
-        """The first ``count`` distinct prompts of the test split, in its order; all of them if it has fewer."""
-        split = self._split("test")
+        """The first ``count`` distinct prompts of the test split, in its order, or all if it has fewer."""
         found: dict[str, HeldOutPrompt] = {}
-        for pair, tokens in zip(split.sources, split.pairs, strict=True):
+        for pair, tokens in zip(self._test_sources, self.test_pairs, strict=True):
             if len(found) == count:
                 break
             held_out = HeldOutPrompt(pair.prompt, tokens.prompt_ids, pair.chosen)
@@ -208,14 +207,11 @@ class PairDataModule(LightningDataModule):
 
     def train_dataloader(self) -> PairLoader:
         """This rank's training batches in an order of seed and epoch."""
-        accumulation = self.trainer.accumulate_grad_batches if self.trainer else 1
+        accumulation = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         loader = self._loader("train", self.pairs_per_batch, accumulation, self.seed, self.drop_last)
         if (dropped := loader.sampler.dropped) and loader.sampler.rank == 0:
-            Console().print(
-                Text(
-                    f"data.drop_last: {dropped:,} of {len(self.train_pairs):,} pairs are left out of each epoch"
-                )
-            )
+            note = f"data.drop_last: each epoch leaves out {dropped:,} of {len(self.train_pairs):,} pairs"
+            Console().print(Text(note))
         return loader
 
     def val_dataloader(self) -> PairLoader:
@@ -235,16 +231,16 @@ class PairDataModule(LightningDataModule):
         test, test_report = load_pairs(self.source, self.test, **policies)
         return train, test, [train_report, test_report]
 
-    def _split(self, name: str) -> TokenizedSplit:
-        if name not in self._prepared:
+    def _split(self, name: str) -> TokenizedPairs:
+        if name not in self._pairs:
             raise RuntimeError("prepare_pairs has to be called first")
-        return self._prepared[name]
+        return self._pairs[name]
 
     def _loader(
         self, name: str, pairs_per_batch: int, accumulation: int, seed: int | None, drop_last: bool
     ) -> PairLoader:
-        pairs = self._split(name).pairs
-        ranks = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
+        pairs, trainer = self._split(name), self.trainer
+        ranks = (trainer and trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
         sampler = StepBatchSampler(
             len(pairs),
             pairs_per_batch,
@@ -258,5 +254,5 @@ class PairDataModule(LightningDataModule):
             PairBatches(pairs, self._pad_id),
             sampler,
             workers=self.num_workers,
-            pin_memory=bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
         )

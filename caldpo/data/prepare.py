@@ -23,8 +23,8 @@ def require_scores(pairs: Sequence[PreferencePair], split: str, loss_name: str) 
     missing = [pair for pair in pairs if not pair.has_scores]
     if missing:
         raise CaldpoError(
-            f"loss {loss_name} takes its targets from the data's scores, and {len(missing):,} of {len(pairs):,} "
-            f"pairs of {split} have none, first {missing[0].origin}",
+            f"loss {loss_name} takes its targets from the data's scores, and {len(missing):,} of "
+            f"{len(pairs):,} pairs of {split} have none, first {missing[0].origin}",
             key="loss.targets",
             value="scores",
             remedy="set loss.targets=half, or give every row score_chosen and score_rejected",
@@ -52,11 +52,11 @@ def settle_shared_prompts(
     if policy == "error":
         examples = "".join(f"\n    {a} and {b}" for a, b in list(shared.values())[:_SHOWN])
         raise CaldpoError(
-            f"{len(shared):,} prompts of the test split are in the training split too, so the test would reward "
-            f"memory; for instance{examples}",
+            f"{len(shared):,} prompts of the test split are in the training split too, so the test would "
+            f"reward memory; for instance{examples}",
             key="data.on_shared_prompts",
             value=policy,
-            remedy="set data.on_shared_prompts=drop_train, or let one file be split by prompt with data.test=null",
+            remedy="set data.on_shared_prompts=drop_train, or data.test=null to split one file by prompt",
         )
     kept = []
     for pair in train:
@@ -106,9 +106,7 @@ def account_for(rejections: list[Rejection], report: LoadReport, kept: int, on_i
     named = refused or rejections
     listed = "".join(f"\n    {r.origin}: {r.reason}" for r in named[:_SHOWN])
     more = f"\n    ... and {len(named) - _SHOWN:,} more" if len(named) > _SHOWN else ""
-    what = (
-        f"{len(named):,} pairs cannot be used" if kept else f"no pair is left: {len(named):,} cannot be used"
-    )
+    what = f"{'' if kept else 'no pair is left: '}{len(named):,} pairs cannot be used"
     raise CaldpoError(
         f"{what} once they are tokenised{listed}{more}",
         key=report.split,

@@ -1,6 +1,6 @@
 """A few tokenised pairs to look at before a run: what the policy reads, and which tokens bear the loss.
 
-Doubled BOS or EOS, a missing template, a lost question: each is seen here in a second and nowhere else in a week.
+A doubled BOS or EOS, a missing template or a lost question is seen here in a second, elsewhere in a week.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def pieces(ids: Sequence[int], start: int, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _line(name: str, ids: Sequence[int], note: str) -> Text:

@@ -57,7 +57,7 @@ class DataReport:
         loads: one account for each split that was read; one alone where the test split was cut from it.
         train, test: the two splits.
         max_length, max_prompt_length: the limits, in tokens.
-        template: where prompts got their form from.
+        prompts: where they got their form from.
     """
 
     source: str
@@ -66,13 +66,13 @@ class DataReport:
     test: SplitReport
     max_length: int
     max_prompt_length: int
-    template: str
+    prompts: str
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as ``summary.json`` holds them."""
         return {
             "source": self.source,
-            "template": self.template,
+            "prompts": self.prompts,
             "max_length": self.max_length,
             "max_prompt_length": self.max_prompt_length,
             "read": [
@@ -104,14 +104,14 @@ def length_quantiles(lengths: np.ndarray) -> dict[str, dict[str, int]]:
 
 def print_report(report: DataReport, console: Console) -> None:
     """Announce the data: formats, what was left out and cut, and how long the pairs are."""
-    console.print(Text.assemble(("Data ", "bold"), f"{report.source}, prompts: {report.template}"))
+    console.print(Text.assemble(("Data ", "bold"), f"{report.source}, prompts: {report.prompts}"))
     for load in report.loads:
         console.print(Text(load.summary()))
-    table = Table(
-        title=f"Tokens (a pair longer than {report.max_length:,} has its prompt cut to {report.max_prompt_length:,})"
-    )
+    limits = f"{report.max_length:,} (the prompt of a longer one cut to {report.max_prompt_length:,})"
+    console.print(Text(f"tokens of a pair: at most {limits}"))
+    table = Table()
     table.add_column("split")
-    table.add_column("part")
+    table.add_column("tokens of")
     for name in QUANTILES:
         table.add_column(name, justify="right")
     splits = {"train": report.train, "test": report.test}

@@ -119,8 +119,8 @@ class StepBatchSampler(Sampler[MicroBatch]):
         """Go on where :meth:`state` was taken.
 
         Raises:
-            CaldpoError: the data, the seed or the step's division differ, so that pairs would be seen twice or
-                never.
+            CaldpoError: the data, the seed or the step's division differ, so that pairs would be seen twice
+                or never.
         """
         then, now = state["of"], self._identity()
         changed = [f"{name} was {then[name]}, is {now[name]}" for name in now if then[name] != now[name]]

@@ -6,9 +6,10 @@ Conversations are rendered by the tokenizer's chat template, always through tran
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -51,7 +52,7 @@ def read_template(path: str) -> str:
             f"the chat template cannot be read ({error})",
             key="data.chat_template",
             value=path,
-            remedy="name a UTF-8 file with a Jinja chat template, or leave the key null for the tokenizer's own",
+            remedy="name a UTF-8 file with a Jinja chat template, or set null for the tokenizer's own",
         ) from error
     if not text.strip() or len(text) > MAX_TEMPLATE_CHARACTERS:
         raise CaldpoError(
@@ -117,8 +118,11 @@ def without_token(text: str, token: str) -> tuple[str, int]:
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], *, generate: bool) -> str:
+    conversation: Any = list(messages)
     try:
-        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=generate, tokenize=False)
+        return str(
+            tokenizer.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False)
+        )
     except jinja2.TemplateSyntaxError as error:
         raise CaldpoError(
             f"the chat template is no valid Jinja: line {error.lineno}: {error.message}",
@@ -132,7 +136,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], *,
 def _continuation(prompt: str, whole: str) -> str:
     if whole.startswith(prompt):
         return whole[len(prompt) :]
-    same = len(os.path.commonprefix([prompt, whole]))
+    same = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(prompt, whole, strict=False)))
     raise RowError(
         "the chat template renders a conversation otherwise than the prompt to generate from "
         f"(after {same} characters {whole[same : same + 40]!r} instead of {prompt[same : same + 40]!r}; "

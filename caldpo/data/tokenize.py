@@ -1,15 +1,16 @@
 """From pairs to token ids: one prompt shared by two responses, each ending in exactly one EOS.
 
-- The prompt's ids are the tokenisation of the prompt alone: what generation sees. A response's ids are what the
-  tokenisation of the whole adds to them. Where a token would straddle the boundary, the response is tokenised by
-  itself instead (counted as a boundary merge).
-- A template decides about BOS. For plain text the tokenizer does: its leading special tokens stand once before
-  the prompt, its trailing ones nowhere.
-- What a template writes after a response's EOS is cut, a missing EOS is appended, EOS tokens in the response's
-  own text are removed (counted).
-- Truncation follows the DPO reference code (Rafailov et al. 2023): only a pair too long for ``max_length`` loses
-  the left part of its prompt, then the right part of its responses. A response that was cut has no EOS, because
-  its text does not end there. A leading BOS survives the cut, since the policy never saw a text without it.
+- The prompt's ids are the tokenisation of the prompt alone: what generation sees. A response's ids are what
+  the tokenisation of the whole adds to them. Where a token would straddle the boundary, the response is
+  tokenised by itself instead (counted as a boundary merge).
+- A template decides about BOS. For plain text the tokenizer does: its leading special tokens stand once
+  before the prompt, its trailing ones nowhere.
+- What a template writes after a response's EOS is cut, a missing EOS is appended, EOS tokens in the
+  response's own text are removed (counted).
+- Truncation follows the DPO reference code (Rafailov et al. 2023): only a pair too long for ``max_length``
+  loses the left part of its prompt, then the right part of its responses. A response that was cut has no
+  EOS, because its text does not end there. A leading BOS survives the cut: a model trained with one has never
+  seen a text begin otherwise.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def tokenize_pairs(
         pairs: checked pairs; conversations need a tokenizer with a chat template.
         tokenizer: it must have an EOS token.
         max_length: tokens a prompt and a response may have together.
-        max_prompt_length: tokens that are left of the prompt of a pair that is too long; below ``max_length``,
-            so that a response keeps at least one token.
+        max_prompt_length: tokens that are left of the prompt of a pair that is too long; below
+            ``max_length``, so that a response keeps at least one token.
         on_degenerate: what to do with a pair whose responses are the same tokens.
         console: where the progress bar is drawn.
         label: the words before it.

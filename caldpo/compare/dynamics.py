@@ -1,43 +1,23 @@
-"""The pictures of a report: reward dynamics and shares of the loss terms, held-out pairs over steps."""
+"""The central picture: what happens to chosen and rejected responses over training, on held-out pairs."""
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from caldpo.compare import quantities as q
 from caldpo.compare.facts import beta_text, seeds_text
 from caldpo.compare.grouping import Setting
 from caldpo.compare.quantities import Quantity
-from caldpo.compare.run import Curve
 from caldpo.compare.statistics import Band, BandKind, band
-from caldpo.compare.style import Look, linear_limit, looks, set_symmetric_log
+from caldpo.compare.style import Look, drawing, linear_limit, looks, set_symmetric_log
 
 BAND_TEXT = {"range": "band: lowest to highest seed", "sd": "band: ± 1 standard deviation"}
-TERM_COLOURS = ("#88CCEE", "#CC6677", "#DDCC77", "#117733")
-_STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "svg.hashsalt": "caldpo",  # the same runs give the same file
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +55,7 @@ def reward_dynamics(settings: Sequence[Setting], headline: str, kind: BandKind) 
         headline: what was trained on what, for the title.
         kind: what the bands show.
     """
-    with matplotlib.rc_context(_STYLE):
+    with drawing():
         figure = Figure(figsize=(15, 7.6), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]
         figure.suptitle(
@@ -100,61 +80,6 @@ def reward_dynamics(settings: Sequence[Setting], headline: str, kind: BandKind) 
             handlelength=3.2,
         )
     return figure
-
-
-def loss_terms(settings: Sequence[Setting], headline: str) -> Figure | None:
-    """How much of each loss its terms make, stacked to 1 over steps; None when no loss has two terms."""
-    shown = [(setting, *shares) for setting in settings if (shares := term_shares(setting)) and len(shares[1]) > 1]
-    if not shown:
-        return None
-    columns = len(shown) if len(shown) <= 4 else min(5, -(-len(shown) // 2))
-    rows = -(-len(shown) // columns)
-    names = dict.fromkeys(name for _, _, shares in shown for name in shares)
-    colours = dict(zip(names, itertools.cycle(TERM_COLOURS)))  # noqa: B905 the cycle has no end
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(max(7.0, 1.0 + 3.2 * columns), 1.5 + 2.4 * rows), layout="constrained")
-        seeds = seeds_text([setting for setting, _, _ in shown])
-        figure.suptitle(f"Shares of the loss terms on held-out pairs\n{headline} · {seeds}", fontsize=11)
-        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        for axes, (setting, steps, shares) in zip(grid.flat, shown, strict=False):
-            axes.stackplot(steps, *shares.values(), colors=[colours[name] for name in shares])
-            axes.set(title=setting.label, ylim=(0, 1), xlim=(steps[0], steps[-1]), xlabel="optimiser step")
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        for axes in grid.flat[len(shown) :]:
-            axes.set_visible(False)
-        for axes in grid[:, 0]:
-            axes.set_ylabel("share of the loss")
-        handles = [Patch(color=colours[name], label=name) for name in names]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    return figure
-
-
-def term_shares(setting: Setting) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]] | None:
-    """Share of each term in the sum of the terms' absolute values, mean over seeds, shape ``(steps,)``.
-
-    Returns:
-        Steps and shares; terms that are 0 throughout are left out. None where no term was logged.
-    """
-    prefix = "val/terms/"
-    names = list(dict.fromkeys(name for run in setting.finished for name in run.curves if name.startswith(prefix)))
-
-    def share(curves: Mapping[str, Curve], name: str) -> dict[int, float]:
-        terms = [curves.get(other, {}) for other in names]
-        totals = {step: sum(abs(term.get(step, 0.0)) for term in terms) for step in curves.get(name, {})}
-        return {step: abs(curves[name][step]) / total for step, total in totals.items() if total > 0}
-
-    bands = {name: band(setting.curves(functools.partial(share, name=name)), "range") for name in names}
-    shares = {name.removeprefix(prefix): b for name, b in bands.items() if b is not None and b.mean.any()}
-    if not shares:
-        return None
-    steps = next(iter(shares.values())).steps
-    return steps, {name: b.mean for name, b in shares.items() if len(b.steps) == len(steps)}
-
-
-def save(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a figure; the format follows the file's name. The same figure gives the same bytes."""
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(path, dpi=dpi, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _draw_panel(

@@ -1,0 +1,45 @@
+"""The outcome on the terminal: the main figures, what is missing from them, and where everything lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from caldpo.compare import quantities as q
+from caldpo.compare.facts import headline, seeds_text
+from caldpo.compare.grouping import Setting
+from caldpo.compare.text import cells, shorten
+
+SHOWN = (q.CHOSEN, q.REJECTED, q.ACCURACY, q.TRUE_REWARD, q.WIN_RATE, q.KL)
+
+
+def print_outcome(console: Console, settings: Sequence[Setting], written: Sequence[Path]) -> None:
+    """Print a table of final figures (mean and spread over seeds), the runs left out, and the files."""
+    finished = [setting for setting in settings if setting.finished]
+    columns = [quantity for quantity in SHOWN if any(s.finals(quantity.final) for s in finished)]
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.title = Text(f"Final held-out figures: {headline(finished)} · {seeds_text(finished)}")
+    table.add_column("setting")
+    for quantity in columns:
+        header = Text(f"{quantity.title}\n{quantity.unit}")
+        # On a narrow terminal cells wrap between mean and spread, and headers between words.
+        table.add_column(header, justify="right", min_width=max(map(len, quantity.title.split())))
+    by_quantity = [cells(finished, quantity) for quantity in columns]
+    for setting in finished:
+        figures = (column[setting.label].replace("± ", "±") for column in by_quantity)
+        table.add_row(Text(setting.label), *map(Text, figures))
+    console.print(table)
+    for run in (run for setting in settings for run in setting.runs if not run.finished):
+        console.print(Text(f"left out: {run.name}, {run.status}: {shorten(run.error or '')}", "yellow"))
+    for path in written:
+        console.print(Text(f"{path.name:<20} {_from_here(path)}"), soft_wrap=True)
+
+
+def _from_here(path: Path) -> Path:
+    """The path as it is shortest to type from the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

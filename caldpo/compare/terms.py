@@ -1,0 +1,76 @@
+"""Which term of a loss does the work: shares of the terms on held-out pairs, over training."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from caldpo.compare.facts import seeds_text
+from caldpo.compare.grouping import Setting
+from caldpo.compare.run import Curve
+from caldpo.compare.statistics import band
+from caldpo.compare.style import drawing
+
+TERM_COLOURS = ("#88CCEE", "#CC6677", "#DDCC77", "#117733")
+
+
+def loss_terms(settings: Sequence[Setting], headline: str) -> Figure | None:
+    """How much of each loss its terms make, stacked to 1 over steps; None when no loss has two terms."""
+    shown = [
+        (setting, *shares) for setting in settings if (shares := term_shares(setting)) and len(shares[1]) > 1
+    ]
+    if not shown:
+        return None
+    columns = len(shown) if len(shown) <= 4 else min(5, -(-len(shown) // 2))
+    rows = -(-len(shown) // columns)
+    names = dict.fromkeys(name for _, _, shares in shown for name in shares)
+    colours = dict(zip(names, itertools.cycle(TERM_COLOURS)))  # noqa: B905 the cycle has no end
+    with drawing():
+        figure = Figure(figsize=(max(7.0, 1.0 + 3.2 * columns), 1.5 + 2.4 * rows), layout="constrained")
+        seeds = seeds_text([setting for setting, _, _ in shown])
+        figure.suptitle(f"Shares of the loss terms on held-out pairs\n{headline} · {seeds}", fontsize=11)
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axes, (setting, steps, shares) in zip(grid.flat, shown, strict=False):
+            axes.stackplot(steps, *shares.values(), colors=[colours[name] for name in shares])
+            axes.set(title=setting.label, ylim=(0, 1), xlim=(steps[0], steps[-1]), xlabel="optimiser step")
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        for axes in grid.flat[len(shown) :]:
+            axes.set_visible(False)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("share of the loss")
+        handles = [Patch(color=colours[name], label=name) for name in names]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def term_shares(setting: Setting) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]] | None:
+    """Share of each term in the sum of the terms' absolute values, mean over seeds, shape ``(steps,)``.
+
+    Returns:
+        Steps and shares; terms that are 0 throughout are left out. None where no term was logged, or at a single step.
+    """
+    prefix = "val/terms/"
+    names = list(
+        dict.fromkeys(name for run in setting.finished for name in run.curves if name.startswith(prefix))
+    )
+
+    def share(curves: Mapping[str, Curve], name: str) -> dict[int, float]:
+        terms = [curves.get(other, {}) for other in names]
+        totals = {step: sum(abs(term.get(step, 0.0)) for term in terms) for step in curves.get(name, {})}
+        return {step: abs(curves[name][step]) / total for step, total in totals.items() if total > 0}
+
+    bands = {name: band(setting.curves(functools.partial(share, name=name)), "range") for name in names}
+    shares = {name.removeprefix(prefix): b for name, b in bands.items() if b is not None and b.mean.any()}
+    if not shares:
+        return None
+    steps = next(iter(shares.values())).steps
+    if len(steps) < 2:
+        return None  # nothing to stack over
+    return steps, {name: b.mean for name, b in shares.items() if len(b.steps) == len(steps)}

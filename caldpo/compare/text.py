@@ -1,0 +1,65 @@
+"""Numbers and tables as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from caldpo.compare.grouping import Setting
+from caldpo.compare.quantities import Quantity
+from caldpo.compare.statistics import Estimate, estimate, leader
+
+NONE = "–"
+_MOST_DECIMALS = 6
+
+
+def number(value: float) -> str:
+    """Three significant digits: ``-0.0123``, ``12.3``, ``1230``."""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else f"{value}"
+    return f"{value:.{_decimals(value, 3)}f}"
+
+
+def spread(found: Estimate | None, seeds: int | None = None) -> str:
+    """``-9.83 ± 0.42``, the spread with two significant digits; ``(n=2)`` where not all ``seeds`` have it."""
+    if found is None:
+        return NONE
+    if found.sd is None or not math.isfinite(found.sd) or found.sd == 0:
+        text = number(found.mean) + (" ± 0" if found.sd == 0 else "")
+    else:
+        decimals = _decimals(found.sd, 2)
+        text = f"{found.mean:.{decimals}f} ± {found.sd:.{decimals}f}"
+    return f"{text} (n={found.n})" if seeds is not None and found.n != seeds else text
+
+
+def cells(settings: Sequence[Setting], quantity: Quantity, mark: str = "{}") -> dict[str, str]:
+    """Mean and spread of a quantity by the setting's label; ``mark`` (``**{}**``) goes around a clear best."""
+    found = {s.label: estimate(s.finals(quantity.final)) for s in settings}
+    known: Mapping[str, Estimate] = {label: value for label, value in found.items() if value is not None}
+    best = leader(known, quantity.better) if quantity.better else None
+    texts = {s.label: spread(found[s.label], s.seeds) for s in settings}
+    return {label: mark.format(text) if label == best else text for label, text in texts.items()}
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> str:
+    """A pipe table; the columns after the first ``text_columns`` are aligned to the right."""
+    rules = [":--" if place < text_columns else "--:" for place in range(len(header))]
+    lines = [header, rules, *rows]
+    return "\n".join(f"| {' | '.join(escape(cell) for cell in line)} |" for line in lines)
+
+
+def escape(text: str) -> str:
+    """Text that cannot break out of a table cell."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def shorten(text: str, limit: int = 300) -> str:
+    """Text on one line, cut to ``limit`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def _decimals(value: float, significant: int) -> int:
+    if value == 0:
+        return 0
+    return min(_MOST_DECIMALS, max(0, significant - 1 - math.floor(math.log10(abs(value)))))

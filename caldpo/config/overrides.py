@@ -1,0 +1,45 @@
+"""Overrides of the command line: reading them as Hydra does, and writing values so that Hydra reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import OverrideParseException
+
+
+def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them; those it cannot read are skipped."""
+    parser = OverridesParser.create(config_loader=loader)
+    parsed = []
+    for text in overrides:
+        try:
+            parsed += parser.parse_overrides([text])
+        except OverrideParseException:
+            continue
+    return parsed
+
+
+def with_positional(overrides: Sequence[str], key: str) -> list[str]:
+    """Overrides with the first bare argument as the value of ``key``.
+
+    Bare is what has no ``=``, or names a file or folder: those of runs have ``=`` in their names.
+    """
+    found = list(overrides)
+    for place, text in enumerate(found):
+        if "=" not in text or Path(text).exists():
+            found[place] = f"{key}={quoted(text)}"
+            break
+    return found
+
+
+def quoted(text: str) -> str:
+    """``text`` as the value of an override, quoted where Hydra's grammar would read more into it."""
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        return text
+    # Quotes keep ${...} an interpolation; only a backslash makes it text.
+    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()

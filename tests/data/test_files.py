@@ -1,0 +1,265 @@
+"""Files of every kind give the same rows; bad lines cost themselves; bad files are named with what to do."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from caldpo.data.load import load_pairs
+from caldpo.data.rows import PairSource, RawRow
+from caldpo.data.sources import _json
+from caldpo.data.sources.files import LocalFiles
+from caldpo.errors import CaldpoError
+
+STANDARD = [
+    {"prompt": f"Q {i}?", "chosen": f"é {i}\nyes, \"{i}\"", "rejected": "no", "score_chosen": i + 0.5, "score_rejected": i}
+    for i in range(3)
+]
+CONVERSATIONS = [
+    {
+        "prompt": [{"role": "user", "content": f"Q, {i}?"}],
+        "chosen": [{"role": "assistant", "content": f"“{i}”"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    }
+    for i in range(3)
+]
+
+
+def write(path, rows):
+    """Write rows by the ending of the file's name, with other code than the readers'."""
+    name = path.name.removesuffix(".gz")
+    opener = gzip.open if path.suffix == ".gz" else open
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+    elif name.endswith(".csv"):
+        with opener(path, "wt", encoding="utf-8", newline="") as f:
+            writer = csv.writer(f)
+            writer.writerow(rows[0])
+            writer.writerows([json.dumps(v) if isinstance(v, list) else v for v in row.values()] for row in rows)
+    else:
+        text = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(r) + "\n" for r in rows)
+        with opener(path, "wt", encoding="utf-8") as f:
+            f.write(text)
+    return path
+
+
+def read(path):
+    return list(LocalFiles().rows(str(path)))
+
+
+def test_local_files_is_a_source():
+    assert isinstance(LocalFiles(), PairSource)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json", "json.gz", "parquet", "csv", "csv.gz"])
+@pytest.mark.parametrize("rows", [STANDARD, CONVERSATIONS], ids=["standard", "conversations"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, ending, rows):
+    found = read(write(tmp_path / f"pairs.{ending}", rows))
+    assert [row.value for row in found] == rows
+    assert all(row.error is None for row in found)
+
+
+def test_json_lines_under_the_name_json(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", STANDARD).rename(tmp_path / "pairs.json")
+    assert [row.value for row in read(path)] == STANDARD
+
+
+def test_origins_count_lines_from_one_and_rows_from_zero(tmp_path):
+    jsonl = tmp_path / "a.jsonl"
+    jsonl.write_bytes(b'\n{"a": 1}\r\n \t\n{"a": 2}')
+    assert [row.origin for row in read(jsonl)] == [f"{jsonl}:2", f"{jsonl}:4"]
+    rows_csv = tmp_path / "a.csv"
+    rows_csv.write_text('prompt,chosen\n"two\nlines",x\n\nnext,y\n')
+    assert [row.origin for row in read(rows_csv)] == [f"{rows_csv}:2", f"{rows_csv}:5"]
+    assert [row.origin for row in read(write(tmp_path / "a.parquet", STANDARD))][-1].endswith("a.parquet[2]")
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b'{"a": "\xff\xfe"}', "not UTF-8 (byte 0xFF at 8)"),
+        (b'{"a": "\x00"}', "not JSON (Invalid control character at column 8)"),
+        (b'{"a": "\\u12G4"}', "not JSON (Invalid \\uXXXX escape at column 9)"),
+        (b'{"a": ', "not JSON (Expecting value at column 7)"),
+        (b"[1, 2, 3]", "not a JSON object (but a list)"),
+        (b"null", "not a JSON object (but null)"),
+        (b"true", "not a JSON object (but a boolean)"),
+        (b'"text"', "not a JSON object (but text)"),
+        (b"1", "not a JSON object (but a number)"),
+        (b"[" * 100_000, "not JSON (nested too deeply)"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "not JSON (Exceeds the limit"),
+        ("\u2028".encode(), "not JSON"),
+    ],
+)
+def test_a_bad_line_costs_itself(tmp_path, line, error):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 0}\n' + line + b'\n{"a": 2}\n')
+    first, bad, last = read(path)
+    assert (first.value, last.value) == ({"a": 0}, {"a": 2})
+    assert bad.value is None
+    assert bad.error.startswith(error)
+    assert bad.origin == f"{path}:2"
+
+
+def test_legal_oddities_of_json_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\ufeff{"a": "x\u2028y\x85"}\r\n{"b": "\\u0000"}\n'.encode())
+    assert [row.value for row in read(path)] == [{"a": "x\u2028y\x85"}, {"b": "\x00"}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_key_given_twice_is_an_error_that_keeps_the_row(tmp_path, name):
+    path = tmp_path / name
+    rows = ['{"a": 1, "b": {"c": 1, "c": 2}}', '{"a": [{"d": 1}, {"d": 2}]}']
+    path.write_text("\n".join(rows) if name == "a.jsonl" else f"[{', '.join(rows)}]")
+    twice, good = read(path)
+    assert twice.error == "a key stands twice in an object ('c')"
+    assert twice.value is not None
+    assert good.error is None
+
+
+def test_a_line_too_long_is_read_past(tmp_path, monkeypatch):
+    monkeypatch.setattr(_json, "MAX_LINE_BYTES", 20)
+    path = tmp_path / "a.jsonl.gz"
+    exact = b'{"a": "12345678901"}'
+    assert len(exact) == 20
+    lines = [exact[:-1], b'{"a": "' + b"x" * 3_000_000 + b'"}', b'{"a": 1}', b"y" * 21]
+    path.write_bytes(gzip.compress(b"\n".join(lines)))
+    assert [row.error for row in read(path)][1:] == ["line too long (over 0 MiB)", None, "line too long (over 0 MiB)"]
+    assert read(path)[2].origin.endswith(":3")
+
+
+@given(st.binary(max_size=200))
+@example(b'{"a": NaN}')
+@example(b'{"a": 1e400}')
+@example(b'{"\\ud800": 1}')
+@example(b"\xef\xbb\xbf")
+def test_any_bytes_give_rows_or_a_readable_error(tmp_path_factory, content):
+    """And every row is one of the file's lines: none is split, joined or made up."""
+    path = tmp_path_factory.mktemp("bytes") / "a.jsonl"
+    path.write_bytes(content)
+    try:
+        rows = read(path)
+    except CaldpoError as error:
+        assert "no rows" in str(error)
+        assert not content.replace(b"\xef\xbb\xbf", b"").strip()
+        return
+    assert len(rows) <= content.count(b"\n") + 1
+    for row in rows:
+        assert isinstance(row, RawRow)
+        assert isinstance(row.value, dict) or (row.value is None and row.error)
+
+
+objects = st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.none() | st.lists(st.text()), max_size=3)
+
+
+@given(st.lists(objects, min_size=1, max_size=5), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans())
+def test_json_lines_round_trip(tmp_path_factory, rows, newline, ascii_only):
+    rows = json.loads(json.dumps(rows).encode("utf-8", "replace"))
+    path = tmp_path_factory.mktemp("round") / "a.jsonl"
+    path.write_bytes(newline.join(json.dumps(r, ensure_ascii=ascii_only) for r in rows).encode("utf-8", "replace"))
+    assert [row.value for row in read(path)] == json.loads(json.dumps(rows, ensure_ascii=ascii_only))
+
+
+@given(st.binary(max_size=200))
+@example(b'"a","b"\n"1')
+@example(b"a,a\n1,2\n")
+@example(b"a\r\x00\n")
+def test_any_bytes_as_csv_give_rows_or_a_readable_error(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("bytes") / "a.csv"
+    path.write_bytes(content)
+    try:
+        rows = read(path)
+    except CaldpoError:
+        return
+    assert all(isinstance(row.value, dict) or row.error for row in rows)
+
+
+def test_csv_cells(tmp_path):
+    """Empty cells are not given, scores are numbers, a bad row or byte costs its row alone."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b"\xef\xbb\xbfprompt,chosen,rejected,score_chosen,score_rejected\n"
+        b"q,a,,1,2.5\n"
+        b"q,a\n"
+        b"q,\xff,b,,\n"
+        b"q,a,b,high,low\n"
+        b'q,"[1, 2]",b,,\n' + b"q," + b"x" * 200_000 + b",b,,\n"
+    )
+    rows = read(path)
+    assert rows[0].value == {"prompt": "q", "chosen": "a", "score_chosen": 1.0, "score_rejected": 2.5}
+    assert rows[1].error == "not as many cells as the header has (2 of 5)"
+    assert rows[3].value["score_chosen"] == "high"
+    assert rows[4].value["chosen"] == "[1, 2]"  # a list, but not of messages: text
+    assert len(rows[5].value["chosen"]) == 200_000
+    pairs, report = load_pairs(LocalFiles(), str(path), on_invalid="skip")
+    assert [p.chosen[:6] for p in pairs] == ["[1, 2]", "xxxxxx"]
+    assert [r.category for r in report.rejections] == [
+        "column `rejected` is missing",
+        "not as many cells as the header has",
+        "text with a lone surrogate",
+        "`score_chosen` is not a number",
+    ]
+
+
+def test_nulls_of_a_parquet_file_are_absent(tmp_path):
+    """A table has every column in every row, so rows without scores have null there."""
+    rows = [STANDARD[0], {"prompt": "q", "chosen": "a", "rejected": "b"}]
+    pairs, report = load_pairs(LocalFiles(), str(write(tmp_path / "a.parquet", rows)))
+    assert [p.has_scores for p in pairs] == [True, False]
+    assert report.with_scores == 1
+
+
+def test_missing_file_suggests_its_neighbours(tmp_path):
+    write(tmp_path / "train_prefs.jsonl", STANDARD)
+    (tmp_path / "notes.txt").write_text("no data")
+    with pytest.raises(CaldpoError, match="did you mean train_prefs.jsonl") as caught:
+        read(tmp_path / "train_pref.jsonl")
+    assert "data.train" in str(caught.value)
+    with pytest.raises(CaldpoError, match=r"data files in .*: train_prefs.jsonl\."):
+        read(tmp_path / "x.parquet")
+    with pytest.raises(CaldpoError, match="no folder"):
+        read(tmp_path / "nowhere" / "x.parquet")
+
+
+def test_folder_and_unknown_ending(tmp_path):
+    with pytest.raises(CaldpoError, match=r"a folder, not a file.*\n.*HubDataset"):
+        read(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(CaldpoError, match=r"\.jsonl, \.jsonl\.gz, .*\.csv"):
+        read(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.json"])
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_file_without_rows(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(CaldpoError, match="the file has no rows"):
+        read(path)
+
+
+def test_damaged_files(tmp_path):
+    whole = gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in STANDARD * 50))
+    truncated = tmp_path / "a.jsonl.gz"
+    truncated.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CaldpoError, match="truncated gzip"):
+        read(truncated)
+    truncated.write_bytes(b"no gzip at all")
+    with pytest.raises(CaldpoError, match="damaged or truncated gzip"):
+        read(truncated)
+    for name in ("a.parquet", "a.json"):
+        (tmp_path / name).write_bytes(b'[{"a": 1},')
+        with pytest.raises(CaldpoError, match=r"no readable parquet|no JSON list") as caught:
+            read(tmp_path / name)
+        assert name in str(caught.value)
+    (tmp_path / "a.csv").write_text("a,b,a\n1,2,3\n")
+    with pytest.raises(CaldpoError, match=r"names a column twice \(a\)"):
+        read(tmp_path / "a.csv")

@@ -1,0 +1,75 @@
+"""Small tokenizers and a source of pairs, built in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from caldpo.data.pair import Message, PreferencePair
+from caldpo.data.rows import RawRow
+
+WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z yes no maybe user assistant : ?".split()
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' + eos_token + ' z ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"
+)
+
+
+def word_tokenizer(*, bos: bool = False, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """One token a word; ids: <unk> 0, <bos> 1, <eos> 2, then WORDS. With ``bos`` it adds <bos> and <eos> itself."""
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<bos>", "<eos>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+        )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
+    )
+    fast.chat_template = template
+    return fast
+
+
+def letter_tokenizer() -> PreTrainedTokenizerFast:
+    """SentencePiece style: a space before the first word, letters as tokens, ``▁y`` the only merge."""
+    letters = ["<unk>", "<bos>", "<eos>", "▁", *"abcdefghijklmnopqrstuvwxyz:", "▁y"]
+    vocabulary = {token: i for i, token in enumerate(letters)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "y")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
+    )
+
+
+def ids(tokenizer: Any, tokens: str) -> list[int]:
+    """The ids of vocabulary entries given with spaces between."""
+    return [tokenizer.convert_tokens_to_ids(token) for token in tokens.split()]
+
+
+def chat(*turns: str) -> tuple[Message, ...]:
+    """A conversation whose turns alternate, the user's first."""
+    return tuple(Message(role=("user", "assistant")[i % 2], content=t) for i, t in enumerate(turns))
+
+
+class RowsSource:
+    """Serves given rows by split; each row is (prompt, chosen, rejected) or one with two scores more."""
+
+    name = "rows"
+
+    def __init__(self, **splits: Sequence[tuple[Any, ...]]) -> None:
+        self.splits = splits
+
+    def rows(self, split: str) -> Iterator[RawRow]:
+        columns = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected")
+        for line, row in enumerate(self.splits[split], 1):
+            yield RawRow(f"{split}:{line}", dict(zip(columns, row, strict=False)))
+
+
+def pair(prompt: Any, chosen: str, rejected: str, origin: str = "data:1") -> PreferencePair:
+    """A pair without scores."""
+    return PreferencePair(prompt, chosen, rejected, origin=origin)

@@ -1,0 +1,138 @@
+"""Model sources: what is loaded, with what switched off, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from caldpo.errors import CaldpoError
+from caldpo.models.base import prepare_for_training
+from caldpo.models.hub import HubModel
+from caldpo.models.random import RandomModel
+from caldpo.reference.resident import Resident
+from tests.tiny import tiny_batch, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model and its tokenizer in the hub's format."""
+    path = tmp_path_factory.mktemp("saved")
+    tiny_model().save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def test_a_folder_in_the_hub_format(folder: Path) -> None:
+    source = HubModel(str(folder))
+    policy, tokenizer = source.load_policy(), source.load_tokenizer()
+    for name, value in tiny_model().state_dict().items():
+        assert torch.equal(policy.state_dict()[name], value)
+    assert tokenizer.convert_tokens_to_ids("w3") == 7
+    assert source.identity() == str(folder)
+    assert source.load_policy() is not policy
+
+
+def test_dtype_is_the_checkpoints_or_the_asked(folder: Path) -> None:
+    assert HubModel(str(folder)).load_policy().dtype == torch.float32
+    assert HubModel(str(folder), dtype="bfloat16").load_policy().dtype == torch.bfloat16
+
+
+def test_pad_token_is_filled_in(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert HubModel("unused", tokenizer=str(tmp_path)).load_tokenizer().pad_token_id == 2
+
+
+def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(CaldpoError, match=r"model\.tokenizer=.*no EOS"):
+        HubModel("unused", tokenizer=str(tmp_path)).load_tokenizer()
+
+
+@pytest.mark.parametrize("path", ["./not/there", "some-org/some-model"])
+def test_what_cannot_be_loaded_is_named(path: str) -> None:
+    """The hub is out of reach in tests, as it is on many clusters."""
+    with pytest.raises(CaldpoError, match=r"model\.path="):
+        HubModel(path).load_policy()
+    with pytest.raises(CaldpoError, match=r"model\.path="):
+        HubModel(path).load_tokenizer()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama"])
+def test_dropout_is_off_unless_asked_for(architecture: str) -> None:
+    rates = {"gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"), "gpt_neox": ("hidden_dropout", "attention_dropout")}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    names = rates.get(architecture, ("attention_dropout",))
+    config = AutoConfig.for_model(architecture, vocab_size=50, **sizes, **dict.fromkeys(names, 0.5))
+    ids = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))
+    for dropout in (False, True):
+        model = AutoModelForCausalLM.from_config(config)
+        prepare_for_training(model, gradient_checkpointing=False, dropout=dropout).train()
+        same = torch.equal(model(ids).logits, model(ids).logits)
+        assert same is not dropout
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2"])
+def test_random_models_have_the_asked_sizes(architecture: str, folder: Path) -> None:
+    source = RandomModel(
+        str(folder), architecture, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=48, seed=1
+    )
+    policy = source.load_policy()
+    config = policy.config
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 3, 4)
+    assert config.vocab_size == len(tiny_tokenizer())
+    assert any(48 in p.shape for p in policy.parameters())
+    assert policy(torch.tensor([[4, 5, 6]])).logits.shape == (1, 3, config.vocab_size)
+
+
+def test_random_weights_follow_their_own_seed(folder: Path) -> None:
+    def first(seed: int) -> torch.Tensor:
+        return next(RandomModel(str(folder), seed=seed).load_policy().parameters()).detach()
+
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one = first(1)
+    assert torch.equal(torch.random.get_rng_state(), before)  # the run's own generator is left alone
+    torch.manual_seed(6)
+    assert torch.equal(one, first(1))
+    assert not torch.equal(one, first(2))
+
+
+def test_sizes_that_do_not_fit_are_named(folder: Path) -> None:
+    with pytest.raises(CaldpoError, match=r"model\.num_heads=5.*hidden_size=64"):
+        RandomModel(str(folder), num_heads=5)
+    with pytest.raises(CaldpoError, match=r"model\.num_key_value_heads=3"):
+        RandomModel(str(folder), num_key_value_heads=3)
+
+
+class TestResidentReference:
+    def test_is_a_copy_that_training_does_not_move(self) -> None:
+        policy = tiny_model()
+        reference = Resident().build(policy)
+        batch = tiny_batch()
+        before = reference.logps(batch)[0]
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(1.0)
+        torch.testing.assert_close(reference.logps(batch)[0], before)
+        assert not reference.model.training
+
+    def test_another_dtype_is_no_same_start(self) -> None:
+        spec = Resident(dtype="bfloat16")
+        assert spec.build(tiny_model()).model.dtype == torch.bfloat16
+        assert not spec.same_start
+        assert Resident().same_start
+
+    def test_another_model(self, folder: Path) -> None:
+        spec = Resident(path=str(folder))
+        found = spec.build(tiny_model(seed=3)).logps(tiny_batch())
+        torch.testing.assert_close(found, Resident().build(tiny_model()).logps(tiny_batch()))
+        assert str(folder) in spec.identity(HubModel("x"))
+        with pytest.raises(CaldpoError, match=r"reference\.path=\./nowhere"):
+            Resident(path="./nowhere").build(tiny_model())
