@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,7 +21,7 @@ from caldpo.errors import CaldpoError
 from caldpo.loggers import csv_logger
 from caldpo.module import PreferenceModule
 from caldpo.settings import RunSettings
-from caldpo.summary import peak_memory, print_end, print_start, versions, write_summary
+from caldpo.summary import peak_memory, print_end, print_line, print_start, versions, write_summary
 
 SECTIONS = ("loss", "reference", "optim", "trainer", "logger", "callbacks", "data", "model")
 
@@ -33,11 +35,21 @@ def run(cfg: DictConfig) -> float:
     Raises:
         CaldpoError: something is wrong that the user can mend; before weights load where possible.
     """
-    started = time.perf_counter()
-    hydra = HydraConfig.get()
-    run_dir, loss_name = Path(hydra.runtime.output_dir), str(hydra.runtime.choices.loss)
-    group = Path(hydra.sweep.dir).name if "num" in hydra.job and hydra.job.num is not None else None
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
     settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})
+    if settings.console == "full":
+        summary = run_in(run_dir, settings, cfg)
+    else:
+        with (run_dir / "output.txt").open("w", encoding="utf-8") as kept, contextlib.redirect_stdout(kept):
+            summary = run_in(run_dir, settings, cfg)
+        print_line(run_dir.name, summary)
+    return summary["metrics"]["val/loss"]
+
+
+def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, Any]:
+    """The run itself, and what ``summary.json`` says of it."""
+    started = time.perf_counter()
+    loss_name = str(HydraConfig.get().runtime.choices.loss)
     config = save_config(cfg, loss_name, run_dir)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     if torch.cuda.is_available():
@@ -70,7 +82,7 @@ def run(cfg: DictConfig) -> float:
         parts["reference"].same_start,
     )
     try:
-        loggers = [csv_logger(run_dir), *parts["logger"].open(run_dir, run_dir.name, group, config)]
+        loggers = [csv_logger(run_dir), *parts["logger"].open(run_dir, run_dir.name, sweep_name(), config)]
         trainer = parts["trainer"].build(run_dir, loggers, list(parts["callbacks"].values()))
         train(trainer, module, data)
     finally:
@@ -94,12 +106,21 @@ def run(cfg: DictConfig) -> float:
         "peak_memory_of": memory_of,
         "formula": loss.formula,
         "policy": source.identity(),
+        "reference": parts["reference"].identity(source),
+        "upload": sync,
         "data": report.as_dict(),
         "versions": versions(),
     }
-    write_summary(run_dir / "summary.json", summary)
-    print_end(summary, places)
-    return module.latest["val/loss"]
+    if trainer.is_global_zero:
+        write_summary(run_dir / "summary.json", summary)
+        print_end(summary, places)
+    return summary
+
+
+def sweep_name() -> str | None:
+    """The sweep's folder, when this run is one of a sweep: the group of its runs."""
+    hydra = HydraConfig.get()
+    return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
 
 
 def build(section: DictConfig) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from caldpo.config.bounds import NonNegativeInt, Positive
 from caldpo.config.signature import validated
@@ -17,10 +18,13 @@ class RunSettings:
         name: first part of the output folder's name.
         seed: of the order of the data, and of dropout where there is any.
         reward_beta: factor from log-ratio (nats) to the logged implicit reward.
+        console: ``full`` prints tables and a preview of the data; ``line`` keeps those in ``output.txt`` of the run's
+            folder and prints one line at the end, for many runs side by side.
         export: write the trained policy as a Hugging Face folder, ``policy/`` in the run's folder.
     """
 
     name: str
     seed: NonNegativeInt
     reward_beta: Positive
+    console: Literal["full", "line"]
     export: bool

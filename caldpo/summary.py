@@ -14,7 +14,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-VERSIONED = ("caldpo", "torch", "pytorch-lightning", "transformers", "datasets", "hydra-core", "wandb")
+from caldpo import __version__
+
+VERSIONED = ("torch", "pytorch-lightning", "transformers", "datasets", "hydra-core", "wandb")
 SHOWN = ("log_ratios/chosen", "log_ratios/rejected", "rewards/margins", "rewards/accuracies", "displacement")
 
 
@@ -46,6 +48,13 @@ def print_end(summary: dict[str, Any], places: dict[str, str]) -> None:
         console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
 
 
+def print_line(name: str, summary: dict[str, Any]) -> None:
+    """One finished run in one line, for sweeps."""
+    metrics = summary["metrics"]
+    ratios = (f"{metrics[f'val/log_ratios/{side}']:+.2f} {side}" for side in ("chosen", "rejected"))
+    print(f"{name}: log-ratios {', '.join(ratios)} after {summary['steps']} steps, {summary['wall_seconds']:.1f} s")
+
+
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """summary.json; numbers that are not finite become null, which JSON can hold."""
     finite = json.loads(json.dumps(summary), parse_constant=lambda _: None)
@@ -54,7 +63,8 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what determines a run's numbers."""
-    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
+    libraries = {name: version(name) for name in VERSIONED}
+    return {"caldpo": __version__, "python": platform.python_version(), **libraries}
 
 
 def peak_memory() -> tuple[int, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from caldpo.config.bounds import PositiveInt
@@ -9,21 +11,22 @@ from caldpo.config.signature import validated
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, the newest few, in ``checkpoints/`` of the run's folder.
+    """Lightning's ModelCheckpoint in ``checkpoints/`` of the run's folder.
+
+    It watches no metric: watching one, it puts off the save at the last batch of an epoch until an evaluation
+    that may never come.
 
     Args:
         every: optimiser steps between checkpoints; None writes none.
-        keep: how many of the newest to keep.
+        keep: the last one, or all.
     """
 
     @validated
-    def __init__(self, every: PositiveInt | None = None, keep: PositiveInt = 1) -> None:
+    def __init__(self, every: PositiveInt | None = None, keep: Literal["last", "all"] = "last") -> None:
         super().__init__(
             filename="step-{step}",
             auto_insert_metric_name=False,
-            monitor="step" if every else None,
-            mode="max",
-            save_top_k=keep if every else 0,
+            save_top_k=0 if every is None else 1 if keep == "last" else -1,
             every_n_train_steps=every,
             save_on_train_epoch_end=False,
         )

@@ -103,7 +103,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_yaml(path: Path, notes: list[str]) -> Any:
-    """The content of a yaml file; None, with a note, where it cannot be read, and None where it is missing."""
+    """The content of a yaml file; None where it is missing, or cannot be read, which is noted."""
     if not path.is_file():
         return None
     try:

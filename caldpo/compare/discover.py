@@ -1,11 +1,10 @@
-"""Where runs lie, found by their files' names alone, and what to say when there are none. No heavy imports."""
+"""Where runs lie, by the names of their files, and what to say when there are none. No heavy imports."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 from caldpo.config.values import suggest
@@ -50,13 +49,10 @@ def natural(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
 
 
-def existing_sweeps(outputs: Path) -> list[str]:
-    """Names of the folders in ``outputs`` that hold at least one run, newest first."""
-    if not outputs.is_dir():
-        return []
-    folders = [f for f in outputs.iterdir() if f.is_dir() and not f.name.startswith(".")]
-    newest = sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)
-    return list(islice((f.name for f in newest if next(_walk(f), None)), _SHOWN))
+def existing_sweeps(place: Path) -> list[Path]:
+    """The folders in ``place`` that are a run or hold one directly, newest first."""
+    sweeps = [f for f in _folders(place) if is_run(f) or any(map(is_run, _folders(f)))]
+    return sorted(sweeps, key=lambda f: f.stat().st_mtime, reverse=True)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -66,18 +62,30 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield Path(path)
 
 
-def _outputs(folder: Path) -> Path:
-    """Where sweeps probably are: beside the folder that was asked for, else in ``outputs``."""
-    return folder.parent if folder.parent.is_dir() and folder.parent != Path.cwd() else Path("outputs")
+def _folders(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return []
+    return [f for f in place.iterdir() if f.is_dir() and not f.name.startswith(".")]
+
+
+def _others(folder: Path) -> list[Path]:
+    """Sweeps beside ``folder`` and in ``outputs``, as they are typed from the current folder."""
+    places = dict.fromkeys(place.resolve() for place in (folder.parent, Path("outputs")))
+    here = Path.cwd()
+    return [
+        sweep.relative_to(here) if sweep.is_relative_to(here) else sweep
+        for place in places
+        for sweep in existing_sweeps(place)
+        if sweep != folder.resolve()
+    ]
 
 
 def _suggestion(folder: Path) -> str:
-    return suggest(folder.name, existing_sweeps(_outputs(folder)))
+    return suggest(folder.name, (sweep.name for sweep in _others(folder)))
 
 
 def _remedy(folder: Path) -> str:
-    outputs = _outputs(folder)
-    sweeps = [name for name in existing_sweeps(outputs) if name != folder.name]
+    sweeps = _others(folder)
     if not sweeps:
         return "train first, for example: python -m caldpo.train -m loss=dpo,cal_dpo seed=0,1,2"
-    return f"name a folder that holds runs; in {outputs}: {', '.join(sweeps)}"
+    return f"name a folder that holds runs: {', '.join(map(str, sweeps[:_SHOWN]))}"

@@ -82,15 +82,15 @@ def _compared(settings: Sequence[Setting]) -> str:
 def _dynamics(settings: Sequence[Setting], kind: BandKind) -> str:
     shown = [setting for setting in settings if setting.finished]
     rows = [_end(setting) for setting in shown]
-    beta = facts.beta_text(shown).replace("β", "beta")
+    beta = facts.beta_text(shown).replace("β·", "beta x ").replace("β", "beta")
     return "\n\n".join(
         [
             "## Reward dynamics",
             "![Held-out log-ratios, implicit rewards, accuracy and displacement](reward_dynamics.png)",
-            f"Means over seeds on held-out pairs, evaluated during training; bands reach {BANDS[kind]}. Upper row"
-            f" in nats, lower row in {beta}. An axis marked logarithmic is linear around 0. The same as vectors:"
-            " [reward_dynamics.svg](reward_dynamics.svg).",
-            "Where the chosen log-ratio ended, and how the margin moved from the first evaluation to the last:",
+            f"Means over seeds on held-out pairs, evaluated during training; bands reach {BANDS[kind]}."
+            f" Upper row in nats, lower row in {beta}. An axis marked logarithmic is linear around 0."
+            " The same as vectors: [reward_dynamics.svg](reward_dynamics.svg).",
+            "Where the chosen log-ratio ended, and how the margin moved from first to last evaluation:",
             "\n".join(rows),
         ]
     )
@@ -154,8 +154,8 @@ def _terms(picture: bool) -> str:
         return ""
     return (
         "## Terms of the losses\n\n![Shares of the loss terms](loss_terms.png)\n\n"
-        "Share of each term in the sum of the terms' absolute values, held-out pairs, mean over seeds. Losses of"
-        " a single term are left out."
+        "Share of each term in the sum of the terms' absolute values, held-out pairs, mean over seeds."
+        " Losses of a single term are left out."
     )
 
 
@@ -175,7 +175,8 @@ def _cost(settings: Sequence[Setting]) -> str:
         "Wall time of the whole run, evaluation included, on the machine as it was; runs may have shared it."
     )
     note += f" Peak memory: {measured}." if measured else ""
-    return f"## Cost\n\n{markdown_table(['setting', 'steps', 'wall time (s)', 'peak memory (MiB)'], rows)}\n\n{note}"
+    table = markdown_table(["setting", "steps", "wall time (s)", "peak memory (MiB)"], rows)
+    return f"## Cost\n\n{table}\n\n{note}"
 
 
 def _unfinished(settings: Sequence[Setting]) -> str:
@@ -209,11 +210,11 @@ def _how_to_read(settings: Sequence[Setting]) -> str:
     lines = [f"- **{quantity.title}** ({quantity.unit}): {quantity.meaning}." for quantity in shown]
     return (
         "## How to read this\n\n"
-        "pi is the trained policy, pi_ref the frozen reference; log-probs are summed over a response, in nats."
-        " Every loss is measured alike, also one that is trained without a reference. A falling chosen log-ratio"
-        " is not by itself a failure, nor a rising one a success: see it beside margin, accuracy and, where it is"
-        " known, the true reward. Means over few seeds are uncertain, and hold for the data, model and settings"
-        " named above alone.\n\n" + "\n".join(lines)
+        "pi is the trained policy, pi_ref the frozen reference; log-probs are summed over a response, in"
+        " nats. Every loss is measured alike, also one that is trained without a reference. A falling chosen"
+        " log-ratio is not by itself a failure, nor a rising one a success: see it beside margin, accuracy"
+        " and, where it is known, the true reward. Means over few seeds are uncertain, and hold for the data,"
+        " model and settings named above alone.\n\n" + "\n".join(lines)
     )
 
 
@@ -225,8 +226,8 @@ def _reproduce(settings: Sequence[Setting], task: str | None) -> str:
     )
     whole = f"The sweep:\n\n```sh\npython -m caldpo.train -m {task}\n```\n\n" if task else ""
     return (
-        f"## How to reproduce\n\n{whole}Each run by itself (its complete configuration is the `config.yaml` in"
-        f" its folder):\n\n```sh\n{commands}\n```\n\nEvery run's final figures:"
+        f"## How to reproduce\n\n{whole}Each run by itself (its complete configuration is the `config.yaml`"
+        f" in its folder):\n\n```sh\n{commands}\n```\n\nEvery run's final figures:"
         " [comparison.csv](comparison.csv), where metrics without a prefix are of the last training step."
     )
 

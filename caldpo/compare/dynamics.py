@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from caldpo.compare import quantities as q
@@ -56,8 +57,7 @@ def reward_dynamics(settings: Sequence[Setting], headline: str, kind: BandKind) 
         kind: what the bands show.
     """
     with drawing():
-        figure = Figure(figsize=(15, 7.6), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]
+        figure = Figure(figsize=(15, 7.6), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
         figure.suptitle(
             f"Held-out reward dynamics\n{headline} · {seeds_text(settings)}, {BAND_TEXT[kind]}", fontsize=11
         )

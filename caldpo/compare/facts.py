@@ -19,13 +19,9 @@ def finished_runs(settings: Iterable[Setting]) -> list[Run]:
 
 
 def varied(runs: Iterable[Run], read: Callable[[Run], Any], limit: int = 4) -> str | None:
-    """What ``read`` finds in the runs: one value, or the distinct ones joined; None where it finds nothing."""
-    found = list(
-        dict.fromkeys(text for run in runs if (value := read(run)) is not None and (text := str(value)))
-    )
-    if not found:
-        return None
-    return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
+    """What ``read`` finds in the runs: one value, or the distinct ones joined; None where there is none."""
+    found = [value for run in runs if (value := read(run)) is not None]
+    return _joined(found, limit) if found else None
 
 
 def choice(runs: Iterable[Run], group: str) -> str | None:
@@ -65,22 +61,17 @@ def beta_text(settings: Sequence[Setting]) -> str:
     found = {run.number("reward_beta") for run in finished_runs(settings)} - {None}
     betas = sorted(value for value in found if value is not None)
     if not betas:
-        return "β × nats"
+        return "β·nats"
     if len(betas) == 1:
-        return f"β × nats, β = {betas[0]:g}"
-    return f"β × nats, each run's own β, {betas[0]:g} to {betas[-1]:g}"
+        return f"β·nats, β = {betas[0]:g}"
+    return f"β·nats, each run's own β, {betas[0]:g} to {betas[-1]:g}"
 
 
 def shared_facts(runs: Sequence[Run], part: str) -> dict[str, str]:
     """Plain entries of a part of ``summary.json`` (``versions``), flat; values that differ are all named."""
     entries = [flatten(run.summary.get(part, {})) for run in runs]
     keys = dict.fromkeys(key for found in entries for key, value in found.items() if _is_plain(value))
-    return {
-        key: text
-        for key in keys
-        if (text := varied(runs, lambda run, key=key: flatten(run.summary.get(part, {})).get(key)))
-        is not None
-    }
+    return {key: _joined(found[key] for found in entries if key in found) for key in keys}
 
 
 def unfair_differences(differing: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -94,3 +85,10 @@ def unfair_differences(differing: Mapping[str, list[Any]]) -> dict[str, list[Any
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float) and "\n" not in str(value)
+
+
+def _joined(values: Iterable[Any], limit: int = 4) -> str:
+    distinct = list(dict.fromkeys(map(str, values)))
+    return ", ".join(distinct[:limit]) + (
+        f" and {len(distinct) - limit} more" if len(distinct) > limit else ""
+    )

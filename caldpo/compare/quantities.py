@@ -48,8 +48,8 @@ CHOSEN = Quantity(
     "val/log_ratios/chosen",
     "chosen log-ratio",
     "nats",
-    "log pi(chosen) - log pi_ref(chosen), summed over the response's tokens, mean over held-out pairs; below 0"
-    " the trained policy finds the preferred response less likely than the reference did",
+    "log pi(chosen) - log pi_ref(chosen), summed over the response's tokens, mean over held-out pairs;"
+    " below 0 the trained policy finds the preferred response less likely than the reference does",
 )
 REJECTED = Quantity(
     "val/log_ratios/rejected", "rejected log-ratio", "nats", "the same of the rejected response"

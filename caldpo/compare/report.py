@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from caldpo.compare.discover import find_runs
 from caldpo.config.bounds import PositiveInt
@@ -24,13 +24,7 @@ def compare(cfg: DictConfig) -> None:
     Raises:
         CaldpoError: see :func:`compare_runs`.
     """
-    keys = [key for key in map(str, cfg) if key != "hydra"]
-    if OmegaConf.is_missing(cfg, "sweep"):
-        find_runs(Path("outputs"))  # says that nothing was trained yet, where that is so
-        raise CaldpoError(
-            "which runs?", key="sweep", remedy="name a folder: python -m caldpo.compare outputs/SWEEP"
-        )
-    compare_runs(**{str(key): cfg[key] for key in keys})
+    compare_runs(**{str(key): cfg[key] for key in cfg if key != "hydra"})
 
 
 @validated

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -19,8 +19,17 @@ from caldpo.compare.grouping import Setting
 
 # Paul Tol's "muted" scheme (SRON/EPS/TN/09-002), made to be told apart under colour blindness, and black.
 COLOURS = (
-    "#332288", "#CC6677", "#117733", "#88CCEE", "#AA4499", "#DDCC77", "#882255", "#44AA99", "#000000", "#999933",
-)  # fmt: skip
+    "#332288",
+    "#CC6677",
+    "#117733",
+    "#88CCEE",
+    "#AA4499",
+    "#DDCC77",
+    "#882255",
+    "#44AA99",
+    "#000000",
+    "#999933",
+)
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS = "osD^vPX*<>"  # a second cue beside the colour
 
@@ -28,7 +37,7 @@ MARKERS = "osD^vPX*<>"  # a second cue beside the colour
 CRUSHING = 6.0
 
 
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -43,7 +52,7 @@ _STYLE = {
 
 def drawing() -> AbstractContextManager[None]:
     """The context in which figures are made and saved: the project's style over whatever the user has."""
-    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE})
+    return matplotlib.style.context(["default", _STYLE])
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
@@ -99,7 +108,7 @@ def round_up(value: float) -> float:
 
 
 def set_symmetric_log(axes: Axes, limit: float) -> None:
-    """A vertical axis that is linear within ``+-limit`` and logarithmic beyond, with ticks people can read."""
+    """A vertical axis that is linear within ``+-limit`` and logarithmic beyond, with readable ticks."""
     low, high = axes.get_ylim()
     axes.set_yscale("symlog", linthresh=limit, linscale=1.0)
     axes.set_ylim(low, high)

@@ -23,21 +23,19 @@ TERM_COLOURS = ("#88CCEE", "#CC6677", "#DDCC77", "#117733")
 
 def loss_terms(settings: Sequence[Setting], headline: str) -> Figure | None:
     """How much of each loss its terms make, stacked to 1 over steps; None when no loss has two terms."""
-    shown = [
-        (setting, *shares) for setting in settings if (shares := term_shares(setting)) and len(shares[1]) > 1
-    ]
+    shown = [(s, found) for s in settings if (found := term_shares(s)) is not None and len(found[1]) > 1]
     if not shown:
         return None
     columns = len(shown) if len(shown) <= 4 else min(5, -(-len(shown) // 2))
     rows = -(-len(shown) // columns)
-    names = dict.fromkeys(name for _, _, shares in shown for name in shares)
-    colours = dict(zip(names, itertools.cycle(TERM_COLOURS)))  # noqa: B905 the cycle has no end
+    names = dict.fromkeys(name for _, (_, shares) in shown for name in shares)
+    colours = dict(zip(names, itertools.cycle(TERM_COLOURS)))
     with drawing():
         figure = Figure(figsize=(max(7.0, 1.0 + 3.2 * columns), 1.5 + 2.4 * rows), layout="constrained")
-        seeds = seeds_text([setting for setting, _, _ in shown])
+        seeds = seeds_text([setting for setting, _ in shown])
         figure.suptitle(f"Shares of the loss terms on held-out pairs\n{headline} · {seeds}", fontsize=11)
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        for axes, (setting, steps, shares) in zip(grid.flat, shown, strict=False):
+        for axes, (setting, (steps, shares)) in zip(grid.flat, shown, strict=False):
             axes.stackplot(steps, *shares.values(), colors=[colours[name] for name in shares])
             axes.set(title=setting.label, ylim=(0, 1), xlim=(steps[0], steps[-1]), xlabel="optimiser step")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -54,23 +52,19 @@ def term_shares(setting: Setting) -> tuple[NDArray[np.int64], dict[str, NDArray[
     """Share of each term in the sum of the terms' absolute values, mean over seeds, shape ``(steps,)``.
 
     Returns:
-        Steps and shares; terms that are 0 throughout are left out. None where no term was logged, or at a single step.
+        Steps and shares; terms that are 0 throughout are left out. None where no term was logged, or only
+        at a single step.
     """
     prefix = "val/terms/"
-    names = list(
-        dict.fromkeys(name for run in setting.finished for name in run.curves if name.startswith(prefix))
-    )
+    names = sorted({name for run in setting.finished for name in run.curves if name.startswith(prefix)})
 
     def share(curves: Mapping[str, Curve], name: str) -> dict[int, float]:
         terms = [curves.get(other, {}) for other in names]
-        totals = {step: sum(abs(term.get(step, 0.0)) for term in terms) for step in curves.get(name, {})}
-        return {step: abs(curves[name][step]) / total for step, total in totals.items() if total > 0}
+        totals = {step: sum(abs(term.get(step, 0.0)) for term in terms) for step in set().union(*terms)}
+        own = curves.get(name, {})
+        return {step: abs(own.get(step, 0.0)) / total for step, total in totals.items() if total > 0}
 
     bands = {name: band(setting.curves(functools.partial(share, name=name)), "range") for name in names}
     shares = {name.removeprefix(prefix): b for name, b in bands.items() if b is not None and b.mean.any()}
-    if not shares:
-        return None
-    steps = next(iter(shares.values())).steps
-    if len(steps) < 2:
-        return None  # nothing to stack over
-    return steps, {name: b.mean for name, b in shares.items() if len(b.steps) == len(steps)}
+    steps = next((b.steps for b in shares.values()), np.array([], dtype=np.int64))  # the same for every term
+    return (steps, {name: b.mean for name, b in shares.items()}) if len(steps) > 1 else None

@@ -9,7 +9,7 @@ from caldpo.compare.grouping import Setting
 from caldpo.compare.quantities import Quantity
 from caldpo.compare.statistics import Estimate, estimate, leader
 
-NONE = "–"
+NONE = "-"
 _MOST_DECIMALS = 6
 
 
@@ -33,7 +33,7 @@ def spread(found: Estimate | None, seeds: int | None = None) -> str:
 
 
 def cells(settings: Sequence[Setting], quantity: Quantity, mark: str = "{}") -> dict[str, str]:
-    """Mean and spread of a quantity by the setting's label; ``mark`` (``**{}**``) goes around a clear best."""
+    """Mean and spread of a quantity by setting's label; ``mark`` (``**{}**``) goes around a clear best."""
     found = {s.label: estimate(s.finals(quantity.final)) for s in settings}
     known: Mapping[str, Estimate] = {label: value for label, value in found.items() if value is not None}
     best = leader(known, quantity.better) if quantity.better else None

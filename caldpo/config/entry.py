@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ def hydra_entry(
     def decorator(task: Task) -> Main:
         @functools.wraps(task)
         def main(argv: Sequence[str] | None = None) -> None:
-            _catch_sigterm()
             try:
-                args = _parse(command, sys.argv[1:] if argv is None else argv, positional)
-                _check(command, args, {"": settings} if settings else {})
-                _launch(command, args, task, records)
+                with _exit_on_sigterm():
+                    args = _parse(command, sys.argv[1:] if argv is None else argv, positional)
+                    _check(command, args, {"": settings} if settings else {})
+                    _launch(args, task, records)
             except CaldpoError as error:
                 print(f"error: {redact_text(str(error))}", file=sys.stderr)
                 raise SystemExit(BAD_COMMAND_LINE) from None
@@ -74,6 +75,8 @@ def _parse(command: str, argv: Sequence[str], positional: str | None) -> Namespa
     chosen = [name for name, given in modes.items() if given]
     if len(chosen) > 1:
         raise CaldpoError("these options exclude each other", key=" ".join(chosen))
+    if args.experimental_rerun:
+        raise CaldpoError("is not supported", key="--experimental-rerun")
     if positional:
         args.overrides = with_positional(args.overrides, positional)
     if args.config_path:
@@ -113,7 +116,7 @@ def _search_path(args: Namespace) -> ConfigSearchPath:
     return path
 
 
-def _launch(command: str, args: Namespace, task: Task, records: bool) -> None:
+def _launch(args: Namespace, task: Task, records: bool) -> None:
     version.setbase("1.3")
     job = functools.update_wrapper(functools.partial(run_job, task, records), task)
     # What hydra.main calls, without its reading of sys.argv: Lightning starts child processes by sys.argv,
@@ -121,15 +124,22 @@ def _launch(command: str, args: Namespace, task: Task, records: bool) -> None:
     _run_hydra(args, args.parser, job, args.config_path, args.config_name)
 
 
-def _catch_sigterm() -> None:
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
     """End by SystemExit on SIGTERM, so that the run and the sweep are recorded as interrupted."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _exit_on_sigterm)
-
-
-def _exit_on_sigterm(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield  # somebody else takes care of it
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _close_sweep() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
@@ -22,6 +23,7 @@ from caldpo.config.redact import redact_text
 from caldpo.config.values import suggest
 
 Compose = Callable[[list[str]], DictConfig]
+_FAULTS = (HydraException, OSError, ValueError, yaml.YAMLError)  # what Hydra lets out while composing
 
 
 def compose_or_explain(
@@ -37,12 +39,12 @@ def compose_or_explain(
     while True:
         try:
             return compose(remaining), problems
-        except (HydraException, OSError, ValueError) as error:
+        except _FAULTS as error:
             found, culprit = _explain(error, compose, loader, remaining)
             problems.append(found)
-            if culprit is None:
+            if culprit not in remaining:
                 return None, problems
-            remaining.remove(culprit)
+            remaining = [override for override in remaining if override != culprit]
 
 
 def _explain(
@@ -51,6 +53,8 @@ def _explain(
     """The problem, and the override to leave out (None: nothing else can be checked)."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override), error.override
+    if isinstance(error, yaml.YAMLError):
+        return Problem("configuration", None, f"cannot be read: {' '.join(str(error).split())}"), None
     if isinstance(error, MissingConfigException):
         return _missing_option(error, overrides), None
     for override in parse_overrides(loader, overrides):
@@ -70,7 +74,9 @@ def _of_override(
         wrong = Problem(key, _value(line), "has to be an option", f"choose one of {', '.join(options)}")
         return wrong if options else _unreadable(line) if not key else None
     if f"Multiple values for {key}." in text or ("Could not append" in text and f"'{key}'" in text):
-        return Problem(key, None, "is there already", f"leave out the +: {redact_text(line.lstrip('+'))}")
+        return Problem(
+            key, None, "is in the configuration already", f"leave out the +: {redact_text(line.lstrip('+'))}"
+        )
     if (
         not any(f"'{named}'" in text for named in (key, line, f"{key}@{override.package}"))
         and line not in text
@@ -116,7 +122,7 @@ def _unknown_key(key: str, compose: Compose, loader: ConfigLoaderImpl, others: l
     """``key`` is not in the configuration: name the keys beside which it would stand."""
     try:
         cfg = compose(others)
-    except (HydraException, OSError, ValueError):
+    except _FAULTS:
         return Problem(key, None, "unknown key")
     options = _options(loader, key)
     if options and key not in cfg:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -78,11 +79,17 @@ def claimed_folder(cfg: DictConfig, kind: str) -> list[str]:
         kind: ``run`` or ``sweep``.
 
     Raises:
-        CaldpoError: when the folder cannot be made.
+        CaldpoError: when the folder cannot be made, or would be another one in each of several processes.
     """
     key = f"hydra.{kind}.dir"
     if "${now:" not in _written(cfg, key):
         return []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CaldpoError(
+            "has to be given: each process started from outside (torchrun) would name a folder of its own",
+            key=key,
+            remedy=f"add {key}=outputs/NAME to the command line",
+        )
     wanted = folder = str(OmegaConf.select(cfg, key))
     for count in itertools.count(2):
         try:

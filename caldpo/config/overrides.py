@@ -39,7 +39,9 @@ def with_positional(overrides: Sequence[str], key: str) -> list[str]:
 
 def quoted(text: str) -> str:
     """``text`` as the value of an override, quoted where Hydra's grammar would read more into it."""
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+    # Without a slash it might be a number, or null.
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text) and "/" in text:
         return text
-    # Quotes keep ${...} an interpolation; only a backslash makes it text.
-    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
+    # Quotes keep ${...} an interpolation; a backslash makes it text, and those before it have to be doubled.
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return QuotedString(escaped, Quote.single).with_quotes()

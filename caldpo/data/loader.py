@@ -29,6 +29,8 @@ class PairLoader:
         pin_memory: hand out batches in page-locked memory, for fast copies to a GPU.
     """
 
+    batch_sampler = None  # Lightning looks at it beside ``sampler``
+
     def __init__(
         self, batches: PairBatches, sampler: StepBatchSampler, *, workers: int = 0, pin_memory: bool = False
     ) -> None:

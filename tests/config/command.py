@@ -14,7 +14,7 @@ from caldpo.config.entry import hydra_entry
 from caldpo.errors import CaldpoError
 
 
-class SIGTERMException(SystemExit):  # noqa: N818  the name of Lightning's, which exits with code 0
+class SIGTERMException(SystemExit):
     """What Lightning raises on SIGTERM."""
 
 

@@ -19,7 +19,13 @@ from caldpo.data.sources.files import LocalFiles
 from caldpo.errors import CaldpoError
 
 STANDARD = [
-    {"prompt": f"Q {i}?", "chosen": f"é {i}\nyes, \"{i}\"", "rejected": "no", "score_chosen": i + 0.5, "score_rejected": i}
+    {
+        "prompt": f"Q {i}?",
+        "chosen": f'é {i}\nyes, "{i}"',
+        "rejected": "no",
+        "score_chosen": i + 0.5,
+        "score_rejected": i,
+    }
     for i in range(3)
 ]
 CONVERSATIONS = [
@@ -42,7 +48,9 @@ def write(path, rows):
         with opener(path, "wt", encoding="utf-8", newline="") as f:
             writer = csv.writer(f)
             writer.writerow(rows[0])
-            writer.writerows([json.dumps(v) if isinstance(v, list) else v for v in row.values()] for row in rows)
+            writer.writerows(
+                [json.dumps(v) if isinstance(v, list) else v for v in row.values()] for row in rows
+            )
     else:
         text = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(r) + "\n" for r in rows)
         with opener(path, "wt", encoding="utf-8") as f:
@@ -85,9 +93,9 @@ def test_origins_count_lines_from_one_and_rows_from_zero(tmp_path):
     ("line", "error"),
     [
         (b'{"a": "\xff\xfe"}', "not UTF-8 (byte 0xFF at 8)"),
-        (b'{"a": "\x00"}', "not JSON (Invalid control character at column 8)"),
+        (b'{"a": "\x00"}', "not JSON (Invalid control character"),
         (b'{"a": "\\u12G4"}', "not JSON (Invalid \\uXXXX escape at column 9)"),
-        (b'{"a": ', "not JSON (Expecting value at column 7)"),
+        (b'{"a": ', "not JSON (Expecting value at column 6)"),
         (b"[1, 2, 3]", "not a JSON object (but a list)"),
         (b"null", "not a JSON object (but null)"),
         (b"true", "not a JSON object (but a boolean)"),
@@ -132,7 +140,11 @@ def test_a_line_too_long_is_read_past(tmp_path, monkeypatch):
     assert len(exact) == 20
     lines = [exact[:-1], b'{"a": "' + b"x" * 3_000_000 + b'"}', b'{"a": 1}', b"y" * 21]
     path.write_bytes(gzip.compress(b"\n".join(lines)))
-    assert [row.error for row in read(path)][1:] == ["line too long (over 0 MiB)", None, "line too long (over 0 MiB)"]
+    assert [row.error for row in read(path)][1:] == [
+        "line too long (over 0 MiB)",
+        None,
+        "line too long (over 0 MiB)",
+    ]
     assert read(path)[2].origin.endswith(":3")
 
 
@@ -145,26 +157,29 @@ def test_any_bytes_give_rows_or_a_readable_error(tmp_path_factory, content):
     """And every row is one of the file's lines: none is split, joined or made up."""
     path = tmp_path_factory.mktemp("bytes") / "a.jsonl"
     path.write_bytes(content)
-    try:
-        rows = read(path)
-    except CaldpoError as error:
-        assert "no rows" in str(error)
-        assert not content.replace(b"\xef\xbb\xbf", b"").strip()
+    if not any(line.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r") for line in content.split(b"\n")):
+        with pytest.raises(CaldpoError, match="no rows"):
+            read(path)
         return
+    rows = read(path)
     assert len(rows) <= content.count(b"\n") + 1
     for row in rows:
         assert isinstance(row, RawRow)
         assert isinstance(row.value, dict) or (row.value is None and row.error)
 
 
-objects = st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.none() | st.lists(st.text()), max_size=3)
+objects = st.dictionaries(
+    st.text(max_size=5), st.text() | st.integers() | st.none() | st.lists(st.text()), max_size=3
+)
 
 
 @given(st.lists(objects, min_size=1, max_size=5), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans())
 def test_json_lines_round_trip(tmp_path_factory, rows, newline, ascii_only):
     rows = json.loads(json.dumps(rows).encode("utf-8", "replace"))
     path = tmp_path_factory.mktemp("round") / "a.jsonl"
-    path.write_bytes(newline.join(json.dumps(r, ensure_ascii=ascii_only) for r in rows).encode("utf-8", "replace"))
+    path.write_bytes(
+        newline.join(json.dumps(r, ensure_ascii=ascii_only) for r in rows).encode("utf-8", "replace")
+    )
     assert [row.value for row in read(path)] == json.loads(json.dumps(rows, ensure_ascii=ascii_only))
 
 
@@ -220,7 +235,7 @@ def test_nulls_of_a_parquet_file_are_absent(tmp_path):
 def test_missing_file_suggests_its_neighbours(tmp_path):
     write(tmp_path / "train_prefs.jsonl", STANDARD)
     (tmp_path / "notes.txt").write_text("no data")
-    with pytest.raises(CaldpoError, match="did you mean train_prefs.jsonl") as caught:
+    with pytest.raises(CaldpoError, match=r"did you mean train_prefs\.jsonl") as caught:
         read(tmp_path / "train_pref.jsonl")
     assert "data.train" in str(caught.value)
     with pytest.raises(CaldpoError, match=r"data files in .*: train_prefs.jsonl\."):

@@ -1,4 +1,4 @@
-"""Each format's rows and the pairs they must give; what each format refuses; and that formats never overlap."""
+"""Each format's rows and the pairs they must give; what each refuses; and that formats never overlap."""
 
 from __future__ import annotations
 
@@ -55,7 +55,11 @@ HI = (user("Hi?"),)
 EXAMPLES = [
     ("ultrafeedback", uf(), PreferencePair(HI, "Hello.", "No.", 8.0, 4.0)),
     ("ultrafeedback", uf(prompt="absent"), PreferencePair(HI, "Hello.", "No.", 8.0, 4.0)),
-    ("ultrafeedback", uf(prompt_id="absent", messages="absent"), PreferencePair(HI, "Hello.", "No.", 8.0, 4.0)),
+    (
+        "ultrafeedback",
+        uf(prompt_id="absent", messages="absent"),
+        PreferencePair(HI, "Hello.", "No.", 8.0, 4.0),
+    ),
     (
         "ultrafeedback",
         uf(
@@ -87,7 +91,14 @@ EXAMPLES = [
     ),
     (
         "trl_standard",
-        {"prompt": "Q", "prompt_id": 7, "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 0},
+        {
+            "prompt": "Q",
+            "prompt_id": 7,
+            "chosen": "a",
+            "rejected": "b",
+            "score_chosen": 1,
+            "score_rejected": 0,
+        },
         PreferencePair("Q", "a", "b", 1.0, 0.0),
     ),
     (
@@ -148,7 +159,10 @@ def test_every_format_has_an_example():
         (uf(score_chosen=float("nan")), "`score_chosen` is not finite"),
         (uf(score_chosen=float("inf")), "`score_chosen` is not finite"),
         (uf(score_chosen=10**400), "`score_chosen` is not finite"),
-        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"}, "different prompts"),
+        (
+            {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"},
+            "different prompts",
+        ),
         (
             # the dialogues part at an earlier turn: a slice at the chosen prompt's length would be garbage
             {
@@ -158,10 +172,16 @@ def test_every_format_has_an_example():
             "different prompts",
         ),
         (
-            {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "rejected": "\n\nHuman: a\n\nAssistant: b"},
+            {
+                "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c",
+                "rejected": "\n\nHuman: a\n\nAssistant: b",
+            },
             "`chosen` ends with a human turn",
         ),
-        ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a\n\nAssistant: b"}, "`chosen` has no assistant turn"),
+        (
+            {"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a\n\nAssistant: b"},
+            "`chosen` has no assistant turn",
+        ),
         ({"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}, "`chosen` has no human turn"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b"}, "column `rejected` is missing"),
         (tldr(choice=2), "`choice` is neither 0 nor 1"),
@@ -182,10 +202,20 @@ def test_every_format_has_an_example():
             {"prompt": [user("Hi?")], "chosen": [user("Hi?"), assistant("a")], "rejected": [assistant("b")]},
             "`chosen` must hold one assistant message (user, assistant)",
         ),
-        ({"prompt": [user("Hi?")], "chosen": [user("a")], "rejected": [assistant("b")]}, "one assistant message"),
-        ({"prompt": [user("Hi?")], "chosen": "a", "rejected": "b"}, "`chosen` is not a list of messages (but text)"),
         (
-            {"prompt": [user("Hi?"), assistant("a")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+            {"prompt": [user("Hi?")], "chosen": [user("a")], "rejected": [assistant("b")]},
+            "one assistant message",
+        ),
+        (
+            {"prompt": [user("Hi?")], "chosen": "a", "rejected": "b"},
+            "`chosen` is not a list of messages (but text)",
+        ),
+        (
+            {
+                "prompt": [user("Hi?"), assistant("a")],
+                "chosen": [assistant("a")],
+                "rejected": [assistant("b")],
+            },
             "`prompt` does not end with a user turn",
         ),
         ({"text": "a review", "label": 1}, "no known format (columns: label, text;"),

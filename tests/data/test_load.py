@@ -1,4 +1,4 @@
-"""What load_pairs keeps, refuses, drops and reports; and the fate of every row of the real and the messy files."""
+"""What load_pairs keeps, refuses, drops and reports; and the fate of every row of real and of messy files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,11 @@ def test_error_lists_all_bad_rows_with_reasons_and_remedy():
         load_pairs(Rows(row(), *bad), "train.jsonl")
     text = str(caught.value)
     assert "4 of 5 rows cannot be used" in text
-    for fragment in ("train.jsonl[1]: not JSON (x)", "[2]: `chosen` is not text (but a number)", "[3]: the chosen"):
+    for fragment in (
+        "train.jsonl[1]: not JSON (x)",
+        "[2]: `chosen` is not text (but a number)",
+        "[3]: the chosen",
+    ):
         assert fragment in text
     assert "data.on_invalid=skip" in text
 
@@ -127,7 +131,9 @@ DEGENERATE = [
 def test_degenerate_pairs_are_dropped_and_counted_even_under_error():
     pairs, report = kept(Rows(row(), *(value for value, _ in DEGENERATE), row("other")), on_invalid="error")
     assert [p.prompt for p in pairs] == ["Q", "other"]
-    assert [(r.kind, r.reason) for r in report.rejections] == [("degenerate", reason) for _, reason in DEGENERATE]
+    assert [(r.kind, r.reason) for r in report.rejections] == [
+        ("degenerate", reason) for _, reason in DEGENERATE
+    ]
 
 
 def test_degenerate_pairs_are_kept_and_counted_on_purpose():
@@ -238,7 +244,9 @@ def test_real_hh_file():
     # rows are numbered from 0, lines from 1
     bad = {int(r.origin.rsplit(":", 1)[1]) - 1: r.category for r in report.rejections}
     prompts, empty = "chosen and rejected answer different prompts", "the chosen response has no text"
-    assert bad == dict.fromkeys((1254, 1688, 1950, 1952, 2036), prompts) | dict.fromkeys((86, 516, 925, 1103), empty)
+    assert bad == dict.fromkeys((1254, 1688, 1950, 1952, 2036), prompts) | dict.fromkeys(
+        (86, 516, 925, 1103), empty
+    )
     assert len(pairs) == 2303
     with gzip.open(path, "rt", encoding="utf-8", newline="\n") as f:
         rows = [json.loads(line) for line in f]

@@ -67,7 +67,7 @@ def test_share_of_prompts_is_the_fraction_and_seeds_differ():
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
 def test_fraction_out_of_range(fraction):
-    with pytest.raises(CaldpoError, match="data.test_fraction"):
+    with pytest.raises(CaldpoError, match=r"data\.test_fraction"):
         split_by_prompt(pairs_of(["a", "b"]), fraction, 0)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from caldpo.errors import CaldpoError
@@ -45,7 +47,14 @@ class SentimentReward:
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """The reward of each text; of one longer than the classifier reads, that of its beginning."""
         rewards: list[float] = []
-        for start in range(0, len(texts), self.batch_size):
+        console = Console(stderr=True)
+        for start in track(
+            range(0, len(texts), self.batch_size),
+            "Scoring texts",
+            console=console,
+            disable=not console.is_terminal or len(texts) <= self.batch_size,
+            transient=True,
+        ):
             batch = self.tokenizer(
                 list(texts[start : start + self.batch_size]),
                 padding=True,

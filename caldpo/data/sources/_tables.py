@@ -74,7 +74,7 @@ def read_csv(path: Path) -> Iterator[RawRow]:
 
 def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
     try:
-        header = next(reader, [])
+        header = next((cells for cells in reader if cells), [])  # a blank line has no cells
     except csv.Error as error:
         raise CaldpoError(f"its first line is no CSV header ({error})", key=str(path)) from error
     if repeated := sorted({name for name in header if header.count(name) > 1}):

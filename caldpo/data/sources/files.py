@@ -76,8 +76,8 @@ def _neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return f", and no folder {path.parent}"
     names = _data_files(path.parent)
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else _listing(path.parent)
+    near = difflib.get_close_matches(path.name, names, n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}" if near else _listing(path.parent)
 
 
 def _listing(folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 
@@ -71,7 +71,9 @@ class HubDataset:
                 number += 1
 
     def _explained(self, error: Exception, split: str) -> CaldpoError:
-        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
+            error = cast(Exception, error.__cause__)  # the wrapper only says that an error occurred
+        detail = " ".join(str(error).split())[:300] or type(error).__name__
         asked = self.path + (f" ({self.config})" if self.config else "")
         if isinstance(error, ValueError) and ("split" in detail or "instruction" in detail):
             return CaldpoError(

@@ -12,9 +12,7 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,16 +27,18 @@ from caldpo.data.sources._json import read_jsonl
 from caldpo.data.sources._sentiment import SentimentReward
 from caldpo.data.sources.hub import HubDataset
 from caldpo.environments.bradley_terry import prefers_first
+from caldpo.environments.cache import cached_folder
 from caldpo.errors import CaldpoError
 from caldpo.models.hub import load_causal_lm, load_tokenizer
 
+_PAIRS = "pairs.jsonl"  # in the cache's folder
 _RECIPE = 1  # raised when the same settings would give other pairs
 
 
 class ImdbSentiment:
     """Makes the pairs of a split once and reads them from ``cache_dir`` from then on.
 
-    The cache file is named after everything that decides about the pairs; where a model is a local folder,
+    The cached folder is named after everything that decides about the pairs; where a model is a local folder,
     after the size and time of its files. The device is left out: pairs made on one serve on another.
 
     Args:
@@ -106,9 +106,13 @@ class ImdbSentiment:
         Raises:
             CaldpoError: reviews, policy or classifier cannot be loaded, or give no pair.
         """
+
+        def make(folder: Path) -> None:
+            lines = [json.dumps(pair) + "\n" for pair in self._pairs(split)]
+            (folder / _PAIRS).write_text("".join(lines), encoding="utf-8")
+
         file = self.cache_file(split)
-        if not file.exists():
-            _write_atomically(file, self._pairs(split))
+        cached_folder(file.parents[1], file.parent.name, make, key="data.source.cache_dir")
         return read_jsonl(file)
 
     def reward(self, prompt: str, response: str) -> float:
@@ -127,9 +131,10 @@ class ImdbSentiment:
             "label_sharpness": self.label_sharpness,
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        return Path(self.cache_dir) / f"imdb-{digest}.jsonl"
+        return Path(self.cache_dir).expanduser() / f"imdb-{digest}" / _PAIRS
 
     def _pairs(self, split: str) -> list[dict[str, Any]]:
+        score = self._scorer  # before the sampling, which takes long: the classifier may not be there
         tokenizer = load_tokenizer(self.policy, key="data.source.policy")
         prompts = first_tokens(self._reviews(split), tokenizer, *self.prompt_tokens, self.seed)
         repeated = [prompt for prompt in prompts for _ in range(self.completions)]
@@ -144,8 +149,7 @@ class ImdbSentiment:
             seed=self.seed,
             batch_size=self.batch_size,
         )
-        del model  # its memory is the classifier's now
-        rewards = self._scorer([p + c for p, c in zip(repeated, continuations, strict=True)])
+        rewards = score([p + c for p, c in zip(repeated, continuations, strict=True)])
         n = self.completions
         groups = (
             (prompt, list(zip(continuations[i * n : i * n + n], rewards[i * n : i * n + n], strict=True)))
@@ -209,19 +213,3 @@ def _identity(path: str) -> list[Any]:
         return [path]
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return [str(folder.resolve()), *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
-
-
-def _write_atomically(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write JSON lines so that the file is there whole or not at all, also with several writers."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=file.parent, suffix=".part", delete=False
-    ) as part:
-        try:
-            part.writelines(json.dumps(row) + "\n" for row in rows)
-            part.flush()
-            os.fsync(part.fileno())
-            Path(part.name).replace(file)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise

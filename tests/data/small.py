@@ -11,7 +11,41 @@ from transformers import PreTrainedTokenizerFast
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.rows import RawRow
 
-WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z yes no maybe user assistant : ?".split()
+WORDS = [
+    "a",
+    "b",
+    "c",
+    "d",
+    "e",
+    "f",
+    "g",
+    "h",
+    "i",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "o",
+    "p",
+    "q",
+    "r",
+    "s",
+    "t",
+    "u",
+    "v",
+    "w",
+    "x",
+    "y",
+    "z",
+    "yes",
+    "no",
+    "maybe",
+    "user",
+    "assistant",
+    ":",
+    "?",
+]
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' + eos_token + ' z ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"
@@ -19,7 +53,7 @@ TEMPLATE = (
 
 
 def word_tokenizer(*, bos: bool = False, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token a word; ids: <unk> 0, <bos> 1, <eos> 2, then WORDS. With ``bos`` it adds <bos> and <eos> itself."""
+    """One token a word; <unk> 0, <bos> 1, <eos> 2, then WORDS. With ``bos`` it adds <bos> and <eos> itself."""
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<bos>", "<eos>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,0 +1,60 @@
+"""Folders that are dear to make, made once: whole or not there, also with two runs starting at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from caldpo.errors import CaldpoError
+
+
+def cached_folder(cache: Path, name: str, make: Callable[[Path], None], *, key: str) -> Path:
+    """The folder ``cache / name``, made by ``make`` if it is not there yet.
+
+    ``make`` fills a folder beside it, which gets its name once it is complete. One process makes it; others
+    that want the same one wait for it. What a killed process left behind is cleared away by the next one.
+
+    Args:
+        cache: parent folder; created if need be.
+        name: says what is inside and, by a digest, what it was made from.
+        make: fills the empty folder that it is given.
+        key: configuration key of ``cache``, for the message.
+
+    Raises:
+        CaldpoError: the parent folder cannot be created or written to.
+    """
+    folder, partial = cache / name, cache / f"{name}.partial"
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = _locked(cache / f"{name}.lock")
+    except OSError as error:
+        raise CaldpoError(
+            f"cannot write there: {error.strerror or error}",
+            key=key,
+            value=str(cache),
+            remedy="name a folder that you may write to",
+        ) from error
+    with lock:
+        if not folder.is_dir():  # another process may have made it while this one waited
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            make(partial)
+            partial.rename(folder)
+    return folder
+
+
+def _locked(path: Path) -> FileLock:
+    """The lock at ``path``, held by this process: at once, or after saying that it has to wait."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        Console(stderr=True).print(f"waiting for another process to make {path.stem}")
+        lock.acquire()
+    return lock

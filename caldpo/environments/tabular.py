@@ -1,0 +1,107 @@
+"""A finite environment whose optimum is known: ``pi*(y|x) = pi_ref(y|x) exp(r(x,y) / beta) / Z(x)``.
+
+Policies are tables of logits of shape ``(prompts, responses)``, so that every expectation is a sum. ``pi*``
+maximises ``E[r] - beta KL(pi || pi_ref)`` (Rafailov et al. 2023, arXiv 2305.18290, Eq. 4); each loss's optimum
+can be checked rather than believed. All quantities are float64, in nats and units of reward, and means over
+prompts, which are equally likely.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Table = Float[Tensor, "prompts responses"]
+
+
+@dataclass(frozen=True, slots=True)
+class TabularEnvironment:
+    """Reference policy and true rewards, both drawn from normal distributions.
+
+    Attributes:
+        prompts, responses: sizes of the table.
+        seed: of the draw.
+        reference_spread: standard deviation of the reference's logits; 0 makes it uniform.
+        reward_spread: standard deviation of the rewards.
+    """
+
+    prompts: int
+    responses: int
+    seed: int
+    reference_spread: float
+    reward_spread: float
+
+    def reference(self) -> Table:
+        """Log-probs of the reference policy."""
+        return _normal_table(self, "reference", self.reference_spread).log_softmax(dim=1)
+
+    def rewards(self) -> Table:
+        """True rewards."""
+        return _normal_table(self, "rewards", self.reward_spread)
+
+
+def optimum(reference: Table, rewards: Table, beta: float) -> Table:
+    """Log-probs of ``pi*``.
+
+    Args:
+        reference: logits or log-probs of the reference.
+        rewards: true rewards.
+        beta: weight of the KL term, reward per nat.
+    """
+    return (reference.double() + rewards.double() / beta).log_softmax(dim=1)
+
+
+def log_partition(reference: Table, rewards: Table, beta: float) -> Float[Tensor, " prompts"]:
+    """``log Z(x) = log E_ref[exp(r / beta)]``: what separates ``r / beta`` from ``log pi*/pi_ref``."""
+    return (reference.double().log_softmax(dim=1) + rewards.double() / beta).logsumexp(dim=1)
+
+
+def expected_reward(policy: Table, rewards: Table) -> float:
+    """``E_x E_{y~pi}[r(x, y)]``.
+
+    Args:
+        policy: logits or log-probs.
+        rewards: true rewards.
+    """
+    return (policy.double().softmax(dim=1) * rewards.double()).sum(dim=1).mean().item()
+
+
+def kl_divergence(p: Table, q: Table) -> float:
+    """``E_x KL(p || q)`` in nats, from logits or log-probs; a response that p never gives counts 0."""
+    log_p, log_q = p.double().log_softmax(dim=1), q.double().log_softmax(dim=1)
+    terms = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
+    return terms.sum(dim=1).mean().item()
+
+
+def objective(policy: Table, reference: Table, rewards: Table, beta: float) -> float:
+    """``E[r] - beta KL(pi || pi_ref)``, which no policy has larger than ``pi*``: there it is ``beta E[log Z]``."""
+    return expected_reward(policy, rewards) - beta * kl_divergence(policy, reference)
+
+
+def exact_metrics(policy: Table, reference: Table, rewards: Table, beta: float) -> dict[str, float]:
+    """How far a policy is from ``pi*``, without sampling.
+
+    Returns:
+        ``exact_reward`` and ``exact_kl`` (to the reference, nats); ``objective`` and ``objective_optimum``, its
+        largest value; ``kl_to_optimum`` KL(pi || pi*) and ``kl_from_optimum`` KL(pi* || pi), nats.
+    """
+    best = optimum(reference, rewards, beta)
+    return {
+        "exact_reward": expected_reward(policy, rewards),
+        "exact_kl": kl_divergence(policy, reference),
+        "objective": objective(policy, reference, rewards, beta),
+        "objective_optimum": objective(best, reference, rewards, beta),
+        "kl_to_optimum": kl_divergence(policy, best),
+        "kl_from_optimum": kl_divergence(best, policy),
+    }
+
+
+def _normal_table(environment: TabularEnvironment, name: str, spread: float) -> Table:
+    # Python's generator: the same numbers with every version of PyTorch.
+    rng = random.Random(f"{environment.seed}/{name}")
+    table = [[rng.gauss(0.0, 1.0) for _ in range(environment.responses)] for _ in range(environment.prompts)]
+    return spread * torch.tensor(table, dtype=torch.float64)

@@ -1,0 +1,336 @@
+"""The command's work as a whole: files, numbers, what is listed, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from caldpo.compare.report import compare_runs
+from caldpo.config.paths import conf_dir
+from caldpo.errors import CaldpoError
+from tests.compare.runs import finals, held_out, write_run
+
+BETA = 0.1
+# chosen, rejected, accuracy and win rate at the end, by loss and seed
+ENDS = {
+    ("dpo", 0): (-8.0, -20.0, 0.90, 0.60),
+    ("dpo", 1): (-10.0, -24.0, 0.92, 0.62),
+    ("dpo", 2): (-12.0, -31.0, 0.91, 0.61),
+    ("slic", 0): (0.5, -6.0, 0.91, 0.70),
+    ("slic", 1): (-0.5, -6.5, 0.92, 0.90),
+    ("slic", 2): (0.6, -7.0, 0.90, 0.80),
+    ("cal_dpo", 0): (1.0, -2.0, 0.92, 0.84),
+    ("cal_dpo", 1): (1.2, -2.2, 0.90, 0.83),
+    ("cal_dpo", 2): (1.1, -2.1, 0.91, 0.85),
+}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A sweep of three losses and three seeds, a failed, an interrupted and a killed run; compared."""
+    folder = tmp_path_factory.mktemp("outputs") / "sweep"
+    for job, ((loss, seed), (chosen, rejected, accuracy, win_rate)) in enumerate(ENDS.items()):
+        start = held_out(0, 0.0, 0.0)
+        end = held_out(20, chosen, rejected, **{"rewards/accuracies": accuracy})
+        training = {"step": 19, "loss": 0.5, "logps/chosen": -40.0}
+        if loss != "slic":
+            training["log_ratios/chosen"] = chosen + 0.25
+        metrics = finals(
+            training, oracle__win_rate=win_rate, oracle__kl=2.0 + seed, oracle__reward=0.5
+        ) | finals(end)
+        write_run(
+            folder / f"loss={loss},seed={seed}",
+            loss,
+            seed,
+            rows=[start, training, end],
+            metrics=metrics,
+            loss_keys={} if loss == "slic" else {"beta": BETA},
+            overrides=["trainer.max_steps=20"],
+            job=job,
+            summary={"formula": f"formula of {loss}"},
+        )
+    start = held_out(0, 0.0, 0.0)
+    for loss, seed, status in (("cal_dpo", 3, "failed"), ("ipo", 0, "interrupted"), ("cpo", 0, None)):
+        write_run(
+            folder / f"loss={loss},seed={seed}",
+            loss,
+            seed,
+            rows=[start, held_out(5, 99.0, 99.0)],
+            metrics=finals(held_out(5, 99.0, 99.0)),
+            status=status,
+            error="CaldpoError: the gradient | is not a number\nat step 6" if status == "failed" else None,
+            overrides=["trainer.max_steps=20"],
+            loss_keys={"beta": BETA},
+        )
+    record = {"hydra": {"overrides": {"task": ["loss=dpo,slic,cal_dpo", "seed=0,1,2"]}}}
+    (folder / "multirun.yaml").write_text(yaml.safe_dump(record))
+    compare_runs(str(folder), dpi=60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(sweep):
+    return (sweep / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def rows(sweep):
+    with (sweep / "comparison.csv").open() as file:
+        return {(row["loss"], int(row["seed"])): row for row in csv.DictReader(file)}
+
+
+def table(report, heading):
+    """The first table of a section, as rows by their first cell."""
+    section = report.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    header, body = cells[0], cells[2:]
+    return {row[0].strip("`"): dict(zip(header, row, strict=True)) for row in body}
+
+
+def test_one_row_per_run_with_the_figures_of_finished_ones(rows):
+    assert len(rows) == len(ENDS) + 3
+    for (loss, seed), (chosen, rejected, accuracy, win_rate) in ENDS.items():
+        row = rows[loss, seed]
+        assert row["status"] == "finished"
+        assert row["run"] == f"loss={loss},seed={seed}"
+        assert row["setting"] == loss
+        assert float(row["val/log_ratios/chosen"]) == chosen
+        assert float(row["val/log_ratios/rejected"]) == rejected
+        assert float(row["val/rewards/margins"]) == pytest.approx(BETA * (chosen - rejected))
+        assert float(row["val/rewards/accuracies"]) == accuracy
+        assert float(row["oracle/win_rate"]) == win_rate
+        assert row["loss.beta"] == ("" if loss == "slic" else "0.1")
+        assert row["log_ratios/chosen"] == ("" if loss == "slic" else str(chosen + 0.25))
+        assert row["training_loss"] == "0.5", "the column loss names the loss"
+
+
+def test_runs_that_did_not_finish_have_a_row_without_figures(rows):
+    """They stand at another step, and a mean over the column must not take them in."""
+    for key, status in {
+        ("cal_dpo", 3): "failed",
+        ("ipo", 0): "interrupted",
+        ("cpo", 0): "incomplete",
+    }.items():
+        assert rows[key]["status"] == status
+        assert rows[key]["val/log_ratios/chosen"] == ""
+
+
+def test_final_figures_by_hand(report):
+    final = table(report, "Final figures on held-out pairs")
+    # dpo: chosen -8, -10, -12: mean -10, sd 2; rejected -20, -24, -31: mean -25, sd sqrt(31)
+    assert final["dpo"]["chosen log-ratio (nats)"] == "-10.0 ± 2.0"
+    assert final["dpo"]["rejected log-ratio (nats)"] == f"-25.0 ± {math.sqrt(31):.1f}"
+    # margins 12, 14, 19: mean 15, sd sqrt(13)
+    assert final["dpo"]["log-ratio margin (nats)"] == f"15.0 ± {math.sqrt(13):.1f}"
+    assert final["dpo"]["reward margin (beta x nats)"] == f"1.50 ± {math.sqrt(0.13):.2f}"
+    assert final["cal_dpo"]["chosen log-ratio (nats)"] == "1.10 ± 0.10"
+    assert final["cal_dpo"]["accuracy (share of pairs)"] == "0.910 ± 0.010"
+    assert final["cal_dpo"]["seeds"] == "3 of 4"
+    assert final["ipo"]["seeds"] == "0 of 1"
+    assert final["ipo"]["chosen log-ratio (nats)"] == "-"
+
+
+def test_a_best_is_marked_only_beyond_the_spread(report):
+    assert "**" not in report.split("## Final figures on held-out pairs")[1].split("\n\n")[1], (
+        "accuracies of the three settings are the same"
+    )
+    known = table(report, "Against the known reward")
+    # 0.84 +- 0.01 against 0.80 +- 0.10: t(0.975, 4) * sqrt((0.01^2 + 0.1^2) / 2 * 2/3) = 0.16
+    assert known["cal_dpo"]["win rate (share of prompts)"] == "0.840 ± 0.010"
+    assert known["slic"]["win rate (share of prompts)"] == "0.80 ± 0.10"
+
+
+def test_a_clear_best_is_bold(tmp_path):
+    for loss, accuracies in {"dpo": (0.70, 0.71), "ipo": (0.90, 0.91)}.items():
+        for seed, accuracy in enumerate(accuracies):
+            rows = [held_out(0, 0, 0), held_out(20, 1.0, -1.0, **{"rewards/accuracies": accuracy})]
+            write_run(tmp_path / f"{loss}{seed}", loss, seed, rows=rows, metrics=finals(rows[-1]))
+    compare_runs(str(tmp_path), dpi=40)
+    final = table((tmp_path / "report.md").read_text(), "Final figures on held-out pairs")
+    # the difference 0.2 is beyond t(0.975, 2) * sd 0.00707 * sqrt(1/2 + 1/2) = 0.030
+    assert final["ipo"]["accuracy (share of pairs)"] == "**0.9050 ± 0.0071**"
+    assert final["dpo"]["accuracy (share of pairs)"] == "0.7050 ± 0.0071"
+    assert final["ipo"]["chosen log-ratio (nats)"] == "1.00 ± 0", "no direction is better, so none is marked"
+
+
+def test_where_the_chosen_log_ratio_ended(report):
+    assert "- `dpo`: chosen below 0 in 3 of 3 seeds (-10.0 ± 2.0 nats); margin from 0 to 15.0 nats" in report
+    assert "- `slic`: chosen above 0 in 2 of 3, below 0 in 1 of 3 seeds" in report
+    assert "- `cal_dpo`: chosen above 0 in 3 of 3 seeds (1.10 ± 0.10 nats); margin from 0 to 3.20" in report
+
+
+def test_unfinished_runs_are_listed_with_their_errors(report):
+    listed = table(report, "Runs that did not finish")
+    failed = listed["loss=cal_dpo,seed=3"]
+    assert failed["status"] == "failed"
+    assert failed["last step logged"] == "5"
+    assert failed["error"] == "CaldpoError: the gradient \\| is not a number at step 6"
+    assert listed["loss=ipo,seed=0"]["status"] == "interrupted"
+    assert listed["loss=cpo,seed=0"]["error"] == "still running, or killed"
+    assert "99" not in report, "figures of unfinished runs appear nowhere"
+
+
+def test_what_was_compared(report):
+    facts = table(report, "What was compared")
+    assert facts["data"][""] == "reviews"
+    assert facts["model"][""] == "tiny"
+    assert facts["seeds"][""] == "0, 1, 2"
+    assert facts["optimiser steps"][""] == "20"
+    assert facts["runs"][""] == "9 of 12 finished, 5 settings"
+    assert facts["versions"][""] == "python 3.11.9, torch 2.13.0"
+    assert facts["about the data"][""] == "train.pairs 1600, test.pairs 256"
+    assert "| `cal_dpo` | `formula of cal_dpo` |" in report
+    assert "the settings differ in" not in report
+
+
+def test_how_to_reproduce(report):
+    assert "python -m caldpo.train -m loss=dpo,slic,cal_dpo seed=0,1,2\n" in report
+    assert "python -m caldpo.train loss=slic seed=1 trainer.max_steps=20  # loss=slic,seed=1" in report
+
+
+def test_every_definition_and_picture_of_the_report_is_there(sweep, report):
+    for name in re.findall(r"\]\(([^)]+)\)", report):
+        assert (sweep / name).stat().st_size > 1000 or name == "comparison.csv"
+    for title in table(report, "Final figures on held-out pairs")["dpo"]:
+        assert title in ("setting", "seeds") or f"- **{title.split(' (')[0]}**" in report
+
+
+def test_pictures(sweep):
+    png = (sweep / "reward_dynamics.png").read_bytes()
+    width, height = struct.unpack(">II", png[16:24])
+    assert (width, height) == (900, 456), "15 x 7.6 inches at 60 dots"
+    assert len(png) > 20_000
+    svg = (sweep / "reward_dynamics.svg").read_text()
+    assert svg.count("<path") > 50
+    assert (sweep / "reward_kl.png").is_file()
+    assert not (sweep / "loss_terms.png").exists(), "no loss logged two terms"
+
+
+def test_differences_beside_the_loss_are_told(tmp_path):
+    rows = [held_out(0, 0, 0), held_out(20, 1.0, -1.0)]
+    for loss, lr in (("dpo", 0.1), ("ipo", 0.2)):
+        write_run(tmp_path / loss, loss, rows=rows, metrics=finals(rows[-1]), config={"optim": {"lr": lr}})
+    compare_runs(str(tmp_path), dpi=40)
+    assert (
+        "Beside the loss, the settings differ in: `optim.lr` (0.1, 0.2)."
+        in (tmp_path / "report.md").read_text()
+    )
+
+
+def test_a_single_run_and_data_without_known_reward(tmp_path):
+    rows = [held_out(0, 0.0, 0.0), held_out(20, -1.5, -4.0)]
+    run = write_run(tmp_path / "run", rows=rows, metrics=finals(rows[-1]))
+    compare_runs(str(run), dpi=40)
+    report = (run / "report.md").read_text()
+    assert "Against the known reward" not in report
+    final = table(report, "Final figures on held-out pairs")
+    assert final["dpo"]["chosen log-ratio (nats)"] == "-1.50"
+    assert "**" not in report.split("## How to read this")[0]
+    with (run / "comparison.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["run"] == "run"
+
+
+def test_a_seed_that_diverged_is_shown(tmp_path):
+    for seed, last in enumerate((1.0, math.nan)):
+        rows = [held_out(0, 0.0, 0.0), held_out(20, last, -1.0)]
+        write_run(
+            tmp_path / str(seed),
+            seed=seed,
+            rows=rows,
+            metrics={"val/log_ratios/chosen": None if seed else 1.0},
+        )
+    compare_runs(str(tmp_path), dpi=40)
+    report = (tmp_path / "report.md").read_text()
+    final = table(report, "Final figures on held-out pairs")
+    assert final["dpo"]["chosen log-ratio (nats)"] == "not a number"
+    assert "above 0 in 1 of 2, not a number in 1 of 2 seeds" in report
+
+
+def test_a_repeated_seed_is_told_and_a_picture_of_earlier_runs_does_not_stay(tmp_path):
+    (tmp_path / "loss_terms.png").write_bytes(b"old")
+    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -1.0)]
+    for name in ("a", "b"):
+        write_run(tmp_path / name, rows=rows, metrics=finals(rows[-1]))
+    compare_runs(str(tmp_path), dpi=40)
+    assert "`a`, `b`: the same setting and seed" in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "loss_terms.png").exists()
+
+
+def test_no_run_finished(tmp_path):
+    write_run(tmp_path / "x", rows=None, status="failed", error="CaldpoError: loss.beta=0: must be above 0")
+    with pytest.raises(CaldpoError, match="no run finished") as error:
+        compare_runs(str(tmp_path))
+    assert "x: failed, CaldpoError: loss.beta=0: must be above 0" in str(error.value)
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_finished_runs_without_held_out_metrics(tmp_path):
+    write_run(tmp_path / "x", rows=None)
+    with pytest.raises(CaldpoError, match=r"no finished run has val/log_ratios/chosen") as error:
+        compare_runs(str(tmp_path))
+    assert "x: no metrics.csv" in str(error.value)
+
+
+def test_one_finished_run_without_metrics_does_not_stop_the_others(tmp_path):
+    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -1.0)]
+    write_run(tmp_path / "whole", "dpo", rows=rows, metrics=finals(rows[-1]))
+    write_run(tmp_path / "bare", "ipo", rows=None)
+    compare_runs(str(tmp_path), dpi=40)
+    report = (tmp_path / "report.md").read_text()
+    assert "- `bare`: no metrics.csv" in report
+    assert "- `ipo`: no held-out log-ratios." in report
+
+
+@pytest.mark.parametrize(("key", "value"), [("band", "std"), ("dpi", 0), ("dpi", "high")])
+def test_bad_options_are_named(tmp_path, key, value):
+    with pytest.raises(CaldpoError, match=key):
+        compare_runs(str(tmp_path), **{key: value})
+
+
+def test_the_command_from_another_folder_without_torch(sweep, tmp_path):
+    """The whole command as a process; afterwards no training library is loaded, nothing lies where it ran."""
+    program = (
+        "import sys; sys.argv = ['compare', *sys.argv[1:]]\n"
+        "from caldpo.compare.__main__ import main\n"
+        "main()\n"
+        "heavy = {'torch', 'transformers', 'pytorch_lightning', 'wandb', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    target = sweep.relative_to(sweep.parent)
+    (sweep / "report.md").unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(target), "dpi=50"],
+        cwd=sweep.parent,
+        env={
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PATH": "/usr/bin:/bin",
+            "COLUMNS": "120",
+            "HOME": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (sweep / "report.md").is_file()
+    assert [path.name for path in sweep.parent.iterdir()] == ["sweep"]
+    for name in ("report.md", "reward_dynamics.png", "comparison.csv"):
+        assert f"sweep/{name}" in done.stdout
+    assert "-10.0 ±2.0" in done.stdout
+    assert "left out: loss=cal_dpo,seed=3, failed" in done.stdout
+
+
+def test_the_help_explains_every_key():
+    config = yaml.safe_load((conf_dir() / "compare.yaml").read_text())
+    keys = set(config) - {"defaults", "hydra"}
+    explained = re.findall(r"^  (\w+)  ", config["hydra"]["help"]["footer"], flags=re.MULTILINE)
+    assert set(explained) == keys

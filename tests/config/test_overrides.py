@@ -1,0 +1,71 @@
+"""Bare arguments become overrides that Hydra reads back as they were typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from caldpo.config.overrides import quoted, with_positional
+
+PRINTABLE = st.characters(exclude_categories=["Cc", "Cs"])
+
+
+def read_back(override: str) -> str:
+    """What Hydra and OmegaConf make of an override's value."""
+    parsed = OverridesParser.create().parse_override(override)
+    return OmegaConf.create({"value": parsed.value()}).value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "outputs/x",
+        "outputs/my sweep",
+        "a,b",
+        "outputs/demo/loss=dpo,seed=0",
+        "it's",
+        'a "quoted" one',
+        "back\\slash",
+        "ends in\\",
+        "[list]",
+        "{dict: 1}",
+        "${loss.beta}",
+        "1e3 ",
+        "null ",
+        "(x)",
+        "null",
+        "007",
+        "a\\${b}",
+        "ü/é",
+        "C:\\my folder\\x",
+    ],
+)
+def test_quoting_survives_hydras_grammar(text: str) -> None:
+    assert read_back(f"sweep={quoted(text)}") == text
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(alphabet="ab1.,=[]{}()$:'\"\\ /", min_size=1) | st.text(min_size=1, alphabet=PRINTABLE))
+def test_quoting_survives_for_any_printable_text(text: str) -> None:
+    assert read_back(f"sweep={quoted(text)}") == text
+
+
+def test_the_first_bare_argument_is_the_positional() -> None:
+    assert with_positional(["outputs/x", "format=csv"], "sweep") == ["sweep=outputs/x", "format=csv"]
+    assert with_positional(["format=csv", "a b"], "sweep") == ["format=csv", "sweep='a b'"]
+    assert with_positional(["format=csv"], "sweep") == ["format=csv"]
+    assert with_positional(["one", "two"], "sweep") == ["sweep='one'", "two"]
+
+
+def test_a_folder_with_an_equals_sign_is_bare_where_it_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loss=dpo").mkdir()
+    assert with_positional(["loss=dpo"], "sweep") == ["sweep='loss=dpo'"]
+    assert with_positional(["loss=ipo"], "sweep") == ["loss=ipo"]

@@ -1,0 +1,227 @@
+"""Every run of a command line is composed and checked before the first one starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra._internal.utils import create_config_search_path
+from hydra.core.hydra_config import HydraConfig
+
+from caldpo.config import preflight as module
+from caldpo.config.paths import conf_dir
+from caldpo.config.preflight import check_composes, preflight
+from caldpo.errors import CaldpoError
+
+pytestmark = pytest.mark.usefixtures("package")
+
+CONF = {
+    "main.yaml": """
+        defaults:
+          - hydra_base
+          - loss: cal
+          - optim: adamw
+          - data: made
+          - logger: null
+          - experiment: null
+          - _self_
+        name: demo
+        seed: 0
+        reward_beta: ${loss.beta}
+        trainer:
+          _target_: caldpo.parts.Trainer
+          devices: 1
+        hydra:
+          searchpath: ["file://%s"]
+    """,
+    "loss/cal.yaml": "{_target_: caldpo.parts.Loss, beta: 0.1, targets: half}",
+    "loss/smooth.yaml": "{_target_: caldpo.parts.Smooth, beta: 0.1, label_smoothing: 0.0}",
+    "optim/adamw.yaml": """
+        _target_: caldpo.parts.Optim
+        lr: 1.0e-3
+        beta1: 0.9
+        schedule: {_target_: caldpo.parts.Schedule, decay: cosine}
+    """,
+    "data/made.yaml": "{}",
+    "data/local.yaml": "{_target_: caldpo.parts.Model, path: '???'}",
+    "logger/csv.yaml": "{}",
+    "experiment/grid.yaml": """
+        # @package _global_
+        hydra:
+          mode: MULTIRUN
+          sweeper:
+            params:
+              seed: 0,1
+              loss.beta: 0.1,0.2
+    """,
+    # a sweeper that draws values
+    "hydra/sweeper/drawing.yaml": """
+        _target_: somewhere.DrawingSweeper
+        params: {loss.beta: "interval(0.1,2)"}
+    """,
+    "hydra/launcher/cluster.yaml": "{_target_: somewhere.ClusterLauncher}",
+}
+
+
+@pytest.fixture(autouse=True)
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration folder; the current folder is beside it."""
+    from textwrap import dedent
+
+    for name, text in CONF.items():
+        path = tmp_path / "conf" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedent(text % conf_dir() if "%s" in text else text))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    return tmp_path / "conf"
+
+
+def check(*overrides: str, m: bool = False) -> list[str]:
+    path = create_config_search_path(str(Path("../conf").resolve()))
+    return preflight("main", path, overrides, multirun=m, schemas={"": "caldpo.parts.Settings"})
+
+
+def answer(*overrides: str, m: bool = False) -> str:
+    with pytest.raises(CaldpoError) as caught:
+        check(*overrides, m=m)
+    assert not list(Path().iterdir())  # nothing is left behind by what never starts
+    return str(caught.value)
+
+
+def test_a_good_run_has_its_folder_made() -> None:
+    (override,) = check("loss=smooth", "loss.label_smoothing=0.1")
+    key, _, folder = override.partition("=")
+    assert key == "hydra.run.dir"
+    assert folder.startswith("outputs/demo_")
+    assert Path(folder).is_dir()
+    assert HydraConfig.instance().cfg is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["loss.betta=1"],
+            ["loss.betta: unknown key (did you mean beta?)", "the keys of loss are beta, targets"],
+        ),
+        (["sed=1"], ["sed: unknown key (did you mean seed?)", "data", "reward_beta"]),
+        (["los=cal"], ["los: unknown key (did you mean loss?)"]),
+        (["optim.schedul.decay=x"], ["optim.schedul.decay", "(did you mean schedule?)"]),
+        (["loss=calm"], ["loss=calm: no such option (did you mean cal?)", "choose one of cal, smooth"]),
+        (["loss=3"], ["loss=3: has to be an option", "cal, smooth"]),
+        (["loss.beta=-1"], ["loss.beta=-1: must be a number > 0"]),
+        (["loss.beta=nan"], ["loss.beta=nan: must be a number > 0"]),
+        (["loss.beta=abc"], ["loss.beta=abc: must be a number > 0"]),
+        (["loss.targets=foo"], ["loss.targets=foo: must be one of half, scores"]),
+        (["+loss.label_smoothing=1"], ["loss.label_smoothing: unknown key"]),
+        (["+loss.beta=1"], ["loss.beta: is in the configuration already", "leave out the +: loss.beta=1"]),
+        (["+sed=1"], ["sed: unknown key (did you mean seed?)"]),
+        (["~loss.betta"], ["loss.betta: unknown key (did you mean beta?)"]),
+        (["name=../x"], ["name=../x: must be a folder name"]),
+        (["data=local"], ["data.path: has to be given: text", "add data.path=..."]),
+        (["loss.beta=[1,"], ["loss.beta=[1,: cannot be read"]),
+        (["loss.beta"], ["loss.beta: an override is written key=value"]),
+        (["=3"], ["=3: an override is written key=value"]),
+        (["loss=cal,smooth"], ["loss=cal,smooth: several values for one run", "-m"]),
+        (["seed=range(0,3)"], ["seed=range(0,3): several values for one run"]),
+        (["seed=${nope}"], ["seed=${nope}: cannot be resolved"]),
+        (["hydra/launcher=joblob"], ["hydra/launcher=joblob: no such option (did you mean joblib?)"]),
+        (["hydra.run.dirr=x"], ["hydra.run.dirr: unknown key (did you mean dir?)"]),
+        (["+experiment=grid"], ["experiment: is in the configuration already"]),
+        (["loss@here=cal"], ["loss@here: unknown package"]),
+        (["trainer={a: 1}"], ["trainer.a: unknown key"]),
+        (["loss={a: 1}"], ["loss: holds keys of its own"]),
+    ],
+)
+def test_one_mistake(overrides: list[str], said: list[str]) -> None:
+    text = answer(*overrides)
+    for fragment in said:
+        assert fragment in text
+    assert "problems" not in text
+
+
+def test_all_mistakes_at_once() -> None:
+    text = answer("loss.betta=1", "sed=2", "loss.beta=0", "optim.lr=x", "loss.targets=[", "optim.lr=1=2,3")
+    for fragment in ("loss.betta:", "sed:", "loss.beta=0:", "optim.lr", "loss.targets=[:"):
+        assert f"\n  {fragment}" in text
+
+
+def test_a_group_that_cannot_be_chosen_hides_nothing_misleading() -> None:
+    text = answer("loss=smoth", "loss.label_smoothing=0.1")
+    assert "did you mean smooth?" in text
+    assert "unknown key" not in text
+
+
+def test_secrets_in_overrides_are_not_repeated() -> None:
+    assert "abcdef" not in answer("loss.api_key=abcdef", "++loss.api_key=abcdef", "token=abcdef")
+
+
+class TestSweeps:
+    def test_a_good_sweep(self) -> None:
+        (override,) = check("loss=cal,smooth", "seed=0,1", m=True)
+        assert override.startswith("hydra.sweep.dir=outputs/demo-sweep_")
+
+    @pytest.mark.parametrize(
+        ("overrides", "said"),
+        [
+            (["loss=cal,smoth"], "loss=smoth: no such option (did you mean smooth?)"),
+            (["loss=cal", "loss.beta=0.1,-1"], "loss.beta=-1: must be a number > 0"),
+            (["loss=cal,smooth", "loss.label_smoothing=0.1"], "loss.label_smoothing: unknown key"),
+            (["seed=0,1", "loss.betta=1,2"], "loss.betta: unknown key (did you mean beta?)"),
+            (["seed=interval(0,1)"], "seed: an interval has no single values to run"),
+            (["hydra.run.dir=a,b"], "hydra.run.dir=a,b: a key of Hydra itself has one value"),
+            (["seed=0,1", "data=local"], "data.path: has to be given"),
+            (["seed=range(-1,2)"], "seed=-1: must be a whole number >= 0"),
+            (["optim.schedule.decay=choice(cosine,cosin)"], "decay=cosin: must be one of"),
+        ],
+    )
+    def test_a_mistake_in_any_run_stops_all(self, overrides: list[str], said: str) -> None:
+        text = answer(*overrides, m=True)
+        assert said in text
+        assert "problems" not in text  # told once, not once per run
+
+    def test_a_sweep_asked_for_by_the_configuration(self) -> None:
+        (override,) = check("experiment=grid")
+        assert override.startswith("hydra.sweep.dir=")
+        assert "loss.beta=-3" in answer("experiment=grid", "hydra.sweeper.params.loss\\.beta='0.1,-3'")
+
+    def test_a_sweeper_that_draws_values_is_checked_at_its_ends(self) -> None:
+        numbered, _ = check("hydra/sweeper=drawing", "seed=0,1", m=True)
+        assert numbered.startswith("hydra.sweep.subdir=")
+        text = answer("hydra/sweeper=drawing", "loss.beta=interval(-1,2)", "seed=0,1,-2", m=True)
+        assert "loss.beta=-1.0: must be a number > 0" in text
+        assert "seed=-2" in text
+
+    def test_several_devices_need_a_launcher_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert "trainer.devices=2" in answer("trainer.devices=1,2", m=True)
+        assert "submitit" in answer("hydra/launcher=joblib", "trainer.devices=2", m=True)
+        assert check("hydra/launcher=cluster", "trainer.devices=2", m=True)
+        assert check("trainer.devices=2")  # one run may have as many as there are
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+        assert check("trainer.devices=2", m=True)
+
+    def test_each_choice_of_groups_sees_each_value_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        composed = []
+        original = module._of_run
+        monkeypatch.setattr(module, "_of_run", lambda cfg, *rest: composed.append(1) or original(cfg, *rest))
+        check("loss=cal,smooth", "seed=range(0,10)", "loss.beta=0.1,0.2,0.3", m=True)
+        assert len(composed) == 2 * (10 + 3 - 1)  # of 60 runs
+
+
+def test_showing_a_configuration_needs_no_values() -> None:
+    path = create_config_search_path(str(Path("../conf").resolve()))
+    check_composes("main", path, ["data=local"])
+    with pytest.raises(CaldpoError, match="did you mean beta"):
+        check_composes("main", path, ["loss.betta=1"])
+    with pytest.raises(CaldpoError, match="there is no man"):
+        check_composes("man", path, [])
+
+
+def test_a_broken_file_is_named(conf: Path) -> None:
+    (conf / "loss" / "broken.yaml").write_text("beta: [1\n")
+    text = answer("loss=broken")
+    assert str(conf / "loss" / "broken.yaml") in text
+    assert "line 2" in text

@@ -1,0 +1,110 @@
+"""Secrets are masked wherever they stand; everything else is left as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from caldpo.config.redact import MASK, is_secret_name, redact, redact_file, redact_files, redact_text
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "longer-than-eight")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("SHORT_SECRET", "true")
+    monkeypatch.setenv("HF_TOKEN_PATH", "/home/me/.cache/token")
+    monkeypatch.setenv("PLAIN_SETTING", "some-plain-value")
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("api_key", True),
+        ("logger.api_key", True),
+        ("HF_TOKEN", True),
+        ("token", True),
+        ("accessToken", True),
+        ("AWS_SECRET_ACCESS_KEY", True),
+        ("password", True),
+        ("GOOGLE_APPLICATION_CREDENTIALS", True),
+        ("tokenizer", False),
+        ("tokens_per_second", False),
+        ("max_tokens", False),
+        ("eos_token", False),
+        ("TOKENIZERS_PARALLELISM", False),
+        ("HF_TOKEN_PATH", False),
+        ("key", False),
+        ("secretary", False),
+    ],
+)
+def test_names_of_secrets(name: str, secret: bool) -> None:
+    assert is_secret_name(name) is secret
+
+
+def test_values_under_secret_keys_and_of_secret_variables() -> None:
+    given = {
+        "api_key": "abc",
+        "nested": [{"password": "p", "url": "https://me:pw@host/x"}, "--token=longer-than-eight!"],
+        "token": 5,
+        "empty": {"secret": "", "token": None, "api_key": "???"},
+        "reference": {"token": "${oc.env:HF_TOKEN}", "password": "${oc.env:HF_TOKEN,null}"},
+        "default": {"token": "${oc.env:HF_TOKEN,fallback}"},
+        "model": {"tokenizer": "../tokenizers/zephyr", "eos_token": "</s>"},
+        "plain": "some-plain-value true /home/me/.cache/token",
+    }
+    assert redact(given) == {
+        "api_key": MASK,
+        "nested": [{"password": MASK, "url": f"https://{MASK}@host/x"}, f"--token={MASK}"],
+        "token": 5,
+        "empty": {"secret": "", "token": None, "api_key": "???"},
+        "reference": {"token": "${oc.env:HF_TOKEN}", "password": "${oc.env:HF_TOKEN,null}"},
+        "default": {"token": MASK},
+        "model": {"tokenizer": "../tokenizers/zephyr", "eos_token": "</s>"},
+        "plain": "some-plain-value true /home/me/.cache/token",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("seed=1,logger.api_key=abc,loss=dpo", f"seed=1,logger.api_key={MASK},loss=dpo"),
+        ("+logger.password='a b'", f"+logger.password={MASK}"),
+        ("x longer-than-eight y", f"x {MASK} y"),
+        ("hf_" + "a" * 30, MASK),
+        ("loss.beta=0.1", "loss.beta=0.1"),
+        ("model.tokenizer=zephyr", "model.tokenizer=zephyr"),
+        ("logger.token=${oc.env:HF_TOKEN}", "logger.token=${oc.env:HF_TOKEN}"),
+    ],
+)
+def test_text(text: str, masked: str) -> None:
+    assert redact_text(text) == masked
+
+
+def test_files_keep_everything_else(tmp_path: Path) -> None:
+    (tmp_path / "overrides.yaml").write_text("- loss=dpo\n- +logger.api_key=abc\n")
+    (tmp_path / "config.yaml").write_text(
+        "# a comment\nloss:\n  beta: 1.0e-05\n  other: ${loss.beta}\n  missing: ???\ntoken: abc\n"
+    )
+    untouched = "# kept, since nothing in here is secret\nseed:   0\n"
+    (tmp_path / "hydra.yaml").write_text(untouched)
+    redact_files(tmp_path)
+    assert OmegaConf.load(tmp_path / "overrides.yaml") == ["loss=dpo", f"+logger.api_key={MASK}"]
+    config = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"), resolve=False)
+    assert config == {
+        "loss": {"beta": 1e-5, "other": "${loss.beta}", "missing": "???"},
+        "token": MASK,
+    }
+    assert (tmp_path / "hydra.yaml").read_text() == untouched
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "hydra.yaml", "overrides.yaml"]
+
+
+def test_redacting_twice_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("password: abc\n")
+    redact_file(path)
+    once = path.read_bytes()
+    redact_file(path)
+    assert path.read_bytes() == once == b"password: '***'\n"

@@ -1,0 +1,116 @@
+"""Signatures read from source text: the same as Python's own, without an import."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from caldpo.config.bounds import Positive
+from caldpo.config.signature import resolved_hints
+from caldpo.config.source import Parameter, read_signature
+from caldpo.config.values import is_config_type, is_section
+from caldpo.errors import CaldpoError
+
+
+def parameters(target: str) -> dict[str, Parameter]:
+    signature = read_signature(target)
+    assert signature
+    return dict(signature.parameters)
+
+
+@pytest.mark.usefixtures("package")
+class TestReading:
+    def test_a_class(self) -> None:
+        signature = read_signature("caldpo.losses.f.F")
+        assert signature is not None
+        assert signature.open  # **more
+        found = signature.parameters
+        # "only" is positional: no yaml key can reach it
+        assert list(found) == ["policy", "beta", "kind", "rate", "inner", "message", "maybe"]
+        assert found["beta"].annotation == Positive
+        assert found["kind"].annotation == Literal["js", "kl"]
+        assert str(found["rate"].annotation.__metadata__[0]) == ">= 0 and < 0.5"
+        assert found["maybe"].annotation == int | None
+        assert is_section(found["inner"].annotation)
+        assert [name for name, p in found.items() if p.required] == ["beta"]
+        assert [name for name, p in found.items() if not p.checked] == ["policy", "message"]
+
+    def test_inherited_constructors(self) -> None:
+        assert list(parameters("caldpo.losses.f.Inherits")) == ["beta"]
+        bare, foreign = (
+            read_signature("caldpo.losses.f.Nothing"),
+            read_signature("caldpo.losses.base.Foreign"),
+        )
+        assert bare is not None
+        assert (dict(bare.parameters), bare.open) == ({}, False)
+        assert foreign is not None
+        assert foreign.open  # nobody knows what it takes
+
+    def test_dataclasses_add_up(self) -> None:
+        found = parameters("caldpo.losses.f.Child")
+        assert {name: p.has_default for name, p in found.items()} == {"a": False, "b": True, "d": False}
+        assert found["b"].annotation == list[str]
+
+    def test_functions_and_methods(self) -> None:
+        assert {name: p.has_default for name, p in parameters("caldpo.losses.f.build").items()} == {
+            "x": False,
+            "y": True,
+            "z": True,
+        }
+        assert list(parameters("caldpo.losses.f.F.from_name")) == ["name", "size"]
+        assert list(parameters("caldpo.losses.f.F.make")) == ["name"]
+
+    def test_targets_that_are_not_there(self) -> None:
+        with pytest.raises(CaldpoError, match="did you mean Inherits"):
+            read_signature("caldpo.losses.f.Inherit")
+        with pytest.raises(CaldpoError, match="no such module"):
+            read_signature("caldpo.nowhere.F")
+
+
+def test_other_packages_are_left_to_python() -> None:
+    assert read_signature("torch.optim.AdamW") is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "caldpo.losses.cal_dpo.CalDPO",
+        "caldpo.losses.f_dpo.FDPO",
+        "caldpo.losses.sft.SFT",
+        "caldpo.models.hub.HubModel",
+        "caldpo.settings.RunSettings",
+        "caldpo.optim.AdamW",
+    ],
+)
+def test_agrees_with_the_imported_signature(target: str) -> None:
+    """What ``ast`` reads is what ``inspect`` sees."""
+    module, _, name = target.rpartition(".")
+    imported: Any = getattr(__import__(module, fromlist=[name]), name)
+    found = parameters(target)
+    live = dict(inspect.signature(imported).parameters)
+    assert list(found) == list(live)
+    assert [p.has_default for p in found.values()] == [
+        p.default is not inspect.Parameter.empty for p in live.values()
+    ]
+    hints = resolved_hints(imported.__init__)
+    for name, parameter in found.items():
+        if parameter.checked and not is_section(parameter.annotation):
+            assert parameter.annotation == hints[name], name
+        elif not parameter.checked:
+            assert not is_config_type(hints[name]), name
+
+
+def test_reading_imports_nothing_of_the_target() -> None:
+    code = (
+        "import sys; from caldpo.config.signature import read_signature;"
+        "read_signature('caldpo.losses.cal_dpo.CalDPO');"
+        "print('torch' in sys.modules, 'caldpo.losses' in sys.modules)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

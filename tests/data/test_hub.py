@@ -1,0 +1,211 @@
+"""Hub data sets, read from folders with the hub's layout and columns; and what a failure tells a person."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from omegaconf import OmegaConf
+
+from caldpo.config.paths import conf_dir
+from caldpo.data.load import load_pairs
+from caldpo.data.rows import PairSource
+from caldpo.data.sources.hub import HubDataset
+from caldpo.errors import CaldpoError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def parquet(path: Path, rows: list[dict], schema: pyarrow.Schema | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path)
+
+
+def turns(response: str, question: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
+
+
+@pytest.fixture
+def ultrafeedback(tmp_path) -> Path:
+    folder = tmp_path / "ultrafeedback_binarized"
+
+    def row(i: int, tie: bool = False) -> dict:
+        return {
+            "prompt": f"Q{i}",
+            "prompt_id": f"{i:064d}",
+            "chosen": turns(f"good {i}", f"Q{i}"),
+            "rejected": turns(f"bad {i}", f"Q{i}"),
+            "messages": turns(f"good {i}", f"Q{i}"),
+            "score_chosen": 8.5,
+            "score_rejected": 8.5 if tie else 3.0,
+        }
+
+    parquet(folder / "data/train_prefs-00000-of-00002.parquet", [row(i) for i in range(3)])
+    parquet(folder / "data/train_prefs-00001-of-00002.parquet", [row(3, tie=True), row(4)])
+    parquet(folder / "data/test_prefs-00000-of-00001.parquet", [row(9)])
+    return folder
+
+
+def load(name: str, folder: Path, split: str, **changes):
+    """A split with the source and the policies of ``conf/data/<name>.yaml``, its path replaced."""
+    conf = OmegaConf.merge(
+        OmegaConf.load(conf_dir() / "data/base.yaml"), OmegaConf.load(conf_dir() / f"data/{name}.yaml")
+    )
+    keys = {k: v for k, v in conf.source.items() if k != "_target_"} | {"path": str(folder)} | changes
+    policies = {k: conf[k] for k in ("on_invalid", "on_degenerate", "on_reversed_scores")}
+    return load_pairs(HubDataset(**keys), conf[split], **policies)
+
+
+def test_ultrafeedback(ultrafeedback):
+    """Shards in order; the tie stays, as in the published data; both splits by their names."""
+    pairs, report = load("ultrafeedback", ultrafeedback, "train")
+    assert [p.chosen for p in pairs] == [f"good {i}" for i in range(5)]
+    assert [p.origin for p in pairs] == [f"train_prefs[{i}]" for i in range(5)]
+    assert pairs[3].score_chosen == pairs[3].score_rejected == 8.5
+    assert report.degenerate_kept == {"equal scores, so no preference": 1}
+    assert pairs[0].prompt == ({"role": "user", "content": "Q0"},)
+    pairs, _ = load("ultrafeedback", ultrafeedback, "test")
+    assert [p.chosen for p in pairs] == ["good 9"]
+
+
+def test_slices_of_a_split(ultrafeedback):
+    source = HubDataset(str(ultrafeedback))
+    assert isinstance(source, PairSource)
+    assert [row.value["prompt"] for row in source.rows("train_prefs[1:3]")] == ["Q1", "Q2"]
+    assert source.name == "ultrafeedback_binarized"
+
+
+def test_hh(tmp_path):
+    """Transcripts in jsonl.gz, a folder a subset: all together, or one by data_dir; bad rows are skipped."""
+    for i, subset in enumerate(("harmless-base", "helpful-base")):
+        prompt = f"\n\nHuman: {subset}\n\nAssistant:"
+        rows = [
+            {"chosen": f"{prompt} yes", "rejected": f"{prompt} no"},
+            {"chosen": prompt, "rejected": f"{prompt} no"},
+        ]
+        for split in ("train", "test"):
+            file = tmp_path / "hh" / subset / f"{split}.jsonl.gz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows[: 2 - i]).encode()))
+    pairs, report = load("hh", tmp_path / "hh", "train")
+    assert [p.prompt[9:21] for p in pairs] == ["harmless-bas", "helpful-base"]
+    assert {p.chosen for p in pairs} == {" yes"}
+    assert report.counts() == {"the chosen response has no text": 1}
+    pairs, _ = load("hh", tmp_path / "hh", "test", data_dir="helpful-base")
+    assert [p.prompt for p in pairs] == ["\n\nHuman: helpful-base\n\nAssistant:"]
+
+
+def test_tldr(tmp_path):
+    """The parquet conversion's layout; CNN/DailyMail articles are left out of the validation split."""
+
+    def row(**info: str) -> dict:
+        everything = dict.fromkeys(("id", "post", "title", "subreddit", "site", "article")) | info
+        summaries = [
+            {"text": " first", "policy": "sup4", "note": None},
+            {"text": " second", "policy": "ref", "note": ""},
+        ]
+        return {
+            "info": everything,
+            "summaries": summaries,
+            "choice": 1,
+            "worker": "w",
+            "batch": "b",
+            "split": "train",
+            "extra": {"confidence": None},
+        }
+
+    text = pyarrow.string()
+    schema = pyarrow.schema(
+        {
+            "info": pyarrow.struct(
+                dict.fromkeys(("id", "post", "title", "subreddit", "site", "article"), text)
+            ),
+            "summaries": pyarrow.list_(pyarrow.struct(dict.fromkeys(("text", "policy", "note"), text))),
+            "choice": pyarrow.int32(),
+            **dict.fromkeys(("worker", "batch", "split"), text),
+            "extra": pyarrow.struct({"confidence": pyarrow.int32()}),
+        }
+    )
+    reddit, cnn = row(post="Long.", title="T", subreddit="r"), row(article="News.", title="T", site="cnn")
+    folder = tmp_path / "summarize_from_feedback"
+    parquet(folder / "comparisons/train/0000.parquet", [reddit], schema)
+    parquet(folder / "comparisons/validation/0000.parquet", [cnn, reddit], schema)
+    parquet(folder / "axis/test/0000.parquet", [{"info": {"id": "x"}, "summary": {"text": "x"}}])
+    pairs, _ = load("tldr", folder, "train")
+    assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [
+        ("SUBREDDIT: r/r\nTITLE: T\nPOST: Long.\nTL;DR:", " second", " first")
+    ]
+    pairs, report = load("tldr", folder, "test")
+    assert (len(pairs), [r.kind for r in report.rejections]) == (1, ["filtered"])
+    assert pairs[0].origin == "validation[1]"
+
+
+def test_nulls_of_a_table_are_absent(tmp_path):
+    """Scores that only some rows have become nulls in a table."""
+    rows = [
+        {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1.0, "score_rejected": 0.0},
+        {"prompt": "d", "chosen": "e", "rejected": "f"},
+    ]
+    parquet(tmp_path / "own/train.parquet", rows)
+    pairs, _ = load_pairs(HubDataset(str(tmp_path / "own")), "train")
+    assert [p.has_scores for p in pairs] == [True, False]
+
+
+def test_unknown_split_names_the_splits(ultrafeedback):
+    for split in ("train", "train_prefs[:"):
+        with pytest.raises(CaldpoError, match="no such split") as caught:
+            HubDataset(str(ultrafeedback)).rows(split)
+        assert caught.value.value == split
+    with pytest.raises(CaldpoError, match=r"train_prefs.*test_prefs|test_prefs.*train_prefs"):
+        HubDataset(str(ultrafeedback)).rows("train")
+
+
+def test_unknown_subset_and_folder(ultrafeedback, tmp_path):
+    with pytest.raises(CaldpoError, match=r"data.source.config=other.*default"):
+        HubDataset(str(ultrafeedback), config="other").rows("train_prefs")
+    with pytest.raises(CaldpoError, match=r"data.source.path=.*no such data set or folder"):
+        HubDataset(str(tmp_path / "nowhere")).rows("train")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(CaldpoError, match="it has no data files"):
+        HubDataset(str(tmp_path / "bare")).rows("train")
+    (tmp_path / "bare/train.jsonl").write_text("")
+    with pytest.raises(CaldpoError, match="one of its files is empty"):
+        HubDataset(str(tmp_path / "bare")).rows("train")
+
+
+def test_files_that_do_not_fit_together_say_why(tmp_path):
+    """The cause, where `datasets` itself only says that an error occurred."""
+    parquet(tmp_path / "own/train-00000-of-00002.parquet", [{"prompt": "a"}])
+    parquet(tmp_path / "own/train-00001-of-00002.parquet", [{"other": 1}])
+    with pytest.raises(CaldpoError, match=r"cannot be loaded \(.*column names") as caught:
+        HubDataset(str(tmp_path / "own")).rows("train")
+    assert "An error occurred" not in str(caught.value)
+
+
+def test_without_network_a_folder_is_suggested(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CaldpoError, match="hub cannot be reached") as caught:
+        HubDataset("nobody/nothing-of-this-name").rows("train")
+    assert "data.source.path=FOLDER" in str(caught.value)
+
+
+def test_no_key_holds_a_token():
+    """Gated data is opened by HF_TOKEN or a login, so that no run folder can leak a token."""
+    from inspect import signature
+
+    assert set(signature(HubDataset.__init__).parameters) == {
+        "self",
+        "path",
+        "config",
+        "revision",
+        "data_dir",
+    }

@@ -1,0 +1,100 @@
+"""Rendering pairs: what the policy is prompted with, and what follows it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from caldpo.data.rows import RowError
+from caldpo.data.template import read_template, render_pair, require_template, without_token
+from caldpo.errors import CaldpoError
+from tests.data.small import chat, pair, word_tokenizer
+
+
+def test_a_conversation_is_rendered_up_to_the_reply_and_the_reply_as_what_follows() -> None:
+    tokenizer = word_tokenizer()
+    rendered = render_pair(pair(chat("a", "b", "c"), "yes", "no"), tokenizer)
+    assert rendered.prompt == "user : a <eos> z assistant : b <eos> z user : c <eos> z assistant : "
+    assert (rendered.chosen, rendered.rejected) == ("yes <eos> z ", "no <eos> z ")
+    assert rendered.templated
+
+
+def test_plain_text_is_taken_as_it_is_even_with_a_template_at_hand() -> None:
+    rendered = render_pair(pair("{{ 1 }} user :", " yes", "no"), word_tokenizer())
+    assert (rendered.prompt, rendered.chosen, rendered.rejected) == ("{{ 1 }} user :", " yes", "no")
+    assert not rendered.templated
+
+
+def test_eos_in_the_responses_own_text_is_taken_out_and_counted() -> None:
+    rendered = render_pair(pair(chat("a <eos>"), "b <eos> c<eos>", "<<eos>eos>d"), word_tokenizer())
+    assert rendered.eos_stripped == 4  # two, one, and the one that taking it out makes
+    assert rendered.chosen == "b  c <eos> z "
+    assert rendered.rejected == "d <eos> z "
+    assert "a <eos>" in rendered.prompt  # the prompt is not ours to change
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "count"), [("", "", 0), ("xx", "", 1), ("xxx", "x", 1), ("axxb", "ab", 1)]
+)
+def test_without_token(text: str, left: str, count: int) -> None:
+    assert without_token(text, "xx") == (left, count)
+
+
+def test_a_template_that_raises_names_its_reason() -> None:
+    tokenizer = word_tokenizer(template="{{ raise_exception('only one turn') if messages|length > 2 }}x")
+    with pytest.raises(RowError, match=r"refuses the conversation \(only one turn\)"):
+        render_pair(pair(chat("a", "b", "c"), "yes", "no"), tokenizer)
+
+
+def test_a_template_that_does_not_continue_its_own_prompt_is_refused_where_they_part() -> None:
+    template = "assistant : {{ 'think' if add_generation_prompt else messages[-1].content }}"
+    with pytest.raises(RowError, match=re.escape("after 12 characters 'yes' instead of 'think'")):
+        render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
+
+
+def test_a_conversation_shorter_than_its_prompt_is_refused() -> None:
+    template = "{{ 'abc' if add_generation_prompt else 'ab' }}"
+    with pytest.raises(RowError, match="after 2 characters '' instead of 'c'"):
+        render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
+
+
+def test_a_template_runs_in_the_sandbox() -> None:
+    template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(RowError, match="unsafe"):
+        render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
+
+
+def test_a_syntax_error_blames_the_template_and_not_the_row() -> None:
+    with pytest.raises(CaldpoError, match=r"data\.chat_template: .*no valid Jinja: line 2"):
+        render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template="x\n{% if %}"))
+
+
+def test_a_tokenizer_without_template_is_refused_with_the_ways_out() -> None:
+    tokenizer = word_tokenizer(template=None)
+    with pytest.raises(CaldpoError, match=r"no chat template.*\n.*data\.chat_template=FILE") as caught:
+        require_template(tokenizer)
+    assert caught.value.key == "data.chat_template"
+    require_template(word_tokenizer())
+
+
+def test_absurdly_long_templates_are_refused(tmp_path) -> None:
+    with pytest.raises(CaldpoError, match="400,000 characters"):
+        require_template(word_tokenizer(template="x" * 400_000))
+    (tmp_path / "long.jinja").write_text("x" * 400_000)
+    with pytest.raises(CaldpoError, match="400,000 characters"):
+        read_template(str(tmp_path / "long.jinja"))
+
+
+def test_reading_a_template_file(tmp_path) -> None:
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ messages[0].content }} ä", encoding="utf-8")
+    assert read_template(str(file)) == "{{ messages[0].content }} ä"
+    file.write_bytes(b"\xff\xfe\xff")
+    for path in (file, tmp_path / "missing.jinja", tmp_path):
+        with pytest.raises(CaldpoError, match="cannot be read") as caught:
+            read_template(str(path))
+        assert (caught.value.key, caught.value.value) == ("data.chat_template", str(path))
+    file.write_text(" \n")
+    with pytest.raises(CaldpoError, match="has 2 characters"):
+        read_template(str(file))

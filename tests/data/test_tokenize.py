@@ -1,0 +1,349 @@
+"""Token ids of pairs, checked token by token."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from tokenizers import processors
+from transformers import AutoTokenizer
+
+from caldpo.data.tokenize import (
+    TokenCounts,
+    TokenizedSplit,
+    encode_continuation,
+    end_once,
+    leading_special_tokens,
+    tokenize_pairs,
+    truncate,
+)
+from caldpo.errors import CaldpoError
+from tests.data.small import chat, ids, letter_tokenizer, pair, word_tokenizer
+from tests.shared import shared
+
+
+def tokenized(pairs: list[Any], tokenizer: Any, **changes: Any) -> TokenizedSplit:
+    settings = {"max_length": 10_000, "max_prompt_length": 5_000, "on_degenerate": "drop"} | changes
+    return tokenize_pairs(pairs, tokenizer, console=Console(quiet=True), **settings)
+
+
+@functools.cache
+def zephyr() -> Any:
+    return AutoTokenizer.from_pretrained(shared("tokenizers/zephyr"))
+
+
+@functools.cache
+def gpt2() -> Any:
+    return gpt2_with()
+
+
+def gpt2_with(**changes: Any) -> Any:
+    return AutoTokenizer.from_pretrained(shared("tokenizers/gpt2"), **changes)
+
+
+def test_words_in_a_conversation() -> None:
+    tokenizer = word_tokenizer()
+    split = tokenized([pair(chat("a ?"), "yes b", "no", origin="f:7")], tokenizer)
+    [only] = split.pairs
+    assert only.prompt_ids == ids(tokenizer, "user : a ? <eos> z assistant :")
+    assert only.chosen_ids == ids(tokenizer, "yes b <eos>")  # the template's z after EOS is cut
+    assert only.rejected_ids == ids(tokenizer, "no <eos>")
+    assert (only.index, only.origin) == (0, "f:7")
+    assert split.counts == TokenCounts()
+    assert split.rejections == []
+
+
+def test_zephyr_token_by_token() -> None:
+    """Written by hand from the template: no BOS, one EOS, the newline after it gone. Its pad token is EOS."""
+    tokenizer = zephyr()
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
+    [only] = tokenized([pair(chat("Hi"), "Yo", "Hey there\n")], tokenizer).pairs
+    turn = "▁< | user | > <0x0A> Hi </s> <0x0A>"
+    header = "< | ass istant | > <0x0A>"
+    assert only.prompt_ids == ids(tokenizer, f"{turn} {header}")
+    assert only.chosen_ids == ids(tokenizer, "Y o </s>") == [28802, 28709, 2]
+    assert only.rejected_ids == ids(tokenizer, "Hey ▁there <0x0A> </s>")
+
+
+def test_a_template_with_bos_in_the_manner_of_llama_3() -> None:
+    """BOS once although the tokenizer would add one as well; the end-of-turn token is EOS.
+
+    GPT-2 makes one token of a blank line at the end of a text and two of one before a word. So the prompt
+    alone ends in one token, which is what generation sees, and both responses are tokenised apart.
+    """
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ '<|start|>' + m.role + '<|end|>\n\n' + m.content | trim }}"
+        "{{ '<|eot|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start|>assistant<|end|>\n\n' }}{% endif %}"
+    )
+    tokenizer = gpt2_with(eos_token="<|eot|>", additional_special_tokens=["<|start|>", "<|end|>"])
+    tokenizer.chat_template = template
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
+    )
+    assert tokenizer("Hi")["input_ids"][0] == tokenizer.bos_token_id  # it does add one
+    split = tokenized([pair(chat(" Hi "), "Yo man ", "No")], tokenizer)
+    [only] = split.pairs
+    user, header = "<|start|> user <|end|> Ċ Ċ Hi <|eot|>", "<|start|> ass istant <|end|> ĊĊ"
+    assert only.prompt_ids == ids(tokenizer, f"<|endoftext|> {user} {header}")
+    assert split.counts == TokenCounts(boundary_merges=2)
+    assert only.chosen_ids == ids(tokenizer, "Yo Ġman <|eot|>")
+    assert only.rejected_ids == ids(tokenizer, "No <|eot|>")
+
+
+@pytest.mark.parametrize("prompt", ["a ?", "<bos> a ?"])
+def test_plain_text_gets_the_tokenizers_bos_once_and_no_eos_between(prompt: str) -> None:
+    tokenizer = word_tokenizer(bos=True)
+    assert tokenizer("a ?")["input_ids"] == ids(tokenizer, "<bos> a ? <eos>")  # what it would do by itself
+    [only] = tokenized([pair(prompt, " yes", " no")], tokenizer).pairs
+    assert only.prompt_ids == ids(tokenizer, "<bos> a ?")
+    assert only.chosen_ids == ids(tokenizer, "yes <eos>")
+
+
+def test_plain_text_gets_no_bos_from_a_tokenizer_that_adds_none() -> None:
+    tokenizer = zephyr()
+    [only] = tokenized([pair("\n\nHuman: Hi\n\nAssistant:", " Yo", " No")], tokenizer).pairs
+    assert tokenizer.bos_token_id not in only.prompt_ids
+    assert only.prompt_ids == tokenizer("\n\nHuman: Hi\n\nAssistant:")["input_ids"]
+    assert only.chosen_ids == ids(tokenizer, "▁Y o </s>")
+
+
+def test_leading_special_tokens() -> None:
+    assert leading_special_tokens(word_tokenizer(bos=True)) == [1]
+    assert leading_special_tokens(word_tokenizer()) == []
+
+
+def test_a_token_across_the_boundary_is_counted_and_the_prompt_keeps_its_own() -> None:
+    tokenizer = letter_tokenizer()
+    assert tokenizer.tokenize("a: yes") == [
+        "▁",
+        "a",
+        ":",
+        "▁y",
+        "e",
+        "s",
+    ]  # the space belongs to the response here
+    assert tokenizer.tokenize("yes") == ["▁y", "e", "s"]  # and here it comes from nowhere
+    split = tokenized([pair("a: ", "yes", "no")], tokenizer)
+    [only] = split.pairs
+    assert only.prompt_ids == ids(tokenizer, "▁ a : ▁")
+    assert only.chosen_ids == ids(tokenizer, "y e s <eos>")
+    assert only.rejected_ids == ids(tokenizer, "n o <eos>")
+    assert split.counts == TokenCounts(boundary_merges=1)
+    assert tokenizer.decode(only.prompt_ids + only.chosen_ids[:-1]) == "a: yes"
+
+
+@pytest.mark.parametrize("response", ["Yes", " Yes", "\nYes", "  Yes", "ly good"])
+@pytest.mark.parametrize("prompt", ["Answer: ", "Answer:", "Answer:\n", "Say real"])
+@pytest.mark.parametrize("make", [zephyr, gpt2])
+def test_prompt_and_response_always_spell_the_whole_text(make: Any, prompt: str, response: str) -> None:
+    tokenizer = make()
+    [only] = tokenized([pair(prompt, response, "other")], tokenizer).pairs
+    assert only.prompt_ids == tokenizer(prompt)["input_ids"]
+    text = tokenizer.decode(only.prompt_ids + only.chosen_ids[:-1], clean_up_tokenization_spaces=False)
+    assert text == prompt + response
+
+
+def test_a_continuation_has_no_space_of_its_own() -> None:
+    tokenizer = zephyr()
+    assert encode_continuation(tokenizer, "Yes") == ids(tokenizer, "Yes")
+    assert encode_continuation(tokenizer, " Yes") == ids(tokenizer, "▁Yes")
+    assert encode_continuation(tokenizer, "\nYes") == ids(tokenizer, "<0x0A> Yes")
+    assert encode_continuation(gpt2(), "\n\n") == ids(
+        gpt2(), "ĊĊ"
+    )  # which would merge with a newline before it
+
+
+def test_every_response_has_one_eos_and_strangers_are_counted() -> None:
+    tokenizer = word_tokenizer()
+    rows = [
+        pair(chat("a"), "b <eos> c <eos>", "d"),
+        pair("a", " b <eos> c", " d<eos>"),
+        pair("a", " e", "<eos>"),
+    ]
+    split = tokenized(rows, tokenizer)
+    assert [p.chosen_ids for p in split.pairs] == [
+        ids(tokenizer, t) for t in ("b c <eos>", "b c <eos>", "e <eos>")
+    ]
+    assert [p.rejected_ids for p in split.pairs] == [
+        ids(tokenizer, t) for t in ("d <eos>", "d <eos>", "<eos>")
+    ]
+    assert split.counts == TokenCounts(eos_stripped=5)
+
+
+def test_a_template_that_writes_no_eos_gets_one_and_is_counted() -> None:
+    tokenizer = word_tokenizer(template="{% for m in messages %}{{ m.content + ' z ' }}{% endfor %}")
+    split = tokenized([pair(chat("a"), "b", "c d")], tokenizer)
+    assert split.pairs[0].chosen_ids == ids(tokenizer, "b z <eos>")
+    assert split.counts == TokenCounts(eos_appended=2)
+
+
+@pytest.mark.parametrize(
+    ("given_ids", "templated", "expected"),
+    [
+        ([5, 2, 7], True, [5, 2]),
+        ([5, 2, 7, 2], True, [5, 2]),
+        ([5], True, [5, 2]),
+        ([], True, [2]),
+        ([5, 2, 7, 2], False, [5, 7, 2]),
+        ([], False, [2]),
+    ],
+)
+def test_end_once(given_ids: list[int], templated: bool, expected: list[int]) -> None:
+    assert end_once(given_ids, 2, templated=templated) == expected
+
+
+def test_truncation_as_in_the_dpo_reference() -> None:
+    """By hand: prompt 6, responses 3 and 5, limits 8 and 4: the last 4 of the prompt, the first 4 of responses."""
+    limits = {"max_length": 8, "max_prompt_length": 4, "bos": None}
+    prompt, chosen, rejected = truncate([1, 2, 3, 4, 5, 6], [7, 8, 9], [10, 11, 12, 13, 14], **limits)
+    assert (prompt, chosen, rejected) == ([3, 4, 5, 6], [7, 8, 9], [10, 11, 12, 13])
+    # The prompt alone exceeds its limit, but the pair fits: nothing is cut.
+    assert truncate([1, 2, 3, 4, 5, 6], [7], [8, 9], **limits) == ([1, 2, 3, 4, 5, 6], [7], [8, 9])
+    # A short prompt leaves the responses all the room there is.
+    assert truncate([1], [7] * 9, [8], **limits) == ([1], [7] * 7, [8])
+
+
+def test_a_leading_bos_survives_the_cut() -> None:
+    cut = truncate([0, 1, 2, 3, 4, 5], [7, 8, 9], [10], max_length=6, max_prompt_length=3, bos=0)
+    assert cut == ([0, 4, 5], [7, 8, 9], [10])
+    cut = truncate([9, 1, 2, 3, 4, 5], [7, 8, 9], [10], max_length=6, max_prompt_length=3, bos=0)
+    assert cut[0] == [3, 4, 5]
+    assert truncate([0, 1, 2], [7, 8], [9], max_length=2, max_prompt_length=1, bos=0) == ([0], [7], [9])
+
+
+lengths = st.integers(1, 30)
+
+
+@given(lengths, lengths, lengths, st.integers(1, 20), st.integers(1, 20), st.booleans())
+def test_truncation_invariants(p: int, c: int, r: int, limit: int, more: int, bos: bool) -> None:
+    prompt, chosen, rejected = list(range(p)), list(range(100, 100 + c)), list(range(200, 200 + r))
+    cut = truncate(
+        prompt, chosen, rejected, max_length=limit + more, max_prompt_length=limit, bos=0 if bos else None
+    )
+    assert len(cut[0]) + max(len(cut[1]), len(cut[2])) <= max(limit + more, 0)
+    assert all(cut)  # at least one token of each part
+    assert cut[1] == chosen[: len(cut[1])]
+    assert cut[2] == rejected[: len(cut[2])]
+    assert cut[0] == prompt[p - len(cut[0]) :] or (bos and cut[0] == [0, *prompt[p - len(cut[0]) + 1 :]])
+
+
+def test_truncated_pairs_are_counted_and_a_cut_response_has_no_eos() -> None:
+    tokenizer = word_tokenizer()
+    rows = [
+        pair("a b c d e", " f", " g h i j"),  # 5 + 5: prompt to 3, rejected fits exactly, with its EOS
+        pair("a b", " f g h i j k l", " m"),  # 2 + 8: chosen to 6
+        pair("a b", " f g h i j k l", " f g h i j k m"),  # the same once truncated
+        pair("a", " f", " g"),
+    ]
+    split = tokenized(rows, tokenizer, max_length=8, max_prompt_length=3)
+    first, second, last = split.pairs
+    assert first.prompt_ids == ids(tokenizer, "c d e")
+    assert first.rejected_ids == ids(tokenizer, "g h i j <eos>")
+    assert second.chosen_ids == ids(tokenizer, "f g h i j k")
+    assert second.rejected_ids == ids(tokenizer, "m <eos>")
+    assert split.counts == TokenCounts(
+        prompts_truncated=1, chosen_truncated=2, rejected_truncated=1, identical=1
+    )
+    assert [(r.kind, r.reason) for r in split.rejections] == [
+        ("degenerate", "chosen and rejected are the same tokens once truncated")
+    ]
+    assert [p.index for p in (first, second, last)] == [0, 1, 2]
+    assert split.sources == [rows[0], rows[1], rows[3]]
+    assert split.cut_prompts == {0}
+
+
+def test_pairs_of_the_same_tokens_can_be_kept() -> None:
+    rows = [pair("a", " yes", "  yes "), pair("a", " b", " c")]
+    kept = tokenized(rows, word_tokenizer(), on_degenerate="keep")
+    assert len(kept.pairs) == 2
+    assert kept.pairs[0].chosen_ids == kept.pairs[0].rejected_ids
+    assert kept.counts == TokenCounts(identical=1)
+    dropped = tokenized(rows, word_tokenizer())
+    assert [r.reason for r in dropped.rejections] == ["chosen and rejected are the same tokens"]
+    assert [p.origin for p in dropped.pairs] == ["data:1"]
+
+
+def test_conversations_a_template_refuses_are_reported_with_their_origin() -> None:
+    tokenizer = word_tokenizer(
+        template="{{ raise_exception('no b') if messages[0].content == 'b' }}{{ messages|length }}"
+    )
+    rows = [pair(chat("a"), "c", "d", "f:1"), pair(chat("b"), "c", "d", "f:2"), pair("b", "c", "d", "f:3")]
+    split = tokenized(rows, tokenizer, on_degenerate="keep")
+    assert [(r.origin, r.kind) for r in split.rejections] == [("f:1", "row"), ("f:2", "row")]
+    assert "otherwise than the prompt" in split.rejections[0].reason  # it counts turns: 1, then 2
+    assert "(no b)" in split.rejections[1].reason
+    assert [p.origin for p in split.pairs] == ["f:3"]
+
+
+def test_chunks_make_no_difference() -> None:
+    tokenizer = word_tokenizer()
+    letters = [
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+        "f",
+        "g",
+        "h",
+        "i",
+        "j",
+        "k",
+        "l",
+        "m",
+        "n",
+        "o",
+        "p",
+        "q",
+        "r",
+        "s",
+        "t",
+        "u",
+        "v",
+        "w",
+        "x",
+    ]
+    rows = [pair(chat(f"{a} {b}"), a, f"{b} no", f"f:{a}{b}") for a in letters for b in letters]
+    assert len(rows) > 2 * 256
+    together = tokenized(rows, tokenizer).pairs
+    assert [p.origin for p in together] == [p.origin for p in rows]
+    for place in (0, 255, 256, 511, 575):
+        [alone] = tokenized([rows[place]], tokenizer).pairs
+        whole = together[place]
+        assert (whole.prompt_ids, whole.chosen_ids, whole.rejected_ids) == (
+            alone.prompt_ids,
+            alone.chosen_ids,
+            alone.rejected_ids,
+        )
+        assert whole.index == place
+
+
+def test_very_long_texts_are_cut_and_keep_the_ends_that_matter() -> None:
+    tokenizer = zephyr()
+    question = "What is the capital of France?"
+    rows = [
+        pair(chat("Hi"), "word " * 40_000, "x" * 200_000),
+        pair(chat("filler " * 9_000 + question), "Paris", "Lyon"),
+    ]
+    split = tokenized(rows, tokenizer, max_length=1024, max_prompt_length=512)
+    long, asked = split.pairs
+    assert (
+        len(long.prompt_ids) + len(long.chosen_ids) == len(long.prompt_ids) + len(long.rejected_ids) == 1024
+    )
+    assert tokenizer.eos_token_id not in long.chosen_ids + long.rejected_ids
+    assert len(asked.prompt_ids) == 512
+    assert f"{question}</s>\n<|assistant|>\n" in tokenizer.decode(asked.prompt_ids)
+    assert asked.chosen_ids == ids(tokenizer, "Par is </s>")
+    assert split.counts == TokenCounts(prompts_truncated=1, chosen_truncated=1, rejected_truncated=1)
+
+
+def test_a_tokenizer_without_eos_is_refused() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(CaldpoError, match="no EOS token"):
+        tokenized([pair("a", "b", "c")], tokenizer)

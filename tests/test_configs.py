@@ -1,0 +1,151 @@
+"""Every yaml composes, every key has a meaning written beside it, and every section fits its target."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.config.check import check_config
+from caldpo.config.paths import conf_dir
+
+CONF = conf_dir()
+README = CONF.parent / "README.md"
+TOP_LEVEL = {"": "caldpo.settings.RunSettings"}
+# what a person has to name on the command line, for options that cannot work without it
+NAMED = {
+    "data=local": ["data.train=train.jsonl"],
+    "model=random": ["model.tokenizer=folder"],
+}
+
+
+def options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml") if p.stem != "base")
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    named = [extra for o in overrides for extra in NAMED.get(o, [])]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [*overrides, *named], return_hydra_config=False)
+
+
+GROUPS = ["loss", "reference", "optim", "trainer", "logger", "callbacks", "data", "model", "experiment"]
+EVERY_OPTION = [f"{group}={option}" for group in GROUPS for option in options(group)]
+
+
+@pytest.mark.parametrize("override", EVERY_OPTION)
+def test_every_option_composes_and_fits_its_targets(override: str) -> None:
+    cfg = composed([override])
+    check_config(cfg, TOP_LEVEL)
+    for path, section in sections(OmegaConf.to_container(cfg, resolve=False)):
+        parameters = inspect.signature(get_object(section["_target_"])).parameters
+        keys = set(section) - {"_target_"}
+        assert keys <= set(parameters), f"{path}: {keys - set(parameters)} unknown to {section['_target_']}"
+        needed = {n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+        assert needed <= keys, f"{path}: {needed - keys} missing for {section['_target_']}"
+
+
+def sections(node: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    if isinstance(node, dict):
+        if "_target_" in node:
+            found.append((path, node))
+        for key, value in node.items():
+            found += sections(value, f"{path}.{key}" if path else str(key))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("loss", "model"), itertools.product(options("loss"), ["tiny", "zephyr", "pythia_2b8", "gpt2_large"])
+)
+def test_every_loss_goes_with_every_model(loss: str, model: str) -> None:
+    cfg = composed([f"loss={loss}", f"model={model}"])
+    check_config(cfg, TOP_LEVEL)
+    assert cfg.reward_beta == cfg.loss.get("beta", 0.1)
+
+
+def test_a_model_picks_its_data_and_the_command_line_wins() -> None:
+    zephyr = composed(["model=zephyr"])
+    assert zephyr.data.source.path == "HuggingFaceH4/ultrafeedback_binarized"
+    assert (zephyr.data.train, zephyr.data.test) == ("train_prefs", "test_prefs")
+    assert (zephyr.data.max_length, zephyr.data.max_prompt_length) == (1024, 512)
+    assert (zephyr.optim.lr, zephyr.trainer.accelerator) == (5e-7, "gpu")
+    for order in (["data=hh", "model=zephyr"], ["model=zephyr", "data=hh"]):
+        chosen = composed(order)
+        assert chosen.data.source.path == "Anthropic/hh-rlhf"
+        assert chosen.data.max_length == 1024  # the limits are the model's
+    local = composed(["model=zephyr", "data=local"])
+    assert local.data.train == "train.jsonl"
+    assert composed(["model=zephyr", "trainer=cpu", "optim.lr=1e-3"]).trainer.accelerator == "cpu"
+    assert composed([]).data._target_ == zephyr.data._target_
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_experiments_name_themselves(name: str) -> None:
+    assert composed([f"experiment={name}"]).name == name
+
+
+def yaml_files() -> list[Path]:
+    return sorted(CONF.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", yaml_files(), ids=lambda p: str(p.relative_to(CONF)))
+def test_every_key_is_explained(file: Path) -> None:
+    """A comment on the key's line or right above it, but for defaults lists, targets and group headings.
+
+    Keys that a model or an experiment sets in another section are explained in that section's own yaml.
+    """
+    lines = file.read_text().splitlines()
+    elsewhere = re.compile(r"^(data|optim|trainer|callbacks|hydra|loss):")
+    inside, unexplained = None, []
+    for above, line in zip(["", *lines], lines, strict=False):
+        if line and not line[0].isspace():
+            inside = line
+        key = re.match(r"^\s*([\w.]+):(.*)$", line)
+        if key is None or key[1] in ("_target_", "defaults", "schedule", "source") or "#" in line:
+            continue
+        if key[2].strip() == "" or above.strip().startswith("#") or key[1] == "name":
+            continue
+        global_package = lines[0].startswith("# @package _global_") and file.parent.name != "conf"
+        if global_package and inside is not None and elsewhere.match(inside):
+            continue
+        unexplained.append(line)
+    assert unexplained == []
+
+
+def test_every_file_says_what_it_is() -> None:
+    for file in yaml_files():
+        head = [line for line in file.read_text().splitlines() if not line.startswith("# @package")]
+        assert head[0].startswith("#"), f"{file.relative_to(CONF)} begins without a comment"
+
+
+def readme_commands() -> list[list[str]]:
+    """The overrides of every ``python -m caldpo.train`` in the README."""
+    if not README.exists():  # an installed wheel
+        return []
+    text = README.read_text().replace("\\\n", " ")
+    return [m[1].split("#")[0].split() for m in re.finditer(r"^\s*python -m caldpo\.train(.*)$", text, re.M)]
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(readme_commands()) >= 5
+
+
+@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
+def test_commands_of_the_readme_compose(words: list[str]) -> None:
+    if "--help" in words:
+        return
+    sweep = "-m" in words
+    overrides = [w for w in words if w != "-m" and not w.startswith("hydra.")]
+    lists = [[f"{o.split('=')[0]}={v}" for v in o.split("=", 1)[1].split(",")] if sweep else [o] for o in overrides]
+    for job in itertools.product(*lists):
+        check_config(composed(list(job)), TOP_LEVEL)

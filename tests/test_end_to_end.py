@@ -1,0 +1,269 @@
+"""Whole runs by the command's own entry: files, counts, sweeps, failures, exports."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from caldpo.logprobs import response_logprobs
+from tests import wandb_file
+from tests.shared import shared
+from tests.tiny import tiny_tokenizer
+
+SIDES = ("chosen", "rejected")
+
+
+def train(*overrides: str, fails: int | None = None) -> None:
+    """Run ``caldpo.train`` in this process, from the current folder."""
+    from caldpo.train import main
+
+    if fails is None:
+        main(list(overrides))
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            main(list(overrides))
+        assert stopped.value.code == fails
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder with a tokenizer, and 24 pairs of which the chosen ends in w9 and the rejected in w8."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
+    tokenizer.save_pretrained("tokenizer")
+    rows = [{"prompt": f"w{i} w2 w3", "chosen": f" w{i % 7} w9", "rejected": f" w{i % 5} w8"} for i in range(10, 34)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+SMALL = [
+    "model=random",
+    "model.tokenizer=tokenizer",
+    "model.hidden_size=16",
+    "data=local",
+    "data.train=pairs.jsonl",
+    "data.pairs_per_batch=6",
+    "optim.lr=0.01",
+    "callbacks.samples.max_new_tokens=4",
+    "trainer.progress_bar=false",
+    "hydra.run.dir=run",
+]
+
+
+def test_a_run_leaves_everything_behind(folder: Path) -> None:
+    train(*SMALL, "loss=dpo", "trainer.max_steps=8", "trainer.val_every=4", "logger=csv")
+    summary = json.loads(Path("run/summary.json").read_text())
+    rows = pd.read_csv("run/metrics.csv")
+    assert (summary["status"], summary["steps"], summary["loss_name"], summary["seed"]) == ("finished", 8, "dpo", 0)
+    assert rows["loss"].dropna().size == 8
+    held_out = rows[rows["val/loss"].notna()].set_index("step")
+    assert list(held_out.index) == [0, 4, 8]
+    assert held_out.loc[0, "val/log_ratios/chosen"] == 0
+    assert held_out.loc[8, "val/rewards/accuracies"] > 0.9  # which ending is preferred is easy to learn
+    assert summary["metrics"]["val/loss"] == pytest.approx(held_out.loc[8, "val/loss"])
+    assert summary["formula"] == "-logsigmoid(0.1 (a - b))"
+    assert summary["wall_seconds"] > 0
+    assert summary["peak_memory_bytes"] > 1e6
+    assert {"caldpo", "torch", "transformers"} <= summary["versions"].keys()
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert (config["loss_name"], config["loss"]["beta"], config["seed"]) == ("dpo", 0.1, 0)
+    samples = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in samples} == {0, 4, 8}
+
+
+def test_the_export_is_the_policy(folder: Path) -> None:
+    """Loads in transformers, tokenizer and template included, and gives the log-probs that were logged."""
+    train(*SMALL, "loss=sft", "trainer.max_steps=5", "logger=csv", "data.test=pairs.jsonl", "data.on_shared_prompts=keep")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("run/policy"), AutoTokenizer.from_pretrained("run/policy")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "w5"}], tokenize=False) == "w5 "
+    values = []
+    for line in Path("pairs.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        prompt, response = tokenizer(row["prompt"]).input_ids, tokenizer(row["chosen"]).input_ids + [2]
+        ids = torch.tensor([prompt + response])
+        mask = torch.arange(ids.shape[1])[None] >= len(prompt)
+        values.append(response_logprobs(model, ids, torch.ones_like(mask), mask).item())
+    logged = json.loads(Path("run/summary.json").read_text())["metrics"]["val/logps/chosen"]
+    assert sum(values) / len(values) == pytest.approx(logged, rel=1e-4)
+
+
+def test_the_seed_decides_everything(folder: Path) -> None:
+    """Same seed, same numbers to the last digit; another seed, another order."""
+    timing = ["tokens_per_second"]
+    tables = []
+    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(*SMALL[:-1], f"hydra.run.dir={run}", f"seed={seed}", "trainer.max_steps=4", "logger=csv")
+        tables.append(pd.read_csv(f"{run}/metrics.csv").drop(columns=timing))
+    columns = list(tables[0].columns)
+    pd.testing.assert_frame_equal(tables[0], tables[1][columns], check_exact=True)
+    assert not tables[0].equals(tables[2][columns])
+
+
+def test_every_loss_runs_through_the_same_path(folder: Path) -> None:
+    """One sweep; a run that cannot work leaves its error and the others go on; the report is made from files."""
+    losses = ["dpo", "ipo", "slic", "cpo", "f_dpo", "sft", "rso", "cal_dpo", "cal_ipo", "cal_slic"]
+    sweep = ["-m", f"loss={','.join(losses)}", "trainer.max_steps=3", "logger=csv", "hydra.sweep.dir=sweep"]
+    train(*SMALL, *sweep)
+    runs = {p.name: json.loads((p / "summary.json").read_text()) for p in Path("sweep").iterdir() if p.is_dir()}
+    assert {r["loss_name"] for r in runs.values()} == set(losses)
+    assert all(r["status"] == "finished" for r in runs.values())
+    for name, summary in runs.items():
+        assert summary["loss_name"] in name
+        for side in SIDES:
+            assert f"val/log_ratios/{side}" in summary["metrics"], name
+    from caldpo.compare.__main__ import main as compare
+
+    compare(["sweep"])
+    table = pd.read_csv("sweep/comparison.csv")
+    assert set(table["loss"]) == set(losses)
+    dpo = table[table["loss"] == "dpo"].iloc[0]
+    expected = next(r for r in runs.values() if r["loss_name"] == "dpo")["metrics"]
+    for column in ("log_ratios/chosen", "val/log_ratios/chosen", "val/rewards/margins"):
+        assert dpo[column] == pytest.approx(expected[column])
+    for file in ("report.md", "reward_dynamics.png", "reward_dynamics.svg"):
+        assert (Path("sweep") / file).stat().st_size > 500
+
+
+def test_a_failed_run_does_not_stop_the_sweep(folder: Path) -> None:
+    Path("bad.jsonl").write_text('{"prompt": "w1", "chosen": "w2"}\n')
+    choices = "data.test=bad.jsonl,null"
+    train(*SMALL, "-m", "trainer.max_steps=2", "logger=csv", choices, "hydra.sweep.dir=sweep", fails=1)
+    runs = {p.name: p for p in Path("sweep").iterdir() if p.is_dir()}
+    status = {n: json.loads((p / "summary.json").read_text())["status"] for n, p in runs.items()}
+    assert sorted(status.values()) == ["failed", "finished"]
+    (failed,) = (runs[name] for name, value in status.items() if value == "failed")
+    assert "bad.jsonl:1" in (failed / "error.txt").read_text()
+    assert "bad.jsonl" in json.loads((failed / "summary.json").read_text())["error"]
+    from caldpo.compare.__main__ import main as compare
+
+    compare(["sweep"])
+    assert failed.name in Path("sweep/report.md").read_text()
+
+
+def test_wandb_gets_what_the_csv_gets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline without an account: the run's own file holds the same rows, and no secret."""
+    for name in [n for n in os.environ if n.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", "none")
+    secret = "hunter2-" + "x" * 24
+    monkeypatch.setenv("HF_TOKEN", secret)
+    train(*SMALL, "loss=cal_dpo", "trainer.max_steps=3", "logger=wandb", "name=${oc.env:HF_TOKEN}")
+    (file,) = Path("run/wandb").glob("offline-run-*/*.wandb")
+    wandb_file.wait_until_written(file)
+    rows = wandb_file.history(file)
+    table = pd.read_csv("run/metrics.csv")
+    for name in ("loss", "terms/calibration", "log_ratios/chosen", "rewards/margins", "val/log_ratios/rejected"):
+        logged = [(row["trainer/global_step"], row[name]) for row in rows if name in row]
+        kept = table[table[name].notna()]
+        assert logged == [(s, pytest.approx(v)) for s, v in zip(kept["step"], kept[name], strict=True)]
+    assert any(key.startswith("samples") for row in rows for key in row)
+    assert wandb_file.config(file)["loss"]["beta"] == 0.1
+    assert json.loads(Path("run/summary.json").read_text())["upload"].startswith("wandb sync run/wandb/offline-run-")
+    for path in Path("run").rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            assert secret.encode() not in path.read_bytes(), path
+
+
+def test_checkpoints_hold_the_policy_alone(folder: Path) -> None:
+    train(*SMALL, "trainer.max_steps=4", "logger=csv", "callbacks.checkpoint.every=2", "callbacks.checkpoint.keep=all")
+    files = sorted(Path("run/checkpoints").glob("*.ckpt"))
+    assert [f.stem for f in files] == ["step-2", "step-4"]
+    saved = torch.load(files[-1], weights_only=True)
+    exported = AutoModelForCausalLM.from_pretrained("run/policy").state_dict()
+    assert set(saved["state_dict"]) == {f"policy.{name}" for name in exported}
+    for name, value in exported.items():
+        assert torch.equal(saved["state_dict"][f"policy.{name}"], value)
+
+
+def test_scores_are_asked_for_before_a_model_loads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(*SMALL, "loss=cal_dpo", "loss.targets=scores", "logger=csv", fails=1)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "loss.targets" in said
+    assert "score" in said
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    scored = [row | {"score_chosen": 1.0 + i, "score_rejected": 0.5} for i, row in enumerate(rows)]
+    Path("scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+    train(*SMALL, "loss=cal_dpo", "loss.targets=scores", "logger=csv", "trainer.max_steps=1", "data.train=scored.jsonl")
+    assert json.loads(Path("run/summary.json").read_text())["status"] == "finished"
+
+
+ZEPHYR = ["model=random", "model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "data=local", "logger=csv"]
+QUICK = ["trainer.max_steps=2", "trainer.val_every=null", "data.max_test_pairs=8", "data.pairs_per_batch=2"]
+LIMITS = ["data.max_length=256", "data.max_prompt_length=128", "callbacks.samples.prompts=0", "hydra.run.dir=run"]
+
+
+def lengths(rows: list[dict[str, Any]], template: bool) -> list[tuple[int, int, int]]:
+    """Tokens of prompt, chosen and rejected response by the real tokenizer, text put together by hand."""
+    tokenizer = AutoTokenizer.from_pretrained(shared("tokenizers/zephyr"))
+    found = []
+    for row in rows:
+        prompt = "".join(f"<|{m['role']}|>\n{m['content']}</s>\n" for m in row["chosen"][:-1]) + "<|assistant|>\n"
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        sides = [tokenizer(prompt + row[s][-1]["content"], add_special_tokens=False).input_ids for s in SIDES]
+        found.append((len(ids), *(len(side) - len(ids) + 1 for side in sides)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_prefs", "gsm8k_correctness_pairs"])
+def test_real_pairs_with_the_real_tokenizer(name: str, folder: Path) -> None:
+    """Every row is kept, and the truncated ones are as many as counting by hand finds."""
+    import gzip
+
+    file, tokenizer = shared(f"data/{name}.jsonl.gz"), shared("tokenizers/zephyr")
+    test = [f"data.test={shared('data/test_prefs.jsonl.gz')}"]
+    train(*ZEPHYR, *QUICK, *LIMITS, f"model.tokenizer={tokenizer}", f"data.train={file}", *test, "loss=cal_dpo")
+    data = json.loads(Path("run/summary.json").read_text())["data"]
+    with gzip.open(file) as lines:
+        rows = [json.loads(line) for line in lines]
+    counted = lengths(rows, template=True)
+    cut = {"prompt": 0, "chosen": 0, "rejected": 0}
+    for prompt, *responses in counted:
+        kept = prompt if prompt + max(responses) <= 256 else min(prompt, 128)
+        cut["prompt"] += kept < prompt
+        for side, tokens in zip(SIDES, responses, strict=True):
+            cut[side] += tokens > 256 - kept
+    assert data["train"]["truncated"] == cut
+    assert data["train"]["pairs"] + data["train"]["identical_after_truncation"] == len(rows)
+
+
+@pytest.mark.slow
+def test_hh_transcripts_drop_the_known_bad_rows(folder: Path) -> None:
+    file, tokenizer = shared("data/hh_harmless_test.jsonl.gz"), shared("tokenizers/zephyr")
+    files = [f"model.tokenizer={tokenizer}", f"data.train={file}", "data.on_invalid=skip"]
+    train(*ZEPHYR, *QUICK, *LIMITS, *files, "loss=dpo")
+    rejected = [json.loads(line) for line in Path("run/rejected_rows.jsonl").read_text().splitlines()]
+    bad = {86, 516, 925, 1103, 1254, 1688, 1950, 1952, 2036}  # rows from 0; lines count from 1
+    assert {int(row["origin"].rsplit(":", 1)[1]) - 1 for row in rejected if row["kind"] == "row"} == bad
+    assert json.loads(Path("run/summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_the_embedded_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python -m caldpo.train``, shortened: pairs with a known reward, and what generations earn."""
+    monkeypatch.chdir(tmp_path)
+    train("trainer.max_steps=20", "logger=csv", "hydra.run.dir=run", "trainer.progress_bar=false")
+    summary = json.loads(Path("run/summary.json").read_text())
+    metrics = summary["metrics"]
+    assert summary["loss_name"] == "cal_dpo"
+    names = {"reward", "reference_reward", "win_rate", "kl", "slope", "pearson", "error"}
+    assert {f"oracle/{name}" for name in names} <= metrics.keys()
+    assert metrics["val/log_ratios/chosen"] > 0
+    assert metrics["val/rewards/margins"] > 0
+    assert 0 < metrics["oracle/kl"] < 50
+    assert 0 <= metrics["oracle/win_rate"] <= 1
+    again = copy.deepcopy(metrics)
+    train("trainer.max_steps=20", "logger=csv", "hydra.run.dir=again", "trainer.progress_bar=false")
+    again = json.loads(Path("again/summary.json").read_text())["metrics"]
+    for name in ("val/loss", "oracle/reward", "oracle/kl"):
+        assert again[name] == metrics[name]  # the cached SFT policy is the one that was fitted

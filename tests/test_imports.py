@@ -1,0 +1,27 @@
+"""Every module imports by itself; the commands stay light until they train."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import caldpo
+
+MODULES = [m.name for m in pkgutil.walk_packages(caldpo.__path__, "caldpo.") if not m.name.endswith("__main__")]
+HEAVY = ("torch", "transformers", "datasets", "pytorch_lightning", "wandb", "matplotlib", "pandas", "numpy")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports(name: str) -> None:
+    assert importlib.import_module(name).__doc__, f"{name} says nothing about itself"
+
+
+@pytest.mark.parametrize("module", ["caldpo.train", "caldpo.compare.__main__", "caldpo.cli"])
+def test_commands_import_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*[m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
