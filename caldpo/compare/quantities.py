@@ -122,20 +122,21 @@ SLOPE = Quantity(
     "oracle/slope",
     "slope",
     "implicit per true reward",
-    "slope of implicit on true rewards over held-out responses; 1 is the true scale",
+    "slope of implicit on true rewards of held-out responses, both centred within each prompt; 1 is the"
+    " true scale, less is compressed",
 )
 PEARSON = Quantity(
     "oracle/pearson",
     "Pearson r",
     "-1 to 1",
-    "correlation of implicit with true rewards over held-out responses",
+    "correlation of implicit with true rewards of held-out responses, centred likewise",
     better="higher",
 )
 REWARD_ERROR = Quantity(
     "oracle/error",
     "reward error",
     "data's units",
-    "how far implicit rewards lie from the true ones over held-out responses",
+    "mean absolute difference of implicit and true rewards of held-out responses, centred likewise",
     better="lower",
 )
 ORACLE = (TRUE_REWARD, REFERENCE_REWARD, WIN_RATE, KL, SLOPE, PEARSON, REWARD_ERROR)

@@ -92,7 +92,7 @@ def _of_override(
             f"{key}@{override.package}", None, "unknown package", f"leave it out: {key}={_value(line)}"
         )
     if "Could not override" in text or "Could not delete" in text:
-        return _unknown_key(key, compose, loader, others)
+        return _unknown_key(override, compose, loader, others)
     return Problem(key, _value(line), text.splitlines()[0].rstrip("."))
 
 
@@ -118,8 +118,11 @@ def _missing_option(error: MissingConfigException, overrides: list[str]) -> Prob
     )
 
 
-def _unknown_key(key: str, compose: Compose, loader: ConfigLoaderImpl, others: list[str]) -> Problem:
-    """``key`` is not in the configuration: name the keys beside which it would stand."""
+def _unknown_key(
+    override: Override, compose: Compose, loader: ConfigLoaderImpl, others: list[str]
+) -> Problem:
+    """The key is not in the configuration: name the keys beside which it would stand."""
+    key, value = override.key_or_group, override.value()
     try:
         cfg = compose(others)
     except _FAULTS:
@@ -127,6 +130,9 @@ def _unknown_key(key: str, compose: Compose, loader: ConfigLoaderImpl, others: l
     options = _options(loader, key)
     if options and key not in cfg:
         return Problem(key, None, "not chosen by the defaults list", f"add it as +{key}={'|'.join(options)}")
+    section = OmegaConf.select(cfg, key, throw_on_missing=False)
+    if isinstance(value, dict) and isinstance(section, DictConfig):
+        key = next((f"{key}.{name}" for name in value if name not in section), key)
     parent, names = "", key.split(".")
     while len(names) > 1:
         below = OmegaConf.select(
@@ -135,10 +141,6 @@ def _unknown_key(key: str, compose: Compose, loader: ConfigLoaderImpl, others: l
         if not isinstance(below, DictConfig):
             break
         parent = f"{parent}.{names.pop(0)}".strip(".")
-    if len(names) == 1 and OmegaConf.select(cfg, key, throw_on_missing=False) is not None:
-        return Problem(
-            key, None, "holds keys of its own", f"choose an option or set its keys ({key}.KEY=...)"
-        )
     section = OmegaConf.select(cfg, parent) if parent else cfg
     known = [str(k) for k in section if k != "hydra" and not str(k).startswith("_")]
     choices = [*known, *_groups(loader)] if not parent else known

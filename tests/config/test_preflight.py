@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from hydra._internal.utils import create_config_search_path
@@ -31,8 +33,6 @@ CONF = {
         trainer:
           _target_: caldpo.parts.Trainer
           devices: 1
-        hydra:
-          searchpath: ["file://%s"]
     """,
     "loss/cal.yaml": "{_target_: caldpo.parts.Loss, beta: 0.1, targets: half}",
     "loss/smooth.yaml": "{_target_: caldpo.parts.Smooth, beta: 0.1, label_smoothing: 0.0}",
@@ -66,12 +66,11 @@ CONF = {
 @pytest.fixture(autouse=True)
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configuration folder; the current folder is beside it."""
-    from textwrap import dedent
-
     for name, text in CONF.items():
         path = tmp_path / "conf" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dedent(text % conf_dir() if "%s" in text else text))
+        path.write_text(dedent(text))
+    shutil.copy(conf_dir() / "hydra_base.yaml", tmp_path / "conf")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -85,9 +84,10 @@ def check(*overrides: str, m: bool = False) -> list[str]:
 
 
 def answer(*overrides: str, m: bool = False) -> str:
+    before = set(Path().rglob("*"))
     with pytest.raises(CaldpoError) as caught:
         check(*overrides, m=m)
-    assert not list(Path().iterdir())  # nothing is left behind by what never starts
+    assert set(Path().rglob("*")) == before  # nothing is left behind by what never starts
     return str(caught.value)
 
 
@@ -133,7 +133,7 @@ def test_a_good_run_has_its_folder_made() -> None:
         (["+experiment=grid"], ["experiment: is in the configuration already"]),
         (["loss@here=cal"], ["loss@here: unknown package"]),
         (["trainer={a: 1}"], ["trainer.a: unknown key"]),
-        (["loss={a: 1}"], ["loss: holds keys of its own"]),
+        (["optim.schedule={decay: linear, b: 2}"], ["optim.schedule.b: unknown key", "decay"]),
     ],
 )
 def test_one_mistake(overrides: list[str], said: list[str]) -> None:
@@ -186,7 +186,7 @@ class TestSweeps:
     def test_a_sweep_asked_for_by_the_configuration(self) -> None:
         (override,) = check("experiment=grid")
         assert override.startswith("hydra.sweep.dir=")
-        assert "loss.beta=-3" in answer("experiment=grid", "hydra.sweeper.params.loss\\.beta='0.1,-3'")
+        assert "loss.beta=-3" in answer("experiment=grid", "loss.beta=0.1,-3")
 
     def test_a_sweeper_that_draws_values_is_checked_at_its_ends(self) -> None:
         numbered, _ = check("hydra/sweeper=drawing", "seed=0,1", m=True)
@@ -207,8 +207,8 @@ class TestSweeps:
         composed = []
         original = module._of_run
         monkeypatch.setattr(module, "_of_run", lambda cfg, *rest: composed.append(1) or original(cfg, *rest))
-        check("loss=cal,smooth", "seed=range(0,10)", "loss.beta=0.1,0.2,0.3", m=True)
-        assert len(composed) == 2 * (10 + 3 - 1)  # of 60 runs
+        check("loss=cal,smooth", "seed=range(0,4)", "loss.beta=0.1,0.2,0.3", m=True)
+        assert len(composed) == 2 * (4 + 3 - 1)  # of 24 runs
 
 
 def test_showing_a_configuration_needs_no_values() -> None:

@@ -53,7 +53,7 @@ TEMPLATE = (
 
 
 def word_tokenizer(*, bos: bool = False, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token a word; <unk> 0, <bos> 1, <eos> 2, then WORDS. With ``bos`` it adds <bos> and <eos> itself."""
+    """A word a token; <unk> 0, <bos> 1, <eos> 2, then WORDS. With ``bos`` it adds <bos> and <eos> itself."""
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<bos>", "<eos>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

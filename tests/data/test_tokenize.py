@@ -198,7 +198,7 @@ def test_end_once(given_ids: list[int], templated: bool, expected: list[int]) ->
 
 
 def test_truncation_as_in_the_dpo_reference() -> None:
-    """By hand: prompt 6, responses 3 and 5, limits 8 and 4: the last 4 of the prompt, the first 4 of responses."""
+    """By hand: prompt 6, responses 3 and 5, limits 8 and 4: its last 4, and the first 4 of the responses."""
     limits = {"max_length": 8, "max_prompt_length": 4, "bos": None}
     prompt, chosen, rejected = truncate([1, 2, 3, 4, 5, 6], [7, 8, 9], [10, 11, 12, 13, 14], **limits)
     assert (prompt, chosen, rejected) == ([3, 4, 5, 6], [7, 8, 9], [10, 11, 12, 13])
