@@ -39,12 +39,14 @@ class Pairs(pl.LightningDataModule):
         self.train, self.test, self.micro = TokenizedPairs(train), TokenizedPairs(test), micro
 
     def train_dataloader(self) -> PairLoader:
-        accumulation = self.trainer.accumulate_grad_batches
-        sampler = StepBatchSampler(len(self.train), self.micro, accumulation=accumulation, seed=0)
-        return PairLoader(PairBatches(self.train, 0), sampler)
+        return self.loader(self.train, self.micro, accumulation=self.trainer.accumulate_grad_batches, seed=0)
 
     def val_dataloader(self) -> PairLoader:
-        return PairLoader(PairBatches(self.test, 0), StepBatchSampler(len(self.test), 3))
+        return self.loader(self.test, 3)
+
+    def loader(self, pairs: TokenizedPairs, micro: int, **keys: Any) -> PairLoader:
+        ranks = {"world_size": self.trainer.world_size, "rank": self.trainer.global_rank}
+        return PairLoader(PairBatches(pairs, 0), StepBatchSampler(len(pairs), micro, **ranks, **keys))
 
 
 def make_module(loss: PreferenceLoss, lr: float = 1e-2, decay: str = "constant") -> PreferenceModule:

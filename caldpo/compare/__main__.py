@@ -7,10 +7,10 @@ from omegaconf import DictConfig
 from caldpo.config.entry import hydra_entry
 
 
-@hydra_entry("compare", positional="sweep", records=False)
+@hydra_entry("compare", positional="sweep", settings="caldpo.compare.report.compare_runs", records=False)
 def main(cfg: DictConfig) -> None:
     """Compare the runs of ``cfg.sweep``."""
-    from caldpo.compare.report import compare  # pandas and matplotlib load only for a good configuration
+    from caldpo.compare.report import compare  # matplotlib loads only for a good configuration
 
     compare(cfg)
 

@@ -67,7 +67,10 @@ def _require_finished(settings: Sequence[Setting], sweep: str) -> list[Setting]:
     runs = [run for setting in settings for run in setting.runs]
     finished = [setting for setting in settings if setting.finished]
     if not finished:
-        why = [f"  {run.name}: {run.status}, {shorten(run.error or '', 200)}" for run in runs]
+        reasons: dict[str, list[str]] = {}
+        for run in runs:
+            reasons.setdefault(f"{run.status}, {shorten(run.error or '')}", []).append(run.name)
+        why = [f"  {', '.join(names)}: {reason}" for reason, names in reasons.items()]
         raise CaldpoError(
             "\n".join(["no run finished, so there is nothing to compare", *why]),
             key="sweep",

@@ -1,0 +1,1 @@
+"""Configuration: signatures as schemas, checks before anything heavy loads, commands, runs and sweeps."""

@@ -45,7 +45,10 @@ def run_job(task: Task, records: bool, cfg: DictConfig) -> Any:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     in_sweep = hydra.mode == RunMode.MULTIRUN
-    _hide_secrets(folder, Path(hydra.sweep.dir) if in_sweep else None)
+    if hydra.output_subdir is not None:
+        redact_files(folder / hydra.output_subdir)
+    if in_sweep:
+        redact_file(Path(hydra.sweep.dir) / "multirun.yaml")
     if in_sweep:
         print(f"run {hydra.job.num}: {folder.name}", flush=True)
     record = _Record(folder if records else None)
@@ -152,9 +155,3 @@ def _exit_code(stop: BaseException) -> int:
         return 143
     code = getattr(stop, "code", None)
     return code if isinstance(code, int) else int(code is not None)
-
-
-def _hide_secrets(folder: Path, sweep: Path | None) -> None:
-    redact_files(folder / ".hydra")
-    if sweep and (sweep / "multirun.yaml").is_file():
-        redact_file(sweep / "multirun.yaml")

@@ -26,7 +26,7 @@ _NOT_BEFORE_TOKEN = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special"
 _PLACES = {"path", "file", "dir", "folder"}
 
 _ENVIRONMENT_REFERENCE = re.compile(r"\$\{oc\.env:\w+(,\s*null)?\}")
-_PAIR_IN_TEXT = re.compile(r"(?P<key>[\w.@/+~-]+)(?P<sep>=)(?P<value>'[^']*'|\"[^\"]*\"|[^,\s]+)")
+_PAIR_IN_TEXT = re.compile(r"(?P<key>[\w.@/+~-]+)=(?P<value>'[^']*'|\"[^\"]*\"|[^,\s]+)")
 _KNOWN_FORMS = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})")
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 
@@ -69,7 +69,9 @@ def redact_files(folder: Path) -> None:
 
 
 def redact_file(path: Path) -> None:
-    """Mask secrets in one yaml file that OmegaConf wrote."""
+    """Mask secrets in one yaml file that OmegaConf wrote; nothing where there is none."""
+    if not path.is_file():
+        return
     written = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     masked = redact(written)
     if masked == written:
@@ -91,7 +93,9 @@ def _is_secret_value(key: str, value: Any) -> bool:
 
 def _mask_pair(match: re.Match[str]) -> str:
     key, value = match["key"], match["value"]
-    return f"{key}={MASK}" if _is_secret_value(key, value.strip("'\"")) else match[0]
+    if _is_secret_value(key, value.strip("'\"")):
+        return f"{key}={MASK}"
+    return f"{key}={_PAIR_IN_TEXT.sub(_mask_pair, value)}"  # a quoted value may hold pairs of its own
 
 
 def _environment_secrets() -> list[str]:

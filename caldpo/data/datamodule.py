@@ -19,7 +19,7 @@ from caldpo.data.collate import PairBatches
 from caldpo.data.load import LoadReport, load_pairs, write_rejections
 from caldpo.data.loader import PairLoader
 from caldpo.data.pair import Message, PreferencePair
-from caldpo.data.prepare import account_for, require_scores, settle_shared_prompts, subset
+from caldpo.data.prepare import refuse_untokenized, require_scores, settle_shared_prompts, subset
 from caldpo.data.preview import print_preview
 from caldpo.data.report import DataReport, SplitReport, print_report
 from caldpo.data.rows import PairSource
@@ -133,16 +133,17 @@ class PairDataModule(LightningDataModule):
         if needs_scores:
             require_scores(train, loads[0].split, loss_name)
             require_scores(test, loads[-1].split, loss_name)
-        train = settle_shared_prompts(train, test, loads[0], self.on_shared_prompts)
+        train, shared = settle_shared_prompts(train, test, self.on_shared_prompts)
         form = "plain text"
         if any(not isinstance(pair.prompt, str) for pair in (*train, *test)):
             require_template(tokenizer)
             form = self.chat_template or "the tokenizer's chat template"
         splits: dict[str, TokenizedSplit] = {}
         reports: dict[str, SplitReport] = {}
-        for name, pairs, at_most, load in (
-            ("train", train, self.max_train_pairs, loads[0]),
-            ("test", test, self.max_test_pairs, loads[-1]),
+        accounts = list(loads)
+        for name, pairs, at_most, load, dropped in (
+            ("train", train, self.max_train_pairs, loads[0], shared),
+            ("test", test, self.max_test_pairs, loads[-1], []),
         ):
             chosen = subset(pairs, at_most, self.split_seed)
             split = tokenize_pairs(
@@ -154,11 +155,13 @@ class PairDataModule(LightningDataModule):
                 console=progress,
                 label=f"Tokenising {name}",
             )
-            account_for(split.rejections, load, len(split.pairs), self.on_invalid)
+            refuse_untokenized(split.rejections, len(split.pairs), load.split, self.on_invalid)
             splits[name] = split
-            reports[name] = SplitReport.of(split, left_out=len(pairs) - len(chosen))
+            later = LoadReport(load.split, rejections=[*dropped, *split.rejections])
+            accounts.append(later)
+            reports[name] = SplitReport.of(split, later.counts(), left_out=len(pairs) - len(chosen))
         if first_rank:
-            write_rejections(loads, run_dir / REJECTED_ROWS)
+            write_rejections(accounts, run_dir / REJECTED_ROWS)
         self._pairs = {name: split.pairs for name, split in splits.items()}
         self._test_sources = splits["test"].sources
         pad = tokenizer.pad_token_id

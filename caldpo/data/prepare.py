@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from caldpo.data.load import LoadReport, Rejection
+from caldpo.data.load import Rejection
 from caldpo.data.pair import PreferencePair
 from caldpo.data.split import prompt_key, shared_prompts
 from caldpo.errors import CaldpoError
@@ -34,21 +34,22 @@ def require_scores(pairs: Sequence[PreferencePair], split: str, loss_name: str) 
 def settle_shared_prompts(
     train: list[PreferencePair],
     test: list[PreferencePair],
-    report: LoadReport,
     policy: Literal["error", "drop_train", "keep"],
-) -> list[PreferencePair]:
-    """The training pairs under the policy for prompts that the test split has too.
+) -> tuple[list[PreferencePair], list[Rejection]]:
+    """Deal with training pairs whose prompt the test split has too.
 
     Args:
         train, test: pairs of the two splits.
-        report: of the training split; what is dropped is entered there.
         policy: stop, drop such training pairs, or keep them.
+
+    Returns:
+        The training pairs that stay, and the account of the others.
 
     Raises:
         CaldpoError: under ``error`` if there is such a prompt; under ``drop_train`` if nothing is left.
     """
     if policy == "keep" or not (shared := shared_prompts(train, test)):
-        return train
+        return train, []
     if policy == "error":
         examples = "".join(f"\n    {a} and {b}" for a, b in list(shared.values())[:_SHOWN])
         raise CaldpoError(
@@ -58,14 +59,12 @@ def settle_shared_prompts(
             value=policy,
             remedy="set data.on_shared_prompts=drop_train, or data.test=null to split one file by prompt",
         )
-    kept = []
+    kept, dropped = [], []
     for pair in train:
         if prompt_key(pair.prompt) in shared:
-            reason = "the test split has the same prompt"
-            report.rejections.append(Rejection(pair.origin, "filtered", reason))
+            dropped.append(Rejection(pair.origin, "filtered", "the test split has the same prompt"))
         else:
             kept.append(pair)
-    report.kept = len(kept)
     if not kept:
         raise CaldpoError(
             f"leaves nothing: all {len(train):,} training pairs have a prompt of the test split",
@@ -73,7 +72,7 @@ def settle_shared_prompts(
             value=policy,
             remedy="give data.train and data.test different prompts",
         )
-    return kept
+    return kept, dropped
 
 
 def subset(pairs: list[PreferencePair], at_most: int | None, seed: int) -> list[PreferencePair]:
@@ -86,20 +85,18 @@ def subset(pairs: list[PreferencePair], at_most: int | None, seed: int) -> list[
     return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), at_most))]
 
 
-def account_for(rejections: list[Rejection], report: LoadReport, kept: int, on_invalid: str) -> None:
-    """Enter what tokenisation left out into the split's account.
+def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_invalid: str) -> None:
+    """Stop where tokenisation left out what must not be left out.
 
     Args:
         rejections: of tokenisation.
-        report: of the split, or of the file both splits were cut from.
-        kept: tokenised pairs of the split that are left.
+        kept: tokenised pairs that are left.
+        split: for the message.
         on_invalid: whether a conversation that the template refuses stops the run.
 
     Raises:
         CaldpoError: such a conversation under ``error``; no pair left under either setting.
     """
-    report.rejections.extend(rejections)
-    report.kept -= len(rejections)
     refused = [r for r in rejections if r.kind == "row"]
     if not (refused and on_invalid == "error") and kept:
         return
@@ -109,7 +106,7 @@ def account_for(rejections: list[Rejection], report: LoadReport, kept: int, on_i
     what = f"{'' if kept else 'no pair is left: '}{len(named):,} pairs cannot be used"
     raise CaldpoError(
         f"{what} once they are tokenised{listed}{more}",
-        key=report.split,
+        key=split,
         remedy="name another template with data.chat_template=FILE, raise data.max_length, or set "
         "data.on_invalid=skip to leave out the rows that a template refuses",
     )

@@ -26,6 +26,7 @@ class SplitReport:
     Args:
         pairs, prompts: how many, and how many distinct prompts.
         left_out: usable pairs beyond ``max_train_pairs`` or ``max_test_pairs``.
+        dropped: pairs dropped after they were read, by reason.
         counts: what tokenisation did.
         lengths: tokens by part (prompt, chosen, rejected) and quantile, after truncation.
     """
@@ -33,16 +34,18 @@ class SplitReport:
     pairs: int
     prompts: int
     left_out: int
+    dropped: dict[str, int]
     counts: TokenCounts
     lengths: dict[str, dict[str, int]]
 
     @classmethod
-    def of(cls, split: TokenizedSplit, left_out: int) -> SplitReport:
+    def of(cls, split: TokenizedSplit, dropped: dict[str, int], left_out: int) -> SplitReport:
         """The report of a tokenised split."""
         return cls(
             pairs=len(split.pairs),
             prompts=len({prompt_key(pair.prompt) for pair in split.sources}),
             left_out=left_out,
+            dropped=dropped,
             counts=split.counts,
             lengths=length_quantiles(split.pairs.lengths()),
         )
@@ -127,6 +130,7 @@ def print_report(report: DataReport, console: Console) -> None:
 def _remarks(split: SplitReport) -> str:
     counts = split.counts
     words = {
+        **{f"dropped: {count:,} {reason}": count for reason, count in split.dropped.items()},
         f"left out as a subset was asked for: {split.left_out:,} pairs": split.left_out,
         f"truncated: {counts.prompts_truncated:,} prompts, {counts.chosen_truncated:,} chosen, "
         f"{counts.rejected_truncated:,} rejected": counts.prompts_truncated

@@ -99,8 +99,8 @@ def tokenize_pairs(
         )
     worker = _Worker(tokenizer, max_length, max_prompt_length, on_degenerate)
     starts = range(0, len(pairs), CHUNK)
-    chunks = (pairs[i : i + CHUNK] for i in track(starts, description=label, console=console, transient=True))
-    kept = TokenizedPairs(pair for chunk in chunks for pair in worker.tokenize(chunk))
+    shown = track(starts, label, console=console, transient=True, disable=not console.is_terminal)
+    kept = TokenizedPairs(pair for i in shown for pair in worker.tokenize(pairs[i : i + CHUNK]))
     return TokenizedSplit(kept, worker.kept, worker.counts, worker.rejections, frozenset(worker.cut_prompts))
 
 

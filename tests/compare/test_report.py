@@ -334,3 +334,20 @@ def test_the_help_explains_every_key():
     keys = set(config) - {"defaults", "hydra"}
     explained = re.findall(r"^  (\w+)  ", config["hydra"]["help"]["footer"], flags=re.MULTILINE)
     assert set(explained) == keys
+
+
+def test_a_report_that_cannot_be_written(tmp_path):
+    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -1.0)]
+    write_run(tmp_path / "a", rows=rows, metrics=finals(rows[-1]))
+    (tmp_path / "comparison.csv").mkdir()
+    with pytest.raises(CaldpoError, match="the report cannot be written"):
+        compare_runs(str(tmp_path), dpi=40)
+
+
+def test_runs_that_failed_alike_are_told_once(tmp_path):
+    for seed in range(3):
+        write_run(
+            tmp_path / f"seed={seed}", seed=seed, rows=None, status="failed", error="the same", job=seed
+        )
+    with pytest.raises(CaldpoError, match="  seed=0, seed=1, seed=2: failed, the same"):
+        compare_runs(str(tmp_path))

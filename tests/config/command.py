@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -26,11 +25,9 @@ def main(cfg: DictConfig) -> float:
         raise CaldpoError("must not be 7", key="seed", value=7, remedy="take 8")
     if cfg.behave == "crash":
         raise ValueError(f"boom with {os.environ.get('SOME_API_KEY')}\nsecond line")
-    if cfg.behave == "lightning":
+    if cfg.behave == "sigterm":
         raise SIGTERMException
-    if cfg.behave == "ctrl_c":
-        os.kill(os.getpid(), signal.SIGINT)
-    if cfg.behave in ("wait", "ctrl_c"):
+    if cfg.behave == "wait":
         (folder / "waiting").touch()
         time.sleep(60)
     return float(cfg.seed)

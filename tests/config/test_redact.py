@@ -72,6 +72,7 @@ def test_values_under_secret_keys_and_of_secret_variables() -> None:
     [
         ("seed=1,logger.api_key=abc,loss=dpo", f"seed=1,logger.api_key={MASK},loss=dpo"),
         ("+logger.password='a b'", f"+logger.password={MASK}"),
+        ("+note='see api_key=abc'", f"+note='see api_key={MASK}'"),
         ("x longer-than-eight y", f"x {MASK} y"),
         ("hf_" + "a" * 30, MASK),
         ("loss.beta=0.1", "loss.beta=0.1"),

@@ -97,9 +97,9 @@ def test_counts_of_what_was_cut_and_dropped_reach_report_file_and_terminal(
         "eos_appended": 0,
     }
     assert len(module.train_pairs) == report["train"]["pairs"] == 2
-    assert report["read"][0]["kept"] == 2
+    assert report["read"][0]["kept"] == 3  # what was read is one account, what came of it another
     reason = "chosen and rejected are the same tokens once truncated"
-    assert report["read"][0]["rejected"] == {reason: 1}
+    assert report["train"]["dropped"] == {reason: 1}
     assert rejected(tmp_path) == [
         {"split": "train", "origin": "train:3", "kind": "degenerate", "reason": reason}
     ]
@@ -130,7 +130,8 @@ def test_prompts_in_both_splits(tmp_path: Path) -> None:
     assert caught.value.key == "data.on_shared_prompts"
     assert "train:11 and test:1" in str(caught.value)
     module, report = prepared(tmp_path, source=source, on_shared_prompts="drop_train")
-    assert len(module.train_pairs) == report["read"][0]["kept"] == 10
+    assert len(module.train_pairs) == report["train"]["pairs"] == 10
+    assert report["train"]["dropped"] == {"the test split has the same prompt": 1}
     assert [(r["origin"], r["reason"]) for r in rejected(tmp_path)] == [
         ("train:11", "the test split has the same prompt")
     ]
@@ -214,7 +215,8 @@ def test_conversations_the_template_refuses(tmp_path: Path) -> None:
     with pytest.raises(CaldpoError, match=r"1 pairs cannot be used .*\n    train:2: .*\(no c\)"):
         prepared(tmp_path, tokenizer, source=source)
     module, report = prepared(tmp_path, tokenizer, source=source, on_invalid="skip")
-    assert len(module.train_pairs) == report["read"][0]["kept"] == 9
+    assert len(module.train_pairs) == report["train"]["pairs"] == 9
+    assert report["test"]["dropped"] == {"the chat template refuses the conversation": 1}
     assert [r["origin"] for r in rejected(tmp_path)] == ["train:2", "test:2"]
     refuses_all = word_tokenizer(template="{{ raise_exception('never') }}")
     with pytest.raises(CaldpoError, match="no pair is left: 10 pairs cannot be used"):

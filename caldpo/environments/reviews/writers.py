@@ -69,9 +69,9 @@ WRITERS: dict[str, Writer] = {
     ),
     "plain": Writer(
         lengths=(2, 3, 3, 4),
-        on_topic=0.85,
-        repeats=0.1,
-        agrees=0.7,
+        on_topic=0.95,
+        repeats=0.08,
+        agrees=0.75,
         neutral=0.25,
         strong=0.3,
         emphasis=0.4,
@@ -82,7 +82,7 @@ WRITERS: dict[str, Writer] = {
     ),
     "good": Writer(
         lengths=(3, 3, 4),
-        on_topic=0.9,
+        on_topic=0.97,
         repeats=0.04,
         agrees=0.8,
         neutral=0.12,

@@ -1,0 +1,181 @@
+"""The commands as a person types them: help, mistakes and bad values answer at once, in plain words."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from caldpo import __version__, cli
+from caldpo.compare.__main__ import main as compare
+from caldpo.train import main as train
+
+ROOT = Path(__file__).parents[1]
+# A run that would need no generated data; nothing of it is ever loaded here.
+RUN = ["model=random", "model.tokenizer=nowhere", "data=local", "data.train=nowhere.jsonl", "logger=none"]
+HEAVY = ("torch", "transformers", "datasets", "pytorch_lightning", "wandb", "matplotlib", "pandas")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands work from any folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+def answer(capsys: pytest.CaptureFixture[str], command, *arguments: str) -> tuple[int, str]:
+    """Exit code, and what is printed, of a command that stops by itself."""
+    with pytest.raises(SystemExit) as stopped:
+        command(list(arguments))
+    printed = capsys.readouterr()
+    text = printed.out + printed.err
+    assert "Traceback" not in text
+    assert "HYDRA_FULL_ERROR" not in text
+    return stopped.value.code, text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["loss.betta=1"], ["loss.betta: unknown key (did you mean beta?)", "calibration_weight"]),
+        (["sed=1"], ["sed: unknown key (did you mean seed?)", "reward_beta"]),
+        (["los=dpo"], ["los: unknown key (did you mean loss?)"]),
+        (["loss=dppo"], ["loss=dppo: no such option (did you mean dpo?)", "cal_dpo, ", "slic"]),
+        (["loss.beta=-1"], ["loss.beta=-1: must be a number > 0"]),
+        (["loss.beta=nan"], ["loss.beta=nan: must be a number > 0"]),
+        (["loss.beta=abc"], ["loss.beta=abc: must be a number > 0"]),
+        (["loss.targets=foo"], ["loss.targets=foo: must be one of half, scores"]),
+        (["+loss.label_smoothing=0.1"], ["loss.label_smoothing: unknown key"]),
+        (
+            ["loss=dpo", "loss.label_smoothing=0.7"],
+            ["loss.label_smoothing=0.7: must be a number >= 0 and < 0.5"],
+        ),
+        (["trainer.max_steps=1.5"], ["trainer.max_steps=1.5: must be a whole number"]),
+        (["optim.schedule.decay=cos"], ["optim.schedule.decay=cos", "cosine"]),
+        (["name=../.."], ["name=../..: must be a folder name"]),
+        (["data.train=???"], ["data.train: has to be given"]),
+        (["loss.beta=[1,"], ["loss.beta=[1,: cannot be read"]),
+        (["nonsense"], ["nonsense: an override is written key=value"]),
+        (["loss=dpo,ipo"], ["loss=dpo,ipo: several values for one run", "-m"]),
+        (["-m", "loss=dpo,ippo"], ["loss=ippo: no such option (did you mean ipo?)"]),
+        (["loss=dpo,ipo", "seed=0,-1", "-m"], ["seed=-1: must be a whole number >= 0"]),
+        (["-m", "seed=0,1", "trainer.devices=2"], ["trainer.devices=2", "submitit"]),
+        (["-m", "--cfg", "job"], ["exclude each other"]),
+        (["--config-dir", "nowhere"], ["--config-dir=nowhere: there is no such folder"]),
+        (["--mulltirun"], ["unrecognized arguments: --mulltirun"]),
+    ],
+)
+def test_a_mistake_is_answered(arguments: list[str], said: list[str], capsys) -> None:
+    code, text = answer(capsys, train, *RUN, *arguments)
+    assert code == 2
+    for fragment in said:
+        assert fragment in text
+    assert not Path("outputs").exists()
+
+
+def test_data_of_ones_own_has_to_be_named(capsys) -> None:
+    code, text = answer(capsys, train, *RUN[:3], "logger=none")
+    assert code == 2
+    assert "data.train: has to be given" in text
+    assert "add data.train=..." in text
+
+
+def test_help_lists_groups_options_and_examples(capsys) -> None:
+    code, text = answer(capsys, train, "--help")
+    assert code == 0
+    for group, option in [
+        ("loss", "cal_dpo"),
+        ("data", "ultrafeedback"),
+        ("model", "zephyr"),
+        ("logger", "wandb"),
+    ]:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{group}: ")]
+        assert option in line.split(": ")[1].split(", ")
+    assert "python -m caldpo.train -m loss=" in text
+    assert "$" not in text  # nothing of the template is left
+
+
+def test_the_configuration_can_be_shown_while_values_are_missing(capsys) -> None:
+    train([*RUN[:3], "logger=none", "--cfg", "job"])
+    assert "train: ???" in capsys.readouterr().out
+
+
+def test_compare_takes_a_folder(capsys) -> None:
+    code, text = answer(capsys, compare, "no such, folder")
+    assert code != 0
+    assert "no such, folder" in text
+    code, text = answer(capsys, compare)
+    assert code == 2
+    assert "sweep: has to be given" in text
+    code, text = answer(capsys, compare, "x", "bandd=sd")
+    assert "bandd: unknown key (did you mean band?)" in text
+    code, text = answer(capsys, compare, "x", "band=both")
+    assert "band=both: must be one of range, sd" in text
+
+
+class TestConsoleScript:
+    def test_usage(self, capsys) -> None:
+        for arguments in ([], ["--help"], ["-h"]):
+            cli.main(arguments)
+            out = capsys.readouterr().out
+            assert "train " in out
+            assert "compare " in out
+        cli.main(["--version"])
+        assert capsys.readouterr().out == f"caldpo {__version__}\n"
+
+    def test_unknown_commands(self, capsys) -> None:
+        code, text = answer(capsys, cli.main, "trian", "loss=dpo")
+        assert code == 2
+        assert "trian: no such command (did you mean train?)" in text
+
+    def test_hands_over(self, capsys) -> None:
+        code, text = answer(capsys, cli.main, "train", *RUN, "loss.betta=1")
+        assert code == 2
+        assert "loss.betta" in text
+        code, text = answer(capsys, cli.main, "compare", "nowhere")
+        assert "nowhere" in text
+
+
+def test_nothing_heavy_is_loaded_for_an_answer(tmp_path: Path) -> None:
+    """One process gives all kinds of answers, and has not imported torch or its like afterwards."""
+    script = f"""
+import sys
+from caldpo.cli import main
+run = {RUN}
+lines = [["--help"], ["train", "--help"], ["compare", "--help"], ["train", *run, "loss.betta=1"],
+         ["train", *run, "loss=dppo"], ["train", *run, "loss.beta=-1"], ["train", *run, "-m", "seed=0,-1"],
+         ["train", *run, "--cfg", "job"], ["compare", "nowhere"]]
+for line in lines:
+    try:
+        main(line)
+    except SystemExit:
+        pass
+print("HEAVY:", *[m for m in {HEAVY} if m in sys.modules])
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1].split() == ["HEAVY:"]
+    assert "loss.beta=-1: must be" in done.stderr
+
+
+def test_python_dash_m_from_any_folder(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "caldpo.train", *RUN, "loss.beta=-1"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: loss.beta=-1: must be a number > 0.\n"

@@ -1,0 +1,40 @@
+"""Two processes (gloo, CPU) train to the weights and log the metrics of one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(folder: Path, micro: int, accumulation: int, ranks: int) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    words = ["-m", "tests.train_ranks", str(folder), *map(str, (micro, accumulation, ranks))]
+    folder.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *launcher, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    """Steps of 8 pairs with a last one of 5; the loss has a token-mean term."""
+    run(tmp_path / "one", 8, 1, 1)
+    run(tmp_path / "two", 2, 2, 2)
+    one, two = (torch.load(tmp_path / n / "weights.pt", weights_only=True) for n in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5)
+    tables = [pd.read_csv(tmp_path / n / "metrics.csv") for n in ("one", "two")]
+    for name in ("loss", "terms/nll", "logps/chosen", "grad_norm", "val/rewards/margins", "val/log_ratios/chosen"):
+        first, second = (t[name].dropna().tolist() for t in tables)
+        assert len(first) == len(second) > 0
+        assert first == pytest.approx(second, rel=2e-3, abs=1e-3), name
