@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,26 @@ class SplitReport:
             lengths=length_quantiles(split.pairs.lengths()),
         )
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as ``summary.json`` holds them."""
+        counts = self.counts
+        return {
+            "pairs": self.pairs,
+            "prompts": self.prompts,
+            "left_out": self.left_out,
+            "dropped": self.dropped,
+            "truncated": {
+                "prompt": counts.prompts_truncated,
+                "chosen": counts.chosen_truncated,
+                "rejected": counts.rejected_truncated,
+            },
+            "identical_after_truncation": counts.identical,
+            "boundary_merges": counts.boundary_merges,
+            "eos_stripped": counts.eos_stripped,
+            "eos_appended": counts.eos_appended,
+            "lengths": self.lengths,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
@@ -91,8 +111,8 @@ class DataReport:
                 }
                 for load in self.loads
             ],
-            "train": asdict(self.train),
-            "test": asdict(self.test),
+            "train": self.train.as_dict(),
+            "test": self.test.as_dict(),
         }
 
 

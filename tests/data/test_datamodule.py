@@ -87,15 +87,10 @@ def test_counts_of_what_was_cut_and_dropped_reach_report_file_and_terminal(
     ]
     source = RowsSource(train=rows, test=TEST)
     module, report = prepared(tmp_path, source=source, max_length=6, max_prompt_length=2)
-    assert report["train"]["counts"] == {
-        "prompts_truncated": 1,
-        "chosen_truncated": 2,
-        "rejected_truncated": 1,
-        "identical": 1,
-        "boundary_merges": 0,
-        "eos_stripped": 0,
-        "eos_appended": 0,
-    }
+    assert report["train"]["truncated"] == {"prompt": 1, "chosen": 2, "rejected": 1}
+    assert report["train"]["identical_after_truncation"] == 1
+    others = ("boundary_merges", "eos_stripped", "eos_appended")
+    assert [report["train"][name] for name in others] == [0, 0, 0]
     assert len(module.train_pairs) == report["train"]["pairs"] == 2
     assert report["read"][0]["kept"] == 3  # what was read is one account, what came of it another
     reason = "chosen and rejected are the same tokens once truncated"
@@ -317,7 +312,7 @@ def test_real_pairs_with_the_zephyr_tokenizer(tmp_path: Path) -> None:
     module, report = prepared(
         tmp_path, tokenizer, source=FirstRows(), train=train, test=test, max_length=512, max_prompt_length=64
     )
-    counts = dict.fromkeys(("prompts_truncated", "chosen_truncated", "rejected_truncated"), 0)
+    counts = dict.fromkeys(("prompt", "chosen", "rejected"), 0)
     for row in FirstRows().rows(train):
         header = f"<|user|>\n{row.value['prompt']}</s>\n<|assistant|>\n"
         texts = [header, *(header + row.value[s][-1]["content"] + "</s>" for s in ("chosen", "rejected"))]
@@ -325,11 +320,11 @@ def test_real_pairs_with_the_zephyr_tokenizer(tmp_path: Path) -> None:
         sides = [length - prompt for length in whole]
         if prompt + max(sides) <= 512:
             continue
-        counts["prompts_truncated"] += prompt > 64
-        counts["chosen_truncated"] += sides[0] > 512 - min(prompt, 64)
-        counts["rejected_truncated"] += sides[1] > 512 - min(prompt, 64)
+        counts["prompt"] += prompt > 64
+        counts["chosen"] += sides[0] > 512 - min(prompt, 64)
+        counts["rejected"] += sides[1] > 512 - min(prompt, 64)
     assert min(counts.values()) > 0
-    assert {name: report["train"]["counts"][name] for name in counts} == counts
+    assert report["train"]["truncated"] == counts
     assert report["train"]["pairs"] == 200
     eos = tokenizer.eos_token_id
     for pair in module.train_pairs:

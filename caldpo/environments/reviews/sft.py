@@ -20,7 +20,7 @@ from caldpo.environments.reviews.tokenizer import MAX_LENGTH, build_tokenizer
 from caldpo.environments.reviews.writers import WRITERS, write
 from caldpo.logprobs import response_logprobs
 
-CORPUS: dict[str, float] = {"weak": 0.2, "plain": 0.6, "good": 0.2}
+CORPUS: dict[str, float] = {"weak": 0.1, "plain": 0.7, "good": 0.2}
 """Shares of the writers in the SFT corpus; the preference data draws on all writers alike, experts too."""
 
 _VERSION = 1  # of what this file does; the cached model is found by it (see SftRecipe.digest)
