@@ -38,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if command not in _COMMANDS:
         choices = ", ".join(_COMMANDS)
-        print(
-            f"error: {command}: no such command{suggest(command, _COMMANDS)} (of {choices})", file=sys.stderr
-        )
+        print(f"error: {command}: no such command{suggest(command, _COMMANDS)} (of {choices})", file=sys.stderr)
         raise SystemExit(2)
     importlib.import_module(_COMMANDS[command][0]).main(arguments[1:])
 

@@ -17,9 +17,7 @@ class CaldpoError(Exception):
         remedy: what to do; shown on a line of its own.
     """
 
-    def __init__(
-        self, message: str, *, key: str | None = None, value: Any = _UNSET, remedy: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, key: str | None = None, value: Any = _UNSET, remedy: str | None = None) -> None:
         self.message, self.key, self.value, self.remedy = message, key, value, remedy
         subject = "" if key is None else f"{key}: " if value is _UNSET else f"{key}={value}: "
         text = f"{subject}{message}."

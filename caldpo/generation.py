@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,15 +52,16 @@ def _sample_batch(
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    out = model.generate(
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    generate: Any = model.generate  # typed as a tensor by torch's __getattr__
+    out = generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=max_new_tokens,
         eos_token_id=eos,
         pad_token_id=pad,
         use_cache=True,
-        **(sampling or {"do_sample": False}),
+        **(sampling if temperature else {"do_sample": False}),
     )[:, longest:].tolist()
     # the first EOS ends a response; what follows is padding, whatever its id
     return [row[: row.index(eos) + 1] if eos in row else row for row in out]

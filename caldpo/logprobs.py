@@ -45,9 +45,7 @@ def response_logprobs(
     return token_logprobs.new_zeros(len(input_ids)).index_add(0, row, token_logprobs)
 
 
-def pair_logprobs(
-    model: nn.Module, batch: PairBatch
-) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+def pair_logprobs(model: nn.Module, batch: PairBatch) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
     """Summed log-probs of the chosen and of the rejected responses, from one forward pass over both."""
     both = response_logprobs(model, batch.input_ids, batch.attention_mask, batch.response_mask)
     return both[: batch.pairs], both[batch.pairs :]

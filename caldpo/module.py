@@ -89,10 +89,18 @@ class PreferenceModule(pl.LightningModule):
 
     def pair_logps(self, batch: PairBatch, *, with_reference: bool, key: int | None = None) -> PairLogps:
         """Log-probs of a batch; ``key`` lets the reference remember a batch of a fixed set."""
-        chosen, rejected = pair_logprobs(self.policy, batch)
+        policy = pair_logprobs(self.policy, batch)
         reference = self.reference.logps(batch, key) if with_reference else (None, None)
+        tokens = response_tokens(batch)
         return PairLogps(
-            chosen, rejected, *reference, *response_tokens(batch), batch.score_chosen, batch.score_rejected
+            policy_chosen=policy[0],
+            policy_rejected=policy[1],
+            reference_chosen=reference[0],
+            reference_rejected=reference[1],
+            chosen_tokens=tokens[0],
+            rejected_tokens=tokens[1],
+            score_chosen=batch.score_chosen,
+            score_rejected=batch.score_rejected,
         )
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:

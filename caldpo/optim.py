@@ -26,15 +26,16 @@ class Schedule:
 
     @validated
     def __init__(
-        self, decay: Decay = "cosine", warmup_steps: NonNegativeInt | None = None, warmup_ratio: Fraction = 0.1
+        self,
+        decay: Decay = "cosine",
+        warmup_steps: NonNegativeInt | None = None,
+        warmup_ratio: Fraction = 0.1,
     ) -> None:
         self.decay, self.warmup_steps, self.warmup_ratio = decay, warmup_steps, warmup_ratio
 
     def attach(self, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
         """Lightning's optimiser dictionary: the schedule moves at every optimiser step."""
-        warmup = (
-            math.ceil(self.warmup_ratio * total_steps) if self.warmup_steps is None else self.warmup_steps
-        )
+        warmup = math.ceil(self.warmup_ratio * total_steps) if self.warmup_steps is None else self.warmup_steps
         name = "constant_with_warmup" if self.decay == "constant" else self.decay
         scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

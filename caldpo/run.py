@@ -49,13 +49,13 @@ def run(cfg: DictConfig) -> float:
 def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, Any]:
     """The run itself, and what ``summary.json`` says of it."""
     started = time.perf_counter()
-    loss_name = str(HydraConfig.get().runtime.choices.loss)
+    loss_name = str(HydraConfig.get().runtime.choices["loss"])
     config = save_config(cfg, loss_name, run_dir)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
-    parts = {name: build(cfg[name]) for name in SECTIONS}
+    parts: dict[str, Any] = {name: build(cfg[name]) for name in SECTIONS}
     loss, data, source = parts["loss"], parts["data"], parts["model"]
     parts["trainer"].check()
     tokenizer = source.load_tokenizer()

@@ -109,5 +109,10 @@ def _quieten() -> None:
     """Drop Lightning's advice that does not apply here; its warnings about anything else stay."""
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in ("does not have many workers", "Checkpoint directory", "Experiment logs directory", "treespec, LeafSpec"):
+    for text in (
+        "does not have many workers",
+        "Checkpoint directory",
+        "Experiment logs directory",
+        "treespec, LeafSpec",
+    ):
         warnings.filterwarnings("ignore", f".*{text}.*")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,23 +34,16 @@ class PairBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
         """The same batch on another device."""
-        return PairBatch(
-            **{
-                f.name: v.to(device, non_blocking=non_blocking) if isinstance(v, Tensor) else v
-                for f in fields(self)
-                for v in [getattr(self, f.name)]
-            }
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PairBatch:
         """The same batch in page-locked memory (called by the data loader)."""
-        return PairBatch(
-            **{
-                f.name: v.pin_memory() if isinstance(v, Tensor) else v
-                for f in fields(self)
-                for v in [getattr(self, f.name)]
-            }
-        )
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> PairBatch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: move(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, slots=True)

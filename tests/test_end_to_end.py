@@ -64,7 +64,12 @@ def test_a_run_leaves_everything_behind(folder: Path) -> None:
     train(*SMALL, "loss=dpo", "trainer.max_steps=8", "trainer.val_every=4", "logger=csv")
     summary = json.loads(Path("run/summary.json").read_text())
     rows = pd.read_csv("run/metrics.csv")
-    assert (summary["status"], summary["steps"], summary["loss_name"], summary["seed"]) == ("finished", 8, "dpo", 0)
+    assert (summary["status"], summary["steps"], summary["loss_name"], summary["seed"]) == (
+        "finished",
+        8,
+        "dpo",
+        0,
+    )
     assert rows["loss"].dropna().size == 8
     held_out = rows[rows["val/loss"].notna()].set_index("step")
     assert list(held_out.index) == [0, 4, 8]
@@ -83,13 +88,23 @@ def test_a_run_leaves_everything_behind(folder: Path) -> None:
 
 def test_the_export_is_the_policy(folder: Path) -> None:
     """Loads in transformers, tokenizer and template included, and gives the log-probs that were logged."""
-    train(*SMALL, "loss=sft", "trainer.max_steps=5", "logger=csv", "data.test=pairs.jsonl", "data.on_shared_prompts=keep")
-    model, tokenizer = AutoModelForCausalLM.from_pretrained("run/policy"), AutoTokenizer.from_pretrained("run/policy")
+    train(
+        *SMALL,
+        "loss=sft",
+        "trainer.max_steps=5",
+        "logger=csv",
+        "data.test=pairs.jsonl",
+        "data.on_shared_prompts=keep",
+    )
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained("run/policy"),
+        AutoTokenizer.from_pretrained("run/policy"),
+    )
     assert tokenizer.apply_chat_template([{"role": "user", "content": "w5"}], tokenize=False) == "w5 "
     values = []
     for line in Path("pairs.jsonl").read_text().splitlines():
         row = json.loads(line)
-        prompt, response = tokenizer(row["prompt"]).input_ids, tokenizer(row["chosen"]).input_ids + [2]
+        prompt, response = tokenizer(row["prompt"]).input_ids, [*tokenizer(row["chosen"]).input_ids, 2]
         ids = torch.tensor([prompt + response])
         mask = torch.arange(ids.shape[1])[None] >= len(prompt)
         values.append(response_logprobs(model, ids, torch.ones_like(mask), mask).item())
@@ -162,7 +177,13 @@ def test_wandb_gets_what_the_csv_gets(folder: Path, monkeypatch: pytest.MonkeyPa
     wandb_file.wait_until_written(file)
     rows = wandb_file.history(file)
     table = pd.read_csv("run/metrics.csv")
-    for name in ("loss", "terms/calibration", "log_ratios/chosen", "rewards/margins", "val/log_ratios/rejected"):
+    for name in (
+        "loss",
+        "terms/calibration",
+        "log_ratios/chosen",
+        "rewards/margins",
+        "val/log_ratios/rejected",
+    ):
         logged = [(row["trainer/global_step"], row[name]) for row in rows if name in row]
         kept = table[table[name].notna()]
         assert logged == [(s, pytest.approx(v)) for s, v in zip(kept["step"], kept[name], strict=True)]
@@ -175,7 +196,13 @@ def test_wandb_gets_what_the_csv_gets(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_checkpoints_hold_the_policy_alone(folder: Path) -> None:
-    train(*SMALL, "trainer.max_steps=4", "logger=csv", "callbacks.checkpoint.every=2", "callbacks.checkpoint.keep=all")
+    train(
+        *SMALL,
+        "trainer.max_steps=4",
+        "logger=csv",
+        "callbacks.checkpoint.every=2",
+        "callbacks.checkpoint.keep=all",
+    )
     files = sorted(Path("run/checkpoints").glob("*.ckpt"))
     assert [f.stem for f in files] == ["step-2", "step-4"]
     saved = torch.load(files[-1], weights_only=True)
@@ -193,13 +220,32 @@ def test_scores_are_asked_for_before_a_model_loads(folder: Path, capsys: pytest.
     rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
     scored = [row | {"score_chosen": 1.0 + i, "score_rejected": 0.5} for i, row in enumerate(rows)]
     Path("scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
-    train(*SMALL, "loss=cal_dpo", "loss.targets=scores", "logger=csv", "trainer.max_steps=1", "data.train=scored.jsonl")
+    train(
+        *SMALL,
+        "loss=cal_dpo",
+        "loss.targets=scores",
+        "logger=csv",
+        "trainer.max_steps=1",
+        "data.train=scored.jsonl",
+    )
     assert json.loads(Path("run/summary.json").read_text())["status"] == "finished"
 
 
-ZEPHYR = ["model=random", "model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "data=local", "logger=csv"]
+ZEPHYR = [
+    "model=random",
+    "model.num_layers=1",
+    "model.hidden_size=16",
+    "model.num_heads=2",
+    "data=local",
+    "logger=csv",
+]
 QUICK = ["trainer.max_steps=2", "trainer.val_every=null", "data.max_test_pairs=8", "data.pairs_per_batch=2"]
-LIMITS = ["data.max_length=256", "data.max_prompt_length=128", "callbacks.samples.prompts=0", "hydra.run.dir=run"]
+LIMITS = [
+    "data.max_length=256",
+    "data.max_prompt_length=128",
+    "callbacks.samples.prompts=0",
+    "hydra.run.dir=run",
+]
 
 
 def lengths(rows: list[dict[str, Any]], template: bool) -> list[tuple[int, int, int]]:

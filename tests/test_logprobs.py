@@ -38,7 +38,9 @@ def test_gradients_equal_one_row_at_a_time(architecture: str) -> None:
     ours = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     for pair in pairs:
-        (2 * naive(model, pair.prompt_ids, pair.chosen_ids) - naive(model, pair.prompt_ids, pair.rejected_ids)).backward()
+        (
+            2 * naive(model, pair.prompt_ids, pair.chosen_ids) - naive(model, pair.prompt_ids, pair.rejected_ids)
+        ).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-8, atol=1e-10)
 

@@ -130,9 +130,7 @@ def test_rows_say_what_the_weights_of_their_step_do(tmp_path: Path) -> None:
     pairs = tiny_pairs(6)
     module = make_module(DPO())
     data = Pairs(pairs, pairs, 6)  # training and held-out pairs are the same, one batch
-    trainer = TrainerSettings(progress_bar=False, max_steps=4, val_every=2).build(
-        tmp_path, [csv_logger(tmp_path)], []
-    )
+    trainer = TrainerSettings(progress_bar=False, max_steps=4, val_every=2).build(tmp_path, [csv_logger(tmp_path)], [])
     trainer.validate(module, data, verbose=False)
     trainer.fit(module, data)
     rows = pd.read_csv(tmp_path / "metrics.csv")
@@ -190,7 +188,13 @@ def test_reference_remembers_the_fixed_set_alone() -> None:
 def test_clip_fraction_counts_clipped_steps(tmp_path: Path) -> None:
     for limit, expected in [(1e-6, 1.0), (1e6, 0.0)]:
         folder = tmp_path / str(limit)
-        fit(make_module(DPO()), Pairs(tiny_pairs(8), tiny_pairs(4), 4), folder, max_steps=3, gradient_clip_val=limit)
+        fit(
+            make_module(DPO()),
+            Pairs(tiny_pairs(8), tiny_pairs(4), 4),
+            folder,
+            max_steps=3,
+            gradient_clip_val=limit,
+        )
         rows = pd.read_csv(folder / "metrics.csv")
         assert rows["clip_fraction"].dropna().tolist() == [expected] * 3
         assert (rows["grad_norm"].dropna() > 1e-6).all()

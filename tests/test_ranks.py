@@ -20,7 +20,12 @@ def run(folder: Path, micro: int, accumulation: int, ranks: int) -> None:
     folder.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *launcher, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *launcher, *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -34,7 +39,14 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5)
     tables = [pd.read_csv(tmp_path / n / "metrics.csv") for n in ("one", "two")]
-    for name in ("loss", "terms/nll", "logps/chosen", "grad_norm", "val/rewards/margins", "val/log_ratios/chosen"):
+    for name in (
+        "loss",
+        "terms/nll",
+        "logps/chosen",
+        "grad_norm",
+        "val/rewards/margins",
+        "val/log_ratios/chosen",
+    ):
         first, second = (t[name].dropna().tolist() for t in tables)
         assert len(first) == len(second) > 0
         assert first == pytest.approx(second, rel=2e-3, abs=1e-3), name

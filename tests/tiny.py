@@ -58,7 +58,13 @@ def tiny_pairs(count: int, seed: int = 0, longest: int = 9) -> list[TokenizedPai
 
     return [
         TokenizedPair(
-            words(1, 7), [*words(0, longest - 1), 2], [*words(0, longest - 1), 2], rng.random(), -rng.random(), i, f"t:{i}"
+            words(1, 7),
+            [*words(0, longest - 1), 2],
+            [*words(0, longest - 1), 2],
+            rng.random(),
+            -rng.random(),
+            i,
+            f"t:{i}",
         )
         for i in range(count)
     ]

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 
 from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
 from caldpo.config.signature import validated
+from caldpo.data.datamodule import PairDataModule
 from caldpo.generation import sample_responses
 
 
@@ -31,13 +32,19 @@ class SampleTable(pl.Callback):
         temperature: NonNegative = 1.0,
         seed: NonNegativeInt = 0,
     ) -> None:
-        self.prompts, self.max_new_tokens, self.temperature, self.seed = prompts, max_new_tokens, temperature, seed
+        self.prompts, self.max_new_tokens, self.temperature, self.seed = (
+            prompts,
+            max_new_tokens,
+            temperature,
+            seed,
+        )
         self.rows: list[dict[str, Any]] = []
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         if not self.prompts or not trainer.is_global_zero:
             return
-        held_out = trainer.datamodule.held_out_prompts(self.prompts)
+        data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        held_out = data.held_out_prompts(self.prompts)
         responses = sample_responses(
             module.policy,
             module.tokenizer,
@@ -46,7 +53,7 @@ class SampleTable(pl.Callback):
             temperature=self.temperature,
             seed=self.seed,
         )
-        reward = trainer.datamodule.oracle
+        reward = data.oracle
         new = []
         for prompt, ids in zip(held_out, responses, strict=True):
             text = module.tokenizer.decode(ids, skip_special_tokens=True)

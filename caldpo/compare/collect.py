@@ -52,9 +52,7 @@ def read_run(folder: Path, root: Path) -> Run:
         config=flatten(raw or resolved or {}),
         resolved=flat_resolved,
         overrides=overrides,
-        choices={
-            k: v for k, v in _mapping(_mapping(hydra, "runtime"), "choices").items() if isinstance(v, str)
-        },
+        choices={k: v for k, v in _mapping(_mapping(hydra, "runtime"), "choices").items() if isinstance(v, str)},
         curves=curves,
         final=_final(curves, _mapping(summary, "metrics")),
         summary=summary,

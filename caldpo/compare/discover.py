@@ -30,9 +30,7 @@ def find_runs(folder: Path) -> list[Path]:
         CaldpoError: the folder does not exist, or no run lies in it.
     """
     if not folder.is_dir():
-        raise CaldpoError(
-            f"no such folder{_suggestion(folder)}", key="sweep", value=folder, remedy=_remedy(folder)
-        )
+        raise CaldpoError(f"no such folder{_suggestion(folder)}", key="sweep", value=folder, remedy=_remedy(folder))
     runs = list(_walk(folder))
     if not runs:
         raise CaldpoError(

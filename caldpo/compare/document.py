@@ -23,9 +23,7 @@ RULE = (
 BANDS = {"range": "from the lowest to the highest seed", "sd": "one standard deviation to either side"}
 
 
-def report(
-    settings: Sequence[Setting], folder: Path, kind: BandKind, pictures: Sequence[str], task: str | None
-) -> str:
+def report(settings: Sequence[Setting], folder: Path, kind: BandKind, pictures: Sequence[str], task: str | None) -> str:
     """The report as Markdown.
 
     Args:
@@ -163,17 +161,13 @@ def _cost(settings: Sequence[Setting]) -> str:
     rows = []
     for setting in settings:
         seconds, memory = (
-            estimate(
-                [float(v) for run in setting.finished if isinstance(v := run.summary.get(key), int | float)]
-            )
+            estimate([float(v) for run in setting.finished if isinstance(v := run.summary.get(key), int | float)])
             for key in ("wall_seconds", "peak_memory_bytes")
         )
         peak = NONE if memory is None else number(memory.mean / 2**20)
         rows.append([f"`{setting.label}`", facts.steps(setting.finished) or NONE, spread(seconds), peak])
     measured = facts.varied(facts.finished_runs(settings), lambda run: run.summary.get("peak_memory_of"))
-    note = (
-        "Wall time of the whole run, evaluation included, on the machine as it was; runs may have shared it."
-    )
+    note = "Wall time of the whole run, evaluation included, on the machine as it was; runs may have shared it."
     note += f" Peak memory: {measured}." if measured else ""
     table = markdown_table(["setting", "steps", "wall time (s)", "peak memory (MiB)"], rows)
     return f"## Cost\n\n{table}\n\n{note}"

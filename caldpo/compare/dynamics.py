@@ -82,9 +82,7 @@ def reward_dynamics(settings: Sequence[Setting], headline: str, kind: BandKind) 
     return figure
 
 
-def _draw_panel(
-    axes: Axes, panel: Panel, settings: Sequence[Setting], styles: Sequence[Look], kind: BandKind
-) -> None:
+def _draw_panel(axes: Axes, panel: Panel, settings: Sequence[Setting], styles: Sequence[Look], kind: BandKind) -> None:
     bands = [band(setting.curves(panel.quantity.curve), kind) for setting in settings]
     for look, found in zip(styles, bands, strict=True):
         if found is not None:

@@ -89,6 +89,4 @@ def _is_plain(value: Any) -> bool:
 
 def _joined(values: Iterable[Any], limit: int = 4) -> str:
     distinct = list(dict.fromkeys(map(str, values)))
-    return ", ".join(distinct[:limit]) + (
-        f" and {len(distinct) - limit} more" if len(distinct) > limit else ""
-    )
+    return ", ".join(distinct[:limit]) + (f" and {len(distinct) - limit} more" if len(distinct) > limit else "")

@@ -23,8 +23,7 @@ def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
     points = [
         (setting, look, kl, reward)
         for setting, look in zip(settings, looks(settings), strict=True)
-        if (kl := estimate(setting.finals(q.KL.final)))
-        and (reward := estimate(setting.finals(q.TRUE_REWARD.final)))
+        if (kl := estimate(setting.finals(q.KL.final))) and (reward := estimate(setting.finals(q.TRUE_REWARD.final)))
     ]
     if not points:
         return None
@@ -62,9 +61,7 @@ def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
         axes.set_ylabel("true reward, units of the data's reward")
         handles, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda i: labels[i] == "reference")  # the settings first
-        figure.legend(
-            [handles[i] for i in order], [labels[i] for i in order], loc="outside right upper", frameon=False
-        )
+        figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside right upper", frameon=False)
     return figure
 
 

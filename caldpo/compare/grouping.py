@@ -46,9 +46,7 @@ class Setting:
 
         A seed that was run twice counts once, by its mean: repeats are not independent.
         """
-        values = [
-            [v for run in runs if (v := read(run.final)) is not None] for runs in by_seed(self.finished)
-        ]
+        values = [[v for run in runs if (v := read(run.final)) is not None] for runs in by_seed(self.finished)]
         return [sum(repeats) / len(repeats) for repeats in values if repeats]
 
     def curves(self, read: Callable[[Mapping[str, Curve]], dict[int, float]]) -> list[dict[int, float]]:

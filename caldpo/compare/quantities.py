@@ -51,9 +51,7 @@ CHOSEN = Quantity(
     "log pi(chosen) - log pi_ref(chosen), summed over the response's tokens, mean over held-out pairs;"
     " below 0 the trained policy finds the preferred response less likely than the reference does",
 )
-REJECTED = Quantity(
-    "val/log_ratios/rejected", "rejected log-ratio", "nats", "the same of the rejected response"
-)
+REJECTED = Quantity("val/log_ratios/rejected", "rejected log-ratio", "nats", "the same of the rejected response")
 MARGIN = Quantity(
     CHOSEN.key,
     "log-ratio margin",

@@ -42,9 +42,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         return Estimate(float(array[0]), None, 1)
     # Equal values have a mean that is off by rounding, and a spread of that size: it is 0.
     equal = bool((array == array[0]).all())
-    return Estimate(
-        float(array[0] if equal else array.mean()), 0.0 if equal else float(array.std(ddof=1)), len(array)
-    )
+    return Estimate(float(array[0] if equal else array.mean()), 0.0 if equal else float(array.std(ddof=1)), len(array))
 
 
 def band(curves: Sequence[Mapping[int, float]], kind: BandKind) -> Band | None:

@@ -120,6 +120,4 @@ def set_symmetric_log(axes: Axes, limit: float) -> None:
 
 
 def _look(colour: int, dash: int) -> Look:
-    return Look(
-        COLOURS[colour % len(COLOURS)], DASHES[dash % len(DASHES)], MARKERS[(colour + dash) % len(MARKERS)]
-    )
+    return Look(COLOURS[colour % len(COLOURS)], DASHES[dash % len(DASHES)], MARKERS[(colour + dash) % len(MARKERS)])

@@ -37,11 +37,7 @@ class Problem:
     reference: str | None = None
 
     def __str__(self) -> str:
-        return (
-            f"{self.key}: {self.message}"
-            if self.value is None
-            else f"{self.key}={self.value}: {self.message}"
-        )
+        return f"{self.key}: {self.message}" if self.value is None else f"{self.key}={self.value}: {self.message}"
 
 
 def check_config(cfg: DictConfig, schemas: Mapping[str, str] | None = None) -> None:
@@ -187,9 +183,7 @@ def _holds_sections(value: Any) -> bool:
     if isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
         return "_target_" in value or any(_holds_sections(_plain(value, key)) for key in value)
     if isinstance(value, ListConfig) and not (value._is_none() or value._is_missing()):
-        return any(
-            isinstance(item, DictConfig) and "_target_" in item for item in value._iter_ex(resolve=False)
-        )
+        return any(isinstance(item, DictConfig) and "_target_" in item for item in value._iter_ex(resolve=False))
     return False
 
 

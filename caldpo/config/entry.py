@@ -97,9 +97,7 @@ def _check(command: str, args: Namespace, schemas: dict[str, str]) -> None:
     if args.help or args.cfg:
         check_composes(args.config_name, search_path, args.overrides)
         return
-    folders = preflight(
-        args.config_name, search_path, args.overrides, multirun=args.multirun, schemas=schemas
-    )
+    folders = preflight(args.config_name, search_path, args.overrides, multirun=args.multirun, schemas=schemas)
     # The job's name first: Lightning gives its child processes another one.
     args.overrides = [f"hydra.job.name={command}", *args.overrides, *folders]
 
@@ -110,9 +108,7 @@ def _search_path(args: Namespace) -> ConfigSearchPath:
         extra = Path(args.config_dir).absolute()
         if not extra.is_dir():
             raise CaldpoError("there is no such folder", key="--config-dir", value=args.config_dir)
-        path.prepend(
-            provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema")
-        )
+        path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
     return path
 
 

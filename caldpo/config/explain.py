@@ -77,10 +77,7 @@ def _of_override(
         return Problem(
             key, None, "is in the configuration already", f"leave out the +: {redact_text(line.lstrip('+'))}"
         )
-    if (
-        not any(f"'{named}'" in text for named in (key, line, f"{key}@{override.package}"))
-        and line not in text
-    ):
+    if not any(f"'{named}'" in text for named in (key, line, f"{key}@{override.package}")) and line not in text:
         return None
     if "Sweeping over Hydra" in text:
         return Problem(key, _value(line), "a key of Hydra itself has one value for the whole sweep")
@@ -88,9 +85,7 @@ def _of_override(
         remedy = f"add -m to run once per value, or write a list as '{key}=[...]'"
         return Problem(key, _value(line), "several values for one run", remedy)
     if "Did you mean to override" in text or "looks like a config group" in text:
-        return Problem(
-            f"{key}@{override.package}", None, "unknown package", f"leave it out: {key}={_value(line)}"
-        )
+        return Problem(f"{key}@{override.package}", None, "unknown package", f"leave it out: {key}={_value(line)}")
     if "Could not override" in text or "Could not delete" in text:
         return _unknown_key(override, compose, loader, others)
     return Problem(key, _value(line), text.splitlines()[0].rstrip("."))
@@ -113,14 +108,10 @@ def _missing_option(error: MissingConfigException, overrides: list[str]) -> Prob
         return Problem(group, option, f"no such option, and no options in {group}")
     written = next((o for o in overrides if o.split("=")[0].strip("+").split("@")[0] == group), None)
     wrong = f"no such option{suggest(option, options)}"
-    return Problem(
-        group, _value(written) if written else option, wrong, f"choose one of {', '.join(options)}"
-    )
+    return Problem(group, _value(written) if written else option, wrong, f"choose one of {', '.join(options)}")
 
 
-def _unknown_key(
-    override: Override, compose: Compose, loader: ConfigLoaderImpl, others: list[str]
-) -> Problem:
+def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl, others: list[str]) -> Problem:
     """The key is not in the configuration: name the keys beside which it would stand."""
     key, value = override.key_or_group, override.value()
     try:
@@ -135,9 +126,7 @@ def _unknown_key(
         key = next((f"{key}.{name}" for name in value if name not in section), key)
     parent, names = "", key.split(".")
     while len(names) > 1:
-        below = OmegaConf.select(
-            cfg, ".".join([*parent.split("."), names[0]]).strip("."), throw_on_missing=False
-        )
+        below = OmegaConf.select(cfg, ".".join([*parent.split("."), names[0]]).strip("."), throw_on_missing=False)
         if not isinstance(below, DictConfig):
             break
         parent = f"{parent}.{names.pop(0)}".strip(".")

@@ -114,9 +114,7 @@ class _Record:
     def _merge(self, news: dict[str, Any]) -> None:
         if self.folder and not self.rank:
             merged = read_summary(self.folder) | news
-            write_json(
-                self.folder / SUMMARY, {k: v for k, v in merged.items() if k != "error" or v is not None}
-            )
+            write_json(self.folder / SUMMARY, {k: v for k, v in merged.items() if k != "error" or v is not None})
 
 
 def one_line(error: Exception) -> str:

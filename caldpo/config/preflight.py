@@ -197,8 +197,6 @@ def _of_processes(cfg: DictConfig) -> list[Problem]:
     # torchrun has already started one process per device.
     if not several or launcher not in _LOCAL_LAUNCHERS or "TORCHELASTIC_RUN_ID" in os.environ:
         return []
-    wrong = (
-        "a sweep on this machine is for one device a run: the further processes would start the sweep again"
-    )
+    wrong = "a sweep on this machine is for one device a run: the further processes would start the sweep again"
     remedy = "set trainer.devices=1, start the runs one by one, or launch the sweep with submitit"
     return [Problem("trainer.devices", str(devices), wrong, remedy)]

@@ -45,10 +45,7 @@ def is_secret_name(name: str) -> bool:
 def redact(container: Any) -> Any:
     """A copy of nested mappings and sequences with every secret masked; references to variables stay."""
     if isinstance(container, Mapping):
-        return {
-            key: MASK if _is_secret_value(str(key), value) else redact(value)
-            for key, value in container.items()
-        }
+        return {key: MASK if _is_secret_value(str(key), value) else redact(value) for key, value in container.items()}
     if isinstance(container, list | tuple):
         return [redact(item) for item in container]
     return redact_text(container) if isinstance(container, str) else container

@@ -176,9 +176,7 @@ def _of_class(module: _Module, node: ast.ClassDef) -> tuple[dict[str, Parameter]
             is_open |= base_open
         elif written not in _PLAIN_BASES:
             is_open = True
-    if any(
-        ast.unparse(d).split("(")[0] in ("dataclass", "dataclasses.dataclass") for d in node.decorator_list
-    ):
+    if any(ast.unparse(d).split("(")[0] in ("dataclass", "dataclasses.dataclass") for d in node.decorator_list):
         parameters |= {field.name: field for field in _fields(module, node)}
     return parameters, is_open
 
@@ -203,13 +201,9 @@ def _of_function(module: _Module, node: _Function, bound: bool) -> tuple[dict[st
     positional = [*given.posonlyargs, *given.args]
     plain = len(positional) - len(given.defaults)
     defaults = {a.arg for a in positional[plain:]}
-    defaults |= {
-        a.arg for a, value in zip(given.kwonlyargs, given.kw_defaults, strict=True) if value is not None
-    }
+    defaults |= {a.arg for a, value in zip(given.kwonlyargs, given.kw_defaults, strict=True) if value is not None}
     by_keyword = [*positional[max(len(given.posonlyargs), int(bound)) :], *given.kwonlyargs]
-    parameters = {
-        a.arg: Parameter(a.arg, module.evaluate(a.annotation), a.arg in defaults) for a in by_keyword
-    }
+    parameters = {a.arg: Parameter(a.arg, module.evaluate(a.annotation), a.arg in defaults) for a in by_keyword}
     return parameters, given.kwarg is not None
 
 

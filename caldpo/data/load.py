@@ -228,6 +228,4 @@ def _listed(counts: dict[str, int]) -> str:
 
 def _progress(rows: Iterator[RawRow], split: str, console: Console) -> Iterable[RawRow]:
     """Show a bar of unknown length on a terminal; say nothing in a log file."""
-    return track(
-        rows, f"Reading {Path(split).name}", console=console, transient=True, disable=not console.is_terminal
-    )
+    return track(rows, f"Reading {Path(split).name}", console=console, transient=True, disable=not console.is_terminal)

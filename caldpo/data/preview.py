@@ -17,9 +17,7 @@ HEAD, TAIL = 24, 24  # tokens shown of each end of a text
 LOSS_STYLE = "bold green"
 
 
-def print_preview(
-    split: TokenizedSplit, tokenizer: PreTrainedTokenizerBase, count: int, console: Console
-) -> None:
+def print_preview(split: TokenizedSplit, tokenizer: PreTrainedTokenizerBase, count: int, console: Console) -> None:
     """Print the first ``count`` pairs of a split, each response token in brackets, long texts elided."""
     shown = split.pairs[:count]
     if not shown:
@@ -72,9 +70,7 @@ def _append(
     """Add the tokens from ``start`` on to ``line``, without the middle of a long text."""
 
     def add(texts: list[str]) -> None:
-        line.append(
-            "".join(f"[{t}]" if bears_loss else t for t in texts), LOSS_STYLE if bears_loss else "dim"
-        )
+        line.append("".join(f"[{t}]" if bears_loss else t for t in texts), LOSS_STYLE if bears_loss else "dim")
 
     left_out = len(ids) - start - HEAD - TAIL
     if left_out <= 0:

@@ -120,8 +120,7 @@ def length_quantiles(lengths: np.ndarray) -> dict[str, dict[str, int]]:
     """Lengths in tokens, shape ``(pairs, 3)``, as quantiles by part; each is a length that occurs."""
     values = np.quantile(lengths, list(QUANTILES.values()), axis=0, method="inverted_cdf").astype(int)
     return {
-        part: dict(zip(QUANTILES, column.tolist(), strict=True))
-        for part, column in zip(PARTS, values.T, strict=True)
+        part: dict(zip(QUANTILES, column.tolist(), strict=True)) for part, column in zip(PARTS, values.T, strict=True)
     }
 
 

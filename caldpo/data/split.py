@@ -16,9 +16,7 @@ def prompt_key(prompt: str | Sequence[Message]) -> str:
     Letter case, Unicode composition and the amount of white space do not count.
     """
     turns = [("", prompt)] if isinstance(prompt, str) else [(m["role"], m["content"]) for m in prompt]
-    normal = [
-        (role, " ".join(unicodedata.normalize("NFKC", body).casefold().split())) for role, body in turns
-    ]
+    normal = [(role, " ".join(unicodedata.normalize("NFKC", body).casefold().split())) for role, body in turns]
     return hashlib.blake2b(repr(normal).encode(), digest_size=16).hexdigest()
 
 
@@ -65,9 +63,7 @@ def split_by_prompt(
     return splits
 
 
-def shared_prompts(
-    train: Iterable[PreferencePair], test: Iterable[PreferencePair]
-) -> dict[str, tuple[str, str]]:
+def shared_prompts(train: Iterable[PreferencePair], test: Iterable[PreferencePair]) -> dict[str, tuple[str, str]]:
     """Prompts that two splits have in common.
 
     Returns:

@@ -120,9 +120,7 @@ def without_token(text: str, token: str) -> tuple[str, int]:
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], *, generate: bool) -> str:
     conversation: Any = list(messages)
     try:
-        return str(
-            tokenizer.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False)
-        )
+        return str(tokenizer.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False))
     except jinja2.TemplateSyntaxError as error:
         raise CaldpoError(
             f"the chat template is no valid Jinja: line {error.lineno}: {error.message}",

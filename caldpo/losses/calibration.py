@@ -52,9 +52,7 @@ class Calibration(nn.Module):
             return f"{self.weight:g} [(a - {t})^2 + (b + {t})^2]"
         centre = "pair mean" if self.score_center == "pair" else f"{self.score_center:g}"
         k = f"{self.score_scale / self.beta:g}"
-        return (
-            f"{self.weight:g} [(a - {k} (score_w - {centre}))^2 + (b - {k} (score_l - {centre}))^2]"
-        )
+        return f"{self.weight:g} [(a - {k} (score_w - {centre}))^2 + (b - {k} (score_l - {centre}))^2]"
 
     def log_ratio_targets(self, logps: PairLogps) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Targets of the chosen and rejected log-ratio, nats.
@@ -81,6 +79,4 @@ class Calibration(nn.Module):
     def forward(self, logps: PairLogps) -> Float[Tensor, " pairs"]:
         """The weighted term per pair."""
         chosen, rejected = self.log_ratio_targets(logps)
-        return self.weight * (
-            (logps.chosen_log_ratio - chosen) ** 2 + (logps.rejected_log_ratio - rejected) ** 2
-        )
+        return self.weight * ((logps.chosen_log_ratio - chosen) ** 2 + (logps.rejected_log_ratio - rejected) ** 2)

@@ -22,7 +22,5 @@ def chosen_nll(logps: PairLogps) -> Float[Tensor, " pairs"]:
 def log_ratio_gap(logps: PairLogps, *, per_token: bool) -> Float[Tensor, " pairs"]:
     """``a - b`` of summed log-ratios, or ``a / n_w - b / n_l`` when ``per_token``."""
     if per_token:
-        return (
-            logps.chosen_log_ratio / logps.chosen_tokens - logps.rejected_log_ratio / logps.rejected_tokens
-        )
+        return logps.chosen_log_ratio / logps.chosen_tokens - logps.rejected_log_ratio / logps.rejected_tokens
     return logps.chosen_log_ratio - logps.rejected_log_ratio

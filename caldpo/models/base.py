@@ -25,9 +25,7 @@ class ModelSource(Protocol):
         ...
 
 
-def prepare_for_training(
-    policy: PreTrainedModel, *, gradient_checkpointing: bool, dropout: bool
-) -> PreTrainedModel:
+def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: bool, dropout: bool) -> PreTrainedModel:
     """Switch gradient checkpointing and dropout of a loaded policy.
 
     Dropout is off by default, as in the DPO reference implementation: the policy's log-probs are compared
@@ -42,7 +40,8 @@ def prepare_for_training(
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             elif isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0  # handed to the attention function as a number
+                # not a module but a number, handed to the attention function
+                module.__dict__["attention_dropout"] = 0.0
     policy.config.use_cache = False
     return policy
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
@@ -60,9 +66,7 @@ class HubModel:
             dtype="auto" if self.dtype == "auto" else floating_dtype(self.dtype),
             attn_implementation=self.attention,
         )
-        return prepare_for_training(
-            policy, gradient_checkpointing=self.gradient_checkpointing, dropout=self.dropout
-        )
+        return prepare_for_training(policy, gradient_checkpointing=self.gradient_checkpointing, dropout=self.dropout)
 
     def identity(self) -> str:
         commit = _commit(self.path, self.revision, self.trust_remote_code)

@@ -58,9 +58,7 @@ class RandomModel:
         seed: NonNegativeInt = 0,
     ) -> None:
         if hidden_size % num_heads:
-            raise CaldpoError(
-                f"must divide model.hidden_size={hidden_size}", key="model.num_heads", value=num_heads
-            )
+            raise CaldpoError(f"must divide model.hidden_size={hidden_size}", key="model.num_heads", value=num_heads)
         if num_heads % (num_key_value_heads or num_heads):
             raise CaldpoError(
                 f"must divide model.num_heads={num_heads}",

@@ -79,5 +79,5 @@ class Resident:
 
             model = load_causal_lm(self.path, key="reference.path")
         if self.dtype != "same":
-            model = model.to(floating_dtype(self.dtype))
+            torch.nn.Module.to(model, dtype=floating_dtype(self.dtype))
         return ResidentReference(model)

@@ -81,9 +81,7 @@ def write_metrics(path: Path, rows: Rows) -> None:
         writer.writerows(rows)
 
 
-def held_out(
-    step: int, chosen: float, rejected: float, *, beta: float = 0.1, **others: float
-) -> dict[str, float]:
+def held_out(step: int, chosen: float, rejected: float, *, beta: float = 0.1, **others: float) -> dict[str, float]:
     """A validation row: log-ratios in nats, and what follows from them."""
     values = {
         "log_ratios/chosen": chosen,

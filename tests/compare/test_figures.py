@@ -109,9 +109,7 @@ def test_when_an_axis_turns_logarithmic(extents, limit):
     assert linear_limit(extents) == pytest.approx(limit)
 
 
-@pytest.mark.parametrize(
-    ("value", "rounded"), [(1.0, 1.0), (1.1, 2.0), (4.0, 5.0), (7.0, 10.0), (0.03, 0.05)]
-)
+@pytest.mark.parametrize(("value", "rounded"), [(1.0, 1.0), (1.1, 2.0), (4.0, 5.0), (7.0, 10.0), (0.03, 0.05)])
 def test_round_up(value, rounded):
     assert round_up(value) == pytest.approx(rounded)
 

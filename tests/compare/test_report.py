@@ -43,9 +43,7 @@ def sweep(tmp_path_factory):
         training = {"step": 19, "loss": 0.5, "logps/chosen": -40.0}
         if loss != "slic":
             training["log_ratios/chosen"] = chosen + 0.25
-        metrics = finals(
-            training, oracle__win_rate=win_rate, oracle__kl=2.0 + seed, oracle__reward=0.5
-        ) | finals(end)
+        metrics = finals(training, oracle__win_rate=win_rate, oracle__kl=2.0 + seed, oracle__reward=0.5) | finals(end)
         write_run(
             folder / f"loss={loss},seed={seed}",
             loss,
@@ -220,10 +218,7 @@ def test_differences_beside_the_loss_are_told(tmp_path):
     for loss, lr in (("dpo", 0.1), ("ipo", 0.2)):
         write_run(tmp_path / loss, loss, rows=rows, metrics=finals(rows[-1]), config={"optim": {"lr": lr}})
     compare_runs(str(tmp_path), dpi=40)
-    assert (
-        "Beside the loss, the settings differ in: `optim.lr` (0.1, 0.2)."
-        in (tmp_path / "report.md").read_text()
-    )
+    assert "Beside the loss, the settings differ in: `optim.lr` (0.1, 0.2)." in (tmp_path / "report.md").read_text()
 
 
 def test_a_single_run_and_data_without_known_reward(tmp_path):
@@ -346,8 +341,6 @@ def test_a_report_that_cannot_be_written(tmp_path):
 
 def test_runs_that_failed_alike_are_told_once(tmp_path):
     for seed in range(3):
-        write_run(
-            tmp_path / f"seed={seed}", seed=seed, rows=None, status="failed", error="the same", job=seed
-        )
+        write_run(tmp_path / f"seed={seed}", seed=seed, rows=None, status="failed", error="the same", job=seed)
     with pytest.raises(CaldpoError, match="  seed=0, seed=1, seed=2: failed, the same"):
         compare_runs(str(tmp_path))

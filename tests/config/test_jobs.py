@@ -70,9 +70,7 @@ def statuses(folder: Path) -> dict[str, str]:
 
 
 class TestOneRun:
-    def go(
-        self, conf: Path, cwd: Path, *arguments: str, **environment: str
-    ) -> tuple[int, str, dict[str, Any]]:
+    def go(self, conf: Path, cwd: Path, *arguments: str, **environment: str) -> tuple[int, str, dict[str, Any]]:
         code, _, err = run(conf, cwd, "hydra.run.dir=here", *arguments, **environment)
         return code, err, read_summary(cwd / "here")
 
@@ -119,9 +117,7 @@ class TestOneRun:
 
 
 @pytest.fixture(scope="module", params=["basic", "joblib"])
-def sweep(
-    conf: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> dict[str, Any]:
+def sweep(conf: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
     """A sweep of six runs, four of which fail, under each launcher."""
     if request.param == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'sweep'")

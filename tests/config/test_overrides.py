@@ -62,9 +62,7 @@ def test_the_first_bare_argument_is_the_positional() -> None:
     assert with_positional(["one", "two"], "sweep") == ["sweep='one'", "two"]
 
 
-def test_a_folder_with_an_equals_sign_is_bare_where_it_exists(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_with_an_equals_sign_is_bare_where_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loss=dpo").mkdir()
     assert with_positional(["loss=dpo"], "sweep") == ["sweep='loss=dpo'"]

@@ -94,9 +94,7 @@ def test_agrees_with_the_imported_signature(target: str) -> None:
     found = parameters(target)
     live = dict(inspect.signature(imported).parameters)
     assert list(found) == list(live)
-    assert [p.has_default for p in found.values()] == [
-        p.default is not inspect.Parameter.empty for p in live.values()
-    ]
+    assert [p.has_default for p in found.values()] == [p.default is not inspect.Parameter.empty for p in live.values()]
     hints = resolved_hints(imported.__init__)
     for name, parameter in found.items():
         if parameter.checked and not is_section(parameter.annotation):

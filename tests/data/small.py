@@ -61,9 +61,7 @@ def word_tokenizer(*, bos: bool = False, template: str | None = TEMPLATE) -> Pre
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
         )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>")
     fast.chat_template = template
     return fast
 
@@ -75,9 +73,7 @@ def letter_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "y")], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>")
 
 
 def ids(tokenizer: Any, tokens: str) -> list[int]:

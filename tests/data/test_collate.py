@@ -47,9 +47,7 @@ def test_the_pad_id_decides_nothing(texts: list[tuple[list[int], list[int], list
     """Every row is read back from its masks, whatever tokens it has."""
     pairs = [TokenizedPair(p, c, r, None, None, i, "") for i, (p, c, r) in enumerate(texts)]
     batch = collate(pairs, pad_id)
-    for row, (pair, ids) in enumerate(
-        [(p, p.chosen_ids) for p in pairs] + [(p, p.rejected_ids) for p in pairs]
-    ):
+    for row, (pair, ids) in enumerate([(p, p.chosen_ids) for p in pairs] + [(p, p.rejected_ids) for p in pairs]):
         assert batch.input_ids[row][batch.attention_mask[row]].tolist() == pair.prompt_ids + ids
         assert batch.input_ids[row][batch.response_mask[row]].tolist() == ids
         assert batch.input_ids[row][~batch.attention_mask[row]].eq(pad_id).all()

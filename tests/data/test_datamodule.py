@@ -56,9 +56,7 @@ def test_the_yaml_has_the_keys_of_the_signature_each_with_a_comment() -> None:
     assert named == {*inspect.signature(PairDataModule).parameters, "_target_"}
 
 
-def test_two_splits_are_tokenised_counted_and_announced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_splits_are_tokenised_counted_and_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module, report = prepared(tmp_path)
     assert len(module.train_pairs) == 10
     assert module.origin(3) == "train:4"
@@ -95,9 +93,7 @@ def test_counts_of_what_was_cut_and_dropped_reach_report_file_and_terminal(
     assert report["read"][0]["kept"] == 3  # what was read is one account, what came of it another
     reason = "chosen and rejected are the same tokens once truncated"
     assert report["train"]["dropped"] == {reason: 1}
-    assert rejected(tmp_path) == [
-        {"split": "train", "origin": "train:3", "kind": "degenerate", "reason": reason}
-    ]
+    assert rejected(tmp_path) == [{"split": "train", "origin": "train:3", "kind": "degenerate", "reason": reason}]
     assert "truncated: 1 prompts, 2 chosen, 1 rejected" in capsys.readouterr().out
     kept, _ = prepared(tmp_path, source=source, max_length=6, max_prompt_length=2, on_degenerate="keep")
     assert len(kept.train_pairs) == 3
@@ -137,15 +133,11 @@ def test_prompts_in_both_splits(tmp_path: Path) -> None:
 
 def test_a_loss_with_score_targets_needs_scores_in_every_row(tmp_path: Path) -> None:
     scored = [(*row, 2.0, 1.0) for row in TRAIN]
-    with pytest.raises(
-        CaldpoError, match=r"loss\.targets=scores: loss cal_dpo .*10 of 10 pairs of train"
-    ) as caught:
+    with pytest.raises(CaldpoError, match=r"loss\.targets=scores: loss cal_dpo .*10 of 10 pairs of train") as caught:
         prepared(tmp_path, needs_scores=True)
     assert "loss.targets=half" in str(caught.value)
     with pytest.raises(CaldpoError, match="1 of 11 pairs of train have none, first train:11"):
-        prepared(
-            tmp_path, source=RowsSource(train=[*scored, ("c", " d", " e")], test=TEST), needs_scores=True
-        )
+        prepared(tmp_path, source=RowsSource(train=[*scored, ("c", " d", " e")], test=TEST), needs_scores=True)
     with pytest.raises(CaldpoError, match="3 of 3 pairs of test"):
         prepared(tmp_path, source=RowsSource(train=scored, test=TEST), needs_scores=True)
     source = RowsSource(train=scored, test=[(*row, 2.0, 1.0) for row in TEST])
@@ -154,9 +146,7 @@ def test_a_loss_with_score_targets_needs_scores_in_every_row(tmp_path: Path) -> 
     assert batch.score_chosen.tolist() == [2.0] * 8
 
 
-def test_subsets_are_drawn_with_the_split_seed_and_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_subsets_are_drawn_with_the_split_seed_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def origins(**changes: Any) -> list[str]:
         module, report = prepared(tmp_path, max_train_pairs=4, max_test_pairs=2, **changes)
         assert (report["train"]["left_out"], report["test"]["left_out"]) == (6, 1)
@@ -176,9 +166,7 @@ class Conversations(RowsSource):
     """The same rows as conversations."""
 
     def __init__(self, **splits: Any) -> None:
-        super().__init__(
-            **{k: [(list(chat(p)), *map(self.reply, r)) for p, *r in v] for k, v in splits.items()}
-        )
+        super().__init__(**{k: [(list(chat(p)), *map(self.reply, r)) for p, *r in v] for k, v in splits.items()})
 
     @staticmethod
     def reply(text: str) -> list[dict[str, str]]:
@@ -196,9 +184,7 @@ def test_conversations_need_a_chat_template(tmp_path: Path) -> None:
     assert module.train_pairs[0].prompt_ids == ids(tokenizer, "a b ? :")
     assert tokenizer.chat_template == file.read_text()  # generation and export go on with it
     assert report["prompts"] == str(file)
-    assert (
-        prepared(tmp_path, word_tokenizer(), source=source)[1]["prompts"] == "the tokenizer's chat template"
-    )
+    assert prepared(tmp_path, word_tokenizer(), source=source)[1]["prompts"] == "the tokenizer's chat template"
 
 
 def test_conversations_the_template_refuses(tmp_path: Path) -> None:
@@ -251,9 +237,7 @@ def test_the_oracle_is_the_sources_reward(tmp_path: Path) -> None:
     assert PairDataModule(**settings(source=source)).oracle("ab", "abcde") == 3.0
 
 
-def test_loaders_follow_the_trainers_ranks_and_accumulation(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_loaders_follow_the_trainers_ranks_and_accumulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module, _ = prepared(tmp_path, pairs_per_batch=2, eval_pairs_per_batch=2, drop_last=True, seed=6)
 
     def attached(rank: int) -> PairDataModule:

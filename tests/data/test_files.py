@@ -48,9 +48,7 @@ def write(path, rows):
         with opener(path, "wt", encoding="utf-8", newline="") as f:
             writer = csv.writer(f)
             writer.writerow(rows[0])
-            writer.writerows(
-                [json.dumps(v) if isinstance(v, list) else v for v in row.values()] for row in rows
-            )
+            writer.writerows([json.dumps(v) if isinstance(v, list) else v for v in row.values()] for row in rows)
     else:
         text = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(r) + "\n" for r in rows)
         with opener(path, "wt", encoding="utf-8") as f:
@@ -168,18 +166,14 @@ def test_any_bytes_give_rows_or_a_readable_error(tmp_path_factory, content):
         assert isinstance(row.value, dict) or (row.value is None and row.error)
 
 
-objects = st.dictionaries(
-    st.text(max_size=5), st.text() | st.integers() | st.none() | st.lists(st.text()), max_size=3
-)
+objects = st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.none() | st.lists(st.text()), max_size=3)
 
 
 @given(st.lists(objects, min_size=1, max_size=5), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans())
 def test_json_lines_round_trip(tmp_path_factory, rows, newline, ascii_only):
     rows = json.loads(json.dumps(rows).encode("utf-8", "replace"))
     path = tmp_path_factory.mktemp("round") / "a.jsonl"
-    path.write_bytes(
-        newline.join(json.dumps(r, ensure_ascii=ascii_only) for r in rows).encode("utf-8", "replace")
-    )
+    path.write_bytes(newline.join(json.dumps(r, ensure_ascii=ascii_only) for r in rows).encode("utf-8", "replace"))
     assert [row.value for row in read(path)] == json.loads(json.dumps(rows, ensure_ascii=ascii_only))
 
 

@@ -125,9 +125,7 @@ def test_tldr(tmp_path):
     text = pyarrow.string()
     schema = pyarrow.schema(
         {
-            "info": pyarrow.struct(
-                dict.fromkeys(("id", "post", "title", "subreddit", "site", "article"), text)
-            ),
+            "info": pyarrow.struct(dict.fromkeys(("id", "post", "title", "subreddit", "site", "article"), text)),
             "summaries": pyarrow.list_(pyarrow.struct(dict.fromkeys(("text", "policy", "note"), text))),
             "choice": pyarrow.int32(),
             **dict.fromkeys(("worker", "batch", "split"), text),

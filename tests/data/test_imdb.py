@@ -186,9 +186,7 @@ def test_an_interrupted_run_leaves_nothing_to_read(make, monkeypatch):
     """The next run makes the pairs again, all of them."""
     source = make()
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "caldpo.data.sources.imdb.label_pairs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patch.setattr("caldpo.data.sources.imdb.label_pairs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             source.rows("train")
     assert not source.cache_file("train").exists()
@@ -236,9 +234,7 @@ def test_the_space_after_the_prompt_is_the_continuations(monkeypatch):
 def test_every_batch_and_seed_samples_afresh(monkeypatch):
     """Else a prompt in two batches would get one continuation twice. Equal seeds give equal samples."""
     seeds = []
-    monkeypatch.setattr(
-        _continuations, "sample_responses", lambda *_, seed, **__: seeds.append(seed) or [[5]]
-    )
+    monkeypatch.setattr(_continuations, "sample_responses", lambda *_, seed, **__: seeds.append(seed) or [[5]])
     for seed in (0, 0, 1):
         _continuations.sample_continuations(
             None, tokenizer(), ["bad"] * 3, max_new_tokens=1, temperature=1.0, seed=seed, batch_size=1

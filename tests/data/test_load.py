@@ -131,9 +131,7 @@ DEGENERATE = [
 def test_degenerate_pairs_are_dropped_and_counted_even_under_error():
     pairs, report = kept(Rows(row(), *(value for value, _ in DEGENERATE), row("other")), on_invalid="error")
     assert [p.prompt for p in pairs] == ["Q", "other"]
-    assert [(r.kind, r.reason) for r in report.rejections] == [
-        ("degenerate", reason) for _, reason in DEGENERATE
-    ]
+    assert [(r.kind, r.reason) for r in report.rejections] == [("degenerate", reason) for _, reason in DEGENERATE]
 
 
 def test_degenerate_pairs_are_kept_and_counted_on_purpose():
@@ -200,9 +198,7 @@ POLICY = {
 
 def test_every_messy_row_meets_its_disposition():
     path = shared("data/messy.jsonl")
-    expected = {
-        e["line"]: e for e in map(json.loads, shared("data/messy_expected.jsonl").read_text().splitlines())
-    }
+    expected = {e["line"]: e for e in map(json.loads, shared("data/messy_expected.jsonl").read_text().splitlines())}
     pairs, report = load_pairs(LocalFiles(), str(path), on_invalid="skip")
     number = {origin: int(origin.rsplit(":", 1)[1]) for origin in [p.origin for p in pairs]}
     found = {number[p.origin]: ("kept", "") for p in pairs}
@@ -244,9 +240,7 @@ def test_real_hh_file():
     # rows are numbered from 0, lines from 1
     bad = {int(r.origin.rsplit(":", 1)[1]) - 1: r.category for r in report.rejections}
     prompts, empty = "chosen and rejected answer different prompts", "the chosen response has no text"
-    assert bad == dict.fromkeys((1254, 1688, 1950, 1952, 2036), prompts) | dict.fromkeys(
-        (86, 516, 925, 1103), empty
-    )
+    assert bad == dict.fromkeys((1254, 1688, 1950, 1952, 2036), prompts) | dict.fromkeys((86, 516, 925, 1103), empty)
     assert len(pairs) == 2303
     with gzip.open(path, "rt", encoding="utf-8", newline="\n") as f:
         rows = [json.loads(line) for line in f]

@@ -27,9 +27,7 @@ class Recorder(LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.window: list[PairBatch] = []
-        self.steps: list[
-            tuple[int, list[int], set[int]]
-        ] = []  # epoch, pairs, what the batches say of the step
+        self.steps: list[tuple[int, list[int], set[int]]] = []  # epoch, pairs, what the batches say of the step
         self.validated: list[list[int]] = []
 
     def training_step(self, batch: PairBatch, _: int) -> torch.Tensor:
@@ -52,16 +50,12 @@ class Recorder(LightningModule):
 
 
 def loader(seed: int | None = 11, workers: int = 0, accumulation: int = ACCUMULATION) -> PairLoader:
-    pairs = TokenizedPairs(
-        TokenizedPair([1], [i, 2], [i + 1, 2], None, None, i, f"f:{i}") for i in range(PAIRS)
-    )
+    pairs = TokenizedPairs(TokenizedPair([1], [i, 2], [i + 1, 2], None, None, i, f"f:{i}") for i in range(PAIRS))
     sampler = StepBatchSampler(PAIRS, BATCH, accumulation=accumulation, seed=seed)
     return PairLoader(PairBatches(pairs, 0), sampler, workers=workers)
 
 
-def fit(
-    folder: Path, workers: int = 0, resume: Path | None = None, epochs: int = 3, **settings: Any
-) -> Recorder:
+def fit(folder: Path, workers: int = 0, resume: Path | None = None, epochs: int = 3, **settings: Any) -> Recorder:
     module = Recorder()
     checkpoints = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, monitor=None)
     trainer = Trainer(

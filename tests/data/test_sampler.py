@@ -129,9 +129,7 @@ def test_dropping_the_last_step_is_counted_and_refused_where_it_leaves_nothing()
     sampler = StepBatchSampler(11, 2, accumulation=2, seed=0, drop_last=True)
     assert (sampler.dropped, len(sampler)) == (3, 4)
     assert StepBatchSampler(12, 2, accumulation=2, seed=0, drop_last=True).dropped == 0
-    with pytest.raises(
-        CaldpoError, match=r"data\.drop_last=True: leaves nothing: 3 pairs are fewer than the 4"
-    ):
+    with pytest.raises(CaldpoError, match=r"data\.drop_last=True: leaves nothing: 3 pairs are fewer than the 4"):
         StepBatchSampler(3, 2, accumulation=2, drop_last=True)
 
 

@@ -34,9 +34,7 @@ def test_eos_in_the_responses_own_text_is_taken_out_and_counted() -> None:
     assert "a <eos>" in rendered.prompt  # the prompt is not ours to change
 
 
-@pytest.mark.parametrize(
-    ("text", "left", "count"), [("", "", 0), ("xx", "", 1), ("xxx", "x", 1), ("axxb", "ab", 1)]
-)
+@pytest.mark.parametrize(("text", "left", "count"), [("", "", 0), ("xx", "", 1), ("xxx", "x", 1), ("axxb", "ab", 1)])
 def test_without_token(text: str, left: str, count: int) -> None:
     assert without_token(text, "xx") == (left, count)
 

@@ -153,9 +153,7 @@ def test_a_continuation_has_no_space_of_its_own() -> None:
     assert encode_continuation(tokenizer, "Yes") == ids(tokenizer, "Yes")
     assert encode_continuation(tokenizer, " Yes") == ids(tokenizer, "▁Yes")
     assert encode_continuation(tokenizer, "\nYes") == ids(tokenizer, "<0x0A> Yes")
-    assert encode_continuation(gpt2(), "\n\n") == ids(
-        gpt2(), "ĊĊ"
-    )  # which would merge with a newline before it
+    assert encode_continuation(gpt2(), "\n\n") == ids(gpt2(), "ĊĊ")  # which would merge with a newline before it
 
 
 def test_every_response_has_one_eos_and_strangers_are_counted() -> None:
@@ -166,12 +164,8 @@ def test_every_response_has_one_eos_and_strangers_are_counted() -> None:
         pair("a", " e", "<eos>"),
     ]
     split = tokenized(rows, tokenizer)
-    assert [p.chosen_ids for p in split.pairs] == [
-        ids(tokenizer, t) for t in ("b c <eos>", "b c <eos>", "e <eos>")
-    ]
-    assert [p.rejected_ids for p in split.pairs] == [
-        ids(tokenizer, t) for t in ("d <eos>", "d <eos>", "<eos>")
-    ]
+    assert [p.chosen_ids for p in split.pairs] == [ids(tokenizer, t) for t in ("b c <eos>", "b c <eos>", "e <eos>")]
+    assert [p.rejected_ids for p in split.pairs] == [ids(tokenizer, t) for t in ("d <eos>", "d <eos>", "<eos>")]
     assert split.counts == TokenCounts(eos_stripped=5)
 
 
@@ -222,9 +216,7 @@ lengths = st.integers(1, 30)
 @given(lengths, lengths, lengths, st.integers(1, 20), st.integers(1, 20), st.booleans())
 def test_truncation_invariants(p: int, c: int, r: int, limit: int, more: int, bos: bool) -> None:
     prompt, chosen, rejected = list(range(p)), list(range(100, 100 + c)), list(range(200, 200 + r))
-    cut = truncate(
-        prompt, chosen, rejected, max_length=limit + more, max_prompt_length=limit, bos=0 if bos else None
-    )
+    cut = truncate(prompt, chosen, rejected, max_length=limit + more, max_prompt_length=limit, bos=0 if bos else None)
     assert len(cut[0]) + max(len(cut[1]), len(cut[2])) <= max(limit + more, 0)
     assert all(cut)  # at least one token of each part
     assert cut[1] == chosen[: len(cut[1])]
@@ -246,9 +238,7 @@ def test_truncated_pairs_are_counted_and_a_cut_response_has_no_eos() -> None:
     assert first.rejected_ids == ids(tokenizer, "g h i j <eos>")
     assert second.chosen_ids == ids(tokenizer, "f g h i j k")
     assert second.rejected_ids == ids(tokenizer, "m <eos>")
-    assert split.counts == TokenCounts(
-        prompts_truncated=1, chosen_truncated=2, rejected_truncated=1, identical=1
-    )
+    assert split.counts == TokenCounts(prompts_truncated=1, chosen_truncated=2, rejected_truncated=1, identical=1)
     assert [(r.kind, r.reason) for r in split.rejections] == [
         ("degenerate", "chosen and rejected are the same tokens once truncated")
     ]
@@ -332,9 +322,7 @@ def test_very_long_texts_are_cut_and_keep_the_ends_that_matter() -> None:
     ]
     split = tokenized(rows, tokenizer, max_length=1024, max_prompt_length=512)
     long, asked = split.pairs
-    assert (
-        len(long.prompt_ids) + len(long.chosen_ids) == len(long.prompt_ids) + len(long.rejected_ids) == 1024
-    )
+    assert len(long.prompt_ids) + len(long.chosen_ids) == len(long.prompt_ids) + len(long.rejected_ids) == 1024
     assert tokenizer.eos_token_id not in long.chosen_ids + long.rejected_ids
     assert len(asked.prompt_ids) == 512
     assert f"{question}</s>\n<|assistant|>\n" in tokenizer.decode(asked.prompt_ids)

@@ -76,9 +76,7 @@ ROWS: dict[str, Row] = {
     "rso": Row(lambda p: max(0.0, 1 - 0.1 * (p.a - p.b)), 1.0, (-1, 1)),
     "cal_dpo": Row(lambda p: softplus(p.b - p.a) + calibration(p), math.log(2) + 50, (-1, 1)),
     "cal_ipo": Row(lambda p: (p.a / p.nw - p.b / p.nl - 5) ** 2 + calibration(p), 75.0, (-1, 1)),
-    "cal_slic": Row(
-        lambda p: max(0.0, 10 - p.pw + p.pl) - p.pw / p.nw + calibration(p), None, (-1, 1)
-    ),
+    "cal_slic": Row(lambda p: max(0.0, 10 - p.pw + p.pl) - p.pw / p.nw + calibration(p), None, (-1, 1)),
 }
 
 PAIRS = [
@@ -260,9 +258,7 @@ class TestScoreTargets:
         loss = load(name, targets="scores")
         assert loss.needs_scores
         logps = to_logps(PAIRS)
-        without = PairLogps(
-            *(getattr(logps, n) for n in PairLogps.__dataclass_fields__ if not n.startswith("score_"))
-        )
+        without = PairLogps(*(getattr(logps, n) for n in PairLogps.__dataclass_fields__ if not n.startswith("score_")))
         with pytest.raises(CaldpoError, match=r"loss\.targets=scores"):
             loss(without)
 

@@ -66,7 +66,10 @@ def test_what_cannot_be_loaded_is_named(path: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama"])
 def test_dropout_is_off_unless_asked_for(architecture: str) -> None:
-    rates = {"gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"), "gpt_neox": ("hidden_dropout", "attention_dropout")}
+    rates = {
+        "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        "gpt_neox": ("hidden_dropout", "attention_dropout"),
+    }
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     names = rates.get(architecture, ("attention_dropout",))
     config = AutoConfig.for_model(architecture, vocab_size=50, **sizes, **dict.fromkeys(names, 0.5))

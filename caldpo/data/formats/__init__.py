@@ -45,9 +45,7 @@ class Format(Protocol):
 def formats() -> Mapping[str, Format]:
     """Every format by its name, which is its file's name; files with a leading underscore are helpers."""
     names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    return MappingProxyType(
-        {name: cast(Format, importlib.import_module(f"{__name__}.{name}")) for name in names}
-    )
+    return MappingProxyType({name: cast(Format, importlib.import_module(f"{__name__}.{name}")) for name in names})
 
 
 def detect(row: Row) -> str:

@@ -41,7 +41,5 @@ def parse(row: Row) -> PreferencePair:
 def _response(row: Row, column: str) -> str:
     found = messages(row, column)
     if len(found) != 1 or found[0]["role"] != "assistant":
-        raise RowError(
-            f"`{column}` must hold one assistant message ({', '.join(m['role'] for m in found[:8])})"
-        )
+        raise RowError(f"`{column}` must hold one assistant message ({', '.join(m['role'] for m in found[:8])})")
     return found[0]["content"]

@@ -63,9 +63,7 @@ def sample_continuations(
             seed=random.Random(f"sample {seed} {start}").getrandbits(31),
             batch_size=batch_size,
         )
-        continuations += [
-            _continuation(tokenizer, *parts) for parts in zip(texts, ids, responses, strict=True)
-        ]
+        continuations += [_continuation(tokenizer, *parts) for parts in zip(texts, ids, responses, strict=True)]
     return continuations
 
 
@@ -74,9 +72,7 @@ def _as_prompt(ids: list[int], eos: int) -> list[int]:
     return ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
 
 
-def _continuation(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int], response: list[int]
-) -> str:
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int], response: list[int]) -> str:
     # Decoded with the prompt, because many tokenizers drop a space at the beginning of a text.
     whole = _text(tokenizer, ids + response)
     return whole[len(prompt) :] if whole.startswith(prompt) else _text(tokenizer, response)

@@ -95,9 +95,7 @@ def _checked(value: Any, origin: str) -> RawRow:
         names = {type(None): "null", bool: "a boolean", str: "text", list: "a list"}
         return RawRow(origin, None, f"not a JSON object (but {names.get(type(value), 'a number')})")
     repeated = _find_repeated(value)
-    return RawRow(
-        origin, value, None if repeated is None else f"a key stands twice in an object ({repeated!r})"
-    )
+    return RawRow(origin, value, None if repeated is None else f"a key stands twice in an object ({repeated!r})")
 
 
 def _find_repeated(value: Any) -> str | None:

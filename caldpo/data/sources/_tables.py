@@ -67,9 +67,7 @@ def read_csv(path: Path) -> Iterator[RawRow]:
             if len(cells) == len(header):
                 yield RawRow(origin, _typed(dict(zip(header, cells, strict=True))))
             elif cells:  # an empty list is a blank line
-                yield RawRow(
-                    origin, None, f"not as many cells as the header has ({len(cells)} of {len(header)})"
-                )
+                yield RawRow(origin, None, f"not as many cells as the header has ({len(cells)} of {len(header)})")
 
 
 def _header(reader: Iterator[list[str]], path: Path) -> list[str]:

@@ -83,11 +83,7 @@ def _neighbours(path: Path) -> str:
 def _listing(folder: Path) -> str:
     names = _data_files(folder)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (
-        f"; data files in {folder}: {', '.join(names[:5])}{more}"
-        if names
-        else f"; {folder} has no data files"
-    )
+    return f"; data files in {folder}: {', '.join(names[:5])}{more}" if names else f"; {folder} has no data files"
 
 
 def _data_files(folder: Path) -> list[str]:

@@ -57,9 +57,7 @@ class HubDataset:
         folder = Path(self.path).expanduser()
         path = str(folder) if folder.is_dir() else self.path
         try:
-            return datasets.load_dataset(
-                path, self.config, data_dir=self.data_dir, split=split, revision=self.revision
-            )
+            return datasets.load_dataset(path, self.config, data_dir=self.data_dir, split=split, revision=self.revision)
         except Exception as error:  # datasets raises a dozen types here, of three libraries
             raise self._explained(error, split) from error
 
@@ -83,9 +81,7 @@ class HubDataset:
                 remedy="name one of its splits, or a slice like train[:1000]",
             )
         if isinstance(error, ValueError) and "BuilderConfig" in detail:
-            return CaldpoError(
-                f"no such subset of {self.path}: {detail}", key="data.source.config", value=self.config
-            )
+            return CaldpoError(f"no such subset of {self.path}: {detail}", key="data.source.config", value=self.config)
         return CaldpoError(_cause(error, detail), key="data.source.path", value=self.path, remedy=_REMEDY)
 
 

@@ -11,9 +11,7 @@ from caldpo.environments.reviews.reward import reward
 from caldpo.environments.reviews.writers import WRITERS, write
 
 
-def sample_pairs(
-    split: Split, count: int, *, seed: int, sharpness: float | None
-) -> Iterator[dict[str, str | float]]:
+def sample_pairs(split: Split, count: int, *, seed: int, sharpness: float | None) -> Iterator[dict[str, str | float]]:
     """Rows ``prompt, chosen, rejected, score_chosen, score_rejected``, a prompt of its own for each.
 
     Scores are true rewards, so with noisy labels the chosen one's can be the lower. The two rewards of a pair
