@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def _print(folder: Path, outcomes: list[RunOutcome]) -> None:
     table.add_column("error", overflow="fold")
     styles = {FINISHED: "green", FAILED: "bold red", INTERRUPTED: "yellow", RUNNING: "yellow"}
     for run in outcomes:
-        table.add_row(Text(run.name), Text(run.status, styles.get(run.status, "")), Text(run.error or ""))
+        error = textwrap.shorten(run.error or "", 200, placeholder=" ...")  # all of it is in the run's folder
+        table.add_row(Text(run.name), Text(run.status, styles.get(run.status, "")), Text(error))
     console.print(table)
     finished = sum(run.status == FINISHED for run in outcomes)
     console.print(f"{finished} of {len(outcomes)} runs finished; all lie in {folder}", highlight=False)

@@ -54,6 +54,7 @@ class OracleEvaluation(pl.Callback):
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if data.oracle is None or not self.prompts or not trainer.is_global_zero:
             return
+        module.policy.eval()  # training is over: no dropout from here on
         metrics = self.score_samples(data, module, data.oracle)
         if data.test_pairs.has_scores:
             metrics |= agreement(data, module)

@@ -1,0 +1,1 @@
+"""Report, table and pictures of a sweep, from its runs' files alone."""

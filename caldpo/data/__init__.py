@@ -1,0 +1,1 @@
+"""Preference pairs: from raw rows to padded batches."""

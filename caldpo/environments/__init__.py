@@ -1,0 +1,1 @@
+"""Embedded environments whose true reward is known."""

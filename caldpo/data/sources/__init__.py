@@ -1,0 +1,1 @@
+"""Where rows come from: files, hub data sets, generated environments."""
