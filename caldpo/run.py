@@ -11,13 +11,11 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.redact import redact
-from caldpo.errors import CaldpoError
 from caldpo.loggers import csv_logger
 from caldpo.module import PreferenceModule
 from caldpo.settings import RunSettings
@@ -55,7 +53,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
-    parts: dict[str, Any] = {name: build(cfg[name]) for name in SECTIONS}
+    parts: dict[str, Any] = {name: instantiate(cfg[name], _convert_="all") for name in SECTIONS}
     loss, data, source = parts["loss"], parts["data"], parts["model"]
     parts["trainer"].check()
     tokenizer = source.load_tokenizer()
@@ -121,16 +119,6 @@ def sweep_name() -> str | None:
     """The sweep's folder, when this run is one of a sweep: the group of its runs."""
     hydra = HydraConfig.get()
     return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
-
-
-def build(section: DictConfig) -> Any:
-    """Instantiate a section; a CaldpoError of a constructor comes out as it was raised."""
-    try:
-        return instantiate(section, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, CaldpoError):
-            raise error.__cause__ from None
-        raise
 
 
 def train(trainer: pl.Trainer, module: PreferenceModule, data: pl.LightningDataModule) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from caldpo.config.bounds import NonNegativeInt, Positive
+from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
 from caldpo.config.signature import validated
 
 
@@ -23,7 +23,7 @@ class RunSettings:
         export: write the trained policy as a Hugging Face folder, ``policy/`` in the run's folder.
     """
 
-    name: str
+    name: FolderName
     seed: NonNegativeInt
     reward_beta: Positive
     console: Literal["full", "line"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def _print(folder: Path, outcomes: list[RunOutcome]) -> None:
     from rich.text import Text
 
     console = Console()
-    table = Table(title=f"sweep {folder}", title_justify="left")
+    table = Table()
     table.add_column("run", overflow="fold")
     table.add_column("status", no_wrap=True)
     table.add_column("error", overflow="fold")
@@ -102,4 +103,6 @@ def _print(folder: Path, outcomes: list[RunOutcome]) -> None:
         table.add_row(Text(run.name), Text(run.status, styles.get(run.status, "")), Text(error))
     console.print(table)
     finished = sum(run.status == FINISHED for run in outcomes)
-    console.print(f"{finished} of {len(outcomes)} runs finished; all lie in {folder}", highlight=False)
+    print(f"{finished} of {len(outcomes)} runs finished; all lie in {folder}")
+    if finished:
+        print(f"compare them: python -m caldpo.compare {shlex.quote(str(folder))}")

@@ -102,12 +102,13 @@ def _of_sweep(
     assert master is not None
     jobs, all_known, found = _jobs(loader, master)
     problems += found
-    for number, job in _telling(loader, jobs):
-        cfg, found = compose_or_explain(lambda given: loader.load_sweep_config(master, given), loader, job)
-        problems += found
-        if cfg is not None:
-            problems += [*_of_run(cfg, schemas, number), *_of_processes(cfg)]
-    raise_problems(list(dict.fromkeys(problems)))
+    for batch in _telling(loader, jobs):
+        for number, job in _with_progress(batch):
+            cfg, found = compose_or_explain(lambda given: loader.load_sweep_config(master, given), loader, job)
+            problems += found
+            if cfg is not None:
+                problems += [*_of_run(cfg, schemas, number), *_of_processes(cfg)]
+        raise_problems(list(dict.fromkeys(problems)))
     HydraConfig.instance().set_config(master)
     return [*naming_overrides(jobs, master, all_known=all_known), *claimed_folder(master, "sweep")]
 
@@ -143,26 +144,36 @@ def _jobs(loader: ConfigLoaderImpl, master: DictConfig) -> tuple[list[list[str]]
     return BasicSweeper.split_arguments(parsed, None)[0], True, []
 
 
-def _telling(loader: ConfigLoaderImpl, jobs: list[list[str]]) -> Iterable[tuple[int, list[str]]]:
-    """The jobs that can show a problem which no earlier one shows, with their numbers.
+def _telling(loader: ConfigLoaderImpl, jobs: list[list[str]]) -> list[list[tuple[int, list[str]]]]:
+    """The jobs that can show a problem which no earlier one shows, with their numbers, in two batches.
 
     What keys there are, and what their values may be, follows from the choice of groups: each other override
-    is composed once per choice, instead of once per combination with all others.
+    is composed once per choice, instead of once per combination with all others. The first batch shows each
+    override at least once, so that most mistakes are answered soon; the second the rest.
     """
     groups = {text for text in {t for job in jobs for t in job} if _chooses_group(loader, text)}
+    shown: set[str] = set()
     seen: set[tuple[frozenset[str], str]] = set()
-    telling = []
+    first, second = [], []
     for number, job in enumerate(jobs):
-        choice = frozenset(job) & groups
-        news = {(choice, text) for text in [*job, ""]} - seen
+        if not set(job) <= shown or not job:
+            first.append((number, job))
+            shown |= set(job)
+            seen |= {(frozenset(job) & groups, text) for text in [*job, ""]}
+    for number, job in enumerate(jobs):
+        news = {(frozenset(job) & groups, text) for text in [*job, ""]} - seen
         if news:
-            telling.append((number, job))
+            second.append((number, job))
             seen |= news
-    if len(telling) <= 20:
-        return telling
+    return [first, second]
+
+
+def _with_progress(batch: list[tuple[int, list[str]]]) -> Iterable[tuple[int, list[str]]]:
+    if len(batch) <= 20:  # about two seconds
+        return batch
     from rich.progress import track
 
-    return track(telling, description="Checking the sweep", transient=True)
+    return track(batch, description="Checking the sweep", transient=True)
 
 
 def _chooses_group(loader: ConfigLoaderImpl, text: str) -> bool:

@@ -26,7 +26,7 @@ _NOT_BEFORE_TOKEN = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special"
 _PLACES = {"path", "file", "dir", "folder"}
 
 _ENVIRONMENT_REFERENCE = re.compile(r"\$\{oc\.env:\w+(,\s*null)?\}")
-_PAIR_IN_TEXT = re.compile(r"(?P<key>[\w.@/+~-]+)=(?P<value>'[^']*'|\"[^\"]*\"|[^,\s]+)")
+_PAIR_IN_TEXT = re.compile(r"(?P<key>[\w.@/+~-]+)=(?P<value>'[^']*'|\"[^\"]*\"|[^,\s'\"]+)")
 _KNOWN_FORMS = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})")
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 

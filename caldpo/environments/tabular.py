@@ -44,6 +44,16 @@ class TabularEnvironment:
         return _normal_table(self, "rewards", self.reward_spread)
 
 
+def prompt_text(prompt: int) -> str:
+    """How a prompt is written."""
+    return f"x{prompt}"
+
+
+def response_text(response: int) -> str:
+    """How a response is written, with the space before it."""
+    return f" y{response}"
+
+
 def optimum(reference: Table, rewards: Table, beta: float) -> Table:
     """Log-probs of ``pi*``.
 

@@ -76,7 +76,7 @@ FILES = {
         from dataclasses import dataclass
         from typing import Literal
         from torch import Tensor
-        from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
+        from caldpo.config.bounds import FolderName, Fraction, NonNegativeInt, Positive
 
         @dataclass
         class Settings:
@@ -90,6 +90,9 @@ FILES = {
 
         class Smooth:
             def __init__(self, beta: Positive = 0.1, label_smoothing: float = 0.0) -> None: ...
+
+        class Narrow:
+            def __init__(self, beta: Fraction = 0.1) -> None: ...
 
         class Schedule:
             def __init__(self, decay: Literal["constant", "linear", "cosine"]) -> None: ...

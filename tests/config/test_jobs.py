@@ -147,7 +147,7 @@ class TestSweep:
         assert runs["behave=mistake,seed=10"]["error"] == "seed=7: must not be 7. What to do: take 8."
         assert runs["behave=finish,seed=2"]["error"] is None
         assert "2 of 6 runs finished" in sweep["out"]
-        assert f"outputs/{sweep['folder'].name}" in sweep["out"]
+        assert f"python -m caldpo.compare outputs/{sweep['folder'].name}" in sweep["out"]
 
     def test_each_failed_run_keeps_its_traceback(self, sweep: dict[str, Any]) -> None:
         failed = sorted(path.parent.name.split(",")[0] for path in sweep["folder"].rglob("error.txt"))

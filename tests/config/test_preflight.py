@@ -36,6 +36,7 @@ CONF = {
     """,
     "loss/cal.yaml": "{_target_: caldpo.parts.Loss, beta: 0.1, targets: half}",
     "loss/smooth.yaml": "{_target_: caldpo.parts.Smooth, beta: 0.1, label_smoothing: 0.0}",
+    "loss/narrow.yaml": "{_target_: caldpo.parts.Narrow, beta: 0.1}",
     "optim/adamw.yaml": """
         _target_: caldpo.parts.Optim
         lr: 1.0e-3
@@ -110,8 +111,8 @@ def test_a_good_run_has_its_folder_made() -> None:
         (["sed=1"], ["sed: unknown key (did you mean seed?)", "data", "reward_beta"]),
         (["los=cal"], ["los: unknown key (did you mean loss?)"]),
         (["optim.schedul.decay=x"], ["optim.schedul.decay", "(did you mean schedule?)"]),
-        (["loss=calm"], ["loss=calm: no such option (did you mean cal?)", "choose one of cal, smooth"]),
-        (["loss=3"], ["loss=3: has to be an option", "cal, smooth"]),
+        (["loss=calm"], ["loss=calm: no such option (did you mean cal?)", "choose one of cal, narrow, smooth"]),
+        (["loss=3"], ["loss=3: has to be an option", "cal, narrow, smooth"]),
         (["loss.beta=-1"], ["loss.beta=-1: must be a number > 0"]),
         (["loss.beta=nan"], ["loss.beta=nan: must be a number > 0"]),
         (["loss.beta=abc"], ["loss.beta=abc: must be a number > 0"]),
@@ -209,6 +210,17 @@ class TestSweeps:
         monkeypatch.setattr(module, "_of_run", lambda cfg, *rest: composed.append(1) or original(cfg, *rest))
         check("loss=cal,smooth", "seed=range(0,4)", "loss.beta=0.1,0.2,0.3", m=True)
         assert len(composed) == 2 * (4 + 3 - 1)  # of 24 runs
+
+    def test_most_mistakes_are_answered_by_one_look_at_each_value(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        composed: list[int] = []
+        original = module._of_run
+        monkeypatch.setattr(module, "_of_run", lambda cfg, *rest: composed.append(1) or original(cfg, *rest))
+        assert "seed=-1" in answer("loss=cal,smooth", "loss.beta=0.1,0.2,0.3", "seed=0,1,-1", m=True)
+        assert len(composed) == 1 + 1 + 2 + 2  # of 18 runs
+
+    def test_a_mistake_in_one_combination_alone_is_found(self) -> None:
+        # 5 is a good beta of cal, and narrow is good with 0.1
+        assert "loss.beta=5: must be a number >= 0 and <= 1" in answer("loss=cal,narrow", "loss.beta=0.1,5", m=True)
 
 
 def test_showing_a_configuration_needs_no_values() -> None:
