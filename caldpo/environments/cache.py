@@ -12,7 +12,7 @@ from rich.console import Console
 from caldpo.errors import CaldpoError
 
 
-def cached_folder(cache: Path, name: str, make: Callable[[Path], None], *, key: str) -> Path:
+def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key: str) -> Path:
     """The folder ``cache / name``, made by ``make`` if it is not there yet.
 
     ``make`` fills a folder beside it, which gets its name once it is complete. One process makes it; others

@@ -13,6 +13,7 @@ from caldpo.config.signature import validated
 from caldpo.data.rows import RawRow
 from caldpo.environments.bradley_terry import prefers_first
 from caldpo.environments.tabular import (
+    Table,
     TabularEnvironment,
     exact_metrics,
     log_partition,
@@ -58,9 +59,7 @@ class TabularPairs:
         partition_beta: Positive | None,
         seed: NonNegativeInt,
     ) -> None:
-        self.environment = TabularEnvironment(
-            prompts, responses, environment_seed, reference_spread, reward_spread
-        )
+        self.environment = TabularEnvironment(prompts, responses, environment_seed, reference_spread, reward_spread)
         self.pairs_per_prompt = {"train": pairs_per_prompt, "test": test_pairs_per_prompt}
         self.proposal, self.label_sharpness = proposal, label_sharpness
         self.partition_beta, self.seed = partition_beta, seed
@@ -83,9 +82,7 @@ class TabularPairs:
         row = e.rewards()[prompts[prompt.strip()]]
         return row[responses[response.strip()]].item() if response.strip() in responses else row.min().item()
 
-    def exact_metrics(
-        self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float
-    ) -> dict[str, float]:
+    def exact_metrics(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> dict[str, float]:
         """See :func:`caldpo.environments.tabular.exact_metrics`.
 
         Args:
@@ -96,15 +93,19 @@ class TabularPairs:
             CaldpoError: the policy is no table of these sizes.
         """
         rewards = self.environment.rewards()
-        tables = [getattr(model, "table", None) for model in (policy, reference)]
-        if any(table is None or table.shape != rewards.shape for table in tables):
+        return exact_metrics(self._table(policy), self._table(reference), rewards, beta)
+
+    def _table(self, model: PreTrainedModel) -> Table:
+        sizes = (self.environment.prompts, self.environment.responses)
+        table = getattr(model, "table", None)
+        if table is None or tuple(table.shape) != sizes:
             raise CaldpoError(
-                f"the policy is no table of {rewards.shape[0]} prompts x {rewards.shape[1]} responses",
+                f"the policy is no table of {sizes[0]} prompts x {sizes[1]} responses",
                 key="data",
                 value=self.name,
                 remedy="use model=tabular with its sizes taken from the data",
             )
-        return exact_metrics(*(table.detach().cpu() for table in tables), rewards, beta)
+        return table.detach().cpu()
 
     def _rows(self, split: str) -> Iterator[RawRow]:
         e, rng = self.environment, random.Random(f"{self.seed}/{split}")
@@ -117,9 +118,7 @@ class TabularPairs:
         for x in range(e.prompts):
             for i in range(self.pairs_per_prompt[split]):
                 first, second = _two_different(weights[x], rng)
-                if not prefers_first(
-                    rewards[x, first].item(), rewards[x, second].item(), self.label_sharpness, rng
-                ):
+                if not prefers_first(rewards[x, first].item(), rewards[x, second].item(), self.label_sharpness, rng):
                     first, second = second, first
                 row = {
                     "prompt": prompt_text(x),

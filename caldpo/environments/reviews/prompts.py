@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from itertools import permutations, product
+from itertools import permutations
 from typing import Literal
 
 from caldpo.environments.reviews.vocabulary import ASPECTS, STOP, TITLE_FIRST, TITLE_SECOND, TONES
@@ -64,10 +64,8 @@ def sample_prompts(split: Split, count: int, rng: random.Random) -> list[Prompt]
     Raises:
         CaldpoError: when more are wanted than there are.
     """
-    everything = [
-        Prompt(title, aspects, tone)
-        for title, aspects, tone in product(TITLES[split], permutations(ASPECTS, ASKED_ASPECTS), TONES)
-    ]
+    titles, orders, tones = TITLES[split], list(permutations(ASPECTS, ASKED_ASPECTS)), list(TONES)
+    everything = range(len(titles) * len(orders) * len(tones))
     if count > len(everything):
         raise CaldpoError(
             f"the reviews grammar has {len(everything):,} different {split} prompts, fewer than the pairs wanted",
@@ -75,4 +73,9 @@ def sample_prompts(split: Split, count: int, rng: random.Random) -> list[Prompt]
             key=f"data.source.{split}_pairs",
             remedy="ask for fewer pairs: each pair has a prompt of its own",
         )
-    return rng.sample(everything, count)
+    prompts = []
+    for number in rng.sample(everything, count):
+        rest, tone = divmod(number, len(tones))
+        title, order = divmod(rest, len(orders))
+        prompts.append(Prompt(titles[title], orders[order], tones[tone]))
+    return prompts

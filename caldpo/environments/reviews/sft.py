@@ -71,7 +71,7 @@ def fit_sft(recipe: SftRecipe) -> LlamaForCausalLM:
         model = LlamaForCausalLM(_config(recipe, tokenizer))
         optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=_BETAS, weight_decay=0.0)
         batches = track(
-            _batches(recipe, tokenizer),
+            sft_batches(recipe, tokenizer),
             total=recipe.steps,
             description="Fitting the SFT model (once, then cached)",
             console=Console(stderr=True),
@@ -109,10 +109,10 @@ def _config(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaConfi
     )
 
 
-def _batches(
+def sft_batches(
     recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Token ids, attention mask and response mask (EOS included), each of shape ``(reviews, length)``."""
+    """One batch a step: token ids, attention and response mask (EOS included), each ``(reviews, length)``."""
     rng = random.Random(recipe.seed)
     prompts = iter(sample_prompts("train", recipe.steps * recipe.batch_size, rng))
     for _ in range(recipe.steps):
