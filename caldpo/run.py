@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import transformers
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -38,6 +39,7 @@ def run(cfg: DictConfig) -> float:
     if settings.console == "full":
         summary = run_in(run_dir, settings, cfg)
     else:
+        transformers.utils.logging.disable_progress_bar()
         with (run_dir / "output.txt").open("w", encoding="utf-8") as kept, contextlib.redirect_stdout(kept):
             summary = run_in(run_dir, settings, cfg)
         print_line(run_dir.name, summary)

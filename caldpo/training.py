@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -78,7 +78,7 @@ class TrainerSettings:
         _quieten()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        bar = [RichProgressBar(leave=False)] if self.progress_bar else []
+        bar = [StepProgress(leave=False)] if self.progress_bar else []
         return pl.Trainer(
             accelerator=self.accelerator,
             devices=self.devices,
@@ -103,6 +103,19 @@ class TrainerSettings:
             logger=loggers,
             callbacks=[*bar, *callbacks],
         )
+
+
+class StepProgress(RichProgressBar):
+    """Lightning's bar of an epoch, with the optimiser steps done of all in its label."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        total = int(self.trainer.estimated_stepping_batches)
+        return f"Epoch {current_epoch} from step {self.trainer.global_step}/{total}"
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)  # Lightning's number of the run, which has a folder instead
+        return items
 
 
 def _quieten() -> None:

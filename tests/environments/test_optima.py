@@ -169,7 +169,8 @@ def test_with_few_pairs_dpo_overfits_and_cal_dpo_does_not() -> None:
         source = TabularPairs(8, 16, 0, 1.0, 1.0, 40, 1, "reference", 1.0, None, seed)
         rows = [row.value for row in source.rows("train")]
         indices = [[int(str(row[k]).strip()[1:]) for row in rows] for k in ("prompt", "chosen", "rejected")]  # type: ignore[index]
-        pairs = Pairs(*map(torch.tensor, indices), weight=torch.full((len(rows),), 1 / len(rows), dtype=torch.float64))
+        x, w, r = map(torch.tensor, indices)
+        pairs = Pairs(x, w, r, torch.full((len(rows),), 1 / len(rows), dtype=torch.float64))
         for name, values in reached.items():
             logits = descend(make(name, beta=0.1), pairs, steps=1000)
             values.append(objective(logits, REFERENCE, REWARDS, 0.1))

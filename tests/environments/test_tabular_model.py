@@ -56,7 +56,8 @@ def test_the_policy_starts_as_the_reference() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_log_prob_of_a_response_is_its_tables_entry_and_eos_adds_nothing(dtype: torch.dtype) -> None:
-    model = policy().to(dtype)
+    model = policy()
+    model.lm_head.to(dtype)
     chosen, rejected = pair_logprobs(model, batch())
     table = model.table.detach()
     table = (table if dtype == torch.float64 else table.float()).log_softmax(dim=1)
