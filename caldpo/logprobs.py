@@ -1,13 +1,13 @@
 """The log-prob engine: a causal language model and token ids in, log-probs per response out.
 
 ``log pi(y|x) = sum_t log softmax(logits[t-1])[y_t]`` over the response's tokens, EOS included, in nats.
-Logits are taken at the positions that predict a response token of any row and the softmax at those of the
-row alone; log-probs accumulate in float32 (float64 for a float64 model).
+The output head runs at the positions that predict a response token and nowhere else, so that no logits of
+prompt or padding exist; log-probs accumulate in float32 (float64 for a float64 model).
 """
 
 from __future__ import annotations
 
-import inspect
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,16 +32,12 @@ def response_logprobs(
         response_mask: True on the tokens whose log-probs are summed. Never at position 0, which nothing
             predicts.
     """
-    predicted = response_mask[:, 1:]  # [rows, length - 1]; column t is predicted by the logits at t
-    columns = predicted.any(dim=0).nonzero().squeeze(-1)
-    logits = _logits_at(model, input_ids, attention_mask, columns)  # [rows, columns, vocab]
-    here = predicted[:, columns]
-    targets = input_ids[:, 1:][:, columns][here]
-    wanted = logits[here]  # [response tokens, vocab]: the softmax never sees prompt or padding
+    predicts = response_mask.roll(-1, dims=1)  # position t - 1 predicts token t; nothing predicts position 0
+    logits = _logits_at(model, input_ids, attention_mask, predicts)  # [response tokens, vocab]
     token_logprobs = -F.cross_entropy(
-        wanted if wanted.dtype == torch.float64 else wanted.float(), targets, reduction="none"
+        logits if logits.dtype == torch.float64 else logits.float(), input_ids[response_mask], reduction="none"
     )
-    row = here.nonzero()[:, 0]
+    row = response_mask.nonzero()[:, 0]
     return token_logprobs.new_zeros(len(input_ids)).index_add(0, row, token_logprobs)
 
 
@@ -61,10 +57,24 @@ def _logits_at(
     model: nn.Module,
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Bool[Tensor, "rows length"],
-    columns: Int[Tensor, " columns"],
-) -> Float[Tensor, "rows columns vocab"]:
-    """Logits at the given positions; the output head runs on those alone where the model can do that."""
-    arguments = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "use_cache": False}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        return model(**arguments, logits_to_keep=columns).logits
-    return model(**arguments).logits[:, columns]
+    at: Bool[Tensor, "rows length"],
+) -> Float[Tensor, "positions vocab"]:
+    """Logits at the marked positions, row by row.
+
+    The hidden states are picked on their way into the model's own output head, so that whatever the model does
+    to its logits afterwards (scaling, soft-capping) is done to these. A model without such a head gives all its
+    logits, and they are picked afterwards.
+    """
+
+    def pick(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs[0][at], *inputs[1:])
+
+    heads: Any = getattr(model, "get_output_embeddings", None)
+    head = None if heads is None else heads()
+    hook = None if head is None else head.register_forward_pre_hook(pick)
+    try:
+        logits = model(input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False).logits
+    finally:
+        if hook is not None:
+            hook.remove()
+    return logits if logits.ndim == 2 else logits[at]

@@ -63,7 +63,7 @@ def test_pad_id_inside_a_response_is_a_token_like_any_other() -> None:
     assert chosen[0].item() == pytest.approx(naive(model, [5, 6], [0, 9, 0]).item(), rel=1e-5)
 
 
-def test_models_without_logits_to_keep() -> None:
+def test_models_without_an_output_head_of_their_own() -> None:
     class Plain(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -90,3 +90,25 @@ def test_response_lengths() -> None:
     chosen, rejected = response_tokens(batch_of(pairs))
     assert chosen.tolist() == [len(p.chosen_ids) for p in pairs]
     assert rejected.tolist() == [len(p.rejected_ids) for p in pairs]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_head_sees_response_positions_alone(architecture: str) -> None:
+    model, batch = tiny_model(architecture), tiny_batch()
+    seen: list[int] = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: seen.append(output.numel() // output.shape[-1]))
+    pair_logprobs(model, batch)
+    assert seen == [int(batch.response_mask.sum())]
+    assert model(batch.input_ids).logits.ndim == 3  # and afterwards the model is as it was
+
+
+def test_soft_capped_logits() -> None:
+    """What a model does to its logits is part of its log-probs: with a cap as low as 2 it cannot be missed."""
+    model, pairs = tiny_model("gemma2"), tiny_pairs(3)
+    uncapped = pair_logprobs(model, batch_of(pairs))[0]
+    model.config.final_logit_softcapping = 2.0
+    capped = pair_logprobs(model, batch_of(pairs))[0]
+    assert (capped - uncapped).abs().max() > 0.1
+    for i, pair in enumerate(pairs):
+        assert capped[i].item() == pytest.approx(naive(model, pair.prompt_ids, pair.chosen_ids).item(), rel=1e-5)
