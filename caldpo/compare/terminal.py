@@ -24,7 +24,9 @@ def print_outcome(console: Console, settings: Sequence[Setting], written: Sequen
     columns = [quantity for quantity in SHOWN if any(s.finals(quantity.final) for s in finished)]
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.title = Text(f"Final held-out figures: {headline(finished)} · {seeds_text(finished)}")
-    table.add_column("setting")
+    # labels break between overrides, never inside one: which setting a row is has to be readable
+    widest = max((len(word) for setting in finished for word in setting.label.split()), default=0)
+    table.add_column("setting", min_width=widest, overflow="fold")
     for quantity in columns:
         header = Text(f"{quantity.title}\n{quantity.unit}")
         # On a narrow terminal cells wrap between mean and spread, and headers between words.
