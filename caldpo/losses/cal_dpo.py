@@ -32,8 +32,8 @@ class CalDPO(PreferenceLoss):
         beta: Positive = 0.1,
         calibration_weight: NonNegative = 1.0,
         targets: Literal["half", "scores"] = "half",
-        score_center: Finite | Literal["pair"] = "pair",
-        score_scale: Positive = 1.0,
+        score_center: Finite | Literal["pair"] | None = None,
+        score_scale: Positive | None = None,
     ) -> None:
         super().__init__()
         self.beta = beta

@@ -28,8 +28,8 @@ class CalIPO(PreferenceLoss):
         length_normalize: bool = True,
         calibration_weight: NonNegative = 1.0,
         targets: Literal["half", "scores"] = "half",
-        score_center: Finite | Literal["pair"] = "pair",
-        score_scale: Positive = 1.0,
+        score_center: Finite | Literal["pair"] | None = None,
+        score_scale: Positive | None = None,
     ) -> None:
         super().__init__()
         self.beta = beta

@@ -30,8 +30,8 @@ class CalSLiC(PreferenceLoss):
         nll_weight: NonNegative = 1.0,
         calibration_weight: NonNegative = 1.0,
         targets: Literal["half", "scores"] = "half",
-        score_center: Finite | Literal["pair"] = "pair",
-        score_scale: Positive = 1.0,
+        score_center: Finite | Literal["pair"] | None = None,
+        score_scale: Positive | None = None,
     ) -> None:
         super().__init__()
         self.beta = beta

@@ -3,9 +3,9 @@
 ``a``, ``b``: log-ratios policy/reference of the chosen and rejected response, summed, nats.
 ``r_w``, ``r_l``: the rewards that the beta-scaled log-ratios are pulled to. The paper takes +1/2 and -1/2
 (``targets=half``), which gives ``(a - 1/(2 beta))^2 + (b + 1/(2 beta))^2``. With ``targets=scores`` they are
-the pair's ground-truth scores from the data, ``scale (score - centre)``; the centre is the mean of the
-pair's two scores (``score_center=pair``) or a number. Scores one apart and centred on the pair are
-``half``.
+the pair's ground-truth scores from the data, ``scale (score - centre)``; the centre is the mean of the pair's
+two scores (``score_center=pair``, the default) or a number, and the scale 1 unless given. Scores one apart and
+centred on the pair are ``half``.
 
 Xiao et al. 2024, "Cal-DPO: Calibrated Direct Preference Optimization for Language Model Alignment",
 arXiv 2412.14516, Eq. 10. The term fixes the value of each log-ratio, so it does not carry over to other
@@ -32,12 +32,21 @@ class Calibration(nn.Module):
         beta: float,
         weight: float,
         targets: Literal["half", "scores"],
-        score_center: float | Literal["pair"],
-        score_scale: float,
+        score_center: float | Literal["pair"] | None,
+        score_scale: float | None,
     ) -> None:
         super().__init__()
+        for key, value in {"score_center": score_center, "score_scale": score_scale}.items():
+            if targets == "half" and value is not None:
+                raise CaldpoError(
+                    "is read with targets=scores alone",
+                    key=f"loss.{key}",
+                    value=value,
+                    remedy="add loss.targets=scores, or leave it out",
+                )
         self.beta, self.weight, self.targets = beta, weight, targets
-        self.score_center, self.score_scale = score_center, score_scale
+        self.score_center: float | Literal["pair"] = "pair" if score_center is None else score_center
+        self.score_scale = 1.0 if score_scale is None else score_scale
 
     @property
     def needs_scores(self) -> bool:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from caldpo.config.bounds import Positive
 from caldpo.config.signature import validated
+from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.terms import logistic
 from caldpo.types import LossOutput, PairLogps
@@ -38,9 +39,16 @@ class FDPO(PreferenceLoss):
         self,
         beta: Positive = 0.1,
         divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "js",
-        alpha: Positive = 0.5,
+        alpha: Positive | None = None,
     ) -> None:
         super().__init__()
+        if (alpha is None) == (divergence == "alpha"):
+            raise CaldpoError(
+                "belongs to divergence=alpha: needed there and not read elsewhere",
+                key="loss.alpha",
+                value=alpha,
+                remedy="loss.divergence=alpha loss.alpha=0.5, or no alpha",
+            )
         self.beta, self.divergence, self.alpha = beta, divergence, alpha
 
     @property
@@ -49,7 +57,7 @@ class FDPO(PreferenceLoss):
             "reverse_kl": "x",
             "forward_kl": "-exp(-x)",
             "js": "logsigmoid(x)",
-            "alpha": f"(1 - exp(-{self.alpha:g} x)) / {self.alpha:g}",
+            "alpha": f"(1 - exp(-{self.alpha} x)) / {self.alpha}",
         }[self.divergence]
         return f"-logsigmoid({self.beta:g} (s(a) - s(b))), s(x) = {s}"
 

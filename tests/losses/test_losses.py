@@ -171,7 +171,7 @@ def test_needs_match_what_is_read(name: str) -> None:
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js", "alpha"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_f_dpo_is_finite_everywhere(divergence: str, dtype: torch.dtype) -> None:
-    extremes(load("f_dpo", divergence=divergence), dtype)
+    extremes(load("f_dpo", divergence=divergence, alpha=0.5 if divergence == "alpha" else None), dtype)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -272,6 +272,10 @@ class TestScoreTargets:
         ("slic", {"delta": -1.0}, "delta=-1.0"),
         ("f_dpo", {"divergence": "kl"}, "divergence=kl"),
         ("f_dpo", {"alpha": 0.0}, "alpha=0.0"),
+        ("f_dpo", {"divergence": "alpha"}, r"loss\.alpha=None.*needed"),
+        ("f_dpo", {"divergence": "js", "alpha": 0.9}, r"loss\.alpha=0\.9.*not read"),
+        ("cal_dpo", {"score_scale": 5.0}, r"loss\.score_scale=5\.0.*targets=scores"),
+        ("cal_slic", {"score_center": "pair"}, r"loss\.score_center=pair.*targets=scores"),
         ("cal_dpo", {"targets": "score"}, "targets=score"),
         ("cal_dpo", {"calibration_weight": -0.5}, "calibration_weight=-0.5"),
     ],
