@@ -86,6 +86,18 @@ def load_causal_lm(path: str, *, key: str, revision: str | None = None, **argume
         raise _cannot_load("model", path, key, error) from error
 
 
+def check_causal_lm(path: str, *, key: str) -> None:
+    """Read a model's configuration, which is small, to learn early whether it is there.
+
+    Raises:
+        CaldpoError: naming ``key``: it is not.
+    """
+    try:
+        AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _cannot_load("model", path, key, error) from error
+
+
 def load_tokenizer(
     path: str, *, key: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:

@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from caldpo.config.signature import validated
+from caldpo.errors import CaldpoError
 from caldpo.logprobs import pair_logprobs
 from caldpo.models.base import ModelSource, floating_dtype
+from caldpo.models.hub import check_causal_lm, load_causal_lm
 from caldpo.types import PairBatch
 
 
@@ -44,8 +46,10 @@ class Resident:
     """``reference=resident``: the policy's own starting weights, or another model's.
 
     Args:
-        path: hub id or folder of another reference; None keeps the policy's starting weights.
-        dtype: of the reference's weights; ``same`` keeps the policy's.
+        path: hub id or folder of another copy of the reference; None keeps the policy's starting weights.
+        dtype: of the reference's weights; ``same`` is the policy's.
+        differs: the reference is meant to be another model than the one the policy starts from. Otherwise
+            log-ratios have to be 0 before the first step.
     """
 
     @validated
@@ -53,31 +57,50 @@ class Resident:
         self,
         path: str | None = None,
         dtype: Literal["same", "float32", "bfloat16", "float16"] = "same",
+        differs: bool = False,
     ) -> None:
-        self.path, self.dtype = path, dtype
-
-    @property
-    def same_start(self) -> bool:
-        """Whether the reference has the weights that the policy starts from, bit for bit."""
-        return self.path is None and self.dtype == "same"
+        if differs and path is None:
+            raise CaldpoError(
+                "the reference is the policy's own start unless reference.path names another",
+                key="reference.differs",
+                value=differs,
+                remedy="give reference.path as well",
+            )
+        self.path, self.dtype, self.differs = path, dtype, differs
 
     def identity(self, source: ModelSource) -> str:
         """One line that says what the reference is."""
         kept = "" if self.dtype == "same" else f", in {self.dtype}"
-        return (self.path or f"the policy's starting weights, {source.identity()}") + kept
+        meant = ", meant to differ from the policy's start" if self.differs else ""
+        return (self.path or f"the policy's starting weights, {source.identity()}") + kept + meant
+
+    def check(self) -> None:
+        """Look whether another reference is there, before anything dear is loaded.
+
+        Raises:
+            CaldpoError: it is not.
+        """
+        if self.path is not None:
+            check_causal_lm(self.path, key="reference.path")
 
     def build(self, policy: PreTrainedModel) -> ResidentReference:
         """The frozen reference; called before the first step.
 
         Raises:
-            CaldpoError: ``path`` cannot be loaded.
+            CaldpoError: ``path`` cannot be loaded, or has another vocabulary.
         """
         if self.path is None:
             model = copy.deepcopy(policy)
         else:
-            from caldpo.models.hub import load_causal_lm
-
             model = load_causal_lm(self.path, key="reference.path")
-        if self.dtype != "same":
-            torch.nn.Module.to(model, dtype=floating_dtype(self.dtype))
+            theirs, ours = model.config.vocab_size, policy.config.vocab_size
+            if theirs != ours:
+                raise CaldpoError(
+                    f"has a vocabulary of {theirs:,} tokens where the policy has {ours:,}",
+                    key="reference.path",
+                    value=self.path,
+                    remedy="name a reference with the policy's tokenizer",
+                )
+        dtype = policy.dtype if self.dtype == "same" else floating_dtype(self.dtype)
+        torch.nn.Module.to(model, dtype=dtype)
         return ResidentReference(model)

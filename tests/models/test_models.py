@@ -126,11 +126,28 @@ class TestResidentReference:
         torch.testing.assert_close(reference.logps(batch)[0], before)
         assert not reference.model.training
 
-    def test_another_dtype_is_no_same_start(self) -> None:
-        spec = Resident(dtype="bfloat16")
-        assert spec.build(tiny_model()).model.dtype == torch.bfloat16
-        assert not spec.same_start
-        assert Resident().same_start
+    def test_dtype_is_the_policys_or_the_asked(self, folder: Path) -> None:
+        half = tiny_model(dtype=torch.bfloat16)
+        assert Resident(dtype="float32").build(half).model.dtype == torch.float32
+        assert Resident().build(half).model.dtype == torch.bfloat16
+        assert Resident(path=str(folder)).build(half).model.dtype == torch.bfloat16
+
+    def test_another_vocabulary_is_refused(self, tmp_path: Path) -> None:
+        other = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model("llama", vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+        )
+        other.save_pretrained(tmp_path)
+        with pytest.raises(CaldpoError, match="vocabulary of 7 tokens"):
+            Resident(path=str(tmp_path)).build(tiny_model())
+
+    def test_a_missing_reference_is_named_before_anything_loads(self) -> None:
+        with pytest.raises(CaldpoError, match=r"reference\.path=\./nowhere"):
+            Resident(path="./nowhere").check()
+        Resident().check()
+
+    def test_another_model_has_to_be_named(self) -> None:
+        with pytest.raises(CaldpoError, match=r"reference\.differs"):
+            Resident(differs=True)
 
     def test_another_model(self, folder: Path) -> None:
         spec = Resident(path=str(folder))
