@@ -40,7 +40,7 @@ class PreferenceModule(pl.LightningModule):
         optim: builds optimiser and schedule.
         tokenizer: saved beside exported weights, and used to generate samples.
         reward_beta: factor from log-ratio (nats) to the logged implicit reward.
-        same_start: whether policy and reference start as the same weights, so that step 0 must show
+        same_start: whether policy and reference have to start as the same weights, so that step 0 must show
             log-ratios of 0.
     """
 
@@ -142,6 +142,12 @@ class PreferenceModule(pl.LightningModule):
 
     # -- held-out pairs
 
+    def on_validation_start(self) -> None:
+        self.train_log.pause()
+
+    def on_validation_end(self) -> None:
+        self.train_log.resume()
+
     def on_validation_epoch_start(self) -> None:
         self.held_out.reset()
         self.held_out.to(self.device)
@@ -159,12 +165,12 @@ class PreferenceModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.global_step == 0 and self.same_start:
-            check_start(self.largest_start_ratio, self.policy.dtype, self.trainer.precision)
+            check_start(self.largest_start_ratio, self.policy.dtype, self.reference.model.dtype)
         means = self.held_out.compute()
         metrics = {f"val/{k}": v for k, v in zip(means, torch.stack(list(means.values())).tolist(), strict=True)}
         self.write_metrics(metrics, self.global_step)
         self.evaluated_at = self.global_step
-        self.log_dict(metrics, logger=False)  # for callbacks that watch a metric
+        self.log_dict(metrics, logger=False, sync_dist=True)  # for callbacks that watch a metric
 
     def write_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Log metrics measured with the weights after ``step`` optimiser steps, and keep the latest of each."""
@@ -173,17 +179,19 @@ class PreferenceModule(pl.LightningModule):
             logger.log_metrics(metrics, step)
 
 
-def check_start(largest: float, dtype: torch.dtype, precision: str) -> None:
-    """Log-ratios have to be 0 before the first step, up to rounding relative to the log-probs.
+def check_start(largest: float, policy: torch.dtype, reference: torch.dtype) -> None:
+    """Log-ratios have to be 0 before the first step, up to rounding relative to ``1 + |log-prob|``.
+
+    In one dtype, policy and reference do the same arithmetic and agree almost to the last digit. In two, the
+    log-probs of long responses differ by rounding, which is noise in every log-ratio of the run.
 
     Raises:
         CaldpoError: they are not, so the reference is not the model that the policy starts from.
     """
-    half = dtype in (torch.float16, torch.bfloat16) or "16" in precision
-    if largest > (2e-2 if half else 1e-4):
+    if largest > (1e-4 if policy == reference else 2e-2):
         raise CaldpoError(
-            f"policy and reference differ before the first step: log-ratios up to {largest:.2g} of the"
-            " log-probs, where 0 is expected",
-            remedy="start the policy from the reference's weights, or name another reference on purpose"
-            " by reference.path",
+            f"policy ({policy}) and reference ({reference}) differ before the first step: log-ratios up to"
+            f" {largest:.2g} of the log-probs, where 0 is expected",
+            remedy="start the policy from the reference's weights, or say that another reference is meant by"
+            " reference.differs=true",
         )

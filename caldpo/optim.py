@@ -21,7 +21,7 @@ class Schedule:
     Args:
         decay: shape after the warm-up.
         warmup_steps: optimiser steps of warm-up; None takes the ratio.
-        warmup_ratio: share of all steps that is warm-up.
+        warmup_ratio: share of all steps that is warm-up, rounded down (the first step of a warm-up has rate 0).
     """
 
     @validated
@@ -35,7 +35,7 @@ class Schedule:
 
     def attach(self, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
         """Lightning's optimiser dictionary: the schedule moves at every optimiser step."""
-        warmup = math.ceil(self.warmup_ratio * total_steps) if self.warmup_steps is None else self.warmup_steps
+        warmup = math.floor(self.warmup_ratio * total_steps) if self.warmup_steps is None else self.warmup_steps
         name = "constant_with_warmup" if self.decay == "constant" else self.decay
         scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

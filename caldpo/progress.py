@@ -21,13 +21,21 @@ class StepLog:
         self.step = 0  # optimiser steps whose row is written
         self.grad_norm = self.lr = 0.0
         self.clipped = 0
-        self._started = time.perf_counter()
+        self._started = self._paused = time.perf_counter()
 
     def start(self, device: torch.device) -> None:
         """Begin to measure on ``device``."""
         self.means.to(device)
         self.tokens.to(device)
         self._started = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stop the clock: what follows is not training."""
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        """Let the clock run on from where it was stopped."""
+        self._started += time.perf_counter() - self._paused
 
     def add(self, values: Mapping[str, Tensor], batch: PairBatch) -> None:
         """Add one micro-batch's values per pair."""

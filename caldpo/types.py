@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,21 +11,39 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
 class PairBatch:
     """Tokenised pairs: row ``i`` is the chosen, row ``pairs + i`` the rejected response of pair ``i``.
 
-    Right padding. Masks are carried, never inferred from a pad id (which may equal EOS).
+    Right padding. Masks are carried, never inferred from a pad id (which may equal EOS). Not a dataclass:
+    Lightning takes dataclasses apart and would round weights and scores to the precision of the model.
+
+    Args:
+        input_ids: tokens.
+        attention_mask: True on tokens, False on padding.
+        response_mask: True on the response tokens, EOS included.
+        weight: 1 for a real pair, 0 for filler that evens out ranks.
+        index: row of the pair in its split, so that errors can name it.
+        score_chosen: ground-truth rewards, None when the data has none.
+        score_rejected: likewise.
+        step_pairs: real pairs in the whole optimiser step, over ranks and accumulation.
     """
 
-    input_ids: Int[Tensor, "rows length"]
-    attention_mask: Bool[Tensor, "rows length"]
-    response_mask: Bool[Tensor, "rows length"]  # True on the response tokens, EOS included
-    weight: Float[Tensor, " pairs"]  # 1 for a real pair, 0 for filler that evens out ranks
-    index: Int[Tensor, " pairs"]  # row of the pair in its split, so that errors can name it
-    score_chosen: Float[Tensor, " pairs"] | None  # ground-truth rewards, None when the data has none
-    score_rejected: Float[Tensor, " pairs"] | None
-    step_pairs: int  # real pairs in the whole optimiser step, over ranks and accumulation
+    def __init__(
+        self,
+        *,
+        input_ids: Int[Tensor, "rows length"],
+        attention_mask: Bool[Tensor, "rows length"],
+        response_mask: Bool[Tensor, "rows length"],
+        weight: Float[Tensor, " pairs"],
+        index: Int[Tensor, " pairs"],
+        score_chosen: Float[Tensor, " pairs"] | None,
+        score_rejected: Float[Tensor, " pairs"] | None,
+        step_pairs: int,
+    ) -> None:
+        self.input_ids, self.attention_mask, self.response_mask = input_ids, attention_mask, response_mask
+        self.weight, self.index = weight, index
+        self.score_chosen, self.score_rejected = score_chosen, score_rejected
+        self.step_pairs = step_pairs
 
     @property
     def pairs(self) -> int:
@@ -41,9 +59,8 @@ class PairBatch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> PairBatch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {name: move(v) for name, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        moved: dict[str, Any] = {n: move(v) if isinstance(v, Tensor) else v for n, v in vars(self).items()}
+        return PairBatch(**moved)
 
 
 @dataclass(frozen=True, slots=True)

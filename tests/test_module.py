@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,39 @@ def test_tokens_per_second_counts_tokens(tmp_path: Path, monkeypatch: pytest.Mon
     tokens = sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
     found = pd.read_csv(tmp_path / "metrics.csv")["tokens_per_second"].dropna().tolist()
     assert found == [tokens]  # in one second of this clock
+
+
+def test_evaluation_is_not_counted_as_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that ticks at each look, every step takes the same time, evaluated after or not."""
+    seconds = []
+    for val_every in (None, 1):
+        clock = iter(range(1000))
+        monkeypatch.setattr("caldpo.progress.time.perf_counter", lambda clock=clock: float(next(clock)))
+        pairs, folder = tiny_pairs(6), tmp_path / str(val_every)
+        fit(make_module(DPO()), Pairs(pairs, pairs, 6), folder, max_steps=4, val_every=val_every)
+        rates = pd.read_csv(folder / "metrics.csv")["tokens_per_second"].dropna()
+        tokens = sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+        seconds.append([round(tokens / rate) for rate in rates])
+    assert seconds[1][1:] == [2, 2, 2]  # from pause to resume one tick is taken off, two are left
+    assert seconds[0][0] == seconds[1][0] == 1
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_precision_leaves_weights_and_scores_of_pairs_alone(precision: str, tmp_path: Path) -> None:
+    """0.3 has no short binary form: rounded to the model's precision it would be another target."""
+    module = make_module(CalDPO(beta=0.5, targets="scores"))
+    seen: list[torch.Tensor] = []
+    inner = module.loss.forward
+    module.loss.forward = lambda logps: seen.append(logps.score_chosen) or inner(logps)
+    pairs = [dataclasses.replace(p, score_chosen=0.3, score_rejected=-0.3) for p in tiny_pairs(8)]
+    trainer = fit(module, Pairs(pairs, pairs, 4), tmp_path, max_steps=2, precision=precision)
+    assert all(torch.equal(s, torch.full_like(s, 0.3)) and s.dtype == torch.float32 for s in seen)
+    wanted = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "bf16-mixed": torch.float32}[precision]
+    assert module.policy.dtype == wanted
+    rows = pd.read_csv(tmp_path / "metrics.csv")
+    # at the start: ln 2 + (0.3 / 0.5)^2 + (0.3 / 0.5)^2
+    assert rows["loss"].dropna().iloc[0] == pytest.approx(0.693147 + 0.72, rel=0.1)
+    assert trainer.global_step == 2
 
 
 def test_reference_free_losses_train_without_a_reference_and_are_evaluated_with_one(tmp_path: Path) -> None:
