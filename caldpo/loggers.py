@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from caldpo.config.signature import validated
+from caldpo.ranks import is_first_rank
 
 
 def csv_logger(run_dir: Path) -> CSVLogger:
@@ -50,7 +51,9 @@ class WandB:
         self._folder: Path | None = None
 
     def open(self, run_dir: Path, name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
-        """Start the W&B run. ``config`` has to be free of secrets."""
+        """Start the W&B run, on the first rank alone. ``config`` has to be free of secrets."""
+        if not is_first_rank():
+            return []
         import wandb
 
         offline = self.mode == "offline" or (self.mode == "auto" and not account_configured())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from caldpo.config.redact import redact
 from caldpo.loggers import csv_logger
 from caldpo.module import PreferenceModule
+from caldpo.ranks import is_first_rank
 from caldpo.settings import RunSettings
-from caldpo.summary import peak_memory, print_end, print_line, print_start, versions, write_summary
+from caldpo.summary import note_rounding, peak_memory, print_end, print_line, print_start, versions, write_summary
 
 SECTIONS = ("loss", "reference", "optim", "trainer", "logger", "callbacks", "data", "model")
 
@@ -36,12 +38,14 @@ def run(cfg: DictConfig) -> float:
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})
-    if settings.console == "full":
+    first_rank = is_first_rank()
+    if settings.console == "full" and first_rank:
+        return run_in(run_dir, settings, cfg)["metrics"]["val/loss"]
+    transformers.utils.logging.disable_progress_bar()
+    kept = run_dir / "output.txt" if first_rank else Path(os.devnull)  # other ranks would say the same again
+    with kept.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         summary = run_in(run_dir, settings, cfg)
-    else:
-        transformers.utils.logging.disable_progress_bar()
-        with (run_dir / "output.txt").open("w", encoding="utf-8") as kept, contextlib.redirect_stdout(kept):
-            summary = run_in(run_dir, settings, cfg)
+    if first_rank:
         print_line(run_dir.name, summary)
     return summary["metrics"]["val/loss"]
 
@@ -58,6 +62,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     parts: dict[str, Any] = {name: instantiate(cfg[name], _convert_="all") for name in SECTIONS}
     loss, data, source = parts["loss"], parts["data"], parts["model"]
     parts["trainer"].check()
+    parts["reference"].check()
     tokenizer = source.load_tokenizer()
     print_start(
         {
@@ -72,6 +77,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     report = data.prepare_pairs(tokenizer, run_dir, needs_scores=loss.needs_scores, loss_name=loss_name)
 
     policy = source.load_policy()
+    note_rounding(policy.dtype, parts["optim"].lr)
     module = PreferenceModule(
         policy,
         parts["reference"].build(policy),
@@ -79,7 +85,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         parts["optim"],
         tokenizer,
         settings.reward_beta,
-        parts["reference"].same_start,
+        same_start=not parts["reference"].differs,
     )
     try:
         loggers = [csv_logger(run_dir), *parts["logger"].open(run_dir, run_dir.name, sweep_name(), config)]
@@ -107,6 +113,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         "formula": loss.formula,
         "policy": source.identity(),
         "reference": parts["reference"].identity(source),
+        "start_difference": module.largest_start_ratio,
         "upload": sync,
         "data": report.as_dict(),
         "versions": versions(),
@@ -136,13 +143,16 @@ def save_config(cfg: DictConfig, loss_name: str, run_dir: Path) -> dict[str, Any
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     config: dict[str, Any] = redact({"loss_name": loss_name, **resolved})
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+    if is_first_rank():
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        (run_dir / "config.yaml").write_text(text, encoding="utf-8")
     return config
 
 
 def export(module: PreferenceModule, folder: Path) -> None:
     """The policy as a Hugging Face folder: weights as safetensors, tokenizer and its chat template."""
     module.policy.config.use_cache = True
+    transformers.utils.logging.disable_progress_bar()  # a bar a shard says nothing that a user waits for
     module.policy.save_pretrained(folder)
+    transformers.utils.logging.enable_progress_bar()
     module.tokenizer.save_pretrained(folder)

@@ -28,6 +28,16 @@ def print_start(facts: dict[str, str]) -> None:
     Console().print(table)
 
 
+def note_rounding(dtype: torch.dtype, lr: float) -> None:
+    """Say so when most updates will round to nothing: bfloat16 has 8 bits, and small steps fall below the last."""
+    if dtype in (torch.bfloat16, torch.float16) and lr < 1e-4:
+        Console().print(
+            f"[bold]note:[/bold] the policy's weights are {dtype}: with optim.lr={lr:g} most updates are smaller than"
+            " half of a weight's last digit and are lost; model.dtype=float32 with trainer.precision=bf16-mixed keeps"
+            " them"
+        )
+
+
 def print_end(summary: dict[str, Any], places: dict[str, str]) -> None:
     """Held-out metrics at start and end are in metrics.csv; here the final ones, and where everything lies."""
     table = Table(title=f"Held-out pairs after {summary['steps']} steps", title_justify="left")

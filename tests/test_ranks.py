@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -50,3 +51,30 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
         first, second = (t[name].dropna().tolist() for t in tables)
         assert len(first) == len(second) > 0
         assert first == pytest.approx(second, rel=2e-3, abs=1e-3), name
+
+
+@pytest.mark.slow
+def test_the_command_on_two_ranks(tmp_path: Path) -> None:
+    """One W&B run and one set of files, and the true rewards of all held-out pairs, not of one rank's share."""
+    small = ["model.sft_steps=20", "data.source.train_pairs=32", "data.source.test_pairs=33", "trainer.max_steps=2"]
+    words = [*small, "callbacks.oracle.prompts=16", "trainer.progress_bar=false", "console=line"]
+    found = []
+    for ranks in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
+        devices = [f"trainer.devices={ranks}", f"data.pairs_per_batch={16 // ranks}", f"hydra.run.dir=run{ranks}"]
+        strategy = ["trainer.strategy=ddp"] if ranks == 2 else []
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "caldpo.train", *words, *devices, *strategy],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("log-ratios") == 1
+        folder = tmp_path / f"run{ranks}"
+        assert len(list(folder.glob("wandb/offline-run-*"))) == 1
+        found.append(json.loads((folder / "summary.json").read_text())["metrics"])
+    for name in ("val/loss", "val/log_ratios/chosen", "oracle/slope", "oracle/pearson", "oracle/error", "oracle/kl"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=2e-3, abs=1e-4), name

@@ -14,7 +14,7 @@ An environment that can compute more, such as the exact KL of a tabular policy, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -28,6 +28,7 @@ from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import TokenizedPair
 from caldpo.environments.agreement import reward_agreement
 from caldpo.generation import sample_responses
+from caldpo.types import PairLogps
 
 
 class OracleEvaluation(pl.Callback):
@@ -92,35 +93,29 @@ class OracleEvaluation(pl.Callback):
         }
 
 
-@torch.no_grad()
 def log_ratios(data: PairDataModule, module: Any, prompts: list[list[int]], responses: list[list[int]]) -> torch.Tensor:
     """Log-ratio policy/reference of each response, nats, by the engine that training uses."""
     pairs = [
         TokenizedPair(prompt, response, response, None, None, i, "")
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
     ]
-    found, size = [], data.eval_pairs_per_batch
-    for start in range(0, len(pairs), size):
-        batch = collate(pairs[start : start + size], module.tokenizer.pad_token_id).to(module.device)
-        found.append(module.pair_logps(batch, with_reference=True).chosen_log_ratio)
-    return torch.cat(found)
+    return torch.cat([logps.chosen_log_ratio for logps in _logps(data, module, pairs)])
+
+
+def agreement(data: PairDataModule, module: Any) -> dict[str, float]:
+    """Slope, correlation and error of implicit on true rewards, over the responses of the held-out pairs."""
+    pairs = data.test_pairs[:]
+    found = list(_logps(data, module, pairs))
+    log_ratio = torch.cat([x.chosen_log_ratio for x in found] + [x.rejected_log_ratio for x in found])
+    true = [p.score_chosen for p in pairs] + [p.score_rejected for p in pairs]
+    prompts = [tuple(p.prompt_ids) for p in pairs] * 2
+    return reward_agreement((module.reward_beta * log_ratio).tolist(), [t for t in true if t is not None], prompts)
 
 
 @torch.no_grad()
-def agreement(data: PairDataModule, module: Any) -> dict[str, float]:
-    """Slope, correlation and error of implicit on true rewards, over the responses of the held-out pairs."""
-    implicit: list[float] = []
-    true: list[float] = []
-    prompts: list[tuple[int, ...]] = []
-    for key, batch in enumerate(data.val_dataloader()):
-        logps = module.pair_logps(batch.to(module.device), with_reference=True, key=key)
-        real = [i for i, weight in enumerate(batch.weight.tolist()) if weight > 0]
-        asked = [tuple(data.test_pairs[i].prompt_ids) for i in batch.index.tolist()]
-        for ratios, scores in (
-            (logps.chosen_log_ratio, logps.score_chosen),
-            (logps.rejected_log_ratio, logps.score_rejected),
-        ):
-            implicit += [module.reward_beta * ratios[i].item() for i in real]
-            true += [scores[i].item() for i in real]
-            prompts += [asked[i] for i in real]
-    return reward_agreement(implicit, true, prompts)
+def _logps(data: PairDataModule, module: Any, pairs: list[TokenizedPair]) -> Iterator[PairLogps]:
+    """Log-probs of pairs, batch by batch: all of them on this rank, whatever share its data loader has."""
+    size = data.eval_pairs_per_batch
+    for start in range(0, len(pairs), size):
+        batch = collate(pairs[start : start + size], module.tokenizer.pad_token_id)
+        yield module.pair_logps(batch.to(module.device), with_reference=True)
