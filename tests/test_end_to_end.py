@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,35 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldpo.logprobs import response_logprobs
 from tests import wandb_file
-from tests.shared import shared
-from tests.tiny import tiny_tokenizer
-
-SIDES = ("chosen", "rejected")
-
-
-def train(*overrides: str, fails: int | None = None) -> None:
-    """Run ``caldpo.train`` in this process, from the current folder."""
-    from caldpo.train import main
-
-    if fails is None:
-        main(list(overrides))
-    else:
-        with pytest.raises(SystemExit) as stopped:
-            main(list(overrides))
-        assert stopped.value.code == fails
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder with a tokenizer, and 24 pairs of which the chosen ends in w9 and the rejected in w8."""
-    monkeypatch.chdir(tmp_path)
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
-    tokenizer.save_pretrained("tokenizer")
-    rows = [{"prompt": f"w{i} w2 w3", "chosen": f" w{i % 7} w9", "rejected": f" w{i % 5} w8"} for i in range(10, 34)]
-    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
-
+from tests.command import SIDES, train
 
 SMALL = [
     "model=random",
@@ -143,8 +113,11 @@ def test_every_loss_runs_through_the_same_path(folder: Path) -> None:
     assert set(table["loss"]) == set(losses)
     dpo = table[table["loss"] == "dpo"].iloc[0]
     expected = next(r for r in runs.values() if r["loss_name"] == "dpo")["metrics"]
-    for column in ("log_ratios/chosen", "val/log_ratios/chosen", "val/rewards/margins"):
+    for column in ("val/log_ratios/chosen", "val/rewards/margins", "val/loss"):
         assert dpo[column] == pytest.approx(expected[column])
+    assert dpo["log_ratios/chosen"] == dpo["val/log_ratios/chosen"]
+    assert dpo["train/log_ratios/chosen"] == pytest.approx(expected["log_ratios/chosen"])
+    assert table["log_ratios/chosen"].notna().all()  # also of losses that train without a reference
     for file in ("report.md", "reward_dynamics.png", "reward_dynamics.svg"):
         assert (Path("sweep") / file).stat().st_size > 500
 
@@ -229,87 +202,3 @@ def test_scores_are_asked_for_before_a_model_loads(folder: Path, capsys: pytest.
         "data.train=scored.jsonl",
     )
     assert json.loads(Path("run/summary.json").read_text())["status"] == "finished"
-
-
-ZEPHYR = [
-    "model=random",
-    "model.num_layers=1",
-    "model.hidden_size=16",
-    "model.num_heads=2",
-    "data=local",
-    "logger=csv",
-]
-QUICK = ["trainer.max_steps=2", "trainer.val_every=null", "data.max_test_pairs=8", "data.pairs_per_batch=2"]
-LIMITS = [
-    "data.max_length=256",
-    "data.max_prompt_length=128",
-    "callbacks.samples.prompts=0",
-    "hydra.run.dir=run",
-]
-
-
-def lengths(rows: list[dict[str, Any]], template: bool) -> list[tuple[int, int, int]]:
-    """Tokens of prompt, chosen and rejected response by the real tokenizer, text put together by hand."""
-    tokenizer = AutoTokenizer.from_pretrained(shared("tokenizers/zephyr"))
-    found = []
-    for row in rows:
-        prompt = "".join(f"<|{m['role']}|>\n{m['content']}</s>\n" for m in row["chosen"][:-1]) + "<|assistant|>\n"
-        ids = tokenizer(prompt, add_special_tokens=False).input_ids
-        sides = [tokenizer(prompt + row[s][-1]["content"], add_special_tokens=False).input_ids for s in SIDES]
-        found.append((len(ids), *(len(side) - len(ids) + 1 for side in sides)))
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["train_prefs", "gsm8k_correctness_pairs"])
-def test_real_pairs_with_the_real_tokenizer(name: str, folder: Path) -> None:
-    """Every row is kept, and the truncated ones are as many as counting by hand finds."""
-    import gzip
-
-    file, tokenizer = shared(f"data/{name}.jsonl.gz"), shared("tokenizers/zephyr")
-    test = [f"data.test={shared('data/test_prefs.jsonl.gz')}"]
-    train(*ZEPHYR, *QUICK, *LIMITS, f"model.tokenizer={tokenizer}", f"data.train={file}", *test, "loss=cal_dpo")
-    data = json.loads(Path("run/summary.json").read_text())["data"]
-    with gzip.open(file) as lines:
-        rows = [json.loads(line) for line in lines]
-    counted = lengths(rows, template=True)
-    cut = {"prompt": 0, "chosen": 0, "rejected": 0}
-    for prompt, *responses in counted:
-        kept = prompt if prompt + max(responses) <= 256 else min(prompt, 128)
-        cut["prompt"] += kept < prompt
-        for side, tokens in zip(SIDES, responses, strict=True):
-            cut[side] += tokens > 256 - kept
-    assert data["train"]["truncated"] == cut
-    assert data["train"]["pairs"] + data["train"]["identical_after_truncation"] == len(rows)
-
-
-@pytest.mark.slow
-def test_hh_transcripts_drop_the_known_bad_rows(folder: Path) -> None:
-    file, tokenizer = shared("data/hh_harmless_test.jsonl.gz"), shared("tokenizers/zephyr")
-    files = [f"model.tokenizer={tokenizer}", f"data.train={file}", "data.on_invalid=skip"]
-    train(*ZEPHYR, *QUICK, *LIMITS, *files, "loss=dpo")
-    rejected = [json.loads(line) for line in Path("run/rejected_rows.jsonl").read_text().splitlines()]
-    bad = {86, 516, 925, 1103, 1254, 1688, 1950, 1952, 2036}  # rows from 0; lines count from 1
-    assert {int(row["origin"].rsplit(":", 1)[1]) - 1 for row in rejected if row["kind"] == "row"} == bad
-    assert json.loads(Path("run/summary.json").read_text())["status"] == "finished"
-
-
-@pytest.mark.slow
-def test_the_embedded_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``python -m caldpo.train``, shortened: pairs with a known reward, and what generations earn."""
-    monkeypatch.chdir(tmp_path)
-    train("trainer.max_steps=20", "logger=csv", "hydra.run.dir=run", "trainer.progress_bar=false")
-    summary = json.loads(Path("run/summary.json").read_text())
-    metrics = summary["metrics"]
-    assert summary["loss_name"] == "cal_dpo"
-    names = {"reward", "reference_reward", "win_rate", "kl", "slope", "pearson", "error"}
-    assert {f"oracle/{name}" for name in names} <= metrics.keys()
-    assert metrics["val/log_ratios/chosen"] > 0
-    assert metrics["val/rewards/margins"] > 0
-    assert 0 < metrics["oracle/kl"] < 50
-    assert 0 <= metrics["oracle/win_rate"] <= 1
-    again = copy.deepcopy(metrics)
-    train("trainer.max_steps=20", "logger=csv", "hydra.run.dir=again", "trainer.progress_bar=false")
-    again = json.loads(Path("again/summary.json").read_text())["metrics"]
-    for name in ("val/loss", "oracle/reward", "oracle/kl"):
-        assert again[name] == metrics[name]  # the cached SFT policy is the one that was fitted

@@ -1,19 +1,28 @@
 """``comparison.csv``: one row per run, with the final metrics under their logged names.
 
-One of them is renamed: the column ``loss`` names the loss, and its value is ``training_loss``.
+What is measured on held-out pairs as well as on training batches stands there thrice: ``log_ratios/chosen`` and
+``val/log_ratios/chosen`` are the final held-out value, ``train/log_ratios/chosen`` that of the last training step
+(one batch, and empty for losses that train without a reference). The column ``loss`` names the loss; its value
+is in ``val/loss`` and ``train/loss``.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caldpo.compare.grouping import Setting
 
 IDENTITY = ("loss", "seed", "setting", "status", "run")
-RENAMED = {"loss": "training_loss"}  # its logged name is taken by the name of the loss
+
+
+def final_metrics(final: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's final metrics by column."""
+    held_out = {name.removeprefix("val/"): value for name, value in final.items() if name.startswith("val/")}
+    columns = {f"train/{name}" if name in held_out else name: value for name, value in final.items()}
+    return columns | {name: value for name, value in held_out.items() if name != "loss"}
 
 
 def comparison_rows(settings: Sequence[Setting]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -22,7 +31,7 @@ def comparison_rows(settings: Sequence[Setting]) -> tuple[list[str], list[dict[s
     Its figures belong to another number of steps, and a mean over the column must not take them in.
     """
     runs = [(setting, run) for setting in settings for run in setting.runs]
-    names = {RENAMED.get(name, name) for _, run in runs if run.finished for name in run.final}
+    names = {name for _, run in runs if run.finished for name in final_metrics(run.final)}
     columns = [
         *IDENTITY,
         *(["loss.beta"] if any(run.number("loss.beta") is not None for _, run in runs) else []),
@@ -33,7 +42,7 @@ def comparison_rows(settings: Sequence[Setting]) -> tuple[list[str], list[dict[s
         identity = (run.loss, run.seed, setting.label, run.status, run.name)
         row = dict(zip(IDENTITY, identity, strict=True)) | {"loss.beta": run.number("loss.beta")}
         if run.finished:
-            row |= {RENAMED.get(name, name): value for name, value in run.final.items()}
+            row |= final_metrics(run.final)
         rows.append({column: row.get(column) for column in columns})
     return columns, rows
 
@@ -48,5 +57,5 @@ def write_comparison(path: Path, settings: Sequence[Setting]) -> None:
 
 
 def _kind(name: str) -> int:
-    """Training metrics first, then held-out ones, then those of the true reward."""
-    return {"val": 1, "oracle": 2}.get(name.partition("/")[0], 0)
+    """Metrics under their plain names first, then by where they were measured."""
+    return {"val": 1, "oracle": 2, "train": 3}.get(name.partition("/")[0], 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,12 @@ def finals(*rows: Mapping[str, float], **others: float | None) -> dict[str, floa
 def _yaml(path: Path, content: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(content))
+
+
+def table(report, heading):
+    """The first table of a section, as rows by their first cell."""
+    section = report.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    header, body = cells[0], cells[2:]
+    return {row[0].strip("`"): dict(zip(header, row, strict=True)) for row in body}

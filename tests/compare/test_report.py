@@ -15,8 +15,7 @@ import yaml
 
 from caldpo.compare.report import compare_runs
 from caldpo.config.paths import conf_dir
-from caldpo.errors import CaldpoError
-from tests.compare.runs import finals, held_out, write_run
+from tests.compare.runs import finals, held_out, table, write_run
 
 BETA = 0.1
 # chosen, rejected, accuracy and win rate at the end, by loss and seed
@@ -85,15 +84,6 @@ def rows(sweep):
         return {(row["loss"], int(row["seed"])): row for row in csv.DictReader(file)}
 
 
-def table(report, heading):
-    """The first table of a section, as rows by their first cell."""
-    section = report.split(f"## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    header, body = cells[0], cells[2:]
-    return {row[0].strip("`"): dict(zip(header, row, strict=True)) for row in body}
-
-
 def test_one_row_per_run_with_the_figures_of_finished_ones(rows):
     assert len(rows) == len(ENDS) + 3
     for (loss, seed), (chosen, rejected, accuracy, win_rate) in ENDS.items():
@@ -145,19 +135,6 @@ def test_a_best_is_marked_only_beyond_the_spread(report):
     # 0.84 +- 0.01 against 0.80 +- 0.10: t(0.975, 4) * sqrt((0.01^2 + 0.1^2) / 2 * 2/3) = 0.16
     assert known["cal_dpo"]["win rate (share of prompts)"] == "0.840 ± 0.010"
     assert known["slic"]["win rate (share of prompts)"] == "0.80 ± 0.10"
-
-
-def test_a_clear_best_is_bold(tmp_path):
-    for loss, accuracies in {"dpo": (0.70, 0.71), "ipo": (0.90, 0.91)}.items():
-        for seed, accuracy in enumerate(accuracies):
-            rows = [held_out(0, 0, 0), held_out(20, 1.0, -1.0, **{"rewards/accuracies": accuracy})]
-            write_run(tmp_path / f"{loss}{seed}", loss, seed, rows=rows, metrics=finals(rows[-1]))
-    compare_runs(str(tmp_path), dpi=40)
-    final = table((tmp_path / "report.md").read_text(), "Final figures on held-out pairs")
-    # the difference 0.2 is beyond t(0.975, 2) * sd 0.00707 * sqrt(1/2 + 1/2) = 0.030
-    assert final["ipo"]["accuracy (share of pairs)"] == "**0.9050 ± 0.0071**"
-    assert final["dpo"]["accuracy (share of pairs)"] == "0.7050 ± 0.0071"
-    assert final["ipo"]["chosen log-ratio (nats)"] == "1.00 ± 0", "no direction is better, so none is marked"
 
 
 def test_where_the_chosen_log_ratio_ended(report):
@@ -213,85 +190,6 @@ def test_pictures(sweep):
     assert not (sweep / "loss_terms.png").exists(), "no loss logged two terms"
 
 
-def test_differences_beside_the_loss_are_told(tmp_path):
-    rows = [held_out(0, 0, 0), held_out(20, 1.0, -1.0)]
-    for loss, lr in (("dpo", 0.1), ("ipo", 0.2)):
-        write_run(tmp_path / loss, loss, rows=rows, metrics=finals(rows[-1]), config={"optim": {"lr": lr}})
-    compare_runs(str(tmp_path), dpi=40)
-    assert "Beside the loss, the settings differ in: `optim.lr` (0.1, 0.2)." in (tmp_path / "report.md").read_text()
-
-
-def test_a_single_run_and_data_without_known_reward(tmp_path):
-    rows = [held_out(0, 0.0, 0.0), held_out(20, -1.5, -4.0)]
-    run = write_run(tmp_path / "run", rows=rows, metrics=finals(rows[-1]))
-    compare_runs(str(run), dpi=40)
-    report = (run / "report.md").read_text()
-    assert "Against the known reward" not in report
-    final = table(report, "Final figures on held-out pairs")
-    assert final["dpo"]["chosen log-ratio (nats)"] == "-1.50"
-    assert "**" not in report.split("## How to read this")[0]
-    with (run / "comparison.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert row["run"] == "run"
-
-
-def test_a_seed_that_diverged_is_shown(tmp_path):
-    for seed, last in enumerate((1.0, math.nan)):
-        rows = [held_out(0, 0.0, 0.0), held_out(20, last, -1.0)]
-        write_run(
-            tmp_path / str(seed),
-            seed=seed,
-            rows=rows,
-            metrics={"val/log_ratios/chosen": None if seed else 1.0},
-        )
-    compare_runs(str(tmp_path), dpi=40)
-    report = (tmp_path / "report.md").read_text()
-    final = table(report, "Final figures on held-out pairs")
-    assert final["dpo"]["chosen log-ratio (nats)"] == "not a number"
-    assert "above 0 in 1 of 2, not a number in 1 of 2 seeds" in report
-
-
-def test_a_repeated_seed_is_told_and_a_picture_of_earlier_runs_does_not_stay(tmp_path):
-    (tmp_path / "loss_terms.png").write_bytes(b"old")
-    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -1.0)]
-    for name in ("a", "b"):
-        write_run(tmp_path / name, rows=rows, metrics=finals(rows[-1]))
-    compare_runs(str(tmp_path), dpi=40)
-    assert "`a`, `b`: the same setting and seed" in (tmp_path / "report.md").read_text()
-    assert not (tmp_path / "loss_terms.png").exists()
-
-
-def test_no_run_finished(tmp_path):
-    write_run(tmp_path / "x", rows=None, status="failed", error="CaldpoError: loss.beta=0: must be above 0")
-    with pytest.raises(CaldpoError, match="no run finished") as error:
-        compare_runs(str(tmp_path))
-    assert "x: failed, CaldpoError: loss.beta=0: must be above 0" in str(error.value)
-    assert not (tmp_path / "report.md").exists()
-
-
-def test_finished_runs_without_held_out_metrics(tmp_path):
-    write_run(tmp_path / "x", rows=None)
-    with pytest.raises(CaldpoError, match=r"no finished run has val/log_ratios/chosen") as error:
-        compare_runs(str(tmp_path))
-    assert "x: no metrics.csv" in str(error.value)
-
-
-def test_one_finished_run_without_metrics_does_not_stop_the_others(tmp_path):
-    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -1.0)]
-    write_run(tmp_path / "whole", "dpo", rows=rows, metrics=finals(rows[-1]))
-    write_run(tmp_path / "bare", "ipo", rows=None)
-    compare_runs(str(tmp_path), dpi=40)
-    report = (tmp_path / "report.md").read_text()
-    assert "- `bare`: no metrics.csv" in report
-    assert "- `ipo`: no held-out log-ratios." in report
-
-
-@pytest.mark.parametrize(("key", "value"), [("band", "std"), ("dpi", 0), ("dpi", "high")])
-def test_bad_options_are_named(tmp_path, key, value):
-    with pytest.raises(CaldpoError, match=key):
-        compare_runs(str(tmp_path), **{key: value})
-
-
 def test_the_command_from_another_folder_without_torch(sweep, tmp_path):
     """The whole command as a process; afterwards no training library is loaded, nothing lies where it ran."""
     program = (
@@ -329,18 +227,3 @@ def test_the_help_explains_every_key():
     keys = set(config) - {"defaults", "hydra"}
     explained = re.findall(r"^  (\w+)  ", config["hydra"]["help"]["footer"], flags=re.MULTILINE)
     assert set(explained) == keys
-
-
-def test_a_report_that_cannot_be_written(tmp_path):
-    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -1.0)]
-    write_run(tmp_path / "a", rows=rows, metrics=finals(rows[-1]))
-    (tmp_path / "comparison.csv").mkdir()
-    with pytest.raises(CaldpoError, match="the report cannot be written"):
-        compare_runs(str(tmp_path), dpi=40)
-
-
-def test_runs_that_failed_alike_are_told_once(tmp_path):
-    for seed in range(3):
-        write_run(tmp_path / f"seed={seed}", seed=seed, rows=None, status="failed", error="the same", job=seed)
-    with pytest.raises(CaldpoError, match="  seed=0, seed=1, seed=2: failed, the same"):
-        compare_runs(str(tmp_path))

@@ -1,0 +1,19 @@
+"""Runs ``caldpo.train`` in the test's own process, from the current folder."""
+
+from __future__ import annotations
+
+import pytest
+
+SIDES = ("chosen", "rejected")
+
+
+def train(*overrides: str, fails: int | None = None) -> None:
+    """Run ``caldpo.train`` in this process, from the current folder."""
+    from caldpo.train import main
+
+    if fails is None:
+        main(list(overrides))
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            main(list(overrides))
+        assert stopped.value.code == fails
