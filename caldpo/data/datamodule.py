@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from caldpo.config.bounds import Fraction, NonNegativeInt, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.data.collate import PairBatches
-from caldpo.data.load import LoadReport, load_pairs, write_rejections
+from caldpo.data.load import LoadReport, load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.loader import PairLoader
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.prepare import refuse_untokenized, require_scores, settle_shared_prompts, subset
@@ -29,6 +28,7 @@ from caldpo.data.template import read_template, require_template
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.errors import CaldpoError
+from caldpo.ranks import is_first_rank
 
 REJECTED_ROWS = "rejected_rows.jsonl"
 
@@ -109,8 +109,8 @@ class PairDataModule(LightningDataModule):
     ) -> DataReport:
         """Load, check, split and tokenise both splits, and announce them with a preview.
 
-        Writes ``rejected_rows.jsonl`` into ``run_dir``, and the named chat template, if any, into
-        ``tokenizer``, so that generation and the exported model use the same one.
+        Writes ``rejected_rows.jsonl`` into ``run_dir``, before an error about rows too, and the named chat
+        template, if any, into ``tokenizer``, so that generation and the exported model use the same one.
 
         Args:
             tokenizer: the policy's.
@@ -125,11 +125,12 @@ class PairDataModule(LightningDataModule):
             CaldpoError: rows that are no pairs, prompts in both splits, missing scores, a missing or broken
                 chat template, a split without pairs.
         """
-        first_rank = getattr(rank_zero_only, "rank", 0) == 0
+        first_rank = is_first_rank()
         console, progress = Console(quiet=not first_rank), Console(stderr=True, quiet=not first_rank)
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
-        train, test, loads = self._load()
+        rejected = run_dir / REJECTED_ROWS
+        train, test, loads = self._load(rejected, write=first_rank)
         if needs_scores:
             require_scores(train, loads[0].split, loss_name)
             require_scores(test, loads[-1].split, loss_name)
@@ -139,14 +140,13 @@ class PairDataModule(LightningDataModule):
             require_template(tokenizer)
             form = self.chat_template or "the tokenizer's chat template"
         splits: dict[str, TokenizedSplit] = {}
-        reports: dict[str, SplitReport] = {}
-        accounts = list(loads)
+        accounts, left_out = list(loads), {}
         for name, pairs, at_most, load, dropped in (
             ("train", train, self.max_train_pairs, loads[0], shared),
             ("test", test, self.max_test_pairs, loads[-1], []),
         ):
             chosen = subset(pairs, at_most, self.split_seed)
-            split = tokenize_pairs(
+            splits[name] = split = tokenize_pairs(
                 chosen,
                 tokenizer,
                 max_length=self.max_length,
@@ -155,13 +155,14 @@ class PairDataModule(LightningDataModule):
                 console=progress,
                 label=f"Tokenising {name}",
             )
-            refuse_untokenized(split.rejections, len(split.pairs), load.split, self.on_invalid)
-            splits[name] = split
-            later = LoadReport(load.split, rejections=[*dropped, *split.rejections])
-            accounts.append(later)
-            reports[name] = SplitReport.of(split, later.counts(), left_out=len(pairs) - len(chosen))
+            accounts.append(LoadReport(load.split, rejections=[*dropped, *split.rejections]))
+            left_out[name] = len(pairs) - len(chosen)
         if first_rank:
-            write_rejections(accounts, run_dir / REJECTED_ROWS)
+            write_rejections(accounts, rejected)
+        reports: dict[str, SplitReport] = {}
+        for (name, split), later in zip(splits.items(), accounts[-2:], strict=True):
+            refuse_untokenized(split.rejections, len(split.pairs), later.split, self.on_invalid, rejected)
+            reports[name] = SplitReport.of(split, later.counts(), left_out=left_out[name])
         self._pairs = {name: split.pairs for name, split in splits.items()}
         self._test_sources = splits["test"].sources
         pad = tokenizer.pad_token_id
@@ -221,18 +222,40 @@ class PairDataModule(LightningDataModule):
         """This rank's share of the whole test split, in its order."""
         return self._loader("test", self.eval_pairs_per_batch, accumulation=1, seed=None, drop_last=False)
 
-    def _load(self) -> tuple[list[PreferencePair], list[PreferencePair], list[LoadReport]]:
-        """Training pairs, test pairs, and one account for each split that was read."""
-        policies: dict[str, Any] = {
-            "on_invalid": self.on_invalid,
-            "on_degenerate": self.on_degenerate,
-            "on_reversed_scores": self.on_reversed_scores,
-        }
-        train, train_report = load_pairs(self.source, self.train, **policies)
+    def _load(
+        self, rejected: Path, *, write: bool
+    ) -> tuple[list[PreferencePair], list[PreferencePair], list[LoadReport]]:
+        """Training pairs, test pairs, and one account for each split that was read.
+
+        All splits are read and the file of rejections is written before bad rows are an error, so that one
+        attempt shows everything there is to mend.
+        """
+        train, report = self._read("data.train", self.train)
+        test: list[PreferencePair] = []
+        reports = [report]
+        if self.test is not None:
+            test, report = self._read("data.test", self.test)
+            reports.append(report)
+        if write:
+            write_rejections(reports, rejected)
+        if self.on_invalid == "error":
+            refuse_bad_rows(reports, rejected)
+        for report in reports:
+            require_pairs(report)
         if self.test is None:
-            return *split_by_prompt(train, self.test_fraction, self.split_seed), [train_report]
-        test, test_report = load_pairs(self.source, self.test, **policies)
-        return train, test, [train_report, test_report]
+            train, test = split_by_prompt(train, self.test_fraction, self.split_seed)
+        return train, test, reports
+
+    def _read(self, key: str, split: str) -> tuple[list[PreferencePair], LoadReport]:
+        """Load one split; a source knows its name alone, so an error about it gets its key here."""
+        try:
+            return load_pairs(
+                self.source, split, on_degenerate=self.on_degenerate, on_reversed_scores=self.on_reversed_scores
+            )
+        except CaldpoError as error:
+            if error.key != split:
+                raise
+            raise CaldpoError(error.message, key=key, value=split, remedy=error.remedy) from error
 
     def _split(self, name: str) -> TokenizedPairs:
         if name not in self._pairs:

@@ -20,11 +20,10 @@ from caldpo.data.validate import DegeneracyCheck, check_pair, has_reversed_score
 from caldpo.errors import CaldpoError
 
 Kind = Literal["line", "row", "degenerate", "filtered"]
-OnInvalid = Literal["error", "skip"]
 OnDegenerate = Literal["drop", "keep"]
 OnReversedScores = Literal["reject", "swap", "keep"]
 
-_SHOWN = 20  # bad rows named in an error; the rest are counted
+_SHOWN = 10  # bad rows of a split named in an error; the file has the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +103,19 @@ def load_pairs(
     source: PairSource,
     split: str,
     *,
-    on_invalid: OnInvalid = "error",
     on_degenerate: OnDegenerate = "drop",
     on_reversed_scores: OnReversedScores = "reject",
     console: Console | None = None,
 ) -> tuple[list[PreferencePair], LoadReport]:
-    """Read a split whole and keep its usable pairs, in order.
+    """Read a split whole and keep its usable pairs, in order; what cannot be used is in the report.
+
+    Whether that may be is for :func:`refuse_bad_rows` and :func:`require_pairs` to say.
 
     Args:
         source: where the rows come from.
         split: what to ask the source for.
-        on_invalid: ``error`` reads to the end and then names every unreadable line and unusable row;
-            ``skip`` leaves them out and reports them.
-        on_degenerate: ``drop`` leaves out pairs without signal, whatever ``on_invalid`` says; ``keep`` keeps
-            and counts them (the differences in a loss are then 0, never NaN).
+        on_degenerate: ``drop`` leaves out pairs without signal; ``keep`` keeps and counts them (the
+            differences in a loss are then 0, never NaN).
         on_reversed_scores: of pairs whose rejected score is the higher one: ``reject`` makes them unusable
             rows, ``swap`` exchanges the sides, ``keep`` trusts the label over the scores.
         console: where the progress bar goes if that is a terminal; None is stderr.
@@ -126,7 +124,7 @@ def load_pairs(
         The pairs, each with its origin, and the account of all rows.
 
     Raises:
-        CaldpoError: bad rows under ``on_invalid="error"``, no usable pair at all, or an unreadable split.
+        CaldpoError: an unreadable split.
     """
     report, pairs, degenerate = LoadReport(split), [], DegeneracyCheck()
     kept_formats: Counter[str] = Counter()
@@ -152,11 +150,48 @@ def load_pairs(
     report.kept = len(pairs)
     report.formats = dict(sorted(kept_formats.items()))
     report.degenerate_kept = dict(kept_degenerate.most_common())
-    if on_invalid == "error":
-        _refuse_bad_rows(report)
-    if not pairs:
-        raise CaldpoError(f"none of its {report.rows:,} rows is a usable pair\n{report.summary()}", key=split)
     return pairs, report
+
+
+def refuse_bad_rows(reports: Sequence[LoadReport], listed_in: str | os.PathLike[str]) -> None:
+    """Check that no row of any split was an unreadable line or an unusable row.
+
+    Args:
+        reports: one for each split.
+        listed_in: the file that has all rejections already, for the message, which shows the first rows alone.
+
+    Raises:
+        CaldpoError: the number of such rows in all splits, by split and by reason, and the first of each split.
+    """
+    found = [[r for r in report.rejections if r.kind in ("line", "row")] for report in reports]
+    every = [rejection for bad in found for rejection in bad]
+    if not every:
+        return
+    lines = [f"{len(every):,} of {sum(report.rows for report in reports):,} rows cannot be used"]
+    for report, bad in zip(reports, found, strict=True):
+        if bad:
+            lines.append(f"  {report.split}: {len(bad):,} of {report.rows:,} rows")
+        lines += [f"    {r.origin}: {r.reason}" for r in bad[:_SHOWN]]
+        if len(bad) > _SHOWN:
+            lines.append(f"    ... and {len(bad) - _SHOWN:,} more")
+    lines.append(f"  By reason: {_listed(dict(Counter(r.category for r in every).most_common()))}")
+    lines.append(f"  {os.fspath(listed_in)} lists every one of them")
+    raise CaldpoError(
+        "\n".join(lines),
+        key="data.on_invalid",
+        value="error",
+        remedy="mend or remove these rows, or set data.on_invalid=skip to leave them out, counted and listed",
+    )
+
+
+def require_pairs(report: LoadReport) -> None:
+    """Check that a split has any pair at all.
+
+    Raises:
+        CaldpoError: it has none; the message says what became of its rows.
+    """
+    if not report.kept:
+        raise CaldpoError(f"none of its {report.rows:,} rows is a usable pair\n{report.summary()}", key=report.split)
 
 
 def write_rejections(reports: LoadReport | Iterable[LoadReport], path: str | os.PathLike[str]) -> int:
@@ -203,23 +238,6 @@ def _agree_with_scores(pair: PreferencePair, on_reversed: OnReversedScores) -> t
         score_rejected=pair.score_chosen,
     )
     return exchanged, True
-
-
-def _refuse_bad_rows(report: LoadReport) -> None:
-    bad: Sequence[Rejection] = [r for r in report.rejections if r.kind in ("line", "row")]
-    if not bad:
-        return
-    lines = [f"{len(bad):,} of {report.rows:,} rows cannot be used"]
-    lines += [f"    {r.origin}: {r.reason}" for r in bad[:_SHOWN]]
-    if len(bad) > _SHOWN:
-        lines.append(f"    ... and {len(bad) - _SHOWN:,} more")
-    lines.append(f"  By reason: {_listed(report.counts('line', 'row'))}")
-    raise CaldpoError(
-        "\n".join(lines),
-        key=report.split,
-        remedy="mend or remove these rows, or set data.on_invalid=skip to leave them out, counted and listed "
-        "in rejected_rows.jsonl",
-    )
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from caldpo.data.load import Rejection
@@ -85,7 +86,7 @@ def subset(pairs: list[PreferencePair], at_most: int | None, seed: int) -> list[
     return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), at_most))]
 
 
-def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_invalid: str) -> None:
+def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_invalid: str, listed_in: Path) -> None:
     """Stop where tokenisation left out what must not be left out.
 
     Args:
@@ -93,6 +94,7 @@ def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_in
         kept: tokenised pairs that are left.
         split: for the message.
         on_invalid: whether a conversation that the template refuses stops the run.
+        listed_in: the file that has all rejections already.
 
     Raises:
         CaldpoError: such a conversation under ``error``; no pair left under either setting.
@@ -102,7 +104,7 @@ def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_in
         return
     named = refused or rejections
     listed = "".join(f"\n    {r.origin}: {r.reason}" for r in named[:_SHOWN])
-    more = f"\n    ... and {len(named) - _SHOWN:,} more" if len(named) > _SHOWN else ""
+    more = f"\n    ... and {len(named) - _SHOWN:,} more, see {listed_in}" if len(named) > _SHOWN else ""
     what = f"{'' if kept else 'no pair is left: '}{len(named):,} pairs cannot be used"
     raise CaldpoError(
         f"{what} once they are tokenised{listed}{more}",

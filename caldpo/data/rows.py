@@ -42,7 +42,8 @@ class PairSource(Protocol):
             split: a split's name, or a path where the source reads files.
 
         Raises:
-            CaldpoError: the split cannot be read at all (a bad row is yielded with its error instead).
+            CaldpoError: the split cannot be read at all (a bad row is yielded with its error instead). Its
+                ``key`` is ``split`` where that is the mistake; whoever asked knows which setting it came from.
         """
         ...
 

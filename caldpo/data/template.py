@@ -74,11 +74,11 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
         template = tokenizer.get_chat_template()
     except ValueError as error:
         raise CaldpoError(
-            f"the data has conversations, and the tokenizer {tokenizer.name_or_path!r} has no chat template",
+            f"the data has conversations, and the policy's tokenizer{_named(tokenizer)} has no chat template to "
+            "write them with",
             key="data.chat_template",
-            value=None,
-            remedy="name a Jinja file with data.chat_template=FILE, take a model that was trained to chat, "
-            "or use data whose prompts are plain text",
+            remedy="name a Jinja file with data.chat_template=FILE, take a model whose tokenizer has a chat "
+            "template, or use data whose prompts are plain text",
         ) from error
     if len(template) > MAX_TEMPLATE_CHARACTERS:
         raise CaldpoError(
@@ -115,6 +115,11 @@ def without_token(text: str, token: str) -> tuple[str, int]:
     while found := text.count(token):  # again, because taking one out can join another
         count, text = count + found, text.replace(token, "")
     return text, count
+
+
+def _named(tokenizer: PreTrainedTokenizerBase) -> str:
+    """`` (NAME)``, or nothing for a tokenizer that was made in memory."""
+    return f" ({tokenizer.name_or_path})" if tokenizer.name_or_path else ""
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], *, generate: bool) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.rows import RawRow
+from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
+from tests.shared import shared
 
 WORDS = [
     "a",
@@ -103,3 +107,26 @@ class RowsSource:
 def pair(prompt: Any, chosen: str, rejected: str, origin: str = "data:1") -> PreferencePair:
     """A pair without scores."""
     return PreferencePair(prompt, chosen, rejected, origin=origin)
+
+
+def tokenized(pairs: list[Any], tokenizer: Any, **changes: Any) -> TokenizedSplit:
+    """Pairs as tokenize_pairs makes them, by default without truncation."""
+    settings = {"max_length": 10_000, "max_prompt_length": 5_000, "on_degenerate": "drop"} | changes
+    return tokenize_pairs(pairs, tokenizer, console=Console(quiet=True), **settings)
+
+
+@functools.cache
+def zephyr() -> Any:
+    """A real SentencePiece-style tokenizer with a chat template."""
+    return AutoTokenizer.from_pretrained(shared("tokenizers/zephyr"))
+
+
+@functools.cache
+def gpt2() -> Any:
+    """A real byte-level tokenizer without a chat template."""
+    return gpt2_with()
+
+
+def gpt2_with(**changes: Any) -> Any:
+    """The same with other special tokens."""
+    return AutoTokenizer.from_pretrained(shared("tokenizers/gpt2"), **changes)

@@ -12,40 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 from pytorch_lightning.utilities import rank_zero_only
 from transformers import AutoTokenizer
 
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.rows import RawRow
 from caldpo.errors import CaldpoError
-from tests.data.small import RowsSource, chat, ids, word_tokenizer
+from tests.data.prepared import BASE, TEST, TRAIN, prepared, rejected, settings
+from tests.data.small import RowsSource, ids, word_tokenizer
 from tests.shared import shared
-
-BASE = Path(__file__).parents[2] / "conf/data/base.yaml"
-TRAIN = [(f"a {w} ?", f" yes {w}", f" no {w}") for w in "bcdefghijk"]
-TEST = [(f"z {w} ?", f" yes {w}", f" no {w}") for w in "bcd"]
-
-
-def settings(**changes: Any) -> dict[str, Any]:
-    """What base.yaml says, without announcement, with ``changes``."""
-    values = yaml.safe_load(BASE.read_text())
-    del values["_target_"]
-    values |= {"source": RowsSource(train=TRAIN, test=TEST), "train": "train", "test": "test", "seed": 0}
-    unknown = changes.keys() - values.keys()
-    assert not unknown
-    return values | changes
-
-
-def prepared(tmp_path: Path, tokenizer: Any = None, **changes: Any) -> tuple[PairDataModule, dict[str, Any]]:
-    needs_scores = changes.pop("needs_scores", False)
-    module = PairDataModule(**settings(**changes))
-    report = module.prepare_pairs(tokenizer or word_tokenizer(), tmp_path, needs_scores, "cal_dpo")
-    return module, report.as_dict()
-
-
-def rejected(tmp_path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (tmp_path / "rejected_rows.jsonl").read_text().splitlines()]
 
 
 def test_the_yaml_has_the_keys_of_the_signature_each_with_a_comment() -> None:
@@ -75,30 +50,6 @@ def test_two_splits_are_tokenised_counted_and_announced(tmp_path: Path, capsys: 
     assert "[ yes][ c][ <eos>]" in output
 
 
-def test_counts_of_what_was_cut_and_dropped_reach_report_file_and_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [
-        ("a b c d e", " f g h", " i"),
-        ("a b", " f g h i j k", " l"),
-        ("b", " f g h i j k", " f g h i j l m"),  # the same first 5 tokens, all there is room for
-    ]
-    source = RowsSource(train=rows, test=TEST)
-    module, report = prepared(tmp_path, source=source, max_length=6, max_prompt_length=2)
-    assert report["train"]["truncated"] == {"prompt": 1, "chosen": 2, "rejected": 1}
-    assert report["train"]["identical_after_truncation"] == 1
-    others = ("boundary_merges", "eos_stripped", "eos_appended")
-    assert [report["train"][name] for name in others] == [0, 0, 0]
-    assert len(module.train_pairs) == report["train"]["pairs"] == 2
-    assert report["read"][0]["kept"] == 3  # what was read is one account, what came of it another
-    reason = "chosen and rejected are the same tokens once truncated"
-    assert report["train"]["dropped"] == {reason: 1}
-    assert rejected(tmp_path) == [{"split": "train", "origin": "train:3", "kind": "degenerate", "reason": reason}]
-    assert "truncated: 1 prompts, 2 chosen, 1 rejected" in capsys.readouterr().out
-    kept, _ = prepared(tmp_path, source=source, max_length=6, max_prompt_length=2, on_degenerate="keep")
-    assert len(kept.train_pairs) == 3
-
-
 def test_without_a_test_split_prompts_are_held_out(tmp_path: Path) -> None:
     rows = [(f"a {v} {w}", f" {v}", " no") for v in "bcdefghijk" for w in "bcde"]
     rows += [(p, " maybe", " yes") for p, _, _ in rows]  # each prompt twice
@@ -112,38 +63,6 @@ def test_without_a_test_split_prompts_are_held_out(tmp_path: Path) -> None:
     assert list(again.test_pairs) == list(module.test_pairs)  # another training seed, the same held-out set
     other, _ = prepared(tmp_path, source=RowsSource(train=rows), test=None, test_fraction=0.3, split_seed=9)
     assert {p.origin for p in other.test_pairs} != {p.origin for p in module.test_pairs}
-
-
-def test_prompts_in_both_splits(tmp_path: Path) -> None:
-    source = RowsSource(train=[*TRAIN, ("Z  b ?", " e", " f")], test=TEST)
-    with pytest.raises(CaldpoError, match="1 prompts of the test split") as caught:
-        prepared(tmp_path, source=source)
-    assert caught.value.key == "data.on_shared_prompts"
-    assert "train:11 and test:1" in str(caught.value)
-    module, report = prepared(tmp_path, source=source, on_shared_prompts="drop_train")
-    assert len(module.train_pairs) == report["train"]["pairs"] == 10
-    assert report["train"]["dropped"] == {"the test split has the same prompt": 1}
-    assert [(r["origin"], r["reason"]) for r in rejected(tmp_path)] == [
-        ("train:11", "the test split has the same prompt")
-    ]
-    assert len(prepared(tmp_path, source=source, on_shared_prompts="keep")[0].train_pairs) == 11
-    with pytest.raises(CaldpoError, match="all 3 training pairs"):
-        prepared(tmp_path, source=RowsSource(train=TEST, test=TEST), on_shared_prompts="drop_train")
-
-
-def test_a_loss_with_score_targets_needs_scores_in_every_row(tmp_path: Path) -> None:
-    scored = [(*row, 2.0, 1.0) for row in TRAIN]
-    with pytest.raises(CaldpoError, match=r"loss\.targets=scores: loss cal_dpo .*10 of 10 pairs of train") as caught:
-        prepared(tmp_path, needs_scores=True)
-    assert "loss.targets=half" in str(caught.value)
-    with pytest.raises(CaldpoError, match="1 of 11 pairs of train have none, first train:11"):
-        prepared(tmp_path, source=RowsSource(train=[*scored, ("c", " d", " e")], test=TEST), needs_scores=True)
-    with pytest.raises(CaldpoError, match="3 of 3 pairs of test"):
-        prepared(tmp_path, source=RowsSource(train=scored, test=TEST), needs_scores=True)
-    source = RowsSource(train=scored, test=[(*row, 2.0, 1.0) for row in TEST])
-    module, _ = prepared(tmp_path, source=source, needs_scores=True)
-    batch = next(iter(module.train_dataloader()))
-    assert batch.score_chosen.tolist() == [2.0] * 8
 
 
 def test_subsets_are_drawn_with_the_split_seed_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,48 +79,6 @@ def test_subsets_are_drawn_with_the_split_seed_and_told(tmp_path: Path, capsys: 
     assert origins(seed=3) == first
     assert len({tuple(origins(split_seed=s)) for s in range(5)}) > 1
     assert prepared(tmp_path, max_train_pairs=10)[1]["train"]["left_out"] == 0
-
-
-class Conversations(RowsSource):
-    """The same rows as conversations."""
-
-    def __init__(self, **splits: Any) -> None:
-        super().__init__(**{k: [(list(chat(p)), *map(self.reply, r)) for p, *r in v] for k, v in splits.items()})
-
-    @staticmethod
-    def reply(text: str) -> list[dict[str, str]]:
-        return [{"role": "assistant", "content": text.strip()}]
-
-
-def test_conversations_need_a_chat_template(tmp_path: Path) -> None:
-    source = Conversations(train=TRAIN, test=TEST)
-    tokenizer = word_tokenizer(template=None)
-    with pytest.raises(CaldpoError, match="no chat template"):
-        prepared(tmp_path, tokenizer, source=source)
-    file = tmp_path / "mine.jinja"
-    file.write_text("{% for m in messages %}{{ m.content + ' : ' }}{% endfor %}")
-    module, report = prepared(tmp_path, tokenizer, source=source, chat_template=str(file))
-    assert module.train_pairs[0].prompt_ids == ids(tokenizer, "a b ? :")
-    assert tokenizer.chat_template == file.read_text()  # generation and export go on with it
-    assert report["prompts"] == str(file)
-    assert prepared(tmp_path, word_tokenizer(), source=source)[1]["prompts"] == "the tokenizer's chat template"
-
-
-def test_conversations_the_template_refuses(tmp_path: Path) -> None:
-    source = Conversations(train=TRAIN, test=TEST)
-    tokenizer = word_tokenizer(
-        template="{{ raise_exception('no c') if 'c' in messages[0].content }}"
-        "{% for m in messages %}{{ m.content + ' ' + eos_token + ' ' }}{% endfor %}"
-    )
-    with pytest.raises(CaldpoError, match=r"1 pairs cannot be used .*\n    train:2: .*\(no c\)"):
-        prepared(tmp_path, tokenizer, source=source)
-    module, report = prepared(tmp_path, tokenizer, source=source, on_invalid="skip")
-    assert len(module.train_pairs) == report["train"]["pairs"] == 9
-    assert report["test"]["dropped"] == {"the chat template refuses the conversation": 1}
-    assert [r["origin"] for r in rejected(tmp_path)] == ["train:2", "test:2"]
-    refuses_all = word_tokenizer(template="{{ raise_exception('never') }}")
-    with pytest.raises(CaldpoError, match="no pair is left: 10 pairs cannot be used"):
-        prepared(tmp_path, refuses_all, source=source, on_invalid="skip")
 
 
 def test_limits_that_leave_no_room_are_refused() -> None:

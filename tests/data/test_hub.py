@@ -60,7 +60,7 @@ def load(name: str, folder: Path, split: str, **changes):
         OmegaConf.load(conf_dir() / "data/base.yaml"), OmegaConf.load(conf_dir() / f"data/{name}.yaml")
     )
     keys = {k: v for k, v in conf.source.items() if k != "_target_"} | {"path": str(folder)} | changes
-    policies = {k: conf[k] for k in ("on_invalid", "on_degenerate", "on_reversed_scores")}
+    policies = {k: conf[k] for k in ("on_degenerate", "on_reversed_scores")}
     return load_pairs(HubDataset(**keys), conf[split], **policies)
 
 
@@ -161,7 +161,7 @@ def test_unknown_split_names_the_splits(ultrafeedback):
     for split in ("train", "train_prefs[:"):
         with pytest.raises(CaldpoError, match="no such split") as caught:
             HubDataset(str(ultrafeedback)).rows(split)
-        assert caught.value.value == split
+        assert caught.value.key == split
     with pytest.raises(CaldpoError, match=r"train_prefs.*test_prefs|test_prefs.*train_prefs"):
         HubDataset(str(ultrafeedback)).rows("train")
 

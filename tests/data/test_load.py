@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from caldpo.data.load import LoadReport, Rejection, load_pairs, write_rejections
+from caldpo.data.load import LoadReport, Rejection, load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RawRow
 from caldpo.data.sources.files import LocalFiles
@@ -54,32 +54,49 @@ def test_pairs_keep_order_and_origin():
     assert report.rejections == []
 
 
-def test_error_lists_all_bad_rows_with_reasons_and_remedy():
-    bad = [ValueError("not JSON (x)"), row(chosen=3), row(chosen=""), {"text": "x"}]
+def refused(*reports):
     with pytest.raises(CaldpoError) as caught:
-        load_pairs(Rows(row(), *bad), "train.jsonl")
-    text = str(caught.value)
-    assert "4 of 5 rows cannot be used" in text
+        refuse_bad_rows(reports, "run/rejected_rows.jsonl")
+    assert (caught.value.key, caught.value.value) == ("data.on_invalid", "error")
+    return str(caught.value)
+
+
+def test_bad_rows_of_all_splits_are_refused_in_one_message_with_reasons_and_remedy():
+    bad = [ValueError("not JSON (x)"), row(chosen=3), row(chosen=""), {"text": "x"}]
+    _, train = load_pairs(Rows(row(), *bad), "train.jsonl")
+    _, test = load_pairs(Rows(row(), row(), row("R", chosen=4)), "test.jsonl")
+    text = refused(train, test)
+    assert "5 of 8 rows cannot be used\n  train.jsonl: 4 of 5 rows\n" in text
     for fragment in (
         "train.jsonl[1]: not JSON (x)",
         "[2]: `chosen` is not text (but a number)",
         "[3]: the chosen",
+        "  test.jsonl: 1 of 3 rows\n    test.jsonl[2]: `chosen` is not text (but a number)\n",
+        "By reason: 2 `chosen` is not text; 1 not JSON; ",
+        "run/rejected_rows.jsonl lists every one of them",
+        "data.on_invalid=skip",
     ):
         assert fragment in text
-    assert "data.on_invalid=skip" in text
+    assert "repeats an earlier pair" not in text, "degenerate pairs are no bad rows"
 
 
-def test_error_shows_twenty_rows_and_counts_all_by_reason():
+def test_the_message_shows_ten_rows_of_a_split_and_counts_all_by_reason():
     values = [row(chosen=i) for i in range(30)] + [row(chosen=" ")]
-    with pytest.raises(CaldpoError) as caught:
-        load_pairs(Rows(*values), "train")
-    assert str(caught.value).count("train[") == 20
-    assert "... and 11 more" in str(caught.value)
-    assert "30 `chosen` is not text; 1 the chosen response has no text" in str(caught.value)
+    text = refused(*(load_pairs(Rows(*values), split)[1] for split in ("train", "test")))
+    assert text.count("train[") == text.count("test[") == 10
+    assert text.count("... and 21 more") == 2
+    assert "60 `chosen` is not text; 2 the chosen response has no text" in text
 
 
-def test_skip_reports_them_instead():
-    pairs, report = kept(Rows(row(), ValueError("not JSON (x)"), row(chosen=3)), on_invalid="skip")
+def test_nothing_is_refused_where_no_row_is_bad():
+    _, report = load_pairs(Rows(row(), row()), "train")
+    refuse_bad_rows([report], "rejected_rows.jsonl")
+    require_pairs(report)
+    assert report.counts() == {"repeats an earlier pair": 1}
+
+
+def test_bad_rows_are_left_out_and_reported():
+    pairs, report = kept(Rows(row(), ValueError("not JSON (x)"), row(chosen=3)))
     assert len(pairs) == 1
     assert report.rejections == [
         Rejection("train[1]", "line", "not JSON (x)"),
@@ -90,10 +107,10 @@ def test_skip_reports_them_instead():
     assert "unreadable lines: 1 not JSON" in report.summary()
 
 
-@pytest.mark.parametrize("on_invalid", ["error", "skip"])
-def test_no_pair_at_all_is_an_error(on_invalid):
+def test_no_pair_at_all_is_an_error():
+    _, report = load_pairs(Rows(row(chosen="bad")), "train")
     with pytest.raises(CaldpoError, match=r"none of its 1 rows(.|\n)*1 chosen and rejected are identical"):
-        load_pairs(Rows(row(chosen="bad")), "train", on_invalid=on_invalid)
+        require_pairs(report)
 
 
 @pytest.mark.parametrize(
@@ -107,14 +124,14 @@ def test_no_pair_at_all_is_an_error(on_invalid):
     ],
 )
 def test_unusable_texts(value, reason):
-    _, report = kept(Rows(value, row()), on_invalid="skip")
+    _, report = kept(Rows(value, row()))
     assert report.rejections == [Rejection("train[0]", "row", reason)]
 
 
 def test_surrogates_in_conversations_and_in_columns_nobody_reads():
     ask, answer = {"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "x"}
     bad = {"prompt": [ask], "chosen": [answer], "rejected": [answer]}
-    _, report = kept(Rows(bad, row(note="\ud800"), row(chosen="\x00 and \U0001f600")), on_invalid="skip")
+    _, report = kept(Rows(bad, row(note="\ud800"), row(chosen="\x00 and \U0001f600")))
     assert [r.origin for r in report.rejections] == ["train[0]"]
 
 
@@ -128,8 +145,8 @@ DEGENERATE = [
 ]
 
 
-def test_degenerate_pairs_are_dropped_and_counted_even_under_error():
-    pairs, report = kept(Rows(row(), *(value for value, _ in DEGENERATE), row("other")), on_invalid="error")
+def test_degenerate_pairs_are_dropped_and_counted():
+    pairs, report = kept(Rows(row(), *(value for value, _ in DEGENERATE), row("other")))
     assert [p.prompt for p in pairs] == ["Q", "other"]
     assert [(r.kind, r.reason) for r in report.rejections] == [("degenerate", reason) for _, reason in DEGENERATE]
 
@@ -149,10 +166,9 @@ def test_the_same_responses_to_another_prompt_are_no_repetition():
 
 def test_reversed_scores():
     source = Rows(scored(1, 3, "A"), scored(3, 1, "B"))
-    with pytest.raises(CaldpoError, match=r"higher score, see data.on_reversed_scores \(1 < 3\)"):
-        load_pairs(source, "train")
-    pairs, report = kept(source, on_invalid="skip")
+    pairs, report = kept(source)
     assert [p.prompt for p in pairs] == ["B"]
+    assert report.rejections[0].reason.endswith("higher score, see data.on_reversed_scores (1 < 3)")
     pairs, report = kept(source, on_reversed_scores="swap")
     assert pairs[0] == PreferencePair("A", "bad", "good", 3.0, 1.0, origin="train[0]")
     assert (report.swapped, pairs[1].chosen) == (1, "good")
@@ -160,12 +176,13 @@ def test_reversed_scores():
     assert (pairs[0].chosen, pairs[0].score_chosen, report.swapped) == ("good", 1.0, 0)
 
 
-def test_rows_of_another_task_are_left_out_under_error():
+def test_rows_of_another_task_are_left_out_and_are_no_bad_rows():
     info = {"article": "(CNN) News.", "title": "News", "site": "cnn"}
     article = {"info": info, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}
-    pairs, report = kept(Rows(row(), article), on_invalid="error")
+    pairs, report = kept(Rows(row(), article))
     assert len(pairs) == 1
     assert report.rejections[0].kind == "filtered"
+    refuse_bad_rows([report], "rejected_rows.jsonl")
     assert "rows of another task left out: 1 a CNN/DailyMail article" in report.summary()
 
 
@@ -199,7 +216,7 @@ POLICY = {
 def test_every_messy_row_meets_its_disposition():
     path = shared("data/messy.jsonl")
     expected = {e["line"]: e for e in map(json.loads, shared("data/messy_expected.jsonl").read_text().splitlines())}
-    pairs, report = load_pairs(LocalFiles(), str(path), on_invalid="skip")
+    pairs, report = load_pairs(LocalFiles(), str(path))
     number = {origin: int(origin.rsplit(":", 1)[1]) for origin in [p.origin for p in pairs]}
     found = {number[p.origin]: ("kept", "") for p in pairs}
     found |= {int(r.origin.rsplit(":", 1)[1]): (r.kind, r.category) for r in report.rejections}
@@ -225,18 +242,10 @@ def test_every_messy_row_meets_its_disposition():
     assert by_line[34].chosen == " Call it Fig."
 
 
-def test_messy_file_stops_by_default_with_file_and_line():
-    path = shared("data/messy.jsonl")
-    with pytest.raises(CaldpoError) as caught:
-        load_pairs(LocalFiles(), str(path))
-    assert "38 of 62 rows cannot be used" in str(caught.value)
-    assert f"{path}:2: column `rejected` is missing" in str(caught.value)
-
-
 def test_real_hh_file():
     """The bad rows of the file, known by number; every other pair joins back to its transcripts."""
     path = shared("data/hh_harmless_test.jsonl.gz")
-    pairs, report = load_pairs(LocalFiles(), str(path), on_invalid="skip")
+    pairs, report = load_pairs(LocalFiles(), str(path))
     # rows are numbered from 0, lines from 1
     bad = {int(r.origin.rsplit(":", 1)[1]) - 1: r.category for r in report.rejections}
     prompts, empty = "chosen and rejected answer different prompts", "the chosen response has no text"

@@ -72,7 +72,12 @@ def test_a_tokenizer_without_template_is_refused_with_the_ways_out() -> None:
     tokenizer = word_tokenizer(template=None)
     with pytest.raises(CaldpoError, match=r"no chat template.*\n.*data\.chat_template=FILE") as caught:
         require_template(tokenizer)
-    assert caught.value.key == "data.chat_template"
+    told = str(caught.value)
+    assert told.startswith("data.chat_template: the data has conversations, and the policy's tokenizer has no")
+    named = word_tokenizer(template=None)
+    named.name_or_path = "some/base-model"
+    with pytest.raises(CaldpoError, match=r"the policy's tokenizer \(some/base-model\) has no chat template"):
+        require_template(named)
     require_template(word_tokenizer())
 
 

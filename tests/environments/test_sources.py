@@ -31,7 +31,7 @@ TABLE: dict[str, Any] = {
     "partition_beta": None,
     "seed": 0,
 }
-KEEP: dict[str, Any] = {"on_invalid": "error", "on_degenerate": "keep", "on_reversed_scores": "keep"}
+KEEP: dict[str, Any] = {"on_degenerate": "keep", "on_reversed_scores": "keep"}
 
 
 def table_rows(split: str = "train", **keys: Any) -> list[tuple[int, int, int, float, float]]:

@@ -56,7 +56,7 @@ class LocalFiles:
         return _not_empty(reader(path), split)
 
 
-_REMEDY = "set data.train (or data.test) to a file of preference pairs"
+_REMEDY = "name a file of preference pairs"
 
 
 def _ending(path: Path) -> str:
@@ -81,7 +81,7 @@ def _neighbours(path: Path) -> str:
 
 
 def _listing(folder: Path) -> str:
-    names = _data_files(folder)
+    names, folder = _data_files(folder), folder.resolve()  # "." names no folder to a person
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"; data files in {folder}: {', '.join(names[:5])}{more}" if names else f"; {folder} has no data files"
 

@@ -71,13 +71,12 @@ class HubDataset:
     def _explained(self, error: Exception, split: str) -> CaldpoError:
         if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
             error = cast(Exception, error.__cause__)  # the wrapper only says that an error occurred
-        detail = " ".join(str(error).split())[:300] or type(error).__name__
+        detail = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         asked = self.path + (f" ({self.config})" if self.config else "")
         if isinstance(error, ValueError) and ("split" in detail or "instruction" in detail):
             return CaldpoError(
                 f"no such split of {asked}: {detail}",
-                key="data.train or data.test",
-                value=split,
+                key=split,
                 remedy="name one of its splits, or a slice like train[:1000]",
             )
         if isinstance(error, ValueError) and "BuilderConfig" in detail:

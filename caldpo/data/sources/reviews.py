@@ -39,7 +39,7 @@ class ReviewPairs:
             CaldpoError: another split, or more pairs than there are prompts.
         """
         if split not in TITLES:
-            raise CaldpoError(f"the reviews have the splits {' and '.join(TITLES)}", key="data", value=split)
+            raise CaldpoError(f"no such split: the reviews have {' and '.join(TITLES)}", key=split)
         pairs = sample_pairs(split, self.sizes[split], seed=self.seed, sharpness=self.label_sharpness)
         return (RawRow(f"{split}[{i}]", row) for i, row in enumerate(pairs))
 

@@ -71,7 +71,7 @@ class TabularPairs:
             CaldpoError: another split.
         """
         if split not in self.pairs_per_prompt:
-            raise CaldpoError("the tabular environment has the splits train and test", key="data", value=split)
+            raise CaldpoError("no such split: the tabular environment has train and test", key=split)
         return self._rows(split)
 
     def reward(self, prompt: str, response: str) -> float:

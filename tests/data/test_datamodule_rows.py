@@ -1,0 +1,152 @@
+"""What stops a run for its rows, what is dropped, and where that is told."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caldpo.data.sources.files import LocalFiles
+from caldpo.errors import CaldpoError
+from tests.data.prepared import TEST, TRAIN, Conversations, prepared, rejected
+from tests.data.small import RowsSource, ids, word_tokenizer
+from tests.shared import shared
+
+
+def test_counts_of_what_was_cut_and_dropped_reach_report_file_and_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        ("a b c d e", " f g h", " i"),
+        ("a b", " f g h i j k", " l"),
+        ("b", " f g h i j k", " f g h i j l m"),  # the same first 5 tokens, all there is room for
+    ]
+    source = RowsSource(train=rows, test=TEST)
+    module, report = prepared(tmp_path, source=source, max_length=6, max_prompt_length=2)
+    assert report["train"]["truncated"] == {"prompt": 1, "chosen": 2, "rejected": 1}
+    assert report["train"]["identical_after_truncation"] == 1
+    others = ("boundary_merges", "eos_stripped", "eos_appended")
+    assert [report["train"][name] for name in others] == [0, 0, 0]
+    assert len(module.train_pairs) == report["train"]["pairs"] == 2
+    assert report["read"][0]["kept"] == 3  # what was read is one account, what came of it another
+    reason = "chosen and rejected are the same tokens once truncated"
+    assert report["train"]["dropped"] == {reason: 1}
+    assert rejected(tmp_path) == [{"split": "train", "origin": "train:3", "kind": "degenerate", "reason": reason}]
+    assert "truncated: 1 prompts, 2 chosen, 1 rejected" in capsys.readouterr().out
+    kept, _ = prepared(tmp_path, source=source, max_length=6, max_prompt_length=2, on_degenerate="keep")
+    assert len(kept.train_pairs) == 3
+
+
+def test_prompts_in_both_splits(tmp_path: Path) -> None:
+    source = RowsSource(train=[*TRAIN, ("Z  b ?", " e", " f")], test=TEST)
+    with pytest.raises(CaldpoError, match="1 prompts of the test split") as caught:
+        prepared(tmp_path, source=source)
+    assert caught.value.key == "data.on_shared_prompts"
+    assert "train:11 and test:1" in str(caught.value)
+    module, report = prepared(tmp_path, source=source, on_shared_prompts="drop_train")
+    assert len(module.train_pairs) == report["train"]["pairs"] == 10
+    assert report["train"]["dropped"] == {"the test split has the same prompt": 1}
+    assert [(r["origin"], r["reason"]) for r in rejected(tmp_path)] == [
+        ("train:11", "the test split has the same prompt")
+    ]
+    assert len(prepared(tmp_path, source=source, on_shared_prompts="keep")[0].train_pairs) == 11
+    with pytest.raises(CaldpoError, match="all 3 training pairs"):
+        prepared(tmp_path, source=RowsSource(train=TEST, test=TEST), on_shared_prompts="drop_train")
+
+
+def test_a_loss_with_score_targets_needs_scores_in_every_row(tmp_path: Path) -> None:
+    scored = [(*row, 2.0, 1.0) for row in TRAIN]
+    with pytest.raises(CaldpoError, match=r"loss\.targets=scores: loss cal_dpo .*10 of 10 pairs of train") as caught:
+        prepared(tmp_path, needs_scores=True)
+    assert "loss.targets=half" in str(caught.value)
+    with pytest.raises(CaldpoError, match="1 of 11 pairs of train have none, first train:11"):
+        prepared(tmp_path, source=RowsSource(train=[*scored, ("c", " d", " e")], test=TEST), needs_scores=True)
+    with pytest.raises(CaldpoError, match="3 of 3 pairs of test"):
+        prepared(tmp_path, source=RowsSource(train=scored, test=TEST), needs_scores=True)
+    source = RowsSource(train=scored, test=[(*row, 2.0, 1.0) for row in TEST])
+    module, _ = prepared(tmp_path, source=source, needs_scores=True)
+    batch = next(iter(module.train_dataloader()))
+    assert batch.score_chosen.tolist() == [2.0] * 8
+
+
+def test_conversations_need_a_chat_template(tmp_path: Path) -> None:
+    source = Conversations(train=TRAIN, test=TEST)
+    tokenizer = word_tokenizer(template=None)
+    with pytest.raises(CaldpoError, match="no chat template"):
+        prepared(tmp_path, tokenizer, source=source)
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}{{ m.content + ' : ' }}{% endfor %}")
+    module, report = prepared(tmp_path, tokenizer, source=source, chat_template=str(file))
+    assert module.train_pairs[0].prompt_ids == ids(tokenizer, "a b ? :")
+    assert tokenizer.chat_template == file.read_text()  # generation and export go on with it
+    assert report["prompts"] == str(file)
+    assert prepared(tmp_path, word_tokenizer(), source=source)[1]["prompts"] == "the tokenizer's chat template"
+
+
+def test_conversations_the_template_refuses(tmp_path: Path) -> None:
+    source = Conversations(train=TRAIN, test=TEST)
+    tokenizer = word_tokenizer(
+        template="{{ raise_exception('no c') if 'c' in messages[0].content }}"
+        "{% for m in messages %}{{ m.content + ' ' + eos_token + ' ' }}{% endfor %}"
+    )
+    with pytest.raises(CaldpoError, match=r"1 pairs cannot be used .*\n    train:2: .*\(no c\)"):
+        prepared(tmp_path, tokenizer, source=source)
+    module, report = prepared(tmp_path, tokenizer, source=source, on_invalid="skip")
+    assert len(module.train_pairs) == report["train"]["pairs"] == 9
+    assert report["test"]["dropped"] == {"the chat template refuses the conversation": 1}
+    assert [r["origin"] for r in rejected(tmp_path)] == ["train:2", "test:2"]
+    refuses_all = word_tokenizer(template="{{ raise_exception('never') }}")
+    with pytest.raises(CaldpoError, match="no pair is left: 10 pairs cannot be used"):
+        prepared(tmp_path, refuses_all, source=source, on_invalid="skip")
+
+
+def test_all_bad_rows_of_both_files_are_told_before_the_run_stops(tmp_path: Path) -> None:
+    """One attempt shows everything: the message counts it, the file lists it."""
+    expected = [json.loads(line) for line in shared("data/messy_expected.jsonl").read_text().splitlines()]
+    # Two of the rows that may go either way are refused: reversed scores, and a key that stands twice.
+    bad_lines = {e["line"] for e in expected if e["disposition"] in ("reject_line", "reject_row")} | {56, 62}
+    train, test = str(shared("data/messy.jsonl")), tmp_path / "bad_test.jsonl"
+    good = {"prompt": "a", "chosen": " yes", "rejected": " no"}
+    test.write_text("".join(f"{line}\n" for line in (json.dumps(good), "no JSON", json.dumps(good | {"chosen": 3}))))
+    files: dict[str, Any] = {"source": LocalFiles(), "train": train, "test": str(test)}
+    with pytest.raises(CaldpoError) as caught:
+        prepared(tmp_path, **files)
+    message, rows = str(caught.value), rejected(tmp_path)
+    assert (caught.value.key, caught.value.value) == ("data.on_invalid", "error")
+    count = len(bad_lines) + 2
+    assert f"{count} of 65 rows cannot be used" in message  # 64 lines less two blank ones, and 3
+    assert f"{train}: {len(bad_lines)} of 62 rows\n    {train}:2: column `rejected` is missing" in message
+    assert f"{test}: 2 of 3 rows\n    {test}:2: not JSON" in message
+    assert f"{tmp_path / 'rejected_rows.jsonl'} lists every one" in message
+    by_reason = message.split("By reason: ")[1].splitlines()[0]
+    assert sum(int(n) for n in re.findall(r"(?:^|; )(\d+) ", by_reason)) == count
+    bad = {r["origin"] for r in rows if r["kind"] in ("line", "row")}
+    assert bad == {f"{train}:{line}" for line in bad_lines} | {f"{test}:2", f"{test}:3"}
+    assert {r["split"] for r in rows} == {train, str(test)}
+    # What is listed when they are left out is the same.
+    prepared(tmp_path, **files, on_invalid="skip")
+    assert [r for r in rejected(tmp_path) if r["kind"] in ("line", "row")] == [
+        r for r in rows if r["kind"] in ("line", "row")
+    ]
+
+
+def test_a_split_without_pairs_stops_after_the_list_is_written(tmp_path: Path) -> None:
+    source = RowsSource(train=TRAIN, test=[("a", " b", " b")])
+    with pytest.raises(CaldpoError, match="test: none of its 1 rows is a usable pair"):
+        prepared(tmp_path, source=source, on_invalid="skip")
+    assert [(r["origin"], r["reason"]) for r in rejected(tmp_path)] == [("test:1", "chosen and rejected are identical")]
+
+
+@pytest.mark.parametrize("key", ["train", "test"])
+def test_a_missing_file_is_told_by_its_key_with_names_close_to_it(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "a", "chosen": " b", "rejected": " c"}
+    Path("pairs.jsonl").write_text(json.dumps(row))
+    with pytest.raises(CaldpoError) as caught:
+        prepared(tmp_path, source=LocalFiles(), **({"train": "pairs.jsonl"} | {key: "pair.jsonl"}))
+    assert str(caught.value).startswith(f"data.{key}=pair.jsonl: no such file; did you mean pairs.jsonl")
