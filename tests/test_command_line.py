@@ -109,6 +109,9 @@ def test_compare_takes_a_folder(capsys) -> None:
     assert "no such, folder" in text
     code, text = answer(capsys, compare)
     assert code == 2
+    assert "name a folder: python -m caldpo.compare outputs/SWEEP" in text
+    code, text = answer(capsys, compare, "band=both")
+    assert "band=both: must be one of" in text, "with a second problem, both are told"
     assert "sweep: has to be given" in text
     code, text = answer(capsys, compare, "x", "bandd=sd")
     assert "bandd: unknown key (did you mean band?)" in text

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from caldpo.compare.discover import no_folder
 from caldpo.config.entry import hydra_entry
 
 
-@hydra_entry("compare", positional="sweep", settings="caldpo.compare.report.compare_runs", records=False)
+@hydra_entry(
+    "compare", positional="sweep", absent=no_folder, settings="caldpo.compare.report.compare_runs", records=False
+)
 def main(cfg: DictConfig) -> None:
     """Compare the runs of ``cfg.sweep``."""
     from caldpo.compare.report import compare  # matplotlib loads only for a good configuration

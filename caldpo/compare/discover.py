@@ -11,6 +11,7 @@ from caldpo.config.values import suggest
 from caldpo.errors import CaldpoError
 
 RUN_FILES = ("config.yaml", "metrics.csv", "summary.json")
+_NEWEST = 5  # sweeps named where no folder was
 _SHOWN = 8  # sweeps named in an error message
 
 
@@ -40,6 +41,18 @@ def find_runs(folder: Path) -> list[Path]:
             remedy=_remedy(folder),
         )
     return runs
+
+
+def no_folder() -> CaldpoError:
+    """The answer to a command that names no folder: how to name one, and the newest that there are."""
+    there = [str(sweep) for sweep in existing_sweeps(Path("outputs"))]
+    listed = f"; the newest: {', '.join(there[:_NEWEST])}" if there else ""
+    more = f" and {len(there) - _NEWEST} more" if len(there) > _NEWEST else ""
+    return CaldpoError(
+        "there is no folder to compare",
+        key="sweep",
+        remedy=f"name a folder: python -m caldpo.compare outputs/SWEEP{listed}{more}",
+    )
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:

@@ -21,7 +21,8 @@ IDENTITY = ("loss", "seed", "setting", "status", "run")
 def final_metrics(final: Mapping[str, Any]) -> dict[str, Any]:
     """A run's final metrics by column."""
     held_out = {name.removeprefix("val/"): value for name, value in final.items() if name.startswith("val/")}
-    columns = {f"train/{name}" if name in held_out else name: value for name, value in final.items()}
+    twice = {*held_out, "loss"}  # the column `loss` is the loss's name, whatever was logged
+    columns = {f"train/{name}" if name in twice else name: value for name, value in final.items()}
     return columns | {name: value for name, value in held_out.items() if name != "loss"}
 
 

@@ -28,7 +28,12 @@ BAD_COMMAND_LINE = 2  # the exit code of argparse
 
 
 def hydra_entry(
-    command: str, *, positional: str | None = None, settings: str | None = None, records: bool = True
+    command: str,
+    *,
+    positional: str | None = None,
+    absent: Callable[[], CaldpoError] | None = None,
+    settings: str | None = None,
+    records: bool = True,
 ) -> Callable[[Task], Main]:
     """Make a command of a function that takes the composed configuration.
 
@@ -37,6 +42,7 @@ def hydra_entry(
     Args:
         command: name of the command and of its primary configuration in ``conf``.
         positional: key that the first bare argument is the value of.
+        absent: the answer where that argument alone is missing; None takes that of any missing key.
         settings: dotted target in caldpo whose signature describes the plain top-level keys.
         records: keep status and error in ``summary.json`` and ``error.txt`` of the run's folder.
 
@@ -50,7 +56,13 @@ def hydra_entry(
             try:
                 with _exit_on_sigterm():
                     args = _parse(command, sys.argv[1:] if argv is None else argv, positional)
-                    _check(command, args, {"": settings} if settings else {})
+                    try:
+                        _check(command, args, {"": settings} if settings else {})
+                    except CaldpoError as error:
+                        # Without a value it is the missing one; several problems have no key in common.
+                        if absent and error.key == positional and error.value_or_none is None:
+                            raise absent() from None
+                        raise
                     _launch(args, task, records)
             except CaldpoError as error:
                 print(f"error: {redact_text(str(error))}", file=sys.stderr)

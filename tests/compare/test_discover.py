@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from caldpo.compare.discover import find_runs, natural
+from caldpo.compare.discover import find_runs, natural, no_folder
 from caldpo.errors import CaldpoError
 from tests.compare.runs import held_out, write_run
 
@@ -65,3 +67,13 @@ def test_nothing_trained_yet(tmp_path, monkeypatch):
 
 def test_numbers_sort_by_value():
     assert sorted(["seed=10", "seed=9", "beta=0.1"], key=natural) == ["beta=0.1", "seed=9", "seed=10"]
+
+
+def test_no_folder_is_answered_with_the_newest_five(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "name a folder: python -m caldpo.compare outputs/SWEEP." in str(no_folder()), "there is nothing to list"
+    for age, name in enumerate("abcdefg"):
+        write_run(tmp_path / "outputs" / name / "seed=0", rows=ROWS)
+        os.utime(tmp_path / "outputs" / name, (1000 - age, 1000 - age))
+    (tmp_path / "outputs" / "cache").mkdir()
+    assert "the newest: outputs/a, outputs/b, outputs/c, outputs/d, outputs/e and 2 more" in str(no_folder())

@@ -38,7 +38,7 @@ def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("outputs") / "sweep"
     for job, ((loss, seed), (chosen, rejected, accuracy, win_rate)) in enumerate(ENDS.items()):
         start = held_out(0, 0.0, 0.0)
-        end = held_out(20, chosen, rejected, **{"rewards/accuracies": accuracy})
+        end = held_out(20, chosen, rejected, **{"rewards/accuracies": accuracy, "loss": 0.6})
         training = {"step": 19, "loss": 0.5, "logps/chosen": -40.0}
         if loss != "slic":
             training["log_ratios/chosen"] = chosen + 0.25
@@ -97,8 +97,9 @@ def test_one_row_per_run_with_the_figures_of_finished_ones(rows):
         assert float(row["val/rewards/accuracies"]) == accuracy
         assert float(row["oracle/win_rate"]) == win_rate
         assert row["loss.beta"] == ("" if loss == "slic" else "0.1")
-        assert row["log_ratios/chosen"] == ("" if loss == "slic" else str(chosen + 0.25))
-        assert row["training_loss"] == "0.5", "the column loss names the loss"
+        assert float(row["log_ratios/chosen"]) == chosen, "a plain name is the held-out value, for every loss"
+        assert row["train/log_ratios/chosen"] == ("" if loss == "slic" else str(chosen + 0.25))
+        assert (row["val/loss"], row["train/loss"]) == ("0.6", "0.5"), "the column loss names the loss"
 
 
 def test_runs_that_did_not_finish_have_a_row_without_figures(rows):

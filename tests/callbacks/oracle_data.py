@@ -1,0 +1,92 @@
+"""A held-out set with a known reward, and a policy beside a reference of other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from caldpo.data.datamodule import HeldOutPrompt
+from caldpo.data.pair import TokenizedPair
+from caldpo.data.tokens import TokenizedPairs
+from caldpo.loggers import csv_logger
+from caldpo.losses.dpo import DPO
+from caldpo.module import PreferenceModule
+from caldpo.optim import AdamW, Schedule
+from caldpo.reference.resident import ResidentReference
+from caldpo.training import TrainerSettings
+from tests.test_module import Pairs
+from tests.tiny import VOCABULARY, tiny_model, tiny_pairs, tiny_tokenizer
+
+BETA = 0.25
+PROMPTS = 24
+
+
+def reward(prompt: str, response: str) -> float:
+    """How often w5 stands in the response, less a tenth of its words, plus a part that the prompt decides."""
+    words = response.split()
+    return words.count("w5") - 0.1 * len(words) + 0.01 * len(prompt.split())
+
+
+def scored_pairs() -> list[TokenizedPair]:
+    """Pairs with their true rewards: two of each prompt, so that every prompt has four responses."""
+    tokenizer, pairs = tiny_tokenizer(), []
+    for i, pair in enumerate(tiny_pairs(2 * PROMPTS, seed=3)):
+        prompt = pairs[-1].prompt_ids if i % 2 else pair.prompt_ids
+        true = [reward(tokenizer.decode(prompt), words(ids)) for ids in (pair.chosen_ids, pair.rejected_ids)]
+        pairs.append(TokenizedPair(prompt, pair.chosen_ids, pair.rejected_ids, *true, i, pair.origin))
+    return pairs
+
+
+def words(ids: list[int]) -> str:
+    """The text of tokens, by the numbering of the tiny vocabulary: 4 is w0."""
+    return " ".join(f"w{i - 4}" for i in ids if i >= 4)
+
+
+class OracleData(Pairs):
+    """A data module with held-out prompts, and a known reward where one is given."""
+
+    eval_pairs_per_batch = 5  # does not divide the number of pairs
+
+    def __init__(self, oracle: Callable[[str, str], float] | None) -> None:
+        pairs = scored_pairs()
+        super().__init__(pairs[:8], pairs, 4)
+        self.oracle, self.source, self.test_pairs = oracle, SimpleNamespace(), TokenizedPairs(pairs)
+
+    def held_out_prompts(self, count: int) -> list[HeldOutPrompt]:
+        """The first prompts, each once."""
+        pairs = scored_pairs()[::2][:count]
+        return [HeldOutPrompt(words(p.prompt_ids), p.prompt_ids, words(p.chosen_ids)) for p in pairs]
+
+
+def make_module(seed: int = 1) -> PreferenceModule:
+    """A policy whose log-ratios to the reference are not 0."""
+    return PreferenceModule(
+        tiny_model(seed=seed),
+        ResidentReference(tiny_model(seed=0)),
+        DPO(beta=0.5),
+        AdamW(Schedule("constant", warmup_steps=0), lr=1e-2),
+        tiny_tokenizer(),
+        reward_beta=BETA,
+        same_start=False,
+    )
+
+
+def fit(module: PreferenceModule, data: Any, folder: Path, *callbacks: pl.Callback, **settings: Any) -> None:
+    """Train in a real Trainer."""
+    made = TrainerSettings(progress_bar=False, **settings).build(folder, [csv_logger(folder)], [*callbacks])
+    made.validate(module, data, verbose=False)
+    made.fit(module, data)
+
+
+@torch.no_grad()
+def naive_logprob(model: Any, prompt: list[int], response: list[int]) -> float:
+    """Log-probability of one response in nats, alone and without padding, in double precision."""
+    logits = model(input_ids=torch.tensor([prompt + response])).logits[0].double()
+    assert logits.shape[1] == VOCABULARY
+    start = len(prompt) - 1
+    return sum(torch.log_softmax(logits[start + i], dim=0)[token].item() for i, token in enumerate(response))
