@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import string
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,32 +17,7 @@ from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from tests.shared import shared
 
 WORDS = [
-    "a",
-    "b",
-    "c",
-    "d",
-    "e",
-    "f",
-    "g",
-    "h",
-    "i",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "o",
-    "p",
-    "q",
-    "r",
-    "s",
-    "t",
-    "u",
-    "v",
-    "w",
-    "x",
-    "y",
-    "z",
+    *string.ascii_lowercase,
     "yes",
     "no",
     "maybe",

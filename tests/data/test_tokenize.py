@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import pytest
@@ -188,32 +189,7 @@ def test_conversations_a_template_refuses_are_reported_with_their_origin() -> No
 
 def test_chunks_make_no_difference() -> None:
     tokenizer = word_tokenizer()
-    letters = [
-        "a",
-        "b",
-        "c",
-        "d",
-        "e",
-        "f",
-        "g",
-        "h",
-        "i",
-        "j",
-        "k",
-        "l",
-        "m",
-        "n",
-        "o",
-        "p",
-        "q",
-        "r",
-        "s",
-        "t",
-        "u",
-        "v",
-        "w",
-        "x",
-    ]
+    letters = string.ascii_lowercase[:24]
     rows = [pair(chat(f"{a} {b}"), a, f"{b} no", f"f:{a}{b}") for a in letters for b in letters]
     assert len(rows) > 2 * 256
     together = tokenized(rows, tokenizer).pairs
