@@ -91,6 +91,10 @@ def _of_override(
     return Problem(key, _value(line), text.splitlines()[0].rstrip("."))
 
 
+# options that come with an extra of pyproject.toml
+EXTRAS = {("hydra/launcher", "joblib"): "sweep"}
+
+
 def _unreadable(text: str) -> Problem:
     if "=" not in text.lstrip("="):
         return Problem(redact_text(text), None, "an override is written key=value", "see --help for examples")
@@ -106,6 +110,11 @@ def _missing_option(error: MissingConfigException, overrides: list[str]) -> Prob
         return Problem("configuration", None, f"there is no {error.missing_cfg_file}")
     if not options:
         return Problem(group, option, f"no such option, and no options in {group}")
+    if (group, option) in EXTRAS:
+        extra = EXTRAS[group, option]
+        return Problem(
+            group, option, "not installed", f"install the extra that brings it: pip install 'caldpo[{extra}]'"
+        )
     written = next((o for o in overrides if o.split("=")[0].strip("+").split("@")[0] == group), None)
     wrong = f"no such option{suggest(option, options)}"
     return Problem(group, _value(written) if written else option, wrong, f"choose one of {', '.join(options)}")
@@ -133,9 +142,12 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl,
     section = OmegaConf.select(cfg, parent) if parent else cfg
     known = [str(k) for k in section if k != "hydra" and not str(k).startswith("_")]
     choices = [*known, *_groups(loader)] if not parent else known
-    where = parent or "the top level"
+    # in a sweep over a group, say which of its options lacks the key
+    chosen = next((o for o in others if parent and o.split("=")[0] == parent), None)
+    where = chosen or parent or "the top level"
     listed = ", ".join(sorted(set(choices))) or "none"
-    return Problem(key, None, f"unknown key{suggest(names[0], choices)}", f"the keys of {where} are {listed}")
+    wrong = f"unknown key{f' with {chosen}' if chosen else ''}{suggest(names[0], choices)}"
+    return Problem(key, None, wrong, f"the keys of {where} are {listed}")
 
 
 def _options(loader: ConfigLoaderImpl, group: str) -> list[str]:

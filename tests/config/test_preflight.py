@@ -10,6 +10,7 @@ import pytest
 from hydra._internal.utils import create_config_search_path
 from hydra.core.hydra_config import HydraConfig
 
+from caldpo.config import explain
 from caldpo.config import preflight as module
 from caldpo.config.paths import conf_dir
 from caldpo.config.preflight import check_composes, preflight
@@ -156,6 +157,13 @@ def test_a_group_that_cannot_be_chosen_hides_nothing_misleading() -> None:
     assert "unknown key" not in text
 
 
+def test_an_option_of_a_missing_extra_names_the_extra(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain, "EXTRAS", {("hydra/launcher", "rocket"): "space"})
+    text = answer("hydra/launcher=rocket")
+    assert "hydra/launcher=rocket: not installed" in text
+    assert "pip install 'caldpo[space]'" in text
+
+
 def test_secrets_in_overrides_are_not_repeated() -> None:
     assert "abcdef" not in answer("loss.api_key=abcdef", "++loss.api_key=abcdef", "token=abcdef")
 
@@ -170,7 +178,7 @@ class TestSweeps:
         [
             (["loss=cal,smoth"], "loss=smoth: no such option (did you mean smooth?)"),
             (["loss=cal", "loss.beta=0.1,-1"], "loss.beta=-1: must be a number > 0"),
-            (["loss=cal,smooth", "loss.label_smoothing=0.1"], "loss.label_smoothing: unknown key"),
+            (["loss=cal,smooth", "loss.label_smoothing=0.1"], "loss.label_smoothing: unknown key with loss=cal"),
             (["seed=0,1", "loss.betta=1,2"], "loss.betta: unknown key (did you mean beta?)"),
             (["seed=interval(0,1)"], "seed: an interval has no single values to run"),
             (["hydra.run.dir=a,b"], "hydra.run.dir=a,b: a key of Hydra itself has one value"),
