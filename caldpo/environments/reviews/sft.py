@@ -23,7 +23,8 @@ from caldpo.logprobs import response_logprobs
 CORPUS: dict[str, float] = {"weak": 0.1, "plain": 0.7, "good": 0.2}
 """Shares of the writers in the SFT corpus; the preference data draws on all writers alike, experts too."""
 
-_VERSION = 1  # of what this file does; the cached model is found by it (see SftRecipe.digest)
+# Of what this file and the log-prob engine do, to the last bit; the cached model is found by it (SftRecipe.digest).
+_VERSION = 2
 _WARMUP_STEPS = 20
 _BETAS = (0.9, 0.95)
 
