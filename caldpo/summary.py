@@ -59,10 +59,12 @@ def print_end(summary: dict[str, Any], places: dict[str, str]) -> None:
 
 
 def print_line(name: str, summary: dict[str, Any]) -> None:
-    """One finished run in one line, for sweeps."""
+    """One finished run in one line, for sweeps; and the command that uploads it, if it was tracked offline."""
     metrics = summary["metrics"]
     ratios = (f"{metrics[f'val/log_ratios/{side}']:+.2f} {side}" for side in ("chosen", "rejected"))
     print(f"{name}: log-ratios {', '.join(ratios)} after {summary['steps']} steps, {summary['wall_seconds']:.1f} s")
+    if summary["upload"]:
+        print(f"  upload to W&B: {summary['upload']}")
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

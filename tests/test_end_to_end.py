@@ -138,14 +138,17 @@ def test_a_failed_run_does_not_stop_the_sweep(folder: Path) -> None:
     assert failed.name in Path("sweep/report.md").read_text()
 
 
-def test_wandb_gets_what_the_csv_gets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_what_the_csv_gets(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Offline without an account: the run's own file holds the same rows, and no secret."""
     for name in [n for n in os.environ if n.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", "none")
     secret = "hunter2-" + "x" * 24
     monkeypatch.setenv("HF_TOKEN", secret)
-    train(*SMALL, "loss=cal_dpo", "trainer.max_steps=3", "logger=wandb", "name=${oc.env:HF_TOKEN}")
+    train(*SMALL, "loss=cal_dpo", "trainer.max_steps=3", "logger=wandb", "name=${oc.env:HF_TOKEN}", "console=line")
+    assert "wandb sync run/wandb/offline-run-" in capsys.readouterr().out
     (file,) = Path("run/wandb").glob("offline-run-*/*.wandb")
     wandb_file.wait_until_written(file)
     rows = wandb_file.history(file)
