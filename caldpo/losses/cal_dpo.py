@@ -46,5 +46,4 @@ class CalDPO(PreferenceLoss):
 
     def forward(self, logps: PairLogps) -> LossOutput:
         contrast = logistic(log_ratio_gap(logps, per_token=False))
-        calibration = self.calibration(logps)
-        return LossOutput(contrast + calibration, {"contrast": contrast, "calibration": calibration})
+        return self.calibration.added_to(LossOutput(contrast, {"contrast": contrast}), logps)

@@ -42,6 +42,4 @@ class CalIPO(PreferenceLoss):
         return f"{self.ipo.formula} + {self.calibration.formula}"
 
     def forward(self, logps: PairLogps) -> LossOutput:
-        contrast = self.ipo(logps).loss
-        calibration = self.calibration(logps)
-        return LossOutput(contrast + calibration, {"contrast": contrast, "calibration": calibration})
+        return self.calibration.added_to(self.ipo(logps), logps)

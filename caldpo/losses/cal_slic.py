@@ -44,6 +44,4 @@ class CalSLiC(PreferenceLoss):
         return f"{self.slic.formula} + {self.calibration.formula}"
 
     def forward(self, logps: PairLogps) -> LossOutput:
-        slic = self.slic(logps)
-        calibration = self.calibration(logps)
-        return LossOutput(slic.loss + calibration, {**slic.terms, "calibration": calibration})
+        return self.calibration.added_to(self.slic(logps), logps)

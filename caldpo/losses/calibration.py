@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from caldpo.errors import CaldpoError
-from caldpo.types import PairLogps
+from caldpo.types import LossOutput, PairLogps
 
 
 class Calibration(nn.Module):
@@ -84,6 +84,12 @@ class Calibration(nn.Module):
         centre = (chosen + rejected) / 2 if self.score_center == "pair" else self.score_center
         scale = self.score_scale / self.beta
         return scale * (chosen - centre), scale * (rejected - centre)
+
+    def added_to(self, output: LossOutput, logps: PairLogps) -> LossOutput:
+        """Another loss with the term added to it, under the name ``calibration``."""
+        term = self(logps)
+        terms = {**output.terms, "calibration": term}
+        return LossOutput(output.loss + term, terms, output.diagnostics)
 
     def forward(self, logps: PairLogps) -> Float[Tensor, " pairs"]:
         """The weighted term per pair."""
