@@ -64,11 +64,13 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     parts["trainer"].check()
     parts["reference"].check()
     tokenizer = source.load_tokenizer()
+    policy_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
+    reference_identity = parts["reference"].identity(policy_identity)
     print_start(
         {
             "loss": f"{loss_name}: {loss.formula}",
-            "policy": source.identity(),
-            "reference": parts["reference"].identity(source),
+            "policy": policy_identity,
+            "reference": reference_identity,
             "rewards/*": f"{settings.reward_beta:g} x log-ratio",
             "seed": str(settings.seed),
             "folder": str(run_dir),
@@ -111,8 +113,8 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         "peak_memory_bytes": memory,
         "peak_memory_of": memory_of,
         "formula": loss.formula,
-        "policy": source.identity(),
-        "reference": parts["reference"].identity(source),
+        "policy": policy_identity,
+        "reference": reference_identity,
         "start_difference": module.largest_start_ratio,
         "upload": sync,
         "data": report.as_dict(),

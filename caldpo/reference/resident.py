@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import pair_logprobs
-from caldpo.models.base import ModelSource, floating_dtype
+from caldpo.models.base import floating_dtype
 from caldpo.models.hub import check_causal_lm, load_causal_lm
 from caldpo.types import PairBatch
 
@@ -68,11 +68,11 @@ class Resident:
             )
         self.path, self.dtype, self.differs = path, dtype, differs
 
-    def identity(self, source: ModelSource) -> str:
-        """One line that says what the reference is."""
+    def identity(self, policy: str) -> str:
+        """One line that says what the reference is; ``policy`` is the policy's own."""
         kept = "" if self.dtype == "same" else f", in {self.dtype}"
         meant = ", meant to differ from the policy's start" if self.differs else ""
-        return (self.path or f"the policy's starting weights, {source.identity()}") + kept + meant
+        return (self.path or f"the policy's starting weights, {policy}") + kept + meant
 
     def check(self) -> None:
         """Look whether another reference is there, before anything dear is loaded.
