@@ -79,3 +79,8 @@ class WeightedMeans(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The means by name, float64 scalars on the metric's device."""
         return dict(zip(self.names, self.sums / self.weight, strict=True))
+
+    def floats(self) -> dict[str, float]:
+        """The means as plain numbers, fetched from the device in one go."""
+        means = self.compute()
+        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.errors import CaldpoError
@@ -119,7 +119,8 @@ class PreferenceModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        norm = get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
+        trained = [p for p in self.policy.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in trained if p.grad is not None])
         scaled = self.trainer.precision == "16-mixed"  # its scaler skips steps with non-finite gradients
         if not scaled and not norm.isfinite():
             raise CaldpoError(
@@ -128,7 +129,8 @@ class PreferenceModule(pl.LightningModule):
                 remedy="lower optim.lr, raise loss.beta, or use trainer.precision=32-true",
             )
         self.train_log.before_update(norm, gradient_clip_val, optimizer.param_groups[0]["lr"])
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if gradient_clip_val is not None:
+            clip_grads_with_norm_(trained, gradient_clip_val, norm)  # by the norm at hand, not another of its own
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
         if self.global_step == self.train_log.step:
@@ -166,8 +168,7 @@ class PreferenceModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.global_step == 0 and self.same_start:
             check_start(self.largest_start_ratio, self.policy.dtype, self.reference.model.dtype)
-        means = self.held_out.compute()
-        metrics = {f"val/{k}": v for k, v in zip(means, torch.stack(list(means.values())).tolist(), strict=True)}
+        metrics = {f"val/{name}": value for name, value in self.held_out.floats().items()}
         self.write_metrics(metrics, self.global_step)
         self.evaluated_at = self.global_step
         self.log_dict(metrics, logger=False, sync_dist=True)  # for callbacks that watch a metric

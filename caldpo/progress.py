@@ -49,11 +49,11 @@ class StepLog:
 
     def describe(self) -> str:
         """The step's means so far, in words."""
-        return ", ".join(f"{k} {v:.4g}" for k, v in self._values().items())
+        return ", ".join(f"{k} {v:.4g}" for k, v in self.means.floats().items())
 
     def finish(self) -> dict[str, float]:
         """One row of metrics for the step that just ended; ``clip_fraction`` is over all steps so far."""
-        metrics = self._values()
+        metrics = self.means.floats()
         now = time.perf_counter()
         metrics |= {
             "grad_norm": self.grad_norm,
@@ -65,7 +65,3 @@ class StepLog:
         self.means.reset()
         self.tokens.reset()
         return metrics
-
-    def _values(self) -> dict[str, float]:
-        means = self.means.compute()
-        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))

@@ -9,14 +9,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import pytorch_lightning as pl
 import torch
 
-from caldpo.data.collate import PairBatches
-from caldpo.data.loader import PairLoader
-from caldpo.data.pair import TokenizedPair
-from caldpo.data.sampler import StepBatchSampler
-from caldpo.data.tokens import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.loggers import csv_logger
 from caldpo.losses.base import PreferenceLoss
@@ -25,48 +19,11 @@ from caldpo.losses.cpo import CPO
 from caldpo.losses.dpo import DPO
 from caldpo.losses.sft import SFT
 from caldpo.models.base import prepare_for_training
-from caldpo.module import PreferenceModule
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.resident import ResidentReference
 from caldpo.training import TrainerSettings
-from tests.tiny import batch_of, tiny_batch, tiny_model, tiny_pairs, tiny_tokenizer
-
-
-class Pairs(pl.LightningDataModule):
-    """Random pairs behind the project's own sampler and loader."""
-
-    def __init__(self, train: list[TokenizedPair], test: list[TokenizedPair], micro: int) -> None:
-        super().__init__()
-        self.train, self.test, self.micro = TokenizedPairs(train), TokenizedPairs(test), micro
-
-    def train_dataloader(self) -> PairLoader:
-        return self.loader(self.train, self.micro, accumulation=self.trainer.accumulate_grad_batches, seed=0)
-
-    def val_dataloader(self) -> PairLoader:
-        return self.loader(self.test, 3)
-
-    def loader(self, pairs: TokenizedPairs, micro: int, **keys: Any) -> PairLoader:
-        ranks = {"world_size": self.trainer.world_size, "rank": self.trainer.global_rank}
-        return PairLoader(PairBatches(pairs, 0), StepBatchSampler(len(pairs), micro, **ranks, **keys))
-
-
-def make_module(loss: PreferenceLoss, lr: float = 1e-2, decay: str = "constant") -> PreferenceModule:
-    policy = tiny_model()
-    return PreferenceModule(
-        policy,
-        ResidentReference(copy.deepcopy(policy)),
-        loss,
-        AdamW(Schedule(decay, warmup_steps=0), lr=lr),
-        tiny_tokenizer(),
-        reward_beta=0.1,
-    )
-
-
-def fit(module: PreferenceModule, data: Pairs, folder: Path, **settings: Any) -> pl.Trainer:
-    callbacks = settings.pop("callbacks", [])
-    trainer = TrainerSettings(progress_bar=False, **settings).build(folder, [csv_logger(folder)], callbacks)
-    trainer.fit(module, data)
-    return trainer
+from tests.harness import Pairs, fit, make_module
+from tests.tiny import batch_of, tiny_batch, tiny_model, tiny_pairs
 
 
 @pytest.mark.parametrize("loss", [DPO(), SFT(), CPO(), CalDPO()], ids=lambda x: type(x).__name__)
@@ -217,6 +174,21 @@ def test_reference_remembers_the_fixed_set_alone() -> None:
     assert len(calls) == 1
     reference.logps(batch)
     assert len(calls) == 2
+
+
+def test_clipping_limits_the_update(tmp_path: Path) -> None:
+    """With plain gradient descent at rate 1, all weights together move by the limit."""
+    module = make_module(DPO())
+
+    class Sgd:
+        def build(self, policy: torch.nn.Module, total_steps: int) -> dict[str, Any]:
+            return {"optimizer": torch.optim.SGD(policy.parameters(), lr=1.0)}
+
+    module.optim = Sgd()
+    before = [p.detach().double().clone() for p in module.policy.parameters()]
+    fit(module, Pairs(tiny_pairs(4), tiny_pairs(4), 4), tmp_path, max_steps=1, gradient_clip_val=0.01)
+    moved = [a.detach().double() - b for a, b in zip(module.policy.parameters(), before, strict=True)]
+    assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_clip_fraction_counts_clipped_steps(tmp_path: Path) -> None:

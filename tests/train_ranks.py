@@ -13,7 +13,7 @@ import torch
 from caldpo.loggers import csv_logger
 from caldpo.losses.cpo import CPO
 from caldpo.training import TrainerSettings
-from tests.test_module import Pairs, make_module
+from tests.harness import Pairs, make_module
 from tests.tiny import tiny_pairs
 
 

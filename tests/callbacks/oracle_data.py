@@ -19,7 +19,7 @@ from caldpo.module import PreferenceModule
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.resident import ResidentReference
 from caldpo.training import TrainerSettings
-from tests.test_module import Pairs
+from tests.harness import Pairs
 from tests.tiny import VOCABULARY, tiny_model, tiny_pairs, tiny_tokenizer
 
 BETA = 0.25

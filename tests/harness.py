@@ -1,0 +1,59 @@
+"""A tiny policy with its reference and random pairs, in a real Trainer, for tests to train."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from caldpo.data.collate import PairBatches
+from caldpo.data.loader import PairLoader
+from caldpo.data.pair import TokenizedPair
+from caldpo.data.sampler import StepBatchSampler
+from caldpo.data.tokens import TokenizedPairs
+from caldpo.loggers import csv_logger
+from caldpo.losses.base import PreferenceLoss
+from caldpo.module import PreferenceModule
+from caldpo.optim import AdamW, Schedule
+from caldpo.reference.resident import ResidentReference
+from caldpo.training import TrainerSettings
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+class Pairs(pl.LightningDataModule):
+    """Random pairs behind the project's own sampler and loader."""
+
+    def __init__(self, train: list[TokenizedPair], test: list[TokenizedPair], micro: int) -> None:
+        super().__init__()
+        self.train, self.test, self.micro = TokenizedPairs(train), TokenizedPairs(test), micro
+
+    def train_dataloader(self) -> PairLoader:
+        return self.loader(self.train, self.micro, accumulation=self.trainer.accumulate_grad_batches, seed=0)
+
+    def val_dataloader(self) -> PairLoader:
+        return self.loader(self.test, 3)
+
+    def loader(self, pairs: TokenizedPairs, micro: int, **keys: Any) -> PairLoader:
+        ranks = {"world_size": self.trainer.world_size, "rank": self.trainer.global_rank}
+        return PairLoader(PairBatches(pairs, 0), StepBatchSampler(len(pairs), micro, **ranks, **keys))
+
+
+def make_module(loss: PreferenceLoss, lr: float = 1e-2, decay: str = "constant") -> PreferenceModule:
+    policy = tiny_model()
+    return PreferenceModule(
+        policy,
+        ResidentReference(copy.deepcopy(policy)),
+        loss,
+        AdamW(Schedule(decay, warmup_steps=0), lr=lr),
+        tiny_tokenizer(),
+        reward_beta=0.1,
+    )
+
+
+def fit(module: PreferenceModule, data: Pairs, folder: Path, **settings: Any) -> pl.Trainer:
+    callbacks = settings.pop("callbacks", [])
+    trainer = TrainerSettings(progress_bar=False, **settings).build(folder, [csv_logger(folder)], callbacks)
+    trainer.fit(module, data)
+    return trainer
