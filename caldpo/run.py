@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from caldpo.config.job import FINISHED, SUMMARY
 from caldpo.config.redact import redact
 from caldpo.loggers import csv_logger
 from caldpo.module import PreferenceModule
@@ -104,7 +105,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         places["upload to W&B"] = sync
     memory, memory_of = peak_memory()
     summary = {
-        "status": "finished",
+        "status": FINISHED,
         "loss_name": loss_name,
         "seed": settings.seed,
         "steps": module.global_step,
@@ -121,7 +122,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         "versions": versions(),
     }
     if trainer.is_global_zero:
-        write_summary(run_dir / "summary.json", summary)
+        write_summary(run_dir / SUMMARY, summary)
         print_end(summary, places)
     return summary
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from caldpo import __version__
+from caldpo.config.job import write_json
 
 VERSIONED = ("torch", "pytorch-lightning", "transformers", "datasets", "hydra-core", "wandb")
 SHOWN = ("log_ratios/chosen", "log_ratios/rejected", "rewards/margins", "rewards/accuracies", "displacement")
@@ -70,7 +71,7 @@ def print_line(name: str, summary: dict[str, Any]) -> None:
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """summary.json; numbers that are not finite become null, which JSON can hold."""
     finite = json.loads(json.dumps(summary), parse_constant=lambda _: None)
-    path.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+    write_json(path, finite)
 
 
 def versions() -> dict[str, str]:
