@@ -12,17 +12,26 @@ from torch import Tensor
 
 
 class PairBatch:
-    """Tokenised pairs: row ``i`` is the chosen, row ``pairs + i`` the rejected response of pair ``i``.
+    """Tokenised pairs: response ``i`` is the chosen, response ``pairs + i`` the rejected one of pair ``i``.
 
-    Right padding. Masks are carried, never inferred from a pad id (which may equal EOS). Not a dataclass:
-    Lightning takes dataclasses apart and would round weights and scores to the precision of the model.
+    Either padded, a row a response, or packed: one row in which each pair stands as prompt, chosen, rejected, told
+    apart by ``spans``. What predicts which token of which response is written down, so that nothing is inferred
+    from masks or a pad id. Not a dataclass: Lightning takes dataclasses apart and would round weights and scores to
+    the precision of the model.
 
     Args:
         input_ids: tokens.
+        position_ids: of each token in its own sequence, prompt included.
         attention_mask: True on tokens, False on padding.
-        response_mask: True on the response tokens, EOS included.
+        predicts: places in the flattened ``input_ids`` whose hidden states predict the targets.
+        targets: the tokens of all responses, EOS included, pair by pair.
+        response: which of the ``2 pairs`` responses each target belongs to.
+        response_lengths: tokens of each response.
+        pair_tokens: how many of the targets belong to each pair, in order; on the host.
+        spans: lengths of prompt, chosen and rejected of each pair of a packed row; None for padded rows.
         weight: 1 for a real pair, 0 for filler that evens out ranks.
-        index: row of the pair in its split, so that errors can name it.
+        index: row of the pair in its split, so that errors can name it and remembered values be found.
+        split: name of the split; empty for pairs of none.
         score_chosen: ground-truth rewards, None when the data has none.
         score_rejected: likewise.
         step_pairs: real pairs in the whole optimiser step, over ranks and accumulation.
@@ -32,16 +41,25 @@ class PairBatch:
         self,
         *,
         input_ids: Int[Tensor, "rows length"],
+        position_ids: Int[Tensor, "rows length"],
         attention_mask: Bool[Tensor, "rows length"],
-        response_mask: Bool[Tensor, "rows length"],
+        predicts: Int[Tensor, " targets"],
+        targets: Int[Tensor, " targets"],
+        response: Int[Tensor, " targets"],
+        response_lengths: Int[Tensor, " responses"],
+        pair_tokens: tuple[int, ...],
+        spans: tuple[tuple[int, int, int], ...] | None,
         weight: Float[Tensor, " pairs"],
         index: Int[Tensor, " pairs"],
+        split: str,
         score_chosen: Float[Tensor, " pairs"] | None,
         score_rejected: Float[Tensor, " pairs"] | None,
         step_pairs: int,
     ) -> None:
-        self.input_ids, self.attention_mask, self.response_mask = input_ids, attention_mask, response_mask
-        self.weight, self.index = weight, index
+        self.input_ids, self.position_ids, self.attention_mask = input_ids, position_ids, attention_mask
+        self.predicts, self.targets, self.response = predicts, targets, response
+        self.response_lengths, self.pair_tokens, self.spans = response_lengths, pair_tokens, spans
+        self.weight, self.index, self.split = weight, index, split
         self.score_chosen, self.score_rejected = score_chosen, score_rejected
         self.step_pairs = step_pairs
 
@@ -49,6 +67,20 @@ class PairBatch:
     def pairs(self) -> int:
         """Number of pairs, filler included."""
         return len(self.weight)
+
+    def lengths(self) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+        """Tokens of the chosen and of the rejected responses."""
+        lengths = self.response_lengths.float()
+        return lengths[: self.pairs], lengths[self.pairs :]
+
+    def model_inputs(self) -> dict[str, Any]:
+        """Keyword arguments of a causal language model's forward."""
+        inputs: dict[str, Any] = {"input_ids": self.input_ids, "position_ids": self.position_ids}
+        if self.spans is None:
+            return inputs | {"attention_mask": self.attention_mask.long()}
+        # A mask with four dimensions is final for transformers, which else would make one of tokens x tokens.
+        unused = self.attention_mask.new_ones(1, 1, 1, 1)
+        return inputs | {"attention_mask": unused, "spans": self.spans}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
         """The same batch on another device."""

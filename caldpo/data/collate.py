@@ -1,10 +1,14 @@
-"""From tokenised pairs to one padded batch."""
+"""From tokenised pairs to one batch, padded or packed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from caldpo.data.pair import TokenizedPair
@@ -12,17 +16,21 @@ from caldpo.data.sampler import MicroBatch
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.types import PairBatch
 
+Layout = Literal["packed", "padded"]
+
 
 class PairBatches(Dataset[PairBatch]):
     """A split seen as batches: the sampler names the rows of a batch, this puts it together.
 
     Args:
         pairs: the tokenised split.
-        pad_id: what fills the padding; any token will do, since masks are carried.
+        pad_id: what fills the padding; any token will do, since what predicts what is written down.
+        layout: of the batches.
+        split: the split's name.
     """
 
-    def __init__(self, pairs: TokenizedPairs, pad_id: int) -> None:
-        self.pairs, self.pad_id = pairs, pad_id
+    def __init__(self, pairs: TokenizedPairs, pad_id: int, layout: Layout = "padded", split: str = "") -> None:
+        self.pairs, self.pad_id, self.layout, self.split = pairs, pad_id, layout, split
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -31,6 +39,8 @@ class PairBatches(Dataset[PairBatch]):
         return collate(
             [self.pairs[row] for row in batch.rows],
             self.pad_id,
+            layout=self.layout,
+            split=self.split,
             weight=batch.weights,
             step_pairs=batch.step_pairs,
             with_scores=self.pairs.has_scores,
@@ -41,38 +51,101 @@ def collate(
     pairs: Sequence[TokenizedPair],
     pad_id: int,
     *,
+    layout: Layout = "padded",
+    split: str = "",
     weight: Sequence[float] | None = None,
     step_pairs: int | None = None,
     with_scores: bool | None = None,
 ) -> PairBatch:
-    """Stack pairs: all chosen rows, then all rejected rows, padded on the right to the longest.
+    """Put pairs together.
 
     Args:
-        pairs: at least one.
-        pad_id: what fills the padding. Masks come from lengths, so it may equal EOS.
+        pairs: at least one; prompts and responses have at least one token each.
+        pad_id: what fills the padding. It may equal EOS.
+        layout: ``padded``: all chosen, then all rejected responses, each behind its prompt, padded on the right to
+            the longest; ``packed``: one row of prompt, chosen, rejected of each pair, without padding.
+        split: name of the pairs' split; empty for pairs of none.
         weight: 1 for a real pair, 0 for filler; default: all real.
         step_pairs: real pairs of the optimiser step the batch belongs to; default: those of this batch.
         with_scores: whether the whole split has scores; default: whether these pairs do.
     """
-    sides = [p.chosen_ids for p in pairs], [p.rejected_ids for p in pairs]
-    rows = [pair.prompt_ids + ids for side in sides for pair, ids in zip(pairs, side, strict=True)]
-    ends = torch.tensor([len(row) for row in rows])
-    starts = torch.tensor([len(pair.prompt_ids) for pair in pairs] * 2)
-    length = int(ends.max())
-    places = torch.arange(length)
-    attended = places < ends[:, None]
+    rows = _packed(pairs) if layout == "packed" else _padded(pairs, pad_id)
     if weight is None:
         weight = [1.0] * len(pairs)
     if with_scores is None:
         with_scores = all(None not in (p.score_chosen, p.score_rejected) for p in pairs)
     scores = [(p.score_chosen, p.score_rejected) for p in pairs]
+    lengths = torch.tensor([len(p.chosen_ids) for p in pairs] + [len(p.rejected_ids) for p in pairs])
+    order = torch.arange(len(lengths)).view(2, -1).T.flatten()  # pair by pair: chosen 0, rejected 0, chosen 1, ...
+    counts = lengths[order]
+    response = order.repeat_interleave(counts)
+    offsets = torch.arange(len(response)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    # The first token of a response is predicted where its prompt ends, each other where the one before it stands.
+    first, later = torch.tensor(rows.ends)[response], torch.tensor(rows.begins)[response] + offsets - 1
     return PairBatch(
-        input_ids=torch.tensor([row + [pad_id] * (length - len(row)) for row in rows]),
-        attention_mask=attended,
-        response_mask=attended & (places >= starts[:, None]),
+        input_ids=rows.input_ids,
+        position_ids=rows.position_ids,
+        attention_mask=rows.attention_mask,
+        predicts=torch.where(offsets == 0, first, later),
+        targets=torch.tensor([token for p in pairs for token in (*p.chosen_ids, *p.rejected_ids)]),
+        response=response,
+        response_lengths=lengths,
+        pair_tokens=tuple(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs),
+        spans=rows.spans,
         weight=torch.tensor(weight, dtype=torch.float32),
         index=torch.tensor([pair.index for pair in pairs]),
+        split=split,
         score_chosen=torch.tensor([c for c, _ in scores], dtype=torch.float32) if with_scores else None,
         score_rejected=torch.tensor([r for _, r in scores], dtype=torch.float32) if with_scores else None,
         step_pairs=sum(w > 0 for w in weight) if step_pairs is None else step_pairs,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Tokens in rows, and for each response, chosen ones first, where its tokens stand in the flattened rows.
+
+    Args:
+        ends: place of the last token of the response's prompt.
+        begins: place of the response's first token.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    ends: list[int]
+    begins: list[int]
+    spans: tuple[tuple[int, int, int], ...] | None
+
+
+def _padded(pairs: Sequence[TokenizedPair], pad_id: int) -> _Rows:
+    sides = [p.chosen_ids for p in pairs], [p.rejected_ids for p in pairs]
+    rows = [pair.prompt_ids + ids for side in sides for pair, ids in zip(pairs, side, strict=True)]
+    length = max(map(len, rows))
+    places = torch.arange(length)
+    begins = [row * length + len(pair.prompt_ids) for row, pair in enumerate([*pairs, *pairs])]
+    return _Rows(
+        input_ids=torch.tensor([row + [pad_id] * (length - len(row)) for row in rows]),
+        position_ids=places.repeat(len(rows), 1),
+        attention_mask=places < torch.tensor([len(row) for row in rows])[:, None],
+        ends=[begin - 1 for begin in begins],
+        begins=begins,
+        spans=None,
+    )
+
+
+def _packed(pairs: Sequence[TokenizedPair]) -> _Rows:
+    spans = tuple((len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
+    starts = [0, *accumulate(sum(span) for span in spans)][:-1]
+    chosen = [start + prompt for start, (prompt, _, _) in zip(starts, spans, strict=True)]
+    rejected = [begin + length for begin, (_, length, _) in zip(chosen, spans, strict=True)]
+    ids = torch.tensor([token for p in pairs for token in (*p.prompt_ids, *p.chosen_ids, *p.rejected_ids)])
+    positions = [torch.arange(p + c) for p, c, _ in spans], [torch.arange(p, p + r) for p, _, r in spans]
+    return _Rows(
+        input_ids=ids[None],
+        position_ids=torch.cat([x for both in zip(*positions, strict=True) for x in both])[None],
+        attention_mask=torch.ones(1, len(ids), dtype=torch.bool),
+        ends=[begin - 1 for begin in chosen] * 2,
+        begins=chosen + rejected,
+        spans=spans,
     )

@@ -1,0 +1,144 @@
+"""Attention over packed pairs: one row of tokens in which every pair stands as prompt, chosen, rejected.
+
+A prompt's tokens attend to the prompt; each response attends to the prompt and to itself, and to nothing else of
+the row. So each response is exactly what it would be alone behind its prompt, while the prompt's own tokens go
+through every other layer of the model once instead of twice.
+
+The functions are registered with transformers under their own names and are called by every model that uses its
+attention interface. The pairs' lengths travel as the keyword ``spans`` through the model's forward; where they are
+absent (generation, padded batches) the attention is transformers' own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from caldpo.errors import CaldpoError
+
+Spans = tuple[tuple[int, int, int], ...]
+"""Tokens of prompt, chosen and rejected response of each pair, in the order of the row."""
+
+SDPA, EAGER = "caldpo_sdpa", "caldpo_eager"
+_FOREIGN = ("s_aux", "position_bias", "head_mask", "cache")  # what other attentions add, and this one does not
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Let a model's attention understand ``spans``; everything else it does as before."""
+    eager = model.config._attn_implementation in ("eager", EAGER)
+    model.set_attn_implementation(EAGER if eager else SDPA)
+
+
+def _sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    if settings.get("spans") is None:
+        output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+        return output
+    return _packed(module, query, key, value, **settings), None
+
+
+def _eager(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    if settings.get("spans") is not None:
+        return _packed(module, query, key, value, **settings), None
+    groups = query.shape[1] // key.shape[1]
+    scale, softcap, dropout = _numbers(module, query, settings)
+    output = _softmax_attention(
+        query, repeat_kv(key, groups), repeat_kv(value, groups), attention_mask, scale, softcap, dropout
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _packed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, spans: Spans, **settings: Any) -> Tensor:
+    """Attention of one packed row.
+
+    Args:
+        module: the attention layer.
+        query: ``[1, heads, tokens, size]``.
+        key, value: ``[1, key-value heads, tokens, size]``.
+        spans: see :data:`Spans`; they add up to ``tokens``.
+        settings: what the model hands to its attention function.
+
+    Returns:
+        ``[1, tokens, heads, size]``.
+    """
+    foreign = [name for name in _FOREIGN if settings.get(name) is not None]
+    window = settings.get("sliding_window")
+    if window is not None and window < max(p + max(c, r) for p, c, r in spans):
+        foreign.append(f"a sliding window of {window} tokens")
+    if foreign:
+        raise CaldpoError(
+            f"this model's attention has {', '.join(foreign)}, which packed pairs do not support",
+            key="layout",
+            value="packed",
+            remedy="set layout=padded",
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scale, softcap, dropout = _numbers(module, query, settings)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if softcap is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout)
+        length = q.shape[2]
+        future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+        mask = torch.zeros(length, length, dtype=q.dtype, device=q.device).masked_fill(future, torch.finfo(q.dtype).min)
+        return _softmax_attention(q, k, v, mask, scale, softcap, dropout)
+
+    # Pieces of one split: its backward is one concatenation, where slices would each fill a row with zeros.
+    sizes = [tokens for span in spans for tokens in span]
+    pieces = list(zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True))
+    outputs = []
+    for (prompt, chosen, rejected), (length, _, _) in zip(_threes(pieces), spans, strict=True):
+        outputs.append(attend(*_join(prompt, chosen)))
+        # The prompt's queries come along once more and are dropped: causal attention without a mask is faster.
+        outputs.append(attend(*_join(prompt, rejected))[:, :, length:])
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+def _threes(pieces: list[Any]) -> Any:
+    return zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True)
+
+
+def _join(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> list[Tensor]:
+    return [torch.cat(both, dim=2) for both in zip(first, second, strict=True)]
+
+
+def _numbers(module: nn.Module, query: Tensor, settings: dict[str, Any]) -> tuple[float, float | None, float]:
+    """Scale, soft-cap and dropout."""
+    scaling = settings.get("scaling")
+    dropout = settings.get("dropout", 0.0) if module.training else 0.0
+    return query.shape[-1] ** -0.5 if scaling is None else scaling, settings.get("softcap"), dropout
+
+
+def _softmax_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    """Attention written out, for what the fused kernels lack: ``softmax(cap tanh(qk/cap) + mask) v``."""
+    scores = query @ key.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    return F.dropout(weights, dropout) @ value
+
+
+AttentionInterface.register(SDPA, _sdpa)
+AttentionInterface.register(EAGER, _eager)
+AttentionMaskInterface.register(SDPA, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+AttentionMaskInterface.register(EAGER, ALL_MASK_ATTENTION_FUNCTIONS["eager"])

@@ -1,0 +1,135 @@
+"""A model's output head, apart from the model: what turns hidden states into logits.
+
+Between its head and its logits a model may scale and soft-cap them, under a name of its own making. So the model is
+asked: one token goes through it, a hidden state is put before its head that is large enough for a cap to show, and
+what comes out is compared with what the head alone gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caldpo.logprobs.softmax import LogitTransform
+from caldpo.models.modes import evaluating
+
+_LOUD = 64.0  # largest logit of the question: twice the usual caps, so that a cap of 30 or 50 shows
+_CAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logit_softcap", "softcap")
+_QUIET = 1e-20
+
+
+@dataclass(frozen=True, slots=True)
+class OutputHead:
+    """``logits = transform(hidden weight^T + bias)``."""
+
+    layer: nn.Linear
+    transform: LogitTransform
+
+
+class NoHeadError(Exception):
+    """The head cannot be taken apart from the model; the message says why."""
+
+
+@torch.no_grad()
+def output_head(model: nn.Module) -> OutputHead:
+    """The output head of a model, found by asking it.
+
+    Raises:
+        NoHeadError: there is none, it is no plain linear layer, or the logits are another function of its output.
+    """
+    layer = head_layer(model)
+    if layer is None:
+        raise NoHeadError("it names no output head")
+    if hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save"):
+        raise NoHeadError("an adapter wraps its output head")
+    if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
+        raise NoHeadError(f"its output head is a {type(layer).__name__}, no plain linear layer")
+    hidden, raw, logits = _ask(model, layer)
+    expected = nn.functional.linear(hidden.to(layer.weight.dtype), layer.weight, layer.bias)
+    if not _close(raw, expected):
+        raise NoHeadError(f"its output head, a {type(layer).__name__}, does more than multiply by a matrix")
+    for transform in _candidates(model, raw, logits):
+        if _close(transform(raw.clone()), logits):
+            return OutputHead(layer, transform)
+    raise NoHeadError("what it does to its logits is neither scaling nor soft-capping")
+
+
+def head_layer(model: nn.Module) -> nn.Module | None:
+    """The module that makes logits of hidden states, None if the model does not say."""
+    named: Any = getattr(model, "get_output_embeddings", None)
+    layer = None if named is None else named()
+    return layer if isinstance(layer, nn.Module) else None
+
+
+@contextmanager
+def hooked(layer: nn.Module, hook: Any, *, before: bool = True) -> Iterator[None]:
+    """A hook on the layer's forward, or on what comes out of it, as long as the context lasts."""
+    handle = layer.register_forward_pre_hook(hook) if before else layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _ask(model: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden state, output of the head, and logits of one token; float32 vectors (float64 for a float64 model)."""
+    seen: dict[str, Tensor] = {}
+    wide = torch.promote_types(layer.weight.dtype, torch.float32)
+
+    def replace(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        # not the token's own: that of a padding token may be 0
+        drawn = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
+        largest = nn.functional.linear(drawn, layer.weight).abs().max().clamp_min(_QUIET)
+        seen["hidden"] = (drawn * (_LOUD / largest)).to(inputs[0].dtype)
+        return (seen["hidden"], *inputs[1:])
+
+    def keep(_: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen["raw"] = output
+
+    token = torch.zeros(1, 1, dtype=torch.long, device=layer.weight.device)
+    with (
+        evaluating(model),
+        torch.autocast(token.device.type, enabled=False),
+        hooked(layer, replace),
+        hooked(layer, keep, before=False),
+    ):
+        logits = model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=False).logits
+    if "raw" not in seen or seen["raw"].shape != logits.shape:
+        raise NoHeadError("its logits do not come from the output head that it names")
+    return seen["hidden"].flatten(), seen["raw"].flatten().to(wide), logits.flatten().to(wide)
+
+
+def _candidates(model: Any, raw: Tensor, logits: Tensor) -> Iterator[LogitTransform]:
+    """Transforms that would explain ``logits``, simplest first."""
+    yield LogitTransform()
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    caps = [float(c) for name in _CAPS if isinstance(c := getattr(config, name, None), int | float) and c]
+    for cap in caps:
+        yield LogitTransform(cap=cap)
+    # The scale as the model has it, not as rounded logits show it, where one of its numbers is as near.
+    measured = float((raw * logits).sum() / (raw * raw).sum())
+    stated = [float(v) for v in _numbers_of(model, config) if v]
+    for scale in sorted({s for v in stated for s in (v, 1 / v)}, key=lambda s: abs(s - measured)):
+        yield LogitTransform(scale=scale)
+        for cap in caps:
+            yield LogitTransform(scale=scale, cap=cap)
+
+
+def _numbers_of(model: Any, config: Any) -> Iterator[float]:
+    """The numbers that a configuration and the model itself call a scale or multiplier."""
+    for holder in (config, model):
+        for name, value in list(vars(holder).items()) if holder is not None else ():
+            if isinstance(value, int | float) and ("scal" in name or "multiplier" in name):
+                yield float(value)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two rows of logits agree to the rounding of the dtype they were computed in."""
+    tolerance = 1e-4 if found.dtype == expected.dtype == torch.float64 else 2e-2
+    return bool((found - expected.to(found.dtype)).abs().max() <= tolerance * expected.abs().max().float())

@@ -1,0 +1,177 @@
+"""The matrix products and elementwise passes between hidden states and log-probs, over one part of the tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PART_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}
+"""Logits computed at once: enough rows for efficient products, few enough for caches.
+
+A CPU's are below the 32 MiB from which the C library takes every block anew from the system and zeroes it.
+"""
+
+WIDE_RESULTS = {"cpu": False, "cuda": True}
+"""Whether narrow matrices are multiplied into a float32 result; where they are not, they are widened first."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogitTransform:
+    """What a model does to its logits after the output head: ``cap tanh(scale z / cap)``, without cap ``scale z``."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The transformed logits, in place."""
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.cap is not None:
+            logits.div_(self.cap).tanh_().mul_(self.cap)
+        return logits
+
+
+IDENTITY = LogitTransform()
+
+
+@dataclass(slots=True)
+class Softmax:
+    """The softmax of a part's logits z, as ``exp(z - largest) / total``."""
+
+    exp: Tensor  # [rows, vocab]
+    largest: Tensor  # [rows, 1]
+    total: Tensor  # [rows, 1]
+
+
+class HeadProducts:
+    """A head's weights, ready for use.
+
+    Args:
+        weight: ``[vocab, hidden]``.
+        bias: ``[vocab]``.
+        transform: see :class:`LogitTransform`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, transform: LogitTransform) -> None:
+        self.wide = torch.promote_types(weight.dtype, torch.float32)
+        self.dtype = weight.dtype
+        self.mixed = WIDE_RESULTS.get(weight.device.type, False) and weight.dtype != self.wide
+        self.weight = weight if self.mixed else weight.to(self.wide)
+        self.bias = None if bias is None else bias.to(self.wide)
+        self.bias_dtype = None if bias is None else bias.dtype
+        self.transform = transform
+
+    def bytes(self, rows: int) -> int:
+        """Memory of the logits of so many tokens."""
+        return rows * len(self.weight) * self.wide.itemsize
+
+    def rows_at_once(self) -> int:
+        """Most tokens of one part."""
+        return max(1, PART_BYTES.get(self.weight.device.type, PART_BYTES["cpu"]) // self.bytes(1))
+
+    def parts(self, tokens: int) -> Iterator[slice]:
+        """The tokens in as few parts as need be, whose sizes differ by one at most."""
+        count = -(-tokens // self.rows_at_once())
+        return (slice(tokens * i // count, tokens * (i + 1) // count) for i in range(count))
+
+    def softmax(self, hidden: Tensor, targets: Tensor, buffer: Tensor | None) -> tuple[Tensor, Softmax]:
+        """Log-probs of the targets, nats, and the softmax; in the buffer's memory if that is large enough."""
+        fits = buffer is not None and len(buffer) >= len(hidden)
+        z = self.product(hidden, self.weight.T, buffer[: len(hidden)] if fits and buffer is not None else None)
+        if self.bias is not None:
+            z += self.bias
+        self.transform(z)
+        picked = z.gather(1, targets[:, None])
+        largest = z.amax(dim=1, keepdim=True)
+        total = z.sub_(largest).exp_().sum(dim=1, keepdim=True)
+        return (picked - largest - total.log()).squeeze(1), Softmax(z, largest, total)
+
+    def logit_gradient(self, softmax: Softmax, targets: Tensor, gradient: Tensor) -> Tensor:
+        """``g (onehot - softmax)``, before the transform of the logits; in the softmax's memory."""
+        slope = None
+        if self.transform.cap is not None:
+            # exp underflows to 0 only where the gradient is 0 as well: any finite logit will do there
+            z = softmax.exp.clamp_min(torch.finfo(self.wide).tiny).log_().add_(softmax.largest)
+            slope = z.div_(self.transform.cap).square_().neg_().add_(1)
+        dz = softmax.exp.mul_(-gradient[:, None] / softmax.total)
+        dz.scatter_add_(1, targets[:, None], gradient[:, None])
+        if slope is not None:
+            dz *= slope
+        return dz.mul_(self.transform.scale) if self.transform.scale != 1 else dz
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        """A product accumulated, and returned, in the wide dtype."""
+        if self.mixed:
+            return torch.mm(a, b, out_dtype=self.wide)
+        return torch.mm(a.to(self.wide), b, out=out)
+
+
+class HeadGradient:
+    """Gradients of hidden states, weight and bias, gathered part by part.
+
+    Args:
+        head: of the products.
+        hidden: hidden states of all tokens, ``[tokens, hidden]``.
+        wanted: which of the three are.
+    """
+
+    def __init__(self, head: HeadProducts, hidden: Tensor, wanted: Sequence[bool]) -> None:
+        self.head = head
+        # wide, so that a factor that comes later does not come too late for what float16 cannot hold
+        self.hidden = torch.empty_like(hidden, dtype=head.wide) if wanted[0] else None
+        # transposed, which is the faster product on a CPU
+        self.matrix = hidden.new_zeros(head.weight.T.shape, dtype=head.wide) if wanted[1] else None
+        self.bias = hidden.new_zeros(len(head.weight), dtype=head.wide) if wanted[2] else None
+
+    def within(self, part: slice) -> HeadGradient:
+        """The same gradients, seen from some of the tokens."""
+        view = copy.copy(self)
+        view.hidden = None if self.hidden is None else self.hidden[part]
+        return view
+
+    def scaled(self, factor: Tensor) -> HeadGradient:
+        """All of it times a number, in place."""
+        for gradient in (self.hidden, self.matrix, self.bias):
+            if gradient is not None:
+                gradient *= factor
+        return self
+
+    def add(self, part: slice, hidden: Tensor, dz: Tensor) -> None:
+        """Add what the gradient ``dz`` of the part's logits, ``[rows, vocab]``, amounts to."""
+        head = self.head
+        if self.bias is not None:
+            self.bias += dz.sum(dim=0)
+        if head.mixed:
+            dz, unit = _narrowed(dz, head.dtype)
+            if self.hidden is not None:
+                self.hidden[part] = head.product(dz, head.weight).mul_(unit)
+            if self.matrix is not None:
+                self.matrix += head.product(hidden.T, dz).mul_(unit)
+            return
+        if self.hidden is not None:
+            self.hidden[part] = dz @ head.weight
+        if self.matrix is not None:
+            self.matrix.addmm_(hidden.to(head.wide).T, dz)
+
+    def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The three in the dtypes of what they belong to; None where unwanted."""
+        weight = None if self.matrix is None else self.matrix.T.to(self.head.dtype)
+        bias_dtype = self.head.bias_dtype
+        return self.hidden, weight, None if self.bias is None or bias_dtype is None else self.bias.to(bias_dtype)
+
+
+def _narrowed(dz: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
+    """A gradient in a narrow dtype, and the unit it is in; the given one is used up.
+
+    What float16 training scales its loss by comes after this, too late for entries below 6e-8, which float16 has not.
+    So there they are measured by the largest of them.
+    """
+    if dtype != torch.float16:
+        return dz.to(dtype), 1.0
+    low, high = dz.aminmax()
+    unit = torch.maximum(-low, high).clamp_min(torch.finfo(dz.dtype).tiny * 2**15) / 2**15
+    return dz.div_(unit).to(dtype), unit
