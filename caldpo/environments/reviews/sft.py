@@ -18,13 +18,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from caldpo.environments.reviews.prompts import sample_prompts
 from caldpo.environments.reviews.tokenizer import MAX_LENGTH, build_tokenizer
 from caldpo.environments.reviews.writers import WRITERS, write
-from caldpo.logprobs import response_logprobs
 
 CORPUS: dict[str, float] = {"weak": 0.1, "plain": 0.7, "good": 0.2}
 """Shares of the writers in the SFT corpus; the preference data draws on all writers alike, experts too."""
 
-# Of what this file and the log-prob engine do, to the last bit; the cached model is found by it (SftRecipe.digest).
-_VERSION = 2
+# Of what this file does, to the last bit; the cached model is found by it (SftRecipe.digest).
+_VERSION = 3
 _WARMUP_STEPS = 20
 _BETAS = (0.9, 0.95)
 
@@ -69,7 +68,7 @@ def fit_sft(recipe: SftRecipe) -> LlamaForCausalLM:
     """The fitted model, in evaluation mode. Bit for bit the same on the same machine; global state is kept."""
     tokenizer = build_tokenizer()
     with _reproducible(recipe.seed):
-        model = LlamaForCausalLM(_config(recipe, tokenizer))
+        model = LlamaForCausalLM(model_config(recipe, tokenizer))
         optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=_BETAS, weight_decay=0.0)
         batches = track(
             sft_batches(recipe, tokenizer),
@@ -81,7 +80,9 @@ def fit_sft(recipe: SftRecipe) -> LlamaForCausalLM:
         for step, (input_ids, attended, response) in enumerate(batches):
             warmup = min(1.0, (step + 1) / _WARMUP_STEPS)
             optimizer.param_groups[0]["lr"] = recipe.lr * warmup * (1 - step / recipe.steps)
-            nll = -response_logprobs(model, input_ids, attended, response).sum() / response.sum()
+            # transformers' own loss: the environment stays what it is, whatever becomes of the log-prob engine
+            labels = input_ids.masked_fill(~response, -100)
+            nll = model(input_ids, attention_mask=attended.long(), labels=labels, use_cache=False).loss
             optimizer.zero_grad()
             nll.backward()
             optimizer.step()
@@ -94,7 +95,8 @@ def save_sft(recipe: SftRecipe, folder: Path) -> None:
     build_tokenizer().save_pretrained(folder)
 
 
-def _config(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+def model_config(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """The architecture that ``recipe`` fits."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
