@@ -58,10 +58,12 @@ class OracleEvaluation(pl.Callback):
         module.policy.eval()  # training is over: no dropout from here on
         metrics = self.score_samples(data, module, data.oracle)
         if data.test_pairs.has_scores:
-            metrics |= agreement(data, module)
+            with trainer.precision_plugin.forward_context():  # as the log-probs of the reference were computed
+                metrics |= agreement(data, module)
         exact = getattr(data.source, "exact_metrics", None)
         if exact is not None:
-            metrics |= exact(module.policy, module.reference.model, module.reward_beta)
+            with module.reference.live() as reference:
+                metrics |= exact(module.policy, reference, module.reward_beta)
         module.write_metrics({f"oracle/{name}": value for name, value in metrics.items()}, module.global_step)
 
     def score_samples(self, data: PairDataModule, module: Any, reward: Callable[[str, str], float]) -> dict[str, float]:
@@ -83,7 +85,9 @@ class OracleEvaluation(pl.Callback):
             texts = module.tokenizer.batch_decode(responses, skip_special_tokens=True)
             return torch.tensor([reward(str(h.prompt), text) for h, text in zip(held_out, texts, strict=True)])
 
-        samples, baseline = sample(module.policy), sample(module.reference.model)
+        samples = sample(module.policy)
+        with module.reference.live() as reference:
+            baseline = sample(reference)
         ours, theirs = rewards(samples), rewards(baseline)
         return {
             "reward": ours.mean().item(),
@@ -99,13 +103,13 @@ def log_ratios(data: PairDataModule, module: Any, prompts: list[list[int]], resp
         TokenizedPair(prompt, response, response, None, None, i, "")
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
     ]
-    return torch.cat([logps.chosen_log_ratio for logps in _logps(data, module, pairs)])
+    return torch.cat([logps.chosen_log_ratio for logps in _logps(data, module, pairs, split="")])
 
 
 def agreement(data: PairDataModule, module: Any) -> dict[str, float]:
     """Slope, correlation and error of implicit on true rewards, over the responses of the held-out pairs."""
     pairs = data.test_pairs[:]
-    found = list(_logps(data, module, pairs))
+    found = list(_logps(data, module, pairs, split="test"))
     log_ratio = torch.cat([x.chosen_log_ratio for x in found] + [x.rejected_log_ratio for x in found])
     true = [p.score_chosen for p in pairs] + [p.score_rejected for p in pairs]
     prompts = [tuple(p.prompt_ids) for p in pairs] * 2
@@ -113,9 +117,9 @@ def agreement(data: PairDataModule, module: Any) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _logps(data: PairDataModule, module: Any, pairs: list[TokenizedPair]) -> Iterator[PairLogps]:
+def _logps(data: PairDataModule, module: Any, pairs: list[TokenizedPair], split: str) -> Iterator[PairLogps]:
     """Log-probs of pairs, batch by batch: all of them on this rank, whatever share its data loader has."""
     size = data.eval_pairs_per_batch
     for start in range(0, len(pairs), size):
-        batch = collate(pairs[start : start + size], module.tokenizer.pad_token_id)
+        batch = collate(pairs[start : start + size], module.tokenizer.pad_token_id, split=split)
         yield module.pair_logps(batch.to(module.device), with_reference=True)

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-import copy
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from caldpo.config.signature import validated
-from caldpo.errors import CaldpoError
-from caldpo.logprobs import pair_logprobs
+from caldpo.logprobs import LogprobEngine
+from caldpo.models.adapter import base_copy
 from caldpo.models.base import floating_dtype
-from caldpo.models.hub import check_causal_lm, load_causal_lm
+from caldpo.reference.base import Logps, ReferenceContext
+from caldpo.reference.named import HeldOutMemory, check_path, describe, frozen, load_other, moved, require_path
 from caldpo.types import PairBatch
 
 
 class ResidentReference:
-    """A frozen copy of a model: evaluation mode (no dropout), no gradients, never saved.
+    """A frozen copy of a model: evaluation mode (no dropout), no gradients, never saved."""
 
-    Answers for a fixed set (the held-out pairs) are remembered: two numbers per pair.
-    """
+    rounding = 0.0  # it is a live pass
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self._remembered: dict[int, tuple[Tensor, Tensor]] = {}
+    def __init__(self, model: PreTrainedModel, device: torch.device | None = None) -> None:
+        self.model = frozen(model, model.dtype)
+        self.engine = LogprobEngine(self.model)
+        self._device, self._memory = device, HeldOutMemory()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def prepare(self) -> None:
+        if self._device is not None:
+            moved(self.model, self._device)
 
     @torch.no_grad()
-    def logps(
-        self, batch: PairBatch, key: int | None = None
-    ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-        if key is not None and key in self._remembered:
-            return self._remembered[key]
+    def logps(self, batch: PairBatch) -> Logps:
+        if (kept := self._memory.recall(batch)) is not None:
+            return kept
         if self.model.device != batch.input_ids.device:
-            self.model.to(batch.input_ids.device)
-        answer = pair_logprobs(self.model, batch)
-        if key is not None:
-            self._remembered[key] = answer
+            moved(self.model, batch.input_ids.device)
+        answer = self.engine(batch)
+        self._memory.keep(batch, answer)
         return answer
+
+    def live(self) -> nullcontext[PreTrainedModel]:
+        return nullcontext(self.model)
 
 
 class Resident:
@@ -59,48 +66,23 @@ class Resident:
         dtype: Literal["same", "float32", "bfloat16", "float16"] = "same",
         differs: bool = False,
     ) -> None:
-        if differs and path is None:
-            raise CaldpoError(
-                "the reference is the policy's own start unless reference.path names another",
-                key="reference.differs",
-                value=differs,
-                remedy="give reference.path as well",
-            )
+        require_path(path, differs)
         self.path, self.dtype, self.differs = path, dtype, differs
 
     def identity(self, policy: str) -> str:
-        """One line that says what the reference is; ``policy`` is the policy's own."""
         kept = "" if self.dtype == "same" else f", in {self.dtype}"
-        meant = ", meant to differ from the policy's start" if self.differs else ""
-        return (self.path or f"the policy's starting weights, {policy}") + kept + meant
+        return describe(self.path, policy, self.differs) + kept
 
     def check(self) -> None:
-        """Look whether another reference is there, before anything dear is loaded.
+        check_path(self.path)
 
-        Raises:
-            CaldpoError: it is not.
-        """
-        if self.path is not None:
-            check_causal_lm(self.path, key="reference.path")
-
-    def build(self, policy: PreTrainedModel) -> ResidentReference:
-        """The frozen reference; called before the first step.
+    def build(self, context: ReferenceContext) -> ResidentReference:
+        """The frozen copy.
 
         Raises:
             CaldpoError: ``path`` cannot be loaded, or has another vocabulary.
         """
-        if self.path is None:
-            model = copy.deepcopy(policy)
-        else:
-            model = load_causal_lm(self.path, key="reference.path")
-            theirs, ours = model.config.vocab_size, policy.config.vocab_size
-            if theirs != ours:
-                raise CaldpoError(
-                    f"has a vocabulary of {theirs:,} tokens where the policy has {ours:,}",
-                    key="reference.path",
-                    value=self.path,
-                    remedy="name a reference with the policy's tokenizer",
-                )
-        dtype = policy.dtype if self.dtype == "same" else floating_dtype(self.dtype)
-        torch.nn.Module.to(model, dtype=dtype)
-        return ResidentReference(model)
+        model = base_copy(context.policy) if self.path is None else load_other(self.path, context)
+        if self.dtype != "same":
+            model = frozen(model, floating_dtype(self.dtype))
+        return ResidentReference(model, context.device)

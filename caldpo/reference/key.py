@@ -1,0 +1,118 @@
+"""What determines a reference's log-probs: the key under which they are kept.
+
+What a tokenizer, its chat template and the truncation made of the pairs are token ids, and those enter the key;
+their names are only written beside it, for people. So are the names of models: the weights themselves enter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from caldpo.models.adapter import base_model, base_weights
+from caldpo.reference.bar import LateBar
+
+ENGINE_VERSION = "1"
+"""Of the log-prob engine: raised when it computes other values from the same weights and tokens."""
+
+MANIFEST = "manifest.json"
+CHUNK = 32 * 2**20  # bytes hashed at a time: large enough for threads to pay, small enough to share them out
+_PASSING = {
+    "_name_or_path",
+    "architectures",
+    "transformers_version",
+    "use_cache",
+    "dtype",
+    "torch_dtype",
+    "_commit_hash",
+}
+
+
+def model_facts(
+    model: PreTrainedModel, device: torch.device, precision: AbstractContextManager[object]
+) -> dict[str, str]:
+    """What determines log-probs, beside the tokens; the state without adapter is what counts.
+
+    Args:
+        model: the reference.
+        device: where it is going to compute.
+        precision: the context in which it is going to compute.
+    """
+    base = base_model(model)
+    config = {k: v for k, v in base.config.to_dict().items() if k not in _PASSING}
+    with precision:
+        enabled = torch.is_autocast_enabled(device.type)
+        autocast = str(torch.get_autocast_dtype(device.type)) if enabled else "off"
+    return {
+        "model class": type(base).__name__,
+        "model configuration": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
+        "weights": weights_digest(model),
+        "dtype": str(base.dtype),
+        "autocast": autocast,
+        "device": device.type,
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "engine": ENGINE_VERSION,
+    }
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 over the content of all weights without the adapter, with their names, shapes and dtypes."""
+    weights = dict(base_weights(model))
+    pieces = [(name, start, piece) for name, value in weights.items() for start, piece in _pieces(value)]
+    found: dict[tuple[str, int], str] = {}
+    total = sum(value.nbytes for value in weights.values())
+    # hashlib lets other threads run while it works
+    with LateBar("Reading the reference's weights", total) as bar, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        waiting = {pool.submit(_content, piece): (name, start, piece.nbytes) for name, start, piece in pieces}
+        for done in as_completed(waiting):
+            name, start, size = waiting[done]
+            found[name, start] = done.result()
+            bar.advance(size)
+    shapes = {name: [str(value.dtype), *value.shape] for name, value in weights.items()}
+    contents = [[name, start, digest] for (name, start), digest in sorted(found.items())]
+    return _digest(json.dumps([shapes, contents], sort_keys=True).encode())
+
+
+def key_of(facts: Mapping[str, str]) -> str:
+    """Hex digest of everything that determines a split's log-probs."""
+    return _digest(json.dumps(dict(facts), sort_keys=True).encode())
+
+
+def difference(cache: Path, split: str, facts: Mapping[str, str]) -> str | None:
+    """In what the most similar log-probs of ``split`` in ``cache`` differ from ``facts``; None: there are none."""
+    others = [read_manifest(path) for path in cache.glob(f"{split}-*/{MANIFEST}")]
+    differing = [tuple(name for name in facts if other.get(name) != facts[name]) for other in others if other]
+    nearest = min(differing, key=len, default=None)
+    return None if nearest is None else ", ".join(nearest)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The facts that determine the values beside it; empty where they cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["determined by"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _pieces(value: Tensor) -> list[tuple[int, Tensor]]:
+    flat = value.detach().reshape(-1)
+    step = max(CHUNK // value.element_size(), 1)
+    return [(start, flat[start : start + step]) for start in range(0, len(flat), step)]
+
+
+def _content(piece: Tensor) -> str:
+    return _digest(piece.cpu().contiguous().view(torch.uint8).numpy())
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,104 @@
+"""A reference that another path names, or that is the policy's own start: what all ways of keeping one share."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from caldpo.errors import CaldpoError
+from caldpo.logprobs.attention import EAGER, SDPA
+from caldpo.logprobs.layout import settle_layout
+from caldpo.models.adapter import base_model
+from caldpo.models.hub import check_causal_lm, load_causal_lm
+from caldpo.reference.base import ReferenceContext
+from caldpo.types import PairBatch
+
+
+def require_path(path: str | None, differs: bool) -> None:
+    """Refuse a reference that is meant to differ from the policy's start without being another model.
+
+    Raises:
+        CaldpoError: ``differs`` without ``path``.
+    """
+    if differs and path is None:
+        raise CaldpoError(
+            "the reference is the policy's own start unless reference.path names another",
+            key="reference.differs",
+            value=differs,
+            remedy="give reference.path as well",
+        )
+
+
+def describe(path: str | None, policy: str, differs: bool) -> str:
+    """One line that says what the reference is."""
+    meant = ", meant to differ from the policy's start" if differs else ""
+    return (path or f"the policy's starting weights, {policy}") + meant
+
+
+def check_path(path: str | None) -> None:
+    """Look whether another reference is there, before anything dear is loaded.
+
+    Raises:
+        CaldpoError: it is not.
+    """
+    if path is not None:
+        check_causal_lm(path, key="reference.path")
+
+
+def load_other(path: str, context: ReferenceContext) -> PreTrainedModel:
+    """The reference of another path, in the policy's dtype and ready for the policy's batches.
+
+    Raises:
+        CaldpoError: ``path`` cannot be loaded, has another vocabulary, or cannot take the policy's batches.
+    """
+    policy = context.policy
+    model = load_causal_lm(path, key="reference.path")
+    theirs, ours = model.config.vocab_size, policy.config.vocab_size
+    if theirs != ours:
+        raise CaldpoError(
+            f"has a vocabulary of {theirs:,} tokens where the policy has {ours:,}",
+            key="reference.path",
+            value=path,
+            remedy="name a reference with the policy's tokenizer",
+        )
+    attention = base_model(policy).config._attn_implementation
+    if attention in (SDPA, EAGER) and model.config._attn_implementation != attention:
+        longest = max(int((n[:, 0] + n[:, 1:].max(1)).max()) for n in (s.lengths() for s in context.splits.values()))
+        settle_layout("packed", model, longest)
+    return frozen(model, policy.dtype)
+
+
+def like(policy: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the policy's class, frozen, in its dtype and with its attention."""
+    attention = base_model(policy).config._attn_implementation
+    if model.config._attn_implementation != attention:
+        model.set_attn_implementation(attention)
+    return frozen(model, policy.dtype)
+
+
+def frozen(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in this dtype, without dropout and gradients."""
+    torch.nn.Module.to(model, dtype=dtype)
+    return model.eval().requires_grad_(False)
+
+
+def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on this device, in place."""
+    torch.nn.Module.to(model, device)  # PreTrainedModel's own is typed as something else
+    return model
+
+
+class HeldOutMemory:
+    """Answers for held-out batches, which come back at every evaluation: two numbers per pair."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def recall(self, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What was kept for the pairs of this batch, None for others."""
+        return self._answers.get(tuple(batch.index.tolist())) if batch.split == "test" else None
+
+    def keep(self, batch: PairBatch, answer: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Remember the answer for a batch of held-out pairs."""
+        if batch.split == "test":
+            self._answers[tuple(batch.index.tolist())] = answer

@@ -1,0 +1,18 @@
+"""A count of what references compute."""
+
+from __future__ import annotations
+
+import pytest
+
+from caldpo.reference import cached, resident, store
+from tests.reference.contexts import CountedEngine
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> CountedEngine:
+    """Counts the pairs that go through cached and resident references; parts have eight pairs."""
+    engine = CountedEngine(cached.LogprobEngine)
+    monkeypatch.setattr(cached, "LogprobEngine", engine)
+    monkeypatch.setattr(resident, "LogprobEngine", engine)
+    monkeypatch.setattr(store, "PAIRS_PER_PART", 8)
+    return engine

@@ -1,0 +1,215 @@
+"""LoRA: starts as its base, trains nothing else, and its base is the reference."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from caldpo.errors import CaldpoError
+from caldpo.logprobs import pair_logprobs
+from caldpo.models.adapter import Lora, NoAdapter, adapter_off, base_weights
+from caldpo.models.base import prepare_for_training
+from caldpo.models.tabular import TabularModel
+from caldpo.reference.adapter import Adapter
+from caldpo.reference.cached import Cached
+from caldpo.reference.key import weights_digest
+from caldpo.reference.resident import Resident, ResidentReference
+from tests.command import train
+from tests.reference.contexts import batch_of, make_context
+from tests.tiny import tiny_batch, tiny_model
+
+SMALL = [
+    "model=random",
+    "model.tokenizer=tokenizer",
+    "model.hidden_size=16",
+    "data=local",
+    "data.train=pairs.jsonl",
+    "data.pairs_per_batch=6",
+    "optim.lr=0.05",
+    "callbacks.samples.max_new_tokens=4",
+    "trainer.progress_bar=false",
+    "trainer.max_steps=6",
+    "logger=csv",
+    "hydra.run.dir=run",
+    "adapter=lora",
+    "adapter.rank=4",
+]
+
+
+def trained(policy: Any) -> Any:
+    """The policy with an adapter that no longer does nothing."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+def test_a_fresh_adapter_changes_nothing_and_a_trained_one_can_be_switched_off(architecture: str) -> None:
+    base, batch = tiny_model(architecture), tiny_batch()
+    expected = pair_logprobs(base, batch)
+    policy = Lora(rank=3).apply(copy.deepcopy(base))
+    torch.testing.assert_close(pair_logprobs(policy, batch), expected, rtol=0, atol=0)
+    trained(policy)
+    assert (pair_logprobs(policy, batch)[0] - expected[0]).abs().min() > 1e-3
+    with adapter_off(policy) as model:
+        torch.testing.assert_close(pair_logprobs(model, batch), expected, rtol=0, atol=0)
+    assert (pair_logprobs(policy, batch)[0] - expected[0]).abs().min() > 1e-3
+
+
+def test_the_adapter_alone_is_trained_on_every_layer_but_the_head() -> None:
+    policy = Lora(rank=3).apply(tiny_model())
+    names = [name for name, p in policy.named_parameters() if p.requires_grad]
+    assert all(".lora_" in name for name in names)
+    assert len(names) == 2 * 2 * 7  # A and B of q, k, v, o, gate, up, down in two layers
+    assert {p.shape[0] for n, p in policy.named_parameters() if ".lora_A" in n} == {3}
+    some = Lora(target_modules=["q_proj"]).apply(tiny_model())
+    assert sum(p.requires_grad for p in some.parameters()) == 4
+
+
+def test_the_first_weights_follow_the_adapters_own_seed() -> None:
+    def first(seed: int) -> torch.Tensor:
+        policy = Lora(rank=3, seed=seed).apply(tiny_model())
+        return next(p for n, p in policy.named_parameters() if ".lora_A" in n).detach()
+
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one = first(1)
+    torch.manual_seed(5)
+    tiny_model()
+    assert torch.equal(first(1), one)
+    torch.manual_seed(77)
+    assert torch.equal(first(1), one)
+    assert not torch.equal(first(2), one)
+    torch.manual_seed(5)
+    base = tiny_model()
+    torch.random.set_rng_state(before)
+    Lora(rank=3).apply(base)
+    assert torch.equal(torch.random.get_rng_state(), before)  # the run's own generator is left alone
+
+
+@pytest.mark.parametrize("source", [Adapter(), Cached(spot_check=0), Resident()], ids=["adapter", "cached", "resident"])
+def test_every_reference_is_the_base(source: Any, tmp_path: Path) -> None:
+    """Of a policy that goes on to train, for the pairs of a split and for others, and as a model that generates."""
+    if isinstance(source, Cached):
+        source.cache = str(tmp_path)
+    base = tiny_model()
+    policy = Lora(rank=3).apply(copy.deepcopy(base))
+    context = make_context(policy, reload=lambda: pytest.fail("the base is there"))
+    reference, expected = source.build(context), ResidentReference(base)
+    reference.prepare()
+    trained(policy).train()
+    for split, rows in (("train", [3, 1, 2]), ("test", [0, 4])):
+        batch = batch_of(context, split, rows)
+        for _ in range(2):
+            torch.testing.assert_close(reference.logps(batch), expected.logps(batch), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reference.logps(tiny_batch()), expected.logps(tiny_batch()), rtol=1e-5, atol=1e-5)
+    with reference.live() as model, torch.no_grad():
+        ids = torch.tensor([[4, 5, 6]])
+        was = model.training
+        torch.testing.assert_close(model.eval()(ids).logits, base(ids).logits)
+        model.train(was)
+    assert policy.training
+    assert any(p.requires_grad for p in policy.parameters())
+
+
+def test_asking_the_reference_between_forward_and_backward_changes_no_gradient() -> None:
+    policy = trained(Lora(rank=3).apply(tiny_model()))
+    reference, batch = Adapter().build(make_context(policy, reload=tiny_model)), tiny_batch()
+
+    def gradients(ask: bool) -> list[torch.Tensor]:
+        policy.zero_grad()
+        chosen, rejected = pair_logprobs(policy, batch)
+        if ask:
+            reference.logps(batch)
+        (chosen - rejected).sum().backward()
+        return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+
+    for without, asked in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(without, asked)
+
+
+def test_a_policy_without_adapter_is_refused() -> None:
+    with pytest.raises(CaldpoError, match="no adapter that could be switched off"):
+        Adapter().build(make_context())
+
+
+def test_the_base_has_the_same_key_with_and_without_an_adapter() -> None:
+    plain, policy = tiny_model(), trained(Lora(rank=3).apply(tiny_model()))
+    assert {n for n, _ in base_weights(policy)} == {n for n, _ in base_weights(plain)}
+    assert weights_digest(policy) == weights_digest(plain)
+    with torch.no_grad():
+        policy.get_base_model().model.layers[1].mlp.up_proj.base_layer.weight[0, 0] += 1e-4
+    assert weights_digest(policy) != weights_digest(plain)
+
+
+def test_gradient_checkpointing_gives_the_adapter_its_gradients() -> None:
+    found = []
+    for checkpointing in (False, True):
+        base = prepare_for_training(tiny_model(), gradient_checkpointing=checkpointing, dropout=False)
+        policy = trained(Lora(rank=3).apply(base)).train()
+        assert any(getattr(m, "gradient_checkpointing", False) for m in policy.modules()) is checkpointing
+        pair_logprobs(policy, tiny_batch())[0].sum().backward()
+        found.append([p.grad for p in policy.parameters() if p.requires_grad])
+    for plain, recomputed in zip(*found, strict=True):
+        assert plain.abs().sum() > 0
+        torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_are_not_there_are_named() -> None:
+    with pytest.raises(CaldpoError, match=r"(?s)adapter\.target_modules=.*nowhere.*q_proj"):
+        Lora(target_modules=["nowhere"]).apply(tiny_model())
+    table = TabularModel(2, 3, environment_seed=0, reference_spread=1.0).load_policy()
+    with pytest.raises(CaldpoError, match=r"adapter\.target_modules=all-linear.*TabularLM(?s:.*)adapter=none"):
+        Lora().apply(table)
+
+
+def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CaldpoError, match=r"adapter=lora: not installed") as error:
+        Lora().check()
+    assert "pip install 'caldpo[peft]'" in str(error.value)
+    NoAdapter().check()
+
+
+@pytest.mark.parametrize("reference", ["adapter", "auto"])
+def test_a_whole_run(folder: Path, reference: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Step 0 at log-ratio 0, then apart; checkpoints hold the policy; policy/ holds the adapter on its base."""
+    from caldpo.models.random import RandomModel
+
+    start = RandomModel("tokenizer", hidden_size=16).load_policy()
+    start.save_pretrained("base")
+    words = [w for w in SMALL if not w.startswith(("model=", "model."))]
+    # a model that lies in a folder can be found again by the exported adapter
+    hub = ["model=zephyr", "model.path=base", "model.tokenizer=tokenizer", "optim=adamw", "trainer=cpu"]
+    hub += ["trainer.precision=32-true", "trainer.accumulate_grad_batches=1", "trainer.val_every=null"]
+    train(*hub, *words, f"reference={reference}", "loss=dpo", "callbacks.checkpoint.every=6")
+    said = capsys.readouterr().out
+    assert "policy (the adapter; its base is loaded beside it)" in said.replace("\n", "")
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["start_difference"] < 1e-6
+    assert summary["policy"] == "LoRA (rank 4, alpha 32, all-linear, seed 0) on base"
+    assert summary["reference"] == "the policy's starting weights, base"
+    assert summary["metrics"]["val/log_ratios/chosen"] != 0
+    assert summary["metrics"]["val/rewards/accuracies"] > 0.9
+
+    assert {p.name for p in Path("run/policy").glob("*.safetensors")} == {"adapter_model.safetensors"}
+    assert all(".lora_" in name for name in load_file("run/policy/adapter_model.safetensors"))
+    (saved,) = Path("run/checkpoints").glob("*.ckpt")
+    state = torch.load(saved, weights_only=True)["state_dict"]
+    exported = AutoModelForCausalLM.from_pretrained("run/policy")
+    policy = Lora(rank=4).apply(copy.deepcopy(start))
+    policy.load_state_dict({name.removeprefix("policy."): value for name, value in state.items()})
+    batch = tiny_batch()
+    torch.testing.assert_close(pair_logprobs(exported, batch), pair_logprobs(policy, batch), rtol=1e-5, atol=1e-5)
+    assert (pair_logprobs(exported, batch)[0] - pair_logprobs(start, batch)[0]).abs().max() > 1e-3

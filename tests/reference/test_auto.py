@@ -1,0 +1,48 @@
+"""What reference=auto chooses, and that it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caldpo.models.adapter import Lora
+from caldpo.reference.adapter import AdapterReference
+from caldpo.reference.auto import Auto, choose
+from caldpo.reference.cached import CachedReference
+from caldpo.reference.resident import ResidentReference
+from tests.reference.contexts import TRAIN, make_context
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize(
+    ("seen", "adapted", "own_start", "asked", "way"),
+    [
+        (TRAIN, False, True, ("train", "test"), "cached"),
+        (3 * TRAIN, True, True, ("train", "test"), "cached"),
+        (TRAIN - 2, False, True, ("train", "test"), "cached"),  # 21 of 23 is about all
+        (TRAIN // 2, False, True, ("train", "test"), "resident"),
+        (TRAIN // 2, True, True, ("train", "test"), "adapter"),
+        (TRAIN // 2, True, False, ("train", "test"), "resident"),  # another model is not under the adapter
+        (2, False, True, ("test",), "cached"),
+    ],
+)
+def test_choice(seen: int, adapted: bool, own_start: bool, asked: tuple[str, ...], way: str) -> None:
+    policy = Lora(rank=2).apply(tiny_model()) if adapted else tiny_model()
+    context = make_context(policy, asked=asked, seen=seen, reload=tiny_model)
+    assert choose(context, own_start=own_start)[0] == way
+
+
+def test_it_says_what_it_chose_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = Auto(cache=str(tmp_path / "cache"), spot_check=0)
+    assert isinstance(spec.build(make_context(seen=10)), ResidentReference)
+    said = capsys.readouterr().out
+    assert said == "reference=auto: resident, the run sees 10 pairs of 23, too few to compute log-probs of all first\n"
+    lora = make_context(Lora(rank=2).apply(tiny_model()), seen=10, reload=tiny_model)
+    assert isinstance(spec.build(lora), AdapterReference)
+    reference = spec.build(make_context(seen=1000))
+    assert isinstance(reference, CachedReference)
+    assert "reference=auto: cached, the run sees 1,000 pairs of 23" in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists()
+    reference.prepare()
+    assert len(list((tmp_path / "cache").glob("*/manifest.json"))) == 2
