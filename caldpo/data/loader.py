@@ -26,13 +26,20 @@ class PairLoader:
         batches: the split.
         sampler: says which rows make up each batch.
         workers: processes that put batches together; 0 does it in this one.
+        prefetch: batches that each of them keeps ready.
         pin_memory: hand out batches in page-locked memory, for fast copies to a GPU.
     """
 
     batch_sampler = None  # Lightning looks at it beside ``sampler``
 
     def __init__(
-        self, batches: PairBatches, sampler: StepBatchSampler, *, workers: int = 0, pin_memory: bool = False
+        self,
+        batches: PairBatches,
+        sampler: StepBatchSampler,
+        *,
+        workers: int = 0,
+        prefetch: int = 2,
+        pin_memory: bool = False,
     ) -> None:
         self.sampler = sampler
         self._place = (sampler.epoch, sampler.start)  # epoch, batches handed out in it
@@ -42,6 +49,7 @@ class PairLoader:
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers else None,
             pin_memory=pin_memory,
             # Each pass draws a seed for its workers; drawn from the global generator, it would shift dropout.
             generator=torch.Generator(),

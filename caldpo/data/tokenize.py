@@ -56,8 +56,9 @@ class TokenizedSplit:
         sources: what they were made of, in the same order.
         counts: see :class:`TokenCounts`.
         rejections: pairs that the template refuses (kind ``row``) and pairs whose two responses are the same
-            tokens and that were to be dropped (kind ``degenerate``).
+            tokens and that were to be dropped (kind ``degenerate``), in order.
         cut_prompts: indices of the pairs in ``pairs`` whose prompt was truncated.
+        places: which of the given pairs were kept; the others are the rejections.
     """
 
     pairs: TokenizedPairs
@@ -65,6 +66,7 @@ class TokenizedSplit:
     counts: TokenCounts
     rejections: list[Rejection]
     cut_prompts: frozenset[int]
+    places: list[int]
 
 
 def tokenize_pairs(
@@ -100,8 +102,15 @@ def tokenize_pairs(
     worker = _Worker(tokenizer, max_length, max_prompt_length, on_degenerate)
     starts = range(0, len(pairs), CHUNK)
     shown = track(starts, label, console=console, transient=True, disable=not console.is_terminal)
-    kept = TokenizedPairs(pair for i in shown for pair in worker.tokenize(pairs[i : i + CHUNK]))
-    return TokenizedSplit(kept, worker.kept, worker.counts, worker.rejections, frozenset(worker.cut_prompts))
+    kept = TokenizedPairs(pair for i in shown for pair in worker.tokenize(i, pairs[i : i + CHUNK]))
+    return TokenizedSplit(
+        pairs=kept,
+        sources=[pairs[place] for place in worker.kept],
+        counts=worker.counts,
+        rejections=[worker.rejections[place] for place in sorted(worker.rejections)],
+        cut_prompts=frozenset(worker.cut_prompts),
+        places=worker.kept,
+    )
 
 
 def truncate(
@@ -179,31 +188,35 @@ class _Worker:
     max_prompt_length: int
     on_degenerate: str
     counts: TokenCounts = field(default_factory=TokenCounts)
-    rejections: list[Rejection] = field(default_factory=list)
+    rejections: dict[int, Rejection] = field(default_factory=dict)  # by the place of the pair
     cut_prompts: set[int] = field(default_factory=set)
-    kept: list[PreferencePair] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)  # places of the pairs
     leading: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.leading = leading_special_tokens(self.tokenizer)
 
-    def tokenize(self, chunk: Sequence[PreferencePair]) -> Iterator[TokenizedPair]:
-        rendered: list[tuple[PreferencePair, RenderedPair]] = []
-        for pair in chunk:
+    def tokenize(self, start: int, chunk: Sequence[PreferencePair]) -> Iterator[TokenizedPair]:
+        """Tokenise the pairs at the places from ``start`` on."""
+        rendered: list[tuple[int, PreferencePair, RenderedPair]] = []
+        for place, pair in enumerate(chunk, start):
             try:
-                rendered.append((pair, render_pair(pair, self.tokenizer)))
+                rendered.append((place, pair, render_pair(pair, self.tokenizer)))
             except RowError as error:
-                self.rejections.append(Rejection(pair.origin, error.kind, error.reason))
-        texts = [t for _, r in rendered for t in (r.prompt, r.prompt + r.chosen, r.prompt + r.rejected)]
+                self.rejections[place] = Rejection(pair.origin, error.kind, error.reason)
+        texts = [t for *_, r in rendered for t in (r.prompt, r.prompt + r.chosen, r.prompt + r.rejected)]
         ids = iter(_encode(self.tokenizer, texts) if texts else [])
-        for (pair, texts_of_pair), prompt, chosen, rejected in zip(rendered, ids, ids, ids, strict=True):
-            if (tokens := self._pair(pair, texts_of_pair, prompt, chosen, rejected)) is not None:
-                self.kept.append(pair)
-                yield tokens
+        for (place, pair, texts_of_pair), prompt, chosen, rejected in zip(rendered, ids, ids, ids, strict=True):
+            found = self._pair(pair, texts_of_pair, prompt, chosen, rejected)
+            if isinstance(found, Rejection):
+                self.rejections[place] = found
+            else:
+                self.kept.append(place)
+                yield found
 
     def _pair(
         self, pair: PreferencePair, texts: RenderedPair, prompt: list[int], *joint: list[int]
-    ) -> TokenizedPair | None:
+    ) -> TokenizedPair | Rejection:
         whole = [
             self._response(texts, prompt, ids, text)
             for ids, text in zip(joint, (texts.chosen, texts.rejected), strict=True)
@@ -211,8 +224,7 @@ class _Worker:
         if not texts.templated and prompt[: len(self.leading)] != self.leading:
             prompt = self.leading + prompt
         if not prompt:
-            self.rejections.append(Rejection(pair.origin, "row", "the prompt has no tokens"))
-            return None
+            return Rejection(pair.origin, "row", "the prompt has no tokens")
         cut_prompt, chosen, rejected = truncate(
             prompt,
             *whole,
@@ -229,9 +241,7 @@ class _Worker:
             counts.identical += 1
             if self.on_degenerate == "drop":
                 cut = " once truncated" if whole[0] != whole[1] else ""
-                reason = f"chosen and rejected are the same tokens{cut}"
-                self.rejections.append(Rejection(pair.origin, "degenerate", reason))
-                return None
+                return Rejection(pair.origin, "degenerate", f"chosen and rejected are the same tokens{cut}")
         if len(cut_prompt) < len(prompt):
             self.cut_prompts.add(len(self.kept))
         scores = pair.score_chosen, pair.score_rejected

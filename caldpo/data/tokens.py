@@ -6,13 +6,14 @@ worker copies them as it counts references. Flat arrays take 4 bytes and are sha
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import overload
 
 import numpy as np
 
-from caldpo.data.pair import TokenizedPair
+from caldpo.data.pair import PreferencePair, TokenizedPair
 
 
 class TokenizedPairs(Sequence[TokenizedPair]):
@@ -37,6 +38,22 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         self._tokens = np.frombuffer(tokens, dtype=np.int32) if tokens else np.zeros(0, np.int32)
         self._ends = np.frombuffer(ends, dtype=np.int64)
         self.has_scores = bool(self._scores) and all(None not in both for both in self._scores)
+
+    @classmethod
+    def of_arrays(cls, tokens: np.ndarray, ends: np.ndarray, sources: Sequence[PreferencePair]) -> TokenizedPairs:
+        """What :meth:`arrays` gave, with scores and origins of the pairs that the tokens were made of."""
+        if len(ends) != 3 * len(sources) + 1 or ends[-1] != len(tokens):
+            raise ValueError(f"{len(sources)} pairs and {len(tokens)} tokens do not go with {len(ends)} ends")
+        made = cls()
+        made._tokens, made._ends = tokens.astype(np.int32, copy=False), ends.astype(np.int64, copy=False)
+        made._scores = [(pair.score_chosen, pair.score_rejected) for pair in sources]
+        made._origins = [pair.origin for pair in sources]
+        made.has_scores = bool(sources) and all(pair.has_scores for pair in sources)
+        return made
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All tokens in a row (int32), and where each prompt, chosen and rejected response ends in it (int64)."""
+        return self._tokens, self._ends
 
     def __len__(self) -> int:
         return len(self._origins)
@@ -63,6 +80,12 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     def lengths(self) -> np.ndarray:
         """Tokens of prompt, chosen and rejected response: integers of shape ``(pairs, 3)``."""
         return np.diff(self._ends).reshape(-1, 3)
+
+    def digest(self) -> str:
+        """SHA-256 of all tokens and where they end: the same for the same pairs in the same order."""
+        content = hashlib.sha256(self._ends.astype("<i8").tobytes())
+        content.update(self._tokens.astype("<i4").tobytes())
+        return content.hexdigest()
 
     def origin(self, index: int) -> str:
         """Where the pair at ``index`` comes from."""

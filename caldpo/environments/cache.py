@@ -30,17 +30,7 @@ def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key
     folder, partial = cache / name, cache / f"{name}.partial"
     if folder.is_dir():
         return folder
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = _locked(cache / f"{name}.lock")
-    except OSError as error:
-        raise CaldpoError(
-            f"cannot write there: {error.strerror or error}",
-            key=key,
-            value=str(cache),
-            remedy="name a folder that you may write to",
-        ) from error
-    with lock:
+    with locked(cache, name, key=key):
         if not folder.is_dir():  # another process may have made it while this one waited
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
@@ -49,12 +39,30 @@ def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key
     return folder
 
 
-def _locked(path: Path) -> FileLock:
-    """The lock at ``path``, held by this process: at once, or after saying that it has to wait."""
-    lock = FileLock(path)
+def locked(cache: Path, name: str, *, key: str) -> FileLock:
+    """The lock of what is to be made in ``cache``, held by this process: at once, or after saying that it waits.
+
+    Args:
+        cache: parent folder; created if need be.
+        name: of what is to be made.
+        key: configuration key of ``cache``, for the message.
+
+    Raises:
+        CaldpoError: the parent folder cannot be created or written to.
+    """
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        Console(stderr=True).print(f"waiting for another process to make {path.stem}")
-        lock.acquire()
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(cache / f"{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            Console(stderr=True).print(f"waiting for another process to make {name}")
+            lock.acquire()
+    except OSError as error:
+        raise CaldpoError(
+            f"cannot write there: {error.strerror or error}",
+            key=key,
+            value=str(cache),
+            remedy="name a folder that you may write to",
+        ) from error
     return lock

@@ -1,0 +1,244 @@
+"""The second run reads its token ids, and nothing about it differs from one that tokenises."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from caldpo.data import token_cache
+from caldpo.data.datamodule import PairDataModule
+from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
+from caldpo.errors import CaldpoError
+from tests.data.prepared import Conversations, prepared, rejected, settings
+from tests.data.small import TEMPLATE, RowsSource, letter_tokenizer, pair, word_tokenizer, zephyr
+from tests.shared import shared
+
+LIMITS: dict[str, Any] = {"max_length": 9, "max_prompt_length": 4, "on_degenerate": "drop"}
+# kept, cut, equal once cut, no tokens in the prompt, equal tokens, EOS in the text
+ROWS = [
+    ("a b", " yes c", " no"),
+    ("a b c d e f g h", " yes c", " no d"),
+    ("a b c d e", " b c d e f g", " b c d e f h"),
+    ("<eos>", " yes", " no"),
+    ("d", " e ", " e  "),
+    ("f", " yes <eos>", " no"),
+]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of pairs of each tokenisation."""
+    calls: list[int] = []
+
+    def tokenise(pairs: Any, *args: Any, **keys: Any) -> TokenizedSplit:
+        calls.append(len(pairs))
+        return tokenize_pairs(pairs, *args, **keys)
+
+    monkeypatch.setattr(token_cache, "tokenize_pairs", tokenise)
+    return calls
+
+
+def split(cache: Path | None, rows: Any = ROWS, tokenizer: Any = None, **changes: Any) -> TokenizedSplit:
+    pairs = [row if not isinstance(row, tuple) else pair(*row, origin=f"f:{i}") for i, row in enumerate(rows)]
+    return token_cache.cached_tokens(
+        pairs,
+        tokenizer or word_tokenizer(),
+        cache=cache,
+        console=Console(),
+        bar=Console(quiet=True),
+        label="train",
+        **{**LIMITS, **changes},
+    )
+
+
+def contents(found: TokenizedSplit) -> tuple[Any, ...]:
+    return (
+        list(found.pairs),
+        found.sources,
+        found.counts,
+        found.rejections,
+        found.cut_prompts,
+        found.places,
+        found.pairs.lengths().tolist(),
+        found.pairs.has_scores,
+    )
+
+
+def test_the_second_time_is_read_and_equal_in_everything(
+    tmp_path: Path, counted: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = split(None)
+    assert (plain.rejections, plain.counts.identical, len(plain.cut_prompts)) != ([], 0, 0)
+    first, second = split(tmp_path), split(tmp_path)
+    assert contents(first) == contents(second) == contents(plain)
+    assert counted == [6, 6]  # without a cache, and to fill it
+    (file,) = tmp_path.glob("tokens-*.safetensors")
+    assert f"train: token ids from {file}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": [*ROWS[:-1], ("f", " yes <eos>", " maybe")]},
+        {"rows": ROWS[:-1]},
+        {"rows": ROWS[::-1]},
+        {"max_length": 10},
+        {"max_prompt_length": 3},
+        {"on_degenerate": "keep"},
+        {"tokenizer": word_tokenizer(bos=True)},
+        {"tokenizer": letter_tokenizer()},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_determines_the_ids_is_another_file(changes: Any, tmp_path: Path, counted: list[int]) -> None:
+    split(tmp_path)
+    found = split(tmp_path, **changes)
+    assert len(counted) == 2
+    assert contents(found) == contents(split(None, **changes))
+
+
+def test_a_template_and_the_code_are_part_of_it(
+    tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = Conversations(train=[("a", " yes", " no")])
+    rows = [pair(row.value["prompt"], "yes", "no") for row in talk.rows("train")]
+    for template in (TEMPLATE, TEMPLATE, TEMPLATE.replace(" z ", " y ")):
+        split(tmp_path, rows, word_tokenizer(template=template))
+    assert counted == [1, 1]
+    monkeypatch.setattr(token_cache, "code_identity", lambda: "changed")
+    split(tmp_path, rows)
+    assert counted == [1, 1, 1]
+
+
+def test_special_tokens_are_part_of_it(tmp_path: Path, counted: list[int]) -> None:
+    other = word_tokenizer()
+    other.eos_token = "<bos>"
+    split(tmp_path)
+    assert contents(split(tmp_path, tokenizer=other)) == contents(split(None, tokenizer=other))
+    assert len(counted) == 3
+
+
+def test_scores_and_origins_are_those_of_this_run(tmp_path: Path, counted: list[int]) -> None:
+    """They are no part of the ids: the same texts in another file, with scores, are read."""
+    split(tmp_path)
+    rows = RowsSource(train=[(*row, 2.0, 1.0) for row in ROWS[:2]], test=[("z", " yes", " no")])
+    module, _ = prepared(tmp_path, source=rows, cache=str(tmp_path / "c"))
+    again, _ = prepared(
+        tmp_path, source=RowsSource(train=ROWS[:2], test=[("z", " yes", " no")]), cache=str(tmp_path / "c")
+    )
+    assert counted == [6, 2, 1]
+    assert (module.train_pairs.has_scores, again.train_pairs.has_scores) == (True, False)
+    assert [p.score_chosen for p in module.train_pairs] == [2.0, 2.0]
+    assert [p.prompt_ids for p in module.train_pairs] == [p.prompt_ids for p in again.train_pairs]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "renamed"])
+def test_a_damaged_file_is_replaced(
+    damage: str, tmp_path: Path, counted: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = contents(split(tmp_path))
+    (file,) = tmp_path.glob("*.safetensors")
+    data = file.read_bytes()
+    if damage == "renamed":  # a sound file with other content
+        split(tmp_path / "other", ROWS[:3])
+        data = next((tmp_path / "other").glob("*.safetensors")).read_bytes()
+    else:
+        data = {"cut": data[:-7], "flipped": data[:-30] + bytes([data[-30] ^ 1]) + data[-29:], "empty": b""}[damage]
+    file.write_bytes(data)
+    counted.clear()
+    assert contents(split(tmp_path)) == expected
+    assert counted == [6]
+    assert "is damaged" in " ".join(capsys.readouterr().out.split())
+    assert contents(split(tmp_path)) == expected
+    assert counted == [6]
+
+
+def test_runs_report_the_same_with_and_without(
+    tmp_path: Path, counted: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Report, rejected rows, preview, held-out prompts and origins of a whole preparation."""
+    talk = Conversations(
+        train=[*[(f"a {w}", f" yes {w}", " no") for w in "cdefghij"], ("k", " l", " l")], test=ROWS[:3]
+    )
+    found = []
+    for cache in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
+        folder = tmp_path / f"run{len(found)}"
+        folder.mkdir()
+        module, report = prepared(folder, source=talk, cache=cache, max_length=14, max_prompt_length=5)
+        told = [line for line in capsys.readouterr().out.splitlines() if "token ids from" not in line]
+        origins = [module.origin(i) for i in range(len(module.train_pairs))]
+        found.append((json.dumps(report), rejected(folder), told, module.held_out_prompts(5), origins))
+    assert found[0] == found[1] == found[2]
+    assert found[0][1] != []
+    assert len(counted) == 4
+
+
+def test_a_tokenizer_without_eos_is_refused_as_ever(tmp_path: Path) -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(CaldpoError, match="no EOS token"):
+        split(tmp_path, tokenizer=tokenizer)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CaldpoError, match="cannot write there") as error:
+        split(tmp_path / "file" / "cache")
+    assert error.value.key == "data.cache"
+
+
+def test_a_full_disk_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert contents(split(tmp_path)) == contents(split(None))
+    assert "cannot be kept (no space left)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_processes_at_once_tokenise_once(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        seen = pool.map(tokenisations, [tmp_path / "cache"] * 2, chunksize=1)
+    assert sorted(calls for calls, _ in seen) == [0, 1]
+    assert seen[0][1] == seen[1][1]
+
+
+def tokenisations(cache: Path) -> tuple[int, str]:
+    """How often this process tokenised, and what it got."""
+    calls: list[int] = []
+    real = token_cache.tokenize_pairs
+
+    def tokenise(pairs: Any, *args: Any, **keys: Any) -> TokenizedSplit:
+        calls.append(1)
+        return real(pairs, *args, **keys)
+
+    token_cache.tokenize_pairs = tokenise
+    found = split(cache, ROWS * 200)
+    return len(calls), repr(contents(found))
+
+
+def test_real_texts(tmp_path: Path, counted: list[int]) -> None:
+    source = shared("data/test_prefs.jsonl.gz")
+    rows = []
+    with gzip.open(source) as lines:
+        for line in list(lines)[:60]:
+            row = json.loads(line)
+            prompt = tuple(row["chosen"][:-1])
+            rows.append(pair(prompt, row["chosen"][-1]["content"], row["rejected"][-1]["content"]))
+    limits = {"max_length": 256, "max_prompt_length": 100}
+    found = [contents(split(cache, rows, zephyr(), **limits)) for cache in (tmp_path, tmp_path, None)]
+    assert found[0] == found[1] == found[2]
+    assert len(counted) == 2
+
+
+def test_the_key_is_null_or_a_folder(tmp_path: Path) -> None:
+    assert PairDataModule(**settings(cache=None)).cache is None
+    assert PairDataModule(**settings(cache="~/x")).cache == Path.home() / "x"
