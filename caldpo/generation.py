@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from caldpo.compilation import uncompiled
+
 
 @torch.no_grad()
 def sample_responses(
@@ -31,7 +33,7 @@ def sample_responses(
     model.eval()
     devices = [model.device] if model.device.type == "cuda" else []
     responses: list[list[int]] = []
-    with torch.random.fork_rng(devices=devices):
+    with uncompiled(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for start in range(0, len(prompts), batch_size):
             responses += _sample_batch(

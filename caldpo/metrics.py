@@ -84,3 +84,10 @@ class WeightedMeans(Metric):
         """The means as plain numbers, fetched from the device in one go."""
         means = self.compute()
         return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """``values`` summed over all processes; one call for a whole vector, queued without waiting for the result."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values

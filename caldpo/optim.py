@@ -11,6 +11,7 @@ from transformers import get_scheduler
 
 from caldpo.config.bounds import Fraction, NonNegative, NonNegativeInt, Positive
 from caldpo.config.signature import validated
+from caldpo.errors import CaldpoError
 
 Decay = Literal["constant", "linear", "cosine"]
 
@@ -42,7 +43,16 @@ class Schedule:
 
 
 class AdamW:
-    """AdamW; weight decay spares biases and norms (parameters with fewer than two dimensions)."""
+    """AdamW; weight decay spares biases and norms (parameters with fewer than two dimensions).
+
+    Args:
+        schedule: of the learning rate.
+        lr: peak learning rate.
+        beta1, beta2: decay of the two moments.
+        eps: added to the denominator.
+        weight_decay: decoupled, on matrices.
+        fused: update all weights in one kernel; ``auto`` where the device and the precision allow it.
+    """
 
     @validated
     def __init__(
@@ -53,19 +63,53 @@ class AdamW:
         beta2: Fraction = 0.999,
         eps: Positive = 1e-8,
         weight_decay: NonNegative = 0.0,
+        fused: Literal["auto", True, False] = "auto",
     ) -> None:
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
-        self.betas, self.eps = (beta1, beta2), eps
+        self.betas, self.eps, self.fused = (beta1, beta2), eps, fused
 
-    def build(self, policy: nn.Module, total_steps: int) -> dict[str, Any]:
-        optimizer = torch.optim.AdamW(
-            decay_groups(policy, self.weight_decay), lr=self.lr, betas=self.betas, eps=self.eps
-        )
+    def check(self, precision: str) -> None:
+        """Refuse what cannot be right, before any weights load.
+
+        Raises:
+            CaldpoError: a fused update under float16 arithmetic. It undoes the scaling of the gradients inside
+                its kernel, after clipping, which would compare scaled gradients with an unscaled limit.
+        """
+        if self.fused is True and precision == "16-mixed":
+            raise CaldpoError(
+                "cannot be combined with trainer.precision=16-mixed, whose gradients are still scaled when they are"
+                " clipped",
+                key="optim.fused",
+                value="true",
+                remedy="set optim.fused=auto, or trainer.precision=bf16-mixed",
+            )
+
+    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
+        """The optimiser and its schedule.
+
+        Args:
+            policy: whose trainable parameters are on their device.
+            total_steps: optimiser steps of the run.
+            scaled: whether float16 arithmetic scales the gradients.
+        """
+        groups = decay_groups(policy, self.weight_decay)
+        fused = can_fuse(groups) and not scaled if self.fused == "auto" else self.fused
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)
         return self.schedule.attach(optimizer, total_steps)
 
 
 class RMSprop:
-    """RMSprop, the optimiser of the DPO reference implementation and of the paper's Pythia runs."""
+    """RMSprop, the optimiser of the DPO reference implementation and of the paper's Pythia runs.
+
+    Args:
+        schedule: of the learning rate.
+        lr: peak learning rate.
+        smoothing: decay of the mean of squared gradients.
+        eps: added to the denominator.
+        weight_decay: on matrices.
+        foreach: update all weights in a few kernels, which takes memory for one more copy of them while it
+            lasts; False goes one by one. It has no fused form.
+    """
 
     @validated
     def __init__(
@@ -75,15 +119,30 @@ class RMSprop:
         smoothing: Fraction = 0.99,
         eps: Positive = 1e-8,
         weight_decay: NonNegative = 0.0,
+        foreach: bool = True,
     ) -> None:
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
-        self.smoothing, self.eps = smoothing, eps
+        self.smoothing, self.eps, self.foreach = smoothing, eps, foreach
 
-    def build(self, policy: nn.Module, total_steps: int) -> dict[str, Any]:
+    def check(self, precision: str) -> None:
+        """Nothing to refuse: it works in every precision."""
+
+    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
+        """The optimiser and its schedule; see :meth:`AdamW.build`."""
         optimizer = torch.optim.RMSprop(
-            decay_groups(policy, self.weight_decay), lr=self.lr, alpha=self.smoothing, eps=self.eps
+            decay_groups(policy, self.weight_decay),
+            lr=self.lr,
+            alpha=self.smoothing,
+            eps=self.eps,
+            foreach=self.foreach,
         )
         return self.schedule.attach(optimizer, total_steps)
+
+
+def can_fuse(groups: list[dict[str, Any]]) -> bool:
+    """Whether PyTorch has a fused kernel for all these parameters: floating point, on a device that has one."""
+    devices = ("cuda", "cpu")
+    return all(p.is_floating_point() and p.device.type in devices for group in groups for p in group["params"])
 
 
 def decay_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import Logger
 
+from caldpo.compilation import CompiledLayers
 from caldpo.config.bounds import Positive, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
@@ -34,6 +36,11 @@ class TrainerSettings:
         threads: CPU threads of PyTorch; None leaves its default.
         deterministic: refuse operations that have no deterministic implementation.
         progress_bar: show one.
+        fetch_every: optimiser steps whose metrics are fetched from the device at once. With 1 the host waits for
+            every step; a gradient that is not a number is then noticed before it meets the weights.
+        matmul_precision: of float32 matrix products on a GPU: ``highest`` is float32, ``high`` TF32 (10 bits of
+            mantissa), ``medium`` bfloat16 (7 bits).
+        compile: the norms and feed-forward blocks of the policy's decoder layers, with ``torch.compile``.
     """
 
     @validated
@@ -52,12 +59,16 @@ class TrainerSettings:
         threads: PositiveInt | None = None,
         deterministic: bool = False,
         progress_bar: bool = True,
+        fetch_every: PositiveInt = 1,
+        matmul_precision: Literal["highest", "high", "medium"] = "highest",
+        compile: bool = False,
     ) -> None:
         self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
         self.strategy, self.precision, self.deterministic = strategy, precision, deterministic
         self.max_steps, self.max_epochs = max_steps, max_epochs
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.val_every, self.threads, self.progress_bar = val_every, threads, progress_bar
+        self.fetch_every, self.matmul_precision, self.compile = fetch_every, matmul_precision, compile
 
     def check(self) -> None:
         """Refuse what this machine cannot do, before any weights load.
@@ -73,11 +84,28 @@ class TrainerSettings:
                 remedy="use trainer=cpu, or another number of trainer.devices",
             )
 
-    def build(self, run_dir: Path, loggers: list[Logger], callbacks: list[pl.Callback]) -> pl.Trainer:
-        """The Trainer; every file it writes lies in ``run_dir``."""
+    @property
+    def world_size(self) -> int:
+        """Devices of all nodes together."""
+        return self.devices * self.num_nodes
+
+    def build(
+        self, run_dir: Path, loggers: list[Logger], callbacks: list[pl.Callback], accumulation: int | None = None
+    ) -> pl.Trainer:
+        """The Trainer; every file it writes lies in ``run_dir``.
+
+        Args:
+            run_dir: the run's folder.
+            loggers: of metrics.
+            callbacks: beside those that every run has.
+            accumulation: micro-batches per optimiser step and device; None: ``accumulate_grad_batches``.
+        """
+        accumulation = self.accumulate_grad_batches if accumulation is None else accumulation
         _quieten()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision(self.matmul_precision)  # a process keeps it: the next run sets its own
+        compiled = [CompiledLayers()] if self.compile else []
         bar = [StepProgress(leave=False)] if self.progress_bar else []
         return pl.Trainer(
             accelerator=self.accelerator,
@@ -87,10 +115,10 @@ class TrainerSettings:
             precision=self.precision,
             max_steps=-1 if self.max_steps is None else self.max_steps,
             max_epochs=self.max_epochs if self.max_steps is None else -1,
-            accumulate_grad_batches=self.accumulate_grad_batches,
+            accumulate_grad_batches=accumulation,
             gradient_clip_val=self.gradient_clip_val,
             # Lightning counts batches here; None in the epochs' field lets the count run across epochs
-            val_check_interval=self.val_every and self.val_every * self.accumulate_grad_batches,
+            val_check_interval=self.val_every and self.val_every * accumulation,
             check_val_every_n_epoch=None if self.val_every else 1,
             limit_val_batches=1.0,
             num_sanity_val_steps=0,  # step 0 is evaluated in full instead
@@ -101,7 +129,7 @@ class TrainerSettings:
             enable_progress_bar=self.progress_bar,
             default_root_dir=run_dir,
             logger=loggers,
-            callbacks=[*bar, *callbacks],
+            callbacks=[*bar, FetchOnException(), *compiled, *callbacks],
         )
 
 
@@ -115,7 +143,16 @@ class StepProgress(RichProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         items: dict[str, Any] = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)  # Lightning's number of the run, which has a folder instead
-        return items
+        return items | getattr(pl_module, "shown", {})  # plain numbers: logged tensors would be fetched at every step
+
+
+class FetchOnException(pl.Callback):
+    """Writes the rows that are still on the device before an exception ends the run."""
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        # A device in disorder cannot be read any more, and what ended the run matters more than what follows from it.
+        with contextlib.suppress(Exception):
+            pl_module.fetch_rows()
 
 
 def _quieten() -> None:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 
-from caldpo.optim import AdamW, RMSprop, Schedule, decay_groups
-from tests.tiny import tiny_model
+from caldpo.errors import CaldpoError
+from caldpo.loggers import csv_logger
+from caldpo.losses.dpo import DPO
+from caldpo.optim import AdamW, RMSprop, Schedule, can_fuse, decay_groups
+from caldpo.training import TrainerSettings
+from tests.harness import Pairs, make_module
+from tests.tiny import tiny_model, tiny_pairs
 
 
 def rates(schedule: Schedule, total: int, lr: float = 1.0) -> list[float]:
@@ -61,3 +71,83 @@ def test_settings_arrive() -> None:
     rmsprop = RMSprop(Schedule(), lr=0.1, smoothing=0.95).build(layer, 10)["optimizer"]
     assert isinstance(rmsprop, torch.optim.RMSprop)
     assert rmsprop.defaults["alpha"] == 0.95
+
+
+def adamw(**keys: Any) -> AdamW:
+    return AdamW(Schedule("constant", warmup_steps=0), lr=0.1, **keys)
+
+
+def test_fused_where_it_can_be() -> None:
+    layer = torch.nn.Linear(2, 2)
+    assert adamw().build(layer, 10)["optimizer"].defaults["fused"] is True
+    assert adamw(fused=True).build(layer, 10)["optimizer"].defaults["fused"] is True
+    assert adamw(fused=False).build(layer, 10)["optimizer"].defaults["fused"] is False
+    # scaled gradients would be unscaled inside its kernel, after clipping
+    assert adamw().build(layer, 10, scaled=True)["optimizer"].defaults["fused"] is False
+    # no kernel for such parameters
+    assert adamw().build(torch.nn.Linear(2, 2, device="meta"), 10)["optimizer"].defaults["fused"] is False
+    assert not can_fuse([{"params": [torch.zeros(2, dtype=torch.complex64)]}])
+
+
+def test_fused_under_float16_scaling_is_refused_before_anything_loads() -> None:
+    with pytest.raises(CaldpoError, match=r"optim\.fused=true: cannot be combined with trainer\.precision=16-mixed"):
+        adamw(fused=True).check("16-mixed")
+    for fused, precision in [("auto", "16-mixed"), (False, "16-mixed"), (True, "bf16-mixed"), (True, "32-true")]:
+        adamw(fused=fused).check(precision)
+    RMSprop(Schedule()).check("16-mixed")
+
+
+@pytest.mark.parametrize(
+    "one", [adamw(fused=True, weight_decay=0.1), RMSprop(Schedule("constant", warmup_steps=0), lr=0.1)]
+)
+def test_kernels_for_many_weights_update_as_one_by_one(one: AdamW | RMSprop) -> None:
+    """Against the formulas, over three steps, in float64."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 4).double()
+    expected = [p.detach().clone() for p in layer.parameters()]
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in expected]
+    optimizer = one.build(layer, 10)["optimizer"]
+    for step in range(1, 4):
+        for place, p in enumerate(layer.parameters()):
+            p.grad = torch.randn_like(p)
+            m, v = moments[place]
+            if isinstance(one, AdamW):
+                m.mul_(0.9).add_(p.grad, alpha=0.1)
+                v.mul_(0.999).add_(p.grad**2, alpha=0.001)
+                decay = 0.1 if p.ndim >= 2 else 0.0
+                update = m / (1 - 0.9**step) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+                expected[place] = expected[place] * (1 - 0.1 * decay) - 0.1 * update
+            else:
+                v.mul_(0.99).add_(p.grad**2, alpha=0.01)
+                expected[place] = expected[place] - 0.1 * p.grad / (v.sqrt() + 1e-8)
+        optimizer.step()
+    for p, value in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach(), value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("bf16-mixed", True), ("16-mixed", "auto"), ("32-true", True)])
+def test_clipping_meets_the_limit_in_every_precision(precision: str, fused: bool | str, tmp_path: Path) -> None:
+    """The gradient that the update sees has the limit's norm, unscaled, whatever the optimiser's kernel."""
+    module = make_module(DPO())
+    module.optim = adamw(fused=fused)
+    seen: list[float] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        grads = [p.grad.flatten() for p in module.policy.parameters() if p.grad is not None]
+        seen.append(torch.cat(grads).norm().item())
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            trainer.optimizers[0].register_step_post_hook(look)
+
+    settings = TrainerSettings(progress_bar=False, max_steps=2, gradient_clip_val=0.25)
+    trainer = settings.build(tmp_path, [csv_logger(tmp_path)], [Look()])
+    if precision != "32-true":  # given itself, as Lightning takes bfloat16 for float16 on a CPU
+        trainer.strategy.precision_plugin = MixedPrecision(precision, "cpu")
+    trainer.fit(module, Pairs(tiny_pairs(8), tiny_pairs(4), 4))
+    assert trainer.precision == precision
+    assert trainer.optimizers[0].defaults["fused"] is (precision != "16-mixed")
+    norms = pd.read_csv(tmp_path / "metrics.csv")["grad_norm"].dropna().tolist()
+    assert len(norms) == 2
+    assert all(0.25 < norm < 1e3 for norm in norms)  # float16's scale is 65,536
+    assert seen == pytest.approx([0.25, 0.25], rel=1e-3)

@@ -1,0 +1,108 @@
+"""``trainer.compile=true``: norms and feed-forward blocks through ``torch.compile``, and what that costs.
+
+The attention is left as it is. Its kernels are fused already, and packed pairs have other lengths in every batch,
+which enter it as plain numbers: compiled, it would be compiled again for each kind of batch.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from torch import nn
+from torch._dynamo.callback import CallbackArgs, callback_handler
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from caldpo.errors import CaldpoError
+
+
+def compile_layers(policy: nn.Module) -> list[nn.Module]:
+    """Compile the parts of every decoder layer but its attention, in place, for any length; returns the parts.
+
+    Layers share their code, so that each kind of part is compiled once for all of them. The modules stay the same
+    objects: no name in a checkpoint or an export changes.
+
+    Raises:
+        CaldpoError: the model has no decoder layers that can be told from its other parts.
+    """
+    layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
+    parts = [part for layer in layers for part in layer.children() if "attention" not in type(part).__name__.lower()]
+    if not parts:
+        raise CaldpoError(
+            f"{type(policy).__name__} has no decoder layers to compile",
+            key="trainer.compile",
+            value="true",
+            remedy="set trainer.compile=false",
+        )
+    for part in parts:
+        part.compile(dynamic=True)
+    return parts
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Where it is entered, compiled parts run as they were written: generation has a shape of its own at every token,
+    and each would be compiled.
+    """
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+class CompileClock:
+    """Seconds that ``torch.compile`` spent, from :meth:`start` to :meth:`stop`, in the whole process."""
+
+    def __init__(self) -> None:
+        self.seconds, self.count, self._began = 0.0, 0, 0.0
+
+    def start(self) -> None:
+        callback_handler.register_start_callback(self._begin)
+        callback_handler.register_end_callback(self._end)
+
+    def stop(self) -> None:
+        if self._begin in callback_handler.start_callbacks:  # also after a reset of the compiler, which forgets it
+            callback_handler.remove_start_callback(self._begin)
+            callback_handler.remove_end_callback(self._end)
+
+    def _begin(self, _: CallbackArgs) -> None:
+        self._began = time.perf_counter()
+
+    def _end(self, _: CallbackArgs) -> None:
+        self.seconds += time.perf_counter() - self._began
+        self.count += 1
+
+
+class CompiledLayers(pl.Callback):
+    """Compiles the policy's layers and says how long it took: after the first step, and at the end if more came.
+
+    Compilation happens where a compiled part is first called: in the first evaluation, and again in the first
+    step, forward and backward.
+    """
+
+    def __init__(self) -> None:
+        self.clock = CompileClock()
+        self.parts: list[nn.Module] = []
+        self._said = 0.0
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if not self.parts:
+            self.parts = compile_layers(pl_module.policy)
+        self.clock.start()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if not self._said:
+            self._say()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.clock.seconds > self._said:
+            self._say()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        self.clock.stop()
+
+    def _say(self) -> None:
+        self._said = self.clock.seconds
+        seconds, count = self.clock.seconds, self.clock.count
+        Console().print(f"torch.compile: compiled in {seconds:.1f} s ({count} graphs for {len(self.parts)} parts)")
