@@ -1,0 +1,19 @@
+"""``python -m caldpo.benchmark``: speed, memory and agreement with TRL on this machine."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from caldpo.config.entry import hydra_entry
+
+
+@hydra_entry("benchmark", settings="caldpo.benchmark.settings.BenchmarkSettings", records=False)
+def main(cfg: DictConfig) -> None:
+    """Measure the variants of ``cfg`` in turn and print how they compare."""
+    from caldpo.benchmark.run import benchmark  # torch loads only for a good configuration
+
+    benchmark(cfg)
+
+
+if __name__ == "__main__":
+    main()

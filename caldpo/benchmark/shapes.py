@@ -1,0 +1,79 @@
+"""The model that is measured: an architecture with its sizes, filled with random weights. No heavy imports here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from caldpo.config.bounds import PositiveInt
+from caldpo.config.signature import validated
+from caldpo.errors import CaldpoError
+
+
+class Shape:
+    """A model's sizes and the lengths it is trained at.
+
+    Args:
+        architecture: ``model_type`` of a decoder-only model in transformers.
+        hidden_size: width of the residual stream.
+        num_layers: transformer blocks.
+        num_heads: attention heads; must divide ``hidden_size``.
+        num_key_value_heads: heads of keys and values; None is ``num_heads``.
+        intermediate_size: width inside the feed-forward block.
+        vocab_size: tokens; ids of real data above it are folded into it.
+        tie_word_embeddings: one matrix for the input embedding and the output head.
+        dtype: of weights, gradients, optimiser states and arithmetic.
+        lora_rank: train adapters of this rank on all linear layers but the head; None trains all weights.
+        max_length: tokens of a prompt and its longer response together.
+        max_prompt_length: tokens left of the prompt of a pair that is too long.
+    """
+
+    @validated
+    def __init__(
+        self,
+        architecture: Literal["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2"],
+        hidden_size: PositiveInt,
+        num_layers: PositiveInt,
+        num_heads: PositiveInt,
+        num_key_value_heads: PositiveInt | None,
+        intermediate_size: PositiveInt,
+        vocab_size: PositiveInt,
+        tie_word_embeddings: bool,
+        dtype: Literal["float32", "bfloat16"],
+        lora_rank: PositiveInt | None,
+        max_length: PositiveInt,
+        max_prompt_length: PositiveInt,
+    ) -> None:
+        if vocab_size < 8:
+            raise CaldpoError("must be at least 8", key="vocab_size", value=vocab_size)
+        if max_prompt_length >= max_length:
+            raise CaldpoError(
+                f"must be below shape.max_length={max_length}", key="max_prompt_length", value=max_prompt_length
+            )
+        self.architecture, self.vocab_size, self.dtype, self.lora_rank = architecture, vocab_size, dtype, lora_rank
+        self.hidden_size, self.num_layers, self.num_heads = hidden_size, num_layers, num_heads
+        self.num_key_value_heads, self.intermediate_size = num_key_value_heads, intermediate_size
+        self.tie_word_embeddings = tie_word_embeddings
+        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+
+    def model_keys(self, seed: int) -> dict[str, Any]:
+        """The keys of ``caldpo.models.random.RandomModel``, without the tokenizer."""
+        return {
+            "architecture": self.architecture,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_length,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "dtype": self.dtype,
+            "seed": seed,
+        }
+
+    def describe(self) -> str:
+        """One line for tables."""
+        trained = "all weights" if self.lora_rank is None else f"LoRA of rank {self.lora_rank}"
+        return (
+            f"{self.architecture}, hidden {self.hidden_size}, {self.num_layers} layers, vocabulary"
+            f" {self.vocab_size:,}, {self.dtype}, {trained}; limit {self.max_length}/{self.max_prompt_length} tokens"
+        )
