@@ -20,6 +20,13 @@ class ModelSource(Protocol):
         """The causal language model to train; new weights at each call."""
         ...
 
+    def skeleton(self) -> PreTrainedModel:
+        """The same model with weights of no meaning: nothing is read but its configuration.
+
+        To be called where tensors are fake, so that it takes no memory either.
+        """
+        ...
+
     def identity(self) -> str:
         """One line: name and revision or settings of these weights."""
         ...

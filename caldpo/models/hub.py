@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -68,6 +69,17 @@ class HubModel:
         )
         return prepare_for_training(policy, gradient_checkpointing=self.gradient_checkpointing, dropout=self.dropout)
 
+    def skeleton(self) -> PreTrainedModel:
+        policy = causal_lm_skeleton(
+            self.path,
+            key="model.path",
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            dtype=None if self.dtype == "auto" else floating_dtype(self.dtype),
+            attention=self.attention,
+        )
+        return prepare_for_training(policy, gradient_checkpointing=self.gradient_checkpointing, dropout=self.dropout)
+
     def identity(self) -> str:
         commit = _commit(self.path, self.revision, self.trust_remote_code)
         return f"{self.path}@{commit}" if commit else self.path
@@ -84,6 +96,36 @@ def load_causal_lm(path: str, *, key: str, revision: str | None = None, **argume
         return AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", **arguments)
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_load("model", path, key, error) from error
+
+
+def causal_lm_skeleton(
+    path: str,
+    *,
+    key: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+    attention: str | None = None,
+) -> PreTrainedModel:
+    """A model of the hub or a folder by its configuration alone, with weights of no meaning.
+
+    Args:
+        dtype: of the weights; None takes the one that the configuration names.
+        attention: kernels that need a GPU are replaced by sdpa, which keeps the same tensors.
+
+    Raises:
+        CaldpoError: naming ``key``: there is no such configuration.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load("model", path, key, error) from error
+    return AutoModelForCausalLM.from_config(
+        config,
+        dtype=dtype or config.dtype or torch.float32,
+        trust_remote_code=trust_remote_code,
+        attn_implementation="sdpa" if attention in ("flash_attention_2", "flex_attention") else attention,
+    )
 
 
 def check_causal_lm(path: str, *, key: str) -> None:

@@ -81,6 +81,11 @@ class RandomModel:
         return load_tokenizer(self.tokenizer, key="model.tokenizer")
 
     def load_policy(self) -> PreTrainedModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self.skeleton()  # whose weights are those drawn now
+
+    def skeleton(self) -> PreTrainedModel:
         tokenizer = self.load_tokenizer()
         config = AutoConfig.for_model(
             self.architecture,
@@ -90,9 +95,7 @@ class RandomModel:
             pad_token_id=tokenizer.pad_token_id,
             **self._architecture_sizes(),
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            policy = AutoModelForCausalLM.from_config(config, dtype=floating_dtype(self.dtype))
+        policy = AutoModelForCausalLM.from_config(config, dtype=floating_dtype(self.dtype))
         return prepare_for_training(policy, gradient_checkpointing=self.gradient_checkpointing, dropout=False)
 
     def identity(self) -> str:

@@ -137,12 +137,15 @@ class TabularModel:
         )
 
     def load_policy(self) -> PreTrainedModel:
+        policy = self.skeleton()
+        with torch.no_grad():
+            policy.table.copy_(self.environment.reference())
+        return policy
+
+    def skeleton(self) -> TabularLM:
         sizes = self.environment
         ids = {f"{n}_token_id": SPECIAL_TOKENS.index(t) for n, t in (("bos", BOS), ("eos", EOS), ("pad", PAD))}
-        policy = TabularLM(TabularConfig(sizes.prompts, sizes.responses, **ids))
-        with torch.no_grad():
-            policy.table.copy_(sizes.reference())
-        return policy
+        return TabularLM(TabularConfig(sizes.prompts, sizes.responses, **ids))
 
     def identity(self) -> str:
         e = self.environment

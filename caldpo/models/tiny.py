@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.environments.cache import cached_folder
-from caldpo.environments.reviews.sft import SftRecipe, save_sft
+from caldpo.environments.reviews.sft import SftRecipe, model_config, save_sft
 from caldpo.environments.reviews.tokenizer import build_tokenizer
 from caldpo.errors import CaldpoError
 from caldpo.models.base import prepare_for_training
@@ -80,6 +80,10 @@ class TinyModel:
                 f"the cached model in {folder} cannot be read: {str(error).splitlines()[0]}",
                 remedy="delete the folder; the model is then fitted again",
             ) from error
+        return prepare_for_training(policy, gradient_checkpointing=False, dropout=False)
+
+    def skeleton(self) -> PreTrainedModel:
+        policy = LlamaForCausalLM(model_config(self.recipe, self.load_tokenizer()))
         return prepare_for_training(policy, gradient_checkpointing=False, dropout=False)
 
     def identity(self) -> str:

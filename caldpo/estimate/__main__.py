@@ -1,0 +1,19 @@
+"""``python -m caldpo.estimate model=zephyr``: what ``caldpo.train`` would need with the same overrides."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from caldpo.config.entry import hydra_entry
+
+
+@hydra_entry("estimate", settings="caldpo.estimate.settings.EstimateSettings", records=False)
+def main(cfg: DictConfig) -> None:
+    """Print the estimate of the run that ``cfg`` describes, and write it to ``estimate.json``."""
+    from caldpo.estimate.run import estimate  # torch and transformers load only for a configuration known to be good
+
+    estimate(cfg, sample_pairs=cfg.sample_pairs, memory_gib=cfg.memory_gib)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""An estimate from beginning to end: the data's sample, the schedule, the memory, the verdict."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+
+from caldpo.config.job import write_json
+from caldpo.data.collate import Layout, collate
+from caldpo.data.pair import TokenizedPair
+from caldpo.data.tokens import TokenizedPairs
+from caldpo.estimate.device import Capacity, capacity
+from caldpo.estimate.memory import fake_tensors
+from caldpo.estimate.needs import Needs, memory_needs
+from caldpo.estimate.report import as_dict, print_estimate, print_verdict
+from caldpo.estimate.sample import Sample, take_sample
+from caldpo.estimate.schedule import Schedule, schedule_of, whole_split
+from caldpo.estimate.settings import SAMPLE_PAIRS
+from caldpo.estimate.verdict import Verdict, judge
+from caldpo.logprobs.layout import why_not_packed
+
+FILE = "estimate.json"
+_SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "data", "model")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Everything that an estimate says.
+
+    Args:
+        policy: what would be trained.
+        sample: of the data.
+        schedule: steps and tokens.
+        needs: memory by part.
+        capacity: what a device has.
+        verdict: whether it fits.
+        layout: of the batches.
+    """
+
+    policy: str
+    sample: Sample
+    schedule: Schedule
+    needs: Needs
+    capacity: Capacity
+    verdict: Verdict
+    layout: Layout
+
+
+def estimate(cfg: DictConfig, sample_pairs: int = SAMPLE_PAIRS, memory_gib: float | None = None) -> Estimate:
+    """Print what the run that ``cfg`` describes would need, and write it to ``estimate.json`` in the run's folder.
+
+    No weights are loaded. What would be printed about the data goes to ``output.txt``.
+
+    Args:
+        cfg: the configuration of a training run.
+        sample_pairs: pairs of each split to tokenise.
+        memory_gib: memory of a device to compare with; None takes what is free here.
+
+    Raises:
+        CaldpoError: what a run would raise about its configuration and data, but for a missing GPU.
+    """
+    hydra = HydraConfig.get()
+    run_dir = Path(hydra.runtime.output_dir)
+    parts: dict[str, Any] = {name: instantiate(cfg[name], _convert_="all") for name in _SECTIONS}
+    trainer, source, data = parts["trainer"], parts["model"], parts["data"]
+    parts["optim"].check(trainer.precision)
+    parts["adapter"].check()
+    parts["reference"].check()
+    tokenizer = source.load_tokenizer()
+    with (run_dir / "output.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        sample = take_sample(
+            data,
+            tokenizer,
+            run_dir,
+            pairs=sample_pairs,
+            needs_scores=parts["loss"].needs_scores,
+            loss_name=str(hydra.runtime.choices["loss"]),
+        )
+    lengths, layout = data.train_pairs.lengths(), layout_of(cfg, parts, data.max_length)
+    plan = data.plan_steps(
+        layout,
+        accumulation=trainer.accumulate_grad_batches,
+        world_size=trainer.world_size,
+        max_epochs=trainer.max_epochs,
+        max_steps=trainer.max_steps,
+        lengths=whole_split(lengths, sample.train_pairs),
+    )
+    schedule = schedule_of(lengths, plan, layout, exact_steps=trainer.max_steps is not None)
+    has = capacity(trainer.accelerator, trainer.devices, memory_gib)
+    needs = memory_needs(
+        parts,
+        collate([data.train_pairs[place] for place in schedule.largest], 0, layout=layout),
+        collate(longest(data.test_pairs, data.eval_pairs_per_batch), 0, layout=layout),
+        layout=layout,
+        device=has.device,
+        pairs=plan.pairs,
+        seen=plan.pairs_seen,
+        accumulates=plan.accumulation > 1,
+        kept_logits_mib=cfg.kept_logits_mib,
+    )
+    policy = parts["adapter"].identity(source.identity())
+    found = Estimate(policy, sample, schedule, needs, has, judge(needs, has, parts, len(schedule.largest)), layout)
+    write_json(run_dir / FILE, as_dict(found))
+    if cfg.console == "full":
+        print_estimate(found, Console())
+        Console().print(f"written to {run_dir / FILE}", soft_wrap=True, highlight=False)
+    else:
+        print_verdict(found, Console(), name=run_dir.name)
+    return found
+
+
+def layout_of(cfg: DictConfig, parts: dict[str, Any], max_length: int) -> Layout:
+    """The layout of the run's batches, by what the model's class and configuration say."""
+    if cfg.layout != "auto":
+        return cfg.layout
+    with fake_tensors("cpu"):
+        return "packed" if why_not_packed(parts["model"].skeleton(), max_length) is None else "padded"
+
+
+def longest(pairs: TokenizedPairs, count: int) -> list[TokenizedPair]:
+    """The pairs with most tokens: no batch of held-out pairs takes more memory."""
+    order = pairs.lengths().sum(axis=1).argsort()[::-1]
+    return [pairs[int(place)] for place in order[:count]]

@@ -1,0 +1,28 @@
+"""The plain top-level keys of an estimate: those of the run, and its own two. No heavy imports here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from caldpo.config.bounds import Positive, PositiveInt
+from caldpo.config.signature import validated
+from caldpo.settings import RunSettings
+
+SAMPLE_PAIRS = 1000
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class EstimateSettings(RunSettings):
+    """What a run would need, from its own settings and some of its data.
+
+    Args:
+        dry_run: always true here, as an estimate trains nothing.
+        sample_pairs: pairs of each split that are tokenised; with fewer pairs all are, and figures are exact.
+        memory_gib: memory of one device to compare with, GiB; None takes what is free on this machine.
+    """
+
+    dry_run: Literal[True] = True
+    sample_pairs: PositiveInt = SAMPLE_PAIRS
+    memory_gib: Positive | None = None
