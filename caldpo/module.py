@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -11,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.errors import CaldpoError
-from caldpo.logprobs import pair_logprobs, response_tokens
+from caldpo.logprobs import KEPT_LOGITS_MIB, LogprobEngine
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
 from caldpo.progress import StepLog
@@ -22,8 +24,8 @@ from caldpo.types import PairBatch, PairLogps
 class OptimizerSpec(Protocol):
     """Builds the optimiser and its schedule for a policy."""
 
-    def build(self, policy: torch.nn.Module, total_steps: int) -> dict[str, Any]:
-        """Lightning's optimiser dictionary."""
+    def build(self, policy: torch.nn.Module, total_steps: int, *, scaled: bool) -> dict[str, Any]:
+        """Lightning's optimiser dictionary; ``scaled`` where float16 arithmetic scales the gradients."""
         ...
 
 
@@ -42,6 +44,8 @@ class PreferenceModule(pl.LightningModule):
         reward_beta: factor from log-ratio (nats) to the logged implicit reward.
         same_start: whether policy and reference have to start as the same weights, so that step 0 must show
             log-ratios of 0.
+        fetch_every: optimiser steps whose rows of metrics are fetched from the device at once.
+        kept_logits_mib: see :class:`LogprobEngine`.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class PreferenceModule(pl.LightningModule):
         tokenizer: PreTrainedTokenizerBase,
         reward_beta: float,
         same_start: bool = True,
+        fetch_every: int = 1,
+        kept_logits_mib: int = KEPT_LOGITS_MIB,
     ) -> None:
         super().__init__()
         self.policy, self.loss = policy, loss
@@ -60,15 +66,20 @@ class PreferenceModule(pl.LightningModule):
             "reference": reference,
             "optim": optim,
             "tokenizer": tokenizer,
+            "engine": LogprobEngine(policy, kept_logits_mib),
             "train_log": StepLog(),
             "held_out": WeightedMeans(),
         }.items():
             object.__setattr__(self, name, value)  # unregistered: neither state nor parameters of this module
-        self.reward_beta, self.same_start = reward_beta, same_start
+        self.reward_beta, self.same_start, self.fetch_every = reward_beta, same_start, fetch_every
         self.largest_start_ratio = 0.0
+        self.start_ratios: list[Tensor] = []  # the largest of each held-out batch, before the first step
         self.latest: dict[str, float] = {}  # the last value of every metric
+        self.shown: dict[str, float] = {}  # what the progress bar shows: the last values fetched
+        self.failure: CaldpoError | None = None  # why these weights must not be saved
         self.evaluated_at = -1  # optimiser steps at the last evaluation of the held-out pairs
 
+    engine: LogprobEngine
     reference: Reference
     optim: OptimizerSpec
     tokenizer: PreTrainedTokenizerBase
@@ -78,7 +89,15 @@ class PreferenceModule(pl.LightningModule):
     # -- set-up
 
     def configure_optimizers(self) -> Any:
-        return self.optim.build(self.policy, int(self.trainer.estimated_stepping_batches))
+        return self.optim.build(self.policy, int(self.trainer.estimated_stepping_batches), scaled=self.scales_gradients)
+
+    @property
+    def scales_gradients(self) -> bool:
+        """Whether float16 arithmetic scales the gradients; it also skips the steps in which they overflow."""
+        return self.trainer.precision == "16-mixed"
+
+    def setup(self, stage: str) -> None:
+        self.reference.prepare()  # here all ranks are there to share the work, and nothing is trained yet
 
     def on_fit_start(self) -> None:
         # from_pretrained returns a model in evaluation mode, in which gradient checkpointing is silently off
@@ -87,31 +106,36 @@ class PreferenceModule(pl.LightningModule):
 
     # -- training
 
-    def pair_logps(self, batch: PairBatch, *, with_reference: bool, key: int | None = None) -> PairLogps:
-        """Log-probs of a batch; ``key`` lets the reference remember a batch of a fixed set."""
-        policy = pair_logprobs(self.policy, batch)
-        reference = self.reference.logps(batch, key) if with_reference else (None, None)
-        tokens = response_tokens(batch)
-        return PairLogps(
-            policy_chosen=policy[0],
-            policy_rejected=policy[1],
-            reference_chosen=reference[0],
-            reference_rejected=reference[1],
-            chosen_tokens=tokens[0],
-            rejected_tokens=tokens[1],
-            score_chosen=batch.score_chosen,
-            score_rejected=batch.score_rejected,
-        )
+    def pair_logps(self, batch: PairBatch, *, with_reference: bool) -> PairLogps:
+        """Log-probs of a batch by the policy and, if it is to be asked, by the reference."""
+        return self._assembler(batch, with_reference)(*self.engine(batch), slice(None))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        logps = self.pair_logps(batch, with_reference=self.loss.needs_reference)
-        output = self.loss(logps)
-        values = loss_metrics(output) | pair_metrics(logps, self.reward_beta)
-        self.train_log.add(values, batch)
+        assemble = self._assembler(batch, with_reference=self.loss.needs_reference)
         # Lightning divides by the accumulation and averages gradients over ranks; the mean wanted is over
         # the pairs of the whole optimiser step, however they fell into micro-batches.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.step_pairs
-        return torch.where(batch.weight > 0, output.loss, 0).sum() * scale
+
+        def summed_loss(chosen: Tensor, rejected: Tensor, rows: slice) -> Tensor:
+            loss = self.loss(assemble(chosen, rejected, rows)).loss
+            return torch.where(batch.weight[rows] > 0, loss, 0).sum() * scale
+
+        total, chosen, rejected = self.engine.loss(batch, summed_loss)
+        with torch.no_grad():
+            logps = assemble(chosen, rejected, slice(None))
+            self.train_log.add(loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta), batch)
+        return total
+
+    def _assembler(self, batch: PairBatch, with_reference: bool) -> Callable[[Tensor, Tensor, slice], PairLogps]:
+        """What makes :class:`PairLogps` of the policy's log-probs of some of the batch's pairs."""
+        reference = self.reference.logps(batch) if with_reference else (None, None)
+        given = (*reference, *batch.lengths(), batch.score_chosen, batch.score_rejected)
+
+        def assemble(chosen: Tensor, rejected: Tensor, rows: slice) -> PairLogps:
+            some: list[Any] = [None if value is None else value[rows] for value in given]
+            return PairLogps(chosen, rejected, *some)
+
+        return assemble
 
     def configure_gradient_clipping(
         self,
@@ -121,30 +145,39 @@ class PreferenceModule(pl.LightningModule):
     ) -> None:
         trained = [p for p in self.policy.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in trained if p.grad is not None])
-        scaled = self.trainer.precision == "16-mixed"  # its scaler skips steps with non-finite gradients
-        if not scaled and not norm.isfinite():
-            raise CaldpoError(
-                f"the gradient is not a number at optimiser step {self.global_step}"
-                f" (means of the step: {self.train_log.describe()})",
-                remedy="lower optim.lr, raise loss.beta, or use trainer.precision=32-true",
-            )
-        self.train_log.before_update(norm, gradient_clip_val, optimizer.param_groups[0]["lr"])
+        # The metrics were measured before the update: they belong to the weights after `global_step` updates.
+        self.train_log.close(self.global_step, norm, gradient_clip_val, optimizer.param_groups[0]["lr"])
+        if len(self.train_log.pending) >= self.fetch_every:
+            self.fetch_rows()  # before the update: with a fetch at every step, no bad gradient meets the weights
         if gradient_clip_val is not None:
             clip_grads_with_norm_(trained, gradient_clip_val, norm)  # by the norm at hand, not another of its own
 
-    def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
-        if self.global_step == self.train_log.step:
-            return  # inside an accumulation window
-        # The metrics were measured before the update: they belong to the weights after `step` updates.
-        step, self.train_log.step = self.train_log.step, self.global_step
-        metrics = self.train_log.finish()
-        self.write_metrics(metrics, step)
-        shown = {"loss": metrics["loss"], "chosen": metrics.get("log_ratios/chosen", metrics["logps/chosen"])}
-        self.log_dict(shown, prog_bar=True, logger=False)
+    def fetch_rows(self) -> None:
+        """Write the rows that are still on the device, each at its own step.
+
+        Raises:
+            CaldpoError: a gradient was not a number, naming the first such step.
+        """
+        rows = self.train_log.fetch()
+        for step, metrics in rows:
+            self.write_metrics(metrics, step)
+            self.shown = {"loss": metrics["loss"]}
+            self.shown["chosen"] = metrics.get("log_ratios/chosen", metrics["logps/chosen"])
+            if self.failure is None and not self.scales_gradients and not math.isfinite(metrics["grad_norm"]):
+                self.failure = not_a_number(step, metrics)
+        if self.failure is not None:
+            raise self.failure  # again at every attempt to go on or to save: the weights may be spoilt
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.fetch_rows()  # refuses to save weights that a bad gradient has met
+
+    def on_train_end(self) -> None:
+        self.fetch_rows()
 
     # -- held-out pairs
 
     def on_validation_start(self) -> None:
+        self.fetch_rows()
         self.train_log.pause()
 
     def on_validation_end(self) -> None:
@@ -156,18 +189,21 @@ class PreferenceModule(pl.LightningModule):
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         # The reference is asked whatever the loss, so that the curves of all losses compare.
-        logps = self.pair_logps(batch, with_reference=True, key=batch_idx)
+        logps = self.pair_logps(batch, with_reference=True)
         values = loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta)
         self.held_out.update(values, batch.weight)
         if self.global_step == 0:
             moved = torch.stack([logps.chosen_log_ratio.abs(), logps.rejected_log_ratio.abs()])
             size = 1 + torch.stack([logps.policy_chosen.abs(), logps.policy_rejected.abs()])
-            largest = torch.where(batch.weight > 0, moved / size, 0).max().item()
-            self.largest_start_ratio = max(self.largest_start_ratio, largest)
+            largest = torch.where(batch.weight > 0, moved / size, 0).max()
+            self.start_ratios.append(largest)  # fetched together at the end
 
     def on_validation_epoch_end(self) -> None:
+        if self.start_ratios:
+            self.largest_start_ratio = torch.stack(self.start_ratios).max().item()
+            self.start_ratios.clear()
         if self.global_step == 0 and self.same_start:
-            check_start(self.largest_start_ratio, self.policy.dtype, self.reference.model.dtype)
+            check_start(self.largest_start_ratio, self.policy.dtype, self.reference.dtype, self.reference.rounding)
         metrics = {f"val/{name}": value for name, value in self.held_out.floats().items()}
         self.write_metrics(metrics, self.global_step)
         self.evaluated_at = self.global_step
@@ -180,16 +216,26 @@ class PreferenceModule(pl.LightningModule):
             logger.log_metrics(metrics, step)
 
 
-def check_start(largest: float, policy: torch.dtype, reference: torch.dtype) -> None:
+def not_a_number(step: int, metrics: dict[str, float]) -> CaldpoError:
+    """What to say of an optimiser step whose gradient was not finite, with its row."""
+    said = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return CaldpoError(
+        f"the gradient is not a number at optimiser step {step} ({said})",
+        remedy="lower optim.lr, raise loss.beta, or use trainer.precision=32-true",
+    )
+
+
+def check_start(largest: float, policy: torch.dtype, reference: torch.dtype, rounding: float = 0.0) -> None:
     """Log-ratios have to be 0 before the first step, up to rounding relative to ``1 + |log-prob|``.
 
     In one dtype, policy and reference do the same arithmetic and agree almost to the last digit. In two, the
-    log-probs of long responses differ by rounding, which is noise in every log-ratio of the run.
+    log-probs of long responses differ by rounding, which is noise in every log-ratio of the run. So they may where
+    the reference's were computed in other batches (``rounding``).
 
     Raises:
         CaldpoError: they are not, so the reference is not the model that the policy starts from.
     """
-    if largest > (1e-4 if policy == reference else 2e-2):
+    if largest > max(1e-4 if policy == reference else 2e-2, rounding):
         raise CaldpoError(
             f"policy ({policy}) and reference ({reference}) differ before the first step: log-ratios up to"
             f" {largest:.2g} of the log-probs, where 0 is expected",

@@ -19,26 +19,42 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.job import FINISHED, SUMMARY
 from caldpo.config.redact import redact
+from caldpo.estimate.run import estimate
 from caldpo.loggers import csv_logger
+from caldpo.logprobs.layout import settle_layout
+from caldpo.models.adapter import is_adapted
 from caldpo.module import PreferenceModule
 from caldpo.ranks import is_first_rank
+from caldpo.reference.context import in_run_dtype, reference_context
 from caldpo.settings import RunSettings
-from caldpo.summary import note_rounding, peak_memory, print_end, print_line, print_start, versions, write_summary
+from caldpo.summary import (
+    note_rounding,
+    peak_memory,
+    print_end,
+    print_layout,
+    print_line,
+    print_start,
+    versions,
+    write_summary,
+)
 
-SECTIONS = ("loss", "reference", "optim", "trainer", "logger", "callbacks", "data", "model")
+SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "logger", "callbacks", "data", "model")
 
 
-def run(cfg: DictConfig) -> float:
+def run(cfg: DictConfig) -> float | None:
     """Train as configured; everything is written into Hydra's output folder.
 
     Returns:
-        The final held-out loss, for sweepers that search.
+        The final held-out loss, for sweepers that search; None of a dry run.
 
     Raises:
         CaldpoError: something is wrong that the user can mend; before weights load where possible.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})
+    if settings.dry_run:
+        estimate(cfg)
+        return None
     first_rank = is_first_rank()
     if settings.console == "full" and first_rank:
         return run_in(run_dir, settings, cfg)["metrics"]["val/loss"]
@@ -63,10 +79,13 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     parts: dict[str, Any] = {name: instantiate(cfg[name], _convert_="all") for name in SECTIONS}
     loss, data, source = parts["loss"], parts["data"], parts["model"]
     parts["trainer"].check()
+    parts["optim"].check(parts["trainer"].precision)
+    parts["adapter"].check()
     parts["reference"].check()
     tokenizer = source.load_tokenizer()
-    policy_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
-    reference_identity = parts["reference"].identity(policy_identity)
+    start_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
+    policy_identity = parts["adapter"].identity(start_identity)
+    reference_identity = parts["reference"].identity(start_identity)
     print_start(
         {
             "loss": f"{loss_name}: {loss.formula}",
@@ -79,20 +98,35 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     )
     report = data.prepare_pairs(tokenizer, run_dir, needs_scores=loss.needs_scores, loss_name=loss_name)
 
-    policy = source.load_policy()
-    note_rounding(policy.dtype, parts["optim"].lr)
-    module = PreferenceModule(
-        policy,
-        parts["reference"].build(policy),
-        loss,
-        parts["optim"],
-        tokenizer,
-        settings.reward_beta,
-        same_start=not parts["reference"].differs,
-    )
+    policy = parts["adapter"].apply(source.load_policy())
     try:
         loggers = [csv_logger(run_dir), *parts["logger"].open(run_dir, run_dir.name, sweep_name(), config)]
-        trainer = parts["trainer"].build(run_dir, loggers, list(parts["callbacks"].values()))
+        layout, why = settle_layout(settings.layout, policy, data.max_length)
+        print_layout(layout, why)
+        steps = parts["trainer"]
+        plan = data.plan_steps(
+            layout,
+            accumulation=steps.accumulate_grad_batches,
+            world_size=steps.world_size,
+            max_epochs=steps.max_epochs,
+            max_steps=steps.max_steps,
+        )
+        trainer = steps.build(run_dir, loggers, list(parts["callbacks"].values()), plan.accumulation)
+        policy = in_run_dtype(trainer, policy)
+        note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), parts["optim"].lr)
+        facts = {"model": start_identity, "tokenizer": tokenizer.name_or_path, "prompts": report.prompts}
+        context = reference_context(policy, source, loss, data, trainer, plan.pairs_seen, facts)
+        module = PreferenceModule(
+            policy,
+            parts["reference"].build(context),
+            loss,
+            parts["optim"],
+            tokenizer,
+            settings.reward_beta,
+            same_start=not parts["reference"].differs,
+            fetch_every=parts["trainer"].fetch_every,
+            kept_logits_mib=settings.kept_logits_mib,
+        )
         train(trainer, module, data)
     finally:
         sync = parts["logger"].close()
@@ -100,7 +134,8 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     places = {"metrics": str(run_dir / "metrics.csv")}
     if settings.export and trainer.is_global_zero:
         export(module, run_dir / "policy")
-        places["policy"] = str(run_dir / "policy")
+        adapter = " (the adapter; its base is loaded beside it)" if is_adapted(policy) else ""
+        places["policy"] = str(run_dir / "policy") + adapter
     if sync:
         places["upload to W&B"] = sync
     memory, memory_of = peak_memory()
@@ -153,9 +188,14 @@ def save_config(cfg: DictConfig, loss_name: str, run_dir: Path) -> dict[str, Any
 
 
 def export(module: PreferenceModule, folder: Path) -> None:
-    """The policy as a Hugging Face folder: weights as safetensors, tokenizer and its chat template."""
+    """The policy as a Hugging Face folder: weights as safetensors, tokenizer and its chat template.
+
+    Of a policy with an adapter the adapter alone, in PEFT's format, which names its base.
+    """
     module.policy.config.use_cache = True
     transformers.utils.logging.disable_progress_bar()  # a bar a shard says nothing that a user waits for
-    module.policy.save_pretrained(folder)
+    # PEFT would ask the hub whether the base's embeddings were resized
+    embeddings: dict[str, Any] = {"save_embedding_layers": False} if is_adapted(module.policy) else {}
+    module.policy.save_pretrained(folder, **embeddings)
     transformers.utils.logging.enable_progress_bar()
     module.tokenizer.save_pretrained(folder)

@@ -10,7 +10,7 @@ from caldpo.config.signature import validated
 
 
 @validated
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What a run is called and how it is seeded and scaled.
 
@@ -21,6 +21,9 @@ class RunSettings:
         console: ``full`` prints tables and a preview of the data; ``line`` keeps those in ``output.txt`` of the run's
             folder and prints one line at the end, for many runs side by side.
         export: write the trained policy as a Hugging Face folder, ``policy/`` in the run's folder.
+        dry_run: print what the run would need instead of training, as ``caldpo.estimate`` does.
+        layout: of the batches; ``packed`` has each prompt once and no padding, ``auto`` takes it where the model can.
+        kept_logits_mib: softmax kept between the two passes over the output head; what is beyond is computed again.
     """
 
     name: FolderName
@@ -28,3 +31,6 @@ class RunSettings:
     reward_beta: Positive
     console: Literal["full", "line"]
     export: bool
+    dry_run: bool
+    layout: Literal["auto", "packed", "padded"]
+    kept_logits_mib: NonNegativeInt

@@ -29,6 +29,11 @@ def print_start(facts: dict[str, str]) -> None:
     Console().print(table)
 
 
+def print_layout(layout: str, why: str) -> None:
+    """Which layout the batches have."""
+    Console().print(f"layout: {layout} ({why})", soft_wrap=True, highlight=False, markup=False)
+
+
 def note_rounding(dtype: torch.dtype, lr: float) -> None:
     """Say so when most updates will round to nothing: bfloat16 has 8 bits, and small steps fall below the last."""
     if dtype in (torch.bfloat16, torch.float16) and lr < 1e-4:

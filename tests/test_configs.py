@@ -39,7 +39,7 @@ def composed(overrides: list[str]) -> DictConfig:
         return compose("train", [*overrides, *named], return_hydra_config=False)
 
 
-GROUPS = ["loss", "reference", "optim", "trainer", "logger", "callbacks", "data", "model", "experiment"]
+GROUPS = ["loss", "reference", "adapter", "optim", "trainer", "logger", "callbacks", "data", "model", "experiment"]
 EVERY_OPTION = [f"{group}={option}" for group in GROUPS for option in options(group)]
 
 

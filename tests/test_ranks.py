@@ -15,9 +15,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(folder: Path, micro: int, accumulation: int, ranks: int) -> None:
+def run(folder: Path, micro: int, accumulation: int, ranks: int, *budget: str) -> str:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    words = ["-m", "tests.train_ranks", str(folder), *map(str, (micro, accumulation, ranks))]
+    words = ["-m", "tests.train_ranks", str(folder), *map(str, (micro, accumulation, ranks)), *budget]
     folder.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -29,17 +29,27 @@ def run(folder: Path, micro: int, accumulation: int, ranks: int) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks") / "one"
+    run(folder, 8, 1, 1)
+    return folder
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("budget", [(), ("packed", "20"), ("padded", "60")], ids=lambda b: " ".join(b) or "by count")
+def test_two_ranks_equal_one(one_rank: Path, tmp_path: Path, budget: tuple[str, ...]) -> None:
     """Steps of 8 pairs with a last one of 5; the loss has a token-mean term."""
-    run(tmp_path / "one", 8, 1, 1)
-    run(tmp_path / "two", 2, 2, 2)
-    one, two = (torch.load(tmp_path / n / "weights.pt", weights_only=True) for n in ("one", "two"))
+    said = run(tmp_path / "two", 2, 2, 2, *budget)
+    assert ("micro-batches of a step: 2" in said) == (not budget)
+    folders = one_rank, tmp_path / "two"
+    one, two = (torch.load(folder / "weights.pt", weights_only=True) for folder in folders)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5)
-    tables = [pd.read_csv(tmp_path / n / "metrics.csv") for n in ("one", "two")]
+    tables = [pd.read_csv(folder / "metrics.csv") for folder in folders]
     for name in (
         "loss",
         "terms/nll",
@@ -48,9 +58,10 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
         "val/rewards/margins",
         "val/log_ratios/chosen",
     ):
-        first, second = (t[name].dropna().tolist() for t in tables)
-        assert len(first) == len(second) > 0
-        assert first == pytest.approx(second, rel=2e-3, abs=1e-3), name
+        first, second = (t.set_index("step")[name].dropna() for t in tables)
+        assert list(first.index) == list(second.index)
+        assert list(first.index) == ([2, 4, 6] if name.startswith("val/") else [0, 1, 2, 3, 4, 5])
+        assert first.tolist() == pytest.approx(second.tolist(), rel=2e-3, abs=1e-3), name
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Trains a tiny policy on fixed pairs and saves its weights: run alone, or by torchrun on several ranks.
 
-python -m tests.train_ranks FOLDER MICRO ACCUMULATION RANKS
+python -m tests.train_ranks FOLDER MICRO ACCUMULATION RANKS [LAYOUT TOKENS]
 """
 
 from __future__ import annotations
@@ -10,28 +10,57 @@ from pathlib import Path
 
 import torch
 
+from caldpo.data.collate import Layout
+from caldpo.data.serving import ServedPairs
+from caldpo.data.tokens import TokenizedPairs
 from caldpo.loggers import csv_logger
+from caldpo.logprobs.layout import settle_layout
 from caldpo.losses.cpo import CPO
 from caldpo.training import TrainerSettings
-from tests.harness import Pairs, make_module
+from tests.harness import make_module
 from tests.tiny import tiny_pairs
 
 
-def main(folder: Path, micro: int, accumulation: int, ranks: int) -> None:
+class Pairs(ServedPairs):
+    """Random pairs, 21 in steps of 8: the last has 5, which no division evens out."""
+
+    def __init__(self, micro: int, tokens: int | None) -> None:
+        super().__init__(
+            pairs_per_batch=micro,
+            tokens_per_batch=tokens,
+            eval_pairs_per_batch=3,
+            drop_last=False,
+            num_workers=0,
+            prefetch_factor=2,
+            seed=0,
+        )
+        self._pairs = {"train": TokenizedPairs(tiny_pairs(21)), "test": TokenizedPairs(tiny_pairs(7))}
+
+
+def main(
+    folder: Path, micro: int, accumulation: int, ranks: int, layout: Layout = "padded", tokens: int | None = None
+) -> None:
     module = make_module(CPO())
-    data = Pairs(tiny_pairs(21), tiny_pairs(7), micro)  # the last step has 5 pairs, which no division evens out
+    module.fetch_every = ranks + 1  # rows do not depend on when they are fetched
+    data = Pairs(micro, tokens)
+    for model in (module.policy, module.reference.model):
+        settle_layout(layout, model, max_length=32)
+    plan = data.plan_steps(layout, accumulation=accumulation, world_size=ranks, max_epochs=2, max_steps=None)
     settings = TrainerSettings(
         progress_bar=False,
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
         max_epochs=2,
         accumulate_grad_batches=accumulation,
+        val_every=2,
     )
-    trainer = settings.build(folder, [csv_logger(folder)], [])
+    trainer = settings.build(folder, [csv_logger(folder)], [], plan.accumulation)
     trainer.fit(module, data)
     if trainer.is_global_zero:
         torch.save(module.policy.state_dict(), folder / "weights.pt")
+        print(f"micro-batches of a step: {plan.accumulation}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    division, budget = map(int, sys.argv[2:5]), sys.argv[5:]
+    main(Path(sys.argv[1]), *division, *((budget[0], int(budget[1])) if budget else ()))

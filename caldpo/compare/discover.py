@@ -11,6 +11,7 @@ from caldpo.config.values import suggest
 from caldpo.errors import CaldpoError
 
 RUN_FILES = ("config.yaml", "metrics.csv", "summary.json")
+_DRY_RUN = re.compile(r"^dry_run: true$", re.MULTILINE)  # as Hydra writes it: no yaml has to be read to know
 _NEWEST = 5  # sweeps named where no folder was
 _SHOWN = 8  # sweeps named in an error message
 
@@ -19,9 +20,11 @@ def is_run(folder: Path) -> bool:
     """Whether ``folder`` holds a run's files.
 
     One of the three alone is not enough: experiment trackers keep a ``config.yaml`` of their own. Hydra's
-    folder is, so that a run that failed before it wrote anything is still seen.
+    folder is, so that a run that failed before it wrote anything is still seen. An estimate, or a dry run, is none.
     """
-    return (folder / ".hydra").is_dir() or sum((folder / name).is_file() for name in RUN_FILES) >= 2
+    if (folder / ".hydra").is_dir():
+        return not _trained_nothing(folder)
+    return sum((folder / name).is_file() for name in RUN_FILES) >= 2
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -71,6 +74,14 @@ def _walk(folder: Path) -> Iterator[Path]:
         children[:] = sorted((c for c in children if not c.startswith(".")), key=natural)
         if is_run(Path(path)):
             yield Path(path)
+
+
+def _trained_nothing(folder: Path) -> bool:
+    """Whether a folder was made with ``dry_run: true``, as estimates are, and no training left its metrics there."""
+    config = folder / ".hydra" / "config.yaml"
+    if (folder / "metrics.csv").is_file() or not config.is_file():
+        return False
+    return _DRY_RUN.search(config.read_text(encoding="utf-8", errors="replace")) is not None
 
 
 def _folders(place: Path) -> list[Path]:

@@ -92,7 +92,12 @@ def _of_override(
 
 
 # options that come with an extra of pyproject.toml
-EXTRAS = {("hydra/launcher", "joblib"): "sweep"}
+EXTRAS = {("hydra/launcher", "joblib"): "sweep", ("adapter", "lora"): "peft"}
+
+
+def install(group: str, option: str) -> str:
+    """What to do where the packages behind an option are missing."""
+    return f"install the extra that brings it: pip install 'caldpo[{EXTRAS[group, option]}]'"
 
 
 def _unreadable(text: str) -> Problem:
@@ -111,10 +116,7 @@ def _missing_option(error: MissingConfigException, overrides: list[str]) -> Prob
     if not options:
         return Problem(group, option, f"no such option, and no options in {group}")
     if (group, option) in EXTRAS:
-        extra = EXTRAS[group, option]
-        return Problem(
-            group, option, "not installed", f"install the extra that brings it: pip install 'caldpo[{extra}]'"
-        )
+        return Problem(group, option, "not installed", install(group, option))
     written = next((o for o in overrides if o.split("=")[0].strip("+").split("@")[0] == group), None)
     wrong = f"no such option{suggest(option, options)}"
     return Problem(group, _value(written) if written else option, wrong, f"choose one of {', '.join(options)}")

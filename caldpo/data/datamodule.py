@@ -1,4 +1,4 @@
-"""The data of a run: loaded, checked, split and tokenised before any model is, then served in batches."""
+"""The data of a run: loaded, checked, split and tokenised before any model is."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pytorch_lightning import LightningDataModule
 from rich.console import Console
-from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import Fraction, NonNegativeInt, PositiveInt
 from caldpo.config.signature import validated
-from caldpo.data.collate import PairBatches
 from caldpo.data.load import LoadReport, load_pairs, refuse_bad_rows, require_pairs, write_rejections
-from caldpo.data.loader import PairLoader
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.prepare import refuse_untokenized, require_scores, settle_shared_prompts, subset
 from caldpo.data.preview import print_preview
 from caldpo.data.report import DataReport, SplitReport, print_report
 from caldpo.data.rows import PairSource
-from caldpo.data.sampler import StepBatchSampler
+from caldpo.data.serving import ServedPairs
 from caldpo.data.split import prompt_key, split_by_prompt
 from caldpo.data.template import read_template, require_template
-from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
-from caldpo.data.tokens import TokenizedPairs
+from caldpo.data.token_cache import cached_tokens
+from caldpo.data.tokenize import TokenizedSplit
 from caldpo.errors import CaldpoError
 from caldpo.ranks import is_first_rank
 
@@ -48,7 +44,7 @@ class HeldOutPrompt:
     reference: str
 
 
-class PairDataModule(LightningDataModule):
+class PairDataModule(ServedPairs):
     """Preference pairs for training and validation.
 
     The keys are explained in ``conf/data/base.yaml``. :meth:`prepare_pairs` does the work and stops at the
@@ -77,13 +73,24 @@ class PairDataModule(LightningDataModule):
         on_reversed_scores: Literal["reject", "swap", "keep"],
         on_shared_prompts: Literal["error", "drop_train", "keep"],
         pairs_per_batch: PositiveInt,
+        tokens_per_batch: PositiveInt | None,
         eval_pairs_per_batch: PositiveInt,
         drop_last: bool,
         preview_pairs: NonNegativeInt,
+        cache: str | None,
         num_workers: NonNegativeInt,
+        prefetch_factor: PositiveInt,
         seed: NonNegativeInt,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            pairs_per_batch=pairs_per_batch,
+            tokens_per_batch=tokens_per_batch,
+            eval_pairs_per_batch=eval_pairs_per_batch,
+            drop_last=drop_last,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            seed=seed,
+        )
         if max_prompt_length >= max_length:
             raise CaldpoError(
                 f"must be below data.max_length={max_length}, or a long prompt leaves no room for a response",
@@ -92,17 +99,15 @@ class PairDataModule(LightningDataModule):
                 remedy="take half of data.max_length, as the published settings do",
             )
         self.source, self.train, self.test = source, train, test
-        self.test_fraction, self.split_seed, self.seed = test_fraction, split_seed, seed
+        self.test_fraction, self.split_seed = test_fraction, split_seed
         self.max_train_pairs, self.max_test_pairs = max_train_pairs, max_test_pairs
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.chat_template = chat_template
         self.on_invalid, self.on_degenerate = on_invalid, on_degenerate
         self.on_reversed_scores, self.on_shared_prompts = on_reversed_scores, on_shared_prompts
-        self.pairs_per_batch, self.eval_pairs_per_batch = pairs_per_batch, eval_pairs_per_batch
-        self.drop_last, self.preview_pairs, self.num_workers = drop_last, preview_pairs, num_workers
-        self._pairs: dict[str, TokenizedPairs] = {}
+        self.preview_pairs = preview_pairs
+        self.cache = None if cache is None else Path(cache).expanduser()
         self._test_sources: list[PreferencePair] = []
-        self._pad_id = 0
 
     def prepare_pairs(
         self, tokenizer: PreTrainedTokenizerBase, run_dir: Path, needs_scores: bool, loss_name: str
@@ -146,14 +151,16 @@ class PairDataModule(LightningDataModule):
             ("test", test, self.max_test_pairs, loads[-1], []),
         ):
             chosen = subset(pairs, at_most, self.split_seed)
-            splits[name] = split = tokenize_pairs(
+            splits[name] = split = cached_tokens(
                 chosen,
                 tokenizer,
+                cache=self.cache,
                 max_length=self.max_length,
                 max_prompt_length=self.max_prompt_length,
                 on_degenerate=self.on_degenerate,
-                console=progress,
-                label=f"Tokenising {name}",
+                console=console,
+                bar=progress,
+                label=name,
             )
             accounts.append(LoadReport(load.split, rejections=[*dropped, *split.rejections]))
             left_out[name] = len(pairs) - len(chosen)
@@ -181,23 +188,9 @@ class PairDataModule(LightningDataModule):
         return report
 
     @property
-    def train_pairs(self) -> TokenizedPairs:
-        """The tokenised training split."""
-        return self._split("train")
-
-    @property
-    def test_pairs(self) -> TokenizedPairs:
-        """The tokenised test split."""
-        return self._split("test")
-
-    @property
     def oracle(self) -> Callable[[str, str], float] | None:
         """The source's known true reward of (prompt, response), where it has one."""
         return getattr(self.source, "reward", None)
-
-    def origin(self, index: int, split: Literal["train", "test"] = "train") -> str:
-        """File and line, or split and row, of the pair at ``index`` (as in ``PairBatch.index``)."""
-        return self._split(split).origin(index)
 
     def held_out_prompts(self, count: int) -> list[HeldOutPrompt]:
         """The first ``count`` distinct prompts of the test split, in its order, or all if it has fewer."""
@@ -208,19 +201,6 @@ class PairDataModule(LightningDataModule):
             held_out = HeldOutPrompt(pair.prompt, tokens.prompt_ids, pair.chosen)
             found.setdefault(prompt_key(pair.prompt), held_out)
         return list(found.values())
-
-    def train_dataloader(self) -> PairLoader:
-        """This rank's training batches in an order of seed and epoch."""
-        accumulation = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        loader = self._loader("train", self.pairs_per_batch, accumulation, self.seed, self.drop_last)
-        if (dropped := loader.sampler.dropped) and loader.sampler.rank == 0:
-            note = f"data.drop_last: each epoch leaves out {dropped:,} of {len(self.train_pairs):,} pairs"
-            Console().print(Text(note))
-        return loader
-
-    def val_dataloader(self) -> PairLoader:
-        """This rank's share of the whole test split, in its order."""
-        return self._loader("test", self.eval_pairs_per_batch, accumulation=1, seed=None, drop_last=False)
 
     def _load(
         self, rejected: Path, *, write: bool
@@ -256,29 +236,3 @@ class PairDataModule(LightningDataModule):
             if error.key != split:
                 raise
             raise CaldpoError(error.message, key=key, value=split, remedy=error.remedy) from error
-
-    def _split(self, name: str) -> TokenizedPairs:
-        if name not in self._pairs:
-            raise RuntimeError("prepare_pairs has to be called first")
-        return self._pairs[name]
-
-    def _loader(
-        self, name: str, pairs_per_batch: int, accumulation: int, seed: int | None, drop_last: bool
-    ) -> PairLoader:
-        pairs, trainer = self._split(name), self.trainer
-        ranks = (trainer and trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
-        sampler = StepBatchSampler(
-            len(pairs),
-            pairs_per_batch,
-            accumulation=accumulation,
-            world_size=ranks["num_replicas"],
-            rank=ranks["rank"],
-            seed=seed,
-            drop_last=drop_last,
-        )
-        return PairLoader(
-            PairBatches(pairs, self._pad_id),
-            sampler,
-            workers=self.num_workers,
-            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
-        )

@@ -1,18 +1,21 @@
-"""Which pairs make up which batch: an epoch cut into optimiser steps, a step into equal shares for the ranks.
+"""Which pairs make up which batch: an epoch cut into optimiser steps, a step into micro-batches for the ranks.
 
 The pairs of an optimiser step depend on the seed, the epoch and the step's size alone, not on how the step is
-divided over ranks and accumulation: 2 devices x 4 pairs x accumulation 2 see what 1 device x 16 pairs sees.
+divided over ranks and micro-batches: 2 devices x 4 pairs x accumulation 2 see what 1 device x 16 pairs sees, and so
+does any budget of tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from caldpo.data.dealing import ByCount, Dealing
 from caldpo.errors import CaldpoError
 
 
@@ -34,18 +37,20 @@ class MicroBatch:
 class StepBatchSampler(Sampler[MicroBatch]):
     """Yields one rank's micro-batches of an epoch.
 
-    Each optimiser step but the last has ``pairs_per_batch x accumulation x world_size`` pairs; the last has
-    what remains, dealt evenly over as few micro-batches as hold it. All ranks get the same number of
-    micro-batches: a rank left without a pair gets a filler pair of weight 0, so that no rank waits forever.
+    Each optimiser step but the last of an epoch has ``step_size`` pairs, the last what remains; every one has
+    ``accumulation`` micro-batches a rank, so that whoever counts micro-batches counts steps. One left without a pair
+    gets a filler pair of weight 0, so that no rank waits forever.
 
     Args:
         pairs: how many pairs the split has.
         pairs_per_batch: pairs in a full micro-batch.
-        accumulation: micro-batches of one rank in a full optimiser step.
+        accumulation: micro-batches of one rank in an optimiser step.
         world_size: ranks that share each step.
         rank: the rank this sampler is for.
         seed: with the epoch, determines the order; None keeps the split's own order.
         drop_last: leave out the pairs of the last, partial step (see :attr:`dropped`).
+        dealing: divides a step's pairs into micro-batches; None: by count, in their order.
+        step_size: pairs of a full optimiser step; None: those of its micro-batches if all are full.
 
     Raises:
         CaldpoError: ``drop_last`` with fewer pairs than one step has.
@@ -61,10 +66,13 @@ class StepBatchSampler(Sampler[MicroBatch]):
         rank: int = 0,
         seed: int | None = None,
         drop_last: bool = False,
+        dealing: Dealing | None = None,
+        step_size: int | None = None,
     ) -> None:
         self.pairs, self.pairs_per_batch, self.accumulation = pairs, pairs_per_batch, accumulation
+        self.dealing = ByCount() if dealing is None else dealing
+        self.step_size = pairs_per_batch * accumulation * world_size if step_size is None else step_size
         self.world_size, self.rank, self.seed = world_size, rank, seed
-        self.step_size = pairs_per_batch * accumulation * world_size
         self.dropped = pairs % self.step_size if drop_last else 0  # pairs left out of each epoch
         self.epoch = 0
         self.start = 0  # micro-batches to skip: where a resumed epoch goes on
@@ -81,35 +89,32 @@ class StepBatchSampler(Sampler[MicroBatch]):
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
-    def order(self) -> list[int]:
-        """All rows of the split in the order of the current epoch."""
+    def order(self, epoch: int | None = None) -> list[int]:
+        """All rows of the split in the order of an epoch, the current one by default."""
+        epoch = self.epoch if epoch is None else epoch
         if self.seed is None:
             return list(range(self.pairs))
-        return np.random.default_rng([self.seed, self.epoch]).permutation(self.pairs).tolist()
+        return np.random.default_rng([self.seed, epoch]).permutation(self.pairs).tolist()
+
+    def steps(self, epoch: int) -> Iterator[list[int]]:
+        """The rows of each optimiser step of an epoch, over all ranks."""
+        order = self.order(epoch)
+        kept = self.pairs - self.dropped
+        return (order[start : min(start + self.step_size, kept)] for start in range(0, kept, self.step_size))
 
     def __len__(self) -> int:
-        """Micro-batches of a whole epoch, for each rank."""
-        full, rest = divmod(self.pairs - self.dropped, self.step_size)
-        return full * self.accumulation + self._micro_batches(rest)
+        """Micro-batches of an epoch, for each rank."""
+        return -(-(self.pairs - self.dropped) // self.step_size) * self.accumulation
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        order = self.order()
-        for place in range(self.start, len(self)):
-            step, micro = divmod(place, self.accumulation)
-            rows = order[step * self.step_size : (step + 1) * self.step_size]
-            shares = self._micro_batches(len(rows)) * self.world_size
-            share = micro * self.world_size + self.rank
-            # Contiguous shares whose sizes differ by one at most.
-            mine = rows[len(rows) * share // shares : len(rows) * (share + 1) // shares]
-            yield MicroBatch(
-                rows=tuple(mine or rows[:1]),
-                weights=(1.0,) * len(mine) or (0.0,),
-                step_pairs=len(rows),
-            )
-
-    def _micro_batches(self, rows: int) -> int:
-        """Micro-batches a rank needs for a step of ``rows`` pairs."""
-        return -(-rows // (self.pairs_per_batch * self.world_size))
+        first, skipped = divmod(self.start, self.accumulation)
+        for rows in islice(self.steps(self.epoch), first, None):
+            dealt = self.dealing.deal(rows, self.accumulation * self.world_size)
+            filler = [batch for batch in dealt if batch][-1][-1:]  # one of the shortest, where lengths are known
+            for mine in dealt[self.rank :: self.world_size][skipped:]:
+                weights = (1.0,) * len(mine) or (0.0,)
+                yield MicroBatch(rows=tuple(mine or filler), weights=weights, step_pairs=len(rows))
+            skipped = 0
 
     def state(self, epoch: int, handed_out: int) -> dict[str, Any]:
         """What :meth:`load_state` needs to go on after ``handed_out`` micro-batches of ``epoch``."""
@@ -132,5 +137,5 @@ class StepBatchSampler(Sampler[MicroBatch]):
         self.epoch, self.start = state["epoch"], state["micro_batches"]
 
     def _identity(self) -> dict[str, int | None]:
-        names = ("pairs", "pairs_per_batch", "accumulation", "world_size", "seed", "dropped")
+        names = ("pairs", "pairs_per_batch", "step_size", "accumulation", "world_size", "seed", "dropped")
         return {name: getattr(self, name) for name in names}

@@ -37,6 +37,24 @@ def test_a_run_that_failed_before_writing_anything_is_found(tmp_path):
     assert find_runs(tmp_path) == [tmp_path / "loss=dpo"]
 
 
+def test_an_estimate_and_a_dry_run_are_no_runs(tmp_path):
+    """The first leaves Hydra's folder and its figures, the second also a summary that says finished."""
+    run = write_run(tmp_path / "run", rows=ROWS, config={"dry_run": False})
+    estimate = write_run(tmp_path / "estimate", config={"dry_run": True}, status=None)
+    dry = write_run(tmp_path / "dry", config={"dry_run": True}, status="finished")
+    for folder in (estimate, dry):
+        (folder / "config.yaml").unlink()
+        (folder / "estimate.json").write_text("{}")
+    assert find_runs(tmp_path) == [run]
+    with pytest.raises(CaldpoError, match="no runs in this folder"):
+        find_runs(dry)
+
+
+def test_a_folder_that_was_estimated_again_is_still_a_run(tmp_path):
+    run = write_run(tmp_path / "run", rows=ROWS, config={"dry_run": True})
+    assert find_runs(tmp_path) == [run]
+
+
 def test_a_copy_without_hidden_folders_is_found(tmp_path):
     run = write_run(tmp_path / "run", rows=ROWS, hydra=False)
     assert find_runs(tmp_path) == [run]

@@ -20,7 +20,7 @@ def settings(**changes: Any) -> dict[str, Any]:
     """What base.yaml says, without announcement, with ``changes``."""
     values = yaml.safe_load(BASE.read_text())
     del values["_target_"]
-    values |= {"source": RowsSource(train=TRAIN, test=TEST), "train": "train", "test": "test", "seed": 0}
+    values |= {"cache": None, "source": RowsSource(train=TRAIN, test=TEST), "train": "train", "test": "test", "seed": 0}
     unknown = changes.keys() - values.keys()
     assert not unknown
     return values | changes

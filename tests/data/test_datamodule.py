@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from pytorch_lightning.utilities import rank_zero_only
 from transformers import AutoTokenizer
 
@@ -139,6 +140,23 @@ def test_loaders_follow_the_trainers_ranks_and_accumulation(tmp_path: Path, caps
     alone = [b.index.tolist() for b in module.train_dataloader()]
     assert [len(rows) for rows in alone] == [2] * 5
     assert sorted(i for rows in alone for i in rows) == list(range(10))
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cuda", False), ("cpu", True)])
+def test_copies_to_a_gpu_do_not_wait(device: str, waits: bool) -> None:
+    """Lightning's own way waits for whatever is no tensor."""
+    asked: list[tuple[torch.device, bool]] = []
+    batch = SimpleNamespace(to=lambda device, non_blocking=False: asked.append((device, non_blocking)) or "moved")
+    moved = PairDataModule(**settings()).transfer_batch_to_device(batch, torch.device(device), 0)  # type: ignore[arg-type]
+    assert (moved, asked) == ("moved", [(torch.device(device), not waits)])
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(0, None), (1, 3)])
+def test_workers_keep_batches_ready(workers: int, prefetch: int | None, tmp_path: Path) -> None:
+    module, _ = prepared(tmp_path, num_workers=workers, prefetch_factor=3, pairs_per_batch=2)
+    loader = module.train_dataloader()
+    assert (loader._loader.num_workers, loader._loader.prefetch_factor) == (workers, prefetch)
+    assert sorted(i for batch in loader for i in batch.index.tolist()) == list(range(10))
 
 
 def test_asking_before_preparing_is_a_mistake() -> None:

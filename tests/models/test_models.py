@@ -12,8 +12,7 @@ from caldpo.errors import CaldpoError
 from caldpo.models.base import prepare_for_training
 from caldpo.models.hub import HubModel
 from caldpo.models.random import RandomModel
-from caldpo.reference.resident import Resident
-from tests.tiny import tiny_batch, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -112,47 +111,3 @@ def test_sizes_that_do_not_fit_are_named(folder: Path) -> None:
         RandomModel(str(folder), num_heads=5)
     with pytest.raises(CaldpoError, match=r"model\.num_key_value_heads=3"):
         RandomModel(str(folder), num_key_value_heads=3)
-
-
-class TestResidentReference:
-    def test_is_a_copy_that_training_does_not_move(self) -> None:
-        policy = tiny_model()
-        reference = Resident().build(policy)
-        batch = tiny_batch()
-        before = reference.logps(batch)[0]
-        with torch.no_grad():
-            for parameter in policy.parameters():
-                parameter.add_(1.0)
-        torch.testing.assert_close(reference.logps(batch)[0], before)
-        assert not reference.model.training
-
-    def test_dtype_is_the_policys_or_the_asked(self, folder: Path) -> None:
-        half = tiny_model(dtype=torch.bfloat16)
-        assert Resident(dtype="float32").build(half).model.dtype == torch.float32
-        assert Resident().build(half).model.dtype == torch.bfloat16
-        assert Resident(path=str(folder)).build(half).model.dtype == torch.bfloat16
-
-    def test_another_vocabulary_is_refused(self, tmp_path: Path) -> None:
-        other = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model("llama", vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
-        )
-        other.save_pretrained(tmp_path)
-        with pytest.raises(CaldpoError, match="vocabulary of 7 tokens"):
-            Resident(path=str(tmp_path)).build(tiny_model())
-
-    def test_a_missing_reference_is_named_before_anything_loads(self) -> None:
-        with pytest.raises(CaldpoError, match=r"reference\.path=\./nowhere"):
-            Resident(path="./nowhere").check()
-        Resident().check()
-
-    def test_another_model_has_to_be_named(self) -> None:
-        with pytest.raises(CaldpoError, match=r"reference\.differs"):
-            Resident(differs=True)
-
-    def test_another_model(self, folder: Path) -> None:
-        spec = Resident(path=str(folder))
-        found = spec.build(tiny_model(seed=3)).logps(tiny_batch())
-        torch.testing.assert_close(found, Resident().build(tiny_model()).logps(tiny_batch()))
-        assert str(folder) in spec.identity("x")
-        with pytest.raises(CaldpoError, match=r"reference\.path=\./nowhere"):
-            Resident(path="./nowhere").build(tiny_model())

@@ -1,0 +1,97 @@
+"""Runs whose steps are cut by a budget of tokens train to the weights and log the metrics of runs without one."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from caldpo.training import TrainerSettings
+from tests.command import train
+
+STEP = 8  # pairs; 21 of them make steps of 8, 8 and 5
+COMMON = [
+    "model=random",
+    "model.tokenizer=tokenizer",
+    "model.hidden_size=16",
+    "data=local",
+    "data.train=train.jsonl",
+    "data.test=test.jsonl",
+    "data.preview_pairs=0",
+    "data.eval_pairs_per_batch=3",
+    "trainer.progress_bar=false",
+    "trainer.max_epochs=2",
+    "trainer.val_every=2",
+    "optim.lr=1e-2",
+    "~callbacks.samples",
+    "logger=none",
+]
+
+
+@pytest.fixture
+def pairs(folder: Path) -> Path:
+    """The tests' tokenizer, with 21 training pairs and 5 held-out ones of 3 to 35 tokens."""
+    draw = random.Random(1)
+
+    def words(most: int) -> str:
+        return " ".join(f"w{draw.randrange(40)}" for _ in range(draw.randint(1, most)))
+
+    for name, count in (("train", 21), ("test", 5)):
+        rows = [
+            {"prompt": f"w{i} {words(8)} {name}", "chosen": f" {words(18)}", "rejected": f" {words(18)}"}
+            for i in range(count)
+        ]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def trained(
+    name: str, *overrides: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[pd.DataFrame, dict[str, torch.Tensor], int]:
+    """Metrics by step, exported weights, and micro-batches of an optimiser step."""
+    built: list[int] = []
+    build = TrainerSettings.build
+
+    def noting(settings: TrainerSettings, run_dir: Path, loggers: Any, callbacks: Any, accumulation: int) -> Any:
+        built.append(accumulation)
+        return build(settings, run_dir, loggers, callbacks, accumulation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainerSettings, "build", noting)
+        train(*COMMON, *overrides, f"hydra.run.dir={name}")
+    rows = pd.read_csv(f"{name}/metrics.csv").groupby("step").first()  # training and evaluation have a row each
+    return rows.drop(columns="tokens_per_second"), load_file(f"{name}/policy/model.safetensors"), built[0]
+
+
+@pytest.mark.parametrize("loss", ["ipo", "sft"])  # means per token of each response
+def test_every_division_of_a_step_is_the_same_step(loss: str, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    padded, packed = ([f"layout={layout}", f"data.pairs_per_batch={STEP}"] for layout in ("padded", "packed"))
+    expected, weights, whole = trained("whole", f"loss={loss}", *padded, monkeypatch=monkeypatch)
+    assert whole == 1
+    assert list(expected.index) == [0, 1, 2, 3, 4, 5, 6]
+    assert list(expected["val/loss"].dropna().index) == [0, 2, 4, 6]  # in optimiser steps, over the partial ones
+    assert abs(expected["loss"].iloc[0] - expected["loss"].iloc[5]) > 0.01
+    fours = ["data.pairs_per_batch=2", "trainer.accumulate_grad_batches=4"]
+    divisions = {
+        "counted": ["layout=padded", *fours],
+        "packed": packed,
+        "packed_100": [*packed, "data.tokens_per_batch=100"],
+        "packed_1": ["layout=packed", *fours, "data.tokens_per_batch=1"],  # every pair is larger: one at a time
+        "padded_150": ["layout=padded", *fours, "data.tokens_per_batch=150"],
+        "padded_all": [*padded, "data.tokens_per_batch=100000"],
+    }
+    found = {}
+    for name, keys in divisions.items():
+        rows, others, found[name] = trained(name, f"loss={loss}", *keys, monkeypatch=monkeypatch)
+        pd.testing.assert_frame_equal(rows, expected, rtol=1e-5, atol=1e-5, check_like=True, obj=name)
+        for key, value in weights.items():
+            torch.testing.assert_close(others[key], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert (found["counted"], found["packed"], found["packed_1"], found["padded_all"]) == (4, 1, STEP, 1)
+    assert 1 < found["packed_100"] < STEP
+    assert 1 < found["padded_150"] < STEP
