@@ -61,7 +61,7 @@ def train_overrides(job: Job, variant: Ours) -> list[str]:
 
 def own_overrides(job: Job, variant: Ours) -> list[str]:
     """The overrides that make the variant, with the numbers of the job."""
-    return [text.format(two_rows=2 * job.max_length) for text in variant.overrides]
+    return [text.format(max_length=job.max_length) for text in variant.overrides]
 
 
 def _yaml(value: object) -> str:

@@ -52,9 +52,9 @@ VARIANTS: dict[str, Variant] = {
     "caldpo_checkpointing": Ours("caldpo, checkpointing", ("model.gradient_checkpointing=true",)),
     "caldpo_low_memory": Ours(
         "caldpo, least memory",
-        ("model.gradient_checkpointing=true", "kept_logits_mib=0", "data.tokens_per_batch={two_rows}"),
+        ("model.gradient_checkpointing=true", "kept_logits_mib=0", "data.tokens_per_batch={max_length}"),
     ),
     "caldpo_resident": Ours("caldpo, resident reference", ("reference=resident",)),
     "caldpo_padded": Ours("caldpo, padded, resident", ("reference=resident", "layout=padded")),
-    "caldpo_token_budget": Ours("caldpo, token budget", ("data.tokens_per_batch={two_rows}",)),
+    "caldpo_token_budget": Ours("caldpo, token budget", ("data.tokens_per_batch={max_length}",)),
 }
