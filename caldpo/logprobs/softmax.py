@@ -45,6 +45,7 @@ class Softmax:
     exp: Tensor  # [rows, vocab]
     largest: Tensor  # [rows, 1]
     total: Tensor  # [rows, 1]
+    picked: Tensor  # [rows, 1], the targets' logits
 
 
 class HeadProducts:
@@ -88,14 +89,15 @@ class HeadProducts:
         picked = z.gather(1, targets[:, None])
         largest = z.amax(dim=1, keepdim=True)
         total = z.sub_(largest).exp_().sum(dim=1, keepdim=True)
-        return (picked - largest - total.log()).squeeze(1), Softmax(z, largest, total)
+        return (picked - largest - total.log()).squeeze(1), Softmax(z, largest, total, picked)
 
     def logit_gradient(self, softmax: Softmax, targets: Tensor, gradient: Tensor) -> Tensor:
         """``g (onehot - softmax)``, before the transform of the logits; in the softmax's memory."""
         slope = None
         if self.transform.cap is not None:
-            # exp underflows to 0 only where the gradient is 0 as well: any finite logit will do there
+            # Where exp underflows to 0 the gradient is 0 as well, and any finite logit will do; but for the target's.
             z = softmax.exp.clamp_min(torch.finfo(self.wide).tiny).log_().add_(softmax.largest)
+            z.scatter_(1, targets[:, None], softmax.picked)
             slope = z.div_(self.transform.cap).square_().neg_().add_(1)
         dz = softmax.exp.mul_(-gradient[:, None] / softmax.total)
         dz.scatter_add_(1, targets[:, None], gradient[:, None])

@@ -185,3 +185,19 @@ def test_backward_under_autocast_is_that_outside(kept: str, frozen: bool) -> Non
         inside = torch.autograd.grad(value, head.leaves(), retain_graph=True)
     for one, other in zip(inside, torch.autograd.grad(value, head.leaves()), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_cap_too_high_to_bite_leaves_a_far_off_target_its_gradient(frozen: bool) -> None:
+    """A cap of 100 lets logits lie 180 apart: exp of the target's underflows, while its gradient is 1 - p = 1."""
+    hidden = torch.tensor([[1.0]], requires_grad=True)
+    weight = torch.tensor([[90.0], [-90.0], [10.0]], requires_grad=not frozen)
+    cap = LogitTransform(cap=100.0)
+    found = token_logprobs(hidden, weight, None, torch.tensor([1]), transform=cap)
+    z = 100 * torch.tanh(hidden.double() @ weight.double().T / 100)
+    expected = torch.log_softmax(z, dim=-1)[:, 1]
+    leaves = [x for x in (hidden, weight) if x.requires_grad]
+    assert expected.item() < -130
+    torch.testing.assert_close(found.double(), expected)
+    for ours, theirs in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
