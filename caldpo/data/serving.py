@@ -106,14 +106,15 @@ class ServedPairs(LightningDataModule):
         return self._loader("train", sampler)
 
     def val_dataloader(self) -> PairLoader:
-        """This rank's share of the whole test split, in its order."""
+        """This rank's share of the whole test split; padded batches have pairs of like length."""
         world_size, rank = self._ranks()
+        lengths = self.test_pairs.lengths()
         plan = plan_steps(
-            self.test_pairs.lengths(),
+            lengths,
             pairs_per_batch=self.eval_pairs_per_batch,
             tokens_per_batch=None,
             layout=self.layout,
-            accumulation=1,
+            accumulation=-(-len(lengths) // (self.eval_pairs_per_batch * world_size)),  # all of it dealt at once
             world_size=world_size,
             seed=None,
             drop_last=False,

@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from transformers import AutoTokenizer
 
+from caldpo.data.collate import Layout
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.rows import RawRow
 from caldpo.errors import CaldpoError
@@ -210,3 +211,20 @@ def test_real_pairs_with_the_zephyr_tokenizer(tmp_path: Path) -> None:
         for side in (pair.chosen_ids, pair.rejected_ids):
             assert side.count(eos) == (side[-1] == eos)
             assert side[-1] == eos or len(pair.prompt_ids) + len(side) == 512
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_held_out_pairs_of_like_length_are_padded_together(tmp_path: Path, layout: Layout) -> None:
+    """Short and long responses in turn: in their order every batch would be as long as its longest; packed has none."""
+    test = [(f"z {w} ?", " yes" * (1 if i % 2 else 9), " no") for i, w in enumerate("bcdefgh")]
+    data, _ = prepared(tmp_path, source=RowsSource(train=TRAIN, test=test), eval_pairs_per_batch=2)
+    data.layout = layout
+    batches = list(data.val_dataloader())
+    assert sorted(row for batch in batches for row in batch.index.tolist()) == list(range(7))
+    assert all(batch.pairs <= 2 for batch in batches)
+    if layout == "packed":
+        assert [row for batch in batches for row in batch.index.tolist()] == list(range(7))
+    else:
+        longest = [batch.input_ids.shape[1] for batch in batches]
+        assert longest == sorted(longest, reverse=True)
+        assert longest[0] - longest[-1] == 8
