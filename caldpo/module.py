@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,7 @@ from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
 from caldpo.progress import StepLog
 from caldpo.reference.base import Reference
+from caldpo.reference.rounding import beyond, relative
 from caldpo.types import PairBatch, PairLogps
 
 
@@ -73,7 +74,8 @@ class PreferenceModule(pl.LightningModule):
             object.__setattr__(self, name, value)  # unregistered: neither state nor parameters of this module
         self.reward_beta, self.same_start, self.fetch_every = reward_beta, same_start, fetch_every
         self.largest_start_ratio = 0.0
-        self.start_ratios: list[Tensor] = []  # the largest of each held-out batch, before the first step
+        self.start_ratios: list[Tensor] = []  # of each held-out batch before the first step, see start_ratios
+        self.first_step_ratios: list[Tensor] = []  # the same of the micro-batches of the first step
         self.latest: dict[str, float] = {}  # the last value of every metric
         self.shown: dict[str, float] = {}  # what the progress bar shows: the last values fetched
         self.failure: CaldpoError | None = None  # why these weights must not be saved
@@ -124,6 +126,9 @@ class PreferenceModule(pl.LightningModule):
         with torch.no_grad():
             logps = assemble(chosen, rejected, slice(None))
             self.train_log.add(loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta), batch)
+            # before the first update policy and reference are the same, unless dropout makes the policy another
+            if self.global_step == 0 and self.same_start and self.loss.needs_reference and not drops(self.policy):
+                self.first_step_ratios.append(start_ratios(logps, batch.weight))
         return total
 
     def _assembler(self, batch: PairBatch, with_reference: bool) -> Callable[[Tensor, Tensor, slice], PairLogps]:
@@ -159,6 +164,12 @@ class PreferenceModule(pl.LightningModule):
             CaldpoError: a gradient was not a number, naming the first such step.
         """
         rows = self.train_log.fetch()
+        if rows and self.first_step_ratios:
+            ratios, self.first_step_ratios = summed_up(self.first_step_ratios), []
+            try:
+                self.check_start(*ratios, of="training")
+            except CaldpoError as error:
+                self.failure = error
         for step, metrics in rows:
             self.write_metrics(metrics, step)
             self.shown = {"loss": metrics["loss"]}
@@ -193,21 +204,22 @@ class PreferenceModule(pl.LightningModule):
         values = loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta)
         self.held_out.update(values, batch.weight)
         if self.global_step == 0:
-            moved = torch.stack([logps.chosen_log_ratio.abs(), logps.rejected_log_ratio.abs()])
-            size = 1 + torch.stack([logps.policy_chosen.abs(), logps.policy_rejected.abs()])
-            largest = torch.where(batch.weight > 0, moved / size, 0).max()
-            self.start_ratios.append(largest)  # fetched together at the end
+            self.start_ratios.append(start_ratios(logps, batch.weight))  # fetched together at the end
 
     def on_validation_epoch_end(self) -> None:
         if self.start_ratios:
-            self.largest_start_ratio = torch.stack(self.start_ratios).max().item()
+            self.largest_start_ratio, mean = summed_up(self.start_ratios)
             self.start_ratios.clear()
-        if self.global_step == 0 and self.same_start:
-            check_start(self.largest_start_ratio, self.policy.dtype, self.reference.dtype, self.reference.rounding)
+            if self.same_start:
+                self.check_start(self.largest_start_ratio, mean, of="held-out")
         metrics = {f"val/{name}": value for name, value in self.held_out.floats().items()}
         self.write_metrics(metrics, self.global_step)
         self.evaluated_at = self.global_step
         self.log_dict(metrics, logger=False, sync_dist=True)  # for callbacks that watch a metric
+
+    def check_start(self, largest: float, mean: float, of: Literal["held-out", "training"]) -> None:
+        """See the function of this name."""
+        check_start(largest, mean, self.policy.dtype, self.reference.dtype, self.reference.rounding, of)
 
     def write_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Log metrics measured with the weights after ``step`` optimiser steps, and keep the latest of each."""
@@ -225,20 +237,54 @@ def not_a_number(step: int, metrics: dict[str, float]) -> CaldpoError:
     )
 
 
-def check_start(largest: float, policy: torch.dtype, reference: torch.dtype, rounding: float = 0.0) -> None:
+def start_ratios(logps: PairLogps, weight: Tensor) -> Tensor:
+    """Log-ratios of a batch relative to ``1 + |log-prob|``: the largest, their sum, and how many they are."""
+    moved = torch.stack([logps.chosen_log_ratio, logps.rejected_log_ratio])
+    sizes = relative(moved, torch.stack([logps.policy_chosen, logps.policy_rejected])).detach()
+    sizes = torch.where(weight > 0, sizes, 0)
+    return torch.stack([sizes.max(), sizes.sum(), 2 * (weight > 0).sum().to(sizes)])
+
+
+def summed_up(batches: list[Tensor]) -> tuple[float, float]:
+    """The largest and the mean of what :func:`start_ratios` says of several batches; one transfer."""
+    largest, sums, counts = torch.stack(batches).unbind(dim=1)
+    top, mean = torch.stack([largest.max(), sums.sum() / counts.sum().clamp_min(1)]).tolist()
+    return top, mean
+
+
+def drops(policy: torch.nn.Module) -> bool:
+    """Whether the policy has dropout that is on in training."""
+    rates = (getattr(module, name, 0) for module in policy.modules() for name in ("p", "dropout", "attention_dropout"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+def check_start(
+    largest: float,
+    mean: float,
+    policy: torch.dtype,
+    reference: torch.dtype,
+    rounding: float = 0.0,
+    of: Literal["held-out", "training"] = "held-out",
+) -> None:
     """Log-ratios have to be 0 before the first step, up to rounding relative to ``1 + |log-prob|``.
 
     In one dtype, policy and reference do the same arithmetic and agree almost to the last digit. In two, the
     log-probs of long responses differ by rounding, which is noise in every log-ratio of the run. So they may where
-    the reference's were computed in other batches (``rounding``).
+    the reference's were computed in other batches or by other kernels (``rounding``).
 
     Raises:
         CaldpoError: they are not, so the reference is not the model that the policy starts from.
     """
-    if largest > max(1e-4 if policy == reference else 2e-2, rounding):
-        raise CaldpoError(
-            f"policy ({policy}) and reference ({reference}) differ before the first step: log-ratios up to"
-            f" {largest:.2g} of the log-probs, where 0 is expected",
-            remedy="start the policy from the reference's weights, or say that another reference is meant by"
-            " reference.differs=true",
-        )
+    if not beyond(largest, mean, max(1e-5 if policy == reference else 2e-2, rounding)):
+        return
+    remedy = "start the policy from the reference's weights, or say that another reference is meant by"
+    if of == "training":
+        wrong = ": the reference's log-probs of the training pairs are wrong, while those of the held-out pairs are not"
+        remedy = f"with reference=cached, remove the training pairs' log-probs from reference.cache; else {remedy}"
+    else:
+        wrong = ""
+    raise CaldpoError(
+        f"policy ({policy}) and reference ({reference}) differ before the first step{wrong}: log-ratios of {of} pairs"
+        f" up to {largest:.2g} and on average {mean:.2g} of the log-probs, where 0 is expected",
+        remedy=f"{remedy} reference.differs=true",
+    )

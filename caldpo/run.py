@@ -25,6 +25,7 @@ from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import is_adapted
 from caldpo.module import PreferenceModule
 from caldpo.ranks import is_first_rank
+from caldpo.reference.adapter import check_adapter
 from caldpo.reference.context import in_run_dtype, reference_context
 from caldpo.settings import RunSettings
 from caldpo.summary import (
@@ -82,6 +83,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     parts["optim"].check(parts["trainer"].precision)
     parts["adapter"].check()
     parts["reference"].check()
+    check_adapter(parts["reference"], parts["adapter"])
     tokenizer = source.load_tokenizer()
     start_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
     policy_identity = parts["adapter"].identity(start_identity)

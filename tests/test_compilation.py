@@ -14,11 +14,16 @@ import torch
 from caldpo.compilation import CompileClock, compile_layers
 from caldpo.errors import CaldpoError
 from caldpo.generation import sample_responses
+from caldpo.loggers import csv_logger
 from caldpo.logprobs.attention import use_packed_attention
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.models.base import prepare_for_training
 from caldpo.models.tabular import TabularModel
+from caldpo.reference.context import in_run_dtype
+from caldpo.reference.resident import Resident
+from caldpo.training import TrainerSettings
 from tests.harness import Pairs, fit, make_module
+from tests.reference.contexts import make_context
 from tests.test_progress import Packed
 from tests.tiny import tiny_model, tiny_pairs, tiny_tokenizer
 
@@ -52,6 +57,24 @@ def test_losses_and_checkpoints_are_those_of_the_plain_policy(
     said = re.findall(r"compiled in ([\d.]+) s \((\d+) graphs for 6 parts\)", capsys.readouterr().out)
     assert said
     assert int(said[-1][1]) <= 8  # two kinds of parts, with and without gradient: not one for each batch
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_a_resident_reference_is_the_compiled_policys_start_in_half_precision(precision: str, tmp_path: Path) -> None:
+    """The policy is compiled and its copy is not: they differ by rounding, and that is no other start."""
+    module = make_module(CalDPO(beta=0.5))
+    settings = TrainerSettings(progress_bar=False, max_steps=1, precision=precision, compile=True)
+    trainer = settings.build(tmp_path, [csv_logger(tmp_path)], [])
+    policy = in_run_dtype(trainer, module.policy)
+    context = make_context(policy, precision=trainer.precision_plugin.forward_context)
+    object.__setattr__(module, "reference", Resident().build(context))
+    data = Pairs(tiny_pairs(16), tiny_pairs(24, longest=20), 8)
+    trainer.validate(module, data, verbose=False)
+    assert 1e-4 < module.largest_start_ratio < 2e-2  # there is something to forgive
+    trainer.fit(module, data)
+    assert module.global_step == 1
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "gemma2", "qwen3", "mistral"])

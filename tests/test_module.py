@@ -107,12 +107,12 @@ def test_rows_say_what_the_weights_of_their_step_do(tmp_path: Path) -> None:
     assert module.latest["val/loss"] == pytest.approx(held_out.loc[4, "val/loss"])
 
 
-def test_tokens_per_second_counts_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_per_second_counts_response_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
     monkeypatch.setattr("caldpo.progress.time.perf_counter", lambda: float(next(clock)))
     pairs = tiny_pairs(6)
     fit(make_module(DPO()), Pairs(pairs, pairs, 3), tmp_path, max_steps=1, accumulate_grad_batches=2)
-    tokens = sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    tokens = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
     found = pd.read_csv(tmp_path / "metrics.csv")["tokens_per_second"].dropna().tolist()
     assert found == [tokens]  # in one second of this clock
 
@@ -126,7 +126,7 @@ def test_evaluation_is_not_counted_as_training_time(tmp_path: Path, monkeypatch:
         pairs, folder = tiny_pairs(6), tmp_path / str(val_every)
         fit(make_module(DPO()), Pairs(pairs, pairs, 6), folder, max_steps=4, val_every=val_every)
         rates = pd.read_csv(folder / "metrics.csv")["tokens_per_second"].dropna()
-        tokens = sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+        tokens = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
         seconds.append([round(tokens / rate) for rate in rates])
     assert seconds[1][1:] == [2, 2, 2]  # from pause to resume one tick is taken off, two are left
     assert seconds[0][0] == seconds[1][0] == 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -39,8 +40,9 @@ def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key
     return folder
 
 
-def locked(cache: Path, name: str, *, key: str) -> FileLock:
-    """The lock of what is to be made in ``cache``, held by this process: at once, or after saying that it waits.
+@contextmanager
+def locked(cache: Path, name: str, *, key: str) -> Iterator[None]:
+    """Holds the lock of what is to be made in ``cache``: taken at once, or after saying that it waits.
 
     Args:
         cache: parent folder; created if need be.
@@ -65,4 +67,7 @@ def locked(cache: Path, name: str, *, key: str) -> FileLock:
             value=str(cache),
             remedy="name a folder that you may write to",
         ) from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()

@@ -25,6 +25,7 @@ from caldpo.estimate.schedule import Schedule, schedule_of, whole_split
 from caldpo.estimate.settings import SAMPLE_PAIRS
 from caldpo.estimate.verdict import Verdict, judge
 from caldpo.logprobs.layout import why_not_packed
+from caldpo.reference.adapter import check_adapter
 
 FILE = "estimate.json"
 _SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "data", "model")
@@ -73,6 +74,7 @@ def estimate(cfg: DictConfig, sample_pairs: int = SAMPLE_PAIRS, memory_gib: floa
     parts["optim"].check(trainer.precision)
     parts["adapter"].check()
     parts["reference"].check()
+    check_adapter(parts["reference"], parts["adapter"])
     tokenizer = source.load_tokenizer()
     with (run_dir / "output.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         sample = take_sample(

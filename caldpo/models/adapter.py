@@ -9,7 +9,7 @@ import copy
 import importlib.util
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -138,21 +138,11 @@ def is_adapted(policy: PreTrainedModel) -> bool:
     return hasattr(policy, "disable_adapter")
 
 
-def adapter_off(policy: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
+@contextmanager
+def adapter_off(policy: Any) -> Iterator[PreTrainedModel]:
     """The policy without its adapter, which comes back at the end of the context."""
-    return _Off(policy)
-
-
-class _Off(AbstractContextManager[PreTrainedModel]):
-    def __init__(self, policy: Any) -> None:
-        self.policy, self.switch = policy, policy.disable_adapter()
-
-    def __enter__(self) -> PreTrainedModel:
-        self.switch.__enter__()
-        return self.policy
-
-    def __exit__(self, *error: Any) -> None:
-        self.switch.__exit__(*error)
+    with policy.disable_adapter():
+        yield policy
 
 
 def base_model(policy: Any) -> PreTrainedModel:

@@ -10,20 +10,19 @@ from transformers import PreTrainedModel
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
-from caldpo.models.adapter import adapter_off, is_adapted
+from caldpo.models.adapter import AdapterSource, NoAdapter, adapter_off, is_adapted
 from caldpo.models.modes import evaluating
-from caldpo.reference.base import Logps, ReferenceContext
+from caldpo.reference.base import Logps, ReferenceContext, ReferenceSource
 from caldpo.reference.named import HeldOutMemory, describe
+from caldpo.reference.rounding import rounding_of
 from caldpo.types import PairBatch
 
 
 class AdapterReference:
     """Runs the frozen base under the policy's adapter."""
 
-    rounding = 0.0  # it is a live pass
-
-    def __init__(self, policy: PreTrainedModel) -> None:
-        self.policy = policy
+    def __init__(self, policy: PreTrainedModel, rounding: float = 0.0) -> None:
+        self.policy, self.rounding = policy, rounding
         self.engine, self._memory = LogprobEngine(policy), HeldOutMemory()
 
     @property
@@ -67,10 +66,24 @@ class Adapter:
             CaldpoError: it has none.
         """
         if not is_adapted(context.policy):
-            raise CaldpoError(
-                "the policy has no adapter that could be switched off",
-                key="reference",
-                value="adapter",
-                remedy="train an adapter with adapter=lora, or choose reference=cached or reference=resident",
-            )
-        return AdapterReference(context.policy)
+            raise _nothing_to_switch_off()
+        return AdapterReference(context.policy, rounding_of(context))
+
+
+def check_adapter(reference: ReferenceSource, adapter: AdapterSource) -> None:
+    """Look whether the reference needs an adapter that the policy will not have, before anything dear is loaded.
+
+    Raises:
+        CaldpoError: it does.
+    """
+    if isinstance(reference, Adapter) and isinstance(adapter, NoAdapter):
+        raise _nothing_to_switch_off()
+
+
+def _nothing_to_switch_off() -> CaldpoError:
+    return CaldpoError(
+        "the policy has no adapter that could be switched off",
+        key="reference",
+        value="adapter",
+        remedy="train an adapter with adapter=lora, or choose reference=cached or reference=resident",
+    )

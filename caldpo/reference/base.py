@@ -28,7 +28,8 @@ class Reference(Protocol):
 
     @property
     def rounding(self) -> float:
-        """How far answers may lie, by rounding, from a live pass over the same batch, relative to 1 + |log-prob|."""
+        """How far answers may lie on average, by rounding, from the policy's pass with the same weights over the same
+        batch, relative to 1 + |log-prob|; see :mod:`caldpo.reference.rounding`."""
         ...
 
     def prepare(self) -> None:

@@ -20,11 +20,12 @@ from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
 from caldpo.models.adapter import adapter_off, is_adapted
 from caldpo.models.modes import evaluating
-from caldpo.ranks import is_first_rank
+from caldpo.ranks import fresh_seed, is_first_rank, true_on_any_rank
 from caldpo.reference.bar import LateBar
 from caldpo.reference.base import Logps, ReferenceContext
 from caldpo.reference.key import MANIFEST, difference, key_of, model_facts, weights_digest
 from caldpo.reference.named import check_path, describe, like, load_other, moved, require_path
+from caldpo.reference.rounding import beyond, relative, rounding_of
 from caldpo.reference.store import LogpStore
 from caldpo.types import PairBatch
 
@@ -45,7 +46,7 @@ class CachedReference:
     def __init__(self, context: ReferenceContext, path: str | None, cache: Path, spot_check: int) -> None:
         self.context, self.path, self.cache, self.spot_check = context, path, cache, spot_check
         self.dtype = context.policy.dtype
-        self.rounding = _rounding(context)
+        self.rounding = rounding_of(context)
         self._tables: dict[str, Tensor] = {}  # by split: log-probs of chosen and rejected, (2, pairs)
         self._weights = ""
         self._live: PreTrainedModel | None = None
@@ -130,7 +131,9 @@ class CachedReference:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(folder / MANIFEST, {"determined by": facts, "from": dict(self.context.facts)})
             else:
-                _say(f"{len(pairs):,} {split} pairs read from {folder}", first_rank=True)
+                there = sum(len(part.rows) for part in store.parts if part.path.exists())
+                rest = "" if there == len(pairs) else f", the other {len(pairs) - there:,} computed and kept there"
+                _say(f"{there:,} {split} pairs read from {folder}{rest}", first_rank=True)
             return self._filled(split, store, engine)
         except OSError as error:
             raise _cannot_write(str(self.cache), error.strerror or str(error)) from error
@@ -144,13 +147,17 @@ class CachedReference:
                 return self._compute(split, list(rows), engine, bar)
 
             found = store.fill(compute)
-            kept = [row for part, f in zip(store.parts, found, strict=True) if not f.computed for row in part.rows]
             values = torch.cat([f.values for f in found], dim=1)
-            # a generator of its own: over many runs, many pairs are looked at
-            checked = sorted(random.Random().sample(kept, min(self.spot_check, len(kept))))
-            if checked and (fault := self._fault(split, checked, values, engine)):
-                _say(f"{store.folder}: {fault}; all of it is computed anew")
-                again = store.fill(compute, [f.checksum for f in found if not f.computed])
+            device = self.context.device
+            new = true_on_any_rank([f.computed for f in found], device)  # one rank reads what another has computed
+            old = [(part, f) for part, f, computed in zip(store.parts, found, new, strict=True) if not computed]
+            kept = [row for part, _ in old for row in part.rows]
+            # a seed of its own: over many runs, many pairs are looked at; by all ranks the same
+            checked = sorted(random.Random(fresh_seed(device)).sample(kept, min(self.spot_check, len(kept))))
+            fault = self._fault(split, checked, values, engine) if checked else None
+            if true_on_any_rank([fault is not None], device)[0]:
+                _say(f"{store.folder}: {fault or 'wrong on another rank'}; all of it is computed anew")
+                again = store.fill(compute, [f.checksum for _, f in old])
                 values = torch.cat([f.values for f in again], dim=1)
         return values
 
@@ -158,7 +165,8 @@ class CachedReference:
         """What is wrong with the values at some rows, by a pass over those pairs."""
         fresh = self._compute(split, rows, engine)
         apart = (fresh - values[:, rows]).abs()
-        if bool((apart <= self.rounding * (1 + fresh.abs())).all()):
+        sizes = relative(apart, fresh)
+        if not beyond(sizes.max().item(), sizes.mean().item(), self.rounding):
             return None
         return f"of {len(rows)} pairs, recomputed, log-probs differ by up to {apart.max().item():.3g} nats"
 
@@ -229,18 +237,6 @@ def _cannot_write(cache: str, why: str) -> CaldpoError:
         value=cache,
         remedy="name a folder that you may write to, or use reference=resident",
     )
-
-
-def _rounding(context: ReferenceContext) -> float:
-    """What rounding may do to log-probs when other pairs share the batch, relative to ``1 + |log-prob|``."""
-    with context.precision():
-        half = torch.is_autocast_enabled(context.device.type)
-    dtype = context.policy.dtype
-    if half or dtype in (torch.bfloat16, torch.float16):
-        return 2e-2
-    if torch.get_float32_matmul_precision() != "highest":
-        return 1e-3
-    return 1e-8 if dtype == torch.float64 else 1e-4
 
 
 def _say(text: str, *, first_rank: bool = False) -> None:

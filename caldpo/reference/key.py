@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def model_facts(
         "device": device.type,
         "matmul precision": torch.get_float32_matmul_precision(),
         "engine": ENGINE_VERSION,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
     }
 
 

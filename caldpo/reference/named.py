@@ -64,7 +64,14 @@ def load_other(path: str, context: ReferenceContext) -> PreTrainedModel:
     attention = base_model(policy).config._attn_implementation
     if attention in (SDPA, EAGER) and model.config._attn_implementation != attention:
         longest = max(int((n[:, 0] + n[:, 1:].max(1)).max()) for n in (s.lengths() for s in context.splits.values()))
-        settle_layout("packed", model, longest)
+        layout, why = settle_layout("auto", model, longest)
+        if layout != "packed":
+            raise CaldpoError(
+                f"this {type(model).__name__} cannot take the policy's packed batches: {why}",
+                key="reference.path",
+                value=path,
+                remedy="set layout=padded",
+            )
     return frozen(model, policy.dtype)
 
 

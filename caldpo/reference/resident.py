@@ -14,16 +14,16 @@ from caldpo.models.adapter import base_copy
 from caldpo.models.base import floating_dtype
 from caldpo.reference.base import Logps, ReferenceContext
 from caldpo.reference.named import HeldOutMemory, check_path, describe, frozen, load_other, moved, require_path
+from caldpo.reference.rounding import rounding_of
 from caldpo.types import PairBatch
 
 
 class ResidentReference:
     """A frozen copy of a model: evaluation mode (no dropout), no gradients, never saved."""
 
-    rounding = 0.0  # it is a live pass
-
-    def __init__(self, model: PreTrainedModel, device: torch.device | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, device: torch.device | None = None, rounding: float = 0.0) -> None:
         self.model = frozen(model, model.dtype)
+        self.rounding = rounding  # it is a live pass, but not one through the policy's compiled layers
         self.engine = LogprobEngine(self.model)
         self._device, self._memory = device, HeldOutMemory()
 
@@ -85,4 +85,4 @@ class Resident:
         model = base_copy(context.policy) if self.path is None else load_other(self.path, context)
         if self.dtype != "same":
             model = frozen(model, floating_dtype(self.dtype))
-        return ResidentReference(model, context.device)
+        return ResidentReference(model, context.device, rounding_of(context))

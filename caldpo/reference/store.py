@@ -135,11 +135,13 @@ class LogpStore:
             lock.acquire(timeout=0)
         except Timeout:
             return None
-        with lock:
+        try:  # `with lock` would take it a second time, and leave it taken
             found, fault = self._trusted(part, refused)  # another process may have been faster
             if found is None and fault:
                 self.say(f"{part.path} {fault}: computed anew")
             return found or self.write(part, compute(part.rows))
+        finally:
+            lock.release()
 
     def _trusted(self, part: Part, refused: frozenset[str]) -> tuple[Found | None, str | None]:
         """The values, or what is wrong with them (None: they are not there)."""

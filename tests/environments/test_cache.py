@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from caldpo.environments import cache
 from caldpo.environments.cache import cached_folder
 from caldpo.errors import CaldpoError
 
@@ -63,3 +66,21 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         cached_folder(file / "cache", "thing", lambda f: None, key="model.cache")
     assert error.value.key == "model.cache"
     assert error.value.value == str(file / "cache")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_lock_is_let_go_of_and_not_merely_collected(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an exception, kept by a notebook, keeps the lock alive."""
+    kept: list[FileLock] = []
+    monkeypatch.setattr(cache, "FileLock", lambda path: kept.append(FileLock(path)) or kept[-1])
+
+    def make(folder: Path) -> None:
+        assert kept[0].is_locked
+        if fails:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut") if fails else contextlib.nullcontext():
+        cached_folder(tmp_path, "thing", make, key="cache")
+    assert [lock.is_locked for lock in kept] == [False]

@@ -29,7 +29,10 @@ from tests.logprobs.naive import PAIRS
 from tests.logprobs.test_adapters import adapted
 from tests.reference.contexts import make_context
 
-ARCHITECTURES = pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "cohere"])
+ARCHITECTURES = pytest.mark.parametrize(
+    "architecture", ["llama", "gpt2", "gemma2", "cohere", "mistral", "qwen2", "qwen3", "gpt_neox"]
+)
+TARGETS = {"gpt2": ["c_attn"], "gpt_neox": ["query_key_value"]}
 LAYOUTS = pytest.mark.parametrize("layout", ["padded", "packed"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 WAYS = pytest.mark.parametrize("way", ["resident", "cached", "adapter"])
@@ -91,7 +94,7 @@ def test_log_probs_of_the_start(
     """Before and after the policy is trained, for pairs of training, of evaluation, and of no split."""
     policy: Any = copy.deepcopy(kept(architecture, dtype, layout == "packed"))
     if way == "adapter":
-        policy = adapted(policy, ["c_attn"] if architecture == "gpt2" else ["q_proj", "v_proj"])
+        policy = adapted(policy, TARGETS.get(architecture, ["q_proj", "v_proj"]))
     context = context_of(policy, layout)
     reference = source(way, tmp_path).build(context)
     reference.prepare()
@@ -115,7 +118,7 @@ def test_all_ways_and_layouts_agree(architecture: str, dtype: torch.dtype, tmp_p
     found = {}
     for layout in ("padded", "packed"):
         base = kept(architecture, dtype, layout == "packed")
-        policy: Any = adapted(base, ["c_attn"] if architecture == "gpt2" else ["q_proj", "v_proj"])
+        policy: Any = adapted(base, TARGETS.get(architecture, ["q_proj", "v_proj"]))
         context = context_of(policy, layout)
         for way in ("resident", "cached", "adapter"):
             reference = source(way, tmp_path / layout).build(context)

@@ -13,8 +13,10 @@ import torch
 from caldpo.data.collate import PairBatches
 from caldpo.data.sampler import MicroBatch
 from caldpo.data.tokens import TokenizedPairs
+from caldpo.reference import store
 from caldpo.reference.base import ReferenceContext
 from caldpo.reference.cached import Cached, CachedReference
+from caldpo.reference.key import MANIFEST, key_of, read_manifest
 from caldpo.types import PairBatch
 from tests.tiny import tiny_model, tiny_pairs
 
@@ -94,3 +96,15 @@ def prepared(cache: Path, context: Any, spot_check: int = 0, **keys: Any) -> Cac
 def same(found: Any, expected: Any, rel: float = 1e-5) -> None:
     """Both sides agree to a relative rounding."""
     torch.testing.assert_close(torch.stack(list(found)), torch.stack(list(expected)), rtol=rel, atol=1e-5)
+
+
+def rewrite(cache: Path, split: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Other values in every part of a split, properly written."""
+    (folder,) = cache.glob(f"{split}-*")
+    facts = read_manifest(folder / MANIFEST)
+    pairs = {"train": TRAIN, "test": TEST}[split]
+    kept = store.LogpStore(folder, key_of(facts), pairs, torch.float32, print)
+    for part in kept.parts:
+        found = kept.read(part)
+        assert found is not None
+        kept.write(part, change(found.values))

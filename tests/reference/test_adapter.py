@@ -144,6 +144,18 @@ def test_a_policy_without_adapter_is_refused() -> None:
         Adapter().build(make_context())
 
 
+def test_a_run_without_adapter_is_refused_before_anything_loads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from caldpo.models.random import RandomModel
+
+    for name in ("load_tokenizer", "load_policy"):
+        monkeypatch.setattr(RandomModel, name, lambda _: pytest.fail("loaded"))
+    words = [w for w in SMALL if "adapter" not in w]
+    train(*words, "adapter=none", "reference=adapter", "loss=dpo", fails=1)
+    assert "no adapter that could be switched off" in capsys.readouterr().err
+
+
 def test_the_base_has_the_same_key_with_and_without_an_adapter() -> None:
     plain, policy = tiny_model(), trained(Lora(rank=3).apply(tiny_model()))
     assert {n for n, _ in base_weights(policy)} == {n for n, _ in base_weights(plain)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,13 @@ def test_it_takes_the_batches_of_the_policy_or_is_refused(layout: str, tmp_path:
     context = make_context()
     if layout == "packed":
         use_packed_attention(context.policy)
-        with pytest.raises(CaldpoError, match=r"layout=packed.*sliding_window of 4 tokens"):
+        wanted = r"reference\.path=.*sliding_window of 4 tokens is shorter than the (\d+) of the longest"
+        with pytest.raises(CaldpoError, match=wanted) as error:
             Resident(path=str(tmp_path / "windowed")).build(context)
+        pairs = [pair for split in context.splits.values() for pair in split[:]]
+        longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
+        assert re.search(wanted, str(error.value)).group(1) == str(longest)
+        assert error.value.remedy == "set layout=padded"
     else:
         Resident(path=str(tmp_path / "windowed")).build(context)
     rows = [context.splits["test"][row] for row in (0, 1, 2)]

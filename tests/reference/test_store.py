@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from caldpo.reference import store
 from caldpo.reference.store import DamagedPartError, LogpStore
@@ -181,3 +182,21 @@ def test_a_killed_process_leaves_its_finished_parts(tmp_path: Path) -> None:
     worker = Worker()
     assert torch.equal(worker.fill(tmp_path), values_of(range(PAIRS)))
     assert worker.asked == [range(16, 21)]
+
+
+def test_an_interrupted_build_can_be_tried_again_while_its_exception_is_kept(tmp_path: Path) -> None:
+    """As a notebook does: what the frames of the exception hold is not collected."""
+    kept = LogpStore(tmp_path, "key", PAIRS, torch.float32, print)
+    interrupts: list[BaseException] = []
+
+    def interrupted(rows: range) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    try:
+        kept.fill(interrupted)
+    except KeyboardInterrupt as interrupt:
+        interrupts.append(interrupt)
+    lock = FileLock(kept.parts[0].path.with_suffix(".lock"))
+    lock.acquire(timeout=0)  # raises where it is still held
+    lock.release()
+    assert len(interrupts) == 1
