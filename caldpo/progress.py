@@ -64,7 +64,7 @@ class StepLog:
     def add(self, values: Mapping[str, Tensor], batch: PairBatch) -> None:
         """Add one micro-batch's values per pair."""
         self.means.update(values, batch.weight)
-        self.tokens += batch.attention_mask.sum()
+        self.tokens += (batch.response_lengths.view(2, -1) * batch.weight).sum()
 
     def close(self, step: int, norm: Tensor, limit: float | None, lr: float) -> None:
         """End the row of ``step``: every micro-batch is in, and the weights are about to be updated.
@@ -87,8 +87,9 @@ class StepLog:
     def fetch(self) -> list[tuple[int, dict[str, float]]]:
         """The rows that were closed since the last time, each with its step: one transfer, which waits.
 
-        ``tokens_per_second`` is that of all these steps together: between two fetches the host runs ahead of
-        the device, and its clock says nothing about a single step. ``clip_fraction`` is over all steps up to
+        ``tokens_per_second`` counts the response tokens of real pairs, which no layout changes, and is that of all
+        these steps together: between two fetches the host runs ahead of the device, and its clock says nothing
+        about a single step. ``clip_fraction`` is over all steps up to
         the row's own.
         """
         if not self.pending:

@@ -13,6 +13,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from caldpo.compare.discover import trained_nothing
 from caldpo.config.job import FAILED, FINISHED, INTERRUPTED, RUNNING, SUMMARY, read_summary, write_json
 
 REPORT = "sweep.json"
@@ -104,5 +105,5 @@ def _print(folder: Path, outcomes: list[RunOutcome]) -> None:
     console.print(table)
     finished = sum(run.status == FINISHED for run in outcomes)
     print(f"{finished} of {len(outcomes)} runs finished; all lie in {folder}")
-    if finished:
+    if any(run.status == FINISHED and not trained_nothing(folder / run.name) for run in outcomes):
         print(f"compare them: python -m caldpo.compare {shlex.quote(str(folder))}")

@@ -20,7 +20,10 @@ def test_module_imports(name: str) -> None:
     assert importlib.import_module(name).__doc__, f"{name} says nothing about itself"
 
 
-@pytest.mark.parametrize("module", ["caldpo.train", "caldpo.compare.__main__", "caldpo.estimate.__main__", "caldpo.benchmark.__main__", "caldpo.cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["caldpo.train", "caldpo.compare.__main__", "caldpo.estimate.__main__", "caldpo.benchmark.__main__", "caldpo.cli"],
+)
 def test_commands_import_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*[m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

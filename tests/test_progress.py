@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from caldpo.callbacks.checkpoint import Checkpoints
-from caldpo.data.collate import PairBatches
+from caldpo.data.collate import PairBatches, collate
 from caldpo.data.loader import PairLoader
 from caldpo.data.sampler import StepBatchSampler
 from caldpo.data.tokens import TokenizedPairs
@@ -146,7 +146,7 @@ def test_throughput_of_a_window_is_its_tokens_over_its_seconds(tmp_path: Path, m
     log = StepLog()
     log.start(torch.device("cpu"))
     batch = tiny_batch(5)
-    tokens = int(batch.attention_mask.sum())
+    tokens = int(batch.response_lengths.sum())
     values = {"loss": torch.ones(5)}
     for step in range(3):
         now[0] += 2.0  # the host's clock runs, and says nothing until the device has been waited for
@@ -252,4 +252,18 @@ def test_no_step_waits_for_the_device(
         fit(module, (Packed if layout == "packed" else Pairs)(tiny_pairs(40), tiny_pairs(4), 2), tmp_path, **keys)
     steps = at[1::2]
     # steps 3 and 7 (from 0) fetch, once each
-    assert [b - a for a, b in itertools.pairwise(steps)] == [0, 0, 1, 0, 0, 0, 1, 0, 0]
+    # the first fetch brings the log-ratios of the first step as well, which have to be 0
+    assert [b - a for a, b in itertools.pairwise(steps)] == [0, 0, 2, 0, 0, 0, 1, 0, 0]
+
+
+def test_throughput_counts_the_same_in_every_layout_and_no_filler() -> None:
+    """A prompt that is computed twice, or a pair that evens out ranks, is no more work done."""
+    pairs = tiny_pairs(4)
+    rates = []
+    for layout in ("packed", "padded"):
+        batch = collate(list(pairs), 0, layout=layout)
+        batch.weight[1] = 0
+        log = StepLog()
+        log.add({"loss": torch.ones(4)}, batch)
+        rates.append(float(log.tokens))
+    assert rates == [sum(len(p.chosen_ids) + len(p.rejected_ids) for i, p in enumerate(pairs) if i != 1)] * 2

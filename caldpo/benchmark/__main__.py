@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from caldpo.benchmark.read import read
 from caldpo.config.entry import hydra_entry
 
 
-@hydra_entry("benchmark", settings="caldpo.benchmark.settings.BenchmarkSettings", records=False)
+@hydra_entry("benchmark", settings="caldpo.benchmark.settings.BenchmarkSettings", records=False, agree=read)
 def main(cfg: DictConfig) -> None:
     """Measure the variants of ``cfg`` in turn and print how they compare."""
     from caldpo.benchmark.run import benchmark  # torch loads only for a good configuration

@@ -10,6 +10,7 @@ import torch
 
 from caldpo.benchmark.job import Answer
 from caldpo.benchmark.pairs import training_order, waste
+from caldpo.benchmark.result import Row
 from caldpo.benchmark.settings import BenchmarkSettings
 from caldpo.benchmark.shapes import Shape
 from caldpo.data.tokens import TokenizedPairs
@@ -22,9 +23,20 @@ def describe(
     pairs: TokenizedPairs,
     answers: Mapping[str, Sequence[Answer]],
     matmul_flops: float,
+    rows: Sequence[Row],
     yardstick: str | None,
 ) -> dict[str, str]:
-    """Lines for a person, by their titles."""
+    """Lines for a person, by their titles.
+
+    Args:
+        settings, shape: what is measured.
+        device: cpu or cuda.
+        pairs: of a run.
+        answers: of each variant, one for each round.
+        matmul_flops: operations per second that the device reaches.
+        rows: the figures of each variant.
+        yardstick: name of the variant that ratios refer to; None: nothing to compare with.
+    """
     of = next((rounds[0].memory["of"] for rounds in answers.values() if rounds), "")
     versions = {name: v for rounds in answers.values() for a in rounds for name, v in a.versions.items()}
     facts = {
@@ -40,12 +52,26 @@ def describe(
         "optimiser": f"AdamW, lr {settings.lr:g} constant, no weight decay; DPO loss, beta {settings.beta:g}",
         "versions": ", ".join(f"{name} {v}" for name, v in sorted(versions.items())),
     }
-    if yardstick:
-        facts["speed x, memory x"] = f"times faster, and times less memory, than {yardstick}"
-    for name, rounds in answers.items():
-        if rounds:
-            facts[name] = rounds[0].options
+    if "trl" in versions:
+        facts["not measured"] = (
+            f"padding_free of TRL {versions['trl']}: its DPOTrainer warns that the option is switched off, and pads"
+        )
+    base = next((row for row in rows if row.name == yardstick), None)
+    if base:
+        facts["speed x, memory x"] = f"times faster, and times less memory, than {base.title}"
+    for row in rows:
+        if answers[row.name]:
+            facts[row.name] = "; ".join(filter(None, (answers[row.name][0].options, first_run(row, base))))
     return facts
+
+
+def first_run(row: Row, base: Row | None) -> str:
+    """The speed of one epoch together with the pass that computes the reference's log-probs for it, if there is one."""
+    speed, theirs = row.first_run_pairs_per_second, base and base.first_run_pairs_per_second
+    if speed is None:
+        return ""
+    ratio = f", {speed / theirs:.2f} times {base.title}'s" if base and theirs else ""
+    return f"first run, pass included: {speed:.3g} pairs/s{ratio}"
 
 
 def data_line(settings: BenchmarkSettings, shape: Shape, pairs: TokenizedPairs) -> str:

@@ -55,6 +55,13 @@ class Row:
     reference_seconds_per_pair: float | None
     difference: Difference | None
 
+    @property
+    def first_run_pairs_per_second(self) -> float | None:
+        """Over one epoch whose reference has still to be computed; None where a variant ran out of memory."""
+        if self.pairs_per_second is None:
+            return None
+        return 1 / (1 / self.pairs_per_second[0] + (self.reference_seconds_per_pair or 0.0))
+
 
 def make_rows(
     titles: Mapping[str, str],

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,6 +21,7 @@ from caldpo.benchmark.job import MODEL, Answer, Job
 from caldpo.benchmark.pairs import training_order
 from caldpo.benchmark.prepare import discard, prepare
 from caldpo.benchmark.process import OutOfMemoryError, run_matmul, run_variant
+from caldpo.benchmark.read import read
 from caldpo.benchmark.result import Work, make_rows
 from caldpo.benchmark.settings import BenchmarkSettings
 from caldpo.benchmark.shapes import Shape
@@ -40,8 +40,7 @@ def benchmark(cfg: DictConfig) -> None:
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    settings = BenchmarkSettings(**{name: plain[name] for name in BenchmarkSettings.__dataclass_fields__})
-    shape: Shape = instantiate(cfg.shape)
+    settings, shape = read(cfg)
     require_extras(settings, shape)
     device = device_of(settings.device)
     run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
@@ -62,7 +61,7 @@ def benchmark(cfg: DictConfig) -> None:
     }
     titles: dict[str, str] = {name: VARIANTS[name].title for name in settings.variants}
     rows = make_rows(titles, answers, yardstick, differences, work, matmul)
-    facts = describe(settings, shape, device, pairs, answers, matmul, yardstick and titles[yardstick])
+    facts = describe(settings, shape, device, pairs, answers, matmul, rows, yardstick)
     content: dict[str, Any] = {
         "config": plain,
         "facts": facts,

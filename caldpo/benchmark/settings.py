@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
@@ -65,6 +66,10 @@ class BenchmarkSettings:
             raise CaldpoError("names nothing to run", key="variants", value=self.variants)
         if len(set(self.variants)) < len(self.variants):
             raise CaldpoError("names a variant twice", key="variants", value=self.variants)
+        file = None if self.data_file is None else Path(self.data_file).expanduser()
+        if file is not None and not file.is_file():
+            wrong = "a folder, not a file" if file.is_dir() else "no such file"
+            raise CaldpoError(wrong, key="data_file", value=self.data_file, remedy="name a file of preference pairs")
         if self.data_file is not None and self.tokenizer is None:
             raise CaldpoError(
                 "has to be given with data_file",

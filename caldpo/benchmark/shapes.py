@@ -17,7 +17,7 @@ class Shape:
         hidden_size: width of the residual stream.
         num_layers: transformer blocks.
         num_heads: attention heads; must divide ``hidden_size``.
-        num_key_value_heads: heads of keys and values; None is ``num_heads``.
+        num_key_value_heads: heads of keys and values, dividing ``num_heads``; None is ``num_heads``.
         intermediate_size: width inside the feed-forward block.
         vocab_size: tokens; ids of real data above it are folded into it.
         tie_word_embeddings: one matrix for the input embedding and the output head.
@@ -43,6 +43,12 @@ class Shape:
         max_length: PositiveInt,
         max_prompt_length: PositiveInt,
     ) -> None:
+        if hidden_size % num_heads:
+            raise CaldpoError(f"must divide shape.hidden_size={hidden_size}", key="num_heads", value=num_heads)
+        if num_heads % (num_key_value_heads or num_heads):
+            raise CaldpoError(
+                f"must divide shape.num_heads={num_heads}", key="num_key_value_heads", value=num_key_value_heads
+            )
         if vocab_size < 8:
             raise CaldpoError("must be at least 8", key="vocab_size", value=vocab_size)
         if max_prompt_length >= max_length:

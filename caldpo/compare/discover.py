@@ -23,7 +23,7 @@ def is_run(folder: Path) -> bool:
     folder is, so that a run that failed before it wrote anything is still seen. An estimate, or a dry run, is none.
     """
     if (folder / ".hydra").is_dir():
-        return not _trained_nothing(folder)
+        return not trained_nothing(folder)
     return sum((folder / name).is_file() for name in RUN_FILES) >= 2
 
 
@@ -76,7 +76,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield Path(path)
 
 
-def _trained_nothing(folder: Path) -> bool:
+def trained_nothing(folder: Path) -> bool:
     """Whether a folder was made with ``dry_run: true``, as estimates are, and no training left its metrics there."""
     config = folder / ".hydra" / "config.yaml"
     if (folder / "metrics.csv").is_file() or not config.is_file():

@@ -19,7 +19,7 @@ from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from caldpo.config.job import Task, run_job
 from caldpo.config.overrides import with_positional
 from caldpo.config.paths import conf_dir
-from caldpo.config.preflight import check_composes, preflight
+from caldpo.config.preflight import Agree, check_composes, preflight
 from caldpo.config.redact import redact_text
 from caldpo.errors import CaldpoError
 
@@ -34,6 +34,7 @@ def hydra_entry(
     absent: Callable[[], CaldpoError] | None = None,
     settings: str | None = None,
     records: bool = True,
+    agree: Agree | None = None,
 ) -> Callable[[Task], Main]:
     """Make a command of a function that takes the composed configuration.
 
@@ -44,6 +45,7 @@ def hydra_entry(
         positional: key that the first bare argument is the value of.
         absent: the answer where that argument alone is missing; None takes that of any missing key.
         settings: dotted target in caldpo whose signature describes the plain top-level keys.
+        agree: raises CaldpoError where keys contradict each other; imports nothing heavy.
         records: keep status and error in ``summary.json`` and ``error.txt`` of the run's folder.
 
     Returns:
@@ -57,7 +59,7 @@ def hydra_entry(
                 with _exit_on_sigterm():
                     args = _parse(command, sys.argv[1:] if argv is None else argv, positional)
                     try:
-                        _check(command, args, {"": settings} if settings else {})
+                        _check(command, args, {"": settings} if settings else {}, agree)
                     except CaldpoError as error:
                         # Without a value it is the missing one; several problems have no key in common.
                         if absent and error.key == positional and error.value_or_none is None:
@@ -101,7 +103,7 @@ def _parse(command: str, argv: Sequence[str], positional: str | None) -> Namespa
     return args
 
 
-def _check(command: str, args: Namespace, schemas: dict[str, str]) -> None:
+def _check(command: str, args: Namespace, schemas: dict[str, str], agree: Agree | None) -> None:
     """Check the command line, and complete it by what names the job and its folders."""
     if args.hydra_help or args.info or args.shell_completion:
         return
@@ -109,7 +111,9 @@ def _check(command: str, args: Namespace, schemas: dict[str, str]) -> None:
     if args.help or args.cfg:
         check_composes(args.config_name, search_path, args.overrides)
         return
-    folders = preflight(args.config_name, search_path, args.overrides, multirun=args.multirun, schemas=schemas)
+    folders = preflight(
+        args.config_name, search_path, args.overrides, multirun=args.multirun, schemas=schemas, agree=agree
+    )
     # The job's name first: Lightning gives its child processes another one.
     args.overrides = [f"hydra.job.name={command}", *args.overrides, *folders]
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.check import Problem
 from caldpo.config.overrides import parse_overrides
+from caldpo.config.paths import conf_dir
 from caldpo.config.redact import redact_text
 from caldpo.config.values import suggest
 
@@ -34,8 +35,8 @@ def compose_or_explain(
     Returns:
         The configuration without the faulty overrides (None when it cannot be composed) and their problems.
     """
-    remaining = list(overrides)
-    problems: list[Problem] = []
+    problems, foreign = _of_other_commands(compose, loader, overrides)
+    remaining = [override for override in overrides if override not in foreign]
     while True:
         try:
             return compose(remaining), problems
@@ -45,6 +46,23 @@ def compose_or_explain(
             if culprit not in remaining:
                 return None, problems
             remaining = [override for override in remaining if override != culprit]
+
+
+def _of_other_commands(
+    compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]
+) -> tuple[list[Problem], list[str]]:
+    """Added groups that no configuration of this command names, and that nothing would read."""
+    added = [o for o in parse_overrides(loader, overrides) if o.is_add() and _options(loader, o.key_or_group)]
+    if not added:
+        return [], []
+    try:
+        cfg = compose([])
+    except _FAULTS:
+        return [], []
+    foreign = [o for o in added if not _has_group(cfg, loader, o.key_or_group)]
+    remedy = f"the groups of this command are {', '.join(_groups(cfg, loader))}"
+    problems = [Problem(o.key_or_group, None, "a group of another command", remedy) for o in foreign]
+    return problems, [o.input_line or "" for o in foreign]
 
 
 def _explain(
@@ -130,7 +148,7 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl,
     except _FAULTS:
         return Problem(key, None, "unknown key")
     options = _options(loader, key)
-    if options and key not in cfg:
+    if options and key not in cfg and _has_group(cfg, loader, key):
         return Problem(key, None, "not chosen by the defaults list", f"add it as +{key}={'|'.join(options)}")
     section = OmegaConf.select(cfg, key, throw_on_missing=False)
     if isinstance(value, dict) and isinstance(section, DictConfig):
@@ -143,7 +161,7 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl,
         parent = f"{parent}.{names.pop(0)}".strip(".")
     section = OmegaConf.select(cfg, parent) if parent else cfg
     known = [str(k) for k in section if k != "hydra" and not str(k).startswith("_")]
-    choices = [*known, *_groups(loader)] if not parent else known
+    choices = [*known, *_groups(cfg, loader)] if not parent else known
     # in a sweep over a group, say which of its options lacks the key
     chosen = next((o for o in others if parent and o.split("=")[0] == parent), None)
     where = chosen or parent or "the top level"
@@ -156,8 +174,18 @@ def _options(loader: ConfigLoaderImpl, group: str) -> list[str]:
     return loader.get_group_options(group, ObjectType.CONFIG) if "." not in group else []
 
 
-def _groups(loader: ConfigLoaderImpl) -> list[str]:
-    return [group for group in loader.list_groups("") if group != "hydra"]
+def _groups(cfg: DictConfig, loader: ConfigLoaderImpl) -> list[str]:
+    """The groups of the command that ``cfg`` was composed for."""
+    return [group for group in loader.list_groups("") if group != "hydra" and _has_group(cfg, loader, group)]
+
+
+def _has_group(cfg: DictConfig, loader: ConfigLoaderImpl, group: str) -> bool:
+    """Whether the command's defaults choose from the group, or it is a person's own that changes what they chose."""
+    if "/" in group or group in cfg.hydra.runtime.choices:
+        return True
+    found = [loader.repository.load_config(f"{group}/{option}") for option in _options(loader, group)]
+    own = [option for option in found if option is not None and not option.path.endswith(str(conf_dir()))]
+    return any(option.header.get("package") == "_global_" for option in own)
 
 
 def _value(line: str) -> str:

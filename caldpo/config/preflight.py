@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,19 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import setup_globals
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from caldpo.config.check import Problem, find_problems, raise_problems
 from caldpo.config.explain import compose_or_explain
+from caldpo.config.job import as_caldpo_error
 from caldpo.config.names import claimed_folder, naming_overrides, register_resolvers
 from caldpo.config.overrides import parse_overrides
+from caldpo.config.redact import redact_text
+from caldpo.errors import CaldpoError
+
+Agree = Callable[[DictConfig], Any]
 
 # Launchers whose runs share this machine's processes with the sweep itself.
 _LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")
@@ -34,6 +40,7 @@ def preflight(
     *,
     multirun: bool,
     schemas: Mapping[str, str],
+    agree: Agree | None = None,
 ) -> list[str]:
     """Compose and check every run, and make the folder that this command line is going to fill.
 
@@ -43,6 +50,7 @@ def preflight(
         overrides: as given on the command line.
         multirun: whether ``-m`` was given; a configuration may ask for a sweep too (``hydra.mode``).
         schemas: as for :func:`caldpo.config.check.check_config`.
+        agree: raises CaldpoError where keys that are good by themselves contradict each other.
 
     Returns:
         Overrides to add, which name the folders.
@@ -56,11 +64,11 @@ def preflight(
         # As a sweep first: only the composed configuration knows whether it is one.
         master, problems = compose(RunMode.MULTIRUN, sweeps=multirun)
         if multirun or (master is not None and master.hydra.mode == RunMode.MULTIRUN):
-            return _of_sweep(loader, master, problems, schemas)
+            return _of_sweep(loader, master, problems, schemas, agree)
         cfg = master
         if not problems:
             cfg, problems = compose(RunMode.RUN)  # only this one refuses several values for one key
-        raise_problems([*problems, *(_of_run(cfg, schemas) if cfg is not None else [])])
+        raise_problems([*problems, *(_of_run(cfg, schemas, agree) if cfg is not None else [])])
         assert cfg is not None
         return claimed_folder(cfg, "run")
     finally:
@@ -94,7 +102,11 @@ def _compose(
 
 
 def _of_sweep(
-    loader: ConfigLoaderImpl, master: DictConfig | None, problems: list[Problem], schemas: Mapping[str, str]
+    loader: ConfigLoaderImpl,
+    master: DictConfig | None,
+    problems: list[Problem],
+    schemas: Mapping[str, str],
+    agree: Agree | None,
 ) -> list[str]:
     """Check the sweep that ``master`` describes; the overrides that name its folders."""
     if master is None:
@@ -107,19 +119,32 @@ def _of_sweep(
             cfg, found = compose_or_explain(lambda given: loader.load_sweep_config(master, given), loader, job)
             problems += found
             if cfg is not None:
-                problems += [*_of_run(cfg, schemas, number), *_of_processes(cfg)]
+                problems += [*_of_run(cfg, schemas, agree, number), *_of_processes(cfg)]
         raise_problems(list(dict.fromkeys(problems)))
     HydraConfig.instance().set_config(master)
     return [*naming_overrides(jobs, master, all_known=all_known), *claimed_folder(master, "sweep")]
 
 
-def _of_run(cfg: DictConfig, schemas: Mapping[str, str], number: int = 0) -> list[Problem]:
+def _of_run(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None, number: int = 0) -> list[Problem]:
     """The problems of one run's configuration, with the values that Hydra sets at its start in place."""
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.runtime.output_dir = str(Path.cwd())
         cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
     HydraConfig.instance().set_config(cfg)
-    return list(find_problems(cfg, schemas))
+    problems = list(find_problems(cfg, schemas))
+    return problems if problems or agree is None else _of_agreement(cfg, agree)
+
+
+def _of_agreement(cfg: DictConfig, agree: Agree) -> list[Problem]:
+    try:
+        agree(cfg)
+    except (CaldpoError, InstantiationException) as error:
+        known = as_caldpo_error(error)
+        if known is None:
+            raise
+        value = None if known.value_or_none is None else redact_text(str(known.value))
+        return [Problem(known.key or "configuration", value, known.message, known.remedy)]
+    return []
 
 
 def _jobs(loader: ConfigLoaderImpl, master: DictConfig) -> tuple[list[list[str]], bool, list[Problem]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from caldpo.logprobs.chunked import token_logprobs
 from caldpo.logprobs.head import NoHeadError, OutputHead, head_layer, hooked, output_head
-from caldpo.logprobs.streamed import PairLoss, ResponseTokens, streamed_loss
+from caldpo.logprobs.streamed import PairLoss, ResponseTokens, require_dependence, streamed_loss
 from caldpo.types import PairBatch
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,10 @@ class LogprobEngine:
         head, inputs = self.head, batch.model_inputs()
         if head is None:
             chosen, rejected = self(batch)
-            return pair_loss(chosen, rejected, slice(0, batch.pairs)), chosen.detach(), rejected.detach()
+            value = pair_loss(chosen, rejected, slice(0, batch.pairs))
+            if chosen.requires_grad:
+                require_dependence(value)
+            return value, chosen.detach(), rejected.detach()
         total, both = streamed_loss(
             self._run(batch.predicts, inputs, whole=False),
             head.layer.weight,

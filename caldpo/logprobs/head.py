@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from caldpo.errors import CaldpoError
 from caldpo.logprobs.softmax import LogitTransform
 from caldpo.models.modes import evaluating
 
@@ -35,12 +36,28 @@ class NoHeadError(Exception):
     """The head cannot be taken apart from the model; the message says why."""
 
 
+class NotNumbersError(CaldpoError):
+    """A model computes NaN or infinite logits, so that nothing about it can be found out, or trained."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits are not numbers (NaN or infinite)",
+            key="model",
+            remedy="check its weights, which may be broken; a model in float16 may overflow: load it in bfloat16 or"
+            " float32",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NotNumbersError, ()
+
+
 @torch.no_grad()
 def output_head(model: nn.Module) -> OutputHead:
     """The output head of a model, found by asking it.
 
     Raises:
         NoHeadError: there is none, it is no plain linear layer, or the logits are another function of its output.
+        NotNumbersError: of finite hidden states it makes logits that are not.
     """
     layer = head_layer(model)
     if layer is None:
@@ -85,6 +102,8 @@ def _ask(model: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
         # not the token's own: that of a padding token may be 0
         drawn = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
         largest = nn.functional.linear(drawn, layer.weight).abs().max().clamp_min(_QUIET)
+        if not largest.isfinite():
+            raise NotNumbersError
         seen["hidden"] = (drawn * (_LOUD / largest)).to(inputs[0].dtype)
         return (seen["hidden"], *inputs[1:])
 
@@ -101,6 +120,10 @@ def _ask(model: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
         logits = model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=False).logits
     if "raw" not in seen or seen["raw"].shape != logits.shape:
         raise NoHeadError("its logits do not come from the output head that it names")
+    # -inf is a number's absence by intent: some models rule out tokens so
+    broken = any(bool((x.isnan() | (x == torch.inf)).any()) for x in (seen["raw"], logits))
+    if broken and bool(seen["hidden"].isfinite().all()):
+        raise NotNumbersError
     return seen["hidden"].flatten(), seen["raw"].flatten().to(wide), logits.flatten().to(wide)
 
 
@@ -132,4 +155,5 @@ def _numbers_of(model: Any, config: Any) -> Iterator[float]:
 def _close(found: Tensor, expected: Tensor) -> bool:
     """Whether two rows of logits agree to the rounding of the dtype they were computed in."""
     tolerance = 1e-4 if found.dtype == expected.dtype == torch.float64 else 2e-2
-    return bool((found - expected.to(found.dtype)).abs().max() <= tolerance * expected.abs().max().float())
+    largest = expected.abs().max().float()  # infinite, it would tolerate anything
+    return bool(largest.isfinite() & ((found - expected.to(found.dtype)).abs().max() <= tolerance * largest))

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from caldpo.data.collate import Layout, collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
-from caldpo.logprobs.attention import use_packed_attention
+from caldpo.logprobs.attention import EAGER, SDPA, use_packed_attention
 from caldpo.logprobs.engine import LogprobEngine
+from caldpo.logprobs.head import NotNumbersError
 from caldpo.models.modes import evaluating
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
@@ -34,14 +35,15 @@ def settle_layout(wanted: Literal["auto", "packed", "padded"], policy: Any, max_
         max_length: tokens of the longest sequence.
 
     Raises:
-        CaldpoError: packed is wanted and the model cannot.
+        CaldpoError: packed is wanted and the model cannot, or its logits are not numbers.
     """
     if wanted == "padded":
         return "padded", "as configured"
     model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    asked = model.config._attn_implementation
     reason = why_not_packed(model, max_length) or _disagreement(policy, model)
     if reason is None:
-        return "packed", "each prompt once, no padding"
+        return "packed", f"each prompt once, no padding{_replaced(asked)}"
     if wanted == "auto":
         return "padded", reason
     raise CaldpoError(
@@ -66,8 +68,15 @@ def why_not_packed(model: PreTrainedModel, max_length: int) -> str | None:
         window = getattr(config, name, None)
         windowed = getattr(config, "use_sliding_window", True)
         if window is not None and windowed and window < max_length:
-            return f"its {name} of {window:,} tokens is shorter than data.max_length={max_length:,}"
+            return f"its {name} of {window:,} tokens is shorter than the {max_length:,} of the longest sequences"
     return None
+
+
+def _replaced(asked: str) -> str:
+    """What is said where packed rows have another attention than the one that was asked for."""
+    if asked in ("eager", "sdpa", EAGER, SDPA):
+        return ""
+    return f"; attention by PyTorch's SDPA, a sequence at a time, instead of {asked}"
 
 
 def _disagreement(policy: Any, model: PreTrainedModel) -> str | None:
@@ -80,6 +89,8 @@ def _disagreement(policy: Any, model: PreTrainedModel) -> str | None:
         else:
             with evaluating(policy):
                 reason = _compare(policy, model)
+    except NotNumbersError:
+        raise
     except Exception as error:  # whatever a model of unknown make raises, padded batches remain
         reason = f"packed rows fail in it ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     if reason is not None and model.config._attn_implementation != before:
@@ -100,6 +111,8 @@ def _compare(policy: Any, model: PreTrainedModel) -> str | None:
     padded, packed = (
         torch.cat(engine(collate(pairs, 0, layout=layout).to(model.device))) for layout in ("padded", "packed")
     )
+    if padded.isnan().any() or not padded.isfinite().any():
+        raise NotNumbersError
     difference = float(((padded - packed).abs() / padded.abs().clamp_min(1)).max())
     if difference <= _TOLERANCE.get(model.dtype, _COARSE):
         return None

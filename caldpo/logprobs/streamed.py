@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from caldpo.errors import CaldpoError
 from caldpo.logprobs.chunked import backward_parts, forward_parts, in_autocast_dtype
 from caldpo.logprobs.softmax import IDENTITY, HeadGradient, HeadProducts, LogitTransform
 
@@ -58,12 +59,29 @@ def streamed_loss(
         loss: of any group of pairs; it must be the sum of the losses of each pair alone.
         transform: what the model does to the head's output.
         kept_bytes: of a group's softmax between its two passes; what is beyond is computed again.
+
+    Raises:
+        CaldpoError: the loss does not depend on the log-probs.
     """
     hidden, weight = in_autocast_dtype(hidden, weight)
     if not torch.is_grad_enabled():  # as in token_logprobs: no gradients for a loss that is only looked at
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     with torch.autocast(hidden.device.type, enabled=False):
         return _StreamedLoss.apply(hidden, weight, bias, tokens, loss, transform, kept_bytes)
+
+
+def require_dependence(value: Tensor) -> None:
+    """Refuse a loss that no gradient can come from.
+
+    Raises:
+        CaldpoError: it was computed from nothing that requires one.
+    """
+    if not value.requires_grad:
+        raise CaldpoError(
+            "does not depend on the policy's log-probs, so that there is nothing to train",
+            key="loss",
+            remedy="compute it from the policy_chosen or policy_rejected that it is given, without detaching them",
+        )
 
 
 class _StreamedLoss(torch.autograd.Function):
@@ -94,6 +112,7 @@ class _StreamedLoss(torch.autograd.Function):
             with torch.enable_grad():
                 both = [logprobs[rows].clone().requires_grad_() for rows in (pairs, rejected)]
                 value = loss(both[0], both[1], pairs)
+            require_dependence(value)
             total += value.detach()
             slopes[pairs], slopes[rejected] = torch.autograd.grad(value, both, materialize_grads=True)
             backward_parts(head, hidden[part], targets, slopes[of], kept, gradient.within(part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,8 @@ class HubModel:
         revision: branch, tag or commit of a hub model; pin a commit to repeat a run.
         tokenizer: hub id or folder of another tokenizer; None takes the model's own.
         dtype: of the weights; ``auto`` keeps the checkpoint's.
-        attention: attention implementation of transformers; None lets it choose.
+        attention: attention implementation of transformers; None lets it choose. Packed rows have PyTorch's SDPA in
+            place of all but ``eager``, see :mod:`caldpo.logprobs.attention`.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         dropout: keep the checkpoint's dropout while training.
         trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
@@ -95,6 +97,9 @@ def load_causal_lm(path: str, *, key: str, revision: str | None = None, **argume
     try:
         return AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", **arguments)
     except (OSError, ValueError, ImportError) as error:
+        attention = arguments.get("attn_implementation")
+        if attention is not None and _is_about_attention(error):
+            raise _cannot_attend(attention, error) from error
         raise _cannot_load("model", path, key, error) from error
 
 
@@ -174,13 +179,30 @@ def _commit(path: str, revision: str | None, trust_remote_code: bool) -> str | N
     return getattr(config, "_commit_hash", None) or revision
 
 
+def _is_about_attention(error: Exception) -> bool:
+    return re.search(r"flash.?att|flex.?att|attn_implementation|scaled_dot_product", str(error), re.I) is not None
+
+
+def _cannot_attend(attention: str, error: Exception) -> CaldpoError:
+    package = ", or install the package flash-attn, built for this PyTorch and CUDA" if "flash" in attention else ""
+    return CaldpoError(
+        f"cannot be used here: {_first_sentence(error)}",
+        key="model.attention",
+        value=attention,
+        remedy="set model.attention=sdpa, which on a GPU uses PyTorch's own FlashAttention kernels" + package,
+    )
+
+
+def _first_sentence(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def _cannot_load(what: str, path: str, key: str, error: Exception) -> CaldpoError:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    reason = str(error).strip().splitlines()[0]
     if looks_local and not Path(path).expanduser().exists():
         return CaldpoError(f"there is no such folder to load a {what} from", key=key, value=path)
     return CaldpoError(
-        f"cannot load a {what}: {reason}",
+        f"cannot load a {what}: {_first_sentence(error)}",
         key=key,
         value=path,
         remedy="give the id of a causal language model on the hub (check the spelling, the network and, for a"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import subprocess
@@ -71,6 +72,15 @@ def test_every_variant_is_named_in_the_settings_and_explained(capsys) -> None:
         (["shape=vocab"], "no such option"),
         (["shape.hidden=3"], "shape.hidden: unknown key"),
         (["warmup_steps=0"], "warmup_steps=0: must be a whole number > 0"),
+        (["variants=[trl,trl]"], "names a variant twice"),
+        (["variants=[]"], "names nothing to run"),
+        ([f"data_file={__file__}"], "tokenizer: has to be given with data_file"),
+        (["data_file=nope.jsonl"], "data_file=nope.jsonl: no such file"),
+        (["shape=tiny", "shape.max_prompt_length=64"], "shape.max_prompt_length=64: must be below shape.max_length=64"),
+        (["shape=tiny", "shape.num_heads=3"], "shape.num_heads=3: must divide shape.hidden_size=32"),
+        (["shape.num_heads=4", "shape.num_key_value_heads=3"], "shape.num_key_value_heads=3: must divide"),
+        (["-m", "shape=tiny", "shape.num_heads=2,3"], "shape.num_heads=3: must divide shape.hidden_size=32"),
+        (["+loss=dpo"], "loss: a group of another command"),
     ],
 )
 def test_a_mistake_is_answered(overrides: list[str], said: str, capsys) -> None:
@@ -80,26 +90,23 @@ def test_a_mistake_is_answered(overrides: list[str], said: str, capsys) -> None:
     assert not Path("outputs").exists()
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["variants=[trl,trl]"], "names a variant twice"),
-        (["variants=[]"], "names nothing to run"),
-        (["data_file=x.jsonl"], "tokenizer: has to be given with data_file"),
-        (["shape.max_prompt_length=64"], "must be below shape.max_length=64"),
-    ],
-)
-def test_contradictions_are_answered(overrides: list[str], said: str, capsys) -> None:
-    code, text = stopped(capsys, *TINY, *overrides)
-    assert code == 1
-    assert said in text
+@pytest.mark.parametrize("command", ["caldpo.train", "caldpo.estimate.__main__"])
+@pytest.mark.parametrize("override", ["shape=tiny", "+shape=tiny", "shape.num_heads=2"])
+def test_shapes_are_not_of_other_commands(command: str, override: str, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(command).main([override])
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.startswith("error: shape")
+    assert "+shape" not in said
+    assert " shape," not in said
 
 
 def test_nothing_heavy_is_loaded_for_an_answer() -> None:
     script = f"""
 import sys
 from caldpo.benchmark.__main__ import main
-for line in (["--help"], ["stepss=3"], ["variants=[x]"]):
+for line in (["--help"], ["stepss=3"], ["variants=[x]"], ["shape.num_heads=3"], ["data_file=x"]):
     try:
         main(line)
     except SystemExit:
@@ -148,6 +155,9 @@ def test_rounds_are_interleaved_and_memory_may_run_out(capsys, monkeypatch: pyte
     workers = Workers(monkeypatch, {"trl": {"too large": True}, "trl_best": {}, "caldpo": {"seconds": 1.0}})
     main([*TINY, "repeats=2", "variants=[trl,trl_best,caldpo]"])
     assert workers.order == ["trl", "trl_best", "caldpo", "trl_best", "caldpo"]
+    facts = result()["facts"]
+    assert facts["trl_best"].endswith("first run, pass included: 1.5 pairs/s, 1.00 times TRL, fastest's")
+    assert facts["caldpo"].endswith("first run, pass included: 6 pairs/s, 4.00 times TRL, fastest's")
     rows = {row["name"]: row for row in result()["rows"]}
     assert rows["trl"]["pairs_per_second"] is None
     assert rows["caldpo"]["speed"] == 4.0, "against the first of TRL that fits"

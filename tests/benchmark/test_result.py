@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 
 from caldpo.benchmark.agreement import Difference, compare, disagreements
+from caldpo.benchmark.facts import first_run
 from caldpo.benchmark.job import Answer, digest
 from caldpo.benchmark.result import Work, make_rows
 from caldpo.benchmark.table import HEADERS, agreement_lines, cells, markdown
@@ -41,6 +42,15 @@ class TestRows:
         assert ours.peak_share == pytest.approx(10**9 / 2.5 / 2e9)
         assert ours.reference_seconds_per_pair == pytest.approx(10 / 50)
         assert self.rows[0].reference_seconds_per_pair is None
+
+    def test_the_first_run_has_the_pass_in_it(self) -> None:
+        """One epoch's seconds a pair: 2.5 / 40 of steps and 10 / 50 of the pass."""
+        yardstick, ours, too_large = self.rows
+        assert ours.first_run_pairs_per_second == pytest.approx(1 / (2.5 / 40 + 10 / 50))
+        assert yardstick.first_run_pairs_per_second == pytest.approx(40 / 12)
+        assert too_large.first_run_pairs_per_second is None
+        assert first_run(ours, yardstick) == "first run, pass included: 3.81 pairs/s, 1.14 times A's"
+        assert first_run(ours, None) == "first run, pass included: 3.81 pairs/s"
 
     def test_without_trl_there_are_no_ratios(self) -> None:
         (row,) = make_rows({"caldpo": "B"}, {"caldpo": self.answers["caldpo"]}, None, {}, WORK, 2e9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from caldpo.data.collate import Layout, collate
 from caldpo.logprobs import LogprobEngine, pair_logprobs
-from caldpo.logprobs.head import NoHeadError, head_layer, output_head
+from caldpo.logprobs.head import NoHeadError, NotNumbersError, head_layer, output_head
 from caldpo.logprobs.softmax import LogitTransform
 from tests.logprobs import naive
 from tests.logprobs.models import PARITY, VOCABULARY, kept, make, transformed, wide_copy
@@ -254,3 +255,25 @@ def test_what_is_found_is_what_the_model_computes() -> None:
             z = nn.functional.linear(hidden, head.layer.weight, head.layer.bias)
             wanted = transformed(wide_copy(kept(architecture)), z.double())
             torch.testing.assert_close(head.transform(z).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), torch.float32), (float("inf"), torch.float16)])
+def test_a_head_that_makes_no_numbers_is_no_unknown_kind_of_head(value: float, dtype: torch.dtype) -> None:
+    model = make("llama", dtype=dtype)
+    model.lm_head.weight.data[5, 1] = value
+    with pytest.raises(NotNumbersError, match="logits are not numbers") as caught:
+        LogprobEngine(model)(collate(PAIRS, 0))
+    assert "float16" in str(caught.value.remedy)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_logits_that_overflow_behind_the_head() -> None:
+    with pytest.raises(NotNumbersError):
+        output_head(Wrapped(lambda z: z * 1e38 * 1e38))
+
+
+def test_tokens_that_a_model_rules_out_are_no_broken_weights() -> None:
+    """Minus infinity is how a token is ruled out; such a model's own logits are taken."""
+    ruled_out = torch.zeros(VOCABULARY).masked_fill(torch.arange(VOCABULARY) == 1, -torch.inf)
+    with pytest.raises(NoHeadError):
+        output_head(Wrapped(lambda z: z + ruled_out))

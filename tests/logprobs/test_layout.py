@@ -208,3 +208,25 @@ def test_gradients_stay_within_a_pair(architecture: str) -> None:
     own = [*range(start, start + prompt), *range(start + prompt + chosen, start + prompt + chosen + length - 1)]
     reached = gradient[0].abs().sum(-1).nonzero().flatten().tolist()
     assert reached == own  # all but the last token, which predicts nothing
+
+
+def test_an_attention_that_packed_rows_replace_is_named() -> None:
+    """FlexAttention is asked for, PyTorch's SDPA is what packed rows get."""
+    model = make("llama")
+    model.set_attn_implementation("flex_attention")
+    layout, reason = settle_layout("auto", model, LIMIT)
+    assert layout == "packed"
+    assert reason == (
+        "each prompt once, no padding; attention by PyTorch's SDPA, a sequence at a time, instead of flex_attention"
+    )
+    assert model.config._attn_implementation == SDPA
+
+
+@pytest.mark.parametrize("wanted", ["auto", "packed"])
+def test_weights_that_are_not_numbers_are_called_so(wanted: Any) -> None:
+    """In the body, where they reach the log-probs, and in the head."""
+    for name in ("model.norm.weight", "lm_head.weight"):
+        model = make("llama")
+        model.get_parameter(name).data[3] = float("nan")
+        with pytest.raises(CaldpoError, match="logits are not numbers"):
+            settle_layout(wanted, model, LIMIT)

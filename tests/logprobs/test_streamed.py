@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caldpo.errors import CaldpoError
 from caldpo.logprobs import softmax, streamed
 from caldpo.logprobs.softmax import HeadGradient, LogitTransform
 from caldpo.logprobs.streamed import ResponseTokens, streamed_loss
@@ -207,3 +208,11 @@ def test_the_scale_of_float16_training_comes_in_time() -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=2e-3, atol=1e-7)
     (lost,) = torch.autograd.grad(ours(head, faint)[0], head.hidden)
     assert not lost.any()
+
+
+def test_a_loss_of_something_else_is_refused() -> None:
+    """Detached log-probs, or none at all, give nothing to train on."""
+    head = draw()
+    for loss in (lambda c, r, rows: -c.detach().sum(), lambda c, r, rows: torch.ones(())):
+        with pytest.raises(CaldpoError, match=r"loss: does not depend on the policy's log-probs"):
+            ours(head, loss)

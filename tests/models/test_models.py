@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import is_flash_attn_2_available
 
 from caldpo.errors import CaldpoError
 from caldpo.models.base import prepare_for_training
@@ -111,3 +112,20 @@ def test_sizes_that_do_not_fit_are_named(folder: Path) -> None:
         RandomModel(str(folder), num_heads=5)
     with pytest.raises(CaldpoError, match=r"model\.num_key_value_heads=3"):
         RandomModel(str(folder), num_key_value_heads=3)
+
+
+def test_a_missing_attention_package_is_no_missing_model(folder: Path) -> None:
+    if is_flash_attn_2_available():
+        pytest.skip("FlashAttention is installed")
+    with pytest.raises(CaldpoError) as caught:
+        HubModel(str(folder), attention="flash_attention_2").load_policy()
+    assert (caught.value.key, caught.value.value) == ("model.attention", "flash_attention_2")
+    assert "model.attention=sdpa" in str(caught.value.remedy)
+    assert "flash-attn" in str(caught.value.remedy)
+    assert "HF_TOKEN" not in str(caught.value)
+    assert ".." not in str(caught.value)
+
+
+def test_a_missing_model_is_no_missing_attention() -> None:
+    with pytest.raises(CaldpoError, match=r"model\.path=\./not/there"):
+        HubModel("./not/there", attention="flash_attention_2").load_policy()
