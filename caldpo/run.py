@@ -14,7 +14,6 @@ import transformers
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.job import FINISHED, SUMMARY
@@ -24,8 +23,8 @@ from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import is_adapted
 from caldpo.module import PreferenceModule
+from caldpo.parts import build_parts, check_parts
 from caldpo.ranks import is_first_rank
-from caldpo.reference.adapter import check_adapter
 from caldpo.reference.context import in_run_dtype, reference_context
 from caldpo.settings import RunSettings
 from caldpo.summary import (
@@ -77,13 +76,10 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
-    parts: dict[str, Any] = {name: instantiate(cfg[name], _convert_="all") for name in SECTIONS}
+    parts = build_parts(cfg, SECTIONS)
     loss, data, source = parts["loss"], parts["data"], parts["model"]
     parts["trainer"].check()
-    parts["optim"].check(parts["trainer"].precision)
-    parts["adapter"].check()
-    parts["reference"].check()
-    check_adapter(parts["reference"], parts["adapter"])
+    check_parts(parts)
     tokenizer = source.load_tokenizer()
     start_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
     policy_identity = parts["adapter"].identity(start_identity)
@@ -106,13 +102,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         layout, why = settle_layout(settings.layout, policy, data.max_length)
         print_layout(layout, why)
         steps = parts["trainer"]
-        plan = data.plan_steps(
-            layout,
-            accumulation=steps.accumulate_grad_batches,
-            world_size=steps.world_size,
-            max_epochs=steps.max_epochs,
-            max_steps=steps.max_steps,
-        )
+        plan = data.plan_steps(layout, **steps.extent())
         trainer = steps.build(run_dir, loggers, list(parts["callbacks"].values()), plan.accumulation)
         policy = in_run_dtype(trainer, policy)
         note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), parts["optim"].lr)

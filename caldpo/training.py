@@ -89,6 +89,15 @@ class TrainerSettings:
         """Devices of all nodes together."""
         return self.devices * self.num_nodes
 
+    def extent(self) -> dict[str, Any]:
+        """What :meth:`caldpo.data.serving.ServedPairs.plan_steps` has to know of the Trainer."""
+        return {
+            "accumulation": self.accumulate_grad_batches,
+            "world_size": self.world_size,
+            "max_epochs": self.max_epochs,
+            "max_steps": self.max_steps,
+        }
+
     def build(
         self, run_dir: Path, loggers: list[Logger], callbacks: list[pl.Callback], accumulation: int | None = None
     ) -> pl.Trainer:

@@ -5,6 +5,15 @@ from __future__ import annotations
 import pytest
 
 SIDES = ("chosen", "rejected")
+# a model of random weights, with tokenizer and pairs in the current folder
+RANDOM_MODEL = (
+    "model=random",
+    "model.tokenizer=tokenizer",
+    "model.hidden_size=16",
+    "data=local",
+    "data.train=pairs.jsonl",
+    "data.pairs_per_batch=6",
+)
 
 
 def train(*overrides: str, fails: int | None = None) -> None:

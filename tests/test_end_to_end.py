@@ -14,15 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldpo.logprobs import response_logprobs
 from tests import wandb_file
-from tests.command import SIDES, train
+from tests.command import RANDOM_MODEL, SIDES, train
 
 SMALL = [
-    "model=random",
-    "model.tokenizer=tokenizer",
-    "model.hidden_size=16",
-    "data=local",
-    "data.train=pairs.jsonl",
-    "data.pairs_per_batch=6",
+    *RANDOM_MODEL,
     "optim.lr=0.01",
     "callbacks.samples.max_new_tokens=4",
     "trainer.progress_bar=false",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -25,7 +24,7 @@ from caldpo.estimate.schedule import Schedule, schedule_of, whole_split
 from caldpo.estimate.settings import SAMPLE_PAIRS
 from caldpo.estimate.verdict import Verdict, judge
 from caldpo.logprobs.layout import why_not_packed
-from caldpo.reference.adapter import check_adapter
+from caldpo.parts import build_parts, check_parts
 
 FILE = "estimate.json"
 _SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "data", "model")
@@ -69,12 +68,9 @@ def estimate(cfg: DictConfig, sample_pairs: int = SAMPLE_PAIRS, memory_gib: floa
     """
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
-    parts: dict[str, Any] = {name: instantiate(cfg[name], _convert_="all") for name in _SECTIONS}
+    parts = build_parts(cfg, _SECTIONS)
     trainer, source, data = parts["trainer"], parts["model"], parts["data"]
-    parts["optim"].check(trainer.precision)
-    parts["adapter"].check()
-    parts["reference"].check()
-    check_adapter(parts["reference"], parts["adapter"])
+    check_parts(parts)
     tokenizer = source.load_tokenizer()
     with (run_dir / "output.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         sample = take_sample(
@@ -86,14 +82,7 @@ def estimate(cfg: DictConfig, sample_pairs: int = SAMPLE_PAIRS, memory_gib: floa
             loss_name=str(hydra.runtime.choices["loss"]),
         )
     lengths, layout = data.train_pairs.lengths(), layout_of(cfg, parts, data.max_length)
-    plan = data.plan_steps(
-        layout,
-        accumulation=trainer.accumulate_grad_batches,
-        world_size=trainer.world_size,
-        max_epochs=trainer.max_epochs,
-        max_steps=trainer.max_steps,
-        lengths=whole_split(lengths, sample.train_pairs),
-    )
+    plan = data.plan_steps(layout, **trainer.extent(), lengths=whole_split(lengths, sample.train_pairs))
     schedule = schedule_of(lengths, plan, layout, exact_steps=trainer.max_steps is not None)
     has = capacity(trainer.accelerator, trainer.devices, memory_gib)
     needs = memory_needs(

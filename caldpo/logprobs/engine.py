@@ -40,6 +40,7 @@ class LogprobEngine:
 
     def __init__(self, model: nn.Module, kept_logits_mib: int = KEPT_LOGITS_MIB) -> None:
         self.model, self.kept_bytes = model, kept_logits_mib * 2**20
+        self._accepted = _accepted(model)  # looked up here once, rather than at every forward
         self._head: OutputHead | None = None
         self._asked = False
 
@@ -136,7 +137,7 @@ class LogprobEngine:
             return (picked[None] if whole else arguments[0][:1, :1].detach(), *arguments[1:])
 
         layer = head_layer(self.model)
-        accepted = _accepted(self.model)
+        accepted = self._accepted
         inputs = {name: value for name, value in inputs.items() if accepted is None or name in accepted}
         if layer is None:
             logits = self.model(**inputs, use_cache=False).logits

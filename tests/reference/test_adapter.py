@@ -22,17 +22,12 @@ from caldpo.reference.adapter import Adapter
 from caldpo.reference.cached import Cached
 from caldpo.reference.key import weights_digest
 from caldpo.reference.resident import Resident, ResidentReference
-from tests.command import train
+from tests.command import RANDOM_MODEL, train
 from tests.reference.contexts import batch_of, make_context
 from tests.tiny import tiny_batch, tiny_model
 
 SMALL = [
-    "model=random",
-    "model.tokenizer=tokenizer",
-    "model.hidden_size=16",
-    "data=local",
-    "data.train=pairs.jsonl",
-    "data.pairs_per_batch=6",
+    *RANDOM_MODEL,
     "optim.lr=0.05",
     "callbacks.samples.max_new_tokens=4",
     "trainer.progress_bar=false",

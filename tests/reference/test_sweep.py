@@ -9,16 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tests.command import train
+from tests.command import RANDOM_MODEL, train
 from tests.reference.contexts import CountedEngine
 
 SMALL = [
-    "model=random",
-    "model.tokenizer=tokenizer",
-    "model.hidden_size=16",
-    "data=local",
-    "data.train=pairs.jsonl",
-    "data.pairs_per_batch=6",
+    *RANDOM_MODEL,
     "optim.lr=0.01",
     "callbacks.samples.prompts=0",
     "trainer.progress_bar=false",

@@ -1,0 +1,28 @@
+"""The objects that a run is made of, from the sections of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from caldpo.reference.adapter import check_adapter
+
+
+def build_parts(cfg: DictConfig, sections: Iterable[str]) -> dict[str, Any]:
+    """The object of each of these sections, by the section's name."""
+    return {name: instantiate(cfg[name], _convert_="all") for name in sections}
+
+
+def check_parts(parts: dict[str, Any]) -> None:
+    """Look as far as one can before data and weights are there.
+
+    Raises:
+        CaldpoError: a part cannot be had, or parts do not go together.
+    """
+    parts["optim"].check(parts["trainer"].precision)
+    parts["adapter"].check()
+    parts["reference"].check()
+    check_adapter(parts["reference"], parts["adapter"])
