@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ def sample_responses(
     temperature: float,
     seed: int,
     batch_size: int = 128,
+    done: Callable[[int], object] = lambda responses: None,
 ) -> list[list[int]]:
     """One response per prompt, as token ids up to and including EOS (absent when the length ran out).
 
@@ -28,6 +29,8 @@ def sample_responses(
         prompts: token ids of each prompt, as the model was trained on them.
         temperature: of plain sampling from the whole distribution; 0 takes the likeliest token.
         seed: of the sampling; global generators are left as they were.
+        batch_size: prompts at a time; another one draws other samples.
+        done: told after each batch how many responses it was of, for a progress bar.
     """
     was_training = model.training
     model.eval()
@@ -36,9 +39,9 @@ def sample_responses(
     with uncompiled(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for start in range(0, len(prompts), batch_size):
-            responses += _sample_batch(
-                model, tokenizer, prompts[start : start + batch_size], max_new_tokens, temperature
-            )
+            batch = prompts[start : start + batch_size]
+            responses += _sample_batch(model, tokenizer, batch, max_new_tokens, temperature)
+            done(len(batch))
     model.train(was_training)
     return responses
 

@@ -27,19 +27,23 @@ def is_run(folder: Path) -> bool:
     return sum((folder / name).is_file() for name in RUN_FILES) >= 2
 
 
-def find_runs(folder: Path) -> list[Path]:
+def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
     """The run folders at or below ``folder``, in the order of their names, numbers by value.
+
+    Args:
+        folder: a run's, or one that holds runs.
+        key: configuration key of ``folder``, for messages.
 
     Raises:
         CaldpoError: the folder does not exist, or no run lies in it.
     """
     if not folder.is_dir():
-        raise CaldpoError(f"no such folder{_suggestion(folder)}", key="sweep", value=folder, remedy=_remedy(folder))
+        raise CaldpoError(f"no such folder{_suggestion(folder)}", key=key, value=folder, remedy=_remedy(folder))
     runs = list(_walk(folder))
     if not runs:
         raise CaldpoError(
             "no runs in this folder (a run holds .hydra, config.yaml, metrics.csv or summary.json)",
-            key="sweep",
+            key=key,
             value=folder,
             remedy=_remedy(folder),
         )

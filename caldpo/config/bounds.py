@@ -56,6 +56,7 @@ Positive = Annotated[float, Bound(gt=0)]
 NonNegative = Annotated[float, Bound(ge=0)]
 Fraction = Annotated[float, Bound(ge=0, le=1)]
 Rate = Annotated[float, Bound(ge=0, lt=1)]  # probability of an event that must not be certain
+Share = Annotated[float, Bound(gt=0, lt=1)]  # of a whole, neither nothing nor all
 FlipRate = Annotated[float, Bound(ge=0, lt=0.5)]  # probability that a label is wrong
 PositiveInt = Annotated[int, Bound(gt=0)]
 NonNegativeInt = Annotated[int, Bound(ge=0)]

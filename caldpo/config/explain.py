@@ -110,7 +110,12 @@ def _of_override(
 
 
 # options that come with an extra of pyproject.toml
-EXTRAS = {("hydra/launcher", "joblib"): "sweep", ("adapter", "lora"): "peft"}
+EXTRAS = {
+    ("hydra/launcher", "joblib"): "sweep",
+    ("adapter", "lora"): "peft",
+    ("suite", "judge"): "judge",
+    ("suite", "leaderboard"): "eval",
+}
 
 
 def install(group: str, option: str) -> str:

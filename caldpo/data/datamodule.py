@@ -192,6 +192,11 @@ class PairDataModule(ServedPairs):
         """The source's known true reward of (prompt, response), where it has one."""
         return getattr(self.source, "reward", None)
 
+    @property
+    def test_sources(self) -> list[PreferencePair]:
+        """The pairs of the test split as text, in the order of :attr:`test_pairs`."""
+        return self._test_sources
+
     def held_out_prompts(self, count: int) -> list[HeldOutPrompt]:
         """The first ``count`` distinct prompts of the test split, in its order, or all if it has fewer."""
         found: dict[str, HeldOutPrompt] = {}

@@ -6,10 +6,14 @@ each prompt. What is left can be compared on one scale: a slope of 1 is a calibr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Values = NDArray[np.float64]
 
 
 def reward_agreement(
@@ -23,9 +27,19 @@ def reward_agreement(
         prompt_ids: which prompt it answers. Prompts with one response alone say nothing and count nothing.
 
     Returns:
-        ``slope``: of the least-squares line of implicit on true; 1 is calibrated, below 1 compressed.
-        ``pearson``: their correlation. ``error``: mean absolute difference. All are NaN where they are
-        undefined: no prompt has two responses, or (slope, pearson) one side does not vary.
+        What :func:`agreement_of_centred` returns.
+
+    Raises:
+        ValueError: the three are not of one length.
+    """
+    x, y, compared = centred(implicit, true, prompt_ids)
+    return agreement_of_centred(x[compared], y[compared])
+
+
+def centred(
+    implicit: Sequence[float] | Values, true: Sequence[float] | Values, prompt_ids: Sequence[Hashable]
+) -> tuple[Values, Values, NDArray[np.bool_]]:
+    """True and implicit rewards less their means within each prompt, and which prompts have several responses.
 
     Raises:
         ValueError: the three are not of one length.
@@ -33,19 +47,37 @@ def reward_agreement(
     if not len(implicit) == len(true) == len(prompt_ids):
         raise ValueError(f"{len(implicit)} implicit, {len(true)} true rewards, {len(prompt_ids)} prompts")
     number: dict[Hashable, int] = {}
-    group = torch.tensor([number.setdefault(p, len(number)) for p in prompt_ids], dtype=torch.long)
-    counts = torch.bincount(group, minlength=len(number))
-    compared = counts[group] > 1
-    x = _centred(torch.tensor(true, dtype=torch.float64), group, counts)[compared]
-    y = _centred(torch.tensor(implicit, dtype=torch.float64), group, counts)[compared]
-    xx, xy, yy = (x @ x).item(), (x @ y).item(), (y @ y).item()
-    return {
-        "slope": xy / xx if xx > 0 else float("nan"),
-        "pearson": xy / (xx * yy) ** 0.5 if xx > 0 and yy > 0 else float("nan"),
-        "error": (y - x).abs().mean().item(),
-    }
+    group = np.array([number.setdefault(p, len(number)) for p in prompt_ids], dtype=np.intp)
+    counts = np.bincount(group, minlength=len(number))
+    sides = [np.asarray(values, dtype=np.float64) for values in (true, implicit)]
+    x, y = (v - (np.bincount(group, weights=v, minlength=len(number)) / np.maximum(counts, 1))[group] for v in sides)
+    return x, y, counts[group] > 1
 
 
-def _centred(values: Tensor, group: Tensor, counts: Tensor) -> Tensor:
-    sums = torch.zeros(len(counts), dtype=values.dtype).index_add(0, group, values)
-    return values - (sums / counts)[group]
+def agreement_of_centred(true: Values, implicit: Values) -> dict[str, float]:
+    """Agreement of rewards that are centred within prompts already.
+
+    Returns:
+        ``slope``: of the least-squares line of implicit on true; 1 is calibrated, below 1 compressed.
+        ``pearson``, ``spearman``: their correlations. ``error``: mean absolute difference. All are NaN where they are
+        undefined: no prompt has two responses, or (but for the error) one side does not vary.
+    """
+    if not len(true):
+        return dict.fromkeys(("slope", "pearson", "spearman", "error"), float("nan"))
+    error = float(np.abs(implicit - true).mean())
+    if not (varies(true) and varies(implicit)):
+        slope = 0.0 if varies(true) else float("nan")
+        return {"slope": slope, "pearson": float("nan"), "spearman": float("nan"), "error": error}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        return {
+            "slope": float(stats.linregress(true, implicit).slope),
+            "pearson": float(stats.pearsonr(true, implicit).statistic),
+            "spearman": float(stats.spearmanr(true, implicit).statistic),
+            "error": error,
+        }
+
+
+def varies(values: Values) -> bool:
+    """Whether there is anything to correlate with."""
+    return len(values) > 1 and bool((values != values[0]).any())

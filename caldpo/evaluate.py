@@ -1,0 +1,26 @@
+"""``python -m caldpo.evaluate run=outputs/RUN suite=[preference,oracle]``: measure a policy, or those of a sweep."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from caldpo.config.entry import hydra_entry
+from caldpo.evaluation.settings import check_target
+
+
+@hydra_entry(
+    "evaluate",
+    positional="run",
+    settings="caldpo.evaluation.settings.EvaluateSettings",
+    records=False,
+    agree=check_target,
+)
+def main(cfg: DictConfig) -> None:
+    """Evaluate as ``cfg`` says."""
+    from caldpo.evaluation.run import evaluate  # torch and transformers load only for a good configuration
+
+    evaluate(cfg)
+
+
+if __name__ == "__main__":
+    main()

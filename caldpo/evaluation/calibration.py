@@ -1,0 +1,64 @@
+"""Whether ``sigmoid(beta margin)`` is the probability that it claims to be.
+
+Under Bradley-Terry and an implicit reward ``beta log(pi/pi_ref)``, a policy says that the chosen response is the
+preferred one with probability ``p = sigmoid(beta (a - b))`` (Rafailov et al. 2023, Eq. 6). Which response is called
+the first is arbitrary, so every pair counts in both orders, as (p, preferred) and (1 - p, not preferred): the curve is
+point-symmetric about (1/2, 1/2), and a policy that equals its reference is perfectly calibrated at 1/2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+from torchmetrics.functional.classification import binary_calibration_error
+
+Values = NDArray[np.float64]
+
+
+def preference_probability(margins: Values) -> Values:
+    """``sigmoid(beta (a - b))`` of margins in units of reward."""
+    return expit(margins)
+
+
+def calibration_error(margins: Values, bins: int) -> float:
+    """Expected calibration error: mean distance of claimed from observed frequency, bins weighted by their pairs.
+
+    Guo et al. 2017 (arXiv 1706.04599), Eq. 3, by torchmetrics.
+
+    Args:
+        margins: reward of the preferred less that of the other response, ``(pairs,)``.
+        bins: of equal width between 0 and 1.
+    """
+    claimed, true = _both_orders(margins)
+    return binary_calibration_error(torch.from_numpy(claimed), torch.from_numpy(true).long(), n_bins=bins).item()
+
+
+def reliability_curve(margins: Values, bins: int) -> list[dict[str, Any]]:
+    """Claimed and observed frequency of each bin that has pairs, by claimed probability.
+
+    Returns:
+        ``low``, ``high`` (of the bin), ``claimed``, ``observed``, and ``count`` of pairs, half of each order.
+    """
+    claimed, true = _both_orders(margins)
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, claimed, side="right") - 1, 0, bins - 1)
+    return [
+        {
+            "low": float(edges[i]),
+            "high": float(edges[i + 1]),
+            "claimed": float(claimed[place == i].mean()),
+            "observed": float(true[place == i].mean()),
+            "count": int((place == i).sum()),
+        }
+        for i in range(bins)
+        if (place == i).any()
+    ]
+
+
+def _both_orders(margins: Values) -> tuple[Values, Values]:
+    p = preference_probability(np.asarray(margins, dtype=np.float64))
+    return np.concatenate([p, 1 - p]), np.concatenate([np.ones_like(p), np.zeros_like(p)])

@@ -1,0 +1,82 @@
+"""The plain top-level keys of evaluation and generation; these signatures are their schemas. No heavy imports here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from omegaconf import DictConfig
+
+from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
+from caldpo.config.signature import validated
+from caldpo.errors import CaldpoError
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class TargetSettings:
+    """What is looked at, and how.
+
+    Args:
+        run: folder of a run, or of a sweep; None where ``model.path`` names a model.
+        checkpoint: the policy of a run: ``final`` (at its last step), ``last`` (the last that was saved, also of a run
+            that did not finish), or an optimiser step that a checkpoint was saved at.
+        output: folder that ``evaluation/`` is written into; None takes the run's own, or one named after the model.
+        device: ``auto`` is the GPU where there is one.
+        precision: of forward passes, by Lightning's name; None takes the run's own, 32-true for a model.
+        reward_beta: factor from log-ratio (nats) to the implicit reward; None takes the run's own, 0.1 for a model.
+        max_pairs: held-out pairs to look at, the first ones; None takes all.
+        batch: responses a forward pass or a step of sampling has at most; None takes twice ``eval_pairs_per_batch``.
+        seed: of sampling and resampling.
+        trust_code: build what a run's configuration names outside caldpo, and run code that comes with its model.
+    """
+
+    run: str | None
+    checkpoint: Literal["final", "last"] | NonNegativeInt
+    output: str | None
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] | None
+    reward_beta: Positive | None
+    max_pairs: PositiveInt | None
+    batch: PositiveInt | None
+    seed: NonNegativeInt
+    trust_code: bool
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(TargetSettings):
+    """An evaluation.
+
+    Args:
+        again: evaluate also what was evaluated before with the same settings and weights.
+        report: write the comparison report of a sweep anew at the end.
+    """
+
+    again: bool
+    report: bool
+
+
+def check_target(cfg: DictConfig) -> None:
+    """Whether there is one thing to look at.
+
+    Raises:
+        CaldpoError: neither a run nor a model is named, or both, or a model without pairs.
+    """
+    named = cfg.model.path is not None
+    if cfg.run is None and not named:
+        raise CaldpoError(
+            "there is nothing to look at", key="run", remedy="name a run's folder, run=outputs/RUN, or give model.path"
+        )
+    if cfg.run is not None and named:
+        raise CaldpoError(
+            f"run={cfg.run} names a policy already", key="model.path", value=cfg.model.path, remedy="leave one out"
+        )
+    if named and cfg.get("data") is None:
+        raise CaldpoError(
+            "model.path needs pairs or prompts to be looked at on",
+            key="data",
+            remedy="choose them, for example data=ultrafeedback, or data=local data.train=FILE data.test=FILE",
+        )
+    if named and cfg.checkpoint != "final":
+        raise CaldpoError("only a run has checkpoints", key="checkpoint", value=cfg.checkpoint, remedy="leave it out")

@@ -1,0 +1,310 @@
+"""A policy under evaluation with its reference and its held-out pairs; what is dear is made once and on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from caldpo.data.datamodule import REJECTED_ROWS, HeldOutPrompt, PairDataModule
+from caldpo.data.pair import PreferencePair, TokenizedPair
+from caldpo.data.split import prompt_key
+from caldpo.errors import CaldpoError
+from caldpo.evaluation.precision import find_device, forward_context, placed
+from caldpo.evaluation.result import FOLDER
+from caldpo.evaluation.scoring import score_pairs
+from caldpo.evaluation.settings import TargetSettings
+from caldpo.evaluation.target import Target
+from caldpo.evaluation.weights import Weights, find_weights, load_weights
+from caldpo.generation import sample_responses
+from caldpo.models.adapter import adapter_off, is_adapted
+from caldpo.models.base import floating_dtype
+from caldpo.models.hub import load_causal_lm
+from caldpo.parts import build_parts
+from caldpo.reference.bar import LateBar
+from caldpo.reference.named import frozen
+
+Who = Literal["policy", "reference"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn; equal ones are drawn once, for all suites.
+
+    Args:
+        prompts: held-out prompts, the first distinct ones.
+        samples: responses to each.
+        max_new_tokens: longest response, tokens.
+        temperature: of plain sampling; 0 takes the likeliest token.
+        seed: of the sampling.
+    """
+
+    prompts: int
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass
+class Workbench:
+    """What the policies of one command share: prepared data, and what one reference says.
+
+    Args:
+        settings: of the command.
+        reference: hub id or folder of another reference than the runs' own; None takes theirs.
+    """
+
+    settings: TargetSettings
+    reference: str | None = None
+    memory: dict[str, Any] = field(default_factory=dict, repr=False)
+    models: dict[str, PreTrainedModel] = field(default_factory=dict, repr=False)
+
+    def model(self, key: str, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """The reference of this name, loaded unless it is the one that was asked for last."""
+        if key not in self.models:
+            self.models.clear()
+            self.models[key] = load()
+        return self.models[key]
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gave for this key at its first call."""
+        if key not in self.memory:
+            self.memory[key] = make()
+        return self.memory[key]
+
+
+class Subject:
+    """One policy, and everything that a suite may ask of it.
+
+    Data is prepared at once; weights are loaded when the first suite asks for them.
+
+    Args:
+        target: what is evaluated.
+        bench: shared with the other policies of the command.
+
+    Raises:
+        CaldpoError: the data cannot be had, or the run has not kept the wanted weights.
+    """
+
+    def __init__(self, target: Target, bench: Workbench) -> None:
+        self.target, self.bench = target, bench
+        settings = bench.settings
+        self.settings = settings
+        self.device = find_device(settings.device)
+        self.precision = settings.precision or str(target.of_run("trainer.precision", "32-true"))
+        self.reward_beta = float(settings.reward_beta or target.of_run("reward_beta", 0.1))
+        self.weights = find_weights(target, settings.checkpoint)
+        sections = [name for name in ("model", "adapter", "reference", "data") if target.config[name] is not None]
+        parts = build_parts(OmegaConf.create({name: target.config[name] for name in sections}), sections)
+        self.source, self.adapter = parts["model"], parts["adapter"]
+        self._own_reference = parts.get("reference")
+        self.adapter.check()
+        self.identity: str = self.source.identity()
+        self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time
+        self._sampled: dict[Sampling, list[list[int]]] = {}
+        self.tokenizer: PreTrainedTokenizerBase
+        self.data: PairDataModule
+        self.tokenizer, self.data = bench.once(self._data_key, lambda: self._prepare(parts["data"]))
+
+    # -- places
+
+    @property
+    def folder(self) -> Path:
+        """Where results go: ``evaluation/`` of the run's folder; of an earlier checkpoint, a folder in it."""
+        chosen = self.settings.checkpoint
+        name = FOLDER if isinstance(chosen, str) else f"{FOLDER}/step-{chosen}"
+        folder = self.target.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    # -- data
+
+    @cached_property
+    def pairs(self) -> list[TokenizedPair]:
+        """The held-out pairs that are looked at."""
+        return self.data.test_pairs[: self.settings.max_pairs]
+
+    @property
+    def texts(self) -> list[PreferencePair]:
+        """The same pairs as text."""
+        return self.data.test_sources[: len(self.pairs)]
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """Which prompt each pair is about: equal for pairs of one prompt."""
+        return [prompt_key(pair.prompt) for pair in self.texts]
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64] | None:
+        """True rewards of both responses, shape ``(2, pairs)``: the data's, or its known reward's; None without."""
+        if self.data.test_pairs.has_scores:
+            return np.array([[p.score_chosen for p in self.pairs], [p.score_rejected for p in self.pairs]], float)
+        if self.data.oracle is None or any(not isinstance(p.prompt, str) for p in self.texts):
+            return None
+        reward = self.data.oracle
+        sides = [[(p.prompt, p.chosen) for p in self.texts], [(p.prompt, p.rejected) for p in self.texts]]
+        return np.array([[reward(str(prompt), text) for prompt, text in side] for side in sides])
+
+    def held_out(self, count: int) -> list[HeldOutPrompt]:
+        """The first distinct held-out prompts."""
+        return self.data.held_out_prompts(count)
+
+    # -- models
+
+    @property
+    def reference_identity(self) -> str | None:
+        """One line that says what the reference is; None where there is none."""
+        if self.bench.reference is not None:
+            return self.bench.reference
+        return None if self._own_reference is None else str(self._own_reference.identity(self.identity))
+
+    def require_reference(self, suite: str) -> None:
+        """Refuse a suite that compares with a reference where there is none.
+
+        Raises:
+            CaldpoError: of a model that is no run's, and no other was named.
+        """
+        if self.reference_identity is None:
+            raise CaldpoError(
+                f"suite={suite} compares the model with a reference, and there is none",
+                key="reference.path",
+                remedy="name the model that training started from: reference.path=ID_OR_FOLDER",
+            )
+
+    @property
+    def policy(self) -> PreTrainedModel:
+        """The policy on its device, in evaluation mode."""
+        if self.weights not in self._loaded:
+            self._loaded.clear()
+            policy = load_weights(self.weights, self.source, self.adapter, self.target)
+            self._loaded[self.weights] = placed(policy, self.precision, self.device)
+        return self._loaded[self.weights]
+
+    def at(self, weights: Weights) -> Subject:
+        """The same run with other weights; only the weights asked for last are kept in memory."""
+        other = copy.copy(self)
+        other.weights, other._sampled = weights, {}
+        other.__dict__.pop("log_ratios", None)
+        return other
+
+    @contextmanager
+    def reference(self) -> Iterator[PreTrainedModel]:
+        """The reference as a model. Of a policy with an adapter it may be the policy itself, adapter off."""
+        own = self._own_reference
+        path = self.bench.reference or getattr(own, "path", None)
+        if path is None and self._loaded and is_adapted(next(iter(self._loaded.values()))):
+            with adapter_off(next(iter(self._loaded.values()))) as model:
+                yield model
+            return
+        yield self.bench.model(f"{self.reference_identity} {self.precision}", lambda: self._load_reference(path))
+
+    def context(self) -> AbstractContextManager[object]:
+        """Of every forward pass: the precision of the run."""
+        return forward_context(self.precision, self.device)
+
+    @property
+    def batch(self) -> int:
+        """Responses a forward pass has at most."""
+        return self.settings.batch or 2 * self.data.eval_pairs_per_batch
+
+    @property
+    def pad_id(self) -> int:
+        """What fills padding; no mask ever reads it."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    # -- what models say
+
+    def logps(self, who: Who, pairs: Sequence[TokenizedPair], label: str = "log-probs") -> NDArray[np.float64]:
+        """Summed log-probs of both responses of any pairs, nats, shape ``(2, pairs)``."""
+        with self._model(who) as model:
+            return score_pairs(
+                model, pairs, pad_id=self.pad_id, batch=self.batch, label=f"{who}: {label}", context=self.context
+            )
+
+    @cached_property
+    def log_ratios(self) -> NDArray[np.float64]:
+        """Log-ratios policy/reference of both responses of the held-out pairs, nats, shape ``(2, pairs)``."""
+        policy = self.logps("policy", self.pairs)  # first: an adapter's base is then at hand for the reference
+        key = f"log-probs {self._reference_key} {self.settings.max_pairs}"
+        return policy - self.bench.once(key, lambda: self.logps("reference", self.pairs))
+
+    def samples(self, who: Who, sampling: Sampling) -> list[list[int]]:
+        """Responses to the held-out prompts, token ids: all samples of the first prompt, then of the second, ..."""
+        if who == "reference":
+            return self.bench.once(f"samples {self._reference_key} {sampling}", lambda: self._sample(who, sampling))
+        if sampling not in self._sampled:
+            self._sampled[sampling] = self._sample(who, sampling)
+        return self._sampled[sampling]
+
+    def sampling(self, prompts: int, samples: int, max_new_tokens: int | None, temperature: float) -> Sampling:
+        """How to draw; without a length, as long as the run's own samples were, else 256 tokens."""
+        longest = max_new_tokens or int(self.target.of_run("callbacks.oracle.max_new_tokens", 256))
+        return Sampling(prompts, samples, longest, temperature, self.settings.seed)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a response."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _sample(self, who: Who, sampling: Sampling) -> list[list[int]]:
+        prompts = [p.prompt_ids for p in self.held_out(sampling.prompts) for _ in range(sampling.samples)]
+        with self._model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
+            return sample_responses(
+                model,
+                self.tokenizer,
+                prompts,
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                seed=sampling.seed,
+                batch_size=self.batch,
+                done=bar.advance,
+            )
+
+    @contextmanager
+    def _model(self, who: Who) -> Iterator[PreTrainedModel]:
+        if who == "policy":
+            yield self.policy
+        else:
+            with self.reference() as model:
+                yield model
+
+    def _load_reference(self, path: str | None) -> PreTrainedModel:
+        if path is None:
+            model = self.source.load_policy()
+        else:
+            model = load_causal_lm(path, key="reference.path", dtype="auto")
+        dtype = getattr(self._own_reference, "dtype", "same")
+        if dtype != "same":
+            model = frozen(model, floating_dtype(dtype))
+        return placed(model, self.precision, self.device).eval().requires_grad_(False)
+
+    @property
+    def _data_key(self) -> str:
+        # the seed of a run orders its training pairs and nothing else
+        told = {key: value for key, value in self.target.config["data"].items() if key != "seed"}
+        return f"data {self.identity} {json.dumps(told, sort_keys=True, default=str)}"
+
+    @property
+    def _reference_key(self) -> str:
+        return f"{self.reference_identity} {self.precision} {self.batch} {self._data_key}"
+
+    def _prepare(self, data: PairDataModule) -> tuple[PreTrainedTokenizerBase, PairDataModule]:
+        tokenizer = self.source.load_tokenizer()
+        # What is told about the data is in the run's own output already.
+        with contextlib.redirect_stdout(io.StringIO()):
+            data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none")
+        (self.folder / REJECTED_ROWS).unlink()  # the run's own list is as good; after an error this one stays
+        return tokenizer, data

@@ -1,0 +1,43 @@
+"""The interface of a suite: a dataclass of settings that looks at a subject and returns measures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from caldpo.evaluation.result import Result
+    from caldpo.evaluation.subject import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What ``suite=`` chooses: its fields are the keys of its yaml.
+
+    Adding one: a file here with a subclass, a yaml in ``conf/suite`` whose package is the suite's name, and its test.
+    """
+
+    name: ClassVar[str]
+    needs_reference: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Look whether it can be had at all, before data and weights.
+
+        Raises:
+            CaldpoError: an extra is not installed, an endpoint is not named, ...
+        """
+
+    def check_subject(self, subject: Subject) -> None:
+        """Look whether the subject's data will do, before weights load.
+
+        Raises:
+            CaldpoError: it lacks what the suite needs.
+        """
+
+    def run(self, subject: Subject) -> Result:
+        """Evaluate."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The keys that results depend on, for the results' file."""
+        return asdict(self)

@@ -1,0 +1,176 @@
+"""What is to be evaluated: a run's folder as its configuration tells it, or a model with pairs chosen for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.compare.discover import find_runs, natural
+from caldpo.config.check import check_config
+from caldpo.config.job import SUMMARY, read_summary
+from caldpo.errors import CaldpoError
+
+# Sections of a run's configuration that an evaluation builds, and where their classes are at home.
+SECTIONS = {
+    "model": "caldpo.models.",
+    "adapter": "caldpo.models.adapter.",
+    "reference": "caldpo.reference.",
+    "data": "caldpo.data.",
+}
+_CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One policy to look at, before anything of it is loaded.
+
+    Args:
+        name: what it is called on the terminal.
+        folder: ``evaluation/`` is written into it.
+        run: the run's folder; None for a model.
+        config: sections of :data:`SECTIONS`, and ``reward_beta``, ``trainer``, ``callbacks`` of a run.
+        summary: the run's ``summary.json``.
+    """
+
+    name: str
+    folder: Path
+    run: Path | None
+    config: Mapping[str, Any] = field(repr=False)
+    summary: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The run's checkpoints by optimiser step, in their order."""
+        if self.run is None:
+            return {}
+        found = {
+            int(m[1]): p for p in (self.run / "checkpoints").glob("*.ckpt") if (m := _CHECKPOINT.fullmatch(p.name))
+        }
+        return dict(sorted(found.items()))
+
+    @property
+    def steps(self) -> int | None:
+        """Optimiser steps of the run; None of a model, or where the run did not finish."""
+        steps = self.summary.get("steps")
+        return steps if isinstance(steps, int) else None
+
+    def of_run(self, key: str, default: Any) -> Any:
+        """A value of the run's configuration (``trainer.precision``)."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return default if value is None else value
+
+
+def find_targets(cfg: DictConfig) -> list[Target]:
+    """The runs at or below ``cfg.run``, or the model that ``cfg.model`` names.
+
+    Raises:
+        CaldpoError: there is none, or a run's configuration cannot be built from.
+    """
+    if cfg.run is None:
+        return [_of_model(cfg)]
+    root = Path(cfg.run).expanduser()
+    folders = sorted(find_runs(root, key="run"), key=lambda folder: natural(str(folder)))
+    if cfg.output is not None and len(folders) > 1:
+        raise CaldpoError(
+            f"run={cfg.run} holds {len(folders)} runs, whose results would overwrite one another",
+            key="output",
+            value=cfg.output,
+            remedy="leave it out: results go into each run's own folder",
+        )
+    return [_of_run(folder, root, cfg) for folder in folders]
+
+
+def _of_run(folder: Path, root: Path, cfg: DictConfig) -> Target:
+    file = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        summary = read_summary(folder)
+    except FileNotFoundError:
+        raise CaldpoError("the run ended before it wrote its configuration", key=str(file)) from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CaldpoError(f"cannot be read: {reason}", key=f"{folder}/config.yaml or {SUMMARY}") from error
+    if not isinstance(config, dict):
+        raise CaldpoError("holds no configuration", key=str(file))
+    if not cfg.trust_code:
+        _require_own_code(config, file)
+    if cfg.get("data") is not None:
+        config["data"] = OmegaConf.to_container(cfg.data, resolve=True)
+    _check_sections(config, file)
+    name = folder.name if folder == root else str(folder.relative_to(root))
+    return Target(name, folder if cfg.output is None else Path(cfg.output), folder, config, summary)
+
+
+def _of_model(cfg: DictConfig) -> Target:
+    path = str(cfg.model.path)
+    name = Path(path).name
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    model = {k: v for k, v in plain["model"].items() if k != "_target_"}
+    config = {
+        "model": {"_target_": "caldpo.models.hub.HubModel", **model, "trust_remote_code": cfg.trust_code},
+        "adapter": {"_target_": "caldpo.models.adapter.NoAdapter"},
+        "reference": None,
+        "data": plain["data"],
+    }
+    folder = (
+        Path("outputs/evaluation") / re.sub(r"[^A-Za-z0-9=._,+-]+", "-", name) if cfg.output is None else cfg.output
+    )
+    return Target(name, Path(folder), None, config)
+
+
+def _check_sections(config: Mapping[str, Any], file: Path) -> None:
+    """Hold the sections against today's signatures: a run may come from another version, or from other hands."""
+    missing = [name for name in SECTIONS if not isinstance(config.get(name), dict)]
+    if missing:
+        raise CaldpoError(
+            f"has no section {', '.join(missing)}", key=str(file), remedy="name the folder of a training run"
+        )
+    try:
+        check_config(OmegaConf.create({name: config[name] for name in SECTIONS}))
+    except CaldpoError as error:
+        raise CaldpoError(
+            f"does not fit this version of caldpo: {error.key + ': ' if error.key else ''}{error.message}",
+            key=str(file),
+            remedy="evaluate the run with the version that trained it (named in its summary.json)",
+        ) from error
+
+
+def _require_own_code(config: Mapping[str, Any], file: Path) -> None:
+    """Refuse to build anything but the project's own models, references and data from somebody's file.
+
+    Raises:
+        CaldpoError: a class from elsewhere, or a model that brings code of its own.
+    """
+    for section, home in SECTIONS.items():
+        for target in _targets(config.get(section)):
+            if not target.startswith(home):
+                raise CaldpoError(
+                    f"{section} is built by {target}, which is no class of {home.rstrip('.')}",
+                    key=str(file),
+                    remedy="if you know that code and want it run, add trust_code=true",
+                )
+    if isinstance(config.get("model"), Mapping) and config["model"].get("trust_remote_code"):
+        raise CaldpoError(
+            "the model of this run brings Python code of its own",
+            key=f"{file}: model.trust_remote_code",
+            value="true",
+            remedy="if you have read that code and want it run, add trust_code=true",
+        )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)

@@ -1,0 +1,59 @@
+"""What an evaluation says on the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from caldpo.compare.text import number
+from caldpo.evaluation.result import Measure, Result
+from caldpo.evaluation.target import Target
+
+
+def print_subject(console: Console, target: Target, place: int, total: int) -> None:
+    """What comes next, of how many."""
+    count = f"{place} of {total}: " if total > 1 else ""
+    console.print(Text(f"{count}{target.name}", "bold"), soft_wrap=True)
+
+
+def print_result(console: Console, suite: str, result: Result, seconds: float, file: Path, *, whole: bool) -> None:
+    """One suite's figures: all of them in a table, or the main ones on a line."""
+    if not whole:
+        shown = [f"{m.title} {number(m.value)}" for m in result.measures.values() if m.main]
+        console.print(f"  {suite}: {', '.join(shown)} ({seconds:.1f} s)", highlight=False, markup=False)
+    else:
+        table = Table(title=f"{suite}: {result.examples:,} examples, {seconds:.1f} s", title_justify="left")
+        table.add_column("measure")
+        for header in ("value", "interval", "n"):
+            table.add_column(header, justify="right")
+        table.add_column("unit")
+        for measure in result.measures.values():
+            table.add_row(measure.title, number(measure.value), _interval(measure), _count(measure), measure.unit)
+        console.print(table)
+    for note in result.notes:
+        console.print(Text(f"  note: {note}", "yellow"), soft_wrap=True)
+    if whole:
+        console.print(f"written to {file}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_end(console: Console, targets: Sequence[Target], failed: Mapping[str, str], report: Path | None) -> None:
+    """What became of a sweep, and where to read on."""
+    if len(targets) > 1:
+        console.print(f"{len(targets) - len(failed)} of {len(targets)} runs evaluated", highlight=False)
+    if report is not None:
+        console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _interval(measure: Measure) -> str:
+    if measure.low is None or measure.high is None or not math.isfinite(measure.value):
+        return ""
+    return f"{number(measure.low)} to {number(measure.high)}"
+
+
+def _count(measure: Measure) -> str:
+    return "" if measure.n is None else f"{measure.n:,}"

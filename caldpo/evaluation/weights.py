@@ -1,0 +1,121 @@
+"""The weights of a run's policy: its export, its adapter, or one of its checkpoints. No pickle is ever run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from caldpo.config.explain import install
+from caldpo.errors import CaldpoError
+from caldpo.evaluation.target import Target
+from caldpo.models.adapter import AdapterSource
+from caldpo.models.base import ModelSource
+
+_PREFIX = "policy."  # of the policy's weights in the state of the training module
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where weights lie.
+
+    Args:
+        step: optimiser steps they have seen; None of a model that is no run's.
+        path: ``policy/`` of a run, or a checkpoint; None: the model itself.
+    """
+
+    step: int | None
+    path: Path | None
+
+    def stamp(self) -> list[list[Any]]:
+        """Name, size and time of the files: others mean other weights."""
+        if self.path is None:
+            return []
+        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        return [
+            [f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.suffix in (".safetensors", ".ckpt")
+        ]
+
+
+def find_weights(target: Target, wanted: Literal["final", "last"] | int) -> Weights:
+    """The weights that ``checkpoint=`` asks for.
+
+    Raises:
+        CaldpoError: the run has not kept them.
+    """
+    if target.run is None:
+        return Weights(None, None)
+    saved = target.checkpoints()
+    there = f"it has checkpoints of step {', '.join(map(str, saved))}" if saved else "it has no checkpoint"
+    if isinstance(wanted, int):
+        if wanted in saved:
+            return Weights(wanted, saved[wanted])
+        if wanted == 0:
+            return Weights(0, None)  # what training started from
+        raise _missing(target, wanted, f"no checkpoint of this step: {there}")
+    policy = target.run / "policy"
+    if policy.is_dir() and any(policy.glob("*.safetensors")):
+        return Weights(target.steps, policy)
+    if saved and (wanted == "last" or max(saved) == target.steps):
+        return Weights(max(saved), saved[max(saved)])
+    status = target.summary.get("status", "unknown")
+    raise _missing(target, wanted, f"{target.run} (status: {status}) holds no policy/, and {there}")
+
+
+def load_weights(weights: Weights, source: ModelSource, adapter: AdapterSource, target: Target) -> PreTrainedModel:
+    """The policy with these weights, in evaluation mode.
+
+    Raises:
+        CaldpoError: the files are damaged, or of another model than the run's configuration says.
+    """
+    try:
+        return _load(weights, source, adapter, target).eval().requires_grad_(False)
+    except CaldpoError:
+        raise
+    except Exception as error:  # safetensors, zip archives and transformers each have errors of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaldpoError(f"these weights cannot be loaded: {reason}", key=str(weights.path or target.name)) from error
+
+
+def _load(weights: Weights, source: ModelSource, adapter: AdapterSource, target: Target) -> PreTrainedModel:
+    if weights.path is None:
+        return source.load_policy()
+    if weights.path.is_dir():
+        if (weights.path / "adapter_config.json").is_file():
+            return _with_adapter(weights.path, source)
+        return AutoModelForCausalLM.from_pretrained(
+            weights.path,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=bool(target.of_run("model.trust_remote_code", False)),
+            attn_implementation=target.of_run("model.attention", None),
+        )
+    state = torch.load(weights.path, map_location="cpu", weights_only=True)["state_dict"]
+    state = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
+    policy = adapter.apply(source.load_policy())
+    dtype = next(value.dtype for value in state.values() if value.is_floating_point())
+    torch.nn.Module.to(policy, dtype=dtype)
+    policy.load_state_dict(state)
+    return policy
+
+
+def _with_adapter(folder: Path, source: ModelSource) -> PreTrainedModel:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise CaldpoError("not installed", key="adapter", value="lora", remedy=install("adapter", "lora")) from None
+    adapted: Any = PeftModel.from_pretrained(source.load_policy(), str(folder))
+    return adapted
+
+
+def _missing(target: Target, wanted: object, why: str) -> CaldpoError:
+    return CaldpoError(
+        why,
+        key="checkpoint",
+        value=wanted,
+        remedy="choose one that is there (or checkpoint=last), or train again with export=true"
+        " or callbacks.checkpoint.every=N",
+    )
