@@ -93,7 +93,7 @@ def _evaluate_one(
     for suite in suites:
         file = subject.folder / f"{suite.name}.json"
         facts = determined_by(suite, subject)
-        if not settings.again and (kept := _kept(file, facts)):
+        if not settings.again and _kept(file, facts):
             console.print(f"  {suite.name}: as before (again=true measures anew)", highlight=False)
             continue
         started = time.perf_counter()

@@ -257,7 +257,7 @@ class Subject:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a response."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _sample(self, who: Who, sampling: Sampling) -> list[list[int]]:
         prompts = [p.prompt_ids for p in self.held_out(sampling.prompts) for _ in range(sampling.samples)]
@@ -282,10 +282,8 @@ class Subject:
                 yield model
 
     def _load_reference(self, path: str | None) -> PreTrainedModel:
-        if path is None:
-            model = self.source.load_policy()
-        else:
-            model = load_causal_lm(path, key="reference.path", dtype="auto")
+        key = "reference.path"
+        model = self.source.load_policy() if path is None else load_causal_lm(path, key=key, dtype="auto")
         dtype = getattr(self._own_reference, "dtype", "same")
         if dtype != "same":
             model = frozen(model, floating_dtype(dtype))
