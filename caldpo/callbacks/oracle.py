@@ -6,19 +6,21 @@ Written as ``oracle/*`` at the end of training:
   policy and from the reference; ``oracle/win_rate``: share of prompts on which the policy's sample has the
   higher reward, ties counted half.
 - ``oracle/kl``: sequence KL(policy || reference), nats: the mean log-ratio of the policy's samples.
-- ``oracle/slope``, ``oracle/pearson``, ``oracle/error``: how beta-scaled implicit rewards of the held-out
-  responses match their true rewards (see ``caldpo.environments.agreement``).
+- ``oracle/slope``, ``oracle/pearson``, ``oracle/spearman``, ``oracle/error``: how beta-scaled implicit rewards of the
+  held-out responses match their true rewards (see ``caldpo.environments.agreement``).
 
 An environment that can compute more, such as the exact KL of a tabular policy, adds it under its own names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
@@ -27,6 +29,7 @@ from caldpo.data.collate import collate
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import TokenizedPair
 from caldpo.environments.agreement import reward_agreement
+from caldpo.evaluation.points import true_rewards, wins
 from caldpo.generation import sample_responses
 from caldpo.types import PairLogps
 
@@ -56,7 +59,7 @@ class OracleEvaluation(pl.Callback):
         if data.oracle is None or not self.prompts or not trainer.is_global_zero:
             return
         module.policy.eval()  # training is over: no dropout from here on
-        metrics = self.score_samples(data, module, data.oracle)
+        metrics = self.score_samples(data, module)
         if data.test_pairs.has_scores:
             with trainer.precision_plugin.forward_context():  # as the log-probs of the reference were computed
                 metrics |= agreement(data, module)
@@ -66,7 +69,7 @@ class OracleEvaluation(pl.Callback):
                 metrics |= exact(module.policy, reference, module.reward_beta)
         module.write_metrics({f"oracle/{name}": value for name, value in metrics.items()}, module.global_step)
 
-    def score_samples(self, data: PairDataModule, module: Any, reward: Callable[[str, str], float]) -> dict[str, float]:
+    def score_samples(self, data: PairDataModule, module: Any) -> dict[str, float]:
         """True rewards of policy and reference on the same prompts, and the KL between them."""
         held_out = data.held_out_prompts(self.prompts)
         prompts = [h.prompt_ids for h in held_out]
@@ -81,18 +84,18 @@ class OracleEvaluation(pl.Callback):
                 seed=self.seed,
             )
 
-        def rewards(responses: list[list[int]]) -> torch.Tensor:
+        def rewards(responses: list[list[int]]) -> NDArray[np.float64]:
             texts = module.tokenizer.batch_decode(responses, skip_special_tokens=True)
-            return torch.tensor([reward(str(h.prompt), text) for h, text in zip(held_out, texts, strict=True)])
+            return true_rewards(data, [str(h.prompt) for h in held_out], texts)
 
         samples = sample(module.policy)
         with module.reference.live() as reference:
             baseline = sample(reference)
         ours, theirs = rewards(samples), rewards(baseline)
         return {
-            "reward": ours.mean().item(),
-            "reference_reward": theirs.mean().item(),
-            "win_rate": ((ours > theirs).float() + 0.5 * (ours == theirs).float()).mean().item(),
+            "reward": float(ours.mean()),
+            "reference_reward": float(theirs.mean()),
+            "win_rate": float(wins(ours - theirs).mean()),
             "kl": log_ratios(data, module, prompts, samples).mean().item(),
         }
 

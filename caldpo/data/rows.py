@@ -30,7 +30,8 @@ class RawRow:
 class PairSource(Protocol):
     """Anything that yields raw rows by split: files, a hub data set, a generated environment.
 
-    A generated source may also define ``reward(prompt: str, response: str) -> float``, its known true reward.
+    A generated source may also define ``reward(prompt: str, response: str) -> float``, its known true reward, and
+    ``rewards(prompts, responses) -> list[float]`` where many at once are cheaper.
     """
 
     name: str  # short, for messages and cache keys

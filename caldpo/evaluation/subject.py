@@ -22,6 +22,7 @@ from caldpo.data.datamodule import REJECTED_ROWS, HeldOutPrompt, PairDataModule
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.data.split import prompt_key
 from caldpo.errors import CaldpoError
+from caldpo.evaluation.points import true_rewards
 from caldpo.evaluation.precision import find_device, forward_context, placed
 from caldpo.evaluation.result import FOLDER
 from caldpo.evaluation.scoring import score_pairs
@@ -154,9 +155,9 @@ class Subject:
             return np.array([[p.score_chosen for p in self.pairs], [p.score_rejected for p in self.pairs]], float)
         if self.data.oracle is None or any(not isinstance(p.prompt, str) for p in self.texts):
             return None
-        reward = self.data.oracle
-        sides = [[(p.prompt, p.chosen) for p in self.texts], [(p.prompt, p.rejected) for p in self.texts]]
-        return np.array([[reward(str(prompt), text) for prompt, text in side] for side in sides])
+        prompts = [str(p.prompt) for p in self.texts]
+        sides = [p.chosen for p in self.texts], [p.rejected for p in self.texts]
+        return np.stack([true_rewards(self.data, prompts, side) for side in sides])
 
     def held_out(self, count: int) -> list[HeldOutPrompt]:
         """The first distinct held-out prompts."""
@@ -170,6 +171,12 @@ class Subject:
         if self.bench.reference is not None:
             return self.bench.reference
         return None if self._own_reference is None else str(self._own_reference.identity(self.identity))
+
+    @property
+    def starts_from_reference(self) -> bool:
+        """Whether training started from the very reference, so that at step 0 the two are one."""
+        own = self._own_reference
+        return self.bench.reference is None and own is not None and not own.differs
 
     def require_reference(self, suite: str) -> None:
         """Refuse a suite that compares with a reference where there is none.
@@ -245,7 +252,7 @@ class Subject:
     def samples(self, who: Who, sampling: Sampling) -> list[list[int]]:
         """Responses to the held-out prompts, token ids: all samples of the first prompt, then of the second, ..."""
         if who == "reference":
-            return self.bench.once(f"samples {self._reference_key} {sampling}", lambda: self._sample(who, sampling))
+            return self.bench.once(f"samples {self.sampled_as(sampling)}", lambda: self._sample(who, sampling))
         if sampling not in self._sampled:
             self._sampled[sampling] = self._sample(who, sampling)
         return self._sampled[sampling]
@@ -258,6 +265,14 @@ class Subject:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a response."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def sampled_as(self, sampling: Sampling) -> str:
+        """What the reference's samples are determined by."""
+        return f"{self._reference_key} {sampling}"
+
+    def prompt_text(self, held_out: HeldOutPrompt) -> str:
+        """A prompt as text; a conversation as the model reads it, without special tokens."""
+        return held_out.prompt if isinstance(held_out.prompt, str) else self.decode(held_out.prompt_ids)
 
     def _sample(self, who: Who, sampling: Sampling) -> list[list[int]]:
         prompts = [p.prompt_ids for p in self.held_out(sampling.prompts) for _ in range(sampling.samples)]

@@ -57,7 +57,7 @@ def true_rewards(sampled: list[list[int]]) -> list[float]:
 def test_there_is_one_row_at_the_last_step_with_every_figure(trained: Any) -> None:
     _, found, step = trained
     assert step == 2
-    assert set(found) == {"reward", "reference_reward", "win_rate", "kl", "slope", "pearson", "error"}
+    assert set(found) == {"reward", "reference_reward", "win_rate", "kl", "slope", "pearson", "spearman", "error"}
 
 
 def test_rewards_and_win_rate_with_ties_half(trained: Any) -> None:
@@ -99,12 +99,13 @@ def test_agreement_over_all_held_out_responses(trained: Any) -> None:
     assert len(frame) == 96
     assert found["slope"] == pytest.approx(fitted.slope, rel=1e-4, abs=1e-5)
     assert found["pearson"] == pytest.approx(fitted.rvalue, rel=1e-4, abs=1e-5)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(centred["true"], centred["implicit"]).statistic, abs=1e-4)
     assert found["error"] == pytest.approx((centred["implicit"] - centred["true"]).abs().mean(), rel=1e-4)
 
 
 def test_a_policy_that_is_its_reference_ties_everywhere(tmp_path: Path) -> None:
     module = make_module(seed=0)
-    found = OracleEvaluation(prompts=20, **SAMPLING).score_samples(OracleData(reward), module, reward)
+    found = OracleEvaluation(prompts=20, **SAMPLING).score_samples(OracleData(reward), module)
     assert found["win_rate"] == 0.5
     assert found["reward"] == found["reference_reward"]
     assert found["kl"] == pytest.approx(0, abs=1e-6)

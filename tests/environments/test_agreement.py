@@ -27,18 +27,19 @@ def test_against_scipy_on_residuals_of_prompt_means() -> None:
     assert got["slope"] == pytest.approx(slope, rel=1e-9)
     assert got["slope"] == pytest.approx(stats.linregress(x, y).slope, rel=1e-9)
     assert got["pearson"] == pytest.approx(stats.pearsonr(x, y).statistic, rel=1e-9)
+    assert got["spearman"] == pytest.approx(stats.pearsonr(stats.rankdata(x), stats.rankdata(y)).statistic, rel=1e-9)
     assert got["error"] == pytest.approx(np.mean(np.abs(x - y)), rel=1e-9)
 
 
 def test_worked_example() -> None:
     # centred: true +-1 and +-2, implicit +-1/2 and +-1; differences 1/2, 1/2, 1, 1
     got = reward_agreement([7.5, 6.5, -4.0, -6.0], [1.0, -1.0, 12.0, 8.0], ["a", "a", "b", "b"])
-    assert got == pytest.approx({"slope": 0.5, "pearson": 1.0, "error": 0.75})
+    assert got == pytest.approx({"slope": 0.5, "pearson": 1.0, "spearman": 1.0, "error": 0.75})
 
 
 def test_reversed_rewards_have_a_negative_slope() -> None:
     got = reward_agreement([-3.0, 3.0], [1.0, -1.0], [0, 0])
-    assert got == pytest.approx({"slope": -3.0, "pearson": -1.0, "error": 4.0})
+    assert got == pytest.approx({"slope": -3.0, "pearson": -1.0, "spearman": -1.0, "error": 4.0})
 
 
 def test_a_constant_per_prompt_makes_no_difference() -> None:
@@ -58,10 +59,10 @@ def test_prompts_with_one_response_count_nothing() -> None:
 @pytest.mark.parametrize(
     ("implicit", "true", "prompts", "undefined"),
     [
-        ([], [], [], {"slope", "pearson", "error"}),
-        ([1.0], [1.0], ["a"], {"slope", "pearson", "error"}),
-        ([1.0, 2.0], [3.0, 3.0], ["a", "a"], {"slope", "pearson"}),
-        ([1.0, 1.0], [2.0, 3.0], ["a", "a"], {"pearson"}),
+        ([], [], [], {"slope", "pearson", "spearman", "error"}),
+        ([1.0], [1.0], ["a"], {"slope", "pearson", "spearman", "error"}),
+        ([1.0, 2.0], [3.0, 3.0], ["a", "a"], {"slope", "pearson", "spearman"}),
+        ([1.0, 1.0], [2.0, 3.0], ["a", "a"], {"pearson", "spearman"}),
     ],
 )
 def test_undefined_values_are_nan(

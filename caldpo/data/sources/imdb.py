@@ -119,6 +119,10 @@ class ImdbSentiment:
         """The true reward: log-odds, in nats, that prompt and response together are positive."""
         return self._scorer([prompt + response])[0]
 
+    def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """The true rewards of many, a batch at a time."""
+        return self._scorer([prompt + response for prompt, response in zip(prompts, responses, strict=True)])
+
     def cache_file(self, split: str) -> Path:
         """Where the pairs of ``split`` are kept under the present settings."""
         settings = {

@@ -16,6 +16,7 @@ from caldpo.config.signature import validated
 from caldpo.environments.agreement import agreement_of_centred, centred, varies
 from caldpo.evaluation.calibration import calibration_error, reliability_curve
 from caldpo.evaluation.interval import Bootstrap, Rows
+from caldpo.evaluation.points import wins
 from caldpo.evaluation.result import Measure, Result
 from caldpo.evaluation.subject import Subject
 from caldpo.evaluation.suite import Suite
@@ -81,11 +82,6 @@ class Preference(Suite):
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
-
-
-def wins(difference: Values) -> Values:
-    """1 where a difference is above 0, 0 below, one half at 0."""
-    return (difference > 0) + 0.5 * (difference == 0)
 
 
 def logged_otherwise(subject: Subject, chosen: float) -> list[str]:
