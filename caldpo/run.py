@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.job import FINISHED, SUMMARY
+from caldpo.config.job import FINISHED, SUMMARY, write_json
 from caldpo.config.redact import redact
 from caldpo.estimate.run import estimate
 from caldpo.loggers import csv_logger
@@ -35,7 +35,6 @@ from caldpo.summary import (
     print_line,
     print_start,
     versions,
-    write_summary,
 )
 
 SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "logger", "callbacks", "data", "model")
@@ -149,7 +148,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         "versions": versions(),
     }
     if trainer.is_global_zero:
-        write_summary(run_dir / SUMMARY, summary)
+        write_json(run_dir / SUMMARY, summary)
         print_end(summary, places)
     return summary
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import resource
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from caldpo import __version__
-from caldpo.config.job import write_json
 
 VERSIONED = ("torch", "pytorch-lightning", "transformers", "datasets", "hydra-core", "wandb")
 SHOWN = ("log_ratios/chosen", "log_ratios/rejected", "rewards/margins", "rewards/accuracies", "displacement")
@@ -71,12 +68,6 @@ def print_line(name: str, summary: dict[str, Any]) -> None:
     print(f"{name}: log-ratios {', '.join(ratios)} after {summary['steps']} steps, {summary['wall_seconds']:.1f} s")
     if summary["upload"]:
         print(f"  upload to W&B: {summary['upload']}")
-
-
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """summary.json; numbers that are not finite become null, which JSON can hold."""
-    finite = json.loads(json.dumps(summary), parse_constant=lambda _: None)
-    write_json(path, finite)
 
 
 def versions() -> dict[str, str]:

@@ -77,9 +77,13 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically: a reader, or a crash half way, never sees half a file."""
+    """Write atomically: a reader, or a crash half way, never sees half a file.
+
+    Numbers that are not finite become null, which JSON can hold.
+    """
+    finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
 
 

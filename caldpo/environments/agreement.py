@@ -73,7 +73,8 @@ def agreement_of_centred(true: Values, implicit: Values) -> dict[str, float]:
         return {
             "slope": float(stats.linregress(true, implicit).slope),
             "pearson": float(stats.pearsonr(true, implicit).statistic),
-            "spearman": float(stats.spearmanr(true, implicit).statistic),
+            # equal rewards of two prompts are parted by the last digits of their means: they are ties all the same
+            "spearman": float(stats.spearmanr(true.round(9), implicit.round(9)).statistic),
             "error": error,
         }
 

@@ -6,6 +6,7 @@ drawn with replacement, each with all that belongs to it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,17 +89,20 @@ class Bootstrap:
     def _interval(self, data: tuple[NDArray[Any], ...], statistic: Any, *, vectorized: bool) -> dict[str, Any]:
         if len(data[0]) < 2:
             return {}  # a single prompt says nothing about others
-        found = stats.bootstrap(
-            data,
-            statistic,
-            paired=True,
-            vectorized=vectorized,
-            n_resamples=self.resamples,
-            batch=max(1, 5_000_000 // len(data[0])),
-            confidence_level=self.confidence,
-            method="percentile",
-            rng=np.random.default_rng(self.seed),
-        ).confidence_interval
+        with warnings.catch_warnings():
+            # a statistic that is the same in every resample has an interval of no width, which is no fault
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            found = stats.bootstrap(
+                data,
+                statistic,
+                paired=True,
+                vectorized=vectorized,
+                n_resamples=self.resamples,
+                batch=max(1, 5_000_000 // len(data[0])),
+                confidence_level=self.confidence,
+                method="percentile",
+                rng=np.random.default_rng(self.seed),
+            ).confidence_interval
         ends = float(found.low), float(found.high)
         return {"low": ends[0], "high": ends[1]} if all(map(np.isfinite, ends)) else {}
 

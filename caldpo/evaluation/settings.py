@@ -7,7 +7,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
+from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
 
@@ -57,6 +57,34 @@ class EvaluateSettings(TargetSettings):
     report: bool
 
 
+@validated
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings(TargetSettings):
+    """Sampling to read.
+
+    Args:
+        prompts: texts, or a file of them (``.txt``: one a line, ``.jsonl``: ``prompt`` as text or messages); None takes
+            held-out prompts of the data.
+        count: held-out prompts, the first distinct ones; of prompts that are given, all are taken.
+        samples: responses to each prompt.
+        max_new_tokens: longest response, tokens; None takes the length of the run's own samples, 256 for a model.
+        temperature: of plain sampling; 0 takes the likeliest token.
+        compare: show the reference beside the policy, where there is one.
+        chat: answer what is typed, turn by turn, in place of prompts.
+        as_chat: whether a prompt given as text is a user's turn for the chat template; None follows the data, and
+            without data the tokenizer.
+    """
+
+    prompts: list[str] | str | None
+    count: PositiveInt
+    samples: PositiveInt
+    max_new_tokens: PositiveInt | None
+    temperature: NonNegative
+    compare: bool
+    chat: bool
+    as_chat: bool | None
+
+
 def check_target(cfg: DictConfig) -> None:
     """Whether there is one thing to look at.
 
@@ -72,7 +100,8 @@ def check_target(cfg: DictConfig) -> None:
         raise CaldpoError(
             f"run={cfg.run} names a policy already", key="model.path", value=cfg.model.path, remedy="leave one out"
         )
-    if named and cfg.get("data") is None:
+    brings_prompts = cfg.get("prompts") is not None or cfg.get("chat")
+    if named and cfg.get("data") is None and not brings_prompts:
         raise CaldpoError(
             "model.path needs pairs or prompts to be looked at on",
             key="data",

@@ -39,6 +39,8 @@ from caldpo.reference.named import frozen
 
 Who = Literal["policy", "reference"]
 
+_BATCH = 16  # responses a forward pass has at most where no data says more
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -117,8 +119,8 @@ class Subject:
         self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time
         self._sampled: dict[Sampling, list[list[int]]] = {}
         self.tokenizer: PreTrainedTokenizerBase
-        self.data: PairDataModule
-        self.tokenizer, self.data = bench.once(self._data_key, lambda: self._prepare(parts["data"]))
+        self._data: PairDataModule | None
+        self.tokenizer, self._data = bench.once(self._data_key, lambda: self._prepare(parts.get("data")))
 
     # -- places
 
@@ -132,6 +134,17 @@ class Subject:
         return folder
 
     # -- data
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there is data: without it, only prompts that a person gives can be answered."""
+        return self._data is not None
+
+    @property
+    def data(self) -> PairDataModule:
+        """The prepared data."""
+        assert self._data is not None, "everything that needs data asks for it in its configuration check"
+        return self._data
 
     @cached_property
     def pairs(self) -> list[TokenizedPair]:
@@ -225,7 +238,7 @@ class Subject:
     @property
     def batch(self) -> int:
         """Responses a forward pass has at most."""
-        return self.settings.batch or 2 * self.data.eval_pairs_per_batch
+        return self.settings.batch or (2 * self.data.eval_pairs_per_batch if self.has_data else _BATCH)
 
     @property
     def pad_id(self) -> int:
@@ -307,15 +320,17 @@ class Subject:
     @property
     def _data_key(self) -> str:
         # the seed of a run orders its training pairs and nothing else
-        told = {key: value for key, value in self.target.config["data"].items() if key != "seed"}
+        told = {key: value for key, value in (self.target.config["data"] or {}).items() if key != "seed"}
         return f"data {self.identity} {json.dumps(told, sort_keys=True, default=str)}"
 
     @property
     def _reference_key(self) -> str:
         return f"{self.reference_identity} {self.precision} {self.batch} {self._data_key}"
 
-    def _prepare(self, data: PairDataModule) -> tuple[PreTrainedTokenizerBase, PairDataModule]:
+    def _prepare(self, data: PairDataModule | None) -> tuple[PreTrainedTokenizerBase, PairDataModule | None]:
         tokenizer = self.source.load_tokenizer()
+        if data is None:
+            return tokenizer, None
         # What is told about the data is in the run's own output already.
         with contextlib.redirect_stdout(io.StringIO()):
             data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none")

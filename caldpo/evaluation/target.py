@@ -117,7 +117,7 @@ def _of_model(cfg: DictConfig) -> Target:
         "model": {"_target_": "caldpo.models.hub.HubModel", **model, "trust_remote_code": cfg.trust_code},
         "adapter": {"_target_": "caldpo.models.adapter.NoAdapter"},
         "reference": None,
-        "data": plain["data"],
+        "data": plain.get("data"),
     }
     folder = (
         Path("outputs/evaluation") / re.sub(r"[^A-Za-z0-9=._,+-]+", "-", name) if cfg.output is None else cfg.output

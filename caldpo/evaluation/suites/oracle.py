@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,6 +24,7 @@ from caldpo.evaluation.subject import Sampling, Subject
 from caldpo.evaluation.suite import Suite
 from caldpo.evaluation.weights import Weights
 
+SAMPLES = "oracle_samples.jsonl"  # beside the results
 Values = NDArray[np.float64]
 
 
@@ -34,7 +37,9 @@ class Outcome:
         baseline: of the reference's.
         own: log-ratio policy/reference of the policy's samples, nats.
         theirs: the same of the reference's samples.
+        prompts: as text.
         texts: the policy's responses.
+        other_texts: the reference's.
         tokens: of the policy's responses, EOS included.
         ended: whether they reached EOS.
     """
@@ -43,7 +48,9 @@ class Outcome:
     baseline: Values
     own: Values
     theirs: Values
+    prompts: list[str]
     texts: list[str]
+    other_texts: list[str]
     tokens: Values
     ended: NDArray[np.bool_]
 
@@ -116,6 +123,7 @@ class Oracle(Suite):
         measures = self._measures(outcome, bootstrap, clusters)
         measures["perplexity"] = self._perplexity(subject, sampling, outcome, bootstrap, clusters)
         measures |= exact_measures(subject)
+        write_samples(subject.folder / SAMPLES, outcome)
         points = [*self._start(subject, outcome), *points, self._summed_up(subject.weights.step, outcome)]
         kl = (
             []
@@ -173,17 +181,19 @@ class Oracle(Suite):
         ]
         ratios = subject.logps("policy", pairs, "own samples") - subject.logps("reference", pairs, "its samples")
         prompts = [subject.prompt_text(h) for h in asked]
-        texts = [subject.decode(ids) for ids in ours]
+        texts, other_texts = ([subject.decode(ids) for ids in side] for side in (ours, theirs))
         eos = subject.tokenizer.eos_token_id
         return Outcome(
             reward=self._rewards(subject, prompts, texts),
             baseline=subject.bench.once(
                 f"rewards {self.classifier} {self.positive_label} {subject.sampled_as(sampling)}",
-                lambda: self._rewards(subject, prompts, [subject.decode(ids) for ids in theirs]),
+                lambda: self._rewards(subject, prompts, other_texts),
             ),
             own=ratios[0],
             theirs=ratios[1],
+            prompts=prompts,
             texts=texts,
+            other_texts=other_texts,
             tokens=np.array([len(ids) for ids in ours], dtype=np.float64),
             ended=np.array([ids[-1] == eos for ids in ours]),
         )
@@ -259,6 +269,22 @@ class Oracle(Suite):
             meaning=f"exp of the mean negative log-prob per token of the policy's samples under {fluency.said}",
             main=True,
         )
+
+
+def write_samples(path: Path, outcome: Outcome) -> None:
+    """The texts behind the figures, a line a sample, to be read."""
+    columns = {
+        "prompt": outcome.prompts,
+        "policy": outcome.texts,
+        "reference": outcome.other_texts,
+        "policy_reward": outcome.reward.tolist(),
+        "reference_reward": outcome.baseline.tolist(),
+        "policy_log_ratio": outcome.own.tolist(),
+        "policy_tokens": outcome.tokens.astype(int).tolist(),
+        "ended": outcome.ended.tolist(),
+    }
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def exact_measures(subject: Subject) -> dict[str, Measure]:

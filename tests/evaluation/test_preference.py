@@ -1,0 +1,137 @@
+"""Every figure of held-out pairs, recomputed pair by pair from log-probs of one response at a time."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import expit
+
+from tests.evaluation.runs import evaluate, inside, result, value
+
+BETA = 0.1  # of the run's loss
+
+
+@pytest.fixture(scope="module")
+def found(trained: Path) -> dict:
+    with inside(trained.parent):
+        evaluate("run", "suite=preference", "preference.resamples=400", "again=true")
+    return result(trained, "preference")
+
+
+def test_accuracy_margin_and_log_ratios(found: dict, naive: dict) -> None:
+    a, b = naive["a"], naive["b"]
+    assert found["examples"] == 40
+    assert found["details"]["prompts"] == 20
+    assert value(found, "accuracy") == pytest.approx(np.mean(a > b))
+    assert value(found, "accuracy") > 0.5
+    assert value(found, "margin") == pytest.approx(BETA * np.mean(a - b), rel=1e-4)
+    assert value(found, "log_ratio_chosen") == pytest.approx(a.mean(), rel=1e-4)
+    assert value(found, "log_ratio_rejected") == pytest.approx(b.mean(), rel=1e-4)
+
+
+def test_intervals_are_of_prompts(found: dict, naive: dict) -> None:
+    """Two pairs of a prompt are one draw: the interval is that of the 20 prompts' means."""
+    means = [np.mean((naive["a"] - naive["b"])[naive["prompt"] == p]) for p in dict.fromkeys(naive["prompt"])]
+    measure = found["measures"]["margin"]
+    expected = 1.96 * BETA * np.std(means, ddof=1) / np.sqrt(20)
+    assert (measure["high"] - measure["low"]) / 2 == pytest.approx(expected, rel=0.25)
+    assert measure["low"] < measure["value"] < measure["high"]
+
+
+def test_calibration(found: dict, naive: dict) -> None:
+    claimed = expit(BETA * (naive["a"] - naive["b"]))
+    both, true = np.concatenate([claimed, 1 - claimed]), np.repeat([1.0, 0.0], 40)
+    edges = np.linspace(0, 1, 11)
+    error = sum(
+        abs(both[here].sum() - true[here].sum()) / 80
+        for low, high in itertools.pairwise(edges)
+        if (here := (both >= low) & (both < high)).any()
+    )
+    assert value(found, "calibration_error") == pytest.approx(error, rel=1e-3)
+    assert sum(point["count"] for point in found["details"]["reliability"]) == 80
+
+
+def test_length_bias_beside_length_alone(found: dict, naive: dict) -> None:
+    longer = naive["n_w"] - naive["n_l"]
+    right = naive["a"] > naive["b"]
+    assert value(found, "accuracy_longer") == pytest.approx(right[longer > 0].mean())
+    assert value(found, "accuracy_shorter") == pytest.approx(right[longer < 0].mean())
+    assert found["measures"]["accuracy_longer"]["n"] == (longer > 0).sum()
+    assert value(found, "accuracy_of_length") == pytest.approx(np.mean(np.where(longer == 0, 0.5, longer > 0)))
+    ranks = [stats.rankdata(x) for x in (naive["a"] - naive["b"], longer)]
+    assert value(found, "length_correlation") == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-6)
+
+
+def test_implicit_against_true_rewards(found: dict, naive: dict) -> None:
+    """Least squares with an intercept of its own for each prompt, which is what centring within prompts comes to."""
+    implicit = BETA * np.concatenate([naive["a"], naive["b"]])
+    true = np.concatenate([naive["s_w"], naive["s_l"]])
+    prompts = np.concatenate([naive["prompt"]] * 2)
+    dummies = (prompts[:, None] == np.unique(prompts)).astype(float)
+    slope = np.linalg.lstsq(np.column_stack([true, dummies]), implicit, rcond=None)[0][0]
+    x, y = (v - dummies @ np.linalg.lstsq(dummies, v, rcond=None)[0] for v in (true, implicit))
+    assert value(found, "slope") == pytest.approx(slope, rel=1e-3)
+    assert value(found, "pearson") == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-3)
+    assert value(found, "spearman") == pytest.approx(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1], rel=1e-3)
+    assert value(found, "error") == pytest.approx(np.abs(x - y).mean(), rel=1e-3)
+    truth = np.sign(naive["s_w"] - naive["s_l"]) == np.sign(naive["a"] - naive["b"])
+    assert value(found, "accuracy_of_truth") == pytest.approx(truth.mean())
+
+
+def test_the_pairs_are_kept(trained: Path, found: dict, naive: dict) -> None:
+    with (trained / "evaluation" / "preference_pairs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["log_ratio_chosen"]) for row in rows] == pytest.approx(naive["a"].tolist(), rel=1e-3, abs=1e-3)
+    assert [int(row["tokens_rejected"]) for row in rows] == naive["n_l"].tolist()
+    assert rows[3]["origin"] == "test.jsonl:4"
+    assert float(rows[3]["score_chosen"]) == pytest.approx(naive["s_w"][3])
+
+
+def test_what_the_run_logged_is_measured_again(trained: Path, found: dict) -> None:
+    logged = json.loads((trained / "summary.json").read_text())["metrics"]
+    assert value(found, "accuracy") == pytest.approx(logged["val/rewards/accuracies"])
+    assert value(found, "log_ratio_chosen") == pytest.approx(logged["val/log_ratios/chosen"], rel=1e-5)
+    assert found["notes"] == []
+
+
+def test_the_start_of_training_is_its_own_reference(trained: Path) -> None:
+    """Step 0: every log-ratio is 0, ties count half, and a claim of one half is borne out."""
+    with inside(trained.parent):
+        evaluate("run", "suite=preference", "checkpoint=0", "preference.resamples=50")
+    start = json.loads((trained / "evaluation" / "step-0" / "preference.json").read_text())
+    assert value(start, "accuracy") == 0.5
+    assert value(start, "margin") == 0
+    assert value(start, "calibration_error") == 0
+    assert value(start, "slope") == 0
+    assert start["measures"]["pearson"]["value"] is None, "nothing to correlate with is no number, null in JSON"
+
+
+def test_one_bin_more_or_fewer_pairs(trained: Path) -> None:
+    with inside(trained.parent):
+        evaluate("run", "suite=preference", "preference.bins=3", "max_pairs=10", "output=elsewhere")
+    written = json.loads((trained.parent / "elsewhere" / "evaluation" / "preference.json").read_text())
+    assert written["examples"] == 10
+    assert len(written["details"]["reliability"]) <= 3
+    assert written["notes"] == [], "other pairs than the logged ones are no contradiction"
+
+
+def test_a_changed_reference_is_noticed(trained: Path, tmp_path: Path) -> None:
+    """The run logged its log-ratios against another model than its configuration now builds."""
+    config = trained / "config.yaml"
+    kept = config.read_text()
+    section = kept.index("\nmodel:")
+    config.write_text(kept[:section] + kept[section:].replace("seed: 0", "seed: 5"))
+    try:
+        with inside(trained.parent):
+            evaluate("run", "suite=preference", f"output={tmp_path}", "preference.resamples=10")
+    finally:
+        config.write_text(kept)
+    (note,) = json.loads((tmp_path / "evaluation" / "preference.json").read_text())["notes"]
+    assert "the run logged a mean chosen log-ratio of" in note
+    assert "its data, reference or weights are not what they were" in note

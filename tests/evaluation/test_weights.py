@@ -1,0 +1,174 @@
+"""Which weights are evaluated, what is refused, and that nothing of somebody's run folder is executed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from caldpo.errors import CaldpoError
+from caldpo.evaluation.target import Target
+from caldpo.evaluation.weights import Weights, find_weights, load_weights
+from caldpo.models.adapter import NoAdapter
+from caldpo.models.random import RandomModel
+from tests.evaluation.runs import evaluate, inside, tiny_run, write_data
+
+
+def target_of(run: Path) -> Target:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    return Target("run", run, run, config, json.loads((run / "summary.json").read_text()))
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may damage; its data lies where it lay."""
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def weights_of(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+
+def load(run: Path, wanted: object) -> torch.Tensor:
+    target = target_of(run)
+    with inside(run.parent):
+        source = RandomModel(tokenizer="tokenizer", hidden_size=16)
+        return weights_of(load_weights(find_weights(target, wanted), source, NoAdapter(), target))
+
+
+def test_final_last_and_the_checkpoint_of_the_last_step_are_the_export(trained: Path) -> None:
+    export = weights_of(AutoModelForCausalLM.from_pretrained(trained / "policy"))
+    assert find_weights(target_of(trained), "final") == Weights(8, trained / "policy")
+    for wanted in ("final", "last", 8):
+        assert torch.equal(load(trained, wanted), export)
+
+
+def test_an_earlier_checkpoint_lies_between_start_and_end(trained: Path) -> None:
+    start, middle, end = (load(trained, step) for step in (0, 4, 8))
+    assert 0 < (middle - start).norm() < (end - start).norm()
+
+
+def test_without_an_export_the_last_checkpoint_is_final(copy: Path, trained: Path) -> None:
+    shutil.rmtree(copy / "policy")
+    weights = find_weights(target_of(copy), "final")
+    assert weights.path == copy / "checkpoints" / "step-8.ckpt"
+    with inside(trained.parent):
+        source = RandomModel(tokenizer="tokenizer", hidden_size=16)
+        loaded = load_weights(weights, source, NoAdapter(), target_of(copy))
+    assert torch.equal(weights_of(loaded), load(trained, "final"))
+
+
+def test_a_checkpoint_before_the_end_is_not_taken_for_the_end(copy: Path) -> None:
+    shutil.rmtree(copy / "policy")
+    (copy / "checkpoints" / "step-8.ckpt").unlink()
+    assert find_weights(target_of(copy), "last").step == 4
+    with pytest.raises(CaldpoError, match="holds no policy/, and it has checkpoints of step 4") as stopped:
+        find_weights(target_of(copy), "final")
+    assert "checkpoint=last" in str(stopped.value)
+
+
+def test_a_run_without_any_weights(copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(copy / "policy")
+    shutil.rmtree(copy / "checkpoints")
+    with inside(trained.parent):
+        evaluate(str(copy), "suite=preference", fails=1)
+    said = capsys.readouterr().err
+    assert "checkpoint=final" in said
+    assert "(status: finished) holds no policy/, and it has no checkpoint" in said
+    assert "export=true or callbacks.checkpoint.every=N" in said
+
+
+def test_a_step_that_was_not_saved(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with inside(trained.parent):
+        evaluate("run", "suite=preference", "checkpoint=5", fails=1)
+    assert "checkpoint=5: no checkpoint of this step: it has checkpoints of step 4, 8" in capsys.readouterr().err
+
+
+def test_damaged_weights_are_named(copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = copy / "policy" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    with inside(trained.parent):
+        evaluate(str(copy), "suite=preference", fails=1)
+    assert f"{copy}/policy: these weights cannot be loaded" in capsys.readouterr().err
+
+
+class Trap:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(("place", "wanted"), [("checkpoints/step-4.ckpt", "4"), ("policy/pytorch_model.bin", "final")])
+def test_a_pickle_in_a_run_is_not_executed(
+    place: str, wanted: str, copy: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the place of a checkpoint it is refused; in that of the export, the last checkpoint is taken instead."""
+    sprung = tmp_path / "sprung"
+    torch.save({"state_dict": Trap(sprung)}, copy / place)
+    (copy / "policy" / "model.safetensors").unlink()
+    with inside(trained.parent):
+        evaluate(str(copy), "suite=preference", f"checkpoint={wanted}", fails=1 if wanted == "4" else None)
+    assert not sprung.exists()
+    if wanted == "4":
+        assert "step-4.ckpt: these weights cannot be loaded" in capsys.readouterr().err
+    torch.load(copy / place, weights_only=False)
+    assert sprung.exists(), "a trap that would have sprung"
+
+
+def rewrite(run: Path, **sections: dict) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for name, news in sections.items():
+        config[name] |= news
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.mark.parametrize(
+    ("section", "news", "said"),
+    [
+        ("model", {"_target_": "os.system", "command": "touch sprung"}, "model is built by os.system"),
+        ("data", {"source": {"_target_": "subprocess.run", "args": "touch sprung"}}, "data is built by subprocess.run"),
+        ("reference", {"_target_": "caldpo.config.job.write_json"}, "which is no class of caldpo.reference"),
+        ("model", {"trust_remote_code": True}, "brings Python code of its own"),
+    ],
+)
+def test_a_configuration_of_other_hands_runs_no_code(
+    section: str, news: dict, said: str, copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(copy, **{section: news})
+    with inside(trained.parent):
+        evaluate(str(copy), "suite=preference", fails=1)
+        assert not Path("sprung").exists()
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "trust_code=true" in printed
+
+
+def test_a_configuration_of_another_version(copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(copy, model={"wings": 2})
+    with inside(trained.parent):
+        evaluate(str(copy), "suite=preference", fails=1)
+    printed = capsys.readouterr().err
+    assert "config.yaml: does not fit this version of caldpo: model.wings: unknown key" in printed
+
+
+def test_an_adapter_is_evaluated_on_its_base(tmp_path: Path) -> None:
+    """From policy/ (the adapter alone) and from the checkpoint: the run's own figures come out."""
+    pytest.importorskip("peft")
+    write_data(tmp_path)
+    run = tiny_run(tmp_path, "adapter=lora", "adapter.rank=4", "callbacks.checkpoint.every=8", "optim.lr=0.05")
+    logged = json.loads((run / "summary.json").read_text())["metrics"]["val/log_ratios/chosen"]
+    assert abs(logged) > 0.05
+    for checkpoint, folder in (("final", "evaluation"), ("8", "evaluation/step-8")):
+        with inside(tmp_path):
+            evaluate("run", "suite=preference", f"checkpoint={checkpoint}", "preference.resamples=10")
+        found = json.loads((run / folder / "preference.json").read_text())
+        assert found["measures"]["log_ratio_chosen"]["value"] == pytest.approx(logged, rel=1e-4)
