@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from caldpo.config.paths import conf_dir
 CONF = conf_dir()
 README = CONF.parent / "README.md"
 TOP_LEVEL = {"": "caldpo.settings.RunSettings"}
+EVALUATION = {"": "caldpo.evaluation.settings.EvaluateSettings"}
 # what a person has to name on the command line, for options that cannot work without it
 NAMED = {
     "data=local": ["data.train=train.jsonl"],
@@ -32,11 +34,11 @@ def options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml") if p.stem != "base")
 
 
-def composed(overrides: list[str]) -> DictConfig:
+def composed(overrides: list[str], command: str = "train") -> DictConfig:
     GlobalHydra.instance().clear()
-    named = [extra for o in overrides for extra in NAMED.get(o, [])]
+    named = [extra for o in overrides for extra in NAMED.get(o, [])] if command == "train" else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*overrides, *named], return_hydra_config=False)
+        return compose(command, [*overrides, *named], return_hydra_config=False)
 
 
 GROUPS = ["loss", "reference", "adapter", "optim", "trainer", "logger", "callbacks", "data", "model", "experiment"]
@@ -45,8 +47,24 @@ EVERY_OPTION = [f"{group}={option}" for group in GROUPS for option in options(gr
 
 @pytest.mark.parametrize("override", EVERY_OPTION)
 def test_every_option_composes_and_fits_its_targets(override: str) -> None:
-    cfg = composed([override])
-    check_config(cfg, TOP_LEVEL)
+    fits_its_targets(composed([override]), TOP_LEVEL)
+
+
+@pytest.mark.parametrize("suite", options("suite"))
+def test_every_suite_composes_under_its_own_name(suite: str) -> None:
+    cfg = composed([f"suite={suite}"], "evaluate")
+    fits_its_targets(cfg, EVALUATION)
+    assert get_object(cfg[suite]["_target_"]).name == suite
+
+
+def test_all_suites_go_together() -> None:
+    cfg = composed([f"suite=[{','.join(options('suite'))}]"], "evaluate")
+    fits_its_targets(cfg, EVALUATION)
+    assert set(options("suite")) <= set(cfg)
+
+
+def fits_its_targets(cfg: DictConfig, schemas: dict[str, str]) -> None:
+    check_config(cfg, schemas)
     for path, section in sections(OmegaConf.to_container(cfg, resolve=False)):
         parameters = inspect.signature(get_object(section["_target_"])).parameters
         keys = set(section) - {"_target_"}
@@ -132,12 +150,13 @@ def test_every_file_says_what_it_is() -> None:
         assert head[0].startswith("#"), f"{file.relative_to(CONF)} begins without a comment"
 
 
-def readme_commands() -> list[list[str]]:
-    """The overrides of every ``python -m caldpo.train`` in the README."""
+def readme_commands(command: str = "train") -> list[list[str]]:
+    """The overrides of every ``python -m caldpo.train`` (or another command) in the README."""
     if not README.exists():  # an installed wheel
         return []
     text = README.read_text().replace("\\\n", " ")
-    return [m[1].split("#")[0].split() for m in re.finditer(r"^\s*python -m caldpo\.train(.*)$", text, re.M)]
+    lines = re.finditer(rf"^\s*python -m caldpo\.{command}(.*)$", text, re.M)
+    return [shlex.split(match[1], comments=True) for match in lines]
 
 
 def test_the_readme_has_commands() -> None:
@@ -153,3 +172,11 @@ def test_commands_of_the_readme_compose(words: list[str]) -> None:
     lists = [[f"{o.split('=')[0]}={v}" for v in o.split("=", 1)[1].split(",")] if sweep else [o] for o in overrides]
     for job in itertools.product(*lists):
         check_config(composed(list(job)), TOP_LEVEL)
+
+
+@pytest.mark.parametrize("words", readme_commands("evaluate"), ids=" ".join)
+def test_evaluations_of_the_readme_compose(words: list[str]) -> None:
+    cfg = composed([word for word in words if "=" in word], "evaluate")
+    check_config(cfg, EVALUATION)
+    if cfg.model.path is None:
+        assert cfg.run is not None or "=" not in words[0], "a run is named"

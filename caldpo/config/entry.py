@@ -17,7 +17,7 @@ from hydra._internal.utils import _run_hydra, create_config_search_path, get_arg
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 
 from caldpo.config.job import Task, run_job
-from caldpo.config.overrides import with_positional
+from caldpo.config.overrides import with_positional, with_quoted_paths
 from caldpo.config.paths import conf_dir
 from caldpo.config.preflight import Agree, check_composes, preflight
 from caldpo.config.redact import redact_text
@@ -91,6 +91,7 @@ def _parse(command: str, argv: Sequence[str], positional: str | None) -> Namespa
         raise CaldpoError("these options exclude each other", key=" ".join(chosen))
     if args.experimental_rerun:
         raise CaldpoError("is not supported", key="--experimental-rerun")
+    args.overrides = with_quoted_paths(args.overrides)
     if positional:
         args.overrides = with_positional(args.overrides, positional)
     if args.config_path:

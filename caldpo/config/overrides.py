@@ -31,10 +31,30 @@ def with_positional(overrides: Sequence[str], key: str) -> list[str]:
     """
     found = list(overrides)
     for place, text in enumerate(found):
-        if "=" not in text or Path(text).exists():
+        if "=" not in text or _is_there(text):
             found[place] = f"{key}={quoted(text)}"
             break
     return found
+
+
+def with_quoted_paths(overrides: Sequence[str]) -> list[str]:
+    """Overrides with quotes around values that name a file or folder and that Hydra's grammar would read more into.
+
+    The folders of a sweep's runs are named after their overrides: ``run=outputs/SWEEP/loss=dpo,seed=0``.
+    """
+    found = []
+    for text in overrides:
+        key, given, value = text.partition("=")
+        special = given and re.search("[=,]", value) and not _is_there(text) and _is_there(value)
+        found.append(f"{key}={quoted(value)}" if special else text)
+    return found
+
+
+def _is_there(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except OSError:  # too long to be the name of anything
+        return False
 
 
 def quoted(text: str) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from caldpo.config.overrides import quoted, with_positional
+from caldpo.config.overrides import quoted, with_positional, with_quoted_paths
 
 PRINTABLE = st.characters(exclude_categories=["Cc", "Cs"])
 
@@ -67,3 +67,15 @@ def test_a_folder_with_an_equals_sign_is_bare_where_it_exists(tmp_path: Path, mo
     (tmp_path / "loss=dpo").mkdir()
     assert with_positional(["loss=dpo"], "sweep") == ["sweep='loss=dpo'"]
     assert with_positional(["loss=ipo"], "sweep") == ["loss=ipo"]
+
+
+def test_a_run_of_a_sweep_may_be_named_as_it_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = "sweep/loss=dpo,seed=0/policy"
+    Path(folder).mkdir(parents=True)
+    (found,) = with_quoted_paths([f"model.path={folder}"])
+    assert found.startswith("model.path=")
+    assert read_back(found) == folder
+    untouched = ["loss=dpo,ipo", "seed=0,1", "run=nowhere/loss=dpo,seed=0", folder, f"x={'w,' * 5000}", "+a.b=[1,2]"]
+    assert with_quoted_paths(untouched) == untouched
+    assert with_positional([f"x={'w,' * 5000}"], "run") == [f"x={'w,' * 5000}"]

@@ -1,0 +1,244 @@
+"""The command on a run, a sweep and a model: what is written, what is not done twice, what a failure costs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from caldpo.evaluation import subject as subjects
+from tests.command import train
+from tests.evaluation.runs import TINY_RUN, evaluate, inside, result, value, write_data
+
+QUICK = ("preference.resamples=20", "displacement.resamples=20")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two losses, two seeds."""
+    home = tmp_path_factory.mktemp("sweep")
+    write_data(home)
+    with inside(home):
+        train("-m", *TINY_RUN, "loss=dpo,cal_dpo", "seed=0,1", "hydra.sweep.dir=sweep")
+    return home / "sweep"
+
+
+def runs(sweep: Path) -> list[Path]:
+    return sorted(path.parent for path in sweep.glob("*/summary.json"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(sweep: Path) -> dict[str, int]:
+    """The sweep evaluated by the default suites, and how often the reference was loaded and asked for pairs."""
+    counts = {"loaded": 0, "scored": 0}
+    load, score = subjects.Subject._load_reference, subjects.score_pairs
+
+    def counted_load(self: subjects.Subject, path: str | None) -> object:
+        counts["loaded"] += 1
+        return load(self, path)
+
+    def counted_score(*arguments: object, label: str, **keys: object) -> object:
+        counts["scored"] += label == "reference: log-probs"
+        return score(*arguments, label=label, **keys)
+
+    with inside(sweep.parent), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subjects.Subject, "_load_reference", counted_load)
+        patch.setattr(subjects, "score_pairs", counted_score)
+        evaluate("sweep", *QUICK)
+    return counts
+
+
+def test_every_run_has_its_results(sweep: Path, evaluated: dict[str, int]) -> None:
+    assert len(runs(sweep)) == 4
+    for run in runs(sweep):
+        logged = json.loads((run / "summary.json").read_text())["metrics"]
+        found = result(run, "preference")
+        assert value(found, "accuracy") == pytest.approx(logged["val/rewards/accuracies"])
+        assert value(result(run, "displacement"), "chosen_fell") == pytest.approx(logged["val/displacement"])
+        assert sorted(path.name for path in (run / "evaluation").iterdir()) == [
+            "displacement.json",
+            "preference.json",
+            "preference_pairs.csv",
+        ]
+
+
+def test_a_result_says_what_determined_it(sweep: Path, evaluated: dict[str, int]) -> None:
+    found = result(runs(sweep)[0], "preference")
+    facts = found["determined_by"]
+    assert facts["suite"] == {"bins": 10, "resamples": 20, "confidence": 0.95}
+    assert facts["settings"]["seed"] == 0
+    assert facts["step"] == 8
+    assert facts["reference"].startswith("the policy's starting weights")
+    assert {"caldpo", "torch", "transformers"} <= facts["versions"].keys()
+    assert facts["weights"][0][0] == "model.safetensors"
+    assert found["examples"] == 40
+
+
+def test_one_reference_serves_the_whole_sweep(evaluated: dict[str, int]) -> None:
+    assert evaluated == {"loaded": 1, "scored": 1}
+
+
+def test_the_report_has_the_new_columns(sweep: Path, evaluated: dict[str, int]) -> None:
+    table = pd.read_csv(sweep / "comparison.csv")
+    (column,) = [name for name in table.columns if name.endswith("preference/accuracy")]
+    assert table[column].tolist() == pytest.approx(table["rewards/accuracies"].tolist())
+    assert "calibration error" in (sweep / "report.md").read_text()
+
+
+def test_nothing_is_measured_twice_unless_it_is_asked_for(
+    sweep: Path, evaluated: dict[str, int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {run: result(run, "preference")["date"] for run in runs(sweep)}
+    monkeypatch.setattr("caldpo.evaluation.suites.preference.Preference.run", lambda *_: pytest.fail("measured again"))
+    with inside(sweep.parent):
+        evaluate("sweep", "suite=preference", *QUICK[:1])
+    assert capsys.readouterr().out.count("as before") == 4
+    assert {run: result(run, "preference")["date"] for run in runs(sweep)} == before
+    monkeypatch.undo()
+    run = runs(sweep)[0]
+    with inside(sweep.parent):
+        evaluate(str(run), "suite=preference", "preference.resamples=21")
+    assert result(run, "preference")["determined_by"]["suite"]["resamples"] == 21, "another setting is another result"
+    (run / "evaluation" / "preference.json").write_text("{")
+    with inside(sweep.parent):
+        evaluate(str(run), "suite=preference", *QUICK[:1])
+    assert value(result(run, "preference"), "accuracy") > 0, "a damaged file is no result"
+
+
+def test_other_weights_are_measured_anew(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = runs(sweep)[0], runs(sweep)[2]
+    copied = Path(shutil.copytree(first, tmp_path / "copy"))
+    with inside(sweep.parent):
+        evaluate(str(copied), "suite=preference", *QUICK[:1])
+        before = value(result(copied, "preference"), "margin")
+        shutil.copy(second / "policy" / "model.safetensors", copied / "policy" / "model.safetensors")
+        evaluate(str(copied), "suite=preference", *QUICK[:1])
+    after = result(copied, "preference")
+    assert value(after, "margin") != pytest.approx(before)
+    assert "the run logged" in after["notes"][0], "weights of another run"
+
+
+def test_a_run_that_cannot_be_evaluated_costs_the_others_nothing(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = Path(shutil.copytree(sweep, tmp_path / "sweep"))
+    broken = runs(copied)[1]
+    shutil.rmtree(broken / "policy")
+    with inside(sweep.parent):
+        evaluate(str(copied), "suite=preference", "again=true", *QUICK[:1], fails=1)
+    printed = capsys.readouterr().out
+    assert "3 of 4 runs evaluated" in printed
+    assert "left out: checkpoint=final" in printed
+    assert "report.md" in printed
+
+
+def test_a_model_by_its_name(sweep: Path, tmp_path: Path) -> None:
+    """The export of a run, with the run's start as the reference: the run's own figures."""
+    run = runs(sweep)[0]
+    with inside(sweep.parent):
+        from caldpo.models.random import RandomModel
+
+        source = RandomModel(tokenizer="tokenizer", hidden_size=16)
+        source.load_policy().save_pretrained(tmp_path / "start")
+        evaluate(
+            f"model.path={run}/policy",
+            f"reference.path={tmp_path}/start",
+            "data=local",
+            "data.train=train.jsonl",
+            "data.test=test.jsonl",
+            "suite=[preference,displacement]",
+            *QUICK,
+        )
+        found = json.loads(Path("outputs/evaluation/policy/evaluation/preference.json").read_text())
+    logged = json.loads((run / "summary.json").read_text())["metrics"]
+    assert value(found, "log_ratio_chosen") == pytest.approx(logged["val/log_ratios/chosen"], rel=1e-5)
+    assert value(found, "margin") == pytest.approx(logged["val/rewards/margins"], rel=1e-5)
+
+
+def test_a_model_alone_has_no_reference(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs(sweep)[0]
+    with inside(sweep.parent):
+        data = ("data=local", "data.train=train.jsonl", "data.test=test.jsonl")
+        evaluate(f"model.path={run}/policy", *data, "suite=preference", fails=1)
+    said = capsys.readouterr().err
+    assert "reference.path: suite=preference compares the model with a reference, and there is none" in said
+
+
+def test_another_reference_of_ones_own(sweep: Path, tmp_path: Path) -> None:
+    """Against itself a policy has no margin."""
+    run = runs(sweep)[0]
+    with inside(sweep.parent):
+        evaluate(str(run), "suite=preference", f"reference.path={run}/policy", f"output={tmp_path}", *QUICK[:1])
+    found = json.loads((tmp_path / "evaluation" / "preference.json").read_text())
+    assert value(found, "margin") == pytest.approx(0, abs=1e-5)
+    assert found["determined_by"]["reference"].endswith("/policy")
+
+
+def test_other_pairs_than_the_runs_own(sweep: Path, tmp_path: Path) -> None:
+    run = runs(sweep)[0]
+    with inside(sweep.parent):
+        evaluate(
+            str(run),
+            "suite=preference",
+            "data=local",
+            "data.train=test.jsonl",
+            "data.test=train.jsonl",
+            "data.max_test_pairs=15",
+            f"output={tmp_path}",
+            *QUICK[:1],
+        )
+    assert json.loads((tmp_path / "evaluation" / "preference.json").read_text())["examples"] == 15
+
+
+def test_half_precision_is_the_same_within_its_digits(sweep: Path, tmp_path: Path) -> None:
+    run = runs(sweep)[0]
+    with inside(sweep.parent):
+        evaluate(str(run), "suite=preference", "precision=bf16-mixed", f"output={tmp_path}", *QUICK[:1])
+        evaluate(str(run), "suite=preference", "precision=64-true", f"output={tmp_path / 'exact'}", *QUICK[:1])
+    rounded = json.loads((tmp_path / "evaluation" / "preference.json").read_text())
+    exact = json.loads((tmp_path / "exact" / "evaluation" / "preference.json").read_text())
+    assert rounded["determined_by"]["settings"]["precision"] == "bf16-mixed"
+    assert value(rounded, "log_ratio_rejected") != value(exact, "log_ratio_rejected")
+    assert value(rounded, "log_ratio_rejected") == pytest.approx(value(exact, "log_ratio_rejected"), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], ["run: there is nothing to look at", "give model.path"]),
+        (["run=x", "model.path=y", "data=hh"], ["model.path=y: run=x names a policy already"]),
+        (["model.path=y"], ["data: model.path needs pairs"]),
+        (["x", "checkpoint=-1"], ["checkpoint=-1: must be one of final, last or a whole number >= 0"]),
+        (["x", "preference.bins=0"], ["preference.bins=0: must be a whole number > 0"]),
+        (["x", "oracle.prompts=8"], ["oracle.prompts: unknown key"]),
+        (["x", "suite=preferense"], ["suite=preferense: no such option (did you mean preference?)"]),
+        (["x", "suite=preference,oracle"], ["several values for one run", "'suite=[...]'"]),
+        (["x", "device=tpu"], ["device=tpu: must be one of auto, cpu, cuda"]),
+    ],
+)
+def test_a_mistake_is_answered(
+    arguments: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inside(tmp_path):
+        evaluate(*arguments, fails=2)
+        assert list(tmp_path.iterdir()) == []
+    printed = capsys.readouterr().err
+    for fragment in said:
+        assert fragment in printed
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with inside(tmp_path):
+        evaluate("run=nowhere", fails=1)
+        assert "run=nowhere: no such folder" in capsys.readouterr().err
+        evaluate(f"run={tmp_path}", fails=1)
+    assert "no runs in this folder" in capsys.readouterr().err
+
+
+def test_results_of_several_runs_do_not_go_into_one_folder(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with inside(sweep.parent):
+        evaluate("sweep", "output=x", fails=1)
+    assert "output=x: run=sweep holds 4 runs" in capsys.readouterr().err
