@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,41 +16,14 @@ from caldpo.data.sources._sentiment import SentimentReward
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.fluency import Fluency
 from caldpo.evaluation.interval import Bootstrap
+from caldpo.evaluation.outcome import SAMPLES, Outcome, write_samples
 from caldpo.evaluation.points import true_rewards, wins
 from caldpo.evaluation.result import Measure, Result
 from caldpo.evaluation.subject import Sampling, Subject
 from caldpo.evaluation.suite import Suite
 from caldpo.evaluation.weights import Weights
 
-SAMPLES = "oracle_samples.jsonl"  # beside the results
 Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one policy's samples come to, each array ``(prompts x samples,)``, a prompt's samples in a row.
-
-    Args:
-        reward: true reward of the policy's samples.
-        baseline: of the reference's.
-        own: log-ratio policy/reference of the policy's samples, nats.
-        theirs: the same of the reference's samples.
-        prompts: as text.
-        texts: the policy's responses.
-        other_texts: the reference's.
-        tokens: of the policy's responses, EOS included.
-        ended: whether they reached EOS.
-    """
-
-    reward: Values
-    baseline: Values
-    own: Values
-    theirs: Values
-    prompts: list[str]
-    texts: list[str]
-    other_texts: list[str]
-    tokens: Values
-    ended: NDArray[np.bool_]
 
 
 @validated
@@ -269,22 +240,6 @@ class Oracle(Suite):
             meaning=f"exp of the mean negative log-prob per token of the policy's samples under {fluency.said}",
             main=True,
         )
-
-
-def write_samples(path: Path, outcome: Outcome) -> None:
-    """The texts behind the figures, a line a sample, to be read."""
-    columns = {
-        "prompt": outcome.prompts,
-        "policy": outcome.texts,
-        "reference": outcome.other_texts,
-        "policy_reward": outcome.reward.tolist(),
-        "reference_reward": outcome.baseline.tolist(),
-        "policy_log_ratio": outcome.own.tolist(),
-        "policy_tokens": outcome.tokens.astype(int).tolist(),
-        "ended": outcome.ended.tolist(),
-    }
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def exact_measures(subject: Subject) -> dict[str, Measure]:

@@ -1,0 +1,130 @@
+"""``suite=judge`` by its command, and what it answers before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caldpo.errors import CaldpoError
+from caldpo.evaluation.suites.judge import Judge
+from tests.evaluation.judge_server import saved, serving
+from tests.evaluation.runs import evaluate, inside, result, value
+
+GOOD: dict[str, Any] = {"base_url": "http://localhost:8000/v1", "model": "m"}
+
+
+def test_the_command_from_run_to_result(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The judge prefers the response that comes first in the alphabet; the rate is counted anew from the file."""
+    with (
+        serving(lambda prompt, a, b: f"Words.\n\n**Verdict: {'A' if a < b else 'B'}**") as server,
+        inside(trained.parent),
+    ):
+        words = (
+            "run",
+            f"output={tmp_path}",
+            "suite=judge",
+            f"judge.base_url={server.base_url}",
+            "judge.model=m",
+            "judge.prompts=12",
+            "judge.resamples=50",
+            "judge.price_input=1",
+            "judge.price_output=2",
+        )
+        evaluate(*words)
+        calls = len(server.requests)
+        evaluate(*words)
+        evaluate(*words, "again=true")
+        assert len(server.requests) == calls
+    found = result(tmp_path, "judge")
+    lines = saved(tmp_path / "evaluation")
+    assert len(lines) == calls == found["details"]["usage"]["answers"]
+    wins = sum((line["verdict"] == line["policy_is"]) for line in lines)
+    even = 12 - len(lines) / 2
+    assert value(found, "win_rate") == pytest.approx((wins / 2 + even / 2) / 12)
+    assert found["examples"] == 12
+    assert found["details"]["usage"]["cost"] == pytest.approx(calls * (100 + 2 * 7) / 1e6)
+    assert found["determined_by"]["suite"]["prompt_digest"]
+    assert {"api_key_env", "concurrency", "timeout", "max_retries"}.isdisjoint(found["determined_by"]["suite"])
+    texts = {row["prompt"] for row in map(json.loads, (trained.parent / "test.jsonl").read_text().splitlines())}
+    assert {line["prompt"] for line in lines} <= texts
+    out, err = capsys.readouterr()
+    assert "HTTP Request" not in out + err  # the client's library would log every call
+    assert f"{calls} calls to m at {server.base_url}" in out
+    assert "as before" in out
+    assert f"0 calls to m at {server.base_url}" in out
+    assert f"{calls} verdicts saved already" in out
+
+
+def test_a_run_against_its_reference_draws_both(trained: Path, tmp_path: Path) -> None:
+    with inside(trained.parent):
+        evaluate(
+            "run", f"output={tmp_path}", "suite=judge", "judge.rehearse=true", "judge.prompts=5", "judge.resamples=9"
+        )
+    found = result(tmp_path, "judge")
+    assert found["details"]["judge"] == "rehearsal: no judge was asked"
+    assert found["details"]["calls"] == 2 * (5 - found["details"]["identical"]) > 0
+
+
+def test_no_endpoint_is_answered_before_anything_loads(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("something was loaded")
+
+    monkeypatch.setattr("caldpo.evaluation.run.Subject", load)
+    with inside(trained.parent):
+        evaluate("run", "suite=judge", fails=1)
+    error = capsys.readouterr().err
+    assert error.startswith("error: judge.base_url: no endpoint is named")
+    assert "judge.rehearse=true" in error
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "complaint"),
+    [
+        ({"base_url": None}, "judge.base_url", "no endpoint"),
+        ({"model": None}, "judge.model", "a model that http://localhost:8000/v1 serves"),
+        ({"base_url": "localhost:8000"}, "judge.base_url", "is no address"),
+        ({"base_url": "http://localhost:8000/v1/chat/completions/"}, "judge.base_url", "leave out /chat/completions"),
+        ({"base_url": "https://me:hunter22@host/v1"}, "judge.base_url", "password"),
+        ({"prompt": "nothing.txt"}, "judge.prompt", "No such file"),
+        ({"price_input": 1.0}, "judge.price_output", "both prices"),
+    ],
+)
+def test_settings_are_checked_early(keys: dict[str, Any], key: str, complaint: str) -> None:
+    Judge(**GOOD).check()
+    with pytest.raises(CaldpoError) as error:
+        Judge(**{**GOOD, **keys}).check()
+    assert error.value.key == key
+    assert complaint in str(error.value)
+    assert "hunter22" not in str(error.value)
+
+
+def test_a_key_in_place_of_its_variable_is_refused() -> None:
+    with pytest.raises(CaldpoError, match="the name of an environment variable"):
+        Judge(**GOOD, api_key_env="sk-not-a-name")
+
+
+def test_a_rehearsal_needs_no_endpoint() -> None:
+    Judge(rehearse=True).check()
+
+
+def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(CaldpoError, match=r"pip install 'caldpo\[judge\]'"):
+        Judge(**GOOD).check()
+
+
+def test_a_changed_text_is_another_evaluation(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("$prompt $first $second")
+    before = Judge(**GOOD, prompt=str(file)).settings()
+    file.write_text("$prompt: $first $second")
+    assert before != Judge(**GOOD, prompt=str(file)).settings()
+    assert before == Judge(**GOOD, prompt=str(file), concurrency=1).settings() | {
+        "prompt_digest": before["prompt_digest"]
+    }

@@ -1,0 +1,233 @@
+"""Endpoints that fail: what is saved, what is said, what is asked again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caldpo.errors import CaldpoError
+from tests.evaluation.judge_server import FakeSubject, judge, policy_wins, saved, serving
+
+SECRET = "sk-live-0123456789abcdef"
+WINNERS = (0, 3, 4, 9)
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> FakeSubject:
+    return FakeSubject(tmp_path, [f"ours {i}" for i in range(10)], [f"them {i}" for i in range(10)])
+
+
+def dies_after(calls: int, status: int = 500, message: str = "out of memory", headers: Any = None) -> Any:
+    answered = [0]
+
+    def says(*shown: str) -> Any:
+        answered[0] += 1
+        if answered[0] > calls:
+            return status, headers or {}, {"error": {"message": message}}
+        return policy_wins(*WINNERS)(*shown)
+
+    return says
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_judge_that_dies_half_way(subject: FakeSubject, tmp_path: Path, concurrency: int) -> None:
+    with serving(dies_after(9)) as server, pytest.raises(CaldpoError) as error:
+        judge(server, concurrency=concurrency).run(subject)
+    assert "9 of 20 verdicts are saved in" in str(error.value)
+    assert "out of memory" in str(error.value)
+    assert "run the same command again" in str(error.value)
+    assert len(saved(subject.folder)) == 9
+    assert len(server.requests) <= 9 + concurrency  # those on their way; the others are not sent
+
+    address = server.base_url
+    first = {request["messages"][0]["content"] for request in server.requests[:9]}
+    with serving(policy_wins(*WINNERS)) as server:
+        renamed(subject.folder, address, server.base_url)
+        resumed = judge(server).run(subject)
+        assert len(server.requests) == 11
+        assert first.isdisjoint(request["messages"][0]["content"] for request in server.requests)
+        again = judge(server).run(subject)
+        assert len(server.requests) == 11
+        (tmp_path / "whole").mkdir()
+        whole = judge(server).run(FakeSubject(tmp_path / "whole", subject.ours, subject.theirs))
+    assert resumed.measures == again.measures == whole.measures
+    assert resumed.details["usage"] == whole.details["usage"]
+    assert (resumed.details["calls"], again.details["calls"], whole.details["calls"]) == (11, 0, 20)
+
+
+def renamed(folder: Path, old: str, new: str) -> None:
+    """Move the saved verdicts to another address: two servers of a test have two ports, and a real one has one."""
+    from caldpo.evaluation.judge.question import JudgeModel, Pair, both_orders
+    from caldpo.evaluation.judge.template import load_template
+
+    lines = saved(folder)
+    for line in lines:
+        assert line["base_url"] == old
+        ours, theirs = (line["A"], line["B"]) if line["policy_is"] == "A" else (line["B"], line["A"])
+        question = both_orders(Pair(line["prompt"], ours, theirs), load_template("general"))[line["policy_is"] == "B"]
+        assert line["digest"] == question.digest(JudgeModel(old, "m", line["parameters"]))
+        line |= {"base_url": new, "digest": question.digest(JudgeModel(new, "m", line["parameters"]))}
+    (folder / "judge_verdicts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_another_text_or_response_is_asked_anew(subject: FakeSubject, tmp_path: Path) -> None:
+    with serving(policy_wins(*WINNERS)) as server:
+        judge(server).run(subject)
+        subject.ours = [*subject.ours[:9], "ours, another"]
+        judge(server).run(subject)
+        assert len(server.requests) == 20 + 2
+        judge(server, verdict_temperature=0.5).run(subject)
+        assert len(server.requests) == 20 + 2 + 20
+
+
+def test_a_torn_last_line_is_asked_again(subject: FakeSubject) -> None:
+    file = subject.folder / "judge_verdicts.jsonl"
+    with serving(policy_wins(*WINNERS)) as server:
+        whole = judge(server).run(subject)
+        file.write_bytes(file.read_bytes()[:-40])
+        mended = judge(server).run(subject)
+        assert len(server.requests) == 21
+        assert "1 damaged lines of judge_verdicts.jsonl" in " ".join(mended.notes)
+        assert mended.measures == whole.measures
+        assert judge(server).run(subject).details["calls"] == 0  # the new line stands by itself
+
+
+def test_a_rate_limit_is_waited_for(subject: FakeSubject, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    limited = threading.Event()
+
+    def says(*shown: str) -> Any:
+        if not limited.is_set():
+            limited.set()
+            return 429, {"Retry-After": "0.05"}, {"error": {"message": "slow down"}}
+        return policy_wins(*WINNERS)(*shown)
+
+    with serving(says) as server:
+        found = judge(server, max_retries=1).run(subject)
+    assert (found.details["calls"], found.details["retries"], len(server.requests)) == (20, 1, 21)
+    assert caplog.records == []  # retries are counted, not logged one by one
+    assert found.measures["win_rate"].value == 0.4
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "remedy"),
+    [
+        (404, "no such model or path: gone", "check judge.model"),
+        (429, "it takes no more calls: gone", "lower judge.concurrency"),
+        (503, "status 503: gone", "look after the server"),
+    ],
+)
+def test_each_failure_says_what_to_do(subject: FakeSubject, status: int, said: str, remedy: str) -> None:
+    with serving(dies_after(0, status, "gone.")) as server, pytest.raises(CaldpoError) as error:
+        judge(server).run(subject)
+    assert said in str(error.value)
+    assert remedy in error.value.remedy
+    assert "0 of 20 verdicts" in str(error.value)
+    assert len(server.requests) == 1  # the first question goes alone
+
+
+def test_a_wrong_key_is_named_and_never_shown(
+    subject: FakeSubject, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", SECRET)
+    echo = dies_after(2, 401, f"Incorrect API key provided: {SECRET}")
+    with serving(echo) as server, pytest.raises(CaldpoError) as error:
+        judge(server, api_key_env="JUDGE_KEY", concurrency=1).run(subject)
+    assert {headers["authorization"] for headers in server.headers} == {f"Bearer {SECRET}"}
+    assert "the environment variable JUDGE_KEY holds a key that it does not take" in str(error.value)
+    assert "judge.api_key_env" in error.value.remedy
+    out = capfd.readouterr()
+    files = [p.read_text() for p in subject.folder.rglob("*") if p.is_file()]
+    assert len(files) == 1
+    assert not [text for text in (str(error.value), repr(error.value), out.out, out.err, *files) if SECRET in text]
+
+
+def test_a_judge_that_repeats_the_key(subject: FakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    with serving(lambda *shown: f"{SECRET}\nVerdict: A") as server:
+        found = judge(server).run(subject)
+    assert SECRET not in (subject.folder / "judge_verdicts.jsonl").read_text()
+    assert SECRET not in json.dumps(found.as_dict())
+
+
+def test_an_unset_key_is_told_where_one_is_wanted(subject: FakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(dies_after(20)) as server:
+        judge(server).run(subject)
+    assert {headers["authorization"] for headers in server.headers} == {"Bearer none"}
+    with serving(dies_after(0, 401, "no key")) as server, pytest.raises(CaldpoError) as error:
+        judge(server).run(subject)
+    assert "the environment variable OPENAI_API_KEY is not set" in str(error.value)
+
+
+def test_nobody_at_the_address(subject: FakeSubject) -> None:
+    with serving(policy_wins()) as server:
+        pass  # its port is free again
+    with pytest.raises(CaldpoError, match="Connection error") as error:
+        judge(server).run(subject)
+    assert "start the server" in error.value.remedy
+
+
+def test_a_judge_that_takes_too_long(subject: FakeSubject) -> None:
+    def says(*shown: str) -> str:
+        time.sleep(0.5)
+        return "Verdict: A"
+
+    with serving(says) as server, pytest.raises(CaldpoError, match="timed out") as error:
+        judge(server, timeout=0.1).run(subject)
+    assert "judge.timeout" in error.value.remedy
+
+
+def test_an_interrupt_keeps_what_arrived(subject: FakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C reaches the main thread, which waits for the pool: calls on their way are saved, no other is sent."""
+
+    def interrupted(futures: list[Any]) -> Any:
+        yield wait(futures, return_when=FIRST_COMPLETED).done.pop()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("caldpo.evaluation.judge.ask.as_completed", interrupted)
+
+    def says(*shown: str) -> str:
+        time.sleep(0.02)
+        return policy_wins(*WINNERS)(*shown)
+
+    with serving(says) as server, pytest.raises(KeyboardInterrupt):
+        judge(server, concurrency=2).run(subject)
+    assert len(saved(subject.folder)) == len(server.requests) < 10
+
+
+@pytest.mark.parametrize("body", ["<html>hello</html>", {"status": "ok"}])
+def test_an_answer_that_is_no_completion(subject: FakeSubject, body: Any) -> None:
+    with serving(lambda *shown: (200, {}, body)) as server, pytest.raises(CaldpoError) as error:
+        judge(server).run(subject)
+    assert "with no chat completion" in str(error.value)
+    assert "/v1" in error.value.remedy
+
+
+def test_a_refused_question_costs_its_pair(subject: FakeSubject) -> None:
+    def says(prompt: str, first: str, second: str) -> Any:
+        if prompt == "question 3":
+            return 400, {}, {"error": {"message": "filtered"}}
+        return policy_wins(*WINNERS)(prompt, first, second)
+
+    with serving(says) as server:
+        found = judge(server).run(subject)
+        assert (found.measures["win_rate"].value, found.measures["win_rate"].n) == (pytest.approx(3 / 9), 9)
+        assert "the endpoint refused 2 questions, one of them: filtered" in found.notes
+        assert judge(server).run(subject).details["refused"] == 2  # not saved: another day it may answer
+    assert len(server.requests) == 22
+
+
+def test_a_judge_that_refuses_everything(subject: FakeSubject) -> None:
+    with serving(dies_after(0, 400, "'temperature' is not supported")) as server, pytest.raises(CaldpoError) as error:
+        judge(server, concurrency=1).run(subject)
+    assert "it refuses every question: 'temperature' is not supported" in str(error.value)
+    assert "judge.verdict_temperature" in error.value.remedy
+    assert len(server.requests) == 3

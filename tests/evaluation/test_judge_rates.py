@@ -1,0 +1,213 @@
+"""Rates of judges whose habits are known."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from caldpo.errors import CaldpoError
+from tests.evaluation.judge_server import FakeSubject, JudgeServer, judge, policy_wins, saved, serving
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> FakeSubject:
+    """Twelve prompts with responses of one length."""
+    return FakeSubject(tmp_path, [f"ours {i:2}" for i in range(12)], [f"them {i:2}" for i in range(12)])
+
+
+@pytest.fixture(scope="module")
+def longest() -> Iterator[JudgeServer]:
+    with serving(
+        lambda prompt, a, b: f"Verdict: {'tie' if len(a) == len(b) else 'A' if len(a) > len(b) else 'B'}"
+    ) as s:
+        yield s
+
+
+def test_wins_are_counted(subject: FakeSubject) -> None:
+    with serving(policy_wins(0, 1, 2, 5, 7, 8, 9, 10, 11)) as server:
+        found = judge(server).run(subject)
+    measures = found.measures
+    assert measures["win_rate"].value == 0.75
+    assert measures["win_rate"].low < 0.75 < measures["win_rate"].high
+    assert measures["win_rate"].n == found.examples == 12
+    assert (measures["consistency"].value, measures["position_bias"].value) == (1.0, 0.5)
+    assert (measures["ties"].value, measures["mean_length_difference"].value) == (0.0, 0.0)
+    assert measures["length_controlled"].value == pytest.approx(0.75)
+    assert [name for name, m in measures.items() if m.main] == ["win_rate", "length_controlled"]
+
+
+def test_both_orders_are_asked_once_each(subject: FakeSubject) -> None:
+    with serving(policy_wins(3)) as server:
+        judge(server, verdict_seed=11, max_tokens=99, limit_by="max_completion_tokens").run(subject)
+    expected = [
+        (f"question {i}", *texts)
+        for i in range(12)
+        for o, t in [(f"ours {i:2}", f"them {i:2}")]
+        for texts in ((o, t), (t, o))
+    ]
+    assert Counter(server.shown()) == Counter(expected)
+    told = [{k: v for k, v in request.items() if k != "messages"} for request in server.requests]
+    assert told == [{"model": "m", "temperature": 0.0, "seed": 11, "max_completion_tokens": 99}] * 24
+
+
+def test_a_judge_that_likes_the_first_place(subject: FakeSubject) -> None:
+    with serving(lambda *shown: "Verdict: A") as server:
+        measures = judge(server).run(subject).measures
+    assert (measures["win_rate"].value, measures["win_rate"].low, measures["win_rate"].high) == (0.5, 0.5, 0.5)
+    assert measures["position_bias"].value == 1.0
+    assert measures["consistency"].value == 0.0
+
+
+def test_a_judge_that_throws_dice(tmp_path: Path) -> None:
+    count = 60
+    subject = FakeSubject(tmp_path, [f"ours {i}" for i in range(count)], [f"them {i}" for i in range(count)])
+    with serving(lambda *shown: f"Verdict: {random.Random(str(shown)).choice('AB')}") as server:
+        measures = judge(server).run(subject).measures
+    assert measures["win_rate"].low < 0.5 < measures["win_rate"].high
+    assert measures["length_controlled"].low < 0.5 < measures["length_controlled"].high
+    assert 0.3 < measures["consistency"].value < 0.7
+    assert measures["win_rate"].high - measures["win_rate"].low < 0.3
+
+
+def test_a_judge_that_likes_length(tmp_path: Path, longest: JudgeServer) -> None:
+    differences = range(-19, 60, 2)
+    subject = FakeSubject(tmp_path, ["o" * (60 + difference) for difference in differences], ["t" * 60] * 40)
+    measures = judge(longest).run(subject).measures
+    assert measures["win_rate"].value == 30 / 40
+    assert measures["win_rate"].low > 0.55
+    assert abs(measures["length_controlled"].value - 0.5) < 0.03
+    assert measures["mean_length_difference"].value == 20
+
+
+def test_nearly_always_longer_is_noted(tmp_path: Path, longest: JudgeServer) -> None:
+    subject = FakeSubject(tmp_path, [f"a long answer {i}" for i in range(6)], [f"short {i}" for i in range(6)])
+    found = judge(longest).run(subject)
+    assert ["longer on 100% of the prompts" in note for note in found.notes] == [True]
+
+
+def test_equal_texts_are_even_without_asking(tmp_path: Path) -> None:
+    subject = FakeSubject(tmp_path, ["same", " same\n", "ours 2", "ours 3"], ["same", "same", "them 2", "them 3"])
+    with serving(policy_wins(2, 3)) as server:
+        found = judge(server).run(subject)
+    assert {prompt for prompt, _, _ in server.shown()} == {"question 2", "question 3"}
+    assert found.measures["win_rate"].value == (0.5 + 0.5 + 1 + 1) / 4
+    assert found.measures["identical"].value == 0.5
+    assert found.measures["consistency"].n == 2
+    assert (found.details["identical"], found.details["calls"]) == (2, 4)
+
+
+def test_nothing_but_equal_texts_asks_nothing(tmp_path: Path) -> None:
+    found = judge("http://127.0.0.1:9/v1").run(FakeSubject(tmp_path, ["x", "y"], ["x", "y"]))
+    assert found.measures["win_rate"].value == found.measures["length_controlled"].value == 0.5
+    assert found.measures["position_bias"].n == 0
+
+
+def test_ties_and_half_wins(subject: FakeSubject) -> None:
+    def says(prompt: str, first: str, second: str) -> str:
+        number = int(prompt.split()[-1])
+        if number < 4:
+            return "Verdict: tie"
+        # the policy wins where it stands first, and the judge sees no difference where it stands second
+        return "Verdict: A" if first.startswith("ours") else "Verdict: tie"
+
+    with serving(says) as server:
+        measures = judge(server).run(subject).measures
+    assert measures["win_rate"].value == pytest.approx((4 * 0.5 + 8 * 0.75) / 12)
+    assert measures["ties"].value == pytest.approx((8 + 8) / 24)
+    assert measures["consistency"].value == pytest.approx(4 / 12)
+    assert (measures["position_bias"].value, measures["position_bias"].n) == (1.0, 8)
+
+
+def test_unreadable_answers_leave_their_pair_out(subject: FakeSubject) -> None:
+    def says(prompt: str, first: str, second: str) -> str:
+        if prompt == "question 0":
+            return "I would rather not say."
+        if prompt == "question 1" and first.startswith("them"):
+            return "Answer A is long. Answer B is"
+        return "Verdict: A" if first.startswith("ours") == (prompt < "question 5") else "Verdict: B"
+
+    with serving(says) as server:
+        found = judge(server, prompts=8).run(subject)
+    wins = 3  # of the questions 2 to 7 those below 5
+    assert (found.measures["win_rate"].value, found.measures["win_rate"].n) == (wins / 6, 6)
+    assert found.details["without_verdict"] == 3
+    assert [note for note in found.notes if "give no verdict" in note] == [
+        "3 of 16 answers of the judge give no verdict (unreadable, or refused): the 2 pairs they are about are left out"
+        " of the rates"
+    ]
+    assert sum(line["verdict"] is None for line in saved(subject.folder)) == 3
+
+
+def test_no_readable_answer_is_an_error(subject: FakeSubject) -> None:
+    with serving(lambda *shown: "Both are nice.") as server, pytest.raises(CaldpoError, match="not one pair") as error:
+        judge(server).run(subject)
+    assert "judge_verdicts.jsonl" in str(error.value)
+
+
+def test_against_the_chosen_responses(subject: FakeSubject) -> None:
+    with serving(policy_wins(0)) as server:
+        found = judge(server, against="chosen").run(subject)
+    assert {b for _, a, b in server.shown() if a.startswith("ours")} == {f"chosen {i}" for i in range(12)}
+    assert found.measures["win_rate"].title == "win rate over the chosen response"
+
+
+def test_conversations_are_shown_as_turns(subject: FakeSubject) -> None:
+    subject.conversations = True
+    with serving(policy_wins(0)) as server:
+        judge(server, prompts=2).run(subject)
+    assert {prompt for prompt, _, _ in server.shown()} == {"User: question 0", "User: question 1"}
+
+
+def test_many_calls_at_a_time_change_nothing(subject: FakeSubject, tmp_path: Path) -> None:
+    with serving(policy_wins(0, 4, 6)) as server:
+        (tmp_path / "one").mkdir()
+        one = judge(server, concurrency=1).run(FakeSubject(tmp_path / "one", subject.ours, subject.theirs))
+        many = judge(server, concurrency=16).run(subject)
+    assert many.as_dict() == one.as_dict()
+
+
+def test_tokens_and_cost(subject: FakeSubject) -> None:
+    with serving(policy_wins(0), usage={"prompt_tokens": 1000, "completion_tokens": 20}) as server:
+        found = judge(server, price_input=2.5, price_output=10).run(subject)
+    assert found.details["usage"] == {
+        "answers": 24,
+        "prompt_tokens": 24_000,
+        "completion_tokens": 480,
+        "uncounted": 0,
+        "cost": pytest.approx(24_000 * 2.5e-6 + 480 * 10e-6),
+    }
+    with serving(policy_wins(0), usage=None) as server:
+        found = judge(server, price_input=2.5, price_output=10).run(subject)
+    assert (found.details["usage"]["uncounted"], found.details["usage"]["cost"]) == (24, 0.0)
+    assert any("did not count the tokens of 24 answers" in note for note in found.notes)
+
+
+def test_cut_responses_are_noted(subject: FakeSubject) -> None:
+    with serving(policy_wins(0)) as server:
+        found = judge(server, max_new_tokens=7).run(subject)
+    assert "100% of the policy's responses were cut at 7 tokens" in found.notes
+
+
+def test_a_rehearsal_follows_the_known_reward(subject: FakeSubject) -> None:
+    subject.oracle = lambda prompt, text: (int(text[-2:]) < 9) * (1.0 if text.startswith("ours") else 0.5)
+    suite = judge("http://127.0.0.1:9/v1", rehearse=True, price_input=1, price_output=1)
+    found = suite.run(subject)
+    assert found.measures["win_rate"].value == (9 + 3 * 0.5) / 12  # none of the last three earns anything
+    assert (found.measures["ties"].value, found.measures["consistency"].value) == (0.25, 1.0)
+    assert found.details["judge"] == "rehearsal: no judge was asked"
+    assert "no judge was asked" in found.notes[0]
+    assert not any(m.main for m in found.measures.values())
+    assert all("rehearsal" in m.title for m in found.measures.values())
+    assert found.details["usage"]["cost"] > 0
+    assert suite.run(subject).details["calls"] == 0  # saved as those of a judge are
+
+
+def test_a_rehearsal_without_a_reward_throws_a_coin_once_a_pair(tmp_path: Path) -> None:
+    subject = FakeSubject(tmp_path, [f"ours {i}" for i in range(40)], [f"them {i}" for i in range(40)])
+    measures = judge("http://127.0.0.1:9/v1", rehearse=True).run(subject).measures
+    assert measures["consistency"].value == 1.0
+    assert 0.25 < measures["win_rate"].value < 0.75

@@ -1,0 +1,127 @@
+"""What a judge is asked, and what its answers are read as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Template
+
+import pytest
+
+from caldpo.errors import CaldpoError
+from caldpo.evaluation.judge.question import JudgeModel, Pair, both_orders
+from caldpo.evaluation.judge.template import built_in, fill, load_template, readable
+from caldpo.evaluation.judge.verdict import read_verdict
+
+READ = [
+    ("Verdict: A", "A"),
+    ("Verdict: B", "B"),
+    ("Verdict: tie", "tie"),
+    ("verdict: a", "A"),
+    ("VERDICT: TIE.", "tie"),
+    ("**Verdict: B**", "B"),
+    ("**Verdict:** B", "B"),
+    ("### Final verdict: [[A]]", "A"),
+    ("My final verdict is: [[B]]", "B"),
+    ("The better one is [[tie]] here", "tie"),
+    ("Verdict: Answer A", "A"),
+    ("Final verdict: Summary B is better.", "B"),
+    ("Winner: reply b", "B"),
+    ("Better response: (A)", "A"),
+    ("The verdict is A.", "A"),
+    ("Verdict - B", "B"),
+    ("Verdict: it is a tie", "tie"),
+    ("Verdict: tied", "tie"),
+    ("Some words.\n\nAnswer A", "A"),
+    ("Some words.\n\n**B**\n\n", "B"),
+    ("Some words.\ntie", "tie"),
+    ("Verdict: A\n\nThank you.", "A"),
+    ("Verdict: A\nOn reflection:\nVerdict: B", "B"),
+    ("First I thought [[A]] or [[B]].\nVerdict: tie", "tie"),
+    ("<think>Verdict: A</think>\nVerdict: B", "B"),
+    # none of these names one
+    ("", None),
+    ("<think>Verdict: A, or is it", None),
+    ("Answer A is clear, answer B is not.", None),
+    ("**Answer A**\nIt is clear.\n**Answer B**\nIt breaks", None),
+    ("Answer A:\nIt is clear and", None),
+    ("Say [[A]] or [[B]]", None),
+    ("Verdict: C", None),
+    ("Verdict: A or B", None),
+    ("Verdict:", None),
+    ("I cannot judge this.", None),
+]
+
+
+@pytest.mark.parametrize(("answer", "verdict"), READ)
+def test_verdicts_are_read(answer: str, verdict: str | None) -> None:
+    assert read_verdict(answer) == verdict
+
+
+def test_places_are_filled_in_one_pass() -> None:
+    template = Template("$prompt|$first|$second|$$5")
+    assert fill(template, "{prompt} $first", "$second {0}", "\\1 $$") == "{prompt} $first|$second {0}|\\1 $$|$5"
+
+
+@pytest.mark.parametrize("name", ["tldr", "hh", "general"])
+def test_own_texts_show_all_three_once_and_say_how_to_end(name: str) -> None:
+    assert name in built_in()
+    text = fill(load_template(name), "PROMPT-HERE", "FIRST-HERE", "SECOND-HERE")
+    places = [text.index(word) for word in ("PROMPT-HERE", "FIRST-HERE", "SECOND-HERE")]
+    assert places == sorted(places)
+    assert all(text.count(word) == 1 for word in ("PROMPT-HERE", "FIRST-HERE", "SECOND-HERE"))
+    endings = [line for line in text.splitlines() if line.startswith("Verdict:")]
+    assert [read_verdict(line) for line in endings] == ["A", "B", "tie"]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"$prompt $first", "has no $second"),
+        (b"nothing", "has no $prompt and no $first and no $second"),
+        (b"$prompt $first $second $third", "nothing is put in place of $third"),
+        (b"$prompt ${first} $second for $5", "write $$ for a dollar sign"),
+        (b"\xff\xfe $prompt", "not UTF-8"),
+    ],
+)
+def test_a_persons_text_is_checked(tmp_path: Path, content: bytes, complaint: str) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_bytes(content)
+    with pytest.raises(CaldpoError) as error:
+        load_template(str(file))
+    assert complaint in str(error.value)
+    assert error.value.key == "judge.prompt"
+
+
+def test_a_persons_text_is_used(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("Zu {$prompt}: 1. ${first} 2. $second")
+    assert fill(load_template(str(tmp_path / "mine.txt")), "p", "a", "b") == "Zu {p}: 1. a 2. b"
+
+
+def test_no_such_text_names_the_choices() -> None:
+    with pytest.raises(CaldpoError, match=r"judge\.prompt=tdlr: .*\n.*general, hh, tldr"):
+        load_template("tdlr")
+
+
+def test_a_conversation_is_readable() -> None:
+    turns = [{"role": "user", "content": "Hi \n"}, {"role": "assistant", "content": "Yes?"}]
+    assert readable(turns) == "User: Hi\n\nAssistant: Yes?"  # type: ignore[arg-type]
+    assert readable("\n\nHuman: Hi\n\nAssistant:") == "Human: Hi\n\nAssistant:"
+
+
+def test_a_digest_changes_with_whatever_changes_the_answer() -> None:
+    template = Template("$prompt $first $second")
+    one, two = both_orders(Pair("p", "ours", "theirs"), template)
+    who = JudgeModel("http://x/v1", "m", {"temperature": 0.0})
+    others = [
+        two.digest(who),
+        one.digest(JudgeModel("http://y/v1", "m", {"temperature": 0.0})),
+        one.digest(JudgeModel("http://x/v1", "n", {"temperature": 0.0})),
+        one.digest(JudgeModel("http://x/v1", "m", {"temperature": 1.0})),
+        both_orders(Pair("q", "ours", "theirs"), template)[0].digest(who),
+        both_orders(Pair("p", "ours!", "theirs"), template)[0].digest(who),
+        both_orders(Pair("p", "ours", "theirs"), Template("$prompt, $first $second"))[0].digest(who),
+    ]
+    assert len({one.digest(who), *others}) == 8
+    assert one.digest(who) == both_orders(Pair("p", "ours", "theirs"), template)[0].digest(who)
+    assert (one.score("A"), one.score("B"), one.score("tie")) == (1.0, 0.0, 0.5)
+    assert (two.score("A"), two.score("B"), two.score("tie")) == (0.0, 1.0, 0.5)
