@@ -1,13 +1,15 @@
-# Two commands do everything on a fresh machine: make demo, make test.
+# Two commands do everything on a fresh machine: make demo, make test; make evaluate measures what make demo trained.
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO   ?= outputs/demo_$(shell date +%Y-%m-%d_%H-%M-%S)
+NEWEST  = $(lastword $(sort $(wildcard outputs/demo_*)))
+RUNS   ?= $(NEWEST)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types clean
+.PHONY: help demo evaluate test lint format types clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -15,6 +17,11 @@ help: ## show this list
 demo: $(VENV)/.run-installed ## nine losses, three seeds, on the embedded data; ends with the picture and the report
 	$(PY) -m caldpo.train -m experiment=demo hydra.sweep.dir=$(DEMO) $(ARGS)
 	$(PY) -m caldpo.compare $(DEMO)
+
+evaluate: $(VENV)/.eval-installed ## every suite on the newest demo (or RUNS=outputs/SWEEP), then its report anew
+	@test -n "$(RUNS)" || { echo "there is no demo to evaluate yet: make demo"; exit 2; }
+	$(PY) -m caldpo.evaluate $(RUNS) 'suite=[preference,displacement,oracle,judge,leaderboard]' \
+	  oracle.checkpoints=all judge.rehearse=true 'leaderboard.tasks=[held_out_pairs]' $(ARGS)
 
 test: $(VENV)/.dev-installed ## all tests, offline, on the CPU
 	$(PY) -m pytest -n 2 $(ARGS)
@@ -34,13 +41,18 @@ clean: ## remove the environment and caches, not the outputs
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# What is installed is remembered in these two files, so that a second call installs nothing.
+# What is installed is remembered in these files, so that a second call installs nothing.
 $(VENV)/.run-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing caldpo into $(VENV) (once)"
 	$(PIP) -e '.[sweep]'
 	@touch $@
 
+$(VENV)/.eval-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing caldpo and what its evaluation needs into $(VENV) (once)"
+	$(PIP) -e '.[sweep,eval,judge]'
+	@touch $@ $(VENV)/.run-installed
+
 $(VENV)/.dev-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing caldpo and what its tests need into $(VENV) (once)"
 	$(PIP) -e '.[dev]'
-	@touch $@ $(VENV)/.run-installed
+	@touch $@ $(VENV)/.run-installed $(VENV)/.eval-installed
