@@ -12,8 +12,10 @@ from typing import Any
 import yaml
 
 from caldpo.compare.discover import natural
+from caldpo.compare.evaluation import final_values
 from caldpo.compare.run import FINISHED, INCOMPLETE, RUNNING, Curve, Run
 from caldpo.config.redact import redact_text
+from caldpo.evaluation.result import read_results
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 
@@ -41,6 +43,7 @@ def read_run(folder: Path, root: Path) -> Run:
     summary = _json(folder / "summary.json", notes)
     status = str(summary.get("status", INCOMPLETE)) if summary else INCOMPLETE
     curves = read_curves(folder / "metrics.csv", notes)
+    evaluation = read_results(folder, notes)
     flat_resolved = flatten(resolved or raw or {})
     return Run(
         folder=folder,
@@ -54,8 +57,9 @@ def read_run(folder: Path, root: Path) -> Run:
         overrides=overrides,
         choices={k: v for k, v in _mapping(_mapping(hydra, "runtime"), "choices").items() if isinstance(v, str)},
         curves=curves,
-        final=_final(curves, _mapping(summary, "metrics")),
+        final=_final(curves, _mapping(summary, "metrics")) | final_values(evaluation),
         summary=summary,
+        evaluation=evaluation,
         notes=tuple(notes),
         job=_integer(_mapping(hydra, "job").get("num")),
     )

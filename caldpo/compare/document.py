@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from caldpo.compare import evaluation_section as evaluation
 from caldpo.compare import facts
 from caldpo.compare import quantities as q
 from caldpo.compare.grouping import Setting, by_seed, differences
@@ -38,7 +39,8 @@ def report(settings: Sequence[Setting], folder: Path, kind: BandKind, pictures: 
         _compared(settings),
         _dynamics(settings, kind),
         _held_out(settings),
-        _oracle(settings, "reward_kl.png" in pictures),
+        _oracle(settings, "reward_kl.png" in pictures and "oracle" not in evaluation.suites_of(settings)),
+        evaluation.section(settings, pictures),
         _terms("loss_terms.png" in pictures),
         _cost(settings),
         _unfinished(settings),
@@ -125,7 +127,7 @@ def _oracle(settings: Sequence[Setting], picture: bool) -> str:
     present = [quantity for quantity in q.ORACLE if any(s.finals(quantity.final) for s in settings)]
     if not present:
         return ""
-    said = ["## Against the known reward", _figures(settings, present)]
+    said = ["## Against the known reward", _figures(settings, present), "Measured by each run when its training ended."]
     if picture:
         said.append("![True reward against KL to the reference](reward_kl.png)")
     return "\n\n".join(said)
@@ -202,6 +204,7 @@ def _how_to_read(settings: Sequence[Setting]) -> str:
         *(quantity for quantity in q.ORACLE if any(s.finals(quantity.final) for s in settings)),
     ]
     lines = [f"- **{quantity.title}** ({quantity.unit}): {quantity.meaning}." for quantity in shown]
+    lines += evaluation.meanings(settings)
     return (
         "## How to read this\n\n"
         "pi is the trained policy, pi_ref the frozen reference; log-probs are summed over a response, in"

@@ -48,12 +48,17 @@ def headline(settings: Sequence[Setting]) -> str:
 
 def seeds_text(settings: Sequence[Setting]) -> str:
     """Over how many seeds means are taken."""
-    counts = sorted({setting.seeds for setting in settings})
-    if counts == [1]:
+    return count_text(setting.seeds for setting in settings)
+
+
+def count_text(counts: Iterable[int]) -> str:
+    """The same from the number of each setting's seeds."""
+    distinct = sorted(set(counts))
+    if distinct == [1]:
         return "1 seed"
-    if len(counts) == 1:
-        return f"mean over {counts[0]} seeds"
-    return f"mean over {counts[0]} to {counts[-1]} seeds"
+    if len(distinct) == 1:
+        return f"mean over {distinct[0]} seeds"
+    return f"mean over {distinct[0]} to {distinct[-1]} seeds"
 
 
 def beta_text(settings: Sequence[Setting]) -> str:

@@ -2,57 +2,56 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from caldpo.compare import quantities as q
-from caldpo.compare.facts import seeds_text
+from caldpo.compare.facts import count_text
 from caldpo.compare.grouping import Setting
-from caldpo.compare.statistics import Estimate, estimate
-from caldpo.compare.style import CRUSHING, drawing, looks
+from caldpo.compare.reward_points import Place, beta, frontiers, place
+from caldpo.compare.statistics import Estimate
+from caldpo.compare.style import CRUSHING, DASHES, Look, drawing, looks
+
+_REFERENCE = "reference"
 
 
 def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
     """Mean true reward over mean KL per setting, bars of one standard deviation over seeds.
 
+    Where checkpoints were evaluated, a thin line shows the way there; where settings differ in ``loss.beta`` alone, a
+    dashed line joins them in the order of their KL: the frontier.
+
     Returns:
         None where no setting has both, as on data whose true reward nobody knows.
     """
-    points = [
-        (setting, look, kl, reward)
-        for setting, look in zip(settings, looks(settings), strict=True)
-        if (kl := estimate(setting.finals(q.KL.final))) and (reward := estimate(setting.finals(q.TRUE_REWARD.final)))
-    ]
-    if not points:
+    found = [(s, look, p) for s, look in zip(settings, looks(settings), strict=True) if (p := place(s))]
+    if not found:
         return None
+    shown, places = [setting for setting, *_ in found], [p for *_, p in found]
     with drawing():
-        figure = Figure(figsize=(7.6, 5.0), layout="constrained")
-        seeds = seeds_text([setting for setting, *_ in points])
+        longest = max(len(setting.label) for setting in shown)
+        figure = Figure(figsize=(7.6 + 0.07 * max(0, longest - 20), 5.0), layout="constrained")
         axes = figure.subplots()
+        seeds = count_text(p.kl.n for p in places)
         axes.set_title(f"True reward against KL to the reference\n{headline} · {seeds}, bars: ± 1 sd")
-        for setting, look, kl, reward in points:
-            axes.errorbar(
-                kl.mean,
-                reward.mean,
-                xerr=kl.sd,
-                yerr=reward.sd,
-                color=look.colour,
-                marker=look.marker,
-                markersize=8,
-                capsize=2,
-                elinewidth=1,
-                linestyle="none",
-                label=setting.label,
-            )
-        references = [value for setting, *_ in points for value in setting.finals(q.REFERENCE_REWARD.final)]
+        joined = frontiers(shown)
+        mixed = len({p.evaluated for p in places}) > 1
+        for setting, look, p in found:
+            _draw_path(axes, look, p, 0.4 if joined else 0.7)
+            _draw_end(axes, look, p, setting.label + (" (as training logged it)" if mixed and not p.evaluated else ""))
+        _draw_frontiers(axes, found, joined)
+        references = [value for p in places for value in p.references]
         if references:
             level = sum(references) / len(references)
-            axes.axhline(level, color="#222222", linewidth=0.9, linestyle="--", label="reference")
+            axes.axhline(level, color="#222222", linewidth=0.9, linestyle="--", label=_REFERENCE)
         label = "KL(policy || reference), nats per sequence"
-        if _wide([kl for _, _, kl, _ in points]):
-            axes.set_xscale("log")
+        if _wide([p.kl for p in places]):
+            axes.set_xscale("log", nonpositive="mask")  # a path starts at a KL of 0
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
@@ -60,9 +59,57 @@ def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
         axes.set_xlabel(label)
         axes.set_ylabel("true reward, units of the data's reward")
         handles, labels = axes.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda i: labels[i] == "reference")  # the settings first
+        # the settings first, then the lines that join them
+        order = sorted(range(len(labels)), key=lambda i: (labels[i] == _REFERENCE, isinstance(handles[i], Line2D)))
         figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside right upper", frameon=False)
     return figure
+
+
+def _draw_path(axes: Axes, look: Look, p: Place, alpha: float) -> None:
+    if p.path.shape[1] > 1:
+        axes.plot(*p.path, color=look.colour, linewidth=0.9, alpha=alpha, marker=".", markersize=3.5)
+
+
+def _draw_end(axes: Axes, look: Look, p: Place, label: str) -> None:
+    axes.errorbar(
+        p.kl.mean,
+        p.reward.mean,
+        xerr=p.kl.sd,
+        yerr=p.reward.sd,
+        color=look.colour,
+        marker=look.marker,
+        markersize=8,
+        capsize=2,
+        elinewidth=1,
+        linestyle="none",
+        label=label,
+    )
+
+
+def _draw_frontiers(axes: Axes, found: Sequence[tuple[Setting, Look, Place]], groups: Sequence[Sequence[int]]) -> None:
+    """A dashed line per loss over its betas, in its colour where it has one, and the beta beside each end."""
+    for group, dash in zip(groups, itertools.cycle(DASHES[1:])):
+        ordered = sorted((found[i] for i in group), key=lambda entry: entry[2].kl.mean)
+        colours = {look.colour for _, look, _ in ordered}
+        ends = [(p.kl.mean, p.reward.mean) for *_, p in ordered]
+        axes.plot(
+            *zip(*ends, strict=True),
+            color=colours.pop() if len(colours) == 1 else "#777777",
+            linestyle=dash,
+            linewidth=1.3,
+            zorder=1.8,
+            label=f"{ordered[0][0].loss} over β",
+        )
+        for place_of, (end, (setting, *_)) in enumerate(zip(ends, ordered, strict=True)):
+            axes.annotate(
+                f"β {beta(setting):g}",
+                end,
+                xytext=(6, -12 if place_of % 2 else 7),  # neighbours on different sides
+                textcoords="offset points",
+                fontsize=7,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+                zorder=4,
+            )
 
 
 def _wide(kls: Sequence[Estimate]) -> bool:

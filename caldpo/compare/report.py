@@ -96,7 +96,7 @@ def _write(
     dpi: int,
 ) -> list[Path]:
     """Write everything; the paths, the report first."""
-    from caldpo.compare import document, dynamics, facts, frontier, table, terms
+    from caldpo.compare import calibration, displacement, document, dynamics, facts, frontier, table, terms
     from caldpo.compare.style import save
 
     headline = facts.headline(finished)
@@ -106,6 +106,8 @@ def _write(
         "reward_dynamics.svg": dynamic,
         "reward_kl.png": frontier.reward_kl(finished, headline),
         "loss_terms.png": terms.loss_terms(finished, headline),
+        "calibration.png": calibration.calibration(finished, headline),
+        "displacement.png": displacement.displacement(finished, headline),
     }
     drawn = [name for name, figure in figures.items() if figure is not None]
     try:

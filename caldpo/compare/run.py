@@ -29,8 +29,9 @@ class Run:
         overrides: what was given on the command line.
         choices: the option chosen in each config group (``model: tiny``).
         curves: every logged metric over optimiser steps.
-        final: every logged metric at the end.
+        final: every logged metric at the end, and every measure of ``evaluation``.
         summary: ``summary.json`` as it is.
+        evaluation: the contents of ``evaluation/*.json`` by suite.
         notes: what was wrong with its files without being fatal.
         job: number of the run in its sweep.
     """
@@ -48,6 +49,7 @@ class Run:
     curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)
     final: Mapping[str, float] = field(default_factory=dict, repr=False)
     summary: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    evaluation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     job: int | None = None
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 BandKind = Literal["range", "sd"]
 
@@ -89,6 +90,17 @@ def leader(estimates: Mapping[str, Estimate], better: Literal["higher", "lower"]
     return best
 
 
+def clear_of_others(intervals: Mapping[str, tuple[float, float]], better: Literal["higher", "lower"]) -> str | None:
+    """The name whose interval (low, high) lies wholly on the better side of every other's; None where there is none."""
+    if len(intervals) < 2:
+        return None
+    sign = 1.0 if better == "higher" else -1.0
+    worst = {name: min(sign * low, sign * high) for name, (low, high) in intervals.items()}
+    best = max(worst, key=worst.__getitem__)
+    others = (max(sign * low, sign * high) for name, (low, high) in intervals.items() if name != best)
+    return best if all(worst[best] > other for other in others) else None
+
+
 def difference_interval(a: Estimate, b: Estimate) -> float | None:
     """Half width of the two-sided 95 % interval of the difference of two means (Student, equal variances).
 
@@ -98,37 +110,4 @@ def difference_interval(a: Estimate, b: Estimate) -> float | None:
         return None
     df = a.n + b.n - 2
     pooled = ((a.n - 1) * a.sd**2 + (b.n - 1) * b.sd**2) / df
-    return t_quantile(0.975, df) * math.sqrt(pooled * (1 / a.n + 1 / b.n))
-
-
-def t_quantile(p: float, df: int) -> float:
-    """Quantile of Student's t for ``0.5 <= p < 1``, by bisection of its distribution function."""
-    low, high = 0.0, 1.0
-    while t_cdf(high, df) < p:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
-    return (low + high) / 2
-
-
-def t_cdf(t: float, df: int) -> float:
-    """Distribution function of Student's t for ``t >= 0`` and a whole number of degrees of freedom.
-
-    Abramowitz & Stegun 1964, 26.7.3 and 26.7.4: finite sums, exact up to rounding.
-    """
-    theta = math.atan(t / math.sqrt(df))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    if df % 2:
-        term, total = cosine, 0.0
-        for k in range(1, df - 1, 2):
-            total += term
-            term *= cosine**2 * (k + 1) / (k + 2)
-        inside = 2 / math.pi * (theta + sine * total)
-    else:
-        term, total = 1.0, 0.0
-        for k in range(0, df - 1, 2):
-            total += term
-            term *= cosine**2 * (k + 1) / (k + 2)
-        inside = sine * total
-    return 0.5 + inside / 2
+    return float(stats.t.ppf(0.975, df)) * math.sqrt(pooled * (1 / a.n + 1 / b.n))

@@ -107,16 +107,31 @@ def round_up(value: float) -> float:
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= value * (1 - 1e-9))
 
 
-def set_symmetric_log(axes: Axes, limit: float) -> None:
-    """A vertical axis that is linear within ``+-limit`` and logarithmic beyond, with readable ticks."""
-    low, high = axes.get_ylim()
-    axes.set_yscale("symlog", linthresh=limit, linscale=1.0)
-    axes.set_ylim(low, high)
+def set_symmetric_log(axes: Axes, limit: float, *, across: bool = False) -> None:
+    """An axis that is linear within ``+-limit`` and logarithmic beyond, with readable ticks.
+
+    Args:
+        axes: whose.
+        limit: of the linear part.
+        across: the horizontal axis; else the vertical one.
+    """
+    axis, set_scale, set_limits = (
+        (axes.xaxis, axes.set_xscale, axes.set_xlim) if across else (axes.yaxis, axes.set_yscale, axes.set_ylim)
+    )
+    low, high = axes.get_xlim() if across else axes.get_ylim()
+    set_scale("symlog", linthresh=limit, linscale=1.0)
+    set_limits(low, high)
     sizes = [limit * digit * 10**power for power in range(8) for digit in (1, 3)] + [limit / 2]
     ticks = [0.0, *sizes, *(-size for size in sizes)]
-    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+
+
+def grid_shape(panels: int) -> tuple[int, int]:
+    """Rows and columns of small multiples."""
+    columns = panels if panels <= 4 else min(5, -(-panels // 2))
+    return -(-panels // columns), columns
 
 
 def _look(colour: int, dash: int) -> Look:

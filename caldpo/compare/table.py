@@ -3,7 +3,8 @@
 What is measured on held-out pairs as well as on training batches stands there thrice: ``log_ratios/chosen`` and
 ``val/log_ratios/chosen`` are the final held-out value, ``train/log_ratios/chosen`` that of the last training step
 (one batch, and empty for losses that train without a reference). The column ``loss`` names the loss; its value
-is in ``val/loss`` and ``train/loss``.
+is in ``val/loss`` and ``train/loss``. ``evaluation/oracle/reward`` was measured by the suite ``oracle`` of
+``caldpo.evaluate``, ``oracle/reward`` at the end of training.
 """
 
 from __future__ import annotations
@@ -59,4 +60,4 @@ def write_comparison(path: Path, settings: Sequence[Setting]) -> None:
 
 def _kind(name: str) -> int:
     """Metrics under their plain names first, then by where they were measured."""
-    return {"val": 1, "oracle": 2, "train": 3}.get(name.partition("/")[0], 0)
+    return {"val": 1, "oracle": 2, "evaluation": 3, "train": 4}.get(name.partition("/")[0], 0)

@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from caldpo.compare import quantities as q
-from caldpo.compare.facts import headline, seeds_text
+from caldpo.compare.evaluation import evaluated, suites_of
+from caldpo.compare.evaluation_faults import faults
+from caldpo.compare.facts import finished_runs, headline, seeds_text
 from caldpo.compare.grouping import Setting
 from caldpo.compare.text import cells, shorten
 
@@ -38,8 +40,19 @@ def print_outcome(console: Console, settings: Sequence[Setting], written: Sequen
     console.print(table)
     for run in (run for setting in settings for run in setting.runs if not run.finished):
         console.print(Text(f"left out: {run.name}, {run.status}: {shorten(run.error or '')}", "yellow"))
+    _print_evaluations(console, finished)
     for path in written:
         console.print(Text(f"{path.name:<20} {_from_here(path)}"), soft_wrap=True)
+
+
+def _print_evaluations(console: Console, finished: Sequence[Setting]) -> None:
+    """By which suites how many runs were evaluated, and what keeps them from being compared."""
+    total = len(finished_runs(finished))
+    for suite in suites_of(finished):
+        count = sum(len(evaluated(setting, suite)) for setting in finished)
+        console.print(f"evaluated by {suite}: {count} of {total} runs", highlight=False, markup=False)
+        for fault in faults(finished, suite):
+            console.print(Text(f"  {fault.replace('`', '')}", "yellow"), soft_wrap=True)
 
 
 def _from_here(path: Path) -> Path:

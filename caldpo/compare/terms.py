@@ -16,7 +16,7 @@ from caldpo.compare.facts import seeds_text
 from caldpo.compare.grouping import Setting
 from caldpo.compare.run import Curve
 from caldpo.compare.statistics import band
-from caldpo.compare.style import drawing
+from caldpo.compare.style import drawing, grid_shape
 
 TERM_COLOURS = ("#88CCEE", "#CC6677", "#DDCC77", "#117733")
 
@@ -26,8 +26,7 @@ def loss_terms(settings: Sequence[Setting], headline: str) -> Figure | None:
     shown = [(s, found) for s in settings if (found := term_shares(s)) is not None and len(found[1]) > 1]
     if not shown:
         return None
-    columns = len(shown) if len(shown) <= 4 else min(5, -(-len(shown) // 2))
-    rows = -(-len(shown) // columns)
+    rows, columns = grid_shape(len(shown))
     names = dict.fromkeys(name for _, (_, shares) in shown for name in shares)
     colours = dict(zip(names, itertools.cycle(TERM_COLOURS)))
     with drawing():

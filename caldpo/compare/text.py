@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from caldpo.compare.grouping import Setting
 from caldpo.compare.quantities import Quantity
-from caldpo.compare.statistics import Estimate, estimate, leader
+from caldpo.compare.statistics import Estimate, clear_of_others, estimate, leader
 
 NONE = "-"
 _MOST_DECIMALS = 6
@@ -32,12 +32,36 @@ def spread(found: Estimate | None, seeds: int | None = None) -> str:
     return f"{text} (n={found.n})" if seeds is not None and found.n != seeds else text
 
 
-def cells(settings: Sequence[Setting], quantity: Quantity, mark: str = "{}") -> dict[str, str]:
-    """Mean and spread of a quantity by setting's label; ``mark`` (``**{}**``) goes around a clear best."""
+def with_interval(value: float, low: float, high: float) -> str:
+    """``0.859 [0.816, 0.898]``: as many decimals as two digits of the interval's width need."""
+    decimals = _decimals(high - low, 2)
+    return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def cells(
+    settings: Sequence[Setting],
+    quantity: Quantity,
+    mark: str = "{}",
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> dict[str, str]:
+    """Mean and spread of a quantity by setting's label; ``mark`` (``**{}**``) goes around a clear best.
+
+    Args:
+        settings: rows of the table.
+        quantity: its column.
+        mark: a format.
+        intervals: within a run, by label. Shown where there is one seed; they decide where every setting has one.
+    """
     found = {s.label: estimate(s.finals(quantity.final)) for s in settings}
     known: Mapping[str, Estimate] = {label: value for label, value in found.items() if value is not None}
-    best = leader(known, quantity.better) if quantity.better else None
+    within = {label: ends for label, ends in (intervals or {}).items() if label in known and known[label].n == 1}
+    best = None
+    if quantity.better and within.keys() == known.keys():
+        best = clear_of_others(within, quantity.better)
+    elif quantity.better:
+        best = leader(known, quantity.better)
     texts = {s.label: spread(found[s.label], s.seeds) for s in settings}
+    texts |= {label: with_interval(known[label].mean, *ends) for label, ends in within.items()}
     return {label: mark.format(text) if label == best else text for label, text in texts.items()}
 
 

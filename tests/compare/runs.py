@@ -30,8 +30,12 @@ def write_run(
     reward_beta: float = 0.1,
     summary: Mapping[str, Any] | None = None,
     hydra: bool = True,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A run folder. ``rows`` None: no metrics.csv. ``status`` None: no summary.json."""
+    """A run folder. ``rows`` None: no metrics.csv. ``status`` None: no summary.json.
+
+    ``evaluation`` are the contents of ``evaluation/*.json`` by suite, see ``tests.compare.results``.
+    """
     folder.mkdir(parents=True)
     section = {"_target_": f"caldpo.losses.{loss}.Loss", **(loss_keys or {})}
     plain = {
@@ -70,6 +74,9 @@ def write_run(
             **(summary or {}),
         }
         (folder / "summary.json").write_text(json.dumps(report))
+    for suite, content in (evaluation or {}).items():
+        (folder / "evaluation").mkdir(exist_ok=True)
+        (folder / "evaluation" / f"{suite}.json").write_text(json.dumps(content))
     return folder
 
 
@@ -109,8 +116,8 @@ def _yaml(path: Path, content: Any) -> None:
 
 
 def table(report, heading):
-    """The first table of a section, as rows by their first cell."""
-    section = report.split(f"## {heading}\n")[1].split("\n## ")[0]
+    """The tables of a section, not of those below it, as rows by their first cell."""
+    section = re.split(r"\n##+ ", report.split(f"## {heading}\n")[1])[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     header, body = cells[0], cells[2:]

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from caldpo.compare.collect import flatten, read_curves, read_run, read_runs
+from tests.compare.results import content, measure
 from tests.compare.runs import finals, held_out, write_run
 
 ROWS = [held_out(0, 0.0, 0.0), {"step": 0, "loss": 0.7}, {"step": 1, "loss": 0.6}, held_out(2, -1.0, -3.0)]
@@ -40,6 +41,18 @@ def test_a_finished_run(tmp_path):
     assert run.choices["model"] == "tiny"
     assert run.overrides == ("loss=cal_dpo", "seed=3", "trainer.max_steps=20")
     assert run.notes == ()
+
+
+def test_results_of_evaluation_stand_beside_those_of_training(tmp_path):
+    results = {"oracle": content({"reward": measure(1.5), "kl": measure(None)}), "judge": {"measures": {"x": {}}}}
+    folder = write_run(tmp_path / "x", rows=ROWS, metrics=finals(ROWS[-1], oracle__reward=0.5), evaluation=results)
+    (folder / "evaluation" / "torn.json").write_text('{"measures": {')
+    run = read_run(folder, tmp_path)
+    assert run.final["oracle/reward"] == 0.5
+    assert run.final["evaluation/oracle/reward"] == 1.5
+    assert math.isnan(run.final["evaluation/oracle/kl"])
+    assert run.evaluation == results
+    assert [note.split(":")[0] for note in run.notes] == ["evaluation/torn.json cannot be read"]
 
 
 def test_the_summary_wins_over_the_last_row(tmp_path):
