@@ -1,0 +1,214 @@
+"""The harness in this process: what it is given of a policy, and how it leaves it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from caldpo.data.pair import PreferencePair
+from caldpo.data.template import render_pair
+from caldpo.errors import CaldpoError
+from caldpo.evaluation.harness.inside import run_inside
+from caldpo.evaluation.harness.options import Options
+from caldpo.evaluation.harness.outside import _arguments, _write_model
+from caldpo.evaluation.harness.pairs import pairs_task
+from caldpo.evaluation.harness.plan import PAIRS, Wanted
+from caldpo.evaluation.harness.reading import read_task
+from caldpo.models.adapter import Lora
+from tests.callbacks.oracle_data import naive_logprob
+from tests.evaluation.harness_tasks import ASKED, data_sets_in, write_tasks
+from tests.tiny import tiny_model, tiny_tokenizer
+
+pytest.importorskip("lm_eval")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with data_sets_in(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+def _subject(folder: Path, tokenizer: Any, **keys: Any) -> Any:
+    model = tiny_model()
+    return SimpleNamespace(
+        policy=model, tokenizer=tokenizer, device=model.device, context=nullcontext, folder=folder, **keys
+    )
+
+
+def _options(folder: Path, **keys: Any) -> Options:
+    common = {"own": None, "shipped": folder, "limit": None, "chat_template": False, "multiturn": True, "batch": 4}
+    return Options(**{**common, "bootstrap": 10, "samples": False, **keys})
+
+
+PAIRS_OF_WORDS = [
+    PreferencePair(f"w{i} w{i + 1}", f" w{i % 5} w3" + " w2" * (i % 3), f" w{i % 7} w4 w{i % 3}") for i in range(24)
+]
+
+
+def test_process_and_model_are_left_as_they_were(tmp_path: Path) -> None:
+    subject = _subject(tmp_path, tiny_tokenizer())
+    subject.policy.train()
+    subject.policy.lm_head.eval()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    task = pairs_task(PAIRS_OF_WORDS, subject.tokenizer, tmp_path)
+    ran = run_inside([Wanted(PAIRS, None)], subject, _options(tmp_path, pairs=task, limit=3))
+    assert ran.found[0][1]["n-samples"][PAIRS] == {"original": 24, "effective": 3}
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+    assert subject.policy.training
+    assert not subject.policy.lm_head.training
+    assert subject.policy.model.training
+
+
+def test_bos_stands_once_before_the_prompt(tmp_path: Path) -> None:
+    """A tokenizer that puts BOS before every text: the harness scores what the project's engine scores."""
+    tokenizer = tiny_tokenizer()
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    subject = _subject(tmp_path, tokenizer)
+    task = pairs_task(PAIRS_OF_WORDS, tokenizer, tmp_path)
+    ran = run_inside([Wanted(PAIRS, None)], subject, _options(tmp_path, pairs=task, samples=True))
+    plain = tiny_tokenizer()
+    right = []
+    for pair in PAIRS_OF_WORDS:
+        prompt = [1, *plain(pair.prompt).input_ids]
+        a, b = (naive_logprob(subject.policy, prompt, plain(text).input_ids) for text in (pair.chosen, pair.rejected))
+        right.append(a > b)
+    assert 0 < np.mean(right) < 1
+    assert ran.found[0][1]["results"][PAIRS]["acc,none"] == pytest.approx(np.mean(right))
+    lines = (tmp_path / "leaderboard_samples" / f"{PAIRS}.jsonl").read_text().splitlines()
+    scores = json.loads(lines[0])["filtered_resps"]
+    assert float(scores[0][0]) == pytest.approx(
+        naive_logprob(subject.policy, [1, 4, 5], plain(PAIRS_OF_WORDS[0].chosen).input_ids), abs=1e-4
+    )
+
+
+def test_conversations_are_written_as_training_writes_them(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' ' }}{% endfor %}"
+    pair = PreferencePair(({"role": "user", "content": "w1 w2"},), "w3", "w4 w5")
+    pairs_task([pair], tokenizer, tmp_path)
+    row = json.loads((tmp_path / "held_out_pairs.jsonl").read_text())
+    texts = render_pair(pair, tokenizer)
+    assert row == {"prompt": texts.prompt, "choices": [texts.chosen, texts.rejected], "label": 0}
+    assert row["prompt"] == "<user> w1 w2 "
+
+
+def test_prompts_longer_than_the_context_are_told(tmp_path: Path) -> None:
+    subject = _subject(tmp_path, tiny_tokenizer())
+    subject.policy.config.max_position_embeddings = 4
+    task = pairs_task(PAIRS_OF_WORDS, subject.tokenizer, tmp_path)
+    ran = run_inside([Wanted(PAIRS, None)], subject, _options(tmp_path, pairs=task))
+    ends = [len(f"{p.prompt}{side}".split()) for p in PAIRS_OF_WORDS for side in (p.chosen, p.rejected)]
+    assert ran.cuts == sum(length > 5 for length in ends)
+
+
+def test_mixed_precision_of_the_run(tmp_path: Path) -> None:
+    subject = _subject(tmp_path, tiny_tokenizer())
+    subject.context = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+    dtypes = set()
+    subject.policy.lm_head.register_forward_hook(lambda module, given, out: dtypes.add(out.dtype))
+    task = pairs_task(PAIRS_OF_WORDS[:2], subject.tokenizer, tmp_path)
+    run_inside([Wanted(PAIRS, None)], subject, _options(tmp_path, pairs=task))
+    assert dtypes == {torch.bfloat16}
+
+
+def test_chat_template_is_for_questions_not_for_held_out_pairs(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ 'w38 ' + m['content'] + ' w39' }}{% endfor %}"
+    write_tasks(tmp_path / "own", lambda question: "w1")
+    subject = _subject(tmp_path, tokenizer)
+    task = pairs_task(PAIRS_OF_WORDS[:2], tokenizer, tmp_path)
+    options = _options(tmp_path, pairs=task, own=tmp_path / "own", chat_template=True, samples=True, limit=2)
+    run_inside([Wanted("word_choice", None), Wanted(PAIRS, None)], subject, options)
+
+    def asked(name: str) -> str:
+        rows = (tmp_path / "leaderboard_samples" / f"{name}.jsonl").read_text().splitlines()
+        return str(json.loads(rows[0])["arguments"][0][0])
+
+    assert asked("word_choice").startswith("w38 w")
+    assert asked("word_choice").endswith(" w39")
+    assert asked(PAIRS) == "w0 w1"
+
+
+def test_adapted_policy(tmp_path: Path) -> None:
+    """In memory with its adapter on top, and in a folder with the adapter merged."""
+    pytest.importorskip("peft")
+    subject = _subject(tmp_path, tiny_tokenizer(), weights=SimpleNamespace(path=None))
+    plain = tiny_model()
+    subject.policy = Lora(rank=2).apply(subject.policy).eval()
+    torch.manual_seed(0)
+    for name, parameter in subject.policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    task = pairs_task(PAIRS_OF_WORDS[:4], subject.tokenizer, tmp_path)
+    run_inside([Wanted(PAIRS, None)], subject, _options(tmp_path, pairs=task, samples=True))
+    row = json.loads((tmp_path / "leaderboard_samples" / f"{PAIRS}.jsonl").read_text().splitlines()[0])
+    words = subject.tokenizer(PAIRS_OF_WORDS[0].prompt).input_ids, subject.tokenizer(PAIRS_OF_WORDS[0].chosen).input_ids
+    expected = naive_logprob(subject.policy, *words)
+    assert abs(expected - naive_logprob(plain, *words)) > 0.01
+    assert float(row["filtered_resps"][0][0]) == pytest.approx(expected, abs=1e-4)
+    _write_model(subject, tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert naive_logprob(merged, *words) == pytest.approx(expected, abs=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "tokenizer")("w1 w2").input_ids == [5, 6]
+
+
+def test_groups_and_tags(tmp_path: Path) -> None:
+    """A group with a figure of its own is read by it, weighted by size; a tag is read task by task."""
+    write_tasks(tmp_path / "own", lambda question: "w1")
+    two = "task: word_two\ninclude: word_choice.yaml\nfewshot_split: test\nnum_fewshot: 2\ntag: null\n"
+    (tmp_path / "own" / "two.yaml").write_text(two)
+    (tmp_path / "own" / "group.yaml").write_text(
+        "group: words\ntask: [word_choice, word_two]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    subject, group, tag = _subject(tmp_path, tiny_tokenizer()), Wanted("words", None), Wanted("word_tasks", None)
+    ran = run_inside([group, tag], subject, _options(tmp_path, own=tmp_path / "own"))
+    found = {task.name: read_task(task, results, templated=False) for task, results in ran.found}
+    measures, details = found["words"]
+    parts = [details["metrics"][name]["acc,none"] for name in ("word_choice", "word_two")]
+    assert parts[0] != parts[1]
+    assert {name: m.value for name, m in measures.items()} == {"words": pytest.approx(sum(parts) / 2)}
+    assert measures["words"].n == 2 * ASKED
+    assert details["shots"] == {"word_choice": 0, "word_two": 2}
+    assert "0 or 2-shot" in measures["words"].meaning
+    measures, _ = found["word_tasks"]
+    assert set(measures) == {"word_choice", "word_answer"}
+    assert measures["word_choice"].value == parts[0]
+
+
+def test_own_task_that_is_broken(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    write_tasks(own, lambda question: "w1")
+    (own / "no_data.yaml").write_text((own / "word_choice.yaml").read_text().replace("word_choice", "no_data"))
+    (own / "odd_key.yaml").write_text("include: word_choice.yaml\ntask: odd_key\nshots: 3\n")
+    subject, options = _subject(tmp_path, tiny_tokenizer()), _options(tmp_path, own=own)
+    with pytest.raises(CaldpoError, match=r"leaderboard.tasks=no_data: its data cannot be had: .*no_data.jsonl"):
+        run_inside([Wanted("no_data", None)], subject, options)
+    with pytest.raises(CaldpoError, match=r"leaderboard.tasks=odd_key: cannot be loaded: .*shots.*\n.*mend its yaml"):
+        run_inside([Wanted("odd_key", None)], subject, options)
+
+
+def test_command_line_of_vllm(tmp_path: Path) -> None:
+    target = SimpleNamespace(of_run=lambda key, default: default)
+    subject = _subject(tmp_path, tiny_tokenizer(), precision="bf16-mixed", target=target)
+    options = _options(tmp_path, chat_template=True, limit=7)
+    row = Wanted("gsm8k", 5)
+    assert _arguments(row, subject, options, "vllm", tmp_path) == [
+        *("-m", "lm_eval", "--model", "vllm", "--model_args", "pretrained=policy,tokenizer=tokenizer,dtype=auto"),
+        *("--batch_size", "auto", "--num_fewshot", "5", "--limit", "7"),
+        *("--apply_chat_template", "--fewshot_as_multiturn", "--tasks", "gsm8k", "--output_path", "gsm8k"),
+    ]
+    line = " ".join(_arguments(row, subject, options, "hf", tmp_path))
+    assert "dtype=auto,mixed_precision_dtype=bfloat16 --device cpu --batch_size 4 " in line
