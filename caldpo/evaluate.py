@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from caldpo.config.entry import hydra_entry
-from caldpo.evaluation.settings import check_target
+from caldpo.evaluation.settings import check_evaluation
 
 
 @hydra_entry(
@@ -13,7 +13,7 @@ from caldpo.evaluation.settings import check_target
     positional="run",
     settings="caldpo.evaluation.settings.EvaluateSettings",
     records=False,
-    agree=check_target,
+    agree=check_evaluation,
 )
 def main(cfg: DictConfig) -> None:
     """Evaluate as ``cfg`` says."""

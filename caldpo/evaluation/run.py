@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ from rich.console import Console
 from caldpo.compare.report import compare_runs
 from caldpo.config.job import one_line, write_json
 from caldpo.errors import CaldpoError
+from caldpo.evaluation.bench import Workbench
+from caldpo.evaluation.doubts import doubts
 from caldpo.evaluation.result import Result
 from caldpo.evaluation.settings import EvaluateSettings
-from caldpo.evaluation.subject import Subject, Workbench
+from caldpo.evaluation.subject import Subject
 from caldpo.evaluation.suite import Suite
 from caldpo.evaluation.target import Target, find_targets
 from caldpo.evaluation.terminal import print_end, print_result, print_subject
+from caldpo.evaluation.tracker import tell_tracker
 from caldpo.summary import versions
 
 # Settings of the command that results depend on; the others say where and how fast.
@@ -90,6 +93,7 @@ def _evaluate_one(
         if suite.needs_reference:
             subject.require_reference(suite.name)
         suite.check_subject(subject)
+    measured = False
     for suite in suites:
         file = subject.folder / f"{suite.name}.json"
         facts = determined_by(suite, subject)
@@ -99,9 +103,13 @@ def _evaluate_one(
         started = time.perf_counter()
         with torch.no_grad():
             result = suite.run(subject)
+        result = replace(result, notes=[*doubts(subject), *result.notes])
         seconds = time.perf_counter() - started
         write_json(file, content_of(suite, subject, result, facts, seconds))
         print_result(console, suite.name, result, seconds, file, whole=alone)
+        measured = True
+    if measured and isinstance(settings.checkpoint, str) and (told := tell_tracker(target)):
+        console.print(f"  {told}", highlight=False, markup=False, soft_wrap=True)
 
 
 def determined_by(suite: Suite, subject: Subject) -> dict[str, Any]:

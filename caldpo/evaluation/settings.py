@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from omegaconf import DictConfig
 
+from caldpo.compare.discover import find_runs
 from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
+from caldpo.evaluation.judge.endpoint import require_endpoint
 
 
 @validated
@@ -85,11 +88,22 @@ class GenerateSettings(TargetSettings):
     as_chat: bool | None
 
 
+def check_evaluation(cfg: DictConfig) -> None:
+    """What can be said of an evaluation before anything heavy is imported.
+
+    Raises:
+        CaldpoError: there is nothing to look at, or nobody who judges.
+    """
+    check_target(cfg)
+    if "judge" in cfg and not cfg.judge.rehearse:
+        require_endpoint(cfg.judge.base_url, cfg.judge.model)
+
+
 def check_target(cfg: DictConfig) -> None:
     """Whether there is one thing to look at.
 
     Raises:
-        CaldpoError: neither a run nor a model is named, or both, or a model without pairs.
+        CaldpoError: neither a run nor a model is named, or both, or a folder without runs, or a model without pairs.
     """
     named = cfg.model.path is not None
     if cfg.run is None and not named:
@@ -109,3 +123,5 @@ def check_target(cfg: DictConfig) -> None:
         )
     if named and cfg.checkpoint != "final":
         raise CaldpoError("only a run has checkpoints", key="checkpoint", value=cfg.checkpoint, remedy="leave it out")
+    if cfg.run is not None:
+        find_runs(Path(cfg.run).expanduser(), key="run")

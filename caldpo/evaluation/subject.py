@@ -6,12 +6,11 @@ import contextlib
 import copy
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +21,11 @@ from caldpo.data.datamodule import REJECTED_ROWS, HeldOutPrompt, PairDataModule
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.data.split import prompt_key
 from caldpo.errors import CaldpoError
+from caldpo.evaluation.bench import Sampling, Workbench
 from caldpo.evaluation.points import true_rewards
 from caldpo.evaluation.precision import find_device, forward_context, placed
 from caldpo.evaluation.result import FOLDER
 from caldpo.evaluation.scoring import score_pairs
-from caldpo.evaluation.settings import TargetSettings
 from caldpo.evaluation.target import Target
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
 from caldpo.generation import sample_responses
@@ -40,53 +39,6 @@ from caldpo.reference.named import frozen
 Who = Literal["policy", "reference"]
 
 _BATCH = 16  # responses a forward pass has at most where no data says more
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How responses are drawn; equal ones are drawn once, for all suites.
-
-    Args:
-        prompts: held-out prompts, the first distinct ones.
-        samples: responses to each.
-        max_new_tokens: longest response, tokens.
-        temperature: of plain sampling; 0 takes the likeliest token.
-        seed: of the sampling.
-    """
-
-    prompts: int
-    samples: int
-    max_new_tokens: int
-    temperature: float
-    seed: int
-
-
-@dataclass
-class Workbench:
-    """What the policies of one command share: prepared data, and what one reference says.
-
-    Args:
-        settings: of the command.
-        reference: hub id or folder of another reference than the runs' own; None takes theirs.
-    """
-
-    settings: TargetSettings
-    reference: str | None = None
-    memory: dict[str, Any] = field(default_factory=dict, repr=False)
-    models: dict[str, PreTrainedModel] = field(default_factory=dict, repr=False)
-
-    def model(self, key: str, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-        """The reference of this name, loaded unless it is the one that was asked for last."""
-        if key not in self.models:
-            self.models.clear()
-            self.models[key] = load()
-        return self.models[key]
-
-    def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` gave for this key at its first call."""
-        if key not in self.memory:
-            self.memory[key] = make()
-        return self.memory[key]
 
 
 class Subject:

@@ -36,6 +36,7 @@ class Target:
         run: the run's folder; None for a model.
         config: sections of :data:`SECTIONS`, and ``reward_beta``, ``trainer``, ``callbacks`` of a run.
         summary: the run's ``summary.json``.
+        own_data: whether it is looked at on the pairs that the run held out itself.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Target:
     run: Path | None
     config: Mapping[str, Any] = field(repr=False)
     summary: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    own_data: bool = True
 
     def checkpoints(self) -> dict[int, Path]:
         """The run's checkpoints by optimiser step, in their order."""
@@ -101,11 +103,12 @@ def _of_run(folder: Path, root: Path, cfg: DictConfig) -> Target:
         raise CaldpoError("holds no configuration", key=str(file))
     if not cfg.trust_code:
         _require_own_code(config, file)
-    if cfg.get("data") is not None:
+    own_data = cfg.get("data") is None
+    if not own_data:
         config["data"] = OmegaConf.to_container(cfg.data, resolve=True)
     _check_sections(config, file)
     name = folder.name if folder == root else str(folder.relative_to(root))
-    return Target(name, folder if cfg.output is None else Path(cfg.output), folder, config, summary)
+    return Target(name, folder if cfg.output is None else Path(cfg.output), folder, config, summary, own_data)
 
 
 def _of_model(cfg: DictConfig) -> Target:

@@ -14,6 +14,8 @@ from caldpo.compare.text import number
 from caldpo.evaluation.result import Measure, Result
 from caldpo.evaluation.target import Target
 
+_FEW = 3  # measures on a line where none is a main one
+
 
 def print_subject(console: Console, target: Target, place: int, total: int) -> None:
     """What comes next, of how many."""
@@ -24,8 +26,9 @@ def print_subject(console: Console, target: Target, place: int, total: int) -> N
 def print_result(console: Console, suite: str, result: Result, seconds: float, file: Path, *, whole: bool) -> None:
     """One suite's figures: all of them in a table, or the main ones on a line."""
     if not whole:
-        shown = [f"{m.title} {number(m.value)}" for m in result.measures.values() if m.main]
-        console.print(f"  {suite}: {', '.join(shown)} ({seconds:.1f} s)", highlight=False, markup=False)
+        told = [m for m in result.measures.values() if m.main] or list(result.measures.values())[:_FEW]
+        shown = ", ".join(f"{m.title} {number(m.value)}" for m in told)
+        console.print(f"  {suite}: {shown} ({seconds:.1f} s)", highlight=False, markup=False, soft_wrap=True)
     else:
         table = Table(title=f"{suite}: {result.examples:,} examples, {seconds:.1f} s", title_justify="left")
         table.add_column("measure")

@@ -99,7 +99,8 @@ def test_agreement_over_all_held_out_responses(trained: Any) -> None:
     assert len(frame) == 96
     assert found["slope"] == pytest.approx(fitted.slope, rel=1e-4, abs=1e-5)
     assert found["pearson"] == pytest.approx(fitted.rvalue, rel=1e-4, abs=1e-5)
-    assert found["spearman"] == pytest.approx(stats.spearmanr(centred["true"], centred["implicit"]).statistic, abs=1e-4)
+    ranked = centred["true"].round(9).rank().corr(centred["implicit"].rank())  # centring parts equal rewards by 1e-17
+    assert found["spearman"] == pytest.approx(ranked, abs=1e-4)
     assert found["error"] == pytest.approx((centred["implicit"] - centred["true"]).abs().mean(), rel=1e-4)
 
 

@@ -232,9 +232,9 @@ def test_a_mistake_is_answered(
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with inside(tmp_path):
-        evaluate("run=nowhere", fails=1)
+        evaluate("run=nowhere", fails=2)
         assert "run=nowhere: no such folder" in capsys.readouterr().err
-        evaluate(f"run={tmp_path}", fails=1)
+        evaluate(f"run={tmp_path}", fails=2)
     assert "no runs in this folder" in capsys.readouterr().err
 
 

@@ -77,7 +77,7 @@ def test_no_endpoint_is_answered_before_anything_loads(
 
     monkeypatch.setattr("caldpo.evaluation.run.Subject", load)
     with inside(trained.parent):
-        evaluate("run", "suite=judge", fails=1)
+        evaluate("run", "suite=judge", fails=2)
     error = capsys.readouterr().err
     assert error.startswith("error: judge.base_url: no endpoint is named")
     assert "judge.rehearse=true" in error

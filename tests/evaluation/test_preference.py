@@ -132,6 +132,21 @@ def test_a_changed_reference_is_noticed(trained: Path, tmp_path: Path) -> None:
             evaluate("run", "suite=preference", f"output={tmp_path}", "preference.resamples=10")
     finally:
         config.write_text(kept)
-    (note,) = json.loads((tmp_path / "evaluation" / "preference.json").read_text())["notes"]
-    assert "the run logged a mean chosen log-ratio of" in note
-    assert "its data, reference or weights are not what they were" in note
+    named, measured = json.loads((tmp_path / "evaluation" / "preference.json").read_text())["notes"]
+    assert "the run was trained against the policy's starting weights, random" in named
+    assert "its configuration now builds" in named
+    assert "the run logged a mean chosen log-ratio of" in measured
+    assert "its data, reference or weights are not what they were" in measured
+
+
+def test_changed_pairs_are_noticed(trained: Path, tmp_path: Path) -> None:
+    file = trained.parent / "test.jsonl"
+    kept = file.read_text()
+    file.write_text("".join(kept.splitlines(keepends=True)[:30]))
+    try:
+        with inside(trained.parent):
+            evaluate("run", "suite=preference", f"output={tmp_path}", "preference.resamples=10")
+    finally:
+        file.write_text(kept)
+    written = json.loads((tmp_path / "evaluation" / "preference.json").read_text())
+    assert written["notes"] == ["30 held-out pairs are looked at where the run had 40"]

@@ -37,6 +37,24 @@ class Unusable(Exception):  # noqa: N818
         self.reason, self.remedy = reason, remedy
 
 
+def require_endpoint(base_url: str | None, model: str | None) -> None:
+    """Whether somebody is named who judges.
+
+    Raises:
+        CaldpoError: nobody is, or the address is none.
+    """
+    if base_url is None:
+        raise CaldpoError(
+            "no endpoint is named that judges",
+            key=KEY,
+            remedy="name an OpenAI-compatible one, such as judge.base_url=http://localhost:8000/v1"
+            " judge.model=NAME, or try everything else with judge.rehearse=true",
+        )
+    check_address(base_url)
+    if model is None:
+        raise CaldpoError("the judge is not named", key="judge.model", remedy=f"name a model that {base_url} serves")
+
+
 def check_address(base_url: str) -> None:
     """Whether this can be the address of an endpoint.
 

@@ -15,7 +15,7 @@ from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.interval import Bootstrap
 from caldpo.evaluation.judge.cost import Prices
-from caldpo.evaluation.judge.endpoint import Endpoint, check_address
+from caldpo.evaluation.judge.endpoint import Endpoint, require_endpoint
 from caldpo.evaluation.judge.ledger import FILE, Ledger
 from caldpo.evaluation.judge.outcome import Outcome, judge_pairs
 from caldpo.evaluation.judge.question import JudgeModel, Pair, Question
@@ -101,21 +101,7 @@ class Judge(Suite):
             absent = "judge.price_input" if self.price_input is None else "judge.price_output"
             raise CaldpoError("a cost needs both prices", key=absent, remedy="give it too, 0 where nothing is charged")
         if not self.rehearse:
-            self._check_endpoint()
-
-    def _check_endpoint(self) -> None:
-        if self.base_url is None:
-            raise CaldpoError(
-                "no endpoint is named that judges",
-                key="judge.base_url",
-                remedy="name an OpenAI-compatible one, such as judge.base_url=http://localhost:8000/v1"
-                " judge.model=NAME, or try everything else with judge.rehearse=true",
-            )
-        check_address(self.base_url)
-        if self.model is None:
-            raise CaldpoError(
-                "the judge is not named", key="judge.model", remedy=f"name a model that {self.base_url} serves"
-            )
+            require_endpoint(self.base_url, self.model)
 
     def check_subject(self, subject: Subject) -> None:
         """Whether there is something to compare with.

@@ -14,12 +14,13 @@ from caldpo.config.signature import validated
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.sources._sentiment import SentimentReward
 from caldpo.errors import CaldpoError
+from caldpo.evaluation.bench import Sampling
 from caldpo.evaluation.fluency import Fluency
 from caldpo.evaluation.interval import Bootstrap
 from caldpo.evaluation.outcome import SAMPLES, Outcome, write_samples
 from caldpo.evaluation.points import true_rewards, wins
 from caldpo.evaluation.result import Measure, Result
-from caldpo.evaluation.subject import Sampling, Subject
+from caldpo.evaluation.subject import Subject
 from caldpo.evaluation.suite import Suite
 from caldpo.evaluation.weights import Weights
 

@@ -15,6 +15,7 @@ from caldpo.config.bounds import PositiveInt, Share
 from caldpo.config.signature import validated
 from caldpo.environments.agreement import agreement_of_centred, centred, varies
 from caldpo.evaluation.calibration import calibration_error, reliability_curve
+from caldpo.evaluation.doubts import logged_otherwise
 from caldpo.evaluation.interval import Bootstrap, Rows
 from caldpo.evaluation.points import wins
 from caldpo.evaluation.result import Measure, Result
@@ -50,10 +51,9 @@ class Preference(Suite):
         margins = subject.reward_beta * (chosen - rejected)
         measures = _agreement_with_people(margins, chosen, rejected, bootstrap, subject.prompts, self.bins)
         measures |= _length_bias(margins, lengths[0] - lengths[1], bootstrap, subject.prompts)
-        scores, notes = subject.scores, []
+        scores = subject.scores
         if scores is not None:
             measures |= _true_rewards(subject.reward_beta, subject.log_ratios, scores, bootstrap, subject.prompts)
-        notes += logged_otherwise(subject, float(chosen.mean()))
         self._write_pairs(subject, lengths, scores)
         return Result(
             measures=measures,
@@ -64,7 +64,7 @@ class Preference(Suite):
                 "reliability": reliability_curve(margins, self.bins),
                 "confidence": self.confidence,
             },
-            notes=notes,
+            notes=logged_otherwise(subject, float(chosen.mean())),
         )
 
     def _write_pairs(self, subject: Subject, lengths: Values, scores: Values | None) -> None:
@@ -82,22 +82,6 @@ class Preference(Suite):
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
-
-
-def logged_otherwise(subject: Subject, chosen: float) -> list[str]:
-    """A note where the run logged another mean chosen log-ratio than is measured of the same weights and pairs."""
-    settings, logged = subject.settings, subject.target.summary.get("metrics", {}).get("val/log_ratios/chosen")
-    whole = settings.checkpoint == "final" and settings.max_pairs is None and subject.bench.reference is None
-    if not whole or not isinstance(logged, float) or subject.weights.step != subject.target.steps:
-        return []
-    # half precision rounds log-probs of long responses by whole nats
-    allowed = 1e-3 * (1 + abs(logged)) if subject.precision in ("32-true", "64-true") else 0.1 * (1 + abs(logged))
-    if abs(chosen - logged) <= allowed:
-        return []
-    return [
-        f"the run logged a mean chosen log-ratio of {logged:.4g} nats at its end where {chosen:.4g} is measured:"
-        " its data, reference or weights are not what they were"
-    ]
 
 
 def _agreement_with_people(
