@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import math
 import netrc
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
+from caldpo.config.job import one_line
 from caldpo.config.signature import validated
+from caldpo.errors import CaldpoError
 from caldpo.ranks import is_first_rank
+
+# a folder in which W&B keeps one stretch of a run; the id in its name may have a number after it, the file's has none
+_STRETCH = re.compile(r"(?P<offline>offline-)?run-(?P<time>\d{8}_\d{6})-.+")
 
 
 def csv_logger(run_dir: Path) -> CSVLogger:
@@ -26,6 +35,9 @@ class NoTracker:
         return []
 
     def close(self) -> str | None:
+        return None
+
+    def add_summary(self, run_dir: Path, values: Mapping[str, float]) -> str | None:
         return None
 
 
@@ -54,28 +66,9 @@ class WandB:
         """Start the W&B run, on the first rank alone. ``config`` has to be free of secrets."""
         if not is_first_rank():
             return []
-        import wandb
-
         offline = self.mode == "offline" or (self.mode == "auto" and not account_configured())
-        run = wandb.init(
-            dir=run_dir,
-            name=name,
-            project=self.project,
-            entity=self.entity,
-            group=self.group or group,
-            job_type="train",
-            mode="offline" if offline else "online",
-            config=config,
-            reinit="finish_previous",
-            # neither the command line nor the environment nor the terminal's text leaves with the run
-            settings=wandb.Settings(
-                console="off",
-                silent=offline,
-                x_disable_meta=True,
-                x_disable_machine_info=True,
-                disable_code=True,
-                disable_git=True,
-            ),
+        run = self._init(
+            run_dir, offline=offline, name=name, group=self.group or group, job_type="train", config=config
         )
         self._folder = Path(run.dir).parent if offline else None
         # Lightning logs the optimiser step under this name: make it the axis of every curve.
@@ -89,12 +82,88 @@ class WandB:
 
         if wandb.run is not None:
             wandb.finish()
-        if self._folder is None:
+        return None if self._folder is None else f"wandb sync {_from_here(self._folder)}"
+
+    def add_summary(self, run_dir: Path, values: Mapping[str, float]) -> str | None:
+        """Add figures to the summary of the W&B run that a training left in its folder, online or offline as it was.
+
+        They are a second stretch of the run, beside the first where it is offline, and W&B may take the later summary
+        in place of the earlier one. So the last logged value of every metric, from ``metrics.csv``, goes in again.
+
+        Args:
+            run_dir: the run's folder.
+            values: every figure by its name, earlier ones too; those that are no finite numbers are left out.
+
+        Returns:
+            A line for a person: how to upload an offline run, or why W&B could not be told, which is no error: the
+            files of the run are its record. None where there is no W&B run, or it was told online.
+        """
+        stretch = _latest_stretch(run_dir)
+        if stretch is None or not values or not is_first_rank():
             return None
+        run_id, offline = stretch
         try:
-            return f"wandb sync {self._folder.relative_to(Path.cwd())}"
-        except ValueError:
-            return f"wandb sync {self._folder}"
+            told = {**_last_logged(run_dir / "metrics.csv"), **values}
+            self._add(run_dir, run_id, {k: v for k, v in told.items() if math.isfinite(v)}, offline=offline)
+        except Exception as error:  # network, account, disk, or a service that does not start
+            return f"W&B was not told: {one_line(error)}"
+        return f"upload to W&B: wandb sync {_from_here(run_dir / 'wandb')}" if offline else None
+
+    def _add(self, run_dir: Path, run_id: str, values: Mapping[str, float], *, offline: bool) -> None:
+        import wandb
+
+        if not offline and not account_configured():
+            raise CaldpoError("its run is online, and no API key is configured here", remedy="wandb login")
+        run = self._init(run_dir, offline=offline, id=run_id, resume="allow")
+        try:
+            run.summary.update(dict(values))
+        finally:
+            wandb.finish()
+
+    def _init(self, run_dir: Path, *, offline: bool, **arguments: Any) -> Any:
+        import wandb
+
+        return wandb.init(
+            dir=run_dir.absolute(),  # W&B's service, once started, keeps the current folder of its start
+            project=self.project,
+            entity=self.entity,
+            mode="offline" if offline else "online",
+            reinit="finish_previous",
+            # neither the command line nor the environment nor the terminal's text leaves with the run
+            settings=wandb.Settings(
+                console="off",
+                silent=offline,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                disable_code=True,
+                disable_git=True,
+            ),
+            **arguments,
+        )
+
+
+def _latest_stretch(run_dir: Path) -> tuple[str, bool] | None:
+    """Id of the W&B run that began last in the run's folder, and whether it is offline; None where there is none."""
+    files = ((_STRETCH.fullmatch(path.parent.name), path.stem) for path in run_dir.glob("wandb/*/run-*.wandb"))
+    found = [(match["time"], stem.removeprefix("run-"), match["offline"]) for match, stem in files if match]
+    if not found:
+        return None
+    _, run_id, offline = max(found, key=lambda stretch: stretch[0])
+    return run_id, offline is not None
+
+
+def _last_logged(metrics: Path) -> dict[str, float]:
+    """The last value of each column, under the names that W&B has them by."""
+    if not metrics.is_file():
+        return {}
+    with metrics.open(newline="", encoding="utf-8") as file:
+        last = {name: float(text) for row in csv.DictReader(file) for name, text in row.items() if text}
+    return {"trainer/global_step" if name == "step" else name: value for name, value in last.items()}
+
+
+def _from_here(folder: Path) -> Path:
+    """``folder`` as it is typed from the current one, where it lies below."""
+    return folder.relative_to(Path.cwd()) if folder.is_absolute() and folder.is_relative_to(Path.cwd()) else folder
 
 
 def account_configured() -> bool:

@@ -11,6 +11,8 @@ import pytest
 
 from caldpo import __version__, cli
 from caldpo.compare.__main__ import main as compare
+from caldpo.evaluate import main as evaluate
+from caldpo.generate import main as generate
 from caldpo.train import main as train
 
 ROOT = Path(__file__).parents[1]
@@ -119,13 +121,117 @@ def test_compare_takes_a_folder(capsys) -> None:
     assert "band=both: must be one of range, sd" in text
 
 
+def made_run(name: str) -> str:
+    """A folder that looks like a run; nothing of it is ever loaded here."""
+    folder = Path(name)
+    folder.mkdir(parents=True)
+    for file in ("config.yaml", "metrics.csv", "summary.json"):
+        (folder / file).write_text("{}")
+    return name
+
+
+@pytest.mark.parametrize("command", [evaluate, generate])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], ["run: there is nothing to look at", "run=outputs/RUN, or give model.path"]),
+        (["nowhere"], ["nowhere: no such folder"]),
+        (["run", "sed=1"], ["sed: unknown key (did you mean seed?)"]),
+        (["run", "model.pth=x"], ["model.pth: unknown key (did you mean path?)"]),
+        (["run", "device=gpu"], ["device=gpu: must be one of auto, cpu, cuda"]),
+        (["run", "checkpoint=best"], ["checkpoint=best: must be one of final, last or a whole number >= 0"]),
+        (["run", "batch=0"], ["batch=0: must be a whole number > 0"]),
+        (["run", "model.path=x"], ["model.path=x: run=run names a policy already"]),
+        (["model.path=x", "data=hh", "checkpoint=3"], ["checkpoint=3: only a run has checkpoints"]),
+        (["run", "data=hhh"], ["data=hhh: no such option (did you mean hh?)"]),
+        (["run", "+loss=dpo"], ["loss: a group of another command"]),
+    ],
+)
+def test_a_mistake_about_what_to_look_at_is_answered(command, arguments: list[str], said: list[str], capsys) -> None:
+    made_run("run")
+    code, text = answer(capsys, command, *arguments)
+    assert code == 2
+    for fragment in said:
+        assert fragment in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["suite=preferense"], ["suite=preferense: no such option (did you mean preference?)", "displacement"]),
+        (["suite=[preference,orakle]"], ["suite=orakle: no such option (did you mean oracle?)"]),
+        (["suites=oracle"], ["suites: unknown key (did you mean suite?)"]),
+        (["suite=preference,oracle"], ["several values for one run", "suite=[...]"]),
+        (["preference.binns=3"], ["preference.binns: unknown key (did you mean bins?)"]),
+        (["preference.confidence=95"], ["preference.confidence=95: must be a number > 0 and < 1"]),
+        (["report=maybe"], ["report=maybe: must be true or false"]),
+        (["prompts=[a]"], ["prompts: unknown key"]),
+    ],
+)
+def test_a_mistake_about_suites_is_answered(arguments: list[str], said: list[str], capsys) -> None:
+    code, text = answer(capsys, evaluate, made_run("run"), *arguments)
+    assert code == 2
+    for fragment in said:
+        assert fragment in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["temprature=1"], ["temprature: unknown key (did you mean temperature?)"]),
+        (["temperature=-1"], ["temperature=-1: must be a number >= 0"]),
+        (["count=0"], ["count=0: must be a whole number > 0"]),
+        (["prompts=[1]"], ["prompts=[1]: must be a list, each item text or text or null; quote it to make it text"]),
+        (["prompts=[]"], ["prompts=[]: holds no prompt"]),
+        (["prompts=nowhere.txt"], ["prompts=nowhere.txt: there is no such file"]),
+        (["prompts=Hello"], ["prompts=Hello: neither a list of texts nor a .txt or .jsonl file"]),
+        (["prompts=[a]", "chat=true"], ["prompts: chat=true reads prompts from the terminal"]),
+        (["samples=2", "chat=true"], ["samples=2: chat=true gives one response a turn"]),
+        (["as_chat=maybe"], ["as_chat=maybe: must be true or false or null"]),
+        (["suite=preference"], ["suite: unknown key"]),
+    ],
+)
+def test_a_mistake_about_generating_is_answered(arguments: list[str], said: list[str], capsys) -> None:
+    code, text = answer(capsys, generate, made_run("run"), *arguments)
+    assert code == 2
+    for fragment in said:
+        assert fragment in text
+
+
+def test_responses_are_read_of_one_run(capsys) -> None:
+    names = [made_run(f"sweep/loss=dpo,seed={seed}") for seed in range(10)]
+    code, text = answer(capsys, generate, "sweep")
+    assert code == 2
+    assert "run=sweep: 10 runs lie here" in text
+    assert all(f"'{name}'" in text for name in names[:8])
+    assert "and 2 more" in text
+
+
+def test_a_model_is_asked_something(capsys) -> None:
+    code, text = answer(capsys, generate, "model.path=x")
+    assert code == 2
+    assert "prompts: model.path has no held-out prompts of its own" in text
+    code, text = answer(capsys, evaluate, "model.path=x")
+    assert code == 2
+    assert "data: model.path needs pairs" in text
+
+
+@pytest.mark.parametrize(("command", "keys"), [(evaluate, ["suite=", "displacement"]), (generate, ["chat", "as_chat"])])
+def test_help_of_what_looks_at_runs(command, keys: list[str], capsys) -> None:
+    code, text = answer(capsys, command, "--help")
+    assert code == 0
+    for fragment in ("FOLDER [", "Examples", *keys):
+        assert fragment in text
+    assert "$" not in text
+
+
 class TestConsoleScript:
     def test_usage(self, capsys) -> None:
         for arguments in ([], ["--help"], ["-h"]):
             cli.main(arguments)
             out = capsys.readouterr().out
-            assert "train " in out
-            assert "compare " in out
+            for name in ("train ", "evaluate ", "generate ", "compare "):
+                assert f"\n  {name}" in out
         cli.main(["--version"])
         assert capsys.readouterr().out == f"caldpo {__version__}\n"
 
@@ -150,7 +256,8 @@ from caldpo.cli import main
 run = {RUN}
 lines = [["--help"], ["train", "--help"], ["compare", "--help"], ["train", *run, "loss.betta=1"],
          ["train", *run, "loss=dppo"], ["train", *run, "loss.beta=-1"], ["train", *run, "-m", "seed=0,-1"],
-         ["train", *run, "--cfg", "job"], ["compare", "nowhere"]]
+         ["train", *run, "--cfg", "job"], ["compare", "nowhere"], ["evaluate", "--help"], ["generate", "--help"],
+         ["evaluate", "nowhere", "suite=preferense"], ["generate", "nowhere"], ["generate", "x", "count=0"]]
 for line in lines:
     try:
         main(line)

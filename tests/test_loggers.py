@@ -74,4 +74,87 @@ def test_without_a_tracker_nothing_is_opened(tmp_path: Path) -> None:
     tracker = NoTracker()
     assert tracker.open(tmp_path, "run", None, {}) == []
     assert tracker.close() is None
+    assert tracker.add_summary(tmp_path, {"a": 1.0}) is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_account")
+class TestSummary:
+    """Figures that come after training."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Path:
+        """An offline run that has ended, with an account that it did not ask for."""
+        folder = tmp_path / "run"
+        folder.mkdir()
+        tracker = WandB(mode="offline")
+        (logger,) = tracker.open(folder, "run", "sweep", {"seed": 0})
+        logger.log_metrics({"loss": 2.0}, 0)
+        tracker.close()
+        return folder
+
+    def files(self, run: Path) -> list[Path]:
+        found = list(run.glob("wandb/offline-run-*/*.wandb"))
+        for file in found:
+            wandb_file.wait_until_written(file)
+        return sorted(found, key=wandb_file.started)
+
+    def test_is_added_to_the_run_that_is_there(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        key = "k" * 40
+        monkeypatch.setenv("WANDB_API_KEY", key)  # an account alone does not make an offline run an online one
+        (first,) = self.files(run)
+        monkeypatch.chdir(run.parent)
+        # what is logged by W&B's names and by the CSV's
+        (run / "metrics.csv").write_text("epoch,loss,step,val/loss\n0,3.0,0,\n0,,0,0.7\n1,2.0,4,\n")
+        for value in (0.75, 0.5):  # within a second, as a rule: W&B numbers the second folder
+            told = WandB().add_summary(Path("run"), {"evaluation/a/b": value, "evaluation/a/c": float("nan")})
+            assert told == "upload to W&B: wandb sync run/wandb"
+        later = [file for file in self.files(run) if file != first]
+        assert len(later) == 2
+        assert [wandb_file.summary(file)["evaluation/a/b"] for file in later] == [0.75, 0.5]
+        for file in later:
+            assert wandb_file.run_id(file) == wandb_file.run_id(first)
+            summary = wandb_file.summary(file)
+            assert "evaluation/a/c" not in summary
+            # W&B takes this summary in place of that of training
+            logged = {"epoch": 1.0, "loss": 2.0, "trainer/global_step": 4.0, "val/loss": 0.7}
+            assert {name: summary[name] for name in logged} == logged
+            assert wandb_file.history(file) == []
+        for path in run.rglob("*"):
+            if path.is_file():
+                assert key.encode() not in path.read_bytes(), path
+
+    def test_is_added_to_the_newest_of_several(self, run: Path) -> None:
+        (first,) = self.files(run)
+        for when in ("20200101_000000", "29990101_000000"):
+            other = run / "wandb" / f"offline-run-{when}-id{when[:4]}"
+            other.mkdir()
+            (other / f"run-id{when[:4]}.wandb").write_bytes(b"")
+        WandB().add_summary(run, {"a": 1.0})
+        (new,) = {*run.glob("wandb/offline-run-*/run-id2999.wandb")} - {other / "run-id2999.wandb"}
+        wandb_file.wait_until_written(new)
+        assert wandb_file.run_id(new) == "id2999" != wandb_file.run_id(first)
+
+    def test_is_nobodys_without_a_run(self, tmp_path: Path) -> None:
+        assert WandB().add_summary(tmp_path, {"a": 1.0}) is None
+        (tmp_path / "wandb" / "latest-run").mkdir(parents=True)
+        (tmp_path / "wandb" / "latest-run" / "run-x.wandb").write_bytes(b"")
+        assert WandB().add_summary(tmp_path, {"a": 1.0}) is None
+
+    def test_asks_for_no_key_on_the_terminal(self, tmp_path: Path) -> None:
+        online = tmp_path / "wandb" / "run-20250101_000000-abc"
+        online.mkdir(parents=True)
+        (online / "run-abc.wandb").write_bytes(b"")
+        told = WandB().add_summary(tmp_path, {"a": 1.0})
+        assert told is not None
+        assert "no API key is configured here" in told
+        assert [path.name for path in (tmp_path / "wandb").iterdir()] == [online.name]
+
+    def test_a_failure_is_told_and_stops_nothing(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import wandb
+
+        def fail(**arguments: object) -> None:
+            raise wandb.Error("the service did not start\nat all")
+
+        monkeypatch.setattr(wandb, "init", fail)
+        assert WandB().add_summary(run, {"a": 1.0}) == "W&B was not told: Error: the service did not start at all"

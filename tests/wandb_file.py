@@ -59,3 +59,24 @@ def config(path: Path) -> dict[str, Any]:
         updates = list(record.config.update) + list(record.run.config.update)
         found |= {(u.key or "/".join(u.nested_key)): json.loads(u.value_json) for u in updates}
     return found
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """The run's summary as it stands at the end, by dotted name."""
+    found: dict[str, Any] = {}
+    for record in records(path):
+        updates = record.summary.update if record.WhichOneof("record_type") == "summary" else []
+        found |= {(u.key or ".".join(u.nested_key)): json.loads(u.value_json) for u in updates}
+    return found
+
+
+def started(path: Path) -> float:
+    """When the run, or this stretch of it, began: seconds."""
+    (when,) = {r.run.start_time.ToNanoseconds() for r in records(path) if r.WhichOneof("record_type") == "run"}
+    return when / 1e9
+
+
+def run_id(path: Path) -> str:
+    """The id of the run that a file is of."""
+    (found,) = {r.run.run_id for r in records(path) if r.WhichOneof("record_type") == "run"}
+    return str(found)

@@ -15,6 +15,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.check import Problem
@@ -74,7 +75,7 @@ def _explain(
     if isinstance(error, yaml.YAMLError):
         return Problem("configuration", None, f"cannot be read: {' '.join(str(error).split())}"), None
     if isinstance(error, MissingConfigException):
-        return _missing_option(error, overrides), None
+        return _missing_option(error, loader, overrides), None
     for override in parse_overrides(loader, overrides):
         line = override.input_line or ""
         if found := _of_override(override, str(error), compose, loader, [o for o in overrides if o != line]):
@@ -131,9 +132,9 @@ def _unreadable(text: str) -> Problem:
     return Problem(key or text, redact_text(value) if key else None, "cannot be read", remedy)
 
 
-def _missing_option(error: MissingConfigException, overrides: list[str]) -> Problem:
+def _missing_option(error: MissingConfigException, loader: ConfigLoaderImpl, overrides: list[str]) -> Problem:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    options = list(error.options or ())
+    options = list(error.options or (_options(loader, group) if group else ()))  # of a list, Hydra names none
     if not group:
         return Problem("configuration", None, f"there is no {error.missing_cfg_file}")
     if not options:
@@ -142,7 +143,8 @@ def _missing_option(error: MissingConfigException, overrides: list[str]) -> Prob
         return Problem(group, option, "not installed", install(group, option))
     written = next((o for o in overrides if o.split("=")[0].strip("+").split("@")[0] == group), None)
     wrong = f"no such option{suggest(option, options)}"
-    return Problem(group, _value(written) if written else option, wrong, f"choose one of {', '.join(options)}")
+    shown = _value(written) if written and "=[" not in written else option  # of a list, the one that is wrong
+    return Problem(group, shown, wrong, f"choose one of {', '.join(options)}")
 
 
 def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl, others: list[str]) -> Problem:
@@ -186,11 +188,17 @@ def _groups(cfg: DictConfig, loader: ConfigLoaderImpl) -> list[str]:
 
 def _has_group(cfg: DictConfig, loader: ConfigLoaderImpl, group: str) -> bool:
     """Whether the command's defaults choose from the group, or it is a person's own that changes what they chose."""
-    if "/" in group or group in cfg.hydra.runtime.choices:
+    if "/" in group or group in cfg.hydra.runtime.choices or group in _listed(cfg, loader):
         return True
     found = [loader.repository.load_config(f"{group}/{option}") for option in _options(loader, group)]
     own = [option for option in found if option is not None and not option.path.endswith(str(conf_dir()))]
     return any(option.header.get("package") == "_global_" for option in own)
+
+
+def _listed(cfg: DictConfig, loader: ConfigLoaderImpl) -> set[str]:
+    """Groups that several options are chosen from at once: a list in the defaults, which Hydra counts as no choice."""
+    chosen = loader.compute_defaults_list(cfg.hydra.job.config_name, [], RunMode.RUN).defaults
+    return {path.rpartition("/")[0] for default in chosen if (path := default.config_path)}
 
 
 def _value(line: str) -> str:

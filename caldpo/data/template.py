@@ -99,14 +99,24 @@ def render_pair(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> Ren
     chosen, in_chosen = without_token(pair.chosen, tokenizer.eos_token)
     rejected, in_rejected = without_token(pair.rejected, tokenizer.eos_token)
     stripped = in_chosen + in_rejected
+    prompt = render_prompt(pair.prompt, tokenizer)
     if isinstance(pair.prompt, str):
-        return RenderedPair(pair.prompt, chosen, rejected, templated=False, eos_stripped=stripped)
-    prompt = _apply(tokenizer, pair.prompt, generate=True)
+        return RenderedPair(prompt, chosen, rejected, templated=False, eos_stripped=stripped)
     after_chosen, after_rejected = (
         _continuation(prompt, _apply(tokenizer, (*pair.prompt, reply), generate=False))
         for reply in (Message(role="assistant", content=text) for text in (chosen, rejected))
     )
     return RenderedPair(prompt, after_chosen, after_rejected, templated=True, eos_stripped=stripped)
+
+
+def render_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a prompt that a response is to follow: as :func:`render_pair` writes it, whatever the response.
+
+    Raises:
+        RowError: the template refuses the conversation.
+        CaldpoError: the template itself is broken.
+    """
+    return prompt if isinstance(prompt, str) else _apply(tokenizer, prompt, generate=True)
 
 
 def without_token(text: str, token: str) -> tuple[str, int]:

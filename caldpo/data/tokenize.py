@@ -25,9 +25,9 @@ from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.load import Rejection
-from caldpo.data.pair import PreferencePair, TokenizedPair
+from caldpo.data.pair import Message, PreferencePair, TokenizedPair
 from caldpo.data.rows import RowError
-from caldpo.data.template import RenderedPair, render_pair
+from caldpo.data.template import RenderedPair, render_pair, render_prompt
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.errors import CaldpoError
 
@@ -155,6 +155,21 @@ def end_once(ids: list[int], eos: int, *, templated: bool) -> list[int]:
     return [*(token for token in ids if token != eos), eos]
 
 
+def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a prompt without responses, uncut: those that :func:`tokenize_pairs` gives the prompt of a pair.
+
+    Raises:
+        RowError: the template refuses the conversation, or there are no tokens.
+        CaldpoError: the template itself is broken.
+    """
+    ids = _encode(tokenizer, [render_prompt(prompt, tokenizer)])[0]
+    if isinstance(prompt, str):
+        ids = _led(ids, leading_special_tokens(tokenizer))
+    if not ids:
+        raise RowError("the prompt has no tokens")
+    return ids
+
+
 def leading_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that the tokenizer itself puts before a plain text, BOS or nothing as a rule."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
@@ -177,6 +192,11 @@ def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[i
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _led(prompt: list[int], leading: list[int]) -> list[int]:
+    """``prompt`` with the tokenizer's leading special tokens in front, once."""
+    return prompt if prompt[: len(leading)] == leading else leading + prompt
 
 
 @dataclass(slots=True)
@@ -221,8 +241,8 @@ class _Worker:
             self._response(texts, prompt, ids, text)
             for ids, text in zip(joint, (texts.chosen, texts.rejected), strict=True)
         ]
-        if not texts.templated and prompt[: len(self.leading)] != self.leading:
-            prompt = self.leading + prompt
+        if not texts.templated:
+            prompt = _led(prompt, self.leading)
         if not prompt:
             return Rejection(pair.origin, "row", "the prompt has no tokens")
         cut_prompt, chosen, rejected = truncate(

@@ -25,7 +25,9 @@ def tell_tracker(target: Target) -> str | None:
         A line for the terminal, if there is something to say.
     """
     section = target.config.get("logger")
-    if target.run is None or not isinstance(section, Mapping) or section.get("_target_") not in _TRACKERS:
+    if target.run is None or target.folder != target.run:  # elsewhere lies what is not the run's own, by its output=
+        return None
+    if not isinstance(section, Mapping) or section.get("_target_") not in _TRACKERS:
         return None
     values = {
         f"{FOLDER}/{suite}/{name}": float(measure["value"])

@@ -42,4 +42,5 @@ class LateBar:
         self.bar.update(self.bar.tasks[0].id, completed=self.done)
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if self.bar.tasks:  # stopping one that never started writes an empty line where there is no terminal
+            self.bar.stop()

@@ -27,6 +27,7 @@ CONF = {
           - data: made
           - logger: null
           - experiment: null
+          - suite: [first]
           - _self_
         name: demo
         seed: 0
@@ -47,6 +48,9 @@ CONF = {
     "data/made.yaml": "{}",
     "data/local.yaml": "{_target_: caldpo.parts.Model, path: '???'}",
     "logger/csv.yaml": "{}",
+    # a group of which several options can be chosen at once
+    "suite/first.yaml": "# @package first\n_target_: caldpo.parts.Schedule\ndecay: linear\n",
+    "suite/second.yaml": "# @package second\n_target_: caldpo.parts.Schedule\ndecay: linear\n",
     "experiment/grid.yaml": """
         # @package _global_
         hydra:
@@ -102,6 +106,11 @@ def test_a_good_run_has_its_folder_made() -> None:
     assert HydraConfig.instance().cfg is None
 
 
+def test_a_group_in_which_a_list_is_chosen_can_be_added_to() -> None:
+    assert check("suite=[first,second]", "second.decay=cosine")
+    assert check("+suite=second", "second.decay=cosine")
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -114,6 +123,13 @@ def test_a_good_run_has_its_folder_made() -> None:
         (["optim.schedul.decay=x"], ["optim.schedul.decay", "(did you mean schedule?)"]),
         (["loss=calm"], ["loss=calm: no such option (did you mean cal?)", "choose one of cal, narrow, smooth"]),
         (["loss=3"], ["loss=3: has to be an option", "cal, narrow, smooth"]),
+        (["suite=frist"], ["suite=frist: no such option (did you mean first?)", "choose one of first, second"]),
+        (
+            ["suite=[first,secnd]"],
+            ["suite=secnd: no such option (did you mean second?)", "choose one of first, second"],
+        ),
+        (["suit=first"], ["suit: unknown key (did you mean suite?)"]),
+        (["first.deca=cosine"], ["first.deca: unknown key (did you mean decay?)"]),
         (["loss.beta=-1"], ["loss.beta=-1: must be a number > 0"]),
         (["loss.beta=nan"], ["loss.beta=nan: must be a number > 0"]),
         (["loss.beta=abc"], ["loss.beta=abc: must be a number > 0"]),

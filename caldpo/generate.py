@@ -1,0 +1,26 @@
+"""``python -m caldpo.generate outputs/RUN``: samples of a policy to read, beside those of its reference."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from caldpo.config.entry import hydra_entry
+from caldpo.generating.check import check_generation
+
+
+@hydra_entry(
+    "generate",
+    positional="run",
+    settings="caldpo.evaluation.settings.GenerateSettings",
+    records=False,
+    agree=check_generation,
+)
+def main(cfg: DictConfig) -> None:
+    """Sample as ``cfg`` says."""
+    from caldpo.generating.run import generate  # torch and transformers load only for a good configuration
+
+    generate(cfg)
+
+
+if __name__ == "__main__":
+    main()

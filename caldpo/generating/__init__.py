@@ -1,0 +1,1 @@
+"""What ``python -m caldpo.generate`` is made of."""

@@ -1,0 +1,145 @@
+"""Responses of the policy and of its reference to the same prompts, and what can be said of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from caldpo.data.pair import TokenizedPair
+from caldpo.errors import CaldpoError
+from caldpo.evaluation.bench import Sampling
+from caldpo.evaluation.subject import Subject, Who
+from caldpo.generating.prompts import Asked
+from caldpo.generation import sample_responses
+from caldpo.reference.bar import LateBar
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is answered.
+
+    Args:
+        asked: text as it is taken, or the conversation.
+        ids: its tokens.
+        chosen: the response that people preferred, where the data has one.
+    """
+
+    asked: Asked
+    ids: list[int]
+    chosen: str | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response.
+
+    Args:
+        who: whose.
+        sample: its number among those to the same prompt, from 0.
+        text: without special tokens.
+        tokens: its length, with EOS.
+        ended: whether it ends in EOS; otherwise the length ran out.
+        log_ratio: ``log pi(response) - log pi_ref(response)`` at temperature 1, nats, summed over its tokens.
+        true_reward: in the data's units, where the data knows it.
+    """
+
+    who: Who
+    sample: int
+    text: str
+    tokens: int
+    ended: bool
+    log_ratio: float | None
+    true_reward: float | None
+
+
+def respond(subject: Subject, prompts: Sequence[Prompt], how: Sampling, *, compare: bool) -> list[list[Response]]:
+    """``how.samples`` responses of the policy to each prompt, and after them as many of the reference.
+
+    Args:
+        subject: whose policy and reference.
+        prompts: any; ``how.prompts`` is not looked at.
+        how: length, temperature and seed, the same for both.
+        compare: False leaves the reference alone: none of its responses, no log-ratios.
+
+    Raises:
+        CaldpoError: a prompt fills what the model reads at most.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(how.samples)]
+    both: dict[Who, list[list[int]]] = {"policy": draw(subject, "policy", repeated, how)}
+    ratios: dict[Who, list[float]] = {}
+    if compare:
+        both["reference"] = draw(subject, "reference", repeated, how)
+        ratios = _log_ratios(subject, repeated, both)
+    return [
+        [
+            _response(subject, prompt, who, sample, ids[at + sample], ratios[who][at + sample] if ratios else None)
+            for who, ids in both.items()
+            for sample in range(how.samples)
+        ]
+        for at, prompt in zip(range(0, len(repeated), how.samples), prompts, strict=True)
+    ]
+
+
+def draw(subject: Subject, who: Who, prompts: Sequence[Prompt], how: Sampling) -> list[list[int]]:
+    """One response to each prompt, token ids up to and including EOS."""
+    with _model(subject, who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, subject.context():
+        return sample_responses(
+            model,
+            subject.tokenizer,
+            [prompt.ids for prompt in prompts],
+            max_new_tokens=min(how.max_new_tokens, _room(model, prompts)),
+            temperature=how.temperature,
+            seed=how.seed,
+            batch_size=subject.batch,
+            done=bar.advance,
+        )
+
+
+def true_reward(subject: Subject, asked: Asked, text: str) -> float | None:
+    """The data's true reward of a response; None where it knows none."""
+    if not subject.has_data or subject.data.oracle is None or not isinstance(asked, str):
+        return None
+    with suppress(KeyError):  # a table of rewards knows its own prompts alone
+        return float(subject.data.oracle(asked, text))
+    return None
+
+
+def _response(
+    subject: Subject, prompt: Prompt, who: Who, sample: int, ids: list[int], log_ratio: float | None
+) -> Response:
+    text = subject.decode(ids)
+    ended = ids[-1:] == [subject.tokenizer.eos_token_id]
+    return Response(who, sample, text, len(ids), ended, log_ratio, true_reward(subject, prompt.asked, text))
+
+
+def _log_ratios(
+    subject: Subject, prompts: Sequence[Prompt], both: dict[Who, list[list[int]]]
+) -> dict[Who, list[float]]:
+    pairs = [
+        TokenizedPair(prompt.ids, mine, theirs, None, None, i, "")
+        for i, (prompt, mine, theirs) in enumerate(zip(prompts, both["policy"], both["reference"], strict=True))
+    ]
+    mine, theirs = subject.logps("policy", pairs) - subject.logps("reference", pairs)
+    return {"policy": mine.tolist(), "reference": theirs.tolist()}
+
+
+def _model(subject: Subject, who: Who) -> AbstractContextManager[PreTrainedModel]:
+    return nullcontext(subject.policy) if who == "policy" else subject.reference()
+
+
+def _room(model: PreTrainedModel, prompts: Sequence[Prompt]) -> int:
+    """Tokens that a response may have before the model has no position left for the next."""
+    longest = max(len(prompt.ids) for prompt in prompts)
+    most = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(most, int):
+        return longest + 2**31
+    if longest >= most:
+        raise CaldpoError(
+            f"the prompt has {longest:,} tokens, and the model reads {most:,} at most, its response among them",
+            key="prompts",
+            remedy="shorten it",
+        )
+    return most - longest

@@ -1,0 +1,70 @@
+"""``python -m caldpo.generate``: responses on the terminal and in a table."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import transformers
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from caldpo.evaluation.bench import Workbench
+from caldpo.evaluation.settings import GenerateSettings
+from caldpo.evaluation.subject import Subject
+from caldpo.evaluation.target import find_targets
+from caldpo.evaluation.terminal import print_subject
+from caldpo.generating.ask import find_form, given, held_out
+from caldpo.generating.chat import converse
+from caldpo.generating.prompts import read_prompts
+from caldpo.generating.responses import Prompt, respond, true_reward
+from caldpo.generating.table import GENERATIONS, rows_of, write_table
+from caldpo.generating.terminal import print_legend, print_prompt, print_responses
+
+
+def generate(cfg: DictConfig) -> None:
+    """Sample from the one run or model that ``cfg`` names.
+
+    Raises:
+        CaldpoError: it cannot be sampled from as it is asked for.
+    """
+    plain: dict[str, object] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    settings = GenerateSettings(**{f.name: plain[f.name] for f in fields(GenerateSettings)})  # type: ignore[arg-type]
+    transformers.utils.logging.disable_progress_bar()
+    console = Console()
+    (target,) = find_targets(cfg)
+    print_subject(console, target, 1, 1)
+    subject = Subject(target, Workbench(settings, cfg.reference.path))
+    compare = settings.compare and subject.reference_identity is not None
+    if settings.chat:
+        converse(subject, settings, console, compare=compare)
+    else:
+        _answer(subject, settings, console, compare=compare)
+
+
+def _answer(subject: Subject, settings: GenerateSettings, console: Console, *, compare: bool) -> None:
+    """Answer the prompts of the settings."""
+    prompts = _prompts(subject, settings, console)
+    how = subject.sampling(len(prompts), settings.samples, settings.max_new_tokens, settings.temperature)
+    answers = respond(subject, prompts, how, compare=compare)
+    file = subject.folder / GENERATIONS
+    write_table(
+        file, [r for p, responses in zip(prompts, answers, strict=True) for r in rows_of(p.asked, responses, how)]
+    )
+    for place, (prompt, responses) in enumerate(zip(prompts, answers, strict=True), start=1):
+        print_prompt(console, f"\nprompt {place} of {len(prompts)}", prompt.asked)
+        chosen = prompt.chosen
+        told = None if chosen is None else (chosen, true_reward(subject, prompt.asked, chosen))
+        print_responses(console, responses, told)
+    print_legend(console, [response for responses in answers for response in responses])
+    console.print(f"written to {file}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _prompts(subject: Subject, settings: GenerateSettings, console: Console) -> list[Prompt]:
+    """Those that were given, or held-out ones."""
+    if settings.prompts is None:
+        return held_out(subject, settings.count)
+    asked = read_prompts(settings.prompts)
+    form = find_form(subject, settings.as_chat)
+    if any(isinstance(prompt, str) for prompt in asked):
+        console.print(str(form), style="dim", highlight=False, soft_wrap=True)
+    return given(subject, asked, form)

@@ -1,0 +1,81 @@
+"""The files that responses are kept in: a table of the last prompts, and one that conversations are added to.
+
+CSV, because the two are for reading: every spreadsheet and pandas open it, and a row is complete on disk as soon as it
+is written.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from caldpo.evaluation.bench import Sampling
+from caldpo.generating.prompts import Asked
+from caldpo.generating.responses import Response
+
+GENERATIONS = "generations.csv"
+CHAT = "chat.csv"
+
+
+def write_table(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A new table, of at least one row, in place of the last one."""
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def rows_of(asked: Asked, responses: Sequence[Response], how: Sampling) -> list[dict[str, Any]]:
+    """A row per response; what is not known is empty. A conversation is the JSON of its messages."""
+    prompt = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False)
+    return [
+        {
+            "prompt": prompt,
+            "sample": response.sample,
+            "who": response.who,
+            "response": response.text,
+            "tokens": response.tokens,
+            "ended": str(response.ended).lower(),
+            "log_ratio": response.log_ratio,
+            "true_reward": response.true_reward,
+            "temperature": how.temperature,
+            "seed": how.seed,
+        }
+        for response in responses
+    ]
+
+
+class Transcript:
+    """A conversation as it grows, added to those that were had before.
+
+    Args:
+        file: made with its header where it is not there.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.session = datetime.now(UTC).isoformat(timespec="seconds")
+        self.turns = 0
+
+    def add(self, conversation: int, text: str, responses: Sequence[Response], how: Sampling) -> None:
+        """One turn: what the user typed and the responses, on disk when this returns.
+
+        Args:
+            conversation: its number within the session; a new one knows nothing of those before it.
+            text: as typed.
+            responses: to it.
+            how: they were drawn.
+        """
+        told = {"session": self.session, "conversation": conversation, "turn": self.turns}
+        rows = [told | row for row in rows_of(text, responses, how)]
+        new = not self.file.exists()
+        with self.file.open("a", newline="", encoding="utf-8") as opened:
+            writer = csv.DictWriter(opened, rows[0], lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+        self.turns += 1
