@@ -44,7 +44,8 @@ def meanings(settings: Sequence[Setting]) -> list[str]:
 
 
 def _of_suite(settings: Sequence[Setting], suite: str, pictures: Sequence[str]) -> str:
-    said = [f"### {suite}", _table(settings, suite), *(f"**{fault}**" for fault in faults(settings, suite))]
+    table = _table(settings, suite) if quantities(settings, suite) else "No main measures; all are in comparison.csv."
+    said = [f"### {suite}", table, *(f"**{fault}**" for fault in faults(settings, suite))]
     if noted := _notes(settings, suite):
         said.append("\n".join(noted))
     picture, caption = PICTURES.get(suite, ("", ""))

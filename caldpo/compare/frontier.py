@@ -38,7 +38,7 @@ def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
         figure = Figure(figsize=(7.6 + 0.07 * max(0, longest - 20), 5.0), layout="constrained")
         axes = figure.subplots()
         seeds = count_text(p.kl.n for p in places)
-        axes.set_title(f"True reward against KL to the reference\n{headline} · {seeds}, bars: ± 1 sd")
+        figure.suptitle(f"True reward against KL to the reference\n{headline} · {seeds}, bars: ± 1 sd")
         joined = frontiers(shown)
         mixed = len({p.evaluated for p in places}) > 1
         for setting, look, p in found:
@@ -61,7 +61,7 @@ def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
         handles, labels = axes.get_legend_handles_labels()
         # the settings first, then the lines that join them
         order = sorted(range(len(labels)), key=lambda i: (labels[i] == _REFERENCE, isinstance(handles[i], Line2D)))
-        figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside right upper", frameon=False)
+        figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside right center", frameon=False)
     return figure
 
 

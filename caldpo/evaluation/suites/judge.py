@@ -133,7 +133,7 @@ class Judge(Suite):
         say_spent(outcome)
         self._require_verdicts(outcome, ledger)
         return Result(
-            measures=self._measures(outcome, Bootstrap(self.resamples, self.confidence, subject.settings.seed)),
+            measures=self._measures(outcome, subject),
             examples=len(pairs),
             details={
                 "judge": "rehearsal: no judge was asked" if self.rehearse else f"{who.model} at {who.base_url}",
@@ -147,12 +147,15 @@ class Judge(Suite):
             notes=[*self._rehearsed(subject), *notes(outcome, ledger), *cut],
         )
 
-    def _measures(self, outcome: Outcome, bootstrap: Bootstrap) -> dict[str, Measure]:
+    def _measures(self, outcome: Outcome, subject: Subject) -> dict[str, Measure]:
         opponent = "the reference" if self.against == "reference" else "the chosen response"
+        bootstrap = Bootstrap(self.resamples, self.confidence, subject.settings.seed)
         measures = rates(outcome.judged, opponent, bootstrap)
         if not self.rehearse:
             return measures
-        return {name: replace(m, main=False, title=f"{m.title} (rehearsal)") for name, m in measures.items()}
+        # by the known reward a rehearsal still says something of the policy; by a coin it does not
+        known = subject.data.oracle is not None
+        return {n: replace(m, main=m.main and known, title=f"{m.title} (rehearsal)") for n, m in measures.items()}
 
     def _pairs(self, subject: Subject) -> tuple[list[Pair], list[str]]:
         """What is compared, and a note where many of the policy's responses were cut."""
