@@ -17,7 +17,14 @@ from torch import Tensor
 from caldpo.config.paths import conf_dir
 from caldpo.data.sources.tabular import TabularPairs
 from caldpo.environments.agreement import reward_agreement
-from caldpo.environments.tabular import TabularEnvironment, exact_metrics, log_partition, objective, optimum
+from caldpo.environments.tabular import (
+    TabularEnvironment,
+    exact_metrics,
+    kl_divergence,
+    log_partition,
+    objective,
+    optimum,
+)
 from caldpo.losses.base import PreferenceLoss
 from caldpo.types import PairLogps
 
@@ -116,7 +123,7 @@ def test_dpo_recovers_the_optimum_although_its_chosen_reward_falls(beta: float) 
     implicit = beta * (logits.log_softmax(dim=1) - REFERENCE)
     prompts = torch.arange(8)[:, None].expand_as(implicit)
     got = reward_agreement(*(t.flatten().tolist() for t in (implicit, REWARDS, prompts)))
-    assert got == pytest.approx({"slope": 1.0, "pearson": 1.0, "error": 0.0}, abs=1e-5)
+    assert got == pytest.approx({"slope": 1.0, "pearson": 1.0, "spearman": 1.0, "error": 0.0}, abs=1e-5)
 
 
 def test_conservative_dpo_stays_nearer_to_the_reference() -> None:
@@ -137,7 +144,9 @@ def test_without_label_noise_dpo_diverges_and_cal_dpo_does_not() -> None:
     assert late["kl_to_optimum"] > early["kl_to_optimum"] > 0.5
     assert late["kl_from_optimum"] > 2 * early["kl_from_optimum"] > 2
     assert CLEAN.mean_log_ratios(dpo[1])[0] < 2 * CLEAN.mean_log_ratios(dpo[0])[0] < 0
-    assert torch.allclose(cal_dpo[0], cal_dpo[1], atol=2e-3)
+    # Adam goes round its minimum in steps that differ between processors: near it in distribution, early and late
+    minimum = minimise(make("cal_dpo", beta=0.5), CLEAN)
+    assert all(kl_divergence(logits, minimum) < 1e-5 for logits in cal_dpo)
     settled = exact_metrics(cal_dpo[1], REFERENCE, REWARDS, 0.5)
     assert settled["kl_to_optimum"] < early["kl_to_optimum"]
     assert settled["kl_from_optimum"] < early["kl_from_optimum"] / 3
