@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.compilation import uncompiled
+
+
+def reference_seed(seed: int) -> int:
+    """The seed of the reference's samples where the policy's have ``seed``.
+
+    With one seed for both, similar models draw the same words, and whoever is better wins more often than independent
+    samples would say.
+    """
+    return random.Random(f"reference {seed}").getrandbits(31)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ CONF = conf_dir()
 README = CONF.parent / "README.md"
 TOP_LEVEL = {"": "caldpo.settings.RunSettings"}
 EVALUATION = {"": "caldpo.evaluation.settings.EvaluateSettings"}
+GENERATION = {"": "caldpo.evaluation.settings.GenerateSettings"}
 # what a person has to name on the command line, for options that cannot work without it
 NAMED = {
     "data=local": ["data.train=train.jsonl"],
@@ -180,3 +181,18 @@ def test_evaluations_of_the_readme_compose(words: list[str]) -> None:
     check_config(cfg, EVALUATION)
     if cfg.model.path is None:
         assert cfg.run is not None or "=" not in words[0], "a run is named"
+
+
+@pytest.mark.parametrize("words", readme_commands("generate"), ids=" ".join)
+def test_generations_of_the_readme_compose(words: list[str]) -> None:
+    check_config(composed([word for word in words if "=" in word], "generate"), GENERATION)
+
+
+def test_suites_named_in_the_text_of_the_readme_have_such_keys() -> None:
+    if not README.exists():
+        return
+    suites = options("suite")
+    cfg = composed([f"suite=[{','.join(suites)}]"], "evaluate")
+    named = set(re.findall(rf"\b({'|'.join(suites)})\.(\w+)=", README.read_text()))
+    assert len(named) > 6
+    assert {key for suite, key in named if key not in cfg[suite]} == set()

@@ -30,7 +30,7 @@ from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import TokenizedPair
 from caldpo.environments.agreement import reward_agreement
 from caldpo.evaluation.points import true_rewards, wins
-from caldpo.generation import sample_responses
+from caldpo.generation import reference_seed, sample_responses
 from caldpo.types import PairLogps
 
 
@@ -41,7 +41,7 @@ class OracleEvaluation(pl.Callback):
         prompts: held-out prompts, one sample each. 0 switches it off.
         max_new_tokens: longest response, tokens.
         temperature: of sampling.
-        seed: of the sampling.
+        seed: of the policy's samples; the reference's have another, derived from it.
     """
 
     @validated
@@ -74,23 +74,23 @@ class OracleEvaluation(pl.Callback):
         held_out = data.held_out_prompts(self.prompts)
         prompts = [h.prompt_ids for h in held_out]
 
-        def sample(model: PreTrainedModel) -> list[list[int]]:
+        def sample(model: PreTrainedModel, seed: int) -> list[list[int]]:
             return sample_responses(
                 model,
                 module.tokenizer,
                 prompts,
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.temperature,
-                seed=self.seed,
+                seed=seed,
             )
 
         def rewards(responses: list[list[int]]) -> NDArray[np.float64]:
             texts = module.tokenizer.batch_decode(responses, skip_special_tokens=True)
             return true_rewards(data, [str(h.prompt) for h in held_out], texts)
 
-        samples = sample(module.policy)
+        samples = sample(module.policy, self.seed)
         with module.reference.live() as reference:
-            baseline = sample(reference)
+            baseline = sample(reference, reference_seed(self.seed))
         ours, theirs = rewards(samples), rewards(baseline)
         return {
             "reward": float(ours.mean()),

@@ -61,7 +61,9 @@ def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
         handles, labels = axes.get_legend_handles_labels()
         # the settings first, then the lines that join them
         order = sorted(range(len(labels)), key=lambda i: (labels[i] == _REFERENCE, isinstance(handles[i], Line2D)))
-        figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside right center", frameon=False)
+        figure.legend(
+            [handles[i] for i in order], [labels[i] for i in order], loc="outside right center", frameon=False
+        )
     return figure
 
 

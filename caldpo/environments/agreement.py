@@ -73,10 +73,20 @@ def agreement_of_centred(true: Values, implicit: Values) -> dict[str, float]:
         return {
             "slope": float(stats.linregress(true, implicit).slope),
             "pearson": float(stats.pearsonr(true, implicit).statistic),
-            # equal rewards of two prompts are parted by the last digits of their means: they are ties all the same
-            "spearman": float(stats.spearmanr(true.round(9), implicit.round(9)).statistic),
+            "spearman": rank_correlation(true, implicit),
             "error": error,
         }
+
+
+def rank_correlation(x: Values, y: Values) -> float:
+    """Spearman's rho; not a number where one side does not vary.
+
+    Values are rounded to nine decimals: equal rewards of two prompts are parted by the last digits of their means, and
+    are ties all the same.
+    """
+    if not (varies(x) and varies(y)):
+        return float("nan")
+    return float(stats.spearmanr(x.round(9), y.round(9)).statistic)
 
 
 def varies(values: Values) -> bool:

@@ -37,6 +37,24 @@ def calibration_error(margins: Values, bins: int) -> float:
     return binary_calibration_error(torch.from_numpy(claimed), torch.from_numpy(true).long(), n_bins=bins).item()
 
 
+def expected_error(margins: Values, bins: int, seed: int, draws: int = 200) -> float:
+    """Mean calibration error of these claims if they were all true: labels are drawn from the claims themselves.
+
+    The error is a sum of absolute differences, so that with few pairs a bin it is above 0 for any policy.
+
+    Args:
+        margins: in units of reward, ``(pairs,)``; their signs, which hold the labels, do not matter.
+        bins: of equal width.
+        seed: of the draws.
+        draws: sets of labels.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = np.abs(np.asarray(margins, dtype=np.float64))
+    likelier = preference_probability(sizes)
+    errors = [calibration_error(np.where(rng.random(len(sizes)) < likelier, sizes, -sizes), bins) for _ in range(draws)]
+    return float(np.mean(errors))
+
+
 def reliability_curve(margins: Values, bins: int) -> list[dict[str, Any]]:
     """Claimed and observed frequency of each bin that has pairs, by claimed probability.
 

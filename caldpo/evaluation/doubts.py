@@ -9,6 +9,8 @@ def doubts(subject: Subject) -> list[str]:
     """What a reader has to know before believing measures of a run: notes, none where all is as it was."""
     if subject.target.run is None:
         return []
+    if not subject.target.own_data:
+        return [f"of the pairs of {subject.data.source.name} ({subject.data.test}), not of those that the run held out"]
     return [*_other_reference(subject), *_other_pairs(subject)]
 
 
@@ -43,13 +45,15 @@ def logged_otherwise(subject: Subject, chosen: float) -> list[str]:
 def _other_reference(subject: Subject) -> list[str]:
     """The reference is named by what it starts from: a hub id by its commit, an embedded model by its digest."""
     then, now = subject.target.summary.get("reference"), subject.reference_identity
-    if subject.bench.reference is not None or then is None or then == now:
+    if subject.bench.reference is not None:
+        return [f"against {subject.bench.reference}, not the run's own reference"]
+    if then is None or then == now:
         return []
     return [f"the run was trained against {then}; its configuration now builds {now}"]
 
 
 def _other_pairs(subject: Subject) -> list[str]:
     then, now = subject.target.summary.get("data", {}).get("test", {}).get("pairs"), len(subject.data.test_pairs)
-    if then is None or then == now or not subject.target.own_data:
+    if then is None or then == now:
         return []
     return [f"{now:,} held-out pairs are looked at where the run had {then:,}"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caldpo.data.pair import TokenizedPair
+from caldpo.data.sources._json import read_jsonl
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.subject import Subject
 
@@ -24,11 +24,13 @@ class Drift:
     """Log-ratios of texts.
 
     Args:
+        title: of the drift, in a table.
         said: what the texts are.
         ratios: log-ratio policy/reference of each text, all tokens but the first, nats, ``(texts,)``.
         tokens: how many those are.
     """
 
+    title: str
     said: str
     ratios: NDArray[np.float64]
     tokens: NDArray[np.float64]
@@ -42,13 +44,14 @@ def read_texts(path: str) -> list[str]:
     """
     file = Path(path).expanduser()
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = _of_jsonl(file) if file.suffix == ".jsonl" else file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise CaldpoError(f"cannot be read: {reason}", key=_KEY, value=path) from error
-    if not lines:
+    texts = [text for text in found if text.strip()]
+    if not texts:
         raise CaldpoError("holds no text", key=_KEY, value=path)
-    return [_text(line, f"{file}:{i}") for i, line in enumerate(lines, start=1)] if file.suffix == ".jsonl" else lines
+    return texts
 
 
 def measure_drift(subject: Subject, unrelated: str, longest: int) -> Drift | None:
@@ -64,18 +67,20 @@ def measure_drift(subject: Subject, unrelated: str, longest: int) -> Drift | Non
         return None
     texts = read_texts(str(PLAIN) if unrelated == "auto" else unrelated)
     ids = [subject.tokenizer(text)["input_ids"][:longest] for text in texts]
+    title = "drift on unrelated text"
     said = f"{len(ids)} plain sentences" if unrelated == "auto" else f"{len(ids)} texts of {unrelated}"
     if _unknown(ids, subject.tokenizer.unk_token_id) > MOST_UNKNOWN:
         if unrelated != "auto":
             raise CaldpoError("most of its words are unknown to the model's tokenizer", key=_KEY, value=unrelated)
         ids = [h.prompt_ids for h in subject.held_out(len(subject.pairs))]
+        title = "drift on held-out prompts"
         said = "the held-out prompts, on which no loss is computed (plain text is unknown to this tokenizer)"
     ids = [tokens for tokens in ids if len(tokens) > 1]
     if not ids:
         return None
     pairs = [TokenizedPair(t[:1], t[1:], t[1:2], None, None, i, "") for i, t in enumerate(ids)]
     ratios = (subject.logps("policy", pairs, "unrelated text") - subject.logps("reference", pairs, "unrelated text"))[0]
-    return Drift(said, ratios, np.array([len(t) - 1 for t in ids], dtype=np.float64))
+    return Drift(title, said, ratios, np.array([len(t) - 1 for t in ids], dtype=np.float64))
 
 
 def _unknown(ids: Sequence[Sequence[int]], unk: int | None) -> float:
@@ -83,11 +88,11 @@ def _unknown(ids: Sequence[Sequence[int]], unk: int | None) -> float:
     return float(np.mean([token == unk for token in tokens])) if tokens else 1.0
 
 
-def _text(line: str, place: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise CaldpoError('is no object with a "text"', key=place)
-    return text
+def _of_jsonl(file: Path) -> list[str]:
+    texts = []
+    for row in read_jsonl(file):
+        text = row.value.get("text") if isinstance(row.value, Mapping) else None
+        if row.error is not None or not isinstance(text, str):
+            raise CaldpoError(row.error or 'is no object with a "text"', key=row.origin)
+        texts.append(text)
+    return texts

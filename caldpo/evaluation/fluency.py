@@ -32,7 +32,9 @@ class Fluency:
     @property
     def said(self) -> str:
         """Whose log-probs these are."""
-        return self.path or "the reference"
+        if self.path is None:
+            return "the reference, end of sequence included"
+        return f"{self.path}, in that model's tokens, without end of sequence"
 
     def score(
         self, subject: Subject, prompts: Sequence[HeldOutPrompt], responses: Sequence[list[int]], texts: Sequence[str]

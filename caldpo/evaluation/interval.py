@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+_MOSTLY = 0.95  # share of resamples in which a statistic has to be defined for an interval over those
 Rows = NDArray[np.intp]  # which examples a resample has, repeats included
 
 
@@ -102,9 +103,14 @@ class Bootstrap:
                 confidence_level=self.confidence,
                 method="percentile",
                 rng=np.random.default_rng(self.seed),
-            ).confidence_interval
-        ends = float(found.low), float(found.high)
-        return {"low": ends[0], "high": ends[1]} if all(map(np.isfinite, ends)) else {}
+            )
+        drawn = found.bootstrap_distribution
+        defined = drawn[np.isfinite(drawn)]
+        if len(defined) < _MOSTLY * len(drawn):
+            return {}  # a correlation, say, that most choices of so few prompts leave undefined
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(defined, [tail, 1 - tail])
+        return {"low": float(low), "high": float(high)}
 
 
 def _grouped(clusters: Sequence[Hashable]) -> tuple[list[NDArray[np.intp]], NDArray[np.intp]]:

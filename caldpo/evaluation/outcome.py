@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+_MANY = 0.05  # share of cut responses from which on it is told
 SAMPLES = "oracle_samples.jsonl"  # beside the results
 Values = NDArray[np.float64]
 
@@ -38,6 +40,18 @@ class Outcome:
     other_texts: list[str]
     tokens: Values
     ended: NDArray[np.bool_]
+
+
+def cut_notes(responses: Sequence[Sequence[int]], eos: int | None, longest: int) -> list[str]:
+    """A note where many of the policy's responses ran out of length before they ended, which costs them their end.
+
+    Args:
+        responses: token ids of each.
+        eos: the id that ends one.
+        longest: tokens that a response may have.
+    """
+    cut = sum(len(ids) >= longest and ids[-1] != eos for ids in responses) / max(1, len(responses))
+    return [f"{cut:.0%} of the policy's responses were cut at {longest} tokens"] if cut > _MANY else []
 
 
 def write_samples(path: Path, outcome: Outcome) -> None:

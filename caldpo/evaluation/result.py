@@ -47,12 +47,14 @@ class Result:
         examples: pairs, prompts or questions that were looked at.
         details: curves, distributions and counts, of plain JSON values.
         notes: what a reader has to know before believing the measures.
+        settled: whether the same command would find the same; otherwise it measures anew.
     """
 
     measures: Mapping[str, Measure]
     examples: int
     details: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    settled: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for ``evaluation/<suite>.json``."""

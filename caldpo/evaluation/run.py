@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import fields, replace
@@ -17,21 +16,19 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from caldpo.compare.report import compare_runs
-from caldpo.config.job import one_line, write_json
+from caldpo.config.job import write_json
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bench import Workbench
 from caldpo.evaluation.doubts import doubts
+from caldpo.evaluation.precision import find_device
+from caldpo.evaluation.provenance import determined_by, digest_of
 from caldpo.evaluation.result import Result
 from caldpo.evaluation.settings import EvaluateSettings
 from caldpo.evaluation.subject import Subject
 from caldpo.evaluation.suite import Suite
-from caldpo.evaluation.target import Target, find_targets
-from caldpo.evaluation.terminal import print_end, print_result, print_subject
+from caldpo.evaluation.target import Target, find_folders, name_of, read_target
+from caldpo.evaluation.terminal import print_end, print_left_out, print_result, print_subject
 from caldpo.evaluation.tracker import tell_tracker
-from caldpo.summary import versions
-
-# Settings of the command that results depend on; the others say where and how fast.
-_TELLING = ("checkpoint", "precision", "reward_beta", "max_pairs", "batch", "seed")
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -42,26 +39,27 @@ def evaluate(cfg: DictConfig) -> None:
         SystemExit: with code 1 when some of several runs could not be.
     """
     settings = EvaluateSettings(**{f.name: cfg[f.name] for f in fields(EvaluateSettings)})
-    suites = find_suites(cfg)
-    targets = find_targets(cfg)
+    find_device(settings.device)
+    suites, folders = find_suites(cfg), find_folders(cfg)
     bench = Workbench(settings, cfg.reference.path)
     console = Console()
     transformers.utils.logging.disable_progress_bar()
-    failed: dict[str, str] = {}
-    for number, target in enumerate(targets, start=1):
-        print_subject(console, target, number, len(targets))
+    failed: list[str] = []
+    for number, folder in enumerate(folders, start=1):
+        name = name_of(cfg, folder)
+        print_subject(console, name, number, len(folders))
         try:
-            _evaluate_one(target, suites, bench, settings, console, alone=len(targets) == 1)
-        except CaldpoError as error:
-            if len(targets) == 1:
+            _evaluate_one(read_target(cfg, folder), suites, bench, settings, console, alone=len(folders) == 1)
+        except Exception as error:  # whatever ails one run of a sweep, the others are measured
+            if len(folders) == 1:
                 raise
-            failed[target.name] = one_line(error)
-            console.print(f"  left out: {failed[target.name]}", style="yellow", markup=False, highlight=False)
+            failed.append(name)
+            print_left_out(console, folder, error)
     report = None
-    if settings.report and len(targets) > 1 and len(failed) < len(targets):
+    if settings.report and len(failed) < len(folders) > 1:
         compare_runs(str(cfg.run))
         report = Path(cfg.run) / "report.md"
-    print_end(console, targets, failed, report)
+    print_end(console, len(folders), len(failed), report, cfg.run)
     if failed:
         raise SystemExit(1)
 
@@ -95,10 +93,10 @@ def _evaluate_one(
         suite.check_subject(subject)
     measured = False
     for suite in suites:
-        file = subject.folder / f"{suite.name}.json"
+        file = subject.folder / f"{suite.result}.json"
         facts = determined_by(suite, subject)
         if not settings.again and _kept(file, facts):
-            console.print(f"  {suite.name}: as before (again=true measures anew)", highlight=False)
+            console.print(f"  {suite.result}: as before (again=true measures anew)", highlight=False)
             continue
         started = time.perf_counter()
         with torch.no_grad():
@@ -106,35 +104,20 @@ def _evaluate_one(
         result = replace(result, notes=[*doubts(subject), *result.notes])
         seconds = time.perf_counter() - started
         write_json(file, content_of(suite, subject, result, facts, seconds))
-        print_result(console, suite.name, result, seconds, file, whole=alone)
+        print_result(console, suite.result, result, seconds, file, whole=alone)
         measured = True
-    if measured and isinstance(settings.checkpoint, str) and (told := tell_tracker(target)):
+    of_the_run = isinstance(settings.checkpoint, str) and target.own_data and bench.reference is None
+    if measured and of_the_run and (told := tell_tracker(target)):
         console.print(f"  {told}", highlight=False, markup=False, soft_wrap=True)
-
-
-def determined_by(suite: Suite, subject: Subject) -> dict[str, Any]:
-    """What a result depends on: settings, weights, data, versions."""
-    own = {name: getattr(subject.settings, name) for name in _TELLING}
-    own |= {"precision": subject.precision, "reward_beta": subject.reward_beta}
-    return {
-        "suite": suite.settings(),
-        "settings": own,
-        "policy": subject.identity,
-        "reference": subject.reference_identity,
-        "step": subject.weights.step,
-        "weights": subject.weights.stamp(),
-        "pairs": subject.data.test_pairs.digest()[:16],
-        "versions": versions(),
-    }
 
 
 def content_of(suite: Suite, subject: Subject, result: Result, facts: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Everything that is kept of a result."""
     return {
-        "name": suite.name,
+        "name": suite.result,
         **result.as_dict(),
         "determined_by": facts,
-        "digest": _digest(facts),
+        "digest": digest_of(facts) if result.settled else None,
         "seconds": seconds,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(subject.device),
@@ -144,10 +127,6 @@ def content_of(suite: Suite, subject: Subject, result: Result, facts: dict[str, 
 def _kept(file: Path, facts: dict[str, Any]) -> bool:
     """Whether ``file`` holds a result of just these facts."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["digest"] == _digest(facts)
+        return json.loads(file.read_text(encoding="utf-8"))["digest"] == digest_of(facts)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _digest(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]

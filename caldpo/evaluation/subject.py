@@ -24,17 +24,15 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.bench import Sampling, Workbench
 from caldpo.evaluation.points import true_rewards
 from caldpo.evaluation.precision import find_device, forward_context, placed
+from caldpo.evaluation.references import load_reference, require_vocabulary
 from caldpo.evaluation.result import FOLDER
 from caldpo.evaluation.scoring import score_pairs
 from caldpo.evaluation.target import Target
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
-from caldpo.generation import sample_responses
+from caldpo.generation import reference_seed, sample_responses
 from caldpo.models.adapter import adapter_off, is_adapted
-from caldpo.models.base import floating_dtype
-from caldpo.models.hub import load_causal_lm
 from caldpo.parts import build_parts
 from caldpo.reference.bar import LateBar
-from caldpo.reference.named import frozen
 
 Who = Literal["policy", "reference"]
 
@@ -155,6 +153,8 @@ class Subject:
                 key="reference.path",
                 remedy="name the model that training started from: reference.path=ID_OR_FOLDER",
             )
+        if self.bench.reference is not None:
+            require_vocabulary(self.bench.reference, self.source)
 
     @property
     def policy(self) -> PreTrainedModel:
@@ -202,7 +202,7 @@ class Subject:
 
     def logps(self, who: Who, pairs: Sequence[TokenizedPair], label: str = "log-probs") -> NDArray[np.float64]:
         """Summed log-probs of both responses of any pairs, nats, shape ``(2, pairs)``."""
-        with self._model(who) as model:
+        with self.model(who) as model:
             return score_pairs(
                 model, pairs, pad_id=self.pad_id, batch=self.batch, label=f"{who}: {label}", context=self.context
             )
@@ -241,20 +241,31 @@ class Subject:
 
     def _sample(self, who: Who, sampling: Sampling) -> list[list[int]]:
         prompts = [p.prompt_ids for p in self.held_out(sampling.prompts) for _ in range(sampling.samples)]
-        with self._model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
+        return self.draw(who, prompts, sampling)
+
+    def draw(self, who: Who, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
+        """One response to each prompt, token ids up to and including EOS; the reference's by a seed of its own.
+
+        Args:
+            who: draws.
+            prompts: token ids of each.
+            sampling: length, temperature and seed; how many prompts and samples it names is not looked at.
+        """
+        with self.model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
             return sample_responses(
                 model,
                 self.tokenizer,
                 prompts,
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
-                seed=sampling.seed,
+                seed=sampling.seed if who == "policy" else reference_seed(sampling.seed),
                 batch_size=self.batch,
                 done=bar.advance,
             )
 
     @contextmanager
-    def _model(self, who: Who) -> Iterator[PreTrainedModel]:
+    def model(self, who: Who) -> Iterator[PreTrainedModel]:
+        """The policy, or the reference, on its device."""
         if who == "policy":
             yield self.policy
         else:
@@ -262,11 +273,7 @@ class Subject:
                 yield model
 
     def _load_reference(self, path: str | None) -> PreTrainedModel:
-        key = "reference.path"
-        model = self.source.load_policy() if path is None else load_causal_lm(path, key=key, dtype="auto")
-        dtype = getattr(self._own_reference, "dtype", "same")
-        if dtype != "same":
-            model = frozen(model, floating_dtype(dtype))
+        model = load_reference(path, self._own_reference, self.source)
         return placed(model, self.precision, self.device).eval().requires_grad_(False)
 
     @property
@@ -283,8 +290,9 @@ class Subject:
         tokenizer = self.source.load_tokenizer()
         if data is None:
             return tokenizer, None
-        # What is told about the data is in the run's own output already.
-        with contextlib.redirect_stdout(io.StringIO()):
+        told_before = self.target.run is not None and self.target.own_data  # and rows left out are listed in the run
+        with contextlib.redirect_stdout(io.StringIO()) if told_before else contextlib.nullcontext():
             data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none")
-        (self.folder / REJECTED_ROWS).unlink()  # the run's own list is as good; after an error this one stays
+        if told_before:
+            (self.folder / REJECTED_ROWS).unlink()
         return tokenizer, data

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from caldpo.evaluation.result import Result
     from caldpo.evaluation.subject import Subject
+    from caldpo.evaluation.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,15 @@ class Suite:
     def run(self, subject: Subject) -> Result:
         """Evaluate."""
         raise NotImplementedError
+
+    @property
+    def result(self) -> str:
+        """What the results are called: the name of their file."""
+        return self.name
+
+    def other_weights(self, subject: Subject) -> list[Weights]:
+        """Weights of the run that results depend on beside the subject's own."""
+        return []
 
     def settings(self) -> dict[str, Any]:
         """The keys that results depend on, for the results' file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,9 @@ from caldpo.compare.discover import find_runs, natural
 from caldpo.config.check import check_config
 from caldpo.config.job import SUMMARY, read_summary
 from caldpo.errors import CaldpoError
+from caldpo.evaluation.trust import require_own_code
 
-# Sections of a run's configuration that an evaluation builds, and where their classes are at home.
-SECTIONS = {
-    "model": "caldpo.models.",
-    "adapter": "caldpo.models.adapter.",
-    "reference": "caldpo.reference.",
-    "data": "caldpo.data.",
-}
+SECTIONS = ("model", "adapter", "reference", "data")  # of a run's configuration that an evaluation builds
 _CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 
 
@@ -69,16 +64,15 @@ class Target:
         return default if value is None else value
 
 
-def find_targets(cfg: DictConfig) -> list[Target]:
-    """The runs at or below ``cfg.run``, or the model that ``cfg.model`` names.
+def find_folders(cfg: DictConfig) -> list[Path | None]:
+    """The folders of the runs at or below ``cfg.run``; None alone for the model that ``cfg.model`` names.
 
     Raises:
-        CaldpoError: there is none, or a run's configuration cannot be built from.
+        CaldpoError: there is none, or several where ``output`` holds the results of one.
     """
     if cfg.run is None:
-        return [_of_model(cfg)]
-    root = Path(cfg.run).expanduser()
-    folders = sorted(find_runs(root, key="run"), key=lambda folder: natural(str(folder)))
+        return [None]
+    folders = sorted(find_runs(_root(cfg), key="run"), key=lambda folder: natural(str(folder)))
     if cfg.output is not None and len(folders) > 1:
         raise CaldpoError(
             f"run={cfg.run} holds {len(folders)} runs, whose results would overwrite one another",
@@ -86,10 +80,30 @@ def find_targets(cfg: DictConfig) -> list[Target]:
             value=cfg.output,
             remedy="leave it out: results go into each run's own folder",
         )
-    return [_of_run(folder, root, cfg) for folder in folders]
+    return [*folders]
 
 
-def _of_run(folder: Path, root: Path, cfg: DictConfig) -> Target:
+def name_of(cfg: DictConfig, folder: Path | None) -> str:
+    """What the policy in this folder is called on the terminal."""
+    if folder is None:
+        return str(cfg.model.path)
+    return folder.name if folder == _root(cfg) else str(folder.relative_to(_root(cfg)))
+
+
+def read_target(cfg: DictConfig, folder: Path | None) -> Target:
+    """The run in this folder, or the model that ``cfg`` names.
+
+    Raises:
+        CaldpoError: the run's configuration is missing, damaged, of another version, or would run code.
+    """
+    return _of_model(cfg) if folder is None else _of_run(folder, cfg)
+
+
+def _root(cfg: DictConfig) -> Path:
+    return Path(cfg.run).expanduser()
+
+
+def _of_run(folder: Path, cfg: DictConfig) -> Target:
     file = folder / "config.yaml"
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -102,18 +116,16 @@ def _of_run(folder: Path, root: Path, cfg: DictConfig) -> Target:
     if not isinstance(config, dict):
         raise CaldpoError("holds no configuration", key=str(file))
     if not cfg.trust_code:
-        _require_own_code(config, file)
+        require_own_code(config, SECTIONS, file)
     own_data = cfg.get("data") is None
     if not own_data:
         config["data"] = OmegaConf.to_container(cfg.data, resolve=True)
     _check_sections(config, file)
-    name = folder.name if folder == root else str(folder.relative_to(root))
-    return Target(name, folder if cfg.output is None else Path(cfg.output), folder, config, summary, own_data)
+    place = folder if cfg.output is None else Path(cfg.output)
+    return Target(name_of(cfg, folder), place, folder, config, summary, own_data)
 
 
 def _of_model(cfg: DictConfig) -> Target:
-    path = str(cfg.model.path)
-    name = Path(path).name
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     model = {k: v for k, v in plain["model"].items() if k != "_target_"}
     config = {
@@ -122,10 +134,9 @@ def _of_model(cfg: DictConfig) -> Target:
         "reference": None,
         "data": plain.get("data"),
     }
-    folder = (
-        Path("outputs/evaluation") / re.sub(r"[^A-Za-z0-9=._,+-]+", "-", name) if cfg.output is None else cfg.output
-    )
-    return Target(name, Path(folder), None, config)
+    # the whole path: the last part alone is policy of every run
+    own = Path("outputs/evaluation") / re.sub(r"[^A-Za-z0-9=._,+-]+", "-", str(cfg.model.path)).strip("-.")
+    return Target(name_of(cfg, None), own if cfg.output is None else Path(cfg.output), None, config)
 
 
 def _check_sections(config: Mapping[str, Any], file: Path) -> None:
@@ -143,37 +154,3 @@ def _check_sections(config: Mapping[str, Any], file: Path) -> None:
             key=str(file),
             remedy="evaluate the run with the version that trained it (named in its summary.json)",
         ) from error
-
-
-def _require_own_code(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse to build anything but the project's own models, references and data from somebody's file.
-
-    Raises:
-        CaldpoError: a class from elsewhere, or a model that brings code of its own.
-    """
-    for section, home in SECTIONS.items():
-        for target in _targets(config.get(section)):
-            if not target.startswith(home):
-                raise CaldpoError(
-                    f"{section} is built by {target}, which is no class of {home.rstrip('.')}",
-                    key=str(file),
-                    remedy="if you know that code and want it run, add trust_code=true",
-                )
-    if isinstance(config.get("model"), Mapping) and config["model"].get("trust_remote_code"):
-        raise CaldpoError(
-            "the model of this run brings Python code of its own",
-            key=f"{file}: model.trust_remote_code",
-            value="true",
-            remedy="if you have read that code and want it run, add trust_code=true",
-        )
-
-
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value)

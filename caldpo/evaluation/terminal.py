@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+import traceback
 from pathlib import Path
 
 from rich.console import Console
@@ -11,16 +12,28 @@ from rich.table import Table
 from rich.text import Text
 
 from caldpo.compare.text import number
-from caldpo.evaluation.result import Measure, Result
-from caldpo.evaluation.target import Target
+from caldpo.config.job import as_caldpo_error, one_line
+from caldpo.config.redact import redact_text
+from caldpo.evaluation.result import FOLDER, Measure, Result
 
 _FEW = 3  # measures on a line where none is a main one
 
 
-def print_subject(console: Console, target: Target, place: int, total: int) -> None:
+def print_subject(console: Console, name: str, place: int = 1, total: int = 1) -> None:
     """What comes next, of how many."""
     count = f"{place} of {total}: " if total > 1 else ""
-    console.print(Text(f"{count}{target.name}", "bold"), soft_wrap=True)
+    console.print(Text(f"{count}{name}", "bold"), soft_wrap=True)
+
+
+def print_left_out(console: Console, folder: Path | None, error: Exception) -> None:
+    """A run that could not be evaluated; what nobody foresaw is kept whole in its folder."""
+    console.print(f"  left out: {one_line(error)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if folder is None or as_caldpo_error(error) is not None:
+        return
+    file = folder / FOLDER / "error.txt"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(redact_text("".join(traceback.format_exception(error))), encoding="utf-8")
+    console.print(f"  the whole story: {file}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_result(console: Console, suite: str, result: Result, seconds: float, file: Path, *, whole: bool) -> None:
@@ -44,12 +57,15 @@ def print_result(console: Console, suite: str, result: Result, seconds: float, f
         console.print(f"written to {file}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_end(console: Console, targets: Sequence[Target], failed: Mapping[str, str], report: Path | None) -> None:
+def print_end(console: Console, total: int, failed: int, report: Path | None, run: str | None) -> None:
     """What became of a sweep, and where to read on."""
-    if len(targets) > 1:
-        console.print(f"{len(targets) - len(failed)} of {len(targets)} runs evaluated", highlight=False)
+    if total > 1:
+        console.print(f"{total - failed} of {total} runs evaluated", highlight=False)
     if report is not None:
         console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+    elif run is not None:
+        command = f"python -m caldpo.compare {shlex.quote(str(run))}"
+        console.print(f"tables and pictures: {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _interval(measure: Measure) -> str:

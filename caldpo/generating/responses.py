@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
@@ -13,8 +13,6 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.bench import Sampling
 from caldpo.evaluation.subject import Subject, Who
 from caldpo.generating.prompts import Asked
-from caldpo.generation import sample_responses
-from caldpo.reference.bar import LateBar
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def respond(subject: Subject, prompts: Sequence[Prompt], how: Sampling, *, compa
     Args:
         subject: whose policy and reference.
         prompts: any; ``how.prompts`` is not looked at.
-        how: length, temperature and seed, the same for both.
+        how: length, temperature and seed; the reference's seed is derived from it.
         compare: False leaves the reference alone: none of its responses, no log-ratios.
 
     Raises:
@@ -84,18 +82,14 @@ def respond(subject: Subject, prompts: Sequence[Prompt], how: Sampling, *, compa
 
 
 def draw(subject: Subject, who: Who, prompts: Sequence[Prompt], how: Sampling) -> list[list[int]]:
-    """One response to each prompt, token ids up to and including EOS."""
-    with _model(subject, who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, subject.context():
-        return sample_responses(
-            model,
-            subject.tokenizer,
-            [prompt.ids for prompt in prompts],
-            max_new_tokens=min(how.max_new_tokens, _room(model, prompts)),
-            temperature=how.temperature,
-            seed=how.seed,
-            batch_size=subject.batch,
-            done=bar.advance,
-        )
+    """One response to each prompt, token ids up to and including EOS, as long as the model has positions for.
+
+    Raises:
+        CaldpoError: a prompt fills what the model reads at most.
+    """
+    with subject.model(who) as model:
+        longest = min(how.max_new_tokens, _room(model, prompts))
+    return subject.draw(who, [prompt.ids for prompt in prompts], replace(how, max_new_tokens=longest))
 
 
 def true_reward(subject: Subject, asked: Asked, text: str) -> float | None:
@@ -124,10 +118,6 @@ def _log_ratios(
     ]
     mine, theirs = subject.logps("policy", pairs) - subject.logps("reference", pairs)
     return {"policy": mine.tolist(), "reference": theirs.tolist()}
-
-
-def _model(subject: Subject, who: Who) -> AbstractContextManager[PreTrainedModel]:
-    return nullcontext(subject.policy) if who == "policy" else subject.reference()
 
 
 def _room(model: PreTrainedModel, prompts: Sequence[Prompt]) -> int:

@@ -11,7 +11,7 @@ from rich.console import Console
 from caldpo.evaluation.bench import Workbench
 from caldpo.evaluation.settings import GenerateSettings
 from caldpo.evaluation.subject import Subject
-from caldpo.evaluation.target import find_targets
+from caldpo.evaluation.target import find_folders, read_target
 from caldpo.evaluation.terminal import print_subject
 from caldpo.generating.ask import find_form, given, held_out
 from caldpo.generating.chat import converse
@@ -31,8 +31,9 @@ def generate(cfg: DictConfig) -> None:
     settings = GenerateSettings(**{f.name: plain[f.name] for f in fields(GenerateSettings)})  # type: ignore[arg-type]
     transformers.utils.logging.disable_progress_bar()
     console = Console()
-    (target,) = find_targets(cfg)
-    print_subject(console, target, 1, 1)
+    (folder,) = find_folders(cfg)  # the configuration check saw to it that there is one
+    target = read_target(cfg, folder)
+    print_subject(console, target.name)
     subject = Subject(target, Workbench(settings, cfg.reference.path))
     compare = settings.compare and subject.reference_identity is not None
     if settings.chat:

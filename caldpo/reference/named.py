@@ -55,12 +55,7 @@ def load_other(path: str, context: ReferenceContext) -> PreTrainedModel:
     model = load_causal_lm(path, key="reference.path")
     theirs, ours = model.config.vocab_size, policy.config.vocab_size
     if theirs != ours:
-        raise CaldpoError(
-            f"has a vocabulary of {theirs:,} tokens where the policy has {ours:,}",
-            key="reference.path",
-            value=path,
-            remedy="name a reference with the policy's tokenizer",
-        )
+        raise other_vocabulary(path, theirs, ours)
     attention = base_model(policy).config._attn_implementation
     if attention in (SDPA, EAGER) and model.config._attn_implementation != attention:
         longest = max(int((n[:, 0] + n[:, 1:].max(1)).max()) for n in (s.lengths() for s in context.splits.values()))
@@ -73,6 +68,16 @@ def load_other(path: str, context: ReferenceContext) -> PreTrainedModel:
                 remedy="set layout=padded",
             )
     return frozen(model, policy.dtype)
+
+
+def other_vocabulary(path: str, theirs: int, ours: int) -> CaldpoError:
+    """What to say of a reference with other tokens than the policy's."""
+    return CaldpoError(
+        f"has a vocabulary of {theirs:,} tokens where the policy has {ours:,}",
+        key="reference.path",
+        value=path,
+        remedy="name a reference with the policy's tokenizer",
+    )
 
 
 def like(policy: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from scipy import stats
 
 from caldpo.callbacks.oracle import OracleEvaluation
 from caldpo.data.tokens import TokenizedPairs
-from caldpo.generation import sample_responses
+from caldpo.generation import reference_seed, sample_responses
 from caldpo.module import PreferenceModule
 from tests.callbacks.oracle_data import (
     BETA,
@@ -45,8 +45,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreferenceModule,
 
 
 def responses(model: Any, module: PreferenceModule) -> list[list[int]]:
+    """Samples of the policy, or of the reference with a seed of its own."""
     prompts = [p.prompt_ids for p in scored_pairs()[::2][:20]]
-    return sample_responses(model, module.tokenizer, prompts, **SAMPLING)
+    seed = SAMPLING["seed"] if model is module.policy else reference_seed(SAMPLING["seed"])
+    return sample_responses(model, module.tokenizer, prompts, **SAMPLING | {"seed": seed})
 
 
 def true_rewards(sampled: list[list[int]]) -> list[float]:
@@ -104,12 +106,14 @@ def test_agreement_over_all_held_out_responses(trained: Any) -> None:
     assert found["error"] == pytest.approx((centred["implicit"] - centred["true"]).abs().mean(), rel=1e-4)
 
 
-def test_a_policy_that_is_its_reference_ties_everywhere(tmp_path: Path) -> None:
-    module = make_module(seed=0)
-    found = OracleEvaluation(prompts=20, **SAMPLING).score_samples(OracleData(reward), module)
-    assert found["win_rate"] == 0.5
-    assert found["reward"] == found["reference_reward"]
-    assert found["kl"] == pytest.approx(0, abs=1e-6)
+def test_a_policy_that_is_its_reference_wins_half(tmp_path: Path) -> None:
+    """Their samples are drawn apart: even on average, and not because they are the same texts."""
+    module, data = make_module(seed=0), OracleData(reward)
+    found = [OracleEvaluation(prompts=20, **SAMPLING | {"seed": s}).score_samples(data, module) for s in range(20)]
+    rates = [f["win_rate"] for f in found]
+    assert np.mean(rates) == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(400))
+    assert np.std(rates) > 0.02
+    assert all(f["kl"] == pytest.approx(0, abs=1e-6) for f in found)
 
 
 @pytest.mark.parametrize(("oracle", "prompts"), [(None, 8), (reward, 0)])

@@ -46,13 +46,17 @@ def write_data(folder: Path, pairs: int = 40) -> None:
     def response(last: str) -> str:
         return "".join(f" w{rng.randrange(8)}" for _ in range(rng.randint(1, 6))) + f" {last}"
 
-    def row(prompt: str) -> dict[str, object]:
+    def row(prompt: str, ends: tuple[str, str] = ("w9", "w8")) -> dict[str, object]:
         scores = {"score_chosen": rng.random() + 0.5, "score_rejected": rng.random() - 0.5}
-        return {"prompt": prompt, "chosen": response("w9"), "rejected": response("w8"), **scores}
+        return {"prompt": prompt, "chosen": response(ends[0]), "rejected": response(ends[1]), **scores}
 
     splits = {
         "train": [row(f"w{i % 40} w{i // 40 + 1} w3") for i in range(pairs)],
-        "test": [row(f"w{i // 2} w2 w7 w{i // 2 % 5}") for i in range(pairs)],
+        # of every fifth prompt both pairs are the other way round: no policy gets them right
+        "test": [
+            row(f"w{i // 2} w2 w7 w{i // 2 % 5}", ("w8", "w9") if i // 2 % 5 == 4 else ("w9", "w8"))
+            for i in range(pairs)
+        ],
     }
     for name, rows in splits.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from caldpo.evaluation.calibration import calibration_error, reliability_curve
+from caldpo.evaluation.calibration import calibration_error, expected_error, reliability_curve
 
 
 def test_a_policy_that_is_its_reference_is_calibrated_at_one_half() -> None:
@@ -63,3 +63,19 @@ def test_certain_margins_stay_in_the_last_bins() -> None:
     curve = reliability_curve(np.array([800.0, 800.0, -800.0]), bins=4)
     assert [(point["low"], point["count"]) for point in curve] == [(0.0, 3), (0.75, 3)]
     assert calibration_error(np.array([800.0, 800.0, -800.0]), bins=4) == pytest.approx(1 / 3)
+
+
+def test_the_error_by_chance_is_that_of_true_claims() -> None:
+    """Labels drawn from the claims by another hand, one pair at a time; and none is left with very many pairs."""
+    claims = np.random.default_rng(0).normal(0.5, 1.0, size=150)
+    rng = np.random.default_rng(1)
+    errors = []
+    for _ in range(300):
+        preferred = rng.random(150) < expit(claims)
+        errors.append(calibration_error(np.where(preferred, claims, -claims), bins=10))
+    by_chance = expected_error(claims, bins=10, seed=0)
+    assert by_chance == pytest.approx(np.mean(errors), rel=0.06)
+    assert by_chance > 0.04
+    assert expected_error(np.tile(claims, 400), bins=10, seed=0, draws=5) < 0.005
+    assert expected_error(-claims, bins=10, seed=0) == by_chance, "the labels at hand do not matter"
+    assert expected_error(np.zeros(20), bins=10, seed=0) == 0

@@ -58,6 +58,7 @@ def test_drift_is_the_log_ratio_per_token_of_other_text(trained: Path, found: di
     sizes = [abs(r) / n for r, n in zip(ratios, tokens, strict=True)]
     assert value(found, "drift_size") == pytest.approx(np.mean(sizes), rel=1e-3)
     assert found["details"]["unrelated"] == "4 texts of texts.jsonl"
+    assert found["measures"]["drift"]["title"] == "drift on unrelated text"
 
 
 def test_where_plain_text_is_unknown_the_prompts_stand_in(trained: Path, tmp_path: Path) -> None:
@@ -65,6 +66,7 @@ def test_where_plain_text_is_unknown_the_prompts_stand_in(trained: Path, tmp_pat
         evaluate("run", "suite=displacement", "displacement.resamples=10", f"output={tmp_path}")
     written = json.loads((tmp_path / "evaluation" / "displacement.json").read_text())
     assert written["details"]["unrelated"].startswith("the held-out prompts")
+    assert written["measures"]["drift"]["title"] == "drift on held-out prompts"
     assert written["measures"]["drift"]["n"] == 20
 
 
@@ -85,8 +87,8 @@ def test_a_file_that_is_not_there_is_answered_before_anything_loads(trained: Pat
     ("content", "said"),
     [
         ("", "holds no text"),
-        ('{"text": "a"}\n{"txt": "b"}\n', 'texts.jsonl:2: is no object with a "text"'),
-        ("no json", ":1"),
+        ('{"text": "a"}\n\n{"txt": "b"}\n', 'texts.jsonl:3: is no object with a "text"'),
+        ("no json", "texts.jsonl:1: "),
     ],
 )
 def test_texts_that_are_none(content: str, said: str, tmp_path: Path) -> None:

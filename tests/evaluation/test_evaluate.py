@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo.evaluation import subject as subjects
 from tests.command import train
@@ -73,7 +75,7 @@ def test_a_result_says_what_determined_it(sweep: Path, evaluated: dict[str, int]
     assert facts["step"] == 8
     assert facts["reference"].startswith("the policy's starting weights")
     assert {"caldpo", "torch", "transformers"} <= facts["versions"].keys()
-    assert facts["weights"][0][0] == "model.safetensors"
+    assert facts["weights"][0][0][0] == "model.safetensors"
     assert found["examples"] == 40
 
 
@@ -119,20 +121,40 @@ def test_other_weights_are_measured_anew(sweep: Path, tmp_path: Path, capsys: py
     after = result(copied, "preference")
     assert value(after, "margin") != pytest.approx(before)
     assert "the run logged" in after["notes"][0], "weights of another run"
+    assert "tables and pictures: python -m caldpo.compare" in capsys.readouterr().out
 
 
 def test_a_run_that_cannot_be_evaluated_costs_the_others_nothing(
-    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One without weights, one that crashed before it wrote its configuration, one that fails as nobody foresaw."""
     copied = Path(shutil.copytree(sweep, tmp_path / "sweep"))
-    broken = runs(copied)[1]
-    shutil.rmtree(broken / "policy")
+    _, second, third, fourth = runs(copied)
+    shutil.rmtree(second / "policy")
+    (third / "config.yaml").unlink()
+    Path(shutil.copytree(fourth / ".hydra", copied / "crashed" / ".hydra"))
+    (fourth / "summary.json").write_text('{"status": "fin')
+
+    load = subjects.load_weights
+
+    def fails_once(weights: object, source: object, adapter: object, target: subjects.Target) -> object:
+        if target.run == fourth:
+            raise RuntimeError("out of memory")
+        return load(weights, source, adapter, target)
+
+    monkeypatch.setattr(subjects, "load_weights", fails_once)
     with inside(sweep.parent):
         evaluate(str(copied), "suite=preference", "again=true", *QUICK[:1], fails=1)
-    printed = capsys.readouterr().out
-    assert "3 of 4 runs evaluated" in printed
-    assert "left out: checkpoint=final" in printed
-    assert "report.md" in printed
+        printed = capsys.readouterr().out
+        assert "1 of 5 runs evaluated" in printed
+        assert "left out: checkpoint=final" in printed
+        assert printed.count("the run ended before it wrote its configuration") == 2
+        assert f"{fourth}/config.yaml or summary.json: cannot be read" in printed
+        assert "report.md" in printed
+        shutil.copy(runs(sweep)[3] / "summary.json", fourth / "summary.json")
+        evaluate(str(copied), "suite=preference", "again=true", *QUICK[:1], fails=1)
+    assert "left out: RuntimeError: out of memory" in capsys.readouterr().out
+    assert "fails_once" in (fourth / "evaluation" / "error.txt").read_text(), "the traceback is kept"
 
 
 def test_a_model_by_its_name(sweep: Path, tmp_path: Path) -> None:
@@ -152,7 +174,9 @@ def test_a_model_by_its_name(sweep: Path, tmp_path: Path) -> None:
             "suite=[preference,displacement]",
             *QUICK,
         )
-        found = json.loads(Path("outputs/evaluation/policy/evaluation/preference.json").read_text())
+        (file,) = Path("outputs/evaluation").glob("*/evaluation/preference.json")
+        assert file.parts[2].endswith("-policy"), "named after the whole path: every run's export is called policy"
+        found = json.loads(file.read_text())
     logged = json.loads((run / "summary.json").read_text())["metrics"]
     assert value(found, "log_ratio_chosen") == pytest.approx(logged["val/log_ratios/chosen"], rel=1e-5)
     assert value(found, "margin") == pytest.approx(logged["val/rewards/margins"], rel=1e-5)
@@ -175,6 +199,68 @@ def test_another_reference_of_ones_own(sweep: Path, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "evaluation" / "preference.json").read_text())
     assert value(found, "margin") == pytest.approx(0, abs=1e-5)
     assert found["determined_by"]["reference"].endswith("/policy")
+    assert found["notes"] == [f"against {run}/policy, not the run's own reference"]
+
+
+def rescored(sweep: Path, home: Path) -> None:
+    """Other true rewards of the same responses."""
+    rows = [json.loads(line) for line in (home / "test.jsonl").read_text().splitlines()]
+    scaled = [row | {"score_chosen": 50 * row["score_chosen"]} for row in rows]
+    (home / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scaled))
+
+
+def other_texts(sweep: Path, home: Path) -> None:
+    (home / "texts.txt").write_text("w30 w31 w32 w33\n")
+
+
+def other_reference(sweep: Path, home: Path) -> None:
+    shutil.copy(runs(sweep)[2] / "policy" / "model.safetensors", home / "reference" / "model.safetensors")
+
+
+def other_model(sweep: Path, home: Path) -> None:
+    shutil.copy(runs(sweep)[2] / "policy" / "model.safetensors", home / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("change", [rescored, other_texts, other_reference, other_model])
+def test_whatever_a_result_depends_on_is_noticed(
+    change: Callable[[Path, Path], None], sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores that are in no token, and files whose paths stay what they are."""
+    shutil.copytree(sweep.parent / "tokenizer", tmp_path / "tokenizer")
+    for name in ("train.jsonl", "test.jsonl"):
+        shutil.copy(sweep.parent / name, tmp_path / name)
+    for name in ("model", "reference"):
+        shutil.copytree(runs(sweep)[0] / "policy", tmp_path / name)
+    (tmp_path / "texts.txt").write_text("w1 w2 w3\n")
+    arguments = (
+        "model.path=model",
+        "reference.path=reference",
+        "data=local",
+        "data.train=train.jsonl",
+        "data.test=test.jsonl",
+        "suite=[preference,displacement]",
+        "displacement.unrelated=texts.txt",
+        "output=results",
+        *QUICK,
+    )
+    with inside(tmp_path):
+        evaluate(*arguments)
+        evaluate(*arguments)
+        assert capsys.readouterr().out.count("as before") == 2
+        change(sweep, tmp_path)
+        evaluate(*arguments)
+    again = {rescored: 0, other_texts: 1}.get(change, 0)  # texts concern displacement alone
+    assert capsys.readouterr().out.count("as before") == again
+
+
+def test_a_reference_of_another_vocabulary_is_refused(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = AutoConfig.for_model("llama", vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with inside(sweep.parent):
+        evaluate(str(runs(sweep)[0]), "suite=preference", f"reference.path={tmp_path}", "again=true", fails=1)
+    assert "has a vocabulary of 99 tokens where the policy has 44" in capsys.readouterr().err
 
 
 def test_other_pairs_than_the_runs_own(sweep: Path, tmp_path: Path) -> None:
@@ -190,7 +276,10 @@ def test_other_pairs_than_the_runs_own(sweep: Path, tmp_path: Path) -> None:
             f"output={tmp_path}",
             *QUICK[:1],
         )
-    assert json.loads((tmp_path / "evaluation" / "preference.json").read_text())["examples"] == 15
+    found = json.loads((tmp_path / "evaluation" / "preference.json").read_text())
+    assert found["examples"] == 15
+    assert found["notes"] == ["of the pairs of local (train.jsonl), not of those that the run held out"]
+    assert found["determined_by"]["data"] == "local: train.jsonl"
 
 
 def test_half_precision_is_the_same_within_its_digits(sweep: Path, tmp_path: Path) -> None:

@@ -59,12 +59,40 @@ def test_the_command_from_run_to_result(trained: Path, tmp_path: Path, capsys: p
     assert f"{calls} verdicts saved already" in out
 
 
+def test_a_judge_that_dies_is_resumed_by_the_same_command(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answered = [0]
+
+    def says(prompt: str, first: str, second: str) -> Any:
+        answered[0] += 1
+        return (500, {}, {"error": {"message": "gone"}}) if answered[0] > 7 else "Verdict: A"
+
+    with serving(says) as server, inside(trained.parent):
+        words = ("run", f"output={tmp_path}", "suite=judge", "judge.prompts=12", "judge.resamples=20")
+        named = (f"judge.base_url={server.base_url}", "judge.model=m", "judge.max_retries=0", "judge.concurrency=2")
+        evaluate(*words, *named, fails=1)
+        assert "7 of 24 verdicts are saved" in capsys.readouterr().err
+        assert not (tmp_path / "evaluation" / "judge.json").exists()
+        asked = len(server.requests)
+        server.says = lambda prompt, first, second: "Verdict: A"
+        evaluate(*words, *named)
+        assert len(server.requests) - asked == 24 - 7
+        evaluate(*words, *named)
+        assert len(server.requests) - asked == 24 - 7
+    found = result(tmp_path, "judge")
+    assert value(found, "win_rate") == 0.5, "it always says A, in both orders"
+    assert value(found, "position_bias") == 1.0
+    assert len(saved(tmp_path / "evaluation")) == 24
+
+
 def test_a_run_against_its_reference_draws_both(trained: Path, tmp_path: Path) -> None:
     with inside(trained.parent):
         evaluate(
             "run", f"output={tmp_path}", "suite=judge", "judge.rehearse=true", "judge.prompts=5", "judge.resamples=9"
         )
-    found = result(tmp_path, "judge")
+    found = result(tmp_path, "judge_rehearsal")
+    assert not (tmp_path / "evaluation" / "judge.json").exists(), "what a judge said is not lost to a rehearsal"
     assert found["details"]["judge"] == "rehearsal: no judge was asked"
     assert found["details"]["calls"] == 2 * (5 - found["details"]["identical"]) > 0
 
@@ -91,6 +119,7 @@ def test_no_endpoint_is_answered_before_anything_loads(
         ({"base_url": "localhost:8000"}, "judge.base_url", "is no address"),
         ({"base_url": "http://localhost:8000/v1/chat/completions/"}, "judge.base_url", "leave out /chat/completions"),
         ({"base_url": "https://me:hunter22@host/v1"}, "judge.base_url", "password"),
+        ({"base_url": "https://host/v1?api_key=hunter22"}, "judge.base_url", "may be a secret"),
         ({"prompt": "nothing.txt"}, "judge.prompt", "No such file"),
         ({"price_input": 1.0}, "judge.price_output", "both prices"),
     ],

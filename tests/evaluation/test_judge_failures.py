@@ -38,21 +38,22 @@ def dies_after(calls: int, status: int = 500, message: str = "out of memory", he
 
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_judge_that_dies_half_way(subject: FakeSubject, tmp_path: Path, concurrency: int) -> None:
-    with serving(dies_after(9)) as server, pytest.raises(CaldpoError) as error:
-        judge(server, concurrency=concurrency).run(subject)
-    assert "9 of 20 verdicts are saved in" in str(error.value)
-    assert "out of memory" in str(error.value)
-    assert "run the same command again" in str(error.value)
-    assert len(saved(subject.folder)) == 9
-    assert len(server.requests) <= 9 + concurrency  # those on their way; the others are not sent
+    with serving(dies_after(9)) as server:
+        with pytest.raises(CaldpoError) as error:
+            judge(server, concurrency=concurrency).run(subject)
+        assert "9 of 20 verdicts are saved in" in str(error.value)
+        assert "out of memory" in str(error.value)
+        assert "run the same command again" in str(error.value)
+        assert len(saved(subject.folder)) == 9
+        assert len(server.requests) <= 9 + concurrency  # those on their way; the others are not sent
 
-    address = server.base_url
-    first = {request["messages"][0]["content"] for request in server.requests[:9]}
-    with serving(policy_wins(*WINNERS)) as server:
-        renamed(subject.folder, address, server.base_url)
-        resumed = judge(server).run(subject)
+        first = {line["digest"] for line in saved(subject.folder)}
+        server.requests.clear()
+        server.says = policy_wins(*WINNERS)  # it is back
+        resumed = judge(server, concurrency=concurrency).run(subject)
         assert len(server.requests) == 11
-        assert first.isdisjoint(request["messages"][0]["content"] for request in server.requests)
+        assert first < {line["digest"] for line in saved(subject.folder)}
+        assert len(saved(subject.folder)) == 20
         again = judge(server).run(subject)
         assert len(server.requests) == 11
         (tmp_path / "whole").mkdir()
@@ -60,21 +61,6 @@ def test_a_judge_that_dies_half_way(subject: FakeSubject, tmp_path: Path, concur
     assert resumed.measures == again.measures == whole.measures
     assert resumed.details["usage"] == whole.details["usage"]
     assert (resumed.details["calls"], again.details["calls"], whole.details["calls"]) == (11, 0, 20)
-
-
-def renamed(folder: Path, old: str, new: str) -> None:
-    """Move the saved verdicts to another address: two servers of a test have two ports, and a real one has one."""
-    from caldpo.evaluation.judge.question import JudgeModel, Pair, both_orders
-    from caldpo.evaluation.judge.template import load_template
-
-    lines = saved(folder)
-    for line in lines:
-        assert line["base_url"] == old
-        ours, theirs = (line["A"], line["B"]) if line["policy_is"] == "A" else (line["B"], line["A"])
-        question = both_orders(Pair(line["prompt"], ours, theirs), load_template("general"))[line["policy_is"] == "B"]
-        assert line["digest"] == question.digest(JudgeModel(old, "m", line["parameters"]))
-        line |= {"base_url": new, "digest": question.digest(JudgeModel(new, "m", line["parameters"]))}
-    (folder / "judge_verdicts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_another_text_or_response_is_asked_anew(subject: FakeSubject, tmp_path: Path) -> None:
@@ -221,13 +207,17 @@ def test_a_refused_question_costs_its_pair(subject: FakeSubject) -> None:
         found = judge(server).run(subject)
         assert (found.measures["win_rate"].value, found.measures["win_rate"].n) == (pytest.approx(3 / 9), 9)
         assert "the endpoint refused 2 questions, one of them: filtered" in found.notes
-        assert judge(server).run(subject).details["refused"] == 2  # not saved: another day it may answer
+        assert not found.settled, "the same command asks again"
+        server.says = policy_wins(*WINNERS)  # another day it answers
+        complete = judge(server).run(subject)
     assert len(server.requests) == 22
+    assert (complete.details["refused"], complete.settled) == (0, True)
+    assert complete.measures["win_rate"].value == pytest.approx(4 / 10)
 
 
 def test_a_judge_that_refuses_everything(subject: FakeSubject) -> None:
     with serving(dies_after(0, 400, "'temperature' is not supported")) as server, pytest.raises(CaldpoError) as error:
         judge(server, concurrency=1).run(subject)
-    assert "it refuses every question: 'temperature' is not supported" in str(error.value)
+    assert "it refuses one question after another: 'temperature' is not supported" in str(error.value)
     assert "judge.verdict_temperature" in error.value.remedy
     assert len(server.requests) == 3

@@ -80,11 +80,20 @@ def test_reward_and_kl_agree_with_the_exact_ones_within_sampling_error(table: Pa
 
 
 def test_win_rate_agrees_with_the_exact_one(table: Path) -> None:
+    """Of independent draws: policy and reference are sampled with seeds of their own."""
     policy, reference, rewards = tables(table)
     better = np.sign(rewards[:, :, None] - rewards[:, None, :]) / 2 + 0.5
-    exact = np.einsum("xi,xij,xj->x", policy, better, reference).mean()
-    # policy and reference are sampled with one seed: not independent, so a wider margin than the binomial one
-    assert value(result(table, "oracle"), "win_rate") == pytest.approx(exact, abs=0.05)
+    chances = policy[:, :, None] * reference[:, None, :]
+    exact = (chances * better).sum(axis=(1, 2))
+    variances = (chances * better**2).sum(axis=(1, 2)) - exact**2
+    error = np.sqrt(variances.sum() / SAMPLES) / len(exact)
+    found = result(table, "oracle")["measures"]["win_rate"]
+    assert error < 0.01
+    assert abs(found["value"] - exact.mean()) < 4 * error
+    # the interval draws whole prompts, of which there are 8: it is that of their means
+    means = exact.std(ddof=1) / np.sqrt(8)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 * means, rel=0.5)
+    assert (found["high"] - found["low"]) / 2 > 3 * 1.96 * error, "not that of 3,200 independent samples"
 
 
 def test_perplexity_is_of_the_policys_texts_under_the_reference(table: Path) -> None:
@@ -163,14 +172,16 @@ def test_a_run_that_kept_no_checkpoints_has_no_path(
     assert "oracle.checkpoints=all: run kept no checkpoints" in capsys.readouterr().err
 
 
-def test_the_start_is_a_tie(table: Path) -> None:
-    """Policy and reference are one at step 0 and are sampled with one seed."""
+def test_the_start_is_even(table: Path) -> None:
+    """Policy and reference are one at step 0; their samples are not."""
     with inside(table.parent):
         evaluate("run", "suite=oracle", "checkpoint=0", "oracle.samples=20")
     found = json.loads((table / "evaluation" / "step-0" / "oracle.json").read_text())
-    assert value(found, "win_rate") == 0.5
+    rate = found["measures"]["win_rate"]
+    assert rate["low"] < 0.5 < rate["high"]
     assert value(found, "kl") == pytest.approx(0, abs=1e-6)
-    assert value(found, "reward") == value(found, "reference_reward")
+    assert value(found, "reward") != value(found, "reference_reward"), "drawn apart"
+    assert value(found, "reward") == pytest.approx(value(found, "exact_reward"), abs=0.3)
     assert value(found, "exact_kl") == pytest.approx(0, abs=1e-6)
 
 

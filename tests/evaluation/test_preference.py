@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 from scipy.special import expit
 
+from caldpo.evaluation.interval import Bootstrap
 from tests.evaluation.runs import evaluate, inside, result, value
 
 BETA = 0.1  # of the run's loss
@@ -36,12 +37,20 @@ def test_accuracy_margin_and_log_ratios(found: dict, naive: dict) -> None:
 
 
 def test_intervals_are_of_prompts(found: dict, naive: dict) -> None:
-    """Two pairs of a prompt are one draw: the interval is that of the 20 prompts' means."""
-    means = [np.mean((naive["a"] - naive["b"])[naive["prompt"] == p]) for p in dict.fromkeys(naive["prompt"])]
-    measure = found["measures"]["margin"]
+    """Two pairs of a prompt are one draw: just the interval of whole prompts, not that of 40 independent pairs."""
+    prompts, right = naive["prompt"].tolist(), (naive["a"] > naive["b"]).astype(float)
+    measure = found["measures"]["accuracy"]
+    own, pairs = (Bootstrap(400, 0.95, 0).mean(right, clusters) for clusters in (prompts, range(40)))
+    assert (measure["low"], measure["high"]) == pytest.approx((own["low"], own["high"]))
+    assert (measure["low"], measure["high"]) != pytest.approx((pairs["low"], pairs["high"]))
+    true = naive["s_w"] > naive["s_l"]
+    agree = (true == (naive["a"] > naive["b"])).astype(float)
+    truth = Bootstrap(400, 0.95, 0).mean(agree, prompts)
+    assert found["measures"]["accuracy_of_truth"]["low"] == pytest.approx(truth["low"])
+    means = [np.mean((naive["a"] - naive["b"])[naive["prompt"] == p]) for p in dict.fromkeys(prompts)]
+    margin = found["measures"]["margin"]
     expected = 1.96 * BETA * np.std(means, ddof=1) / np.sqrt(20)
-    assert (measure["high"] - measure["low"]) / 2 == pytest.approx(expected, rel=0.25)
-    assert measure["low"] < measure["value"] < measure["high"]
+    assert (margin["high"] - margin["low"]) / 2 == pytest.approx(expected, rel=0.25)
 
 
 def test_calibration(found: dict, naive: dict) -> None:
@@ -122,7 +131,7 @@ def test_one_bin_more_or_fewer_pairs(trained: Path) -> None:
 
 
 def test_a_changed_reference_is_noticed(trained: Path, tmp_path: Path) -> None:
-    """The run logged its log-ratios against another model than its configuration now builds."""
+    """By its name: two models of random weights are so nearly uniform that log-ratios hardly tell them apart."""
     config = trained / "config.yaml"
     kept = config.read_text()
     section = kept.index("\nmodel:")
@@ -132,11 +141,9 @@ def test_a_changed_reference_is_noticed(trained: Path, tmp_path: Path) -> None:
             evaluate("run", "suite=preference", f"output={tmp_path}", "preference.resamples=10")
     finally:
         config.write_text(kept)
-    named, measured = json.loads((tmp_path / "evaluation" / "preference.json").read_text())["notes"]
+    named, *_ = json.loads((tmp_path / "evaluation" / "preference.json").read_text())["notes"]
     assert "the run was trained against the policy's starting weights, random" in named
     assert "its configuration now builds" in named
-    assert "the run logged a mean chosen log-ratio of" in measured
-    assert "its data, reference or weights are not what they were" in measured
 
 
 def test_changed_pairs_are_noticed(trained: Path, tmp_path: Path) -> None:

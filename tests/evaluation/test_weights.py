@@ -11,8 +11,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from caldpo.config.paths import conf_dir
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.target import Target
+from caldpo.evaluation.target import SECTIONS, Target
+from caldpo.evaluation.trust import own_targets
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
 from caldpo.models.adapter import NoAdapter
 from caldpo.models.random import RandomModel
@@ -135,9 +137,21 @@ def rewrite(run: Path, **sections: dict) -> None:
     ("section", "news", "said"),
     [
         ("model", {"_target_": "os.system", "command": "touch sprung"}, "model is built by os.system"),
-        ("data", {"source": {"_target_": "subprocess.run", "args": "touch sprung"}}, "data is built by subprocess.run"),
-        ("reference", {"_target_": "caldpo.config.job.write_json"}, "which is no class of caldpo.reference"),
-        ("model", {"trust_remote_code": True}, "brings Python code of its own"),
+        ("data", {"source": {"_target_": "subprocess.run", "args": "touch sprung"}}, "data.source is built by subproc"),
+        ("reference", {"_target_": "caldpo.config.job.write_json"}, "which no configuration of caldpo builds there"),
+        ("data", {"source": {"_target_": "caldpo.data.load.os.system", "command": "touch sprung"}}, "os.system, which"),
+        ("model", {"trust_remote_code": True}, "model.trust_remote_code: the model of this run brings Python code"),
+        (
+            "model",
+            {"tokenizer": {"_target_": "caldpo.models.hub.load_causal_lm", "path": "x", "trust_remote_code": True}},
+            "model.tokenizer is built by caldpo.models.hub.load_causal_lm",
+        ),
+        (
+            "data",
+            {"source": {"_target_": "caldpo.data.sources.files.LocalFiles", "_args_": [{"_target_": "torch.load"}]}},
+            "data.source._args_: is no key that a run writes",
+        ),
+        ("data", {"test": "${oc.env:HOME}.jsonl"}, "refers to something outside the run"),
     ],
 )
 def test_a_configuration_of_other_hands_runs_no_code(
@@ -149,7 +163,19 @@ def test_a_configuration_of_other_hands_runs_no_code(
         assert not Path("sprung").exists()
     printed = capsys.readouterr().err
     assert said in printed
-    assert "trust_code=true" in printed
+    assert "trust_code=true" in printed or "write the value itself" in printed
+    assert str(Path.home()) not in printed.replace("${oc.env:HOME}", "")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_what_the_projects_own_configurations_build_may_be_built(section: str) -> None:
+    """Every target of every yaml of the group at its place; the options of the group are not listed anywhere else."""
+    known = own_targets(section)
+    for path in (conf_dir() / section).glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        target = content.get(section, content).get("_target_")
+        assert target is None or target in known[section], path
+    assert {target.split(".")[0] for targets in known.values() for target in targets} == {"caldpo"}
 
 
 def test_a_configuration_of_another_version(copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ class SentimentReward:
             self.model = AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
             raise CaldpoError(
-                f"cannot load a classifier: {str(error).strip().splitlines()[0]}",
+                f"cannot load a classifier: {str(error).strip().splitlines()[0].rstrip('.')}",
                 key=key,
                 value=path,
                 remedy="give the hub id of a sentiment classifier, or a folder written by save_pretrained",

@@ -102,7 +102,9 @@ class _Work:
             hopeless = not self.answered and len(self.round.refused) >= _REFUSALS
         if hopeless:
             remedy = "look whether the model takes these parameters (judge.limit_by, judge.verdict_temperature)"
-            self._stop(Unusable(f"it refuses every question: {reason}", f"{remedy} and texts of this length"))
+            self._stop(
+                Unusable(f"it refuses one question after another: {reason}", f"{remedy} and texts of this length")
+            )
 
 
 def _gave_out(failure: Unusable, questions: Mapping[str, Question], ledger: Ledger, endpoint: Endpoint) -> CaldpoError:

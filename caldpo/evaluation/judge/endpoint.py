@@ -68,6 +68,12 @@ def check_address(base_url: str) -> None:
             key=KEY,
             remedy="leave it out: the key comes from the environment variable that judge.api_key_env names",
         )
+    if parts.query or parts.fragment:
+        raise CaldpoError(
+            "an address with ? or # in it cannot have a path appended, and what follows may be a secret",
+            key=KEY,
+            remedy="leave that part out: the key comes from the environment variable that judge.api_key_env names",
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise CaldpoError(
             "is no address of a server", key=KEY, value=base_url, remedy="write it as http://localhost:8000/v1"

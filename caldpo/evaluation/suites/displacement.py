@@ -152,9 +152,9 @@ def _drifted(drift: Drift, bootstrap: Bootstrap) -> dict[str, Measure]:
     return {
         "drift": Measure(
             **bootstrap.of_sums(lambda total, count: total / count, (drift.ratios, drift.tokens), texts),
-            title="drift on unrelated text",
+            title=drift.title,
             unit="nats per token",
-            meaning=f"log-ratio policy/reference, per token, of text that training was not about: {drift.said}",
+            meaning=f"log-ratio policy/reference, per token, of text that no loss was computed on: {drift.said}",
             main=True,
         ),
         "drift_size": Measure(

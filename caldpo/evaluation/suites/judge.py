@@ -23,6 +23,7 @@ from caldpo.evaluation.judge.rates import rates
 from caldpo.evaluation.judge.rehearsal import NAME, rehearsal, stand_in_verdicts
 from caldpo.evaluation.judge.report import counts, notes, say_spent
 from caldpo.evaluation.judge.template import load_template
+from caldpo.evaluation.outcome import cut_notes
 from caldpo.evaluation.result import Measure, Result
 from caldpo.evaluation.subject import Subject
 from caldpo.evaluation.suite import Suite
@@ -88,6 +89,10 @@ class Judge(Suite):
     resamples: PositiveInt = 1000
     confidence: Share = 0.95
 
+    @property
+    def result(self) -> str:
+        return f"{self.name}_rehearsal" if self.rehearse else self.name  # which no judge's verdicts are lost to
+
     def check(self) -> None:
         """Whether the client is installed, the text fits and somebody is named who judges.
 
@@ -145,6 +150,7 @@ class Judge(Suite):
                 **counts(outcome),
             },
             notes=[*self._rehearsed(subject), *notes(outcome, ledger), *cut],
+            settled=not outcome.spent.refused,
         )
 
     def _measures(self, outcome: Outcome, subject: Subject) -> dict[str, Measure]:
@@ -170,9 +176,7 @@ class Judge(Suite):
             Pair(prompt.prompt, subject.decode(ids), other)
             for prompt, ids, other in zip(held_out, ours, theirs, strict=True)
         ]
-        eos, longest = subject.tokenizer.eos_token_id, sampling.max_new_tokens
-        cut = sum(len(ids) >= longest and ids[-1] != eos for ids in ours) / len(ours)
-        return pairs, [f"{cut:.0%} of the policy's responses were cut at {longest} tokens"] if cut > 0.05 else []
+        return pairs, cut_notes(ours, subject.tokenizer.eos_token_id, sampling.max_new_tokens)
 
     def _who(self) -> JudgeModel:
         parameters: dict[str, Any] = {self.limit_by: self.max_tokens}
@@ -207,7 +211,8 @@ class Judge(Suite):
         Raises:
             CaldpoError: not one pair has a score.
         """
-        if any(entry.score is not None for entry in outcome.judged):
+        asked = [entry for entry in outcome.judged if entry.verdicts]  # pairs of equal texts say nothing of the judge
+        if not asked or any(entry.score is not None for entry in asked):
             return
         refused = next(iter(outcome.spent.refused.values()), None)
         raise CaldpoError(

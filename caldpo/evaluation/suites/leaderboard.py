@@ -113,12 +113,15 @@ class Leaderboard(Suite):
                 "left_out": left_out,
             },
             notes=self._notes(ran, left_out),
+            settled=not ran.left_out,  # data that was out of reach may be there the next time
         )
 
     def settings(self) -> dict[str, Any]:
         files = sorted(self._own.rglob("*")) if self._own else []
-        own = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.suffix in (".yaml", ".py")]
-        return asdict(self) | {"own_tasks": own, "harness": find_installation(self.python).version}
+        own = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+        installation = find_installation(self.python)
+        absent = sorted(self._plan(installation)[1])  # for want of packages
+        return asdict(self) | {"own_tasks": own, "harness": installation.version, "absent": absent}
 
     @property
     def _own(self) -> Path | None:

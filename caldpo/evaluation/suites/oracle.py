@@ -17,7 +17,7 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.bench import Sampling
 from caldpo.evaluation.fluency import Fluency
 from caldpo.evaluation.interval import Bootstrap
-from caldpo.evaluation.outcome import SAMPLES, Outcome, write_samples
+from caldpo.evaluation.outcome import SAMPLES, Outcome, cut_notes, write_samples
 from caldpo.evaluation.points import true_rewards, wins
 from caldpo.evaluation.result import Measure, Result
 from caldpo.evaluation.subject import Subject
@@ -85,6 +85,12 @@ class Oracle(Suite):
                 " callbacks.checkpoint.keep=all",
             )
 
+        if self.classifier is not None:
+            self._scorer(subject)  # small beside a policy, and learnt of before that loads
+
+    def other_weights(self, subject: Subject) -> list[Weights]:
+        return self._earlier(subject)
+
     def run(self, subject: Subject) -> Result:
         sampling = subject.sampling(self.prompts, self.samples, self.max_new_tokens, self.temperature)
         bootstrap = Bootstrap(self.resamples, self.confidence, subject.settings.seed)
@@ -102,8 +108,7 @@ class Oracle(Suite):
             if self._samples_are_the_policys
             else ["samples of another temperature than 1 are not the policy's: no KL"]
         )
-        cut = 1 - float(outcome.ended.mean())
-        long = [f"{cut:.0%} of the samples were cut at {sampling.max_new_tokens} tokens"] if cut > 0.05 else []
+        long = cut_notes(subject.samples("policy", sampling), subject.tokenizer.eos_token_id, sampling.max_new_tokens)
         return Result(
             measures=measures,
             examples=len(outcome.reward),
@@ -173,12 +178,15 @@ class Oracle(Suite):
     def _rewards(self, subject: Subject, prompts: Sequence[str], texts: Sequence[str]) -> Values:
         if self.classifier is None:
             return true_rewards(subject.data, prompts, texts)
-        path, device = self.classifier, str(subject.device)
-        scorer = subject.bench.once(
-            f"classifier {path} {self.positive_label}",
-            lambda: SentimentReward(path, self.positive_label, device, subject.batch, key="oracle.classifier"),
+        return np.array(self._scorer(subject)([prompt + text for prompt, text in zip(prompts, texts, strict=True)]))
+
+    def _scorer(self, subject: Subject) -> SentimentReward:
+        path, label, device = str(self.classifier), self.positive_label, str(subject.device)
+        scorer: SentimentReward = subject.bench.once(
+            f"classifier {path} {label}",
+            lambda: SentimentReward(path, label, device, subject.batch, key="oracle.classifier"),
         )
-        return np.array(scorer([prompt + text for prompt, text in zip(prompts, texts, strict=True)]))
+        return scorer
 
     def _measures(self, outcome: Outcome, bootstrap: Bootstrap, clusters: Sequence[Hashable]) -> dict[str, Measure]:
         measures = {
@@ -255,8 +263,8 @@ def exact_measures(subject: Subject) -> dict[str, Measure]:
         name: Measure(
             value=value,
             title=name.replace("_", " "),
-            unit="exact",
-            meaning="computed from the whole distribution, without sampling",
+            unit="nats" if "kl" in name else "units of the reward",
+            meaning="exact: a sum over the whole distribution, without sampling",
         )
         for name, value in found.items()
     }

@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from caldpo.config.bounds import PositiveInt, Share
 from caldpo.config.signature import validated
-from caldpo.environments.agreement import agreement_of_centred, centred, varies
-from caldpo.evaluation.calibration import calibration_error, reliability_curve
+from caldpo.environments.agreement import agreement_of_centred, centred, rank_correlation
+from caldpo.evaluation.calibration import calibration_error, expected_error, reliability_curve
 from caldpo.evaluation.doubts import logged_otherwise
 from caldpo.evaluation.interval import Bootstrap, Rows
 from caldpo.evaluation.points import wins
@@ -90,6 +89,7 @@ def _agreement_with_people(
     def error(rows: Rows) -> float:
         return calibration_error(margins[rows], bins)
 
+    by_chance = expected_error(margins, bins, bootstrap.seed)
     return {
         "accuracy": Measure(
             **bootstrap.mean(wins(margins), prompts),
@@ -123,9 +123,18 @@ def _agreement_with_people(
             title="calibration error",
             unit="probability",
             meaning="mean distance between the preference probability that the policy claims, sigmoid(beta x margin),"
-            " and the share of pairs that bear it out, over bins of the claimed probability",
+            " and the share of pairs that bear it out, over bins of the claimed probability; never 0 with few pairs:"
+            f" see the error by chance beside it ({by_chance:.3f} here)",
             better="lower",
             main=True,
+        ),
+        "calibration_error_by_chance": Measure(
+            value=by_chance,
+            n=len(margins),
+            title="calibration error by chance",
+            unit="probability",
+            meaning="what the calibration error would be on average if every claimed probability were true: a policy"
+            " with no more than this is as calibrated as so many pairs can show",
         ),
     }
 
@@ -136,9 +145,7 @@ def _length_bias(
     """Accuracy by which response is longer, beside what length alone would get."""
 
     def correlation(rows: Rows) -> float:
-        if not (varies(margins[rows]) and varies(difference[rows])):
-            return float("nan")
-        return float(stats.spearmanr(margins[rows], difference[rows]).statistic)
+        return rank_correlation(margins[rows], difference[rows])
 
     def among(chosen: NDArray[np.bool_]) -> dict[str, Any]:
         return bootstrap.mean(wins(margins[chosen]), [p for p, kept in zip(prompts, chosen, strict=True) if kept])
@@ -150,6 +157,7 @@ def _length_bias(
             unit="share of pairs",
             meaning=f"accuracy among the pairs whose chosen response is {side} (in tokens) than the rejected one",
             better="higher",
+            main=True,
         )
         for side, chosen in (("longer", difference > 0), ("shorter", difference < 0))
     }
@@ -182,7 +190,7 @@ def _true_rewards(
     drawn = {
         "slope": bootstrap.of_sums(lambda xy, xx, yy: xy / xx, squares, clusters),
         "pearson": bootstrap.of_sums(lambda xy, xx, yy: xy / np.sqrt(xx * yy), squares, clusters),
-        "spearman": bootstrap.of(lambda rows: agreement_of_centred(true[rows], implicit[rows])["spearman"], clusters),
+        "spearman": bootstrap.of(lambda rows: rank_correlation(true[rows], implicit[rows]), clusters),
         "error": bootstrap.mean(np.abs(implicit - true), clusters),
     }
     gap = scores[0] - scores[1]
