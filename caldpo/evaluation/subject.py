@@ -53,9 +53,8 @@ class Subject:
     """
 
     def __init__(self, target: Target, bench: Workbench) -> None:
-        self.target, self.bench = target, bench
-        settings = bench.settings
-        self.settings = settings
+        self.target, self.bench, self.settings = target, bench, bench.settings
+        settings = self.settings
         self.device = find_device(settings.device)
         self.precision = settings.precision or str(target.of_run("trainer.precision", "32-true"))
         self.reward_beta = float(settings.reward_beta or target.of_run("reward_beta", 0.1))
@@ -76,10 +75,13 @@ class Subject:
 
     @property
     def folder(self) -> Path:
-        """Where results go: ``evaluation/`` of the run's folder; of an earlier checkpoint, a folder in it."""
+        """Where results go: ``evaluation/`` of the run's folder, and below it what is not of its end or its own."""
         chosen = self.settings.checkpoint
-        name = FOLDER if isinstance(chosen, str) else f"{FOLDER}/step-{chosen}"
-        folder = self.target.folder / name
+        below = [] if isinstance(chosen, str) else [f"step-{chosen}"]
+        if self.target.folder == self.target.run:  # elsewhere nothing of the run's could be overwritten
+            below += [] if self.target.own_data else ["other-data"]
+            below += [] if self.bench.reference is None else ["other-reference"]
+        folder = self.target.folder.joinpath(FOLDER, *below)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

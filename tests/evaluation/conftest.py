@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.callbacks.oracle_data import naive_logprob
-from tests.evaluation.runs import inside, reference_model, tiny_run, write_data
+from tests.command import train
+from tests.evaluation.runs import TINY_RUN, inside, reference_model, tiny_run, write_data
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +41,13 @@ def naive(trained: Path) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in columns.items()} | {
         "prompt": np.array([r["prompt"] for r in rows])
     }
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two losses, two seeds."""
+    home = tmp_path_factory.mktemp("sweep")
+    write_data(home)
+    with inside(home):
+        train("-m", *TINY_RUN, "loss=dpo,cal_dpo", "seed=0,1", "hydra.sweep.dir=sweep")
+    return home / "sweep"

@@ -35,6 +35,8 @@ TINY_RUN = (
     "callbacks.oracle.max_new_tokens=6",
 )
 
+QUICK = ("preference.resamples=20", "displacement.resamples=20")
+
 
 def write_data(folder: Path, pairs: int = 40) -> None:
     """A tokenizer, training pairs, and held-out pairs with scores, two of each prompt."""
@@ -101,3 +103,7 @@ def value(found: dict, name: str) -> float:
 def reference_model() -> PreTrainedModel:
     """What the tiny runs started from; made from the current folder."""
     return RandomModel(tokenizer="tokenizer", hidden_size=16).load_policy()
+
+
+def runs(sweep: Path) -> list[Path]:
+    return sorted(path.parent for path in sweep.glob("*/summary.json"))

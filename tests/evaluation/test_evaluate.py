@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -12,24 +11,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo.evaluation import subject as subjects
-from tests.command import train
-from tests.evaluation.runs import TINY_RUN, evaluate, inside, result, value, write_data
-
-QUICK = ("preference.resamples=20", "displacement.resamples=20")
-
-
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two losses, two seeds."""
-    home = tmp_path_factory.mktemp("sweep")
-    write_data(home)
-    with inside(home):
-        train("-m", *TINY_RUN, "loss=dpo,cal_dpo", "seed=0,1", "hydra.sweep.dir=sweep")
-    return home / "sweep"
-
-
-def runs(sweep: Path) -> list[Path]:
-    return sorted(path.parent for path in sweep.glob("*/summary.json"))
+from tests.evaluation.runs import QUICK, evaluate, inside, result, runs, value
 
 
 @pytest.fixture(scope="module")
@@ -202,57 +184,6 @@ def test_another_reference_of_ones_own(sweep: Path, tmp_path: Path) -> None:
     assert found["notes"] == [f"against {run}/policy, not the run's own reference"]
 
 
-def rescored(sweep: Path, home: Path) -> None:
-    """Other true rewards of the same responses."""
-    rows = [json.loads(line) for line in (home / "test.jsonl").read_text().splitlines()]
-    scaled = [row | {"score_chosen": 50 * row["score_chosen"]} for row in rows]
-    (home / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scaled))
-
-
-def other_texts(sweep: Path, home: Path) -> None:
-    (home / "texts.txt").write_text("w30 w31 w32 w33\n")
-
-
-def other_reference(sweep: Path, home: Path) -> None:
-    shutil.copy(runs(sweep)[2] / "policy" / "model.safetensors", home / "reference" / "model.safetensors")
-
-
-def other_model(sweep: Path, home: Path) -> None:
-    shutil.copy(runs(sweep)[2] / "policy" / "model.safetensors", home / "model" / "model.safetensors")
-
-
-@pytest.mark.parametrize("change", [rescored, other_texts, other_reference, other_model])
-def test_whatever_a_result_depends_on_is_noticed(
-    change: Callable[[Path, Path], None], sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Scores that are in no token, and files whose paths stay what they are."""
-    shutil.copytree(sweep.parent / "tokenizer", tmp_path / "tokenizer")
-    for name in ("train.jsonl", "test.jsonl"):
-        shutil.copy(sweep.parent / name, tmp_path / name)
-    for name in ("model", "reference"):
-        shutil.copytree(runs(sweep)[0] / "policy", tmp_path / name)
-    (tmp_path / "texts.txt").write_text("w1 w2 w3\n")
-    arguments = (
-        "model.path=model",
-        "reference.path=reference",
-        "data=local",
-        "data.train=train.jsonl",
-        "data.test=test.jsonl",
-        "suite=[preference,displacement]",
-        "displacement.unrelated=texts.txt",
-        "output=results",
-        *QUICK,
-    )
-    with inside(tmp_path):
-        evaluate(*arguments)
-        evaluate(*arguments)
-        assert capsys.readouterr().out.count("as before") == 2
-        change(sweep, tmp_path)
-        evaluate(*arguments)
-    again = {rescored: 0, other_texts: 1}.get(change, 0)  # texts concern displacement alone
-    assert capsys.readouterr().out.count("as before") == again
-
-
 def test_a_reference_of_another_vocabulary_is_refused(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +192,17 @@ def test_a_reference_of_another_vocabulary_is_refused(
     with inside(sweep.parent):
         evaluate(str(runs(sweep)[0]), "suite=preference", f"reference.path={tmp_path}", "again=true", fails=1)
     assert "has a vocabulary of 99 tokens where the policy has 44" in capsys.readouterr().err
+
+
+def test_what_is_not_the_runs_own_overwrites_nothing(sweep: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(runs(sweep)[0], tmp_path / "copy"))
+    shutil.rmtree(copied / "evaluation", ignore_errors=True)
+    other_data = ("data=local", "data.train=test.jsonl", "data.test=train.jsonl")
+    with inside(sweep.parent):
+        evaluate(str(copied), "suite=preference", *other_data, *QUICK[:1])
+        evaluate(str(copied), "suite=preference", f"reference.path={copied}/policy", *QUICK[:1])
+    found = sorted(path.parent.name for path in (copied / "evaluation").rglob("preference.json"))
+    assert found == ["other-data", "other-reference"], "reports read what lies in evaluation/ itself"
 
 
 def test_other_pairs_than_the_runs_own(sweep: Path, tmp_path: Path) -> None:
