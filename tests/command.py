@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
 SIDES = ("chosen", "rejected")
@@ -20,9 +22,14 @@ def train(*overrides: str, fails: int | None = None) -> None:
     """Run ``caldpo.train`` in this process, from the current folder."""
     from caldpo.train import main
 
+    call(main, overrides, fails)
+
+
+def call(main: Callable[[list[str]], None], arguments: Sequence[str], fails: int | None) -> None:
+    """Run a command in this process; ``fails`` is the exit code that it has to stop with."""
     if fails is None:
-        main(list(overrides))
+        main(list(arguments))
     else:
         with pytest.raises(SystemExit) as stopped:
-            main(list(overrides))
+            main(list(arguments))
         assert stopped.value.code == fails

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from caldpo.data.datamodule import HeldOutPrompt
 from caldpo.data.pair import TokenizedPair
 from caldpo.evaluation.precision import placed
 from caldpo.evaluation.scoring import score_pairs
@@ -19,64 +17,32 @@ Values = NDArray[np.float64]
 KEY = "oracle.perplexity_model"
 
 
-@dataclass(frozen=True)
-class Fluency:
-    """Log-probs of responses under the reference, or under another model in its own tokens.
+def score_texts(path: str, subject: Subject, prompts: Sequence[str], texts: Sequence[str]) -> tuple[Values, Values]:
+    """Summed log-probs in nats, and tokens, of each text under another model; of an empty text nothing, at no token.
 
     Args:
-        path: hub id or folder of that model; None takes the reference.
+        path: hub id or folder of that model, which reads the texts in its own tokens.
+        subject: whose policy wrote them.
+        prompts: of each text.
+        texts: the responses.
     """
-
-    path: str | None
-
-    @property
-    def said(self) -> str:
-        """Whose log-probs these are."""
-        if self.path is None:
-            return "the reference, end of sequence included"
-        return f"{self.path}, in that model's tokens, without end of sequence"
-
-    def score(
-        self, subject: Subject, prompts: Sequence[HeldOutPrompt], responses: Sequence[list[int]], texts: Sequence[str]
-    ) -> tuple[Values, Values]:
-        """Summed log-probs in nats, and tokens, of each response; of an empty text nothing, at no token.
-
-        Args:
-            subject: whose policy wrote them.
-            prompts: of each response.
-            responses: the policy's tokens.
-            texts: the same as text.
-        """
-        if self.path is None:
-            pairs = [
-                TokenizedPair(h.prompt_ids, ids, ids[:1], None, None, i, "")
-                for i, (h, ids) in enumerate(zip(prompts, responses, strict=True))
-            ]
-            found = subject.logps("reference", pairs, "perplexity")[0]
-            return found, np.array([len(ids) for ids in responses], dtype=np.float64)
-        return self._by_another(subject, [subject.prompt_text(h) for h in prompts], texts)
-
-    def _by_another(self, subject: Subject, prompts: Sequence[str], texts: Sequence[str]) -> tuple[Values, Values]:
-        path = str(self.path)
-        tokenizer = subject.bench.once(f"tokenizer {path}", lambda: load_tokenizer(path, key=KEY))
-        model = subject.bench.once(
-            f"perplexity {path}",
-            lambda: placed(load_causal_lm(path, key=KEY, dtype="auto"), subject.precision, subject.device),
-        )
-        heads = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-        tails = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        logps, tokens = np.zeros(len(texts)), np.array([len(ids) for ids in tails], dtype=np.float64)
-        said = np.flatnonzero(tokens)
-        start = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
-        pairs = [
-            TokenizedPair(heads[i] or start, tails[i], tails[i][:1], None, None, n, "") for n, i in enumerate(said)
-        ]
-        logps[said] = score_pairs(
-            model,
-            pairs,
-            pad_id=tokenizer.pad_token_id,
-            batch=subject.batch,
-            label="perplexity",
-            context=subject.context,
-        )[0]
-        return logps, tokens
+    tokenizer = subject.bench.once(f"tokenizer {path}", lambda: load_tokenizer(path, key=KEY))
+    model = subject.bench.once(
+        f"perplexity {path}",
+        lambda: placed(load_causal_lm(path, key=KEY, dtype="auto"), subject.precision, subject.device),
+    )
+    heads = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    tails = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    logps, tokens = np.zeros(len(texts)), np.array([len(ids) for ids in tails], dtype=np.float64)
+    said = np.flatnonzero(tokens)
+    start = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+    pairs = [TokenizedPair(heads[i] or start, tails[i], tails[i][:1], None, None, n, "") for n, i in enumerate(said)]
+    logps[said] = score_pairs(
+        model,
+        pairs,
+        pad_id=tokenizer.pad_token_id,
+        batch=subject.batch,
+        label="perplexity",
+        context=subject.context,
+    )[0]
+    return logps, tokens

@@ -24,6 +24,7 @@ class Outcome:
         baseline: of the reference's.
         own: log-ratio policy/reference of the policy's samples, nats.
         theirs: the same of the reference's samples.
+        under_reference: log-prob of the policy's samples under the reference, nats.
         prompts: as text.
         texts: the policy's responses.
         other_texts: the reference's.
@@ -35,6 +36,7 @@ class Outcome:
     baseline: Values
     own: Values
     theirs: Values
+    under_reference: Values
     prompts: list[str]
     texts: list[str]
     other_texts: list[str]

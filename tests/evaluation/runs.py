@@ -8,11 +8,10 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from transformers import PreTrainedModel
 
 from caldpo.models.random import RandomModel
-from tests.command import train
+from tests.command import call, train
 from tests.tiny import tiny_tokenizer
 
 # run from a folder that `write_data` filled
@@ -82,12 +81,7 @@ def evaluate(*arguments: str, fails: int | None = None) -> None:
     """Run ``caldpo.evaluate`` in this process, from the current folder."""
     from caldpo.evaluate import main
 
-    if fails is None:
-        main(list(arguments))
-    else:
-        with pytest.raises(SystemExit) as stopped:
-            main(list(arguments))
-        assert stopped.value.code == fails
+    call(main, arguments, fails)
 
 
 def result(run: Path, suite: str) -> dict:

@@ -117,11 +117,9 @@ class Leaderboard(Suite):
         )
 
     def settings(self) -> dict[str, Any]:
-        files = sorted(self._own.rglob("*")) if self._own else []
-        own = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
         installation = find_installation(self.python)
         absent = sorted(self._plan(installation)[1])  # for want of packages
-        return asdict(self) | {"own_tasks": own, "harness": installation.version, "absent": absent}
+        return asdict(self) | {"harness": installation.version, "absent": absent}
 
     @property
     def _own(self) -> Path | None:

@@ -15,7 +15,7 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.data.sources._sentiment import SentimentReward
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bench import Sampling
-from caldpo.evaluation.fluency import Fluency
+from caldpo.evaluation.fluency import score_texts
 from caldpo.evaluation.interval import Bootstrap
 from caldpo.evaluation.outcome import SAMPLES, Outcome, cut_notes, write_samples
 from caldpo.evaluation.points import true_rewards, wins
@@ -84,7 +84,6 @@ class Oracle(Suite):
                 remedy="use oracle.checkpoints=final, or train with callbacks.checkpoint.every=N"
                 " callbacks.checkpoint.keep=all",
             )
-
         if self.classifier is not None:
             self._scorer(subject)  # small beside a policy, and learnt of before that loads
 
@@ -99,7 +98,7 @@ class Oracle(Suite):
         points = [self._point(subject.at(weights), sampling) for weights in self._earlier(subject)]
         outcome = self._outcome(subject, sampling)
         measures = self._measures(outcome, bootstrap, clusters)
-        measures["perplexity"] = self._perplexity(subject, sampling, outcome, bootstrap, clusters)
+        measures["perplexity"] = self._perplexity(subject, outcome, bootstrap, clusters)
         measures |= exact_measures(subject)
         write_samples(subject.folder / SAMPLES, outcome)
         points = [*self._start(subject, outcome), *points, self._summed_up(subject.weights.step, outcome)]
@@ -156,7 +155,9 @@ class Oracle(Suite):
             TokenizedPair(h.prompt_ids, a, b, None, None, i, "")
             for i, (h, a, b) in enumerate(zip(asked, ours, theirs, strict=True))
         ]
-        ratios = subject.logps("policy", pairs, "own samples") - subject.logps("reference", pairs, "its samples")
+        by_policy = subject.logps("policy", pairs, "samples of both")
+        by_reference = subject.logps("reference", pairs, "samples of both")
+        ratios = by_policy - by_reference
         prompts = [subject.prompt_text(h) for h in asked]
         texts, other_texts = ([subject.decode(ids) for ids in side] for side in (ours, theirs))
         eos = subject.tokenizer.eos_token_id
@@ -168,6 +169,7 @@ class Oracle(Suite):
             ),
             own=ratios[0],
             theirs=ratios[1],
+            under_reference=by_reference[0],
             prompts=prompts,
             texts=texts,
             other_texts=other_texts,
@@ -237,16 +239,18 @@ class Oracle(Suite):
         return measures
 
     def _perplexity(
-        self, subject: Subject, sampling: Sampling, outcome: Outcome, bootstrap: Bootstrap, clusters: Sequence[Hashable]
+        self, subject: Subject, outcome: Outcome, bootstrap: Bootstrap, clusters: Sequence[Hashable]
     ) -> Measure:
-        prompts = [h for h in subject.held_out(self.prompts) for _ in range(self.samples)]
-        fluency = Fluency(self.perplexity_model)
-        logps, tokens = fluency.score(subject, prompts, subject.samples("policy", sampling), outcome.texts)
+        if self.perplexity_model is None:
+            said, logps, tokens = "the reference, end of sequence included", outcome.under_reference, outcome.tokens
+        else:
+            said = f"{self.perplexity_model}, in that model's tokens, without end of sequence"
+            logps, tokens = score_texts(self.perplexity_model, subject, outcome.prompts, outcome.texts)
         return Measure(
             **bootstrap.of_sums(lambda logp, count: np.exp(-logp / count), (logps, tokens), clusters),
             title="perplexity",
             unit="per token",
-            meaning=f"exp of the mean negative log-prob per token of the policy's samples under {fluency.said}",
+            meaning=f"exp of the mean negative log-prob per token of the policy's samples under {said}",
             main=True,
         )
 
