@@ -12,11 +12,20 @@ from typing import Any
 import yaml
 
 from caldpo.compare.discover import natural
+from caldpo.compare.drawable import drawable
 from caldpo.compare.evaluation import final_values
-from caldpo.compare.run import FINISHED, INCOMPLETE, RUNNING, Curve, Run
+from caldpo.compare.run import DIED, FINISHED, INCOMPLETE, INTERRUPTED, RUNNING, Curve, Run
+from caldpo.config.job import status_of
+from caldpo.config.lock import is_held
 from caldpo.config.redact import redact_text
 from caldpo.evaluation.result import read_results
 
+_NO_END = {
+    RUNNING: "it is still training",
+    DIED: "its process ended without a word: killed, out of memory, or the machine went down",
+    INTERRUPTED: "it was stopped from outside",
+    INCOMPLETE: "it left no summary",
+}
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 
 
@@ -41,9 +50,9 @@ def read_run(folder: Path, root: Path) -> Run:
     # What is read here may be printed in a report, and Hydra keeps overrides as they were typed.
     overrides = tuple(redact_text(str(o)) for o in read_yaml(folder / ".hydra/overrides.yaml", notes) or ())
     summary = _json(folder / "summary.json", notes)
-    status = str(summary.get("status", INCOMPLETE)) if summary else INCOMPLETE
+    status = _status(folder, summary)
     curves = read_curves(folder / "metrics.csv", notes)
-    evaluation = read_results(folder, notes)
+    evaluation = drawable(read_results(folder, notes), notes)
     flat_resolved = flatten(resolved or raw or {})
     return Run(
         folder=folder,
@@ -131,7 +140,14 @@ def _error(status: str, summary: Mapping[str, Any], notes: list[str]) -> str:
     unreadable = [note for note in notes if note.startswith("summary.json")]
     if unreadable:
         return unreadable[0]
-    return "still running, or killed" if status in (INCOMPLETE, RUNNING) else "no error was recorded"
+    return _NO_END.get(status, "no error was recorded")
+
+
+def _status(folder: Path, summary: Mapping[str, Any]) -> str:
+    """As the summary says; what it says is not believed of a run that nobody runs any more."""
+    if not summary:
+        return RUNNING if is_held(folder) else INCOMPLETE
+    return status_of(folder, str(summary.get("status", INCOMPLETE)))
 
 
 def _loss(summary: Mapping[str, Any], config: Mapping[str, Any], overrides: Iterable[str]) -> str:

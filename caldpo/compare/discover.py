@@ -11,7 +11,8 @@ from caldpo.config.values import suggest
 from caldpo.errors import CaldpoError
 
 RUN_FILES = ("config.yaml", "metrics.csv", "summary.json")
-_DRY_RUN = re.compile(r"^dry_run: true$", re.MULTILINE)  # as Hydra writes it: no yaml has to be read to know
+# as Hydra writes it: no yaml has to be read to know
+_NO_TRAINING = re.compile(r"^(dry_run: true|replay: (?!null$).+)$", re.MULTILINE)
 _NEWEST = 5  # sweeps named where no folder was
 _SHOWN = 8  # sweeps named in an error message
 
@@ -81,11 +82,11 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def trained_nothing(folder: Path) -> bool:
-    """Whether a folder was made with ``dry_run: true``, as estimates are, and no training left its metrics there."""
+    """Whether a folder was made with ``dry_run: true``, as estimates are, or ``replay=``, and holds no metrics."""
     config = folder / ".hydra" / "config.yaml"
     if (folder / "metrics.csv").is_file() or not config.is_file():
         return False
-    return _DRY_RUN.search(config.read_text(encoding="utf-8", errors="replace")) is not None
+    return _NO_TRAINING.search(config.read_text(encoding="utf-8", errors="replace")) is not None
 
 
 def _folders(place: Path) -> list[Path]:

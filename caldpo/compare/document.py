@@ -36,6 +36,7 @@ def report(settings: Sequence[Setting], folder: Path, kind: BandKind, pictures: 
     """
     sections = [
         f"# Comparison of {folder.name}",
+        _incomplete(settings),
         _compared(settings),
         _dynamics(settings, kind),
         _held_out(settings),
@@ -49,6 +50,21 @@ def report(settings: Sequence[Setting], folder: Path, kind: BandKind, pictures: 
         _reproduce(settings, task),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _incomplete(settings: Sequence[Setting]) -> str:
+    """At the head: which runs are missing from everything below, and which settings rest on fewer seeds for that."""
+    runs = facts.unfinished_runs(settings)
+    if not runs:
+        return ""
+    total = sum(len(setting.runs) for setting in settings)
+    told = [f"- `{run.name}`: {run.status}, {run.progress}" for run in runs]
+    bare = [f"`{s.label}`" for s in settings if not s.finished]
+    fewer = [f"`{s.label}` ({_seeds(s)})" for s in settings if s.finished and s.seeds < len(by_seed(s.runs))]
+    said = [f"**Incomplete: {len(runs)} of {total} runs did not finish**, and enter no mean, curve or table below."]
+    said += [f"Without any figure: {', '.join(bare)}."] if bare else []
+    said += [f"With fewer seeds than were started: {', '.join(fewer)}."] if fewer else []
+    return " ".join(said) + "\n\n" + "\n".join(told)
 
 
 def _compared(settings: Sequence[Setting]) -> str:

@@ -18,6 +18,11 @@ def finished_runs(settings: Iterable[Setting]) -> list[Run]:
     return [run for setting in settings for run in setting.finished]
 
 
+def unfinished_runs(settings: Iterable[Setting]) -> list[Run]:
+    """Every other run."""
+    return [run for setting in settings for run in setting.runs if not run.finished]
+
+
 def varied(runs: Iterable[Run], read: Callable[[Run], Any], limit: int = 4) -> str | None:
     """What ``read`` finds in the runs: one value, or the distinct ones joined; None where there is none."""
     found = [value for run in runs if (value := read(run)) is not None]

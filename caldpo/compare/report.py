@@ -13,6 +13,7 @@ from caldpo.compare.discover import find_runs
 from caldpo.config.bounds import PositiveInt
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
+from caldpo.files import write_text
 
 if TYPE_CHECKING:
     from caldpo.compare.grouping import Setting
@@ -118,7 +119,7 @@ def _write(
                 (folder / name).unlink(missing_ok=True)  # of an earlier comparison of other runs
         table.write_comparison(folder / "comparison.csv", settings)
         text = document.report(settings, folder, band, drawn, _sweep_overrides(folder))
-        (folder / "report.md").write_text(text, encoding="utf-8")
+        write_text(folder / "report.md", text)
     except OSError as error:
         raise CaldpoError(
             f"the report cannot be written: {error.strerror or error}",

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from caldpo.config.job import DIED, FINISHED, INTERRUPTED, RUNNING
+
+__all__ = ["DIED", "FINISHED", "INCOMPLETE", "INTERRUPTED", "RUNNING", "Curve", "Run"]
+
 Curve = Mapping[int, float]  # optimiser step -> value
 
-FINISHED = "finished"
-RUNNING = "running"  # as training last wrote it; a killed run still says so
 INCOMPLETE = "incomplete"  # no readable summary
 
 
@@ -21,7 +23,8 @@ class Run:
     Attributes:
         folder: where it lies, absolute.
         name: its folder relative to what is compared.
-        status: ``finished``, ``failed``, ``interrupted``, ``running`` or ``incomplete``.
+        status: ``finished``, ``failed``, ``interrupted``, ``running``, ``died`` (its summary says that it is running,
+            and nobody runs it) or ``incomplete``.
         error: why it did not finish.
         loss: the loss's option in its config group.
         config: the composed configuration, flat (``loss.beta``), interpolations kept as they are written.
@@ -62,6 +65,19 @@ class Run:
     def last_step(self) -> int | None:
         """The last optimiser step that it logged."""
         return max((step for curve in self.curves.values() for step in curve), default=None)
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Optimiser steps that it is to have, None where neither summary nor configuration says."""
+        said = self.summary.get("planned_steps")
+        wanted = said if isinstance(said, int) else self.number("trainer.max_steps")
+        return None if wanted is None else int(wanted)
+
+    @property
+    def progress(self) -> str:
+        """How far it came: ``step 12 of 20``."""
+        last = "no step logged" if self.last_step is None else f"step {self.last_step:,}"
+        return f"{last} of {self.planned_steps:,}" if self.planned_steps is not None else last
 
     def number(self, key: str) -> float | None:
         """A number of the resolved configuration (``loss.beta``), or None where there is none."""

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from caldpo.compare.grouping import Setting
+from caldpo.files import whole_file
 
 # Paul Tol's "muted" scheme (SRON/EPS/TN/09-002), made to be told apart under colour blindness, and black.
 COLOURS = (
@@ -57,8 +58,9 @@ def drawing() -> AbstractContextManager[None]:
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
     """Write a figure; the format follows the file's name. The same figure gives the same bytes."""
-    with drawing():
-        figure.savefig(path, dpi=dpi, metadata={"Date": None} if path.suffix == ".svg" else None)
+    form = path.suffix.removeprefix(".")
+    with drawing(), whole_file(path) as file:
+        figure.savefig(file, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from caldpo.compare.grouping import Setting
+from caldpo.files import whole_text
 
 IDENTITY = ("loss", "seed", "setting", "status", "run")
 
@@ -52,7 +53,7 @@ def comparison_rows(settings: Sequence[Setting]) -> tuple[list[str], list[dict[s
 def write_comparison(path: Path, settings: Sequence[Setting]) -> None:
     """Write the table; an empty cell was not logged, ``nan`` was."""
     columns, rows = comparison_rows(settings)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_text(path) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -39,7 +39,8 @@ def print_outcome(console: Console, settings: Sequence[Setting], written: Sequen
         table.add_row(Text(setting.label), *map(Text, figures))
     console.print(table)
     for run in (run for setting in settings for run in setting.runs if not run.finished):
-        console.print(Text(f"left out: {run.name}, {run.status}: {shorten(run.error or '')}", "yellow"))
+        why = f"{run.status} at {run.progress}: {shorten(run.error or '')}"
+        console.print(Text(f"left out: {run.name}, {why}", "yellow"))
     _print_evaluations(console, finished)
     for path in written:
         console.print(Text(f"{path.name:<20} {_from_here(path)}"), soft_wrap=True)

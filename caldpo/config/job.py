@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,76 +18,158 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from caldpo.config.lock import is_held, process_rank, run_lock
 from caldpo.config.names import register_resolvers
 from caldpo.config.redact import redact_file, redact_files, redact_text
+from caldpo.config.redacted import redacted_output
 from caldpo.errors import CaldpoError
+from caldpo.files import write_text
 
 SUMMARY = "summary.json"
 ERROR = "error.txt"
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+DIED = "died"  # never written: the summary says running, and nobody holds the run's lock
+
+_ENDING = (signal.SIGTERM, signal.SIGUSR1)  # the second is a scheduler's notice that time is up
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that needs no starting: the value that its command returns, and a word for the terminal."""
+
+    value: Any
+    status: str = FINISHED
+
 
 Task = Callable[[DictConfig], Any]
+IsDone = Callable[[DictConfig, Path], Done | None]
 
 # Worker processes of parallel launchers import this module with the task, and name the run's folder later.
 register_resolvers()
 
 
-def run_job(task: Task, records: bool, cfg: DictConfig) -> Any:
+def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None = None) -> Any:
     """Run ``task(cfg)`` in the folder that Hydra made.
 
-    With ``records`` the folder's ``summary.json`` has a ``status`` (running, finished, failed, interrupted),
-    and after a failure an ``error``, and ``error.txt`` the traceback. In a sweep a failure is printed and the
-    next run starts; an interruption ends the sweep.
+    With ``records`` this process holds the folder's lock, and the folder's ``summary.json`` has a ``status`` (running,
+    finished, failed, interrupted), and after a failure an ``error``, and ``error.txt`` the traceback. In a sweep a
+    failure is printed and the next run starts; an interruption ends the sweep.
+
+    Args:
+        task: what is run.
+        records: whether the folder tells what became of it.
+        cfg: the run's configuration.
+        done: asked once the lock is held; where it answers, nothing is run and nothing recorded.
 
     Returns:
         What the task returns; None when it failed in a sweep of the basic sweeper.
 
     Raises:
-        SystemExit: with 1 when a single run failed, 130 after Ctrl-C, 143 after SIGTERM.
+        SystemExit: with 1 when a single run failed, 130 after Ctrl-C, 128 + signal after SIGTERM and SIGUSR1.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     in_sweep = hydra.mode == RunMode.MULTIRUN
-    if hydra.output_subdir is not None:
-        redact_files(folder / hydra.output_subdir)
-    if in_sweep:
-        redact_file(Path(hydra.sweep.dir) / "multirun.yaml")
-    if in_sweep:
-        print(f"run {hydra.job.num}: {folder.name}", flush=True)
-    record = _Record(folder if records else None)
-    record.start()
+    # also where a launcher's own process runs this, and not our command
+    with exit_on_signals(), redacted_output():
+        if not records:
+            return _run(task, cfg, folder, _Record(None), in_sweep)
+        try:
+            with run_lock(folder):
+                return _run(task, cfg, folder, _Record(folder), in_sweep, done)
+        except CaldpoError as refused:  # by the lock alone: those of a run are dealt with in there
+            return _end_of_failure(refused, None, in_sweep)
+
+
+def _run(task: Task, cfg: DictConfig, folder: Path, record: _Record, in_sweep: bool, done: IsDone | None = None) -> Any:
+    hydra = HydraConfig.get()
+    name = f"run {hydra.job.num}: {folder.name}" if in_sweep else str(folder)
     try:
+        if hydra.output_subdir is not None:
+            redact_files(folder / hydra.output_subdir)
+        if in_sweep:
+            redact_file(Path(hydra.sweep.dir) / "multirun.yaml")
+        if done is not None and (found := done(cfg, folder)) is not None:
+            print(f"{name} {found.status} already", flush=True)
+            return found.value
+        if in_sweep:
+            print(name, flush=True)
+        record.start()
         value = task(cfg)
+        record.finished()
+        return value
     except Exception as error:
         record.failed(error)
-        _tell(error, folder if records else None)
-        if not in_sweep:
-            raise SystemExit(1) from None
-        if str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
-            return None  # it would not start the remaining batches
-        raise  # a sweeper that learns from values has to know that this one is none
+        return _end_of_failure(error, record.folder if record.started else None, in_sweep)
     except (KeyboardInterrupt, SystemExit) as stop:
         record.interrupted()
         raise SystemExit(_exit_code(stop)) from None
-    record.finished()
-    return value
+
+
+def _end_of_failure(error: Exception, told: Path | None, in_sweep: bool) -> None:
+    """Tell of a failure, and end the run by it; ``told``: where the whole story is."""
+    _tell(error, told)
+    if not in_sweep:
+        raise SystemExit(1) from None
+    if not str(HydraConfig.get().sweeper.get("_target_")).endswith(".BasicSweeper"):
+        raise error  # a sweeper that learns from values has to know that this one is none
+    # the basic one would not start the remaining batches
+
+
+@contextlib.contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """End by SystemExit on SIGTERM and SIGUSR1, so that the run and the sweep are recorded as interrupted.
+
+    A handler that somebody else has set stays, but for one that lets SIGTERM pass by, as submitit's does.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _ENDING} if in_main_thread else {}
+    ours = [n for n, handler in before.items() if handler is signal.SIG_DFL or _name_of(handler) == "bypass"]
+    for number in ours:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _name_of(handler: Any) -> str:
+    return str(getattr(handler, "__name__", ""))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The ``summary.json`` of a run's folder, empty when there is none."""
+    """The ``summary.json`` of a run's folder, empty when there is none.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
     path = folder / SUMMARY
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds {type(content).__name__} in place of an object")
+    return content
+
+
+def status_of(folder: Path, written: str) -> str:
+    """What became of a run whose summary says ``written``: ``died`` where it says running and nobody runs it."""
+    return DIED if written == RUNNING and not is_held(folder) else written
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write atomically: a reader, or a crash half way, never sees half a file.
 
     Numbers that are not finite become null, which JSON can hold.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
     """
     finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_text(path, json.dumps(finite, indent=2) + "\n")
 
 
 class _Record:
@@ -92,9 +177,11 @@ class _Record:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+        self.rank = process_rank()
+        self.started = False  # before that, what the folder tells is another run's
 
     def start(self) -> None:
+        self.started = True
         if self.folder:
             self._error_file().unlink(missing_ok=True)
         self._merge({"status": RUNNING, "error": None})
@@ -103,22 +190,43 @@ class _Record:
         self._merge({"status": FINISHED})
 
     def interrupted(self) -> None:
-        self._merge({"status": INTERRUPTED})
+        if self.started:
+            with self._as_well_as_it_goes():
+                self._merge({"status": INTERRUPTED})
 
     def failed(self, error: Exception) -> None:
-        if self.folder:
-            trace = "".join(traceback.format_exception(error))
-            self._error_file().write_text(redact_text(trace), encoding="utf-8")
-        self._merge({"status": FAILED, "error": one_line(error)})
+        if not self.folder or not self.started:
+            return
+        with self._as_well_as_it_goes():
+            self._merge({"status": FAILED, "error": one_line(error)})
+        trace = redact_text("".join(traceback.format_exception(error)))
+        try:
+            write_text(self._error_file(), trace)
+        except OSError as full:
+            print(f"{trace.rstrip()}\nnote: {redact_text(str(full))}: the above is written nowhere", file=sys.stderr)
+            self.folder = None  # there is nothing to point to
+
+    @contextlib.contextmanager
+    def _as_well_as_it_goes(self) -> Iterator[None]:
+        """What cannot be recorded must not hide what was to be."""
+        try:
+            yield
+        except OSError as full:
+            print(f"note: {SUMMARY} cannot tell how the run ended: {redact_text(str(full))}", file=sys.stderr)
 
     def _error_file(self) -> Path:
         assert self.folder
         return self.folder / (f"error.rank{self.rank}.txt" if self.rank else ERROR)
 
     def _merge(self, news: dict[str, Any]) -> None:
-        if self.folder and not self.rank:
-            merged = read_summary(self.folder) | news
-            write_json(self.folder / SUMMARY, {k: v for k, v in merged.items() if k != "error" or v is not None})
+        if not self.folder or self.rank:
+            return
+        try:
+            known = read_summary(self.folder)
+        except ValueError:  # torn by an earlier power cut: nothing of it can be kept
+            known = {}
+        merged = known | news
+        write_json(self.folder / SUMMARY, {k: v for k, v in merged.items() if k != "error" or v is not None})
 
 
 def one_line(error: Exception) -> str:

@@ -16,12 +16,14 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from caldpo.config.lock import require_free
 from caldpo.config.overrides import quoted
 from caldpo.config.redact import is_secret_name, redact_text
 from caldpo.errors import CaldpoError
 
 LONGEST = 120  # characters; file systems allow 255, but checkpoints and caches append to it
 _RESOLVER = "run_name"
+_NAMELESS = ("resume",)  # how a run is started, not what it is: begun and gone on with, it has one folder
 
 
 def register_resolvers() -> None:
@@ -34,8 +36,8 @@ def register_resolvers() -> None:
 def run_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
     """A folder name from overrides: paths by their last component, only ``[A-Za-z0-9=._,+-]``, no ``..``.
 
-    Overrides of Hydra's own keys and of ``excluded`` keys are left out. A name beyond ``LONGEST`` characters
-    is cut and ends in a hash of all of it.
+    Overrides of Hydra's own keys, of ``resume`` and of ``excluded`` keys are left out. A name beyond ``LONGEST``
+    characters is cut and ends in a hash of all of it.
     """
     name = ",".join(filter(None, (_part(override, tuple(excluded)) for override in overrides))) or "run"
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 9].rstrip('-.,')}-{_digest(overrides)}"
@@ -79,10 +81,14 @@ def claimed_folder(cfg: DictConfig, kind: str) -> list[str]:
         kind: ``run`` or ``sweep``.
 
     Raises:
-        CaldpoError: when the folder cannot be made, or would be another one in each of several processes.
+        CaldpoError: when the folder cannot be made, another process trains there, or it would be another one in
+            each of several processes.
     """
     key = f"hydra.{kind}.dir"
     if "${now:" not in _written(cfg, key):
+        # Hydra writes its own record of the command there before anything else can refuse.
+        if kind == "run" and OmegaConf.select(cfg, "hydra.output_subdir") is not None:
+            require_free(Path(str(OmegaConf.select(cfg, key))), key)
         return []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CaldpoError(
@@ -112,7 +118,7 @@ def _written(cfg: DictConfig, key: str) -> str:
 def _part(text: str, excluded: tuple[str, ...]) -> str:
     override = _parse(text)
     key = override.key_or_group
-    if key in excluded or key.split(".")[0] == "hydra" or key.startswith("hydra/"):
+    if key in excluded or key in _NAMELESS or key.split(".")[0] == "hydra" or key.startswith("hydra/"):
         return ""
     if override.is_delete():
         return _sanitised(f"no_{key}")
@@ -142,4 +148,5 @@ def _parse(text: str) -> Override:
 
 
 def _digest(overrides: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]
+    told = [text for text in overrides if text.partition("=")[0].lstrip("+") not in _NAMELESS]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]

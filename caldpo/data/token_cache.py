@@ -32,6 +32,7 @@ from caldpo.data.template import render_pair
 from caldpo.data.tokenize import TokenCounts, TokenizedSplit, tokenize_pairs
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.environments.cache import locked
+from caldpo.files import whole_file
 
 _ARRAYS = ("tokens", "ends", "places", "cut_prompts")
 
@@ -166,9 +167,8 @@ def _write(path: Path, split: TokenizedSplit, digest: str) -> None:
     }
     rejections = [[rejection.kind, rejection.reason] for rejection in split.rejections]
     account = json.dumps({"counts": asdict(split.counts), "rejections": rejections})
-    draft = path.with_suffix(".partial")  # one writer at a time: the holder of the lock
-    draft.write_bytes(save(arrays, {"checksum": _checksum(digest, arrays, account), "account": account}))
-    draft.replace(path)
+    with whole_file(path) as file:
+        file.write(save(arrays, {"checksum": _checksum(digest, arrays, account), "account": account}))
 
 
 def _checksum(digest: str, arrays: dict[str, np.ndarray], account: str) -> str:

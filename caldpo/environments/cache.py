@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from caldpo.errors import CaldpoError
+from caldpo.files import whole_folder
 
 
 def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key: str) -> Path:
@@ -28,15 +28,13 @@ def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key
     Raises:
         CaldpoError: the parent folder cannot be created or written to.
     """
-    folder, partial = cache / name, cache / f"{name}.partial"
+    folder = cache / name
     if folder.is_dir():
         return folder
     with locked(cache, name, key=key):
         if not folder.is_dir():  # another process may have made it while this one waited
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            make(partial)
-            partial.rename(folder)
+            with whole_folder(folder) as draft:
+                make(draft)
     return folder
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from caldpo.files import write_text
+
 _MANY = 0.05  # share of cut responses from which on it is told
 SAMPLES = "oracle_samples.jsonl"  # beside the results
 Values = NDArray[np.float64]
@@ -69,4 +71,4 @@ def write_samples(path: Path, outcome: Outcome) -> None:
         "ended": outcome.ended.tolist(),
     }
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

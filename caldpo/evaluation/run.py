@@ -17,6 +17,7 @@ from rich.console import Console
 
 from caldpo.compare.report import compare_runs
 from caldpo.config.job import write_json
+from caldpo.config.lock import EVALUATION, run_lock
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bench import Workbench
 from caldpo.evaluation.doubts import doubts
@@ -87,6 +88,13 @@ def _evaluate_one(
     target: Target, suites: list[Suite], bench: Workbench, settings: EvaluateSettings, console: Console, *, alone: bool
 ) -> None:
     subject = Subject(target, bench)
+    with run_lock(subject.folder, EVALUATION):
+        _measure(subject, suites, settings, console, alone=alone)
+
+
+def _measure(
+    subject: Subject, suites: list[Suite], settings: EvaluateSettings, console: Console, *, alone: bool
+) -> None:
     for suite in suites:
         if suite.needs_reference:
             subject.require_reference(suite.name)
@@ -106,8 +114,8 @@ def _evaluate_one(
         write_json(file, content_of(suite, subject, result, facts, seconds))
         print_result(console, suite.result, result, seconds, file, whole=alone)
         measured = True
-    of_the_run = isinstance(settings.checkpoint, str) and target.own_data and bench.reference is None
-    if measured and of_the_run and (told := tell_tracker(target)):
+    of_the_run = isinstance(settings.checkpoint, str) and subject.target.own_data and subject.bench.reference is None
+    if measured and of_the_run and (told := tell_tracker(subject.target)):
         console.print(f"  {told}", highlight=False, markup=False, soft_wrap=True)
 
 

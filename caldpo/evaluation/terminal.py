@@ -15,6 +15,7 @@ from caldpo.compare.text import number
 from caldpo.config.job import as_caldpo_error, one_line
 from caldpo.config.redact import redact_text
 from caldpo.evaluation.result import FOLDER, Measure, Result
+from caldpo.files import write_text
 
 _FEW = 3  # measures on a line where none is a main one
 
@@ -32,7 +33,7 @@ def print_left_out(console: Console, folder: Path | None, error: Exception) -> N
         return
     file = folder / FOLDER / "error.txt"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(redact_text("".join(traceback.format_exception(error))), encoding="utf-8")
+    write_text(file, redact_text("".join(traceback.format_exception(error))))
     console.print(f"  the whole story: {file}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -8,6 +8,7 @@ import transformers
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from caldpo.config.lock import GENERATION, run_lock
 from caldpo.evaluation.bench import Workbench
 from caldpo.evaluation.settings import GenerateSettings
 from caldpo.evaluation.subject import Subject
@@ -46,11 +47,11 @@ def _answer(subject: Subject, settings: GenerateSettings, console: Console, *, c
     """Answer the prompts of the settings."""
     prompts = _prompts(subject, settings, console)
     how = subject.sampling(len(prompts), settings.samples, settings.max_new_tokens, settings.temperature)
-    answers = respond(subject, prompts, how, compare=compare)
     file = subject.folder / GENERATIONS
-    write_table(
-        file, [r for p, responses in zip(prompts, answers, strict=True) for r in rows_of(p.asked, responses, how)]
-    )
+    with run_lock(subject.folder, GENERATION):  # before the samples are drawn, which takes a while
+        answers = respond(subject, prompts, how, compare=compare)
+        rows = [r for p, responses in zip(prompts, answers, strict=True) for r in rows_of(p.asked, responses, how)]
+        write_table(file, rows)
     for place, (prompt, responses) in enumerate(zip(prompts, answers, strict=True), start=1):
         print_prompt(console, f"\nprompt {place} of {len(prompts)}", prompt.asked)
         chosen = prompt.chosen

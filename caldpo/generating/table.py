@@ -7,6 +7,7 @@ is written.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from caldpo.evaluation.bench import Sampling
+from caldpo.files import append_text, whole_text
 from caldpo.generating.prompts import Asked
 from caldpo.generating.responses import Response
 
@@ -23,10 +25,8 @@ CHAT = "chat.csv"
 
 def write_table(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """A new table, of at least one row, in place of the last one."""
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with whole_text(file) as opened:
+        opened.write(_as_text(rows, header=True))
 
 
 def rows_of(asked: Asked, responses: Sequence[Response], how: Sampling) -> list[dict[str, Any]]:
@@ -72,10 +72,14 @@ class Transcript:
         """
         told = {"session": self.session, "conversation": conversation, "turn": self.turns}
         rows = [told | row for row in rows_of(text, responses, how)]
-        new = not self.file.exists()
-        with self.file.open("a", newline="", encoding="utf-8") as opened:
-            writer = csv.DictWriter(opened, rows[0], lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        append_text(self.file, _as_text(rows, header=not self.file.exists()))
         self.turns += 1
+
+
+def _as_text(rows: Sequence[dict[str, Any]], *, header: bool) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -8,7 +8,6 @@ killed one's unfinished part is taken over and its finished ones are kept.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from caldpo.files import whole_file
 
 PAIRS_PER_PART = 1024
 _LOOK_AGAIN = 0.1  # seconds between looks at what others compute
@@ -117,12 +118,8 @@ class LogpStore:
         """Keep the values of a part: complete under its name, or not there."""
         values = values.to("cpu", self.dtype).contiguous()
         checksum = self._checksum(part, values)
-        draft = part.path.with_suffix(".partial")  # one writer at a time: the holder of the part's lock
-        with draft.open("wb") as file:
+        with whole_file(part.path) as file:
             file.write(save({"chosen": values[0], "rejected": values[1]}, {"sha256": checksum}))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(part.path)
         return Found(values, checksum, computed=True)
 
     def _read_or_compute(self, part: Part, compute: Compute, refused: frozenset[str]) -> Found | None:

@@ -102,14 +102,16 @@ def test_runs_that_did_not_finish(tmp_path):
     assert {name: run.status for name, run in runs.items()} == {
         "failed": "failed",
         "stopped": "interrupted",
-        "busy": "running",
+        "busy": "died",
         "killed": "incomplete",
         "torn": "incomplete",
         "early": "incomplete",
     }
     assert runs["failed"].error == "CaldpoError: loss.beta=0: no"
     assert runs["failed"].loss == "ipo"
-    assert runs["killed"].error == runs["busy"].error == "still running, or killed"
+    assert runs["busy"].error.startswith("its process ended without a word")
+    assert runs["killed"].error == "it left no summary"
+    assert runs["stopped"].error == "it was stopped from outside"
     assert runs["torn"].error.startswith("summary.json cannot be read")
     assert runs["early"].loss == "cpo"
     assert not any(run.finished for run in runs.values())

@@ -151,8 +151,18 @@ def test_unfinished_runs_are_listed_with_their_errors(report):
     assert failed["last step logged"] == "5"
     assert failed["error"] == "CaldpoError: the gradient \\| is not a number at step 6"
     assert listed["loss=ipo,seed=0"]["status"] == "interrupted"
-    assert listed["loss=cpo,seed=0"]["error"] == "still running, or killed"
+    assert listed["loss=cpo,seed=0"]["error"] == "it left no summary"
     assert "99" not in report, "figures of unfinished runs appear nowhere"
+
+
+def test_the_head_says_what_is_incomplete(report):
+    head = report.split("## What was compared")[0]
+    assert "**Incomplete: 3 of 12 runs did not finish**, and enter no mean, curve or table below." in head
+    assert "- `loss=cal_dpo,seed=3`: failed, step 5 of 20" in head
+    assert "- `loss=ipo,seed=0`: interrupted, " in head
+    assert "- `loss=cpo,seed=0`: incomplete, " in head
+    assert "Without any figure: `cpo`, `ipo`." in head
+    assert "With fewer seeds than were started: `cal_dpo` (3 of 4)." in head
 
 
 def test_what_was_compared(report):

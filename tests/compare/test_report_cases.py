@@ -8,6 +8,7 @@ import math
 import pytest
 
 from caldpo.compare.report import compare_runs
+from caldpo.config.lock import run_lock
 from caldpo.errors import CaldpoError
 from tests.compare.runs import finals, held_out, table, write_run
 
@@ -96,6 +97,49 @@ def test_one_finished_run_without_metrics_does_not_stop_the_others(tmp_path):
     report = (tmp_path / "report.md").read_text()
     assert "- `bare`: no metrics.csv" in report
     assert "- `ipo`: no held-out log-ratios." in report
+
+
+def test_a_run_under_way_and_one_that_died_enter_no_mean(tmp_path, capsys):
+    """The figures of an unfinished run are those of another number of steps, however good they look."""
+    for seed, (status, accuracy) in enumerate(
+        [("finished", 0.6), ("finished", 0.7), ("running", 0.99), ("running", 1)]
+    ):
+        rows = [held_out(0, 0, 0), held_out(10, 1.0, -1.0, **{"rewards/accuracies": accuracy})]
+        write_run(tmp_path / f"seed={seed}", seed=seed, rows=rows, metrics=finals(rows[-1]), status=status)
+    with run_lock(tmp_path / "seed=2"):
+        compare_runs(str(tmp_path), dpi=40)
+    report = (tmp_path / "report.md").read_text()
+    head = report.split("## What was compared")[0]
+    assert "- `seed=2`: running, step 10 of 20\n- `seed=3`: died, step 10 of 20" in head
+    assert "With fewer seeds than were started: `dpo` (2 of 4)." in head
+    final = table(report, "Final figures on held-out pairs")
+    assert final["dpo"]["accuracy (share of pairs)"] == "0.650 ± 0.071"
+    out = " ".join(capsys.readouterr().out.split())
+    assert "left out: seed=3, died at step 10 of 20: its process ended without a word" in out
+    with (tmp_path / "comparison.csv").open() as file:
+        assert [row["rewards/accuracies"] for row in csv.DictReader(file)] == ["0.6", "0.7", "", ""]
+
+
+def test_a_sweep_that_finished_has_nothing_at_its_head(tmp_path):
+    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -1.0)]
+    write_run(tmp_path / "a", rows=rows, metrics=finals(rows[-1]))
+    compare_runs(str(tmp_path), dpi=40)
+    assert "Incomplete" not in (tmp_path / "report.md").read_text()
+
+
+def test_what_cannot_be_written_leaves_the_earlier_report(tmp_path, monkeypatch):
+    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -1.0)]
+    write_run(tmp_path / "a", rows=rows, metrics=finals(rows[-1]))
+    compare_runs(str(tmp_path), dpi=40)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("caldpo.files.os.fsync", full)
+    with pytest.raises(CaldpoError, match="the report cannot be written: No space left on device"):
+        compare_runs(str(tmp_path), dpi=50)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 @pytest.mark.parametrize(("key", "value"), [("band", "std"), ("dpi", 0), ("dpi", "high")])

@@ -3,70 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from caldpo.config.job import as_caldpo_error, one_line, read_summary, write_json
-from caldpo.config.paths import conf_dir
+from caldpo.config.job import as_caldpo_error, exit_on_signals, one_line, read_summary, write_json
 from caldpo.errors import CaldpoError
 from caldpo.sweep import collect, report_interrupted
-
-JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-SECRET = "very-secret-value"
-CONF = """
-    defaults: [hydra_base, _self_]
-    name: demo
-    seed: 0
-    behave: finish
-    api_key: null
-"""
+from tests.config.jobs import JOBLIB, SECRET, everything_written, run, start, statuses, write_conf
 
 
 @pytest.fixture(scope="module")
 def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("conf")
-    (folder / "command.yaml").write_text(dedent(CONF))
-    shutil.copy(conf_dir() / "hydra_base.yaml", folder)
-    return folder
-
-
-def start(conf: Path, cwd: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    script = Path(__file__).with_name("command.py")
-    inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    return subprocess.Popen(
-        [sys.executable, str(script), "--config-path", str(conf), *arguments],
-        cwd=cwd,
-        env=inherited | {"PYTHONPATH": str(Path(__file__).parents[2]), "SOME_API_KEY": SECRET} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run(conf: Path, cwd: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    process = start(conf, cwd, *arguments, **environment)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
-
-
-def everything_written(folder: Path) -> str:
-    return "\n".join(p.read_text() for p in folder.rglob("*") if p.is_file())
-
-
-def statuses(folder: Path) -> dict[str, str]:
-    return {path.parent.name: read_summary(path.parent)["status"] for path in folder.rglob("summary.json")}
+    return write_conf(tmp_path_factory.mktemp("conf"))
 
 
 class TestOneRun:
@@ -161,6 +115,7 @@ class TestSweep:
     ("number", "code", "arguments"),
     [
         (signal.SIGTERM, 143, ["behave=wait"]),
+        (signal.SIGUSR1, 128 + signal.SIGUSR1, ["behave=wait"]),
         (signal.SIGINT, 130, ["behave=wait"]),
         (signal.SIGTERM, 143, ["behave=finish,wait", "seed=0,1", "-m"]),
         (signal.SIGINT, 130, ["behave=finish,wait", "seed=0,1", "-m"]),
@@ -230,6 +185,34 @@ def test_a_broken_summary_is_a_failed_run(tmp_path: Path) -> None:
     (run_,) = collect(tmp_path)
     assert run_.status == "failed"
     assert "cannot be read" in (run_.error or "")
+
+
+def test_a_launchers_handler_that_lets_sigterm_pass_gives_way_while_a_run_is_on() -> None:
+    """As submitit's does, for which a job that is cancelled would go on until it is killed."""
+
+    class Handlers:
+        def bypass(self, number: int, frame: object) -> None:
+            raise AssertionError("passed by")
+
+        def requeue(self, number: int, frame: object) -> None:
+            raise KeyError("requeued")
+
+    handlers = Handlers()
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        for number, handler in zip(numbers, (handlers.bypass, signal.SIG_DFL, handlers.requeue), strict=True):
+            signal.signal(number, handler)
+        for number in numbers[:2]:
+            with pytest.raises(SystemExit) as stopped, exit_on_signals():
+                signal.raise_signal(number)
+            assert stopped.value.code == 128 + number
+        with pytest.raises(KeyError, match="requeued"), exit_on_signals():
+            signal.raise_signal(signal.SIGUSR2)
+        assert signal.getsignal(signal.SIGTERM) == handlers.bypass, "as it was"
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_nothing_to_report_without_a_sweep() -> None:

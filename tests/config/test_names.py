@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
+from caldpo.config.lock import run_lock
 from caldpo.config.names import LONGEST, claimed_folder, naming_overrides, register_resolvers, run_name
 from caldpo.errors import CaldpoError
 
@@ -33,6 +34,7 @@ SUBDIR = "${run_name:${hydra.overrides.task},${hydra.job.config.override_dirname
         (["hydra.run.dir=x", "hydra/launcher=joblib", "seed=1"], "seed=1"),
         (["name='a b;c|d'"], "name=a-b-c-d"),
         (["logger.api_key=abc", "seed=1"], "logger.api_key=hidden,seed=1"),
+        (["resume=auto", "seed=1"], "seed=1"),  # begun and gone on with, it has one folder
         ([], "run"),
     ],
 )
@@ -76,6 +78,12 @@ def sweep(excluded: tuple[str, ...] = (), subdir: str = SUBDIR) -> DictConfig:
             }
         }
     )
+
+
+def test_a_long_name_is_the_same_when_a_run_is_gone_on_with() -> None:
+    long = [f"data.train={'x' * 150}.jsonl", "seed=1"]
+    assert run_name([*long, "resume=auto"]) == run_name(long)
+    assert run_name([*long, "other=1"]) != run_name(long)
 
 
 def test_names_that_differ_need_nothing() -> None:
@@ -140,6 +148,16 @@ class TestClaiming:
     def test_a_folder_chosen_by_name_is_used_again(self, tmp_path: Path) -> None:
         assert claimed_folder(self.cfg("outputs/mine"), "run") == []
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_another_process_writes_is_refused_before_anything_is_written(self, tmp_path: Path) -> None:
+        records, reads = self.cfg("mine"), self.cfg("mine")
+        records.hydra.output_subdir, reads.hydra.output_subdir = ".hydra", None
+        (tmp_path / "mine").mkdir()
+        with run_lock(tmp_path / "mine"):
+            with pytest.raises(CaldpoError, match=r"hydra\.run\.dir=mine: another process trains there"):
+                claimed_folder(records, "run")
+            assert claimed_folder(reads, "run") == [], "a report of it can be had"
+        assert claimed_folder(records, "run") == []
 
     def test_a_file_in_the_way_is_told(self, tmp_path: Path) -> None:
         (tmp_path / "outputs").touch()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caldpo.evaluation.harness.plan import PAIRS, Wanted
+from caldpo.files import write_text
 
 SAMPLES = "leaderboard_samples"  # folder beside the results: every question and answer, a file per task
 
@@ -49,4 +50,4 @@ def write_samples(folder: Path, samples: Mapping[str, Iterable[Any]]) -> None:
     (folder / SAMPLES).mkdir(exist_ok=True)
     for name, rows in samples.items():
         lines = [json.dumps(row, default=str, ensure_ascii=False) + "\n" for row in rows]
-        (folder / SAMPLES / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_text(folder / SAMPLES / f"{name}.jsonl", "".join(lines))

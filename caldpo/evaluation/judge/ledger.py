@@ -12,6 +12,7 @@ from typing import Any
 
 from caldpo.evaluation.judge.question import JudgeModel, Question
 from caldpo.evaluation.judge.verdict import read_verdict
+from caldpo.files import append_text
 
 FILE = "judge_verdicts.jsonl"  # beside the results
 
@@ -39,7 +40,7 @@ class Ledger:
     """The answers in a file of JSON lines, by the digest of their question.
 
     A line that cannot be read (the last one of a command that was killed) is skipped and counted; its question is asked
-    again. Answers may be added from several threads.
+    again. Answers may be added from several threads and processes.
 
     Args:
         path: need not exist.
@@ -51,7 +52,6 @@ class Ledger:
         self._lock = threading.Lock()
         self._answers: dict[str, Answer] = {}
         content = path.read_bytes() if path.exists() else b""
-        self._torn = bool(content) and not content.endswith(b"\n")
         for line in content.splitlines():
             self._read(line)
 
@@ -81,9 +81,8 @@ class Ledger:
             **asdict(answer),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        with self._lock, self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if self._torn else "") + json.dumps(record) + "\n")
-            self._torn = False
+        with self._lock:
+            append_text(self.path, json.dumps(record) + "\n")
             self._answers[digest] = answer
 
     def _read(self, line: bytes) -> None:

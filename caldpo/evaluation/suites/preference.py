@@ -20,6 +20,7 @@ from caldpo.evaluation.points import wins
 from caldpo.evaluation.result import Measure, Result
 from caldpo.evaluation.subject import Subject
 from caldpo.evaluation.suite import Suite
+from caldpo.files import whole_text
 
 PAIRS = "preference_pairs.csv"  # a row per pair, beside the results
 Values = NDArray[np.float64]
@@ -77,7 +78,7 @@ class Preference(Suite):
         }
         if scores is not None:
             columns |= {"score_chosen": scores[0], "score_rejected": scores[1]}
-        with (subject.folder / PAIRS).open("w", newline="", encoding="utf-8") as file:
+        with whole_text(subject.folder / PAIRS) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
