@@ -17,14 +17,15 @@ from caldpo.train import main as train
 
 ROOT = Path(__file__).parents[1]
 # A run that would need no generated data; nothing of it is ever loaded here.
-RUN = ["model=random", "model.tokenizer=nowhere", "data=local", "data.train=nowhere.jsonl", "logger=none"]
+RUN = ["model=random", "model.tokenizer=nowhere", "data=local", "data.train=pairs.jsonl", "logger=none"]
 HEAVY = ("torch", "transformers", "datasets", "pytorch_lightning", "wandb", "matplotlib", "pandas")
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands work from any folder."""
+    """Commands work from any folder; this one has a file of pairs, which is looked for before anything else."""
     monkeypatch.chdir(tmp_path)
+    Path("pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 
@@ -288,4 +289,5 @@ def test_python_dash_m_from_any_folder(tmp_path: Path) -> None:
         text=True,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: loss.beta=-1: must be a number > 0.\n"
+    said = "(the log-ratios are pulled to rewards / beta, +-1 / (2 beta) nats)"  # what the yaml says of it
+    assert done.stderr == f"error: loss.beta=-1: must be a number > 0 {said}.\n"

@@ -10,9 +10,10 @@ from typing import Any
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
 
+from caldpo.config.comments import meaning
 from caldpo.config.redact import MASK, is_secret_name, redact_text
 from caldpo.config.source import Signature, read_signature
-from caldpo.config.values import describe, problem, suggest
+from caldpo.config.values import describe, is_quantity, problem, suggest
 from caldpo.errors import CaldpoError
 
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
@@ -131,6 +132,8 @@ def _of_value(name: str, section: DictConfig, key: str, annotation: Any) -> Iter
         except InterpolationResolutionError:
             return  # reported item by item
     if wrong := problem(annotation, value):
+        unit = meaning(name, _plain(section, "_target_")) if is_quantity(annotation) else None
+        wrong += f" ({unit})" if unit else ""
         yield Problem(name, _shown(section, key), wrong, reference=_reference(section, key))
 
 

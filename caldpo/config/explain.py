@@ -36,8 +36,10 @@ def compose_or_explain(
     Returns:
         The configuration without the faulty overrides (None when it cannot be composed) and their problems.
     """
-    problems, foreign = _of_other_commands(compose, loader, overrides)
-    remaining = [override for override in overrides if override not in foreign]
+    texts = [override for override in overrides if _is_text(override)]
+    problems, foreign = _of_other_commands(compose, loader, texts)
+    problems += [_no_text(override) for override in overrides if override not in texts]
+    remaining = [override for override in texts if override not in foreign]
     while True:
         try:
             return compose(remaining), problems
@@ -47,6 +49,20 @@ def compose_or_explain(
             if culprit not in remaining:
                 return None, problems
             remaining = [override for override in remaining if override != culprit]
+
+
+def _is_text(override: str) -> bool:
+    """Whether it can be written into a file: bytes of a command line that are not UTF-8 cannot."""
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_text(override: str) -> Problem:
+    key, _, value = override.encode("ascii", "backslashreplace").decode().partition("=")
+    return Problem(key, redact_text(value) or None, "is not text in UTF-8", "rename what it names")
 
 
 def _of_other_commands(
@@ -113,6 +129,8 @@ def _of_override(
 # options that come with an extra of pyproject.toml
 EXTRAS = {
     ("hydra/launcher", "joblib"): "sweep",
+    ("hydra/launcher", "submitit_local"): "slurm",
+    ("hydra/launcher", "submitit_slurm"): "slurm",
     ("adapter", "lora"): "peft",
     ("suite", "judge"): "judge",
     ("suite", "leaderboard"): "eval",

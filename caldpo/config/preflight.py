@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,19 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import setup_globals
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from caldpo.config.check import Problem, find_problems, raise_problems
 from caldpo.config.explain import compose_or_explain
+from caldpo.config.inside import find_escapes
 from caldpo.config.job import as_caldpo_error
+from caldpo.config.launchers import find_processes
 from caldpo.config.names import claimed_folder, naming_overrides, register_resolvers
 from caldpo.config.overrides import parse_overrides
 from caldpo.config.redact import redact_text
-from caldpo.errors import CaldpoError
 
-Agree = Callable[[DictConfig], Any]
-
-# Launchers whose runs share this machine's processes with the sweep itself.
-_LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")
+Agree = Callable[[DictConfig], Iterable[Problem] | None]
 
 
 def preflight(
@@ -50,7 +46,8 @@ def preflight(
         overrides: as given on the command line.
         multirun: whether ``-m`` was given; a configuration may ask for a sweep too (``hydra.mode``).
         schemas: as for :func:`caldpo.config.check.check_config`.
-        agree: raises CaldpoError where keys that are good by themselves contradict each other.
+        agree: returns problems, or raises CaldpoError, where keys that are good by themselves contradict each other
+            or what lies on this machine.
 
     Returns:
         Overrides to add, which name the folders.
@@ -119,7 +116,7 @@ def _of_sweep(
             cfg, found = compose_or_explain(lambda given: loader.load_sweep_config(master, given), loader, job)
             problems += found
             if cfg is not None:
-                problems += [*_of_run(cfg, schemas, agree, number), *_of_processes(cfg)]
+                problems += [*_of_run(cfg, schemas, agree, number), *find_processes(cfg)]
         raise_problems(list(dict.fromkeys(problems)))
     HydraConfig.instance().set_config(master)
     return [*naming_overrides(jobs, master, all_known=all_known), *claimed_folder(master, "sweep")]
@@ -131,20 +128,24 @@ def _of_run(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None, nu
         cfg.hydra.runtime.output_dir = str(Path.cwd())
         cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
     HydraConfig.instance().set_config(cfg)
-    problems = list(find_problems(cfg, schemas))
-    return problems if problems or agree is None else _of_agreement(cfg, agree)
+    problems = [*find_problems(cfg, schemas), *find_escapes(cfg)]
+    return problems if agree is None else [*problems, *_of_agreement(cfg, agree, doubtful=bool(problems))]
 
 
-def _of_agreement(cfg: DictConfig, agree: Agree) -> list[Problem]:
+def _of_agreement(cfg: DictConfig, agree: Agree, *, doubtful: bool) -> list[Problem]:
+    """What ``agree`` says; of a configuration that is ``doubtful`` already, no more than the problems it returns."""
+    found: list[Problem] = []
     try:
-        agree(cfg)
-    except (CaldpoError, InstantiationException) as error:
+        found.extend(agree(cfg) or [])  # keeps what comes before an error
+    except Exception as error:
+        if doubtful:
+            return found  # the error is most likely due to a value that is reported already
         known = as_caldpo_error(error)
         if known is None:
             raise
         value = None if known.value_or_none is None else redact_text(str(known.value))
-        return [Problem(known.key or "configuration", value, known.message, known.remedy)]
-    return []
+        found.append(Problem(known.key or "configuration", value, known.message, known.remedy))
+    return found
 
 
 def _jobs(loader: ConfigLoaderImpl, master: DictConfig) -> tuple[list[list[str]], bool, list[Problem]]:
@@ -223,16 +224,3 @@ def _values(override: Override) -> list[str]:
         return list(override.sweep_string_iterator())
     interval: Any = override.value()
     return [str(interval.start), str(interval.end)] if isinstance(interval, IntervalSweep) else []
-
-
-def _of_processes(cfg: DictConfig) -> list[Problem]:
-    """Several devices under a launcher of this machine: Lightning's child processes repeat the sweep."""
-    launcher = str(cfg.hydra.launcher.get("_target_")).rpartition(".")[2]
-    devices = OmegaConf.select(cfg, "trainer.devices")
-    several = isinstance(devices, int) and not isinstance(devices, bool) and devices > 1
-    # torchrun has already started one process per device.
-    if not several or launcher not in _LOCAL_LAUNCHERS or "TORCHELASTIC_RUN_ID" in os.environ:
-        return []
-    wrong = "a sweep on this machine is for one device a run: the further processes would start the sweep again"
-    remedy = "set trainer.devices=1, start the runs one by one, or launch the sweep with submitit"
-    return [Problem("trainer.devices", str(devices), wrong, remedy)]

@@ -44,6 +44,12 @@ def is_section(annotation: Any) -> bool:
     return any(isinstance(member, type) and issubclass(member, Section) for member in members)
 
 
+def is_quantity(annotation: Any) -> bool:
+    """Whether ``annotation`` is, or allows, a number: what it means then depends on its unit."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return any((get_args(m)[0] if get_origin(m) is Annotated else m) in (int, float) for m in members)
+
+
 def problem(annotation: Any, value: Any) -> str | None:
     """What is wrong with ``value``, as ``must be ...``, or None when it fits."""
     if _fits(annotation, value):

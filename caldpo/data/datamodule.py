@@ -20,7 +20,8 @@ from caldpo.data.report import DataReport, SplitReport, print_report
 from caldpo.data.rows import PairSource
 from caldpo.data.serving import ServedPairs
 from caldpo.data.split import prompt_key, split_by_prompt
-from caldpo.data.template import read_template, require_template
+from caldpo.data.template import require_template
+from caldpo.data.template_file import read_template
 from caldpo.data.token_cache import cached_tokens
 from caldpo.data.tokenize import TokenizedSplit
 from caldpo.errors import CaldpoError

@@ -16,6 +16,7 @@ from rich.progress import track
 from caldpo.data.formats import detect, formats
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import PairSource, RawRow, RowError
+from caldpo.data.sources._named import no_rows
 from caldpo.data.validate import DegeneracyCheck, check_pair, has_reversed_scores
 from caldpo.errors import CaldpoError
 
@@ -23,6 +24,9 @@ Kind = Literal["line", "row", "degenerate", "filtered"]
 OnDegenerate = Literal["drop", "keep"]
 OnReversedScores = Literal["reject", "swap", "keep"]
 
+# Beyond so many the account itself would fill the memory: the file is something else than the preference data it is
+# taken for, or a small compressed one that expands into endless repetition.
+MAX_REJECTIONS = 2_000_000
 _SHOWN = 10  # bad rows of a split named in an error; the file has the rest
 
 
@@ -124,13 +128,15 @@ def load_pairs(
         The pairs, each with its origin, and the account of all rows.
 
     Raises:
-        CaldpoError: an unreadable split.
+        CaldpoError: an unreadable split, or one with more useless rows than can be accounted for.
     """
     report, pairs, degenerate = LoadReport(split), [], DegeneracyCheck()
     kept_formats: Counter[str] = Counter()
     kept_degenerate: Counter[str] = Counter()
     for raw in _progress(source.rows(split), split, console or Console(stderr=True)):
         report.rows += 1
+        if len(report.rejections) >= MAX_REJECTIONS:
+            raise _hopeless(report)
         try:
             pair, format_name = _parse(raw)
             pair, swapped = _agree_with_scores(pair, on_reversed_scores)
@@ -190,6 +196,8 @@ def require_pairs(report: LoadReport) -> None:
     Raises:
         CaldpoError: it has none; the message says what became of its rows.
     """
+    if not report.rows:
+        raise no_rows(report.split)
     if not report.kept:
         raise CaldpoError(f"none of its {report.rows:,} rows is a usable pair\n{report.summary()}", key=report.split)
 
@@ -208,6 +216,15 @@ def write_rejections(reports: LoadReport | Iterable[LoadReport], path: str | os.
     lines = [json.dumps({"split": rep.split, **asdict(rej)}) for rep in every for rej in rep.rejections]
     Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return len(lines)
+
+
+def _hopeless(report: LoadReport) -> CaldpoError:
+    counts = _listed(report.counts())
+    return CaldpoError(
+        f"{len(report.rejections):,} of the first {report.rows:,} rows are of no use ({counts})",
+        key=report.split,
+        remedy="look at what this file really holds",
+    )
 
 
 def _parse(raw: RawRow) -> tuple[PreferencePair, str]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+_SHOWN = 60  # characters of a value in a message
+
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
@@ -47,6 +49,15 @@ class PairSource(Protocol):
                 ``key`` is ``split`` where that is the mistake; whoever asked knows which setting it came from.
         """
         ...
+
+
+def shown(value: object) -> str:
+    """A value of a row as it may stand in a message: on one line, short, and without what no terminal can print."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a whole number of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 class RowError(Exception):

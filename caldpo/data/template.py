@@ -1,14 +1,16 @@
 """From a pair to texts: what the policy is prompted with, and what follows it.
 
 Conversations are rendered by the tokenizer's chat template, always through transformers' sandboxed
-``apply_chat_template``, since templates come from the hub with the tokenizer. Plain text is taken as it is.
+``apply_chat_template``, since templates come from the hub with the tokenizer. A template is a program, and what the
+sandbox does not stop is bounded here: memory, time and the length of what it writes. Plain text is taken as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -16,9 +18,17 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.rows import RowError
+from caldpo.data.template_file import MAX_TEMPLATE_CHARACTERS
 from caldpo.errors import CaldpoError
+from caldpo.limits import TooLong, bounded
 
-MAX_TEMPLATE_CHARACTERS = 200_000  # the longest published templates have about 20,000
+# far beyond any real template, which takes microseconds and writes little more than it is given
+MAX_MEBIBYTES = 512  # of memory, for the conversations of one pair
+MAX_SECONDS = 10.0  # of processor time, likewise
+MAX_WRITTEN = 1_000_000  # characters around a conversation
+MAX_REPEATED = 20  # times a conversation may be written out
+
+_ANOTHER = "name a template that you have read with data.chat_template=FILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +47,6 @@ class RenderedPair:
     rejected: str
     templated: bool
     eos_stripped: int
-
-
-def read_template(path: str) -> str:
-    """The chat template in a file.
-
-    Raises:
-        CaldpoError: no such file, not UTF-8 text, empty, or absurdly long.
-    """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CaldpoError(
-            f"the chat template cannot be read ({error})",
-            key="data.chat_template",
-            value=path,
-            remedy="name a UTF-8 file with a Jinja chat template, or set null for the tokenizer's own",
-        ) from error
-    if not text.strip() or len(text) > MAX_TEMPLATE_CHARACTERS:
-        raise CaldpoError(
-            f"the file has {len(text):,} characters, which no chat template has",
-            key="data.chat_template",
-            value=path,
-            remedy=f"name a Jinja chat template of at most {MAX_TEMPLATE_CHARACTERS:,} characters",
-        )
-    return text
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -94,18 +79,19 @@ def render_pair(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> Ren
 
     Raises:
         RowError: the template refuses the conversation, or does not continue its own prompt.
-        CaldpoError: the template itself is broken.
+        CaldpoError: the template itself is broken, reaches out of its sandbox, or takes too much.
     """
     chosen, in_chosen = without_token(pair.chosen, tokenizer.eos_token)
     rejected, in_rejected = without_token(pair.rejected, tokenizer.eos_token)
     stripped = in_chosen + in_rejected
-    prompt = render_prompt(pair.prompt, tokenizer)
     if isinstance(pair.prompt, str):
-        return RenderedPair(prompt, chosen, rejected, templated=False, eos_stripped=stripped)
-    after_chosen, after_rejected = (
-        _continuation(prompt, _apply(tokenizer, (*pair.prompt, reply), generate=False))
-        for reply in (Message(role="assistant", content=text) for text in (chosen, rejected))
-    )
+        return RenderedPair(pair.prompt, chosen, rejected, templated=False, eos_stripped=stripped)
+    with _bounded():
+        prompt = _apply(tokenizer, pair.prompt, generate=True)
+        after_chosen, after_rejected = (
+            _continuation(prompt, _apply(tokenizer, (*pair.prompt, reply), generate=False))
+            for reply in (Message(role="assistant", content=text) for text in (chosen, rejected))
+        )
     return RenderedPair(prompt, after_chosen, after_rejected, templated=True, eos_stripped=stripped)
 
 
@@ -114,17 +100,28 @@ def render_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokeni
 
     Raises:
         RowError: the template refuses the conversation.
-        CaldpoError: the template itself is broken.
+        CaldpoError: the template itself is broken, reaches out of its sandbox, or takes too much.
     """
-    return prompt if isinstance(prompt, str) else _apply(tokenizer, prompt, generate=True)
+    if isinstance(prompt, str):
+        return prompt
+    with _bounded():
+        return _apply(tokenizer, prompt, generate=True)
 
 
 def without_token(text: str, token: str) -> tuple[str, int]:
     """``text`` without any occurrence of ``token``, and how many there were."""
-    count = 0
-    while found := text.count(token):  # again, because taking one out can join another
-        count, text = count + found, text.replace(token, "")
-    return text, count
+    count = text.count(token) if token else 0
+    text = text.replace(token, "") if count else text
+    if not token or token not in text:
+        return text, count
+    # Taking one out has joined another. Once more and again would take for ever on a text that is made for it.
+    kept: list[str] = []
+    for character in text:
+        kept.append(character)
+        if character == token[-1] and "".join(kept[-len(token) :]) == token:
+            del kept[-len(token) :]
+            count += 1
+    return "".join(kept), count
 
 
 def _named(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -135,15 +132,55 @@ def _named(tokenizer: PreTrainedTokenizerBase) -> str:
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], *, generate: bool) -> str:
     conversation: Any = list(messages)
     try:
-        return str(tokenizer.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False))
+        text = str(tokenizer.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False))
     except jinja2.TemplateSyntaxError as error:
-        raise CaldpoError(
-            f"the chat template is no valid Jinja: line {error.lineno}: {error.message}",
-            key="data.chat_template",
-            remedy="mend the template, or name another with data.chat_template=FILE",
-        ) from error
+        raise _broken(f"is no valid Jinja: line {error.lineno}: {error.message}") from error
+    except SyntaxError as error:  # of the Python code that Jinja makes of it
+        raise _broken(f"is nested too deep: {error.msg}") from error
+    except jinja2.exceptions.SecurityError as error:
+        raise _bad(f"reaches for what the sandbox keeps from it ({str(error).rstrip('.')})") from error
+    except (MemoryError, RecursionError, OverflowError) as error:
+        raise _too_much(str(error).rstrip(".") or f"more than {MAX_MEBIBYTES} MiB of memory") from error
     except Exception as error:  # a template is a program: it can raise anything
         raise RowError(f"the chat template refuses the conversation ({error})") from error
+    if len(text) > MAX_WRITTEN + MAX_REPEATED * sum(len(message["content"]) for message in messages):
+        raise _too_much(f"{len(text):,} characters")
+    return text
+
+
+def bound_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, whose template is bounded as here also where somebody else renders with it."""
+    render = tokenizer.apply_chat_template
+
+    def apply_chat_template(*arguments: Any, **options: Any) -> Any:
+        with _bounded():
+            return render(*arguments, **options)
+
+    tokenizer.apply_chat_template = apply_chat_template  # type: ignore[method-assign]
+    return tokenizer
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """What a template may take, around all that it writes of a pair: setting the bounds takes as long as one text."""
+    try:
+        with bounded(mebibytes=MAX_MEBIBYTES, seconds=MAX_SECONDS):
+            yield
+    except TooLong:
+        raise _too_much(f"more than {MAX_SECONDS:g} seconds") from None
+
+
+def _broken(what: str) -> CaldpoError:
+    remedy = "mend the template, or name another with data.chat_template=FILE"
+    return CaldpoError(f"the chat template {what}", key="data.chat_template", remedy=remedy)
+
+
+def _bad(what: str) -> CaldpoError:
+    return CaldpoError(f"the chat template {what}", key="data.chat_template", remedy=_ANOTHER)
+
+
+def _too_much(what: str) -> CaldpoError:
+    return _bad(f"takes what no chat template takes to write one conversation: {what}")
 
 
 def _continuation(prompt: str, whole: str) -> str:

@@ -190,6 +190,15 @@ def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[i
     return _encode(tokenizer, [text])[0]
 
 
+def _encodable(texts: RenderedPair) -> RenderedPair:
+    """The texts, if a tokenizer can take them: the pair's own were looked at, but a template writes what it likes."""
+    try:
+        "".join((texts.prompt, texts.chosen, texts.rejected)).encode()
+    except UnicodeEncodeError:
+        raise RowError("the chat template writes half of a surrogate pair") from None
+    return texts
+
+
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
@@ -221,7 +230,7 @@ class _Worker:
         rendered: list[tuple[int, PreferencePair, RenderedPair]] = []
         for place, pair in enumerate(chunk, start):
             try:
-                rendered.append((place, pair, render_pair(pair, self.tokenizer)))
+                rendered.append((place, pair, _encodable(render_pair(pair, self.tokenizer))))
             except RowError as error:
                 self.rejections[place] = Rejection(pair.origin, error.kind, error.reason)
         texts = [t for *_, r in rendered for t in (r.prompt, r.prompt + r.chosen, r.prompt + r.rejected)]

@@ -66,6 +66,7 @@ CONF = {
         params: {loss.beta: "interval(0.1,2)"}
     """,
     "hydra/launcher/cluster.yaml": "{_target_: somewhere.ClusterLauncher}",
+    "hydra/launcher/rocket.yaml": "{_target_: somewhere.SlurmLauncher, tasks_per_node: 1}",
 }
 
 
@@ -141,6 +142,7 @@ def test_a_group_in_which_a_list_is_chosen_can_be_added_to() -> None:
         (["name=../x"], ["name=../x: must be a folder name"]),
         (["data=local"], ["data.path: has to be given: text", "add data.path=..."]),
         (["loss.beta=[1,"], ["loss.beta=[1,: cannot be read"]),
+        (["loss.targets='\udcff'"], [r"loss.targets='\udcff': is not text in UTF-8"]),  # as argv has other bytes
         (["loss.beta"], ["loss.beta: an override is written key=value"]),
         (["=3"], ["=3: an override is written key=value"]),
         (["loss=cal,smooth"], ["loss=cal,smooth: several values for one run", "-m"]),
@@ -174,10 +176,12 @@ def test_a_group_that_cannot_be_chosen_hides_nothing_misleading() -> None:
 
 
 def test_an_option_of_a_missing_extra_names_the_extra(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain, "EXTRAS", {("hydra/launcher", "rocket"): "space"})
-    text = answer("hydra/launcher=rocket")
-    assert "hydra/launcher=rocket: not installed" in text
-    assert "pip install 'caldpo[space]'" in text
+    monkeypatch.setattr(explain, "EXTRAS", {("hydra/launcher", "shuttle"): "space"})
+    (conf / "hydra" / "launcher" / "ours.yaml").write_text("defaults: [shuttle, _self_]\nname: x\n")
+    for option in ("shuttle", "ours"):  # itself, and as what a yaml of ours builds on
+        text = answer(f"hydra/launcher={option}")
+        assert "hydra/launcher=shuttle: not installed" in text
+        assert "pip install 'caldpo[space]'" in text
 
 
 def test_secrets_in_overrides_are_not_repeated() -> None:
@@ -222,7 +226,11 @@ class TestSweeps:
 
     def test_several_devices_need_a_launcher_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "trainer.devices=2" in answer("trainer.devices=1,2", m=True)
-        assert "submitit" in answer("hydra/launcher=joblib", "trainer.devices=2", m=True)
+        assert "hydra/launcher=slurm" in answer("hydra/launcher=joblib", "trainer.devices=2", m=True)
+        one, four = (f"hydra.launcher.tasks_per_node={count}" for count in (1, 4))
+        slurm = ["hydra/launcher=rocket", "trainer.devices=4"]
+        assert "hydra.launcher.tasks_per_node=1: the cluster is to start 4" in answer(*slurm, one, m=True)
+        assert check(*slurm, four, m=True)
         assert check("hydra/launcher=cluster", "trainer.devices=2", m=True)
         assert check("trainer.devices=2")  # one run may have as many as there are
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")

@@ -87,6 +87,7 @@ EXAMPLES = [
 def test_parses(name, row, pair):
     assert detect(row) == name
     assert formats()[name].parse(row) == pair
+    assert set(formats()[name].COLUMNS) <= set(row)
 
 
 def test_every_format_has_an_example():
@@ -139,6 +140,7 @@ def test_a_new_file_is_a_new_format(tmp_path, monkeypatch):
     """The recipe: one file, found by being there; and one that matches too much is named, not obeyed."""
     (tmp_path / "ranked.py").write_text(
         "from caldpo.data.pair import PreferencePair\n"
+        "COLUMNS = ('q', 'ranking')\n"
         "def matches(row): return 'ranking' in row\n"
         "def parse(row): return PreferencePair(row['q'], row['ranking'][0], row['ranking'][-1])\n"
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caldpo.data.rows import RowError
-from caldpo.data.template import read_template, render_pair, require_template, without_token
+from caldpo.data.template import render_pair, require_template, without_token
+from caldpo.data.template_file import read_template
 from caldpo.errors import CaldpoError
 from tests.data.small import chat, pair, word_tokenizer
 
@@ -39,6 +43,22 @@ def test_without_token(text: str, left: str, count: int) -> None:
     assert without_token(text, "xx") == (left, count)
 
 
+@given(st.text("<e>", max_size=60))
+def test_what_is_left_has_no_token_however_they_are_nested(text: str) -> None:
+    """As taking them out until there are none, one at a time."""
+    left, count = text, 0
+    while "<e>" in left:
+        left, count = left.replace("<e>", "", 1), count + 1
+    assert without_token(text, "<e>") == (left, count)
+
+
+def test_a_text_made_of_nested_tokens_takes_no_time() -> None:
+    started = time.process_time()
+    assert without_token("<e" * 200_000 + ">" * 200_000, "<e>") == ("", 200_000)
+    assert without_token("a<e>", "") == ("a<e>", 0)
+    assert time.process_time() - started < 10
+
+
 def test_a_template_that_raises_names_its_reason() -> None:
     tokenizer = word_tokenizer(template="{{ raise_exception('only one turn') if messages|length > 2 }}x")
     with pytest.raises(RowError, match=r"refuses the conversation \(only one turn\)"):
@@ -59,7 +79,7 @@ def test_a_conversation_shorter_than_its_prompt_is_refused() -> None:
 
 def test_a_template_runs_in_the_sandbox() -> None:
     template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
-    with pytest.raises(RowError, match="unsafe"):
+    with pytest.raises(CaldpoError, match=r"reaches for what the sandbox keeps from it .*unsafe"):
         render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
 
 
@@ -85,7 +105,7 @@ def test_absurdly_long_templates_are_refused(tmp_path) -> None:
     with pytest.raises(CaldpoError, match="400,000 characters"):
         require_template(word_tokenizer(template="x" * 400_000))
     (tmp_path / "long.jinja").write_text("x" * 400_000)
-    with pytest.raises(CaldpoError, match="400,000 characters"):
+    with pytest.raises(CaldpoError, match="more than 200,000 characters"):
         read_template(str(tmp_path / "long.jinja"))
 
 

@@ -2,8 +2,9 @@
 
 To add one, say ``ranked``:
 
-1. ``caldpo/data/formats/ranked.py`` with ``matches(row) -> bool`` (by the columns alone; no other format may
-   match the same row) and ``parse(row) -> PreferencePair`` (raising :class:`~caldpo.data.rows.RowError`).
+1. ``caldpo/data/formats/ranked.py`` with ``COLUMNS`` (those without which no row is of this format),
+   ``matches(row) -> bool`` (by the columns alone; no other format may match the same row) and
+   ``parse(row) -> PreferencePair`` (raising :class:`~caldpo.data.rows.RowError`).
    The file is found by being there; nothing else names it.
 2. ``conf/data/ranked.yaml`` that says where its data lies. Files of one's own need none: ``data=local``
    detects the format.
@@ -12,21 +13,27 @@ To add one, say ``ranked``:
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RowError
+from caldpo.data.rows import RowError, shown
+from caldpo.errors import CaldpoError
+
+_SHOWN = 12  # columns named in a message
 
 Row = dict[str, Any]
 
 
 class Format(Protocol):
     """What each module of this package provides."""
+
+    COLUMNS: tuple[str, ...]  # a table without one of these has no row of this format
 
     def matches(self, row: Row) -> bool:
         """Whether the row's columns are this format's; the values may still be wrong."""
@@ -59,5 +66,38 @@ def detect(row: Row) -> str:
         return names[0]
     if names:
         raise RowError(f"matches several formats ({', '.join(names)})")
-    columns = ", ".join(sorted(row)[:12]) or "none"
-    raise RowError(f"no known format (columns: {columns}; formats: {', '.join(formats())})")
+    raise RowError(f"no known format (columns: {_listed(sorted(row))}; formats: {', '.join(formats())})")
+
+
+def require_columns(columns: Sequence[str], key: str) -> None:
+    """Check that the rows of a table can be of some format: one answer for the table, in place of one for each row.
+
+    Args:
+        columns: the names in its header or schema.
+        key: the file or setting that the table comes from, for the message.
+
+    Raises:
+        CaldpoError: no format has these columns; what each would need, and which of that is missing.
+    """
+    by_need: dict[tuple[str, ...], list[str]] = {}
+    for name, module in formats().items():
+        if set(module.COLUMNS) <= set(columns):
+            return
+        by_need.setdefault(module.COLUMNS, []).append(name)
+    lines = [f"no pair can be made of its columns ({_listed(columns)})"]
+    for need, names in by_need.items():
+        missing = [f"`{column}`{_near(column, columns)}" for column in need if column not in columns]
+        lines.append(f"    {', '.join(names)}: {', '.join(need)}; missing {', '.join(missing)}")
+    raise CaldpoError("\n".join(lines), key=key, remedy="rename its columns, or name another file")
+
+
+def _near(column: str, columns: Sequence[str]) -> str:
+    by_lower = {name.strip().lower(): name for name in columns}
+    near = difflib.get_close_matches(column, by_lower, n=1, cutoff=0.7)
+    return f" (there is {shown(by_lower[near[0]])})" if near else ""
+
+
+def _listed(columns: Sequence[str]) -> str:
+    more = f", and {len(columns) - _SHOWN:,} more" if len(columns) > _SHOWN else ""
+    names = (name if name.isprintable() and len(name) <= 40 else shown(name) for name in columns[:_SHOWN])
+    return (", ".join(names) or "none") + more

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from caldpo.data.pair import Message
-from caldpo.data.rows import RowError
+from caldpo.data.rows import RowError, shown
 
 ROLES = ("system", "user", "assistant")
 
@@ -104,7 +104,7 @@ def _message(item: Any, column: str) -> Message:
     if role is None:
         raise RowError(f"`{column}` has a message without a role")
     if role not in ROLES:
-        raise RowError(f"`{column}` has an unknown role ({role!r})")
+        raise RowError(f"`{column}` has an unknown role ({shown(role)})")
     if not isinstance(content, str):
         raise RowError(f"`{column}` has a message whose content is not text (but {kind(content)})")
     return Message(role=role, content=content)

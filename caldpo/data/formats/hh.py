@@ -17,6 +17,7 @@ from caldpo.data.formats._fields import scores, text
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
 
+COLUMNS = ("chosen", "rejected")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 

@@ -16,8 +16,9 @@ from typing import Any
 from caldpo.data.formats import Row
 from caldpo.data.formats._fields import kind, text
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RowError
+from caldpo.data.rows import RowError, shown
 
+COLUMNS = ("info", "summaries", "choice")
 PROMPT = "SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:"
 
 
@@ -38,7 +39,8 @@ def parse(row: Row) -> PreferencePair:
     if not isinstance(summaries, list) or len(summaries) != 2:
         raise RowError("`summaries` is not a list of two")
     if isinstance(choice, bool) or choice not in (0, 1):
-        raise RowError(f"`choice` is neither 0 nor 1 ({choice!r})")
+        raise RowError(f"`choice` is neither 0 nor 1 ({shown(choice)})")
+    choice = int(choice)  # a table with nulls elsewhere in the column gives 1.0
     responses = [_response(summary) for summary in summaries]
     return PreferencePair(PROMPT.format(**fields), responses[choice], responses[1 - choice])
 

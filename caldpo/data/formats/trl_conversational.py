@@ -13,6 +13,8 @@ from caldpo.data.formats._fields import conversation, messages, prompt_and_respo
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
 
+COLUMNS = ("chosen", "rejected")
+
 
 def matches(row: Row) -> bool:
     """A list as prompt, or conversations without any prompt column."""

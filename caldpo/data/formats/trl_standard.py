@@ -15,6 +15,8 @@ from caldpo.data.formats.hh import is_transcript
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
 
+COLUMNS = ("chosen", "rejected")
+
 
 def matches(row: Row) -> bool:
     """Text responses, and a prompt that is text or absent (then the responses are no HH transcripts)."""

@@ -15,6 +15,8 @@ from caldpo.data.formats._fields import prompt_and_response, scores, text
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
 
+COLUMNS = ("chosen", "rejected")
+
 
 def matches(row: Row) -> bool:
     """A text prompt (or its id) beside conversations."""

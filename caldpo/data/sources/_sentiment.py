@@ -10,6 +10,7 @@ from rich.progress import track
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from caldpo.errors import CaldpoError
+from caldpo.models.published import require_safe
 
 
 class SentimentReward:
@@ -27,9 +28,12 @@ class SentimentReward:
     """
 
     def __init__(self, path: str, positive_label: str, device: str, batch_size: int, *, key: str) -> None:
+        require_safe(path, key=key)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            self.model = AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=False)
+            self.model = AutoModelForSequenceClassification.from_pretrained(
+                path, trust_remote_code=False, use_safetensors=True
+            )
         except (OSError, ValueError, ImportError) as error:
             raise CaldpoError(
                 f"cannot load a classifier: {str(error).strip().splitlines()[0].rstrip('.')}",

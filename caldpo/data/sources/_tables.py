@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from caldpo.data.formats import require_columns
 from caldpo.data.formats._fields import decode_conversation
-from caldpo.data.rows import RawRow
-from caldpo.data.sources._open import open_bytes
+from caldpo.data.rows import RawRow, shown
+from caldpo.data.sources import _open
+from caldpo.data.sources._open import open_bytes, too_long
 from caldpo.errors import CaldpoError
 
-_BATCH = 1024  # rows in memory at a time
-_MAX_CELL = 2**26  # characters; the csv module's own limit of 128 KiB is shorter than long responses
+_BATCH = 128  # rows in memory at a time
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # what the error handler "surrogateescape" makes of such bytes
 
 
 def given(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,20 +29,52 @@ def given(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_parquet(path: Path) -> Iterator[RawRow]:
-    """The rows of a parquet file, counted from 0."""
-    number = 0
+    """The rows of a parquet file, counted from 0.
+
+    Raises:
+        CaldpoError: (while reading, too) no such file, or columns that no format has.
+    """
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise CaldpoError("it has two columns of one name", key=str(path), remedy="rename one of them")
+            require_columns(names, str(path))
+            number = 0
             for batch in file.iter_batches(batch_size=_BATCH):
-                for row in batch.to_pylist():
-                    yield RawRow(f"{path}[{number}]", given(row))
-                    number += 1
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                yield from _rows_of(batch, path, number)
+                number += len(batch)
+    except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
         raise CaldpoError(
-            f"no readable parquet file ({str(error).splitlines()[0]})",
+            f"no readable parquet file ({_first_line(error)})",
             key=str(path),
             remedy="copy or download it again",
         ) from error
+
+
+def _rows_of(batch: pyarrow.RecordBatch, path: Path, first: int) -> Iterator[RawRow]:
+    """The rows of a batch, one after another where one of them may be too long or cannot be read."""
+    if batch.nbytes <= _open.MAX_ROW:
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError):  # text that is not UTF-8, a date beyond Python's; of which row?
+            pass
+        else:
+            for number, row in enumerate(rows, first):
+                yield RawRow(f"{path}[{number}]", given(row))
+            return
+    for place in range(len(batch)):
+        origin, one = f"{path}[{first + place}]", batch.slice(place, 1)
+        if one.nbytes > _open.MAX_ROW:
+            yield RawRow(origin, None, too_long("row"))
+            continue
+        try:
+            (row,) = one.to_pylist()
+        except (ValueError, OverflowError) as error:
+            what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "a value cannot be read"
+            yield RawRow(origin, None, f"{what} ({_first_line(error)})")
+        else:
+            yield RawRow(origin, given(row))
 
 
 def read_csv(path: Path) -> Iterator[RawRow]:
@@ -48,35 +83,85 @@ def read_csv(path: Path) -> Iterator[RawRow]:
     All cells are text, but for two cases in which csv has no other way to say it: ``score_chosen`` and
     ``score_rejected`` are numbers, and a ``prompt``, ``chosen`` or ``rejected`` cell that is the JSON of a
     list of messages is that list.
+
+    Raises:
+        CaldpoError: (while reading, too) a damaged file, or a header without the columns of any format.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL))
+    # characters; the csv module's own limit of 128 KiB is shorter than long responses
+    csv.field_size_limit(max(csv.field_size_limit(), _open.MAX_ROW + 1))
     with open_bytes(path) as handle:
         # Bytes that are no UTF-8 become lone surrogates, so that they cost their row and not the file.
-        text = io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, strict=True)
+        lines = _Lines(io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+        reader = csv.reader(lines, strict=True)
         header = _header(reader, path)
         while True:
-            origin = f"{path}:{reader.line_num + 1}"
+            lines.begin_row()
+            origin = f"{path}:{lines.read + 1}"
             try:
                 cells = next(reader)
             except StopIteration:
                 return
+            except _RowTooLongError as error:
+                if error.lines > 1:
+                    wrong = f"{too_long('a row')}, most likely for a quote that is never closed"
+                    raise CaldpoError(wrong, key=origin, remedy="mend the file there") from error
+                yield RawRow(origin, None, too_long("row"))
+                continue
             except csv.Error as error:
                 yield RawRow(origin, None, f"not CSV ({error})")
                 continue
-            if len(cells) == len(header):
+            if found := next((match for cell in cells if (match := _NO_UTF8.search(cell))), None):
+                yield RawRow(origin, None, f"not UTF-8 (byte 0x{ord(found[0]) - 0xDC00:02X})")
+            elif len(cells) == len(header):
                 yield RawRow(origin, _typed(dict(zip(header, cells, strict=True))))
             elif cells:  # an empty list is a blank line
                 yield RawRow(origin, None, f"not as many cells as the header has ({len(cells)} of {len(header)})")
 
 
+class _RowTooLongError(Exception):
+    """A row that goes on beyond the limit, in which it has these lines."""
+
+    def __init__(self, lines: int) -> None:
+        super().__init__(f"{lines} lines")
+        self.lines = lines
+
+
+class _Lines:
+    """The lines of a text, of which a row may have so many characters and no more."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text, self._left, self.read, self._before = text, _open.MAX_ROW, 0, 0
+
+    def begin_row(self) -> None:
+        """What follows is another row."""
+        self._left, self._before = _open.MAX_ROW, self.read
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(self._left + 1)
+        if not line:
+            raise StopIteration
+        self.read += 1
+        self._left -= len(line)
+        if self._left < 0:
+            while line and not line.endswith(("\n", "\r")):
+                line = self._text.readline(2**20)
+            raise _RowTooLongError(self.read - self._before)
+        return line
+
+
 def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
     try:
-        header = next((cells for cells in reader if cells), [])  # a blank line has no cells
-    except csv.Error as error:
-        raise CaldpoError(f"its first line is no CSV header ({error})", key=str(path)) from error
+        header = next((cells for cells in reader if any(map(str.strip, cells))), [])
+    except (csv.Error, _RowTooLongError) as error:
+        why = too_long("it is") if isinstance(error, _RowTooLongError) else error
+        raise CaldpoError(f"its first line is no CSV header ({why})", key=str(path)) from error
     if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise CaldpoError(f"its header names a column twice ({', '.join(repeated)})", key=str(path))
+        raise CaldpoError(f"its header names a column twice ({shown(repeated[0])})", key=str(path))
+    if header:
+        require_columns(header, str(path))
     return header
 
 
@@ -91,3 +176,7 @@ def _typed(cells: dict[str, str]) -> dict[str, Any]:
         if (messages := decode_conversation(row.get(name, ""))) is not None:
             row[name] = messages
     return row
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

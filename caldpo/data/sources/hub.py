@@ -9,7 +9,9 @@ from typing import Any, cast
 import datasets
 
 from caldpo.config.signature import validated
+from caldpo.data.formats import require_columns
 from caldpo.data.rows import RawRow
+from caldpo.data.sources._named import folder_digest, no_rows
 from caldpo.data.sources._tables import given
 from caldpo.errors import CaldpoError
 
@@ -48,16 +50,21 @@ class HubDataset:
             split: a split's name, or a slice of one (``train_prefs[:1000]``, ``train[10%:]``).
 
         Raises:
-            CaldpoError: no such data set, subset, split or folder, no network, or no access.
+            CaldpoError: no such data set, subset, split or folder, no network or access, or columns that no format
+                has.
         """
-        return self._rows(self.load(split), split)
+        data = self.load(split)
+        require_columns(data.column_names, split)
+        return self._rows(data, split)
 
     def load(self, split: str) -> datasets.Dataset:
         """The split as ``datasets`` gives it; raises as :meth:`rows` does."""
         folder = Path(self.path).expanduser()
-        path = str(folder) if folder.is_dir() else self.path
         try:
-            return datasets.load_dataset(path, self.config, data_dir=self.data_dir, split=split, revision=self.revision)
+            path, cache = (str(folder), _cache_of(folder)) if folder.is_dir() else (self.path, None)
+            return datasets.load_dataset(
+                path, self.config, data_dir=self.data_dir, split=split, revision=self.revision, cache_dir=cache
+            )
         except Exception as error:  # datasets raises a dozen types here, of three libraries
             raise self._explained(error, split) from error
 
@@ -73,6 +80,8 @@ class HubDataset:
             error = cast(Exception, error.__cause__)  # the wrapper only says that an error occurred
         detail = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         asked = self.path + (f" ({self.config})" if self.config else "")
+        if isinstance(error, ValueError) and "corresponds to no data" in detail:
+            return no_rows(split)
         if isinstance(error, ValueError) and ("split" in detail or "instruction" in detail):
             return CaldpoError(
                 f"no such split of {asked}: {detail}",
@@ -82,6 +91,11 @@ class HubDataset:
         if isinstance(error, ValueError) and "BuilderConfig" in detail:
             return CaldpoError(f"no such subset of {self.path}: {detail}", key="data.source.config", value=self.config)
         return CaldpoError(_cause(error, detail), key="data.source.path", value=self.path, remedy=_REMEDY)
+
+
+def _cache_of(folder: Path) -> str:
+    """Where ``datasets`` keeps what it made of a folder: by content, since it would go by the files' times alone."""
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"folder-{folder_digest(folder)[:32]}")
 
 
 _REMEDY = (

@@ -24,6 +24,7 @@ from caldpo.config.signature import validated
 from caldpo.data.rows import RawRow
 from caldpo.data.sources._continuations import first_tokens, sample_continuations
 from caldpo.data.sources._json import read_jsonl
+from caldpo.data.sources._named import folder_digest
 from caldpo.data.sources._sentiment import SentimentReward
 from caldpo.data.sources.hub import HubDataset
 from caldpo.environments.bradley_terry import prefers_first
@@ -211,9 +212,8 @@ def label_pairs(
 
 
 def _identity(path: str) -> list[Any]:
-    """A hub id as it is; a folder with size and time of its files, since it may be trained again."""
+    """A hub id as it is; a folder with a digest of its files, since it may be trained again."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return [path]
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return [str(folder.resolve()), *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
+    return [folder_digest(folder)]

@@ -1,0 +1,118 @@
+"""The names a run will log are known before it starts: those below are compared with what losses and runs do log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from caldpo import run as run_module
+from caldpo.config import logged
+from caldpo.config.logged import objective_problems
+from caldpo.config.paths import conf_dir
+from caldpo.data.sources.tabular import TabularPairs
+from caldpo.environments.tabular import exact_metrics
+from caldpo.metrics import loss_metrics, pair_metrics
+from caldpo.progress import StepLog
+from caldpo.types import PairLogps
+
+LOSSES = sorted(path.stem for path in (conf_dir() / "loss").iterdir())
+
+
+def config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def refused(*overrides: str) -> str | None:
+    """What is said of ``objective``; None where it is accepted."""
+    return said_of(config(*overrides))
+
+
+def said_of(cfg: DictConfig, objective: str | None = None) -> str | None:
+    """As :func:`refused`; of ``objective``, if one is given, in place of the one in ``cfg``."""
+    cfg.objective = objective or cfg.objective
+    problems = list(objective_problems(cfg))
+    assert all(problem.key == "objective" for problem in problems)
+    return "; ".join(f"{problem.message} | {problem.remedy}" for problem in problems) or None
+
+
+def measured(loss: DictConfig, with_reference: bool) -> set[str]:
+    """Names that a step of training, or an evaluation, has for pairs."""
+    values = [torch.full((3,), -2.0 - i) for i in range(4)] + [torch.full((3,), 5.0)] * 2 + [torch.ones(3)] * 2
+    if not with_reference:
+        values[2:4] = [None, None]  # type: ignore[list-item]
+    logps = PairLogps(*values)
+    return set(loss_metrics(instantiate(loss)(logps)) | pair_metrics(logps, 0.1))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_name_that_a_loss_logs_is_accepted_and_no_other(loss: str) -> None:
+    cfg = config(f"loss={loss}")
+    held_out = measured(cfg.loss, True)
+    training = measured(cfg.loss, instantiate(cfg.loss).needs_reference)
+    others = {f"{kind}/{name}" for kind in ("terms", "diagnostics") for name in ("nll", "calibration", "clamped", "x")}
+    others |= {"log_ratios/chosen", "displacement"}
+    for name in [f"val/{name}" for name in held_out] + [*training]:
+        assert said_of(cfg, name) is None
+    for name in [f"val/{name}" for name in others - held_out] + [*(others - training)]:
+        assert said_of(cfg, name), name
+
+
+def test_names_of_a_step() -> None:
+    log = StepLog()
+    log.means.update({"loss": torch.ones(2)}, torch.ones(2))
+    log.close(0, torch.tensor(1.0), 1.0, 0.1)
+    ((_, row),) = log.fetch()
+    assert {"loss", *logged.OF_STEP} == set(row)
+    cfg = config()
+    assert all(said_of(cfg, name) is None for name in row)
+
+
+def test_names_of_the_exact_optimum() -> None:
+    source = TabularPairs(2, 3, 0, 1.0, 1.0, 1, 1, "uniform", None, None, 0)
+    table = source.environment.reference()
+    assert set(logged.EXACT) == set(exact_metrics(table, table, source.environment.rewards(), 0.1))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective=val/los"], "did you mean val/loss?"),
+        (["objective=val/terms/calibrate"], "did you mean val/terms/calibration?"),
+        (["objective=oracle/wins"], "choose among oracle/error, oracle/kl"),
+        (["objective=oracle/kl_to_optimum"], "will not log it"),  # the reviews have no known optimum
+        (["objective=oracle/kl", "callbacks.oracle.prompts=0"], "switched off (callbacks.oracle.prompts)"),
+        (["objective=oracle/kl", "~callbacks.oracle"], "switched off"),
+        (["objective=oracle/kl", "data=local", "data.train=a"], "the true reward of this data is not known"),
+        (["objective=rewards/margins", "loss=cpo"], "trains without a reference, which val/rewards/margins has"),
+    ],
+)
+def test_what_will_not_be_logged_is_refused_with_the_reason(overrides: list[str], message: str) -> None:
+    said = refused(*overrides)
+    assert said is not None
+    assert message in said
+
+
+def test_what_the_data_knows_is_accepted() -> None:
+    assert refused("objective=oracle/win_rate") is None
+    assert refused("objective=oracle/kl_to_optimum", "model=tabular") is None
+    own = ["data=local", "data.train=a", "data.source._target_=somewhere.Own", "objective=oracle/mine"]
+    assert refused(*own) is None  # a source outside the package may have an optimum of its own
+
+
+@pytest.mark.parametrize("console", ["full", "line"])
+def test_a_searching_sweeper_gets_it(console: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else was measured; and nothing where a run did not come to measure it."""
+    place = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)))
+    monkeypatch.setattr(run_module.HydraConfig, "get", lambda: place)
+    monkeypatch.setattr(run_module, "print_line", lambda *_: None)
+    cfg = config("objective=val/logps/chosen", f"console={console}")
+    for metrics, told in (({"val/loss": 1.0, "val/logps/chosen": -2.5}, -2.5), ({"val/loss": 1.0}, None)):
+        monkeypatch.setattr(run_module, "run_in", lambda *_, found=metrics: {"metrics": found})
+        assert run_module.run(cfg) == told

@@ -1,0 +1,139 @@
+"""Files and folders that a configuration names are looked for before anything loads, all of them at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.config.places import check_places, find_misplaced
+from caldpo.errors import CaldpoError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a file of pairs, a model in a run's folder, and a tokenizer."""
+    monkeypatch.chdir(tmp_path)
+    Path("train.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    for name in ("run/policy/config.json", "lora/adapter_config.json", "tok/tokenizer.json", "pairs/train.jsonl"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_text("{}")
+    Path("template.jinja").write_text("{{ messages }}")
+    return tmp_path
+
+
+def config(**keys: object) -> DictConfig:
+    """A configuration of which ``__`` in a name goes one level down; pairs come from local files."""
+    cfg = OmegaConf.create({"data": {"source": {"_target_": "caldpo.data.sources.files.LocalFiles"}}})
+    for name, value in keys.items():
+        OmegaConf.update(cfg, name.replace("__", "."), value)
+    return cfg
+
+
+GOOD = {
+    "data__train": "train.jsonl",
+    "data__test": None,
+    "data__chat_template": "template.jinja",
+    "model__path": "run/policy",
+    "reference__path": "lora",
+    "model__tokenizer": "tok",
+    "data__cache": "outputs/cache/new",
+}
+
+
+def test_what_is_there_is_no_problem() -> None:
+    check_places(config(**GOOD))
+    check_places(config(**GOOD | {"model__path": "EleutherAI/pythia-2.8b", "model__tokenizer": "gpt2"}))  # of the hub
+    check_places(config(data__train="???", data__test="${nope}"))  # somebody else's to report
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data__train", "trian.jsonl", r"no such file; did you mean train.jsonl"),
+        ("data__test", "run", "a folder, not a file"),
+        ("data__test", "template.jinja", "unknown kind of file"),
+        ("data__chat_template", "nope.jinja", "cannot be read"),
+        ("data__chat_template", "empty.jinja", "has 0 characters"),
+        ("data__train", "empty.jsonl", "the file has no rows"),
+        ("model__path", "./nowhere/policy", "there is no such folder"),
+        ("model__path", "/nowhere", "there is no such folder"),
+        ("model__path", "a/b/c", "there is no such folder"),
+        ("model__path", "run", r"holds no model.*did you mean run/policy\?"),
+        ("model__path", "train.jsonl", "a file, not a folder"),
+        ("reference__path", "tok", "holds no model"),
+        ("model__tokenizer", "run/policy", "holds no tokenizer"),
+        ("data__source__policy", "./nowhere", "there is no such folder"),
+        ("data__source__path", "./nowhere", "there is no such folder"),
+        ("data__source__path", "train.jsonl", "a file, not a folder"),
+        ("data__cache", "train.jsonl/cache", "nothing can be kept there: .*train.jsonl is no folder"),
+        ("model__path", "x" * 5000 + "/y/z", "there is no such folder"),
+    ],
+)
+def test_what_is_not_there_is_named(key: str, value: str, message: str) -> None:
+    for name in ("empty.jinja", "empty.jsonl"):
+        Path(name).touch()
+    with pytest.raises(CaldpoError, match=message) as caught:
+        check_places(config(**GOOD | {key: value}))
+    assert (caught.value.key, caught.value.value) == (key.replace("__", "."), value)
+
+
+def test_home_is_not_understood_by_models(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    check_places(config(data__train="~/train.jsonl"))
+    with pytest.raises(CaldpoError, match="~ is not understood here") as caught:
+        check_places(config(model__path="~/run/policy"))
+    assert str(here / "run/policy") in str(caught.value.remedy)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_cannot_be_written_to(here: Path) -> None:
+    here.chmod(0o555)
+    try:
+        with pytest.raises(CaldpoError, match="cannot be written to"):
+            check_places(config(data__cache="outputs/cache"))
+    finally:
+        here.chmod(0o755)
+
+
+def test_all_are_told_at_once_and_each_path_once() -> None:
+    cfg = config(data__train="a.jsonl", data__test="b.jsonl", model__path="./m", data__chat_template="c")
+    OmegaConf.update(cfg, "data.source.policy", "${model.path}", force_add=True)
+    assert [p.key for p in find_misplaced(cfg)] == ["data.train", "data.test", "data.chat_template", "model.path"]
+    with pytest.raises(CaldpoError, match="4 problems in the configuration"):
+        check_places(cfg)
+
+
+def test_other_sources_name_splits() -> None:
+    """``train`` is a file for local files alone."""
+    check_places(config(data__source___target_="caldpo.data.sources.hub.HubDataset", data__train="train"))
+
+
+COMMAND = (
+    "import sys; from caldpo.train import main\n"
+    "try: main(sys.argv[1:])\n"
+    "finally: print('torch' in sys.modules, 'transformers' in sys.modules)"
+)
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_the_command_answers_without_torch(sweep: bool) -> None:
+    """With what is wrong otherwise, and in a sweep once for all runs."""
+    keys = ["data=local", "data.train=trian.jsonl", "model.path=./m", "model=zephyr", "objective=val/lost"]
+    more = ["-m", "seed=0,1,2", "loss.beta=0.1,-1"] if sweep else ["loss.beta=-1"]
+    started = time.perf_counter()
+    found = subprocess.run([sys.executable, "-c", COMMAND, *keys, *more], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    assert found.returncode == 2
+    assert found.stdout.split() == ["False", "False"]
+    assert "4 problems in the configuration" in found.stderr
+    for said in ("loss.beta=-1: must be", "did you mean train.jsonl", "model.path=./m", "did you mean val/loss"):
+        assert found.stderr.count(said) == 1, found.stderr
+    assert (
+        seconds < 8
+    )  # a tenth of a second to a run that is checked, and half of one to start, where nothing else runs

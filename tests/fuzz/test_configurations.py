@@ -1,0 +1,119 @@
+"""Whatever a command line says: it is checked and named, or refused with a CaldpoError, the same each time."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.utils import create_config_search_path
+from hypothesis import assume
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from caldpo.config.check import find_problems
+from caldpo.config.overrides import with_quoted_paths
+from caldpo.config.paths import conf_dir
+from caldpo.config.places import find_misplaced
+from caldpo.config.preflight import preflight
+from caldpo.errors import CaldpoError
+from caldpo.train import agree
+from tests.fuzz.effort import fuzz
+from tests.fuzz.values import anything, texts
+
+SCHEMAS = {"": "caldpo.settings.RunSettings"}
+GROUPS = {path.name: sorted(file.stem for file in path.iterdir()) for path in conf_dir().iterdir() if path.is_dir()}
+VALUES = (
+    "null", "true", "-1", "0", "1", "1.5", "1e999", "nan", "inf", "???", "", "''", "'a b'", '"', "[1,2]", "[", "{a: 1}",
+    "{", "1,2", "a,b,a", "range(1,3)", "interval(0,1)", "choice(1,2)", "shuffle(1,2)", "glob(*)", "sort(2,1)", "int(3)",
+    "${seed}", "${nope}", "${", "$", "${oc.env:HOME}", "${oc.env:NOPE}", "${loss}", "${now:%Y}", "../..", "/", "~",
+    "~x/y", "a/b/c", "a" * 5000, "9" * 5000, "\\", "a\\,b", "a=b", "@", "a:b", "\0", "é", "\udcff", "val/terms/nll",
+    "oracle/kl", "/dev/null", ".", "x.jsonl", "1_000", "0x10", "1:2",
+)  # fmt: skip
+
+
+@functools.cache
+def base() -> DictConfig:
+    """The configuration of a plain training run."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train")
+
+
+@functools.cache
+def keys() -> list[str]:
+    """Every dotted key of it."""
+
+    def below(section: DictConfig, path: str) -> list[str]:
+        found: list[str] = []
+        for key in section:
+            name = f"{path}{key}"
+            inner = section._get_node(key)
+            found += [name, *(below(inner, f"{name}.") if isinstance(inner, DictConfig) else [])]
+        return found
+
+    return below(base(), "")
+
+
+known = st.deferred(lambda: st.sampled_from(keys()))
+spoilt = st.builds(lambda key, text, at: key[:at] + text + key[at + 1 :], known, texts, st.integers(0, 9))
+named = known | st.sampled_from(sorted(GROUPS)) | spoilt
+option = st.sampled_from([f"{group}={name}" for group, names in GROUPS.items() for name in names])
+override = (
+    st.builds("{}{}={}".format, st.sampled_from(["", "", "+", "++", "~"]), named, st.sampled_from(VALUES) | texts)
+    | option
+    | st.builds("{},{}".format, option, texts)
+    | texts
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The current folder of all command lines."""
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def outcome(overrides: list[str], multirun: bool) -> list[str] | str:
+    """What the check adds to a command line, or the message with which it refuses it."""
+    search_path = create_config_search_path(str(conf_dir()))
+    try:
+        quoted = with_quoted_paths(overrides)
+        return preflight("train", search_path, quoted, multirun=multirun, schemas=SCHEMAS, agree=agree)
+    except CaldpoError as error:
+        return str(error)
+
+
+@fuzz(14, cost=20, overrides=st.lists(override, max_size=4), multirun=st.booleans())
+def test_any_command_line(overrides: list[str], multirun: bool, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assume(not any("hydra" in text for text in overrides))  # folders of anybody's choice would be made
+    monkeypatch.chdir(place)
+    first = outcome(overrides, multirun)
+    if isinstance(first, str):
+        assert first
+        assert outcome(overrides, multirun) == first
+    else:
+        assert all("=" in added for added in first)
+    outside = [path for path in place.parent.iterdir() if path.name in ("outputs", "x")]
+    assert not outside
+    shutil.rmtree(place / "outputs", ignore_errors=True)
+
+
+@fuzz(100, cost=4, changes=st.dictionaries(known, anything, min_size=1, max_size=3))
+def test_any_values(changes: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found problems are about what was changed, or about what refers to it."""
+    monkeypatch.chdir(place)
+    cfg = base().copy()
+    for key, value in changes.items():
+        try:
+            OmegaConf.update(cfg, key, value, merge=False)
+        except (OmegaConfBaseException, ValueError, TypeError, RecursionError, AttributeError):
+            assume(False)  # no configuration can hold it, or the key lies in what another change replaced
+    problems = [*find_problems(cfg, SCHEMAS), *find_misplaced(cfg)]
+    assert problems == [*find_problems(cfg, SCHEMAS), *find_misplaced(cfg)]
+    for problem in problems:
+        assert problem.key
+        assert problem.message
