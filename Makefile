@@ -9,7 +9,7 @@ RUNS   ?= $(NEWEST)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo evaluate test lint format types clean
+.PHONY: help demo evaluate test lint secrets audit format types clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,10 +26,28 @@ evaluate: $(VENV)/.eval-installed ## every suite on the newest demo (or RUNS=out
 test: $(VENV)/.dev-installed ## all tests, offline, on the CPU
 	$(PY) -m pytest -n 2 $(ARGS)
 
-lint: $(VENV)/.dev-installed ## ruff, formatting and types
+lint: $(VENV)/.dev-installed secrets ## ruff, formatting, types, and secrets
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# The baseline holds hashes of the made-up ones in tests. A copy, since the hook writes line numbers that moved into it
+# and then says 3.
+secrets: $(VENV)/.dev-installed ## what looks like a secret in git's files and is not in .secrets.baseline; offline
+	@known=$$(mktemp) && cp .secrets.baseline $$known && \
+	$(PY) -m detect_secrets.pre_commit_hook --no-verify --baseline $$known \
+	  --exclude-files '^\.secrets\.baseline$$' $$(git ls-files --cached --others --exclude-standard); code=$$?; rm -f $$known; \
+	if [ $$code -ne 0 ] && [ $$code -ne 3 ]; then \
+	  echo "Take it out; what is none: .venv/bin/detect-secrets scan --no-verify --baseline .secrets.baseline FILE"; exit 1; fi
+
+# Without the database nothing is known: that is told apart from a finding, and is no pass either.
+audit: $(VENV)/.dev-installed ## known vulnerabilities of the packages in constraints.txt; asks pypi.org, needs the network
+	@said=$$(mktemp); $(PY) -m pip_audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+	  $(ARGS) 2> $$said; code=$$?; \
+	if grep -qE 'ConnectionError|ProxyError|ConnectTimeout|ReadTimeout|SSLError|ServiceError|HTTPError' $$said; then \
+	  echo "audit: NOT CHECKED, the advisory database did not answer: $$(grep -E 'Error|Timeout' $$said | tail -1 | cut -c1-200)"; \
+	  echo "audit: run it where pypi.org can be reached, or name another database: make audit ARGS='-s osv'"; code=3; \
+	else cat $$said; fi; rm -f $$said; exit $$code
 
 format: $(VENV)/.dev-installed ## put the code in order
 	$(PY) -m ruff check --fix .

@@ -8,7 +8,12 @@ from caldpo.benchmark.read import read
 from caldpo.config.entry import hydra_entry
 
 
-@hydra_entry("benchmark", settings="caldpo.benchmark.settings.BenchmarkSettings", records=False, agree=read)
+def agree(cfg: DictConfig) -> None:
+    """Refuse settings that contradict each other."""
+    read(cfg)
+
+
+@hydra_entry("benchmark", settings="caldpo.benchmark.settings.BenchmarkSettings", records=False, agree=agree)
 def main(cfg: DictConfig) -> None:
     """Measure the variants of ``cfg`` in turn and print how they compare."""
     from caldpo.benchmark.run import benchmark  # torch loads only for a good configuration

@@ -39,7 +39,7 @@ class ModelSize:
     @staticmethod
     def of(model_folder: str, lora_rank: int | None = None) -> ModelSize:
         """The sizes of a saved model; its weights are not loaded."""
-        config = AutoConfig.from_pretrained(model_folder)
+        config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         head = model.get_output_embeddings()

@@ -12,6 +12,7 @@ import caldpo
 from caldpo.benchmark.job import JOB, Job
 from caldpo.benchmark.ours import train_overrides
 from caldpo.benchmark.variants import VARIANTS, Ours
+from caldpo.config.redacted import environment_without_secrets
 from caldpo.errors import CaldpoError
 
 LOG = "log.txt"
@@ -69,10 +70,10 @@ def _run(job: Job, module: Sequence[str]) -> None:
 
 
 def environment(job: Job) -> dict[str, str]:
-    """Of a worker: nothing online, no tracker, and as many threads as were asked for."""
+    """Of a worker: nothing online, no tracker, hence no secrets, and as many threads as were asked for."""
     checkout = str(Path(caldpo.__file__).resolve().parents[1])
     threads = str(job.threads)
-    return os.environ | {
+    return environment_without_secrets() | {
         "PYTHONPATH": os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")])),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",

@@ -90,7 +90,7 @@ def measure(job: Job, variant: Theirs) -> Answer:
         model=_policy(job, attention),
         args=_config(job, options),
         train_dataset=_dataset(job),
-        processing_class=AutoTokenizer.from_pretrained(job.file(TOKENIZER)),
+        processing_class=AutoTokenizer.from_pretrained(job.file(TOKENIZER), trust_remote_code=False),
         peft_config=_adapter_config(job),
         callbacks=[watch],
     )
@@ -160,7 +160,11 @@ def _config(job: Job, options: dict[str, Any]) -> DPOConfig:
 def _policy(job: Job, attention: str | None) -> PreTrainedModel:
     dtype = floating_dtype(job.dtype)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        job.file(MODEL), dtype=dtype, attn_implementation=attention
+        job.file(MODEL),
+        dtype=dtype,
+        attn_implementation=attention,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     return model
 

@@ -1,34 +1,58 @@
 """Keeps secrets out of what is written or printed.
 
 Masked are the values of keys that sound like secrets, the values of environment variables that do, wherever
-they stand, well-known forms of access tokens, and user:password in addresses.
+they stand, well-known forms of access tokens, and whatever stands before the host in addresses. A value that was
+once masked because of its key is masked wherever it turns up later in this process, as in an error's message.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from omegaconf import OmegaConf
+
+from caldpo.files import write_text
 
 MASK = "***"
 
 _SHORTEST = 8  # characters; a shorter environment value ("none", "true") would mask innocent text
-_WORDS = {"token", "secret", "password", "passwd", "passphrase", "credential", "credentials", "apikey"}
-_WORD_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("auth", "key")}
+_WORDS = {
+    "token",
+    "secret",
+    "secrets",
+    "password",
+    "passwd",
+    "passphrase",
+    "credential",
+    "credentials",
+    "apikey",
+}
+_KINDS_OF_KEY = ("api", "access", "account", "auth", "encryption", "openai", "private", "service", "signing", "wandb")
+_WORD_PAIRS = {(kind, key) for kind in _KINDS_OF_KEY for key in ("key", "keys")}
 # eos_token, mask_token and their like are words of a tokenizer; HF_TOKEN_PATH is a place, no secret.
 _NOT_BEFORE_TOKEN = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special", "additional"}
-_PLACES = {"path", "file", "dir", "folder"}
+_PLACES = {"path", "file", "dir", "folder", "env"}
 
 _ENVIRONMENT_REFERENCE = re.compile(r"\$\{oc\.env:\w+(,\s*null)?\}")
 _PAIR_IN_TEXT = re.compile(r"(?P<key>[\w.@/+~-]+)=(?P<value>'[^']*'|\"[^\"]*\"|[^,\s'\"]+)")
-_KNOWN_FORMS = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})")
-_USER_IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_KNOWN_FORMS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"
+    r"|glpat-[A-Za-z0-9_-]{20,}|wandb_v1_[A-Za-z0-9_]{20,}|AKIA[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{35}"
+    r"|xox[abeoprs]-[A-Za-z0-9-]{10,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,})"
+    r"|(?<=\bBearer )[A-Za-z0-9._~+/=-]{8,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+)
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s:@'\"]+(?::[^/\s@]+)?(?=@)")
+
+_learned: set[str] = set()  # values that stood under secret keys
 
 
 def is_secret_name(name: str) -> bool:
@@ -44,17 +68,46 @@ def is_secret_name(name: str) -> bool:
 
 def redact(container: Any) -> Any:
     """A copy of nested mappings and sequences with every secret masked; references to variables stay."""
-    if isinstance(container, Mapping):
-        return {key: MASK if _is_secret_value(str(key), value) else redact(value) for key, value in container.items()}
-    if isinstance(container, list | tuple):
-        return [redact(item) for item in container]
-    return redact_text(container) if isinstance(container, str) else container
+    learn(container)  # before anything is masked: a secret may stand in plain text ahead of its key
+    return _redacted(container, secret=False)
+
+
+def learn(container: Any) -> None:
+    """Remember the values under secret keys, so that they are masked wherever this process writes them."""
+    for value in _secret_values(container, secret=False):
+        if len(value) >= _SHORTEST:
+            _learned.add(value)
+
+
+def _redacted(node: Any, *, secret: bool) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _redacted(item, secret=secret or is_secret_name(str(key))) for key, item in node.items()}
+    if isinstance(node, list | tuple):
+        return [_redacted(item, secret=secret) for item in node]
+    if secret and _can_be_secret(node):
+        return MASK
+    return redact_text(node) if isinstance(node, str) else node
+
+
+def _secret_values(node: Any, *, secret: bool) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for key, item in node.items():
+            yield from _secret_values(item, secret=secret or is_secret_name(str(key)))
+    elif isinstance(node, list | tuple):
+        for item in node:
+            yield from _secret_values(item, secret=secret)
+    elif secret and _can_be_secret(node):
+        yield str(node)
+    elif isinstance(node, str):
+        for match in _PAIR_IN_TEXT.finditer(node):
+            yield from _secret_values({match["key"]: match["value"].strip("'\"")}, secret=False)
 
 
 def redact_text(text: str) -> str:
     """``text`` with secret environment values, ``key=value`` of secret keys and known forms masked."""
-    for secret in _environment_secrets():
-        text = text.replace(secret, MASK)
+    for secret in _known_secrets():
+        if secret in text:
+            text = text.replace(secret, MASK)
     text = _PAIR_IN_TEXT.sub(_mask_pair, text)
     return _USER_IN_URL.sub(MASK, _KNOWN_FORMS.sub(MASK, text))
 
@@ -74,32 +127,30 @@ def redact_file(path: Path) -> None:
     if masked == written:
         return
     # Parallel runs of a sweep mend the sweep's own file at the same time.
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(OmegaConf.to_yaml(OmegaConf.create(masked)), encoding="utf-8")
-    draft.replace(path)
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(masked)))
 
 
-def _is_secret_value(key: str, value: Any) -> bool:
-    return (
-        isinstance(value, str)
-        and value not in ("", "???")
-        and is_secret_name(key)
-        and not _ENVIRONMENT_REFERENCE.fullmatch(value)
-    )
+def _can_be_secret(value: Any) -> bool:
+    """Whether a value under a secret key is one: not where none is given, or a variable is named that holds it."""
+    if isinstance(value, int):
+        return len(str(value)) >= _SHORTEST  # a password of digits; a short number is a count
+    return isinstance(value, str) and value not in ("", "???", MASK) and not _ENVIRONMENT_REFERENCE.fullmatch(value)
 
 
 def _mask_pair(match: re.Match[str]) -> str:
     key, value = match["key"], match["value"]
-    if _is_secret_value(key, value.strip("'\"")):
+    if is_secret_name(key) and _can_be_secret(value.strip("'\"")):
         return f"{key}={MASK}"
     return f"{key}={_PAIR_IN_TEXT.sub(_mask_pair, value)}"  # a quoted value may hold pairs of its own
 
 
-def _environment_secrets() -> list[str]:
-    return _secrets_among(tuple(sorted(os.environ.items())))
+def _known_secrets() -> list[str]:
+    return _secrets_among(tuple(os.environ.items()), frozenset(_learned))
 
 
 @functools.lru_cache(maxsize=4)
-def _secrets_among(variables: tuple[tuple[str, str], ...]) -> list[str]:
-    found = {value for name, value in variables if len(value) >= _SHORTEST and is_secret_name(name)}
-    return sorted(found, key=len, reverse=True)  # a secret inside another one is masked with it
+def _secrets_among(variables: tuple[tuple[str, str], ...], learned: frozenset[str]) -> list[str]:
+    found = {value for name, value in variables if len(value) >= _SHORTEST and is_secret_name(name)} | learned
+    # as they stand in addresses, in JSON and in the repr of a text
+    written = {form for s in found for form in (s, quote(s, safe=""), json.dumps(s)[1:-1], repr(s)[1:-1])}
+    return sorted(written, key=len, reverse=True)  # a secret inside another one is masked with it

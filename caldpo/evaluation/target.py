@@ -11,14 +11,16 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from caldpo.checkpoints.manifest import checkpoint_folders
 from caldpo.compare.discover import find_runs, natural
 from caldpo.config.check import check_config
+from caldpo.config.inside import require_unlinked
 from caldpo.config.job import SUMMARY, read_summary
+from caldpo.config.trust import announce_foreign, require_own_code
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.trust import require_own_code
+from caldpo.evaluation.result import FOLDER
 
 SECTIONS = ("model", "adapter", "reference", "data")  # of a run's configuration that an evaluation builds
-_CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,7 @@ class Target:
 
     def checkpoints(self) -> dict[int, Path]:
         """The run's checkpoints by optimiser step, in their order."""
-        if self.run is None:
-            return {}
-        found = {
-            int(m[1]): p for p in (self.run / "checkpoints").glob("*.ckpt") if (m := _CHECKPOINT.fullmatch(p.name))
-        }
-        return dict(sorted(found.items()))
+        return {} if self.run is None else checkpoint_folders(self.run)
 
     @property
     def steps(self) -> int | None:
@@ -115,7 +112,10 @@ def _of_run(folder: Path, cfg: DictConfig) -> Target:
         raise CaldpoError(f"cannot be read: {reason}", key=f"{folder}/config.yaml or {SUMMARY}") from error
     if not isinstance(config, dict):
         raise CaldpoError("holds no configuration", key=str(file))
-    if not cfg.trust_code:
+    require_unlinked(folder, FOLDER)
+    if cfg.trust_code:
+        announce_foreign(config, SECTIONS, file)
+    else:
         require_own_code(config, SECTIONS, file)
     own_data = cfg.get("data") is None
     if not own_data:

@@ -9,13 +9,18 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from caldpo.config.explain import install
+from caldpo.checkpoints.folder import load_weights as load_weights_of
+from caldpo.checkpoints.frozen import add_frozen
+from caldpo.checkpoints.manifest import MANIFEST, DamagedCheckpointError, verify
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.target import Target
 from caldpo.models.adapter import AdapterSource
+from caldpo.models.adapter_folder import load_adapter
 from caldpo.models.base import ModelSource
+from caldpo.models.published import require_safe
 
 _PREFIX = "policy."  # of the policy's weights in the state of the training module
+_WEIGHTS = {"bf16-true": torch.bfloat16, "64-true": torch.float64}  # precisions that change a model's own dtype
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,8 @@ class Weights:
         """Name, size and time of the files: others mean other weights."""
         if self.path is None:
             return []
-        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
-        return [
-            [f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.suffix in (".safetensors", ".ckpt")
-        ]
+        files = sorted(self.path.glob("*.safetensors"))
+        return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
 def find_weights(target: Target, wanted: Literal["final", "last"] | int) -> Weights:
@@ -83,32 +86,35 @@ def load_weights(weights: Weights, source: ModelSource, adapter: AdapterSource, 
 def _load(weights: Weights, source: ModelSource, adapter: AdapterSource, target: Target) -> PreTrainedModel:
     if weights.path is None:
         return source.load_policy()
-    if weights.path.is_dir():
+    if not (weights.path / MANIFEST).is_file():
         if (weights.path / "adapter_config.json").is_file():
-            return _with_adapter(weights.path, source)
+            return load_adapter(source.load_policy(), weights.path)
+        trusted = bool(target.of_run("model.trust_remote_code", False))
+        require_safe(str(weights.path), key="policy", trusted=trusted)
         return AutoModelForCausalLM.from_pretrained(
             weights.path,
             dtype="auto",
             use_safetensors=True,
-            trust_remote_code=bool(target.of_run("model.trust_remote_code", False)),
+            trust_remote_code=trusted,
             attn_implementation=target.of_run("model.attention", None),
         )
-    state = torch.load(weights.path, map_location="cpu", weights_only=True)["state_dict"]
-    state = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
+    return _of_checkpoint(weights.path, source, adapter, target)
+
+
+def _of_checkpoint(folder: Path, source: ModelSource, adapter: AdapterSource, target: Target) -> PreTrainedModel:
+    """What training started from, with the weights of a checkpoint: those of an adapter alone where there is one."""
+    try:
+        verify(folder)
+    except DamagedCheckpointError as damage:
+        raise CaldpoError(f"this checkpoint is damaged: {damage}", key=str(folder)) from damage
+    state = {name.removeprefix(_PREFIX): value for name, value in load_weights_of(folder).items()}
     policy = adapter.apply(source.load_policy())
-    dtype = next(value.dtype for value in state.values() if value.is_floating_point())
-    torch.nn.Module.to(policy, dtype=dtype)
+    trained_in = _WEIGHTS.get(str(target.of_run("trainer.precision", "")))
+    if trained_in is not None:
+        torch.nn.Module.to(policy, dtype=trained_in)
+    add_frozen(state, policy)
     policy.load_state_dict(state)
     return policy
-
-
-def _with_adapter(folder: Path, source: ModelSource) -> PreTrainedModel:
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise CaldpoError("not installed", key="adapter", value="lora", remedy=install("adapter", "lora")) from None
-    adapted: Any = PeftModel.from_pretrained(source.load_policy(), str(folder))
-    return adapted
 
 
 def _missing(target: Target, wanted: object, why: str) -> CaldpoError:

@@ -18,6 +18,7 @@ from transformers import (
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.base import floating_dtype, prepare_for_training
+from caldpo.models.published import announce_code, commit_of, only_pickles, require_safe, with_code
 
 
 class HubModel:
@@ -32,7 +33,8 @@ class HubModel:
             place of all but ``eager``, see :mod:`caldpo.logprobs.attention`.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         dropout: keep the checkpoint's dropout while training.
-        trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
+        trust_remote_code: run Python code that comes with the model, announced on the terminal and named in the
+            policy's identity. Off unless you have read that code.
     """
 
     @validated
@@ -83,19 +85,30 @@ class HubModel:
         return prepare_for_training(policy, gradient_checkpointing=self.gradient_checkpointing, dropout=self.dropout)
 
     def identity(self) -> str:
-        commit = _commit(self.path, self.revision, self.trust_remote_code)
-        return f"{self.path}@{commit}" if commit else self.path
+        commit = commit_of(self.path, self.revision)
+        identity = f"{self.path}@{commit}" if commit else self.path
+        return with_code(identity, self.path, self.revision) if self.trust_remote_code else identity
 
 
-def load_causal_lm(path: str, *, key: str, revision: str | None = None, **arguments: Any) -> PreTrainedModel:
-    """A causal language model of the hub or a folder.
+def load_causal_lm(
+    path: str, *, key: str, revision: str | None = None, trust_remote_code: bool = False, **arguments: Any
+) -> PreTrainedModel:
+    """A causal language model of the hub or a folder, from safetensors alone.
 
     Raises:
-        CaldpoError: naming ``key``: it is not there, or holds no causal language model.
+        CaldpoError: naming ``key``: it is not there, holds no causal language model, or is a pickle.
     """
-    arguments.setdefault("trust_remote_code", False)  # left unset, transformers asks on the terminal
+    require_safe(path, key=key, revision=revision, trusted=trust_remote_code)
+    if trust_remote_code:
+        announce_code(path, revision)
     try:
-        return AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", **arguments)
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,  # left unset, transformers asks on the terminal
+            use_safetensors=True,
+            **arguments,
+        )
     except (OSError, ValueError, ImportError) as error:
         attention = arguments.get("attn_implementation")
         if attention is not None and _is_about_attention(error):
@@ -119,8 +132,11 @@ def causal_lm_skeleton(
         attention: kernels that need a GPU are replaced by sdpa, which keeps the same tensors.
 
     Raises:
-        CaldpoError: naming ``key``: there is no such configuration.
+        CaldpoError: naming ``key``: there is no such configuration, or a model of it would not be loaded either.
     """
+    require_safe(path, key=key, revision=revision, trusted=trust_remote_code)
+    if trust_remote_code:
+        announce_code(path, revision)
     try:
         config = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
@@ -143,6 +159,7 @@ def check_causal_lm(path: str, *, key: str) -> None:
         AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _cannot_load("model", path, key, error) from error
+    require_safe(path, key=key)
 
 
 def load_tokenizer(
@@ -153,6 +170,8 @@ def load_tokenizer(
     Raises:
         CaldpoError: naming ``key``: it is not there, or has no EOS token.
     """
+    if trust_remote_code:
+        announce_code(path, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision or "main", trust_remote_code=trust_remote_code
@@ -169,14 +188,6 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _commit(path: str, revision: str | None, trust_remote_code: bool) -> str | None:
-    """The commit that a hub id stands for now, None for a folder."""
-    if Path(path).is_dir():
-        return None
-    config = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
-    return getattr(config, "_commit_hash", None) or revision
 
 
 def _is_about_attention(error: Exception) -> bool:
@@ -201,6 +212,8 @@ def _cannot_load(what: str, path: str, key: str, error: Exception) -> CaldpoErro
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().exists():
         return CaldpoError(f"there is no such folder to load a {what} from", key=key, value=path)
+    if "safetensors" in str(error) and what == "model":
+        return only_pickles(path, key, f"it has no weights as safetensors: {_first_sentence(error)}")
     return CaldpoError(
         f"cannot load a {what}: {_first_sentence(error)}",
         key=key,

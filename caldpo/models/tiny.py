@@ -74,7 +74,7 @@ class TinyModel:
     def load_policy(self) -> PreTrainedModel:
         folder = cached_folder(self.cache, self._name, lambda f: save_sft(self.recipe, f), key="model.cache")
         try:
-            policy = LlamaForCausalLM.from_pretrained(folder)
+            policy = LlamaForCausalLM.from_pretrained(folder, use_safetensors=True)
         except Exception as error:  # safetensors and json have errors of their own
             raise CaldpoError(
                 f"the cached model in {folder} cannot be read: {str(error).splitlines()[0]}",

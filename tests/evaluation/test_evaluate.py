@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from caldpo.config.lock import EVALUATION, run_lock
 from caldpo.evaluation import subject as subjects
 from tests.evaluation.runs import QUICK, evaluate, inside, result, runs, value
 
@@ -92,6 +93,17 @@ def test_nothing_is_measured_twice_unless_it_is_asked_for(
     assert value(result(run, "preference"), "accuracy") > 0, "a damaged file is no result"
 
 
+def test_one_command_at_a_time_writes_results_also_while_the_run_is_trained(
+    sweep: Path, evaluated: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs(sweep)[0]
+    with inside(sweep.parent), run_lock(run):
+        with run_lock(run / "evaluation", EVALUATION):
+            evaluate(str(run), "suite=preference", fails=1)
+        assert "another process evaluates there" in capsys.readouterr().err
+        evaluate(str(run), "suite=preference", *QUICK[:1])
+
+
 def test_other_weights_are_measured_anew(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = runs(sweep)[0], runs(sweep)[2]
     copied = Path(shutil.copytree(first, tmp_path / "copy"))
@@ -113,6 +125,7 @@ def test_a_run_that_cannot_be_evaluated_costs_the_others_nothing(
     copied = Path(shutil.copytree(sweep, tmp_path / "sweep"))
     _, second, third, fourth = runs(copied)
     shutil.rmtree(second / "policy")
+    shutil.rmtree(second / "checkpoints")
     (third / "config.yaml").unlink()
     Path(shutil.copytree(fourth / ".hydra", copied / "crashed" / ".hydra"))
     (fourth / "summary.json").write_text('{"status": "fin')

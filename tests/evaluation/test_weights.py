@@ -12,9 +12,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from caldpo.config.paths import conf_dir
+from caldpo.config.trust import own_targets
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.target import SECTIONS, Target
-from caldpo.evaluation.trust import own_targets
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
 from caldpo.models.adapter import NoAdapter
 from caldpo.models.random import RandomModel
@@ -58,7 +58,7 @@ def test_an_earlier_checkpoint_lies_between_start_and_end(trained: Path) -> None
 def test_without_an_export_the_last_checkpoint_is_final(copy: Path, trained: Path) -> None:
     shutil.rmtree(copy / "policy")
     weights = find_weights(target_of(copy), "final")
-    assert weights.path == copy / "checkpoints" / "step-8.ckpt"
+    assert weights.path == copy / "checkpoints" / "step-8"
     with inside(trained.parent):
         source = RandomModel(tokenizer="tokenizer", hidden_size=16)
         loaded = load_weights(weights, source, NoAdapter(), target_of(copy))
@@ -67,9 +67,9 @@ def test_without_an_export_the_last_checkpoint_is_final(copy: Path, trained: Pat
 
 def test_a_checkpoint_before_the_end_is_not_taken_for_the_end(copy: Path) -> None:
     shutil.rmtree(copy / "policy")
-    (copy / "checkpoints" / "step-8.ckpt").unlink()
-    assert find_weights(target_of(copy), "last").step == 4
-    with pytest.raises(CaldpoError, match="holds no policy/, and it has checkpoints of step 4") as stopped:
+    shutil.rmtree(copy / "checkpoints" / "step-8")
+    assert find_weights(target_of(copy), "last").step == 5  # the end of the first epoch
+    with pytest.raises(CaldpoError, match="holds no policy/, and it has checkpoints of step 4, 5") as stopped:
         find_weights(target_of(copy), "final")
     assert "checkpoint=last" in str(stopped.value)
 
@@ -87,8 +87,8 @@ def test_a_run_without_any_weights(copy: Path, trained: Path, capsys: pytest.Cap
 
 def test_a_step_that_was_not_saved(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with inside(trained.parent):
-        evaluate("run", "suite=preference", "checkpoint=5", fails=1)
-    assert "checkpoint=5: no checkpoint of this step: it has checkpoints of step 4, 8" in capsys.readouterr().err
+        evaluate("run", "suite=preference", "checkpoint=6", fails=1)
+    assert "checkpoint=6: no checkpoint of this step: it has checkpoints of step 4, 5, 8" in capsys.readouterr().err
 
 
 def test_damaged_weights_are_named(copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +109,9 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize(("place", "wanted"), [("checkpoints/step-4.ckpt", "4"), ("policy/pytorch_model.bin", "final")])
+@pytest.mark.parametrize(
+    ("place", "wanted"), [("checkpoints/step-4/training.pt", "4"), ("policy/pytorch_model.bin", "final")]
+)
 def test_a_pickle_in_a_run_is_not_executed(
     place: str, wanted: str, copy: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +123,7 @@ def test_a_pickle_in_a_run_is_not_executed(
         evaluate(str(copy), "suite=preference", f"checkpoint={wanted}", fails=1 if wanted == "4" else None)
     assert not sprung.exists()
     if wanted == "4":
-        assert "step-4.ckpt: these weights cannot be loaded" in capsys.readouterr().err
+        assert "step-4: this checkpoint is damaged: training.pt has" in capsys.readouterr().err
     torch.load(copy / place, weights_only=False)
     assert sprung.exists(), "a trap that would have sprung"
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from caldpo.data.template import bound_template
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.harness.catalogue import task_manager
 from caldpo.evaluation.harness.installation import OTHER
@@ -61,7 +62,7 @@ def run_inside(plan: list[Wanted], subject: Subject, options: Options) -> Ran:
         with evaluating(subject.policy) as policy:
             model = HFLM(
                 pretrained=policy,
-                tokenizer=copy.deepcopy(subject.tokenizer),  # it may be given a padding token
+                tokenizer=bound_template(copy.deepcopy(subject.tokenizer)),  # it may be given a padding token
                 batch_size=options.batch,
                 mixed_precision_dtype=_autocast_dtype(subject),
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from caldpo.config.explain import install
+from caldpo.config.redacted import environment_without_secrets
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.harness import probe
 from caldpo.evaluation.harness.leaderboards import NEEDS, needs
@@ -81,8 +82,9 @@ def _of_other(python: str) -> Installation:
     # A virtual environment is told from the path of its interpreter, so links stay as they are.
     path = str(Path(python).expanduser().absolute())
     command = [path, str(Path(probe.__file__).absolute()), " ".join(_MODULES), " ".join(_DISTRIBUTIONS)]
+    environment = environment_without_secrets()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
         found = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise CaldpoError(

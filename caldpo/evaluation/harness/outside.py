@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,12 +14,14 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from caldpo.config.redacted import HUB_TOKENS, environment_without_secrets
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.harness.inside import Ran
 from caldpo.evaluation.harness.options import SAMPLES, Options
 from caldpo.evaluation.harness.plan import PAIRS, Wanted, require_some
 from caldpo.evaluation.harness.surroundings import cuts_in
 from caldpo.evaluation.subject import Subject
+from caldpo.files import whole_file
 from caldpo.models.adapter import is_adapted
 
 LOG = "leaderboard.log"  # what the command line said, beside the results
@@ -68,7 +69,11 @@ def run_outside(plan: list[Wanted], subject: Subject, options: Options, python: 
 
 def _run(command: list[str], output: Path, log: Path) -> Mapping[str, Any] | None:
     """The contents of the results' file below ``output``, or None; the command runs in the folder above."""
-    environment = {**os.environ, "LMEVAL_LOG_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        **environment_without_secrets(*HUB_TOKENS),
+        "LMEVAL_LOG_LEVEL": "WARNING",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     with log.open("ab") as said:
         done = subprocess.run(
             command, cwd=output.parent, env=environment, stdout=said, stderr=subprocess.STDOUT, check=False
@@ -128,7 +133,8 @@ def _keep_samples(task: Wanted, subject: Subject, options: Options, place: Path)
     folder.mkdir(exist_ok=True)
     for file in (place / task.name).rglob("samples_*.jsonl"):
         # the harness puts the time behind the task's name
-        (folder / f"{file.stem.removeprefix('samples_').rsplit('_', 1)[0]}.jsonl").write_bytes(file.read_bytes())
+        with whole_file(folder / f"{file.stem.removeprefix('samples_').rsplit('_', 1)[0]}.jsonl") as kept:
+            kept.write(file.read_bytes())
 
 
 def _failed(task: Wanted, command: list[str], log: Path) -> CaldpoError:

@@ -1,0 +1,139 @@
+"""Logs, output and the environment of other processes, without secrets."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from caldpo.benchmark.process import environment as of_benchmark
+from caldpo.config import redact
+from caldpo.config.redact import MASK, redact_text
+from caldpo.config.redacted import (
+    HUB_TOKENS,
+    RedactedFormatter,
+    RedactedStream,
+    environment_without_secrets,
+    redacted_output,
+)
+from caldpo.evaluation.harness import installation, outside
+from tests.security.secrets import ENVIRONMENT, set_environment
+
+
+@pytest.fixture(autouse=True)
+def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch)
+    monkeypatch.setattr(redact, "_learned", set())
+    monkeypatch.setenv("PWD", "/a/folder/of/mine")
+
+
+def test_log_records_and_their_tracebacks() -> None:
+    try:
+        raise RuntimeError(f"refused {ENVIRONMENT['HF_TOKEN']}")
+    except RuntimeError:
+        record = logging.LogRecord(
+            "n", logging.ERROR, "/a/folder/of/mine/x.py", 1, "key %s", (ENVIRONMENT["OPENAI_API_KEY"],), sys.exc_info()
+        )
+    text = RedactedFormatter("%(levelname)s %(message)s %(pathname)s").format(record)
+    assert text.startswith(f"ERROR key {MASK} /a/folder/of/mine/x.py\nTraceback")
+    assert f"RuntimeError: refused {MASK}" in text
+    assert not any(secret in text for secret in ENVIRONMENT.values())
+
+
+def test_a_stream_masks_and_is_the_stream_otherwise() -> None:
+    kept = io.StringIO()
+    stream = RedactedStream(kept)
+    assert stream.write(f"a {ENVIRONMENT['WANDB_API_KEY']}\n") == len(ENVIRONMENT["WANDB_API_KEY"]) + 3
+    stream.writelines([f"{ENVIRONMENT['HF_TOKEN']}\n", "plain\n"])
+    assert stream.getvalue() == f"a {MASK}\n{MASK}\nplain\n"
+    assert not stream.isatty()
+    stream.close()
+    assert kept.closed
+
+
+def test_output_is_masked_within_and_as_before_after(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout, sys.stderr
+    with redacted_output():
+        print(ENVIRONMENT["HF_TOKEN"])
+        print(ENVIRONMENT["OPENAI_API_KEY"], file=sys.stderr)
+        with redacted_output():  # a command that calls another
+            print("plain")
+    assert (sys.stdout, sys.stderr) == before
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"{MASK}\nplain\n", f"{MASK}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ENVIRONMENT["MY_SERVICE_PASSWORD"],
+        repr(ENVIRONMENT["MY_SERVICE_PASSWORD"])[1:-1],
+        "pass%20%22word%22%20with%5Cquotes",
+        "Authorization: Bearer abcdefghijklmnopqrstuvwxyz",
+        "https://ghp_abcdefghijklmnopqrstuvwxyz@github.com/x",
+        "github_pat_11ABCDEFG0123456789_abcdefghijklmnop",
+        "wandb_v1_abcdefghijklmnopqrstuvwxyz",
+        "AKIA" + "ABCDEFGH12345678",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl",
+        "-----BEGIN RSA PRIVATE" + " KEY-----\nMIIEow\nIBAAK\n-----END RSA PRIVATE KEY-----",
+    ],
+)
+def test_spellings_and_forms(text: str) -> None:
+    masked = redact_text(f"before {text} after")
+    assert MASK in masked
+    assert masked.startswith("before ")
+    assert masked.endswith(" after")
+    assert not any(len(word) > 12 and word in masked for word in text.replace("Authorization:", "").split())
+
+
+def test_a_value_under_a_secret_key_is_masked_wherever_it_turns_up_later() -> None:
+    assert redact_text("401 for correct-horse-battery") == "401 for correct-horse-battery"
+    redact.redact({"before": "correct-horse-battery", "server": {"api_key": "correct-horse-battery"}})
+    assert redact_text("401 for correct-horse-battery") == f"401 for {MASK}"
+
+
+@pytest.mark.parametrize(
+    ("given", "masked"),
+    [
+        ({"password": 1234567890}, {"password": MASK}),
+        ({"token": 5, "secret": True}, {"token": 5, "secret": True}),
+        ({"credentials": {"user": "me", "list": ["abc", None]}}, {"credentials": {"user": MASK, "list": [MASK, None]}}),
+        ({"api_keys": ["abc"]}, {"api_keys": [MASK]}),
+        ({"api_key_env": "OPENAI_API_KEY"}, {"api_key_env": "OPENAI_API_KEY"}),
+        ({"first": "the-same-value", "client_secret": "the-same-value"}, {"first": MASK, "client_secret": MASK}),
+    ],
+)
+def test_containers(given: dict, masked: dict) -> None:
+    assert redact.redact(given) == masked
+
+
+def test_other_processes_get_no_secret_that_they_do_not_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert not ENVIRONMENT.keys() & environment_without_secrets().keys()
+    assert environment_without_secrets("HF_TOKEN")["HF_TOKEN"] == ENVIRONMENT["HF_TOKEN"]
+    assert environment_without_secrets()["PWD"] == "/a/folder/of/mine"
+    given: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(command: list[str], **options: object) -> object:
+        assert isinstance(command, list)
+        assert not options.get("shell")
+        given.append((command, options["env"]))  # type: ignore[arg-type]
+        raise OSError
+
+    monkeypatch.setattr("subprocess.run", run)
+    with pytest.raises(OSError):  # noqa: PT011 - the one above
+        outside._run(["python", "-m", "lm_eval"], tmp_path / "x", tmp_path / "log")
+    with pytest.raises(Exception, match="no Python interpreter"):
+        installation._of_other("/no/such/python")
+    (_, of_harness), (_, of_probe) = given
+    assert ENVIRONMENT.keys() & of_harness.keys() == {"HF_TOKEN"}
+    assert set(HUB_TOKENS) >= {"HF_TOKEN"}
+    assert not ENVIRONMENT.keys() & of_probe.keys()
+
+
+def test_benchmark_workers_get_no_secret() -> None:
+    job = type("AnyJob", (), {"threads": 1})()
+    assert not ENVIRONMENT.keys() & of_benchmark(job).keys()
+    assert of_benchmark(job)["WANDB_MODE"] == "disabled"
