@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -12,14 +11,16 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from caldpo.checkpoints.frozen import add_frozen, drop_frozen
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import KEPT_LOGITS_MIB, LogprobEngine
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
+from caldpo.numbers.start import check_start, drops, start_ratios, summed_up
+from caldpo.numbers.watch import NumberWatch
 from caldpo.progress import StepLog
 from caldpo.reference.base import Reference
-from caldpo.reference.rounding import beyond, relative
-from caldpo.types import PairBatch, PairLogps
+from caldpo.types import PairBatch, PairLogps, assembler
 
 
 class OptimizerSpec(Protocol):
@@ -47,6 +48,7 @@ class PreferenceModule(pl.LightningModule):
             log-ratios of 0.
         fetch_every: optimiser steps whose rows of metrics are fetched from the device at once.
         kept_logits_mib: see :class:`LogprobEngine`.
+        numbers: what is done about losses and gradients that are no numbers; None stops.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class PreferenceModule(pl.LightningModule):
         same_start: bool = True,
         fetch_every: int = 1,
         kept_logits_mib: int = KEPT_LOGITS_MIB,
+        numbers: NumberWatch | None = None,
     ) -> None:
         super().__init__()
         self.policy, self.loss = policy, loss
@@ -70,9 +73,11 @@ class PreferenceModule(pl.LightningModule):
             "engine": LogprobEngine(policy, kept_logits_mib),
             "train_log": StepLog(),
             "held_out": WeightedMeans(),
+            "numbers": numbers or NumberWatch(),
         }.items():
             object.__setattr__(self, name, value)  # unregistered: neither state nor parameters of this module
-        self.reward_beta, self.same_start, self.fetch_every = reward_beta, same_start, fetch_every
+        self.reward_beta, self.same_start = reward_beta, same_start
+        self.fetch_every = 1 if self.numbers.skips else fetch_every  # a step to be skipped is known before its update
         self.largest_start_ratio = 0.0
         self.start_ratios: list[Tensor] = []  # of each held-out batch before the first step, see start_ratios
         self.first_step_ratios: list[Tensor] = []  # the same of the micro-batches of the first step
@@ -80,6 +85,8 @@ class PreferenceModule(pl.LightningModule):
         self.shown: dict[str, float] = {}  # what the progress bar shows: the last values fetched
         self.failure: CaldpoError | None = None  # why these weights must not be saved
         self.evaluated_at = -1  # optimiser steps at the last evaluation of the held-out pairs
+        self.rows_written = 0  # rows of metrics that the loggers were given, over the whole run
+        self.resumed = False  # these weights have been trained before: they are not the reference's
 
     engine: LogprobEngine
     reference: Reference
@@ -87,6 +94,7 @@ class PreferenceModule(pl.LightningModule):
     tokenizer: PreTrainedTokenizerBase
     train_log: StepLog
     held_out: WeightedMeans
+    numbers: NumberWatch
 
     # -- set-up
 
@@ -125,22 +133,17 @@ class PreferenceModule(pl.LightningModule):
         total, chosen, rejected = self.engine.loss(batch, summed_loss)
         with torch.no_grad():
             logps = assemble(chosen, rejected, slice(None))
-            self.train_log.add(loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta), batch)
+            values = loss_metrics(self.loss(logps))
+            self.train_log.add(values | pair_metrics(logps, self.reward_beta), batch)
+            self.numbers.keep(batch, logps, values)
             # before the first update policy and reference are the same, unless dropout makes the policy another
-            if self.global_step == 0 and self.same_start and self.loss.needs_reference and not drops(self.policy):
+            fresh = self.global_step == 0 and not self.resumed
+            if fresh and self.same_start and self.loss.needs_reference and not drops(self.policy):
                 self.first_step_ratios.append(start_ratios(logps, batch.weight))
         return total
 
     def _assembler(self, batch: PairBatch, with_reference: bool) -> Callable[[Tensor, Tensor, slice], PairLogps]:
-        """What makes :class:`PairLogps` of the policy's log-probs of some of the batch's pairs."""
-        reference = self.reference.logps(batch) if with_reference else (None, None)
-        given = (*reference, *batch.lengths(), batch.score_chosen, batch.score_rejected)
-
-        def assemble(chosen: Tensor, rejected: Tensor, rows: slice) -> PairLogps:
-            some: list[Any] = [None if value is None else value[rows] for value in given]
-            return PairLogps(chosen, rejected, *some)
-
-        return assemble
+        return assembler(batch, self.reference.logps(batch) if with_reference else (None, None))
 
     def configure_gradient_clipping(
         self,
@@ -152,16 +155,21 @@ class PreferenceModule(pl.LightningModule):
         norm = get_total_norm([p.grad for p in trained if p.grad is not None])
         # The metrics were measured before the update: they belong to the weights after `global_step` updates.
         self.train_log.close(self.global_step, norm, gradient_clip_val, optimizer.param_groups[0]["lr"])
+        self.numbers.close(self.global_step)
         if len(self.train_log.pending) >= self.fetch_every:
-            self.fetch_rows()  # before the update: with a fetch at every step, no bad gradient meets the weights
+            # before the update: with a fetch at every step, no bad gradient meets the weights
+            self.fetch_rows(about_to_update=self.global_step)
         if gradient_clip_val is not None:
             clip_grads_with_norm_(trained, gradient_clip_val, norm)  # by the norm at hand, not another of its own
 
-    def fetch_rows(self) -> None:
+    def fetch_rows(self, about_to_update: int | None = None) -> None:
         """Write the rows that are still on the device, each at its own step.
 
+        Args:
+            about_to_update: the step whose gradients are there and have not met the weights yet, if any.
+
         Raises:
-            CaldpoError: a gradient was not a number, naming the first such step.
+            CaldpoError: a loss or a gradient was not a number, naming the first such step.
         """
         rows = self.train_log.fetch()
         if rows and self.first_step_ratios:
@@ -171,16 +179,36 @@ class PreferenceModule(pl.LightningModule):
             except CaldpoError as error:
                 self.failure = error
         for step, metrics in rows:
+            if self.failure is None:
+                self.failure = self.numbers.judge(self, step, metrics, before_update=step == about_to_update)
+            if self.numbers.skips or self.scales_gradients:
+                metrics["skipped_steps"] = float(self.numbers.skipped)
             self.write_metrics(metrics, step)
             self.shown = {"loss": metrics["loss"]}
             self.shown["chosen"] = metrics.get("log_ratios/chosen", metrics["logps/chosen"])
-            if self.failure is None and not self.scales_gradients and not math.isfinite(metrics["grad_norm"]):
-                self.failure = not_a_number(step, metrics)
         if self.failure is not None:
             raise self.failure  # again at every attempt to go on or to save: the weights may be spoilt
 
+    def require_good_weights(self) -> None:
+        """Write the rows that are still on the device, and refuse to save weights that a bad gradient has met.
+
+        A step that was caught before its update is no obstacle: the weights are those of the step before.
+
+        Raises:
+            CaldpoError: a bad gradient has met them, or policy and reference were not the same at the start.
+        """
+        try:
+            self.fetch_rows()
+        except CaldpoError:
+            if self.failure is not self.numbers.caught:
+                raise
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.fetch_rows()  # refuses to save weights that a bad gradient has met
+        self.require_good_weights()
+        drop_frozen(checkpoint["state_dict"], self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        add_frozen(checkpoint["state_dict"], self)
 
     def on_train_end(self) -> None:
         self.fetch_rows()
@@ -203,7 +231,7 @@ class PreferenceModule(pl.LightningModule):
         logps = self.pair_logps(batch, with_reference=True)
         values = loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta)
         self.held_out.update(values, batch.weight)
-        if self.global_step == 0:
+        if self.global_step == 0 and not self.resumed:
             self.start_ratios.append(start_ratios(logps, batch.weight))  # fetched together at the end
 
     def on_validation_epoch_end(self) -> None:
@@ -224,67 +252,32 @@ class PreferenceModule(pl.LightningModule):
     def write_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Log metrics measured with the weights after ``step`` optimiser steps, and keep the latest of each."""
         self.latest.update(metrics)
+        self.rows_written += 1
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
 
+    # -- what a resumed run goes on with
 
-def not_a_number(step: int, metrics: dict[str, float]) -> CaldpoError:
-    """What to say of an optimiser step whose gradient was not finite, with its row."""
-    said = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    return CaldpoError(
-        f"the gradient is not a number at optimiser step {step} ({said})",
-        remedy="lower optim.lr, raise loss.beta, or use trainer.precision=32-true",
-    )
+    def training_state(self) -> dict[str, Any]:
+        """Counters and last values as plain numbers, without waiting for the device.
 
+        ``rows`` counts those that still have to be fetched. Their metrics and whether they were clipped are known
+        once they were (:meth:`fetch_rows`).
+        """
+        return {
+            "rows": self.rows_written + len(self.train_log.pending),
+            "latest": dict(self.latest),
+            "evaluated_at": self.evaluated_at,
+            "logged_steps": self.train_log.rows,
+            "clipped_steps": self.train_log.clipped,
+            "skipped_steps": self.numbers.skipped,
+            "largest_start_ratio": self.largest_start_ratio,
+        }
 
-def start_ratios(logps: PairLogps, weight: Tensor) -> Tensor:
-    """Log-ratios of a batch relative to ``1 + |log-prob|``: the largest, their sum, and how many they are."""
-    moved = torch.stack([logps.chosen_log_ratio, logps.rejected_log_ratio])
-    sizes = relative(moved, torch.stack([logps.policy_chosen, logps.policy_rejected])).detach()
-    sizes = torch.where(weight > 0, sizes, 0)
-    return torch.stack([sizes.max(), sizes.sum(), 2 * (weight > 0).sum().to(sizes)])
-
-
-def summed_up(batches: list[Tensor]) -> tuple[float, float]:
-    """The largest and the mean of what :func:`start_ratios` says of several batches; one transfer."""
-    largest, sums, counts = torch.stack(batches).unbind(dim=1)
-    top, mean = torch.stack([largest.max(), sums.sum() / counts.sum().clamp_min(1)]).tolist()
-    return top, mean
-
-
-def drops(policy: torch.nn.Module) -> bool:
-    """Whether the policy has dropout that is on in training."""
-    rates = (getattr(module, name, 0) for module in policy.modules() for name in ("p", "dropout", "attention_dropout"))
-    return any(isinstance(rate, float) and rate > 0 for rate in rates)
-
-
-def check_start(
-    largest: float,
-    mean: float,
-    policy: torch.dtype,
-    reference: torch.dtype,
-    rounding: float = 0.0,
-    of: Literal["held-out", "training"] = "held-out",
-) -> None:
-    """Log-ratios have to be 0 before the first step, up to rounding relative to ``1 + |log-prob|``.
-
-    In one dtype, policy and reference do the same arithmetic and agree almost to the last digit. In two, the
-    log-probs of long responses differ by rounding, which is noise in every log-ratio of the run. So they may where
-    the reference's were computed in other batches or by other kernels (``rounding``).
-
-    Raises:
-        CaldpoError: they are not, so the reference is not the model that the policy starts from.
-    """
-    if not beyond(largest, mean, max(1e-5 if policy == reference else 2e-2, rounding)):
-        return
-    remedy = "start the policy from the reference's weights, or say that another reference is meant by"
-    if of == "training":
-        wrong = ": the reference's log-probs of the training pairs are wrong, while those of the held-out pairs are not"
-        remedy = f"with reference=cached, remove the training pairs' log-probs from reference.cache; else {remedy}"
-    else:
-        wrong = ""
-    raise CaldpoError(
-        f"policy ({policy}) and reference ({reference}) differ before the first step{wrong}: log-ratios of {of} pairs"
-        f" up to {largest:.2g} and on average {mean:.2g} of the log-probs, where 0 is expected",
-        remedy=f"{remedy} reference.differs=true",
-    )
+    def restore_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`training_state` said, with weights that are no longer the reference's."""
+        self.rows_written, self.latest = int(state["rows"]), dict(state["latest"])
+        self.evaluated_at, self.largest_start_ratio = int(state["evaluated_at"]), float(state["largest_start_ratio"])
+        self.train_log.rows, self.train_log.clipped = int(state["logged_steps"]), int(state["clipped_steps"])
+        self.numbers.skipped = int(state["skipped_steps"])
+        self.resumed = True

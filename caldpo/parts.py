@@ -8,6 +8,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from caldpo.numbers.overflow import check_overflow
 from caldpo.reference.adapter import check_adapter
 
 
@@ -26,3 +27,4 @@ def check_parts(parts: dict[str, Any]) -> None:
     parts["adapter"].check()
     parts["reference"].check()
     check_adapter(parts["reference"], parts["adapter"])
+    check_overflow(parts)

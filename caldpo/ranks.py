@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +38,33 @@ def fresh_seed(device: torch.device) -> int:
     shared = torch.tensor([drawn], dtype=torch.int64, device=device)
     dist.broadcast(shared, src=0)
     return int(shared.item())
+
+
+def any_rank_says(number: int | None) -> int | None:
+    """The largest number that any rank says, None where all say nothing: the same answer on all, which all have to ask.
+
+    Settled between the hosts, so that nobody waits for a GPU.
+    """
+    if not _several():
+        return number
+    said = torch.tensor([number or 0])
+    dist.all_reduce(said, dist.ReduceOp.MAX, group=_host_group(dist.group.WORLD))
+    return int(said.item()) or None
+
+
+@functools.lru_cache(maxsize=1)
+def _host_group(world: object) -> dist.ProcessGroup | None:
+    """Of all ranks, for values in main memory; None where ``world``, the group that all belong to, is one already."""
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each rank has, on all of them, which all have to ask: plain values, few and seldom."""
+    if not _several():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _several() -> bool:

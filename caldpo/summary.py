@@ -66,6 +66,11 @@ def print_line(name: str, summary: dict[str, Any]) -> None:
     metrics = summary["metrics"]
     ratios = (f"{metrics[f'val/log_ratios/{side}']:+.2f} {side}" for side in ("chosen", "rejected"))
     print(f"{name}: log-ratios {', '.join(ratios)} after {summary['steps']} steps, {summary['wall_seconds']:.1f} s")
+    for alarm in summary["alarms"]:
+        fallen = ", ".join(f"{value:+.2f}" for value in alarm["log_ratios/chosen"])
+        print(f"  alarm at step {alarm['step']}: {alarm['alarm']}, the chosen log-ratio fell: {fallen} nats")
+    if summary["skipped_steps"]:
+        print(f"  {summary['skipped_steps']} optimiser steps were skipped: bad_batches/ has those that were no numbers")
     if summary["upload"]:
         print(f"  upload to W&B: {summary['upload']}")
 

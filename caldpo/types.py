@@ -126,6 +126,24 @@ class PairLogps:
         return self.policy_rejected - self.reference_rejected
 
 
+def assembler(
+    batch: PairBatch, reference: tuple[Tensor | None, Tensor | None]
+) -> Callable[[Tensor, Tensor, slice], PairLogps]:
+    """What makes :class:`PairLogps` of the policy's log-probs of some of the batch's pairs, chosen and rejected.
+
+    Args:
+        batch: the pairs.
+        reference: the reference's log-probs of all of them; None where nobody asked.
+    """
+    given = (*reference, *batch.lengths(), batch.score_chosen, batch.score_rejected)
+
+    def assemble(chosen: Tensor, rejected: Tensor, rows: slice) -> PairLogps:
+        some: list[Any] = [None if value is None else value[rows] for value in given]
+        return PairLogps(chosen, rejected, *some)
+
+    return assemble
+
+
 @dataclass(frozen=True, slots=True)
 class LossOutput:
     """A loss per pair, and the named terms that add up to it (``contrast``, ``calibration``, ``nll``).

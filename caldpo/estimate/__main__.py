@@ -5,9 +5,10 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from caldpo.config.entry import hydra_entry
+from caldpo.config.places import find_misplaced
 
 
-@hydra_entry("estimate", settings="caldpo.estimate.settings.EstimateSettings", records=False)
+@hydra_entry("estimate", settings="caldpo.estimate.settings.EstimateSettings", records=False, agree=find_misplaced)
 def main(cfg: DictConfig) -> None:
     """Print the estimate of the run that ``cfg`` describes, and write it to ``estimate.json``."""
     from caldpo.estimate.run import estimate  # torch and transformers load only for a configuration known to be good

@@ -69,7 +69,7 @@ def estimate(cfg: DictConfig, sample_pairs: int = SAMPLE_PAIRS, memory_gib: floa
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
     parts = build_parts(cfg, _SECTIONS)
-    trainer, source, data = parts["trainer"], parts["model"], parts["data"]
+    source, data = parts["model"], parts["data"]
     check_parts(parts)
     tokenizer = source.load_tokenizer()
     with (run_dir / "output.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
@@ -81,8 +81,41 @@ def estimate(cfg: DictConfig, sample_pairs: int = SAMPLE_PAIRS, memory_gib: floa
             needs_scores=parts["loss"].needs_scores,
             loss_name=str(hydra.runtime.choices["loss"]),
         )
+    sketch = needs_of(cfg, parts, sample.train_pairs, memory_gib)
+    schedule, needs, has = sketch.schedule, sketch.needs, sketch.capacity
+    policy, verdict = parts["adapter"].identity(source.identity()), judge(needs, has, parts, len(schedule.largest))
+    found = Estimate(policy, sample, schedule, needs, has, verdict, sketch.layout)
+    write_json(run_dir / FILE, as_dict(found))
+    if cfg.console == "full":
+        print_estimate(found, Console())
+        Console().print(f"written to {run_dir / FILE}", soft_wrap=True, highlight=False)
+    else:
+        print_verdict(found, Console(), name=run_dir.name)
+    return found
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What an estimate says of steps and memory, without the data's own figures; see :class:`Estimate`."""
+
+    schedule: Schedule
+    needs: Needs
+    capacity: Capacity
+    layout: Layout
+
+
+def needs_of(cfg: DictConfig, parts: dict[str, Any], pairs: int, memory_gib: float | None = None) -> Sketch:
+    """Steps and memory of a run, from the pairs that its data has loaded.
+
+    Args:
+        cfg: the configuration of the run.
+        parts: its sections as objects; the data is prepared, with all of its pairs or a sample of them.
+        pairs: of the whole training split.
+        memory_gib: memory of a device to compare with; None takes what is free here.
+    """
+    trainer, data = parts["trainer"], parts["data"]
     lengths, layout = data.train_pairs.lengths(), layout_of(cfg, parts, data.max_length)
-    plan = data.plan_steps(layout, **trainer.extent(), lengths=whole_split(lengths, sample.train_pairs))
+    plan = data.plan_steps(layout, **trainer.extent(), lengths=whole_split(lengths, pairs))
     schedule = schedule_of(lengths, plan, layout, exact_steps=trainer.max_steps is not None)
     has = capacity(trainer.accelerator, trainer.devices, memory_gib)
     needs = memory_needs(
@@ -96,15 +129,7 @@ def estimate(cfg: DictConfig, sample_pairs: int = SAMPLE_PAIRS, memory_gib: floa
         accumulates=plan.accumulation > 1,
         kept_logits_mib=cfg.kept_logits_mib,
     )
-    policy = parts["adapter"].identity(source.identity())
-    found = Estimate(policy, sample, schedule, needs, has, judge(needs, has, parts, len(schedule.largest)), layout)
-    write_json(run_dir / FILE, as_dict(found))
-    if cfg.console == "full":
-        print_estimate(found, Console())
-        Console().print(f"written to {run_dir / FILE}", soft_wrap=True, highlight=False)
-    else:
-        print_verdict(found, Console(), name=run_dir.name)
-    return found
+    return Sketch(schedule, needs, has, layout)
 
 
 def layout_of(cfg: DictConfig, parts: dict[str, Any], max_length: int) -> Layout:

@@ -124,7 +124,7 @@ def test_parameters_and_bytes_are_those_of_the_run(folder: Path) -> None:
     train(*SMALL, "trainer.max_steps=1", "hydra.run.dir=run", "callbacks.checkpoint.every=1")
     policy = AutoModelForCausalLM.from_pretrained("run/policy")
     size = sum(p.nbytes for p in policy.parameters())
-    (checkpoint,) = Path("run/checkpoints").glob("*.ckpt")
+    (checkpoint,) = Path("run/checkpoints").glob("step-1/training.pt")
     (optimizer,) = torch.load(checkpoint, weights_only=True)["optimizer_states"]
     state = sum(v.nbytes for s in optimizer["state"].values() for v in s.values() if isinstance(v, torch.Tensor))
     memory = found["memory_bytes"]
@@ -202,7 +202,7 @@ def test_mistakes_are_those_of_a_run(folder: Path, capsys: pytest.CaptureFixture
     for command in (main, lambda words: train(*words)):
         with pytest.raises(SystemExit) as stopped:
             command([*SMALL, "data.train=pears.jsonl", "hydra.run.dir=bad"])
-        assert stopped.value.code == 1
+        assert stopped.value.code == 2  # before anything is loaded
         said.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")])
     assert said[0] == said[1]
     assert "did you mean pairs.jsonl" in said[0][0]

@@ -16,7 +16,7 @@ from caldpo.data.sampler import StepBatchSampler
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.losses.dpo import DPO
-from caldpo.module import check_start, start_ratios, summed_up
+from caldpo.numbers.start import check_start, start_ratios, summed_up
 from caldpo.reference.resident import ResidentReference
 from caldpo.reference.rounding import HALF
 from caldpo.types import PairLogps

@@ -1,0 +1,74 @@
+"""A run that is out of memory ends with where the memory goes and what to change."""
+
+from __future__ import annotations
+
+import gc
+import os
+import traceback
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from caldpo.errors import CaldpoError
+from caldpo.estimate.device import GIB
+from caldpo.estimate.needs import Needs
+from caldpo.estimate.run import needs_of
+from caldpo.estimate.verdict import advice
+
+# How PyTorch and the libraries below it say so, where they raise no type of their own for it.
+_SAYINGS = ("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(saying in str(error).lower() for saying in _SAYINGS)
+
+
+def out_of_memory(error: BaseException, cfg: DictConfig, parts: dict[str, Any]) -> CaldpoError:
+    """What to raise from ``error``: the estimate by part, and what would make the largest parts smaller.
+
+    What the failed run holds is let go first, as far as its frames hold it.
+
+    Args:
+        error: for which :func:`is_shortage` is true.
+        cfg: the run's configuration.
+        parts: its sections as objects, the data prepared.
+    """
+    traceback.clear_frames(error.__traceback__)  # activations and gradients hang on the frames of the failed step
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    try:
+        sketch = needs_of(cfg, parts, len(parts["data"].train_pairs))
+        ways = advice(sketch.needs, parts, len(sketch.schedule.largest))
+        text = f"{by_part(sketch.needs)}, and {_there(parts['trainer'])}"
+    except Exception as why:  # memory is short, or the data was not there yet: what ran out matters more
+        text = f"where it goes cannot be told ({type(why).__name__}: {str(why).splitlines()[0] if str(why) else ''})"
+        ways = ["a smaller data.pairs_per_batch with more trainer.accumulate_grad_batches"]
+    return CaldpoError(
+        f"out of memory ({said.rstrip('.')}); {text}",
+        remedy="; or ".join(ways)
+        or "free memory on the device, or take a larger one: the estimate sees nothing to save",
+    )
+
+
+def by_part(needs: Needs) -> str:
+    """The estimate in a sentence, the largest part first."""
+    parts = sorted((item for item in needs.parts.items() if item[1]), key=lambda item: -item[1])
+    listed = ", ".join(f"{name} {size / GIB:,.3f}" for name, size in parts)
+    unknown = f" (activations are not known: {needs.unknown})" if needs.unknown else ""
+    return f"by the estimate the run needs about {needs.total / GIB:,.3f} GiB on each device: {listed}{unknown}"
+
+
+def _there(trainer: Any) -> str:
+    """What a device has in all, whoever uses it."""
+    on_gpu = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
+    if on_gpu and torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"{torch.cuda.get_device_name()} has {total / GIB:,.2f} GiB, {free / GIB:,.2f} of them free now"
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"this machine has {total / GIB:,.2f} GiB of RAM, less what others use and limits on this process"
