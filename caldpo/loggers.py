@@ -2,36 +2,65 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import netrc
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
 
 from caldpo.config.job import one_line
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
+from caldpo.metrics_file import NAME, STEP, RowWriter, read_rows
 from caldpo.ranks import is_first_rank
+
+Rows = Sequence[Mapping[str, str]]  # of metrics.csv, as they are written there
+ROW = "row"  # what W&B knows the number of a row by, counted from 1
+REPLACED = "replaced"  # folder of stretches that were told again in whole
 
 # a folder in which W&B keeps one stretch of a run; the id in its name may have a number after it, the file's has none
 _STRETCH = re.compile(r"(?P<offline>offline-)?run-(?P<time>\d{8}_\d{6})-.+")
 
 
-def csv_logger(run_dir: Path) -> CSVLogger:
-    """``metrics.csv`` in the run's folder, on disk after every row."""
-    return CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
+def csv_logger(run_dir: Path) -> Logger:
+    """``metrics.csv`` in the run's folder, on disk after every row; what is in it stays."""
+    return MetricsFile(run_dir)
+
+
+class MetricsFile(Logger):
+    """Lightning's view of :class:`~caldpo.metrics_file.RowWriter`: the first rank writes."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self._writer = RowWriter(run_dir / NAME) if is_first_rank() else None
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self._writer is not None:
+            self._writer.write(metrics, 0 if step is None else step)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Not kept here: ``config.yaml`` has them."""
 
 
 class NoTracker:
     """``logger=csv`` and ``logger=none``: metrics.csv alone."""
 
-    def open(self, run_dir: Path, name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
+    def open(
+        self, run_dir: Path, name: str, group: str | None, config: dict[str, Any], earlier: Rows | None = None
+    ) -> list[Logger]:
         return []
 
     def close(self) -> str | None:
@@ -62,19 +91,42 @@ class WandB:
         self.project, self.entity, self.group, self.mode = project, entity, group, mode
         self._folder: Path | None = None
 
-    def open(self, run_dir: Path, name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
-        """Start the W&B run, on the first rank alone. ``config`` has to be free of secrets."""
+    def open(
+        self, run_dir: Path, name: str, group: str | None, config: dict[str, Any], earlier: Rows | None = None
+    ) -> list[Logger]:
+        """Start the W&B run, or go on with it, on the first rank alone.
+
+        Args:
+            run_dir: the run's folder.
+            name: of the W&B run.
+            group: of the W&B run where the settings name none.
+            config: free of secrets.
+            earlier: the rows that a resumed run has kept; None of a new one. W&B then has each row once: online it is
+                told those that did not reach it, offline a new stretch takes the place of the old one.
+        """
         if not is_first_rank():
             return []
         offline = self.mode == "offline" or (self.mode == "auto" and not account_configured())
+        before = None if earlier is None else _latest_stretch(run_dir)
+        same: dict[str, Any] = {}
+        # online before and offline now: what the server has is not known, so that all is told to a run of its own
+        if before is not None and (before[1] or not offline):
+            same = {"id": before[0]} if offline else {"id": before[0], "resume": "allow"}
+        if offline:
+            _set_aside(run_dir / "wandb")
         run = self._init(
-            run_dir, offline=offline, name=name, group=self.group or group, job_type="train", config=config
+            run_dir, offline=offline, name=name, group=self.group or group, job_type="train", config=config, **same
         )
         self._folder = Path(run.dir).parent if offline else None
         # Lightning logs the optimiser step under this name: make it the axis of every curve.
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        return [WandbLogger(experiment=run)]
+        run.define_metric(ROW, hidden=True)
+        logger = WandbRows(run, told=int(run.summary.get(ROW) or 0) if "resume" in same else 0)
+        for row in earlier or ():
+            values = {key: float(text) for key, text in row.items() if text}
+            logger.log_metrics({key: value for key, value in values.items() if key != STEP}, int(values[STEP]))
+        return [logger]
 
     def close(self) -> str | None:
         """Finish the W&B run, whatever happened; the command that uploads it if it is offline."""
@@ -103,7 +155,7 @@ class WandB:
             return None
         run_id, offline = stretch
         try:
-            told = {**_last_logged(run_dir / "metrics.csv"), **values}
+            told = {**_last_logged(run_dir / NAME), **values}
             self._add(run_dir, run_id, {k: v for k, v in told.items() if math.isfinite(v)}, offline=offline)
         except Exception as error:  # network, account, disk, or a service that does not start
             return f"W&B was not told: {one_line(error)}"
@@ -142,6 +194,32 @@ class WandB:
         )
 
 
+class WandbRows(WandbLogger):
+    """Lightning's logger of a W&B run that may have been told the first rows of metrics already.
+
+    Args:
+        run: the W&B run.
+        told: rows that it has; a resumed run computes them again with the same values.
+    """
+
+    def __init__(self, run: Any, told: int) -> None:
+        super().__init__(experiment=run)
+        self._told, self._row = told, 0
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if is_first_rank():
+            self._row += 1
+            if self._row > self._told:
+                super().log_metrics({**metrics, ROW: self._row}, step)
+
+
+def _set_aside(folder: Path) -> None:
+    """Move the offline stretches of a run to where ``wandb sync`` does not look: they are going to be told again."""
+    for stretch in [path for path in folder.glob("offline-run-*") if _STRETCH.fullmatch(path.name)]:
+        (folder / REPLACED).mkdir(exist_ok=True)
+        stretch.rename(folder / REPLACED / stretch.name)
+
+
 def _latest_stretch(run_dir: Path) -> tuple[str, bool] | None:
     """Id of the W&B run that began last in the run's folder, and whether it is offline; None where there is none."""
     files = ((_STRETCH.fullmatch(path.parent.name), path.stem) for path in run_dir.glob("wandb/*/run-*.wandb"))
@@ -154,11 +232,8 @@ def _latest_stretch(run_dir: Path) -> tuple[str, bool] | None:
 
 def _last_logged(metrics: Path) -> dict[str, float]:
     """The last value of each column, under the names that W&B has them by."""
-    if not metrics.is_file():
-        return {}
-    with metrics.open(newline="", encoding="utf-8") as file:
-        last = {name: float(text) for row in csv.DictReader(file) for name, text in row.items() if text}
-    return {"trainer/global_step" if name == "step" else name: value for name, value in last.items()}
+    last = {name: float(text) for row in read_rows(metrics) for name, text in row.items() if text}
+    return {"trainer/global_step" if name == STEP else name: value for name, value in last.items()}
 
 
 def _from_here(folder: Path) -> Path:

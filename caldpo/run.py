@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from pathlib import Path
@@ -11,21 +12,30 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import transformers
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from caldpo.callbacks.checkpoint import Checkpoints
+from caldpo.callbacks.reseed import Reseed
+from caldpo.checkpoints.manifest import FOLDER
+from caldpo.config.inside import require_unlinked
 from caldpo.config.job import FINISHED, SUMMARY, write_json
-from caldpo.config.redact import redact
+from caldpo.config.redacted import RedactedStream
+from caldpo.data.datamodule import PairDataModule
 from caldpo.estimate.run import estimate
+from caldpo.estimate.shortage import is_shortage, out_of_memory
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import is_adapted
 from caldpo.module import PreferenceModule
+from caldpo.numbers.replay import replay
+from caldpo.numbers.watch import NumberWatch
 from caldpo.parts import build_parts, check_parts
 from caldpo.ranks import is_first_rank
 from caldpo.reference.context import in_run_dtype, reference_context
+from caldpo.resuming.record import PLANNED, begun, is_begun, note, save_config
+from caldpo.resuming.start import find_start
 from caldpo.settings import RunSettings
 from caldpo.summary import (
     note_rounding,
@@ -37,6 +47,8 @@ from caldpo.summary import (
     versions,
 )
 
+# what a run writes to; of a folder that may come from other hands
+WRITTEN = ("metrics.csv", "samples.jsonl", "summary.json", "config.yaml", "error.txt", "output.txt", "policy", FOLDER)
 SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "logger", "callbacks", "data", "model")
 
 
@@ -44,7 +56,7 @@ def run(cfg: DictConfig) -> float | None:
     """Train as configured; everything is written into Hydra's output folder.
 
     Returns:
-        The final held-out loss, for sweepers that search; None of a dry run.
+        The final metric named by ``objective``, for sweepers that search; None of a dry run.
 
     Raises:
         CaldpoError: something is wrong that the user can mend; before weights load where possible.
@@ -54,23 +66,30 @@ def run(cfg: DictConfig) -> float | None:
     if settings.dry_run:
         estimate(cfg)
         return None
+    if settings.replay is not None:
+        replay(cfg, settings, Path(settings.replay).expanduser())
+        return None
     first_rank = is_first_rank()
     if settings.console == "full" and first_rank:
-        return run_in(run_dir, settings, cfg)["metrics"]["val/loss"]
+        return run_in(run_dir, settings, cfg)["metrics"].get(settings.objective)
     transformers.utils.logging.disable_progress_bar()
     kept = run_dir / "output.txt" if first_rank else Path(os.devnull)  # other ranks would say the same again
-    with kept.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+    with (
+        kept.open("a" if settings.resume else "w", encoding="utf-8") as file,
+        contextlib.redirect_stdout(RedactedStream(file)),
+    ):
         summary = run_in(run_dir, settings, cfg)
     if first_rank:
         print_line(run_dir.name, summary)
-    return summary["metrics"]["val/loss"]
+    return summary["metrics"].get(settings.objective)
 
 
 def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, Any]:
     """The run itself, and what ``summary.json`` says of it."""
     started = time.perf_counter()
     loss_name = str(HydraConfig.get().runtime.choices["loss"])
-    config = save_config(cfg, loss_name, run_dir)
+    resumed = settings.resume is not None and is_begun(run_dir)
+    config = save_config(cfg, loss_name, run_dir, resumed=resumed, first_rank=is_first_rank())
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -93,16 +112,22 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             "folder": str(run_dir),
         }
     )
+    if resumed:
+        require_unlinked(run_dir, *WRITTEN)
+    start = find_start(run_dir, resumed=resumed, first_rank=is_first_rank())
     report = data.prepare_pairs(tokenizer, run_dir, needs_scores=loss.needs_scores, loss_name=loss_name)
 
-    policy = parts["adapter"].apply(source.load_policy())
     try:
-        loggers = [csv_logger(run_dir), *parts["logger"].open(run_dir, run_dir.name, sweep_name(), config)]
+        policy = parts["adapter"].apply(source.load_policy())
+        tracked = parts["logger"].open(run_dir, run_dir.name, sweep_name(run_dir), config, start.earlier)
+        loggers = [csv_logger(run_dir), *tracked]
         layout, why = settle_layout(settings.layout, policy, data.max_length)
         print_layout(layout, why)
         steps = parts["trainer"]
         plan = data.plan_steps(layout, **steps.extent())
-        trainer = steps.build(run_dir, loggers, list(parts["callbacks"].values()), plan.accumulation)
+        note(run_dir, {PLANNED: plan.steps})
+        callbacks = [Reseed(settings.seed), *parts["callbacks"].values()]
+        trainer = steps.build(run_dir, loggers, callbacks, plan.accumulation)
         policy = in_run_dtype(trainer, policy)
         note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), parts["optim"].lr)
         facts = {"model": start_identity, "tokenizer": tokenizer.name_or_path, "prompts": report.prompts}
@@ -117,8 +142,16 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             same_start=not parts["reference"].differs,
             fetch_every=parts["trainer"].fetch_every,
             kept_logits_mib=settings.kept_logits_mib,
+            numbers=NumberWatch(steps.on_bad_numbers, steps.max_skipped_steps),
         )
-        train(trainer, module, data)
+        for callback in callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.of_run(functools.partial(identity, module, data), versions(), steps.val_every)
+        train(trainer, module, data, start.checkpoint)
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        raise out_of_memory(error, cfg, parts) from error
     finally:
         sync = parts["logger"].close()
 
@@ -136,7 +169,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         "seed": settings.seed,
         "steps": module.global_step,
         "metrics": module.latest,
-        "wall_seconds": time.perf_counter() - started,
+        "wall_seconds": time.perf_counter() - started + (start.manifest.seconds if start.manifest else 0),
         "peak_memory_bytes": memory,
         "peak_memory_of": memory_of,
         "formula": loss.formula,
@@ -144,6 +177,9 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         "reference": reference_identity,
         "start_difference": module.largest_start_ratio,
         "upload": sync,
+        "skipped_steps": module.numbers.skipped,
+        "alarms": [alarm for callback in callbacks for alarm in getattr(callback, "alarms", [])],
+        **begun(run_dir),
         "data": report.as_dict(),
         "versions": versions(),
     }
@@ -153,29 +189,40 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     return summary
 
 
-def sweep_name() -> str | None:
+def sweep_name(run_dir: Path) -> str | None:
     """The sweep's folder, when this run is one of a sweep: the group of its runs."""
     hydra = HydraConfig.get()
-    return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
+    if hydra.mode == RunMode.MULTIRUN:
+        return Path(hydra.sweep.dir).name
+    return run_dir.absolute().parent.name if (run_dir.parent / "multirun.yaml").is_file() else None  # a resumed one
 
 
-def train(trainer: pl.Trainer, module: PreferenceModule, data: pl.LightningDataModule) -> None:
-    """Evaluate, fit, and evaluate once more where the schedule did not end on the last step."""
-    trainer.validate(module, data, verbose=False)
-    trainer.fit(module, data)
+def train(
+    trainer: pl.Trainer, module: PreferenceModule, data: pl.LightningDataModule, checkpoint: Path | None = None
+) -> None:
+    """Evaluate, fit, evaluate once more where the schedule did not end on the last step, and score the outcome.
+
+    Args:
+        trainer, module, data: of the run.
+        checkpoint: where a resumed run goes on, its first evaluation long done.
+    """
+    if checkpoint is None:
+        trainer.validate(module, data, verbose=False)
+    trainer.fit(module, data, ckpt_path=checkpoint)
     if module.evaluated_at != module.global_step:
         trainer.validate(module, data, verbose=False)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "on_trained"):
+            callback.on_trained(trainer, module)
 
 
-def save_config(cfg: DictConfig, loss_name: str, run_dir: Path) -> dict[str, Any]:
-    """config.yaml: the resolved configuration without secrets, and the name of the loss's option."""
-    resolved = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(resolved, dict)
-    config: dict[str, Any] = redact({"loss_name": loss_name, **resolved})
-    if is_first_rank():
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        (run_dir / "config.yaml").write_text(text, encoding="utf-8")
-    return config
+def identity(module: PreferenceModule, data: PairDataModule) -> dict[str, str]:
+    """What must not change between two stretches of a run, beside its configuration."""
+    return {
+        "the reference's weights": module.reference.digest(),
+        "the tokens of the training pairs": data.train_pairs.digest(),
+        "the tokens of the held-out pairs": data.test_pairs.digest(),
+    }
 
 
 def export(module: PreferenceModule, folder: Path) -> None:

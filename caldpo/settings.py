@@ -21,7 +21,12 @@ class RunSettings:
         console: ``full`` prints tables and a preview of the data; ``line`` keeps those in ``output.txt`` of the run's
             folder and prints one line at the end, for many runs side by side.
         export: write the trained policy as a Hugging Face folder, ``policy/`` in the run's folder.
+        objective: the final metric that a sweeper which searches gets (its ``direction`` says which way is better).
         dry_run: print what the run would need instead of training, as ``caldpo.estimate`` does.
+        resume: folder of a run to go on with; ``auto`` goes on where the folder of this very command holds a run that
+            did not finish, and leaves alone one that did.
+        replay: a batch that went bad in a run (``bad_batches/``), to be computed again instead of training.
+        trust_code: let a resumed run build what the project's own configurations do not name.
         layout: of the batches; ``packed`` has each prompt once and no padding, ``auto`` takes it where the model can.
         kept_logits_mib: softmax kept between the two passes over the output head; what is beyond is computed again.
     """
@@ -31,6 +36,10 @@ class RunSettings:
     reward_beta: Positive
     console: Literal["full", "line"]
     export: bool
+    objective: str
     dry_run: bool
+    resume: str | None
+    replay: str | None
+    trust_code: bool
     layout: Literal["auto", "packed", "padded"]
     kept_logits_mib: NonNegativeInt

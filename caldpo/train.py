@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from omegaconf import DictConfig
 
+from caldpo.config.check import Problem
 from caldpo.config.entry import hydra_entry
+from caldpo.config.logged import objective_problems
+from caldpo.config.places import find_misplaced
+from caldpo.resuming.ask import require_same_run, with_run
+from caldpo.resuming.before import settle
 
 
-@hydra_entry("train", settings="caldpo.settings.RunSettings")
+def agree(cfg: DictConfig) -> Iterator[Problem]:
+    """What can be said of a training run beyond its single values, before anything heavy is imported."""
+    yield from find_misplaced(cfg)
+    yield from objective_problems(cfg)
+    require_same_run(cfg)
+
+
+@hydra_entry("train", settings="caldpo.settings.RunSettings", agree=agree, expand=with_run, done=settle)
 def main(cfg: DictConfig) -> float | None:
     """Train as ``cfg`` says; returns the value that an optimising sweeper minimises or maximises."""
     from caldpo.run import run  # torch and transformers load only for a configuration known to be good

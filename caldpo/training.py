@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
+from caldpo.checkpoints.folder import CheckpointFolders
 from caldpo.compilation import CompiledLayers
-from caldpo.config.bounds import Positive, PositiveInt
+from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
 
@@ -41,6 +43,10 @@ class TrainerSettings:
         matmul_precision: of float32 matrix products on a GPU: ``highest`` is float32, ``high`` TF32 (10 bits of
             mantissa), ``medium`` bfloat16 (7 bits).
         compile: the norms and feed-forward blocks of the policy's decoder layers, with ``torch.compile``.
+        on_bad_numbers: what to do where a step's loss or gradient is no number: ``stop`` the run, or ``skip`` the
+            update. Skipping waits for the device at every step, whatever ``fetch_every``.
+        max_skipped_steps: steps that a run may skip before it stops after all, those that float16 arithmetic skips by
+            itself included.
     """
 
     @validated
@@ -62,6 +68,8 @@ class TrainerSettings:
         fetch_every: PositiveInt = 1,
         matmul_precision: Literal["highest", "high", "medium"] = "highest",
         compile: bool = False,
+        on_bad_numbers: Literal["stop", "skip"] = "stop",
+        max_skipped_steps: NonNegativeInt = 100,
     ) -> None:
         self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
         self.strategy, self.precision, self.deterministic = strategy, precision, deterministic
@@ -69,6 +77,7 @@ class TrainerSettings:
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.val_every, self.threads, self.progress_bar = val_every, threads, progress_bar
         self.fetch_every, self.matmul_precision, self.compile = fetch_every, matmul_precision, compile
+        self.on_bad_numbers, self.max_skipped_steps = on_bad_numbers, max_skipped_steps
 
     def check(self) -> None:
         """Refuse what this machine cannot do, before any weights load.
@@ -114,6 +123,8 @@ class TrainerSettings:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision(self.matmul_precision)  # a process keeps it: the next run sets its own
+        # Slurm's notice is heeded by the run's checkpoints, and queueing again is left to the launcher
+        slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
         compiled = [CompiledLayers()] if self.compile else []
         bar = [StepProgress(leave=False)] if self.progress_bar else []
         return pl.Trainer(
@@ -136,6 +147,8 @@ class TrainerSettings:
             use_distributed_sampler=False,  # the data has its own sampler, exact over ranks
             enable_model_summary=False,
             enable_progress_bar=self.progress_bar,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            plugins=[CheckpointFolders(), *slurm],
             default_root_dir=run_dir,
             logger=loggers,
             callbacks=[*bar, FetchOnException(), *compiled, *callbacks],

@@ -54,6 +54,7 @@ def make_module(loss: PreferenceLoss, lr: float = 1e-2, decay: str = "constant")
 
 def fit(module: PreferenceModule, data: Pairs, folder: Path, **settings: Any) -> pl.Trainer:
     callbacks = settings.pop("callbacks", [])
+    folder.mkdir(parents=True, exist_ok=True)
     trainer = TrainerSettings(progress_bar=False, **settings).build(folder, [csv_logger(folder)], callbacks)
     trainer.fit(module, data)
     return trainer

@@ -35,7 +35,7 @@ from caldpo.types import PairLogps
 
 
 class OracleEvaluation(pl.Callback):
-    """Runs at the end of training, on data that has a known reward; elsewhere it does nothing.
+    """Runs after training, on data that has a known reward; elsewhere it does nothing.
 
     Args:
         prompts: held-out prompts, one sample each. 0 switches it off.
@@ -54,7 +54,8 @@ class OracleEvaluation(pl.Callback):
     ) -> None:
         self.prompts, self.max_new_tokens, self.temperature, self.seed = prompts, max_new_tokens, temperature, seed
 
-    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
+    def on_trained(self, trainer: pl.Trainer, module: Any) -> None:
+        """Score the trained policy; called once the held-out pairs are evaluated a last time."""
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if data.oracle is None or not self.prompts or not trainer.is_global_zero:
             return

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from caldpo.checkpoints.manifest import SAMPLES
 from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.data.datamodule import PairDataModule
@@ -38,7 +39,6 @@ class SampleTable(pl.Callback):
             temperature,
             seed,
         )
-        self.rows: list[dict[str, Any]] = []
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         if not self.prompts or not trainer.is_global_zero:
@@ -62,15 +62,16 @@ class SampleTable(pl.Callback):
             if reward is not None:
                 row["true_reward"] = round(reward(asked, text), 4)
             new.append(row)
-        self.rows += new
-        with (Path(trainer.default_root_dir) / "samples.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+        file = Path(trainer.default_root_dir) / SAMPLES
+        with file.open("a", encoding="utf-8") as opened:
+            opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):
-                # a table is replaced, not appended to: every row so far, at the step they belong to
+                # a table is replaced, not appended to: every row of the run so far, at the step they belong to
+                rows = [json.loads(line) for line in file.open(encoding="utf-8")]  # not splitlines(): U+2028
                 logger.log_table(
                     "samples",
                     columns=list(new[0]),
-                    data=[list(r.values()) for r in self.rows],
+                    data=[list(r.values()) for r in rows],
                     step=module.global_step,
                 )

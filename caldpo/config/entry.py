@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import functools
-import signal
 import sys
-import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra import version
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 
-from caldpo.config.job import Task, run_job
+from caldpo.config.job import IsDone, Task, exit_on_signals, run_job
 from caldpo.config.overrides import with_positional, with_quoted_paths
 from caldpo.config.paths import conf_dir
 from caldpo.config.preflight import Agree, check_composes, preflight
@@ -34,7 +30,9 @@ def hydra_entry(
     absent: Callable[[], CaldpoError] | None = None,
     settings: str | None = None,
     records: bool = True,
+    done: IsDone | None = None,
     agree: Agree | None = None,
+    expand: Callable[[Sequence[str], bool], list[str]] | None = None,
 ) -> Callable[[Task], Main]:
     """Make a command of a function that takes the composed configuration.
 
@@ -45,8 +43,11 @@ def hydra_entry(
         positional: key that the first bare argument is the value of.
         absent: the answer where that argument alone is missing; None takes that of any missing key.
         settings: dotted target in caldpo whose signature describes the plain top-level keys.
-        agree: raises CaldpoError where keys contradict each other; imports nothing heavy.
+        agree: returns problems, or raises CaldpoError, where keys contradict each other or what lies on this
+            machine; imports nothing heavy.
+        expand: what the overrides of a run, or (True) of a sweep, stand for; None takes them as they are.
         records: keep status and error in ``summary.json`` and ``error.txt`` of the run's folder.
+        done: asked before each run is started, with its configuration and folder; an answer takes the run's place.
 
     Returns:
         A decorator. What it makes is called as ``main(argv=None)`` and raises ``SystemExit`` on any failure.
@@ -56,8 +57,10 @@ def hydra_entry(
         @functools.wraps(task)
         def main(argv: Sequence[str] | None = None) -> None:
             try:
-                with _exit_on_sigterm():
+                with exit_on_signals():
                     args = _parse(command, sys.argv[1:] if argv is None else argv, positional)
+                    if expand:
+                        args.overrides = expand(args.overrides, args.multirun)
                     try:
                         _check(command, args, {"": settings} if settings else {}, agree)
                     except CaldpoError as error:
@@ -65,15 +68,15 @@ def hydra_entry(
                         if absent and error.key == positional and error.value_or_none is None:
                             raise absent() from None
                         raise
-                    _launch(args, task, records)
+                    _launch(args, task, records, done)
             except CaldpoError as error:
                 print(f"error: {redact_text(str(error))}", file=sys.stderr)
                 raise SystemExit(BAD_COMMAND_LINE) from None
             except KeyboardInterrupt:
                 _close_sweep()
                 raise SystemExit(130) from None
-            except SystemExit:
-                _close_sweep()
+            except SystemExit as stop:
+                _close_sweep(stop.code)
                 raise
 
         return main
@@ -129,32 +132,14 @@ def _search_path(args: Namespace) -> ConfigSearchPath:
     return path
 
 
-def _launch(args: Namespace, task: Task, records: bool) -> None:
+def _launch(args: Namespace, task: Task, records: bool, done: IsDone | None = None) -> None:
     version.setbase("1.3")
-    job = functools.update_wrapper(functools.partial(run_job, task, records), task)
+    job = functools.update_wrapper(functools.partial(run_job, task, records, done=done), task)
     # What hydra.main calls, without its reading of sys.argv: Lightning starts child processes by sys.argv,
     # which therefore has to stay as it was typed, with the subcommand of the console script.
     _run_hydra(args, args.parser, job, args.config_path, args.config_name)
 
 
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """End by SystemExit on SIGTERM, so that the run and the sweep are recorded as interrupted."""
-
-    def leave(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield  # somebody else takes care of it
-        return
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _close_sweep() -> None:
+def _close_sweep(code: object = None) -> None:
     if sweep := sys.modules.get("caldpo.sweep"):  # loaded by a sweep alone
-        sweep.report_interrupted()
+        sweep.report_interrupted(code)

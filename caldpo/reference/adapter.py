@@ -13,6 +13,7 @@ from caldpo.logprobs import LogprobEngine
 from caldpo.models.adapter import AdapterSource, NoAdapter, adapter_off, is_adapted
 from caldpo.models.modes import evaluating
 from caldpo.reference.base import Logps, ReferenceContext, ReferenceSource
+from caldpo.reference.key import weights_digest
 from caldpo.reference.named import HeldOutMemory, describe
 from caldpo.reference.rounding import rounding_of
 from caldpo.types import PairBatch
@@ -28,6 +29,9 @@ class AdapterReference:
     @property
     def dtype(self) -> torch.dtype:
         return self.policy.dtype
+
+    def digest(self) -> str:
+        return weights_digest(self.policy)
 
     def prepare(self) -> None:
         """Nothing: the policy is there."""

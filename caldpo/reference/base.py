@@ -32,6 +32,10 @@ class Reference(Protocol):
         batch, relative to 1 + |log-prob|; see :mod:`caldpo.reference.rounding`."""
         ...
 
+    def digest(self) -> str:
+        """Of the reference's weights, without an adapter; known once :meth:`prepare` was called."""
+        ...
+
     def prepare(self) -> None:
         """Do what takes long. Called on every rank, more than once, first before the first batch and first step."""
         ...

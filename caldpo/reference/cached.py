@@ -68,6 +68,9 @@ class CachedReference:
             for split in self.context.asked:
                 self._tables[split] = self._table(split, facts, engine).to(self.context.device)
 
+    def digest(self) -> str:
+        return self._weights
+
     def logps(self, batch: PairBatch) -> Logps:
         table = self._tables.get(batch.split)
         if table is None:

@@ -13,6 +13,7 @@ from caldpo.logprobs import LogprobEngine
 from caldpo.models.adapter import base_copy
 from caldpo.models.base import floating_dtype
 from caldpo.reference.base import Logps, ReferenceContext
+from caldpo.reference.key import weights_digest
 from caldpo.reference.named import HeldOutMemory, check_path, describe, frozen, load_other, moved, require_path
 from caldpo.reference.rounding import rounding_of
 from caldpo.types import PairBatch
@@ -34,6 +35,9 @@ class ResidentReference:
     def prepare(self) -> None:
         if self._device is not None:
             moved(self.model, self._device)
+
+    def digest(self) -> str:
+        return weights_digest(self.model)
 
     @torch.no_grad()
     def logps(self, batch: PairBatch) -> Logps:

@@ -18,6 +18,7 @@ from caldpo.losses.dpo import DPO
 from caldpo.module import PreferenceModule
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.resident import ResidentReference
+from caldpo.run import train
 from caldpo.training import TrainerSettings
 from tests.harness import Pairs
 from tests.tiny import VOCABULARY, tiny_model, tiny_pairs, tiny_tokenizer
@@ -79,8 +80,7 @@ def make_module(seed: int = 1) -> PreferenceModule:
 def fit(module: PreferenceModule, data: Any, folder: Path, *callbacks: pl.Callback, **settings: Any) -> None:
     """Train in a real Trainer."""
     made = TrainerSettings(progress_bar=False, **settings).build(folder, [csv_logger(folder)], [*callbacks])
-    made.validate(module, data, verbose=False)
-    made.fit(module, data)
+    train(made, module, data)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -30,8 +31,26 @@ def main(cfg: DictConfig) -> float:
     if cfg.behave == "wait":
         (folder / "waiting").touch()
         time.sleep(60)
+    if cfg.behave == "die":
+        _other(folder, "slow", 20)  # the neighbour has begun
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.behave == "slow":
+        (folder / "begun").touch()
+        time.sleep(1.5)
+        (folder / "result").write_text("whole")
     return float(cfg.seed)
 
 
+def _other(folder: Path, behave: str, longest: float) -> None:
+    """Wait until the run beside this one, if there is any, has begun."""
+    end = time.monotonic() + longest
+    while not list(folder.parent.glob(f"*{behave}*/begun")) and time.monotonic() < end:
+        time.sleep(0.02)
+
+
 if __name__ == "__main__":
+    if os.environ.get("IMPATIENT"):
+        from submitit.core.core import Job
+
+        Job._results_timeout_s = 1  # for a result that does not come: 15 s else
     main()

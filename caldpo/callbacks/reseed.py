@@ -1,0 +1,35 @@
+"""Dropout and whatever else draws at random, as a function of the place in the run: a resumed run draws the same."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+
+class Reseed(pl.Callback):
+    """Seeds every generator before each micro-batch of training, from the run's seed, the step, the batch and the rank.
+
+    So no generator has to be saved, nothing that draws in between (evaluation, samples) shifts what training draws, and
+    each rank has its own numbers.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        reseed(self.seed, trainer.global_step, batch_idx, trainer.global_rank)
+
+
+def reseed(*place: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators (of all devices) from non-negative numbers."""
+    drawn = np.random.SeedSequence(place).generate_state(3)
+    random.seed(int(drawn[0]))
+    np.random.seed(int(drawn[1]))
+    torch.manual_seed(int(drawn[2]))

@@ -1,0 +1,58 @@
+"""Signals that ask a training run to stop: noticed at once, heeded between two micro-batches, by all ranks together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from typing import Any
+
+from caldpo.ranks import any_rank_says
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # SIGUSR1 is what Slurm gives notice with
+REQUEUING = signal.SIGUSR2  # of launchers that listen to it themselves: submitit queues the job again
+
+
+class StopSignals:
+    """Remembers the first signal that asks for a stop. A second Ctrl-C is not waited for."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def watch(self) -> None:
+        """Begin to listen, in place of whoever does; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        theirs = [REQUEUING] if callable(signal.getsignal(REQUEUING)) else []
+        for number in (*STOPPING, *theirs):
+            self._before.setdefault(number, signal.getsignal(number))
+            signal.signal(number, self._note)
+
+    def release(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def pass_on(self, number: int) -> None:
+        """Let a launcher that listens for this signal do what it does on it, now that the run is saved."""
+        handler = self._before.get(number)
+        self.release()
+        if number == REQUEUING and callable(handler):
+            handler(number, None)
+
+    def asked(self) -> int | None:
+        """The signal that any rank has received; the same answer on all ranks, which all have to ask."""
+        return any_rank_says(self.received)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise SystemExit(128 + number)  # Lightning would make code 1 of a KeyboardInterrupt
+        if self.received is None:
+            self.received = number
+            again = "; Ctrl-C again quits at once" if number == signal.SIGINT else ""
+            said = f"\n{signal.Signals(number).name}: saving after this micro-batch{again}\n"
+            with contextlib.suppress(OSError):
+                os.write(2, said.encode())  # print and rich take locks that the interrupted code may hold

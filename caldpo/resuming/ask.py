@@ -1,0 +1,157 @@
+"""``resume=``: the command line of a run is taken up again, from its own folder.
+
+``resume=FOLDER`` stands for the overrides that the run was started with. Those typed beside it are added, and have to
+leave the run what it was. ``resume=auto`` changes nothing about the command: it goes on where the folder holds an
+unfinished run, and leaves alone what has finished.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.compare.discover import is_run
+from caldpo.config.job import FINISHED, SUMMARY, read_summary
+from caldpo.config.overrides import quoted
+from caldpo.config.redact import MASK, redact
+from caldpo.config.trust import require_own_code, require_plain_overrides
+from caldpo.errors import CaldpoError
+from caldpo.resuming.same import CONFIG, read_config, require_same_config
+
+AUTO = "auto"
+OVERRIDES = "overrides"  # key of summary.json
+SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "logger", "callbacks", "data", "model")
+_OF_THIS_START = ("resume", "replay", "trust_code")  # keys that a run does not keep
+
+
+def with_run(overrides: Sequence[str], multirun: bool = False) -> list[str]:
+    """The overrides with those of the run that ``resume=FOLDER`` names, and its folder.
+
+    Args:
+        overrides: as typed.
+        multirun: whether they are of a sweep, which cannot go on with a single run.
+
+    Raises:
+        CaldpoError: it is no run, its overrides are lost or would run code, or a secret has to be typed again.
+    """
+    typed = {_key(text): text for text in overrides}
+    folder = _folder(typed.get("resume"))
+    if folder is None:
+        return list(overrides)
+    if multirun:
+        raise CaldpoError(
+            "goes on with one run",
+            key="resume",
+            value=folder,
+            remedy="leave -m out; for a sweep repeat its command with hydra.sweep.dir=FOLDER resume=auto",
+        )
+    _require_run(folder)
+    trusted = typed.get("trust_code", "").partition("=")[2].lower() == "true"
+    begun = [t for t in _begun_with(folder) if _key(t) not in typed and _key(t) not in _OF_THIS_START]
+    for text in begun:
+        if MASK in text:
+            raise CaldpoError(
+                "was left out of the run's files, being a secret",
+                key=_key(text),
+                remedy="type it again beside resume=",
+            )
+    if not trusted:
+        require_plain_overrides(begun, folder / SUMMARY)
+    place = [] if "hydra.run.dir" in typed else [f"hydra.run.dir={quoted(str(folder))}"]
+    return [*begun, *overrides, *place]
+
+
+def require_same_run(cfg: DictConfig) -> None:
+    """Check a configuration with ``resume=FOLDER`` against the run's.
+
+    Raises:
+        CaldpoError: the run has finished, was another one, or builds something that is not the project's own.
+    """
+    if cfg.get("resume") in (None, AUTO):
+        return
+    folder = Path(str(cfg.resume)).expanduser()
+    if read_summary(folder).get("status") == FINISHED:
+        raise CaldpoError("this run has finished: there is nothing to go on with", key="resume", value=folder)
+    config = as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"]))
+    if not cfg.trust_code:
+        require_own_code(config, SECTIONS, folder / CONFIG)
+    then = read_config(folder)
+    if then is not None:
+        require_same_config(then, config, folder)
+
+
+def as_kept(cfg: DictConfig, loss_name: str) -> dict[str, Any]:
+    """What ``config.yaml`` of a run holds: everything resolved, no secrets, and the name of the loss's option."""
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    kept = {key: value for key, value in resolved.items() if key not in _OF_THIS_START and key != "hydra"}
+    config: dict[str, Any] = redact({"loss_name": loss_name, **kept})
+    return config
+
+
+def kept_overrides(overrides: Sequence[str]) -> list[str]:
+    """What ``summary.json`` keeps of a command line, without secrets."""
+    return list(redact([text for text in overrides if _key(text) not in _OF_THIS_START]))
+
+
+def _folder(text: str | None) -> Path | None:
+    """The folder that ``resume=`` names, None where it names none."""
+    if text is None:
+        return None
+    try:
+        value = OverridesParser.create().parse_override(text).value()
+    except HydraException:
+        return None  # explained with all else that is wrong with the command line
+    return None if value is None or value == AUTO else Path(str(value)).expanduser()
+
+
+def _require_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CaldpoError("there is no such folder", key="resume", value=folder, remedy="name a run's folder")
+    if is_run(folder):
+        return
+    sweep = folder / "multirun.yaml"
+    if sweep.is_file():
+        raise CaldpoError(
+            "is a sweep, not a run", key="resume", value=folder, remedy=f"repeat its command: {_command(folder, sweep)}"
+        )
+    raise CaldpoError("holds no run", key="resume", value=folder, remedy="name the folder of a run that was started")
+
+
+def _command(folder: Path, sweep: Path) -> str:
+    """The command that goes on with a sweep."""
+    try:
+        given = yaml.safe_load(sweep.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        given = ["..."]
+    typed = [text for text in given if _key(str(text)) != "resume"]
+    return shlex.join(["python", "-m", "caldpo.train", "-m", *typed, f"hydra.sweep.dir={folder}", "resume=auto"])
+
+
+def _begun_with(folder: Path) -> list[str]:
+    """The overrides that the run was started with."""
+    kept = read_summary(folder).get(OVERRIDES)
+    if isinstance(kept, list):
+        return [str(text) for text in kept]
+    file = folder / ".hydra" / "overrides.yaml"
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8")) or []
+        return [str(text) for text in written if _key(str(text)) not in _OF_THIS_START]
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        raise CaldpoError(
+            "does not say what the run was started with",
+            key=str(file),
+            remedy="repeat the run's command with hydra.run.dir=FOLDER resume=auto",
+        ) from None
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0].lstrip("+~").strip()

@@ -1,0 +1,57 @@
+"""Asked before a run is recorded in its folder: whether it has to run at all, and whether it may."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from caldpo.checkpoints.manifest import FOLDER
+from caldpo.config.job import FINISHED, Done, read_summary
+from caldpo.config.lock import process_rank
+from caldpo.errors import CaldpoError
+from caldpo.metrics_file import NAME
+from caldpo.resuming.ask import AUTO, as_kept
+from caldpo.resuming.same import read_config, require_same_config
+
+
+def settle(cfg: DictConfig, folder: Path) -> Done | None:
+    """The outcome of a run that has finished, where ``resume=auto`` leaves it alone; None where there is work to do.
+
+    Args:
+        cfg: of the run.
+        folder: the run's.
+
+    Raises:
+        CaldpoError: the folder holds another run, or one that the command does not ask to go on with.
+    """
+    if cfg.dry_run or cfg.get("replay") is not None:
+        return None
+    if cfg.resume is None:
+        if process_rank() == 0:  # the first one writes; others may be started when it has begun to
+            _require_unused(folder)
+        return None
+    then = read_config(folder)
+    if then is None:
+        return None
+    require_same_config(then, as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"])), folder)
+    summary = read_summary(folder)
+    if cfg.resume != AUTO or summary.get("status") != FINISHED:
+        return None
+    return Done(summary.get("metrics", {}).get(cfg.objective))
+
+
+def _require_unused(folder: Path) -> None:
+    """Nothing that a run left is written over.
+
+    Raises:
+        CaldpoError: the folder holds metrics or checkpoints.
+    """
+    if (folder / NAME).is_file() or any((folder / FOLDER).glob("step-*")):
+        raise CaldpoError(
+            "this folder holds a run already, which would be written over",
+            key="hydra.run.dir",
+            value=folder,
+            remedy="add resume=auto to go on with it (one that has finished is left alone), or name another folder",
+        )

@@ -1,0 +1,105 @@
+"""Whether a run's configuration is still the one it began with, but for what cannot change its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from caldpo.config.redact import redact_text
+from caldpo.errors import CaldpoError
+
+CONFIG = "config.yaml"
+_ABSENT = object()
+_SHOWN = 8
+
+# Keys, and sections with a dot at their end, on which no number of the run depends.
+FREE = (
+    "name",
+    "console",
+    "export",
+    "dry_run",
+    "resume",
+    "replay",
+    "trust_code",
+    "objective",
+    "logger.",
+    "callbacks.checkpoint.",
+    "callbacks.displacement.",
+    "data.cache",
+    "data.num_workers",
+    "data.prefetch_factor",
+    "data.preview_pairs",
+    "model.cache",
+    "reference.cache",
+    "reference.spot_check",
+    "trainer.fetch_every",
+    "trainer.max_skipped_steps",
+    "trainer.on_bad_numbers",
+    "trainer.progress_bar",
+)
+
+
+def read_config(run_dir: Path) -> dict[str, Any] | None:
+    """The configuration that a run began with; None where it ended before it wrote it.
+
+    Raises:
+        CaldpoError: the file is damaged.
+    """
+    file = run_dir / CONFIG
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CaldpoError(f"cannot be read: {str(error).splitlines()[0]}", key=str(file)) from error
+    if not isinstance(config, dict):
+        raise CaldpoError("holds no configuration", key=str(file))
+    return config
+
+
+def require_same_config(then: Mapping[str, Any], now: Mapping[str, Any], run_dir: Path) -> None:
+    """Refuse to go on with a run under a configuration that makes it another one.
+
+    Args:
+        then: what the run began with.
+        now: resolved and without secrets, as that.
+        run_dir: the run's folder.
+
+    Raises:
+        CaldpoError: naming every key that differs, with both values.
+    """
+    found = list(differences(then, now))
+    if not found:
+        return
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    raise CaldpoError(
+        f"{run_dir} was begun with another configuration: {'; '.join(found[:_SHOWN])}{more}",
+        key="resume",
+        remedy="leave these keys out; where the yamls or the version of caldpo changed, go back to those that the run"
+        " began with (its summary.json has the versions), or start a new run",
+    )
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """The keys that differ and matter, in the order of their names, each with both values."""
+    before, after = _flat(then), _flat(now)
+    for key in sorted(before.keys() | after.keys()):
+        was, is_now = before.get(key, _ABSENT), after.get(key, _ABSENT)
+        if was != is_now and not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
+            yield f"{key} was {_shown(was)}, is {_shown(is_now)}"
+
+
+def _flat(node: Any, place: str = "") -> dict[str, Any]:
+    if isinstance(node, Mapping) and node:
+        found: dict[str, Any] = {}
+        for key, value in node.items():
+            found |= _flat(value, f"{place}.{key}" if place else str(key))
+        return found
+    return {place: list(node) if isinstance(node, list | tuple) else node}
+
+
+def _shown(value: Any) -> str:
+    return "not there" if value is _ABSENT else redact_text("null" if value is None else str(value))

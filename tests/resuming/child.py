@@ -1,0 +1,140 @@
+"""A training run in a process of its own, which kills or signals itself at a chosen event.
+
+Imported by the server that forks these processes, so that each starts within milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers.models.gpt2.modeling_gpt2
+import transformers.models.llama.modeling_llama  # noqa: F401
+from pytorch_lightning.utilities import rank_zero_only
+
+import caldpo.run
+from caldpo.callbacks.oracle import OracleEvaluation
+from caldpo.callbacks.samples import SampleTable
+from caldpo.checkpoints import folder as checkpoint_folder
+from caldpo.metrics_file import RowWriter
+from caldpo.module import PreferenceModule
+from caldpo.train import main
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What a process does to itself: at the ``count``-th ``event``, send itself ``number``.
+
+    Events: ``step`` (a micro-batch is about to be computed), ``update`` (gradients are there, weights not yet changed),
+    ``evaluation`` (a batch of held-out pairs), ``samples`` (between an evaluation and its samples), ``row`` (half of a
+    row of metrics is written), ``tensors`` (a checkpoint's weights are written, the rest is not), ``manifest`` (all but
+    its manifest), ``rename`` (complete, but without its name), ``oracle``, ``export``;
+    ``clock``: after ``count`` milliseconds, wherever that is. ``quota``: from the ``count``-th checkpoint on no file
+    may become larger than ``number`` bytes.
+    """
+
+    event: str
+    count: int
+    number: int
+
+
+def run(arguments: list[str], folder: str, output: str, environment: dict[str, str], kill: Kill | None) -> None:
+    """Train in ``folder``; everything said goes to the file ``output``."""
+    os.environ.update(environment)
+    rank_zero_only.rank = int(environment.get("RANK", 0))  # read when imported, before this process was forked
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    with Path(output).open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["train", *arguments]
+    if kill is not None:
+        _arm(kill)
+    main(arguments)
+
+
+def _arm(kill: Kill) -> None:
+    seen = 0
+
+    def strike() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == kill.count:
+            for _ in range(2 if kill.event.endswith(" twice") else 1):
+                os.kill(os.getpid(), kill.number)
+
+    def before(owner: Any, name: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            strike()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, patched)
+
+    match kill.event.removesuffix(" twice"):
+        case "step":
+            before(PreferenceModule, "training_step")
+        case "update":
+            before(PreferenceModule, "configure_gradient_clipping")
+        case "evaluation":
+            before(PreferenceModule, "validation_step")
+        case "samples":
+            before(SampleTable, "on_validation_epoch_end")
+        case "oracle":
+            before(OracleEvaluation, "on_trained")
+        case "tensors":
+            before(checkpoint_folder.torch, "save")
+        case "manifest":
+            before(checkpoint_folder, "describe_files")
+        case "rename":
+            before(checkpoint_folder.Manifest, "write")
+        case "export":
+            before(caldpo.run, "export")
+        case "quota":
+            _limit_files(kill)
+        case "clock":
+            timer = threading.Timer(kill.count / 1000, os.kill, (os.getpid(), kill.number))
+            timer.daemon = True
+            timer.start()
+        case "row":
+            _tear_a_row(strike, kill)
+        case _:
+            raise ValueError(kill.event)
+
+
+def _limit_files(kill: Kill) -> None:
+    seen, original = 0, checkpoint_folder.torch.save
+
+    def save(*args: Any) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == kill.count:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (kill.number, kill.number))
+        original(*args)
+
+    checkpoint_folder.torch.save = save
+
+
+def _tear_a_row(strike: Callable[[], None], kill: Kill) -> None:
+    original = RowWriter.write
+
+    def torn(self: RowWriter, metrics: Any, step: int) -> None:
+        before = self.path.read_bytes() if self.path.exists() else b""
+        original(self, metrics, step)
+        after = self.path.read_bytes()
+        if kill.number == signal.SIGKILL and after.startswith(before):
+            self.path.write_bytes(after[: len(before) + (len(after) - len(before)) // 2])
+        strike()
+        self.path.write_bytes(after)
+
+    RowWriter.write = torn  # type: ignore[method-assign]

@@ -1,0 +1,33 @@
+"""The line that a finished run of a sweep is told in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from caldpo.summary import print_line
+
+
+def summary(**more: Any) -> dict[str, Any]:
+    metrics = {"val/log_ratios/chosen": -4.83, "val/log_ratios/rejected": -14.9}
+    return {
+        "metrics": metrics,
+        "steps": 75,
+        "wall_seconds": 12.3,
+        "upload": None,
+        "alarms": [],
+        "skipped_steps": 0,
+    } | more
+
+
+def test_alarms_and_skipped_steps_are_told_with_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "dpo: log-ratios -4.83 chosen, -14.90 rejected after 75 steps, 12.3 s\n"
+    print_line("dpo", summary())
+    assert capsys.readouterr().out == line
+    alarm = {"alarm": "displacement", "step": 75, "log_ratios/chosen": [0.58, -3.38, -4.83]}
+    print_line("dpo", summary(alarms=[alarm], skipped_steps=2))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  alarm at step 75: displacement, the chosen log-ratio fell: +0.58, -3.38, -4.83 nats",
+        "  2 optimiser steps were skipped: bad_batches/ has those that were no numbers",
+    ]
