@@ -53,17 +53,25 @@ class RowWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        there = read_rows(path)
-        self.columns = list(there[0]) if there else []
+        self._columns: list[str] | None = None  # of the file, once something is written
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the file."""
+        if self._columns is None:
+            there = read_rows(self.path)
+            self._columns = list(there[0]) if there else []
+        return self._columns
 
     def write(self, metrics: Mapping[str, Any], step: int) -> None:
         """One row; ``step``: optimiser steps that the measured weights have seen."""
         row = {**metrics, STEP: step}
         new = set(row) - set(self.columns)
         if new:
-            self.columns = sorted({*self.columns, *new})
+            columns = sorted({*self.columns, *new})
             rows: list[Mapping[str, Any]] = [*read_rows(self.path), row]
-            write_text(self.path, _as_text(self.columns, rows, header=True))
+            write_text(self.path, _as_text(columns, rows, header=True))
+            self._columns = columns
         else:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 file.write(_as_text(self.columns, [row], header=False))

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from caldpo.callbacks.checkpoint import Checkpoints
 from caldpo.callbacks.reseed import Reseed
+from caldpo.checkpoints.identity import require_same
 from caldpo.checkpoints.manifest import FOLDER
 from caldpo.config.inside import require_unlinked
 from caldpo.config.job import FINISHED, SUMMARY, write_json
@@ -34,7 +35,9 @@ from caldpo.numbers.watch import NumberWatch
 from caldpo.parts import build_parts, check_parts
 from caldpo.ranks import is_first_rank
 from caldpo.reference.context import in_run_dtype, reference_context
+from caldpo.resuming.ask import SECTIONS
 from caldpo.resuming.record import PLANNED, begun, is_begun, note, save_config
+from caldpo.resuming.same import config_digest
 from caldpo.resuming.start import find_start
 from caldpo.settings import RunSettings
 from caldpo.summary import (
@@ -49,7 +52,6 @@ from caldpo.summary import (
 
 # what a run writes to; of a folder that may come from other hands
 WRITTEN = ("metrics.csv", "samples.jsonl", "summary.json", "config.yaml", "error.txt", "output.txt", "policy", FOLDER)
-SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "logger", "callbacks", "data", "model")
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -117,6 +119,10 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     start = find_start(run_dir, resumed=resumed, first_rank=is_first_rank())
     report = data.prepare_pairs(tokenizer, run_dir, needs_scores=loss.needs_scores, loss_name=loss_name)
 
+    known = known_identity(config, data)
+    if start.manifest is not None:  # what is known before weights load; the reference's are held against it later
+        require_same({key: value for key, value in start.manifest.identity.items() if key in known}, known)
+
     try:
         policy = parts["adapter"].apply(source.load_policy())
         tracked = parts["logger"].open(run_dir, run_dir.name, sweep_name(run_dir), config, start.earlier)
@@ -146,7 +152,9 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         )
         for callback in callbacks:
             if isinstance(callback, Checkpoints):
-                callback.of_run(functools.partial(identity, module, data), versions(), steps.val_every)
+                callback.of_run(functools.partial(identity, module, known), versions(), steps.val_every, start.cut)
+        if start.checkpoint is None and is_first_rank():
+            start.cut()
         train(trainer, module, data, start.checkpoint)
     except Exception as error:
         if not is_shortage(error):
@@ -216,13 +224,18 @@ def train(
             callback.on_trained(trainer, module)
 
 
-def identity(module: PreferenceModule, data: PairDataModule) -> dict[str, str]:
-    """What must not change between two stretches of a run, beside its configuration."""
+def known_identity(config: dict[str, Any], data: PairDataModule) -> dict[str, str]:
+    """What must not change between two stretches of a run, as far as it is known before weights load."""
     return {
-        "the reference's weights": module.reference.digest(),
+        "the configuration": config_digest(config),
         "the tokens of the training pairs": data.train_pairs.digest(),
         "the tokens of the held-out pairs": data.test_pairs.digest(),
     }
+
+
+def identity(module: PreferenceModule, known: dict[str, str]) -> dict[str, str]:
+    """All that must not change between two stretches of a run."""
+    return {**known, "the reference's weights": module.reference.digest()}
 
 
 def export(module: PreferenceModule, folder: Path) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from caldpo.checkpoints.folder import load_weights
 from caldpo.compilation import CompileClock, compile_layers
 from caldpo.errors import CaldpoError
 from caldpo.generation import sample_responses
@@ -44,7 +45,7 @@ def test_losses_and_checkpoints_are_those_of_the_plain_policy(
         data = layout(tiny_pairs(34), tiny_pairs(9), 4)
         trainer = fit(module, data, folder, max_steps=12, val_every=4, compile=compiled)
         trainer.save_checkpoint(folder / "x.ckpt")
-        names.append(sorted(torch.load(folder / "x.ckpt", weights_only=True)["state_dict"]))
+        names.append(sorted(load_weights(folder / "x.ckpt")))
         module.policy.save_pretrained(folder / "policy")
         tables.append(pd.read_csv(folder / "metrics.csv"))
     for name in ("loss", "grad_norm", "log_ratios/chosen", "val/loss", "val/logps/rejected"):

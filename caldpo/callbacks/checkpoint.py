@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 
 from caldpo.checkpoints.folder import OURS
+from caldpo.checkpoints.identity import other_versions, require_agreement, require_same
 from caldpo.checkpoints.manifest import FOLDER, SAMPLES, checkpoint_folders
 from caldpo.checkpoints.moment import Moment
 from caldpo.checkpoints.signals import StopSignals
@@ -39,6 +40,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
     def __init__(self, every: PositiveInt | None = 100, keep: PositiveInt | Literal["all"] = 2) -> None:
         self.every, self.keep = every, keep
         self.identity: Callable[[], dict[str, str]] = dict  # of reference and data; given by the run
+        self.agreed: Callable[[], object] = dict
         self.versions: dict[str, str] = {}
         self.evaluate_every: int | None = None
         self.seconds_before = 0.0  # of the run's earlier stretches
@@ -48,7 +50,11 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self._told = False  # that the disk has no room
 
     def of_run(
-        self, identity: Callable[[], dict[str, str]], versions: dict[str, str], evaluate_every: int | None
+        self,
+        identity: Callable[[], dict[str, str]],
+        versions: dict[str, str],
+        evaluate_every: int | None,
+        agreed: Callable[[], None],
     ) -> None:
         """Tell it of the run.
 
@@ -56,8 +62,9 @@ class Checkpoints(pl.callbacks.Checkpoint):
             identity: what has to be the same when the run goes on; asked at the first save.
             versions: of what determines the run's numbers.
             evaluate_every: optimiser steps between evaluations; None: at the ends of epochs.
+            agreed: called on the first rank once a loaded checkpoint is known to be this run's.
         """
-        self.identity = functools.cache(identity)
+        self.identity, self.agreed = functools.cache(identity), agreed
         self.versions, self.evaluate_every = versions, evaluate_every
 
     # -- the run's way
@@ -65,6 +72,12 @@ class Checkpoints(pl.callbacks.Checkpoint):
     def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint[OURS]
         require_same(ours["manifest"]["identity"], self.identity())
+        if trainer.is_global_zero:
+            self.agreed()
+        require_agreement(ours["manifest"]["step"])
+        note = other_versions(ours["manifest"]["versions"], self.versions)
+        if note and trainer.is_global_zero:
+            _say(note)
         module.restore_training_state(ours["module"])
         self.moment = Moment(
             step=ours["manifest"]["step"],
@@ -112,7 +125,10 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self._signals.release()
         # a bad number that was seen before the update has not met the weights: they are what it can be replayed with
         if self.every is not None and module.failure is not None and module.failure is module.numbers.caught:
-            self.save(trainer, module)
+            try:
+                self.save(trainer, module)
+            except CaldpoError as failed:  # such as a full disk: what ended the run matters more
+                exception.add_note(f"The weights before that step could not be saved either: {failed}")
 
     # -- saving
 
@@ -149,13 +165,10 @@ class Checkpoints(pl.callbacks.Checkpoint):
         free = shutil.disk_usage(folder).free
         if free < more * size and not self._told:
             self._told = True
-            Console(stderr=True).print(
+            _say(
                 f"note: a checkpoint takes {size / 2**20:,.0f} MiB, and of the {more} that there has to be room for"
                 f" beside those there, the {free / 2**20:,.0f} MiB left on the disk hold {free // size}: make room, or"
-                " lower callbacks.checkpoint.keep",
-                soft_wrap=True,
-                highlight=False,
-                markup=False,
+                " lower callbacks.checkpoint.keep"
             )
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
@@ -194,31 +207,16 @@ class Checkpoints(pl.callbacks.Checkpoint):
         saved = self.save(trainer, module)
         if trainer.is_global_zero:
             kept = "nothing to save yet" if saved is None else f"saved in {saved}"
-            Console(stderr=True).print(
+            _say(
                 f"stopped by {signal.Signals(number).name} after {trainer.global_step} optimiser steps: {kept}\n"
-                f"  to go on: python -m caldpo.train resume={trainer.default_root_dir}",
-                soft_wrap=True,
-                highlight=False,
-                markup=False,
+                f"  to go on: python -m caldpo.train resume={trainer.default_root_dir}"
             )
         self._signals.pass_on(number)
         raise SystemExit(128 + number)
 
 
-def require_same(then: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse to go on where the run would be another one.
-
-    Raises:
-        CaldpoError: the reference's weights or the tokens are others than when the checkpoint was written.
-    """
-    changed = [name for name in then if now.get(name) != then[name]]
-    if changed:
-        raise CaldpoError(
-            f"{' and '.join(changed)} changed since the checkpoint was written",
-            key="resume",
-            remedy="bring back the model and the data that the run began with (config.yaml names them), or start a new"
-            " run",
-        )
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _on_disk(path: Path) -> None:

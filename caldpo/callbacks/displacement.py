@@ -36,7 +36,8 @@ class Point:
 class DisplacementAlarm(pl.Callback):
     """Speaks up once when the chosen log-ratio has been falling; again only after it was back at the reference's.
 
-    The alarms go to the terminal, to W&B as an alert, and into ``summary.json``; a resumed run does not repeat them.
+    The alarms go to the terminal, to W&B as an alert, and into ``summary.json``. A resumed run does not repeat them,
+    unless it was stopped right after the evaluation that raised one: that is done again.
 
     Args:
         evaluations: of the held-out pairs in a row at which it has fallen. 0 switches the alarm off.

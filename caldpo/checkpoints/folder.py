@@ -42,7 +42,10 @@ class CheckpointFolders(CheckpointIO):
             CaldpoError: it cannot be written, with what it takes and what is free.
         """
         folder = Path(path)
-        manifest = Manifest(**checkpoint[OURS]["manifest"])
+        if OURS in checkpoint:
+            manifest = Manifest(**checkpoint[OURS]["manifest"])
+        else:  # somebody else saves, in a way of his own
+            manifest = Manifest(step=checkpoint["global_step"], rows=0, samples=0, seconds=0.0)
         rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
         weights, same = without_ties(checkpoint["state_dict"])
         try:

@@ -71,7 +71,8 @@ def read_manifest(folder: Path) -> Manifest:
     """What the folder says of itself.
 
     Raises:
-        DamagedCheckpointError: it cannot be read, or was changed.
+        DamagedCheckpointError: it makes no sense, or was changed.
+        OSError: the disk does not give it: whether it is whole is not known.
     """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -81,7 +82,9 @@ def read_manifest(folder: Path) -> Manifest:
         if content["format"] != FORMAT:
             raise DamagedCheckpointError(f"its format is {content['format']}, this version of caldpo reads {FORMAT}")
         return Manifest(**content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{MANIFEST} is missing") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{MANIFEST} cannot be read ({error})") from error
 
 
@@ -90,6 +93,7 @@ def verify(folder: Path) -> Manifest:
 
     Raises:
         DamagedCheckpointError: they are not.
+        OSError: the disk does not give them: whether they are whole is not known.
     """
     manifest = read_manifest(folder)
     for name in (WEIGHTS, TRAINING):
@@ -100,8 +104,8 @@ def verify(folder: Path) -> Manifest:
                 raise DamagedCheckpointError(f"{name} has {size:,} bytes, {said.get('bytes'):,} were written")
             if file_digest(path) != said.get("sha256"):
                 raise DamagedCheckpointError(f"{name} is not what was written (its SHA-256 differs)")
-        except OSError as error:
-            raise DamagedCheckpointError(f"{name} cannot be read ({error.strerror or error})") from error
+        except FileNotFoundError as error:
+            raise DamagedCheckpointError(f"{name} is missing") from error
     return manifest
 
 
@@ -112,7 +116,11 @@ def checkpoint_folders(run: Path) -> dict[int, Path]:
 
 
 def newest_whole(run: Path) -> tuple[Path | None, Manifest | None, list[str]]:
-    """The last checkpoint of a run that is what was written, its manifest, and what is wrong with later ones."""
+    """The last checkpoint of a run that is what was written, its manifest, and what is wrong with later ones.
+
+    Raises:
+        OSError: the disk does not give one of them.
+    """
     damages: list[str] = []
     for step, folder in _newest_first(run):
         try:

@@ -71,11 +71,11 @@ def settled(loops: dict[str, Any], *, epoch_ends: bool) -> dict[str, Any]:
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = optimizer["step"]["total"]["completed"]
     for count in (batch["total"], batch["current"]):
         count["completed"] = count["processed"]
+    evaluation = loops["epoch_loop.val_loop.batch_progress"]  # one that is due is run from its beginning
+    evaluation |= {name: dict.fromkeys(evaluation[name], 0) for name in ("total", "current")} | {"is_last_batch": False}
     if epoch_ends:  # what counts within the epoch begins anew
         for progress in (batch, *optimizer.values(), loops["epoch_loop.scheduler_progress"]):
             progress["current"] = dict.fromkeys(progress["current"], 0)
-        evaluation = loops["epoch_loop.val_loop.batch_progress"]
-        evaluation["total"] = dict.fromkeys(evaluation["total"], 0)
         batch["is_last_batch"] = False
         for count in (epoch["total"], epoch["current"]):
             count["processed"] = count["completed"] = count["ready"]

@@ -15,7 +15,7 @@ REQUEUING = signal.SIGUSR2  # of launchers that listen to it themselves: submiti
 
 
 class StopSignals:
-    """Remembers the first signal that asks for a stop. A second Ctrl-C is not waited for."""
+    """Remembers the first signal that asks for a stop. A Ctrl-C that follows it is not waited for."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -48,11 +48,11 @@ class StopSignals:
         return any_rank_says(self.received)
 
     def _note(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
+        if number == signal.SIGINT and self.received is not None:
             raise SystemExit(128 + number)  # Lightning would make code 1 of a KeyboardInterrupt
         if self.received is None:
             self.received = number
-            again = "; Ctrl-C again quits at once" if number == signal.SIGINT else ""
-            said = f"\n{signal.Signals(number).name}: saving after this micro-batch{again}\n"
+            again = "Ctrl-C again quits" if number == signal.SIGINT else "Ctrl-C quits"
+            said = f"\n{signal.Signals(number).name}: saving after this micro-batch; {again} at once\n"
             with contextlib.suppress(OSError):
                 os.write(2, said.encode())  # print and rich take locks that the interrupted code may hold

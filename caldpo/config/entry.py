@@ -13,6 +13,7 @@ from hydra._internal.utils import _run_hydra, create_config_search_path, get_arg
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 
 from caldpo.config.job import IsDone, Task, exit_on_signals, run_job
+from caldpo.config.kept import NOT_BY_HYDRA
 from caldpo.config.overrides import with_positional, with_quoted_paths
 from caldpo.config.paths import conf_dir
 from caldpo.config.preflight import Agree, check_composes, preflight
@@ -119,7 +120,7 @@ def _check(command: str, args: Namespace, schemas: dict[str, str], agree: Agree 
         args.config_name, search_path, args.overrides, multirun=args.multirun, schemas=schemas, agree=agree
     )
     # The job's name first: Lightning gives its child processes another one.
-    args.overrides = [f"hydra.job.name={command}", *args.overrides, *folders]
+    args.overrides = [f"hydra.job.name={command}", NOT_BY_HYDRA, *args.overrides, *folders]
 
 
 def _search_path(args: Namespace) -> ConfigSearchPath:

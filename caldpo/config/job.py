@@ -18,6 +18,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from caldpo.config.kept import keep_command
 from caldpo.config.lock import is_held, process_rank, run_lock
 from caldpo.config.names import register_resolvers
 from caldpo.config.redact import redact_file, redact_files, redact_text
@@ -85,13 +86,15 @@ def _run(task: Task, cfg: DictConfig, folder: Path, record: _Record, in_sweep: b
     hydra = HydraConfig.get()
     name = f"run {hydra.job.num}: {folder.name}" if in_sweep else str(folder)
     try:
-        if hydra.output_subdir is not None:
-            redact_files(folder / hydra.output_subdir)
         if in_sweep:
             redact_file(Path(hydra.sweep.dir) / "multirun.yaml")
         if done is not None and (found := done(cfg, folder)) is not None:
             print(f"{name} {found.status} already", flush=True)
             return found.value
+        if hydra.output_subdir is not None:  # somebody has asked Hydra to write it after all
+            redact_files(folder / hydra.output_subdir)
+        elif record.folder is not None and process_rank() == 0:
+            keep_command(cfg, folder)
         if in_sweep:
             print(name, flush=True)
         record.start()

@@ -134,4 +134,5 @@ def remedy_of(path: Path | None) -> str:
     mend = "lower optim.lr, raise loss.beta, or use trainer.precision=32-true"
     if path is None:
         return mend
-    return f"replay the batch, with the run's own overrides: python -m caldpo.train ... replay={path}; then {mend}"
+    run = path.parent.parent
+    return f"compute the batch again: python -m caldpo.train resume={run} replay={path}; then {mend}"

@@ -65,8 +65,14 @@ def with_run(overrides: Sequence[str], multirun: bool = False) -> list[str]:
             )
     if not trusted:
         require_plain_overrides(begun, folder / SUMMARY)
-    place = [] if "hydra.run.dir" in typed else [f"hydra.run.dir={quoted(str(folder))}"]
-    return [*begun, *overrides, *place]
+    if "replay" in typed:  # computed beside the run, in a folder of its own
+        return [*begun, *overrides]
+    place = _value(typed.get("hydra.run.dir"))
+    if place is None:
+        return [*begun, *overrides, f"hydra.run.dir={quoted(str(folder))}"]
+    if Path(str(place)).resolve() != folder.resolve():  # Lightning names the same one to its further processes
+        raise CaldpoError("a run goes on in its own folder", key="hydra.run.dir", value=place, remedy="leave it out")
+    return [*begun, *overrides]
 
 
 def require_same_run(cfg: DictConfig) -> None:
@@ -78,7 +84,7 @@ def require_same_run(cfg: DictConfig) -> None:
     if cfg.get("resume") in (None, AUTO):
         return
     folder = Path(str(cfg.resume)).expanduser()
-    if read_summary(folder).get("status") == FINISHED:
+    if cfg.replay is None and read_summary(folder).get("status") == FINISHED:
         raise CaldpoError("this run has finished: there is nothing to go on with", key="resume", value=folder)
     config = as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"]))
     if not cfg.trust_code:
@@ -104,13 +110,18 @@ def kept_overrides(overrides: Sequence[str]) -> list[str]:
 
 def _folder(text: str | None) -> Path | None:
     """The folder that ``resume=`` names, None where it names none."""
+    value = _value(text)
+    return None if value is None or value == AUTO else Path(str(value)).expanduser()
+
+
+def _value(text: str | None) -> Any:
+    """The value of an override; None where there is none, or it is none."""
     if text is None:
         return None
     try:
-        value = OverridesParser.create().parse_override(text).value()
+        return OverridesParser.create().parse_override(text).value()
     except HydraException:
         return None  # explained with all else that is wrong with the command line
-    return None if value is None or value == AUTO else Path(str(value)).expanduser()
 
 
 def _require_run(folder: Path) -> None:

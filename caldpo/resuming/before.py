@@ -26,7 +26,9 @@ def settle(cfg: DictConfig, folder: Path) -> Done | None:
     Raises:
         CaldpoError: the folder holds another run, or one that the command does not ask to go on with.
     """
-    if cfg.dry_run or cfg.get("replay") is not None:
+    if cfg.dry_run or cfg.replay is not None:
+        if process_rank() == 0:
+            _require_unused(folder)
         return None
     if cfg.resume is None:
         if process_rank() == 0:  # the first one writes; others may be started when it has begun to
@@ -53,5 +55,6 @@ def _require_unused(folder: Path) -> None:
             "this folder holds a run already, which would be written over",
             key="hydra.run.dir",
             value=folder,
-            remedy="add resume=auto to go on with it (one that has finished is left alone), or name another folder",
+            remedy="add resume=auto to go on with it (one that has finished is left alone), or name another folder;"
+            " with dry_run=true or replay=FILE leave hydra.run.dir out",
         )

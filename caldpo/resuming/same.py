@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,8 +90,18 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
     before, after = _flat(then), _flat(now)
     for key in sorted(before.keys() | after.keys()):
         was, is_now = before.get(key, _ABSENT), after.get(key, _ABSENT)
-        if was != is_now and not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
+        if was != is_now and not _is_free(key):
             yield f"{key} was {_shown(was)}, is {_shown(is_now)}"
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a run's numbers depend on in its configuration."""
+    bound = {key: value for key, value in _flat(config).items() if not _is_free(key)}
+    return hashlib.sha256(json.dumps(bound, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE)
 
 
 def _flat(node: Any, place: str = "") -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from caldpo.callbacks.checkpoint import Checkpoints, require_same
+from caldpo.callbacks.checkpoint import Checkpoints
+from caldpo.checkpoints.identity import other_versions, require_same
 from caldpo.checkpoints.manifest import checkpoint_folders, verify
 from caldpo.errors import CaldpoError
 from caldpo.losses.dpo import DPO
@@ -72,3 +73,6 @@ def test_what_may_not_change_between_two_stretches() -> None:
     require_same({"a": "1"}, {"a": "1", "b": "2"})
     with pytest.raises(CaldpoError, match="resume: a and c changed since the checkpoint was written"):
         require_same({"a": "1", "b": "2", "c": "3"}, {"a": "9", "b": "2"})
+    assert other_versions({"torch": "2.13"}, {"torch": "2.13"}) is None
+    said = other_versions({"torch": "2.13", "python": "3.11"}, {"torch": "2.14", "python": "3.11"})
+    assert said == "note: torch was 2.13, is 2.14: the run goes on, but not bit for bit as it would have"

@@ -113,7 +113,7 @@ def test_what_is_wrong_is_said(saved: Path) -> None:
     ):
         verify(saved)
     file.unlink()
-    with pytest.raises(DamagedCheckpointError, match=f"{WEIGHTS} cannot be read"):
+    with pytest.raises(DamagedCheckpointError, match=f"{WEIGHTS} is missing"):
         verify(saved)
     (saved / MANIFEST).write_text("{")
     with pytest.raises(DamagedCheckpointError, match=f"{MANIFEST} cannot be read"):

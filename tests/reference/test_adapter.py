@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from caldpo.checkpoints.folder import load_weights
+from caldpo.checkpoints.frozen import add_frozen
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import pair_logprobs
 from caldpo.models.adapter import Lora, NoAdapter, adapter_off, base_weights
@@ -212,11 +214,13 @@ def test_a_whole_run(folder: Path, reference: str, capsys: pytest.CaptureFixture
 
     assert {p.name for p in Path("run/policy").glob("*.safetensors")} == {"adapter_model.safetensors"}
     assert all(".lora_" in name for name in load_file("run/policy/adapter_model.safetensors"))
-    (saved,) = Path("run/checkpoints").glob("*.ckpt")
-    state = torch.load(saved, weights_only=True)["state_dict"]
+    (saved,) = Path("run/checkpoints").iterdir()
+    state = {name.removeprefix("policy."): value for name, value in load_weights(saved).items()}
+    assert all(".lora_" in name for name in state), "the base is not copied"
     exported = AutoModelForCausalLM.from_pretrained("run/policy")
     policy = Lora(rank=4).apply(copy.deepcopy(start))
-    policy.load_state_dict({name.removeprefix("policy."): value for name, value in state.items()})
+    add_frozen(state, policy)
+    policy.load_state_dict(state)
     batch = tiny_batch()
     torch.testing.assert_close(pair_logprobs(exported, batch), pair_logprobs(policy, batch), rtol=1e-5, atol=1e-5)
     assert (pair_logprobs(exported, batch)[0] - pair_logprobs(start, batch)[0]).abs().max() > 1e-3

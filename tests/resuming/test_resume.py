@@ -2,85 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-from caldpo.checkpoints.manifest import TRAINING, WEIGHTS, Manifest, describe_files, read_manifest
+from caldpo.checkpoints.manifest import FOLDER, TRAINING, WEIGHTS, read_manifest
 from caldpo.module import PreferenceModule
 from tests.command import train
 from tests.evaluation.runs import inside, write_data
-from tests.resuming.runs import BASE, outcome
-from tests.security.traps import Trap, plant
-
-RUN = (*BASE, "loss=dpo", "trainer.max_steps=8", "callbacks.samples.prompts=1")
-
-
-def stopped(*overrides: str, after: int = 13, code: int = 143) -> None:
-    """Train, with a SIGTERM at the ``after``-th micro-batch: two of them make an optimiser step."""
-    original, seen = PreferenceModule.training_step, 0
-
-    def step(self, batch, batch_idx):
-        nonlocal seen
-        seen += 1
-        if seen == after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch, batch_idx)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PreferenceModule, "training_step", step)
-        train(*overrides, fails=code)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Digests of all files, but for Hydra's own and the lock's."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.suffix != ".log"
-    }
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, a run that was never stopped (``whole``) and the same one stopped after 6 of 8 steps (``half``)."""
-    folder = tmp_path_factory.mktemp("resume")
-    write_data(folder)
-    with inside(folder):
-        train(*RUN, "hydra.run.dir=whole")
-        stopped(*RUN, "hydra.run.dir=half")
-    return folder
-
-
-@pytest.fixture
-def half(home: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the stopped run, with its data beside it, in the current folder."""
-    shutil.copytree(home, tmp_path / "copy")
-    with inside(tmp_path / "copy"):
-        yield tmp_path / "copy" / "half"
-
-
-def refused(capsys: pytest.CaptureFixture[str], half: Path, *overrides: str, code: int = 2) -> str:
-    """What is said of a command that is refused; nothing in the run's folder changes."""
-    before = contents(half)
-    capsys.readouterr()
-    train(*overrides, fails=code)
-    assert contents(half) == before
-    return capsys.readouterr().err
-
-
-def same(home: Path, run: Path) -> None:
-    whole, found = outcome(home / "whole"), outcome(run)
-    assert [name for name in whole if found[name] != whole[name]] == []
+from tests.resuming.runs import outcome
+from tests.resuming.stopped import RUN, contents, refused, same, stopped
 
 
 def test_a_stopped_run_says_so_and_how_to_go_on(home: Path, half: Path) -> None:
@@ -112,14 +46,48 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert (half / "checkpoints" / "damaged-step-6").is_dir(), "nothing is thrown away"
 
 
-def test_without_any_whole_checkpoint_it_begins_anew(
+def test_without_any_whole_checkpoint_nothing_is_thrown_away(
     home: Path, half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder in (half / "checkpoints").iterdir():
-        (folder / TRAINING).unlink()
+    for folder in (half / FOLDER).iterdir():
+        (folder / TRAINING).rename(folder / "elsewhere")
+    kept = contents(half / FOLDER), (half / "metrics.csv").read_bytes(), (half / "samples.jsonl").read_bytes()
+    train("resume=half", fails=1)
+    assert (contents(half / FOLDER), (half / "metrics.csv").read_bytes(), (half / "samples.jsonl").read_bytes()) == kept
+    said = capsys.readouterr().err
+    assert (
+        "no checkpoint of this run is whole: half/checkpoints/step-6 is damaged: training.pt is missing"
+        in said.replace(f"{half}/", "half/")
+    )
+    shutil.rmtree(half / FOLDER)
     train("resume=half")
     assert "going on at its beginning: it has no checkpoint" in capsys.readouterr().err
     same(home, half)
+
+
+def test_a_disk_that_does_not_give_a_checkpoint_is_not_taken_for_damage(
+    half: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("caldpo.checkpoints.manifest.file_digest", fails)
+    kept = contents(half / FOLDER), (half / "metrics.csv").read_bytes()
+    train("resume=half", fails=1)
+    assert "a checkpoint cannot be read: [Errno 5] Input/output error" in capsys.readouterr().err
+    assert (contents(half / FOLDER), (half / "metrics.csv").read_bytes()) == kept
+
+
+def test_a_checkpoint_of_another_run_is_refused(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the same model and data, but trained with another beta; it is whole."""
+    stopped(*RUN, "loss.beta=0.3", "hydra.run.dir=other")
+    shutil.rmtree(half / FOLDER / "step-6")
+    shutil.copytree(Path("other") / FOLDER / "step-6", half / FOLDER / "step-6")
+    kept = contents(half / FOLDER), (half / "metrics.csv").read_bytes()
+    capsys.readouterr()
+    train("resume=half", fails=1)
+    assert "resume: the configuration changed since the checkpoint was written" in capsys.readouterr().err
+    assert (contents(half / FOLDER), (half / "metrics.csv").read_bytes()) == kept
 
 
 def test_another_configuration_is_refused_with_both_values(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,24 +126,33 @@ def test_another_reference_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(("file", "said"), [("train.jsonl", "training"), ("test.jsonl", "held-out")])
 def test_other_data_are_refused(file: str, said: str, half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before a model loads, and before the rows that a kill left behind the checkpoint are cut off."""
+    with (half / "metrics.csv").open("a") as metrics:
+        metrics.write((half / "metrics.csv").read_text().splitlines()[-1] + "\r\n")
     rows = Path(file).read_text().splitlines()
     row = json.loads(rows[3])
     rows[3] = json.dumps(row | {"chosen": row["chosen"] + " w1"})
     Path(file).write_text("\n".join(rows))
-    kept = contents(half / "checkpoints")
+    kept = contents(half / "checkpoints"), (half / "metrics.csv").read_bytes()
     train("resume=half", fails=1)
     assert f"resume: the tokens of the {said} pairs changed since the checkpoint" in capsys.readouterr().err
-    assert contents(half / "checkpoints") == kept
+    assert (contents(half / "checkpoints"), (half / "metrics.csv").read_bytes()) == kept
 
 
 def test_what_cannot_be_gone_on_with(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "resume=whole: this run has finished" in refused(capsys, half, "resume=whole")
     assert "resume=nowhere: there is no such folder" in refused(capsys, half, "resume=nowhere")
     assert "resume=tokenizer: holds no run" in refused(capsys, half, "resume=tokenizer")
+    said = refused(capsys, half, "resume=half", "hydra.run.dir=elsewhere")
+    assert "hydra.run.dir=elsewhere: a run goes on in its own folder" in said
+    assert not Path("elsewhere").exists()
     assert "resume=half: goes on with one run" in refused(capsys, half, "-m", "resume=half", "seed=0,1")
 
 
 def test_a_run_is_never_written_over(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (["loss=ipo", "seed=5"], ["dry_run=true"], ["replay=pairs.jsonl"]):
+        Path("pairs.jsonl").touch()
+        assert "holds a run already" in refused(capsys, half, *RUN, *more, "hydra.run.dir=half", code=1)
     said = refused(capsys, half, *RUN, "hydra.run.dir=half", code=1)
     assert "half: this folder holds a run already, which would be written over" in said
     assert "add resume=auto" in said
@@ -220,72 +197,6 @@ def test_a_sweep_goes_on_with_what_is_left(home: Path, half: Path, capsys: pytes
     same(home, runs[0])
 
 
-def test_a_pickle_in_a_checkpoint_is_not_executed(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not even where its manifest vouches for it."""
-    sprung, folder = half.parent / "sprung", half / "checkpoints" / "step-6"
-    torch.save({"state_dict": {}, "callbacks": Trap(sprung)}, folder / TRAINING)
-    manifest = vars(read_manifest(folder)) | {"files": describe_files(folder)}
-    Manifest(**manifest).write(folder)
-    train("resume=half", fails=1)
-    assert not sprung.exists()
-    assert "training.pt: cannot be read: it is damaged, or holds something else than tensors" in capsys.readouterr().err
-    torch.load(folder / TRAINING, weights_only=False)
-    assert sprung.exists(), "a trap that would have sprung"
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("+callbacks.x={_target_: pathlib.Path}", "names a class"),
-        ("callbacks.samples._target_=pathlib.Path", "names a class"),
-        ("name=${oc.env:HOME}", "refers to something outside the run"),
-        ("hydra.job_logging.x=1", "sets what is Hydra's own"),
-        ("model=../../secret", "chooses an option by a path"),
-    ],
-)
-def test_somebody_elses_run_cannot_bring_code(
-    override: str, said: str, half: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    summary = json.loads((half / "summary.json").read_text())
-    summary["overrides"].append(override)
-    (half / "summary.json").write_text(json.dumps(summary))
-    refusal = refused(capsys, half, "resume=half")
-    assert said in refusal
-    assert "trust_code=true" in refusal
-
-
-def test_a_run_cannot_say_itself_that_it_is_trusted(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = json.loads((half / "summary.json").read_text())
-    summary["overrides"] += ["trust_code=true", "callbacks.samples._target_=pathlib.Path"]
-    (half / "summary.json").write_text(json.dumps(summary))
-    assert "names a class" in refused(capsys, half, "resume=half")
-
-
-def test_what_is_planted_in_a_run_is_not_executed(home: Path, half: Path) -> None:
-    mark = half.parent / "sprung"
-    plant(half, mark)
-    train("resume=half")
-    assert not mark.exists()
-    same(home, half)
-
-
-def test_a_run_that_links_elsewhere_writes_nothing_there(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    elsewhere = half.parent / "elsewhere.csv"
-    shutil.move(half / "metrics.csv", elsewhere)
-    (half / "metrics.csv").symlink_to(elsewhere)
-    before = elsewhere.read_bytes()
-    train("resume=half", fails=1)
-    assert "outside the folder" in capsys.readouterr().err
-    assert elsewhere.read_bytes() == before
-
-
-def test_a_secret_has_to_be_typed_again(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = json.loads((half / "summary.json").read_text())
-    summary["overrides"].append("+logger.api_key=***")
-    (half / "summary.json").write_text(json.dumps(summary))
-    assert "logger.api_key: was left out of the run's files, being a secret" in refused(capsys, half, "resume=half")
-
-
 def test_a_bad_number_leaves_a_checkpoint_to_replay_and_to_go_on_from(
     half: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +212,9 @@ def test_a_bad_number_leaves_a_checkpoint_to_replay_and_to_go_on_from(
     train("resume=half", fails=1)
     assert read_manifest(half / "checkpoints" / "step-7").step == 7
     assert (half / "bad_batches" / "step-7.safetensors").is_file()
+    before = contents(half)
+    train("resume=half", "replay=half/bad_batches/step-7.safetensors", "hydra.run.dir=replayed")
+    assert contents(half).items() >= before.items(), "a replay changes nothing about the run"
     train("resume=half", "trainer.on_bad_numbers=skip")
     summary = json.loads((half / "summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["skipped_steps"]) == ("finished", 8, 1)

@@ -14,7 +14,7 @@ from tests import wandb_file
 from tests.command import train
 from tests.evaluation.runs import inside, write_data
 from tests.resuming.runs import BASE
-from tests.resuming.test_resume import stopped
+from tests.resuming.stopped import stopped
 
 RUN = (*BASE, "loss=dpo", "trainer.max_steps=6", "callbacks.samples.prompts=0", "logger=wandb", "logger.mode=offline")
 
