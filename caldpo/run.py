@@ -19,8 +19,7 @@ from omegaconf import DictConfig
 from caldpo.callbacks.checkpoint import Checkpoints
 from caldpo.callbacks.reseed import Reseed
 from caldpo.checkpoints.identity import require_same
-from caldpo.checkpoints.manifest import FOLDER
-from caldpo.config.inside import require_unlinked
+from caldpo.config.inside import require_no_links_out
 from caldpo.config.job import FINISHED, SUMMARY, write_json
 from caldpo.config.redacted import RedactedStream
 from caldpo.data.datamodule import PairDataModule
@@ -49,9 +48,6 @@ from caldpo.summary import (
     print_start,
     versions,
 )
-
-# what a run writes to; of a folder that may come from other hands
-WRITTEN = ("metrics.csv", "samples.jsonl", "summary.json", "config.yaml", "error.txt", "output.txt", "policy", FOLDER)
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -115,7 +111,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         }
     )
     if resumed:
-        require_unlinked(run_dir, *WRITTEN)
+        require_no_links_out(run_dir)
     start = find_start(run_dir, resumed=resumed, first_rank=is_first_rank())
     report = data.prepare_pairs(tokenizer, run_dir, needs_scores=loss.needs_scores, loss_name=loss_name)
 

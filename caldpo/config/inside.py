@@ -46,6 +46,19 @@ def stays_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
 
 
+def require_no_links_out(folder: Path) -> None:
+    """Refuse a run's folder with a link out of it anywhere: before anything is written there, whatever its name.
+
+    Below ``wandb/`` W&B itself links to its caches; ``wandb`` may not be a link.
+
+    Raises:
+        CaldpoError: naming the link.
+    """
+    require_unlinked(folder, *sorted(path.name for path in folder.iterdir() if path.name != "wandb"))
+    if (folder / "wandb").is_symlink():
+        require_unlinked(folder, "wandb")
+
+
 def require_unlinked(folder: Path, *names: str) -> None:
     """Refuse files that are links out of a folder, through which writing would change what lies elsewhere.
 

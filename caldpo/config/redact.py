@@ -35,7 +35,24 @@ _WORDS = {
     "credentials",
     "apikey",
 }
-_KINDS_OF_KEY = ("api", "access", "account", "auth", "encryption", "openai", "private", "service", "signing", "wandb")
+# also at the end of a word that runs on: PGPASSWORD, SECRETKEY, ACCESSTOKEN
+_ENDINGS = ("password", "passwd", "secret", "secretkey", "apikey", "accesskey", "accesstoken", "authtoken", "sshpass")
+# and as the last of several words: MYSQL_PWD, SMTP_PASS, GITHUB_PAT; PWD alone is a folder
+_LAST_WORDS = {"pwd", "pass", "pat"}
+_KINDS_OF_KEY = (
+    "api",
+    "access",
+    "account",
+    "auth",
+    "encryption",
+    "kaggle",
+    "storage",
+    "openai",
+    "private",
+    "service",
+    "signing",
+    "wandb",
+)
 _WORD_PAIRS = {(kind, key) for kind in _KINDS_OF_KEY for key in ("key", "keys")}
 # eos_token, mask_token and their like are words of a tokenizer; HF_TOKEN_PATH is a place, no secret.
 _NOT_BEFORE_TOKEN = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special", "additional"}
@@ -63,6 +80,8 @@ def is_secret_name(name: str) -> bool:
         return False
     if _NOT_BEFORE_TOKEN & set(words) and not set(words) & (_WORDS - {"token"}):
         return False
+    if any(word.endswith(_ENDINGS) for word in words) or (len(words) > 1 and words[-1] in _LAST_WORDS):
+        return True
     return bool(_WORDS & set(words)) or any(pair in _WORD_PAIRS for pair in itertools.pairwise(words))
 
 

@@ -96,8 +96,10 @@ def _more_than_a_value(parser: OverridesParser, text: str) -> str | None:
         return "is for whoever starts the run to say, not for its files"
     if any(part.startswith("_") for part in re.split("[./]", key)) or _holds_special(override.value()):
         return "names a class, or another key of Hydra's"
-    if "${" in text:
+    if "${" in text.replace("\\", "") or "${" in str(override.value()):  # Hydra takes escapes away
         return "refers to something outside the run, where a run writes values"
+    if "." not in key and isinstance(override.value(), list | dict):
+        return "chooses options by a list"
     if "/" in key or (".." in PurePath(str(override.value())).parts and "." not in key):
         return "chooses an option by a path"
     return None

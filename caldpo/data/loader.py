@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,12 @@ from torch.utils.data import DataLoader
 from caldpo.data.collate import PairBatches
 from caldpo.data.sampler import StepBatchSampler
 from caldpo.types import PairBatch
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal to the whole process group asks the run to save itself, for which it needs its workers."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class PairLoader:
@@ -53,6 +60,7 @@ class PairLoader:
             pin_memory=pin_memory,
             # Each pass draws a seed for its workers; drawn from the global generator, it would shift dropout.
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_the_run,
         )
 
     def __len__(self) -> int:

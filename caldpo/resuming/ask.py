@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.compare.discover import is_run
+from caldpo.config.inside import require_no_links_out
 from caldpo.config.job import FINISHED, SUMMARY, read_summary
 from caldpo.config.overrides import quoted
 from caldpo.config.redact import MASK, redact
@@ -54,6 +55,7 @@ def with_run(overrides: Sequence[str], multirun: bool = False) -> list[str]:
             remedy="leave -m out; for a sweep repeat its command with hydra.sweep.dir=FOLDER resume=auto",
         )
     _require_run(folder)
+    require_no_links_out(folder)  # before Hydra, the log or the lock write there
     trusted = typed.get("trust_code", "").partition("=")[2].lower() == "true"
     begun = [t for t in _begun_with(folder) if _key(t) not in typed and _key(t) not in _OF_THIS_START]
     for text in begun:
@@ -84,7 +86,7 @@ def require_same_run(cfg: DictConfig) -> None:
     if cfg.get("resume") in (None, AUTO):
         return
     folder = Path(str(cfg.resume)).expanduser()
-    if cfg.replay is None and read_summary(folder).get("status") == FINISHED:
+    if cfg.replay is None and summary_of(folder).get("status") == FINISHED:
         raise CaldpoError("this run has finished: there is nothing to go on with", key="resume", value=folder)
     config = as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"]))
     if not cfg.trust_code:
@@ -106,6 +108,15 @@ def as_kept(cfg: DictConfig, loss_name: str) -> dict[str, Any]:
 def kept_overrides(overrides: Sequence[str]) -> list[str]:
     """What ``summary.json`` keeps of a command line, without secrets."""
     return list(redact([text for text in overrides if _key(text) not in _OF_THIS_START]))
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What ``summary.json`` says; nothing where it is damaged, since all that matters lies elsewhere as well."""
+    try:
+        found = read_summary(folder)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _folder(text: str | None) -> Path | None:
@@ -149,7 +160,7 @@ def _command(folder: Path, sweep: Path) -> str:
 
 def _begun_with(folder: Path) -> list[str]:
     """The overrides that the run was started with."""
-    kept = read_summary(folder).get(OVERRIDES)
+    kept = summary_of(folder).get(OVERRIDES)
     if isinstance(kept, list):
         return [str(text) for text in kept]
     file = folder / ".hydra" / "overrides.yaml"

@@ -109,3 +109,28 @@ def test_redacting_twice_changes_nothing(tmp_path: Path) -> None:
     once = path.read_bytes()
     redact_file(path)
     assert path.read_bytes() == once == b"password: '***'\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PGPASSWORD",
+        "MYSQL_PWD",
+        "SSHPASS",
+        "SMTP_PASS",
+        "GITHUB_PAT",
+        "KAGGLE_KEY",
+        "AZURE_STORAGE_KEY",
+        "ACCESSTOKEN",
+        "SECRETKEY",
+    ],
+)
+def test_names_that_run_on_are_secret(name: str) -> None:
+    assert is_secret_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["PWD", "OLDPWD", "PATH", "COMPASS", "SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", "tokenizer", "sort_key"]
+)
+def test_ordinary_names_are_not(name: str) -> None:
+    assert not is_secret_name(name)

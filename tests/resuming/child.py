@@ -57,6 +57,7 @@ def run(arguments: list[str], folder: str, output: str, environment: dict[str, s
         os.dup2(file.fileno(), 2)
     sys.argv = ["train", *arguments]
     if kill is not None:
+        os.setpgid(0, 0)  # a group of its own, that a signal to it reaches nobody else
         _arm(kill)
     main(arguments)
 
@@ -69,7 +70,10 @@ def _arm(kill: Kill) -> None:
         seen += 1
         if seen == kill.count:
             for _ in range(2 if kill.event.endswith(" twice") else 1):
-                os.kill(os.getpid(), kill.number)
+                if kill.event.endswith(" group"):
+                    os.killpg(0, kill.number)
+                else:
+                    os.kill(os.getpid(), kill.number)
 
     def before(owner: Any, name: str) -> None:
         original: Callable[..., Any] = getattr(owner, name)
@@ -80,7 +84,7 @@ def _arm(kill: Kill) -> None:
 
         setattr(owner, name, patched)
 
-    match kill.event.removesuffix(" twice"):
+    match kill.event.removesuffix(" twice").removesuffix(" group"):
         case "step":
             before(PreferenceModule, "training_step")
         case "update":

@@ -129,3 +129,11 @@ def test_a_second_ctrl_c_quits_at_once(place: Path) -> None:
     assert "Ctrl-C again quits at once" in ended.said
     assert "saved in" not in ended.said
     assert list(checkpoint_folders(place / "twice")) == [3]
+
+
+def test_a_signal_to_the_whole_process_group_saves(place: Path) -> None:
+    """As timeout, systemd and container engines send it: also to the workers that load data."""
+    given = arguments(("trainer.max_steps=12", "data.num_workers=2"), 1)
+    ended = train(place, *given, "hydra.run.dir=group", kill=Kill("step group", 10, TERM))
+    assert ended.codes == (143,), ended.said
+    assert list(checkpoint_folders(place / "group"))[-1] == 5  # the step whose second micro-batch it was

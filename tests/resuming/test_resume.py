@@ -98,6 +98,18 @@ def test_another_configuration_is_refused_with_both_values(half: Path, capsys: p
     assert "data.seed was 0, is 3; seed was 0, is 3" in said
 
 
+def test_the_checkpoints_cannot_be_left_out(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are what knows how to go on."""
+    assert "callbacks.checkpoint._target_ was" in refused(capsys, half, "resume=half", "~callbacks.checkpoint")
+
+
+@pytest.mark.parametrize("text", ['{"status": "runn', "[1]"])
+def test_a_damaged_summary_stops_nothing(text: str, home: Path, half: Path) -> None:
+    (half / "summary.json").write_text(text)
+    train("resume=half")
+    same(home, half)
+
+
 def test_what_no_number_depends_on_may_change(home: Path, half: Path) -> None:
     more = ("trainer.fetch_every=3", "callbacks.checkpoint.every=4", "console=line", "data.num_workers=1")
     train("resume=half", *more)
