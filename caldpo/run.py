@@ -19,7 +19,6 @@ from omegaconf import DictConfig
 from caldpo.callbacks.checkpoint import Checkpoints
 from caldpo.callbacks.reseed import Reseed
 from caldpo.checkpoints.identity import require_same
-from caldpo.config.inside import require_no_links_out
 from caldpo.config.job import FINISHED, SUMMARY, write_json
 from caldpo.config.redacted import RedactedStream
 from caldpo.data.datamodule import PairDataModule
@@ -110,8 +109,6 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             "folder": str(run_dir),
         }
     )
-    if resumed:
-        require_no_links_out(run_dir)
     start = find_start(run_dir, resumed=resumed, first_rank=is_first_rank())
     report = data.prepare_pairs(tokenizer, run_dir, needs_scores=loss.needs_scores, loss_name=loss_name)
 

@@ -83,6 +83,7 @@ class SweepReport(Callback):
         if here or elsewhere:
             with contextlib.suppress(OSError):  # its jobs hold the configuration as it was typed
                 (sweep.folder / JOBS).mkdir(mode=0o700, parents=True, exist_ok=True)
+                (sweep.folder / JOBS).chmod(0o700)  # one that was there already, too
         SweepReport.under_way = sweep
         print(f"sweep in {sweep.folder}", flush=True)
 

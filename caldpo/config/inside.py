@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
@@ -14,6 +15,8 @@ from caldpo.errors import CaldpoError
 
 # parts of the paths of a run's files that a command line can set; all lie below the run's or the sweep's folder
 _NAMES = ("hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.name")
+_JOBS = ".submitit"  # in a sweep's folder
+_MADE_ANEW_BY_WANDB = ("debug.log", "debug-internal.log", "latest-run")
 
 
 def find_escapes(cfg: DictConfig) -> Iterator[Problem]:
@@ -47,16 +50,38 @@ def stays_inside(name: str) -> bool:
 
 
 def require_no_links_out(folder: Path) -> None:
-    """Refuse a run's folder with a link out of it anywhere: before anything is written there, whatever its name.
+    """Refuse a run's folder with a link out of it anywhere, whatever its name, before anything is written there.
 
-    Below ``wandb/`` W&B itself links to its caches; ``wandb`` may not be a link.
+    Let be are the links at the top of ``wandb/`` that W&B removes and makes anew instead of writing through them.
+
+    Args:
+        folder: may come from other hands, may be a link itself (a person named it), and need not be there yet.
 
     Raises:
         CaldpoError: naming the link.
     """
-    require_unlinked(folder, *sorted(path.name for path in folder.iterdir() if path.name != "wandb"))
-    if (folder / "wandb").is_symlink():
-        require_unlinked(folder, "wandb")
+    root = folder.resolve()
+    made_anew = {root / "wandb" / name for name in _MADE_ANEW_BY_WANDB}
+    for link in _links(root):
+        if link not in made_anew:
+            _require_inside(link, root, folder / link.relative_to(root))
+
+
+def require_no_links_out_of_sweep(folder: Path, depth: int = 1) -> None:
+    """The same of what a sweep itself writes, and of its runs' folders; what is in those is looked at as they start.
+
+    Not everything below is, since a sweep may be told to lie in a folder with other things in it.
+
+    Args:
+        folder: of the sweep; need not be there yet.
+        depth: how many folders down its runs' are.
+
+    Raises:
+        CaldpoError: naming the link.
+    """
+    root = folder.resolve()
+    for link in (*_links(root, depth), *_links(root / _JOBS)):
+        _require_inside(link, root, folder / link.relative_to(root))
 
 
 def require_unlinked(folder: Path, *names: str) -> None:
@@ -71,12 +96,32 @@ def require_unlinked(folder: Path, *names: str) -> None:
     """
     root = folder.resolve()
     for name in names:
-        top = folder / name
-        below = top.rglob("*") if top.is_dir() and not top.is_symlink() else ()
-        for path in (top, *below):
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                raise CaldpoError(
-                    f"is a link to {path.resolve()}, outside the folder, where writing would change what is there",
-                    key=str(path),
-                    remedy="put a copy in the place of the link",
-                )
+        top = root / name
+        for link in [top] if top.is_symlink() else _links(top):
+            _require_inside(link, root, folder / link.relative_to(root))
+
+
+def _links(folder: Path, depth: int | None = None) -> Iterator[Path]:
+    """Every link below a folder, or that far below; none is followed, and what is removed meanwhile is none."""
+    if depth == 0:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.is_symlink():
+            yield folder / entry.name
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _links(folder / entry.name, None if depth is None else depth - 1)
+
+
+def _require_inside(link: Path, root: Path, named: Path) -> None:
+    """Raise where ``link`` leads out of ``root``, under the name that the person knows it by."""
+    target = Path(os.path.realpath(link))  # Path.resolve fails at links that lead in a circle
+    if not target.is_relative_to(root):
+        raise CaldpoError(
+            f"is a link to {target}, outside the folder, where writing would change what is there",
+            key=str(named),
+            remedy="put a copy in the place of the link",
+        )

@@ -18,6 +18,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from caldpo.config.inside import require_no_links_out
 from caldpo.config.kept import keep_command
 from caldpo.config.lock import is_held, process_rank, run_lock
 from caldpo.config.names import register_resolvers
@@ -76,9 +77,10 @@ def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None =
         if not records:
             return _run(task, cfg, folder, _Record(None), in_sweep)
         try:
+            require_no_links_out(folder)  # before the lock, its owner's file and the record are written there
             with run_lock(folder):
                 return _run(task, cfg, folder, _Record(folder), in_sweep, done)
-        except CaldpoError as refused:  # by the lock alone: those of a run are dealt with in there
+        except CaldpoError as refused:  # by a link or the lock: those of a run are dealt with in there
             return _end_of_failure(refused, None, in_sweep)
 
 

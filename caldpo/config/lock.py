@@ -76,7 +76,7 @@ def is_held(folder: Path, what: str = RUN) -> bool:
     if owner is not None and owner.get("locked") is False:
         return owner.get("host") != socket.gethostname() or is_alive(int(owner.get("pid", 0)))
     try:
-        handle = os.open(_lock_file(folder, what), os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(_lock_file(folder, what), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
@@ -128,7 +128,7 @@ def _take(folder: Path, what: str) -> int | None:
     waited_from = time.monotonic()
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise CaldpoError(
                 f"its lock cannot be made: {error.strerror or error}",
@@ -155,7 +155,7 @@ def _take(folder: Path, what: str) -> int | None:
 def _is_still(handle: int, path: Path) -> bool:
     """Whether the open file still has its name: who let go of the lock meanwhile has removed it."""
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
+        return os.path.samestat(os.fstat(handle), path.lstat())
     except FileNotFoundError:
         return False
 

@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from caldpo.config.inside import require_no_links_out_of_sweep
 from caldpo.config.lock import require_free
 from caldpo.config.overrides import quoted
 from caldpo.config.redact import is_secret_name, redact_text
@@ -81,14 +82,17 @@ def claimed_folder(cfg: DictConfig, kind: str) -> list[str]:
         kind: ``run`` or ``sweep``.
 
     Raises:
-        CaldpoError: when the folder cannot be made, another process trains there, or it would be another one in
-            each of several processes.
+        CaldpoError: when the folder cannot be made, another process trains there, links lead out of a sweep's, or
+            it would be another one in each of several processes.
     """
     key = f"hydra.{kind}.dir"
     if "${now:" not in _written(cfg, key):
+        given = Path(str(OmegaConf.select(cfg, key)))
         # Hydra writes its own record of the command there before anything else can refuse.
-        if kind == "run" and OmegaConf.select(cfg, "hydra.output_subdir") is not None:
-            require_free(Path(str(OmegaConf.select(cfg, key))), key)
+        if kind == "sweep":
+            require_no_links_out_of_sweep(given, _written(cfg, "hydra.sweep.subdir").count("/") + 1)
+        elif OmegaConf.select(cfg, "hydra.output_subdir") is not None:
+            require_free(given, key)
         return []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CaldpoError(

@@ -35,10 +35,13 @@ _WORDS = {
     "credentials",
     "apikey",
 }
-# also at the end of a word that runs on: PGPASSWORD, SECRETKEY, ACCESSTOKEN
-_ENDINGS = ("password", "passwd", "secret", "secretkey", "apikey", "accesskey", "accesstoken", "authtoken", "sshpass")
-# and as the last of several words: MYSQL_PWD, SMTP_PASS, GITHUB_PAT; PWD alone is a folder
-_LAST_WORDS = {"pwd", "pass", "pat"}
+# also at the end of a word that runs on: PGPASSWORD, SECRETKEY, ACCESSTOKEN; no plain "pass", as of COMPASS
+_ENDINGS = (
+    *("token", "password", "passwd", "passphrase", "secret", "sshpass", "dbpass", "smtppass"),
+    *(f"{kind}key" for kind in ("secret", "api", "access", "private", "account", "storage")),
+)
+# and as the last of several words: MYSQL_PWD, SMTP_PASS, GITHUB_PAT, REDISCLI_AUTH; PWD alone is a folder
+_LAST_WORDS = {"pwd", "pass", "pat", "auth"}
 _KINDS_OF_KEY = (
     "api",
     "access",
@@ -53,14 +56,16 @@ _KINDS_OF_KEY = (
     "signing",
     "wandb",
 )
-_WORD_PAIRS = {(kind, key) for kind in _KINDS_OF_KEY for key in ("key", "keys")}
-# eos_token, mask_token and their like are words of a tokenizer; HF_TOKEN_PATH is a place, no secret.
-_NOT_BEFORE_TOKEN = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special", "additional"}
+_WORD_PAIRS = {(kind, key) for kind in _KINDS_OF_KEY for key in ("key", "keys")} | {("connection", "string")}
+# Variables are named NVIDIA_KEY and the like after whatever they open; a key in a configuration is often a column.
+_OPEN_KEYS = {"public", "sort", "primary", "foreign", "cache", "partition", "shortcut", "compose"}
+# eos_token, mask_token and their like are words of a tokenizer, and chosen_per_token a mean; HF_TOKEN_PATH is a place.
+_NOT_BEFORE_TOKEN = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special", "additional", "per"}
 _PLACES = {"path", "file", "dir", "folder", "env"}
 
 _ENVIRONMENT_REFERENCE = re.compile(r"\$\{oc\.env:\w+(,\s*null)?\}")
 _PAIR_IN_TEXT = re.compile(r"(?P<key>[\w.@/+~-]+)=(?P<value>'[^']*'|\"[^\"]*\"|[^,\s'\"]+)")
-_KNOWN_FORMS = re.compile(
+KNOWN_FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"
     r"|glpat-[A-Za-z0-9_-]{20,}|wandb_v1_[A-Za-z0-9_]{20,}|AKIA[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{35}"
     r"|xox[abeoprs]-[A-Za-z0-9-]{10,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,})"
@@ -72,17 +77,24 @@ _USER_IN_URL = re.compile(r"(?<=://)[^/\s:@'\"]+(?::[^/\s@]+)?(?=@)")
 _learned: set[str] = set()  # values that stood under secret keys
 
 
+@functools.lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
-    """Whether a key or variable sounds like a secret: ``api_key``, ``HF_TOKEN``; not ``tokenizer``."""
+    """Whether a key or variable sounds like a secret: ``api_key``, ``HF_TOKEN``, ``PGPASSWORD``; not ``tokenizer``."""
     last = re.split(r"[./@]", name)[-1]
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", last)]
     if _PLACES & set(words):
         return False
     if _NOT_BEFORE_TOKEN & set(words) and not set(words) & (_WORDS - {"token"}):
         return False
-    if any(word.endswith(_ENDINGS) for word in words) or (len(words) > 1 and words[-1] in _LAST_WORDS):
+    if any(word.endswith(_ENDINGS) for word in words) or _WORDS & set(words):
         return True
-    return bool(_WORDS & set(words)) or any(pair in _WORD_PAIRS for pair in itertools.pairwise(words))
+    if len(words) > 1 and (words[-1] in _LAST_WORDS or _is_key_of_variable(last, words)):
+        return True
+    return any(pair in _WORD_PAIRS for pair in itertools.pairwise(words))
+
+
+def _is_key_of_variable(name: str, words: list[str]) -> bool:
+    return name.isupper() and words[-1] == "key" and not _OPEN_KEYS & set(words)
 
 
 def redact(container: Any) -> Any:
@@ -124,11 +136,11 @@ def _secret_values(node: Any, *, secret: bool) -> Iterator[str]:
 
 def redact_text(text: str) -> str:
     """``text`` with secret environment values, ``key=value`` of secret keys and known forms masked."""
-    for secret in _known_secrets():
+    for secret in known_secrets():
         if secret in text:
             text = text.replace(secret, MASK)
     text = _PAIR_IN_TEXT.sub(_mask_pair, text)
-    return _USER_IN_URL.sub(MASK, _KNOWN_FORMS.sub(MASK, text))
+    return _USER_IN_URL.sub(MASK, KNOWN_FORMS.sub(MASK, text))
 
 
 def redact_files(folder: Path) -> None:
@@ -163,13 +175,20 @@ def _mask_pair(match: re.Match[str]) -> str:
     return f"{key}={_PAIR_IN_TEXT.sub(_mask_pair, value)}"  # a quoted value may hold pairs of its own
 
 
-def _known_secrets() -> list[str]:
+def known_secrets() -> list[str]:
+    """The values to mask wherever they stand, in every spelling, the longest first."""
     return _secrets_among(tuple(os.environ.items()), frozenset(_learned))
 
 
 @functools.lru_cache(maxsize=4)
 def _secrets_among(variables: tuple[tuple[str, str], ...], learned: frozenset[str]) -> list[str]:
-    found = {value for name, value in variables if len(value) >= _SHORTEST and is_secret_name(name)} | learned
+    found = {value for name, value in variables if len(value) >= _SHORTEST and is_secret_name(name)}
+    # SSH_KEY or BUILD_PWD may name a file or folder, which messages have to name, too
+    found = {value for value in found if not (value.startswith("/") and _is_there(value))} | learned
     # as they stand in addresses, in JSON and in the repr of a text
     written = {form for s in found for form in (s, quote(s, safe=""), json.dumps(s)[1:-1], repr(s)[1:-1])}
     return sorted(written, key=len, reverse=True)  # a secret inside another one is masked with it
+
+
+def _is_there(path: str) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists fails at what is too long for a name

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from typing import Any, TextIO
 
+from caldpo.config.folded import mask_folded
 from caldpo.config.redact import is_secret_name, redact_text
 
 # Gated models and data need it; a process that is to have them is handed these by name.
@@ -22,8 +25,29 @@ class RedactedFormatter(logging.Formatter):
         return redact_text(super().format(record))
 
 
+class OwnLog(logging.FileHandler):
+    """A log file that is opened before a run's folder has been looked at: never through a link.
+
+    What is logged then goes nowhere. It would be refused right after, with the link named, if it leads out.
+    """
+
+    def _open(self) -> TextIOWrapper:
+        try:
+            return self._opened(self.baseFilename)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        return self._opened(os.devnull)
+
+    def _opened(self, path: str) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.fdopen(os.open(path, flags, 0o666), "a", encoding=self.encoding, errors=self.errors)
+
+
 class RedactedStream:
     """A text stream that masks the secrets in what is written to it, one call at a time; in all else the stream.
+
+    Also those that a table's column or a terminal's width has folded.
 
     Args:
         stream: gets the text.
@@ -33,7 +57,7 @@ class RedactedStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(redact_text(text))
+        self._stream.write(redact_text(mask_folded(text)))  # a first half may have a form of its own
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -98,9 +98,11 @@ def _more_than_a_value(parser: OverridesParser, text: str) -> str | None:
         return "names a class, or another key of Hydra's"
     if "${" in text.replace("\\", "") or "${" in str(override.value()):  # Hydra takes escapes away
         return "refers to something outside the run, where a run writes values"
-    if "." not in key and isinstance(override.value(), list | dict):
+    value = override.value()
+    choices = value.list if isinstance(value, ChoiceSweep) else [value]
+    if "." not in key and any(isinstance(choice, list | dict) for choice in choices):
         return "chooses options by a list"
-    if "/" in key or (".." in PurePath(str(override.value())).parts and "." not in key):
+    if "/" in key or (".." in PurePath(str(value)).parts and "." not in key):
         return "chooses an option by a path"
     return None
 

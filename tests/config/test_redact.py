@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
+from caldpo.config.paths import conf_dir
 from caldpo.config.redact import MASK, is_secret_name, redact, redact_file, redact_files, redact_text
 
 
@@ -111,26 +115,53 @@ def test_redacting_twice_changes_nothing(tmp_path: Path) -> None:
     assert path.read_bytes() == once == b"password: '***'\n"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "PGPASSWORD",
-        "MYSQL_PWD",
-        "SSHPASS",
-        "SMTP_PASS",
-        "GITHUB_PAT",
-        "KAGGLE_KEY",
-        "AZURE_STORAGE_KEY",
-        "ACCESSTOKEN",
-        "SECRETKEY",
-    ],
-)
-def test_names_that_run_on_are_secret(name: str) -> None:
+SECRET_NAMES = """
+PGPASSWORD MYSQL_PWD SSHPASS SMTP_PASS GITHUB_PAT KAGGLE_KEY AZURE_STORAGE_KEY REDISCLI_AUTH ACCESSTOKEN SECRETKEY
+AWS_SESSION_TOKEN GH_TOKEN GHTOKEN NPM_TOKEN_2 CLIENTSECRET APIKEY ACCOUNTKEY DBPASS dbPassword NVIDIA_KEY DEPLOY_KEY
+AZURE_STORAGE_CONNECTION_STRING SECRET_KEY_BASE COMET_API_KEY HUGGINGFACEHUB_API_TOKEN AWS_ACCESS_KEY_ID privateKey
+"""
+ORDINARY_NAMES = """
+PWD OLDPWD INIT_CWD PATH HOME USER LOGNAME SHELL TERM LANG COMPASS BYPASS PASSTHROUGH KEYTIMEOUT LESSKEY PUBLIC_KEY
+SSH_AUTH_SOCK SSH_ASKPASS GIT_ASKPASS SSH_AGENT_PID XAUTHORITY XDG_RUNTIME_DIR XDG_SESSION_ID XDG_SESSION_TYPE XDG_SEAT
+DBUS_SESSION_BUS_ADDRESS SESSION_MANAGER GNOME_KEYRING_CONTROL GPG_AGENT_INFO LS_COLORS HOSTNAME DISPLAY EDITOR PAGER
+PASSWORD_STORE_DIR AWS_SHARED_CREDENTIALS_FILE HF_HOME HF_TOKEN_PATH CUDA_VISIBLE_DEVICES CUDA_HOME LD_LIBRARY_PATH
+TOKENIZERS_PARALLELISM SLURM_JOB_ID SLURM_JOB_PARTITION SLURM_SUBMIT_DIR SLURM_TASKS_PER_NODE MASTER_ADDR
+OMP_NUM_THREADS VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHASHSEED WANDB_PROJECT WANDB_ENTITY WANDB_MODE
+MAX_TOKENS PATIENCE PATTERN
+AUTHOR GIT_AUTHOR_NAME GIT_AUTHOR_EMAIL tokenizer sort_key chosen_key prompt_key
+eos_token chosen_per_token monkey keyboard oauthlib pattern bypass passes forward_passes secretary key keys tokens
+"""
+
+
+@pytest.mark.parametrize("name", SECRET_NAMES.split())
+def test_names_of_common_secrets(name: str) -> None:
     assert is_secret_name(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["PWD", "OLDPWD", "PATH", "COMPASS", "SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", "tokenizer", "sort_key"]
-)
+@pytest.mark.parametrize("name", ORDINARY_NAMES.split())
 def test_ordinary_names_are_not(name: str) -> None:
+    """The value of a variable is masked in all text: a folder or a host that everybody has must not be."""
     assert not is_secret_name(name)
+
+
+def test_a_place_that_is_there_is_named_in_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUILD_PWD", str(tmp_path))
+    monkeypatch.setenv("DEPLOY_KEY", "/not/a/file+but=base64")
+    assert redact_text(f"{tmp_path}/x /not/a/file+but=base64") == f"{tmp_path}/x {MASK}"
+
+
+def test_no_key_of_the_projects_own_configurations_sounds_like_a_secret() -> None:
+    """But those that are: a value would be missing in every run's files."""
+    keys = {str(key) for path in conf_dir().rglob("*.yaml") for key in _keys(yaml.safe_load(path.read_text()))}
+    assert {key for key in keys if is_secret_name(key)} <= {"api_key"}
+    assert len(keys) > 100
+
+
+def _keys(node: Any) -> Iterator[Any]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield key
+            yield from _keys(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _keys(value)

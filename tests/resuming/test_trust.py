@@ -11,7 +11,7 @@ import torch
 
 from caldpo.checkpoints.manifest import TRAINING, Manifest, describe_files, read_manifest
 from tests.command import train
-from tests.resuming.stopped import refused, same
+from tests.resuming.stopped import RUN, refused, same
 from tests.security.traps import Trap, plant
 
 
@@ -69,8 +69,11 @@ def test_what_is_planted_in_a_run_is_not_executed(home: Path, half: Path) -> Non
 @pytest.mark.parametrize(
     "name", ["metrics.csv", "rejected_rows.jsonl", "train.log", ".hydra", ".run.lock", "wandb", "bad_batches", "policy"]
 )
+@pytest.mark.parametrize(
+    "command", [("resume=half",), (*RUN, "hydra.run.dir=half", "resume=auto")], ids=["path", "auto"]
+)
 def test_a_run_that_links_elsewhere_writes_nothing_there(
-    name: str, half: Path, capsys: pytest.CaptureFixture[str]
+    command: tuple[str, ...], name: str, half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     elsewhere, link = half.parent / "elsewhere", half / name
     if link.is_dir():
@@ -79,7 +82,7 @@ def test_a_run_that_links_elsewhere_writes_nothing_there(
     if name in (".hydra", "wandb", "bad_batches", "policy"):
         elsewhere.mkdir()
     link.symlink_to(elsewhere)
-    train("resume=half", fails=2)
+    train(*command, fails=2 if command == ("resume=half",) else 1)
     assert "outside the folder" in capsys.readouterr().err
     assert not elsewhere.exists() or list(elsewhere.iterdir()) == []
 

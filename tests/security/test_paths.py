@@ -6,9 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from caldpo.config.inside import require_unlinked, stays_inside
+from caldpo.config.inside import (
+    require_no_links_out,
+    require_no_links_out_of_sweep,
+    require_unlinked,
+    stays_inside,
+)
+from caldpo.config.lock import EVALUATION, GENERATION, RUN, is_held, run_lock
 from caldpo.errors import CaldpoError
+from caldpo.sweep import SweepReport
 from tests.command import call, train
 from tests.evaluation.runs import evaluate, inside
 
@@ -106,3 +114,131 @@ def test_a_link_to_nothing_outside_is_one(tmp_path: Path) -> None:
     (run / "metrics.csv").symlink_to(tmp_path / "not-there-yet")
     with pytest.raises(CaldpoError, match=r"metrics\.csv: is a link to"):
         require_unlinked(run, "metrics.csv")
+
+
+FILES = [
+    *("metrics.csv", "samples.jsonl", "summary.json", "config.yaml", "error.txt", "error.rank1.txt", "output.txt"),
+    *(
+        "train.log",
+        "rejected_rows.jsonl",
+        ".run.lock",
+        ".run.owner.json",
+        ".hydra/config.yaml",
+        ".hydra/overrides.yaml",
+    ),
+    *("checkpoints/step-4/manifest.json", "bad_batches/step-2.pt", "a name of next year", "deep/er/still/x"),
+    *("wandb/run-1/logs/debug.log", "wandb/settings", "policy/model.safetensors", "deep/wandb/debug.log"),
+]
+FOLDERS = [
+    *(".hydra", "wandb", "policy", "checkpoints", "checkpoints/step-4", "bad_batches", "evaluation", "wandb/run-1"),
+    "wandb/run-1/files",
+]
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+def test_no_link_leads_out_of_a_run(name: str, there: bool, tmp_path: Path) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    link = run / name
+    link.parent.mkdir(parents=True)
+    require_no_links_out(run)
+    if there and name in FOLDERS:
+        outside.mkdir()
+    elif there:
+        outside.write_text("precious")
+    link.symlink_to(outside)
+    for folder in (run, run / ".." / "run"):
+        with pytest.raises(CaldpoError, match=r"is a link to .*/outside, outside the folder") as refused:
+            require_no_links_out(folder)
+        assert refused.value.key == str(folder / name)
+
+
+def test_a_link_by_way_of_another_leads_out_too(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "a").mkdir(parents=True)
+    (run / "metrics.csv").symlink_to("a/first")
+    (run / "a" / "back").symlink_to("..")  # in a circle, but inside: it is not followed
+    (run / "round").symlink_to("round")
+    require_no_links_out(run)
+    (run / "up").symlink_to("a/../../run/a")
+    require_no_links_out(run)
+    (run / "a" / "first").symlink_to("../../outside")
+    with pytest.raises(CaldpoError, match="outside the folder"):
+        require_no_links_out(run)
+
+
+def test_what_wandb_makes_anew_may_have_led_to_where_the_run_was(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "wandb").mkdir(parents=True)
+    for name in ("debug.log", "debug-internal.log", "latest-run"):
+        (run / "wandb" / name).symlink_to(tmp_path / "old-place" / name)
+    require_no_links_out(run)
+    (run / "debug.log").symlink_to(tmp_path / "old-place" / "debug.log")
+    with pytest.raises(CaldpoError, match=r"run/debug\.log: is a link"):
+        require_no_links_out(run)
+
+
+def test_a_run_that_a_person_linked_or_has_not_begun(tmp_path: Path) -> None:
+    require_no_links_out(tmp_path / "not" / "there")
+    (tmp_path / "real" / "a").mkdir(parents=True)
+    (tmp_path / "real" / "inside").symlink_to(tmp_path / "real" / "a")
+    (tmp_path / "named").symlink_to("real")
+    require_no_links_out(tmp_path / "named")
+
+
+@pytest.mark.parametrize(
+    "name", ["multirun.yaml", "sweep.json", ".submitit", ".submitit/1/1_log.out", "loss=dpo,seed=0"]
+)
+def test_links_out_of_a_sweep(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused with the command line; other things in a sweep's folder are none of our business."""
+    sweep, outside = tmp_path / "sweep", tmp_path / "outside"
+    outside.mkdir()
+    (sweep / ".venv" / "bin").mkdir(parents=True)
+    (sweep / ".venv" / "bin" / "python").symlink_to("/usr/bin/python3")
+    require_no_links_out_of_sweep(sweep)
+    (sweep / name).parent.mkdir(parents=True, exist_ok=True)
+    (sweep / name).symlink_to(outside / "x" if "." in name else outside)
+    with inside(tmp_path):
+        train("-m", "loss=dpo", "seed=0,1", "hydra.sweep.dir=sweep", "resume=auto", fails=2)
+    assert f"error: sweep/{name}: is a link to" in capsys.readouterr().err
+    assert [*outside.iterdir()] == []
+
+
+def test_links_where_the_runs_of_a_sweep_lie_deeper(tmp_path: Path) -> None:
+    (tmp_path / "sweep" / "dpo").mkdir(parents=True)
+    (tmp_path / "sweep" / "dpo" / "seed=0").symlink_to(tmp_path)
+    require_no_links_out_of_sweep(tmp_path / "sweep", 1)
+    with pytest.raises(CaldpoError, match="outside the folder"):
+        require_no_links_out_of_sweep(tmp_path / "sweep", 2)
+
+
+@pytest.mark.parametrize("what", [RUN, EVALUATION, GENERATION])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lock_is_not_taken_through_a_link(what: str, there: bool, tmp_path: Path) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    run.mkdir()
+    if there:
+        outside.write_text("precious")
+    (run / f".{what}.lock").symlink_to(outside)
+    assert not is_held(run, what)
+    with pytest.raises(CaldpoError, match="its lock cannot be made"), run_lock(run, what):
+        pass
+    assert outside.exists() is there
+    assert not there or outside.read_text() == "precious"
+
+
+@pytest.mark.parametrize("launcher", ["submitit_local", "submitit_slurm"])
+def test_the_folder_of_jobs_is_ones_own(launcher: str, tmp_path: Path) -> None:
+    """Also where an earlier command has made it for everybody."""
+    jobs = tmp_path / "sweep" / ".submitit"
+    jobs.mkdir(parents=True, mode=0o755)
+    kind = launcher.removeprefix("submitit_").capitalize()
+    target = f"hydra_plugins.hydra_submitit_launcher.submitit_launcher.{kind}Launcher"
+    hydra = {
+        "launcher": {"_target_": target},
+        "sweeper": {"_target_": "x.Other"},
+        "sweep": {"dir": str(tmp_path / "sweep")},
+    }
+    SweepReport().on_multirun_start(OmegaConf.create({"hydra": hydra}))
+    SweepReport.under_way = None
+    assert jobs.stat().st_mode & 0o777 == 0o700

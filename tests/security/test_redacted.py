@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from caldpo.benchmark.process import environment as of_benchmark
 from caldpo.config import redact
+from caldpo.config.folded import mask_folded
 from caldpo.config.redact import MASK, redact_text
 from caldpo.config.redacted import (
     HUB_TOKENS,
+    OwnLog,
     RedactedFormatter,
     RedactedStream,
     environment_without_secrets,
@@ -43,6 +49,20 @@ def test_log_records_and_their_tracebacks() -> None:
     assert not any(secret in text for secret in ENVIRONMENT.values())
 
 
+def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
+    outside, link, plain = tmp_path / "outside", tmp_path / "train.log", tmp_path / "plain.log"
+    outside.write_text("kept\n")
+    link.symlink_to(outside)
+    for path in (link, plain):
+        handler = OwnLog(path)
+        handler.emit(logging.LogRecord("n", logging.INFO, "x.py", 1, "told", (), None))
+        handler.close()
+    assert outside.read_text() == "kept\n"
+    assert plain.read_text() == "told\n"
+    with pytest.raises(IsADirectoryError):
+        OwnLog(tmp_path)
+
+
 def test_a_stream_masks_and_is_the_stream_otherwise() -> None:
     kept = io.StringIO()
     stream = RedactedStream(kept)
@@ -64,6 +84,58 @@ def test_output_is_masked_within_and_as_before_after(capsys: pytest.CaptureFixtu
     assert (sys.stdout, sys.stderr) == before
     said = capsys.readouterr()
     assert (said.out, said.err) == (f"{MASK}\nplain\n", f"{MASK}\n")
+
+
+@pytest.mark.parametrize("colours", [True, False])
+@pytest.mark.parametrize("width", [24, 31, 40, 57, 80, 200])
+@pytest.mark.parametrize("secret", [*ENVIRONMENT, "of a known form"])
+def test_layout_does_not_bring_a_secret_through(secret: str, width: int, colours: bool) -> None:
+    """Whatever Rich does to it: no piece of ten characters is left."""
+    value = ENVIRONMENT.get(secret, "hf_" + "Kp4" * 12)
+    text = f"/folder/with/{value}/and more"
+    written = io.StringIO()
+    console = Console(file=RedactedStream(written), width=width, force_terminal=colours)  # type: ignore[arg-type]
+    table = Table(title="Run", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name in ("folder", "policy"):
+        table.add_row(name, text)
+    console.print(table)
+    console.print(text)
+    console.print(text, soft_wrap=True)
+    assert (table.row_count, "folder" in written.getvalue()) == (2, True)
+    left = re.sub(r"\x1b\[[0-9;]*m|[\s│┃]", "", written.getvalue())
+    plain = re.sub(r"\s", "", value)
+    assert not [plain[k : k + 10] for k in range(len(plain) - 9) if plain[k : k + 10] in left]
+
+
+def test_a_cropped_cell_shows_no_start_of_a_secret() -> None:
+    written = io.StringIO()
+    table = Table()
+    table.add_column("policy")
+    table.add_row(f"model/{ENVIRONMENT['OPENAI_API_KEY']}")
+    Console(file=RedactedStream(written), width=24).print(table)  # type: ignore[arg-type]
+    assert "│ model/**" in written.getvalue()
+    assert "*…" in written.getvalue()
+    assert "sk-" not in written.getvalue()
+
+
+def test_a_table_without_secrets_stays_as_it_is() -> None:
+    written, masked = io.StringIO(), io.StringIO()
+    for file in (written, RedactedStream(masked)):
+        table = Table(title="Runs")
+        table.add_column("run", overflow="fold")
+        table.add_column("error")
+        table.add_row("loss=dpo,seed=0/" + "x" * 60, "hf_transfer is not installed " * 5)
+        Console(file=file, width=40, force_terminal=True).print(table)  # type: ignore[arg-type]
+    assert written.getvalue() == masked.getvalue()
+
+
+def test_text_of_many_lines_is_searched_quickly() -> None:
+    lines = "\n".join(f"│ {number:6d} │ metrics/of/{number} │ 0.{number:06d} │" for number in range(2000))
+    begun = time.perf_counter()
+    assert mask_folded(lines) == lines
+    assert time.perf_counter() - begun < 1.0, "seconds for 80 kB, ten times what it takes"
 
 
 @pytest.mark.parametrize(
