@@ -19,8 +19,9 @@ from omegaconf import DictConfig
 from caldpo.callbacks.checkpoint import Checkpoints
 from caldpo.callbacks.reseed import Reseed
 from caldpo.checkpoints.identity import require_same
-from caldpo.config.job import FINISHED, SUMMARY, write_json
+from caldpo.config.job import FINISHED, write_json
 from caldpo.config.redacted import RedactedStream
+from caldpo.config.summary import SUMMARY
 from caldpo.data.datamodule import PairDataModule
 from caldpo.estimate.run import estimate
 from caldpo.estimate.shortage import is_shortage, out_of_memory
@@ -154,6 +155,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             raise
         raise out_of_memory(error, cfg, parts) from error
     finally:
+        data.close_loaders()
         sync = parts["logger"].close()
 
     places = {"metrics": str(run_dir / "metrics.csv")}

@@ -17,6 +17,9 @@ from caldpo.errors import CaldpoError
 _NAMES = ("hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.name")
 _JOBS = ".submitit"  # in a sweep's folder
 _MADE_ANEW_BY_WANDB = ("debug.log", "debug-internal.log", "latest-run")
+# W&B's service links its own log, in the user's cache folder, into the folder of each run it begins; a run that is
+# gone on with begins a folder of its own, so nothing is written through the link again
+_LEFT_BY_WANDB = ("*run-*/logs/debug-core.log", "replaced/*run-*/logs/debug-core.log")
 
 
 def find_escapes(cfg: DictConfig) -> Iterator[Problem]:
@@ -52,7 +55,8 @@ def stays_inside(name: str) -> bool:
 def require_no_links_out(folder: Path) -> None:
     """Refuse a run's folder with a link out of it anywhere, whatever its name, before anything is written there.
 
-    Let be are the links at the top of ``wandb/`` that W&B removes and makes anew instead of writing through them.
+    Let be are the links at the top of ``wandb/`` that W&B removes and makes anew instead of writing through them, and
+    its service's log in the folders of its earlier runs.
 
     Args:
         folder: may come from other hands, may be a link itself (a person named it), and need not be there yet.
@@ -61,9 +65,9 @@ def require_no_links_out(folder: Path) -> None:
         CaldpoError: naming the link.
     """
     root = folder.resolve()
-    made_anew = {root / "wandb" / name for name in _MADE_ANEW_BY_WANDB}
+    let_be = [f"/wandb/{name}" for name in (*_MADE_ANEW_BY_WANDB, *_LEFT_BY_WANDB)]
     for link in _links(root):
-        if link not in made_anew:
+        if not any(PurePath("/", link.relative_to(root)).match(pattern) for pattern in let_be):
             _require_inside(link, root, folder / link.relative_to(root))
 
 

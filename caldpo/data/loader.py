@@ -78,6 +78,13 @@ class PairLoader:
         finally:
             self.sampler.start = 0
 
+    def close(self) -> None:
+        """Let the workers end. At the exit of the process Python would wait for them for ever: they ignore SIGTERM."""
+        iterator = self._loader._iterator  # kept by the DataLoader where its workers persist; it has no way to close it
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # as Lightning ends those of a DataLoader
+            self._loader._iterator = None
+
     def state_dict(self) -> dict[str, Any]:
         """The epoch and the number of batches handed out in it."""
         return self.sampler.state(*self._place)

@@ -51,6 +51,7 @@ class ServedPairs(LightningDataModule):
         self._plan: StepPlan | None = None
         self._pairs: dict[str, TokenizedPairs] = {}
         self._pad_id = 0
+        self._loaders: list[PairLoader] = []
 
     @property
     def train_pairs(self) -> TokenizedPairs:
@@ -170,11 +171,18 @@ class ServedPairs(LightningDataModule):
     def _batches(self, name: str) -> PairBatches:
         return PairBatches(self._split(name), self._pad_id, self.layout, name)
 
+    def close_loaders(self) -> None:
+        """End the workers of every loader handed out so far. Their batches are no longer needed."""
+        while self._loaders:
+            self._loaders.pop().close()
+
     def _loader(self, name: str, sampler: StepBatchSampler) -> PairLoader:
-        return PairLoader(
+        loader = PairLoader(
             self._batches(name),
             sampler,
             workers=self.num_workers,
             prefetch=self.prefetch_factor,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
+        self._loaders.append(loader)
+        return loader

@@ -6,6 +6,7 @@ import gzip
 import inspect
 import itertools
 import json
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +159,23 @@ def test_workers_keep_batches_ready(workers: int, prefetch: int | None, tmp_path
     loader = module.train_dataloader()
     assert (loader._loader.num_workers, loader._loader.prefetch_factor) == (workers, prefetch)
     assert sorted(i for batch in loader for i in batch.index.tolist()) == list(range(10))
+
+
+def test_workers_end_when_their_loaders_are_closed(tmp_path: Path) -> None:
+    """SIGTERM, with which Python would end them, is the run's to heed and ignored by them."""
+    module, _ = prepared(tmp_path, num_workers=2, pairs_per_batch=2)
+    half_read = iter(module.train_dataloader())
+    next(half_read)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        worker.terminate()
+        worker.join(0.2)
+    assert all(worker.is_alive() for worker in workers)
+    module.close_loaders()
+    for worker in workers:
+        worker.join(20)
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_asking_before_preparing_is_a_mistake() -> None:

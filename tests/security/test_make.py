@@ -38,11 +38,12 @@ def project(tmp_path: Path) -> Path:
 
 
 def make(project: Path, target: str, python: str = sys.executable, **environment: str) -> tuple[int, str]:
-    """Exit code and output."""
+    """Exit code and output, also where the tests themselves were started by make."""
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
     done = subprocess.run(
         ["make", "-f", str(MAKEFILE), "VENV=venv", f"PY={python}", target],
         cwd=project,
-        env={**os.environ, **environment},
+        env={**outside, **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -178,6 +178,19 @@ def test_what_wandb_makes_anew_may_have_led_to_where_the_run_was(tmp_path: Path)
         require_no_links_out(run)
 
 
+@pytest.mark.parametrize("folder", ["offline-run-20260101_000000-abc", "run-20260101_000000-abc"])
+def test_wandb_links_its_own_log_into_the_runs_that_it_began(folder: str, tmp_path: Path) -> None:
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    for parent in (run / "wandb", run / "wandb" / "replaced"):
+        logs = parent / folder / "logs"
+        logs.mkdir(parents=True)
+        (logs / "debug-core.log").symlink_to(cache / "core-debug.log")
+    require_no_links_out(run)
+    (run / "wandb" / folder / "logs" / "other.log").symlink_to(cache / "core-debug.log")
+    with pytest.raises(CaldpoError, match=r"other\.log: is a link"):
+        require_no_links_out(run)
+
+
 def test_a_run_that_a_person_linked_or_has_not_begun(tmp_path: Path) -> None:
     require_no_links_out(tmp_path / "not" / "there")
     (tmp_path / "real" / "a").mkdir(parents=True)
