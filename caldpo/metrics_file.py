@@ -12,31 +12,35 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from caldpo.files import write_text
+from caldpo.errors import CaldpoError
+from caldpo.files import append_text, write_text
 
 NAME = "metrics.csv"
 STEP = "step"
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of the file, as they are written; a last one that a kill cut short is left out."""
-    if not path.is_file():
-        return []
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    if not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+    """The rows from the beginning of the file up to the first that is damaged, as they are written.
+
+    Damaged is a last one that a kill cut short, and any that has not a number or nothing under each column: what a
+    power cut leaves at the end is cut off as what comes after a checkpoint is, and a row lost before it is missed.
+    """
+    return _read(path)[0]
 
 
 def keep_rows(path: Path, count: int) -> list[dict[str, str]]:
     """Cut the file down to its first ``count`` rows; these.
 
     Raises:
-        ValueError: it has fewer.
+        CaldpoError: it has fewer.
     """
-    rows = read_rows(path)
+    rows, damage = _read(path)
     if len(rows) < count:
-        raise ValueError(f"{path} has {len(rows)} rows, {count} were written")
+        raise CaldpoError(
+            f"it has {len(rows)} rows, {count} were written" + (f" ({damage})" if damage else ""),
+            key=str(path),
+            remedy="bring the file back, or start a new run",
+        )
     if count == 0:
         path.unlink(missing_ok=True)
     else:
@@ -64,17 +68,55 @@ class RowWriter:
         return self._columns
 
     def write(self, metrics: Mapping[str, Any], step: int) -> None:
-        """One row; ``step``: optimiser steps that the measured weights have seen."""
+        """One row; ``step``: optimiser steps that the measured weights have seen.
+
+        Raises:
+            OSError: it cannot be written; what was there stays, and no half of a row is added.
+            CaldpoError: the row brings a column, and an earlier row is damaged, so that writing anew would lose it.
+        """
         row = {**metrics, STEP: step}
         new = set(row) - set(self.columns)
         if new:
             columns = sorted({*self.columns, *new})
-            rows: list[Mapping[str, Any]] = [*read_rows(self.path), row]
+            there, damage = _read(self.path)
+            if damage:
+                raise CaldpoError(damage, key=str(self.path), remedy="resume the run: it is cut to its last checkpoint")
+            rows: list[Mapping[str, Any]] = [*there, row]
             write_text(self.path, _as_text(columns, rows, header=True))
             self._columns = columns
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                file.write(_as_text(self.columns, [row], header=False))
+            append_text(self.path, _as_text(self.columns, [row], header=False))
+
+
+def _read(path: Path) -> tuple[list[dict[str, str]], str]:
+    """The rows that are whole, and what is wrong with the first that is not; a last one without its end is none."""
+    if not path.is_file():
+        return [], ""
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    rows: list[dict[str, str]] = []
+    lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    try:
+        header = next(lines, None)
+        if header is not None and (STEP not in header or len(set(header)) < len(header)):
+            return [], "line 1 names no steps, or a column twice"
+        for cells in lines:
+            if header is None or not _is_row(header, cells):
+                return rows, f"line {lines.line_num} has not a number or nothing under each column"
+            rows.append(dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        return rows, f"line {lines.line_num} cannot be read: {error}"
+    return rows, ""
+
+
+def _is_row(header: list[str], cells: list[str]) -> bool:
+    """Whether each column has a number or nothing, and that of the steps a whole one."""
+    try:
+        row = dict(zip(header, cells, strict=True))
+        for cell in filter(None, cells):
+            float(cell)
+        return 0 <= int(row[STEP]) < 2**63
+    except ValueError:
+        return False
 
 
 def _as_text(columns: list[str], rows: Iterable[Mapping[str, Any]], *, header: bool) -> str:

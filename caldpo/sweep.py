@@ -26,12 +26,12 @@ from caldpo.config.job import (
     FINISHED,
     INTERRUPTED,
     RUNNING,
-    SUMMARY,
-    read_summary,
     status_of,
     write_json,
 )
 from caldpo.config.lock import is_held
+from caldpo.config.summary import SUMMARY, read_summary
+from caldpo.errors import CaldpoError
 
 REPORT = "sweep.json"
 JOBS = ".submitit"  # what submitit keeps of its jobs, in the sweep's folder
@@ -114,7 +114,7 @@ def report_interrupted(code: object = None) -> None:
     elif not sweep.jobs_here and not sweep.jobs_elsewhere:
         _wait_for_others(sweep, at_most=_DYING)
     for path in sorted(sweep.folder.rglob(SUMMARY)):
-        with contextlib.suppress(OSError, ValueError):  # torn: told as such
+        with contextlib.suppress(OSError, CaldpoError):  # torn: told as such
             summary = read_summary(path.parent)
             if summary.get("status") == RUNNING and not lost and not is_held(path.parent):
                 write_json(path, summary | {"status": INTERRUPTED})
@@ -170,8 +170,8 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _outcome(folder: Path, run: Path) -> RunOutcome:
     try:
         summary = read_summary(run)
-    except (OSError, ValueError) as error:
-        summary = {"status": FAILED, "error": f"{SUMMARY} cannot be read: {error}"}
+    except CaldpoError as error:
+        summary = {"status": FAILED, "error": f"{SUMMARY} {error.message}"}
     status = status_of(run, str(summary.get("status", FINISHED)))
     why = summary.get("error") or _NO_END.get(status)
     return RunOutcome(str(run.relative_to(folder)), status, None if why is None else str(why))

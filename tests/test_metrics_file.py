@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pandas
 import pytest
 
+from caldpo.errors import CaldpoError
 from caldpo.metrics_file import RowWriter, keep_rows, read_rows
 
 
@@ -65,7 +67,56 @@ def test_rows_that_are_cut_off_can_be_written_again(tmp_path: Path) -> None:
 def test_lost_rows_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     written(path, *ROWS)
-    with pytest.raises(ValueError, match="has 4 rows, 5 were written"):
+    with pytest.raises(CaldpoError, match=r"metrics.csv: it has 4 rows, 5 were written"):
         keep_rows(path, 5)
-    with pytest.raises(ValueError, match="has 0 rows, 1 were written"):
+    with pytest.raises(CaldpoError, match=r"none.csv: it has 0 rows, 1 were written"):
         keep_rows(tmp_path / "none.csv", 1)
+
+
+DAMAGES = {
+    "a field without end": '"' + "0" * 200_000,
+    "zeros, as a power cut leaves them": "\0" * 700,
+    "a cell too many": ",,1,,",
+    "a cell too few": ",,1",
+    "no number": ",,1,half",
+    "no step": "0.5,,,",
+    "a fraction of a step": ",,1.5,",
+    "an empty line": "",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_rows_end_where_damage_begins(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "metrics.csv"
+    written(path, *ROWS)
+    lines = path.read_text().splitlines()
+    content = "".join(f"{line}\r\n" for line in (*lines[:3], DAMAGES[what], *lines[3:]))
+    path.write_bytes(content.encode())
+    assert [row["step"] for row in read_rows(path)] == ["0", "0"]
+    with pytest.raises(CaldpoError, match=r"it has 2 rows, 3 were written .line [4-6] "):
+        keep_rows(path, 3)
+    with pytest.raises(CaldpoError, match=r"line [4-6] "):  # written anew it would lose the rows after the damage
+        written(path, (3, {"another": 1.0}))
+    assert path.read_bytes() == content.encode()
+    assert len(keep_rows(path, 2)) == 2
+    written(path, (1, {"loss": 1.0}), (3, {"another": 1.0}))
+    assert [row["step"] for row in read_rows(path)] == ["0", "0", "1", "3"]
+
+
+@pytest.mark.parametrize("header", ["", "loss,lr", "step,loss,step"])
+def test_a_table_without_a_column_of_steps_has_no_rows(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"{header}\n1,2,1\n")
+    assert read_rows(path) == []
+    with pytest.raises(CaldpoError, match="line 1 names no steps, or a column twice"):
+        written(path, (0, {"loss": 1.0}))
+
+
+def test_a_disk_that_fills_up_leaves_no_half_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.csv"
+    written(path, *ROWS)
+    whole, write = path.read_bytes(), os.write
+    monkeypatch.setattr(os, "write", lambda handle, content: write(handle, content[: len(content) // 2]))
+    with pytest.raises(OSError, match="No space left on device"):
+        written(path, (3, {"loss": 1.25}))
+    assert path.read_bytes() == whole

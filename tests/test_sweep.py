@@ -14,8 +14,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from caldpo.compare.report import compare_runs
-from caldpo.config.job import SUMMARY, write_json
+from caldpo.config.job import write_json
 from caldpo.config.lock import run_lock
+from caldpo.config.summary import SUMMARY
 from caldpo.sweep import SweepReport, UnderWay, planned_runs, report, report_interrupted
 from tests.command import train
 

@@ -81,10 +81,13 @@ def read_manifest(folder: Path) -> Manifest:
             raise DamagedCheckpointError(f"{MANIFEST} is not what was written")
         if content["format"] != FORMAT:
             raise DamagedCheckpointError(f"its format is {content['format']}, this version of caldpo reads {FORMAT}")
-        return Manifest(**content)
+        manifest = Manifest(**content)
+        if not _is_plain(manifest):
+            raise DamagedCheckpointError(f"{MANIFEST} holds other kinds of values than are written")
+        return manifest
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{MANIFEST} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{MANIFEST} cannot be read ({error})") from error
 
 
@@ -97,12 +100,12 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     for name in (WEIGHTS, TRAINING):
-        said, path = manifest.files.get(name, {}), folder / name
+        said, path = manifest.files[name], folder / name
         try:
             size = path.stat().st_size
-            if size != said.get("bytes"):
-                raise DamagedCheckpointError(f"{name} has {size:,} bytes, {said.get('bytes'):,} were written")
-            if file_digest(path) != said.get("sha256"):
+            if size != said["bytes"]:
+                raise DamagedCheckpointError(f"{name} has {size:,} bytes, {said['bytes']:,} were written")
+            if file_digest(path) != said["sha256"]:
                 raise DamagedCheckpointError(f"{name} is not what was written (its SHA-256 differs)")
         except FileNotFoundError as error:
             raise DamagedCheckpointError(f"{name} is missing") from error
@@ -135,6 +138,19 @@ def newest_whole(run: Path) -> tuple[Path | None, Manifest | None, list[str]]:
 
 def _newest_first(run: Path) -> Iterator[tuple[int, Path]]:
     return iter(sorted(checkpoint_folders(run).items(), reverse=True))
+
+
+def _is_plain(manifest: Manifest) -> bool:
+    """Whether counts are counts, names are texts, and both files are described."""
+    texts = [text for said in (manifest.identity, manifest.same) for text in said.values()]
+    files = [manifest.files[name] for name in (WEIGHTS, TRAINING)]
+    counts = [manifest.step, manifest.rows, manifest.samples, *(file["bytes"] for file in files)]
+    return (
+        all(type(count) is int and 0 <= count < 2**63 for count in counts)
+        and all(isinstance(text, str) for text in (*texts, *(file["sha256"] for file in files)))
+        and isinstance(manifest.seconds, int | float)
+        and isinstance(manifest.versions, dict)
+    )
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from caldpo.compare.discover import natural
 from caldpo.compare.drawable import drawable
 from caldpo.compare.evaluation import final_values
-from caldpo.compare.run import DIED, FINISHED, INCOMPLETE, INTERRUPTED, RUNNING, Curve, Run
+from caldpo.compare.run import DIED, FINISHED, INCOMPLETE, INTERRUPTED, RUNNING, Curve, Run, as_float
 from caldpo.config.job import status_of
 from caldpo.config.lock import is_held
 from caldpo.config.redact import redact_text
+from caldpo.config.summary import SUMMARY, read_summary
+from caldpo.config.tree import flatten, read_yaml
+from caldpo.errors import CaldpoError
 from caldpo.evaluation.result import read_results
 
 _NO_END = {
@@ -26,7 +25,6 @@ _NO_END = {
     INTERRUPTED: "it was stopped from outside",
     INCOMPLETE: "it left no summary",
 }
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 
 
 def read_runs(folders: Iterable[Path], root: Path) -> list[Run]:
@@ -45,11 +43,12 @@ def read_runs(folders: Iterable[Path], root: Path) -> list[Run]:
 def read_run(folder: Path, root: Path) -> Run:
     """One run folder; what is missing or unreadable is named in ``notes`` or ``error``."""
     notes: list[str] = []
-    raw, resolved = (read_yaml(folder / name, notes) for name in (".hydra/config.yaml", "config.yaml"))
-    hydra = _mapping(read_yaml(folder / ".hydra/hydra.yaml", notes), "hydra")
+    raw, resolved = (_yaml(folder / name, notes) for name in (".hydra/config.yaml", "config.yaml"))
+    hydra = _mapping(_yaml(folder / ".hydra/hydra.yaml", notes), "hydra")
     # What is read here may be printed in a report, and Hydra keeps overrides as they were typed.
-    overrides = tuple(redact_text(str(o)) for o in read_yaml(folder / ".hydra/overrides.yaml", notes) or ())
-    summary = _json(folder / "summary.json", notes)
+    typed = _yaml(folder / ".hydra/overrides.yaml", notes)
+    overrides = tuple(redact_text(str(o)) for o in typed) if isinstance(typed, list) else ()
+    summary = _summary(folder, notes)
     status = _status(folder, summary)
     curves = read_curves(folder / "metrics.csv", notes)
     evaluation = drawable(read_results(folder, notes), notes)
@@ -83,8 +82,12 @@ def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
     if not path.is_file():
         notes.append(f"no {path.name}")
         return {}
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        lines = list(csv.reader(file))
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            lines = list(csv.reader(file))
+    except (OSError, csv.Error) as error:
+        notes.append(f"{path.name} cannot be read: {error}")
+        return {}
     header = lines[0] if lines else []
     if "step" not in header:
         notes.append(f"{path.name} has no column named step")
@@ -93,7 +96,7 @@ def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
     for number, line in enumerate(lines[1:], start=2):
         try:
             cells = {name: float(cell) for name, cell in zip(header, line, strict=True) if cell.strip()}
-            step = int(cells.pop("step"))
+            step = int(cells.pop("step"))  # infinite and fractional ones are damage
         except (ValueError, KeyError, OverflowError):
             notes.append(f"{path.name}:{number} is incomplete and left out")
             continue
@@ -102,33 +105,11 @@ def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
     return curves
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as ``{"loss.beta": 0.1}``; lists are leaves."""
-    if not isinstance(tree, Mapping) or (not tree and prefix):
-        return {prefix: tree} if prefix else {}
-    return {
-        key: value
-        for name, branch in tree.items()
-        for key, value in flatten(branch, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
-
-
-def read_yaml(path: Path, notes: list[str]) -> Any:
-    """The content of a yaml file; None where it is missing, or cannot be read, which is noted."""
-    if not path.is_file():
-        return None
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError):
-        notes.append(f"{path.name} cannot be read")
-        return None
-
-
 def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any]) -> dict[str, float]:
     """The summary's metrics; the last logged value of those that it lacks. JSON's null is not a number."""
     last = {name: curve[max(curve)] for name, curve in curves.items() if name != "epoch"}
     return last | {
-        name: math.nan if value is None else float(value)
+        name: as_float(value)
         for name, value in summarised.items()
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     }
@@ -137,7 +118,7 @@ def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any]) -> dict[s
 def _error(status: str, summary: Mapping[str, Any], notes: list[str]) -> str:
     if summary.get("error"):
         return redact_text(str(summary["error"]))
-    unreadable = [note for note in notes if note.startswith("summary.json")]
+    unreadable = [note for note in notes if note.startswith(SUMMARY)]
     if unreadable:
         return unreadable[0]
     return _NO_END.get(status, "no error was recorded")
@@ -156,15 +137,23 @@ def _loss(summary: Mapping[str, Any], config: Mapping[str, Any], overrides: Iter
     return next((str(name) for name in names if name), "unknown")
 
 
-def _json(path: Path, notes: list[str]) -> Mapping[str, Any]:
+def _yaml(path: Path, notes: list[str]) -> Any:
+    """The content of a yaml file; None where it is missing, or cannot be read, which is noted."""
     if not path.is_file():
-        return {}
+        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        notes.append(f"{path.name} cannot be read: {error}")
+        return read_yaml(path)
+    except (OSError, ValueError):
+        notes.append(f"{path.name} cannot be read")
+        return None
+
+
+def _summary(folder: Path, notes: list[str]) -> Mapping[str, Any]:
+    try:
+        return read_summary(folder)
+    except CaldpoError as error:
+        notes.append(f"{SUMMARY} {error.message}")
         return {}
-    return content if isinstance(content, Mapping) else {}
 
 
 def _mapping(tree: Any, key: str) -> Mapping[str, Any]:
@@ -175,5 +164,5 @@ def _mapping(tree: Any, key: str) -> Mapping[str, Any]:
 def _integer(value: Any) -> int | None:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

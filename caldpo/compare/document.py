@@ -13,6 +13,7 @@ from caldpo.compare import facts
 from caldpo.compare import quantities as q
 from caldpo.compare.grouping import Setting, by_seed, differences
 from caldpo.compare.quantities import Quantity
+from caldpo.compare.run import as_float
 from caldpo.compare.statistics import BandKind, estimate
 from caldpo.compare.text import NONE, cells, escape, markdown_table, number, shorten, spread
 
@@ -179,7 +180,7 @@ def _cost(settings: Sequence[Setting]) -> str:
     rows = []
     for setting in settings:
         seconds, memory = (
-            estimate([float(v) for run in setting.finished if isinstance(v := run.summary.get(key), int | float)])
+            estimate([as_float(v) for run in setting.finished if isinstance(v := run.summary.get(key), int | float)])
             for key in ("wall_seconds", "peak_memory_bytes")
         )
         peak = NONE if memory is None else number(memory.mean / 2**20)

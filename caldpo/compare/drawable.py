@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from caldpo.compare.run import as_float
 from caldpo.evaluation.result import FOLDER
 
 Check = Callable[[Any], bool]
@@ -39,7 +40,7 @@ def _of_suite(suite: str, content: Mapping[str, Any], notes: list[str]) -> dict[
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(as_float(value))
 
 
 def _is_text(value: Any) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from caldpo.compare.grouping import Setting, by_seed
 from caldpo.compare.quantities import Quantity
-from caldpo.compare.run import Run
+from caldpo.compare.run import Run, as_float
 
 PREFIX = "evaluation"  # of measures among final metrics: ``evaluation/preference/accuracy``
 Results = Mapping[str, Mapping[str, Any]]  # a run's files by suite
@@ -18,7 +17,7 @@ Interval = tuple[float, float]
 def final_values(results: Results) -> dict[str, float]:
     """Every measure's value under ``evaluation/SUITE/MEASURE``; JSON's null is not a number."""
     return {
-        f"{PREFIX}/{suite}/{name}": math.nan if measure.get("value") is None else float(measure["value"])
+        f"{PREFIX}/{suite}/{name}": as_float(measure.get("value"))
         for suite, content in results.items()
         for name, measure in _measures(content)
     }
@@ -57,7 +56,7 @@ def own_intervals(settings: Sequence[Setting], quantity: Quantity) -> dict[str, 
         measures = [dict(_measures(run.evaluation[suite])).get(name) for run in evaluated(setting, suite)]
         known = [measure for measure in measures if measure is not None]
         if len(known) == 1 and _has_interval(known[0]):
-            found[setting.label] = float(known[0]["low"]), float(known[0]["high"])
+            found[setting.label] = as_float(known[0]["low"]), as_float(known[0]["high"])
     return found
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from caldpo.compare.collect import flatten
 from caldpo.compare.evaluation import evaluated
 from caldpo.compare.facts import finished_runs, varied
 from caldpo.compare.grouping import Setting, differences
 from caldpo.compare.run import Run
+from caldpo.config.tree import flatten
 
 _BY_SEED = {"pairs": "held-out pairs", "reference": "references"}  # what follows from data and seed, with its name
 

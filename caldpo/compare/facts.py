@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from caldpo.compare.collect import flatten
 from caldpo.compare.grouping import Setting
 from caldpo.compare.run import Run
+from caldpo.config.tree import flatten
 
 # Parts of the configuration in which settings of a comparison of losses are meant to differ.
 LOSS_KEYS = ("loss", "loss_name", "reward_beta")

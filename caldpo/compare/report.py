@@ -132,11 +132,11 @@ def _write(
 
 def _sweep_overrides(folder: Path) -> str | None:
     """The overrides that started the sweep, quoted for a shell, from Hydra's record of it."""
-    from caldpo.compare.collect import read_yaml
     from caldpo.config.redact import redact_text
+    from caldpo.config.tree import read_yaml
 
-    record = read_yaml(folder / "multirun.yaml", [])
     try:
-        return shlex.join(redact_text(str(text)) for text in record["hydra"]["overrides"]["task"])
-    except (KeyError, TypeError):
+        task = read_yaml(folder / "multirun.yaml")["hydra"]["overrides"]["task"]
+        return shlex.join(redact_text(str(text)) for text in task)
+    except (OSError, ValueError, LookupError, TypeError):
         return None

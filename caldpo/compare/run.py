@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,19 @@ from typing import Any
 
 from caldpo.config.job import DIED, FINISHED, INTERRUPTED, RUNNING
 
-__all__ = ["DIED", "FINISHED", "INCOMPLETE", "INTERRUPTED", "RUNNING", "Curve", "Run"]
+__all__ = ["DIED", "FINISHED", "INCOMPLETE", "INTERRUPTED", "RUNNING", "Curve", "Run", "as_float"]
 
 Curve = Mapping[int, float]  # optimiser step -> value
 
 INCOMPLETE = "incomplete"  # no readable summary
+
+
+def as_float(value: float | None) -> float:
+    """A number out of JSON: null was not finite, and a whole number may be larger than any float."""
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value or 1)
 
 
 @dataclass(frozen=True)
@@ -83,5 +92,5 @@ class Run:
         """A number of the resolved configuration (``loss.beta``), or None where there is none."""
         try:
             return float(self.resolved[key])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None

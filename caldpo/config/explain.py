@@ -25,7 +25,7 @@ from caldpo.config.redact import redact_text
 from caldpo.config.values import suggest
 
 Compose = Callable[[list[str]], DictConfig]
-_FAULTS = (HydraException, OSError, ValueError, yaml.YAMLError)  # what Hydra lets out while composing
+_FAULTS = (HydraException, OSError, TypeError, ValueError, yaml.YAMLError)  # what Hydra lets out while composing
 
 
 def compose_or_explain(
@@ -92,6 +92,9 @@ def _explain(
         return Problem("configuration", None, f"cannot be read: {' '.join(str(error).split())}"), None
     if isinstance(error, MissingConfigException):
         return _missing_option(error, loader, overrides), None
+    for text in overrides:
+        if not parse_overrides(loader, [text]):  # a number of thousands of digits, which Python refuses, not Hydra
+            return _unreadable(text), text
     for override in parse_overrides(loader, overrides):
         line = override.input_line or ""
         if found := _of_override(override, str(error), compose, loader, [o for o in overrides if o != line]):
@@ -104,7 +107,8 @@ def _of_override(
 ) -> Problem | None:
     """The problem of ``override`` if Hydra's ``text`` is about it."""
     key, line = override.key_or_group, override.input_line or ""
-    if "Config group override must be" in text and not isinstance(override.value(), str | list):
+    no_option = "Config group override must be" in text or "is not iterable" in text  # the second for a list of numbers
+    if no_option and not _are_names(override.value()):
         options = _options(loader, key) if key else []
         wrong = Problem(key, _value(line), "has to be an option", f"choose one of {', '.join(options)}")
         return wrong if options else _unreadable(line) if not key else None
@@ -124,6 +128,10 @@ def _of_override(
     if "Could not override" in text or "Could not delete" in text:
         return _unknown_key(override, compose, loader, others)
     return Problem(key, _value(line), text.splitlines()[0].rstrip("."))
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
 
 
 # options that come with an extra of pyproject.toml

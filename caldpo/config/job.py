@@ -24,10 +24,10 @@ from caldpo.config.lock import is_held, process_rank, run_lock
 from caldpo.config.names import register_resolvers
 from caldpo.config.redact import redact_file, redact_files, redact_text
 from caldpo.config.redacted import redacted_output
+from caldpo.config.summary import SUMMARY, known_summary
 from caldpo.errors import CaldpoError
 from caldpo.files import write_text
 
-SUMMARY = "summary.json"
 ERROR = "error.txt"
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 DIED = "died"  # never written: the summary says running, and nobody holds the run's lock
@@ -147,19 +147,6 @@ def _name_of(handler: Any) -> str:
     return str(getattr(handler, "__name__", ""))
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """The ``summary.json`` of a run's folder, empty when there is none.
-
-    Raises:
-        ValueError: it is no JSON object.
-    """
-    path = folder / SUMMARY
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds {type(content).__name__} in place of an object")
-    return content
-
-
 def status_of(folder: Path, written: str) -> str:
     """What became of a run whose summary says ``written``: ``died`` where it says running and nobody runs it."""
     return DIED if written == RUNNING and not is_held(folder) else written
@@ -216,7 +203,7 @@ class _Record:
         """What cannot be recorded must not hide what was to be."""
         try:
             yield
-        except OSError as full:
+        except (OSError, CaldpoError) as full:
             print(f"note: {SUMMARY} cannot tell how the run ended: {redact_text(str(full))}", file=sys.stderr)
 
     def _error_file(self) -> Path:
@@ -226,11 +213,7 @@ class _Record:
     def _merge(self, news: dict[str, Any]) -> None:
         if not self.folder or self.rank:
             return
-        try:
-            known = read_summary(self.folder)
-        except ValueError:  # torn by an earlier power cut: nothing of it can be kept
-            known = {}
-        merged = known | news
+        merged = known_summary(self.folder) | news  # of one that a power cut has torn nothing can be kept
         write_json(self.folder / SUMMARY, {k: v for k, v in merged.items() if k != "error" or v is not None})
 
 

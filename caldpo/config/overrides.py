@@ -19,7 +19,7 @@ def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Over
     for text in overrides:
         try:
             parsed += parser.parse_overrides([text])
-        except OverrideParseException:
+        except (OverrideParseException, ValueError):  # the second for a whole number of thousands of digits
             continue
     return parsed
 

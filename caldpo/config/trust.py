@@ -87,7 +87,7 @@ def require_plain_overrides(overrides: Iterable[str], file: Path, remedy: str = 
 def _more_than_a_value(parser: OverridesParser, text: str) -> str | None:
     try:
         override = parser.parse_override(text)
-    except HydraException:
+    except (HydraException, ValueError):  # the second for a number of thousands of digits
         return "is no override"
     key, package = override.key_or_group, override.package or ""
     if any(re.split("[./]", name)[0] == "hydra" for name in (key, package)) or package.startswith("_"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caldpo.config.tree import flatten
 from caldpo.evaluation.subject import Subject
 
 
@@ -53,7 +54,8 @@ def _other_reference(subject: Subject) -> list[str]:
 
 
 def _other_pairs(subject: Subject) -> list[str]:
-    then, now = subject.target.summary.get("data", {}).get("test", {}).get("pairs"), len(subject.data.test_pairs)
-    if then is None or then == now:
+    then = flatten(subject.target.summary.get("data")).get("test.pairs")
+    now = len(subject.data.test_pairs)
+    if not isinstance(then, int) or then == now:
         return []
     return [f"{now:,} held-out pairs are looked at where the run had {then:,}"]

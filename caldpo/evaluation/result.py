@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from caldpo.config.tree import read_json
 
 FOLDER = "evaluation"  # of a run's folder; a file per suite in it
 
@@ -76,7 +77,7 @@ def read_results(folder: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((folder / FOLDER).glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (OSError, ValueError) as error:
             notes.append(f"{FOLDER}/{path.name} cannot be read: {error}")
             continue

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.checkpoints.manifest import checkpoint_folders
 from caldpo.compare.discover import find_runs, natural
 from caldpo.config.check import check_config
 from caldpo.config.inside import require_unlinked
-from caldpo.config.job import SUMMARY, read_summary
+from caldpo.config.summary import read_summary
+from caldpo.config.tree import read_yaml
 from caldpo.config.trust import announce_foreign, require_own_code
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.result import FOLDER
@@ -103,15 +103,14 @@ def _root(cfg: DictConfig) -> Path:
 def _of_run(folder: Path, cfg: DictConfig) -> Target:
     file = folder / "config.yaml"
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        summary = read_summary(folder)
+        config = read_yaml(file)
     except FileNotFoundError:
         raise CaldpoError("the run ended before it wrote its configuration", key=str(file)) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CaldpoError(f"cannot be read: {reason}", key=f"{folder}/config.yaml or {SUMMARY}") from error
+    except (OSError, ValueError) as error:
+        raise CaldpoError(f"cannot be read: {error}", key=str(file)) from error
     if not isinstance(config, dict):
         raise CaldpoError("holds no configuration", key=str(file))
+    summary = read_summary(folder)
     require_unlinked(folder, FOLDER)
     if cfg.trust_code:
         announce_foreign(config, SECTIONS, file)

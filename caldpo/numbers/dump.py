@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -26,22 +25,13 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.files import whole_file
 from caldpo.numbers.finding import LOGPS, SeenBatch
+from caldpo.resuming.same import config_digest, read_config
 from caldpo.types import PairBatch
 
 FOLDER = "bad_batches"
 FORMAT = "caldpo bad batch 1"
-NOT_OF_A_STEP = (
-    "name",
-    "console",
-    "export",
-    "dry_run",
-    "resume",
-    "replay",
-    "trust_code",
-    "objective",
-    "logger",
-    "callbacks",
-)
+_TEXTS = ("reason", "loss", "formula")
+_WHOLE, _REAL = (torch.int32, torch.int64), (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -172,24 +162,27 @@ def read_dump(path: Path) -> Dump:
         raise _no_dump(path, "there is no such file") from error
     except OSError as error:
         raise _no_dump(path, f"it cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        detail = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        detail = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise _no_dump(path, f"it is damaged, or no batch that a run has written ({detail})") from error
 
 
 def _checked(path: Path, said: dict[str, Any], tensors: dict[str, Tensor]) -> Dump:
-    """The dump, its parts held against each other."""
+    """The dump, its parts held against each other.
+
+    Raises:
+        ValueError, KeyError, TypeError, ArithmeticError: a part is missing, or has another type than is written.
+    """
+    _require_types(tensors)
     tokens, ends = tensors.pop("tokens").tolist(), tensors.pop("ends").tolist()
     index, weight, scores = tensors.pop("index").tolist(), tensors.pop("weight").tolist(), tensors.pop("scores", None)
-    micro_batches, origins = [int(n) for n in said["micro_batches"]], [str(o) for o in said["origins"]]
+    micro_batches, origins = [int(n) for n in said["micro_batches"]], [_shown(o) for o in said["origins"]]
     count = len(index)
     sizes = {len(weight), len(origins), sum(micro_batches), *(len(value) for value in tensors.values())}
     sizes |= set() if scores is None else {scores.shape[1]}
-    said["step"], said["step_pairs"], said["checkpoint"] = (
-        int(said["step"]),
-        int(said["step_pairs"]),
-        said["checkpoint"],
-    )
+    said |= {name: int(said[name]) for name in ("step", "rank", "ranks", "step_pairs")}
+    said |= {name: _shown(said[name]) for name in _TEXTS}
+    said["gradient_scale"] = float(said["gradient_scale"])
     fits = (
         count > 0
         and sizes == {count}
@@ -199,7 +192,10 @@ def _checked(path: Path, said: dict[str, Any], tensors: dict[str, Tensor]) -> Du
         and ends[-1] == len(tokens)
         and all(a < b for a, b in pairwise(ends))  # no sequence is empty
         and min(tokens) >= 0
-        and said["step_pairs"] > 0
+        and 0 <= said["step"] < 2**63
+        and 0 <= said["rank"] < said["ranks"] < 2**31
+        and 0 < said["step_pairs"] < 2**63
+        and 0 < said["gradient_scale"] < math.inf
         and said["layout"] in ("packed", "padded")
         and (said["checkpoint"] is None or re.fullmatch(r"checkpoints/step-\d+", said["checkpoint"]))
     )
@@ -216,6 +212,23 @@ def _checked(path: Path, said: dict[str, Any], tensors: dict[str, Tensor]) -> Du
     return Dump(pairs, micro_batches, weight, tensors, said)
 
 
+def _require_types(tensors: dict[str, Tensor]) -> None:
+    """Each tensor has the shape and the kind of number that is written.
+
+    Raises:
+        ValueError: one has not.
+    """
+    for name, value in tensors.items():
+        kinds = _WHOLE if name in ("tokens", "ends", "index") else _REAL
+        if value.dtype not in kinds or value.shape[: value.dim() - 1] != ((2,) if name == "scores" else ()):
+            raise ValueError(f"{name!r} is {value.dtype} of the shape {tuple(value.shape)}")
+
+
+def _shown(value: Any) -> str:
+    """Text that a terminal can show: JSON can hold halves of surrogate pairs."""
+    return str(value).encode("utf-8", "replace").decode()
+
+
 def last_checkpoint(run_dir: Path, step: int) -> str | None:
     """The latest checkpoint that holds weights from before ``step``'s update, relative to the run's folder."""
     found = [path.parent.name for path in run_dir.glob("checkpoints/step-*/weights.safetensors")]
@@ -224,19 +237,13 @@ def last_checkpoint(run_dir: Path, step: int) -> str | None:
     return f"checkpoints/step-{max(earlier)}" if earlier else None
 
 
-def config_digest(config: dict[str, Any]) -> str:
-    """SHA-256 of a resolved configuration, without the keys that say nothing about what a step computes."""
-    kept = {key: value for key, value in config.items() if key not in NOT_OF_A_STEP}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def digest_of_folder(run_dir: Path) -> str | None:
     """The digest of the configuration that a run keeps in its folder; None where there is none."""
     try:
-        config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = read_config(run_dir)
+    except CaldpoError:
         return None
-    return config_digest(config) if isinstance(config, dict) else None
+    return None if config is None else config_digest(config)
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:

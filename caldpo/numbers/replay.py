@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
@@ -21,23 +20,25 @@ from caldpo.data.collate import collate
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.logprobs.layout import settle_layout
-from caldpo.numbers.dump import NOT_OF_A_STEP, Dump, config_digest, last_checkpoint, read_dump
+from caldpo.numbers.dump import Dump, last_checkpoint, read_dump
 from caldpo.numbers.passes import Pass, run_pass
 from caldpo.numbers.replayed import as_dict, print_replay, verdict
 from caldpo.parts import build_parts, check_parts
 from caldpo.reference.base import ReferenceContext
 from caldpo.reference.context import in_run_dtype
 from caldpo.resuming.ask import as_kept
+from caldpo.resuming.same import config_digest, read_config
+from caldpo.resuming.same import differences as differing_keys
 from caldpo.settings import RunSettings
 from caldpo.types import PairBatch
 
-FILE = "replay.json"
+FILE = ".replay.json"  # in place of a dump's ending: several may lie in a folder
 SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "data", "model")
 FLOAT32 = "32-true"
 
 
 def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]:
-    """Compute a dumped step again, in the run's precision and in float32; print it, and write ``replay.json``.
+    """Compute a dumped step again, in the run's precision and in float32; print it, and write ``step-N.replay.json``.
 
     The weights are those of the run's last checkpoint from before the step, if it is still there, else those that the
     run started from.
@@ -89,15 +90,17 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
                 precision=str(precision),
                 context=trainer.precision_plugin.forward_context if own else contextlib.nullcontext,
                 kept_logits_mib=settings.kept_logits_mib,
-                scale=float(dump.said.get("gradient_scale", 1.0)) if own else 1.0,
+                scale=dump.said["gradient_scale"] if own else 1.0,
                 wide=not own,
             )
         )
     content = as_dict(path, dump, weights, passes)
     print_replay(dump, weights, passes)
-    written = path.with_name(FILE)
+    written = path.with_suffix(FILE)
     write_json(written, content)
-    console.print(f"{verdict(dump, weights, passes)}\nwritten to {written}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{verdict(dump, weights, passes)}\nwritten to {written}", soft_wrap=True, highlight=False, markup=False
+    )
     return content
 
 
@@ -157,18 +160,17 @@ def load_trained(run_dir: Path, dump: Dump, policy: PreTrainedModel) -> str:
 def differences(cfg: DictConfig, run_dir: Path, dump: Dump) -> list[str]:
     """What to say of a configuration that is not the run's: meant, or a mistake."""
     ours = as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"]))
-    if dump.said["config_digest"] in (None, config_digest(ours)):
+    if dump.said.get("config_digest") in (None, config_digest(ours)):
         return []
     try:
-        theirs = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-        one, other = _flat(ours), _flat(theirs)
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        theirs = read_config(run_dir)
+    except CaldpoError:
+        theirs = None
+    if theirs is None:
         return ["note: this is not the configuration that the batch went bad under"]
-    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-    keys = [key for key in keys if key.split(".")[0] not in NOT_OF_A_STEP]
-    shown = [f"{key}={one.get(key)} (the run: {other.get(key)})" for key in keys[:8]]
-    more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
-    return [f"note: not the run's configuration: {', '.join(shown)}{more}"] if shown else []
+    found = list(differing_keys(theirs, ours))
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    return [f"note: not the run's configuration: {'; '.join(found[:8])}{more}"] if found else []
 
 
 def require_vocabulary(dump: Dump, policy: PreTrainedModel, path: Path) -> None:
@@ -217,11 +219,3 @@ def _context(parts: dict[str, Any], policy: PreTrainedModel, trainer: pl.Trainer
         seen=0,
         facts={},
     )
-
-
-def _flat(config: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(config, dict):
-        return {path: config}
-    return {
-        k: v for key, value in config.items() for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()
-    }

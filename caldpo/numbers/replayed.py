@@ -88,7 +88,7 @@ def _pairs(dump: Dump, one: Pass) -> Table:
 
 
 def as_dict(path: Path, dump: Dump, weights: str, passes: list[Pass]) -> dict[str, Any]:
-    """Plain values, as ``replay.json`` holds them: log-probs in nats; what is not finite as text."""
+    """Plain values, as ``step-N.replay.json`` holds them: log-probs in nats; what is not finite as text."""
     return {
         "dump": str(path),
         **{name: dump.said.get(name) for name in ("step", "rank", "ranks", "reason", "loss", "formula")},

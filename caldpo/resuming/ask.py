@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -20,9 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.compare.discover import is_run
 from caldpo.config.inside import require_no_links_out
-from caldpo.config.job import FINISHED, SUMMARY, read_summary
+from caldpo.config.job import FINISHED
 from caldpo.config.overrides import quoted
 from caldpo.config.redact import MASK, redact
+from caldpo.config.summary import SUMMARY, known_summary
+from caldpo.config.tree import read_yaml
 from caldpo.config.trust import require_own_code, require_plain_overrides
 from caldpo.errors import CaldpoError
 from caldpo.resuming.same import CONFIG, read_config, require_same_config
@@ -86,7 +87,7 @@ def require_same_run(cfg: DictConfig) -> None:
     if cfg.get("resume") in (None, AUTO):
         return
     folder = Path(str(cfg.resume)).expanduser()
-    if cfg.replay is None and summary_of(folder).get("status") == FINISHED:
+    if cfg.replay is None and known_summary(folder).get("status") == FINISHED:
         raise CaldpoError("this run has finished: there is nothing to go on with", key="resume", value=folder)
     config = as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"]))
     if not cfg.trust_code:
@@ -110,15 +111,6 @@ def kept_overrides(overrides: Sequence[str]) -> list[str]:
     return list(redact([text for text in overrides if _key(text) not in _OF_THIS_START]))
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
-    """What ``summary.json`` says; nothing where it is damaged, since all that matters lies elsewhere as well."""
-    try:
-        found = read_summary(folder)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _folder(text: str | None) -> Path | None:
     """The folder that ``resume=`` names, None where it names none."""
     value = _value(text)
@@ -131,7 +123,7 @@ def _value(text: str | None) -> Any:
         return None
     try:
         return OverridesParser.create().parse_override(text).value()
-    except HydraException:
+    except (HydraException, ValueError):
         return None  # explained with all else that is wrong with the command line
 
 
@@ -151,23 +143,25 @@ def _require_run(folder: Path) -> None:
 def _command(folder: Path, sweep: Path) -> str:
     """The command that goes on with a sweep."""
     try:
-        given = yaml.safe_load(sweep.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        given = [str(text) for text in read_yaml(sweep)["hydra"]["overrides"]["task"]]
+    except (OSError, ValueError, LookupError, TypeError):
         given = ["..."]
-    typed = [text for text in given if _key(str(text)) != "resume"]
+    typed = [text for text in given if _key(text) != "resume"]
     return shlex.join(["python", "-m", "caldpo.train", "-m", *typed, f"hydra.sweep.dir={folder}", "resume=auto"])
 
 
 def _begun_with(folder: Path) -> list[str]:
     """The overrides that the run was started with."""
-    kept = summary_of(folder).get(OVERRIDES)
+    kept = known_summary(folder).get(OVERRIDES)
     if isinstance(kept, list):
         return [str(text) for text in kept]
     file = folder / ".hydra" / "overrides.yaml"
     try:
-        written = yaml.safe_load(file.read_text(encoding="utf-8")) or []
+        written = read_yaml(file) or []
+        if not isinstance(written, list):
+            raise ValueError(f"it holds {type(written).__name__} in place of a list")
         return [str(text) for text in written if _key(str(text)) not in _OF_THIS_START]
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError):
         raise CaldpoError(
             "does not say what the run was started with",
             key=str(file),

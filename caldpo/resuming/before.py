@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 from caldpo.checkpoints.manifest import FOLDER
 from caldpo.config.job import FINISHED, Done
 from caldpo.config.lock import process_rank
+from caldpo.config.summary import known_summary
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME
-from caldpo.resuming.ask import AUTO, as_kept, summary_of
+from caldpo.resuming.ask import AUTO, as_kept
 from caldpo.resuming.same import read_config, require_same_config
 
 
@@ -38,7 +39,7 @@ def settle(cfg: DictConfig, folder: Path) -> Done | None:
     if then is None:
         return None
     require_same_config(then, as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"])), folder)
-    summary = summary_of(folder)
+    summary = known_summary(folder)
     if cfg.resume != AUTO or summary.get("status") != FINISHED:
         return None
     return Done(summary.get("metrics", {}).get(cfg.objective))

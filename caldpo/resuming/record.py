@@ -9,10 +9,11 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from caldpo.config.job import SUMMARY, write_json
+from caldpo.config.job import write_json
 from caldpo.config.lock import process_rank
+from caldpo.config.summary import SUMMARY, known_summary
 from caldpo.files import write_text
-from caldpo.resuming.ask import OVERRIDES, as_kept, kept_overrides, summary_of
+from caldpo.resuming.ask import OVERRIDES, as_kept, kept_overrides
 from caldpo.resuming.same import CONFIG, read_config, require_same_config
 
 # keys of summary.json: how often the run was started, and its optimiser steps from end to end
@@ -47,7 +48,7 @@ def save_config(
         require_same_config(then, config, run_dir)
     if first_rank:
         write_text(run_dir / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        summary = summary_of(run_dir)
+        summary = known_summary(run_dir)
         known = summary.get(STRETCHES, 0)
         before = known if resumed and isinstance(known, int) else 0
         news = {OVERRIDES: kept_overrides(HydraConfig.get().overrides.task), STRETCHES: before + 1}
@@ -58,9 +59,9 @@ def save_config(
 def note(run_dir: Path, news: dict[str, Any]) -> None:
     """Add to ``summary.json`` while the run is under way; the first rank does."""
     if process_rank() == 0:
-        write_json(run_dir / SUMMARY, summary_of(run_dir) | news)
+        write_json(run_dir / SUMMARY, known_summary(run_dir) | news)
 
 
 def begun(run_dir: Path) -> dict[str, Any]:
     """What ``summary.json`` has known since the run's start."""
-    return {key: value for key, value in summary_of(run_dir).items() if key in (OVERRIDES, STRETCHES, PLANNED)}
+    return {key: value for key, value in known_summary(run_dir).items() if key in (OVERRIDES, STRETCHES, PLANNED)}

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from caldpo.config.redact import redact_text
+from caldpo.config.tree import flatten, read_yaml
 from caldpo.errors import CaldpoError
 
 CONFIG = "config.yaml"
@@ -53,11 +52,11 @@ def read_config(run_dir: Path) -> dict[str, Any] | None:
     """
     file = run_dir / CONFIG
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = read_yaml(file)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CaldpoError(f"cannot be read: {str(error).splitlines()[0]}", key=str(file)) from error
+    except (OSError, ValueError) as error:
+        raise CaldpoError(f"cannot be read: {error}", key=str(file)) from error
     if not isinstance(config, dict):
         raise CaldpoError("holds no configuration", key=str(file))
     return config
@@ -88,7 +87,7 @@ def require_same_config(then: Mapping[str, Any], now: Mapping[str, Any], run_dir
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """The keys that differ and matter, in the order of their names, each with both values."""
-    before, after = _flat(then), _flat(now)
+    before, after = flatten(then), flatten(now)
     for key in sorted(before.keys() | after.keys()):
         was, is_now = before.get(key, _ABSENT), after.get(key, _ABSENT)
         if was != is_now and not _is_free(key):
@@ -97,21 +96,12 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
 
 def config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of all that a run's numbers depend on in its configuration."""
-    bound = {key: value for key, value in _flat(config).items() if not _is_free(key)}
+    bound = {key: value for key, value in flatten(config).items() if not _is_free(key)}
     return hashlib.sha256(json.dumps(bound, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _is_free(key: str) -> bool:
-    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE)
-
-
-def _flat(node: Any, place: str = "") -> dict[str, Any]:
-    if isinstance(node, Mapping) and node:
-        found: dict[str, Any] = {}
-        for key, value in node.items():
-            found |= _flat(value, f"{place}.{key}" if place else str(key))
-        return found
-    return {place: list(node) if isinstance(node, list | tuple) else node}
+    return any(key == free or (free.endswith(".") and f"{key}.".startswith(free)) for free in FREE)
 
 
 def _shown(value: Any) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-import yaml
 
-from caldpo.compare.collect import flatten, read_curves, read_run, read_runs
+from caldpo.compare.collect import read_curves, read_run, read_runs
 from tests.compare.results import content, measure
 from tests.compare.runs import finals, held_out, write_run
 
@@ -138,8 +137,3 @@ def test_a_configuration_that_cannot_be_read_is_noted(tmp_path):
     assert run.notes == ("config.yaml cannot be read",)
     assert run.config == run.resolved, "the resolved one takes its place"
     assert run.loss == "ipo"
-
-
-def test_flatten():
-    tree = yaml.safe_load("{loss: {beta: 0.1, schedule: {}}, layers: [1, 2], seed: 0}")
-    assert flatten(tree) == {"loss.beta": 0.1, "loss.schedule": {}, "layers": [1, 2], "seed": 0}

@@ -12,7 +12,8 @@ import pytest
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from caldpo.config.job import as_caldpo_error, exit_on_signals, one_line, read_summary, write_json
+from caldpo.config.job import as_caldpo_error, exit_on_signals, one_line, write_json
+from caldpo.config.summary import read_summary
 from caldpo.errors import CaldpoError
 from caldpo.sweep import collect, report_interrupted
 from tests.config.jobs import JOBLIB, SECRET, everything_written, run, start, statuses, write_conf

@@ -143,6 +143,8 @@ def test_a_group_in_which_a_list_is_chosen_can_be_added_to() -> None:
         (["data=local"], ["data.path: has to be given: text", "add data.path=..."]),
         (["loss.beta=[1,"], ["loss.beta=[1,: cannot be read"]),
         (["loss.targets='\udcff'"], [r"loss.targets='\udcff': is not text in UTF-8"]),  # as argv has other bytes
+        (["seed=" + "9" * 5000], ["seed=9999", "9: cannot be read"]),  # Python reads no such numbers
+        (["suite=[1,2]"], ["suite=[1,2]: has to be an option", "choose one of first, second"]),
         (["loss.beta"], ["loss.beta: an override is written key=value"]),
         (["=3"], ["=3: an override is written key=value"]),
         (["loss=cal,smooth"], ["loss=cal,smooth: several values for one run", "-m"]),

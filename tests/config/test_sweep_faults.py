@@ -13,8 +13,9 @@ from omegaconf import DictConfig
 
 from caldpo.config import job
 from caldpo.config.entry import Main, hydra_entry
-from caldpo.config.job import Done, read_summary, write_json
+from caldpo.config.job import Done, write_json
 from caldpo.config.lock import is_held
+from caldpo.config.summary import read_summary
 from caldpo.errors import CaldpoError
 from tests.config.command import main
 from tests.config.jobs import JOBLIB, SECRET, everything_written, run, start, write_conf

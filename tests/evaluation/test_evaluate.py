@@ -144,7 +144,7 @@ def test_a_run_that_cannot_be_evaluated_costs_the_others_nothing(
         assert "1 of 5 runs evaluated" in printed
         assert "left out: checkpoint=final" in printed
         assert printed.count("the run ended before it wrote its configuration") == 2
-        assert f"{fourth}/config.yaml or summary.json: cannot be read" in printed
+        assert f"{fourth}/summary.json: cannot be read" in printed
         assert "report.md" in printed
         shutil.copy(runs(sweep)[3] / "summary.json", fourth / "summary.json")
         evaluate(str(copied), "suite=preference", "again=true", *QUICK[:1], fails=1)

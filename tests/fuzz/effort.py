@@ -1,8 +1,8 @@
 """How many inputs each fuzzing test tries, and how many were tried.
 
 By default few, always the same ones, so that a run of the suite is short and says the same everywhere.
-``CALDPO_FUZZ=20000 python -m pytest tests/fuzz`` tries 20,000 new ones per test (``-n 0``, to have them counted), and
-Hypothesis prints how to repeat a failure.
+``CALDPO_FUZZ=20000 python -m pytest tests/fuzz`` tries 20,000 new ones per test, and Hypothesis prints how to repeat a
+failure. How many were tried is said at the end, by ``tests/conftest.py``, which adds up what several processes did.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ VALUES = (
     "${seed}", "${nope}", "${", "$", "${oc.env:HOME}", "${oc.env:NOPE}", "${loss}", "${now:%Y}", "../..", "/", "~",
     "~x/y", "a/b/c", "a" * 5000, "9" * 5000, "\\", "a\\,b", "a=b", "@", "a:b", "\0", "é", "\udcff", "val/terms/nll",
     "oracle/kl", "/dev/null", ".", "x.jsonl", "1_000", "0x10", "1:2",
+)  # fmt: skip
+# keys of Hydra's own that name no folder
+HARMLESS = (
+    "hydra.job.name", "hydra.job.num", "hydra.job.chdir", "hydra.job.env_set", "hydra.sweep.subdir", "hydra.verbose",
+    "hydra.output_subdir", "hydra.launcher.n_jobs", "hydra.sweeper.max_batch_size", "hydra.nope", "hydra/launcher",
+    "hydra/job_logging",
 )  # fmt: skip
 
 
@@ -63,9 +70,13 @@ known = st.deferred(lambda: st.sampled_from(keys()))
 spoilt = st.builds(lambda key, text, at: key[:at] + text + key[at + 1 :], known, texts, st.integers(0, 9))
 named = known | st.sampled_from(sorted(GROUPS)) | spoilt
 option = st.sampled_from([f"{group}={name}" for group, names in GROUPS.items() for name in names])
+of_hydra = st.builds(
+    "{}{}={}".format, st.sampled_from(["", "+", "~"]), st.sampled_from(HARMLESS), st.sampled_from(VALUES)
+)
 override = (
     st.builds("{}{}={}".format, st.sampled_from(["", "", "+", "++", "~"]), named, st.sampled_from(VALUES) | texts)
     | option
+    | of_hydra
     | st.builds("{},{}".format, option, texts)
     | texts
 )
@@ -87,18 +98,21 @@ def outcome(overrides: list[str], multirun: bool) -> list[str] | str:
         return str(error)
 
 
-@fuzz(14, cost=20, overrides=st.lists(override, max_size=4), multirun=st.booleans())
+@fuzz(24, cost=20, overrides=st.lists(override, max_size=4), multirun=st.booleans())
 def test_any_command_line(overrides: list[str], multirun: bool, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assume(not any("hydra" in text for text in overrides))  # folders of anybody's choice would be made
+    of_hydra = [text.partition("=")[0].strip("+~ ") for text in overrides if "hydra" in text]
+    assume(set(of_hydra) <= set(HARMLESS))  # folders of anybody's choice would be made
     monkeypatch.chdir(place)
+    beside = set(place.parent.iterdir())
     first = outcome(overrides, multirun)
     if isinstance(first, str):
         assert first
-        assert outcome(overrides, multirun) == first
+        if zlib.crc32(first.encode()) % 4 == 0:  # a second look takes as long as another input
+            assert outcome(overrides, multirun) == first
     else:
         assert all("=" in added for added in first)
-    outside = [path for path in place.parent.iterdir() if path.name in ("outputs", "x")]
-    assert not outside
+    assert set(place.parent.iterdir()) == beside
+    assert {path.name for path in place.iterdir()} <= {"outputs"}
     shutil.rmtree(place / "outputs", ignore_errors=True)
 
 

@@ -18,8 +18,9 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.metrics import loss_metrics
-from caldpo.numbers.dump import config_digest, digest_of_folder, dump_step, last_checkpoint, read_dump
+from caldpo.numbers.dump import digest_of_folder, dump_step, last_checkpoint, read_dump
 from caldpo.numbers.finding import SeenBatch
+from caldpo.resuming.same import config_digest
 from caldpo.types import PairLogps
 from tests.tiny import tiny_pairs
 
@@ -132,6 +133,14 @@ def test_files_that_are_no_dump_are_refused(tmp_path: Path) -> None:
         ("layout", "both"),
         ("checkpoint", "checkpoints/../../step-1"),
         ("checkpoint", 3),
+        ("gradient_scale", "large"),
+        ("gradient_scale", None),
+        ("gradient_scale", float("nan")),
+        ("gradient_scale", 0),
+        ("step", float("inf")),
+        ("step", -1),
+        ("rank", 1),
+        ("ranks", "one"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(change: str, to: Any, tmp_path: Path) -> None:

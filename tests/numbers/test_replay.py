@@ -95,7 +95,7 @@ def found_in(folder: str) -> Path:
 
 def replayed(path: Path, *overrides: str) -> dict[str, Any]:
     train(*RUN, *QUIET, *MORE, *overrides, f"replay={path}", "hydra.run.dir=other")
-    return json.loads((path.parent / "replay.json").read_text())
+    return json.loads(path.with_suffix(".replay.json").read_text())
 
 
 def test_a_run_that_went_bad_is_replayed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +120,7 @@ def test_a_run_that_went_bad_is_replayed(folder: Path, capsys: pytest.CaptureFix
     assert "reproduced in 32-true" in printed
     assert "not the run's configuration" not in printed
     now = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
-    assert now == before | {path.parent / "replay.json": (path.parent / "replay.json").read_bytes()}
+    assert now == before | {path.with_suffix(".replay.json"): path.with_suffix(".replay.json").read_bytes()}
     assert not is_run(Path("other"))  # nothing was trained there: no report takes it for a run
 
     shutil.rmtree("run/checkpoints")
@@ -133,7 +133,7 @@ def test_a_run_that_went_bad_is_replayed(folder: Path, capsys: pytest.CaptureFix
     norms = [one["gradient_norms"] for one in said["passes"]]
     assert norms[0].keys() == norms[1].keys() >= {"lm_head", "model.layers.0", "model.embed_tokens"}
     assert all(0 < norms[1][name] == pytest.approx(norms[0][name], rel=0.2) for name in norms[0])
-    assert "trainer.precision=bf16-mixed (the run: 32-true)" in capsys.readouterr().out
+    assert "trainer.precision was 32-true, is bf16-mixed" in capsys.readouterr().out
 
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)

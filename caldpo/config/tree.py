@@ -1,0 +1,71 @@
+"""Yaml and JSON as a run's files hold them: read within bounds, and laid out flat. No heavy imports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_DEEPEST = 100  # configurations have 5 or so; libyaml's composer dies of some ten thousand, and the process with it
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a yaml file that a run has written, as plain values.
+
+    Aliases are refused, with which a small file can stand for an endless one; no run writes any.
+
+    Raises:
+        OSError: it is missing, or the disk does not give it.
+        ValueError: it is no such yaml; says why on one line.
+    """
+    text = path.read_bytes().decode("utf-8", errors="strict")
+    try:
+        _require_bounded(text)
+        return yaml.load(text, _Loader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:  # of PyYAML's constructors: `!!bool x`
+        raise ValueError("a value is not what its tag says") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Halves of surrogate pairs, which JSON can hold and neither a terminal nor a report can show, become ``?``.
+
+    Raises:
+        OSError: it is missing, or the disk does not give it.
+        ValueError: it is no JSON.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def flatten(tree: Any, place: str = "") -> dict[str, Any]:
+    """A nested mapping as ``{"loss.beta": 0.1}``; lists and empty mappings are leaves. Empty where it is no mapping."""
+    if not isinstance(tree, Mapping) or (not tree and place):
+        return {place: tree} if place else {}
+    return {
+        key: value
+        for name, branch in tree.items()
+        for key, value in flatten(branch, f"{place}.{name}" if place else str(name)).items()
+    }
+
+
+def _require_bounded(text: str) -> None:
+    """Look at the file's events, which are read one by one, before anything is built of them."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        place = f"line {event.start_mark.line + 1}" if event.start_mark else "it"
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"{place} refers to another part of the file (an alias)")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"{place} is nested more than {_DEEPEST} deep")
