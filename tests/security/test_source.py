@@ -18,7 +18,7 @@ ALLOWED = {
     ("config/source.py", "runs text by compile"),
     ("config/source.py", "runs text by eval"),
     # _Loader is a SafeLoader, asserted below
-    ("compare/collect.py", "yaml.load with _Loader"),
+    ("config/tree.py", "yaml.load with _Loader"),
     # behind checks of its own: caldpo.models.adapter_folder
     ("models/adapter_folder.py", "PeftModel without use_safetensors=True"),
 }
@@ -36,7 +36,7 @@ def test_nothing_in_the_package_runs_what_it_reads() -> None:
 def test_the_loader_of_runs_is_a_safe_one() -> None:
     import yaml
 
-    from caldpo.compare.collect import _Loader
+    from caldpo.config.tree import _Loader
 
     assert issubclass(_Loader, yaml.constructor.SafeConstructor)
     with pytest.raises(yaml.constructor.ConstructorError):
