@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.compilation import uncompiled
+from caldpo.sharding.shard import is_sharded
 
 
 def reference_seed(seed: int) -> int:
@@ -76,6 +77,7 @@ def _sample_batch(
         eos_token_id=eos,
         pad_token_id=pad,
         use_cache=True,
+        synced_gpus=is_sharded(model),  # ranks with parts of the weights go on until the last of them is done
         **(sampling if temperature else {"do_sample": False}),
     )[:, longest:].tolist()
     # the first EOS ends a response; what follows is padding, whatever its id

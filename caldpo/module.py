@@ -20,6 +20,7 @@ from caldpo.numbers.start import check_start, drops, start_ratios, summed_up
 from caldpo.numbers.watch import NumberWatch
 from caldpo.progress import StepLog
 from caldpo.reference.base import Reference
+from caldpo.sharding.shard import whole
 from caldpo.types import PairBatch, PairLogps, assembler
 
 
@@ -107,7 +108,17 @@ class PreferenceModule(pl.LightningModule):
         return self.trainer.precision == "16-mixed"
 
     def setup(self, stage: str) -> None:
-        self.reference.prepare()  # here all ranks are there to share the work, and nothing is trained yet
+        # here all ranks are there to share the work, and nothing is trained yet
+        place = getattr(self.trainer.strategy, "shard", None)
+        if place is not None:
+            place(self.policy)
+        self.reference.prepare()
+
+    def configure_model(self) -> None:
+        """Nothing: Lightning asks for this hook where weights are divided, which :meth:`setup` does before it.
+
+        It comes with another default dtype, in which the reference must not be computed.
+        """
 
     def on_fit_start(self) -> None:
         # from_pretrained returns a model in evaluation mode, in which gradient checkpointing is silently off
@@ -152,7 +163,7 @@ class PreferenceModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         trained = [p for p in self.policy.parameters() if p.grad is not None]
-        norm = get_total_norm([p.grad for p in trained if p.grad is not None])
+        norm = whole(get_total_norm([p.grad for p in trained if p.grad is not None]))
         # The metrics were measured before the update: they belong to the weights after `global_step` updates.
         self.train_log.close(self.global_step, norm, gradient_clip_val, optimizer.param_groups[0]["lr"])
         self.numbers.close(self.global_step)
@@ -208,7 +219,8 @@ class PreferenceModule(pl.LightningModule):
         drop_frozen(checkpoint["state_dict"], self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        add_frozen(checkpoint["state_dict"], self)
+        if "state_dict" in checkpoint:  # else the strategy has put its parts into the weights
+            add_frozen(checkpoint["state_dict"], self)
 
     def on_train_end(self) -> None:
         self.fetch_rows()

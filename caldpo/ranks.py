@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import random
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from pytorch_lightning.utilities import rank_zero_only
+
+T = TypeVar("T")
 
 
 def is_first_rank() -> bool:
@@ -65,6 +68,35 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def dealt_evenly(items: Iterable[T]) -> Iterator[T]:
+    """This rank's share of what all ranks have alike, as many on each: where they run out, the last one again."""
+    ranks, rank, left = (dist.get_world_size(), dist.get_rank(), []) if _several() else (1, 0, [])
+    for item in items:
+        left.append(item)
+        if len(left) == ranks:
+            yield left[rank]
+            left = []
+    if left:
+        yield left[min(rank, len(left) - 1)]
+
+
+def settled(act: Callable[[], T]) -> list[T]:
+    """What ``act`` gives on each rank, on all of them, which all have to call: they fail together or not at all.
+
+    Raises:
+        OSError: it failed on a rank, for this reason.
+    """
+    try:
+        mine: tuple[Any, str | None] = act(), None
+    except (OSError, RuntimeError) as error:
+        mine = None, getattr(error, "strerror", None) or str(error) or type(error).__name__
+    found = gathered(mine)
+    for rank, (_, failure) in enumerate(found):
+        if failure is not None:
+            raise OSError(f"{failure} (rank {rank})")
+    return [value for value, _ in found]
 
 
 def _several() -> bool:

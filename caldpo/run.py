@@ -15,6 +15,7 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from torch import Tensor
 
 from caldpo.callbacks.checkpoint import Checkpoints
 from caldpo.callbacks.reseed import Reseed
@@ -28,6 +29,7 @@ from caldpo.estimate.shortage import is_shortage, out_of_memory
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import is_adapted
+from caldpo.models.placed import load_policy
 from caldpo.module import PreferenceModule
 from caldpo.numbers.replay import replay
 from caldpo.numbers.watch import NumberWatch
@@ -39,6 +41,7 @@ from caldpo.resuming.record import PLANNED, begun, is_begun, note, save_config
 from caldpo.resuming.same import config_digest
 from caldpo.resuming.start import find_start
 from caldpo.settings import RunSettings
+from caldpo.sharding.shard import whole_state
 from caldpo.summary import (
     note_rounding,
     peak_memory,
@@ -118,10 +121,11 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         require_same({key: value for key, value in start.manifest.identity.items() if key in known}, known)
 
     try:
-        policy = parts["adapter"].apply(source.load_policy())
+        divided = parts["trainer"].divides
+        policy = parts["adapter"].apply(load_policy(source, divided=divided))
         tracked = parts["logger"].open(run_dir, run_dir.name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]
-        layout, why = settle_layout(settings.layout, policy, data.max_length)
+        layout, why = settle_layout(settings.layout, policy, data.max_length, divided=divided)
         print_layout(layout, why)
         steps = parts["trainer"]
         plan = data.plan_steps(layout, **steps.extent())
@@ -159,8 +163,9 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         sync = parts["logger"].close()
 
     places = {"metrics": str(run_dir / "metrics.csv")}
+    weights = whole_state(module.policy) if settings.export else {}
     if settings.export and trainer.is_global_zero:
-        export(module, run_dir / "policy")
+        export(module, run_dir / "policy", weights)
         adapter = " (the adapter; its base is loaded beside it)" if is_adapted(policy) else ""
         places["policy"] = str(run_dir / "policy") + adapter
     if sync:
@@ -233,7 +238,7 @@ def identity(module: PreferenceModule, known: dict[str, str]) -> dict[str, str]:
     return {**known, "the reference's weights": module.reference.digest()}
 
 
-def export(module: PreferenceModule, folder: Path) -> None:
+def export(module: PreferenceModule, folder: Path, weights: dict[str, Tensor]) -> None:
     """The policy as a Hugging Face folder: weights as safetensors, tokenizer and its chat template.
 
     Of a policy with an adapter the adapter alone, in PEFT's format, which names its base.
@@ -242,6 +247,6 @@ def export(module: PreferenceModule, folder: Path) -> None:
     transformers.utils.logging.disable_progress_bar()  # a bar a shard says nothing that a user waits for
     # PEFT would ask the hub whether the base's embeddings were resized
     embeddings: dict[str, Any] = {"save_embedding_layers": False} if is_adapted(module.policy) else {}
-    module.policy.save_pretrained(folder, **embeddings)
+    module.policy.save_pretrained(folder, state_dict=weights, **embeddings)
     transformers.utils.logging.enable_progress_bar()
     module.tokenizer.save_pretrained(folder)

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.strategies import Strategy
 
 from caldpo.checkpoints.folder import CheckpointFolders
 from caldpo.compilation import CompiledLayers
@@ -28,7 +29,8 @@ class TrainerSettings:
         accelerator: cpu, gpu or auto.
         devices: processes on this node, one device each.
         num_nodes: nodes.
-        strategy: Lightning's name for how devices work together.
+        strategy: how devices work together: ``ddp`` has a whole model on each, ``fsdp`` divides weights, gradients and
+            optimiser over them; ``auto`` is one device, or ``ddp``.
         precision: Lightning's name; ``bf16-mixed`` keeps float32 weights, ``bf16-true`` does not.
         max_steps: optimiser steps; None trains for ``max_epochs``.
         max_epochs: passes over the training pairs, read when ``max_steps`` is None.
@@ -47,6 +49,7 @@ class TrainerSettings:
             update. Skipping waits for the device at every step, whatever ``fetch_every``.
         max_skipped_steps: steps that a run may skip before it stops after all, those that float16 arithmetic skips by
             itself included.
+        cpu_offload: with ``fsdp``: keep each device's parts in main memory, and let them visit it to compute.
     """
 
     @validated
@@ -55,7 +58,7 @@ class TrainerSettings:
         accelerator: Literal["cpu", "gpu", "auto"] = "cpu",
         devices: PositiveInt = 1,
         num_nodes: PositiveInt = 1,
-        strategy: Literal["auto", "ddp"] = "auto",
+        strategy: Literal["auto", "ddp", "fsdp"] = "auto",
         precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true",
         max_steps: PositiveInt | None = None,
         max_epochs: PositiveInt = 1,
@@ -70,6 +73,7 @@ class TrainerSettings:
         compile: bool = False,
         on_bad_numbers: Literal["stop", "skip"] = "stop",
         max_skipped_steps: NonNegativeInt = 100,
+        cpu_offload: bool = False,
     ) -> None:
         self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
         self.strategy, self.precision, self.deterministic = strategy, precision, deterministic
@@ -78,13 +82,35 @@ class TrainerSettings:
         self.val_every, self.threads, self.progress_bar = val_every, threads, progress_bar
         self.fetch_every, self.matmul_precision, self.compile = fetch_every, matmul_precision, compile
         self.on_bad_numbers, self.max_skipped_steps = on_bad_numbers, max_skipped_steps
+        self.cpu_offload = cpu_offload
 
     def check(self) -> None:
         """Refuse what this machine cannot do, before any weights load.
 
         Raises:
-            CaldpoError: a GPU is asked for and there is none, or not as many.
+            CaldpoError: a GPU is asked for and there is none, or not as many; or the strategy cannot do something.
         """
+        if self.divides and self.precision == "16-mixed":
+            raise CaldpoError(
+                "scales its gradients, which the divided ones of trainer.strategy=fsdp are not tested with",
+                key="trainer.precision",
+                value=self.precision,
+                remedy="set trainer.precision=bf16-mixed",
+            )
+        if self.divides and self.compile:
+            raise CaldpoError(
+                "is not tested with weights that are gathered and divided again (trainer.strategy=fsdp)",
+                key="trainer.compile",
+                value="true",
+                remedy="leave it out",
+            )
+        if self.cpu_offload and not self.divides:
+            raise CaldpoError(
+                "is done by trainer.strategy=fsdp alone",
+                key="trainer.cpu_offload",
+                value="true",
+                remedy="choose trainer=fsdp, or leave it out",
+            )
         if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:
             raise CaldpoError(
                 f"{self.devices} GPU(s) wanted and {torch.cuda.device_count()} found",
@@ -92,6 +118,11 @@ class TrainerSettings:
                 value=self.devices if torch.cuda.is_available() else "gpu",
                 remedy="use trainer=cpu, or another number of trainer.devices",
             )
+
+    @property
+    def divides(self) -> bool:
+        """Whether the weights are divided over the devices."""
+        return self.strategy == "fsdp"
 
     @property
     def world_size(self) -> int:
@@ -131,7 +162,7 @@ class TrainerSettings:
             accelerator=self.accelerator,
             devices=self.devices,
             num_nodes=self.num_nodes,
-            strategy=self.strategy,
+            strategy=self._strategy(),
             precision=self.precision,
             max_steps=-1 if self.max_steps is None else self.max_steps,
             max_epochs=self.max_epochs if self.max_steps is None else -1,
@@ -153,6 +184,13 @@ class TrainerSettings:
             logger=loggers,
             callbacks=[*bar, FetchOnException(), *compiled, *callbacks],
         )
+
+    def _strategy(self) -> str | Strategy:
+        if not self.divides:
+            return self.strategy
+        from caldpo.sharding.strategy import ShardedStrategy
+
+        return ShardedStrategy(self.world_size, cpu_offload=self.cpu_offload)
 
 
 class StepProgress(RichProgressBar):

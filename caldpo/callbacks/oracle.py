@@ -31,6 +31,7 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.environments.agreement import reward_agreement
 from caldpo.evaluation.points import true_rewards, wins
 from caldpo.generation import reference_seed, sample_responses
+from caldpo.sharding.shard import is_sharded
 from caldpo.types import PairLogps
 
 
@@ -57,7 +58,7 @@ class OracleEvaluation(pl.Callback):
     def on_trained(self, trainer: pl.Trainer, module: Any) -> None:
         """Score the trained policy; called once the held-out pairs are evaluated a last time."""
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        if data.oracle is None or not self.prompts or not trainer.is_global_zero:
+        if data.oracle is None or not self.prompts or not (trainer.is_global_zero or is_sharded(module.policy)):
             return
         module.policy.eval()  # training is over: no dropout from here on
         metrics = self.score_samples(data, module)

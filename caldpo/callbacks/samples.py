@@ -13,6 +13,7 @@ from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.data.datamodule import PairDataModule
 from caldpo.generation import sample_responses
+from caldpo.sharding.shard import is_sharded
 
 
 class SampleTable(pl.Callback):
@@ -41,7 +42,7 @@ class SampleTable(pl.Callback):
         )
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        if not self.prompts or not trainer.is_global_zero:
+        if not self.prompts or not (trainer.is_global_zero or is_sharded(module.policy)):
             return
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
         held_out = data.held_out_prompts(self.prompts)
@@ -53,6 +54,8 @@ class SampleTable(pl.Callback):
             temperature=self.temperature,
             seed=self.seed,
         )
+        if not trainer.is_global_zero:  # it was needed to generate, as it holds a part of the weights
+            return
         reward = data.oracle
         new = []
         for prompt, ids in zip(held_out, responses, strict=True):

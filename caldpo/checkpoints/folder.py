@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from caldpo.checkpoints.manifest import (
     TRAINING,
+    WEIGHT_PARTS,
     WEIGHTS,
     Manifest,
     checkpoint_folders,
@@ -52,8 +54,7 @@ class CheckpointFolders(CheckpointIO):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with whole_folder(folder) as draft:
                 save_file(weights, draft / WEIGHTS)
-                with (draft / TRAINING).open("wb") as file:
-                    torch.save(rest, file)
+                write_training(rest, draft / TRAINING)
                 replace(manifest, same=same, files=describe_files(draft)).write(draft)
         except _FAILURES as error:
             raise cannot_save(folder, manifest.step, size_of(checkpoint), error) from error
@@ -65,16 +66,7 @@ class CheckpointFolders(CheckpointIO):
             CaldpoError: it holds more than tensors and plain values, or cannot be read.
         """
         folder = Path(path)
-        try:
-            checkpoint: dict[str, Any] = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
-            checkpoint["state_dict"] = load_weights(folder)
-        except Exception as error:  # a zip archive, safetensors and the reader of plain values have errors of their own
-            raise CaldpoError(
-                "cannot be read: it is damaged, or holds something else than tensors and plain values",
-                key=str(folder / TRAINING),
-                remedy="remove this checkpoint: resume= then takes the one before it",
-            ) from error
-        return checkpoint
+        return load_training(folder) | {"state_dict": load_weights(folder)}
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove the folder: under another name first, so that a kill leaves no half of it under its own."""
@@ -86,9 +78,48 @@ class CheckpointFolders(CheckpointIO):
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint on the CPU, by the names of the training module (``policy.``...), ties restored."""
-    weights: dict[str, Tensor] = load_file(folder / WEIGHTS)
-    return weights | {name: weights[kept] for name, kept in read_manifest(folder).same.items()}
+    """The weights of a checkpoint on the CPU, by the names of the training module (``policy.``...), ties restored.
+
+    Raises:
+        CaldpoError: they cannot be read.
+    """
+    with _readable(folder):
+        if (folder / WEIGHT_PARTS).is_dir():
+            from caldpo.sharding.checkpoint import load_whole_weights  # which needs this module
+
+            weights = load_whole_weights(folder)
+        else:
+            weights = load_file(folder / WEIGHTS)
+        return weights | {name: weights[kept] for name, kept in read_manifest(folder).same.items()}
+
+
+def load_training(folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its weights, on the CPU.
+
+    Raises:
+        CaldpoError: it holds more than tensors and plain values, or cannot be read.
+    """
+    with _readable(folder):
+        rest: dict[str, Any] = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+        return rest
+
+
+def write_training(rest: dict[str, Any], path: Path) -> None:
+    """Write it."""
+    with path.open("wb") as file:
+        torch.save(rest, file)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a zip archive, safetensors and the reader of plain values have errors of their own
+        raise CaldpoError(
+            "cannot be read: it is damaged, or holds something else than tensors and plain values",
+            key=str(folder / TRAINING),
+            remedy="remove this checkpoint: resume= then takes the one before it",
+        ) from error
 
 
 def without_ties(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -130,7 +161,7 @@ def cannot_save(folder: Path, step: int, needed: int, error: BaseException) -> C
     except OSError:
         free = "what is free there is not known"
     return CaldpoError(
-        f"the checkpoint of step {step} cannot be written ({why}): it takes {needed / 2**20:,.0f} MiB, and {free};"
+        f"the checkpoint of step {step} cannot be written ({why}): it takes {needed / 2**20:,.1f} MiB, and {free};"
         f" {last}",
         key=str(folder),
         remedy="make room (callbacks.checkpoint.keep says how many are kept) and go on with"

@@ -1,7 +1,8 @@
 """What a checkpoint's folder says of itself, and whether it tells the truth. No heavy imports.
 
-``checkpoints/step-N/`` holds ``weights.safetensors``, ``training.pt`` and ``manifest.json``. The folder gets its name
-when all three are complete; the manifest has the size and the SHA-256 of the other two, and one of itself.
+``checkpoints/step-N/`` holds ``weights.safetensors``, ``training.pt`` and ``manifest.json``; of a model that is divided
+over ranks ``weights/`` and ``optimizer/`` with a file a rank in place of the first. The folder gets its name when all
+are complete; the manifest has the size and the SHA-256 of the others, and one of itself.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from caldpo.files import file_digest, write_text
 
 FOLDER = "checkpoints"
 WEIGHTS, TRAINING, MANIFEST = "weights.safetensors", "training.pt", "manifest.json"
+WEIGHT_PARTS, OPTIMIZER_PARTS = "weights", "optimizer"  # folders, of a model that is divided over ranks
 SAMPLES = "samples.jsonl"
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)")
@@ -59,12 +61,9 @@ class Manifest:
         write_text(folder / MANIFEST, json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n")
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+def describe_files(folder: Path, names: Iterable[str] = (WEIGHTS, TRAINING)) -> dict[str, dict[str, Any]]:
     """Size and digest of the tensors' files."""
-    return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
-        for name in (WEIGHTS, TRAINING)
-    }
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)} for name in names}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -99,8 +98,8 @@ def verify(folder: Path) -> Manifest:
         OSError: the disk does not give them: whether they are whole is not known.
     """
     manifest = read_manifest(folder)
-    for name in (WEIGHTS, TRAINING):
-        said, path = manifest.files[name], folder / name
+    for name, said in manifest.files.items():
+        path = folder / name
         try:
             size = path.stat().st_size
             if size != said["bytes"]:
@@ -143,14 +142,22 @@ def _newest_first(run: Path) -> Iterator[tuple[int, Path]]:
 def _is_plain(manifest: Manifest) -> bool:
     """Whether counts are counts, names are texts, and both files are described."""
     texts = [text for said in (manifest.identity, manifest.same) for text in said.values()]
-    files = [manifest.files[name] for name in (WEIGHTS, TRAINING)]
+    files = list(manifest.files.values())
     counts = [manifest.step, manifest.rows, manifest.samples, *(file["bytes"] for file in files)]
     return (
-        all(type(count) is int and 0 <= count < 2**63 for count in counts)
+        _are_all_there(manifest.files.keys())
+        and all(type(count) is int and 0 <= count < 2**63 for count in counts)
         and all(isinstance(text, str) for text in (*texts, *(file["sha256"] for file in files)))
         and isinstance(manifest.seconds, int | float)
         and isinstance(manifest.versions, dict)
     )
+
+
+def _are_all_there(names: Collection[str]) -> bool:
+    """Whether a checkpoint's files are named, whole weights or parts, and none that is elsewhere."""
+    parts = {name.partition("/")[0] for name in names}
+    inside = all(not {"", ".", ".."} & set(name.split("/")) and "\\" not in name for name in names)
+    return inside and (set(names) == {WEIGHTS, TRAINING} or parts == {WEIGHT_PARTS, OPTIMIZER_PARTS, TRAINING})
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -26,31 +26,40 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of log-probs; coarser
 _COARSE = 3e-2
 
 
-def settle_layout(wanted: Literal["auto", "packed", "padded"], policy: Any, max_length: int) -> tuple[Layout, str]:
+def settle_layout(
+    wanted: Literal["auto", "packed", "padded"], policy: Any, max_length: int, *, divided: bool = False
+) -> tuple[Layout, str]:
     """The layout for a model's batches, and why; the model is made ready for it.
 
     Args:
         wanted: ``auto`` takes packed where it can.
         policy: a causal language model, with or without adapters.
         max_length: tokens of the longest sequence.
+        divided: the model is going to be divided over ranks, of which only the first has weights now. It looks for
+            all of them, and cannot tell them to take padded instead.
 
     Raises:
-        CaldpoError: packed is wanted and the model cannot, or its logits are not numbers.
+        CaldpoError: packed is wanted, or agreed upon without looking, and the model cannot; or its logits are not
+            numbers.
     """
     if wanted == "padded":
         return "padded", "as configured"
     model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     asked = model.config._attn_implementation
-    reason = why_not_packed(model, max_length) or _disagreement(policy, model)
+    told = why_not_packed(model, max_length)
+    if told is None and next(model.parameters()).is_meta:
+        use_packed_attention(model)
+        return "packed", "as the first rank finds"
+    reason = told or _disagreement(policy, model)
     if reason is None:
         return "packed", f"each prompt once, no padding{_replaced(asked)}"
-    if wanted == "auto":
+    if wanted == "auto" and not (divided and told is None):
         return "padded", reason
     raise CaldpoError(
         f"this {type(model).__name__} cannot: {reason}",
         key="layout",
-        value="packed",
-        remedy="set layout=auto or layout=padded",
+        value=wanted,
+        remedy="set layout=padded" if wanted == "auto" else "set layout=auto or layout=padded",
     )
 
 

@@ -22,9 +22,9 @@ from caldpo.types import PairBatch
 class AdapterReference:
     """Runs the frozen base under the policy's adapter."""
 
-    def __init__(self, policy: PreTrainedModel, rounding: float = 0.0) -> None:
+    def __init__(self, policy: PreTrainedModel, rounding: float = 0.0, *, together: bool = False) -> None:
         self.policy, self.rounding = policy, rounding
-        self.engine, self._memory = LogprobEngine(policy), HeldOutMemory()
+        self.engine, self._memory = LogprobEngine(policy), HeldOutMemory(together=together)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,7 +71,7 @@ class Adapter:
         """
         if not is_adapted(context.policy):
             raise _nothing_to_switch_off()
-        return AdapterReference(context.policy, rounding_of(context))
+        return AdapterReference(context.policy, rounding_of(context), together=context.together)
 
 
 def check_adapter(reference: ReferenceSource, adapter: AdapterSource) -> None:

@@ -64,6 +64,7 @@ class ReferenceContext:
         precision: a context in which forward passes have the run's precision (autocast, if any).
         seen: training pairs that the run will see, repeats counted.
         facts: what the tokens were made from, for people who look into a cache.
+        divide: divides a model over the ranks, in place, where the policy is; None: each rank has whole models.
     """
 
     policy: PreTrainedModel
@@ -75,6 +76,20 @@ class ReferenceContext:
     precision: Callable[[], AbstractContextManager[object]]
     seen: int
     facts: Mapping[str, str]
+    divide: Callable[[PreTrainedModel], None] | None = None
+
+    @property
+    def together(self) -> bool:
+        """Whether models are divided over the ranks, so that all ranks have to run them at the same time."""
+        return self.divide is not None
+
+    def place(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model where it computes: on this rank's device, or divided over all ranks."""
+        if self.divide is not None:
+            self.divide(model)
+        else:
+            torch.nn.Module.to(model, self.device)  # PreTrainedModel's own is typed as something else
+        return model
 
 
 class ReferenceSource(Protocol):

@@ -20,11 +20,11 @@ from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
 from caldpo.models.adapter import adapter_off, is_adapted
 from caldpo.models.modes import evaluating
-from caldpo.ranks import fresh_seed, is_first_rank, true_on_any_rank
+from caldpo.ranks import dealt_evenly, fresh_seed, gathered, is_first_rank, true_on_any_rank
 from caldpo.reference.bar import LateBar
 from caldpo.reference.base import Logps, ReferenceContext
 from caldpo.reference.key import MANIFEST, difference, key_of, model_facts, weights_digest
-from caldpo.reference.named import check_path, describe, like, load_other, moved, require_path
+from caldpo.reference.named import check_path, describe, like, load_other, require_path
 from caldpo.reference.rounding import beyond, relative, rounding_of
 from caldpo.reference.store import LogpStore
 from caldpo.types import PairBatch
@@ -61,9 +61,11 @@ class CachedReference:
         if self._tables:
             return
         with self._starting_weights() as model:
+            if self.context.together:
+                self.context.place(model)
             facts = model_facts(model, self.context.device, self.context.precision())
             self._weights = facts["weights"]
-            moved(model, self.context.device)
+            self.context.place(model)
             engine = LogprobEngine(model)
             for split in self.context.asked:
                 self._tables[split] = self._table(split, facts, engine).to(self.context.device)
@@ -96,6 +98,7 @@ class CachedReference:
             model = load_other(self.path, self.context)
         else:
             model = like(self.context.policy, self.context.reload())
+        self.context.place(model)
         if self._weights and weights_digest(model) != self._weights:
             raise CaldpoError(
                 "the reference's weights, loaded once more, are others than the run started with",
@@ -104,7 +107,7 @@ class CachedReference:
                 remedy="pin the model's revision, leave its folder alone while a run goes on, or use"
                 " reference=resident",
             )
-        return moved(model, self.context.device)
+        return model
 
     @contextmanager
     def _starting_weights(self) -> Iterator[PreTrainedModel]:
@@ -131,8 +134,9 @@ class CachedReference:
                 other = difference(self.cache, split, facts)
                 why = "none are kept yet" if other is None else f"those that are kept differ in {other}"
                 _say(f"computed once for {len(pairs):,} {split} pairs and kept in {folder} ({why})", first_rank=True)
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / MANIFEST, {"determined by": facts, "from": dict(self.context.facts)})
+                if not self.context.together or is_first_rank():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_json(folder / MANIFEST, {"determined by": facts, "from": dict(self.context.facts)})
             else:
                 there = sum(len(part.rows) for part in store.parts if part.path.exists())
                 rest = "" if there == len(pairs) else f", the other {len(pairs) - there:,} computed and kept there"
@@ -149,7 +153,8 @@ class CachedReference:
             def compute(rows: range) -> Tensor:
                 return self._compute(split, list(rows), engine, bar)
 
-            found = store.fill(compute)
+            fill = store.fill_together if self.context.together else store.fill
+            found = fill(compute)
             values = torch.cat([f.values for f in found], dim=1)
             device = self.context.device
             new = true_on_any_rank([f.computed for f in found], device)  # one rank reads what another has computed
@@ -160,7 +165,7 @@ class CachedReference:
             fault = self._fault(split, checked, values, engine) if checked else None
             if true_on_any_rank([fault is not None], device)[0]:
                 _say(f"{store.folder}: {fault or 'wrong on another rank'}; all of it is computed anew")
-                again = store.fill(compute, [f.checksum for _, f in old])
+                again = fill(compute, [f.checksum for _, f in old])
                 values = torch.cat([f.values for f in again], dim=1)
         return values
 
@@ -179,12 +184,15 @@ class CachedReference:
         lengths = pairs.lengths()[rows].sum(axis=1)
         by_length = [row for _, row in sorted(zip(lengths.tolist(), rows, strict=True))]
         found: dict[int, Tensor] = {}
+        batches = context.batches(split, by_length)
         with context.precision(), torch.no_grad():
-            for batch in context.batches(split, by_length):
+            for batch in dealt_evenly(batches) if context.together else batches:
                 both = torch.stack(engine(batch.to(context.device))).cpu()
                 found |= zip(batch.index.tolist(), both.T, strict=True)
                 if bar is not None:
                     bar.advance(batch.pairs)
+        if context.together:
+            found = {row: value for part in gathered(found) for row, value in part.items()}
         values = torch.stack([found[row] for row in rows], dim=1)
         if not bool(values.isfinite().all()):
             bad = rows[int((~values.isfinite()).any(dim=0).nonzero()[0])]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from caldpo.data.datamodule import PairDataModule
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.base import ModelSource
+from caldpo.models.placed import load_policy
 from caldpo.reference.base import ReferenceContext
 
 
@@ -44,9 +45,10 @@ def reference_context(
         facts: what a person wants to know of a cache, beside the limits of truncation.
     """
     limits = f"at most {data.max_length} tokens, of which {data.max_prompt_length} of the prompt"
+    divide = getattr(trainer.strategy, "shard", None)
     return ReferenceContext(
         policy=policy,
-        reload=lambda: in_run_dtype(trainer, source.load_policy()),
+        reload=lambda: in_run_dtype(trainer, load_policy(source, divided=divide is not None)),
         splits={"train": data.train_pairs, "test": data.test_pairs},
         asked=("train", "test") if loss.needs_reference else ("test",),
         batches=data.batches,
@@ -54,4 +56,5 @@ def reference_context(
         precision=trainer.precision_plugin.forward_context,
         seen=pairs_seen,
         facts={**facts, "truncation": limits},
+        divide=divide,
     )

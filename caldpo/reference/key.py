@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from caldpo.models.adapter import base_model, base_weights
+from caldpo.ranks import gathered, is_first_rank
 from caldpo.reference.bar import LateBar
+from caldpo.sharding.shard import whole
 
 ENGINE_VERSION = "1"
 """Of the log-prob engine: raised when it computes other values from the same weights and tokens."""
@@ -69,21 +72,38 @@ def model_facts(
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 over the content of all weights without the adapter, with their names, shapes and dtypes."""
+    """SHA-256 over the content of all weights without the adapter, with their names, shapes and dtypes.
+
+    Of a model that is divided over ranks it is the same, and all ranks have to ask: the first one reads.
+    """
     weights = dict(base_weights(model))
-    pieces = [(name, start, piece) for name, value in weights.items() for start, piece in _pieces(value)]
+    divided = any(isinstance(value, DTensor) for value in weights.values())
+    reads = not divided or is_first_rank()
     found: dict[tuple[str, int], str] = {}
     total = sum(value.nbytes for value in weights.values())
     # hashlib lets other threads run while it works
     with LateBar("Reading the reference's weights", total) as bar, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        waiting = {pool.submit(_content, piece): (name, start, piece.nbytes) for name, start, piece in pieces}
-        for done in as_completed(waiting):
-            name, start, size = waiting[done]
-            found[name, start] = done.result()
-            bar.advance(size)
+        waiting: dict[Future[str], tuple[str, int, int]] = {}
+
+        def collect() -> None:
+            for done in as_completed(waiting):
+                name, start, size = waiting[done]
+                found[name, start] = done.result()
+                bar.advance(size)
+            waiting.clear()
+
+        for name, value in weights.items():
+            gathered_value = whole(value)
+            if reads:
+                pieces = _pieces(gathered_value)
+                waiting |= {pool.submit(_content, piece): (name, start, piece.nbytes) for start, piece in pieces}
+            if divided:  # one whole weight at a time
+                collect()
+        collect()
     shapes = {name: [str(value.dtype), *value.shape] for name, value in weights.items()}
     contents = [[name, start, digest] for (name, start), digest in sorted(found.items())]
-    return _digest(json.dumps([shapes, contents], sort_keys=True).encode())
+    digest = _digest(json.dumps([shapes, contents], sort_keys=True).encode())
+    return gathered(digest)[0] if divided else digest
 
 
 def key_of(facts: Mapping[str, str]) -> str:

@@ -9,7 +9,8 @@ from caldpo.errors import CaldpoError
 from caldpo.logprobs.attention import EAGER, SDPA
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import base_model
-from caldpo.models.hub import check_causal_lm, load_causal_lm
+from caldpo.models.hub import causal_lm_skeleton, check_causal_lm, load_causal_lm
+from caldpo.ranks import any_rank_says, is_first_rank
 from caldpo.reference.base import ReferenceContext
 from caldpo.types import PairBatch
 
@@ -52,14 +53,18 @@ def load_other(path: str, context: ReferenceContext) -> PreTrainedModel:
         CaldpoError: ``path`` cannot be loaded, has another vocabulary, or cannot take the policy's batches.
     """
     policy = context.policy
-    model = load_causal_lm(path, key="reference.path")
+    if context.together and not is_first_rank():
+        with torch.device("meta"):  # the first rank's weights are divided over all
+            model = causal_lm_skeleton(path, key="reference.path")
+    else:
+        model = load_causal_lm(path, key="reference.path")
     theirs, ours = model.config.vocab_size, policy.config.vocab_size
     if theirs != ours:
         raise other_vocabulary(path, theirs, ours)
     attention = base_model(policy).config._attn_implementation
     if attention in (SDPA, EAGER) and model.config._attn_implementation != attention:
         longest = max(int((n[:, 0] + n[:, 1:].max(1)).max()) for n in (s.lengths() for s in context.splits.values()))
-        layout, why = settle_layout("auto", model, longest)
+        layout, why = settle_layout("auto", model, longest, divided=context.together)
         if layout != "packed":
             raise CaldpoError(
                 f"this {type(model).__name__} cannot take the policy's packed batches: {why}",
@@ -94,21 +99,25 @@ def frozen(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The model on this device, in place."""
-    torch.nn.Module.to(model, device)  # PreTrainedModel's own is typed as something else
-    return model
-
-
 class HeldOutMemory:
-    """Answers for held-out batches, which come back at every evaluation: two numbers per pair."""
+    """Answers for held-out batches, which come back at every evaluation: two numbers per pair.
 
-    def __init__(self) -> None:
+    Args:
+        together: all ranks have to remember, or none does, since they ask the reference at the same time.
+    """
+
+    def __init__(self, *, together: bool = False) -> None:
+        self.together = together
         self._answers: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def recall(self, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor] | None:
         """What was kept for the pairs of this batch, None for others."""
-        return self._answers.get(tuple(batch.index.tolist())) if batch.split == "test" else None
+        if batch.split != "test":
+            return None
+        kept = self._answers.get(tuple(batch.index.tolist()))
+        if self.together and any_rank_says(1 if kept is None else None):
+            return None
+        return kept
 
     def keep(self, batch: PairBatch, answer: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Remember the answer for a batch of held-out pairs."""

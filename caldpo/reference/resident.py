@@ -14,27 +14,29 @@ from caldpo.models.adapter import base_copy
 from caldpo.models.base import floating_dtype
 from caldpo.reference.base import Logps, ReferenceContext
 from caldpo.reference.key import weights_digest
-from caldpo.reference.named import HeldOutMemory, check_path, describe, frozen, load_other, moved, require_path
+from caldpo.reference.named import HeldOutMemory, check_path, describe, frozen, load_other, require_path
 from caldpo.reference.rounding import rounding_of
+from caldpo.sharding.shard import is_sharded
 from caldpo.types import PairBatch
 
 
 class ResidentReference:
     """A frozen copy of a model: evaluation mode (no dropout), no gradients, never saved."""
 
-    def __init__(self, model: PreTrainedModel, device: torch.device | None = None, rounding: float = 0.0) -> None:
+    def __init__(self, model: PreTrainedModel, context: ReferenceContext | None = None) -> None:
         self.model = frozen(model, model.dtype)
-        self.rounding = rounding  # it is a live pass, but not one through the policy's compiled layers
+        # it is a live pass, but not one through the policy's compiled layers
+        self.rounding = 0.0 if context is None else rounding_of(context)
         self.engine = LogprobEngine(self.model)
-        self._device, self._memory = device, HeldOutMemory()
+        self._context, self._memory = context, HeldOutMemory(together=context is not None and context.together)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
     def prepare(self) -> None:
-        if self._device is not None:
-            moved(self.model, self._device)
+        if self._context is not None:
+            self._context.place(self.model)
 
     def digest(self) -> str:
         return weights_digest(self.model)
@@ -43,8 +45,8 @@ class ResidentReference:
     def logps(self, batch: PairBatch) -> Logps:
         if (kept := self._memory.recall(batch)) is not None:
             return kept
-        if self.model.device != batch.input_ids.device:
-            moved(self.model, batch.input_ids.device)
+        if self.model.device != batch.input_ids.device and not is_sharded(self.model):
+            torch.nn.Module.to(self.model, batch.input_ids.device)
         answer = self.engine(batch)
         self._memory.keep(batch, answer)
         return answer
@@ -89,4 +91,4 @@ class Resident:
         model = base_copy(context.policy) if self.path is None else load_other(self.path, context)
         if self.dtype != "same":
             model = frozen(model, floating_dtype(self.dtype))
-        return ResidentReference(model, context.device, rounding_of(context))
+        return ResidentReference(model, context)

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from caldpo.files import whole_file
+from caldpo.ranks import is_first_rank, settled
 
 PAIRS_PER_PART = 1024
 _LOOK_AGAIN = 0.1  # seconds between looks at what others compute
@@ -90,6 +91,15 @@ class LogpStore:
                 time.sleep(_LOOK_AGAIN)
         return [done[part] for part in self.parts]
 
+    def fill_together(self, compute: Compute, distrusted: Iterable[str] = ()) -> list[Found]:
+        """The same where all ranks have to compute each part together: the first one reads, waits and writes.
+
+        Args:
+            compute: the values of some rows, the same on every rank.
+            distrusted: as in :meth:`fill`.
+        """
+        return [self._read_or_compute_together(part, compute, frozenset(distrusted)) for part in self.parts]
+
     def read(self, part: Part) -> Found | None:
         """The values of a part, None where there is no file.
 
@@ -139,6 +149,31 @@ class LogpStore:
             return found or self.write(part, compute(part.rows))
         finally:
             lock.release()
+
+    def _read_or_compute_together(self, part: Part, compute: Compute, refused: frozenset[str]) -> Found:
+        lock = FileLock(part.path.with_suffix(".lock"))
+
+        def look() -> Found | None:
+            if not is_first_rank():
+                return None
+            self.folder.mkdir(parents=True, exist_ok=True)
+            found, _ = self._trusted(part, refused)
+            if found is None:
+                lock.acquire()
+                found, fault = self._trusted(part, refused)
+                if found is None and fault:
+                    self.say(f"{part.path} {fault}: computed anew")
+            return found
+
+        try:
+            found = settled(look)[0]
+            if found is None:
+                values = compute(part.rows)
+                found = settled(lambda: self.write(part, values) if is_first_rank() else None)[0]
+        finally:
+            lock.release()
+        assert found is not None  # the first rank has read it or written it
+        return found
 
     def _trusted(self, part: Part, refused: frozenset[str]) -> tuple[Found | None, str | None]:
         """The values, or what is wrong with them (None: they are not there)."""

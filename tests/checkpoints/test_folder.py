@@ -142,7 +142,7 @@ def test_a_failed_save_names_what_it_takes_and_what_is_left(saved: Path, monkeyp
         CheckpointFolders().save_checkpoint(checkpoint(9), saved.with_name("step-9"))
     said = str(stopped.value)
     assert "the checkpoint of step 9 cannot be written ([enforce fail" in said
-    assert "it takes 0 MiB" in said
+    assert "it takes 0.0 MiB" in said
     assert "MiB are free there; the last good one is that of step 7" in said
     assert f"resume={saved.parents[1]}" in said
     assert sorted(path.name for path in saved.parent.iterdir()) == ["step-5", "step-7"], "no draft is left"

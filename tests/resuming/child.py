@@ -26,6 +26,7 @@ from caldpo.callbacks.samples import SampleTable
 from caldpo.checkpoints import folder as checkpoint_folder
 from caldpo.metrics_file import RowWriter
 from caldpo.module import PreferenceModule
+from caldpo.sharding import checkpoint as sharded_folder
 from caldpo.train import main
 
 
@@ -96,9 +97,11 @@ def _arm(kill: Kill) -> None:
         case "oracle":
             before(OracleEvaluation, "on_trained")
         case "tensors":
-            before(checkpoint_folder.torch, "save")
+            for owner in (checkpoint_folder, sharded_folder):
+                before(owner, "write_training")
         case "manifest":
-            before(checkpoint_folder, "describe_files")
+            for owner in (checkpoint_folder, sharded_folder):
+                before(owner, "describe_files")
         case "rename":
             before(checkpoint_folder.Manifest, "write")
         case "export":
@@ -116,9 +119,9 @@ def _arm(kill: Kill) -> None:
 
 
 def _limit_files(kill: Kill) -> None:
-    seen, original = 0, checkpoint_folder.torch.save
+    seen, original = 0, checkpoint_folder.write_training
 
-    def save(*args: Any) -> None:
+    def write(*args: Any) -> None:
         nonlocal seen
         seen += 1
         if seen == kill.count:
@@ -126,7 +129,7 @@ def _limit_files(kill: Kill) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (kill.number, kill.number))
         original(*args)
 
-    checkpoint_folder.torch.save = save
+    checkpoint_folder.write_training = sharded_folder.write_training = write
 
 
 def _tear_a_row(strike: Callable[[], None], kill: Kill) -> None:

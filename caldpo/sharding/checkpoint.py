@@ -1,0 +1,155 @@
+"""Checkpoints of divided models: every rank writes its own parts, and the folder is whole or not there.
+
+``step-N/`` holds ``weights/`` and ``optimizer/``, a safetensors file a rank in each (PyTorch's distributed checkpoint
+in its Hugging Face format: which part of a tensor a file has stands in its header), ``training.pt`` with the rest, and
+the manifest. They are read by as many ranks as wrote them, or by one that puts the tensors together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from caldpo.checkpoints.folder import OURS, cannot_save, load_training, size_of, write_training
+from caldpo.checkpoints.frozen import frozen_names
+from caldpo.checkpoints.manifest import OPTIMIZER_PARTS, TRAINING, WEIGHT_PARTS, Manifest, describe_files
+from caldpo.errors import CaldpoError
+from caldpo.files import whole_folder
+from caldpo.ranks import is_first_rank, settled
+from caldpo.sharding.shard import divide_again, tied_names
+
+PLAIN = "optimizer_plain"  # key of the optimisers' values that are no tensors
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def save_sharded(
+    checkpoint: dict[str, Any], folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Write the checkpoint; all ranks have to take part.
+
+    Args:
+        checkpoint: as Lightning and its hooks made it: ``state_dict`` has this rank's parts of what is to be saved.
+        folder: gets its name when all ranks' parts are complete.
+        module, optimizers: of the run.
+
+    Raises:
+        CaldpoError: one of the ranks cannot write, with what it takes and what is free.
+    """
+    manifest = Manifest(**checkpoint[OURS]["manifest"])
+    same = {name: kept for name, kept in tied_names(module).items() if kept in checkpoint["state_dict"]}
+    weights = {name: value for name, value in checkpoint.pop("state_dict").items() if name not in same}
+    tensors, plain = _optimizer_state(module, optimizers)
+    first = is_first_rank()
+    with contextlib.ExitStack() as naming:
+
+        def begin() -> str | None:
+            if not first:
+                return None
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            return str(naming.enter_context(whole_folder(folder)))
+
+        def describe() -> dict[str, Any]:
+            if first:
+                write_training({**checkpoint, PLAIN: plain}, draft / TRAINING)
+            return describe_files(draft, _mine(draft))
+
+        def end() -> None:
+            if first:
+                files = {name: said for part in described for name, said in part.items()}
+                replace(manifest, same=same, files=files).write(draft)
+                naming.pop_all().close()
+
+        try:
+            draft = Path(str(settled(begin)[0]))
+            _write(weights, draft / WEIGHT_PARTS)
+            _write(tensors, draft / OPTIMIZER_PARTS)
+            described = settled(describe)
+            settled(end)
+        except (OSError, dcp.api.CheckpointException) as error:
+            raise cannot_save(folder, manifest.step, size_of([weights, tensors]), error) from error
+
+
+def load_sharded(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Put a checkpoint's weights and optimiser states into the run's own; all ranks have to take part.
+
+    Returns:
+        The rest of the checkpoint, with an empty ``state_dict``.
+
+    Raises:
+        CaldpoError: it is no checkpoint of a divided model, or of another one.
+    """
+    if not (folder / WEIGHT_PARTS).is_dir():
+        raise CaldpoError(
+            "was written by a run with whole weights, this one divides them",
+            key=str(folder),
+            remedy="resume with the trainer.strategy the run began with",
+        )
+    rest = load_training(folder)
+    frozen, same = frozen_names(module), tied_names(module)
+    weights = {name: value for name, value in module.state_dict().items() if name not in frozen and name not in same}
+    _read(weights, folder / WEIGHT_PARTS)
+    set_model_state_dict(module, weights, options=StateDictOptions(strict=False))
+    tensors, _ = _optimizer_state(module, optimizers)
+    _read(tensors, folder / OPTIMIZER_PARTS)
+    state = {**tensors, **rest.pop(PLAIN)}
+    set_optimizer_state_dict(module, list(optimizers), state, options=_FLAT)
+    return rest
+
+
+def load_whole_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a divided checkpoint put together, on the CPU, by one process alone."""
+    reader = HuggingFaceStorageReader(str(folder / WEIGHT_PARTS))
+    described = reader.read_metadata().state_dict_metadata
+    weights = {
+        name: torch.empty(said.size, dtype=said.properties.dtype)  # type: ignore[union-attr]
+        for name, said in described.items()
+    }
+    dcp.load(weights, storage_reader=HuggingFaceStorageReader(str(folder / WEIGHT_PARTS)), no_dist=True)
+    return weights
+
+
+def _optimizer_state(
+    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """This rank's parts of the optimisers' states by the weights' names, and what of them is no tensor."""
+    divide_again(module)
+    state: dict[str, Any] = get_optimizer_state_dict(module, list(optimizers), options=_FLAT)
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in state.items() if name not in tensors}
+
+
+def _write(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save(dict(tensors), storage_writer=writer)
+
+
+def _read(tensors: dict[str, Tensor], folder: Path) -> None:
+    try:
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    except (dcp.api.CheckpointException, RuntimeError, ValueError, KeyError) as error:
+        raise CaldpoError(
+            f"does not fit this run's model: {' '.join(str(error).split())[:300]}",
+            key=str(folder),
+            remedy="resume with the model and adapter settings the run began with",
+        ) from error
+
+
+def _mine(draft: Path) -> list[str]:
+    """The files that this rank reads for their digests: each is read by one."""
+    parts = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*.safetensors"))
+    return parts[dist.get_rank() :: dist.get_world_size()] + ([TRAINING] if is_first_rank() else [])

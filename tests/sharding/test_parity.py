@@ -1,0 +1,93 @@
+"""Two processes (gloo, CPU), with whole models or divided ones, train as one does: metrics and final weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.evaluation.runs import write_data
+from tests.resuming.runs import BASE, NOT_THE_RUN, train
+
+pytestmark = pytest.mark.slow
+
+# 40 training pairs in steps of 6: the last of an epoch has 4; 40 held-out pairs in batches of 16
+STEPS = ("trainer.max_epochs=2", "callbacks.checkpoint.every=null", "trainer.val_every=5")
+WHOLE = ("data.pairs_per_batch=6", "trainer.accumulate_grad_batches=1")
+DIVIDED = {1: ("data.pairs_per_batch=3", "trainer.accumulate_grad_batches=1")}
+DIVIDED[3] = ("data.pairs_per_batch=1", "trainer.accumulate_grad_batches=3")
+
+
+def ran(place: Path, name: str, *more: str, ranks: int = 1) -> Path:
+    ended = train(place, *BASE, *STEPS, *more, f"hydra.run.dir={name}", ranks=ranks)
+    assert set(ended.codes) == {0}, ended.said
+    return place / name
+
+
+def table(run: Path) -> pd.DataFrame:
+    return pd.read_csv(run / "metrics.csv").drop(columns=list(NOT_THE_RUN))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    write_data(folder)
+    return folder
+
+
+# cpo has a term that is a mean over tokens, and no reference in its loss
+@pytest.fixture(scope="module", params=[("packed", "cal_dpo"), ("padded", "cpo")], ids=" ".join)
+def alone(request: pytest.FixtureRequest, place: Path) -> tuple[Path, tuple[str, ...]]:
+    layout, loss = request.param
+    words = (f"layout={layout}", f"loss={loss}")
+    return ran(place, f"one-{layout}", *words, *WHOLE), words
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_train_as_one_does(
+    strategy: str, accumulation: int, alone: tuple[Path, tuple[str, ...]], place: Path
+) -> None:
+    one, words = alone
+    ranks = ("trainer.devices=2", f"trainer.strategy={strategy}", *DIVIDED[accumulation])
+    two = ran(place, f"{one.name}-{strategy}-{accumulation}", *words, *ranks, ranks=2)
+    expected, found = table(one), table(two)
+    assert len(expected) == 2 * 7 + 4  # steps, and evaluations at 0, 5, 10 and the end
+    assert list(found.columns) == list(expected.columns)
+    for name in expected:
+        assert found[name].isna().equals(expected[name].isna()), name
+        # relative to the sizes that the differences of log-probs come from
+        allowed = 1e-6 * (1 + expected[name].abs()) if name != "grad_norm" else 5e-6 * expected[name]
+        assert not ((found[name] - expected[name]).abs() > allowed).any(), name
+    weights, others = (load_file(run / "policy" / "model.safetensors") for run in (one, two))
+    assert others.keys() == weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=0, atol=1e-6)
+    assert (two / "samples.jsonl").read_text() == (one / "samples.jsonl").read_text()
+
+
+def test_tied_weights_and_recomputed_activations(place: Path) -> None:
+    words = ("model.tie_word_embeddings=true", "model.gradient_checkpointing=true", "optim=rmsprop")
+    one = ran(place, "one-tied", *words, *WHOLE)
+    two = ran(place, "two-tied", *words, *DIVIDED[1], "trainer.devices=2", "trainer.strategy=fsdp", ranks=2)
+    weights, others = (load_file(run / "policy" / "model.safetensors") for run in (one, two))
+    assert others.keys() == weights.keys()
+    assert "lm_head.weight" not in weights
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("reference", ["auto", "adapter", "resident"])
+def test_adapters(reference: str, place: Path) -> None:
+    pytest.importorskip("peft")
+    words = ("adapter=lora", f"reference={reference}")
+    one = ran(place, f"one-lora-{reference}", *words, *WHOLE)
+    ranks = (*DIVIDED[1], "trainer.devices=2", "trainer.strategy=fsdp")
+    two = ran(place, f"two-lora-{reference}", *words, *ranks, ranks=2)
+    weights, others = (load_file(run / "policy" / "adapter_model.safetensors") for run in (one, two))
+    assert others.keys() == weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=0, atol=1e-6)
