@@ -91,3 +91,13 @@ def test_adapters(reference: str, place: Path) -> None:
     assert others.keys() == weights.keys()
     for name, value in weights.items():
         torch.testing.assert_close(others[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("more", [(), ("trainer.cpu_offload=true",)], ids=["one device", "in main memory"])
+def test_dividing_changes_nothing_by_itself(more: tuple[str, ...], place: Path) -> None:
+    """Over one device, and over two with their parts in main memory (here it is the same memory)."""
+    ranks = 2 if more else 1
+    words = (*DIVIDED[1], f"trainer.devices={ranks}") if more else WHOLE
+    plain = ran(place, f"plain-{ranks}", *words, f"trainer.strategy={'fsdp' if more else 'auto'}", ranks=ranks)
+    other = ran(place, f"other-{ranks}", *words, "trainer.strategy=fsdp", *more, ranks=ranks)
+    assert table(other).equals(table(plain))
