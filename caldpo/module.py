@@ -165,7 +165,7 @@ class PreferenceModule(pl.LightningModule):
         trained = [p for p in self.policy.parameters() if p.grad is not None]
         norm = whole(get_total_norm([p.grad for p in trained if p.grad is not None]))
         # The metrics were measured before the update: they belong to the weights after `global_step` updates.
-        self.train_log.close(self.global_step, norm, gradient_clip_val, optimizer.param_groups[0]["lr"])
+        self.train_log.close(self.global_step, norm, gradient_clip_val, float(optimizer.param_groups[0]["lr"]))
         self.numbers.close(self.global_step)
         if len(self.train_log.pending) >= self.fetch_every:
             # before the update: with a fetch at every step, no bad gradient meets the weights

@@ -23,7 +23,7 @@ def check_parts(parts: dict[str, Any]) -> None:
     Raises:
         CaldpoError: a part cannot be had, or parts do not go together.
     """
-    parts["optim"].check(parts["trainer"].precision)
+    parts["optim"].check(parts["trainer"].precision, divided=parts["trainer"].divides)
     parts["adapter"].check()
     parts["reference"].check()
     check_adapter(parts["reference"], parts["adapter"])

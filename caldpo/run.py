@@ -133,7 +133,8 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         callbacks = [Reseed(settings.seed), *parts["callbacks"].values()]
         trainer = steps.build(run_dir, loggers, callbacks, plan.accumulation)
         policy = in_run_dtype(trainer, policy)
-        note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), parts["optim"].lr)
+        if not parts["optim"].rounds_stochastically:
+            note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), parts["optim"].lr)
         facts = {"model": start_identity, "tokenizer": tokenizer.name_or_path, "prompts": report.prompts}
         context = reference_context(policy, source, loss, data, trainer, plan.pairs_seen, facts)
         module = PreferenceModule(

@@ -37,7 +37,7 @@ def note_rounding(dtype: torch.dtype, lr: float) -> None:
         Console().print(
             f"[bold]note:[/bold] the policy's weights are {dtype}: with optim.lr={lr:g} most updates are smaller than"
             " half of a weight's last digit and are lost; model.dtype=float32 with trainer.precision=bf16-mixed keeps"
-            " them"
+            " them, optim=adamw_stochastic keeps them on average"
         )
 
 

@@ -140,6 +140,10 @@ EXTRAS = {
     ("hydra/launcher", "submitit_local"): "slurm",
     ("hydra/launcher", "submitit_slurm"): "slurm",
     ("adapter", "lora"): "peft",
+    ("optim", "adamw_8bit"): "bnb",
+    ("optim", "adamw_paged"): "bnb",
+    ("optim", "lion"): "bnb",
+    ("optim", "adamw_stochastic"): "ao",
     ("suite", "judge"): "judge",
     ("suite", "leaderboard"): "eval",
 }

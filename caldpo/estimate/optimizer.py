@@ -52,20 +52,24 @@ def optimizer_memory(
 
 
 def _rates(spec: OptimizerSpec, dtype: torch.dtype, device: str, scaled: bool) -> tuple[float, float, float, float]:
-    """Bytes of state a tensor and an element; temporary bytes an element of all, and of the largest tensor."""
+    """Bytes of state a tensor and an element; temporary bytes an element of all, and of the largest tensor.
+
+    What an optimiser keeps by rows and columns counts as much an element as it is of a small matrix: 1/16 byte.
+    """
     elements = _WIDTH**2
     (state, two), (_, three) = (_measure(spec, dtype, device, scaled, matrices) for matrices in (2, 3))
-    per_tensor = sum(s.nbytes for s in state if s.numel() == 1)
-    per_element = sum(s.nbytes for s in state if s.numel() > 1) / elements
+    twice, _ = _measure(spec, dtype, device, scaled, 2, rows=2 * _WIDTH)
+    per_element = (twice - state) / elements
+    per_tensor = state - per_element * elements
     growing = (three - two) / elements
     return per_tensor, per_element, growing, max(0.0, two / elements - 2 * growing)
 
 
 def _measure(
-    spec: OptimizerSpec, dtype: torch.dtype, device: str, scaled: bool, matrices: int
-) -> tuple[list[Tensor], int]:
-    """The state of the first matrix, and the temporary bytes of a step that creates no state."""
-    model = nn.ParameterList(nn.Parameter(torch.ones(_WIDTH, _WIDTH, dtype=dtype)) for _ in range(matrices))
+    spec: OptimizerSpec, dtype: torch.dtype, device: str, scaled: bool, matrices: int, rows: int = _WIDTH
+) -> tuple[int, int]:
+    """Bytes of the state of the first matrix, and the temporary bytes of a step that creates no state."""
+    model = nn.ParameterList(nn.Parameter(torch.ones(rows, _WIDTH, dtype=dtype)) for _ in range(matrices))
     optimizer: torch.optim.Optimizer = spec.build(model, 10, scaled=scaled)["optimizer"]
     for group in optimizer.param_groups:
         if device == "cuda" and not group.get("fused") and group.get("foreach", False) is None:
@@ -73,7 +77,9 @@ def _measure(
     for parameter in model:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    kept = [s for s in optimizer.state[model[0]].values() if isinstance(s, Tensor)]
+    kept = sum(s.nbytes for s in optimizer.state[model[0]].values() if isinstance(s, Tensor))
+    if getattr(spec, "compiled_step", False):  # which cannot be watched from inside
+        return kept, 0
     with LiveBytes(model) as live:
         live.add((s for state in optimizer.state.values() for s in state.values() if isinstance(s, Tensor)), OTHER)
         fixed = live.total

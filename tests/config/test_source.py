@@ -84,7 +84,7 @@ def test_other_packages_are_left_to_python() -> None:
         "caldpo.losses.sft.SFT",
         "caldpo.models.hub.HubModel",
         "caldpo.settings.RunSettings",
-        "caldpo.optim.AdamW",
+        "caldpo.optim.adamw.AdamW",
     ],
 )
 def test_agrees_with_the_imported_signature(target: str) -> None:

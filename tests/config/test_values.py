@@ -96,7 +96,7 @@ def test_unions_with_an_object_are_no_config_types() -> None:
 def test_sections_stand_for_classes_of_the_package() -> None:
     schedule = type("Schedule", (Section,), {})
     assert is_section(schedule | None)
-    assert problem(schedule, {"_target_": "caldpo.optim.Schedule"}) is None
+    assert problem(schedule, {"_target_": "caldpo.optim.schedule.Schedule"}) is None
     assert problem(schedule | None, None) is None
     assert problem(schedule, "linear") == "must be a section of its own keys (Schedule)"
 

@@ -1,0 +1,51 @@
+"""Adafactor, Shazeer & Stern 2018: second moments of a matrix by its rows and columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from caldpo.config.bounds import NonNegative, Positive
+from caldpo.config.signature import validated
+from caldpo.optim.base import OptimizerChoice
+from caldpo.optim.groups import decay_groups
+from caldpo.optim.schedule import Schedule
+
+
+class Adafactor(OptimizerChoice):
+    """PyTorch's: keeps ``rows + columns`` numbers for a matrix in place of AdamW's ``2 rows columns``.
+
+    The step is relative: a weight matrix moves by at most ``lr`` times its root mean square. Updates are clipped to a
+    root mean square of 1 before that, as in the paper.
+
+    Args:
+        schedule: of the learning rate.
+        lr: peak learning rate, relative to the size of the weights.
+        beta2_decay: exponent d of the second moments' decay, ``1 - step^d``.
+        min_size: the least root mean square of a weight that the step is relative to.
+        weight_decay: decoupled, on matrices.
+    """
+
+    @validated
+    def __init__(
+        self,
+        schedule: Schedule,
+        lr: Positive = 1e-5,
+        beta2_decay: float = -0.8,
+        min_size: Positive = 1e-3,
+        weight_decay: NonNegative = 0.0,
+    ) -> None:
+        self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
+        self.beta2_decay, self.min_size = beta2_decay, min_size
+
+    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
+        """The optimiser and its schedule; see :meth:`caldpo.optim.adamw.AdamW.build`."""
+        optimizer = torch.optim.Adafactor(
+            decay_groups(policy, self.weight_decay),
+            lr=self.lr,
+            beta2_decay=self.beta2_decay,
+            eps=(None, self.min_size),
+        )
+        return self.schedule.attach(optimizer, total_steps)

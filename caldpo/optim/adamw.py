@@ -1,0 +1,71 @@
+"""AdamW, Loshchilov & Hutter 2019."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from caldpo.config.bounds import Fraction, NonNegative, Positive
+from caldpo.config.signature import validated
+from caldpo.errors import CaldpoError
+from caldpo.optim.base import OptimizerChoice
+from caldpo.optim.groups import can_fuse, decay_groups
+from caldpo.optim.schedule import Schedule
+
+
+class AdamW(OptimizerChoice):
+    """AdamW; weight decay spares biases and norms (parameters with fewer than two dimensions).
+
+    Args:
+        schedule: of the learning rate.
+        lr: peak learning rate.
+        beta1, beta2: decay of the two moments.
+        eps: added to the denominator.
+        weight_decay: decoupled, on matrices.
+        fused: update all weights in one kernel; ``auto`` where the device and the precision allow it.
+    """
+
+    @validated
+    def __init__(
+        self,
+        schedule: Schedule,
+        lr: Positive = 1e-6,
+        beta1: Fraction = 0.9,
+        beta2: Fraction = 0.999,
+        eps: Positive = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        fused: Literal["auto", True, False] = "auto",
+    ) -> None:
+        self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
+        self.betas, self.eps, self.fused = (beta1, beta2), eps, fused
+
+    def check(self, precision: str, *, divided: bool = False) -> None:
+        """Refuse what cannot be right, before any weights load.
+
+        Raises:
+            CaldpoError: a fused update under float16 arithmetic. It undoes the scaling of the gradients inside
+                its kernel, after clipping, which would compare scaled gradients with an unscaled limit.
+        """
+        if self.fused is True and precision == "16-mixed":
+            raise CaldpoError(
+                "cannot be combined with trainer.precision=16-mixed, whose gradients are still scaled when they are"
+                " clipped",
+                key="optim.fused",
+                value="true",
+                remedy="set optim.fused=auto, or trainer.precision=bf16-mixed",
+            )
+
+    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
+        """The optimiser and its schedule.
+
+        Args:
+            policy: whose trainable parameters are on their device.
+            total_steps: optimiser steps of the run.
+            scaled: whether float16 arithmetic scales the gradients.
+        """
+        groups = decay_groups(policy, self.weight_decay)
+        fused = can_fuse(groups) and not scaled if self.fused == "auto" else self.fused
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)
+        return self.schedule.attach(optimizer, total_steps)

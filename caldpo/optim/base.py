@@ -1,0 +1,46 @@
+"""What all builders of optimisers have in common."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from caldpo.config.explain import install
+from caldpo.errors import CaldpoError
+
+
+class OptimizerChoice:
+    """What ``optim=`` chooses: refuses early what it cannot do, and builds the optimiser with its schedule."""
+
+    rounds_stochastically = False  # half-precision weights take an update's digits beyond their last with its odds
+    compiled_step = False  # torch.compile makes a kernel for each weight: nothing of a copy's size beside them
+
+    def check(self, precision: str, *, divided: bool = False) -> None:
+        """Refuse what cannot be right, before any weights load.
+
+        Args:
+            precision: ``trainer.precision``.
+            divided: whether weights are divided over ranks.
+
+        Raises:
+            CaldpoError: it cannot.
+        """
+
+
+def require_package(package: str, option: str) -> None:
+    """Look whether the package behind an option is installed.
+
+    Raises:
+        CaldpoError: it is not, naming the extra that brings it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise CaldpoError("not installed", key="optim", value=option, remedy=install("optim", option))
+
+
+def refuse_divided(option: str) -> None:
+    """Raise for an optimiser that cannot take weights divided over ranks."""
+    raise CaldpoError(
+        "cannot take weights that are divided over devices",
+        key="optim",
+        value=option,
+        remedy="choose optim=adamw, whose state is divided as they are, or trainer.strategy=ddp",
+    )

@@ -1,0 +1,75 @@
+"""AdamW whose updates are rounded to bfloat16 by chance (torchao, the extra ``ao``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from caldpo.config.bounds import Fraction, NonNegative, Positive
+from caldpo.config.signature import validated
+from caldpo.errors import CaldpoError
+from caldpo.optim.base import OptimizerChoice, require_package
+from caldpo.optim.groups import decay_groups
+from caldpo.optim.schedule import Schedule
+
+OPTION = "adamw_stochastic"
+
+
+class StochasticAdamW(OptimizerChoice):
+    """For ``trainer.precision=bf16-true``: computed in float32, written to bfloat16 weights up or down by the odds.
+
+    An update of a tenth of a weight's last digit moves it with probability 1/10, where rounding to the nearest never
+    would: the expectation is right, at a quarter of the memory of float32 weights with two float32 moments.
+
+    Args:
+        schedule: of the learning rate.
+        lr: peak learning rate.
+        beta1, beta2: decay of the two moments, which are bfloat16 themselves.
+        eps: added to the denominator.
+        weight_decay: decoupled, on matrices.
+    """
+
+    rounds_stochastically = True
+    compiled_step = True
+
+    @validated
+    def __init__(
+        self,
+        schedule: Schedule,
+        lr: Positive = 1e-6,
+        beta1: Fraction = 0.9,
+        beta2: Fraction = 0.999,
+        eps: Positive = 1e-8,
+        weight_decay: NonNegative = 0.0,
+    ) -> None:
+        self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
+        self.betas, self.eps = (beta1, beta2), eps
+
+    def check(self, precision: str, *, divided: bool = False) -> None:
+        """Look whether torchao is installed, and whether there is anything to round.
+
+        Raises:
+            CaldpoError: it is not, or the weights are not going to be bfloat16.
+        """
+        require_package("torchao", OPTION)
+        if precision != "bf16-true":
+            raise CaldpoError(
+                f"rounds bfloat16 weights, which trainer.precision={precision} does not have",
+                key="optim",
+                value=OPTION,
+                remedy="set trainer.precision=bf16-true, or choose optim=adamw",
+            )
+
+    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
+        """The optimiser and its schedule; see :meth:`caldpo.optim.adamw.AdamW.build`."""
+        from torchao.optim import _AdamW  # torchao's name of its AdamW with states of full size
+
+        optimizer = _AdamW(
+            decay_groups(policy, self.weight_decay),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            bf16_stochastic_round=True,
+        )
+        return self.schedule.attach(optimizer, total_steps)
