@@ -139,6 +139,7 @@ EXTRAS = {
     ("hydra/launcher", "joblib"): "sweep",
     ("hydra/launcher", "submitit_local"): "slurm",
     ("hydra/launcher", "submitit_slurm"): "slurm",
+    ("hydra/sweeper", "optuna"): "search",
     ("adapter", "lora"): "peft",
     ("optim", "adamw_8bit"): "bnb",
     ("optim", "adamw_paged"): "bnb",

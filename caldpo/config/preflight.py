@@ -25,6 +25,7 @@ from caldpo.config.launchers import find_processes
 from caldpo.config.names import claimed_folder, naming_overrides, register_resolvers
 from caldpo.config.overrides import parse_overrides
 from caldpo.config.redact import redact_text
+from caldpo.config.search import find_search_problems
 
 Agree = Callable[[DictConfig], Iterable[Problem] | None]
 
@@ -110,7 +111,10 @@ def _of_sweep(
         raise_problems(problems)
     assert master is not None
     jobs, all_known, found = _jobs(loader, master)
-    problems += found
+    searched = {text.split("=")[0] for job in jobs for text in job} - {
+        text.split("=")[0] for text in _fixed(loader, master)
+    }
+    problems += [*found, *find_search_problems(master, searched)]
     for batch in _telling(loader, jobs):
         for number, job in _with_progress(batch):
             cfg, found = compose_or_explain(lambda given: loader.load_sweep_config(master, given), loader, job)
@@ -168,6 +172,12 @@ def _jobs(loader: ConfigLoaderImpl, master: DictConfig) -> tuple[list[list[str]]
     if problems:
         return [], True, problems
     return BasicSweeper.split_arguments(parsed, None)[0], True, []
+
+
+def _fixed(loader: ConfigLoaderImpl, master: DictConfig) -> set[str]:
+    """Keys that the command line gives a single value, the same in every run of a sweep."""
+    parsed = parse_overrides(loader, list(master.hydra.overrides.task))
+    return {override.get_key_element() for override in parsed if not override.is_sweep_override()}
 
 
 def _telling(loader: ConfigLoaderImpl, jobs: list[list[str]]) -> list[list[tuple[int, list[str]]]]:

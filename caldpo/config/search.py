@@ -1,0 +1,44 @@
+"""Whether a searching sweep is told of something that can be compared, and which way is better. No heavy imports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.config.check import Problem
+from caldpo.config.logged import HELD_OUT, OF_LOSS
+
+_SWEEPER = "OptunaSweeper"
+_LARGER = ("rewards/accuracies", "rewards/chosen", "rewards/margins", "log_ratios/chosen", "logps/chosen")
+_LARGER += ("oracle/reward", "oracle/win_rate", "oracle/pearson", "oracle/spearman", "oracle/exact_reward")
+_SMALLER = ("loss", "displacement", "oracle/kl", "oracle/error", "oracle/exact_kl", "oracle/kl_to_optimum")
+_SCALED = ("rewards/chosen", "rewards/rejected", "rewards/margins")  # by reward_beta, which is the loss's own
+
+
+def find_search_problems(cfg: DictConfig, searched: Iterable[str]) -> Iterator[Problem]:
+    """What is wrong with the objective of a search, or with its direction.
+
+    Args:
+        cfg: of the sweep, with Hydra's own section.
+        searched: keys that the sweeper draws values for.
+    """
+    if not str(OmegaConf.select(cfg, "hydra.sweeper._target_")).endswith(f".{_SWEEPER}"):
+        return
+    objective = str(OmegaConf.select(cfg, "objective"))
+    name = objective.removeprefix(HELD_OUT)
+    of_the_loss = sorted({key for key in searched if key == "loss" or key.startswith("loss.")})
+    if of_the_loss and (name == "loss" or name.startswith(OF_LOSS) or name in _SCALED):
+        yield Problem(
+            "objective",
+            objective,
+            f"measures another thing at each value of {', '.join(of_the_loss)}, so that a search would compare what"
+            " cannot be compared",
+            "choose what means the same in every run, such as objective=val/rewards/accuracies"
+            " hydra.sweeper.direction=maximize",
+        )
+    given = str(OmegaConf.select(cfg, "hydra.sweeper.direction")).rpartition(".")[2].lower()
+    better = "maximize" if name in _LARGER else "minimize" if name in _SMALLER or name.startswith("terms/") else None
+    if better is not None and given in ("minimize", "maximize") and given != better:
+        wrong = f"{objective} is better when it is {'larger' if better == 'maximize' else 'smaller'}"
+        yield Problem("hydra.sweeper.direction", given, wrong, f"set it to {better}")
