@@ -19,6 +19,7 @@ from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
 from caldpo.numbers.start import check_start, drops, start_ratios, summed_up
 from caldpo.numbers.watch import NumberWatch
 from caldpo.progress import StepLog
+from caldpo.ranks import largest_of_all
 from caldpo.reference.base import Reference
 from caldpo.sharding.shard import whole
 from caldpo.types import PairBatch, PairLogps, assembler
@@ -184,7 +185,7 @@ class PreferenceModule(pl.LightningModule):
         """
         rows = self.train_log.fetch()
         if rows and self.first_step_ratios:
-            ratios, self.first_step_ratios = summed_up(self.first_step_ratios), []
+            ratios, self.first_step_ratios = largest_of_all(*summed_up(self.first_step_ratios)), []
             try:
                 self.check_start(*ratios, of="training")
             except CaldpoError as error:
@@ -248,7 +249,8 @@ class PreferenceModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.start_ratios:
-            self.largest_start_ratio, mean = summed_up(self.start_ratios)
+            # all ranks give up, or none: those that go on would wait for the others
+            self.largest_start_ratio, mean = largest_of_all(*summed_up(self.start_ratios))
             self.start_ratios.clear()
             if self.same_start:
                 self.check_start(self.largest_start_ratio, mean, of="held-out")

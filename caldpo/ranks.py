@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -68,6 +69,16 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def largest_of_all(first: float, second: float) -> tuple[float, float]:
+    """Each value as it is on the rank where it is largest (NaN counts as such), on all ranks, which all have to ask."""
+
+    def size(value: float) -> float:
+        return math.inf if math.isnan(value) else value
+
+    firsts, seconds = zip(*gathered((first, second)), strict=True)
+    return max(firsts, key=size), max(seconds, key=size)
 
 
 def dealt_evenly(items: Iterable[T]) -> Iterator[T]:

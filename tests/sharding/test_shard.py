@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo import ranks
 from caldpo.errors import CaldpoError
-from caldpo.ranks import dealt_evenly, settled
+from caldpo.ranks import dealt_evenly, largest_of_all, settled
 from caldpo.reference.key import weights_digest
 from caldpo.sharding.shard import decoder_layers, divide_again, is_sharded, shard, tied_names, whole, whole_state
 from caldpo.training import TrainerSettings
@@ -114,6 +114,14 @@ def test_every_rank_has_as_many(items: Any, rank: int, share: list[int], monkeyp
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
     assert list(dealt_evenly(items)) == share
+
+
+def test_the_worst_of_all_ranks_is_known_to_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert largest_of_all(1.0, 2.0) == (1.0, 2.0)
+    monkeypatch.setattr(ranks, "gathered", lambda mine: [mine, (3.0, 0.5), (2.0, float("nan"))])
+    worst = largest_of_all(1.0, 2.0)
+    assert worst[0] == 3.0
+    assert worst[1] != worst[1]
 
 
 def test_what_fails_on_one_rank_fails_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
