@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from caldpo.types import PairBatch, PairLogps
 
@@ -112,14 +113,14 @@ def find(seen: Sequence[SeenBatch], policy: nn.Module | None, origin: Callable[[
 
 
 def merged(findings: Sequence[Finding]) -> Finding:
-    """One finding of those of all ranks, whose gradients are the same."""
+    """One finding of those of all ranks, whose gradients are the same, or parts of the same."""
     return Finding(
         pairs=sum(f.pairs for f in findings),
         bad=sum(f.bad for f in findings),
         named=tuple(one for f in findings for one in f.named)[:NAMED],
         origins=tuple(text for f in findings for text in f.origins)[:NAMED],
-        parameters=findings[0].parameters,
-        weights=findings[0].weights,
+        parameters=tuple(dict.fromkeys(name for f in findings for name in f.parameters)),
+        weights=tuple(dict.fromkeys(name for f in findings for name in f.weights)),
         graded=findings[0].graded,
     )
 
@@ -130,8 +131,8 @@ def bad_gradients(policy: nn.Module) -> list[str]:
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of the tensors that are not finite throughout; one transfer."""
-    named = list(tensors)
+    """Names of the tensors that are not finite throughout, as far as this rank has them; one transfer."""
+    named = [(name, tensor.to_local() if isinstance(tensor, DTensor) else tensor) for name, tensor in tensors]
     if not named:
         return []
     good = torch.stack([tensor.isfinite().all() for _, tensor in named]).tolist()

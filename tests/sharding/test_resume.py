@@ -143,3 +143,25 @@ def test_a_full_disk_on_one_rank_stops_all(tmp_path: Path) -> None:
         assert changed.partition("=")[0] in refused.said
     resumed = train(tmp_path, "resume=run", ranks=2)
     assert resumed.codes == (0, 0), resumed.said
+
+
+def test_bad_numbers_stop_all_ranks_and_are_replayed_by_one(tmp_path: Path) -> None:
+    """What is said is what whole models say: names of weights, whoever holds the part that is no number."""
+    write_data(tmp_path)
+    wild = ("optim=rmsprop", "optim.lr=1e30", "optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null")
+    said = {}
+    for strategy in ("ddp", "fsdp"):
+        ended = train(
+            tmp_path, *BASE, *RANKS, *wild, f"trainer.strategy={strategy}", f"hydra.run.dir={strategy}", ranks=2
+        )
+        assert ended.codes == (1, 1), ended.said
+        told = [line for line in ended.said.splitlines() if line.startswith("error: the loss is not a number")]
+        assert len(set(told)) == 1
+        said[strategy] = told[0]
+    assert said["fsdp"] == said["ddp"]
+    assert "optimiser step 1" in said["fsdp"]
+    assert "8 of 8 pairs" in said["fsdp"]
+    (batch, *_) = sorted((tmp_path / "fsdp" / "bad_batches").glob("*.safetensors"))
+    replayed = train(tmp_path, "resume=fsdp", f"replay={batch}")
+    assert replayed.codes == (0,), replayed.said
+    assert "step-1-rank-0.replay.json" in replayed.said
