@@ -32,6 +32,7 @@ def sample_responses(
     temperature: float,
     seed: int,
     batch_size: int = 128,
+    device: torch.device | None = None,
     done: Callable[[int], object] = lambda responses: None,
 ) -> list[list[int]]:
     """One response per prompt, as token ids up to and including EOS (absent when the length ran out).
@@ -41,17 +42,19 @@ def sample_responses(
         temperature: of plain sampling from the whole distribution; 0 takes the likeliest token.
         seed: of the sampling; global generators are left as they were.
         batch_size: prompts at a time; another one draws other samples.
+        device: where the model computes, if that is not where its weights lie.
         done: told after each batch how many responses it was of, for a progress bar.
     """
     was_training = model.training
     model.eval()
-    devices = [model.device] if model.device.type == "cuda" else []
+    device = device or model.device
+    devices = [device] if device.type == "cuda" else []
     responses: list[list[int]] = []
     with uncompiled(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
-            responses += _sample_batch(model, tokenizer, batch, max_new_tokens, temperature)
+            responses += _sample_batch(model, tokenizer, batch, max_new_tokens, temperature, device)
             done(len(batch))
     model.train(was_training)
     return responses
@@ -63,11 +66,12 @@ def _sample_batch(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     temperature: float,
+    device: torch.device,
 ) -> list[list[int]]:
     longest = max(map(len, prompts))
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     generate: Any = model.generate  # typed as a tensor by torch's __getattr__
     out = generate(

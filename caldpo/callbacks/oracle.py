@@ -84,6 +84,7 @@ class OracleEvaluation(pl.Callback):
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.temperature,
                 seed=seed,
+                device=module.device,
             )
 
         def rewards(responses: list[list[int]]) -> NDArray[np.float64]:

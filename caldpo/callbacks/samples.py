@@ -53,6 +53,7 @@ class SampleTable(pl.Callback):
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             seed=self.seed,
+            device=module.device,
         )
         if not trainer.is_global_zero:  # it was needed to generate, as it holds a part of the weights
             return

@@ -10,7 +10,6 @@ their parts, so that no more than one whole copy is in any machine's memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device, *, cpu
     """
     first = dist.get_rank() == 0
     whole = model.state_dict() if first else {}
-    buffers = dict(model.named_buffers()) if first else {}
+    buffers = dict(model.named_buffers(remove_duplicate=False)) if first else {}
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh, offload_policy=offload)
@@ -97,12 +96,13 @@ def tied_names(module: nn.Module) -> dict[str, str]:
 
 
 def _send_buffers(model: nn.Module, those: dict[str, Tensor], device: torch.device) -> None:
-    """Give every rank the first one's buffers: most (rotary frequencies, masks) are in no state."""
-    for name, value in _buffers(model):
-        sent = those[name].to(device) if those else torch.empty_like(value, device=device)
-        dist.broadcast(sent, src=0)
-        value.copy_(sent)
+    """Give every rank the first one's buffers: most (rotary frequencies, masks) are in no state.
 
-
-def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, value) for name, value in model.named_buffers() if not isinstance(value, DTensor))
+    They are whole on each device, also where parts of weights stay in main memory.
+    """
+    for place, module in model.named_modules():
+        for name, value in module.named_buffers(recurse=False):
+            full = f"{place}.{name}".lstrip(".")
+            sent = those[full].to(device) if those else torch.empty_like(value, device=device)
+            dist.broadcast(sent, src=0)
+            module._buffers[name] = sent
