@@ -54,6 +54,7 @@ class Pattern:
 Finite = Annotated[float, Bound()]
 Positive = Annotated[float, Bound(gt=0)]
 NonNegative = Annotated[float, Bound(ge=0)]
+NonPositive = Annotated[float, Bound(le=0)]
 Fraction = Annotated[float, Bound(ge=0, le=1)]
 Rate = Annotated[float, Bound(ge=0, lt=1)]  # probability of an event that must not be certain
 Share = Annotated[float, Bound(gt=0, lt=1)]  # of a whole, neither nothing nor all

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from caldpo.config.bounds import NonNegative, Positive
+from caldpo.config.bounds import NonNegative, NonPositive, Positive
 from caldpo.config.signature import validated
-from caldpo.optim.base import OptimizerChoice
+from caldpo.optim.base import OptimizerChoice, refuse_divided
 from caldpo.optim.groups import decay_groups
 from caldpo.optim.schedule import Schedule
 
@@ -33,12 +33,22 @@ class Adafactor(OptimizerChoice):
         self,
         schedule: Schedule,
         lr: Positive = 1e-5,
-        beta2_decay: float = -0.8,
+        beta2_decay: NonPositive = -0.8,
         min_size: Positive = 1e-3,
         weight_decay: NonNegative = 0.0,
     ) -> None:
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
         self.beta2_decay, self.min_size = beta2_decay, min_size
+
+    def check(self, precision: str, *, divided: bool = False) -> None:
+        """Refuse weights that are divided over ranks.
+
+        Raises:
+            CaldpoError: they are. PyTorch's update squares the norms of columns in place, which it cannot do with the
+                partial norms of a rank's own rows.
+        """
+        if divided:
+            refuse_divided("adafactor")
 
     def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
         """The optimiser and its schedule; see :meth:`caldpo.optim.adamw.AdamW.build`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
+import torch
 from torch import nn
 
 from caldpo.config.bounds import Fraction, NonNegative, Positive
@@ -53,6 +55,13 @@ class StochasticAdamW(OptimizerChoice):
             CaldpoError: it is not, or the weights are not going to be bfloat16.
         """
         require_package("torchao", OPTION)
+        if not torch.cuda.is_available() and not any(map(shutil.which, ("g++", "c++", "clang++"))):
+            raise CaldpoError(
+                "its update is compiled, and on a CPU that takes a C++ compiler, which is not there",
+                key="optim",
+                value=OPTION,
+                remedy="install g++, or choose optim=adamw",
+            )
         if precision != "bf16-true":
             raise CaldpoError(
                 f"rounds bfloat16 weights, which trainer.precision={precision} does not have",

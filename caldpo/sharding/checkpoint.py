@@ -129,7 +129,9 @@ def _optimizer_state(
     """This rank's parts of the optimisers' states by the weights' names, and what of them is no tensor."""
     divide_again(module)
     state: dict[str, Any] = get_optimizer_state_dict(module, list(optimizers), options=_FLAT)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    found = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    # a rate that is a tensor is the same one for all weights of its group, and a file may hold none twice
+    tensors = {name: value if value.ndim else value.clone() for name, value in found.items()}
     return tensors, {name: value for name, value in state.items() if name not in tensors}
 
 

@@ -56,27 +56,55 @@ def test_a_search_for_the_smallest_loss_over_beta_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+TOLD = ("objective=val/rewards/accuracies", "hydra.sweeper.direction=maximize")
+
+
+def runs_of(folder: str) -> dict[Path, float]:
+    """The objective of each finished run."""
+    said = {run: read_summary(run) for run in Path(folder).iterdir() if run.is_dir()}
+    return {run: one["metrics"][TOLD[0].partition("=")[2]] for run, one in said.items() if one["status"] == "finished"}
+
+
 @pytest.mark.slow
 def test_a_search_and_its_going_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The best trial is the run with the largest accuracy; a run that fails is no trial; more are added later."""
+    """The best trial is the run with the largest accuracy; the same command draws the same runs, and then more."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'search'")
     monkeypatch.chdir(tmp_path)
-    told = ("objective=val/rewards/accuracies", "hydra.sweeper.direction=maximize")
-    kept = ("hydra.sweeper.storage=sqlite:///search.db", "hydra.sweeper.study_name=s")
-    train(*GIVEN, *told, *kept, "hydra.sweeper.n_trials=3")
-    found = read_yaml(Path("out/optimization_results.yaml"))
-    runs = {folder: read_summary(folder) for folder in Path("out").iterdir() if folder.is_dir()}
-    assert len(runs) == 3
-    values = {folder: said["metrics"]["val/rewards/accuracies"] for folder, said in runs.items()}
+    train(*GIVEN, *TOLD, "hydra.sweeper.n_trials=3")
+    found, values = read_yaml(Path("out/optimization_results.yaml")), runs_of("out")
+    assert len(values) == 3
     assert found["best_value"] == max(values.values())
     chosen = [read_yaml(folder / "config.yaml") for folder, value in values.items() if value == found["best_value"]]
     drawn = [(config["loss"]["beta"], config["optim"]["lr"]) for config in chosen]
     assert (found["best_params"]["loss.beta"], found["best_params"]["optim.lr"]) in drawn
     assert all(1e-3 <= beta <= 1 and 1e-3 <= lr <= 1e-1 for beta, lr in drawn)
-    train(*GIVEN, *told, *kept, "hydra.sweeper.n_trials=2", "hydra.sweep.dir=more")
+    rows = {run: (run / "metrics.csv").stat().st_mtime_ns for run in values}
+    capsys.readouterr()
+    train(*GIVEN, *TOLD, "hydra.sweeper.n_trials=4", "resume=auto")
+    assert capsys.readouterr().out.count("finished already") == 3
+    more = runs_of("out")
+    assert len(more) == 4
+    assert {run: more[run] for run in values} == values
+    assert {run: (run / "metrics.csv").stat().st_mtime_ns for run in values} == rows, "finished runs are left alone"
+    assert read_yaml(Path("out/optimization_results.yaml"))["best_value"] == max(more.values())
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_no_trial_and_a_storage_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'search'")
+    monkeypatch.chdir(tmp_path)
+    kept = ("hydra.sweeper.storage=sqlite:///search.db", "hydra.sweeper.study_name=s", "optim.lr=choice(0.01,1e30)")
+    for seed in (0, 1):
+        given = (f"hydra.sweeper.sampler.seed={seed}", f"hydra.sweep.dir=out{seed}", "hydra.sweeper.n_trials=3")
+        train(*GIVEN, *TOLD, *kept, *given, fails=1)
     import optuna
 
-    study = optuna.load_study(study_name="s", storage="sqlite:///search.db")
-    assert len(study.trials) == 5
+    trials = optuna.load_study(study_name="s", storage="sqlite:///search.db").trials
+    ended = {state: [t for t in trials if t.state.name == state] for state in ("COMPLETE", "FAIL")}
+    assert len(trials) == sum(map(len, ended.values())) == 6
+    assert {t.params["optim.lr"] for t in ended["FAIL"]} == {1e30}, "no number came of it"
+    assert {t.params["optim.lr"] for t in ended["COMPLETE"]} == {0.01}
+    assert sorted(t.value for t in ended["COMPLETE"]) == sorted([*runs_of("out0").values(), *runs_of("out1").values()])
+    assert len({t.params["loss.beta"] for t in trials}) == 6, "another seed draws others"

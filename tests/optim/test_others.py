@@ -152,13 +152,22 @@ def test_without_its_package_the_extra_is_named(option: str, monkeypatch: pytest
         spec.check(precision)
 
 
-def test_what_does_not_go_together() -> None:
-    for option in ("adamw_8bit", "lion", "adamw_stochastic"):
-        needs(option)
+def test_adafactor_takes_no_divided_weights() -> None:
+    Adafactor(CONSTANT).check("bf16-mixed")
+    with pytest.raises(CaldpoError, match=r"optim=adafactor: cannot take weights that are divided over devices"):
+        Adafactor(CONSTANT).check("bf16-mixed", divided=True)
+
+
+def test_what_bitsandbytes_does_not_go_with() -> None:
+    needs("lion")
     for spec in (LowMemoryAdamW(CONSTANT), Lion(CONSTANT)):
         spec.check("bf16-mixed")
         with pytest.raises(CaldpoError, match="divided over devices"):
             spec.check("bf16-mixed", divided=True)
+
+
+def test_what_stochastic_rounding_goes_with() -> None:
+    needs("adamw_stochastic")
     StochasticAdamW(CONSTANT).check("bf16-true", divided=True)
     with pytest.raises(CaldpoError, match="rounds bfloat16 weights"):
         StochasticAdamW(CONSTANT).check("bf16-mixed")
