@@ -15,6 +15,7 @@ _COMMANDS = {
     "benchmark": ("caldpo.benchmark.__main__", "speed and memory of this project beside TRL's, on this machine"),
     "evaluate": ("caldpo.evaluate", "measure what training changed: a run, a sweep or any Hugging Face model"),
     "generate": ("caldpo.generate", "read what a policy writes, beside its reference, or talk to it"),
+    "export": ("caldpo.export", "a trained policy as a Hugging Face folder with its model card"),
     "compare": ("caldpo.compare.__main__", "report, table and picture of a sweep's runs"),
 }
 _USAGE = """usage: caldpo COMMAND [arguments]

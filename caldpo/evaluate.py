@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from caldpo.config.entry import hydra_entry
+from caldpo.evaluation.attached import with_attached_suites
 from caldpo.evaluation.settings import check_evaluation
 
 
@@ -14,6 +15,7 @@ from caldpo.evaluation.settings import check_evaluation
     settings="caldpo.evaluation.settings.EvaluateSettings",
     records=False,
     agree=check_evaluation,
+    expand=with_attached_suites,
 )
 def main(cfg: DictConfig) -> None:
     """Evaluate as ``cfg`` says."""

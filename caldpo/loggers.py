@@ -58,6 +58,8 @@ class MetricsFile(Logger):
 class NoTracker:
     """``logger=csv`` and ``logger=none``: metrics.csv alone."""
 
+    url: str | None = None
+
     def open(
         self, run_dir: Path, name: str, group: str | None, config: dict[str, Any], earlier: Rows | None = None
     ) -> list[Logger]:
@@ -90,6 +92,7 @@ class WandB:
     ) -> None:
         self.project, self.entity, self.group, self.mode = project, entity, group, mode
         self._folder: Path | None = None
+        self.url: str | None = None  # of the run's page, once it is open and online
 
     def open(
         self, run_dir: Path, name: str, group: str | None, config: dict[str, Any], earlier: Rows | None = None
@@ -118,6 +121,7 @@ class WandB:
             run_dir, offline=offline, name=name, group=self.group or group, job_type="train", config=config, **same
         )
         self._folder = Path(run.dir).parent if offline else None
+        self.url = None if offline else getattr(run, "url", None)
         # Lightning logs the optimiser step under this name: make it the axis of every curve.
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)

@@ -8,13 +8,17 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from caldpo.models.adapter_quantized import check_quantized
 from caldpo.numbers.overflow import check_overflow
 from caldpo.reference.adapter import check_adapter
 
 
 def build_parts(cfg: DictConfig, sections: Iterable[str]) -> dict[str, Any]:
     """The object of each of these sections, by the section's name."""
-    return {name: instantiate(cfg[name], _convert_="all") for name in sections}
+    parts = {name: instantiate(cfg[name], _convert_="all") for name in sections}
+    if "adapter" in parts and "model" in parts:  # the model under the adapter, as everything else sees it
+        parts["model"] = parts["adapter"].base(parts["model"])
+    return parts
 
 
 def check_parts(parts: dict[str, Any]) -> None:
@@ -27,4 +31,5 @@ def check_parts(parts: dict[str, Any]) -> None:
     parts["adapter"].check()
     parts["reference"].check()
     check_adapter(parts["reference"], parts["adapter"])
+    check_quantized(parts["adapter"], divided=parts["trainer"].divides)
     check_overflow(parts)

@@ -15,7 +15,6 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from torch import Tensor
 
 from caldpo.callbacks.checkpoint import Checkpoints
 from caldpo.callbacks.reseed import Reseed
@@ -26,9 +25,12 @@ from caldpo.config.summary import SUMMARY
 from caldpo.data.datamodule import PairDataModule
 from caldpo.estimate.run import estimate
 from caldpo.estimate.shortage import is_shortage, out_of_memory
+from caldpo.exporting.card import CARD, Exported, write_card
+from caldpo.exporting.policy import export
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import is_adapted
+from caldpo.models.pinned import keep_commit
 from caldpo.models.placed import load_policy
 from caldpo.module import PreferenceModule
 from caldpo.numbers.replay import replay
@@ -99,6 +101,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     loss, data, source = parts["loss"], parts["data"], parts["model"]
     parts["trainer"].check()
     check_parts(parts)
+    keep_commit(source, run_dir, resumed=resumed)
     tokenizer = source.load_tokenizer()
     start_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
     policy_identity = parts["adapter"].identity(start_identity)
@@ -114,7 +117,8 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         }
     )
     start = find_start(run_dir, resumed=resumed, first_rank=is_first_rank())
-    report = data.prepare_pairs(tokenizer, run_dir, needs_scores=loss.needs_scores, loss_name=loss_name)
+    needs = {"needs_scores": loss.needs_scores, "needs_rejected": loss.needs_rejected}
+    report = data.prepare_pairs(tokenizer, run_dir, loss_name=loss_name, **needs)
 
     known = known_identity(config, data)
     if start.manifest is not None:  # what is known before weights load; the reference's are held against it later
@@ -186,6 +190,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         "reference": reference_identity,
         "start_difference": module.largest_start_ratio,
         "upload": sync,
+        "tracker_url": parts["logger"].url,
         "skipped_steps": module.numbers.skipped,
         "alarms": [alarm for callback in callbacks for alarm in getattr(callback, "alarms", [])],
         **begun(run_dir),
@@ -194,6 +199,9 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     }
     if trainer.is_global_zero:
         write_json(run_dir / SUMMARY, summary)
+        if settings.export:
+            done = Exported(module.global_step, is_end=True, adapter=is_adapted(policy))
+            write_card(run_dir, run_dir / "policy" / CARD, done, picture=False)
         print_end(summary, places)
     return summary
 
@@ -237,17 +245,3 @@ def known_identity(config: dict[str, Any], data: PairDataModule) -> dict[str, st
 def identity(module: PreferenceModule, known: dict[str, str]) -> dict[str, str]:
     """All that must not change between two stretches of a run."""
     return {**known, "the reference's weights": module.reference.digest()}
-
-
-def export(module: PreferenceModule, folder: Path, weights: dict[str, Tensor]) -> None:
-    """The policy as a Hugging Face folder: weights as safetensors, tokenizer and its chat template.
-
-    Of a policy with an adapter the adapter alone, in PEFT's format, which names its base.
-    """
-    module.policy.config.use_cache = True
-    transformers.utils.logging.disable_progress_bar()  # a bar a shard says nothing that a user waits for
-    # PEFT would ask the hub whether the base's embeddings were resized
-    embeddings: dict[str, Any] = {"save_embedding_layers": False} if is_adapted(module.policy) else {}
-    module.policy.save_pretrained(folder, state_dict=weights, **embeddings)
-    transformers.utils.logging.enable_progress_bar()
-    module.tokenizer.save_pretrained(folder)

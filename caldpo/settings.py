@@ -8,6 +8,8 @@ from typing import Literal
 from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
 from caldpo.config.signature import validated
 
+SuiteName = Literal["preference", "displacement", "oracle", "judge", "leaderboard"]
+
 
 @validated
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,7 @@ class RunSettings:
             folder and prints one line at the end, for many runs side by side.
         export: write the trained policy as a Hugging Face folder, ``policy/`` in the run's folder.
         objective: the final metric that a sweeper which searches gets (its ``direction`` says which way is better).
+        suites: what ``caldpo.evaluate`` measures of the run where its own command line names nothing.
         dry_run: print what the run would need instead of training, as ``caldpo.estimate`` does.
         resume: folder of a run to go on with; ``auto`` goes on where the folder of this very command holds a run that
             did not finish, and leaves alone one that did.
@@ -37,6 +40,7 @@ class RunSettings:
     console: Literal["full", "line"]
     export: bool
     objective: str
+    suites: list[SuiteName]
     dry_run: bool
     resume: str | None
     replay: str | None

@@ -27,6 +27,7 @@ GENERATION = {"": "caldpo.evaluation.settings.GenerateSettings"}
 NAMED = {
     "data=local": ["data.train=train.jsonl"],
     "data=imdb": ["model=gpt2_large"],
+    "data=imdb_sft": ["model=gpt2_large"],
     "model=random": ["model.tokenizer=folder"],
 }
 

@@ -23,7 +23,7 @@ def test_module_imports(name: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("caldpo.train", "caldpo.evaluate", "caldpo.generate", "caldpo.cli"),
+        *("caldpo.train", "caldpo.evaluate", "caldpo.generate", "caldpo.export", "caldpo.cli"),
         *(f"caldpo.{name}.__main__" for name in ("compare", "estimate", "benchmark")),
     ],
 )

@@ -12,8 +12,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+from caldpo.evaluate import main as evaluate
 from tests.command import train
+from tests.test_configs import CONF, composed
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TEMPLATE = (
@@ -72,6 +76,56 @@ def tldr(folder: Path) -> None:
     parquet(folder / "comparisons/validation/0000.parquet", [row(i) for i in range(10, 14)])
 
 
+def ultrachat(folder: Path) -> None:
+    def row(i: int) -> dict[str, Any]:
+        turns = [("user", f"w{i}"), ("assistant", "w2 w1"), ("user", "w3"), ("assistant", f"w{i} w1")]
+        messages = [{"role": role, "content": text} for role, text in turns]
+        return {"prompt": f"w{i}", "prompt_id": "0" * 64, "messages": messages}
+
+    parquet(folder / "data/train_sft-00000-of-00001.parquet", [row(i) for i in range(10)])
+    parquet(folder / "data/test_sft-00000-of-00001.parquet", [row(i) for i in range(10, 14)])
+
+
+def tldr_sft(folder: Path) -> None:
+    def row(i: int) -> dict[str, Any]:
+        return {"id": str(i), "subreddit": "tifu", "title": f"w{i}", "post": f"w{i} w3", "summary": f"w4 w{i}"}
+
+    parquet(folder / "data/train-00000-of-00001.parquet", [row(i) for i in range(10)])
+    parquet(folder / "data/test-00000-of-00001.parquet", [row(i) for i in range(10, 14)])
+
+
+def imdb(folder: Path) -> None:
+    """Reviews of thirteen words, of which the first eight are no two's alike."""
+    rows = [{"text": " ".join(f"w{(3 * i + 7 * j) % 40}" for j in range(13)), "label": i % 2} for i in range(14)]
+    parquet(folder / "plain_text/train-00000-of-00001.parquet", rows)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a small model and the rows of an experiment's data in the current folder."""
+
+    def make(architecture: str, build: Any) -> None:
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = TEMPLATE
+        tokenizer.save_pretrained("model")
+        tiny_model(architecture).save_pretrained("model")
+        build(tmp_path / "pairs")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return make
+
+
+def trained(experiment: str, *overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Summary and configuration of a run of the experiment on the stand-ins."""
+    train(f"experiment={experiment}", "model.path=model", "data.source.path=pairs", *HERE, *overrides)
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["start_difference"] == 0
+    assert summary["metrics"]["val/logps/chosen"] < 0
+    return summary, yaml.safe_load(Path("run/config.yaml").read_text())
+
+
 @pytest.mark.parametrize(
     ("experiment", "architecture", "build"),
     [
@@ -81,24 +135,93 @@ def tldr(folder: Path) -> None:
         ("tldr_pythia", "gpt_neox", tldr),
     ],
 )
-def test_recipe(
-    experiment: str, architecture: str, build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained("model")
-    tiny_model(architecture).save_pretrained("model")
-    build(tmp_path / "pairs")
-    train(f"experiment={experiment}", "model.path=model", "data.source.path=pairs", *HERE)
-    summary = json.loads(Path("run/summary.json").read_text())
-    assert summary["status"] == "finished"
-    assert summary["start_difference"] == 0
+def test_recipe(experiment: str, architecture: str, build: Any, stand_in: Any) -> None:
+    stand_in(architecture, build)
+    summary, config = trained(experiment)
     assert summary["data"]["train"]["pairs"] == 10
     assert summary["data"]["test"]["pairs"] == 4
-    assert summary["metrics"]["val/logps/chosen"] < 0
-    config = yaml.safe_load(Path("run/config.yaml").read_text())
     assert config["optim"]["lr"] == 5e-7
     assert config["model"]["gradient_checkpointing"] is True
     assert config["model"]["dtype"] == "float32"  # a step of 5e-7 is lost in bfloat16
+
+
+@pytest.mark.parametrize(
+    ("experiment", "architecture", "build", "lr"),
+    [
+        ("ultrafeedback_zephyr_sft", "mistral", ultrachat, 2e-5),
+        ("tldr_pythia_sft", "gpt_neox", tldr_sft, 5e-7),
+        ("imdb_gpt2_sft", "gpt2", imdb, 1e-5),
+    ],
+)
+def test_sft_stage_on_demonstrations(
+    experiment: str, architecture: str, build: Any, lr: float, stand_in: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One response a row; its policy is where the experiment that it comes before starts from."""
+    stand_in(architecture, build)
+    summary, config = trained(experiment, "model.tokenizer=model", "optim.lr=0.05", "data.test_fraction=0.3")
+    data = summary["data"]
+    assert data["train"]["pairs"] + data["test"]["pairs"] == 14
+    assert summary["metrics"]["val/log_ratios/chosen"] > 0  # what is imitated becomes likelier
+    assert composed([f"experiment={experiment}"]).optim.lr == lr
+    assert config["loss"]["_target_"].endswith("SFT")
+    assert Path("run/policy/config.json").is_file()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        evaluate(["run", "suite=preference"])
+    said = capsys.readouterr().err
+    assert (
+        f"compares responses, and {data['test']['pairs']} of {data['test']['pairs']} held-out rows have a single"
+        in said
+    )
+
+
+def test_demonstrations_teach_no_preference(stand_in: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    stand_in("gpt2", imdb)
+    with pytest.raises(SystemExit):
+        train("experiment=imdb_gpt2_sft", "loss=dpo", "model.path=model", "data.source.path=pairs", *HERE)
+    assert "has no rejected response, which this loss needs" in capsys.readouterr().err
+
+
+EXPERIMENTS = ("ultrafeedback_zephyr", "hh_pythia", "tldr_pythia", "imdb_gpt2")
+BETAS = {  # in the order of EXPERIMENTS; what is said to be published, as it was published
+    "dpo": (0.01, 0.1, 0.5, 0.1),
+    "cal_dpo": (1e-3, 0.1, 0.001, 0.1),
+    "ipo": (0.01, 0.1, 0.1, 0.1),
+    "cpo": (0.1, 0.1, 0.1, 0.1),
+}
+
+
+@pytest.mark.parametrize("loss", sorted(BETAS))
+def test_each_loss_has_its_own_beta_in_each_recipe(loss: str) -> None:
+    for experiment, beta in zip(EXPERIMENTS, BETAS[loss], strict=True):
+        cfg = composed([f"experiment={experiment}", f"loss={loss}"])
+        assert cfg.loss.beta == cfg.reward_beta == beta, experiment
+    assert composed([f"experiment={experiment}", f"loss={loss}", "loss.beta=0.3"]).loss.beta == 0.3
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_loss_of_a_recipe_says_where_its_settings_are_from(experiment: str) -> None:
+    swept = composed_with_hydra(experiment).hydra.sweeper.params.loss.split(",")
+    files = {path.stem.removeprefix(f"{experiment}_") for path in (CONF / "tuned").glob(f"{experiment}_*.yaml")}
+    assert files == set(swept) == {"dpo", "f_dpo", "ipo", "slic", "cpo", "cal_dpo"}
+    sources = ("# ours", "published", "Rafailov", "release", "alignment-handbook", "huggingface.co")
+    for loss in swept:
+        said = (CONF / "tuned" / f"{experiment}_{loss}.yaml").read_text()
+        assert any(source in said for source in sources), loss
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_grids_over_beta_reach_down_to_5e_5(experiment: str) -> None:
+    params = composed_with_hydra(f"{experiment}_beta").hydra.sweeper.params
+    grid = [float(beta) for beta in params["loss.beta"].split(",")]
+    assert min(grid) == 5e-5
+    assert sorted(grid) == grid
+    assert "cal_dpo" in params.loss.split(",")
+    for beta in grid:
+        assert composed([f"experiment={experiment}_beta", f"loss.beta={beta}"]).loss.beta == beta
+
+
+def composed_with_hydra(experiment: str) -> Any:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [f"experiment={experiment}"], return_hydra_config=True)

@@ -33,9 +33,9 @@ def tiny_model(architecture: str = "llama", seed: int = 0, dtype: torch.dtype = 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     if architecture == "gpt2":
         sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 32}
-    if architecture in ("gemma2", "qwen3"):
+    if architecture in ("gemma2", "gemma3_text", "qwen3"):
         sizes |= {"head_dim": 8}
-    if architecture in ("llama", "mistral", "qwen2", "qwen3", "gemma2"):
+    if architecture in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"):
         sizes |= {"num_key_value_heads": 2}
     config = AutoConfig.for_model(
         architecture, vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes

@@ -49,6 +49,8 @@ def describe(
         "memory": of,
         "of peak": "FLOPs that the mathematics needs (each token once, no padding, no recomputation, no"
         " reference) per second, over the matmul peak",
+        "estimate": "memory by caldpo.estimate, from the same overrides before anything ran; in brackets the measured"
+        " peak as a multiple of it",
         "optimiser": f"AdamW, lr {settings.lr:g} constant, no weight decay; DPO loss, beta {settings.beta:g}",
         "versions": ", ".join(f"{name} {v}" for name, v in sorted(versions.items())),
     }

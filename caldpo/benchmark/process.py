@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from caldpo.config.redacted import environment_without_secrets
 from caldpo.errors import CaldpoError
 
 LOG = "log.txt"
+ESTIMATE = "estimate.json"  # what caldpo.estimate writes into its folder
 KILLED = -9  # what the kernel does to a process when memory runs out
 _SHOWN = 12  # last lines of a log in an error
 
@@ -41,6 +43,28 @@ def run_variant(job: Job) -> None:
 def run_matmul(job: Job) -> None:
     """Measure the device's matmul peak in a process of its own."""
     _run(job, ["caldpo.benchmark.worker", "matmul", str(Path(job.output) / JOB)])
+
+
+def estimated_bytes(job: Job) -> int | None:
+    """What ``caldpo.estimate`` says of the memory of the job's variant, given the same overrides; bytes.
+
+    None for a variant of TRL, for a model whose activations cannot be followed, and where the command fails: a
+    measurement does not hang on it.
+    """
+    variant = VARIANTS[job.variant]
+    if not isinstance(variant, Ours):
+        return None
+    folder = Path(job.output)
+    folder.mkdir(parents=True)
+    with (folder / LOG).open("w", encoding="utf-8") as log:
+        command = [sys.executable, "-m", "caldpo.estimate", *train_overrides(job, variant)]
+        done = subprocess.run(
+            command, cwd=folder, env=environment(job), stdout=log, stderr=subprocess.STDOUT, check=False
+        )
+    if done.returncode:
+        return None
+    told = json.loads((folder / ESTIMATE).read_text(encoding="utf-8"))
+    return None if told["activations_unknown"] else int(told["memory_bytes"]["total"])
 
 
 def _run(job: Job, module: Sequence[str]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
+from types import MappingProxyType
 
 from caldpo.benchmark.agreement import Difference
 from caldpo.benchmark.job import Answer
@@ -42,6 +43,7 @@ class Row:
         peak_share: of the measured matmul peak, counting only what the mathematics needs.
         reference_seconds_per_pair: of computing the reference's log-probs once, apart from the steps.
         difference: from the yardstick's losses and gradient norms.
+        estimated_bytes: of memory, by ``caldpo.estimate`` before the run; None where it does not say.
     """
 
     name: str
@@ -54,6 +56,14 @@ class Row:
     peak_share: float | None
     reference_seconds_per_pair: float | None
     difference: Difference | None
+    estimated_bytes: int | None = None
+
+    @property
+    def of_estimate(self) -> float | None:
+        """Peak memory as a multiple of the estimate."""
+        if self.peak_bytes is None or not self.estimated_bytes:
+            return None
+        return self.peak_bytes / self.estimated_bytes
 
     @property
     def first_run_pairs_per_second(self) -> float | None:
@@ -70,6 +80,7 @@ def make_rows(
     differences: Mapping[str, Difference],
     work: Work,
     matmul_flops: float,
+    estimated: Mapping[str, int | None] = MappingProxyType({}),
 ) -> list[Row]:
     """One row for each of ``titles``.
 
@@ -80,12 +91,14 @@ def make_rows(
         differences: from the yardstick.
         work: of the timed steps.
         matmul_flops: operations per second that the device reaches.
+        estimated: bytes by ``caldpo.estimate``, by variant.
     """
     base = answers[yardstick] if yardstick else []
-    return [
+    rows = [
         _row(name, title, answers[name], base, differences.get(name), work, matmul_flops)
         for name, title in titles.items()
     ]
+    return [replace(row, estimated_bytes=estimated.get(row.name)) for row in rows]
 
 
 def _row(

@@ -20,7 +20,7 @@ from caldpo.benchmark.flops import ModelSize, step_flops
 from caldpo.benchmark.job import MODEL, Answer, Job
 from caldpo.benchmark.pairs import training_order
 from caldpo.benchmark.prepare import discard, prepare
-from caldpo.benchmark.process import OutOfMemoryError, run_matmul, run_variant
+from caldpo.benchmark.process import OutOfMemoryError, estimated_bytes, run_matmul, run_variant
 from caldpo.benchmark.read import read
 from caldpo.benchmark.result import Work, make_rows
 from caldpo.benchmark.settings import BenchmarkSettings
@@ -49,7 +49,7 @@ def benchmark(cfg: DictConfig) -> None:
     try:
         pairs = prepare(settings, shape, work_dir)
         work = work_of(pairs, settings, ModelSize.of(str(work_dir / MODEL), shape.lora_rank))
-        answers, matmul = measure(settings, shape, device, run_dir, work_dir)
+        answers, matmul, estimated = measure(settings, shape, device, run_dir, work_dir)
     finally:
         discard(work_dir)
     yardstick = next((n for n in settings.variants if isinstance(VARIANTS[n], Theirs) and answers[n]), None)
@@ -60,7 +60,7 @@ def benchmark(cfg: DictConfig) -> None:
         if yardstick and rounds and name != yardstick
     }
     titles: dict[str, str] = {name: VARIANTS[name].title for name in settings.variants}
-    rows = make_rows(titles, answers, yardstick, differences, work, matmul)
+    rows = make_rows(titles, answers, yardstick, differences, work, matmul, estimated)
     facts = describe(settings, shape, device, pairs, answers, matmul, rows, yardstick)
     content: dict[str, Any] = {
         "config": plain,
@@ -82,8 +82,8 @@ def benchmark(cfg: DictConfig) -> None:
 
 def measure(
     settings: BenchmarkSettings, shape: Shape, device: str, run_dir: Path, work_dir: Path
-) -> tuple[dict[str, list[Answer]], float]:
-    """Answers of all rounds by variant (none of a variant that ran out of memory), and the matmul peak."""
+) -> tuple[dict[str, list[Answer]], float, dict[str, int | None]]:
+    """Answers of all rounds by variant (none of a variant that ran out of memory), the matmul peak, and estimates."""
 
     def job(name: str, output: str) -> Job:
         return Job(
@@ -109,10 +109,15 @@ def measure(
     too_large: set[str] = set()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("matmul peak", total=1 + settings.repeats * len(settings.variants))
+        task = progress.add_task("matmul peak", total=1 + (1 + settings.repeats) * len(settings.variants))
         peak = job(settings.variants[0], "matmul")
         run_matmul(peak)
         progress.advance(task)
+        estimated: dict[str, int | None] = {}
+        for name in settings.variants:
+            progress.update(task, description=f"estimate: {VARIANTS[name].title}")
+            estimated[name] = estimated_bytes(job(name, f"{name}-estimate"))
+            progress.advance(task)
         for repeat in range(settings.repeats):
             for name in settings.variants:
                 progress.update(task, description=f"round {repeat + 1}: {VARIANTS[name].title}")
@@ -125,7 +130,7 @@ def measure(
                         too_large.add(name)
                         answers[name].clear()
                 progress.advance(task)
-    return answers, float(json.loads(peak.answer.read_text())["flops"])
+    return answers, float(json.loads(peak.answer.read_text())["flops"]), estimated
 
 
 def work_of(pairs: TokenizedPairs, settings: BenchmarkSettings, size: ModelSize) -> Work:

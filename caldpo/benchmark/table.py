@@ -12,7 +12,7 @@ from rich.text import Text
 from caldpo.benchmark.result import Row
 
 NONE = "-"
-# speed x: times the yardstick's; memory x: times less
+# speed x: times the yardstick's; memory x: times less; estimate: of the peak, and the measured peak over it
 HEADERS = (
     "variant",
     "pairs/s (range)",
@@ -21,13 +21,14 @@ HEADERS = (
     "peak MiB",
     "memory x",
     "of peak",
+    "estimate MiB (measured)",
 )
 
 
 def cells(row: Row) -> list[str]:
     """The texts of a row, in the order of ``HEADERS``."""
     if row.pairs_per_second is None or row.peak_bytes is None:
-        return [row.title, "out of memory", *[NONE] * (len(HEADERS) - 2)]
+        return [row.title, "out of memory", *[NONE] * (len(HEADERS) - 3), _estimate(row)]
     middle, lowest, highest = row.pairs_per_second
     return [
         row.title,
@@ -37,6 +38,7 @@ def cells(row: Row) -> list[str]:
         f"{row.peak_bytes / 2**20:.0f}",
         _figure(row.memory, ".2f"),
         _figure(row.peak_share, ".2f"),
+        _estimate(row),
     ]
 
 
@@ -90,6 +92,13 @@ def markdown(rows: Sequence[Row], facts: Mapping[str, str]) -> str:
 
 def _line(texts: Sequence[str]) -> str:
     return f"| {' | '.join(texts)} |"
+
+
+def _estimate(row: Row) -> str:
+    if row.estimated_bytes is None:
+        return NONE
+    measured = "" if row.of_estimate is None else f" ({row.of_estimate:.2f} of it)"
+    return f"{row.estimated_bytes / 2**20:.0f}{measured}"
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -141,6 +141,8 @@ EXTRAS = {
     ("hydra/launcher", "submitit_slurm"): "slurm",
     ("hydra/sweeper", "optuna"): "search",
     ("adapter", "lora"): "peft",
+    ("adapter", "dora"): "peft",
+    ("adapter", "qlora"): "qlora",
     ("optim", "adamw_8bit"): "bnb",
     ("optim", "adamw_paged"): "bnb",
     ("optim", "lion"): "bnb",

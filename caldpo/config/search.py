@@ -10,8 +10,10 @@ from caldpo.config.check import Problem
 from caldpo.config.logged import HELD_OUT, OF_LOSS
 
 _SWEEPER = "OptunaSweeper"
-_LARGER = ("rewards/accuracies", "rewards/chosen", "rewards/margins", "log_ratios/chosen", "logps/chosen")
-_LARGER += ("oracle/reward", "oracle/win_rate", "oracle/pearson", "oracle/spearman", "oracle/exact_reward")
+_LARGER = (
+    *("rewards/accuracies", "rewards/chosen", "rewards/margins", "log_ratios/chosen", "logps/chosen"),
+    *("oracle/reward", "oracle/win_rate", "oracle/pearson", "oracle/spearman", "oracle/exact_reward"),
+)
 _SMALLER = ("loss", "displacement", "oracle/kl", "oracle/error", "oracle/exact_kl", "oracle/kl_to_optimum")
 _SCALED = ("rewards/chosen", "rewards/rejected", "rewards/margins")  # by reward_beta, which is the loss's own
 

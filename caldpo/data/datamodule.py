@@ -111,7 +111,13 @@ class PairDataModule(ServedPairs):
         self._test_sources: list[PreferencePair] = []
 
     def prepare_pairs(
-        self, tokenizer: PreTrainedTokenizerBase, run_dir: Path, needs_scores: bool, loss_name: str
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        run_dir: Path,
+        needs_scores: bool,
+        loss_name: str,
+        *,
+        needs_rejected: bool = True,
     ) -> DataReport:
         """Load, check, split and tokenise both splits, and announce them with a preview.
 
@@ -123,6 +129,7 @@ class PairDataModule(ServedPairs):
             run_dir: the run's folder; it exists.
             needs_scores: whether the loss takes its targets from the pairs' scores.
             loss_name: for the message if there are none.
+            needs_rejected: whether it compares responses; where it does not, rows with a single one do as well.
 
         Returns:
             What became of the rows; its ``as_dict()`` goes into ``summary.json``.
@@ -136,7 +143,7 @@ class PairDataModule(ServedPairs):
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
         rejected = run_dir / REJECTED_ROWS
-        train, test, loads = self._load(rejected, write=first_rank)
+        train, test, loads = self._load(rejected, write=first_rank, demonstrations=not needs_rejected)
         if needs_scores:
             require_scores(train, loads[0].split, loss_name)
             require_scores(test, loads[-1].split, loss_name)
@@ -209,18 +216,18 @@ class PairDataModule(ServedPairs):
         return list(found.values())
 
     def _load(
-        self, rejected: Path, *, write: bool
+        self, rejected: Path, *, write: bool, demonstrations: bool
     ) -> tuple[list[PreferencePair], list[PreferencePair], list[LoadReport]]:
         """Training pairs, test pairs, and one account for each split that was read.
 
         All splits are read and the file of rejections is written before bad rows are an error, so that one
         attempt shows everything there is to mend.
         """
-        train, report = self._read("data.train", self.train)
+        train, report = self._read("data.train", self.train, demonstrations)
         test: list[PreferencePair] = []
         reports = [report]
         if self.test is not None:
-            test, report = self._read("data.test", self.test)
+            test, report = self._read("data.test", self.test, demonstrations)
             reports.append(report)
         if write:
             write_rejections(reports, rejected)
@@ -232,11 +239,15 @@ class PairDataModule(ServedPairs):
             train, test = split_by_prompt(train, self.test_fraction, self.split_seed)
         return train, test, reports
 
-    def _read(self, key: str, split: str) -> tuple[list[PreferencePair], LoadReport]:
+    def _read(self, key: str, split: str, demonstrations: bool) -> tuple[list[PreferencePair], LoadReport]:
         """Load one split; a source knows its name alone, so an error about it gets its key here."""
         try:
             return load_pairs(
-                self.source, split, on_degenerate=self.on_degenerate, on_reversed_scores=self.on_reversed_scores
+                self.source,
+                split,
+                on_degenerate=self.on_degenerate,
+                on_reversed_scores=self.on_reversed_scores,
+                demonstrations=demonstrations,
             )
         except CaldpoError as error:
             if error.key != split:

@@ -109,6 +109,7 @@ def load_pairs(
     *,
     on_degenerate: OnDegenerate = "drop",
     on_reversed_scores: OnReversedScores = "reject",
+    demonstrations: bool = False,
     console: Console | None = None,
 ) -> tuple[list[PreferencePair], LoadReport]:
     """Read a split whole and keep its usable pairs, in order; what cannot be used is in the report.
@@ -122,6 +123,8 @@ def load_pairs(
             differences in a loss are then 0, never NaN).
         on_reversed_scores: of pairs whose rejected score is the higher one: ``reject`` makes them unusable
             rows, ``swap`` exchanges the sides, ``keep`` trusts the label over the scores.
+        demonstrations: take rows that have a response to imitate and none to compare it with; otherwise they are
+            unusable rows.
         console: where the progress bar goes if that is a terminal; None is stderr.
 
     Returns:
@@ -139,6 +142,8 @@ def load_pairs(
             raise _hopeless(report)
         try:
             pair, format_name = _parse(raw)
+            if pair.demonstration and not demonstrations:
+                raise RowError("has no rejected response, which this loss needs")
             pair, swapped = _agree_with_scores(pair, on_reversed_scores)
         except RowError as error:
             kind: Kind = "line" if raw.value is None else error.kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,16 @@ def _leave_signals_to_the_run(worker: int) -> None:
     """A signal to the whole process group asks the run to save itself, for which it needs its workers."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(loader: DataLoader[PairBatch]) -> None:
+    """At the exit of the process Python would wait for them for ever: they ignore SIGTERM."""
+    iterator: Any = loader._iterator  # kept where workers persist; a DataLoader has no way to close it
+    if iterator is not None:
+        iterator._shutdown_workers()  # as Lightning ends those of a DataLoader; does nothing once Python shuts down
+        for worker in iterator._workers:
+            worker.kill()
+        loader._iterator = None
 
 
 class PairLoader:
@@ -63,6 +74,8 @@ class PairLoader:
             worker_init_fn=_leave_signals_to_the_run,
         )
 
+        weakref.finalize(self, _end_workers, self._loader)  # at the latest when the process ends
+
     def __len__(self) -> int:
         """Batches of a whole epoch."""
         return len(self.sampler)
@@ -79,11 +92,8 @@ class PairLoader:
             self.sampler.start = 0
 
     def close(self) -> None:
-        """Let the workers end. At the exit of the process Python would wait for them for ever: they ignore SIGTERM."""
-        iterator = self._loader._iterator  # kept by the DataLoader where its workers persist; it has no way to close it
-        if iterator is not None:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]  # as Lightning ends those of a DataLoader
-            self._loader._iterator = None
+        """Let the workers end, whose batches are no longer needed."""
+        _end_workers(self._loader)
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch and the number of batches handed out in it."""

@@ -18,7 +18,8 @@ class PreferencePair:
     """A prompt with a preferred and a dispreferred response.
 
     ``prompt`` is a conversation (to be rendered by a chat template) or plain text (taken as it is).
-    Scores are ground-truth rewards in the data's own unit; both or neither are given.
+    Scores are ground-truth rewards in the data's own unit; both or neither are given. A demonstration has no
+    dispreferred response: ``rejected`` is empty, and is tokenised as an EOS alone.
     """
 
     prompt: str | tuple[Message, ...]
@@ -27,6 +28,7 @@ class PreferencePair:
     score_chosen: float | None = None
     score_rejected: float | None = None
     origin: str = ""  # file:line or dataset row, for messages
+    demonstration: bool = False  # a response to imitate, with none to compare it with
 
     @property
     def has_scores(self) -> bool:

@@ -89,10 +89,16 @@ def render_pair(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> Ren
     with _bounded():
         prompt = _apply(tokenizer, pair.prompt, generate=True)
         after_chosen, after_rejected = (
-            _continuation(prompt, _apply(tokenizer, (*pair.prompt, reply), generate=False))
-            for reply in (Message(role="assistant", content=text) for text in (chosen, rejected))
+            _continuation(prompt, _apply(tokenizer, _answered(pair.prompt, text), generate=False))
+            if text is not None
+            else ""
+            for text in (chosen, None if pair.demonstration else rejected)
         )
     return RenderedPair(prompt, after_chosen, after_rejected, templated=True, eos_stripped=stripped)
+
+
+def _answered(prompt: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    return (*prompt, Message(role="assistant", content=text))
 
 
 def render_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> str:

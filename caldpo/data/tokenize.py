@@ -277,6 +277,8 @@ class _Worker:
         return TokenizedPair(cut_prompt, chosen, rejected, *scores, len(self.kept), pair.origin)
 
     def _response(self, texts: RenderedPair, prompt: list[int], joint: list[int], text: str) -> list[int]:
+        if not text:  # a demonstration's missing response
+            return [self.tokenizer.eos_token_id]
         if joint[: len(prompt)] == prompt:
             ids = joint[len(prompt) :]
         else:

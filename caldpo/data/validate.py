@@ -15,12 +15,13 @@ def check_pair(pair: PreferencePair) -> None:
     A NUL character is kept: it is legal text.
 
     Raises:
-        RowError: a blank prompt or response, or text that is not Unicode (half of a surrogate pair).
+        RowError: a blank prompt or response (but the one that a demonstration does not have), or text that is not
+            Unicode (half of a surrogate pair).
     """
     if not isinstance(pair.prompt, tuple) and not pair.prompt.strip():
         raise RowError("the prompt has no text")
     for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        if not response.strip():
+        if not response.strip() and not (pair.demonstration and side == "rejected"):
             raise RowError(f"the {side} response has no text")
     for value in _texts(pair):
         try:

@@ -13,7 +13,13 @@ def main(cfg: DictConfig) -> None:
     """Print the estimate of the run that ``cfg`` describes, and write it to ``estimate.json``."""
     from caldpo.estimate.run import estimate  # torch and transformers load only for a configuration known to be good
 
-    estimate(cfg, sample_pairs=cfg.sample_pairs, memory_gib=cfg.memory_gib)
+    estimate(
+        cfg,
+        sample_pairs=cfg.sample_pairs,
+        memory_gib=cfg.memory_gib,
+        device_tflops=cfg.device_tflops,
+        utilisation=cfg.utilisation,
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from caldpo.data.collate import Layout
+from caldpo.estimate.flops import ModelCost, UncountedError
 from caldpo.estimate.memory import (
     WEIGHT_DTYPES,
     StepMemory,
@@ -22,6 +23,7 @@ from caldpo.estimate.memory import (
     without_content,
 )
 from caldpo.estimate.optimizer import optimizer_memory
+from caldpo.estimate.sharding import Division, Groups, gathered
 from caldpo.logprobs.attention import use_packed_attention
 from caldpo.models.adapter import base_model
 from caldpo.models.base import floating_dtype
@@ -43,6 +45,10 @@ class Needs:
         reference: how the reference is kept.
         parts: bytes by part, in the order in which they are shown; they add up to the peak.
         unknown: why activations could not be followed; empty where they could.
+        host: bytes of one process in main memory, where parts are kept there.
+        cost, reference_cost: of the policy and the reference, in operations at a token; None where that is not known.
+        uncounted: why not.
+        vocabulary: tokens that the policy knows.
     """
 
     parameters: int
@@ -51,6 +57,11 @@ class Needs:
     reference: str
     parts: dict[str, int]
     unknown: str = ""
+    host: int = 0
+    cost: ModelCost | None = None
+    reference_cost: ModelCost | None = None
+    uncounted: str = ""
+    vocabulary: int = 0
 
     @property
     def total(self) -> int:
@@ -60,6 +71,7 @@ class Needs:
 
 # Names of the parts
 WEIGHTS, GRADIENTS, OPTIMIZER, REFERENCE = "policy: weights", "gradients", "optimiser state", "reference: weights"
+GATHERED = "gathered layers, embedding and head"
 BUCKETS, CASTS, ACTIVATIONS = "gradient buckets (DDP)", "weights cast to another dtype", "activations kept for backward"
 HEAD, WORKING = "log-probs: logits, gradient of the head", "working buffers"
 UPDATE, EVALUATION = "more during the optimiser's update", "more during evaluation"
@@ -100,7 +112,10 @@ def memory_needs(
         if layout == "packed":
             for model in filter(None, (policy, reference)):
                 use_packed_attention(base_model(model))
-        gradients = sum(p.nbytes for p in trained)
+        weights, gradients = bytes_of([*policy.parameters(), *policy.buffers()]), sum(p.nbytes for p in trained)
+        groups = Groups.of(policy)
+        division = Division.of(trainer.strategy, trainer.world_size, cpu_offload=trainer.cpu_offload)
+        cost, reference_cost, uncounted = costs(policy, reference, spec)
         optimizer = optimizer_memory(parts["optim"], trained, device, scaled=trainer.precision == "16-mixed")
         asked = {"adapter": policy, "resident": reference}.get(way) if loss.needs_reference else None
         step, evaluated, unknown = StepMemory(0, 0, 0, 0), 0, ""
@@ -116,19 +131,25 @@ def memory_needs(
             evaluated = evaluation_step(policy, without_content(evaluation, mode), trainer.precision)
         except Unknowable as error:
             unknown = f"{type(policy).__name__} looks into its tensors ({type(error).__name__})"
+        second = bytes_of([*reference.parameters(), *reference.buffers()]) if reference is not None else 0
+        temporary = division.part_anywhere("optimizer", optimizer.temporary)
+        if "optimizer" in division.offload:  # updated where its states are
+            temporary = 0
         found = {
-            WEIGHTS: bytes_of([*policy.parameters(), *policy.buffers()]),
-            GRADIENTS: gradients,
-            OPTIMIZER: optimizer.state,
-            REFERENCE: bytes_of([*reference.parameters(), *reference.buffers()]) if reference is not None else 0,
-            BUCKETS: gradients if trainer.devices * trainer.num_nodes > 1 else 0,
+            WEIGHTS: division.part("weights", weights),
+            GRADIENTS: division.part("gradients", gradients),
+            OPTIMIZER: division.part("optimizer", optimizer.state),
+            REFERENCE: division.part("weights", second),
+            GATHERED: gathered(groups, division),
+            BUCKETS: gradients if division.copies else 0,
             CASTS: step.casts,
             ACTIVATIONS: step.activations,
             HEAD: step.head,
             WORKING: step.working,
-            UPDATE: max(0, optimizer.temporary - step.total),
-            EVALUATION: max(0, evaluated - max(step.total, optimizer.temporary)),
+            UPDATE: max(0, temporary - step.total),
+            EVALUATION: max(0, evaluated - max(step.total, temporary)),
         }
+        whole = {"weights": weights + second, "gradients": gradients, "optimizer": optimizer.state}
         return Needs(
             parameters=sum(p.numel() for p in policy.parameters()),
             trainable=sum(p.numel() for p in trained),
@@ -136,7 +157,27 @@ def memory_needs(
             reference=way,
             parts=found,
             unknown=unknown,
+            host=sum(division.part_anywhere(name, whole[name]) for name in division.offload),
+            cost=cost,
+            reference_cost=reference_cost,
+            uncounted=uncounted,
+            vocabulary=policy.config.get_text_config().vocab_size,
         )
+
+
+def costs(
+    policy: PreTrainedModel, reference: PreTrainedModel | None, spec: Any
+) -> tuple[ModelCost | None, ModelCost | None, str]:
+    """Operations at a token of policy and reference, and why they are not known where they are not."""
+    try:
+        cost = ModelCost.of(policy)
+        if reference is None and getattr(spec, "path", None) is not None:
+            reference = causal_lm_skeleton(spec.path, key="reference.path")
+        if reference is not None:
+            return cost, ModelCost.of(reference), ""
+    except UncountedError as error:
+        return None, None, str(error)
+    return cost, cost.without_adapters(), ""  # the policy's own start
 
 
 def way_of_reference(spec: Any, policy: PreTrainedModel, needed: bool, pairs: int, seen: int) -> Way:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -30,6 +31,8 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
         if size:
             table.add_row(name, f"{size / GIB:,.3f}", f"{size / needs.total:.0%}")
     console.print(table)
+    if needs.host:
+        console.print(Text(f"and of each process in main memory: {needs.host / GIB:,.2f} GiB"))
     if needs.unknown:
         console.print(Text(f"activations are not known: {needs.unknown}"))
     there = "not known" if has.bytes is None else f"{has.bytes / GIB:,.2f} GiB"
@@ -79,7 +82,29 @@ def as_dict(estimate: Estimate) -> dict[str, Any]:
         "fits": estimate.verdict.fits,
         "verdict": estimate.verdict.text,
         "advice": list(estimate.verdict.advice),
+        "host_bytes": needs.host,
+        "flops": None if estimate.flops is None else asdict(estimate.flops) | {"total": estimate.flops.total},
+        "flops_unknown": needs.uncounted or None,
+        "assumed": None if estimate.hours is None else asdict(estimate.hours),
     }
+
+
+def _cost(estimate: Estimate) -> list[tuple[str, str]]:
+    """Operations, and hours where they are to be said."""
+    flops, hours = estimate.flops, estimate.hours
+    if flops is None:
+        return [("FLOPs", f"not known: {estimate.needs.uncounted}")]
+    parts = ", ".join(
+        f"{name} {value / flops.total:.0%}" for name, value in asdict(flops).items() if value >= 0.005 * flops.total
+    )
+    lines = [("FLOPs", f"~{flops.total:.3g} ({parts})")]
+    if hours is not None:
+        told = f"~{hours.device:,.3g} GPU-hours" + (
+            f", {hours.wall:,.3g} h by the clock" if hours.wall < hours.device else ""
+        )
+        assumed = f"ASSUMING {hours.utilisation:.0%} of {hours.tflops:g} TFLOP/s; not measured"
+        lines.append(("time", f"{told}, {assumed}"))
+    return lines
 
 
 def _facts(estimate: Estimate) -> list[tuple[str, str]]:
@@ -105,4 +130,5 @@ def _facts(estimate: Estimate) -> list[tuple[str, str]]:
         ),
         ("largest micro-batch", f"{about}{s.largest_tokens:,} tokens, {len(s.largest)} pairs"),
         ("truncated", cut),
+        *_cost(estimate),
     ]

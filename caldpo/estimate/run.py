@@ -16,12 +16,13 @@ from caldpo.data.collate import Layout, collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.estimate.device import Capacity, capacity
+from caldpo.estimate.flops import Flops, Hours, Work, logits_again, run_flops, work_of
 from caldpo.estimate.memory import fake_tensors
 from caldpo.estimate.needs import Needs, memory_needs
 from caldpo.estimate.report import as_dict, print_estimate, print_verdict
 from caldpo.estimate.sample import Sample, take_sample
 from caldpo.estimate.schedule import Schedule, schedule_of, whole_split
-from caldpo.estimate.settings import SAMPLE_PAIRS
+from caldpo.estimate.settings import SAMPLE_PAIRS, UTILISATION
 from caldpo.estimate.verdict import Verdict, judge
 from caldpo.logprobs.layout import why_not_packed
 from caldpo.parts import build_parts, check_parts
@@ -42,6 +43,8 @@ class Estimate:
         capacity: what a device has.
         verdict: whether it fits.
         layout: of the batches.
+        flops: operations of the whole run; None where they are not known.
+        hours: what they would take, if it is to be said.
     """
 
     policy: str
@@ -51,9 +54,17 @@ class Estimate:
     capacity: Capacity
     verdict: Verdict
     layout: Layout
+    flops: Flops | None
+    hours: Hours | None
 
 
-def estimate(cfg: DictConfig, sample_pairs: int = SAMPLE_PAIRS, memory_gib: float | None = None) -> Estimate:
+def estimate(
+    cfg: DictConfig,
+    sample_pairs: int = SAMPLE_PAIRS,
+    memory_gib: float | None = None,
+    device_tflops: float | None = None,
+    utilisation: float = UTILISATION,
+) -> Estimate:
     """Print what the run that ``cfg`` describes would need, and write it to ``estimate.json`` in the run's folder.
 
     No weights are loaded. What would be printed about the data goes to ``output.txt``.
@@ -62,6 +73,8 @@ def estimate(cfg: DictConfig, sample_pairs: int = SAMPLE_PAIRS, memory_gib: floa
         cfg: the configuration of a training run.
         sample_pairs: pairs of each split to tokenise.
         memory_gib: memory of a device to compare with; None takes what is free here.
+        device_tflops: peak of a device, for hours; None says none.
+        utilisation: share of the peak that is assumed.
 
     Raises:
         CaldpoError: what a run would raise about its configuration and data, but for a missing GPU.
@@ -80,11 +93,16 @@ def estimate(cfg: DictConfig, sample_pairs: int = SAMPLE_PAIRS, memory_gib: floa
             pairs=sample_pairs,
             needs_scores=parts["loss"].needs_scores,
             loss_name=str(hydra.runtime.choices["loss"]),
+            needs_rejected=parts["loss"].needs_rejected,
         )
     sketch = needs_of(cfg, parts, sample.train_pairs, memory_gib)
+    flops = flops_of(sketch, parts, sample.test_pairs, cfg.kept_logits_mib)
+    hours = None
+    if flops is not None and device_tflops is not None:
+        hours = Hours.of(flops.total, device_tflops, utilisation, parts["trainer"].world_size)
     schedule, needs, has = sketch.schedule, sketch.needs, sketch.capacity
     policy, verdict = parts["adapter"].identity(source.identity()), judge(needs, has, parts, len(schedule.largest))
-    found = Estimate(policy, sample, schedule, needs, has, verdict, sketch.layout)
+    found = Estimate(policy, sample, schedule, needs, has, verdict, sketch.layout, flops, hours)
     write_json(run_dir / FILE, as_dict(found))
     if cfg.console == "full":
         print_estimate(found, Console())
@@ -130,6 +148,54 @@ def needs_of(cfg: DictConfig, parts: dict[str, Any], pairs: int, memory_gib: flo
         kept_logits_mib=cfg.kept_logits_mib,
     )
     return Sketch(schedule, needs, has, layout)
+
+
+def flops_of(sketch: Sketch, parts: dict[str, Any], test_pairs: int, kept_logits_mib: int) -> Flops | None:
+    """Operations of a run, its evaluations and its reference's passes included; None where they are not known.
+
+    Args:
+        sketch: of the run.
+        parts: its sections as objects; the data is prepared.
+        test_pairs: of the whole test split.
+        kept_logits_mib: of the log-prob engine.
+    """
+    schedule, needs, data = sketch.schedule, sketch.needs, parts["data"]
+    if needs.cost is None or needs.reference_cost is None:
+        return None
+    lengths = data.train_pairs.lengths()
+    epoch = Work(
+        schedule.computed_tokens,
+        schedule.response_tokens,
+        schedule.attended,
+        schedule.response_tokens * logits_again(lengths, needs.vocabulary, kept_logits_mib),
+    )
+    trained, evaluated = epoch * schedule.epochs, evaluation_work(data, sketch.layout, test_pairs)
+    evaluations = evaluations_of(schedule.steps, parts["trainer"].val_every)
+    asked = bool(parts["loss"].needs_reference)
+    if needs.reference == "cached":  # once for each pair
+        reference_work = evaluated + epoch * (min(1.0, schedule.epochs) * asked)
+    else:
+        reference_work = evaluated * evaluations + trained * asked
+    return run_flops(
+        needs.cost,
+        trained,
+        evaluated=evaluated,
+        evaluations=evaluations,
+        reference=needs.reference_cost,
+        reference_work=reference_work,
+    )
+
+
+def evaluation_work(data: Any, layout: Layout, test_pairs: int) -> Work:
+    """What the model runs over in one evaluation, batch by batch in the split's own order."""
+    lengths, size = data.test_pairs.lengths(), data.eval_pairs_per_batch
+    batches = [work_of(lengths[at : at + size], layout) for at in range(0, len(lengths), size)]
+    return sum(batches[1:], batches[0]) * (test_pairs / len(lengths))
+
+
+def evaluations_of(steps: int, val_every: int | None) -> int:
+    """Evaluations of a run: before its first step, every so many steps, and after its last."""
+    return 1 + (-(-steps // val_every) if val_every else 1)
 
 
 def layout_of(cfg: DictConfig, parts: dict[str, Any], max_length: int) -> Layout:

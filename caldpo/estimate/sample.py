@@ -50,6 +50,7 @@ def take_sample(
     pairs: int,
     needs_scores: bool,
     loss_name: str,
+    needs_rejected: bool = True,
 ) -> Sample:
     """Read and check the data as a run does, and tokenise ``pairs`` pairs of each split, drawn at random.
 
@@ -62,7 +63,9 @@ def take_sample(
     _refuse_generation(data)
     asked = {"train": data.max_train_pairs, "test": data.max_test_pairs}
     data.max_train_pairs, data.max_test_pairs = (min(pairs, most or pairs) for most in asked.values())
-    report = data.prepare_pairs(tokenizer, run_dir, needs_scores=needs_scores, loss_name=loss_name)
+    report = data.prepare_pairs(
+        tokenizer, run_dir, needs_scores=needs_scores, loss_name=loss_name, needs_rejected=needs_rejected
+    )
     return Sample(
         report,
         train_pairs=_whole(report.train, data.max_train_pairs, asked["train"]),

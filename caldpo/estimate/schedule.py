@@ -8,6 +8,7 @@ import numpy as np
 
 from caldpo.data.collate import Layout
 from caldpo.data.steps import StepPlan
+from caldpo.estimate.flops import work_of
 
 _MOST_PAIRS = 1_000_000  # looked at in search of the largest micro-batch: some epochs of a usual data set
 
@@ -23,6 +24,7 @@ class Schedule:
         prompt_tokens: with each prompt counted once a pair.
         response_tokens: chosen and rejected.
         computed_tokens: positions that the model runs over: prompts as often as the layout repeats them, padding.
+        attended: couples of a query and a key that attention computes, in one layer and head.
         largest: places in the sample of the pairs that make up the largest micro-batch.
         largest_tokens: computed tokens of that.
         exact: the sample is the whole split.
@@ -36,6 +38,7 @@ class Schedule:
     prompt_tokens: int
     response_tokens: int
     computed_tokens: int
+    attended: int
     largest: tuple[int, ...]
     largest_tokens: int
     exact: bool
@@ -60,7 +63,7 @@ def schedule_of(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_st
         exact_steps: the number of steps is known, though the number of pairs may not be.
     """
     computed = packed_tokens if layout == "packed" else padded_tokens
-    per_epoch = np.zeros(3, dtype=np.int64)  # prompt, response, computed
+    per_epoch = np.zeros(4, dtype=np.int64)  # prompt, response, computed, attended
     largest: tuple[int, ...] = ()
     most = 0
     samplers = [plan.sampler(rank) for rank in range(plan.world_size)]
@@ -75,7 +78,7 @@ def schedule_of(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_st
                     largest, most = tuple(places), size
                 if epoch == 0:
                     real = of_batch[np.array(batch.weights) > 0]
-                    per_epoch += (real[:, 0].sum(), real[:, 1:].sum(), size)
+                    per_epoch += (real[:, 0].sum(), real[:, 1:].sum(), size, int(work_of(of_batch, layout).attended))
     exact = plan.pairs == len(lengths)
     return Schedule(
         pairs=plan.pairs,
@@ -85,6 +88,7 @@ def schedule_of(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_st
         prompt_tokens=int(per_epoch[0]),
         response_tokens=int(per_epoch[1]),
         computed_tokens=int(per_epoch[2]),
+        attended=int(per_epoch[3]),
         largest=largest,
         largest_tokens=most,
         exact=exact,

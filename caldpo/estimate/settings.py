@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from caldpo.config.bounds import Positive, PositiveInt
+from caldpo.config.bounds import Positive, PositiveInt, Share
 from caldpo.config.signature import validated
 from caldpo.settings import RunSettings
 
 SAMPLE_PAIRS = 1000
+UTILISATION = 0.4  # an assumption: what well-tuned training of such models reports, between 0.3 and 0.5
 
 
 @validated
@@ -21,8 +22,12 @@ class EstimateSettings(RunSettings):
         dry_run: always true here, as an estimate trains nothing.
         sample_pairs: pairs of each split that are tokenised; with fewer pairs all are, and figures are exact.
         memory_gib: memory of one device to compare with, GiB; None takes what is free on this machine.
+        device_tflops: peak of one device in the run's precision, 1e12 operations a second; None states no hours.
+        utilisation: share of that peak that training is assumed to reach.
     """
 
     dry_run: Literal[True] = True
     sample_pairs: PositiveInt = SAMPLE_PAIRS
     memory_gib: Positive | None = None
+    device_tflops: Positive | None = None
+    utilisation: Share = UTILISATION

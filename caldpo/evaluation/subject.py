@@ -294,7 +294,7 @@ class Subject:
             return tokenizer, None
         told_before = self.target.run is not None and self.target.own_data  # and rows left out are listed in the run
         with contextlib.redirect_stdout(io.StringIO()) if told_before else contextlib.nullcontext():
-            data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none")
+            data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none", needs_rejected=False)
         if told_before:
             (self.folder / REJECTED_ROWS).unlink()
         return tokenizer, data

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from caldpo.errors import CaldpoError
+
 if TYPE_CHECKING:
     from caldpo.evaluation.result import Result
     from caldpo.evaluation.subject import Subject
@@ -34,6 +36,21 @@ class Suite:
         Raises:
             CaldpoError: it lacks what the suite needs.
         """
+
+    def require_rejected(self, subject: Subject) -> None:
+        """Look whether the held-out rows have two responses each.
+
+        Raises:
+            CaldpoError: some have a response to imitate and none to compare it with.
+        """
+        alone = sum(pair.demonstration for pair in subject.texts)
+        if alone:
+            raise CaldpoError(
+                f"compares responses, and {alone:,} of {len(subject.texts):,} held-out rows have a single one",
+                key="suite",
+                value=self.name,
+                remedy="name pairs to look at with data=..., or choose suite=oracle or suite=leaderboard",
+            )
 
     def run(self, subject: Subject) -> Result:
         """Evaluate."""

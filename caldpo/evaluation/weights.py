@@ -15,7 +15,6 @@ from caldpo.checkpoints.manifest import MANIFEST, DamagedCheckpointError, verify
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.target import Target
 from caldpo.models.adapter import AdapterSource
-from caldpo.models.adapter_folder import load_adapter
 from caldpo.models.base import ModelSource
 from caldpo.models.published import require_safe
 
@@ -39,7 +38,7 @@ class Weights:
         """Name, size and time of the files: others mean other weights."""
         if self.path is None:
             return []
-        files = sorted(self.path.glob("*.safetensors"))
+        files = sorted(self.path.rglob("*.safetensors"))  # those of divided weights lie in a folder of their own
         return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
@@ -88,7 +87,7 @@ def _load(weights: Weights, source: ModelSource, adapter: AdapterSource, target:
         return source.load_policy()
     if not (weights.path / MANIFEST).is_file():
         if (weights.path / "adapter_config.json").is_file():
-            return load_adapter(source.load_policy(), weights.path)
+            return adapter.restore(source.load_policy(), weights.path)
         trusted = bool(target.of_run("model.trust_remote_code", False))
         require_safe(str(weights.path), key="policy", trusted=trusted)
         return AutoModelForCausalLM.from_pretrained(

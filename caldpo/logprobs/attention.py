@@ -31,7 +31,8 @@ _FOREIGN = ("s_aux", "position_bias", "head_mask", "cache")  # what other attent
 
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Let a model's attention understand ``spans``; everything else it does as before."""
-    eager = model.config._attn_implementation in ("eager", EAGER)
+    # a model without SDPA has scores that it cannot compute (soft-capped ones), in rows that are not packed
+    eager = model.config._attn_implementation in ("eager", EAGER) or not model._supports_sdpa
     model.set_attn_implementation(EAGER if eager else SDPA)
 
 

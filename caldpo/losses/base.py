@@ -17,6 +17,7 @@ class PreferenceLoss(nn.Module, ABC):
     """
 
     needs_reference: bool = True  # whether the training loss reads the reference's log-probs
+    needs_rejected: bool = True  # whether it reads the rejected responses' log-probs
     needs_scores: bool = False  # whether it reads ground-truth rewards of the pairs
 
     @property

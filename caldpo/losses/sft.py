@@ -16,6 +16,7 @@ class SFT(PreferenceLoss):
     """Maximum likelihood on the chosen responses."""
 
     needs_reference = False
+    needs_rejected = False
 
     @validated
     def __init__(self) -> None:

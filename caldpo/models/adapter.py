@@ -1,6 +1,7 @@
 """Adapters of the policy by PEFT (the extra ``peft``): a few trainable weights on a frozen base.
 
 LoRA, Hu et al. 2021: ``W x + (alpha / rank) B A x``, where B starts at 0, so that the policy starts as its base.
+DoRA, Liu et al. 2024, trains lengths and directions of the matrices' rows apart.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +22,9 @@ from caldpo.config.bounds import NonNegativeInt, PositiveInt, Rate
 from caldpo.config.explain import install
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
+from caldpo.models.adapter_folder import REFERENCE, load_adapter
+from caldpo.models.adapter_start import MergedStart, check_start, named
+from caldpo.models.base import ModelSource
 
 
 class AdapterSource(Protocol):
@@ -37,8 +42,16 @@ class AdapterSource(Protocol):
         """
         ...
 
+    def base(self, source: ModelSource) -> ModelSource:
+        """Where the model under the adapter comes from, given where its weights do; nothing is loaded yet."""
+        ...
+
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
-        """The policy with the adapter in place."""
+        """The policy with the adapter in place; ``policy`` is of :meth:`base`."""
+        ...
+
+    def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        """The policy with an adapter that was saved in ``folder``; ``policy`` is of :meth:`base`."""
         ...
 
 
@@ -55,8 +68,14 @@ class NoAdapter:
     def check(self) -> None:
         """Nothing to look for."""
 
+    def base(self, source: ModelSource) -> ModelSource:
+        return source
+
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
         return policy
+
+    def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        return load_adapter(policy, folder)
 
 
 class Lora:
@@ -68,7 +87,13 @@ class Lora:
         dropout: on the input of the update while training; noise in the policy's log-probs.
         target_modules: ``all-linear`` (all but the output head), or the last parts of the layers' names.
         seed: of the initial weights; runs with other training seeds start from the same adapter.
+        start: folder of an adapter that was trained on this base before; None: there is none.
+        start_as: ``merged``: the earlier adapter is added to the base's weights, and a new one begins at 0 on them.
+            ``reference``: the policy goes on with a copy of it, and it stays, frozen, as the reference's adapter; rank
+            and alpha then have to be its own, and its layers are taken.
     """
+
+    kind, option, decomposed = "LoRA", "lora", False
 
     @validated
     def __init__(
@@ -78,31 +103,52 @@ class Lora:
         dropout: Rate = 0.0,
         target_modules: str | list[str] = "all-linear",
         seed: NonNegativeInt = 0,
+        start: str | None = None,
+        start_as: Literal["merged", "reference"] = "merged",
     ) -> None:
         self.rank, self.alpha, self.dropout, self.seed = rank, alpha, dropout, seed
-        self.target_modules = target_modules
+        self.target_modules, self.start, self.start_as = target_modules, start, start_as
 
     def identity(self, policy: str) -> str:
         where = self.target_modules if isinstance(self.target_modules, str) else ", ".join(self.target_modules)
-        return f"LoRA (rank {self.rank}, alpha {self.alpha}, {where}, seed {self.seed}) on {policy}"
+        if self._goes_on:
+            return (
+                f"{self.kind} (rank {self.rank}, alpha {self.alpha}) going on from {named(str(self.start))} on {policy}"
+            )
+        return f"{self.kind} (rank {self.rank}, alpha {self.alpha}, {where}, seed {self.seed}) on {policy}"
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.start is not None and self.start_as == "reference"
 
     def check(self) -> None:
-        """Look whether PEFT is installed.
+        """Look whether PEFT is installed, and the earlier adapter there.
 
         Raises:
             CaldpoError: it is not.
         """
         if importlib.util.find_spec("peft") is None:
-            raise CaldpoError("not installed", key="adapter", value="lora", remedy=install("adapter", "lora"))
+            remedy = install("adapter", self.option)
+            raise CaldpoError("not installed", key="adapter", value=self.option, remedy=remedy)
+        if self.start is not None:
+            check_start(self.start)
+
+    def base(self, source: ModelSource) -> ModelSource:
+        """The source itself, or with the earlier adapter merged into its weights."""
+        return source if self.start is None or self._goes_on else MergedStart(source, self.start)
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
         """The policy as PEFT's model around its base, whose weights no longer take gradients.
 
         Raises:
-            CaldpoError: PEFT is not installed, or the policy has no such layers.
+            CaldpoError: PEFT is not installed, the policy has no such layers, or the earlier adapter is another.
         """
         self.check()
         from peft import LoraConfig, get_peft_model
+
+        _let_inputs_take_gradients(policy)
+        if self._goes_on:
+            return self._with_reference(policy, Path(str(self.start)))
 
         config = LoraConfig(
             r=self.rank,
@@ -110,10 +156,8 @@ class Lora:
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
             task_type="CAUSAL_LM",
+            use_dora=self.decomposed,
         )
-        if any(getattr(module, "gradient_checkpointing", False) for module in policy.modules()):
-            # where checkpointing is reentrant, a segment whose inputs take no gradient gives its weights none
-            policy.enable_input_require_grads()
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "fan_in_fan_out")  # GPT-2 keeps its matrices transposed; PEFT sees to it
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # PEFT asks by a name of transformers 4
@@ -132,6 +176,37 @@ class Lora:
                 ) from error
         return adapted.train(policy.training)  # the new modules, too
 
+    def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        """The policy under the adapter in ``folder``, with its reference's where that has one.
+
+        Raises:
+            CaldpoError: the folder holds no adapter that is trained here, or one of another base.
+        """
+        return self._with_reference(policy, folder) if self._goes_on else load_adapter(policy, folder)
+
+    def _with_reference(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        """A trained copy of the adapter in ``folder``, and the earlier one frozen beside it."""
+        expected = {"r": self.rank, "lora_alpha": self.alpha, "use_dora": self.decomposed}
+        return load_adapter(
+            policy, folder, trained=True, dropout=self.dropout, expected=expected, reference=Path(str(self.start))
+        ).train(policy.training)
+
+
+class Dora(Lora):
+    """``adapter=dora``: the updated matrix is normalised by row, and the rows' lengths are weights of their own.
+
+    DoRA, Liu et al. 2024: ``m * V / |V|`` with ``V = W + (alpha / rank) B A``, where ``m`` starts as ``|W|``. The
+    arguments are :class:`Lora`'s.
+    """
+
+    kind, option, decomposed = "DoRA", "dora", True
+
+
+def _let_inputs_take_gradients(policy: PreTrainedModel) -> None:
+    if any(getattr(module, "gradient_checkpointing", False) for module in policy.modules()):
+        # where checkpointing is reentrant, a segment whose inputs take no gradient gives its weights none
+        policy.enable_input_require_grads()
+
 
 def is_adapted(policy: PreTrainedModel) -> bool:
     """Whether an adapter lies on the policy that can be switched off."""
@@ -140,9 +215,21 @@ def is_adapted(policy: PreTrainedModel) -> bool:
 
 @contextmanager
 def adapter_off(policy: Any) -> Iterator[PreTrainedModel]:
-    """The policy without its adapter, which comes back at the end of the context."""
-    with policy.disable_adapter():
+    """The policy without its adapter (under the reference's, where there is one); it comes back at the end."""
+    if not _has_reference(policy):
+        with policy.disable_adapter():
+            yield policy
+        return
+    active = policy.active_adapter
+    policy.set_adapter(REFERENCE, inference_mode=True)
+    try:
         yield policy
+    finally:
+        policy.set_adapter(active)
+
+
+def _has_reference(policy: Any) -> bool:
+    return REFERENCE in policy.peft_config
 
 
 def base_model(policy: Any) -> PreTrainedModel:
@@ -151,15 +238,26 @@ def base_model(policy: Any) -> PreTrainedModel:
 
 
 def base_copy(policy: Any) -> PreTrainedModel:
-    """A copy of the policy without its adapter."""
-    return copy.deepcopy(policy).unload() if is_adapted(policy) else copy.deepcopy(policy)
+    """A copy of the policy without its adapter, or under the reference's, where there is one."""
+    copied = copy.deepcopy(policy)
+    if not is_adapted(policy):
+        return copied
+    if not _has_reference(policy):
+        return copied.unload()
+    copied.set_adapter(REFERENCE, inference_mode=True)
+    for name in set(copied.peft_config) - {REFERENCE}:
+        copied.delete_adapter(name)
+    return copied
 
 
 def base_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of the weights without the adapter, the same as if it had never been put there."""
+    """Names and values of the weights without the adapter, the same as if it had never been put there.
+
+    Those of the reference's adapter are among them, where there is one.
+    """
     adapted = is_adapted(policy)
     for name, value in base_model(policy).state_dict().items():
         if not adapted:
             yield name, value
-        elif ".lora_" not in name:
+        elif ".lora_" not in name or f".{REFERENCE}." in name or name.endswith(f".{REFERENCE}"):
             yield name.replace(".base_layer.", "."), value

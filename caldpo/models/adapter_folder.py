@@ -1,4 +1,4 @@
-"""A saved adapter on its base: the LoRA that this project trains, and nothing else that PEFT's format can say.
+"""A saved adapter on its base: the LoRA or DoRA that this project trains, and nothing else that PEFT's format can say.
 
 PEFT's configuration may name a Python module to import and kinds of adapters that compile code, and where the weights
 are no safetensors PEFT opens a pickle. A folder may come from other hands, so all of that is refused.
@@ -7,6 +7,7 @@ are no safetensors PEFT opens a pickle. A folder may come from other hands, so a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +18,75 @@ from caldpo.errors import CaldpoError
 from caldpo.models.published import only_pickles
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+REFERENCE = "reference"  # name, in PEFT's model, of the frozen adapter under which a policy is its reference
 # what a LoRA of this project has of its own, and names that nothing is done with
-_OWN = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out", "peft_type"}
+_OWN = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out", "peft_type", "use_dora"}
 _NAMES = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 
 
-def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def load_adapter(
+    base: PreTrainedModel,
+    folder: Path,
+    *,
+    trained: bool = False,
+    dropout: float | None = None,
+    expected: Mapping[str, Any] | None = None,
+    reference: Path | None = None,
+) -> PreTrainedModel:
     """``base`` under the adapter in ``folder``.
 
     Args:
         base: the model that the adapter was trained on.
-        folder: written by ``save_pretrained`` of a policy with ``adapter=lora``.
+        folder: written by ``save_pretrained`` of a policy with an adapter.
+        trained: whether the adapter's weights are going to be trained.
+        dropout: on the update's input; None: the saved one.
+        expected: settings that the adapter has to have, by PEFT's names.
+        reference: folder of a second adapter, kept frozen under the name :data:`REFERENCE`.
 
     Raises:
-        CaldpoError: PEFT is not installed, or the folder holds anything but such an adapter.
+        CaldpoError: PEFT is not installed, or a folder holds anything but such an adapter of this base.
     """
     try:
         from peft import LoraConfig, PeftModel
     except ImportError:
         raise CaldpoError("not installed", key="adapter", value="lora", remedy=install("adapter", "lora")) from None
-    _require_plain(folder / CONFIG, LoraConfig().to_dict())
-    if not (folder / WEIGHTS).is_file():
-        raise only_pickles(str(folder), "adapter", f"there is no {WEIGHTS}")
-    adapted: Any = PeftModel.from_pretrained(base, str(folder))
+    for place in (folder, *([] if reference is None else [reference])):
+        said = _require_plain(place / CONFIG, LoraConfig().to_dict())
+        _require_expected(said, expected or {}, place)
+        if not (place / WEIGHTS).is_file():
+            raise only_pickles(str(place), "adapter", f"there is no {WEIGHTS}")
+    config = LoraConfig.from_pretrained(str(folder))
+    if dropout is not None:
+        config.lora_dropout = dropout
+    try:
+        adapted: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=trained, config=config)
+        if reference is not None:
+            adapted.load_adapter(str(reference), REFERENCE, is_trainable=False)
+            adapted.set_adapter("default")
+    except (RuntimeError, ValueError) as error:
+        raise CaldpoError(
+            f"is no adapter of this {type(base).__name__}: {str(error).strip().splitlines()[0]}",
+            key=str(folder),
+            remedy="name the base that it was trained on by model.path",
+        ) from error
     return adapted
 
 
-def _require_plain(file: Path, defaults: dict[str, Any]) -> None:
+def _require_expected(said: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
+    keys = {"r": "adapter.rank", "lora_alpha": "adapter.alpha", "use_dora": "adapter"}
+    for name, value in expected.items():
+        found = said.get(name) or False if isinstance(value, bool) else said.get(name)
+        if found != value:
+            wanted = ("dora" if found else "lora") if isinstance(value, bool) else found
+            raise CaldpoError(
+                f"another than that of the adapter in {folder}, which the policy goes on with",
+                key=keys[name],
+                value=("dora" if value else "lora") if isinstance(value, bool) else value,
+                remedy=f"set {keys[name]}={wanted}, or adapter.start_as=merged to begin a new one",
+            )
+
+
+def _require_plain(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -60,3 +103,4 @@ def _require_plain(file: Path, defaults: dict[str, Any]) -> None:
                 value=value,
                 remedy="take it out, or merge the adapter into its base with the program that wrote it",
             )
+    return said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +13,17 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
+from caldpo.models.attention import NEEDS_GPU, choose_attention
 from caldpo.models.base import floating_dtype, prepare_for_training
+from caldpo.models.kinds import require_decoder
+from caldpo.models.loading import describe_loaded, patient_bar, print_loaded
 from caldpo.models.published import announce_code, commit_of, only_pickles, require_safe, with_code
 
 
@@ -29,8 +35,9 @@ class HubModel:
         revision: branch, tag or commit of a hub model; pin a commit to repeat a run.
         tokenizer: hub id or folder of another tokenizer; None takes the model's own.
         dtype: of the weights; ``auto`` keeps the checkpoint's.
-        attention: attention implementation of transformers; None lets it choose. Packed rows have PyTorch's SDPA in
-            place of all but ``eager``, see :mod:`caldpo.logprobs.attention`.
+        attention: attention implementation of transformers. ``auto`` takes the fastest that is right here and says
+            which and why, see :mod:`caldpo.models.attention`; None lets transformers choose. Packed rows have PyTorch's
+            SDPA in place of all but ``eager``, see :mod:`caldpo.logprobs.attention`.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         dropout: keep the checkpoint's dropout while training.
         trust_remote_code: run Python code that comes with the model, announced on the terminal and named in the
@@ -44,7 +51,7 @@ class HubModel:
         revision: str | None = None,
         tokenizer: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-        attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None,
+        attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] | None = "auto",
         gradient_checkpointing: bool = False,
         dropout: bool = False,
         trust_remote_code: bool = False,
@@ -70,6 +77,7 @@ class HubModel:
             trust_remote_code=self.trust_remote_code,
             dtype="auto" if self.dtype == "auto" else floating_dtype(self.dtype),
             attn_implementation=self.attention,
+            announce=True,
         )
         return prepare_for_training(policy, gradient_checkpointing=self.gradient_checkpointing, dropout=self.dropout)
 
@@ -91,29 +99,83 @@ class HubModel:
 
 
 def load_causal_lm(
-    path: str, *, key: str, revision: str | None = None, trust_remote_code: bool = False, **arguments: Any
+    path: str,
+    *,
+    key: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    announce: bool = False,
+    **arguments: Any,
 ) -> PreTrainedModel:
-    """A causal language model of the hub or a folder, from safetensors alone.
+    """A causal language model of the hub or a folder, from safetensors alone, on the default device.
+
+    Args:
+        path: hub id or folder.
+        key: configuration key of ``path``.
+        revision: of a hub id.
+        trust_remote_code: run Python code that comes with the model.
+        attn_implementation: ``auto`` chooses; None lets transformers choose.
+        announce: print one line that says what was loaded.
+        arguments: of ``from_pretrained``.
 
     Raises:
         CaldpoError: naming ``key``: it is not there, holds no causal language model, or is a pickle.
     """
-    require_safe(path, key=key, revision=revision, trusted=trust_remote_code)
-    if trust_remote_code:
-        announce_code(path, revision)
+    config = _read_config(path, key, revision, trust_remote_code)
+    attention, why = attn_implementation, ""
+    if attention == "auto":
+        dtype = arguments.get("dtype")
+        attention, why = choose_attention(config, dtype if isinstance(dtype, torch.dtype) else None)
+    started = time.perf_counter()
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=revision or "main",
-            trust_remote_code=trust_remote_code,  # left unset, transformers asks on the terminal
-            use_safetensors=True,
-            **arguments,
-        )
+        with patient_bar():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                revision=revision or "main",
+                trust_remote_code=trust_remote_code,  # left unset, transformers asks on the terminal
+                use_safetensors=True,
+                attn_implementation=attention,
+                output_loading_info=True,
+                **arguments,
+            )
     except (OSError, ValueError, ImportError) as error:
-        attention = arguments.get("attn_implementation")
         if attention is not None and _is_about_attention(error):
             raise _cannot_attend(attention, error) from error
         raise _cannot_load("model", path, key, error) from error
+    policy: PreTrainedModel = loaded[0]
+    _require_whole(loaded[1]["missing_keys"], key, path)
+    if announce:
+        print_loaded(describe_loaded(policy, time.perf_counter() - started, why), path, revision)
+    return policy
+
+
+def _read_config(path: str, key: str, revision: str | None, trusted: bool) -> PretrainedConfig:
+    """The model's configuration, with all that can be refused before weights load."""
+    require_safe(path, key=key, revision=revision, trusted=trusted)
+    if trusted:
+        announce_code(path, revision)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=trusted
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load("model", path, key, error) from error
+    require_decoder(config, key=key, path=path)
+    return config
+
+
+def _require_whole(missing: Collection[str], key: str, path: str) -> None:
+    """Refuse a model some of whose weights were in no file: transformers has drawn them at random."""
+    if missing:
+        few = sorted(missing)[:3]
+        more = f" and {len(missing) - len(few)} more" if len(missing) > len(few) else ""
+        raise CaldpoError(
+            f"its files lack weights of the model ({', '.join(few)}{more})",
+            key=key,
+            value=path,
+            remedy="take a checkpoint that is whole, and of the architecture that its config.json names",
+        )
 
 
 def causal_lm_skeleton(
@@ -129,23 +191,20 @@ def causal_lm_skeleton(
 
     Args:
         dtype: of the weights; None takes the one that the configuration names.
-        attention: kernels that need a GPU are replaced by sdpa, which keeps the same tensors.
+        attention: kernels that need a GPU are replaced by transformers' choice, which keeps the same tensors; not on
+            the meta device, where a model is made that a GPU is going to compute with.
 
     Raises:
         CaldpoError: naming ``key``: there is no such configuration, or a model of it would not be loaded either.
     """
-    require_safe(path, key=key, revision=revision, trusted=trust_remote_code)
-    if trust_remote_code:
-        announce_code(path, revision)
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise _cannot_load("model", path, key, error) from error
+    config = _read_config(path, key, revision, trust_remote_code)
+    weights = dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
+    if attention == "auto":
+        attention, _ = choose_attention(config, weights)
+    if attention in NEEDS_GPU and torch.get_default_device().type != "meta":
+        attention = None
     return AutoModelForCausalLM.from_config(
-        config,
-        dtype=dtype or config.dtype or torch.float32,
-        trust_remote_code=trust_remote_code,
-        attn_implementation="sdpa" if attention in ("flash_attention_2", "flex_attention") else attention,
+        config, dtype=weights, trust_remote_code=trust_remote_code, attn_implementation=attention
     )
 
 
@@ -155,11 +214,7 @@ def check_causal_lm(path: str, *, key: str) -> None:
     Raises:
         CaldpoError: naming ``key``: it is not.
     """
-    try:
-        AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _cannot_load("model", path, key, error) from error
-    require_safe(path, key=key)
+    _read_config(path, key, None, trusted=False)
 
 
 def load_tokenizer(

@@ -45,7 +45,9 @@ class RandomModel:
     def __init__(
         self,
         tokenizer: str,
-        architecture: Literal["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2"] = "llama",
+        architecture: Literal[
+            "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "smollm3"
+        ] = "llama",
         hidden_size: PositiveInt = 64,
         num_layers: PositiveInt = 2,
         num_heads: PositiveInt = 4,
@@ -108,6 +110,6 @@ class RandomModel:
             return {_GPT2_NAMES.get(k, k): v for k, v in self.sizes.items() if k != "num_key_value_heads"}
         renamed = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
         sizes = {renamed.get(k, k): v for k, v in self.sizes.items()}
-        if self.architecture in ("gemma2", "qwen3"):
+        if self.architecture in ("gemma2", "gemma3_text", "qwen3"):
             sizes["head_dim"] = self.sizes["hidden_size"] // self.sizes["num_heads"]
         return sizes

@@ -18,6 +18,8 @@ from caldpo.resuming.same import CONFIG, read_config, require_same_config
 
 # keys of summary.json: how often the run was started, and its optimiser steps from end to end
 STRETCHES, PLANNED = "stretches", "planned_steps"
+MODEL_COMMIT = "model_commit"  # of a hub model, that a resumed run loads again
+_KEPT = (OVERRIDES, STRETCHES, PLANNED, MODEL_COMMIT)
 
 
 def is_begun(run_dir: Path) -> bool:
@@ -64,4 +66,4 @@ def note(run_dir: Path, news: dict[str, Any]) -> None:
 
 def begun(run_dir: Path) -> dict[str, Any]:
     """What ``summary.json`` has known since the run's start."""
-    return {key: value for key, value in known_summary(run_dir).items() if key in (OVERRIDES, STRETCHES, PLANNED)}
+    return {key: value for key, value in known_summary(run_dir).items() if key in _KEPT}

@@ -26,6 +26,7 @@ FREE = (
     "replay",
     "trust_code",
     "objective",
+    "suites",
     "logger.",
     "callbacks.checkpoint.every",
     "callbacks.checkpoint.keep",

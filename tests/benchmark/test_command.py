@@ -135,6 +135,7 @@ class Workers:
         self.told, self.order = told, []
         monkeypatch.setattr(run, "run_variant", self.variant)
         monkeypatch.setattr(run, "run_matmul", self.matmul)
+        monkeypatch.setattr(run, "estimated_bytes", lambda job: None)
 
     def variant(self, job: Job) -> None:
         self.order.append(job.variant)

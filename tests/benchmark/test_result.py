@@ -62,10 +62,23 @@ class TestRows:
         lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
         assert lines[0] == list(HEADERS)
         assert lines[3][:4] == ["B", "16 (13.3-20)", "3200", "4.80"]
-        assert lines[3][5:] == ["4.50", "0.20"]
-        assert lines[4] == ["C", "out of memory", *["-"] * 5]
+        assert lines[3][5:] == ["4.50", "0.20", "-"]
+        assert lines[4] == ["C", "out of memory", *["-"] * 6]
         assert "ms a pair: B 200\n" in text
         assert "- device: abacus" in text
+
+    def test_estimates_stand_beside_what_was_measured(self) -> None:
+        """180 MiB measured of 200 estimated are nine tenths; what did not fit has an estimate all the same."""
+        rows = make_rows(
+            {"caldpo": "B", "caldpo_resident": "C", "trl": "A"},
+            {"caldpo": [answer(peak=180 * 2**20)], "caldpo_resident": [], "trl": [answer(peak=2**20)]},
+            None,
+            {},
+            WORK,
+            2e9,
+            {"caldpo": 200 * 2**20, "caldpo_resident": 900 * 2**20, "trl": None},
+        )
+        assert [cells(row)[-1] for row in rows] == ["200 (0.90 of it)", "900", "-"]
 
 
 class TestAgreement:

@@ -80,6 +80,26 @@ EXAMPLES = [
         {"chosen": [user("Hi?"), assistant("Hello.")], "rejected": [user("Hi?"), assistant("No.")]},
         PreferencePair(HI, "Hello.", "No."),
     ),
+    (
+        "prompt_completion",
+        {"prompt": "The sky is", "completion": " blue."},
+        PreferencePair("The sky is", " blue.", "", demonstration=True),
+    ),
+    (
+        "prompt_completion",
+        {"prompt": [user("Hi?")], "completion": [assistant("Hello.")]},
+        PreferencePair(HI, "Hello.", "", demonstration=True),
+    ),
+    (
+        "conversation",
+        {"prompt": "Hi?", "prompt_id": "0", "messages": [user("Hi?"), assistant("A"), user("B"), assistant("C")]},
+        PreferencePair((user("Hi?"), assistant("A"), user("B")), "C", "", demonstration=True),
+    ),
+    (
+        "tldr_sft",
+        {"id": "1", "subreddit": "tifu", "title": "Help", "post": "I lost it.", "summary": "Lost it. "},
+        PreferencePair("SUBREDDIT: r/tifu\nTITLE: Help\nPOST: I lost it.\nTL;DR:", " Lost it.", "", demonstration=True),
+    ),
 ]
 
 
@@ -98,6 +118,26 @@ def test_blank_summary_stays_blank():
     """The leading space alone must not make an empty summary look like text."""
     row = tldr(summaries=[{"text": "  "}, {"text": "b"}])
     assert formats()["tldr"].parse(row).rejected == ""
+
+
+def test_a_response_that_was_judged_is_not_imitated():
+    """TRL's unpaired preferences have a label beside the completion, which may be a bad one."""
+    with pytest.raises(RowError, match="no known format"):
+        detect({"prompt": "Q", "completion": "Bah.", "label": False})
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": [user("Hi?")], "completion": [user("Hello.")]}, "`completion` is not one assistant turn"),
+        ({"prompt": "Hi?", "completion": [assistant("Hello.")]}, "`completion` is not text"),
+        ({"messages": [user("Hi?")]}, "`messages` does not end with an assistant turn"),
+        ({"post": "x", "summary": "y", "title": None, "subreddit": "z"}, "`title` is null"),
+    ],
+)
+def test_a_demonstration_that_is_none(row, reason):
+    with pytest.raises(RowError, match=reason):
+        formats()[detect(row)].parse(row)
 
 
 def test_hh_parts_join_to_the_transcript():
@@ -130,6 +170,8 @@ def test_no_row_has_two_formats():
     sides = ["absent", None, 1, "text", "\n\nHuman: a\n\nAssistant: b", [], [user("a"), assistant("b")]]
     prompts = ["absent", None, 1, "text", [user("a")]]
     others = [{}, {"prompt_id": "x"}, {"summaries": [], "info": {}}, {"summaries": []}, {"messages": []}]
+    others += [{"completion": "x"}, {"completion": [], "messages": []}, {"post": "x", "summary": "y"}]
+    others += [{"post": "x", "summary": "y", "messages": [], "completion": "z"}, {"completion": "x", "label": False}]
     for prompt, chosen, rejected, other in itertools.product(prompts, sides, sides, others):
         columns = {"prompt": prompt, "chosen": chosen, "rejected": rejected, **other}
         row = {k: v for k, v in columns.items() if v != "absent"}

@@ -81,7 +81,9 @@ def test_dropout_is_off_unless_asked_for(architecture: str) -> None:
         assert same is not dropout
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "smollm3"]
+)
 def test_random_models_have_the_asked_sizes(architecture: str, folder: Path) -> None:
     source = RandomModel(
         str(folder), architecture, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=48, seed=1

@@ -11,6 +11,13 @@ from caldpo.data.pair import Message
 from caldpo.data.rows import RowError, shown
 
 ROLES = ("system", "user", "assistant")
+_COMPARED = ("chosen", "rejected", "summaries", "label")  # columns of responses that were compared or judged
+_DEMONSTRATED = ("messages", "completion", "summary")  # columns of a single response to imitate
+
+
+def is_demonstration(row: Mapping[str, Any]) -> bool:
+    """Whether a row's columns have a response to imitate, and none that was compared or judged."""
+    return any(name in row for name in _DEMONSTRATED) and not any(name in row for name in _COMPARED)
 
 
 def text(row: Mapping[str, Any], column: str) -> str:

@@ -9,7 +9,7 @@ https://huggingface.co/docs/trl/dataset_formats
 from __future__ import annotations
 
 from caldpo.data.formats import Row
-from caldpo.data.formats._fields import conversation, messages, prompt_and_response, scores
+from caldpo.data.formats._fields import conversation, is_demonstration, messages, prompt_and_response, scores
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
 
@@ -19,7 +19,7 @@ COLUMNS = ("chosen", "rejected")
 def matches(row: Row) -> bool:
     """A list as prompt, or conversations without any prompt column."""
     prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
-    if "summaries" in row:
+    if "summaries" in row or is_demonstration(row):
         return False
     if prompt is None:
         return "prompt_id" not in row and any(isinstance(side, list) for side in sides)

@@ -11,7 +11,7 @@ step; where it is missing, nothing is lost. ``prompt_id`` and ``messages`` are n
 from __future__ import annotations
 
 from caldpo.data.formats import Row
-from caldpo.data.formats._fields import prompt_and_response, scores, text
+from caldpo.data.formats._fields import is_demonstration, prompt_and_response, scores, text
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
 
@@ -21,7 +21,9 @@ COLUMNS = ("chosen", "rejected")
 def matches(row: Row) -> bool:
     """A text prompt (or its id) beside conversations."""
     prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
-    if isinstance(prompt, list) or "summaries" in row or all(isinstance(side, str) for side in sides):
+    if isinstance(prompt, list) or "summaries" in row or is_demonstration(row):
+        return False
+    if all(isinstance(side, str) for side in sides):
         return False
     return "prompt_id" in row or (prompt is not None and any(isinstance(side, list) for side in sides))
 

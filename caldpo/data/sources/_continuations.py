@@ -21,12 +21,15 @@ def first_tokens(
         shortest, longest: a prompt's length in tokens is drawn evenly between them, a function of the
             seed and the text's position.
     """
-    prompts = []
-    for i, text in enumerate(texts):
-        length = random.Random(f"prompt {seed} {i}").randint(shortest, longest)
-        ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
-        prompts.append(_text(tokenizer, ids))
+    prompts = [beginning(text, i, tokenizer, shortest, longest, seed) for i, text in enumerate(texts)]
     return [prompt for prompt in prompts if prompt.strip()]
+
+
+def beginning(text: str, place: int, tokenizer: PreTrainedTokenizerBase, shortest: int, longest: int, seed: int) -> str:
+    """The first few tokens of the text at ``place``, as text; the others as for :func:`first_tokens`."""
+    length = random.Random(f"prompt {seed} {place}").randint(shortest, longest)
+    ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
+    return _text(tokenizer, ids)
 
 
 def sample_continuations(

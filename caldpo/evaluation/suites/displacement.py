@@ -50,6 +50,9 @@ class Displacement(Suite):
         if self.unrelated not in ("auto", "none"):
             read_texts(self.unrelated)
 
+    def check_subject(self, subject: Subject) -> None:
+        self.require_rejected(subject)
+
     def run(self, subject: Subject) -> Result:
         chosen, rejected = subject.log_ratios
         tokens = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in subject.pairs], dtype=np.float64).T

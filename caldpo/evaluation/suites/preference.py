@@ -44,6 +44,9 @@ class Preference(Suite):
     resamples: PositiveInt = 1000
     confidence: Share = 0.95
 
+    def check_subject(self, subject: Subject) -> None:
+        self.require_rejected(subject)
+
     def run(self, subject: Subject) -> Result:
         chosen, rejected = subject.log_ratios
         lengths = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in subject.pairs], dtype=np.float64).T

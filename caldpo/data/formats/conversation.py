@@ -1,0 +1,23 @@
+"""Conversations to imitate: the last turn of ``messages`` is the response, all before it the prompt.
+
+Rows of HuggingFaceH4/ultrachat_200k and others of their kind. The loss falls on the last turn alone, where recipes
+that train on whole conversations have it on all of them.
+"""
+
+from __future__ import annotations
+
+from caldpo.data.formats import Row
+from caldpo.data.formats._fields import is_demonstration, prompt_and_response
+from caldpo.data.pair import PreferencePair
+
+COLUMNS = ("messages",)
+
+
+def matches(row: Row) -> bool:
+    """The column ``messages``, where no column has responses of its own."""
+    return is_demonstration(row) and not any(name in row for name in ("completion", "summary"))
+
+
+def parse(row: Row) -> PreferencePair:
+    """The conversation cut before its last turn."""
+    return PreferencePair(*prompt_and_response(row, "messages"), "", demonstration=True)

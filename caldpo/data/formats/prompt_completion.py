@@ -1,0 +1,30 @@
+"""TRL's prompt-completion format: a prompt and one response to imitate, as texts or as messages.
+
+Rows that say whether their response is a good one (TRL's unpaired preferences, with a ``label``) are none of it:
+a bad response is not to be imitated.
+https://huggingface.co/docs/trl/dataset_formats
+"""
+
+from __future__ import annotations
+
+from caldpo.data.formats import Row
+from caldpo.data.formats._fields import is_demonstration, messages, text
+from caldpo.data.pair import PreferencePair
+from caldpo.data.rows import RowError
+
+COLUMNS = ("prompt", "completion")
+
+
+def matches(row: Row) -> bool:
+    """The column ``completion``, and nothing that would compare or judge it."""
+    return "completion" in row and is_demonstration(row)
+
+
+def parse(row: Row) -> PreferencePair:
+    """The completion as the response; conversations are cut before it already."""
+    if not isinstance(row.get("prompt"), list):
+        return PreferencePair(text(row, "prompt"), text(row, "completion"), "", demonstration=True)
+    reply = messages(row, "completion")
+    if len(reply) != 1 or reply[0]["role"] != "assistant":
+        raise RowError("`completion` is not one assistant turn")
+    return PreferencePair(messages(row, "prompt"), reply[0]["content"], "", demonstration=True)

@@ -1,0 +1,26 @@
+"""``python -m caldpo.export outputs/RUN``: a trained policy as a Hugging Face folder with its model card."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from caldpo.config.entry import hydra_entry
+from caldpo.exporting.settings import check_export
+
+
+@hydra_entry(
+    "export",
+    positional="run",
+    settings="caldpo.exporting.settings.ExportSettings",
+    records=False,
+    agree=check_export,
+)
+def main(cfg: DictConfig) -> None:
+    """Export as ``cfg`` says."""
+    from caldpo.exporting.run import export_run  # torch and transformers load only for a good configuration
+
+    export_run(cfg)
+
+
+if __name__ == "__main__":
+    main()

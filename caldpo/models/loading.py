@@ -1,0 +1,76 @@
+"""What is seen of a model while it loads, and what is said of it afterwards.
+
+transformers maps safetensors into memory and brings one tensor at a time into the dtype asked for and onto the default
+device, so that weights are never held twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from caldpo.models.published import commit_of
+from caldpo.ranks import is_first_rank
+
+PATIENCE = 2.0
+"""Seconds that loading may take without a progress bar."""
+
+
+@contextmanager
+def patient_bar() -> Iterator[None]:
+    """transformers' progress bars appear only where loading takes longer than :data:`PATIENCE`, and leave no trace."""
+    hook: Callable[..., Any] | None = getattr(logging, "set_tqdm_hook", None)
+    if hook is None:  # they are then shown from the start
+        yield
+        return
+
+    def patient(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return factory(*args, **{"delay": PATIENCE, "leave": False, **options})
+
+    before = hook(patient)
+    try:
+        yield
+    finally:
+        hook(before)
+
+
+def describe_loaded(policy: PreTrainedModel, seconds: float, why: str) -> str:
+    """Class, parameters, dtype, memory, time and attention of a loaded model, in one line.
+
+    Args:
+        policy: as it was loaded.
+        seconds: that it took.
+        why: of its attention; empty where it was configured.
+    """
+    sizes: Counter[str] = Counter()
+    for parameter in policy.parameters():  # tied ones once
+        sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel() * parameter.element_size()
+    attention = f"{policy.config._attn_implementation} attention" + (f" ({why})" if why else "")
+    return (
+        f"loaded: {type(policy).__name__}, {policy.num_parameters():,} parameters in"
+        f" {' and '.join(name for name, _ in sizes.most_common())}, {_in_bytes(sizes.total())}"
+        f" on {policy.device}, {attention}, in {seconds:.1f} s"
+    )
+
+
+def print_loaded(line: str, path: str, revision: str | None) -> None:
+    """Print the line on the first rank, with the commit of a hub model and what pins it."""
+    if not is_first_rank():
+        return
+    commit = commit_of(path, revision)
+    pin = f"; model.revision={commit} pins it" if commit is not None and commit != revision else ""
+    Console().print(f"{line}{pin}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _in_bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -1,0 +1,135 @@
+"""Uploads: what the hub answers in words for a person, before anything is exported, and what is uploaded."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+from huggingface_hub import HfApi
+
+from caldpo.errors import CaldpoError
+from caldpo.exporting import hub
+from caldpo.exporting.settings import hub_token
+
+SECRET = "hf_" + "a1B2" * 8
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A stand-in for three of the hub's addresses."""
+
+    answers: ClassVar[dict[str, tuple[int, dict]]] = {}
+    seen: ClassVar[list[tuple[str, str, dict]]] = []
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.seen.append((self.path, self.headers.get("authorization", ""), json.loads(body) if body else {}))
+        status, content = self.answers[next(path for path in self.answers if self.path.startswith(path))]
+        text = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = _answer  # noqa: N815 - names of the standard library
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[int, dict]]]:
+    """What the stand-in answers by path; a hub where all goes well."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    Hub.seen = []
+    Hub.answers = {
+        "/api/whoami": (200, {"name": "me"}),
+        "/api/repos/create": (200, {"url": f"{url}/org/name"}),
+        "/api/models/org/name": (200, {"id": "org/name", "private": True, "siblings": []}),
+    }
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "HfApi", functools.partial(HfApi, endpoint=url))
+    yield Hub.answers
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_repository_is_made_private_with_the_token_of_the_environment(answers: dict) -> None:
+    hub.Repository("org/name", private=True).prepare()
+    assert {header for _, header, _ in Hub.seen} == {f"Bearer {SECRET}"}
+    (made,) = [body for path, _, body in Hub.seen if path.startswith("/api/repos/create")]
+    assert made["name"] == "name"
+    assert made["organization"] == "org"
+    assert made.get("private", made.get("visibility")) in (True, "private")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("/api/whoami", 401, "does not know this token"),
+        ("/api/repos/create", 403, "may not write there"),
+        ("/api/repos/create", 400, "the hub refuses"),
+    ],
+)
+def test_a_refusal_is_told(answers: dict, path: str, status: int, said: str) -> None:
+    answers[path] = (status, {"error": "no"})
+    answers["/api/models/org/name"] = (404, {"error": "no such repository"})
+    with pytest.raises(CaldpoError, match=said) as refused:
+        hub.Repository("org/name", private=True).prepare()
+    assert SECRET not in str(refused.value)
+    assert "push_to=org/name" in str(refused.value)
+
+
+@pytest.mark.skipif("write" not in inspect.signature(HfApi.auth_check).parameters, reason="an older huggingface_hub")
+def test_a_repository_of_others_is_refused_before_the_export(answers: dict) -> None:
+    Hub.answers = {"/api/models/org/name/auth-check": (403, {"error": "no"}), **answers}
+    with pytest.raises(CaldpoError, match="may not write there"):
+        hub.Repository("org/name", private=True).prepare()
+
+
+def test_a_public_repository_takes_no_private_policy(answers: dict) -> None:
+    answers["/api/models/org/name"] = (200, {"id": "org/name", "private": False, "siblings": []})
+    with pytest.raises(CaldpoError, match="there already, and public"):
+        hub.Repository("org/name", private=True).prepare()
+    hub.Repository("org/name", private=False).prepare()
+
+
+def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "HfApi", functools.partial(HfApi, endpoint="http://127.0.0.1:9"))
+    with pytest.raises(CaldpoError, match="cannot be reached"):
+        hub.Repository("org/name", private=True).prepare()
+
+
+def test_the_whole_folder_goes_up_in_one_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict = {}
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setattr(
+        HfApi, "upload_folder", lambda _, **said: asked.update(said) or SimpleNamespace(commit_url="https://there")
+    )
+    assert hub.Repository("org/name", private=True).upload(tmp_path, "why") == "https://there"
+    assert asked == {
+        "repo_id": "org/name",
+        "repo_type": "model",
+        "folder_path": str(tmp_path),
+        "commit_message": "why",
+    }
+
+
+def test_without_a_token_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(CaldpoError, match="no token") as refused:
+        hub_token()
+    assert "HF_TOKEN" in str(refused.value)

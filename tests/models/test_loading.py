@@ -1,0 +1,117 @@
+"""What is refused before weights load, which attention is taken, what is said, and which commit a resumed run loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from caldpo.errors import CaldpoError
+from caldpo.models import attention, pinned
+from caldpo.models.attention import choose_attention
+from caldpo.models.hub import HubModel, causal_lm_skeleton, check_causal_lm
+from caldpo.resuming.record import MODEL_COMMIT
+from tests.tiny import tiny_model
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "t5"}, "encoder-decoder"),
+        ({"model_type": "gemma3"}, "vision_config"),
+        ({"model_type": "vit"}, "none of the type vit"),
+        ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "SequenceClassification"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "BertForMaskedLM"),
+        ({"model_type": "llama", "architectures": ["LlamaModel"]}, "without the output head"),
+    ],
+)
+def test_what_is_no_decoder_is_refused_by_its_configuration_alone(
+    config: dict[str, object], why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))  # there are no weights at all
+    for load in (HubModel(str(tmp_path)).load_policy, lambda: check_causal_lm(str(tmp_path), key="model.path")):
+        with pytest.raises(CaldpoError, match=why) as caught:
+            load()
+        assert (caught.value.key, caught.value.value) == ("model.path", str(tmp_path))
+
+
+def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path) -> None:
+    """Its config.json says nothing of it; transformers would draw the head at random."""
+    model = tiny_model()
+    state = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(CaldpoError, match=r"lack weights of the model \(lm_head\.weight\)"):
+        HubModel(str(tmp_path)).load_policy()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "package", "architecture", "dtype", "taken"),
+    [
+        (True, True, "llama", torch.bfloat16, "flash_attention_2"),
+        (True, True, "llama", torch.float32, "sdpa"),
+        (True, False, "llama", torch.bfloat16, "sdpa"),
+        (False, True, "llama", torch.bfloat16, "sdpa"),
+        (True, False, "gemma2", torch.bfloat16, "flex_attention"),
+        (False, False, "gemma2", torch.float32, "eager"),
+    ],
+)
+def test_attention_is_what_package_gpu_and_dtype_allow(
+    gpu: bool, package: bool, architecture: str, dtype: torch.dtype, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: package)
+    config = AutoConfig.for_model(architecture)
+    assert choose_attention(config, dtype)[0] == taken
+    config.head_dim = 512
+    assert choose_attention(config, dtype)[0] != "flash_attention_2"
+
+
+def test_one_line_says_what_was_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    HubModel(str(tmp_path), dtype="bfloat16").load_policy()
+    said = capsys.readouterr().out
+    count = sum(p.numel() for p in model.parameters())
+    assert f"LlamaForCausalLM, {count:,} parameters in bfloat16, {2 * count / 1024:.0f} KiB on cpu" in said
+    assert "sdpa attention (no FlashAttention: no GPU)" in said
+    assert "model.revision" not in said  # a folder has no commit
+
+
+def test_a_skeleton_of_every_choice_is_made_without_a_gpu(tmp_path: Path) -> None:
+    tiny_model("gemma2").save_pretrained(tmp_path)
+    for choice in ("auto", "flex_attention", "flash_attention_2"):
+        skeleton = causal_lm_skeleton(str(tmp_path), key="model.path", attention=choice)
+        assert skeleton.config._attn_implementation == "eager"  # SDPA has no soft-capped scores
+
+
+def test_a_resumed_run_loads_the_commit_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    branch = {"main": OLD}
+    monkeypatch.setattr(pinned, "commit_of", lambda path, revision: branch.get(revision or "main", revision))
+    source = HubModel("some/model")
+    pinned.keep_commit(source, tmp_path, resumed=False)
+    assert source.revision == OLD
+    assert json.loads((tmp_path / "summary.json").read_text())[MODEL_COMMIT] == OLD
+    branch["main"] = NEW
+    resumed = HubModel("some/model")
+    pinned.keep_commit(resumed, tmp_path, resumed=True)
+    assert resumed.revision == OLD
+    assert f"moved on to {NEW}" in capsys.readouterr().out.replace("\n", " ")
+    embedded = SimpleNamespace(path="x")  # a source without revisions
+    pinned.keep_commit(embedded, tmp_path, resumed=True)
+    assert not hasattr(embedded, "revision")
+
+
+def test_weights_of_a_folder_survive_loading(tmp_path: Path) -> None:
+    tiny_model("gemma3_text").save_pretrained(tmp_path)
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    for name, value in HubModel(str(tmp_path)).load_policy().state_dict().items():
+        assert torch.equal(value, kept[name])
