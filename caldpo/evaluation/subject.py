@@ -179,6 +179,8 @@ class Subject:
         """The reference as a model. Of a policy with an adapter it may be the policy itself, adapter off."""
         own = self._own_reference
         path = self.bench.reference or getattr(own, "path", None)
+        if path is None and getattr(self.adapter, "start_as", None) == "reference":
+            _ = self.policy  # the reference is in it: the base with the adapter that training started from
         if path is None and self._loaded and is_adapted(next(iter(self._loaded.values()))):
             with adapter_off(next(iter(self._loaded.values()))) as model:
                 yield model

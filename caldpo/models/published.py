@@ -83,6 +83,13 @@ def require_safe(path: str, *, key: str, revision: str | None = None, trusted: b
                     remedy="take that line out of its config.json, or set model.trust_remote_code=true"
                     " if you know that code",
                 )
+    if _file(path, "adapter_config.json", revision) is not None:  # transformers would load it, whatever it says
+        raise CaldpoError(
+            "is an adapter, and no model",
+            key=key,
+            value=path,
+            remedy="name its base by model.path, and the adapter by adapter=lora adapter.start=FOLDER",
+        )
     folder = Path(path)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))

@@ -1,0 +1,68 @@
+"""Runs with adapters of every kind and start: killed and resumed they are the runs that were never killed."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from caldpo.config.summary import read_summary
+from caldpo.errors import CaldpoError
+from caldpo.models.hub import load_causal_lm
+from tests.evaluation.runs import write_data
+from tests.resuming.child import Kill
+from tests.resuming.runs import BASE, outcome, train
+
+pytest.importorskip("peft", reason="needs the extra 'peft'")
+
+GIVEN = (*BASE, "model.hidden_size=64", "trainer.max_steps=6")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and an adapter that SFT has made."""
+    folder = tmp_path_factory.mktemp("adapters")
+    write_data(folder)
+    ended = train(folder, *GIVEN, "loss=sft", "adapter=lora", "hydra.run.dir=sft")
+    assert ended.codes == (0,), ended.said
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("adapter=dora", "reference=adapter"),
+        ("adapter=qlora", "reference=cached"),
+        ("adapter=qlora", "adapter.bits=8", "reference=adapter"),
+        ("adapter=lora", "adapter.start=sft/policy", "reference=cached"),
+        ("adapter=lora", "adapter.start=sft/policy", "adapter.start_as=reference", "reference=cached"),
+        ("adapter=lora", "adapter.start=sft/policy", "adapter.start_as=reference", "reference=adapter"),
+    ],
+    ids=" ".join,
+)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(more: tuple[str, ...], place: Path) -> None:
+    if "adapter=qlora" in more:
+        pytest.importorskip("bitsandbytes", reason="needs the extra 'qlora'")
+    for name in ("whole", "killed"):
+        shutil.rmtree(place / name, ignore_errors=True)
+    ended = train(place, *GIVEN, *more, "hydra.run.dir=whole")
+    assert ended.codes == (0,), ended.said
+    assert read_summary(place / "whole")["start_difference"] < 1e-5, "policy and reference start as the same"
+    killed = train(place, *GIVEN, *more, "hydra.run.dir=killed", kill=Kill("step", 9, signal.SIGKILL))
+    assert killed.codes == (-9,), killed.said
+    resumed = train(place, "resume=killed")
+    assert resumed.codes == (0,), resumed.said
+    whole, found = outcome(place / "whole"), outcome(place / "killed")
+    assert [name for name in whole if found[name] != whole[name]] == []
+    assert whole["weights"]
+    assert all("lora_" in name and ".default" in name for name in whole["weights"]), "no frozen weights"
+
+
+def test_an_adapters_folder_is_no_model(place: Path) -> None:
+    """Transformers would load it by itself, whatever its configuration says."""
+    with pytest.raises(CaldpoError, match="is an adapter, and no model") as refused:
+        load_causal_lm(str(place / "sft" / "policy"), key="model.path")
+    assert "adapter.start=FOLDER" in str(refused.value)
