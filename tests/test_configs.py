@@ -23,6 +23,8 @@ README = CONF.parent / "README.md"
 TOP_LEVEL = {"": "caldpo.settings.RunSettings"}
 EVALUATION = {"": "caldpo.evaluation.settings.EvaluateSettings"}
 GENERATION = {"": "caldpo.evaluation.settings.GenerateSettings"}
+EXPORT = {"": "caldpo.exporting.settings.ExportSettings"}
+ESTIMATE = {"": "caldpo.estimate.settings.EstimateSettings"}
 # what a person has to name on the command line, for options that cannot work without it
 NAMED = {
     "data=local": ["data.train=train.jsonl"],
@@ -187,6 +189,17 @@ def test_evaluations_of_the_readme_compose(words: list[str]) -> None:
 @pytest.mark.parametrize("words", readme_commands("generate"), ids=" ".join)
 def test_generations_of_the_readme_compose(words: list[str]) -> None:
     check_config(composed([word for word in words if "=" in word], "generate"), GENERATION)
+
+
+@pytest.mark.parametrize("words", readme_commands("export"), ids=" ".join)
+def test_exports_of_the_readme_compose(words: list[str]) -> None:
+    assert "=" not in words[0], "a run is named"
+    check_config(composed([word for word in words if "=" in word], "export"), EXPORT)
+
+
+@pytest.mark.parametrize("words", readme_commands("estimate"), ids=" ".join)
+def test_estimates_of_the_readme_compose(words: list[str]) -> None:
+    check_config(composed(words, "estimate"), ESTIMATE)
 
 
 def test_suites_named_in_the_text_of_the_readme_have_such_keys() -> None:
