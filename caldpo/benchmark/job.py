@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from caldpo.config.job import write_json
 
@@ -32,6 +32,7 @@ class Job:
         device: cpu or cuda.
         dtype: of the weights and of the arithmetic.
         lora_rank: rank of the adapters that are trained; None trains all weights.
+        base_bits: of the matrices under them; None keeps them in ``dtype``.
         threads, seed, pairs_per_batch, warmup_steps, lr, beta: as in the settings.
         steps: of the run, warm-up included.
         model: keys of the training command's random model, which make the model that was saved.
@@ -44,6 +45,7 @@ class Job:
     device: str
     dtype: str
     lora_rank: int | None
+    base_bits: Literal[4, 8] | None
     threads: int
     seed: int
     pairs_per_batch: int

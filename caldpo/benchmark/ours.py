@@ -14,7 +14,8 @@ TRAINERS = {"cpu": "cpu", "cuda": "gpu"}
 def train_overrides(job: Job, variant: Ours) -> list[str]:
     """The command line after ``python -m caldpo.train``; what it does not name stays as the project has it."""
     precision = "bf16-mixed" if job.autocast else {"float32": "32-true", "bfloat16": "bf16-true"}[job.dtype]
-    adapter = [] if job.lora_rank is None else ["adapter=lora", f"adapter.rank={job.lora_rank}"]
+    kind = ["adapter=lora"] if job.base_bits is None else ["adapter=qlora", f"adapter.bits={job.base_bits}"]
+    adapter = [] if job.lora_rank is None else [*kind, f"adapter.rank={job.lora_rank}"]
     return [
         "loss=dpo",
         f"loss.beta={job.beta!r}",

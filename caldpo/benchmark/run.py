@@ -93,6 +93,7 @@ def measure(
             device=device,
             dtype=shape.dtype,
             lora_rank=shape.lora_rank,
+            base_bits=shape.base_bits,
             threads=settings.threads,
             seed=settings.seed,
             pairs_per_batch=settings.pairs_per_batch,
@@ -158,6 +159,13 @@ def require_extras(settings: BenchmarkSettings, shape: Shape) -> None:
             key="variants",
             value=f"[{','.join(theirs)}]",
             remedy="install the extra that brings it: pip install 'caldpo[bench]'",
+        )
+    if shape.base_bits is not None and find_spec("bitsandbytes") is None:
+        raise CaldpoError(
+            "bitsandbytes is not installed",
+            key="shape.base_bits",
+            value=shape.base_bits,
+            remedy="install the extra that brings it: pip install 'caldpo[qlora]'",
         )
     if shape.lora_rank is not None and find_spec("peft") is None:
         raise CaldpoError(

@@ -8,6 +8,8 @@ from caldpo.config.bounds import PositiveInt
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
 
+_RANKED = "set shape.lora_rank, such as 16: adapters are trained beside them"
+
 
 class Shape:
     """A model's sizes and the lengths it is trained at.
@@ -23,6 +25,7 @@ class Shape:
         tie_word_embeddings: one matrix for the input embedding and the output head.
         dtype: of weights, gradients, optimiser states and arithmetic.
         lora_rank: train adapters of this rank on all linear layers but the head; None trains all weights.
+        base_bits: of the matrices under the adapters; None keeps them in ``dtype``.
         max_length: tokens of a prompt and its longer response together.
         max_prompt_length: tokens left of the prompt of a pair that is too long.
     """
@@ -40,6 +43,7 @@ class Shape:
         tie_word_embeddings: bool,
         dtype: Literal["float32", "bfloat16"],
         lora_rank: PositiveInt | None,
+        base_bits: Literal[4, 8] | None,
         max_length: PositiveInt,
         max_prompt_length: PositiveInt,
     ) -> None:
@@ -49,6 +53,8 @@ class Shape:
             raise CaldpoError(
                 f"must divide shape.num_heads={num_heads}", key="num_key_value_heads", value=num_key_value_heads
             )
+        if base_bits is not None and lora_rank is None:
+            raise CaldpoError("weights of few bits take no updates", key="base_bits", value=base_bits, remedy=_RANKED)
         if vocab_size < 8:
             raise CaldpoError("must be at least 8", key="vocab_size", value=vocab_size)
         if max_prompt_length >= max_length:
@@ -56,6 +62,7 @@ class Shape:
                 f"must be below shape.max_length={max_length}", key="max_prompt_length", value=max_prompt_length
             )
         self.architecture, self.vocab_size, self.dtype, self.lora_rank = architecture, vocab_size, dtype, lora_rank
+        self.base_bits = base_bits
         self.hidden_size, self.num_layers, self.num_heads = hidden_size, num_layers, num_heads
         self.num_key_value_heads, self.intermediate_size = num_key_value_heads, intermediate_size
         self.tie_word_embeddings = tie_word_embeddings
@@ -78,7 +85,8 @@ class Shape:
 
     def describe(self) -> str:
         """One line for tables."""
-        trained = "all weights" if self.lora_rank is None else f"LoRA of rank {self.lora_rank}"
+        base = "" if self.base_bits is None else f" on a base in {self.base_bits} bits"
+        trained = "all weights" if self.lora_rank is None else f"LoRA of rank {self.lora_rank}{base}"
         return (
             f"{self.architecture}, hidden {self.hidden_size}, {self.num_layers} layers, vocabulary"
             f" {self.vocab_size:,}, {self.dtype}, {trained}; limit {self.max_length}/{self.max_prompt_length} tokens"

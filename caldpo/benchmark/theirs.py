@@ -96,6 +96,10 @@ def measure(job: Job, variant: Theirs) -> Answer:
     )
     model: Any = trainer.model
     if job.lora_rank is not None:
+        if job.base_bits is not None:  # TRL makes adapters on such a base bfloat16; both sides are to train the same
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
         _load_adapter(model, job)
     digests = _digests(trainer, options["gradient_accumulation_steps"])
     trainer.train()
@@ -166,7 +170,13 @@ def _policy(job: Job, attention: str | None) -> PreTrainedModel:
         trust_remote_code=False,
         use_safetensors=True,
     )
-    return model
+    if job.base_bits is None:
+        return model
+    from caldpo.models.adapter_quantized import QLora, quantize
+
+    # rounded by the same code in the same place, so that both sides train on the same base
+    rounded: PreTrainedModel = torch.nn.Module.to(quantize(model, QLora(bits=job.base_bits)), job.device)
+    return rounded
 
 
 def _adapter_config(job: Job) -> Any:

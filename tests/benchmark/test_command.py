@@ -126,6 +126,14 @@ def test_a_missing_library_names_its_extra(capsys, monkeypatch: pytest.MonkeyPat
     assert "pip install 'caldpo[bench]'" in text
     code, text = stopped(capsys, *TINY, "variants=[caldpo]", "shape.lora_rank=2")
     assert "pip install 'caldpo[peft]'" in text
+    code, text = stopped(capsys, *TINY, "variants=[caldpo]", "shape.lora_rank=2", "shape.base_bits=4")
+    assert "pip install 'caldpo[qlora]'" in text
+
+
+def test_weights_of_few_bits_need_adapters_beside_them(capsys) -> None:
+    code, text = stopped(capsys, *TINY, "shape.base_bits=4")
+    assert code == 2
+    assert "shape.base_bits=4: weights of few bits take no updates" in text
 
 
 class Workers:

@@ -42,3 +42,19 @@ def test_both_trainers_have_the_same_losses_and_gradients(tmp_path: Path, monkey
     told = json.loads(Path("out/runs/caldpo-estimate/estimate.json").read_text())
     assert rows["caldpo"]["estimated_bytes"] == told["memory_bytes"]["total"] > 0
     assert rows["trl"]["estimated_bytes"] is None
+
+
+@pytest.mark.slow
+def test_they_do_on_a_base_in_four_bits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command fails by itself where losses or gradient norms differ by more than its tolerance."""
+    for package, extra in (("trl", "bench"), ("bitsandbytes", "qlora")):
+        pytest.importorskip(package, reason=f"needs the extra '{extra}'")
+    monkeypatch.chdir(tmp_path)
+    bits = ("shape.hidden_size=64", "shape.intermediate_size=128", "shape.lora_rank=4", "shape.base_bits=4")
+    short = ("variants=[trl,caldpo]", "repeats=1", "steps=1", "pairs_per_batch=4", "lr=1e-3", "tolerance=[1e-5,1e-4]")
+    main(["shape=tiny", *bits, *short, "hydra.run.dir=out"])
+    found = json.loads(Path("out/benchmark.json").read_text())
+    (theirs,), (ours,) = found["rounds"]["trl"], found["rounds"]["caldpo"]
+    assert ours["grad_norms"] == pytest.approx(theirs["grad_norms"], rel=1e-4)
+    assert theirs["losses"][0] == pytest.approx(0.6931472, rel=1e-6)
+    assert abs(theirs["losses"][-1] - theirs["losses"][0]) > 1e-5
