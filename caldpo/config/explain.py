@@ -140,6 +140,7 @@ EXTRAS = {
     ("hydra/launcher", "submitit_local"): "slurm",
     ("hydra/launcher", "submitit_slurm"): "slurm",
     ("adapter", "lora"): "peft",
+    ("trainer", "deepspeed_zero2"): "deepspeed",
     ("suite", "judge"): "judge",
     ("suite", "leaderboard"): "eval",
 }
