@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caldpo.config.explain import install
 from caldpo.errors import CaldpoError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 STAGES = {"deepspeed_stage_2": 2}
 """Values of ``trainer.strategy``, and which stage of ZeRO each is."""
@@ -37,6 +41,24 @@ def check_zero(strategy: str, precision: str) -> None:
             key="trainer.precision",
             value=precision,
             remedy="set trainer.precision=bf16-mixed, bf16-true or 32-true",
+        )
+
+
+def require_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Refuse trained weights that DeepSpeed's optimiser would take for others: it looks at the first one alone.
+
+    Raises:
+        CaldpoError: some of them have another dtype.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    others = sorted({str(p.dtype).removeprefix("torch.") for p in trained if p.dtype != dtype})
+    if others:
+        wanted = str(dtype).removeprefix("torch.")
+        raise CaldpoError(
+            f"trains weights in {wanted} with this trainer.precision, and some are in {', '.join(others)}",
+            key="trainer.strategy",
+            value="deepspeed_stage_2",
+            remedy=f"set model.dtype={wanted}, or another trainer.precision",
         )
 
 

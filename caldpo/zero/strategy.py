@@ -23,7 +23,7 @@ from torch import Tensor
 
 from caldpo.zero.checkpoint import load_zero, save_zero
 from caldpo.zero.gradients import PartitionedGradients
-from caldpo.zero.settings import engine_config
+from caldpo.zero.settings import engine_config, require_dtype
 
 
 def zero_precision(precision: str, accelerator: str) -> Precision:
@@ -52,11 +52,16 @@ class ZeroStrategy(DeepSpeedStrategy):
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
         super().__init__(config=engine_config(stage, half=half, offload=cpu_offload))
+        self.half = half
         self.gradients: PartitionedGradients | None = None  # of the step at hand, while the run trains
         self._engine: Any = None
         self._last_micro_batch = False
 
     # -- set-up
+
+    def connect(self, model: Any) -> None:
+        require_dtype(model, torch.bfloat16 if self.half else torch.float32)
+        super().connect(model)
 
     def setup_environment(self) -> None:
         ParallelStrategy.setup_environment(self)  # Lightning's own refuses every device but CUDA's
@@ -106,6 +111,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             self._engine.destroy()
             self._engine = self.gradients = None
         super().teardown()
+        self.optimizers, self.lr_scheduler_configs = [], []  # they hold copies of the weights
 
     @contextmanager
     def model_sharded_context(self) -> Generator[None, None, None]:

@@ -6,10 +6,12 @@ import importlib.util
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from caldpo.errors import CaldpoError
 from caldpo.training import TrainerSettings
-from caldpo.zero.settings import engine_config
+from caldpo.zero.settings import engine_config, require_dtype
 
 
 @pytest.fixture
@@ -57,3 +59,12 @@ def test_deepspeed_neither_accumulates_nor_clips_nor_skips() -> None:
         assert config["gradient_clipping"] == 0
         assert config["bf16"] == {"enabled": True, "check_grad_overflow": False}
         assert ("offload_optimizer" in config["zero_optimization"]) == offload
+
+
+def test_trained_weights_of_another_dtype_are_refused_and_frozen_ones_are_not() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16())
+    for dtype, other in ((torch.float32, "bfloat16"), (torch.bfloat16, "float32")):
+        with pytest.raises(CaldpoError, match=f"and some are in {other}"):
+            require_dtype(model, dtype)
+    model[1].requires_grad_(False)
+    require_dtype(model, torch.float32)
