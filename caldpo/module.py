@@ -8,11 +8,11 @@ from typing import Any, Literal, Protocol
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.checkpoints.frozen import add_frozen, drop_frozen
 from caldpo.errors import CaldpoError
+from caldpo.gradients import gradients_of
 from caldpo.logprobs import KEPT_LOGITS_MIB, LogprobEngine
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
@@ -21,7 +21,6 @@ from caldpo.numbers.watch import NumberWatch
 from caldpo.progress import StepLog
 from caldpo.ranks import largest_of_all
 from caldpo.reference.base import Reference
-from caldpo.sharding.shard import whole
 from caldpo.types import PairBatch, PairLogps, assembler
 
 
@@ -163,8 +162,8 @@ class PreferenceModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        trained = [p for p in self.policy.parameters() if p.grad is not None]
-        norm = whole(get_total_norm([p.grad for p in trained if p.grad is not None]))
+        gradients = gradients_of(self)
+        norm = gradients.norm()
         # The metrics were measured before the update: they belong to the weights after `global_step` updates.
         self.train_log.close(self.global_step, norm, gradient_clip_val, float(optimizer.param_groups[0]["lr"]))
         self.numbers.close(self.global_step)
@@ -172,7 +171,7 @@ class PreferenceModule(pl.LightningModule):
             # before the update: with a fetch at every step, no bad gradient meets the weights
             self.fetch_rows(about_to_update=self.global_step)
         if gradient_clip_val is not None:
-            clip_grads_with_norm_(trained, gradient_clip_val, norm)  # by the norm at hand, not another of its own
+            gradients.clip(gradient_clip_val, norm)
 
     def fetch_rows(self, about_to_update: int | None = None) -> None:
         """Write the rows that are still on the device, each at its own step.

@@ -27,9 +27,9 @@ def check_parts(parts: dict[str, Any]) -> None:
     Raises:
         CaldpoError: a part cannot be had, or parts do not go together.
     """
-    parts["optim"].check(parts["trainer"].precision, divided=parts["trainer"].divides)
+    parts["optim"].check(parts["trainer"].precision, divided=parts["trainer"].divides_optimizer)
     parts["adapter"].check()
     parts["reference"].check()
     check_adapter(parts["reference"], parts["adapter"])
-    check_quantized(parts["adapter"], divided=parts["trainer"].divides)
+    check_quantized(parts["adapter"], divided=parts["trainer"].divides_optimizer)
     check_overflow(parts)

@@ -20,6 +20,7 @@ from caldpo.compilation import CompiledLayers
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
+from caldpo.zero.settings import STAGES, check_zero
 
 
 class TrainerSettings:
@@ -30,7 +31,8 @@ class TrainerSettings:
         devices: processes on this node, one device each.
         num_nodes: nodes.
         strategy: how devices work together: ``ddp`` has a whole model on each, ``fsdp`` divides weights, gradients and
-            optimiser over them; ``auto`` is one device, or ``ddp``.
+            optimiser over them, ``deepspeed_stage_2`` gradients and optimiser alone (ZeRO-2, by DeepSpeed);
+            ``auto`` is one device, or ``ddp``.
         precision: Lightning's name; ``bf16-mixed`` keeps float32 weights, ``bf16-true`` does not.
         max_steps: optimiser steps; None trains for ``max_epochs``.
         max_epochs: passes over the training pairs, read when ``max_steps`` is None.
@@ -49,7 +51,8 @@ class TrainerSettings:
             update. Skipping waits for the device at every step, whatever ``fetch_every``.
         max_skipped_steps: steps that a run may skip before it stops after all, those that float16 arithmetic skips by
             itself included.
-        cpu_offload: with ``fsdp``: keep each device's parts in main memory, and let them visit it to compute.
+        cpu_offload: keep each device's parts in main memory: with ``fsdp`` they visit it to compute, with
+            ``deepspeed_stage_2`` they are gradients and optimiser, and the update is computed there.
     """
 
     @validated
@@ -58,7 +61,7 @@ class TrainerSettings:
         accelerator: Literal["cpu", "gpu", "auto"] = "cpu",
         devices: PositiveInt = 1,
         num_nodes: PositiveInt = 1,
-        strategy: Literal["auto", "ddp", "fsdp"] = "auto",
+        strategy: Literal["auto", "ddp", "fsdp", "deepspeed_stage_2"] = "auto",
         precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true",
         max_steps: PositiveInt | None = None,
         max_epochs: PositiveInt = 1,
@@ -97,19 +100,21 @@ class TrainerSettings:
                 value=self.precision,
                 remedy="set trainer.precision=bf16-mixed",
             )
-        if self.divides and self.compile:
+        if self._zero_stage is not None:
+            check_zero(self.strategy, self.precision)
+        if self.divides_optimizer and self.compile:
             raise CaldpoError(
-                "is not tested with weights that are gathered and divided again (trainer.strategy=fsdp)",
+                f"is not tested with trainer.strategy={self.strategy}",
                 key="trainer.compile",
                 value="true",
                 remedy="leave it out",
             )
-        if self.cpu_offload and not self.divides:
+        if self.cpu_offload and not self.divides_optimizer:
             raise CaldpoError(
-                "is done by trainer.strategy=fsdp alone",
+                "is done by the strategies that divide something",
                 key="trainer.cpu_offload",
                 value="true",
-                remedy="choose trainer=fsdp, or leave it out",
+                remedy="choose trainer=fsdp or trainer=deepspeed_zero2, or leave it out",
             )
         if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:
             raise CaldpoError(
@@ -123,6 +128,16 @@ class TrainerSettings:
     def divides(self) -> bool:
         """Whether the weights are divided over the devices."""
         return self.strategy == "fsdp"
+
+    @property
+    def divides_optimizer(self) -> bool:
+        """Whether the optimiser's state is divided over the devices, with the weights or without them."""
+        return self.divides or self._zero_stage is not None
+
+    @property
+    def _zero_stage(self) -> int | None:
+        """DeepSpeed's stage of ZeRO; None where something else trains."""
+        return STAGES.get(self.strategy)
 
     @property
     def world_size(self) -> int:
@@ -158,12 +173,17 @@ class TrainerSettings:
         slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
         compiled = [CompiledLayers()] if self.compile else []
         bar = [StepProgress(leave=False)] if self.progress_bar else []
+        plugin = []
+        if self._zero_stage is not None:
+            from caldpo.zero.strategy import zero_precision
+
+            plugin = [zero_precision(self.precision, self.accelerator)]
         return pl.Trainer(
             accelerator=self.accelerator,
             devices=self.devices,
             num_nodes=self.num_nodes,
             strategy=self._strategy(),
-            precision=self.precision,
+            precision=None if plugin else self.precision,
             max_steps=-1 if self.max_steps is None else self.max_steps,
             max_epochs=self.max_epochs if self.max_steps is None else -1,
             accumulate_grad_batches=accumulation,
@@ -179,13 +199,18 @@ class TrainerSettings:
             enable_model_summary=False,
             enable_progress_bar=self.progress_bar,
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-            plugins=[CheckpointFolders(), *slurm],
+            plugins=[CheckpointFolders(), *slurm, *plugin],
             default_root_dir=run_dir,
             logger=loggers,
             callbacks=[*bar, FetchOnException(), *compiled, *callbacks],
         )
 
     def _strategy(self) -> str | Strategy:
+        if self._zero_stage is not None:
+            from caldpo.zero.strategy import ZeroStrategy
+
+            half = self.precision == "bf16-true"
+            return ZeroStrategy(self._zero_stage, cpu_offload=self.cpu_offload, half=half)
         if not self.divides:
             return self.strategy
         from caldpo.sharding.strategy import ShardedStrategy

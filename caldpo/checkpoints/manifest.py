@@ -1,8 +1,9 @@
 """What a checkpoint's folder says of itself, and whether it tells the truth. No heavy imports.
 
 ``checkpoints/step-N/`` holds ``weights.safetensors``, ``training.pt`` and ``manifest.json``; of a model that is divided
-over ranks ``weights/`` and ``optimizer/`` with a file a rank in place of the first. The folder gets its name when all
-are complete; the manifest has the size and the SHA-256 of the others, and one of itself.
+over ranks ``weights/`` and ``optimizer/`` with a file a rank in place of the first, and where the optimiser alone is
+divided ``optimizer/`` beside it. The folder gets its name when all are complete; the manifest has the size and the
+SHA-256 of the others, and one of itself.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ def _are_all_there(names: Collection[str]) -> bool:
     """Whether a checkpoint's files are named, whole weights or parts, and none that is elsewhere."""
     parts = {name.partition("/")[0] for name in names}
     inside = all(not {"", ".", ".."} & set(name.split("/")) and "\\" not in name for name in names)
-    return inside and (set(names) == {WEIGHTS, TRAINING} or parts == {WEIGHT_PARTS, OPTIMIZER_PARTS, TRAINING})
+    divided = ({WEIGHT_PARTS, OPTIMIZER_PARTS, TRAINING}, {WEIGHTS, OPTIMIZER_PARTS, TRAINING})
+    return inside and (set(names) == {WEIGHTS, TRAINING} or parts in divided)
 
 
 def _digest(content: dict[str, Any]) -> str:

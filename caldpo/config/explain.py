@@ -147,6 +147,7 @@ EXTRAS = {
     ("optim", "adamw_paged"): "bnb",
     ("optim", "lion"): "bnb",
     ("optim", "adamw_stochastic"): "ao",
+    ("trainer", "deepspeed_zero2"): "deepspeed",
     ("suite", "judge"): "judge",
     ("suite", "leaderboard"): "eval",
 }

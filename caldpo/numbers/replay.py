@@ -58,6 +58,7 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     parts = build_parts(cfg, SECTIONS)
     steps = parts["trainer"]
     steps.devices, steps.num_nodes, steps.strategy, steps.progress_bar = 1, 1, "auto", False  # one rank's share
+    steps.cpu_offload = False  # of strategies that divide something
     steps.check()
     check_parts(parts)
     for line in differences(cfg, run_dir, dump):

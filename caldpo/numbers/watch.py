@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from caldpo.errors import CaldpoError
+from caldpo.gradients import gradients_of
 from caldpo.numbers.dump import dump_step
 from caldpo.numbers.finding import Finding, SeenBatch, find, merged
 from caldpo.ranks import gathered
@@ -71,8 +72,7 @@ class NumberWatch:
         text = f"the {what} is not a number at optimiser step {step} ({said}): {finding}{unwritten}"
         if self.skips and before_update:
             self.skipped += 1
-            for parameter in module.policy.parameters():
-                parameter.grad = None  # an optimiser leaves alone what has no gradient: weights and its own state
+            gradients_of(module).discard()
             if stop := self._bound(step, text):
                 return stop
             if module.trainer.is_global_zero:

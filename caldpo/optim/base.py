@@ -19,7 +19,7 @@ class OptimizerChoice:
 
         Args:
             precision: ``trainer.precision``.
-            divided: whether weights are divided over ranks.
+            divided: whether its state is divided over ranks, be it with the weights or without them.
 
         Raises:
             CaldpoError: it cannot.
@@ -37,9 +37,9 @@ def require_package(package: str, option: str) -> None:
 
 
 def refuse_divided(option: str) -> None:
-    """Raise for an optimiser that cannot take weights divided over ranks."""
+    """Raise for an optimiser whose state cannot be divided over ranks."""
     raise CaldpoError(
-        "cannot take weights that are divided over devices",
+        "cannot be divided over devices",
         key="optim",
         value=option,
         remedy="choose optim=adamw, whose state is divided as they are, or trainer.strategy=ddp",

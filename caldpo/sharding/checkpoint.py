@@ -7,14 +7,11 @@ the manifest. They are read by as many ranks as wrote them, or by one that puts 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -25,12 +22,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from caldpo.checkpoints.folder import OURS, cannot_save, load_training, size_of, write_training
+from caldpo.checkpoints.folder import OURS, cannot_save, load_training, size_of
 from caldpo.checkpoints.frozen import frozen_names
-from caldpo.checkpoints.manifest import OPTIMIZER_PARTS, TRAINING, WEIGHT_PARTS, Manifest, describe_files
+from caldpo.checkpoints.manifest import OPTIMIZER_PARTS, WEIGHT_PARTS, Manifest
+from caldpo.checkpoints.together import write_together
 from caldpo.errors import CaldpoError
-from caldpo.files import whole_folder
-from caldpo.ranks import is_first_rank, settled
 from caldpo.sharding.shard import divide_again, tied_names
 
 PLAIN = "optimizer_plain"  # key of the optimisers' values that are no tensors
@@ -54,34 +50,15 @@ def save_sharded(
     same = {name: kept for name, kept in tied_names(module).items() if kept in checkpoint["state_dict"]}
     weights = {name: value for name, value in checkpoint.pop("state_dict").items() if name not in same}
     tensors, plain = _optimizer_state(module, optimizers)
-    first = is_first_rank()
-    with contextlib.ExitStack() as naming:
 
-        def begin() -> str | None:
-            if not first:
-                return None
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            return str(naming.enter_context(whole_folder(folder)))
+    def write(draft: Path) -> None:
+        _write(weights, draft / WEIGHT_PARTS)
+        _write(tensors, draft / OPTIMIZER_PARTS)
 
-        def describe() -> dict[str, Any]:
-            if first:
-                write_training({**checkpoint, PLAIN: plain}, draft / TRAINING)
-            return describe_files(draft, _mine(draft))
-
-        def end() -> None:
-            if first:
-                files = {name: said for part in described for name, said in part.items()}
-                replace(manifest, same=same, files=files).write(draft)
-                naming.pop_all().close()
-
-        try:
-            draft = Path(str(settled(begin)[0]))
-            _write(weights, draft / WEIGHT_PARTS)
-            _write(tensors, draft / OPTIMIZER_PARTS)
-            described = settled(describe)
-            settled(end)
-        except (OSError, dcp.api.CheckpointException) as error:
-            raise cannot_save(folder, manifest.step, size_of([weights, tensors]), error) from error
+    try:
+        write_together(folder, manifest, {**checkpoint, PLAIN: plain}, write, same)
+    except (OSError, dcp.api.CheckpointException) as error:
+        raise cannot_save(folder, manifest.step, size_of([weights, tensors]), error) from error
 
 
 def load_sharded(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
@@ -149,9 +126,3 @@ def _read(tensors: dict[str, Tensor], folder: Path) -> None:
             key=str(folder),
             remedy="resume with the model and adapter settings the run began with",
         ) from error
-
-
-def _mine(draft: Path) -> list[str]:
-    """The files that this rank reads for their digests: each is read by one."""
-    parts = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*.safetensors"))
-    return parts[dist.get_rank() :: dist.get_world_size()] + ([TRAINING] if is_first_rank() else [])

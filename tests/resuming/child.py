@@ -24,9 +24,9 @@ import caldpo.run
 from caldpo.callbacks.oracle import OracleEvaluation
 from caldpo.callbacks.samples import SampleTable
 from caldpo.checkpoints import folder as checkpoint_folder
+from caldpo.checkpoints import together
 from caldpo.metrics_file import RowWriter
 from caldpo.module import PreferenceModule
-from caldpo.sharding import checkpoint as sharded_folder
 from caldpo.train import main
 
 
@@ -97,10 +97,10 @@ def _arm(kill: Kill) -> None:
         case "oracle":
             before(OracleEvaluation, "on_trained")
         case "tensors":
-            for owner in (checkpoint_folder, sharded_folder):
+            for owner in (checkpoint_folder, together):
                 before(owner, "write_training")
         case "manifest":
-            for owner in (checkpoint_folder, sharded_folder):
+            for owner in (checkpoint_folder, together):
                 before(owner, "describe_files")
         case "rename":
             before(checkpoint_folder.Manifest, "write")
@@ -129,7 +129,7 @@ def _limit_files(kill: Kill) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (kill.number, kill.number))
         original(*args)
 
-    checkpoint_folder.write_training = sharded_folder.write_training = write
+    checkpoint_folder.write_training = together.write_training = write
 
 
 def _tear_a_row(strike: Callable[[], None], kill: Kill) -> None:

@@ -1,0 +1,1 @@
+"""Training on DeepSpeed's ZeRO (the extra ``deepspeed``): gradients and optimiser divided over ranks."""
