@@ -173,24 +173,25 @@ class PreferenceModule(pl.LightningModule):
         if gradient_clip_val is not None:
             gradients.clip(gradient_clip_val, norm)
 
-    def fetch_rows(self, about_to_update: int | None = None) -> None:
+    def fetch_rows(self, about_to_update: int | None = None, *, alone: bool = False) -> None:
         """Write the rows that are still on the device, each at its own step.
 
         Args:
             about_to_update: the step whose gradients are there and have not met the weights yet, if any.
+            alone: whether the other ranks may be elsewhere: rows are written, and nothing is settled with them.
 
         Raises:
             CaldpoError: a loss or a gradient was not a number, naming the first such step.
         """
         rows = self.train_log.fetch()
-        if rows and self.first_step_ratios:
+        if rows and self.first_step_ratios and not alone:
             ratios, self.first_step_ratios = largest_of_all(*summed_up(self.first_step_ratios)), []
             try:
                 self.check_start(*ratios, of="training")
             except CaldpoError as error:
                 self.failure = error
         for step, metrics in rows:
-            if self.failure is None:
+            if self.failure is None and not alone:
                 self.failure = self.numbers.judge(self, step, metrics, before_update=step == about_to_update)
             if self.numbers.skips or self.scales_gradients:
                 metrics["skipped_steps"] = float(self.numbers.skipped)

@@ -27,9 +27,11 @@ def check_parts(parts: dict[str, Any]) -> None:
     Raises:
         CaldpoError: a part cannot be had, or parts do not go together.
     """
-    parts["optim"].check(parts["trainer"].precision, divided=parts["trainer"].divides_optimizer)
+    trainer = parts["trainer"]
+    replicas = trainer.world_size > 1 and not trainer.divides_optimizer
+    parts["optim"].check(trainer.precision, divided=trainer.divides_optimizer, replicas=replicas)
     parts["adapter"].check()
     parts["reference"].check()
     check_adapter(parts["reference"], parts["adapter"])
-    check_quantized(parts["adapter"], divided=parts["trainer"].divides_optimizer)
+    check_quantized(parts["adapter"], divided=trainer.divides_optimizer)
     check_overflow(parts)

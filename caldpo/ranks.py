@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.utilities import rank_zero_only
 
+from caldpo.errors import CaldpoError
+
 T = TypeVar("T")
 
 
@@ -98,13 +100,18 @@ def settled(act: Callable[[], T]) -> list[T]:
 
     Raises:
         OSError: it failed on a rank, for this reason.
+        CaldpoError: it raised one on a rank.
     """
     try:
-        mine: tuple[Any, str | None] = act(), None
+        mine: tuple[Any, CaldpoError | str | None] = act(), None
+    except CaldpoError as error:
+        mine = None, error
     except (OSError, RuntimeError) as error:
         mine = None, getattr(error, "strerror", None) or str(error) or type(error).__name__
     found = gathered(mine)
     for rank, (_, failure) in enumerate(found):
+        if isinstance(failure, CaldpoError):
+            raise failure
         if failure is not None:
             raise OSError(f"{failure} (rank {rank})")
     return [value for value, _ in found]

@@ -105,7 +105,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     tokenizer = source.load_tokenizer()
     start_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
     policy_identity = parts["adapter"].identity(start_identity)
-    reference_identity = parts["reference"].identity(start_identity)
+    reference_identity = parts["reference"].identity(parts["adapter"].started_from(start_identity))
     print_start(
         {
             "loss": f"{loss_name}: {loss.formula}",
@@ -120,6 +120,8 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     needs = {"needs_scores": loss.needs_scores, "needs_rejected": loss.needs_rejected}
     report = data.prepare_pairs(tokenizer, run_dir, loss_name=loss_name, **needs)
 
+    told = {"formula": loss.formula, "policy": policy_identity, "reference": reference_identity}
+    note(run_dir, {**told, "data": report.as_dict(), "versions": versions()})
     known = known_identity(config, data)
     if start.manifest is not None:  # what is known before weights load; the reference's are held against it later
         require_same({key: value for key, value in start.manifest.identity.items() if key in known}, known)

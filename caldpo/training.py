@@ -237,7 +237,7 @@ class FetchOnException(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         # A device in disorder cannot be read any more, and what ended the run matters more than what follows from it.
         with contextlib.suppress(Exception):
-            pl_module.fetch_rows()
+            pl_module.fetch_rows(alone=True)
 
 
 def _quieten() -> None:

@@ -161,7 +161,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     def _look_for_room(self, folder: Path, more: int) -> None:
         """Say so, once, where the disk has no room for as many checkpoints as are still to come beside those there."""
-        size = sum(path.stat().st_size for path in folder.iterdir())
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         free = shutil.disk_usage(folder).free
         if free < more * size and not self._told:
             self._told = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import torch.distributed as dist
 
 from caldpo.checkpoints.folder import write_training
-from caldpo.checkpoints.manifest import TRAINING, Manifest, describe_files
+from caldpo.checkpoints.manifest import TRAINING, WEIGHTS, Manifest, describe_files
 from caldpo.files import whole_folder
 from caldpo.ranks import is_first_rank, settled
+
+_PATIENCE = 60.0  # seconds that a network's file system may take to show a file to another machine
 
 
 def write_together(
@@ -48,6 +51,7 @@ def write_together(
         def end() -> None:
             if first:
                 files = {name: said for part in described for name, said in part.items()}
+                _require_shared(draft, files)
                 replace(manifest, same=same, files=files).write(draft)
                 naming.pop_all().close()
 
@@ -58,6 +62,22 @@ def write_together(
 
 
 def _mine(draft: Path) -> list[str]:
-    """The files that this rank reads for their digests: each is read by one."""
-    parts = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*.safetensors"))
-    return parts[dist.get_rank() :: dist.get_world_size()] + ([TRAINING] if is_first_rank() else [])
+    """The files that this rank has written, as it sees them itself: another's may not be visible here yet."""
+    rank = dist.get_rank()
+    own = (f"shard-{rank + 1:05d}-", f"rank-{rank:05d}-")  # PyTorch's names, and ours
+    parts = [path for path in draft.rglob("*.safetensors") if path.name.startswith(own)]
+    whole = [draft / name for name in (WEIGHTS, TRAINING) if is_first_rank() and (draft / name).exists()]
+    return sorted(path.relative_to(draft).as_posix() for path in (*parts, *whole))
+
+
+def _require_shared(draft: Path, files: Collection[str]) -> None:
+    """Wait until the first rank sees what the others have written.
+
+    Raises:
+        OSError: it does not, so that the ranks do not write into one folder.
+    """
+    until = time.monotonic() + _PATIENCE
+    while missing := [name for name in files if not (draft / name).exists()]:
+        if time.monotonic() > until:
+            raise OSError(f"{missing[0]} of another rank is not there: all nodes have to share the run's folder")
+        time.sleep(0.1)

@@ -175,7 +175,7 @@ def _missing_option(error: MissingConfigException, loader: ConfigLoaderImpl, ove
         return Problem(group, option, f"no such option, and no options in {group}")
     if (group, option) in EXTRAS:
         return Problem(group, option, "not installed", install(group, option))
-    written = next((o for o in overrides if o.split("=")[0].strip("+").split("@")[0] == group), None)
+    written = next((o for o in reversed(overrides) if o.split("=")[0].strip("+").split("@")[0] == group), None)
     wrong = f"no such option{suggest(option, options)}"
     shown = _value(written) if written and "=[" not in written else option  # of a list, the one that is wrong
     return Problem(group, shown, wrong, f"choose one of {', '.join(options)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import sys
 import threading
@@ -69,6 +70,7 @@ def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None =
     Raises:
         SystemExit: with 1 when a single run failed, 130 after Ctrl-C, 128 + signal after SIGTERM and SIGUSR1.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that its CPU build could download
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     in_sweep = hydra.mode == RunMode.MULTIRUN

@@ -151,7 +151,9 @@ def memory_needs(
         }
         whole = {"weights": weights + second, "gradients": gradients, "optimizer": optimizer.state}
         return Needs(
-            parameters=sum(p.numel() for p in policy.parameters()),
+            parameters=sum(
+                p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in policy.parameters()
+            ),  # 4 bits each
             trainable=sum(p.numel() for p in trained),
             dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in policy.parameters()})),
             reference=way,

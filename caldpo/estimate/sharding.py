@@ -12,7 +12,6 @@ from caldpo.sharding.shard import decoder_layers
 _DIVIDED = {  # strategy: what is divided
     "fsdp": ("weights", "gradients", "optimizer"),
     "deepspeed_stage_2": ("gradients", "optimizer"),
-    "deepspeed_stage_3": ("weights", "gradients", "optimizer"),
 }
 LAYERS_AT_ONCE = 2
 """Decoder layers that are whole at a time: the one that computes, and the next, which is gathered meanwhile."""

@@ -61,8 +61,7 @@ class Subject:
         self.weights = find_weights(target, settings.checkpoint)
         sections = [name for name in ("model", "adapter", "reference", "data") if target.config[name] is not None]
         parts = build_parts(OmegaConf.create({name: target.config[name] for name in sections}), sections)
-        self.source, self.adapter = parts["model"], parts["adapter"]
-        self._own_reference = parts.get("reference")
+        self.source, self.adapter, self._own_reference = parts["model"], parts["adapter"], parts.get("reference")
         self.adapter.check()
         self.identity: str = self.source.identity()
         self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time
@@ -135,7 +134,8 @@ class Subject:
         """One line that says what the reference is; None where there is none."""
         if self.bench.reference is not None:
             return self.bench.reference
-        return None if self._own_reference is None else str(self._own_reference.identity(self.identity))
+        start, own = self.adapter.started_from(self.identity), self._own_reference
+        return None if own is None else str(own.identity(start))
 
     @property
     def starts_from_reference(self) -> bool:
@@ -163,8 +163,8 @@ class Subject:
         """The policy on its device, in evaluation mode."""
         if self.weights not in self._loaded:
             self._loaded.clear()
-            policy = load_weights(self.weights, self.source, self.adapter, self.target)
-            self._loaded[self.weights] = placed(policy, self.precision, self.device)
+            own = load_weights(self.weights, self.source, self.adapter, self.target)
+            self._loaded[self.weights] = placed(own, self.precision, self.device)
         return self._loaded[self.weights]
 
     def at(self, weights: Weights) -> Subject:
@@ -177,8 +177,7 @@ class Subject:
     @contextmanager
     def reference(self) -> Iterator[PreTrainedModel]:
         """The reference as a model. Of a policy with an adapter it may be the policy itself, adapter off."""
-        own = self._own_reference
-        path = self.bench.reference or getattr(own, "path", None)
+        path = self.bench.reference or getattr(self._own_reference, "path", None)
         if path is None and getattr(self.adapter, "start_as", None) == "reference":
             _ = self.policy  # the reference is in it: the base with the adapter that training started from
         if path is None and self._loaded and is_adapted(next(iter(self._loaded.values()))):

@@ -19,6 +19,7 @@ from caldpo.config.tree import read_yaml
 from caldpo.config.trust import announce_foreign, require_own_code
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.result import FOLDER
+from caldpo.resuming.record import MODEL_COMMIT
 
 SECTIONS = ("model", "adapter", "reference", "data")  # of a run's configuration that an evaluation builds
 
@@ -111,6 +112,7 @@ def _of_run(folder: Path, cfg: DictConfig) -> Target:
     if not isinstance(config, dict):
         raise CaldpoError("holds no configuration", key=str(file))
     summary = read_summary(folder)
+    _pin(config, summary)
     require_unlinked(folder, FOLDER)
     if cfg.trust_code:
         announce_foreign(config, SECTIONS, file)
@@ -122,6 +124,13 @@ def _of_run(folder: Path, cfg: DictConfig) -> Target:
     _check_sections(config, file)
     place = folder if cfg.output is None else Path(cfg.output)
     return Target(name_of(cfg, folder), place, folder, config, summary, own_data)
+
+
+def _pin(config: dict[str, Any], summary: Mapping[str, Any]) -> None:
+    """Have the model loaded at the commit that the run began with, wherever its branch has moved since."""
+    commit, model = summary.get(MODEL_COMMIT), config.get("model")
+    if isinstance(commit, str) and isinstance(model, dict) and "revision" in model:
+        model["revision"] = commit
 
 
 def _of_model(cfg: DictConfig) -> Target:

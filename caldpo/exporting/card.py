@@ -146,6 +146,14 @@ def _doubts(run: Run, what: Exported) -> Iterator[str]:
             yield f"Alarm at step {alarm.get('step')}: {alarm.get('text', alarm.get('alarm'))}"
     if run.summary.get("skipped_steps"):
         yield f"{run.summary['skipped_steps']} optimiser steps were left out because loss or gradient was not finite."
+    setting = run.resolved.get
+    if what.adapter and setting("adapter.start") and setting("adapter.start_as") == "merged":
+        yield (
+            "This adapter belongs on a base that an earlier adapter was merged into, which no name stands for: export"
+            " with merge=true to have one model."
+        )
+    if what.merged and setting("adapter._target_", "").endswith(".QLora"):
+        yield f"The base was rounded to {setting('adapter.bits')} bits: these are its rounded weights, widened."
     for note in run.notes:
         yield f"Of the run's files: {note}."
 

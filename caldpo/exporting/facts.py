@@ -32,6 +32,8 @@ def published_base(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str
     path, noted = flatten(config).get("model.path"), summary.get("policy")
     if not _is_published(path):
         return None
+    if flatten(config).get("adapter.start") and flatten(config).get("adapter.start_as") == "merged":
+        return None  # the base with an earlier adapter in it, which is nowhere but here
     return path if not isinstance(noted, str) or f"{path}@" in noted else None
 
 

@@ -34,6 +34,10 @@ class AdapterSource(Protocol):
         """One line that says what is trained; ``policy`` is the base's own."""
         ...
 
+    def started_from(self, policy: str) -> str:
+        """The weights that policy and reference begin as, where ``policy`` names the base's."""
+        ...
+
     def check(self) -> None:
         """Look whether it can be had, before anything dear is loaded.
 
@@ -63,6 +67,9 @@ class NoAdapter:
         pass
 
     def identity(self, policy: str) -> str:
+        return policy
+
+    def started_from(self, policy: str) -> str:
         return policy
 
     def check(self) -> None:
@@ -116,6 +123,9 @@ class Lora:
                 f"{self.kind} (rank {self.rank}, alpha {self.alpha}) going on from {named(str(self.start))} on {policy}"
             )
         return f"{self.kind} (rank {self.rank}, alpha {self.alpha}, {where}, seed {self.seed}) on {policy}"
+
+    def started_from(self, policy: str) -> str:
+        return f"{named(str(self.start))}, frozen, on {policy}" if self._goes_on else policy
 
     @property
     def _goes_on(self) -> bool:
@@ -174,6 +184,8 @@ class Lora:
                     if everything
                     else "name linear layers of the model, such as [q_proj, v_proj], or take all-linear",
                 ) from error
+        if self.start is not None:  # the base has that adapter in it: no model of this name is what it belongs on
+            adapted.peft_config["default"].base_model_name_or_path = None
         return adapted.train(policy.training)  # the new modules, too
 
     def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:

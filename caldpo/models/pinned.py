@@ -26,6 +26,8 @@ def keep_commit(source: Any, run_dir: Path, *, resumed: bool) -> None:
         run_dir: the run's folder, with its ``summary.json``.
         resumed: whether the run was begun before.
     """
+    while hasattr(source, "source"):  # an adapter has put something around it
+        source = source.source
     path, revision = getattr(source, "path", None), getattr(source, "revision", None)
     if not isinstance(path, str) or not hasattr(source, "revision"):
         return

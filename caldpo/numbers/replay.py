@@ -20,6 +20,7 @@ from caldpo.data.collate import collate
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.logprobs.layout import settle_layout
+from caldpo.models.pinned import keep_commit
 from caldpo.numbers.dump import Dump, last_checkpoint, read_dump
 from caldpo.numbers.passes import Pass, run_pass
 from caldpo.numbers.replayed import as_dict, print_replay, verdict
@@ -63,6 +64,7 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     check_parts(parts)
     for line in differences(cfg, run_dir, dump):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+    keep_commit(parts["model"], run_dir, resumed=True)
     tokenizer = parts["model"].load_tokenizer()
     policy = parts["adapter"].apply(parts["model"].load_policy())
     require_vocabulary(dump, policy, path)

@@ -40,7 +40,7 @@ class Adafactor(OptimizerChoice):
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
         self.beta2_decay, self.min_size = beta2_decay, min_size
 
-    def check(self, precision: str, *, divided: bool = False) -> None:
+    def check(self, precision: str, *, divided: bool = False, replicas: bool = False) -> None:
         """Refuse weights that are divided over ranks.
 
         Raises:

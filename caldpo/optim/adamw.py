@@ -41,7 +41,7 @@ class AdamW(OptimizerChoice):
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
         self.betas, self.eps, self.fused = (beta1, beta2), eps, fused
 
-    def check(self, precision: str, *, divided: bool = False) -> None:
+    def check(self, precision: str, *, divided: bool = False, replicas: bool = False) -> None:
         """Refuse what cannot be right, before any weights load.
 
         Raises:

@@ -14,12 +14,13 @@ class OptimizerChoice:
     rounds_stochastically = False  # half-precision weights take an update's digits beyond their last with its odds
     compiled_step = False  # torch.compile makes a kernel for each weight: nothing of a copy's size beside them
 
-    def check(self, precision: str, *, divided: bool = False) -> None:
+    def check(self, precision: str, *, divided: bool = False, replicas: bool = False) -> None:
         """Refuse what cannot be right, before any weights load.
 
         Args:
             precision: ``trainer.precision``.
             divided: whether its state is divided over ranks, be it with the weights or without them.
+            replicas: whether several ranks update whole weights, each for itself.
 
         Raises:
             CaldpoError: it cannot.

@@ -18,7 +18,7 @@ class FromBitsAndBytes(OptimizerChoice):
 
     option: str
 
-    def check(self, precision: str, *, divided: bool = False) -> None:
+    def check(self, precision: str, *, divided: bool = False, replicas: bool = False) -> None:
         """Look whether bitsandbytes is installed, and goes with the strategy.
 
         Raises:

@@ -48,11 +48,11 @@ class StochasticAdamW(OptimizerChoice):
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
         self.betas, self.eps = (beta1, beta2), eps
 
-    def check(self, precision: str, *, divided: bool = False) -> None:
+    def check(self, precision: str, *, divided: bool = False, replicas: bool = False) -> None:
         """Look whether torchao is installed, and whether there is anything to round.
 
         Raises:
-            CaldpoError: it is not, or the weights are not going to be bfloat16.
+            CaldpoError: it is not, the weights are not going to be bfloat16, or several devices have whole ones.
         """
         require_package("torchao", OPTION)
         if not torch.cuda.is_available() and not any(map(shutil.which, ("g++", "c++", "clang++"))):
@@ -61,6 +61,13 @@ class StochasticAdamW(OptimizerChoice):
                 key="optim",
                 value=OPTION,
                 remedy="install g++, or choose optim=adamw",
+            )
+        if replicas:
+            raise CaldpoError(
+                "draws its rounding on each device for itself, so that whole weights on several would drift apart",
+                key="optim",
+                value=OPTION,
+                remedy="set trainer.strategy=fsdp, where each weight's part is one device's, or train on one device",
             )
         if precision != "bf16-true":
             raise CaldpoError(

@@ -16,7 +16,7 @@ from caldpo.reference.base import Logps, ReferenceContext
 from caldpo.reference.key import weights_digest
 from caldpo.reference.named import HeldOutMemory, check_path, describe, frozen, load_other, require_path
 from caldpo.reference.rounding import rounding_of
-from caldpo.sharding.shard import is_sharded
+from caldpo.sharding.shard import divide_again, is_sharded
 from caldpo.types import PairBatch
 
 
@@ -48,6 +48,8 @@ class ResidentReference:
         if self.model.device != batch.input_ids.device and not is_sharded(self.model):
             torch.nn.Module.to(self.model, batch.input_ids.device)
         answer = self.engine(batch)
+        if self._context is not None and self._context.together:
+            divide_again(self.model)  # no backward pass is going to
         self._memory.keep(batch, answer)
         return answer
 

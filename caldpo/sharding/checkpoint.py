@@ -27,6 +27,7 @@ from caldpo.checkpoints.frozen import frozen_names
 from caldpo.checkpoints.manifest import OPTIMIZER_PARTS, WEIGHT_PARTS, Manifest
 from caldpo.checkpoints.together import write_together
 from caldpo.errors import CaldpoError
+from caldpo.ranks import settled
 from caldpo.sharding.shard import divide_again, tied_names
 
 PLAIN = "optimizer_plain"  # key of the optimisers' values that are no tensors
@@ -70,13 +71,8 @@ def load_sharded(folder: Path, module: nn.Module, optimizers: Sequence[torch.opt
     Raises:
         CaldpoError: it is no checkpoint of a divided model, or of another one.
     """
-    if not (folder / WEIGHT_PARTS).is_dir():
-        raise CaldpoError(
-            "was written by a run with whole weights, this one divides them",
-            key=str(folder),
-            remedy="resume with the trainer.strategy the run began with",
-        )
-    rest = load_training(folder)
+    rest: dict[str, Any] = {}
+    settled(lambda: rest.update(_rest(folder)))  # what one rank cannot read stops all
     frozen, same = frozen_names(module), tied_names(module)
     weights = {name: value for name, value in module.state_dict().items() if name not in frozen and name not in same}
     _read(weights, folder / WEIGHT_PARTS)
@@ -86,6 +82,17 @@ def load_sharded(folder: Path, module: nn.Module, optimizers: Sequence[torch.opt
     state = {**tensors, **rest.pop(PLAIN)}
     set_optimizer_state_dict(module, list(optimizers), state, options=_FLAT)
     return rest
+
+
+def _rest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint of a divided model holds beside its parts."""
+    if not (folder / WEIGHT_PARTS).is_dir():
+        raise CaldpoError(
+            "was written by a run with whole weights, this one divides them",
+            key=str(folder),
+            remedy="resume with the trainer.strategy the run began with",
+        )
+    return load_training(folder)
 
 
 def load_whole_weights(folder: Path) -> dict[str, Tensor]:

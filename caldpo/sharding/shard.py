@@ -10,6 +10,7 @@ their parts, so that no more than one whole copy is in any machine's memory.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from caldpo.models.adapter import base_model
+
+_log = logging.getLogger("caldpo")
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device, *, cpu_offload: bool = False) -> None:
@@ -37,7 +40,13 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device, *, cpu
     whole = model.state_dict() if first else {}
     buffers = dict(model.named_buffers(remove_duplicate=False)) if first else {}
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
-    for layer in decoder_layers(model):
+    layers = decoder_layers(model)
+    if not layers and first:
+        _log.warning(
+            "%s does not say which of its modules are its layers: all of it is gathered at once, on every device",
+            type(base_model(model)).__name__,
+        )
+    for layer in layers:
         fully_shard(layer, mesh=mesh, offload_policy=offload)
     fully_shard(model, mesh=mesh, offload_policy=offload, reshard_after_forward=False)
     place = torch.device("cpu") if cpu_offload else device

@@ -20,7 +20,7 @@ from caldpo.checkpoints.frozen import add_frozen
 from caldpo.checkpoints.manifest import OPTIMIZER_PARTS, WEIGHTS, Manifest
 from caldpo.checkpoints.together import write_together
 from caldpo.errors import CaldpoError
-from caldpo.ranks import is_first_rank
+from caldpo.ranks import is_first_rank, settled
 
 PLAIN = "optimizer_plain"  # key of the optimiser's settings
 _MASTER = "master"  # the float32 copy of this rank's part of the weights
@@ -65,6 +65,12 @@ def load_zero(folder: Path, module: nn.Module, zero: Any) -> dict[str, Any]:
     Raises:
         CaldpoError: it was written by another strategy, by another number of ranks, or of another model.
     """
+    read: dict[str, Any] = {}
+    settled(lambda: read.update(_read(folder, module, zero)))  # what one rank cannot read stops all
+    return read
+
+
+def _read(folder: Path, module: nn.Module, zero: Any) -> dict[str, Any]:
     part = folder / OPTIMIZER_PARTS / _part()
     if not (part.is_file() and (folder / WEIGHTS).is_file()):
         raise CaldpoError(

@@ -26,7 +26,6 @@ GROUPS = Groups(layer=100, root=1000, layer_trained=10, root_trained=500)
         ("fsdp", 1, False, (800, 800, 800), 0),
         ("deepspeed_stage_2", 8, False, (800, 100, 100), 500 + 10),
         ("deepspeed_stage_2", 8, True, (800, 100, 0), 500 + 10),
-        ("deepspeed_stage_3", 8, True, (100, 100, 0), 1000 + 2 * 100 + 500 + 10),
     ],
 )
 def test_parts(strategy: str, devices: int, offload: bool, on_device: tuple[int, ...], whole: int) -> None:

@@ -169,6 +169,8 @@ def test_what_bitsandbytes_does_not_go_with() -> None:
 def test_what_stochastic_rounding_goes_with() -> None:
     needs("adamw_stochastic")
     StochasticAdamW(CONSTANT).check("bf16-true", divided=True)
+    with pytest.raises(CaldpoError, match="would drift apart"):
+        StochasticAdamW(CONSTANT).check("bf16-true", replicas=True)
     with pytest.raises(CaldpoError, match="rounds bfloat16 weights"):
         StochasticAdamW(CONSTANT).check("bf16-mixed")
 

@@ -39,7 +39,7 @@ class Kill:
     row of metrics is written), ``tensors`` (a checkpoint's weights are written, the rest is not), ``manifest`` (all but
     its manifest), ``rename`` (complete, but without its name), ``oracle``, ``export``;
     ``clock``: after ``count`` milliseconds, wherever that is. ``quota``: from the ``count``-th checkpoint on no file
-    may become larger than ``number`` bytes.
+    may become larger than ``number`` bytes. ``fail``: the ``count``-th micro-batch raises an error.
     """
 
     event: str
@@ -106,6 +106,8 @@ def _arm(kill: Kill) -> None:
             before(checkpoint_folder.Manifest, "write")
         case "export":
             before(caldpo.run, "export")
+        case "fail":
+            _fail(kill.count)
         case "quota":
             _limit_files(kill)
         case "clock":
@@ -116,6 +118,19 @@ def _arm(kill: Kill) -> None:
             _tear_a_row(strike, kill)
         case _:
             raise ValueError(kill.event)
+
+
+def _fail(count: int) -> None:
+    original, seen = PreferenceModule.training_step, 0
+
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == count:
+            raise RuntimeError("made to fail")
+        return original(*args, **kwargs)
+
+    PreferenceModule.training_step = training_step  # type: ignore[method-assign]
 
 
 def _limit_files(kill: Kill) -> None:

@@ -145,6 +145,18 @@ def test_a_full_disk_on_one_rank_stops_all(tmp_path: Path) -> None:
     assert resumed.codes == (0, 0), resumed.said
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_an_error_on_one_rank_ends_all(strategy: str, tmp_path: Path) -> None:
+    """With rows that are still to be fetched: the rank that fails must not wait for the others to do so."""
+    write_data(tmp_path)
+    given = (*BASE, *RANKS, f"trainer.strategy={strategy}", "trainer.fetch_every=10", "hydra.run.dir=run")
+    ended = train(tmp_path, *given, kill=Kill("fail", 5, 0), ranks=2, patience=100)
+    assert all(code not in (0, None) for code in ended.codes), ended
+    assert "made to fail" in ended.said
+    assert "made to fail" in (tmp_path / "run" / "error.txt").read_text()
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") > 2, "the rows before it are kept"
+
+
 def test_bad_numbers_stop_all_ranks_and_are_replayed_by_one(tmp_path: Path) -> None:
     """What is said is what whole models say: names of weights, whoever holds the part that is no number."""
     write_data(tmp_path)

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo import ranks
+from caldpo.checkpoints import together
 from caldpo.errors import CaldpoError
 from caldpo.ranks import dealt_evenly, largest_of_all, settled
 from caldpo.reference.key import weights_digest
@@ -144,3 +145,37 @@ def test_what_does_not_go_with_a_strategy(settings: dict[str, Any], key: str) ->
         TrainerSettings(**settings).check()
     assert refused.value.key == key
     TrainerSettings(strategy="fsdp", precision="bf16-mixed", cpu_offload=True).check()
+
+
+def test_a_caldpo_error_is_the_same_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "gathered", lambda mine: [mine, (None, CaldpoError("is damaged", key="step-3"))])
+    with pytest.raises(CaldpoError, match="step-3: is damaged"):
+        settled(lambda: 3)
+
+
+def test_parts_that_the_first_rank_cannot_see_are_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes that do not share the folder would leave one that lacks parts."""
+    monkeypatch.setattr(together, "_PATIENCE", 0.2)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "a.safetensors").touch()
+    together._require_shared(tmp_path, ["weights/a.safetensors"])
+    with pytest.raises(OSError, match=r"weights/b\.safetensors of another rank is not there"):
+        together._require_shared(tmp_path, ["weights/a.safetensors", "weights/b.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("rank", "own"), [(0, ["o/rank-00000-of-2", "w/shard-00001-m"]), (1, ["o/rank-00001-of-2", "w/shard-00002-m"])]
+)
+def test_each_rank_describes_what_it_wrote_itself(
+    rank: int, own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("o/rank-00000-of-2", "o/rank-00001-of-2", "w/shard-00001-m", "w/shard-00002-m"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.safetensors").touch()
+    (tmp_path / "training.pt").touch()
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(together, "is_first_rank", lambda: rank == 0)
+    mine = [f"{name}.safetensors" for name in own] + (["training.pt"] if rank == 0 else [])
+    assert together._mine(tmp_path) == sorted(mine)
