@@ -146,8 +146,9 @@ def test_the_bounds_hold_where_others_render_with_the_tokenizer() -> None:
 def test_bounds_are_lifted_and_leave_other_errors_alone() -> None:
     with pytest.raises(KeyError), bounded(mebibytes=64, seconds=1):
         raise KeyError
+    # more than what earlier tests may have left free within the process, which no bound keeps from being used again
     with pytest.raises(MemoryError), bounded(mebibytes=64, seconds=1):
-        bytearray(128 * 2**20)
+        bytearray(2**32)
     assert len(bytearray(128 * 2**20)) == 128 * 2**20
 
     def stubborn() -> None:
