@@ -111,9 +111,7 @@ def _of_sweep(
         raise_problems(problems)
     assert master is not None
     jobs, all_known, found = _jobs(loader, master)
-    searched = {text.split("=")[0] for job in jobs for text in job} - {
-        text.split("=")[0] for text in _fixed(loader, master)
-    }
+    searched = {text.split("=")[0] for job in jobs for text in job} - _fixed(loader, master)
     problems += [*found, *find_search_problems(master, searched)]
     for batch in _telling(loader, jobs):
         for number, job in _with_progress(batch):

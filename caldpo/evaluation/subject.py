@@ -134,8 +134,8 @@ class Subject:
         """One line that says what the reference is; None where there is none."""
         if self.bench.reference is not None:
             return self.bench.reference
-        start, own = self.adapter.started_from(self.identity), self._own_reference
-        return None if own is None else str(own.identity(start))
+        own = self._own_reference
+        return None if own is None else str(own.identity(self.adapter.started_from(self.identity)))
 
     @property
     def starts_from_reference(self) -> bool:
@@ -178,8 +178,8 @@ class Subject:
     def reference(self) -> Iterator[PreTrainedModel]:
         """The reference as a model. Of a policy with an adapter it may be the policy itself, adapter off."""
         path = self.bench.reference or getattr(self._own_reference, "path", None)
-        if path is None and getattr(self.adapter, "start_as", None) == "reference":
-            _ = self.policy  # the reference is in it: the base with the adapter that training started from
+        if path is None and self.adapter.keeps_reference:
+            _ = self.policy  # the base with the adapter that training started from is in it
         if path is None and self._loaded and is_adapted(next(iter(self._loaded.values()))):
             with adapter_off(next(iter(self._loaded.values()))) as model:
                 yield model
@@ -281,8 +281,7 @@ class Subject:
 
     @property
     def _data_key(self) -> str:
-        # the seed of a run orders its training pairs and nothing else
-        told = {key: value for key, value in (self.target.config["data"] or {}).items() if key != "seed"}
+        told = dict(self.target.config["data"] or {}) | {"seed": None}  # it orders training pairs and nothing else
         return f"data {self.identity} {json.dumps(told, sort_keys=True, default=str)}"
 
     @property

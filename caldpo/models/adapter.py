@@ -30,6 +30,11 @@ from caldpo.models.base import ModelSource
 class AdapterSource(Protocol):
     """What ``adapter=`` chooses."""
 
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the policy holds the reference's own adapter, so that without the policy there is no reference."""
+        ...
+
     def identity(self, policy: str) -> str:
         """One line that says what is trained; ``policy`` is the base's own."""
         ...
@@ -61,6 +66,8 @@ class AdapterSource(Protocol):
 
 class NoAdapter:
     """``adapter=none``: every weight of the policy is trained."""
+
+    keeps_reference = False
 
     @validated
     def __init__(self) -> None:
@@ -118,17 +125,18 @@ class Lora:
 
     def identity(self, policy: str) -> str:
         where = self.target_modules if isinstance(self.target_modules, str) else ", ".join(self.target_modules)
-        if self._goes_on:
+        if self.keeps_reference:
             return (
                 f"{self.kind} (rank {self.rank}, alpha {self.alpha}) going on from {named(str(self.start))} on {policy}"
             )
         return f"{self.kind} (rank {self.rank}, alpha {self.alpha}, {where}, seed {self.seed}) on {policy}"
 
     def started_from(self, policy: str) -> str:
-        return f"{named(str(self.start))}, frozen, on {policy}" if self._goes_on else policy
+        return f"{named(str(self.start))}, frozen, on {policy}" if self.keeps_reference else policy
 
     @property
-    def _goes_on(self) -> bool:
+    def keeps_reference(self) -> bool:
+        """Whether an earlier adapter stays beside the one that is trained, as the reference's."""
         return self.start is not None and self.start_as == "reference"
 
     def check(self) -> None:
@@ -145,7 +153,7 @@ class Lora:
 
     def base(self, source: ModelSource) -> ModelSource:
         """The source itself, or with the earlier adapter merged into its weights."""
-        return source if self.start is None or self._goes_on else MergedStart(source, self.start)
+        return source if self.start is None or self.keeps_reference else MergedStart(source, self.start)
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
         """The policy as PEFT's model around its base, whose weights no longer take gradients.
@@ -157,7 +165,7 @@ class Lora:
         from peft import LoraConfig, get_peft_model
 
         _let_inputs_take_gradients(policy)
-        if self._goes_on:
+        if self.keeps_reference:
             return self._with_reference(policy, Path(str(self.start)))
 
         config = LoraConfig(
@@ -194,7 +202,7 @@ class Lora:
         Raises:
             CaldpoError: the folder holds no adapter that is trained here, or one of another base.
         """
-        return self._with_reference(policy, folder) if self._goes_on else load_adapter(policy, folder)
+        return self._with_reference(policy, folder) if self.keeps_reference else load_adapter(policy, folder)
 
     def _with_reference(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """A trained copy of the adapter in ``folder``, and the earlier one frozen beside it."""

@@ -63,6 +63,17 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
+def kill_and_resume(place: Path, given: tuple[str, ...], kill: Kill, whole: dict[str, Any]) -> None:
+    """A run of two ranks that is killed and resumed has the outcome of the whole one."""
+    killed = train(place, *given, "hydra.run.dir=killed", kill=kill, ranks=2)
+    assert killed.codes[0] == (-KILL if kill.number == KILL else 128 + kill.number), (kill, killed.said)
+    resumed = train(place, "resume=killed", ranks=2)
+    assert resumed.codes == (0, 0), (kill, resumed.said)
+    found = outcome(place / "killed")
+    assert [name for name in whole if found[name] != whole[name]] == [], kill
+    shutil.rmtree(place / "killed")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(way: str, tmp_path: Path) -> None:
     if "lora" in way:
@@ -74,13 +85,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(way: str, tmp_path: Path) ->
     whole = outcome(tmp_path / "whole")
     assert len(whole["bits"]) > 40
     for kill in KILLS if THOROUGH else KILLS[:: 2 if way == "full-adamw-packed" else 3]:
-        killed = train(tmp_path, *given, "hydra.run.dir=killed", kill=kill, ranks=2)
-        assert killed.codes[0] == (-KILL if kill.number == KILL else 128 + kill.number), (kill, killed.said)
-        resumed = train(tmp_path, "resume=killed", ranks=2)
-        assert resumed.codes == (0, 0), (kill, resumed.said)
-        found = outcome(tmp_path / "killed")
-        assert [name for name in whole if found[name] != whole[name]] == [], kill
-        shutil.rmtree(tmp_path / "killed")
+        kill_and_resume(tmp_path, given, kill, whole)
 
 
 @pytest.fixture(scope="module")

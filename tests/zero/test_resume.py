@@ -14,7 +14,7 @@ from caldpo.checkpoints.manifest import DamagedCheckpointError, checkpoint_folde
 from tests.evaluation.runs import write_data
 from tests.resuming.child import Kill
 from tests.resuming.runs import BASE, train
-from tests.sharding.test_resume import KILL, KILLS, outcome
+from tests.sharding.test_resume import KILLS, kill_and_resume, outcome
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow
@@ -43,13 +43,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(way: str, tmp_path: Path) ->
     whole = outcome(tmp_path / "whole")
     assert len([name for name in whole["bits"] if "optimizer/rank-" in name]) >= 4, "copies of the weights and moments"
     for kill in kills:
-        killed = train(tmp_path, *given, "hydra.run.dir=killed", kill=kill, ranks=2)
-        assert killed.codes[0] == (-KILL if kill.number == KILL else 128 + kill.number), (kill, killed.said)
-        resumed = train(tmp_path, "resume=killed", ranks=2)
-        assert resumed.codes == (0, 0), (kill, resumed.said)
-        found = outcome(tmp_path / "killed")
-        assert [name for name in whole if found[name] != whole[name]] == [], kill
-        shutil.rmtree(tmp_path / "killed")
+        kill_and_resume(tmp_path, given, kill, whole)
 
 
 @pytest.fixture(scope="module")

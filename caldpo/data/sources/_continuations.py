@@ -9,7 +9,21 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from caldpo.errors import CaldpoError
 from caldpo.generation import sample_responses
+
+
+def prompt_lengths(shortest: int, longest: int) -> tuple[int, int]:
+    """Between which lengths, in tokens, those of prompts are drawn.
+
+    Raises:
+        CaldpoError: the shortest is longer than the longest.
+    """
+    if shortest > longest:
+        raise CaldpoError(
+            f"must not exceed max_prompt_tokens={longest}", key="data.source.min_prompt_tokens", value=shortest
+        )
+    return shortest, longest
 
 
 def first_tokens(

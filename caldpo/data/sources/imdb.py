@@ -22,7 +22,7 @@ import torch
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.data.rows import RawRow
-from caldpo.data.sources._continuations import first_tokens, sample_continuations
+from caldpo.data.sources._continuations import first_tokens, prompt_lengths, sample_continuations
 from caldpo.data.sources._json import read_jsonl
 from caldpo.data.sources._named import folder_digest
 from caldpo.data.sources._sentiment import SentimentReward
@@ -82,17 +82,11 @@ class ImdbSentiment:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         cache_dir: str = "outputs/cache",
     ) -> None:
-        if min_prompt_tokens > max_prompt_tokens:
-            raise CaldpoError(
-                f"must not exceed max_prompt_tokens={max_prompt_tokens}",
-                key="data.source.min_prompt_tokens",
-                value=min_prompt_tokens,
-            )
         if completions < 2:
             raise CaldpoError("a pair needs two", key="data.source.completions", value=completions)
         self.reviews = HubDataset(path, revision=revision)
         self.policy, self.classifier, self.positive_label = policy, classifier, positive_label
-        self.prompt_tokens = (min_prompt_tokens, max_prompt_tokens)
+        self.prompt_tokens = prompt_lengths(min_prompt_tokens, max_prompt_tokens)
         self.completions, self.max_new_tokens = completions, max_new_tokens
         self.temperature, self.label_sharpness = temperature, label_sharpness
         self.batch_size, self.seed, self.cache_dir = batch_size, seed, cache_dir

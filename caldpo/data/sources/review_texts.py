@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from caldpo.config.bounds import NonNegativeInt, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.data.rows import RawRow
-from caldpo.data.sources._continuations import beginning
+from caldpo.data.sources._continuations import beginning, prompt_lengths
 from caldpo.data.sources.hub import HubDataset
 from caldpo.errors import CaldpoError
 from caldpo.models.hub import load_tokenizer
@@ -42,15 +42,9 @@ class ReviewTexts:
         max_prompt_tokens: PositiveInt = 8,
         seed: NonNegativeInt = 0,
     ) -> None:
-        if min_prompt_tokens > max_prompt_tokens:
-            raise CaldpoError(
-                f"must not exceed max_prompt_tokens={max_prompt_tokens}",
-                key="data.source.min_prompt_tokens",
-                value=min_prompt_tokens,
-            )
         self.texts = HubDataset(path, revision=revision)
         self.tokenizer, self.seed = tokenizer, seed
-        self.prompt_tokens = (min_prompt_tokens, max_prompt_tokens)
+        self.prompt_tokens = prompt_lengths(min_prompt_tokens, max_prompt_tokens)
 
     def rows(self, split: str) -> Iterator[RawRow]:
         """Yields a prompt and a completion for each text of the split; together they are the text.
