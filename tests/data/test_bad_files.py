@@ -54,10 +54,10 @@ def test_latin_text_is_shown_as_it_reads_in_windows_1252(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", gzip.compress(LINE), r"is gzip data.*\n.*name end in \.gz"),
+        ("a.jsonl", gzip.compress(LINE, mtime=0), r"is gzip data.*\n.*name end in \.gz"),
         ("a.csv", b"PAR1....", r"is parquet data.*\n.*name end in \.parquet"),
         ("a.json", b"PK\x03\x04....", r"is zip data.*\n.*decompress"),
-        ("a.jsonl.gz", gzip.compress(gzip.compress(LINE)), "is gzip data"),
+        ("a.jsonl.gz", gzip.compress(gzip.compress(LINE, mtime=0), mtime=0), "is gzip data"),
     ],
 )
 def test_another_kind_than_the_name_says(tmp_path, name, content, message):
