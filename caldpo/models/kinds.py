@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from caldpo.errors import CaldpoError
 
@@ -53,6 +53,8 @@ def _why_not(config: PretrainedConfig) -> str | None:
     loaded_as = causal_class(config)
     if loaded_as is None:
         return f"transformers has none of the type {config.model_type}"
+    if getattr(config, "is_decoder", True) is False and AutoModelForMaskedLM._model_mapping.get(type(config), None):
+        return f"it is an encoder ({config.model_type}), whose log-probs see the tokens that they predict"
     stored = [str(name) for name in getattr(config, "architectures", None) or ()]
     if not stored or loaded_as.__name__ in stored:
         return None
