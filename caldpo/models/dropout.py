@@ -45,8 +45,8 @@ def acts(model: nn.Module) -> bool:
 def switch_off(model: nn.Module) -> None:
     """Set every rate to 0. :func:`checkpoint_rates` puts those of the configuration back where it is written."""
     found = rates(model)
-    for holder, name, _ in found:
-        setattr(holder, name, 0.0)
+    for holder, name, rate in found:
+        setattr(holder, name, type(rate)(0))  # some configurations hold whole numbers alone
     kept = [rate for rate in found if isinstance(rate[0], PretrainedConfig)]
     setattr(model, _KEPT, [*getattr(model, _KEPT, ()), *kept])
 
@@ -60,8 +60,8 @@ def checkpoint_rates(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for config, name, _ in kept:
-            setattr(config, name, 0.0)
+        for config, name, rate in kept:
+            setattr(config, name, type(rate)(0))
 
 
 def _in_config(config: PretrainedConfig, seen: set[int]) -> list[Rate]:

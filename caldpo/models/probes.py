@@ -235,7 +235,7 @@ def _require_known_frequencies(model: PreTrainedModel, max_length: int) -> None:
         CaldpoError: there are sequences that are long enough for it.
     """
     config: Any = model.config.get_text_config()
-    if same_up_to(model) is not None:
+    if same_up_to(model) is not None or type(model).__module__.startswith("transformers."):
         return
     for name in ("rope_parameters", "rope_scaling"):
         settings = getattr(config, name, None)
@@ -245,8 +245,8 @@ def _require_known_frequencies(model: PreTrainedModel, max_length: int) -> None:
         limit = settings.get("original_max_position_embeddings", getattr(config, "max_position_embeddings", None))
         if kind in ("longrope", "su", "dynamic") and isinstance(limit, int) and limit < max_length:
             raise CaldpoError(
-                f"this {type(model).__name__} computes rotary frequencies ({kind}) by the longest row of a batch, so that"
-                f" a sequence of more than {limit:,} tokens would change the log-probs of its batch mates",
+                f"this {type(model).__name__} computes rotary frequencies ({kind}) by the longest row of a batch, so"
+                f" that a sequence of more than {limit:,} tokens would change the log-probs of its batch mates",
                 key="data.max_length",
                 value=max_length,
                 remedy=f"set data.max_length={limit}",
