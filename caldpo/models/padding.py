@@ -48,6 +48,7 @@ def prompt_batches(
         device: where the model computes.
         generation: keywords of ``generate`` that the model needs wherever it is called, such as ``synced_gpus``.
     """
+    frequencies_by_row(model)
     lengths = [len(prompt) for prompt in prompts]
     if len(set(lengths)) < 2 or size == 1:
         together = ANY
@@ -81,7 +82,6 @@ def prompts_together(model: PreTrainedModel, *, device: torch.device, **generati
 
 
 def _try(model: PreTrainedModel, device: torch.device, generation: dict[str, Any]) -> str:
-    frequencies_by_row(model)
     prompts = [random_ids(base_model(model), length, seed) for seed, length in enumerate(_LENGTHS)]
     with evaluating(model):
         try:
