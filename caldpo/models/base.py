@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from caldpo.models.dropout import switch_off
+from caldpo.models.dropout import set_to_zero, switch_off
 
 
 class ModelSource(Protocol):
@@ -46,6 +46,9 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
         enable({"use_reentrant": False})
     if not dropout:
         switch_off(policy)
+    # RWKV divides weights in place when it is evaluated, against overflow in float16: they would be saved like that
+    if getattr(policy.config, "rescale_every", 0):
+        set_to_zero(policy, [(policy.config, "rescale_every", policy.config.rescale_every)])
     policy.config.use_cache = False
     return policy
 

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 _DROP, _NOISE = re.compile(r"drop"), re.compile(r"drop|jitter")
 _NO_NOISE = {"router_jitter_noise"}  # phimoe's bound on near ties between experts, which evaluation reads as well
-_KEPT = "rates_of_checkpoint"
+_KEPT = "settings_of_checkpoint"
 
 Rate = tuple[Any, str, float]
 """What holds a rate, its name there, and its value."""
@@ -43,17 +43,21 @@ def acts(model: nn.Module) -> bool:
 
 
 def switch_off(model: nn.Module) -> None:
-    """Set every rate to 0. :func:`checkpoint_rates` puts those of the configuration back where it is written."""
-    found = rates(model)
-    for holder, name, rate in found:
-        setattr(holder, name, type(rate)(0))  # some configurations hold whole numbers alone
-    kept = [rate for rate in found if isinstance(rate[0], PretrainedConfig)]
+    """Set every rate to 0. :func:`checkpoint_settings` puts those of the configuration back where it is written."""
+    set_to_zero(model, rates(model))
+
+
+def set_to_zero(model: nn.Module, settings: list[Rate]) -> None:
+    """Set numbers to 0, of which those of configurations come back where they are written."""
+    for holder, name, value in settings:
+        setattr(holder, name, type(value)(0))  # some configurations hold whole numbers alone
+    kept = [setting for setting in settings if isinstance(setting[0], PretrainedConfig)]
     setattr(model, _KEPT, [*getattr(model, _KEPT, ()), *kept])
 
 
 @contextmanager
-def checkpoint_rates(model: nn.Module) -> Iterator[None]:
-    """The configuration with the rates that the checkpoint came with, for as long as it is written."""
+def checkpoint_settings(model: nn.Module) -> Iterator[None]:
+    """The configuration with the numbers that the checkpoint came with, for as long as it is written."""
     kept: list[Rate] = getattr(model, _KEPT, [])
     for config, name, rate in kept:
         setattr(config, name, rate)

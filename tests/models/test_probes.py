@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
@@ -110,6 +111,19 @@ def test_the_checkpoints_own_rates_are_written_again(kind: str, tmp_path: Path) 
     before, after = (json.loads((tmp_path / n / "config.json").read_text()) for n in ("before", "after"))
     assert {k: v for k, v in after.items() if "drop" in k} == {k: v for k, v in before.items() if "drop" in k}
     assert after.get("attn_config") == before.get("attn_config")
+
+
+def test_rwkv_keeps_its_weights_when_it_is_evaluated(tmp_path: Path) -> None:
+    """By itself it halves some of them in place from the seventh layer on, and would be saved like that."""
+    model = prepared("rwkv", num_hidden_layers=7)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        found = model(torch.tensor([[5, 6, 7]])).logits
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    write_policy(model, tiny_tokenizer(), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["rescale_every"] == 6
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(torch.tensor([[5, 6, 7]])).logits, found, rtol=1e-3, atol=1e-3)
 
 
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}
