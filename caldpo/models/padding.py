@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from caldpo.models.adapter import base_model
 from caldpo.models.modes import evaluating
 from caldpo.models.probes import difference, random_ids, tolerance
-from caldpo.models.rope import frequencies_by_row
+from caldpo.models.rope import frequencies_by_row, same_up_to
 from caldpo.ranks import is_first_rank
 
 _LENGTHS = (6, 3, 3)  # of the prompts that are tried; two have the same
@@ -64,6 +64,17 @@ def prompt_batches(
         order.sort(key=lengths.__getitem__)
         groups = [list(group) for _, group in groupby(order, key=lengths.__getitem__)]
     return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+
+
+def foreign_batch(model: PreTrainedModel, size: int, *, device: torch.device) -> int:
+    """Rows of a batch that somebody else's code pads: ``size``, or 1 where rows would not be as they are alone.
+
+    Args:
+        model, device: see :func:`prompt_batches`.
+        size: rows that are wanted.
+    """
+    apart = same_up_to(model) is not None or prompts_together(model, device=device) != ANY
+    return 1 if apart else size
 
 
 def prompts_together(model: PreTrainedModel, *, device: torch.device, **generation: Any) -> str:

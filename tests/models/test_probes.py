@@ -19,7 +19,7 @@ from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import Lora
 from caldpo.models.base import prepare_for_training
 from caldpo.models.dropout import acts
-from caldpo.models.padding import prompt_batches
+from caldpo.models.padding import foreign_batch, prompt_batches
 from caldpo.models.probes import probe, require_sound, tolerance
 from caldpo.models.tabular import TabularConfig, TabularLM
 from tests.architectures.examine import one_by_one, relative
@@ -178,6 +178,11 @@ def test_prompts_are_answered_together_where_that_changes_nothing(kind: str, bat
     prompts = [[5] * length for length in (4, 2, 9, 4, 2)]
     model = build(kind)
     assert prompt_batches(model, prompts, 3, max_new_tokens=4, device=model.device) == batches
+
+
+def test_others_pad_no_rows_that_would_not_be_as_alone() -> None:
+    models = build("llama"), build("llama", max_position_embeddings=16, **DYNAMIC), build("recurrent_gemma")
+    assert [foreign_batch(model, 8, device=model.device) for model in models] == [8, 1, 1]
 
 
 @pytest.mark.parametrize(("new", "together"), [(1, True), (6, False)])
