@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.compilation import uncompiled
+from caldpo.models.padding import prompt_batches
 from caldpo.sharding.shard import is_sharded
 
 
@@ -49,12 +50,22 @@ def sample_responses(
     model.eval()
     device = device or model.device
     devices = [device] if device.type == "cuda" else []
-    responses: list[list[int]] = []
+    responses: list[list[int]] = [[] for _ in prompts]
     with uncompiled(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        for start in range(0, len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
-            responses += _sample_batch(model, tokenizer, batch, max_new_tokens, temperature, device)
+        for places in prompt_batches(
+            model,
+            prompts,
+            batch_size,
+            max_new_tokens=max_new_tokens,
+            device=device,
+            synced_gpus=is_sharded(model),
+        ):
+            batch = [prompts[place] for place in places]
+            for place, ids in zip(
+                places, _sample_batch(model, tokenizer, batch, max_new_tokens, temperature, device), strict=True
+            ):
+                responses[place] = ids
             done(len(batch))
     model.train(was_training)
     return responses

@@ -16,7 +16,9 @@ from caldpo.gradients import gradients_of
 from caldpo.logprobs import KEPT_LOGITS_MIB, LogprobEngine
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
-from caldpo.numbers.start import check_start, drops, start_ratios, summed_up
+from caldpo.models.dropout import acts
+from caldpo.models.modes import evaluating
+from caldpo.numbers.start import check_start, start_ratios, summed_up
 from caldpo.numbers.watch import NumberWatch
 from caldpo.progress import StepLog
 from caldpo.ranks import largest_of_all
@@ -141,16 +143,21 @@ class PreferenceModule(pl.LightningModule):
             loss = self.loss(assemble(chosen, rejected, rows)).loss
             return torch.where(batch.weight[rows] > 0, loss, 0).sum() * scale
 
+        # before the first update policy and reference are the same, but for the policy's dropout
+        fresh = self.global_step == 0 and not self.resumed and self.same_start and self.loss.needs_reference
+        at_start = None
+        if fresh and acts(self.policy):
+            with evaluating(self.policy):
+                at_start = self.engine(batch)
         total, chosen, rejected = self.engine.loss(batch, summed_loss)
         with torch.no_grad():
             logps = assemble(chosen, rejected, slice(None))
             values = loss_metrics(self.loss(logps))
             self.train_log.add(values | pair_metrics(logps, self.reward_beta), batch)
             self.numbers.keep(batch, logps, values)
-            # before the first update policy and reference are the same, unless dropout makes the policy another
-            fresh = self.global_step == 0 and not self.resumed
-            if fresh and self.same_start and self.loss.needs_reference and not drops(self.policy):
-                self.first_step_ratios.append(start_ratios(logps, batch.weight))
+            if fresh:
+                started = logps if at_start is None else assemble(*at_start, slice(None))
+                self.first_step_ratios.append(start_ratios(started, batch.weight))
         return total
 
     def _assembler(self, batch: PairBatch, with_reference: bool) -> Callable[[Tensor, Tensor, slice], PairLogps]:

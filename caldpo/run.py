@@ -32,6 +32,7 @@ from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import is_adapted
 from caldpo.models.pinned import keep_commit
 from caldpo.models.placed import load_policy
+from caldpo.models.probes import require_sound
 from caldpo.module import PreferenceModule
 from caldpo.numbers.replay import replay
 from caldpo.numbers.watch import NumberWatch
@@ -131,6 +132,8 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         policy = parts["adapter"].apply(load_policy(source, divided=divided))
         tracked = parts["logger"].open(run_dir, run_dir.name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]
+        noise = bool(cfg.model.get("dropout"))
+        require_sound(policy, training=True, max_length=data.max_length, dropout=noise)
         layout, why = settle_layout(settings.layout, policy, data.max_length, divided=divided)
         print_layout(layout, why)
         steps = parts["trainer"]

@@ -31,6 +31,7 @@ from caldpo.evaluation.target import Target
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
 from caldpo.generation import reference_seed, sample_responses
 from caldpo.models.adapter import adapter_off, is_adapted
+from caldpo.models.probes import require_sound
 from caldpo.parts import build_parts
 from caldpo.reference.bar import LateBar
 
@@ -165,6 +166,7 @@ class Subject:
             self._loaded.clear()
             own = load_weights(self.weights, self.source, self.adapter, self.target)
             self._loaded[self.weights] = placed(own, self.precision, self.device)
+            require_sound(self._loaded[self.weights], training=False)
         return self._loaded[self.weights]
 
     def at(self, weights: Weights) -> Subject:
@@ -276,8 +278,9 @@ class Subject:
                 yield model
 
     def _load_reference(self, path: str | None) -> PreTrainedModel:
-        model = load_reference(path, self._own_reference, self.source)
-        return placed(model, self.precision, self.device).eval().requires_grad_(False)
+        model = placed(load_reference(path, self._own_reference, self.source), self.precision, self.device)
+        require_sound(model, training=False, key="reference.path")
+        return model.eval().requires_grad_(False)
 
     @property
     def _data_key(self) -> str:

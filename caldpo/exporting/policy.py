@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from caldpo.errors import CaldpoError
 from caldpo.files import whole_folder
 from caldpo.models.adapter import base_model, is_adapted
+from caldpo.models.dropout import checkpoint_settings
 
 if TYPE_CHECKING:
     from caldpo.module import PreferenceModule
@@ -56,7 +57,8 @@ def write_policy(
     if getattr(base, "generation_config", None) is not None:
         complete_generation(base.generation_config, tokenizer)
     transformers.utils.logging.disable_progress_bar()  # a bar a shard says nothing that a user waits for
-    policy.save_pretrained(folder, **arguments)
+    with checkpoint_settings(base):
+        policy.save_pretrained(folder, **arguments)
     transformers.utils.logging.enable_progress_bar()
     tokenizer.save_pretrained(folder)
 

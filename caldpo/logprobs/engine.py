@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from caldpo.logprobs.chunked import token_logprobs
 from caldpo.logprobs.head import NoHeadError, OutputHead, head_layer, hooked, output_head
 from caldpo.logprobs.streamed import PairLoss, ResponseTokens, require_dependence, streamed_loss
+from caldpo.models.rope import frequencies_by_row
 from caldpo.types import PairBatch
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class LogprobEngine:
 
     def __init__(self, model: nn.Module, kept_logits_mib: int = KEPT_LOGITS_MIB) -> None:
         self.model, self.kept_bytes = model, kept_logits_mib * 2**20
-        self._accepted = _accepted(model)  # looked up here once, rather than at every forward
+        frequencies_by_row(model)
+        self._accepted = accepted_names(model)  # looked up here once, rather than at every forward
         self._head: OutputHead | None = None
         self._asked = False
 
@@ -179,7 +181,7 @@ def response_logprobs(
     )
 
 
-def _accepted(model: Any) -> set[str] | None:
+def accepted_names(model: Any) -> set[str] | None:
     """Names that a model's forward takes; None if it takes any."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     parameters = inspect.signature(inner.forward).parameters.values()

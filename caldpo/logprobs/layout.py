@@ -19,6 +19,7 @@ from caldpo.logprobs.attention import EAGER, SDPA, use_packed_attention
 from caldpo.logprobs.engine import LogprobEngine
 from caldpo.logprobs.head import NotNumbersError
 from caldpo.models.modes import evaluating
+from caldpo.models.rope import same_up_to
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -78,6 +79,11 @@ def why_not_packed(model: PreTrainedModel, max_length: int) -> str | None:
         windowed = getattr(config, "use_sliding_window", True)
         if window is not None and windowed and window < max_length:
             return f"its {name} of {window:,} tokens is shorter than the {max_length:,} of the longest sequences"
+    limit = same_up_to(model)
+    if limit is not None and limit < max_length:
+        return f"its rotary frequencies are others for sequences of more than {limit:,} tokens"
+    if getattr(config, "attn_temperature_tuning", False):
+        return "its attention's temperature follows the place in the row"
     return None
 
 

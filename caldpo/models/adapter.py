@@ -25,6 +25,7 @@ from caldpo.errors import CaldpoError
 from caldpo.models.adapter_folder import REFERENCE, load_adapter
 from caldpo.models.adapter_start import MergedStart, check_start, named
 from caldpo.models.base import ModelSource
+from caldpo.models.dora import measure_lengths
 
 
 class AdapterSource(Protocol):
@@ -192,6 +193,7 @@ class Lora:
                     if everything
                     else "name linear layers of the model, such as [q_proj, v_proj], or take all-linear",
                 ) from error
+        measure_lengths(adapted)
         if self.start is not None:  # the base has that adapter in it: no model of this name is what it belongs on
             adapted.peft_config["default"].base_model_name_or_path = None
         return adapted.train(policy.training)  # the new modules, too

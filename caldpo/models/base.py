@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from caldpo.models.dropout import set_to_zero, switch_off
 
 
 class ModelSource(Protocol):
@@ -36,19 +37,18 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
     """Switch gradient checkpointing and dropout of a loaded policy.
 
     Dropout is off by default, as in the DPO reference implementation: the policy's log-probs are compared
-    with a reference that has none, and noise in them is noise in the implicit reward.
+    with a reference that has none, and noise in them is noise in the implicit reward. What goes by another name than
+    dropout or jitter stays on, and is refused by :func:`caldpo.models.probes.require_sound`.
     """
     if gradient_checkpointing:
         # renamed in transformers 5; both names take torch.utils.checkpoint's keywords first
         enable = getattr(policy, "activation_checkpointing_enable", None) or policy.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     if not dropout:
-        for module in policy.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            elif isinstance(getattr(module, "attention_dropout", None), float):
-                # not a module but a number, handed to the attention function
-                module.__dict__["attention_dropout"] = 0.0
+        switch_off(policy)
+    # RWKV divides weights in place when it is evaluated, against overflow in float16: they would be saved like that
+    if getattr(policy.config, "rescale_every", 0):
+        set_to_zero(policy, [(policy.config, "rescale_every", policy.config.rescale_every)])
     policy.config.use_cache = False
     return policy
 

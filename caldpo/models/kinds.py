@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from caldpo.errors import CaldpoError
 
@@ -54,9 +54,12 @@ def _why_not(config: PretrainedConfig) -> str | None:
     if loaded_as is None:
         return f"transformers has none of the type {config.model_type}"
     stored = [str(name) for name in getattr(config, "architectures", None) or ()]
-    if not stored or loaded_as.__name__ in stored:
-        return None
-    tied = getattr(config, "tie_word_embeddings", False)
-    headless = [name for name in stored if name.endswith("Model") and "LM" not in name and not tied]
-    wrong = [name for name in stored if _OTHER_HEAD.search(name)] or headless
-    return f"its weights are those of a {wrong[0]}, without the output head of {loaded_as.__name__}" if wrong else None
+    if stored and loaded_as.__name__ not in stored:
+        tied = getattr(config, "tie_word_embeddings", False)
+        headless = [name for name in stored if name.endswith("Model") and "LM" not in name and not tied]
+        wrong = [name for name in stored if _OTHER_HEAD.search(name)] or headless
+        if wrong:
+            return f"its weights are those of a {wrong[0]}, without the output head of {loaded_as.__name__}"
+    if getattr(config, "is_decoder", True) is False and AutoModelForMaskedLM._model_mapping.get(type(config), None):
+        return f"it is an encoder ({config.model_type}, is_decoder=false), whose log-probs see the tokens they predict"
+    return None

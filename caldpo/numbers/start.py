@@ -27,12 +27,6 @@ def summed_up(batches: list[Tensor]) -> tuple[float, float]:
     return top, mean
 
 
-def drops(policy: torch.nn.Module) -> bool:
-    """Whether the policy has dropout that is on in training."""
-    rates = (getattr(module, name, 0) for module in policy.modules() for name in ("p", "dropout", "attention_dropout"))
-    return any(isinstance(rate, float) and rate > 0 for rate in rates)
-
-
 def check_start(
     largest: float,
     mean: float,

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from caldpo.data.datamodule import PairDataModule
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.base import ModelSource
+from caldpo.models.dora import measure_lengths
 from caldpo.models.placed import load_policy
 from caldpo.reference.base import ReferenceContext
 
@@ -21,6 +22,7 @@ def in_run_dtype(trainer: pl.Trainer, model: PreTrainedModel) -> PreTrainedModel
     """
     converted = trainer.precision_plugin.convert_module(model)
     assert isinstance(converted, type(model))
+    measure_lengths(converted)
     return converted
 
 

@@ -26,7 +26,7 @@ from caldpo.ranks import gathered, is_first_rank
 from caldpo.reference.bar import LateBar
 from caldpo.sharding.shard import whole
 
-ENGINE_VERSION = "1"
+ENGINE_VERSION = "2"
 """Of the log-prob engine: raised when it computes other values from the same weights and tokens."""
 
 MANIFEST = "manifest.json"

@@ -10,6 +10,7 @@ from caldpo.logprobs.attention import EAGER, SDPA
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import base_model
 from caldpo.models.hub import causal_lm_skeleton, check_causal_lm, load_causal_lm
+from caldpo.models.probes import require_sound
 from caldpo.ranks import any_rank_says, is_first_rank
 from caldpo.reference.base import ReferenceContext
 from caldpo.types import PairBatch
@@ -61,9 +62,10 @@ def load_other(path: str, context: ReferenceContext) -> PreTrainedModel:
     theirs, ours = model.config.vocab_size, policy.config.vocab_size
     if theirs != ours:
         raise other_vocabulary(path, theirs, ours)
+    longest = max(int((n[:, 0] + n[:, 1:].max(1)).max()) for n in (s.lengths() for s in context.splits.values()))
+    require_sound(model, training=False, max_length=longest, key="reference.path")
     attention = base_model(policy).config._attn_implementation
     if attention in (SDPA, EAGER) and model.config._attn_implementation != attention:
-        longest = max(int((n[:, 0] + n[:, 1:].max(1)).max()) for n in (s.lengths() for s in context.splits.values()))
         layout, why = settle_layout("auto", model, longest, divided=context.together)
         if layout != "packed":
             raise CaldpoError(

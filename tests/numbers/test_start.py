@@ -70,6 +70,17 @@ def test_dropout_is_no_wrong_table(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "metrics.csv")["log_ratios/chosen"].iloc[0] != 0
 
 
+def test_dropout_hides_no_wrong_table(tmp_path: Path) -> None:
+    """Before the first step the policy is compared without its dropout."""
+    module = make_module(DPO())
+    module.policy.model.layers[0].mlp.down_proj = torch.nn.Sequential(
+        module.policy.model.layers[0].mlp.down_proj, torch.nn.Dropout(0.5)
+    )
+    object.__setattr__(module, "reference", WrongFor("train", tiny_model()))
+    with pytest.raises(CaldpoError, match="log-probs of the training pairs are wrong"):
+        fit(module, Named(tiny_pairs(12), tiny_pairs(4), 2), tmp_path, max_steps=2)
+
+
 @pytest.mark.parametrize(("scale", "refused"), [(1.0, False), (1 + 1e-3, False), (0.985, True), (float("nan"), True)])
 def test_half_precision_hides_no_other_start(scale: float, refused: bool) -> None:
     """Log-probs of a table that is off by more than half precision's rounding are refused."""

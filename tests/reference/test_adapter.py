@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,13 @@ from caldpo.checkpoints.folder import load_weights
 from caldpo.checkpoints.frozen import add_frozen
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import pair_logprobs
-from caldpo.models.adapter import Lora, NoAdapter, adapter_off, base_weights
+from caldpo.models.adapter import Dora, Lora, NoAdapter, adapter_off, base_weights
 from caldpo.models.base import prepare_for_training
+from caldpo.models.dora import measure_lengths
 from caldpo.models.tabular import TabularModel
-from caldpo.reference.adapter import Adapter
+from caldpo.reference.adapter import Adapter, AdapterReference
 from caldpo.reference.cached import Cached
+from caldpo.reference.context import in_run_dtype
 from caldpo.reference.key import weights_digest
 from caldpo.reference.resident import Resident, ResidentReference
 from tests.command import RANDOM_MODEL, train
@@ -173,6 +176,29 @@ def test_gradient_checkpointing_gives_the_adapter_its_gradients() -> None:
     for plain, recomputed in zip(*found, strict=True):
         assert plain.abs().sum() > 0
         torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("later", [False, True])
+def test_dora_starts_as_its_base_in_half_precision(dtype: torch.dtype, later: bool) -> None:
+    """Row lengths in the dtype in which the forward measures them, whether the weights have it before or after."""
+    policy: Any = Dora(rank=2).apply(tiny_model(dtype=torch.float32 if later else dtype))
+    if later:
+        trainer = SimpleNamespace(precision_plugin=SimpleNamespace(convert_module=lambda m: m.to(dtype)))
+        policy = in_run_dtype(trainer, policy)  # type: ignore[arg-type]
+    assert all(p.requires_grad for n, p in policy.named_parameters() if "magnitude" in n)
+    reference = AdapterReference(policy)
+    with torch.no_grad():
+        for ours, theirs in zip(pair_logprobs(policy, tiny_batch()), reference.logps(tiny_batch()), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_trained_row_lengths_of_dora_are_left_alone() -> None:
+    policy: Any = trained(Dora(rank=2).apply(tiny_model()))
+    before = {n: p.clone() for n, p in policy.named_parameters() if "magnitude" in n}
+    measure_lengths(policy)
+    assert before
+    assert all(torch.equal(policy.get_parameter(name), value) for name, value in before.items())
 
 
 def test_layers_that_are_not_there_are_named() -> None:

@@ -20,6 +20,7 @@ from caldpo.evaluation.harness.plan import PAIRS, Wanted, require_some
 from caldpo.evaluation.harness.surroundings import listening, same_generators
 from caldpo.evaluation.subject import Subject
 from caldpo.models.modes import evaluating
+from caldpo.models.padding import foreign_batch
 
 _DATA = (
     "data sets come from the Hugging Face hub: connect once (and log in, if a set is gated), or set HF_HOME to a cache"
@@ -60,10 +61,11 @@ def run_inside(plan: list[Wanted], subject: Subject, options: Options) -> Ran:
         require_some(loaded, left_out, _DATA)
         found: list[tuple[Wanted, Mapping[str, Any]]] = []
         with evaluating(subject.policy) as policy:
+            batch = foreign_batch(policy, options.batch, device=subject.device)
             model = HFLM(
                 pretrained=policy,
                 tokenizer=bound_template(copy.deepcopy(subject.tokenizer)),  # it may be given a padding token
-                batch_size=options.batch,
+                batch_size=batch,
                 mixed_precision_dtype=_autocast_dtype(subject),
             )
             for task, objects in loaded:
@@ -71,7 +73,7 @@ def run_inside(plan: list[Wanted], subject: Subject, options: Options) -> Ran:
                     model,
                     tasks=objects,
                     num_fewshot=task.shots,
-                    batch_size=options.batch,
+                    batch_size=batch,
                     limit=options.limit,
                     bootstrap_iters=options.bootstrap,
                     apply_chat_template=options.templated(task),
