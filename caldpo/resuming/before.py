@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from caldpo.checkpoints.manifest import FOLDER
 from caldpo.config.job import FINISHED, Done
-from caldpo.config.lock import process_rank
+from caldpo.config.launched import process_rank
 from caldpo.config.summary import known_summary
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME

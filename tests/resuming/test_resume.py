@@ -161,6 +161,16 @@ def test_what_cannot_be_gone_on_with(half: Path, capsys: pytest.CaptureFixture[s
     assert "resume=half: goes on with one run" in refused(capsys, half, "-m", "resume=half", "seed=0,1")
 
 
+@pytest.mark.parametrize("name", ["NODE_RANK", "RANK", "SLURM_PROCID", "LOCAL_RANK"])
+def test_a_foreign_rank_writes_over_no_run(
+    name: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Left in the shell by another program: this run is one process, and its first."""
+    monkeypatch.setenv(name, "1")
+    with inside(home):
+        assert "holds a run already" in refused(capsys, home / "whole", *RUN, "hydra.run.dir=whole", code=1)
+
+
 def test_a_run_is_never_written_over(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more in (["loss=ipo", "seed=5"], ["dry_run=true"], ["replay=pairs.jsonl"]):
         Path("pairs.jsonl").touch()
