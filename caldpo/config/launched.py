@@ -1,7 +1,7 @@
 """Which of a run's processes this is: only what the run's own launcher has set in the environment counts.
 
-A shell may hold the variables of another program: of a job that has ended, of the interactive job it was opened in, of a
-container. A launcher's variables are this run's where they tell of as many processes as the run has, which is for
+A shell may hold the variables of another program: of a job that has ended, of the interactive job it was opened in, of
+a container. A launcher's variables are this run's where they tell of as many processes as the run has, which is for
 ``trainer.devices`` and ``trainer.num_nodes`` to say. No heavy imports.
 """
 

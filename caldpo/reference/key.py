@@ -58,9 +58,12 @@ def model_facts(
     with precision:
         enabled = torch.is_autocast_enabled(device.type)
         autocast = str(torch.get_autocast_dtype(device.type)) if enabled else "off"
+    said = model_configuration(model)
+    dtype = said.pop("dtype")
     return {
-        **model_configuration(model),
+        **said,
         "weights": weights_digest(model),
+        "dtype": dtype,
         "attention": str(base_model(model).config._attn_implementation),
         "autocast": autocast,
         "device": device.type,
