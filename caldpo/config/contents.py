@@ -28,13 +28,13 @@ def contents(tree: Any, place: str = "") -> dict[str, str]:
     return found
 
 
-def folder_contents(folder: Path, pattern: str = "*") -> str:
-    """SHA-256 of the names below ``folder`` and contents of its files; hidden ones are left out.
+def folder_contents(folder: Path) -> str:
+    """SHA-256 of names and contents of all files below ``folder`` but hidden ones.
 
     Raises:
         OSError: the disk does not give it.
     """
-    files = sorted(f for f in folder.rglob(pattern) if f.is_file() and not _is_hidden(f.relative_to(folder)))
+    files = sorted(f for f in folder.rglob("*") if _counts(f, folder))
     return _sha256(
         f"{file.relative_to(folder)} {known_digest(file) if number < _MOST_FILES else _changed(file)}"
         for number, file in enumerate(files)
@@ -57,8 +57,8 @@ def _changed(file: Path) -> str:
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _counts(file: Path, folder: Path) -> bool:
+    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _texts(value: Any) -> Iterator[str]:
