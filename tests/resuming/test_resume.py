@@ -180,6 +180,21 @@ def test_a_run_is_never_written_over(half: Path, capsys: pytest.CaptureFixture[s
     assert "add resume=auto" in said
 
 
+@pytest.mark.parametrize("again", [("resume=half",), (*RUN, "hydra.run.dir=half", "resume=auto")])
+@pytest.mark.parametrize("left", ["checkpoints", "metrics.csv"])
+def test_a_run_that_lost_its_configuration_is_not_begun_anew(
+    left: str, again: tuple[str, ...], half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (half / "config.yaml").unlink()
+    if left == "metrics.csv":
+        shutil.rmtree(half / "checkpoints")
+    else:
+        (half / "metrics.csv").unlink()
+    said = refused(capsys, half, *again, code=1)
+    assert "half: config.yaml of this run is missing" in said
+    assert "bring that file back" in said
+
+
 @pytest.mark.parametrize("file", ["metrics.csv", "samples.jsonl"])
 def test_a_file_that_lost_what_the_checkpoint_counts_on(
     file: str, half: Path, capsys: pytest.CaptureFixture[str]
