@@ -154,6 +154,20 @@ def file_digest(path: Path) -> str:
     return found.hexdigest()
 
 
+def known_digest(path: Path) -> str:
+    """The same as :func:`file_digest`, read once a process as long as the system says that the file is unchanged.
+
+    A program can set back the size and the time of writing of a file, but not the time of its last change (ctime).
+    """
+    found = path.stat()
+    return _digest_of(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _digest_of(path: Path, *unchanged: int) -> str:
+    return file_digest(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Put names that were given or taken in a folder on the disk, where the system can."""
     with contextlib.suppress(OSError):  # some file systems cannot, and say so

@@ -22,7 +22,6 @@ from caldpo.checkpoints.identity import require_same
 from caldpo.config.job import FINISHED, write_json
 from caldpo.config.redacted import RedactedStream
 from caldpo.config.summary import SUMMARY
-from caldpo.data.datamodule import PairDataModule
 from caldpo.estimate.run import estimate
 from caldpo.estimate.shortage import is_shortage, out_of_memory
 from caldpo.exporting.card import CARD, Exported, write_card
@@ -38,10 +37,11 @@ from caldpo.numbers.replay import replay
 from caldpo.numbers.watch import NumberWatch
 from caldpo.parts import build_parts, check_parts
 from caldpo.ranks import is_first_rank
+from caldpo.reference.base import ReferenceSource
 from caldpo.reference.context import in_run_dtype, reference_context
 from caldpo.resuming.ask import SECTIONS
+from caldpo.resuming.inputs import known_inputs, model_inputs, policy_inputs, surroundings
 from caldpo.resuming.record import PLANNED, begun, is_begun, note, save_config
-from caldpo.resuming.same import config_digest
 from caldpo.resuming.start import find_start
 from caldpo.settings import RunSettings
 from caldpo.sharding.shard import whole_state
@@ -123,7 +123,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
 
     told = {"formula": loss.formula, "policy": policy_identity, "reference": reference_identity}
     note(run_dir, {**told, "data": report.as_dict(), "versions": versions()})
-    known = known_identity(config, data)
+    known = known_inputs(config, data, tokenizer)
     if start.manifest is not None:  # what is known before weights load; the reference's are held against it later
         require_same({key: value for key, value in start.manifest.identity.items() if key in known}, known)
 
@@ -142,6 +142,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         callbacks = [Reseed(settings.seed), *parts["callbacks"].values()]
         trainer = steps.build(run_dir, loggers, callbacks, plan.accumulation)
         policy = in_run_dtype(trainer, policy)
+        known |= policy_inputs(policy)
         if not parts["optim"].rounds_stochastically:
             note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), parts["optim"].lr)
         facts = {"model": start_identity, "tokenizer": tokenizer.name_or_path, "prompts": report.prompts}
@@ -160,7 +161,10 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         )
         for callback in callbacks:
             if isinstance(callback, Checkpoints):
-                callback.of_run(functools.partial(identity, module, known), versions(), steps.val_every, start.cut)
+                around = surroundings(policy, trainer.strategy.root_device, layout)
+                callback.of_run(
+                    functools.partial(inputs, module, parts["reference"], known), around, steps.val_every, start.cut
+                )
         if start.checkpoint is None and is_first_rank():
             start.cut()
         train(trainer, module, data, start.checkpoint)
@@ -238,15 +242,6 @@ def train(
             callback.on_trained(trainer, module)
 
 
-def known_identity(config: dict[str, Any], data: PairDataModule) -> dict[str, str]:
-    """What must not change between two stretches of a run, as far as it is known before weights load."""
-    return {
-        "the configuration": config_digest(config),
-        "the tokens of the training pairs": data.train_pairs.digest(),
-        "the tokens of the held-out pairs": data.test_pairs.digest(),
-    }
-
-
-def identity(module: PreferenceModule, known: dict[str, str]) -> dict[str, str]:
-    """All that must not change between two stretches of a run."""
-    return {**known, "the reference's weights": module.reference.digest()}
+def inputs(module: PreferenceModule, reference: ReferenceSource, known: dict[str, str]) -> dict[str, str]:
+    """All that must not change between two stretches of a run; every rank has to ask."""
+    return {**known, **model_inputs(module, reference)}

@@ -20,8 +20,9 @@ def require_same(then: Mapping[str, str], now: Mapping[str, str]) -> None:
     """
     changed = [name for name in then if now.get(name) != then[name]]
     if changed:
+        also = f"; so did {', '.join(changed[1:])}" if changed[1:] else ""
         raise CaldpoError(
-            f"{' and '.join(changed)} changed since the checkpoint was written",
+            f"{changed[0]} changed since the checkpoint was written{also}",
             key="resume",
             remedy="bring back the model, the data and the settings that the run began with (config.yaml names them),"
             " or start a new run",

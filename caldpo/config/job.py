@@ -21,7 +21,8 @@ from omegaconf import DictConfig
 
 from caldpo.config.inside import require_no_links_out
 from caldpo.config.kept import keep_command
-from caldpo.config.lock import is_held, process_rank, run_lock
+from caldpo.config.launched import own_ranks, process_rank
+from caldpo.config.lock import is_held, run_lock
 from caldpo.config.names import register_resolvers
 from caldpo.config.redact import redact_file, redact_files, redact_text
 from caldpo.config.redacted import redacted_output
@@ -75,7 +76,7 @@ def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None =
     folder = Path(hydra.runtime.output_dir)
     in_sweep = hydra.mode == RunMode.MULTIRUN
     # also where a launcher's own process runs this, and not our command
-    with exit_on_signals(), redacted_output():
+    with exit_on_signals(), redacted_output(), own_ranks(cfg, announce=True):
         if not records:
             return _run(task, cfg, folder, _Record(None), in_sweep)
         try:

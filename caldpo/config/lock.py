@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from caldpo.config.launched import process_rank
 from caldpo.config.redact import redact_text
 from caldpo.errors import CaldpoError
 from caldpo.files import NO_LOCKS, is_alive, write_text
@@ -27,9 +28,6 @@ RUN, EVALUATION, GENERATION = "run", "evaluation", "generation"  # what is writt
 _PATIENCE = 1.0  # seconds: another one may be looking whether the lock is held, which takes it for a moment
 _LOOK_AGAIN = 0.02
 _LONGEST = 300  # characters of a command line that are told
-# Lightning's order: what the first of several processes has none of, or 0 in
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-_NODES = ("NODE_RANK", "GROUP_RANK")
 
 _held: dict[str, int | None] = {}  # owner's file to the handle of what this process holds; None: without a lock
 
@@ -105,15 +103,6 @@ def read_owner(folder: Path, what: str = RUN) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def process_rank() -> int:
-    """Which of the processes of a run this is, as their launcher says in the environment; 0: the first, or only one."""
-    found = (os.environ.get(name) for name in _RANKS)
-    rank = next((int(value) for value in found if value and value.isdigit()), 0)
-    # Lightning's own processes on a second node, the first of which has no rank yet
-    node = next((int(value) for name in _NODES if (value := os.environ.get(name, "")).isdigit()), 0)
-    return rank or node
 
 
 def _take(folder: Path, what: str) -> int | None:

@@ -21,6 +21,7 @@ from caldpo.config.check import Problem, find_problems, raise_problems
 from caldpo.config.explain import compose_or_explain
 from caldpo.config.inside import find_escapes
 from caldpo.config.job import as_caldpo_error
+from caldpo.config.launched import own_ranks
 from caldpo.config.launchers import find_processes
 from caldpo.config.names import claimed_folder, naming_overrides, register_resolvers
 from caldpo.config.overrides import parse_overrides
@@ -68,7 +69,8 @@ def preflight(
             cfg, problems = compose(RunMode.RUN)  # only this one refuses several values for one key
         raise_problems([*problems, *(_of_run(cfg, schemas, agree) if cfg is not None else [])])
         assert cfg is not None
-        return claimed_folder(cfg, "run")
+        with own_ranks(cfg):
+            return claimed_folder(cfg, "run")
     finally:
         HydraConfig.instance().cfg = None
 
@@ -121,7 +123,8 @@ def _of_sweep(
                 problems += [*_of_run(cfg, schemas, agree, number), *find_processes(cfg)]
         raise_problems(list(dict.fromkeys(problems)))
     HydraConfig.instance().set_config(master)
-    return [*naming_overrides(jobs, master, all_known=all_known), *claimed_folder(master, "sweep")]
+    with own_ranks(master):
+        return [*naming_overrides(jobs, master, all_known=all_known), *claimed_folder(master, "sweep")]
 
 
 def _of_run(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None, number: int = 0) -> list[Problem]:

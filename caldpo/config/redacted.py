@@ -26,7 +26,7 @@ class RedactedFormatter(logging.Formatter):
 
 
 class OwnLog(logging.FileHandler):
-    """A log file that is opened before a run's folder has been looked at: never through a link.
+    """A log file that may be opened before a run's folder has been looked at: never through a link.
 
     What is logged then goes nowhere. It would be refused right after, with the link named, if it leads out.
     """

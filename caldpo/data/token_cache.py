@@ -115,6 +115,18 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | N
     }
 
 
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of all that texts and ids are to each other, of any tokenizer, and of its chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        said: Any = sorted(tokenizer.get_vocab().items())
+    else:  # how it pads and truncates is what its last call has asked for
+        said = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    told = [type(tokenizer).__name__, said, special, tokenizer.chat_template]
+    return _digest(json.dumps(told, sort_keys=True).encode())
+
+
 @functools.cache
 def code_identity() -> str:
     """A digest of the code that turns texts into ids: whoever changes it need not remember these files."""

@@ -7,6 +7,7 @@ worker copies them as it counts references. Flat arrays take 4 bytes and are sha
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import overload
@@ -86,6 +87,10 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         content = hashlib.sha256(self._ends.astype("<i8").tobytes())
         content.update(self._tokens.astype("<i4").tobytes())
         return content.hexdigest()
+
+    def scores_digest(self) -> str:
+        """SHA-256 of the true rewards of all pairs: what a loss or a metric may read of a row beside its tokens."""
+        return hashlib.sha256(json.dumps(self._scores).encode()).hexdigest()
 
     def origin(self, index: int) -> str:
         """Where the pair at ``index`` comes from."""

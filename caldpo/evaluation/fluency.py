@@ -28,7 +28,7 @@ def score_texts(path: str, subject: Subject, prompts: Sequence[str], texts: Sequ
     """
     tokenizer = subject.bench.once(f"tokenizer {path}", lambda: load_tokenizer(path, key=KEY))
     model = subject.bench.once(
-        f"perplexity {path}",
+        f"perplexity {path} {subject.precision}",
         lambda: placed(load_causal_lm(path, key=KEY, dtype="auto"), subject.precision, subject.device),
     )
     heads = [tokenizer(prompt)["input_ids"] for prompt in prompts]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from caldpo.config.contents import contents
+from caldpo.data.token_cache import tokenizer_digest
 from caldpo.evaluation.subject import Subject
 from caldpo.evaluation.suite import Suite
+from caldpo.resuming.same import config_digest
 from caldpo.summary import versions
 
 # Settings of the command that results depend on; the others say where and how fast.
 _TELLING = ("checkpoint", "max_pairs", "batch", "seed")
 _LIBRARIES = ("scipy", "torchmetrics")  # whose arithmetic is in the measures, beside those that a run names
-_MOST_FILES = 1000
 
 
 def determined_by(suite: Suite, subject: Subject) -> dict[str, Any]:
@@ -24,7 +25,9 @@ def determined_by(suite: Suite, subject: Subject) -> dict[str, Any]:
     settings = suite.settings()
     own = {name: getattr(subject.settings, name) for name in _TELLING}
     own |= {"precision": subject.precision, "reward_beta": subject.reward_beta}
-    named = (settings, subject.target.config["model"], subject.target.config["reference"], subject.bench.reference)
+    # a model has no configuration but these sections; of a run all is told that it was trained by
+    config = {name: value for name, value in subject.target.config.items() if value is not None}
+    named = {"suite": settings, "reference": subject.bench.reference, "config": _sections(config)}
     return {
         "suite": settings,
         "settings": own,
@@ -34,9 +37,17 @@ def determined_by(suite: Suite, subject: Subject) -> dict[str, Any]:
         "weights": [weights.stamp() for weights in (subject.weights, *suite.other_weights(subject))],
         "data": f"{subject.data.source.name}: {subject.data.test or subject.data.train}",
         "pairs": pairs_digest(subject),
-        "files": stamps(named),
+        "configuration": config_digest(config),
+        "tokenizer": tokenizer_digest(subject.tokenizer),
+        "device": subject.device.type,
+        "files": contents(named),
         "versions": versions() | {name: version(name) for name in _LIBRARIES},
     }
+
+
+def _sections(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is built of a configuration, but for its data, whose pairs are looked at themselves."""
+    return {name: config[name] for name in ("model", "adapter", "reference") if name in config}
 
 
 def digest_of(facts: Mapping[str, Any]) -> str:
@@ -51,28 +62,3 @@ def pairs_digest(subject: Subject) -> str:
         told = [pair.prompt, pair.chosen, pair.rejected, pair.score_chosen, pair.score_rejected]
         content.update(json.dumps(told).encode())
     return content.hexdigest()[:16]
-
-
-def stamps(named: Iterable[Any]) -> dict[str, list[list[Any]]]:
-    """Size and time of each file that a text among these values is the path of, or that lies in such a folder."""
-    paths = {text for value in named for text in _texts(value) if text}
-    return {text: found for text in sorted(paths) if (found := _stamp(Path(text).expanduser()))}
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
-def _stamp(path: Path) -> list[list[Any]]:
-    try:
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
-        return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files[:_MOST_FILES]]
-    except OSError:  # a text that is no path, or a folder that is not ours to read
-        return []

@@ -25,6 +25,7 @@ class TargetSettings:
         checkpoint: the policy of a run: ``final`` (at its last step), ``last`` (the last that was saved, also of a run
             that did not finish), or an optimiser step that a checkpoint was saved at.
         output: folder that ``evaluation/`` is written into; None takes the run's own, or one named after the model.
+        cache: folder that tokens, fitted models and made pairs are kept in, whatever a run's configuration names.
         device: ``auto`` is the GPU where there is one.
         precision: of forward passes, by Lightning's name; None takes the run's own, 32-true for a model.
         reward_beta: factor from log-ratio (nats) to the implicit reward; None takes the run's own, 0.1 for a model.
@@ -37,6 +38,7 @@ class TargetSettings:
     run: str | None
     checkpoint: Literal["final", "last"] | NonNegativeInt
     output: str | None
+    cache: str
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] | None
     reward_beta: Positive | None

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from caldpo.data.datamodule import REJECTED_ROWS, HeldOutPrompt, PairDataModule
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.data.split import prompt_key
+from caldpo.data.token_cache import tokenizer_digest
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bench import Sampling, Workbench
 from caldpo.evaluation.points import true_rewards
@@ -34,6 +35,7 @@ from caldpo.models.adapter import adapter_off, is_adapted
 from caldpo.models.probes import require_sound
 from caldpo.parts import build_parts
 from caldpo.reference.bar import LateBar
+from caldpo.resuming.same import bound
 
 Who = Literal["policy", "reference"]
 
@@ -67,7 +69,8 @@ class Subject:
         self.identity: str = self.source.identity()
         self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time
         self._sampled: dict[Sampling, list[list[int]]] = {}
-        self.tokenizer: PreTrainedTokenizerBase
+        self.tokenizer: PreTrainedTokenizerBase = self.source.load_tokenizer()
+        self._data_key = self._key("data", "model") + tokenizer_digest(self.tokenizer)
         self._data: PairDataModule | None
         self.tokenizer, self._data = bench.once(self._data_key, lambda: self._prepare(parts.get("data")))
 
@@ -186,7 +189,7 @@ class Subject:
             with adapter_off(next(iter(self._loaded.values()))) as model:
                 yield model
             return
-        yield self.bench.model(f"{self.reference_identity} {self.precision}", lambda: self._load_reference(path))
+        yield self.bench.model(self._model_key, lambda: self._load_reference(path))
 
     def context(self) -> AbstractContextManager[object]:
         """Of every forward pass: the precision of the run."""
@@ -282,17 +285,22 @@ class Subject:
         require_sound(model, training=False, key="reference.path")
         return model.eval().requires_grad_(False)
 
+    def _key(self, *sections: str) -> str:
+        """What the policies of one command share is kept under all that they were configured by: nothing is left out
+        but what no number depends on, and the seed that orders training pairs."""
+        told = bound({name: self.target.config[name] for name in sections})
+        return json.dumps([self.identity, told | {"data.seed": None}], sort_keys=True, default=str)
+
     @property
-    def _data_key(self) -> str:
-        told = dict(self.target.config["data"] or {}) | {"seed": None}  # it orders training pairs and nothing else
-        return f"data {self.identity} {json.dumps(told, sort_keys=True, default=str)}"
+    def _model_key(self) -> str:
+        return f"{self._key('model', 'adapter', 'reference')} {self.reference_identity} {self.precision}"
 
     @property
     def _reference_key(self) -> str:
-        return f"{self.reference_identity} {self.precision} {self.batch} {self._data_key}"
+        return f"{self._model_key} {self.batch} {self._data_key}"
 
     def _prepare(self, data: PairDataModule | None) -> tuple[PreTrainedTokenizerBase, PairDataModule | None]:
-        tokenizer = self.source.load_tokenizer()
+        tokenizer = self.tokenizer
         if data is None:
             return tokenizer, None
         told_before = self.target.run is not None and self.target.own_data  # and rows left out are listed in the run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.checkpoints.manifest import checkpoint_folders
 from caldpo.compare.discover import find_runs, natural
+from caldpo.config.caches import CACHE, with_own_caches
 from caldpo.config.check import check_config
 from caldpo.config.inside import require_unlinked
+from caldpo.config.redact import redact_text
 from caldpo.config.summary import read_summary
 from caldpo.config.tree import read_yaml
 from caldpo.config.trust import announce_foreign, require_own_code
@@ -118,6 +121,13 @@ def _of_run(folder: Path, cfg: DictConfig) -> Target:
         announce_foreign(config, SECTIONS, file)
     else:
         require_own_code(config, SECTIONS, file)
+    config, others = with_own_caches(config, cfg.get("cache") or CACHE)
+    for key, other in others.items():
+        if not key.startswith("reference."):  # which no evaluation asks for
+            told = (
+                f"note: {file} keeps files in {redact_text(other)} ({key}); a command does there by cache=FOLDER alone"
+            )
+            print(told, file=sys.stderr)
     own_data = cfg.get("data") is None
     if not own_data:
         config["data"] = OmegaConf.to_container(cfg.data, resolve=True)

@@ -11,13 +11,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from caldpo.checkpoints.folder import load_weights as load_weights_of
 from caldpo.checkpoints.frozen import add_frozen
-from caldpo.checkpoints.manifest import MANIFEST, DamagedCheckpointError, verify
+from caldpo.checkpoints.manifest import MANIFEST, OPTIMIZER_PARTS, DamagedCheckpointError, verify
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.target import Target
+from caldpo.files import known_digest
 from caldpo.models.adapter import AdapterSource
 from caldpo.models.base import ModelSource
 from caldpo.models.published import require_safe
 
+_LOADED = (".safetensors", ".json", ".py", ".jinja", ".model", ".txt")  # endings of what a model is loaded from
 _PREFIX = "policy."  # of the policy's weights in the state of the training module
 _WEIGHTS = {"bf16-true": torch.bfloat16, "64-true": torch.float64}  # precisions that change a model's own dtype
 
@@ -35,11 +37,12 @@ class Weights:
     path: Path | None
 
     def stamp(self) -> list[list[Any]]:
-        """Name, size and time of the files: others mean other weights."""
+        """Name, size and SHA-256 of the files that are loaded, weights first: times can stay when contents change."""
         if self.path is None:
             return []
-        files = sorted(self.path.rglob("*.safetensors"))  # those of divided weights lie in a folder of their own
-        return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        files = [f for f in self.path.rglob("*") if f.suffix in _LOADED and f.parent.name != OPTIMIZER_PARTS]
+        ordered = sorted(files, key=lambda file: (file.suffix != _LOADED[0], file))
+        return [[str(f.relative_to(self.path)), f.stat().st_size, known_digest(f)] for f in ordered if f.is_file()]
 
 
 def find_weights(target: Target, wanted: Literal["final", "last"] | int) -> Weights:

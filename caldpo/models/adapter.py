@@ -254,6 +254,15 @@ def _has_reference(policy: Any) -> bool:
     return REFERENCE in policy.peft_config
 
 
+def reference_adapter(policy: Any) -> dict[str, Any] | None:
+    """Settings of the frozen adapter under which a policy is its reference, without names; None where there is none."""
+    if not is_adapted(policy) or not _has_reference(policy):
+        return None
+    # which modules it is on is in the names of its weights, and PEFT keeps them as a set
+    passing = {"base_model_name_or_path", "revision", "peft_version", "inference_mode", "target_modules"}
+    return {k: v for k, v in policy.peft_config[REFERENCE].to_dict().items() if k not in passing}
+
+
 def base_model(policy: Any) -> PreTrainedModel:
     """The model under the adapter, or the policy itself."""
     return policy.get_base_model() if is_adapted(policy) else policy

@@ -13,7 +13,7 @@ from caldpo.logprobs import LogprobEngine
 from caldpo.models.adapter import AdapterSource, NoAdapter, adapter_off, is_adapted
 from caldpo.models.modes import evaluating
 from caldpo.reference.base import Logps, ReferenceContext, ReferenceSource
-from caldpo.reference.key import weights_digest
+from caldpo.reference.key import model_configuration, weights_digest
 from caldpo.reference.named import HeldOutMemory, describe
 from caldpo.reference.rounding import rounding_of
 from caldpo.types import PairBatch
@@ -25,13 +25,14 @@ class AdapterReference:
     def __init__(self, policy: PreTrainedModel, rounding: float = 0.0, *, together: bool = False) -> None:
         self.policy, self.rounding = policy, rounding
         self.engine, self._memory = LogprobEngine(policy), HeldOutMemory(together=together)
+        self._configuration = model_configuration(policy)  # as it begins
 
     @property
     def dtype(self) -> torch.dtype:
         return self.policy.dtype
 
-    def digest(self) -> str:
-        return weights_digest(self.policy)
+    def facts(self) -> dict[str, str]:
+        return {**self._configuration, "weights": weights_digest(self.policy)}
 
     def prepare(self) -> None:
         """Nothing: the policy is there."""

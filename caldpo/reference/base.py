@@ -32,8 +32,10 @@ class Reference(Protocol):
         batch, relative to 1 + |log-prob|; see :mod:`caldpo.reference.rounding`."""
         ...
 
-    def digest(self) -> str:
-        """Of the reference's weights, without an adapter; known once :meth:`prepare` was called."""
+    def facts(self) -> Mapping[str, str]:
+        """What determines its log-probs beside tokens and machine: ``weights`` and
+        :func:`~caldpo.reference.key.model_configuration`, without an adapter that is trained. Known once
+        :meth:`prepare` was called; every rank has to ask."""
         ...
 
     def prepare(self) -> None:

@@ -23,7 +23,7 @@ from caldpo.models.modes import evaluating
 from caldpo.ranks import dealt_evenly, fresh_seed, gathered, is_first_rank, true_on_any_rank
 from caldpo.reference.bar import LateBar
 from caldpo.reference.base import Logps, ReferenceContext
-from caldpo.reference.key import MANIFEST, difference, key_of, model_facts, weights_digest
+from caldpo.reference.key import MANIFEST, difference, key_of, model_configuration, model_facts, weights_digest
 from caldpo.reference.named import check_path, describe, like, load_other, require_path
 from caldpo.reference.rounding import beyond, relative, rounding_of
 from caldpo.reference.store import LogpStore
@@ -49,6 +49,7 @@ class CachedReference:
         self.rounding = rounding_of(context)
         self._tables: dict[str, Tensor] = {}  # by split: log-probs of chosen and rejected, (2, pairs)
         self._weights = ""
+        self._facts: dict[str, str] = {}
         self._live: PreTrainedModel | None = None
         self._engine: LogprobEngine | None = None  # of the live model
 
@@ -65,13 +66,14 @@ class CachedReference:
                 self.context.place(model)
             facts = model_facts(model, self.context.device, self.context.precision())
             self._weights = facts["weights"]
+            self._facts = {**model_configuration(model), "weights": self._weights}
             self.context.place(model)
             engine = LogprobEngine(model)
             for split in self.context.asked:
                 self._tables[split] = self._table(split, facts, engine).to(self.context.device)
 
-    def digest(self) -> str:
-        return self._weights
+    def facts(self) -> dict[str, str]:
+        return self._facts
 
     def logps(self, batch: PairBatch) -> Logps:
         table = self._tables.get(batch.split)

@@ -7,6 +7,7 @@ their names are only written beside it, for people. So are the names of models: 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -18,10 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from caldpo.models.adapter import base_model, base_weights
+from caldpo.files import file_digest
+from caldpo.models.adapter import base_model, base_weights, reference_adapter
 from caldpo.ranks import gathered, is_first_rank
 from caldpo.reference.bar import LateBar
 from caldpo.sharding.shard import whole
@@ -52,16 +55,16 @@ def model_facts(
         device: where it is going to compute.
         precision: the context in which it is going to compute.
     """
-    base = base_model(model)
-    config = {k: v for k, v in base.config.to_dict().items() if k not in _PASSING}
     with precision:
         enabled = torch.is_autocast_enabled(device.type)
         autocast = str(torch.get_autocast_dtype(device.type)) if enabled else "off"
+    said = model_configuration(model)
+    dtype = said.pop("dtype")
     return {
-        "model class": type(base).__name__,
-        "model configuration": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
+        **said,
         "weights": weights_digest(model),
-        "dtype": str(base.dtype),
+        "dtype": dtype,
+        "attention": str(base_model(model).config._attn_implementation),
         "autocast": autocast,
         "device": device.type,
         "matmul precision": torch.get_float32_matmul_precision(),
@@ -69,6 +72,23 @@ def model_facts(
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
+
+
+def model_configuration(model: PreTrainedModel) -> dict[str, str]:
+    """What determines a model's outputs beside its weights, wherever it computes: class, code, settings, dtype.
+
+    An adapter that is trained is left out; that of the reference is in it, with the scale that its weights do not tell.
+    """
+    base = base_model(model)
+    # a model that is sharded has a class made for it, whose base is the model's own
+    own = next(kind for kind in type(base).__mro__ if not issubclass(kind, FSDPModule))
+    config = {k: v for k, v in base.config.to_dict().items() if k not in _PASSING}
+    facts = {"model class": own.__name__, "model configuration": _of_json(config), "dtype": str(base.dtype)}
+    if not own.__module__.startswith("transformers."):  # of which the version is known
+        facts["model code"] = file_digest(Path(inspect.getfile(own)))
+    if (kept := reference_adapter(model)) is not None:
+        facts["adapter"] = _of_json(kept)
+    return facts
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -135,6 +155,10 @@ def _pieces(value: Tensor) -> list[tuple[int, Tensor]]:
 
 def _content(piece: Tensor) -> str:
     return _digest(piece.cpu().contiguous().view(torch.uint8).numpy())
+
+
+def _of_json(content: Mapping[str, Any]) -> str:
+    return _digest(json.dumps(content, sort_keys=True, default=str).encode())
 
 
 def _digest(content: Any) -> str:

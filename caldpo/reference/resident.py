@@ -13,7 +13,7 @@ from caldpo.logprobs import LogprobEngine
 from caldpo.models.adapter import base_copy
 from caldpo.models.base import floating_dtype
 from caldpo.reference.base import Logps, ReferenceContext
-from caldpo.reference.key import weights_digest
+from caldpo.reference.key import model_configuration, weights_digest
 from caldpo.reference.named import HeldOutMemory, check_path, describe, frozen, load_other, require_path
 from caldpo.reference.rounding import rounding_of
 from caldpo.sharding.shard import divide_again, is_sharded
@@ -28,6 +28,7 @@ class ResidentReference:
         # it is a live pass, but not one through the policy's compiled layers
         self.rounding = 0.0 if context is None else rounding_of(context)
         self.engine = LogprobEngine(self.model)
+        self._configuration = model_configuration(self.model)  # as it begins
         self._context, self._memory = context, HeldOutMemory(together=context is not None and context.together)
 
     @property
@@ -38,8 +39,8 @@ class ResidentReference:
         if self._context is not None:
             self._context.place(self.model)
 
-    def digest(self) -> str:
-        return weights_digest(self.model)
+    def facts(self) -> dict[str, str]:
+        return {**self._configuration, "weights": weights_digest(self.model)}
 
     @torch.no_grad()
     def logps(self, batch: PairBatch) -> Logps:

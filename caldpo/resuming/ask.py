@@ -18,10 +18,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.compare.discover import is_run
+from caldpo.config.caches import without_places
 from caldpo.config.inside import require_no_links_out
 from caldpo.config.job import FINISHED
 from caldpo.config.overrides import quoted
-from caldpo.config.redact import MASK, redact
+from caldpo.config.redact import MASK, redact, redact_text
 from caldpo.config.summary import SUMMARY, known_summary
 from caldpo.config.tree import read_yaml
 from caldpo.config.trust import require_own_code, require_plain_overrides
@@ -68,6 +69,9 @@ def with_run(overrides: Sequence[str], multirun: bool = False) -> list[str]:
             )
     if not trusted:
         require_plain_overrides(begun, folder / SUMMARY)
+    begun, left_out = without_places(begun)
+    for text in left_out:
+        print(f"note: {redact_text(text)} of the run's files is left out: only the command says where else to write")
     if "replay" in typed:  # computed beside the run, in a folder of its own
         return [*begun, *overrides]
     place = _value(typed.get("hydra.run.dir"))

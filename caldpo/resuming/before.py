@@ -9,12 +9,12 @@ from omegaconf import DictConfig
 
 from caldpo.checkpoints.manifest import FOLDER
 from caldpo.config.job import FINISHED, Done
-from caldpo.config.lock import process_rank
+from caldpo.config.launched import process_rank
 from caldpo.config.summary import known_summary
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME
 from caldpo.resuming.ask import AUTO, as_kept
-from caldpo.resuming.same import read_config, require_same_config
+from caldpo.resuming.same import CONFIG, read_config, require_same_config
 
 
 def settle(cfg: DictConfig, folder: Path) -> Done | None:
@@ -37,6 +37,8 @@ def settle(cfg: DictConfig, folder: Path) -> Done | None:
         return None
     then = read_config(folder)
     if then is None:
+        if process_rank() == 0:  # others may be started when it has begun to write
+            _require_config(folder)
         return None
     require_same_config(then, as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"])), folder)
     summary = known_summary(folder)
@@ -45,13 +47,32 @@ def settle(cfg: DictConfig, folder: Path) -> Done | None:
     return Done(summary.get("metrics", {}).get(cfg.objective))
 
 
+def _require_config(folder: Path) -> None:
+    """A run without the configuration that it began with may be any: it is not begun anew over what it left.
+
+    Raises:
+        CaldpoError: the folder holds metrics or checkpoints.
+    """
+    if _holds_run(folder):
+        raise CaldpoError(
+            f"{CONFIG} of this run is missing: what it was begun with is not known",
+            key="resume",
+            value=folder,
+            remedy="bring that file back, or start a new run in another folder",
+        )
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / NAME).is_file() or any((folder / FOLDER).glob("step-*"))
+
+
 def _require_unused(folder: Path) -> None:
     """Nothing that a run left is written over.
 
     Raises:
         CaldpoError: the folder holds metrics or checkpoints.
     """
-    if (folder / NAME).is_file() or any((folder / FOLDER).glob("step-*")):
+    if _holds_run(folder):
         raise CaldpoError(
             "this folder holds a run already, which would be written over",
             key="hydra.run.dir",

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from caldpo.config.job import write_json
-from caldpo.config.lock import process_rank
+from caldpo.config.launched import process_rank
 from caldpo.config.summary import SUMMARY, known_summary
 from caldpo.files import write_text
 from caldpo.resuming.ask import OVERRIDES, as_kept, kept_overrides

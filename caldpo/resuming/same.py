@@ -35,6 +35,7 @@ FREE = (
     "data.num_workers",
     "data.prefetch_factor",
     "data.preview_pairs",
+    "data.source.cache_dir",
     "model.cache",
     "reference.cache",
     "reference.spot_check",
@@ -97,8 +98,12 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
 
 def config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of all that a run's numbers depend on in its configuration."""
-    bound = {key: value for key, value in flatten(config).items() if not _is_free(key)}
-    return hashlib.sha256(json.dumps(bound, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(bound(config), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def bound(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys on which a run's numbers depend, flat: all but :data:`FREE`, so that a new one is among them."""
+    return {key: value for key, value in flatten(config).items() if not _is_free(key)}
 
 
 def _is_free(key: str) -> bool:

@@ -62,7 +62,8 @@ class TestOneRun:
         assert SECRET not in err + everything_written(tmp_path)
 
     def test_further_processes_leave_the_summary_to_the_first(self, conf: Path, tmp_path: Path) -> None:
-        code, _, summary = self.go(conf, tmp_path, "behave=crash", RANK="1", WORLD_SIZE="2")
+        torchrun = {"RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}
+        code, _, summary = self.go(conf, tmp_path, "behave=crash", "+trainer.devices=2", **torchrun)
         assert (code, summary) == (1, {})
         assert "boom" in (tmp_path / "here" / "error.rank1.txt").read_text()
 

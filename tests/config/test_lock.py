@@ -19,7 +19,8 @@ from textwrap import dedent
 import pytest
 
 from caldpo.config import lock
-from caldpo.config.lock import EVALUATION, RUN, is_held, process_rank, read_owner, require_free, run_lock
+from caldpo.config.launched import LAUNCHERS, process_rank
+from caldpo.config.lock import EVALUATION, RUN, is_held, read_owner, require_free, run_lock
 from caldpo.errors import CaldpoError
 
 HOLD = """
@@ -38,7 +39,7 @@ HOLD = """
         print("held", flush=True)
         sys.stdin.read()
 """
-RANKS = (*lock._RANKS, *lock._NODES)
+RANKS = LAUNCHERS
 
 
 @pytest.fixture(autouse=True)

@@ -71,7 +71,7 @@ class TestTwoProcesses:
         """As Lightning starts them: the same command line in the same folder."""
         cwd, _ = busy
         given = ["hydra.run.dir='sweep/behave=wait'", "behave=finish", "hydra.output_subdir=null"]
-        code, _, err = run(conf, cwd, *given, LOCAL_RANK="1", WORLD_SIZE="2")
+        code, _, err = run(conf, cwd, *given, "+trainer.devices=2", LOCAL_RANK="1", WORLD_SIZE="2")
         assert (code, err) == (0, "")
         assert read_summary(cwd / "sweep" / "behave=wait") == {"status": "running"}
 

@@ -161,6 +161,16 @@ def test_what_cannot_be_gone_on_with(half: Path, capsys: pytest.CaptureFixture[s
     assert "resume=half: goes on with one run" in refused(capsys, half, "-m", "resume=half", "seed=0,1")
 
 
+@pytest.mark.parametrize("name", ["NODE_RANK", "RANK", "SLURM_PROCID", "LOCAL_RANK"])
+def test_a_foreign_rank_writes_over_no_run(
+    name: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Left in the shell by another program: this run is one process, and its first."""
+    monkeypatch.setenv(name, "1")
+    with inside(home):
+        assert "holds a run already" in refused(capsys, home / "whole", *RUN, "hydra.run.dir=whole", code=1)
+
+
 def test_a_run_is_never_written_over(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more in (["loss=ipo", "seed=5"], ["dry_run=true"], ["replay=pairs.jsonl"]):
         Path("pairs.jsonl").touch()
@@ -168,6 +178,21 @@ def test_a_run_is_never_written_over(half: Path, capsys: pytest.CaptureFixture[s
     said = refused(capsys, half, *RUN, "hydra.run.dir=half", code=1)
     assert "half: this folder holds a run already, which would be written over" in said
     assert "add resume=auto" in said
+
+
+@pytest.mark.parametrize("again", [("resume=half",), (*RUN, "hydra.run.dir=half", "resume=auto")])
+@pytest.mark.parametrize("left", ["checkpoints", "metrics.csv"])
+def test_a_run_that_lost_its_configuration_is_not_begun_anew(
+    left: str, again: tuple[str, ...], half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (half / "config.yaml").unlink()
+    if left == "metrics.csv":
+        shutil.rmtree(half / "checkpoints")
+    else:
+        (half / "metrics.csv").unlink()
+    said = refused(capsys, half, *again, code=1)
+    assert "half: config.yaml of this run is missing" in said
+    assert "bring that file back" in said
 
 
 @pytest.mark.parametrize("file", ["metrics.csv", "samples.jsonl"])
