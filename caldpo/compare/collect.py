@@ -185,6 +185,7 @@ def _mapping(tree: Any, key: str) -> Mapping[str, Any]:
 def _integer(value: Any) -> int | None:
     """A whole number, also as text; a fraction or true is none."""
     try:
-        return None if isinstance(value, bool) or value != (whole := int(value)) and str(value) != str(whole) else whole
+        whole = int(value)
+        return whole if not isinstance(value, bool) and (value == whole or str(value) == str(whole)) else None
     except (TypeError, ValueError, OverflowError):
         return None

@@ -12,9 +12,7 @@ _SAME = 1e-6  # relative; both files are written from the same float64
 _NAMED = 3  # metrics that are named, the others counted
 
 
-def contradictions(
-    curves: Mapping[str, Curve], summary: Mapping[str, Any], config: Mapping[str, Any]
-) -> Iterator[str]:
+def contradictions(curves: Mapping[str, Curve], summary: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     """What ``summary.json`` of a finished run says otherwise than ``metrics.csv`` and ``config.yaml``.
 
     Args:

@@ -12,7 +12,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from caldpo.compare import quantities as q
-from caldpo.compare.facts import beta_text, seeds_text
+from caldpo.compare.facts import seeds_text
+from caldpo.compare.facts import unit as unit_of
 from caldpo.compare.grouping import Setting
 from caldpo.compare.quantities import Quantity
 from caldpo.compare.statistics import Band, BandKind, band
@@ -89,7 +90,7 @@ def _draw_panel(axes: Axes, panel: Panel, settings: Sequence[Setting], styles: S
             _draw_band(axes, look, found)
     axes.axhline(panel.neutral, color="#222222", linewidth=1.6 if panel.shaded else 0.9, zorder=1.5)
     axes.set_title(panel.title)
-    unit = beta_text(settings) if panel.quantity.unit.startswith("beta") else panel.quantity.unit
+    unit = unit_of(panel.quantity, settings)
     limit = linear_limit([float(np.abs(b.mean).max()) for b in bands if b is not None])
     if limit is not None and not panel.share:
         set_symmetric_log(axes, limit)

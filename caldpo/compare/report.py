@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -130,13 +129,13 @@ def _write(
     return [folder / name for name in ("report.md", *drawn, "comparison.csv")]
 
 
-def _sweep_overrides(folder: Path) -> str | None:
-    """The overrides that started the sweep, quoted for a shell, from Hydra's record of it."""
+def _sweep_overrides(folder: Path) -> list[str] | None:
+    """The overrides that started the sweep, from Hydra's record of it."""
     from caldpo.config.redact import redact_text
     from caldpo.config.tree import read_yaml
 
     try:
         task = read_yaml(folder / "multirun.yaml")["hydra"]["overrides"]["task"]
-        return shlex.join(redact_text(str(text)) for text in task)
+        return [redact_text(str(text)) for text in task if not str(text).startswith("-")]
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -10,7 +10,18 @@ from typing import Any, TypeGuard
 
 from caldpo.config.job import DIED, FINISHED, INTERRUPTED, RUNNING
 
-__all__ = ["DIED", "FINISHED", "INCOMPLETE", "INTERRUPTED", "RUNNING", "UNREADABLE", "Curve", "Run", "as_float", "is_number"]
+__all__ = [
+    "DIED",
+    "FINISHED",
+    "INCOMPLETE",
+    "INTERRUPTED",
+    "RUNNING",
+    "UNREADABLE",
+    "Curve",
+    "Run",
+    "as_float",
+    "is_number",
+]
 
 Curve = Mapping[int, float]  # optimiser step -> value
 
