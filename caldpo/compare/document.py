@@ -27,31 +27,40 @@ BANDS = {"range": "from the lowest to the highest seed", "sd": "one standard dev
 
 
 def report(
-    settings: Sequence[Setting], folder: Path, kind: BandKind, pictures: Sequence[str], task: Sequence[str] | None
+    settings: Sequence[Setting],
+    folder: Path,
+    kind: BandKind,
+    pictures: Sequence[str],
+    tasks: Sequence[Sequence[str]] | None,
+    *,
+    compared: Sequence[Path] = (),
+    failed: Sequence[str] = (),
 ) -> str:
     """The report as Markdown.
 
     Args:
         settings: all, also those of which no run finished.
-        folder: what was compared.
+        folder: that the report lies in.
         kind: what the bands of the curves show.
         pictures: names of the figures that were drawn.
-        task: overrides that started the sweep, where they are known.
+        tasks: overrides that started each sweep, where they are known.
+        compared: folders that were compared, where they are others.
+        failed: which figures could not be drawn, and why.
     """
     sections = [
-        f"# Comparison of {plain(folder.name)}",
+        f"# Comparison of {', '.join(plain(folder.name) for folder in compared or [folder])}",
         _incomplete(settings),
         _compared(settings),
-        _dynamics(settings, kind),
+        _dynamics(settings, kind, "reward_dynamics.png" in pictures),
         _held_out(settings),
         _oracle(settings, "reward_kl.png" in pictures and "oracle" not in evaluation.suites_of(settings)),
         evaluation.section(settings, pictures),
         _terms("loss_terms.png" in pictures),
         _cost(settings),
         _unfinished(settings),
-        _remarks(settings),
+        _remarks(settings, failed),
         _how_to_read(settings),
-        _reproduce(settings, task),
+        _reproduce(settings, tasks or ()),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -104,21 +113,17 @@ def _compared(settings: Sequence[Setting]) -> str:
     return "\n\n".join(said)
 
 
-def _dynamics(settings: Sequence[Setting], kind: BandKind) -> str:
+def _dynamics(settings: Sequence[Setting], kind: BandKind, picture: bool) -> str:
     shown = [setting for setting in settings if setting.finished]
     rows = [_end(setting) for setting in shown]
-    return "\n\n".join(
-        [
-            "## Reward dynamics",
-            "![Held-out log-ratios, implicit rewards, accuracy and displacement](reward_dynamics.png)",
-            f"Means over seeds on held-out pairs, evaluated during training; bands reach {BANDS[kind]}."
-            f" Upper row in nats, lower row in {facts.reward_unit(shown)}."
-            " An axis marked logarithmic is linear around 0."
-            " The same as vectors: [reward_dynamics.svg](reward_dynamics.svg).",
-            "Where the chosen log-ratio ended, and how the margin moved from first to last evaluation:",
-            "\n".join(rows),
-        ]
-    )
+    figure = [
+        "![Held-out log-ratios, implicit rewards, accuracy and displacement](reward_dynamics.png)",
+        f"Means over seeds on held-out pairs, evaluated during training; bands reach {BANDS[kind]}."
+        f" Upper row in nats, lower row in {facts.reward_unit(shown)}. An axis marked logarithmic is linear around 0."
+        " The same as vectors: [reward_dynamics.svg](reward_dynamics.svg).",
+    ]
+    ended = "Where the chosen log-ratio ended, and how the margin moved from first to last evaluation:"
+    return "\n\n".join(["## Reward dynamics", *(figure if picture else []), ended, "\n".join(rows)])
 
 
 def _end(setting: Setting) -> str:
@@ -212,9 +217,10 @@ def _unfinished(settings: Sequence[Setting]) -> str:
     return f"## Runs that did not finish\n\nThey enter no mean, curve or table above.\n\n{table}"
 
 
-def _remarks(settings: Sequence[Setting]) -> str:
+def _remarks(settings: Sequence[Setting], failed: Sequence[str]) -> str:
     """What a reader should know about the finished runs' files, where there is anything."""
-    told = [f"- {code(run.name)}: {plain(note)}" for run in facts.finished_runs(settings) for note in run.notes]
+    told = [f"- {plain(said)}" for said in failed]
+    told += [f"- {code(run.name)}: {plain(note)}" for run in facts.finished_runs(settings) for note in run.notes]
     for setting in settings:
         for repeats in by_seed(setting.finished):
             if len(repeats) > 1:
@@ -240,12 +246,13 @@ def _how_to_read(settings: Sequence[Setting]) -> str:
     )
 
 
-def _reproduce(settings: Sequence[Setting], task: Sequence[str] | None) -> str:
+def _reproduce(settings: Sequence[Setting], tasks: Sequence[Sequence[str]]) -> str:
     train = ["python", "-m", "caldpo.train"]
     commands = [
         f"{command([*train, *run.overrides])}  # {command([run.name])}" for setting in settings for run in setting.runs
     ]
-    whole = f"The sweep:\n\n{shell_block([command([*train, '-m', *task])])}\n\n" if task else ""
+    sweeps = shell_block([command([*train, "-m", *task]) for task in tasks])
+    whole = f"The sweep{'s' if len(tasks) > 1 else ''}:\n\n{sweeps}\n\n" if tasks else ""
     return (
         f"## How to reproduce\n\n{whole}Each run by itself (its complete configuration is the `config.yaml`"
         f" in its folder):\n\n{shell_block(commands)}\n\nEvery run's final figures:"

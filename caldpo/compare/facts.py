@@ -50,7 +50,7 @@ def headline(settings: Sequence[Setting]) -> str:
     """Data, model and steps on one line, for titles."""
     runs = finished_runs(settings)
     parts = {"data": choice(runs, "data"), "model": choice(runs, "model")}
-    said = [f"{name} {value}" for name, value in parts.items() if value]
+    said = [f"{name} {value if len(value) <= 60 else value[:57] + '...'}" for name, value in parts.items() if value]
     return " · ".join([*said, f"{steps(runs) or 'unknown'} steps"])
 
 
