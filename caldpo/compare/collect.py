@@ -38,6 +38,7 @@ from caldpo.evaluation.result import read_results
 
 __all__ = ["read_curves", "read_run", "read_runs"]
 
+_NAMED = 5  # metrics of a kind that are named, the others counted
 _NO_END = {
     RUNNING: "it is still training",
     DIED: "its process ended without a word: killed, out of memory, or the machine went down",
@@ -124,8 +125,10 @@ def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any], notes: li
     """The summary's metrics; the last logged value of those that it lacks. JSON's null is not a number."""
     last = {name: curve[max(curve)] for name, curve in curves.items() if name != "epoch"}
     given = {name: as_float(value) for name, value in summarised.items() if value is None or is_number(value)}
-    for name in summarised.keys() - given.keys():
-        notes.append(f"{SUMMARY}: {name} is {str(summarised[name])[:40]!r}, which is no number, and left out")
+    wrong = [f"{name} {str(value)[:40]!r}" for name, value in summarised.items() if name not in given]
+    if wrong:
+        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        notes.append(f"{SUMMARY}: metrics that are no numbers are left out: {', '.join(wrong[:_NAMED])}{more}")
     return last | given
 
 

@@ -40,7 +40,7 @@ def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
         longest = max(len(line) for name in names for line in name.splitlines())
         joined = frontiers(shown)
         lines = len(joined) + sum(1 + name.count("\n") for name in names)
-        size = 7.6 + 0.07 * max(0, longest - 20), max(5.0, 1.9 + 0.215 * lines)
+        size = 7.6 + 0.07 * max(0, longest - 20), max(5.0, 1.6 + 0.2 * lines)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         seeds = count_text(p.kl.n for p in places)
