@@ -1,7 +1,8 @@
 """Metrics of a batch of pairs, the same for every loss, and their exact means.
 
-Names are those that users of TRL know. ``rewards/*`` are implicit rewards, beta times the log-ratio (beta is
-``reward_beta`` of the configuration); ``log_ratios/*`` and ``logps/*`` are raw, summed per response, nats.
+Names are those that users of TRL know. ``rewards/*`` are ``reward_beta`` times the log-ratio: one unit for all losses,
+whatever each loss's own beta (TRL's are in units of that); ``log_ratios/*`` and ``logps/*`` are raw, summed per
+response, nats.
 """
 
 from __future__ import annotations

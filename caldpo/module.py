@@ -46,7 +46,7 @@ class PreferenceModule(pl.LightningModule):
         loss: one value per pair.
         optim: builds optimiser and schedule.
         tokenizer: saved beside exported weights, and used to generate samples.
-        reward_beta: factor from log-ratio (nats) to the logged implicit reward.
+        reward_beta: unit of the logged implicit rewards: reward per nat of log-ratio, one for all losses.
         same_start: whether policy and reference have to start as the same weights, so that step 0 must show
             log-ratios of 0.
         fetch_every: optimiser steps whose rows of metrics are fetched from the device at once.

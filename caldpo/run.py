@@ -112,7 +112,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             "loss": f"{loss_name}: {loss.formula}",
             "policy": policy_identity,
             "reference": reference_identity,
-            "rewards/*": f"{settings.reward_beta:g} x log-ratio",
+            "rewards/*": f"{settings.reward_beta:g} x log-ratio (nats), the same for every loss",
             "seed": str(settings.seed),
             "folder": str(run_dir),
         }
@@ -121,7 +121,8 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     needs = {"needs_scores": loss.needs_scores, "needs_rejected": loss.needs_rejected}
     report = data.prepare_pairs(tokenizer, run_dir, loss_name=loss_name, **needs)
 
-    told = {"formula": loss.formula, "policy": policy_identity, "reference": reference_identity}
+    formula = {"formula": loss.formula, "implicit_reward_beta": loss.implicit_reward_beta}
+    told = {**formula, "policy": policy_identity, "reference": reference_identity}
     note(run_dir, {**told, "data": report.as_dict(), "versions": versions()})
     known = known_inputs(config, data, tokenizer)
     if start.manifest is not None:  # what is known before weights load; the reference's are held against it later
@@ -194,7 +195,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         "wall_seconds": time.perf_counter() - started + (start.manifest.seconds if start.manifest else 0),
         "peak_memory_bytes": memory,
         "peak_memory_of": memory_of,
-        "formula": loss.formula,
+        **formula,
         "policy": policy_identity,
         "reference": reference_identity,
         "start_difference": module.largest_start_ratio,

@@ -19,7 +19,7 @@ class RunSettings:
     Args:
         name: first part of the output folder's name.
         seed: of the order of the data, and of dropout where there is any.
-        reward_beta: factor from log-ratio (nats) to the logged implicit reward.
+        reward_beta: unit of the logged implicit rewards: reward per nat of log-ratio, one for all losses.
         console: ``full`` prints tables and a preview of the data; ``line`` keeps those in ``output.txt`` of the run's
             folder and prints one line at the end, for many runs side by side.
         export: write the trained policy as a Hugging Face folder, ``policy/`` in the run's folder.

@@ -68,7 +68,8 @@ class OracleEvaluation(pl.Callback):
         exact = getattr(data.source, "exact_metrics", None)
         if exact is not None:
             with module.reference.live() as reference:
-                metrics |= exact(module.policy, reference, module.reward_beta)
+                # the optimum is that of the loss's own beta, where it has one
+                metrics |= exact(module.policy, reference, module.loss.implicit_reward_beta or module.reward_beta)
         module.write_metrics({f"oracle/{name}": value for name, value in metrics.items()}, module.global_step)
 
     def score_samples(self, data: PairDataModule, module: Any) -> dict[str, float]:

@@ -9,7 +9,12 @@ from caldpo.config.entry import hydra_entry
 
 
 @hydra_entry(
-    "compare", positional="sweep", absent=no_folder, settings="caldpo.compare.report.compare_runs", records=False
+    "compare",
+    positional="sweep",
+    several=True,
+    absent=no_folder,
+    settings="caldpo.compare.report.compare_runs",
+    records=False,
 )
 def main(cfg: DictConfig) -> None:
     """Compare the runs of ``cfg.sweep``."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from caldpo.compare.evaluation import PREFIX, details, evaluated, evaluated_seeds
 from caldpo.compare.facts import count_text
 from caldpo.compare.grouping import Setting
+from caldpo.compare.run import is_number
 from caldpo.compare.statistics import estimate
 from caldpo.compare.style import Look, drawing, grid_shape, looks
 from caldpo.compare.text import spread
@@ -80,10 +81,12 @@ def calibration(settings: Sequence[Setting], headline: str) -> Figure | None:
         size = max(7.0, 0.8 + side * columns), 1.5 + (side + 0.6) * rows
         figure = Figure(figsize=size, layout="constrained")
         seeds = count_text(evaluated_seeds(setting, SUITE) for setting, *_ in shown)
-        figure.suptitle(f"Calibration of the preference probability\n{headline} · {seeds}", fontsize=11)
+        units = {_unit(setting) for setting, *_ in shown}
+        shared = f" · {unit}" if len(units) == 1 and (unit := next(iter(units))) else ""
+        figure.suptitle(f"Calibration of the preference probability\n{headline} · {seeds}{shared}", fontsize=11)
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, (setting, look, found) in zip(grid.flat, shown, strict=False):
-            _draw(axes, setting, look, found)
+            _draw(axes, setting, look, found, "" if shared else _unit(setting))
         for axes in grid.flat[len(shown) :]:
             axes.set_visible(False)
         for axes in grid.flat[max(0, len(shown) - columns) : len(shown)]:
@@ -96,7 +99,14 @@ def calibration(settings: Sequence[Setting], headline: str) -> Figure | None:
     return figure
 
 
-def _draw(axes: Axes, setting: Setting, look: Look, curves: Sequence[Bins]) -> None:
+def _unit(setting: Setting) -> str:
+    """Of which margin the claimed probability is the sigmoid; empty where the evaluations do not say."""
+    betas = {details(run, SUITE).get("reward_beta") for run in evaluated(setting, SUITE)}
+    known = sorted(beta for beta in betas if is_number(beta))
+    return f"reward_beta {', '.join(f'{beta:g}' for beta in known)}" if known else ""
+
+
+def _draw(axes: Axes, setting: Setting, look: Look, curves: Sequence[Bins], unit: str) -> None:
     whole = reliability(curves)
     axes.bar(whole.low, whole.share, whole.high - whole.low, align="edge", color="#dddddd", edgecolor="white")
     axes.plot([0, 1], [0, 1], color="#222222", linewidth=0.9, linestyle="--")
@@ -114,7 +124,7 @@ def _draw(axes: Axes, setting: Setting, look: Look, curves: Sequence[Bins]) -> N
         zorder=3,
     )
     error = estimate(setting.finals(lambda final: final.get(_ERROR)))
-    title = textwrap.fill(setting.label, 34)
+    title = "\n".join([textwrap.fill(setting.label, 34), *([unit] if unit else [])])
     axes.set_title(f"{title}\ncalibration error {spread(error)}" if error else title, fontsize=9)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from caldpo.compare.contradictions import contradictions
+from caldpo.compare.curves import read_curves
 from caldpo.compare.discover import natural
 from caldpo.compare.drawable import drawable
+from caldpo.compare.escaping import one_line
 from caldpo.compare.evaluation import final_values
-from caldpo.compare.run import DIED, FINISHED, INCOMPLETE, INTERRUPTED, RUNNING, Curve, Run, as_float
+from caldpo.compare.run import (
+    DIED,
+    FINISHED,
+    INCOMPLETE,
+    INTERRUPTED,
+    RUNNING,
+    UNREADABLE,
+    Curve,
+    Run,
+    as_float,
+    is_number,
+)
+from caldpo.compare.units import in_one_unit
+from caldpo.config.job import one_line as one_line_of
 from caldpo.config.job import status_of
 from caldpo.config.lock import is_held
 from caldpo.config.redact import redact_text
 from caldpo.config.summary import SUMMARY, read_summary
-from caldpo.config.tree import flatten, read_yaml
+from caldpo.config.tree import flatten, read_json, read_yaml
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.result import read_results
 
+__all__ = ["read_curves", "read_run", "read_runs"]
+
+_NAMED = 5  # metrics of a kind that are named, the others counted
 _NO_END = {
     RUNNING: "it is still training",
     DIED: "its process ended without a word: killed, out of memory, or the machine went down",
@@ -28,8 +48,11 @@ _NO_END = {
 
 
 def read_runs(folders: Iterable[Path], root: Path) -> list[Run]:
-    """The runs of ``folders`` in the order in which their sweeps started them; names relative to ``root``."""
-    runs = [read_run(folder, root) for folder in folders]
+    """The runs of ``folders`` in the order in which their sweeps started them; names relative to ``root``.
+
+    Their rewards are in one unit. A run that cannot be read costs that run, which says why.
+    """
+    runs = in_one_unit([_read_or_named(folder, root) for folder in folders])
     return sorted(
         runs,
         key=lambda run: (
@@ -45,74 +68,68 @@ def read_run(folder: Path, root: Path) -> Run:
     notes: list[str] = []
     raw, resolved = (_yaml(folder / name, notes) for name in (".hydra/config.yaml", "config.yaml"))
     hydra = _mapping(_yaml(folder / ".hydra/hydra.yaml", notes), "hydra")
-    # What is read here may be printed in a report, and Hydra keeps overrides as they were typed.
-    typed = _yaml(folder / ".hydra/overrides.yaml", notes)
-    overrides = tuple(redact_text(str(o)) for o in typed) if isinstance(typed, list) else ()
     summary = _summary(folder, notes)
     status = _status(folder, summary)
     curves = read_curves(folder / "metrics.csv", notes)
     evaluation = drawable(read_results(folder, notes), notes)
     flat_resolved = flatten(resolved or raw or {})
-    return Run(
+    overrides = _overrides(_yaml(folder / ".hydra/overrides.yaml", notes), notes)
+    if status == FINISHED:
+        notes += contradictions(curves, summary, flat_resolved)
+    run = Run(
         folder=folder,
-        name=folder.relative_to(root).as_posix() if folder != root else folder.name,
+        name=_name(folder, root),
         status=status,
-        error=None if status == FINISHED else _error(status, summary, notes),
+        error=None if status == FINISHED else one_line(_error(status, summary, notes)),
         loss=_loss(summary, flat_resolved, overrides),
         seed=_integer(summary.get("seed", flat_resolved.get("seed"))),
         config=flatten(raw or resolved or {}),
         resolved=flat_resolved,
         overrides=overrides,
-        choices={k: v for k, v in _mapping(_mapping(hydra, "runtime"), "choices").items() if isinstance(v, str)},
+        choices={
+            k: one_line(v) for k, v in _mapping(_mapping(hydra, "runtime"), "choices").items() if isinstance(v, str)
+        },
         curves=curves,
-        final=_final(curves, _mapping(summary, "metrics")) | final_values(evaluation),
+        final=_final(curves, _mapping(summary, "metrics"), notes) | final_values(evaluation),
         summary=summary,
         evaluation=evaluation,
-        notes=tuple(notes),
+        notes=tuple(map(one_line, notes)),
         job=_integer(_mapping(hydra, "job").get("num")),
     )
+    beta = run.number("reward_beta")
+    return replace(run, reward_beta=beta if beta is not None and math.isfinite(beta) and beta > 0 else None)
 
 
-def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
-    """Every metric of a ``metrics.csv`` over optimiser steps.
-
-    An empty cell was not logged in that row; ``nan`` was, and stays. Lines that do not fit the header, as a
-    killed run leaves one at the end, are left out and noted. A step logged twice keeps its last value.
-    """
-    if not path.is_file():
-        notes.append(f"no {path.name}")
-        return {}
+def _read_or_named(folder: Path, root: Path) -> Run:
     try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            lines = list(csv.reader(file))
-    except (OSError, csv.Error) as error:
-        notes.append(f"{path.name} cannot be read: {error}")
-        return {}
-    header = lines[0] if lines else []
-    if "step" not in header:
-        notes.append(f"{path.name} has no column named step")
-        return {}
-    curves: dict[str, dict[int, float]] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        try:
-            cells = {name: float(cell) for name, cell in zip(header, line, strict=True) if cell.strip()}
-            step = int(cells.pop("step"))  # infinite and fractional ones are damage
-        except (ValueError, KeyError, OverflowError):
-            notes.append(f"{path.name}:{number} is incomplete and left out")
-            continue
-        for name, value in cells.items():
-            curves.setdefault(name, {})[step] = value
-    return curves
+        return read_run(folder, root)
+    except Exception as error:  # the other runs' figures are not to be lost for what nobody foresaw in this one's files
+        said = one_line(f"it cannot be read: {one_line_of(error)}")
+        return Run(folder, _name(folder, root), UNREADABLE, said, "unknown", None, {}, {})
 
 
-def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any]) -> dict[str, float]:
+def _name(folder: Path, root: Path) -> str:
+    return one_line(folder.relative_to(root).as_posix() if folder != root else folder.name)
+
+
+def _overrides(typed: Any, notes: list[str]) -> tuple[str, ...]:
+    """As they were typed, without secrets: what is read here may be printed, and Hydra keeps them as they were."""
+    given = [redact_text(str(text)) for text in typed] if isinstance(typed, list) else []
+    options = [text for text in given if text.startswith("-")]
+    if options:
+        notes.append(f"overrides.yaml: {', '.join(options[:3])}: an option of a command is no override, and left out")
+    return tuple(text for text in given if text not in options)
+
+
+def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any], notes: list[str]) -> dict[str, float]:
     """The summary's metrics; the last logged value of those that it lacks. JSON's null is not a number."""
     last = {name: curve[max(curve)] for name, curve in curves.items() if name != "epoch"}
-    return last | {
-        name: as_float(value)
-        for name, value in summarised.items()
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    }
+    given = {name: as_float(value) for name, value in summarised.items() if value is None or is_number(value)}
+    wrong = [f"{name} {str(value)[:40]!r}" for name, value in summarised.items() if name not in given]
+    if wrong:
+        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        notes.append(f"{SUMMARY}: metrics that are no numbers are left out: {', '.join(wrong[:_NAMED])}{more}")
+    return last | given
 
 
 def _error(status: str, summary: Mapping[str, Any], notes: list[str]) -> str:
@@ -134,7 +151,7 @@ def _status(folder: Path, summary: Mapping[str, Any]) -> str:
 def _loss(summary: Mapping[str, Any], config: Mapping[str, Any], overrides: Iterable[str]) -> str:
     given = [text.partition("=")[2] for text in overrides if text.startswith("loss=")]
     names = (summary.get("loss_name"), config.get("loss_name"), *given, config.get("loss._target_"))
-    return next((str(name) for name in names if name), "unknown")
+    return next((one_line(name) for name in names if name), "unknown")
 
 
 def _yaml(path: Path, notes: list[str]) -> Any:
@@ -150,10 +167,17 @@ def _yaml(path: Path, notes: list[str]) -> Any:
 
 def _summary(folder: Path, notes: list[str]) -> Mapping[str, Any]:
     try:
-        return read_summary(folder)
+        summary = read_summary(folder)
     except CaldpoError as error:
         notes.append(f"{SUMMARY} {error.message}")
         return {}
+    written = read_json(folder / SUMMARY) if summary else {}
+    measured = {key: written.get(key) for key in ("wall_seconds", "peak_memory_bytes")}
+    odd = [key for key, value in written.items() if value is not None and key not in summary]
+    odd += [key for key, value in measured.items() if value is not None and not is_number(value)]
+    if odd:
+        notes.append(f"{SUMMARY}: {', '.join(odd)} {'is' if len(odd) == 1 else 'are'} of another type, and left out")
+    return {key: value for key, value in summary.items() if key not in odd}
 
 
 def _mapping(tree: Any, key: str) -> Mapping[str, Any]:
@@ -162,7 +186,9 @@ def _mapping(tree: Any, key: str) -> Mapping[str, Any]:
 
 
 def _integer(value: Any) -> int | None:
+    """A whole number, also as text; a fraction or true is none."""
     try:
-        return int(value)
+        whole = int(value)
+        return whole if not isinstance(value, bool) and (value == whole or str(value) == str(whole)) else None
     except (TypeError, ValueError, OverflowError):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,44 +10,57 @@ from typing import Any
 from caldpo.compare import evaluation_section as evaluation
 from caldpo.compare import facts
 from caldpo.compare import quantities as q
+from caldpo.compare.escaping import code, command, plain, shell_block
 from caldpo.compare.grouping import Setting, by_seed, differences
 from caldpo.compare.quantities import Quantity
 from caldpo.compare.run import as_float
 from caldpo.compare.statistics import BandKind, estimate
-from caldpo.compare.text import NONE, cells, escape, markdown_table, number, shorten, spread
+from caldpo.compare.text import NONE, cells, markdown_table, number, shorten, spread
 
 RULE = (
     "Bold: the mean is better than that of every other setting by more than the 95 % interval of their"
     " difference (Student's t, pooled variance, not corrected for the number of comparisons). With a single"
     " seed nothing is marked, nor where neither direction is plainly better."
 )
+_MOST_VALUES = 6  # of a key in which settings differ
 BANDS = {"range": "from the lowest to the highest seed", "sd": "one standard deviation to either side"}
 
 
-def report(settings: Sequence[Setting], folder: Path, kind: BandKind, pictures: Sequence[str], task: str | None) -> str:
+def report(
+    settings: Sequence[Setting],
+    folder: Path,
+    kind: BandKind,
+    pictures: Sequence[str],
+    tasks: Sequence[Sequence[str]] | None,
+    *,
+    compared: Sequence[Path] = (),
+    failed: Sequence[str] = (),
+) -> str:
     """The report as Markdown.
 
     Args:
         settings: all, also those of which no run finished.
-        folder: what was compared.
+        folder: that the report lies in.
         kind: what the bands of the curves show.
         pictures: names of the figures that were drawn.
-        task: overrides that started the sweep, on one line, where they are known.
+        tasks: overrides that started each sweep, where they are known.
+        compared: folders that were compared, where they are others.
+        failed: which figures could not be drawn, and why.
     """
     sections = [
-        f"# Comparison of {folder.name}",
+        f"# Comparison of {', '.join(plain(folder.name) for folder in compared or [folder])}",
         _incomplete(settings),
         _compared(settings),
-        _dynamics(settings, kind),
+        _dynamics(settings, kind, "reward_dynamics.png" in pictures),
         _held_out(settings),
         _oracle(settings, "reward_kl.png" in pictures and "oracle" not in evaluation.suites_of(settings)),
         evaluation.section(settings, pictures),
         _terms("loss_terms.png" in pictures),
         _cost(settings),
         _unfinished(settings),
-        _remarks(settings),
+        _remarks(settings, failed),
         _how_to_read(settings),
-        _reproduce(settings, task),
+        _reproduce(settings, tasks or ()),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -59,9 +71,9 @@ def _incomplete(settings: Sequence[Setting]) -> str:
     if not runs:
         return ""
     total = sum(len(setting.runs) for setting in settings)
-    told = [f"- `{run.name}`: {run.status}, {run.progress}" for run in runs]
-    bare = [f"`{s.label}`" for s in settings if not s.finished]
-    fewer = [f"`{s.label}` ({_seeds(s)})" for s in settings if s.finished and s.seeds < len(by_seed(s.runs))]
+    told = [f"- {code(run.name)}: {plain(run.status)}, {run.progress}" for run in runs]
+    bare = [code(s.label) for s in settings if not s.finished]
+    fewer = [f"{code(s.label)} ({_seeds(s)})" for s in settings if s.finished and s.seeds < len(by_seed(s.runs))]
     said = [f"**Incomplete: {len(runs)} of {total} runs did not finish**, and enter no mean, curve or table below."]
     said += [f"Without any figure: {', '.join(bare)}."] if bare else []
     said += [f"With fewer seeds than were started: {', '.join(fewer)}."] if fewer else []
@@ -79,7 +91,7 @@ def _compared(settings: Sequence[Setting]) -> str:
         "optimiser steps": facts.steps(finished),
         "seeds": facts.varied(finished, lambda run: run.seed, limit=20),
         "runs": f"{len(finished)} of {total} finished, {len(settings)} settings",
-        "reward_beta": facts.varied(finished, lambda run: run.resolved.get("reward_beta")),
+        "unit of rewards": facts.unit_text(finished),
         "about the data": _joined(data),
         "versions": _joined(facts.shared_facts(finished, "versions")),
     }
@@ -87,37 +99,38 @@ def _compared(settings: Sequence[Setting]) -> str:
     said = ["## What was compared", table]
     formulas = {s.label: facts.varied(s.finished, lambda run: run.summary.get("formula")) for s in settings}
     if any(formulas.values()):
-        rows = [(f"`{label}`", f"`{formula}`" if formula else NONE) for label, formula in formulas.items()]
-        said.append(markdown_table(["setting", "loss per pair"], rows, text_columns=2))
+        columns = {
+            "setting": [code(s.label) for s in settings],
+            "loss per pair": [code(formula) if (formula := formulas[s.label]) else NONE for s in settings],
+        }
+        own = [facts.own_reward(s) for s in settings]
+        columns |= {"implicit reward by its own derivation": [text or NONE for text in own]} if any(own) else {}
+        said.append(markdown_table(list(columns), zip(*columns.values(), strict=True), text_columns=len(columns)))
     beyond = facts.unfair_differences(differences([s.config for s in settings]))
     if beyond:
-        told = "; ".join(f"`{key}` ({', '.join(map(str, values))})" for key, values in beyond.items())
+        told = "; ".join(f"{code(key)} ({_values(values)})" for key, values in beyond.items())
         said.append(f"Beside the loss, the settings differ in: {told}.")
     return "\n\n".join(said)
 
 
-def _dynamics(settings: Sequence[Setting], kind: BandKind) -> str:
+def _dynamics(settings: Sequence[Setting], kind: BandKind, picture: bool) -> str:
     shown = [setting for setting in settings if setting.finished]
     rows = [_end(setting) for setting in shown]
-    beta = facts.beta_text(shown).replace("β·", "beta x ").replace("β", "beta")
-    return "\n\n".join(
-        [
-            "## Reward dynamics",
-            "![Held-out log-ratios, implicit rewards, accuracy and displacement](reward_dynamics.png)",
-            f"Means over seeds on held-out pairs, evaluated during training; bands reach {BANDS[kind]}."
-            f" Upper row in nats, lower row in {beta}. An axis marked logarithmic is linear around 0."
-            " The same as vectors: [reward_dynamics.svg](reward_dynamics.svg).",
-            "Where the chosen log-ratio ended, and how the margin moved from first to last evaluation:",
-            "\n".join(rows),
-        ]
-    )
+    figure = [
+        "![Held-out log-ratios, implicit rewards, accuracy and displacement](reward_dynamics.png)",
+        f"Means over seeds on held-out pairs, evaluated during training; bands reach {BANDS[kind]}."
+        f" Upper row in nats, lower row in {facts.reward_unit(shown)}. An axis marked logarithmic is linear around 0."
+        " The same as vectors: [reward_dynamics.svg](reward_dynamics.svg).",
+    ]
+    ended = "Where the chosen log-ratio ended, and how the margin moved from first to last evaluation:"
+    return "\n\n".join(["## Reward dynamics", *(figure if picture else []), ended, "\n".join(rows)])
 
 
 def _end(setting: Setting) -> str:
     """One bullet: the sign of the final chosen log-ratio by seed, and the change of the margin."""
     chosen = setting.finals(q.CHOSEN.final)
     if not chosen:
-        return f"- `{setting.label}`: no held-out log-ratios."
+        return f"- {code(setting.label)}: no held-out log-ratios."
     counts = {
         "above 0": sum(value > 0 for value in chosen),
         "below 0": sum(value < 0 for value in chosen),
@@ -126,7 +139,7 @@ def _end(setting: Setting) -> str:
     }
     signs = ", ".join(f"{side} in {count} of {len(chosen)}" for side, count in counts.items() if count)
     mean = estimate(chosen)
-    said = f"- `{setting.label}`: chosen {signs} seed{'s' if len(chosen) > 1 else ''} ({spread(mean)} nats)"
+    said = f"- {code(setting.label)}: chosen {signs} seed{'s' if len(chosen) > 1 else ''} ({spread(mean)} nats)"
     margins = setting.curves(q.MARGIN.curve)
     ends = [(curve[min(curve)], curve[max(curve)]) for curve in margins]
     if ends:
@@ -152,8 +165,8 @@ def _oracle(settings: Sequence[Setting], picture: bool) -> str:
 
 def _figures(settings: Sequence[Setting], quantities: Sequence[Quantity]) -> str:
     columns = [cells(settings, quantity, "**{}**") for quantity in quantities]
-    header = ["setting", "seeds", *(f"{quantity.title} ({quantity.unit})" for quantity in quantities)]
-    rows = [[f"`{s.label}`", _seeds(s), *(column[s.label] for column in columns)] for s in settings]
+    header = ["setting", "seeds", *(f"{quantity.title} ({facts.unit(quantity, settings)})" for quantity in quantities)]
+    rows = [[code(s.label), _seeds(s), *(column[s.label] for column in columns)] for s in settings]
     return markdown_table(header, rows)
 
 
@@ -184,7 +197,7 @@ def _cost(settings: Sequence[Setting]) -> str:
             for key in ("wall_seconds", "peak_memory_bytes")
         )
         peak = NONE if memory is None else number(memory.mean / 2**20)
-        rows.append([f"`{setting.label}`", facts.steps(setting.finished) or NONE, spread(seconds), peak])
+        rows.append([code(setting.label), facts.steps(setting.finished) or NONE, spread(seconds), peak])
     measured = facts.varied(facts.finished_runs(settings), lambda run: run.summary.get("peak_memory_of"))
     note = "Wall time of the whole run, evaluation included, on the machine as it was; runs may have shared it."
     note += f" Peak memory: {measured}." if measured else ""
@@ -197,20 +210,21 @@ def _unfinished(settings: Sequence[Setting]) -> str:
     if not runs:
         return "## Runs that did not finish\n\nNone."
     rows = [
-        (f"`{run.name}`", f"`{s.label}`", run.status, _or_none(run.last_step), shorten(run.error or NONE))
+        (code(run.name), code(s.label), run.status, _or_none(run.last_step), shorten(run.error or NONE))
         for s, run in runs
     ]
     table = markdown_table(["run", "setting", "status", "last step logged", "error"], rows, text_columns=5)
     return f"## Runs that did not finish\n\nThey enter no mean, curve or table above.\n\n{table}"
 
 
-def _remarks(settings: Sequence[Setting]) -> str:
+def _remarks(settings: Sequence[Setting], failed: Sequence[str]) -> str:
     """What a reader should know about the finished runs' files, where there is anything."""
-    told = [f"- `{run.name}`: {note}" for run in facts.finished_runs(settings) for note in run.notes]
+    told = [f"- {plain(said)}" for said in failed]
+    told += [f"- {code(run.name)}: {plain(note)}" for run in facts.finished_runs(settings) for note in run.notes]
     for setting in settings:
         for repeats in by_seed(setting.finished):
             if len(repeats) > 1:
-                names = ", ".join(f"`{run.name}`" for run in repeats)
+                names = ", ".join(code(run.name) for run in repeats)
                 told.append(f"- {names}: the same setting and seed; their mean counts as one seed.")
     return "## Remarks\n\n" + "\n".join(told) if told else ""
 
@@ -220,7 +234,7 @@ def _how_to_read(settings: Sequence[Setting]) -> str:
         *q.HELD_OUT,
         *(quantity for quantity in q.ORACLE if any(s.finals(quantity.final) for s in settings)),
     ]
-    lines = [f"- **{quantity.title}** ({quantity.unit}): {quantity.meaning}." for quantity in shown]
+    lines = [f"- **{quantity.title}** ({facts.unit(quantity, settings)}): {quantity.meaning}." for quantity in shown]
     lines += evaluation.meanings(settings)
     return (
         "## How to read this\n\n"
@@ -232,22 +246,28 @@ def _how_to_read(settings: Sequence[Setting]) -> str:
     )
 
 
-def _reproduce(settings: Sequence[Setting], task: str | None) -> str:
-    commands = "\n".join(
-        shlex.join(["python", "-m", "caldpo.train", *run.overrides]) + f"  # {run.name}"
-        for setting in settings
-        for run in setting.runs
-    )
-    whole = f"The sweep:\n\n```sh\npython -m caldpo.train -m {task}\n```\n\n" if task else ""
+def _reproduce(settings: Sequence[Setting], tasks: Sequence[Sequence[str]]) -> str:
+    train = ["python", "-m", "caldpo.train"]
+    commands = [
+        f"{command([*train, *run.overrides])}  # {command([run.name])}" for setting in settings for run in setting.runs
+    ]
+    sweeps = shell_block([command([*train, "-m", *task]) for task in tasks])
+    whole = f"The sweep{'s' if len(tasks) > 1 else ''}:\n\n{sweeps}\n\n" if tasks else ""
     return (
         f"## How to reproduce\n\n{whole}Each run by itself (its complete configuration is the `config.yaml`"
-        f" in its folder):\n\n```sh\n{commands}\n```\n\nEvery run's final figures:"
+        f" in its folder):\n\n{shell_block(commands)}\n\nEvery run's final figures:"
         " [comparison.csv](comparison.csv), where metrics without a prefix are of the last training step."
     )
 
 
 def _joined(entries: dict[str, str]) -> str:
-    return ", ".join(f"{escape(key)} {shorten(value, 80)}" for key, value in entries.items())
+    return ", ".join(f"{key} {shorten(value, 80)}" for key, value in entries.items())
+
+
+def _values(values: Sequence[Any]) -> str:
+    """Distinct values of a key, the first of many."""
+    more = f" and {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else ""
+    return ", ".join(plain(shorten(str(value), 60)) for value in values[:_MOST_VALUES]) + more
 
 
 def _or_none(value: Any) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from caldpo.compare.run import as_float
+from caldpo.compare.run import as_float, is_number
+from caldpo.compare.statistics import LARGEST
 from caldpo.evaluation.result import FOLDER
 
 Check = Callable[[Any], bool]
@@ -40,7 +40,7 @@ def _of_suite(suite: str, content: Mapping[str, Any], notes: list[str]) -> dict[
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(as_float(value))
+    return is_number(value) and abs(as_float(value)) <= LARGEST
 
 
 def _is_text(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from caldpo.compare import quantities as q
-from caldpo.compare.facts import beta_text, seeds_text
+from caldpo.compare.facts import seeds_text
+from caldpo.compare.facts import unit as unit_of
 from caldpo.compare.grouping import Setting
 from caldpo.compare.quantities import Quantity
 from caldpo.compare.statistics import Band, BandKind, band
@@ -57,7 +59,13 @@ def reward_dynamics(settings: Sequence[Setting], headline: str, kind: BandKind) 
         kind: what the bands show.
     """
     with drawing():
-        figure = Figure(figsize=(15, 7.6), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+        names = [textwrap.fill(label, 60) for label in _legend_labels(settings)]
+        columns = _legend_columns(names)
+        rows = -(-len(names) // columns)
+        # What is beyond two lines a column is added to the figure, not taken from the panels.
+        lines = max(sum(name.count("\n") + 1 for name in names[i * rows : (i + 1) * rows]) for i in range(columns))
+        size = 15, 7.6 + 0.23 * max(0, lines - 2)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
         figure.suptitle(
             f"Held-out reward dynamics\n{headline} · {seeds_text(settings)}, {BAND_TEXT[kind]}", fontsize=11
         )
@@ -69,12 +77,12 @@ def reward_dynamics(settings: Sequence[Setting], headline: str, kind: BandKind) 
             axes.set_xlabel("optimiser step")
         handles = [
             Line2D([], [], color=s.colour, linestyle=s.dash, marker=s.marker, markersize=5, label=label)
-            for s, label in zip(styles, _legend_labels(settings), strict=True)
+            for s, label in zip(styles, names, strict=True)
         ]
         figure.legend(
             handles=handles,
             loc="outside lower center",
-            ncols=_legend_columns([handle.get_label() for handle in handles]),
+            ncols=columns,
             frameon=False,
             fontsize=10,
             handlelength=3.2,
@@ -84,12 +92,12 @@ def reward_dynamics(settings: Sequence[Setting], headline: str, kind: BandKind) 
 
 def _draw_panel(axes: Axes, panel: Panel, settings: Sequence[Setting], styles: Sequence[Look], kind: BandKind) -> None:
     bands = [band(setting.curves(panel.quantity.curve), kind) for setting in settings]
-    for look, found in zip(styles, bands, strict=True):
+    for place, (look, found) in enumerate(zip(styles, bands, strict=True)):
         if found is not None:
-            _draw_band(axes, look, found)
+            _draw_band(axes, look, found, place)
     axes.axhline(panel.neutral, color="#222222", linewidth=1.6 if panel.shaded else 0.9, zorder=1.5)
     axes.set_title(panel.title)
-    unit = beta_text(settings) if panel.quantity.unit.startswith("beta") else panel.quantity.unit
+    unit = unit_of(panel.quantity, settings)
     limit = linear_limit([float(np.abs(b.mean).max()) for b in bands if b is not None])
     if limit is not None and not panel.share:
         set_symmetric_log(axes, limit)
@@ -99,21 +107,22 @@ def _draw_panel(axes: Axes, panel: Panel, settings: Sequence[Setting], styles: S
         _shade_below_zero(axes)
 
 
-def _draw_band(axes: Axes, look: Look, found: Band) -> None:
+def _draw_band(axes: Axes, look: Look, found: Band, place: int) -> None:
     if found.n > 1:
         axes.fill_between(found.steps, found.low, found.high, color=look.colour, alpha=0.16, linewidth=0)
     every = max(1, len(found.steps) // 5)
-    # Counted from the end, so that the final value always carries its marker.
-    marked = range((len(found.steps) - 1) % every, len(found.steps), every)
+    # Others for each setting, so that those of equal curves are all seen; the final value always carries its marker.
+    marked = {*range((len(found.steps) - 1 + place) % every, len(found.steps), every), len(found.steps) - 1}
     axes.plot(
         found.steps,
         found.mean,
         color=look.colour,
         linestyle=look.dash,
         marker=look.marker,
-        markevery=list(marked),
+        markevery=sorted(marked),
         markersize=4.5,
-        linewidth=1.7,
+        linewidth=look.width,
+        zorder=look.zorder,
     )
 
 
@@ -129,9 +138,10 @@ def _shade_below_zero(axes: Axes) -> None:
     axes.text(0.02, 0.02, words, transform=axes.transAxes, fontsize=7.5, color="#8c2f2c")
 
 
-def _legend_columns(labels: Sequence[object]) -> int:
+def _legend_columns(labels: Sequence[str]) -> int:
     """Columns of a legend as wide as the figure, its rows evenly filled."""
-    fitting = max(1, 150 // (max(len(str(label)) for label in labels) + 9))
+    widest = max(len(line) for label in labels for line in label.splitlines())
+    fitting = max(1, 150 // (widest + 9))
     rows = -(-len(labels) // fitting)
     return -(-len(labels) // rows)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from caldpo.compare.escaping import code, plain
 from caldpo.compare.evaluation import evaluated
 from caldpo.compare.facts import finished_runs, varied
 from caldpo.compare.grouping import Setting, differences
 from caldpo.compare.run import Run
 from caldpo.config.tree import flatten
 
+_UNIT = "settings.reward_beta"
 _BY_SEED = {"pairs": "held-out pairs", "reference": "references"}  # what follows from data and seed, with its name
 
 
@@ -20,10 +22,12 @@ def faults(settings: Sequence[Setting], suite: str) -> list[str]:
     facts = {run.name: _facts(run, suite) for run in runs}
     missing = [run for run in finished_runs(settings) if suite not in run.evaluation]
     told = [f"Not evaluated: {names(settings, missing)}."] if missing else []
-    varying = differences([_settings(run, facts[run.name]) for run in runs])
+    varying = differences([_settings(facts[run.name]) for run in runs])
     if varying:
-        listed = "; ".join(f"`{key}` ({', '.join(map(str, values))})" for key, values in varying.items())
+        listed = "; ".join(f"{code(key)} ({', '.join(map(plain, values))})" for key, values in varying.items())
         told.append(f"Not measured alike, the evaluations differ in: {listed}.")
+    if _UNIT in varying:
+        told.append("Margins, calibration and slopes are in several units: evaluate all with one `reward_beta=`.")
     for key, title in _BY_SEED.items():
         seeds = [seed for seed, group in _by_seed(runs).items() if _distinct(facts[r.name].get(key) for r in group) > 1]
         if seeds:
@@ -35,6 +39,12 @@ def faults(settings: Sequence[Setting], suite: str) -> list[str]:
     return told
 
 
+def reward_units(settings: Sequence[Setting], suite: str) -> set[str]:
+    """The distinct ``reward_beta`` that the evaluations took."""
+    found = (_settings(_facts(run, suite)).get(_UNIT) for setting in settings for run in evaluated(setting, suite))
+    return {str(beta) for beta in found if beta is not None}
+
+
 def names(settings: Sequence[Setting], runs: Sequence[Run]) -> str:
     """Runs by setting and seed: their folders' names may be long."""
     wanted = {run.name for run in runs}
@@ -42,7 +52,7 @@ def names(settings: Sequence[Setting], runs: Sequence[Run]) -> str:
     for setting in settings:
         seeds = [str(run.seed) for run in setting.finished if run.name in wanted]
         if seeds:
-            told.append(f"`{setting.label}` (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})")
+            told.append(f"{code(setting.label)} (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})")
     return ", ".join(told)
 
 
@@ -51,16 +61,13 @@ def _facts(run: Run, suite: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _settings(run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of suite and command, and versions, flat.
 
-    ``checkpoint`` is left out, since the step tells what it led to, and a ``reward_beta`` that is the run's own, as
-    it is wherever losses are trained with several.
+    ``checkpoint`` is left out, since the step tells what it led to.
     """
     found = flatten({part: facts.get(part, {}) for part in ("suite", "settings", "versions")})
     found.pop("settings.checkpoint", None)
-    if found.get("settings.reward_beta") == run.number("reward_beta"):
-        found["settings.reward_beta"] = "the run's own"
     return found
 
 

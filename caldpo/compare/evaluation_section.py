@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from caldpo.compare.escaping import code, plain
 from caldpo.compare.evaluation import evaluated, evaluated_seeds, own_intervals, quantities, suites_of
-from caldpo.compare.evaluation_faults import faults, names
+from caldpo.compare.evaluation_faults import faults, names, reward_units
 from caldpo.compare.grouping import Setting, by_seed
 from caldpo.compare.quantities import Quantity
 from caldpo.compare.run import Run
@@ -37,7 +38,7 @@ def section(settings: Sequence[Setting], pictures: Sequence[str]) -> str:
 def meanings(settings: Sequence[Setting]) -> list[str]:
     """A bullet per main measure, for the list of what figures mean."""
     return [
-        f"- **{quantity.title}** ({suite}, {quantity.unit}): {quantity.meaning}."
+        f"- **{plain(quantity.title)}** ({plain(suite)}, {plain(quantity.unit)}): {plain(quantity.meaning)}."
         for suite in suites_of(settings)
         for quantity in quantities(settings, suite)
     ]
@@ -45,7 +46,7 @@ def meanings(settings: Sequence[Setting]) -> list[str]:
 
 def _of_suite(settings: Sequence[Setting], suite: str, pictures: Sequence[str]) -> str:
     table = _table(settings, suite) if quantities(settings, suite) else "No main measures; all are in comparison.csv."
-    said = [f"### {suite}", table, *(f"**{fault}**" for fault in faults(settings, suite))]
+    said = [f"### {plain(suite)}", table, *(f"**{fault}**" for fault in faults(settings, suite))]
     if noted := _notes(settings, suite):
         said.append("\n".join(noted))
     picture, caption = PICTURES.get(suite, ("", ""))
@@ -56,9 +57,10 @@ def _of_suite(settings: Sequence[Setting], suite: str, pictures: Sequence[str]) 
 
 def _table(settings: Sequence[Setting], suite: str) -> str:
     shown = quantities(settings, suite)
-    columns = [cells(settings, quantity, "**{}**", own_intervals(settings, quantity)) for quantity in shown]
+    mark = "**{}**" if len(reward_units(settings, suite)) < 2 else "{}"  # of several units none is the best
+    columns = [cells(settings, quantity, mark, own_intervals(settings, quantity)) for quantity in shown]
     rows = [
-        [f"`{s.label}`", _seeds(s, suite), _examples(s, suite), *(column[s.label] for column in columns)]
+        [code(s.label), _seeds(s, suite), _examples(s, suite), *(column[s.label] for column in columns)]
         for s in settings
     ]
     return markdown_table(["setting", "seeds", "examples", *map(_header, shown)], rows)
@@ -87,4 +89,6 @@ def _notes(settings: Sequence[Setting], suite: str) -> list[str]:
     for run in runs:
         for note in run.evaluation[suite].get("notes") or ():
             noted.setdefault(str(note), []).append(run)
-    return [f"- {note}{'' if len(of) == len(runs) else f' ({names(settings, of)})'}" for note, of in noted.items()]
+    return [
+        f"- {plain(note)}{'' if len(of) == len(runs) else f' ({names(settings, of)})'}" for note, of in noted.items()
+    ]

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from caldpo.compare.grouping import Setting
-from caldpo.compare.run import Run
+from caldpo.compare.quantities import REWARD_UNIT, Quantity
+from caldpo.compare.run import Run, is_number
 from caldpo.config.tree import flatten
+
+OWN_BETA = "implicit_reward_beta"  # of summary.json: reward per nat of log-ratio by the loss's own derivation
 
 # Parts of the configuration in which settings of a comparison of losses are meant to differ.
 LOSS_KEYS = ("loss", "loss_name", "reward_beta")
@@ -47,7 +50,7 @@ def headline(settings: Sequence[Setting]) -> str:
     """Data, model and steps on one line, for titles."""
     runs = finished_runs(settings)
     parts = {"data": choice(runs, "data"), "model": choice(runs, "model")}
-    said = [f"{name} {value}" for name, value in parts.items() if value]
+    said = [f"{name} {value if len(value) <= 60 else value[:57] + '...'}" for name, value in parts.items() if value]
     return " · ".join([*said, f"{steps(runs) or 'unknown'} steps"])
 
 
@@ -66,15 +69,30 @@ def count_text(counts: Iterable[int]) -> str:
     return f"mean over {distinct[0]} to {distinct[-1]} seeds"
 
 
-def beta_text(settings: Sequence[Setting]) -> str:
-    """The factor between log-ratios and rewards: one for all, or each run's own."""
-    found = {run.number("reward_beta") for run in finished_runs(settings)} - {None}
-    betas = sorted(value for value in found if value is not None)
-    if not betas:
-        return "β·nats"
-    if len(betas) == 1:
-        return f"β·nats, β = {betas[0]:g}"
-    return f"β·nats, each run's own β, {betas[0]:g} to {betas[-1]:g}"
+def reward_unit(settings: Iterable[Setting]) -> str:
+    """The unit of rewards: ``0.1 x nats``; runs have one in common since they were read."""
+    betas = {run.reward_beta for run in finished_runs(settings)} - {None}
+    return REWARD_UNIT if len(betas) != 1 else f"{betas.pop():g} x nats"
+
+
+def unit(quantity: Quantity, settings: Iterable[Setting]) -> str:
+    """The unit of a quantity in a comparison of these settings."""
+    return reward_unit(settings) if quantity.unit == REWARD_UNIT else quantity.unit
+
+
+def unit_text(runs: Iterable[Run]) -> str | None:
+    """What ``rewards/*`` are, in a sentence; None where no run says."""
+    betas = {run.reward_beta for run in runs} - {None}
+    if len(betas) != 1:
+        return None
+    return f"{betas.pop():g} x log-ratio (nats, summed over tokens), the same for every loss: reward_beta"
+
+
+def own_reward(setting: Setting) -> str | None:
+    """What the loss's own derivation calls the implicit reward of a response, where it is a multiple of a log-ratio."""
+    betas = {run.summary.get(OWN_BETA) for run in setting.finished}
+    known = {beta for beta in betas if is_number(beta)}
+    return f"{known.pop():g} x log-ratio" if len(known) == len(betas) == 1 else None
 
 
 def shared_facts(runs: Sequence[Run], part: str) -> dict[str, str]:

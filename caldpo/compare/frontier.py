@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ from caldpo.compare.statistics import Estimate
 from caldpo.compare.style import CRUSHING, DASHES, Look, drawing, looks
 
 _REFERENCE = "reference"
+_MOST_BETAS = 8  # that are written beside a frontier
 
 
 def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
@@ -34,16 +36,19 @@ def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
         return None
     shown, places = [setting for setting, *_ in found], [p for *_, p in found]
     with drawing():
-        longest = max(len(setting.label) for setting in shown)
-        figure = Figure(figsize=(7.6 + 0.07 * max(0, longest - 20), 5.0), layout="constrained")
+        names = [textwrap.fill(setting.label, 44) for setting in shown]
+        longest = max(len(line) for name in names for line in name.splitlines())
+        joined = frontiers(shown)
+        lines = len(joined) + sum(1 + name.count("\n") for name in names)
+        size = 7.6 + 0.07 * max(0, longest - 20), max(5.0, 1.6 + 0.2 * lines)
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         seeds = count_text(p.kl.n for p in places)
         figure.suptitle(f"True reward against KL to the reference\n{headline} · {seeds}, bars: ± 1 sd")
-        joined = frontiers(shown)
         mixed = len({p.evaluated for p in places}) > 1
-        for setting, look, p in found:
+        for (_, look, p), name in zip(found, names, strict=True):
             _draw_path(axes, look, p, 0.4 if joined else 0.7)
-            _draw_end(axes, look, p, setting.label + (" (as training logged it)" if mixed and not p.evaluated else ""))
+            _draw_end(axes, look, p, name + (" (as training logged it)" if mixed and not p.evaluated else ""))
         _draw_frontiers(axes, found, joined)
         references = [value for p in places for value in p.references]
         if references:
@@ -102,7 +107,8 @@ def _draw_frontiers(axes: Axes, found: Sequence[tuple[Setting, Look, Place]], gr
             zorder=1.8,
             label=f"{ordered[0][0].loss} over β",
         )
-        for place_of, (end, (setting, *_)) in enumerate(zip(ends, ordered, strict=True)):
+        labelled = list(enumerate(zip(ends, ordered, strict=True)))
+        for place_of, (end, (setting, *_)) in labelled[:: -(-len(labelled) // _MOST_BETAS)]:
             axes.annotate(
                 f"β {beta(setting):g}",
                 end,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from caldpo.compare.labels import is_ignored, labels, overridden
 from caldpo.compare.run import Curve, Run
-
-# What a run is called, how it is seeded and what it leaves behind. No loss, model or data is here.
-NOT_A_SETTING = ("seed", "name", "export", "logger", "hydra", "trainer.progress_bar")
 
 
 @dataclass(frozen=True)
@@ -78,13 +75,13 @@ def group(runs: Sequence[Run]) -> list[Setting]:
     for run in runs:
         config = setting_config(run, follows_seed)
         # A run that failed before its configuration was written is still known by its overrides.
-        known = json.dumps([run.loss, config or _telling_overrides(run)], sort_keys=True, default=str)
+        known = json.dumps([run.loss, config or list(overridden(run).values())], sort_keys=True, default=str)
         groups.setdefault(known, []).append(run)
         configs.setdefault(known, config)
-    labels = _labels([members[0] for members in groups.values()], list(configs.values()))
+    names = labels([members[0] for members in groups.values()], list(configs.values()))
     return [
         Setting(label, members[0].loss, tuple(members), config)
-        for label, members, config in zip(labels, groups.values(), configs.values(), strict=True)
+        for label, members, config in zip(names, groups.values(), configs.values(), strict=True)
     ]
 
 
@@ -98,7 +95,7 @@ def setting_config(run: Run, follows_seed: frozenset[str] = frozenset()) -> dict
     return {
         key: "${run}" if isinstance(value, str) and run.folder.name in PurePath(value).parts else value
         for key, value in run.config.items()
-        if key not in follows_seed and not _is_ignored(key)
+        if key not in follows_seed and not is_ignored(key)
     }
 
 
@@ -116,32 +113,6 @@ def _keys_that_follow_the_seed(runs: Sequence[Run]) -> frozenset[str]:
     """Keys named seed (``data.seed``) that equal the run's own seed in every run: one seed, written twice."""
     named = {key for run in runs for key in run.config if key.endswith(".seed")}
     return frozenset(k for k in named if all(r.config[k] == r.seed for r in runs if k in r.config))
-
-
-def _labels(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The loss and the overrides in which settings differ; where that leaves two alike, what else differs."""
-    overrides = [_telling_overrides(run) for run in runs]
-    shared = set.intersection(*map(set, overrides)) if overrides else set()
-    labels = [
-        " ".join([run.loss, *(text for text in given if text not in shared)])
-        for run, given in zip(runs, overrides, strict=True)
-    ]
-    for label in [label for label, count in Counter(labels).items() if count > 1]:
-        places = [i for i, other in enumerate(labels) if other == label]
-        keys = list(differences([configs[i] for i in places]))
-        for number, i in enumerate(places, start=1):
-            told = [f"{key}={configs[i].get(key)}" for key in keys] if 0 < len(keys) <= 3 else [f"({number})"]
-            labels[i] = " ".join([label, *told])
-    return labels
-
-
-def _telling_overrides(run: Run) -> list[str]:
-    keys = {text: text.partition("=")[0].lstrip("+~") for text in run.overrides}
-    return [text for text, key in keys.items() if key != "loss" and not _is_ignored(key)]
-
-
-def _is_ignored(key: str) -> bool:
-    return any(key == ignored or key.startswith((f"{ignored}.", f"{ignored}/")) for ignored in NOT_A_SETTING)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -44,6 +44,8 @@ class Quantity:
         return {step: main[step] - other[step] for step in sorted(main) if step in other}
 
 
+REWARD_UNIT = "reward_beta x nats"
+
 CHOSEN = Quantity(
     "val/log_ratios/chosen",
     "chosen log-ratio",
@@ -62,17 +64,17 @@ MARGIN = Quantity(
 REWARD_CHOSEN = Quantity(
     "val/rewards/chosen",
     "chosen reward",
-    "beta x nats",
-    "the implicit reward: reward_beta times the log-ratio",
+    REWARD_UNIT,
+    "the implicit reward: reward_beta times the log-ratio, one reward_beta for all losses, whatever their own beta",
 )
 REWARD_REJECTED = Quantity(
-    "val/rewards/rejected", "rejected reward", "beta x nats", "the implicit reward of the rejected response"
+    "val/rewards/rejected", "rejected reward", REWARD_UNIT, "the implicit reward of the rejected response"
 )
 REWARD_MARGIN = Quantity(
     "val/rewards/margins",
     "reward margin",
-    "beta x nats",
-    "reward_beta times the log-ratio margin; compares between settings of the same reward_beta alone",
+    REWARD_UNIT,
+    "reward_beta times the log-ratio margin; the same unit for all losses, not that of each loss's own beta",
 )
 ACCURACY = Quantity(
     "val/rewards/accuracies",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+import functools
+import os
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from caldpo.compare.discover import find_runs
+from caldpo.compare.discover import find_runs, no_folder
 from caldpo.config.bounds import PositiveInt
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
 from caldpo.files import write_text
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from caldpo.compare.grouping import Setting
 
 
@@ -25,24 +29,36 @@ def compare(cfg: DictConfig) -> None:
     Raises:
         CaldpoError: see :func:`compare_runs`.
     """
-    compare_runs(**{str(key): cfg[key] for key in cfg if key != "hydra"})
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    compare_runs(**{str(key): value for key, value in plain.items() if key != "hydra"})  # type: ignore[union-attr]
 
 
 @validated
-def compare_runs(sweep: str, band: Literal["range", "sd"] = "range", dpi: PositiveInt = 150) -> None:
-    """Write ``report.md``, ``comparison.csv`` and the figures into ``sweep``, and print the main figures.
+def compare_runs(
+    sweep: str | list[str],
+    output: str | None = None,
+    band: Literal["range", "sd"] = "range",
+    dpi: PositiveInt = 150,
+) -> None:
+    """Write ``report.md``, ``comparison.csv`` and the figures, and print the main figures.
 
     Args:
-        sweep: folder of a sweep, of several sweeps, or of one run; relative to the current folder.
+        sweep: folder of a sweep, of several sweeps, or of one run, or a list of such; relative to the current folder.
+        output: folder that all is written into; None takes ``sweep``, of several a new one below ``outputs``.
         band: what is drawn around a mean over seeds: ``range`` (lowest to highest) or ``sd`` (+-1).
         dpi: resolution of the .png files.
 
     Raises:
-        CaldpoError: the folder is missing or holds no runs, none of them finished, none logged held-out
+        CaldpoError: a folder is missing or holds no runs, none of them finished, none logged held-out
             log-ratios, or the folder cannot be written to.
     """
-    folder = Path(sweep).expanduser().absolute()
-    runs = find_runs(folder)
+    folders = [Path(name).expanduser().absolute() for name in ([sweep] if isinstance(sweep, str) else sweep)]
+    if not folders:
+        raise no_folder()
+    runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
+    root = folders[0] if len(folders) == 1 else Path(os.path.commonpath(folders))
+    place = root if len(folders) == 1 else Path("outputs").absolute() / f"compare_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    place = place if output is None else Path(output).expanduser().absolute()
 
     # Heavy from here on: a wrong folder has been answered.
     from rich.console import Console
@@ -53,11 +69,11 @@ def compare_runs(sweep: str, band: Literal["range", "sd"] = "range", dpi: Positi
 
     console = Console()
     with console.status("Reading runs") as status:
-        settings = group(read_runs(runs, folder))
-        finished = _require_finished(settings, sweep)
+        settings = group(read_runs(runs, root))
+        finished = _require_finished(settings, ", ".join(map(str, folders)))
         status.update("Drawing")
-        written = _write(folder, settings, finished, band, dpi)
-    print_outcome(console, settings, written)
+        written, failed = _write(place, folders, settings, finished, band, dpi)
+    print_outcome(console, settings, written, failed)
 
 
 def _require_finished(settings: Sequence[Setting], sweep: str) -> list[Setting]:
@@ -90,53 +106,73 @@ def _require_finished(settings: Sequence[Setting], sweep: str) -> list[Setting]:
 
 
 def _write(
-    folder: Path,
+    place: Path,
+    folders: Sequence[Path],
     settings: Sequence[Setting],
     finished: Sequence[Setting],
     band: Literal["range", "sd"],
     dpi: int,
-) -> list[Path]:
-    """Write everything; the paths, the report first."""
+) -> tuple[list[Path], list[str]]:
+    """Write everything; the paths, the report first, and what could not be drawn."""
     from caldpo.compare import calibration, displacement, document, dynamics, facts, frontier, table, terms
-    from caldpo.compare.style import save
 
     headline = facts.headline(finished)
-    dynamic = dynamics.reward_dynamics(finished, headline, band)
-    figures = {
+    dynamic = functools.cache(lambda: dynamics.reward_dynamics(finished, headline, band))
+    figures: dict[str, Callable[[], Figure | None]] = {
         "reward_dynamics.png": dynamic,
         "reward_dynamics.svg": dynamic,
-        "reward_kl.png": frontier.reward_kl(finished, headline),
-        "loss_terms.png": terms.loss_terms(finished, headline),
-        "calibration.png": calibration.calibration(finished, headline),
-        "displacement.png": displacement.displacement(finished, headline),
+        "reward_kl.png": lambda: frontier.reward_kl(finished, headline),
+        "loss_terms.png": lambda: terms.loss_terms(finished, headline),
+        "calibration.png": lambda: calibration.calibration(finished, headline),
+        "displacement.png": lambda: displacement.displacement(finished, headline),
     }
-    drawn = [name for name, figure in figures.items() if figure is not None]
+    drawn, failed = [], []
     try:
-        for name, figure in figures.items():
-            if figure is not None:
-                save(figure, folder / name, dpi)
+        place.mkdir(parents=True, exist_ok=True)
+        for name, make in figures.items():
+            if _is_drawn(make, place / name, dpi, failed):
+                drawn.append(name)
             else:
-                (folder / name).unlink(missing_ok=True)  # of an earlier comparison of other runs
-        table.write_comparison(folder / "comparison.csv", settings)
-        text = document.report(settings, folder, band, drawn, _sweep_overrides(folder))
-        write_text(folder / "report.md", text)
+                (place / name).unlink(missing_ok=True)  # of an earlier comparison of other runs
+        table.write_comparison(place / "comparison.csv", settings)
+        tasks = [task for folder in folders if (task := _sweep_overrides(folder))]
+        text = document.report(settings, place, band, drawn, tasks, compared=folders, failed=failed)
+        write_text(place / "report.md", text)
     except OSError as error:
         raise CaldpoError(
             f"the report cannot be written: {error.strerror or error}",
-            key="sweep",
-            value=folder,
-            remedy="make the folder writable, or copy it and compare the copy",
+            key="sweep" if place in folders else "output",
+            value=place,
+            remedy="make the folder writable, or name another one: output=FOLDER",
         ) from error
-    return [folder / name for name in ("report.md", *drawn, "comparison.csv")]
+    return [place / name for name in ("report.md", *drawn, "comparison.csv")], failed
 
 
-def _sweep_overrides(folder: Path) -> str | None:
-    """The overrides that started the sweep, quoted for a shell, from Hydra's record of it."""
+def _is_drawn(make: Callable[[], Figure | None], path: Path, dpi: int, failed: list[str]) -> bool:
+    """Draw a figure. One that cannot be drawn costs that figure, and is named in ``failed``."""
+    from caldpo.compare.style import save
+    from caldpo.config.job import one_line
+
+    try:
+        figure = make()
+        if figure is None:
+            return False
+        save(figure, path, dpi)
+    except OSError:
+        raise
+    except Exception as error:  # of whatever is in the runs' files; the other figures and all tables are not to be lost
+        failed.append(f"{path.name} could not be drawn: {one_line(error)}")
+        return False
+    return True
+
+
+def _sweep_overrides(folder: Path) -> list[str] | None:
+    """The overrides that started the sweep, from Hydra's record of it."""
     from caldpo.config.redact import redact_text
     from caldpo.config.tree import read_yaml
 
     try:
         task = read_yaml(folder / "multirun.yaml")["hydra"]["overrides"]["task"]
-        return shlex.join(redact_text(str(text)) for text in task)
+        return [redact_text(str(text)) for text in task if not str(text).startswith("-")]
     except (OSError, ValueError, LookupError, TypeError):
         return None

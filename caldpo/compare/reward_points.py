@@ -13,7 +13,7 @@ from caldpo.compare import quantities as q
 from caldpo.compare.evaluation import PREFIX, details, evaluated
 from caldpo.compare.grouping import Setting
 from caldpo.compare.quantities import Quantity
-from caldpo.compare.statistics import Estimate, band, estimate
+from caldpo.compare.statistics import LARGEST, Estimate, band, estimate
 
 SUITE = "oracle"
 _FOLLOWS_BETA = ("loss.beta", "reward_beta")
@@ -39,7 +39,10 @@ class Place:
 
 
 def place(setting: Setting) -> Place | None:
-    """By the suite where the setting was evaluated, else by what training logged; None where neither knows both."""
+    """By the suite where the setting was evaluated, else by what training logged; None where neither knows both.
+
+    Nor is there a place for what is not finite.
+    """
     return _place(setting, measured=True) or _place(setting, measured=False)
 
 
@@ -64,7 +67,7 @@ def _place(setting: Setting, *, measured: bool) -> Place | None:
         estimated_by(quantity) if measured else quantity for quantity in (q.KL, q.TRUE_REWARD, q.REFERENCE_REWARD)
     )
     x, y = estimate(setting.finals(kl.final)), estimate(setting.finals(reward.final))
-    if x is None or y is None:
+    if x is None or y is None or not max(abs(x.mean), abs(y.mean)) <= LARGEST:
         return None
     return Place(x, y, measured, setting.finals(reference.final), _path(setting) if measured else np.empty((2, 0)))
 

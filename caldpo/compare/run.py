@@ -6,15 +6,27 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from caldpo.config.job import DIED, FINISHED, INTERRUPTED, RUNNING
 
-__all__ = ["DIED", "FINISHED", "INCOMPLETE", "INTERRUPTED", "RUNNING", "Curve", "Run", "as_float"]
+__all__ = [
+    "DIED",
+    "FINISHED",
+    "INCOMPLETE",
+    "INTERRUPTED",
+    "RUNNING",
+    "UNREADABLE",
+    "Curve",
+    "Run",
+    "as_float",
+    "is_number",
+]
 
 Curve = Mapping[int, float]  # optimiser step -> value
 
 INCOMPLETE = "incomplete"  # no readable summary
+UNREADABLE = "unreadable"  # something in its files that nobody foresaw
 
 
 def as_float(value: float | None) -> float:
@@ -22,7 +34,12 @@ def as_float(value: float | None) -> float:
     try:
         return math.nan if value is None else float(value)
     except OverflowError:
-        return math.copysign(math.inf, value or 1)
+        return math.inf if value is not None and value > 0 else -math.inf
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value of JSON or yaml is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,7 @@ class Run:
         folder: where it lies, absolute.
         name: its folder relative to what is compared.
         status: ``finished``, ``failed``, ``interrupted``, ``running``, ``died`` (its summary says that it is running,
-            and nobody runs it) or ``incomplete``.
+            and nobody runs it), ``incomplete`` or ``unreadable``.
         error: why it did not finish.
         loss: the loss's option in its config group.
         config: the composed configuration, flat (``loss.beta``), interpolations kept as they are written.
@@ -46,6 +63,7 @@ class Run:
         evaluation: the contents of ``evaluation/*.json`` by suite.
         notes: what was wrong with its files without being fatal.
         job: number of the run in its sweep.
+        reward_beta: unit of ``rewards/*`` in ``curves`` and ``final``: reward per nat of log-ratio; None where unknown.
     """
 
     folder: Path
@@ -64,6 +82,7 @@ class Run:
     evaluation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     job: int | None = None
+    reward_beta: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -80,7 +99,7 @@ class Run:
         """Optimiser steps that it is to have, None where neither summary nor configuration says."""
         said = self.summary.get("planned_steps")
         wanted = said if isinstance(said, int) else self.number("trainer.max_steps")
-        return None if wanted is None else int(wanted)
+        return int(wanted) if wanted is not None and math.isfinite(wanted) else None
 
     @property
     def progress(self) -> str:
@@ -90,7 +109,8 @@ class Run:
 
     def number(self, key: str) -> float | None:
         """A number of the resolved configuration (``loss.beta``), or None where there is none."""
+        value = self.resolved.get(key)
         try:
-            return float(self.resolved[key])
-        except (KeyError, TypeError, ValueError, OverflowError):
+            return None if value is None or isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
             return None

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+LARGEST = 1e100  # that a figure can hold: room for squares and margins
 BandKind = Literal["range", "sd"]
 
 
@@ -42,8 +43,10 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     if len(array) == 1:
         return Estimate(float(array[0]), None, 1)
     # Equal values have a mean that is off by rounding, and a spread of that size: it is 0.
-    equal = bool((array == array[0]).all())
-    return Estimate(float(array[0] if equal else array.mean()), 0.0 if equal else float(array.std(ddof=1)), len(array))
+    if (array == array[0]).all():
+        return Estimate(float(array[0]), 0.0, len(array))
+    with np.errstate(all="ignore"):  # what is not finite, or too large for a square, shows in the result
+        return Estimate(float(array.mean()), float(array.std(ddof=1)), len(array))
 
 
 def band(curves: Sequence[Mapping[int, float]], kind: BandKind) -> Band | None:
@@ -62,6 +65,7 @@ def band(curves: Sequence[Mapping[int, float]], kind: BandKind) -> Band | None:
     if not steps:
         return None
     values = np.array([[curve[step] for step in steps] for curve in curves], dtype=np.float64)
+    values[~(np.abs(values) <= LARGEST)] = np.nan  # a gap
     mean = values.mean(axis=0)
     if kind == "range":
         low, high = values.min(axis=0), values.max(axis=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -31,8 +35,21 @@ COLOURS = (
     "#000000",
     "#999933",
 )
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2.5)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)))
 MARKERS = "osD^vPX*<>"  # a second cue beside the colour
+# Colours, in the order of COLOURS, and dash patterns of losses: those that may draw equal curves have different ones.
+FIXED = {
+    "dpo": 0,
+    "f_dpo": 1,
+    "ipo": 2,
+    "slic": 3,
+    "cpo": 1,
+    "sft": 2,
+    "cal_dpo": 0,
+    "cal_ipo": 1,
+    "cal_slic": 2,
+    "rso": 3,
+}
 
 # An axis turns logarithmic where its largest curve exceeds the median one by this factor.
 CRUSHING = 6.0
@@ -47,6 +64,7 @@ _STYLE: dict[str, Any] = {
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "svg.hashsalt": "caldpo",  # the same runs give the same file
 }
 
@@ -65,29 +83,57 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
 
 @dataclass(frozen=True)
 class Look:
-    """Colour, dash pattern and marker of one setting, the same in every figure of a report."""
+    """Colour, dash pattern, marker, depth and width of one setting, the same in every figure of a report."""
 
     colour: str
     dash: Any
     marker: str
+    zorder: float = 2.0
+    width: float = 1.7
 
 
 def looks(settings: Sequence[Setting]) -> list[Look]:
-    """A look per setting: a colour per loss and a dash pattern per variant of it.
+    """A look per setting: a colour and a dash pattern per loss, the same in every report.
 
-    With a single loss, or more variants of one than there are dash patterns, a colour per setting.
+    Variants of a loss have other dash patterns and markers, and shades of its colour where there are many of them or no
+    other loss. Solid lines lie below dashed and dotted ones, so that of two equal curves both are seen.
     """
-    losses = list(dict.fromkeys(setting.loss for setting in settings))
     variants = Counter(setting.loss for setting in settings)
-    if len(losses) == 1 or max(variants.values(), default=0) > len(DASHES):
-        return [_look(i, i // len(COLOURS)) for i in range(len(settings))]
     seen: Counter[str] = Counter()
     result = []
     for setting in settings:
-        place = losses.index(setting.loss)
-        result.append(_look(place, place // len(COLOURS) + seen[setting.loss]))
+        colour, place, dash = _of_loss(setting.loss)
+        variant, count = seen[setting.loss], variants[setting.loss]
         seen[setting.loss] += 1
+        shade = _shade(variant, count) if count > len(DASHES) or count == len(settings) else 0.5
+        dash = (dash + variant) % len(DASHES)
+        marker = MARKERS[(place + variant) % len(MARKERS)]
+        width = 1.7 if dash else 2.4  # a line below others shows at their sides
+        result.append(Look(_shaded(colour, shade), DASHES[dash], marker, 2 + dash / len(DASHES), width))
     return result
+
+
+def _of_loss(loss: str) -> tuple[str, int, int]:
+    """Colour, and places among markers and dash patterns; a loss without fixed ones takes them by its name."""
+    if loss in FIXED:
+        place = list(FIXED).index(loss)
+        return COLOURS[place], place, FIXED[loss]
+    number = zlib.crc32(loss.encode())
+    hue = number % 997 / 997
+    return to_hex(colorsys.hls_to_rgb(hue, 0.42, 0.6)), number % len(MARKERS), number // len(MARKERS) % len(DASHES)
+
+
+def _shade(variant: int, count: int) -> float:
+    """Of a variant, from pale (0) to dark (1); as many shades as can be told apart."""
+    steps = min(count, len(COLOURS))
+    return 0.5 if steps == 1 else variant * steps // count / (steps - 1)
+
+
+def _shaded(colour: str, shade: float) -> str:
+    """From a pale (0) over the colour itself (1/2) to a dark one (1)."""
+    rgb = np.array(to_rgb(colour))
+    towards, share = (np.ones(3), 0.55 * (1 - 2 * shade)) if shade < 0.5 else (np.zeros(3), 0.55 * (2 * shade - 1))
+    return to_hex(rgb + share * (towards - rgb))
 
 
 def linear_limit(extents: Sequence[float]) -> float | None:
@@ -134,7 +180,3 @@ def grid_shape(panels: int) -> tuple[int, int]:
     """Rows and columns of small multiples."""
     columns = panels if panels <= 4 else min(5, -(-panels // 2))
     return -(-panels // columns), columns
-
-
-def _look(colour: int, dash: int) -> Look:
-    return Look(COLOURS[colour % len(COLOURS)], DASHES[dash % len(DASHES)], MARKERS[(colour + dash) % len(MARKERS)])

@@ -3,7 +3,8 @@
 What is measured on held-out pairs as well as on training batches stands there thrice: ``log_ratios/chosen`` and
 ``val/log_ratios/chosen`` are the final held-out value, ``train/log_ratios/chosen`` that of the last training step
 (one batch, and empty for losses that train without a reference). The column ``loss`` names the loss; its value
-is in ``val/loss`` and ``train/loss``. ``evaluation/oracle/reward`` was measured by the suite ``oracle`` of
+is in ``val/loss`` and ``train/loss``. ``rewards/*`` are in the unit that the column ``reward_beta`` gives, the same in
+all rows. ``evaluation/oracle/reward`` was measured by the suite ``oracle`` of
 ``caldpo.evaluate``, ``oracle/reward`` at the end of training.
 """
 
@@ -14,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from caldpo.compare.escaping import spreadsheet_cell
 from caldpo.compare.grouping import Setting
 from caldpo.files import whole_text
 
 IDENTITY = ("loss", "seed", "setting", "status", "run")
+UNIT = "reward_beta"  # column: rewards/* of the row are this times log-ratios in nats
 
 
 def final_metrics(final: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,12 +41,13 @@ def comparison_rows(settings: Sequence[Setting]) -> tuple[list[str], list[dict[s
     columns = [
         *IDENTITY,
         *(["loss.beta"] if any(run.number("loss.beta") is not None for _, run in runs) else []),
+        *([UNIT] if any(run.reward_beta is not None for _, run in runs) else []),
     ]
     columns += sorted(names, key=lambda name: (_kind(name), name))
     rows = []
     for setting, run in runs:
         identity = (run.loss, run.seed, setting.label, run.status, run.name)
-        row = dict(zip(IDENTITY, identity, strict=True)) | {"loss.beta": run.number("loss.beta")}
+        row = dict(zip(IDENTITY, identity, strict=True)) | {"loss.beta": run.number("loss.beta"), UNIT: run.reward_beta}
         if run.finished:
             row |= final_metrics(run.final)
         rows.append({column: row.get(column) for column in columns})
@@ -54,9 +58,9 @@ def write_comparison(path: Path, settings: Sequence[Setting]) -> None:
     """Write the table; an empty cell was not logged, ``nan`` was."""
     columns, rows = comparison_rows(settings)
     with whole_text(path) as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(map(spreadsheet_cell, columns))
+        writer.writerows([spreadsheet_cell(row[column]) for column in columns] for row in rows)
 
 
 def _kind(name: str) -> int:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from caldpo.compare import quantities as q
+from caldpo.compare.escaping import one_line
 from caldpo.compare.evaluation import evaluated, suites_of
 from caldpo.compare.evaluation_faults import faults
 from caldpo.compare.facts import finished_runs, headline, seeds_text
@@ -20,7 +21,9 @@ from caldpo.compare.text import cells, shorten
 SHOWN = (q.CHOSEN, q.REJECTED, q.ACCURACY, q.TRUE_REWARD, q.WIN_RATE, q.KL)
 
 
-def print_outcome(console: Console, settings: Sequence[Setting], written: Sequence[Path]) -> None:
+def print_outcome(
+    console: Console, settings: Sequence[Setting], written: Sequence[Path], failed: Sequence[str] = ()
+) -> None:
     """Print a table of final figures (mean and spread over seeds), the runs left out, and the files."""
     finished = [setting for setting in settings if setting.finished]
     columns = [quantity for quantity in SHOWN if any(s.finals(quantity.final) for s in finished)]
@@ -42,6 +45,8 @@ def print_outcome(console: Console, settings: Sequence[Setting], written: Sequen
         why = f"{run.status} at {run.progress}: {shorten(run.error or '')}"
         console.print(Text(f"left out: {run.name}, {why}", "yellow"))
     _print_evaluations(console, finished)
+    for said in failed:
+        console.print(Text(one_line(said), "yellow"), soft_wrap=True)
     for path in written:
         console.print(Text(f"{path.name:<20} {_from_here(path)}"), soft_wrap=True)
 

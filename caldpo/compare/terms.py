@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -36,7 +37,9 @@ def loss_terms(settings: Sequence[Setting], headline: str) -> Figure | None:
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for axes, (setting, (steps, shares)) in zip(grid.flat, shown, strict=False):
             axes.stackplot(steps, *shares.values(), colors=[colours[name] for name in shares])
-            axes.set(title=setting.label, ylim=(0, 1), xlim=(steps[0], steps[-1]), xlabel="optimiser step")
+            axes.set(
+                title=textwrap.fill(setting.label, 40), ylim=(0, 1), xlim=(steps[0], steps[-1]), xlabel="optimiser step"
+            )
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         for axes in grid.flat[len(shown) :]:
             axes.set_visible(False)

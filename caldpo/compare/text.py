@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from caldpo.compare.escaping import Markdown, cell, one_line
 from caldpo.compare.grouping import Setting
 from caldpo.compare.quantities import Quantity
 from caldpo.compare.statistics import Estimate, clear_of_others, estimate, leader
 
 NONE = "-"
 _MOST_DECIMALS = 6
+_SMALLEST, _LARGEST = 1e-5, 1e9  # beyond these, powers of ten
 
 
 def number(value: float) -> str:
-    """Three significant digits: ``-0.0123``, ``12.3``, ``1230``."""
+    """Three significant digits: ``-0.0123``, ``12.3``, ``1230``, ``1.20e-08``."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else f"{value}"
+    if value != 0 and not _SMALLEST <= abs(value) < _LARGEST:
+        return f"{value:.2e}"
     return f"{value:.{_decimals(value, 3)}f}"
 
 
@@ -26,6 +30,8 @@ def spread(found: Estimate | None, seeds: int | None = None) -> str:
         return NONE
     if found.sd is None or not math.isfinite(found.sd) or found.sd == 0:
         text = number(found.mean) + (" ± 0" if found.sd == 0 else "")
+    elif max(abs(found.mean), found.sd) >= _LARGEST or found.sd < _SMALLEST:
+        text = f"{number(found.mean)} ± {found.sd:.1e}"
     else:
         decimals = _decimals(found.sd, 2)
         text = f"{found.mean:.{decimals}f} ± {found.sd:.{decimals}f}"
@@ -33,8 +39,13 @@ def spread(found: Estimate | None, seeds: int | None = None) -> str:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """``0.859 [0.816, 0.898]``: as many decimals as two digits of the interval's width need."""
-    decimals = _decimals(high - low, 2)
+    """``0.859 [0.816, 0.898]``: as many decimals as two digits of the interval's width need.
+
+    An interval without a width (``0.500 [0.500, 0.500]``) gives no scale; three digits of the value do.
+    """
+    if not all(map(math.isfinite, (value, high - low))) or abs(value) >= _LARGEST:
+        return f"{number(value)} [{number(low)}, {number(high)}]"
+    decimals = _decimals(high - low, 2) if high != low else _decimals(value, 3)
     return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
@@ -62,24 +73,22 @@ def cells(
         best = leader(known, quantity.better)
     texts = {s.label: spread(found[s.label], s.seeds) for s in settings}
     texts |= {label: with_interval(known[label].mean, *ends) for label, ends in within.items()}
-    return {label: mark.format(text) if label == best else text for label, text in texts.items()}
+    return {label: Markdown(mark.format(text)) if label == best else text for label, text in texts.items()}
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> str:
-    """A pipe table; the columns after the first ``text_columns`` are aligned to the right."""
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> Markdown:
+    """A pipe table; the columns after the first ``text_columns`` are aligned to the right.
+
+    Cells that are not :class:`~caldpo.compare.escaping.Markdown` are shown as they are written.
+    """
     rules = [":--" if place < text_columns else "--:" for place in range(len(header))]
     lines = [header, rules, *rows]
-    return "\n".join(f"| {' | '.join(escape(cell) for cell in line)} |" for line in lines)
-
-
-def escape(text: str) -> str:
-    """Text that cannot break out of a table cell."""
-    return " ".join(text.replace("|", "\\|").split())
+    return Markdown("\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines))
 
 
 def shorten(text: str, limit: int = 300) -> str:
     """Text on one line, cut to ``limit`` characters."""
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 

@@ -12,6 +12,7 @@ from hydra import version
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 
+from caldpo import __version__
 from caldpo.config.job import IsDone, Task, exit_on_signals, run_job
 from caldpo.config.kept import NOT_BY_HYDRA
 from caldpo.config.overrides import with_positional, with_quoted_paths
@@ -28,6 +29,7 @@ def hydra_entry(
     command: str,
     *,
     positional: str | None = None,
+    several: bool = False,
     absent: Callable[[], CaldpoError] | None = None,
     settings: str | None = None,
     records: bool = True,
@@ -42,6 +44,7 @@ def hydra_entry(
     Args:
         command: name of the command and of its primary configuration in ``conf``.
         positional: key that the first bare argument is the value of.
+        several: whether it may be a list, of which each bare argument is one.
         absent: the answer where that argument alone is missing; None takes that of any missing key.
         settings: dotted target in caldpo whose signature describes the plain top-level keys.
         agree: returns problems, or raises CaldpoError, where keys contradict each other or what lies on this
@@ -58,8 +61,12 @@ def hydra_entry(
         @functools.wraps(task)
         def main(argv: Sequence[str] | None = None) -> None:
             try:
+                given = sys.argv[1:] if argv is None else argv
+                if any(len(text) > 2 and "--version".startswith(text) for text in given):  # Hydra's would be its own
+                    print(f"caldpo {__version__}")
+                    return
                 with exit_on_signals():
-                    args = _parse(command, sys.argv[1:] if argv is None else argv, positional)
+                    args = _parse(command, given, positional, several)
                     if expand:
                         args.overrides = expand(args.overrides, args.multirun)
                     try:
@@ -85,7 +92,7 @@ def hydra_entry(
     return decorator
 
 
-def _parse(command: str, argv: Sequence[str], positional: str | None) -> Namespace:
+def _parse(command: str, argv: Sequence[str], positional: str | None, several: bool) -> Namespace:
     parser = get_args_parser()
     parser.prog = f"python -m caldpo.{command}"
     args = parser.parse_intermixed_args(list(argv))  # options may stand between overrides
@@ -97,7 +104,7 @@ def _parse(command: str, argv: Sequence[str], positional: str | None) -> Namespa
         raise CaldpoError("is not supported", key="--experimental-rerun")
     args.overrides = with_quoted_paths(args.overrides)
     if positional:
-        args.overrides = with_positional(args.overrides, positional)
+        args.overrides = with_positional(args.overrides, positional, several=several)
     if args.config_path:
         # Relative to where the person is; Hydra would start from this package.
         args.config_path = str(Path(args.config_path).absolute())

@@ -24,17 +24,42 @@ def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Over
     return parsed
 
 
-def with_positional(overrides: Sequence[str], key: str) -> list[str]:
+def with_positional(overrides: Sequence[str], key: str, *, several: bool = False) -> list[str]:
     """Overrides with the first bare argument as the value of ``key``.
 
     Bare is what has no ``=``, or names a file or folder: those of runs have ``=`` in their names.
+
+    Args:
+        overrides: as they were typed.
+        key: of the value.
+        several: whether all bare arguments are values of it; ``[a,b]`` is two of them, unless a folder has that name.
     """
     found = list(overrides)
-    for place, text in enumerate(found):
-        if "=" not in text or _is_there(text):
-            found[place] = f"{key}={quoted(text)}"
-            break
-    return found
+    bare = [
+        place for place, text in enumerate(found) if "=" not in text or _is_there(text) or (several and _is_list(text))
+    ]
+    given = [name for place in bare for name in _listed(found[place])] if several else [found[i] for i in bare[:1]]
+    if not bare or not given:
+        return found
+    found[bare[0]] = f"{key}={quoted(given[0])}" if len(given) == 1 else f"{key}=[{','.join(map(quoted, given))}]"
+    return [text for place, text in enumerate(found) if not several or place not in bare[1:]]
+
+
+def _is_list(text: str) -> bool:
+    return text.startswith("[") and text.endswith("]") and not _is_there(text)
+
+
+def _listed(text: str) -> list[str]:
+    """The names in ``[a,b]``; a comma that stands in the name of a folder divides nothing."""
+    if not _is_list(text):
+        return [text]
+    names: list[str] = []
+    parts = text[1:-1].split(",")
+    while parts:
+        most = next((n for n in range(len(parts), 0, -1) if _is_there(",".join(parts[:n]).strip(" '\""))), 1)
+        names.append(",".join(parts[:most]).strip(" '\""))
+        del parts[:most]
+    return [name for name in names if name]
 
 
 def with_quoted_paths(overrides: Sequence[str]) -> list[str]:

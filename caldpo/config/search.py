@@ -15,7 +15,7 @@ _LARGER = (
     *("oracle/reward", "oracle/win_rate", "oracle/pearson", "oracle/spearman", "oracle/exact_reward"),
 )
 _SMALLER = ("loss", "displacement", "oracle/kl", "oracle/error", "oracle/exact_kl", "oracle/kl_to_optimum")
-_SCALED = ("rewards/chosen", "rewards/rejected", "rewards/margins")  # by reward_beta, which is the loss's own
+_SCALED = ("rewards/chosen", "rewards/rejected", "rewards/margins")  # by reward_beta
 
 
 def find_search_problems(cfg: DictConfig, searched: Iterable[str]) -> Iterator[Problem]:
@@ -27,14 +27,19 @@ def find_search_problems(cfg: DictConfig, searched: Iterable[str]) -> Iterator[P
     """
     if not str(OmegaConf.select(cfg, "hydra.sweeper._target_")).endswith(f".{_SWEEPER}"):
         return
+    searched = sorted(searched)
     objective = str(OmegaConf.select(cfg, "objective"))
     name = objective.removeprefix(HELD_OUT)
     of_the_loss = sorted({key for key in searched if key == "loss" or key.startswith("loss.")})
-    if of_the_loss and (name == "loss" or name.startswith(OF_LOSS) or name in _SCALED):
+    follows = of_the_loss if name == "loss" or name.startswith(OF_LOSS) else []
+    if name in _SCALED:  # its unit changes where reward_beta is drawn, or written as ${loss.beta}
+        refers = str(OmegaConf.to_container(cfg, resolve=False).get("reward_beta"))  # type: ignore[union-attr]
+        follows = sorted(key for key in searched if key == "reward_beta" or f"{{{key}}}" in refers)
+    if follows:
         yield Problem(
             "objective",
             objective,
-            f"measures another thing at each value of {', '.join(of_the_loss)}, so that a search would compare what"
+            f"measures another thing at each value of {', '.join(follows)}, so that a search would compare what"
             " cannot be compared",
             "choose what means the same in every run, such as objective=val/rewards/accuracies"
             " hydra.sweeper.direction=maximize",

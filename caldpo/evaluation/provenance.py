@@ -31,6 +31,7 @@ def determined_by(suite: Suite, subject: Subject) -> dict[str, Any]:
     return {
         "suite": settings,
         "settings": own,
+        "implicit_reward_beta": subject.own_reward_beta,
         "policy": subject.identity,
         "reference": subject.reference_identity,
         "step": subject.weights.step,

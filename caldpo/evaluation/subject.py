@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from caldpo.compare.facts import OWN_BETA
+from caldpo.compare.run import is_number
 from caldpo.data.datamodule import REJECTED_ROWS, HeldOutPrompt, PairDataModule
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.data.split import prompt_key
@@ -87,6 +90,15 @@ class Subject:
         folder = self.target.folder.joinpath(FOLDER, *below)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @property
+    def own_reward_beta(self) -> float | None:
+        """Reward per nat of log-ratio by the derivation of the run's own loss, as its summary says; None without one.
+
+        The unit of ``reward_beta`` is one for all runs; this is what the loss itself claims.
+        """
+        value = self.target.summary.get(OWN_BETA)
+        return float(value) if is_number(value) and 0 < value < math.inf else None
 
     # -- data
 

@@ -5,7 +5,6 @@ Nothing of the machine is in it: paths are cut to their last part, and secrets a
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 
 from caldpo.compare import quantities as q
 from caldpo.compare.collect import read_run
+from caldpo.compare.escaping import code, command, plain, shell_block
 from caldpo.compare.run import FINISHED, Run, as_float
 from caldpo.compare.text import markdown_table, number, with_interval
 from caldpo.config.redact import redact_text
@@ -132,7 +132,7 @@ def _remarks(run: Run, what: Exported) -> str:
     told = list(_doubts(run, what))
     who = run.summary.get("policy", "unknown")
     return f"Policy: {who}. Reference: {run.summary.get('reference', 'unknown')}." + "".join(
-        f"\n\n> **Note.** {' '.join(text.split())}" for text in told
+        f"\n\n> **Note.** {plain(text)}" for text in told
     )
 
 
@@ -164,7 +164,7 @@ def _is_of(step: Any, what: Exported) -> bool:
 
 def _loss(run: Run) -> str:
     formula = run.summary.get("formula")
-    lines = [f"## Loss\n\n`{run.loss}`" + (f", per pair: `{formula}`" if formula else "")]
+    lines = [f"## Loss\n\n{code(run.loss)}" + (f", per pair: {code(formula)}" if formula else "")]
     if formula:
         lines.append("a, b: log pi(y|x) - log pi_ref(y|x) of the chosen and the rejected response, nats.")
     cited = citations(str(run.resolved.get("loss._target_", "")))
@@ -202,9 +202,9 @@ def _evaluations(run: Run, what: Exported) -> Iterator[str]:
                 n = measure.get("n")
                 rows.append([str(measure.get("title", name)), text, str(measure.get("unit", "")), f"{n if n else ''}"])
         if rows:
-            notes = "".join(f"\n\n> {' '.join(str(note).split())}" for note in content.get("notes") or [])
+            notes = "".join(f"\n\n> {plain(note)}" for note in content.get("notes") or [])
             table = markdown_table(["measure", "value [interval]", "unit", "n"], rows)
-            yield f"## Evaluation: {suite}\n\n{table}{notes}"
+            yield f"## Evaluation: {plain(suite)}\n\n{table}{notes}"
 
 
 def _use(run: Run, what: Exported) -> str:
@@ -228,7 +228,7 @@ def _use(run: Run, what: Exported) -> str:
 def _again(run: Run) -> str:
     said = [str(text) for text in run.summary.get("overrides") or run.overrides]
     kept = [text for text in said if not text.startswith(("resume=", "hydra."))]
-    lines = [f"## Train it again\n\n```sh\n{shlex.join(['python', '-m', 'caldpo.train', *kept])}\n```"]
+    lines = [f"## Train it again\n\n{shell_block([command(['python', '-m', 'caldpo.train', *kept])])}"]
     lines.append(f"Seed {run.seed}. Names of folders and files are cut to their last part.")
     versions = run.summary.get("versions")
     if isinstance(versions, Mapping):

@@ -25,6 +25,15 @@ class PreferenceLoss(nn.Module, ABC):
     def formula(self) -> str:
         """The loss per pair with its numbers filled in, as logged at the start of a run."""
 
+    @property
+    def implicit_reward_beta(self) -> float | None:
+        """Reward per nat of a response's summed log-ratio, by the loss's own derivation.
+
+        None where that calls nothing, or no multiple of the log-ratio, the reward. Not the unit of ``rewards/*``, which
+        is one for all losses: ``reward_beta`` of the configuration.
+        """
+        return None
+
     @abstractmethod
     def forward(self, logps: PairLogps) -> LossOutput:
         """Loss per pair, shape ``(pairs,)``, and the terms that add up to it."""

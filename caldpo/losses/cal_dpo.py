@@ -41,6 +41,10 @@ class CalDPO(PreferenceLoss):
         self.needs_scores = self.calibration.needs_scores
 
     @property
+    def implicit_reward_beta(self) -> float:
+        return self.beta
+
+    @property
     def formula(self) -> str:
         return f"-logsigmoid(a - b) + {self.calibration.formula}"
 

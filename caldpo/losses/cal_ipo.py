@@ -38,6 +38,10 @@ class CalIPO(PreferenceLoss):
         self.needs_scores = self.calibration.needs_scores
 
     @property
+    def implicit_reward_beta(self) -> float:
+        return self.beta
+
+    @property
     def formula(self) -> str:
         return f"{self.ipo.formula} + {self.calibration.formula}"
 

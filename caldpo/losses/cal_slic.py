@@ -40,6 +40,10 @@ class CalSLiC(PreferenceLoss):
         self.needs_scores = self.calibration.needs_scores
 
     @property
+    def implicit_reward_beta(self) -> float:
+        return self.beta
+
+    @property
     def formula(self) -> str:
         return f"{self.slic.formula} + {self.calibration.formula}"
 

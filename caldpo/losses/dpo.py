@@ -25,6 +25,10 @@ class DPO(PreferenceLoss):
         self.beta, self.label_smoothing = beta, label_smoothing
 
     @property
+    def implicit_reward_beta(self) -> float:
+        return self.beta
+
+    @property
     def formula(self) -> str:
         e = self.label_smoothing
         plain = f"-logsigmoid({self.beta:g} (a - b))"

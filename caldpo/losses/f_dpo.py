@@ -16,19 +16,21 @@ Direct Preference Optimization with Diverse Divergence Constraints", arXiv 2309.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from caldpo.config.bounds import Positive
+from caldpo.config.bounds import Bound, Positive
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.terms import logistic
 from caldpo.types import LossOutput, PairLogps
+
+Alpha = Annotated[float, Bound(gt=0, le=1e8)]  # of an f-divergence; published ones are below 1
 
 
 class FDPO(PreferenceLoss):
@@ -39,7 +41,7 @@ class FDPO(PreferenceLoss):
         self,
         beta: Positive = 0.1,
         divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "js",
-        alpha: Positive | None = None,
+        alpha: Alpha | None = None,
     ) -> None:
         super().__init__()
         if (alpha is None) == (divergence == "alpha"):
@@ -50,6 +52,11 @@ class FDPO(PreferenceLoss):
                 remedy="loss.divergence=alpha loss.alpha=0.5, or no alpha",
             )
         self.beta, self.divergence, self.alpha = beta, divergence, alpha
+
+    @property
+    def implicit_reward_beta(self) -> float | None:
+        """Of reverse KL; under another divergence the reward is ``beta s(x)``, which is no multiple of ``x``."""
+        return self.beta if self.divergence == "reverse_kl" else None
 
     @property
     def formula(self) -> str:
@@ -79,8 +86,11 @@ class FDPO(PreferenceLoss):
         if self._exponent_scale is None:
             return F.logsigmoid(x) if self.divergence == "js" else x
         exponent = (-self._exponent_scale * x).clamp(max=_exponent_limit(x.dtype))
+        # Below a rounding error of 1 the quotient is x to its last digit, also where alpha itself is 0 in this dtype.
+        linear = exponent.abs() < torch.finfo(x.dtype).eps
         # expm1 keeps digits where alpha x is small; the constant it brings cancels in s(a) - s(b)
-        return -torch.expm1(exponent) / self._exponent_scale
+        curved = -torch.expm1(exponent.masked_fill(linear, 1.0)) / self._exponent_scale
+        return torch.where(linear, x, curved)
 
 
 def _exponent_limit(dtype: torch.dtype) -> float:

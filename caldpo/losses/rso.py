@@ -27,6 +27,10 @@ class RSO(PreferenceLoss):
         self.beta = beta
 
     @property
+    def implicit_reward_beta(self) -> float:
+        return self.beta
+
+    @property
     def formula(self) -> str:
         return f"relu(1 - {self.beta:g} (a - b))"
 

@@ -13,6 +13,7 @@ and a log-prob's gradient is taken to be as small as :data:`SMALLEST`, far below
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,8 @@ def check_overflow(parts: dict[str, Any]) -> None:
     """Refuse what is certain to overflow.
 
     Raises:
-        CaldpoError: a loss, a gradient or the optimiser's state would, from the first step on.
+        CaldpoError: a loss, a gradient or the optimiser's state would, from the first step on; or the gradient is 0
+            for rounding alone.
     """
     loss, data, trainer = parts["loss"], parts["data"], parts["trainer"]
     wide = torch.float64 if trainer.precision == "64-true" else torch.float32
@@ -73,6 +75,12 @@ def check_overflow(parts: dict[str, Any]) -> None:
             loss,
             f"with policy and reference alike, a pair's loss is {exact.loss:.3g} and its slope {exact.slope:.3g}, and"
             f" {name}, in which both are computed, ends at {largest:.3g}",
+        )
+    if start.slope == 0 and wide != torch.float64 and at_start(loss, data.max_length, torch.float64).slope > 0:
+        raise CaldpoError(
+            f"the slope of the loss {loss.formula} is 0 in {wide}: nothing would be trained",
+            **_extreme(loss),
+            remedy="raise it: published values of beta begin at 5e-5",
         )
     pairs = data.pairs_per_batch * trainer.accumulate_grad_batches * trainer.world_size
     smallest = start.slope / pairs * SMALLEST
@@ -144,6 +152,21 @@ def _check_optimizer(parts: dict[str, Any]) -> None:
 def _certain(loss: PreferenceLoss, why: str) -> CaldpoError:
     return CaldpoError(
         f"the loss {loss.formula} is certain to overflow: {why}",
-        key="loss",
+        **_extreme(loss),
         remedy="raise loss.beta, or lower the weight that makes the loss this large",
     )
+
+
+def _extreme(loss: PreferenceLoss) -> dict[str, Any]:
+    """Key and value of the setting that is furthest from 1; the loss alone where none is far."""
+    names = inspect.signature(type(loss).__init__).parameters
+    settings = {
+        next((name for name in names if f"_{name}".endswith(f"_{found}")), found): value
+        for module in loss.modules()
+        for found, value in vars(module).items()
+        if isinstance(value, float) and value != 0
+    }
+    far = max(settings, key=lambda name: abs(math.log10(abs(settings[name]))), default=None)
+    if far is None or 1e-6 < abs(settings[far]) < 1e6:
+        return {"key": "loss"}
+    return {"key": f"loss.{far}", "value": f"{settings[far]:g}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction as Exact
 from typing import Any, Literal
 
 import torch
@@ -34,7 +35,15 @@ class Schedule:
 
     def attach(self, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
         """Lightning's optimiser dictionary: the schedule moves at every optimiser step."""
-        warmup = math.floor(self.warmup_ratio * total_steps) if self.warmup_steps is None else self.warmup_steps
+        warmup = share_of(self.warmup_ratio, total_steps) if self.warmup_steps is None else self.warmup_steps
         name = "constant_with_warmup" if self.decay == "constant" else self.decay
         scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def share_of(ratio: float, steps: int) -> int:
+    """``ratio`` of ``steps``, rounded down, of the decimal that was written: 0.29 of 100 is 29.
+
+    The float product is 28.999999999999996.
+    """
+    return math.floor(Exact(repr(float(ratio))) * steps)

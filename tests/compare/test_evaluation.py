@@ -147,19 +147,22 @@ def test_evaluations_that_were_not_alike_are_told(tmp_path):
 
 
 def test_evaluations_that_were_alike_give_no_warning(tmp_path):
-    """Each run's own beta, pairs that follow the seed, and other words for the final checkpoint are no difference."""
-    for loss, beta in (("dpo", 0.1), ("ipo", 0.5)):
+    """Pairs that follow the seed, and other words for the final checkpoint are no difference."""
+    for loss in ("dpo", "ipo"):
         for seed in (0, 1):
-            asked = {"reward_beta": beta, "checkpoint": "final" if seed else "last"}
+            asked = {"checkpoint": "final" if seed else "last"}
             results = accuracy(0.7 + 0.01 * seed, settings=asked, pairs=f"pairs of {seed}")
-            run(tmp_path, loss, seed, results, reward_beta=beta)
+            run(tmp_path, loss, seed, results)
     assert "**" not in section(report_of(tmp_path))
 
 
-def test_another_beta_than_the_runs_own_is_told(tmp_path):
-    run(tmp_path, "dpo", 0, accuracy(0.7, settings={"reward_beta": 0.1}))
-    run(tmp_path, "ipo", 0, accuracy(0.7, settings={"reward_beta": 2.0}))
-    assert "`settings.reward_beta` (the run's own, 2.0)" in section(report_of(tmp_path))
+def test_rewards_measured_in_several_units_are_told_and_mark_nobody(tmp_path):
+    """Also where each is its run's own, as it was when reward_beta followed the loss's beta."""
+    run(tmp_path, "dpo", 0, accuracy(0.7, 0.69, 0.71, settings={"reward_beta": 0.1}))
+    run(tmp_path, "ipo", 0, accuracy(0.9, 0.89, 0.91, settings={"reward_beta": 2.0}), reward_beta=2.0)
+    told = section(report_of(tmp_path))
+    assert "`settings.reward_beta` (0.1, 2.0)" in told
+    assert "**0.900" not in told
 
 
 def test_notes_are_told_once(tmp_path):

@@ -57,7 +57,7 @@ def test_labels_of_the_dynamics(tmp_path):
     figure = reward_dynamics(sweep(tmp_path, ends, reward_beta=0.1), "data x", "sd")
     found = panels(figure)
     assert found["Chosen log-ratio"].get_ylabel() == "nats"
-    assert found["Chosen implicit reward"].get_ylabel() == "β·nats, β = 0.1"
+    assert found["Chosen implicit reward"].get_ylabel() == "0.1 x nats"
     assert found["Displacement"].get_xlabel() == "optimiser step"
     title = figure.get_suptitle()
     assert "data x" in title
@@ -75,12 +75,13 @@ def test_the_zero_line_stands_out_in_the_chosen_panels(tmp_path):
     assert list(found["Accuracy"].get_lines()[-1].get_ydata()) == [0.5, 0.5]
 
 
-def test_rewards_of_runs_with_their_own_beta_say_so(tmp_path):
-    for beta in (0.1, 0.5):
-        rows = [held_out(0, 0.0, 0.0), held_out(10, 1.0, -1.0)]
+def test_rewards_of_runs_with_several_reward_betas_are_drawn_in_one_unit(tmp_path):
+    for beta in (0.2, 0.5):
+        rows = [held_out(0, 0.0, 0.0), held_out(10, 1.0, -1.0, beta=beta)]
         write_run(tmp_path / f"{beta}", rows=rows, loss_keys={"beta": beta}, reward_beta=beta)
-    found = panels(reward_dynamics(settings_in(tmp_path), "", "range"))
-    assert found["Reward margin"].get_ylabel() == "β·nats, each run's own β, 0.1 to 0.5"
+    axes = panels(reward_dynamics(settings_in(tmp_path), "", "range"))["Reward margin"]
+    assert axes.get_ylabel() == "0.1 x nats"
+    assert [line.get_ydata()[-1] for line in axes.get_lines()[:2]] == pytest.approx([0.2, 0.2])
 
 
 def test_an_outlier_turns_the_axis_logarithmic_and_says_so(tmp_path):

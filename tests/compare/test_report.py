@@ -120,7 +120,7 @@ def test_final_figures_by_hand(report):
     assert final["dpo"]["rejected log-ratio (nats)"] == f"-25.0 ± {math.sqrt(31):.1f}"
     # margins 12, 14, 19: mean 15, sd sqrt(13)
     assert final["dpo"]["log-ratio margin (nats)"] == f"15.0 ± {math.sqrt(13):.1f}"
-    assert final["dpo"]["reward margin (beta x nats)"] == f"1.50 ± {math.sqrt(0.13):.2f}"
+    assert final["dpo"]["reward margin (0.1 x nats)"] == f"1.50 ± {math.sqrt(0.13):.2f}"
     assert final["cal_dpo"]["chosen log-ratio (nats)"] == "1.10 ± 0.10"
     assert final["cal_dpo"]["accuracy (share of pairs)"] == "0.910 ± 0.010"
     assert final["cal_dpo"]["seeds"] == "3 of 4"

@@ -22,7 +22,8 @@ SEARCH = "somewhere.OptunaSweeper"
         ("val/loss", "minimize", ["loss.beta", "optim.lr"], ["objective"]),
         ("loss", "minimize", ["loss"], ["objective"]),
         ("val/terms/calibration", "minimize", ["loss.c"], ["objective"]),
-        ("val/rewards/margins", "maximize", ["loss.beta"], ["objective"]),
+        ("val/rewards/margins", "maximize", ["loss.beta"], []),  # in one unit, whatever the loss's beta
+        ("val/rewards/margins", "maximize", ["reward_beta"], ["objective"]),
         ("val/log_ratios/chosen", "maximize", ["loss.beta"], []),
         ("val/rewards/accuracies", "maximize", ["loss.beta"], []),
         ("val/rewards/accuracies", "Direction.maximize", ["loss.beta"], []),

@@ -53,17 +53,32 @@ def test_intervals_are_of_prompts(found: dict, naive: dict) -> None:
     assert (margin["high"] - margin["low"]) / 2 == pytest.approx(expected, rel=0.25)
 
 
-def test_calibration(found: dict, naive: dict) -> None:
-    claimed = expit(BETA * (naive["a"] - naive["b"]))
+def error_at(beta: float, naive: dict) -> float:
+    """The calibration error of ``sigmoid(beta (a - b))``, bin by bin."""
+    claimed = expit(beta * (naive["a"] - naive["b"]))
     both, true = np.concatenate([claimed, 1 - claimed]), np.repeat([1.0, 0.0], 40)
     edges = np.linspace(0, 1, 11)
-    error = sum(
+    return sum(
         abs(both[here].sum() - true[here].sum()) / 80
         for low, high in itertools.pairwise(edges)
         if (here := (both >= low) & (both < high)).any()
     )
-    assert value(found, "calibration_error") == pytest.approx(error, rel=1e-3)
+
+
+def test_calibration(found: dict, naive: dict) -> None:
+    assert value(found, "calibration_error") == pytest.approx(error_at(BETA, naive), rel=1e-3)
     assert sum(point["count"] for point in found["details"]["reliability"]) == 80
+
+
+def test_another_unit_of_rewards_leaves_what_the_loss_itself_claims(trained: Path, found: dict, naive: dict) -> None:
+    with inside(trained.parent):
+        evaluate("run", "suite=preference", "preference.resamples=10", "reward_beta=2", "output=two")
+    two = result(trained.parent / "two", "preference")
+    assert value(two, "calibration_error") == pytest.approx(error_at(2, naive), rel=1e-3)
+    assert value(two, "margin") == pytest.approx(20 * value(found, "margin"))
+    for each in (found, two):
+        assert value(each, "calibration_error_own_beta") == pytest.approx(error_at(BETA, naive), rel=1e-3)
+        assert value(each, "slope_own_beta") == pytest.approx(value(found, "slope"))
 
 
 def test_length_bias_beside_length_alone(found: dict, naive: dict) -> None:

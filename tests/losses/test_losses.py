@@ -214,6 +214,42 @@ def test_f_dpo_limits_of_alpha() -> None:
     torch.testing.assert_close(near, dpo, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("alpha", [5e-324, 1e-320, 1e-46, 1e-40, 1e-20, 1e-9])
+def test_f_dpo_with_a_vanishing_alpha_is_reverse_kl(alpha: float, dtype: torch.dtype) -> None:
+    """s(x) = x (1 - alpha x / 2 + ...), so that at these alphas the two are the same to the last digits."""
+    logps = to_logps(PAIRS, dtype)
+    near, dpo = load("f_dpo", divergence="alpha", alpha=alpha), load("f_dpo", divergence="reverse_kl")
+    tolerance = {"rtol": 4 * torch.finfo(dtype).eps + 1e3 * alpha, "atol": 0.0}
+    torch.testing.assert_close(near(logps).loss, dpo(logps).loss, **tolerance)
+    for got, wanted in zip(gradients(near, logps), gradients(dpo, logps), strict=True):
+        torch.testing.assert_close(got, wanted, **tolerance)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0, 1e8])
+def test_f_dpo_at_log_ratios_around_zero(alpha: float) -> None:
+    """Held to math.expm1 in float64, also where x itself is as small as a rounding error."""
+    loss = load("f_dpo", divergence="alpha", alpha=alpha, beta=1.0)
+    for a in (0.0, 1e-30, -1e-17, 1e-9, -1e-9 / alpha, 0.5 / alpha):
+        pair = to_logps([Pair(a, 0.0, 0.0, 0.0, 1, 1, 0, 0)])
+        wanted = math.log1p(math.exp(math.expm1(-alpha * a) / alpha))
+        assert loss(pair).loss.item() == pytest.approx(wanted, rel=1e-12)
+        assert gradients(loss, pair)[0].item() == pytest.approx(
+            -math.exp(-alpha * a) / (1 + math.exp(-math.expm1(-alpha * a) / alpha)), rel=1e-7
+        )
+
+
+def test_the_implicit_reward_of_each_loss() -> None:
+    """As its own derivation has it; None where that is no multiple of the summed log-ratio."""
+    keys = {name: OmegaConf.load(conf_dir() / "loss" / f"{name}.yaml") for name in ROWS}
+    own = {name: load(name, **({"beta": 0.3} if "beta" in keys[name] else {})) for name in ROWS}
+    linear = {"dpo", "rso", "cal_dpo", "cal_ipo", "cal_slic"}
+    assert {name: loss.implicit_reward_beta for name, loss in own.items()} == {
+        name: 0.3 if name in linear else None for name in ROWS
+    }
+    assert load("f_dpo", divergence="reverse_kl", beta=0.3).implicit_reward_beta == 0.3
+
+
 def test_f_dpo_counts_what_it_clamps() -> None:
     pairs = [Pair(-1100.0, -100.0, -100.0, -100.0, 1, 1, 0, 0), PAIRS[0]]
     output = load("f_dpo", divergence="forward_kl")(to_logps(pairs, torch.float32))
@@ -272,6 +308,7 @@ class TestScoreTargets:
         ("slic", {"delta": -1.0}, "delta=-1.0"),
         ("f_dpo", {"divergence": "kl"}, "divergence=kl"),
         ("f_dpo", {"alpha": 0.0}, "alpha=0.0"),
+        ("f_dpo", {"divergence": "alpha", "alpha": 1e308}, r"alpha=1e\+308"),
         ("f_dpo", {"divergence": "alpha"}, r"loss\.alpha=None.*needed"),
         ("f_dpo", {"divergence": "js", "alpha": 0.9}, r"loss\.alpha=0\.9.*not read"),
         ("cal_dpo", {"score_scale": 5.0}, r"loss\.score_scale=5\.0.*targets=scores"),

@@ -84,6 +84,22 @@ def test_what_float32_can_hold_is_trained(loss: PreferenceLoss, tmp_path: Path) 
     assert all(p.isfinite().all() for p in module.policy.parameters())
 
 
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [
+        (DPO(beta=1e-320), "loss.beta=9.99989e-321"),
+        (DPO(beta=1e308), "loss.beta=1e+308"),
+        (IPO(beta=1e-320), "loss.beta=9.99989e-321"),
+        (CPO(nll_weight=1e300), "loss.nll_weight=1e+300"),
+        (CalDPO(calibration_weight=1e300), "loss.calibration_weight=1e+300"),
+        (CalDPO(targets="scores", score_center=0.0, score_scale=1e300), "loss.score_scale=1e+300"),
+    ],
+    ids=lambda x: getattr(x, "formula", ""),
+)
+def test_a_setting_that_float32_cannot_hold_is_named(loss: PreferenceLoss, named: str) -> None:
+    assert refusal(loss).startswith(f"{named}: ")
+
+
 def test_float64_goes_further() -> None:
     check_overflow(parts(CalDPO(beta=1e-100), precision="64-true"))
     assert "float64" in refusal(CalDPO(beta=1e-200), precision="64-true")

@@ -16,6 +16,7 @@ from caldpo.errors import CaldpoError
 from caldpo.loggers import csv_logger
 from caldpo.losses.dpo import DPO
 from caldpo.optim import AdamW, RMSprop, Schedule, can_fuse, decay_groups
+from caldpo.optim.schedule import share_of
 from caldpo.training import TrainerSettings
 from tests.harness import Pairs, make_module
 from tests.tiny import tiny_model, tiny_pairs
@@ -46,6 +47,14 @@ def test_cosine_by_formula() -> None:
     found = rates(Schedule("cosine", warmup_ratio=0.2), 10, lr=3.0)
     expected = [0, 1.5] + [1.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
     assert found == pytest.approx(expected)
+
+
+def test_the_ratio_is_the_decimal_that_was_written() -> None:
+    """k / 100 of n is k n // 100; the float product of 0.29 and 100 is below 29."""
+    for k in range(101):
+        for steps in (1, 7, 100, 12345):
+            assert share_of(k / 100, steps) == k * steps // 100
+    assert rates(Schedule("constant", warmup_ratio=0.29), 100).index(1.0) == 29
 
 
 def test_steps_win_over_the_ratio() -> None:

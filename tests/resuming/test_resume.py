@@ -93,7 +93,7 @@ def test_a_checkpoint_of_another_run_is_refused(half: Path, capsys: pytest.Captu
 def test_another_configuration_is_refused_with_both_values(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, half, "resume=half", "optim.lr=0.5", "loss.beta=0.2")
     assert "half was begun with another configuration: loss.beta was 0.1, is 0.2; optim.lr was 0.01, is 0.5" in said
-    assert "reward_beta" in said  # it follows the loss's
+    assert "reward_beta" not in said  # the unit of rewards is none of the loss's
     said = refused(capsys, half, *RUN, "hydra.run.dir=half", "resume=auto", "seed=3", code=1)
     assert "data.seed was 0, is 3; seed was 0, is 3" in said
 

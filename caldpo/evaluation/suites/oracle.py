@@ -262,7 +262,7 @@ def exact_measures(subject: Subject) -> dict[str, Measure]:
         return {}
     policy = subject.policy
     with subject.reference() as reference:
-        found = exact(policy, reference, subject.reward_beta)
+        found = exact(policy, reference, subject.own_reward_beta or subject.reward_beta)
     return {
         name: Measure(
             value=value,

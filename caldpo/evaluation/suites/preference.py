@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from caldpo.compare.facts import OWN_BETA
+from caldpo.compare.quantities import REWARD_UNIT
 from caldpo.config.bounds import PositiveInt, Share
 from caldpo.config.signature import validated
 from caldpo.environments.agreement import agreement_of_centred, centred, rank_correlation
@@ -29,7 +31,10 @@ Values = NDArray[np.float64]
 @validated
 @dataclass(frozen=True, kw_only=True)
 class Preference(Suite):
-    """Accuracy, margin, calibration and length bias of the implicit reward ``beta log(pi/pi_ref)``.
+    """Accuracy, margin, calibration and length bias of the implicit reward ``reward_beta log(pi/pi_ref)``.
+
+    Where the run's loss has an implicit reward by its own derivation, calibration and slope are told at its own beta,
+    too, under names of their own.
 
     Args:
         bins: of the reliability curve, of equal width.
@@ -54,9 +59,14 @@ class Preference(Suite):
         margins = subject.reward_beta * (chosen - rejected)
         measures = _agreement_with_people(margins, chosen, rejected, bootstrap, subject.prompts, self.bins)
         measures |= _length_bias(margins, lengths[0] - lengths[1], bootstrap, subject.prompts)
+        own = subject.own_reward_beta
+        if own is not None:
+            measures |= _own_calibration(own, chosen - rejected, bootstrap, subject.prompts, self.bins)
         scores = subject.scores
         if scores is not None:
             measures |= _true_rewards(subject.reward_beta, subject.log_ratios, scores, bootstrap, subject.prompts)
+            if own is not None:
+                measures |= _own_slope(own / subject.reward_beta, measures["slope"])
         self._write_pairs(subject, lengths, scores)
         return Result(
             measures=measures,
@@ -64,6 +74,7 @@ class Preference(Suite):
             details={
                 "prompts": len(set(subject.prompts)),
                 "reward_beta": subject.reward_beta,
+                OWN_BETA: own,
                 "reliability": reliability_curve(margins, self.bins),
                 "confidence": self.confidence,
             },
@@ -106,8 +117,9 @@ def _agreement_with_people(
         "margin": Measure(
             **bootstrap.mean(margins, prompts),
             title="reward margin",
-            unit="beta x nats",
-            meaning="implicit reward of the chosen less that of the rejected response, mean over pairs",
+            unit=REWARD_UNIT,
+            meaning="implicit reward of the chosen less that of the rejected response, mean over pairs; reward_beta is"
+            " one for all losses",
             main=True,
         ),
         "log_ratio_chosen": Measure(
@@ -126,9 +138,9 @@ def _agreement_with_people(
             **bootstrap.of(error, prompts),
             title="calibration error",
             unit="probability",
-            meaning="mean distance between the preference probability that the policy claims, sigmoid(beta x margin),"
-            " and the share of pairs that bear it out, over bins of the claimed probability; never 0 with few pairs:"
-            f" see the error by chance beside it ({by_chance:.3f} here)",
+            meaning="mean distance between the preference probability that the policy claims, sigmoid(reward margin)"
+            " in units of reward_beta, and the share of pairs that bear it out, over bins of the claimed probability;"
+            f" never 0 with few pairs: see the error by chance beside it ({by_chance:.3f} here)",
             better="lower",
             main=True,
         ),
@@ -141,6 +153,33 @@ def _agreement_with_people(
             " with no more than this is as calibrated as so many pairs can show",
         ),
     }
+
+
+def _own_calibration(
+    beta: float, log_ratio_margins: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable], bins: int
+) -> dict[str, Measure]:
+    """The calibration error of what the loss itself claims: ``sigmoid(beta (a - b))`` at its own beta."""
+    margins = beta * log_ratio_margins
+    by_chance = expected_error(margins, bins, bootstrap.seed)
+    return {
+        "calibration_error_own_beta": Measure(
+            **bootstrap.of(lambda rows: calibration_error(margins[rows], bins), prompts),
+            title="calibration error at own beta",
+            unit="probability",
+            meaning="the calibration error of the probability that the loss's own derivation claims, sigmoid(beta x"
+            f" log-ratio margin) with beta = {beta:g} ({by_chance:.3f} by chance); for losses whose implicit reward is"
+            " a multiple of the log-ratio",
+            better="lower",
+            main=True,
+        )
+    }
+
+
+def _own_slope(factor: float, slope: Measure) -> dict[str, Measure]:
+    """The slope in units of the loss's own beta: it is linear in the unit."""
+    low, high = (None if end is None else factor * end for end in (slope.low, slope.high))
+    own = replace(slope, value=factor * slope.value, low=low, high=high, title="slope at own beta", main=False)
+    return {"slope_own_beta": replace(own, meaning=f"the slope in units of the loss's own beta: {factor:g} times it")}
 
 
 def _length_bias(
@@ -204,8 +243,8 @@ def _true_rewards(
         "slope": {
             "title": "slope on true reward",
             "unit": "implicit per true reward",
-            "meaning": "slope of implicit on true rewards of held-out responses, both centred within each prompt; 1 is"
-            " the true scale, less is compressed",
+            "meaning": "slope of implicit (reward_beta x log-ratio) on true rewards of held-out responses, both centred"
+            " within each prompt; 1 is the true scale, less is compressed",
             "main": True,
         },
         "pearson": {
