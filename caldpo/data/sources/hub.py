@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+from huggingface_hub import HfApi
 
 from caldpo.config.signature import validated
 from caldpo.data.formats import require_columns
 from caldpo.data.rows import RawRow
+from caldpo.data.sources._found import require_split_whole
 from caldpo.data.sources._named import folder_digest, no_rows
 from caldpo.data.sources._tables import given
 from caldpo.errors import CaldpoError
@@ -53,9 +55,39 @@ class HubDataset:
             CaldpoError: no such data set, subset, split or folder, no network or access, or columns that no format
                 has.
         """
+        if (folder := Path(self.path).expanduser() / (self.data_dir or "")).is_dir():
+            require_split_whole(folder, split)
         data = self.load(split)
         require_columns(data.column_names, split)
         return self._rows(data, split)
+
+    def held_out(self, split: str) -> str | None:
+        """The split ``test`` beside ``train``, or else ``validation`` (``test_prefs`` beside ``train_prefs``); None for none.
+
+        Raises:
+            CaldpoError: as :meth:`rows`.
+        """
+        named = split.split("[")[0]
+        try:
+            known = datasets.get_dataset_split_names(
+                str(Path(self.path).expanduser()) if Path(self.path).expanduser().is_dir() else self.path,
+                self.config,
+                data_dir=self.data_dir,
+                revision=self.revision,
+            )
+        except Exception as error:  # as in load
+            raise self._explained(error, split) from error
+        beside = [named.replace("train", other) for other in ("test", "validation") if "train" in named]
+        return next((name for name in beside if name in known), None)
+
+    def commit(self) -> str | None:
+        """The commit of the hub that the revision stands for now; None for a folder, or where the hub cannot be asked."""
+        if Path(self.path).expanduser().is_dir():
+            return None
+        try:
+            return HfApi().dataset_info(self.path, revision=self.revision, timeout=10).sha
+        except Exception:  # loading has the word about what is wrong, or reads what is cached
+            return None
 
     def load(self, split: str) -> datasets.Dataset:
         """The split as ``datasets`` gives it; raises as :meth:`rows` does."""
@@ -90,7 +122,7 @@ class HubDataset:
             )
         if isinstance(error, ValueError) and "BuilderConfig" in detail:
             return CaldpoError(f"no such subset of {self.path}: {detail}", key="data.source.config", value=self.config)
-        return CaldpoError(_cause(error, detail), key="data.source.path", value=self.path, remedy=_REMEDY)
+        return CaldpoError(_cause(error, detail), key="data.path", value=self.path, remedy=_REMEDY)
 
 
 def _cache_of(folder: Path) -> str:
@@ -99,7 +131,7 @@ def _cache_of(folder: Path) -> str:
 
 
 _REMEDY = (
-    "check the name; without network give a local folder of its files with data.source.path=FOLDER; "
+    "check the name; without network give a local folder of its files with data.path=FOLDER; "
     "for gated data accept its terms on the hub and log in with `hf auth login`"
 )
 
