@@ -36,6 +36,7 @@ def check_places(cfg: DictConfig) -> None:
 
 def find_misplaced(cfg: DictConfig) -> Iterator[Problem]:
     """The problems that :func:`check_places` raises; one a path, however many keys refer to it."""
+    yield from _of_hub(cfg)
     said: set[tuple[object, str]] = set()
     for key, look in _places(cfg):
         try:
@@ -51,6 +52,19 @@ def find_misplaced(cfg: DictConfig) -> Iterator[Problem]:
                 look(value)
             except CaldpoError as error:
                 yield Problem(key, redact_text(value), error.message, error.remedy)
+
+
+def _of_hub(cfg: DictConfig) -> Iterator[Problem]:
+    """Whether ``data.path`` is given where the source reads a data set of the hub, and only there."""
+    path, source = _text(cfg, "data.path"), OmegaConf.select(cfg, "data.source", throw_on_missing=False)
+    if not isinstance(source, DictConfig):
+        return
+    if path is not None and "path" not in source:
+        remedy = "choose data=hub with it, or name files: data=local data.train=FILE_OR_FOLDER"
+        yield Problem("data.path", redact_text(path), "this source reads no data set of the hub", remedy)
+    if path is None and "path" in source and _text(cfg, "data.source.path") is None:
+        what = "has to be given: the id of a data set on the hub, or a folder laid out like one"
+        yield Problem("data.path", None, what, "add data.path=OWNER/NAME to the command line")
 
 
 def _places(cfg: DictConfig) -> Iterator[tuple[str, Callable[[str], object]]]:

@@ -91,8 +91,7 @@ def share_out(
     """The most pairs of which each data set has its share, none taken twice.
 
     The data set that is smallest for its share is taken whole; of every other one as many as its share asks for are
-    drawn without replacement, by the seed and the number of its pairs alone. Of the shares, whole pairs are taken: each
-    count is rounded down.
+    drawn without replacement, by the seed and the number of its pairs alone. Counts are rounded to whole pairs.
 
     Args:
         pairs: of the split, of all data sets.
@@ -112,7 +111,7 @@ def share_out(
         places[part_of[pair.origin]].append(place)
     shares = [part.share or 0.0 for part in parts]
     total = min(len(own) / share for own, share in zip(places, shares, strict=True))
-    counts = [math.floor(total * share * (1 + 1e-12)) for share in shares]
+    counts = [min(round(total * share), len(own)) for own, share in zip(places, shares, strict=True)]
     told = "; ".join(
         f"{part.name} {share:.1%}: {count:,} of {len(own):,} pairs"
         for part, share, count, own in zip(parts, shares, counts, places, strict=True)

@@ -56,7 +56,6 @@ class SplitReport:
         return {
             "pairs": self.pairs,
             "prompts": self.prompts,
-            "notes": list(self.notes),
             "left_out": self.left_out,
             "dropped": self.dropped,
             "truncated": {
@@ -99,6 +98,7 @@ class DataReport:
         return {
             "source": self.source,
             "prompts": self.prompts,
+            "notes": list(self.notes),
             "max_length": self.max_length,
             "max_prompt_length": self.max_prompt_length,
             "read": [

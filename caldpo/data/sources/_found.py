@@ -23,7 +23,14 @@ from caldpo.errors import CaldpoError
 _TRAIN = frozenset(("train", "training"))
 _TEST = frozenset(("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"))
 _HELD_OUT = ("test", "validation")  # which of several test splits is taken
-_METADATA = frozenset(("dataset_infos.json", "dataset_info.json", "state.json", "dataset_dict.json"))
+_METADATA = frozenset(
+    f"{name}.json"
+    for name in (
+        *("dataset_infos", "dataset_info", "state", "dataset_dict"),
+        *("config", "generation_config", "adapter_config"),  # of a model, with its tokenizer's
+        *("tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens", "vocab"),
+    )
+)
 _DEPTH = 3  # folders below the named one: owner/subset/split has fewer
 _MOST = 20_000  # entries looked at: a home folder is no data set
 _SHOWN = 5

@@ -27,7 +27,7 @@ def require_file(split: str) -> Path:
     """
     path = expanded(split)
     if not is_there(path):
-        raise CaldpoError(f"no such file or folder{_neighbours(path)}", key=split, remedy=_remedy_of_missing(split))
+        raise CaldpoError(f"no such file{_neighbours(path)}", key=split, remedy=_remedy_of_missing(split))
     if path.is_dir():
         raise CaldpoError(f"a folder, not a file{_listing(path)}", key=split, remedy=_REMEDY)
     if ending(path) not in ENDINGS:

@@ -10,6 +10,7 @@ from caldpo.errors import CaldpoError
 
 _SHARD = re.compile(r"(?P<before>.*?)(?P<number>\d+)-of-(?P<total>\d+)(?P<after>.*)", re.DOTALL)
 _SHOWN = 5
+_MOST = 100_000  # shards looked for
 
 
 def without_shard(stem: str) -> str:
@@ -48,14 +49,14 @@ def require_whole(files: Iterable[Path], name: str) -> None:
                 remedy=f"remove those that are out of date, or name '{folder}/{before}*-of-{second}{after}'",
             )
         ((total, present),) = totals.items()
-        from_one = 0 not in present and int(total) in present
-        due = range(from_one, min(int(total), 100_000) + from_one)
-        names = (f"{before}{i:0{widths[group]}d}-of-{total}{after}" for i in due if i not in present)
-        missing = [shard for shard in names if not (folder / shard).exists()]
+        names = {n: f"{before}{n:0{widths[group]}d}-of-{total}{after}" for n in range(min(int(total), _MOST) + 1)}
+        there = {n for n, shard in names.items() if n in present or (folder / shard).exists()}
+        one_too_many = 0 if int(total) in there and 0 not in there else max(names)  # they count from 1, or from 0
+        missing = [shard for n, shard in names.items() if n not in there and n != one_too_many]
         if missing:
             more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
             raise CaldpoError(
                 f"{len(missing):,} of {int(total):,} shards missing in {folder}: {', '.join(missing[:_SHOWN])}{more}",
                 key=name,
-                remedy="fetch them again; to train without them, name the files in a list",
+                remedy="fetch them again; to train without them, name the files in a list (data=local)",
             )

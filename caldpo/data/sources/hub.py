@@ -37,11 +37,17 @@ class HubDataset:
     @validated
     def __init__(
         self,
-        path: str,
+        path: str | None,
         config: str | None = None,
         revision: str | None = None,
         data_dir: str | None = None,
     ) -> None:
+        if path is None:
+            raise CaldpoError(
+                "has to be given: the id of a data set on the hub, or a folder laid out like one",
+                key="data.path",
+                remedy="add data.path=OWNER/NAME",
+            )
         self.path, self.config, self.revision, self.data_dir = path, config, revision, data_dir
         self.name = path.rstrip("/").rsplit("/", 1)[-1]
 
@@ -55,7 +61,7 @@ class HubDataset:
             CaldpoError: no such data set, subset, split or folder, no network or access, or columns that no format
                 has.
         """
-        if (folder := Path(self.path).expanduser() / (self.data_dir or "")).is_dir():
+        if (folder := Path(self._place()) / (self.data_dir or "")).is_dir():
             require_split_whole(folder, split)
         data = self.load(split)
         require_columns(data.column_names, split)
@@ -70,10 +76,7 @@ class HubDataset:
         named = split.split("[")[0]
         try:
             known = datasets.get_dataset_split_names(
-                str(Path(self.path).expanduser()) if Path(self.path).expanduser().is_dir() else self.path,
-                self.config,
-                data_dir=self.data_dir,
-                revision=self.revision,
+                self._place(), self.config, data_dir=self.data_dir, revision=self.revision
             )
         except Exception as error:  # as in load
             raise self._explained(error, split) from error
@@ -82,7 +85,7 @@ class HubDataset:
 
     def commit(self) -> str | None:
         """The commit of the hub that the revision stands for now; None for a folder, or where the hub cannot be asked."""
-        if Path(self.path).expanduser().is_dir():
+        if Path(self._place()).is_dir():
             return None
         try:
             return HfApi().dataset_info(self.path, revision=self.revision, timeout=10).sha
@@ -91,14 +94,19 @@ class HubDataset:
 
     def load(self, split: str) -> datasets.Dataset:
         """The split as ``datasets`` gives it; raises as :meth:`rows` does."""
-        folder = Path(self.path).expanduser()
+        path = self._place()
         try:
-            path, cache = (str(folder), _cache_of(folder)) if folder.is_dir() else (self.path, None)
+            cache = _cache_of(Path(path)) if Path(path).is_dir() else None
             return datasets.load_dataset(
                 path, self.config, data_dir=self.data_dir, split=split, revision=self.revision, cache_dir=cache
             )
         except Exception as error:  # datasets raises a dozen types here, of three libraries
             raise self._explained(error, split) from error
+
+    def _place(self) -> str:
+        """The folder, where there is one, else the id."""
+        folder = Path(self.path).expanduser()
+        return str(folder) if folder.is_dir() else self.path
 
     def _rows(self, split_data: datasets.Dataset, split: str) -> Iterator[RawRow]:
         number = 0
@@ -122,6 +130,20 @@ class HubDataset:
             )
         if isinstance(error, ValueError) and "BuilderConfig" in detail:
             return CaldpoError(f"no such subset of {self.path}: {detail}", key="data.source.config", value=self.config)
+        if isinstance(error, ValueError) and "Config name is missing" in detail:
+            names = detail.partition("available configs: ")[2].partition("]")[0].strip("[")
+            return CaldpoError(
+                f"the data set {self.path} has several subsets ({names})",
+                key="data.source.config",
+                remedy="name one of them: data.source.config=NAME",
+            )
+        if isinstance(error, ValueError) and "save_to_disk" in detail:
+            return CaldpoError(
+                "one split that was written by save_to_disk",
+                key="data.path",
+                value=self.path,
+                remedy=f"read it as files: data=local data.train={self.path}",
+            )
         return CaldpoError(_cause(error, detail), key="data.path", value=self.path, remedy=_REMEDY)
 
 
