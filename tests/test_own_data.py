@@ -75,7 +75,7 @@ def test_a_mix_by_weight_is_trained_and_evaluated() -> None:
     config = yaml.safe_load(Path("run/config.yaml").read_text())
     assert config["data"]["train"] == {"d/train-00000-of-00002.jsonl": 1, "d/train-00001-of-00002.jsonl": 0.5}
     call(evaluate, ["run", "suite=preference", "device=cpu"], None)
-    assert len(Path("run/evaluation/preference.csv").read_text().splitlines()) == 9  # a header and a line for each
+    assert json.loads(Path("run/evaluation/preference.json").read_text())["examples"] == 8
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,12 @@ class PairDataModule(ServedPairs):
                 remedy="choose data=hub with it, or name files with data=local data.train=FILE_OR_FOLDER",
             )
         self.max_length, self.max_prompt_length = max_length, _prompt_limit(max_length, max_prompt_length)
+        self._notes: list[str] = []
+        if max_prompt_length is not None and max_prompt_length != self.max_prompt_length:
+            self._notes.append(
+                f"data.max_prompt_length={max_prompt_length} leaves no room for a response in data.max_length={max_length}:"
+                f" half of that is taken, {self.max_prompt_length}"
+            )
         self.source, self.train, self.test = source, train, test
         self.test_fraction, self.split_seed = test_fraction, split_seed
         self.max_train_pairs, self.max_test_pairs = max_train_pairs, max_test_pairs
@@ -196,7 +202,7 @@ class PairDataModule(ServedPairs):
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             prompts=form,
-            notes=[*notes, *of_weights, *of_test_weights],
+            notes=[*self._notes, *notes, *of_weights, *of_test_weights],
         )
         print_report(report, console)
         print_preview(splits["train"], tokenizer, self.preview_pairs, console)
@@ -250,14 +256,13 @@ class PairDataModule(ServedPairs):
 
 
 def _prompt_limit(max_length: int, max_prompt_length: int | None) -> int:
-    """Tokens left of a prompt that is too long: as given, else half of ``max_length``."""
-    limit = max(max_length // 2, 1) if max_prompt_length is None else max_prompt_length
-    if limit >= max_length:
-        given = "data.max_length" if max_prompt_length is None else "data.max_prompt_length"
+    """Tokens left of a prompt that is too long: as given, else (or where that is no less) half of ``max_length``."""
+    if max_length < 2:
         raise CaldpoError(
-            f"a prompt of {limit:,} tokens leaves no room for a response in data.max_length={max_length}",
-            key=given,
-            value=max_length if max_prompt_length is None else max_prompt_length,
-            remedy="raise data.max_length, or set data.max_prompt_length=null, which takes half of data.max_length",
+            "leaves no room for a prompt and a response",
+            key="data.max_length",
+            value=max_length,
+            remedy="take as many tokens as most pairs have; the published settings are 512 to 1024",
         )
-    return limit
+    given = max_prompt_length is not None and max_prompt_length < max_length
+    return max_prompt_length if given else max_length // 2  # type: ignore[return-value]
