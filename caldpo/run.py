@@ -29,7 +29,7 @@ from caldpo.exporting.policy import export
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import is_adapted
-from caldpo.models.pinned import keep_commit
+from caldpo.models.pinned import keep_commit, keep_data_commit
 from caldpo.models.placed import load_policy
 from caldpo.models.probes import require_sound
 from caldpo.module import PreferenceModule
@@ -103,6 +103,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     parts["trainer"].check()
     check_parts(parts)
     keep_commit(source, run_dir, resumed=resumed)
+    keep_data_commit(data.source, run_dir, resumed=resumed)
     tokenizer = source.load_tokenizer()
     start_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
     policy_identity = parts["adapter"].identity(start_identity)

@@ -162,7 +162,8 @@ def _unreadable(text: str) -> Problem:
     if "=" not in text.lstrip("="):
         return Problem(redact_text(text), None, "an override is written key=value", "see --help for examples")
     key, value = text.split("=", 1)
-    remedy = f"""quote a value that has special characters: '{key}="..."'"""
+    shown = value if len(value) <= 100 and not set(value) & set("\"'$\\") else "..."
+    remedy = f"""quote a value that has special characters: '{key}="{redact_text(shown)}"'"""
     return Problem(key or text, redact_text(value) if key else None, "cannot be read", remedy)
 
 
@@ -207,8 +208,16 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl,
     chosen = next((o for o in others if parent and o.split("=")[0] == parent), None)
     where = chosen or parent or "the top level"
     listed = ", ".join(sorted(set(choices))) or "none"
-    wrong = f"unknown key{f' with {chosen}' if chosen else ''}{suggest(names[0], choices)}"
+    wrong = f"unknown key{f' with {chosen}' if chosen else ''}{_further_down(section, parent, names[0])}"
+    wrong += "" if "(" in wrong else suggest(names[0], choices)
     return Problem(key, None, wrong, f"the keys of {where} are {listed}")
+
+
+def _further_down(section: DictConfig, parent: str, name: str) -> str:
+    """Where a key of this name stands one level below, as a hint: ``data.source.revision`` for ``data.revision``."""
+    below = [key for key in section if parent and isinstance(section._get_node(key), DictConfig)]
+    full = next((f"{parent}.{key}.{name}" for key in below if name in (section[key] or {})), None)
+    return f" (did you mean {full}?)" if full else ""
 
 
 def _options(loader: ConfigLoaderImpl, group: str) -> list[str]:

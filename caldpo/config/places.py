@@ -14,10 +14,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from caldpo.config.check import Problem, raise_problems
 from caldpo.config.redact import redact_text
-from caldpo.data.sources._named import expanded, is_there, require_file
+from caldpo.data.mix import AUTO, parts_of
+from caldpo.data.sources._found import find_files
+from caldpo.data.sources._named import expanded, is_there
 from caldpo.data.template_file import read_template
 from caldpo.errors import CaldpoError
 
+_SPLITS = ("data.train", "data.test")
 _WEIGHTS = ("config.json", "adapter_config.json")  # one of them lies in every folder that save_pretrained wrote
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -33,25 +36,44 @@ def check_places(cfg: DictConfig) -> None:
 
 def find_misplaced(cfg: DictConfig) -> Iterator[Problem]:
     """The problems that :func:`check_places` raises; one a path, however many keys refer to it."""
+    yield from _of_hub(cfg)
     said: set[tuple[object, str]] = set()
     for key, look in _places(cfg):
-        value = _text(cfg, key)
-        if value is None or (look, value) in said:
-            continue
-        said.add((look, value))
         try:
-            look(value)
+            values = _texts(cfg, key)
         except CaldpoError as error:
-            yield Problem(key, redact_text(value), error.message, error.remedy)
+            yield Problem(key, error.value_or_none, error.message, error.remedy)
+            continue
+        for value in values:
+            if (look, value) in said:
+                continue
+            said.add((look, value))
+            try:
+                look(value)
+            except CaldpoError as error:
+                yield Problem(key, redact_text(value), error.message, error.remedy)
+
+
+def _of_hub(cfg: DictConfig) -> Iterator[Problem]:
+    """Whether ``data.path`` is given where the source reads a data set of the hub, and only there."""
+    path, source = _text(cfg, "data.path"), OmegaConf.select(cfg, "data.source", throw_on_missing=False)
+    if not isinstance(source, DictConfig):
+        return
+    if path is not None and "path" not in source:
+        remedy = "choose data=hub with it, or name files: data=local data.train=FILE_OR_FOLDER"
+        yield Problem("data.path", redact_text(path), "this source reads no data set of the hub", remedy)
+    if path is None and "path" in source and _text(cfg, "data.source.path") is None:
+        what = "has to be given: the id of a data set on the hub, or a folder laid out like one"
+        yield Problem("data.path", None, what, "add data.path=OWNER/NAME to the command line")
 
 
 def _places(cfg: DictConfig) -> Iterator[tuple[str, Callable[[str], object]]]:
     """Keys that may name a place, and what raises CaldpoError where it is not as it should be."""
-    if str(_text(cfg, "data.source._target_")).endswith(".LocalFiles"):
-        yield from (("data.train", require_file), ("data.test", require_file))
+    local = str(_text(cfg, "data.source._target_")).endswith(".LocalFiles")
+    yield from ((key, _data_files if local else _split) for key in _SPLITS)
     yield "replay", _batch
     yield "data.chat_template", read_template
-    yield "data.source.path", _data_folder
+    yield from ((key, _data_folder) for key in ("data.path", "data.source.path"))
     yield from ((key, _model_folder) for key in ("model.path", "reference.path"))
     yield from ((key, _model_folder) for key in ("data.source.policy", "data.source.classifier"))
     yield "model.tokenizer", _tokenizer_folder
@@ -66,6 +88,32 @@ def _text(cfg: DictConfig, key: str) -> str | None:
     except OmegaConfBaseException:
         return None
     return value if isinstance(value, str) else None
+
+
+def _texts(cfg: DictConfig, key: str) -> list[str]:
+    """The value of ``key`` where it is text; of ``data.train`` and ``data.test`` all that they name.
+
+    Raises:
+        CaldpoError: they name it in no way that is understood.
+    """
+    found = _text(cfg, key)
+    if found is not None or key not in _SPLITS:
+        return [] if found is None else [found]
+    try:
+        value = OmegaConf.select(cfg, key)
+        named = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else None
+    except OmegaConfBaseException:
+        return []
+    return [part.name for part in parts_of(named, key)] if isinstance(named, list | dict) else []
+
+
+def _data_files(name: str) -> None:
+    if name != AUTO:
+        find_files(name)
+
+
+def _split(name: str) -> None:
+    """Whether a source has a split of this name, only the source can tell."""
 
 
 def _batch(path: str) -> None:

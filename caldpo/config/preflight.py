@@ -67,7 +67,9 @@ def preflight(
         cfg = master
         if not problems:
             cfg, problems = compose(RunMode.RUN)  # only this one refuses several values for one key
-        raise_problems([*problems, *(_of_run(cfg, schemas, agree) if cfg is not None else [])])
+        unread = {problem.key for problem in problems}  # left out to read the others: of these keys nothing is known
+        of_run = [] if cfg is None else _of_run(cfg, schemas, agree)
+        raise_problems([*problems, *(problem for problem in of_run if problem.key not in unread)])
         assert cfg is not None
         with own_ranks(cfg):
             return claimed_folder(cfg, "run")

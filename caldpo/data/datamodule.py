@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import Fraction, NonNegativeInt, PositiveInt
 from caldpo.config.signature import validated
-from caldpo.data.load import LoadReport, load_pairs, refuse_bad_rows, require_pairs, write_rejections
+from caldpo.data.joined import Joined, held_out_name, read_joined
+from caldpo.data.load import LoadReport, refuse_bad_rows, require_pairs, write_rejections
+from caldpo.data.mix import Named
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.prepare import refuse_untokenized, require_scores, settle_shared_prompts, subset
 from caldpo.data.preview import print_preview
@@ -60,14 +62,15 @@ class PairDataModule(ServedPairs):
         self,
         *,
         source: PairSource,
-        train: str,
-        test: str | None,
+        path: str | None = None,
+        train: Named,
+        test: Named | None,
         test_fraction: Fraction,
         split_seed: NonNegativeInt,
         max_train_pairs: PositiveInt | None,
         max_test_pairs: PositiveInt | None,
         max_length: PositiveInt,
-        max_prompt_length: PositiveInt,
+        max_prompt_length: PositiveInt | None,
         chat_template: str | None,
         on_invalid: Literal["error", "skip"],
         on_degenerate: Literal["drop", "keep"],
@@ -92,17 +95,23 @@ class PairDataModule(ServedPairs):
             prefetch_factor=prefetch_factor,
             seed=seed,
         )
-        if max_prompt_length >= max_length:
+        if path is not None and not hasattr(source, "path"):
             raise CaldpoError(
-                f"must be below data.max_length={max_length}, or a long prompt leaves no room for a response",
-                key="data.max_prompt_length",
-                value=max_prompt_length,
-                remedy="take half of data.max_length, as the published settings do",
+                f"{source.name} reads no data set of the hub",
+                key="data.path",
+                value=path,
+                remedy="choose data=hub with it, or name files with data=local data.train=FILE_OR_FOLDER",
+            )
+        self.max_length, self.max_prompt_length = max_length, _prompt_limit(max_length, max_prompt_length)
+        self._notes: list[str] = []
+        if max_prompt_length is not None and max_prompt_length != self.max_prompt_length:
+            self._notes.append(
+                f"data.max_prompt_length={max_prompt_length} leaves no room for a response in data.max_length={max_length}:"
+                f" half of that is taken, {self.max_prompt_length}"
             )
         self.source, self.train, self.test = source, train, test
         self.test_fraction, self.split_seed = test_fraction, split_seed
         self.max_train_pairs, self.max_test_pairs = max_train_pairs, max_test_pairs
-        self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.chat_template = chat_template
         self.on_invalid, self.on_degenerate = on_invalid, on_degenerate
         self.on_reversed_scores, self.on_shared_prompts = on_reversed_scores, on_shared_prompts
@@ -143,20 +152,23 @@ class PairDataModule(ServedPairs):
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
         rejected = run_dir / REJECTED_ROWS
-        train, test, loads = self._load(rejected, write=first_rank, demonstrations=not needs_rejected)
+        of_train, of_test, notes = self._load(rejected, write=first_rank, demonstrations=not needs_rejected)
+        loads = [*of_train.reports, *of_test.reports]
         if needs_scores:
-            require_scores(train, loads[0].split, loss_name)
-            require_scores(test, loads[-1].split, loss_name)
-        train, shared = settle_shared_prompts(train, test, self.on_shared_prompts)
+            require_scores(of_train.pairs, of_train.label, loss_name)
+            require_scores(of_test.pairs, of_test.label, loss_name)
+        train, shared = settle_shared_prompts(of_train.pairs, of_test.pairs, self.on_shared_prompts)
+        train, of_weights = of_train.shared_out(train, self.split_seed)
+        test, of_test_weights = of_test.shared_out(of_test.pairs, self.split_seed)
         form = "plain text"
         if any(not isinstance(pair.prompt, str) for pair in (*train, *test)):
             require_template(tokenizer)
             form = self.chat_template or "the tokenizer's chat template"
         splits: dict[str, TokenizedSplit] = {}
         accounts, left_out = list(loads), {}
-        for name, pairs, at_most, load, dropped in (
-            ("train", train, self.max_train_pairs, loads[0], shared),
-            ("test", test, self.max_test_pairs, loads[-1], []),
+        for name, pairs, at_most, label, dropped in (
+            ("train", train, self.max_train_pairs, of_train.label, shared),
+            ("test", test, self.max_test_pairs, of_test.label, []),
         ):
             chosen = subset(pairs, at_most, self.split_seed)
             splits[name] = split = cached_tokens(
@@ -170,7 +182,7 @@ class PairDataModule(ServedPairs):
                 bar=progress,
                 label=name,
             )
-            accounts.append(LoadReport(load.split, rejections=[*dropped, *split.rejections]))
+            accounts.append(LoadReport(label, rejections=[*dropped, *split.rejections]))
             left_out[name] = len(pairs) - len(chosen)
         if first_rank:
             write_rejections(accounts, rejected)
@@ -190,6 +202,7 @@ class PairDataModule(ServedPairs):
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             prompts=form,
+            notes=[*self._notes, *notes, *of_weights, *of_test_weights],
         )
         print_report(report, console)
         print_preview(splits["train"], tokenizer, self.preview_pairs, console)
@@ -215,41 +228,41 @@ class PairDataModule(ServedPairs):
             found.setdefault(prompt_key(pair.prompt), held_out)
         return list(found.values())
 
-    def _load(
-        self, rejected: Path, *, write: bool, demonstrations: bool
-    ) -> tuple[list[PreferencePair], list[PreferencePair], list[LoadReport]]:
-        """Training pairs, test pairs, and one account for each split that was read.
+    def _load(self, rejected: Path, *, write: bool, demonstrations: bool) -> tuple[Joined, Joined, list[str]]:
+        """Training pairs, test pairs, and lines about where the latter come from.
 
         All splits are read and the file of rejections is written before bad rows are an error, so that one
         attempt shows everything there is to mend.
         """
-        train, report = self._read("data.train", self.train, demonstrations)
-        test: list[PreferencePair] = []
-        reports = [report]
-        if self.test is not None:
-            test, report = self._read("data.test", self.test, demonstrations)
-            reports.append(report)
+        policies = {
+            "on_degenerate": self.on_degenerate,
+            "on_reversed_scores": self.on_reversed_scores,
+            "demonstrations": demonstrations,
+        }
+        named, notes = held_out_name(self.source, self.train, self.test)
+        train = read_joined(self.source, self.train, "data.train", **policies)
+        test = None if named is None else read_joined(self.source, named, "data.test", **policies)
+        reports = [*train.reports, *(test.reports if test else [])]
         if write:
             write_rejections(reports, rejected)
         if self.on_invalid == "error":
             refuse_bad_rows(reports, rejected)
         for report in reports:
             require_pairs(report)
-        if self.test is None:
-            train, test = split_by_prompt(train, self.test_fraction, self.split_seed)
-        return train, test, reports
+        if test is None:
+            pairs, held_out = split_by_prompt(train.pairs, self.test_fraction, self.split_seed)
+            train, test = train.with_pairs(pairs), train.cut(held_out)
+        return train, test, notes
 
-    def _read(self, key: str, split: str, demonstrations: bool) -> tuple[list[PreferencePair], LoadReport]:
-        """Load one split; a source knows its name alone, so an error about it gets its key here."""
-        try:
-            return load_pairs(
-                self.source,
-                split,
-                on_degenerate=self.on_degenerate,
-                on_reversed_scores=self.on_reversed_scores,
-                demonstrations=demonstrations,
-            )
-        except CaldpoError as error:
-            if error.key != split:
-                raise
-            raise CaldpoError(error.message, key=key, value=split, remedy=error.remedy) from error
+
+def _prompt_limit(max_length: int, max_prompt_length: int | None) -> int:
+    """Tokens left of a prompt that is too long: as given, else (or where that is no less) half of ``max_length``."""
+    if max_length < 2:
+        raise CaldpoError(
+            "leaves no room for a prompt and a response",
+            key="data.max_length",
+            value=max_length,
+            remedy="take as many tokens as most pairs have; the published settings are 512 to 1024",
+        )
+    given = max_prompt_length is not None and max_prompt_length < max_length
+    return max_prompt_length if given else max_length // 2  # type: ignore[return-value]

@@ -64,6 +64,8 @@ class LoadReport:
         with_scores: kept pairs that have both ground-truth rewards.
         swapped: kept pairs whose sides were exchanged to agree with their scores.
         degenerate_kept: kept pairs by the reason for which they are degenerate.
+        notes: which files the split stands for, and what was left out; a line each.
+        odd: kept pairs whose rows are odd: how many, and the first one's origin, by what is odd about them.
     """
 
     split: str
@@ -74,6 +76,8 @@ class LoadReport:
     with_scores: int = 0
     swapped: int = 0
     degenerate_kept: dict[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    odd: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def counts(self, *kinds: Kind) -> dict[str, int]:
         """Rejections by reason, most frequent first; of the given kinds, or of all."""
@@ -85,7 +89,8 @@ class LoadReport:
         detected = ", ".join(f"{name} {n:,}" for name, n in sorted(self.formats.items())) or "none"
         lines = [
             f"{self.split}: {self.kept:,} of {self.rows:,} rows kept (format: {detected}; "
-            f"{self.with_scores:,} with scores)"
+            f"{self.with_scores:,} with scores)",
+            *(f"  {note}" for note in self.notes),
         ]
         titles: dict[Kind, str] = {
             "line": "unreadable lines",
@@ -98,6 +103,7 @@ class LoadReport:
                 lines.append(f"  {title}: {_listed(counts)}")
         if self.degenerate_kept:
             lines.append(f"  degenerate pairs kept: {_listed(self.degenerate_kept)}")
+        lines += [f"  {what}: {count:,} (first {first})" for what, (count, first) in self.odd.items()]
         if self.swapped:
             lines.append(f"  sides exchanged to agree with their scores: {self.swapped:,}")
         return "\n".join(lines)
@@ -110,6 +116,7 @@ def load_pairs(
     on_degenerate: OnDegenerate = "drop",
     on_reversed_scores: OnReversedScores = "reject",
     demonstrations: bool = False,
+    degenerate: DegeneracyCheck | None = None,
     console: Console | None = None,
 ) -> tuple[list[PreferencePair], LoadReport]:
     """Read a split whole and keep its usable pairs, in order; what cannot be used is in the report.
@@ -125,6 +132,7 @@ def load_pairs(
             rows, ``swap`` exchanges the sides, ``keep`` trusts the label over the scores.
         demonstrations: take rows that have a response to imitate and none to compare it with; otherwise they are
             unusable rows.
+        degenerate: has seen the pairs of other data sets that these are joined to, so that none is taken twice.
         console: where the progress bar goes if that is a terminal; None is stderr.
 
     Returns:
@@ -133,7 +141,9 @@ def load_pairs(
     Raises:
         CaldpoError: an unreadable split, or one with more useless rows than can be accounted for.
     """
-    report, pairs, degenerate = LoadReport(split), [], DegeneracyCheck()
+    tell = getattr(source, "notes", None)
+    report, pairs = LoadReport(split, notes=() if tell is None else tell(split)), []
+    degenerate = DegeneracyCheck() if degenerate is None else degenerate
     kept_formats: Counter[str] = Counter()
     kept_degenerate: Counter[str] = Counter()
     for raw in _progress(source.rows(split), split, console or Console(stderr=True)):
@@ -156,6 +166,9 @@ def load_pairs(
             kept_degenerate[reason] += 1
         pairs.append(pair)
         kept_formats[format_name] += 1
+        if raw.note is not None:
+            count, first = report.odd.get(raw.note, (0, pair.origin))
+            report.odd[raw.note] = (count + 1, first)
         report.swapped += swapped
         report.with_scores += pair.has_scores
     report.kept = len(pairs)

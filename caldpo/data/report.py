@@ -81,6 +81,7 @@ class DataReport:
         train, test: the two splits.
         max_length, max_prompt_length: the limits, in tokens.
         prompts: where they got their form from.
+        notes: on how the splits were put together.
     """
 
     source: str
@@ -90,12 +91,14 @@ class DataReport:
     max_length: int
     max_prompt_length: int
     prompts: str
+    notes: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as ``summary.json`` holds them."""
         return {
             "source": self.source,
             "prompts": self.prompts,
+            "notes": list(self.notes),
             "max_length": self.max_length,
             "max_prompt_length": self.max_prompt_length,
             "read": [
@@ -108,6 +111,8 @@ class DataReport:
                     "swapped": load.swapped,
                     "rejected": load.counts(),
                     "degenerate_kept": load.degenerate_kept,
+                    "notes": list(load.notes),
+                    "odd": {what: count for what, (count, _) in load.odd.items()},
                 }
                 for load in self.loads
             ],
@@ -129,6 +134,8 @@ def print_report(report: DataReport, console: Console) -> None:
     console.print(Text.assemble(("Data ", "bold"), f"{report.source}, prompts: {report.prompts}"))
     for load in report.loads:
         console.print(Text(load.summary()))
+    for note in report.notes:
+        console.print(Text(note))
     limits = f"{report.max_length:,} (the prompt of a longer one cut to {report.max_prompt_length:,})"
     console.print(Text(f"tokens of a pair: at most {limits}"))
     table = Table()

@@ -17,15 +17,17 @@ class RawRow:
     trusted (a key given twice) has both. Every other row has a ``value`` alone.
 
     Args:
-        origin: where the row stands, ``train.jsonl:12`` or ``train_prefs[12]``; lines count from 1,
-            rows from 0.
+        origin: where the row stands, ``train.jsonl:12``, ``train.csv:12-14`` or ``train_prefs[12]``; lines count from
+            1, rows from 0.
         value: the parsed row; None where there is none.
         error: what is wrong with it, one phrase for a person; None where it was read well.
+        note: what is odd about a row that was read well, a fixed phrase to count by.
     """
 
     origin: str
     value: object | None
     error: str | None = None
+    note: str | None = None
 
 
 @runtime_checkable
@@ -33,7 +35,9 @@ class PairSource(Protocol):
     """Anything that yields raw rows by split: files, a hub data set, a generated environment.
 
     A generated source may also define ``reward(prompt: str, response: str) -> float``, its known true reward, and
-    ``rewards(prompts, responses) -> list[float]`` where many at once are cheaper.
+    ``rewards(prompts, responses) -> list[float]`` where many at once are cheaper. One whose splits stand for files may
+    define ``notes(split) -> Sequence[str]``, lines about the choice of files; one that knows which split is held out
+    beside another ``held_out(split) -> str | None``, which ``data.test=auto`` asks for.
     """
 
     name: str  # short, for messages and cache keys

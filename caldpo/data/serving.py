@@ -16,6 +16,7 @@ from caldpo.data.loader import PairLoader
 from caldpo.data.sampler import MicroBatch, StepBatchSampler
 from caldpo.data.steps import StepPlan, plan_steps
 from caldpo.data.tokens import TokenizedPairs
+from caldpo.ranks import is_first_rank
 from caldpo.types import PairBatch
 
 
@@ -94,7 +95,15 @@ class ServedPairs(LightningDataModule):
         """
         self.layout = layout
         lengths = self.train_pairs.lengths() if lengths is None else lengths
-        self._plan = self._divided(lengths, accumulation, world_size, max_epochs, max_steps)
+        self._plan = plan = self._divided(lengths, accumulation, world_size, max_epochs, max_steps)
+        if plan.pairs < plan.step_size and is_first_rank():
+            note = (
+                f"note: an optimiser step asks for {plan.step_size:,} pairs (data.pairs_per_batch={self.pairs_per_batch}"
+                f" x accumulation {accumulation} x {world_size} devices), and the training split has {plan.pairs:,}: every"
+                f" step has these {plan.pairs:,}, an epoch is one step; lower data.pairs_per_batch or"
+                " trainer.accumulate_grad_batches for more"
+            )
+            Console().print(Text(note))
         return self._plan
 
     def train_dataloader(self) -> PairLoader:

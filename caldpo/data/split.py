@@ -47,20 +47,35 @@ def split_by_prompt(
             remedy="take 0.05 to 0.2, or give a test split of its own with data.test",
         )
     splits: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
-    prompts: set[str] = set()
+    positions: dict[str, float] = {}
     for pair in pairs:
         key = prompt_key(pair.prompt)
-        prompts.add(key)
-        splits[_position(key, seed) < test_fraction].append(pair)
+        if key not in positions:
+            positions[key] = _position(key, seed)
+        splits[positions[key] < test_fraction].append(pair)
     for name, split in zip(("training", "test"), splits, strict=True):
         if not split:
             raise CaldpoError(
-                f"the {name} split got none of the {len(prompts)} distinct prompts",
+                f"the {name} split got none of the {len(positions):,} distinct prompts",
                 key="data.test_fraction",
                 value=test_fraction,
-                remedy="change data.test_fraction, or give a test split of its own with data.test",
+                remedy=_remedy(sorted(positions.values()), test_fraction),
             )
     return splits
+
+
+def _remedy(positions: Sequence[float], test_fraction: float) -> str:
+    """What to do where all prompts are on one side: the nearest fraction that parts them, if there is one."""
+    other = "give a test split of its own with data.test"
+    if len(positions) < 2:
+        return other
+    low, high = positions[:2] if test_fraction <= positions[0] else positions[-2:]
+    digits = next((n for n in range(2, 18) if low < round((low + high) / 2, n) < high), None)
+    if digits is None:
+        return other
+    fraction = round((low + high) / 2, digits)
+    held_out = sum(position < fraction for position in positions)
+    return f"set data.test_fraction={fraction}, which holds out {held_out} of them and trains on the others, or {other}"
 
 
 def shared_prompts(train: Iterable[PreferencePair], test: Iterable[PreferencePair]) -> dict[str, tuple[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.datamodule import PairDataModule
+from caldpo.data.mix import parts_of
 from caldpo.data.report import DataReport, SplitReport
 from caldpo.errors import CaldpoError
 
@@ -84,7 +85,8 @@ def _whole(split: SplitReport, drawn: int, asked: int | None) -> int:
 def _refuse_generation(data: PairDataModule) -> None:
     cache_file: Any = getattr(data.source, "cache_file", None)
     for key, split in (("data.train", data.train), ("data.test", data.test)):
-        if cache_file is not None and split is not None and not cache_file(split).is_file():
+        made = cache_file is None or split is None or all(cache_file(part.name).is_file() for part in parts_of(split, key))
+        if not made:
             raise CaldpoError(
                 "these pairs are made by a language model when they are first used, and are not made yet, so that"
                 " nothing is known of their lengths",

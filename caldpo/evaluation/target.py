@@ -22,7 +22,7 @@ from caldpo.config.tree import read_yaml
 from caldpo.config.trust import announce_foreign, require_own_code
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.result import FOLDER
-from caldpo.resuming.record import MODEL_COMMIT
+from caldpo.resuming.record import DATA_COMMIT, MODEL_COMMIT
 
 SECTIONS = ("model", "adapter", "reference", "data")  # of a run's configuration that an evaluation builds
 
@@ -137,10 +137,13 @@ def _of_run(folder: Path, cfg: DictConfig) -> Target:
 
 
 def _pin(config: dict[str, Any], summary: Mapping[str, Any]) -> None:
-    """Have the model loaded at the commit that the run began with, wherever its branch has moved since."""
-    commit, model = summary.get(MODEL_COMMIT), config.get("model")
-    if isinstance(commit, str) and isinstance(model, dict) and "revision" in model:
-        model["revision"] = commit
+    """Have model and data loaded at the commits that the run began with, wherever their branches have moved since."""
+    data = config.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    for key, section in ((MODEL_COMMIT, config.get("model")), (DATA_COMMIT, source)):
+        commit = summary.get(key)
+        if isinstance(commit, str) and isinstance(section, dict) and "revision" in section:
+            section["revision"] = commit
 
 
 def _of_model(cfg: DictConfig) -> Target:

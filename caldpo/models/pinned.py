@@ -1,4 +1,4 @@
-"""The commit of a hub model that a run begins with is the one that it goes on with, wherever the branch has moved."""
+"""The commit of a hub model or data set that a run begins with is the one that it goes on with, wherever the branch has moved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from caldpo.config.summary import known_summary
 from caldpo.models.published import commit_of
 from caldpo.ranks import is_first_rank
-from caldpo.resuming.record import MODEL_COMMIT, note
+from caldpo.resuming.record import DATA_COMMIT, MODEL_COMMIT, note
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -41,6 +41,22 @@ def keep_commit(source: Any, run_dir: Path, *, resumed: bool) -> None:
     if commit is not None and _COMMIT.fullmatch(commit):
         source.revision = commit  # also for whatever is loaded later in this run
         note(run_dir, {MODEL_COMMIT: commit})
+
+
+def keep_data_commit(source: Any, run_dir: Path, *, resumed: bool) -> None:
+    """The same for a data set of the hub; to be called before its rows are read.
+
+    Args:
+        source: of the pairs; one that knows no commit is left alone.
+        run_dir, resumed: as for :func:`keep_commit`.
+    """
+    if not hasattr(source, "commit"):
+        return
+    begun_with = known_summary(run_dir).get(DATA_COMMIT) if resumed else None
+    commit = begun_with or source.commit()
+    if isinstance(commit, str) and _COMMIT.fullmatch(commit):
+        source.revision = commit
+        note(run_dir, {DATA_COMMIT: commit})
 
 
 def _tell_moved(path: str, revision: str | None, begun_with: str) -> None:

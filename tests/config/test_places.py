@@ -56,7 +56,7 @@ def test_what_is_there_is_no_problem() -> None:
     ("key", "value", "message"),
     [
         ("data__train", "trian.jsonl", r"no such file; did you mean train.jsonl"),
-        ("data__test", "run", "a folder, not a file"),
+        ("data__test", "run", "the folder has no data files; .* holds policy/"),
         ("data__test", "template.jinja", "unknown kind of file"),
         ("data__chat_template", "nope.jinja", "cannot be read"),
         ("data__chat_template", "empty.jinja", "has 0 characters"),

@@ -85,10 +85,24 @@ def test_subsets_are_drawn_with_the_split_seed_and_told(tmp_path: Path, capsys: 
 
 
 def test_limits_that_leave_no_room_are_refused() -> None:
-    with pytest.raises(CaldpoError, match=r"data\.max_prompt_length=512: must be below data\.max_length=512"):
-        PairDataModule(**settings(max_length=512))
+    with pytest.raises(CaldpoError, match="leaves no room for a prompt and a response") as caught:
+        PairDataModule(**settings(max_length=1))
+    assert (caught.value.key, caught.value.value) == ("data.max_length", 1)
     with pytest.raises(CaldpoError, match="on_invalid"):
         PairDataModule(**settings(on_invalid="warn"))
+
+
+@pytest.mark.parametrize(
+    ("max_length", "given", "limit"), [(64, None, 32), (3, None, 1), (1024, None, 512), (64, 60, 60), (64, 512, 32), (64, 64, 32)]
+)
+def test_the_limit_of_prompts_follows_that_of_pairs(
+    tmp_path: Path, max_length: int, given: int | None, limit: int
+) -> None:
+    """A recipe's limit of prompts that a smaller limit of pairs leaves no room for is half of that, and said."""
+    module, report = prepared(tmp_path, max_length=max_length, max_prompt_length=given)
+    assert (module.max_length, module.max_prompt_length) == (max_length, limit)
+    told = [note for note in report["notes"] if f"{given}" in note and f"{max_length}" in note and f"{limit}" in note]
+    assert bool(told) == (given is not None and given >= max_length)
 
 
 def test_held_out_prompts_are_distinct_and_in_order(tmp_path: Path) -> None:

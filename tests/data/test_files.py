@@ -83,7 +83,7 @@ def test_origins_count_lines_from_one_and_rows_from_zero(tmp_path):
     assert [row.origin for row in read(jsonl)] == [f"{jsonl}:2", f"{jsonl}:4"]
     rows_csv = tmp_path / "a.csv"
     rows_csv.write_text('chosen,rejected\n"two\nlines",x\n\nnext,y\n')
-    assert [row.origin for row in read(rows_csv)] == [f"{rows_csv}:2", f"{rows_csv}:5"]
+    assert [row.origin for row in read(rows_csv)] == [f"{rows_csv}:2-3", f"{rows_csv}:5"]
     assert [row.origin for row in read(write(tmp_path / "a.parquet", STANDARD))][-1].endswith("a.parquet[2]")
 
 
@@ -209,6 +209,64 @@ def test_any_bytes_as_csv_give_rows_or_a_readable_error(tmp_path_factory, conten
     assert all(isinstance(row.value, dict) or row.error for row in rows)
 
 
+def test_a_quote_that_is_never_closed_costs_each_of_its_lines(tmp_path):
+    """The rows that it swallows are named one by one, and the file goes on after them."""
+    path = tmp_path / "a.csv"
+    for text, bad, kept in (
+        ('p,"a,b\nq,c,d\nr,"e",f\ns,g,h\n', [2, 3, 4], ["s"]),
+        ('p,"a,b\nq,c,d\n', [2, 3], []),  # up to the end of the file
+        ('p,"a,b\n\nq,c"\ns,g,h\n', [2, 3, 4], ["s"]),  # closed by chance, with too few cells
+        ('p,a "quoted" word,b\nq,"a "quoted" word",b\ns,g,h\n', [3], ["p", "s"]),  # a line alone
+    ):
+        path.write_text("prompt,chosen,rejected\n" + text)
+        pairs, report = load_pairs(LocalFiles(), str(path))
+        assert [pair.prompt for pair in pairs] == kept
+        assert [r.origin for r in report.rejections] == [f"{path}:{line}" for line in bad]
+        assert ("never closed" in report.rejections[0].reason) == (len(bad) > 1)
+        assert all("begins in line 2" in r.reason for r in report.rejections[1:])
+
+
+def test_cells_over_several_lines_are_kept_and_said(tmp_path):
+    """Sound csv either way; where each line would be a row by itself, it may be a quote that closes by chance."""
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,chosen,rejected\np,"one\ntwo",b\nq,"a,b\nr,c",d\ns,"x\ny",z\n')
+    pairs, report = load_pairs(LocalFiles(), str(path))
+    assert [pair.origin for pair in pairs] == [f"{path}:2-3", f"{path}:4-5", f"{path}:6-7"]
+    assert [count for count, _ in report.odd.values()] == [2, 1]
+    assert f"is its quote closed where it should be?: 1 (first {path}:4-5)" in report.summary()
+
+
+csv_lines = st.lists(st.sampled_from(["a,b,c", 'a,"b,c', 'a,"b",c', '"', "", 'a,b"', "x", '"a\r,b",c,d', ",,"]), max_size=8)
+
+
+@given(csv_lines, st.sampled_from(["\n", "\r\n"]))
+def test_each_line_of_a_csv_file_is_in_one_row_or_blank(tmp_path_factory, lines, newline):
+    path = tmp_path_factory.mktemp("lines") / "a.csv"
+    path.write_bytes((newline.join(["prompt,chosen,rejected", *lines]) + newline).encode())
+    try:
+        pairs, report = load_pairs(LocalFiles(), str(path), on_degenerate="keep")
+    except CaldpoError as error:
+        assert "no rows" in str(error)
+        assert not any(lines)
+        return
+    assert report.rows == len(pairs) + len(report.rejections)
+    seen = []
+    for origin in (x.origin for x in (*pairs, *report.rejections)):
+        first, _, last = origin.rpartition(":")[2].partition("-")
+        seen += range(int(first), int(last or first) + 1)
+    physical = path.read_bytes().decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    assert len(seen) == len(set(seen))
+    assert set(range(2, len(physical) + 1)) - set(seen) <= {n for n, text in enumerate(physical, 1) if not text}
+
+
+def test_gzip_in_several_members_and_padded_with_zeros(tmp_path):
+    """As cat and tape drives leave them: every row is read."""
+    path = tmp_path / "a.jsonl.gz"
+    whole = b"".join(gzip.compress(json.dumps(row).encode() + b"\n") for row in STANDARD)
+    path.write_bytes(whole + bytes(64))
+    assert [row.value for row in read(path)] == STANDARD
+
+
 def test_csv_cells(tmp_path):
     """Empty cells are not given, scores are numbers, a bad row or byte costs its row alone."""
     path = tmp_path / "a.csv"
@@ -257,7 +315,7 @@ def test_missing_file_suggests_its_neighbours(tmp_path):
 
 
 def test_folder_and_unknown_ending(tmp_path):
-    with pytest.raises(CaldpoError, match=r"a folder, not a file.*\n.*HubDataset"):
+    with pytest.raises(CaldpoError, match="the folder has no data files; .* is empty"):
         read(tmp_path)
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(CaldpoError, match=r"\.jsonl, \.jsonl\.gz, .*\.csv"):

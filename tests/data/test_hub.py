@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -169,7 +171,7 @@ def test_unknown_split_names_the_splits(ultrafeedback):
 def test_unknown_subset_and_folder(ultrafeedback, tmp_path):
     with pytest.raises(CaldpoError, match=r"data.source.config=other.*default"):
         HubDataset(str(ultrafeedback), config="other").rows("train_prefs")
-    with pytest.raises(CaldpoError, match=r"data.source.path=.*no such data set or folder"):
+    with pytest.raises(CaldpoError, match=r"data.path=.*no such data set or folder"):
         HubDataset(str(tmp_path / "nowhere")).rows("train")
     (tmp_path / "bare").mkdir()
     with pytest.raises(CaldpoError, match="it has no data files"):
@@ -193,7 +195,62 @@ def test_without_network_a_folder_is_suggested(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(CaldpoError, match="hub cannot be reached") as caught:
         HubDataset("nobody/nothing-of-this-name").rows("train")
-    assert "data.source.path=FOLDER" in str(caught.value)
+    assert "data.path=FOLDER" in str(caught.value)
+
+
+def test_the_split_held_out_beside_the_training_split(ultrafeedback, tmp_path):
+    source = HubDataset(str(ultrafeedback))
+    assert [source.held_out(s) for s in ("train_prefs", "train_prefs[:2]", "test_prefs")] == ["test_prefs"] * 2 + [None]
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    for split in ("train", "validation"):
+        parquet(tmp_path / f"own/{split}.parquet", [row])
+    assert HubDataset(str(tmp_path / "own")).held_out("train") == "validation"
+
+
+def test_a_missing_shard_of_the_split_is_named(ultrafeedback):
+    (ultrafeedback / "data/train_prefs-00000-of-00002.parquet").unlink()
+    with pytest.raises(CaldpoError, match="1 of 2 shards missing in .*: train_prefs-00000-of-00002.parquet") as caught:
+        HubDataset(str(ultrafeedback)).rows("train_prefs[:1]")
+    assert caught.value.key == "train_prefs[:1]"
+    assert len(list(HubDataset(str(ultrafeedback)).rows("test_prefs"))) == 1
+
+
+def test_subsets_are_named_where_one_has_to_be_chosen(tmp_path):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    for name in ("one", "two"):
+        parquet(tmp_path / f"own/{name}/train.parquet", [{**row, "prompt": name}])
+    configs = "".join(f"- config_name: {n}\n  data_files: {n}/train.parquet\n" for n in ("one", "two"))
+    (tmp_path / "own/README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    with pytest.raises(CaldpoError, match="several subsets \\('one', 'two'\\)") as caught:
+        HubDataset(str(tmp_path / "own")).held_out("train")
+    assert caught.value.key == "data.source.config"
+    (found,) = HubDataset(str(tmp_path / "own"), config="two").rows("train")
+    assert found.value["prompt"] == "two"
+
+
+def test_what_save_to_disk_wrote_is_read_or_named(tmp_path):
+    data = datasets.Dataset.from_list([{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "both")
+    assert len(list(HubDataset(str(tmp_path / "both")).rows("train"))) == 1
+    with pytest.raises(CaldpoError, match="save_to_disk") as caught:
+        HubDataset(str(tmp_path / "both/train")).rows("train")
+    assert f"data=local data.train={tmp_path}/both/train" in caught.value.remedy
+
+
+def test_the_commit_is_asked_of_the_hub_and_of_no_folder(ultrafeedback, monkeypatch):
+    asked = []
+
+    def info(self, path, *, revision, timeout):
+        asked.append((path, revision))
+        return SimpleNamespace(sha="a" * 40)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    assert HubDataset("owner/name", revision="v2").commit() == "a" * 40
+    assert HubDataset(str(ultrafeedback)).commit() is None
+    assert asked == [("owner/name", "v2")]
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert HubDataset("owner/name").commit() is None  # what is cached is read all the same
 
 
 def test_no_key_holds_a_token():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,22 @@ def test_fraction_out_of_range(fraction):
 def test_empty_side_is_an_error_that_counts_prompts(fraction, side):
     with pytest.raises(CaldpoError, match=f"the {side} split got none of the 2 distinct prompts"):
         split_by_prompt(pairs_of(["a", "b", "A "]), fraction, 0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 9])
+def test_the_fraction_that_an_empty_side_suggests_parts_the_prompts(count):
+    pairs = pairs_of([f"p{i}" for i in range(count)])
+    for seed in range(20):
+        for fraction in (1e-9, 1 - 1e-9):
+            with pytest.raises(CaldpoError) as caught:
+                split_by_prompt(pairs, fraction, seed)
+            suggested = float(re.search(r"data\.test_fraction=(\S+),", caught.value.remedy)[1])
+            train, test = split_by_prompt(pairs, suggested, seed)
+            assert f"holds out {len(test)} of them" in caught.value.remedy
+            assert {len(train), len(test)} == {1, count - 1}
+    with pytest.raises(CaldpoError, match="none of the 1 distinct prompts") as caught:
+        split_by_prompt(pairs_of(["a"]), 0.1, 0)
+    assert "data.test_fraction=" not in caught.value.remedy
 
 
 def test_shared_prompts_name_both_rows():

@@ -14,7 +14,7 @@ from caldpo.errors import CaldpoError
 from caldpo.models import attention, pinned
 from caldpo.models.attention import choose_attention
 from caldpo.models.hub import HubModel, causal_lm_skeleton, check_causal_lm
-from caldpo.resuming.record import MODEL_COMMIT
+from caldpo.resuming.record import DATA_COMMIT, MODEL_COMMIT
 from tests.tiny import tiny_model
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -115,3 +115,17 @@ def test_weights_of_a_folder_survive_loading(tmp_path: Path) -> None:
     kept = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     for name, value in HubModel(str(tmp_path)).load_policy().state_dict().items():
         assert torch.equal(value, kept[name])
+
+
+def test_a_resumed_run_reads_the_commit_of_its_data_set(tmp_path: Path) -> None:
+    def source(commit: str | None) -> Any:
+        return SimpleNamespace(revision="main", commit=lambda: commit)
+
+    new, resumed, folder = source(OLD), source(NEW), source(None)
+    pinned.keep_data_commit(new, tmp_path, resumed=False)
+    pinned.keep_data_commit(resumed, tmp_path, resumed=True)
+    assert (new.revision, resumed.revision) == (OLD, OLD)
+    assert json.loads((tmp_path / "summary.json").read_text())[DATA_COMMIT] == OLD
+    pinned.keep_data_commit(folder, tmp_path / "other", resumed=False)
+    assert folder.revision == "main"
+    pinned.keep_data_commit(SimpleNamespace(), tmp_path, resumed=True)  # files have none

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from caldpo.errors import CaldpoError
@@ -26,14 +27,9 @@ def require_file(split: str) -> Path:
     """
     path = expanded(split)
     if not is_there(path):
-        raise CaldpoError(f"no such file{_neighbours(path)}", key=split, remedy=_REMEDY)
+        raise CaldpoError(f"no such file{_neighbours(path)}", key=split, remedy=_remedy_of_missing(split))
     if path.is_dir():
-        raise CaldpoError(
-            f"a folder, not a file{_listing(path)}",
-            key=split,
-            remedy=f"{_REMEDY}; for a folder of parquet shards use "
-            "data.source._target_=caldpo.data.sources.hub.HubDataset data.source.path=FOLDER",
-        )
+        raise CaldpoError(f"a folder, not a file{_listing(path)}", key=split, remedy=_REMEDY)
     if ending(path) not in ENDINGS:
         raise CaldpoError(
             f"unknown kind of file, its name ends in none of {', '.join(ENDINGS)}", key=split, remedy=_REMEDY
@@ -43,6 +39,14 @@ def require_file(split: str) -> Path:
     if path.is_file() and not path.stat().st_size:  # a pipe has no size either
         raise no_rows(split)
     return path
+
+
+def _remedy_of_missing(split: str) -> str:
+    """What to do about a name that may be one of the hub's."""
+    address = re.fullmatch(r"(?:hf://datasets/|https://huggingface\.co/datasets/)([\w.-]+/[\w.-]+).*", split)
+    if address or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", split) and ending(Path(split)) not in ENDINGS:
+        return f"{_REMEDY}; for a data set of the hub: data=hub data.path={address[1] if address else split}"
+    return f"download it and {_REMEDY}" if "://" in split else _REMEDY
 
 
 def no_rows(split: str) -> CaldpoError:

@@ -52,6 +52,27 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
         ) from error
 
 
+def read_arrow(path: Path) -> Iterator[RawRow]:
+    """The rows of an Arrow file in a folder that ``datasets`` saved, counted from 0.
+
+    Raises:
+        CaldpoError: (while reading, too) no such file, or columns that no format has.
+    """
+    try:
+        with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as stream:
+            require_columns(stream.schema.names, str(path))
+            number = 0
+            for batch in stream:
+                batch.validate(full=True)  # offsets of a damaged file may point outside of it
+                for start in range(0, len(batch), _BATCH):
+                    yield from _rows_of(batch.slice(start, _BATCH), path, number + start)
+                number += len(batch)
+    except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
+        raise CaldpoError(
+            f"no readable Arrow file ({_first_line(error)})", key=str(path), remedy="save the data set again"
+        ) from error
+
+
 def _rows_of(batch: pyarrow.RecordBatch, path: Path, first: int) -> Iterator[RawRow]:
     """The rows of a batch, one after another where one of them may be too long or cannot be read."""
     if batch.nbytes <= _open.MAX_ROW:
@@ -78,11 +99,14 @@ def _rows_of(batch: pyarrow.RecordBatch, path: Path, first: int) -> Iterator[Raw
 
 
 def read_csv(path: Path) -> Iterator[RawRow]:
-    """The rows of a comma-separated file with a header; a row's origin is the line on which it begins.
+    """The rows of a comma-separated file with a header; a row's origin is its line, or the range of its lines.
 
     All cells are text, but for two cases in which csv has no other way to say it: ``score_chosen`` and
     ``score_rejected`` are numbers, and a ``prompt``, ``chosen`` or ``rejected`` cell that is the JSON of a
     list of messages is that list.
+
+    Every line is in one row or blank. Of a row that is no CSV, or has another number of cells than the header, each
+    line is a bad row of its own: where a quote is never closed, the rows after it are read as text of its cell.
 
     Raises:
         CaldpoError: (while reading, too) a damaged file, or a header without the columns of any format.
@@ -96,7 +120,6 @@ def read_csv(path: Path) -> Iterator[RawRow]:
         header = _header(reader, path)
         while True:
             lines.begin_row()
-            origin = f"{path}:{lines.read + 1}"
             try:
                 cells = next(reader)
             except StopIteration:
@@ -104,18 +127,30 @@ def read_csv(path: Path) -> Iterator[RawRow]:
             except _RowTooLongError as error:
                 if error.lines > 1:
                     wrong = f"{too_long('a row')}, most likely for a quote that is never closed"
-                    raise CaldpoError(wrong, key=origin, remedy="mend the file there") from error
-                yield RawRow(origin, None, too_long("row"))
+                    raise CaldpoError(wrong, key=f"{path}:{lines.first}", remedy="mend the file there") from error
+                yield RawRow(f"{path}:{lines.first}", None, too_long("row"))
                 continue
             except csv.Error as error:
-                yield RawRow(origin, None, f"not CSV ({error})")
+                yield from _lost(path, lines, "not CSV", str(error))
                 continue
+            origin = f"{path}:{lines.first}" + (f"-{lines.read}" if lines.read > lines.first else "")
             if found := next((match for cell in cells if (match := _NO_UTF8.search(cell))), None):
                 yield RawRow(origin, None, f"not UTF-8 (byte 0x{ord(found[0]) - 0xDC00:02X})")
             elif len(cells) == len(header):
-                yield RawRow(origin, _typed(dict(zip(header, cells, strict=True))))
+                yield RawRow(origin, _typed(dict(zip(header, cells, strict=True))), note=lines.note(len(header)))
             elif cells:  # an empty list is a blank line
-                yield RawRow(origin, None, f"not as many cells as the header has ({len(cells)} of {len(header)})")
+                counted = f"{len(cells)} of {len(header)}"
+                yield from _lost(path, lines, "not as many cells as the header has", counted)
+
+
+def _lost(path: Path, lines: _Lines, why: str, detail: str) -> Iterator[RawRow]:
+    """A bad row for each line of the one that was read last."""
+    if lines.read > lines.first:
+        why += ", most likely for a quote that is never closed"
+        detail += f"; lines {lines.first:,} to {lines.read:,}"
+    yield RawRow(f"{path}:{lines.first}", None, f"{why} ({detail})")
+    for number in range(lines.first + 1, lines.read + 1):
+        yield RawRow(f"{path}:{number}", None, f"read as part of a faulty row (which begins in line {lines.first:,})")
 
 
 class _RowTooLongError(Exception):
@@ -130,11 +165,21 @@ class _Lines:
     """The lines of a text, of which a row may have so many characters and no more."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
-        self._text, self._left, self.read, self._before = text, _open.MAX_ROW, 0, 0
+        self._text, self._left, self.read, self.first = text, _open.MAX_ROW, 0, 1
+        self._cells: set[int] = set()
 
     def begin_row(self) -> None:
         """What follows is another row."""
-        self._left, self._before = _open.MAX_ROW, self.read
+        self._left, self.first = _open.MAX_ROW, self.read + 1
+        self._cells.clear()
+
+    def note(self, cells: int) -> str | None:
+        """What to say of a good row of so many cells that has several lines; None of one that has not."""
+        if self.read <= self.first:
+            return None
+        if self._cells == {cells}:
+            return "a quoted cell holds lines that would be rows by themselves: is its quote closed where it should be?"
+        return "a quoted cell over several lines"
 
     def __iter__(self) -> _Lines:
         return self
@@ -148,7 +193,8 @@ class _Lines:
         if self._left < 0:
             while line and not line.endswith(("\n", "\r")):
                 line = self._text.readline(2**20)
-            raise _RowTooLongError(self.read - self._before)
+            raise _RowTooLongError(self.read - self.first + 1)
+        self._cells.add(line.count(",") + 1)
         return line
 
 

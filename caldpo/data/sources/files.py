@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from caldpo.data.rows import RawRow
+from caldpo.data.sources._found import find_files
 from caldpo.data.sources._json import read_json, read_jsonl
-from caldpo.data.sources._named import ending, no_rows, require_file
-from caldpo.data.sources._tables import read_csv, read_parquet
+from caldpo.data.sources._named import ending, no_rows
+from caldpo.data.sources._tables import read_arrow, read_csv, read_parquet
 
 READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
     ".jsonl": read_jsonl,
@@ -22,22 +23,35 @@ READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
 
 
 class LocalFiles:
-    """Reads the file that ``data.train`` or ``data.test`` names; the row format is detected row by row."""
+    """Reads the files that ``data.train`` or ``data.test`` names; the row format is detected row by row."""
 
     name = "local"
 
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yields the rows of one file in order, a few in memory at a time.
+        """Yields the rows of one file or of several, in order, a few in memory at a time.
 
         Args:
-            split: path of the file, relative to the working directory or absolute; ``~`` is understood.
+            split: a file, a folder, a split in a folder or a pattern, see :func:`~caldpo.data.sources._found.find_files`.
 
         Raises:
-            CaldpoError: no such file, a folder, an unknown ending, no access, a damaged file, text that is not UTF-8
-                throughout, a table without the columns of any format, or a file without rows.
+            CaldpoError: no such file, an unknown ending, no access, a damaged file, text that is not UTF-8 throughout,
+                a table without the columns of any format, no rows; a folder or pattern without data files, with files
+                of several kinds, or with a missing shard.
         """
-        path = require_file(split)
-        return _not_empty(READERS[ending(path)](path), split)
+        files = find_files(split).files
+        return _not_empty((row for file in files for row in _reader(file)(file)), split)
+
+    def notes(self, split: str) -> tuple[str, ...]:
+        """Which files a folder or pattern stands for, and what was left out; a line each."""
+        return find_files(split).notes
+
+    def held_out(self, split: str) -> str | None:
+        """The name of the test split that lies in the folder ``split``; None where there is none."""
+        return find_files(split).held_out
+
+
+def _reader(file: Path) -> Callable[[Path], Iterator[RawRow]]:
+    return READERS.get(ending(file), read_arrow)
 
 
 def _not_empty(rows: Iterator[RawRow], split: str) -> Iterator[RawRow]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+from huggingface_hub import HfApi
 
 from caldpo.config.signature import validated
 from caldpo.data.formats import require_columns
 from caldpo.data.rows import RawRow
+from caldpo.data.sources._found import require_split_whole
 from caldpo.data.sources._named import folder_digest, no_rows
 from caldpo.data.sources._tables import given
 from caldpo.errors import CaldpoError
@@ -35,11 +37,17 @@ class HubDataset:
     @validated
     def __init__(
         self,
-        path: str,
+        path: str | None,
         config: str | None = None,
         revision: str | None = None,
         data_dir: str | None = None,
     ) -> None:
+        if path is None:
+            raise CaldpoError(
+                "has to be given: the id of a data set on the hub, or a folder laid out like one",
+                key="data.path",
+                remedy="add data.path=OWNER/NAME",
+            )
         self.path, self.config, self.revision, self.data_dir = path, config, revision, data_dir
         self.name = path.rstrip("/").rsplit("/", 1)[-1]
 
@@ -53,20 +61,52 @@ class HubDataset:
             CaldpoError: no such data set, subset, split or folder, no network or access, or columns that no format
                 has.
         """
+        if (folder := Path(self._place()) / (self.data_dir or "")).is_dir():
+            require_split_whole(folder, split)
         data = self.load(split)
         require_columns(data.column_names, split)
         return self._rows(data, split)
 
+    def held_out(self, split: str) -> str | None:
+        """The split ``test`` beside ``train``, or else ``validation`` (``test_prefs`` beside ``train_prefs``); None for none.
+
+        Raises:
+            CaldpoError: as :meth:`rows`.
+        """
+        named = split.split("[")[0]
+        try:
+            known = datasets.get_dataset_split_names(
+                self._place(), self.config, data_dir=self.data_dir, revision=self.revision
+            )
+        except Exception as error:  # as in load
+            raise self._explained(error, split) from error
+        beside = [named.replace("train", other) for other in ("test", "validation") if "train" in named]
+        return next((name for name in beside if name in known), None)
+
+    def commit(self) -> str | None:
+        """The commit of the hub that the revision stands for now; None for a folder, or where the hub cannot be asked."""
+        if Path(self._place()).is_dir():
+            return None
+        try:
+            return HfApi().dataset_info(self.path, revision=self.revision, timeout=10).sha
+        except Exception:  # loading has the word about what is wrong, or reads what is cached
+            return None
+
     def load(self, split: str) -> datasets.Dataset:
         """The split as ``datasets`` gives it; raises as :meth:`rows` does."""
-        folder = Path(self.path).expanduser()
+        path = self._place()
         try:
-            path, cache = (str(folder), _cache_of(folder)) if folder.is_dir() else (self.path, None)
+            cache = _cache_of(Path(path)) if Path(path).is_dir() else None
             return datasets.load_dataset(
                 path, self.config, data_dir=self.data_dir, split=split, revision=self.revision, cache_dir=cache
             )
         except Exception as error:  # datasets raises a dozen types here, of three libraries
             raise self._explained(error, split) from error
+
+    def _place(self) -> str:
+        """The folder, where there is one, else the id."""
+        folder = Path(self.path).expanduser()
+        return str(folder) if folder.is_dir() else self.path
 
     def _rows(self, split_data: datasets.Dataset, split: str) -> Iterator[RawRow]:
         number = 0
@@ -90,7 +130,21 @@ class HubDataset:
             )
         if isinstance(error, ValueError) and "BuilderConfig" in detail:
             return CaldpoError(f"no such subset of {self.path}: {detail}", key="data.source.config", value=self.config)
-        return CaldpoError(_cause(error, detail), key="data.source.path", value=self.path, remedy=_REMEDY)
+        if isinstance(error, ValueError) and "Config name is missing" in detail:
+            names = detail.partition("available configs: ")[2].partition("]")[0].strip("[")
+            return CaldpoError(
+                f"the data set {self.path} has several subsets ({names})",
+                key="data.source.config",
+                remedy="name one of them: data.source.config=NAME",
+            )
+        if isinstance(error, ValueError) and "save_to_disk" in detail:
+            return CaldpoError(
+                "one split that was written by save_to_disk",
+                key="data.path",
+                value=self.path,
+                remedy=f"read it as files: data=local data.train={self.path}",
+            )
+        return CaldpoError(_cause(error, detail), key="data.path", value=self.path, remedy=_REMEDY)
 
 
 def _cache_of(folder: Path) -> str:
@@ -99,7 +153,7 @@ def _cache_of(folder: Path) -> str:
 
 
 _REMEDY = (
-    "check the name; without network give a local folder of its files with data.source.path=FOLDER; "
+    "check the name; without network give a local folder of its files with data.path=FOLDER; "
     "for gated data accept its terms on the hub and log in with `hf auth login`"
 )
 
