@@ -33,5 +33,11 @@ class CaldpoError(Exception):
         return None if self.value is _UNSET else self.value
 
 
+def one_line(error: BaseException) -> str:
+    """The kind of an error of any library, and the first line of what it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0].rstrip('.')}" if said else type(error).__name__
+
+
 def _rebuild(message: str, key: str | None, unset: bool, value: Any, remedy: str | None) -> CaldpoError:
     return CaldpoError(message, key=key, value=_UNSET if unset else value, remedy=remedy)

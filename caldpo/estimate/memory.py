@@ -18,11 +18,16 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
     UnsupportedOperatorException,
+    unset_fake_temporarily,
 )
 from transformers import PreTrainedModel
 
+from caldpo.data.collate import collate
+from caldpo.data.pair import TokenizedPair
+from caldpo.errors import CaldpoError
 from caldpo.estimate.live import CASTS, HEAD, OTHER, WEIGHTS, LiveBytes
 from caldpo.logprobs import KEPT_LOGITS_MIB, LogprobEngine
+from caldpo.logprobs.attention import use_packed_attention
 from caldpo.logprobs.head import OutputHead, head_layer
 from caldpo.logprobs.softmax import PART_BYTES, WIDE_RESULTS, LogitTransform
 from caldpo.types import PairBatch
@@ -81,13 +86,40 @@ def fake_tensors(device: str) -> Iterator[FakeTensorMode]:
     for table in tables:
         table["cpu"] = table[device]
     nn.Module._apply = _replace_weights  # type: ignore[method-assign]
+    grouped = getattr(nn.functional, "grouped_mm", None)  # None before PyTorch 2.10
+    if grouped is not None:
+        nn.functional.grouped_mm = _grouped_mm
     try:
         with FakeTensorMode() as mode:
             yield mode
     finally:
         nn.Module._apply = exchange  # type: ignore[method-assign]
+        if grouped is not None:
+            nn.functional.grouped_mm = grouped
         for table, value in zip(tables, before, strict=True):
             table["cpu"] = value
+
+
+def _grouped_mm(rows: Tensor, weights: Tensor, *, offs: Tensor | None = None, **options: Any) -> Tensor:
+    """``torch.nn.functional.grouped_mm``, by which experts multiply: without content PyTorch has it in bfloat16 alone.
+
+    The kernel takes any dtype. Every row goes through one expert, whichever it is: as a product with the first
+    expert's matrix, of which all are kept for the backward pass and get a gradient.
+    """
+    return _OneExpert.apply(rows, weights)
+
+
+class _OneExpert(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights)
+        return rows @ weights[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows, weights = ctx.saved_tensors
+        of_rows = gradient @ weights[0].T if ctx.needs_input_grad[0] else None
+        return of_rows, torch.empty_like(weights) if ctx.needs_input_grad[1] else None
 
 
 def _replace_weights(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -106,6 +138,22 @@ def without_content(batch: PairBatch, mode: FakeTensorMode) -> PairBatch:
     """The shapes of a batch."""
     items: dict[str, Any] = {n: mode.from_tensor(v) if isinstance(v, Tensor) else v for n, v in vars(batch).items()}
     return PairBatch(**items)
+
+
+def takes_packed(model: PreTrainedModel, mode: FakeTensorMode) -> bool:
+    """Whether packed attention computes all that the model asks of its attention; True where that is not known."""
+    pair = TokenizedPair([1], [1], [1], None, None, 0, "")
+    with unset_fake_temporarily():  # a batch is made of numbers
+        batch = collate([pair], 0, layout="packed")
+    try:
+        use_packed_attention(model)
+        with torch.no_grad():
+            SkeletonEngine(model)(without_content(batch, mode))
+    except CaldpoError:
+        return False
+    except Exception:  # it has to do with tensors without content
+        return True
+    return True
 
 
 def converted(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:

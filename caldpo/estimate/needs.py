@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from caldpo.data.collate import Layout
+from caldpo.errors import CaldpoError, one_line
 from caldpo.estimate.flops import ModelCost, UncountedError
 from caldpo.estimate.memory import (
     WEIGHT_DTYPES,
@@ -131,6 +132,10 @@ def memory_needs(
             evaluated = evaluation_step(policy, without_content(evaluation, mode), trainer.precision)
         except Unknowable as error:
             unknown = f"{type(policy).__name__} looks into its tensors ({type(error).__name__})"
+        except CaldpoError:  # what the run would refuse, too
+            raise
+        except Exception as error:  # whatever else an architecture does that needs numbers: the other parts stand
+            unknown = f"{type(policy).__name__} cannot be run on tensors without content ({one_line(error)})"
         second = bytes_of([*reference.parameters(), *reference.buffers()]) if reference is not None else 0
         temporary = division.part_anywhere("optimizer", optimizer.temporary)
         if "optimizer" in division.offload:  # updated where its states are
@@ -179,6 +184,10 @@ def costs(
             return cost, ModelCost.of(reference), ""
     except UncountedError as error:
         return None, None, str(error)
+    except CaldpoError:  # of reference.path
+        raise
+    except Exception as error:  # a configuration of unknown make
+        return None, None, f"the sizes of {type(policy).__name__} are not understood ({one_line(error)})"
     return cost, cost.without_adapters(), ""  # the policy's own start
 
 

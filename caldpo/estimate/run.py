@@ -17,7 +17,7 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.estimate.device import Capacity, capacity
 from caldpo.estimate.flops import Flops, Hours, Work, logits_again, run_flops, work_of
-from caldpo.estimate.memory import fake_tensors
+from caldpo.estimate.memory import fake_tensors, takes_packed
 from caldpo.estimate.needs import Needs, memory_needs
 from caldpo.estimate.report import as_dict, print_estimate, print_verdict
 from caldpo.estimate.sample import Sample, take_sample
@@ -202,8 +202,10 @@ def layout_of(cfg: DictConfig, parts: dict[str, Any], max_length: int) -> Layout
     """The layout of the run's batches, by what the model's class and configuration say."""
     if cfg.layout != "auto":
         return cfg.layout
-    with fake_tensors("cpu"):
-        return "packed" if why_not_packed(parts["model"].skeleton(), max_length) is None else "padded"
+    with fake_tensors("cpu") as mode:
+        model = parts["model"].skeleton()
+        packed = why_not_packed(model, max_length) is None and takes_packed(model, mode)
+    return "packed" if packed else "padded"
 
 
 def longest(pairs: TokenizedPairs, count: int) -> list[TokenizedPair]:

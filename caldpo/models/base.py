@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from caldpo.errors import CaldpoError
+
 
 class ModelSource(Protocol):
     """Loads a tokenizer (cheap) and a policy (dear), and says what it loads."""
@@ -39,6 +41,7 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
     with a reference that has none, and noise in them is noise in the implicit reward.
     """
     if gradient_checkpointing:
+        require_checkpointing(policy)
         # renamed in transformers 5; both names take torch.utils.checkpoint's keywords first
         enable = getattr(policy, "activation_checkpointing_enable", None) or policy.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -51,6 +54,21 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
                 module.__dict__["attention_dropout"] = 0.0
     policy.config.use_cache = False
     return policy
+
+
+def require_checkpointing(policy: PreTrainedModel) -> None:
+    """Refuse gradient checkpointing of a model whose layers have none, before its weights load.
+
+    Raises:
+        CaldpoError: naming ``model.gradient_checkpointing``.
+    """
+    if not policy.supports_gradient_checkpointing:
+        raise CaldpoError(
+            f"{type(policy).__name__} has no gradient checkpointing: its layers cannot compute their activations again",
+            key="model.gradient_checkpointing",
+            value="true",
+            remedy="set model.gradient_checkpointing=false; activations are then kept, which takes more memory",
+        )
 
 
 def floating_dtype(name: str) -> torch.dtype:
