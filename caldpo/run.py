@@ -24,9 +24,10 @@ from caldpo.config.redacted import RedactedStream
 from caldpo.config.summary import SUMMARY
 from caldpo.data.datamodule import PairDataModule
 from caldpo.estimate.run import estimate
-from caldpo.estimate.shortage import is_shortage, out_of_memory
+from caldpo.estimate.shortage import out_of_memory
 from caldpo.exporting.card import CARD, Exported, write_card
 from caldpo.exporting.policy import export
+from caldpo.fit import check_fit
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import is_adapted
@@ -44,6 +45,7 @@ from caldpo.resuming.same import config_digest
 from caldpo.resuming.start import find_start
 from caldpo.settings import RunSettings
 from caldpo.sharding.shard import whole_state
+from caldpo.shortage import is_shortage
 from caldpo.summary import (
     note_rounding,
     peak_memory,
@@ -122,6 +124,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
 
     told = {"formula": loss.formula, "policy": policy_identity, "reference": reference_identity}
     note(run_dir, {**told, "data": report.as_dict(), "versions": versions()})
+    check_fit(source, tokenizer, data, reference=parts["reference"], callbacks=parts["callbacks"])
     known = known_identity(config, data)
     if start.manifest is not None:  # what is known before weights load; the reference's are held against it later
         require_same({key: value for key, value in start.manifest.identity.items() if key in known}, known)

@@ -117,7 +117,7 @@ class _OneExpert(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        rows, weights = ctx.saved_tensors
+        _, weights = ctx.saved_tensors
         of_rows = gradient @ weights[0].T if ctx.needs_input_grad[0] else None
         return of_rows, torch.empty_like(weights) if ctx.needs_input_grad[1] else None
 

@@ -24,6 +24,7 @@ from caldpo.estimate.sample import Sample, take_sample
 from caldpo.estimate.schedule import Schedule, schedule_of, whole_split
 from caldpo.estimate.settings import SAMPLE_PAIRS, UTILISATION
 from caldpo.estimate.verdict import Verdict, judge
+from caldpo.fit import check_fit
 from caldpo.logprobs.layout import why_not_packed
 from caldpo.parts import build_parts, check_parts
 
@@ -95,6 +96,7 @@ def estimate(
             loss_name=str(hydra.runtime.choices["loss"]),
             needs_rejected=parts["loss"].needs_rejected,
         )
+    check_fit(source, tokenizer, data, reference=parts["reference"])
     sketch = needs_of(cfg, parts, sample.train_pairs, memory_gib)
     flops = flops_of(sketch, parts, sample.test_pairs, cfg.kept_logits_mib)
     hours = None
