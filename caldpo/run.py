@@ -31,6 +31,7 @@ from caldpo.fit import check_fit
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import is_adapted
+from caldpo.models.adapter_coverage import print_coverage
 from caldpo.models.pinned import keep_commit
 from caldpo.models.placed import load_policy
 from caldpo.module import PreferenceModule
@@ -132,6 +133,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     try:
         divided = parts["trainer"].divides
         policy = parts["adapter"].apply(load_policy(source, divided=divided))
+        print_coverage(policy)
         tracked = parts["logger"].open(run_dir, run_dir.name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]
         layout, why = settle_layout(settings.layout, policy, data.max_length, divided=divided)

@@ -23,6 +23,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REFERENCE = "reference"  # name, in PEFT's model, of the frozen adapter under which a policy is its reference
 # what a LoRA of this project has of its own, and names that nothing is done with
 _OWN = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out", "peft_type", "use_dora"}
+_EXPERTS = {"target_parameters", "rank_pattern", "alpha_pattern"}  # what PEFT puts down of experts in single tensors
 _SIZES = re.compile(r"size mismatch for (\S+): [^\n]*?Size\((\[[\d, ]*\])\)[^\n]*?Size\((\[[\d, ]*\])\)")
 _NAMES = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 
@@ -117,6 +118,8 @@ def _require_plain(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     plain = json.loads(json.dumps(defaults, default=str))
     for key, value in said.items():
         off = value in (None, False, {}, []) or (key in plain and value == plain[key])
+        if key in _EXPERTS and not off and _names_alone(value):
+            continue
         if key not in _OWN | _NAMES and not off:
             raise CaldpoError(
                 "no adapter that is trained here has this setting",
@@ -125,3 +128,12 @@ def _require_plain(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
                 remedy="take it out, or merge the adapter into its base with the program that wrote it",
             )
     return said
+
+
+def _names_alone(value: Any) -> bool:
+    """Whether these are names of parameters, with numbers where it is a table: PEFT takes its keys for patterns."""
+    if isinstance(value, dict) and not all(isinstance(number, int) for number in value.values()):
+        return False
+    return isinstance(value, list | dict) and all(
+        isinstance(name, str) and re.fullmatch(r"(\.\*\\\.)?\w+(\.\w+)*", name) for name in value
+    )

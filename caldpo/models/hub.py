@@ -23,7 +23,14 @@ from caldpo.errors import CaldpoError, one_line
 from caldpo.models.attention import NEEDS_GPU, choose_attention
 from caldpo.models.base import floating_dtype, prepare_for_training
 from caldpo.models.kinds import require_decoder
-from caldpo.models.loading import describe_loaded, note_unused, patient_bar, print_loaded, quiet_report
+from caldpo.models.loading import (
+    describe_loaded,
+    note_router_loss,
+    note_unused,
+    patient_bar,
+    print_loaded,
+    quiet_report,
+)
 from caldpo.models.published import announce_code, commit_of, only_pickles, require_safe, stored_tensors, with_code
 from caldpo.models.weight_files import require_even, require_numbers, require_shapes
 from caldpo.shortage import is_shortage
@@ -158,6 +165,7 @@ def load_causal_lm(
     note_unused(loaded[1]["unexpected_keys"], files, path)
     if announce:
         print_loaded(describe_loaded(policy, time.perf_counter() - started, why), path, revision)
+        note_router_loss(config)
     return policy
 
 

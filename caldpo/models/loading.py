@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from caldpo.models.published import commit_of
@@ -22,6 +22,7 @@ from caldpo.ranks import is_first_rank
 
 PATIENCE = 2.0
 """Seconds that loading may take without a progress bar."""
+_ROUTER_LOSS = re.compile(r"(aux|z|moe|balanc\w*)_loss_?\w*(coef|alpha|weight)|output_router_logits")
 _SHOWN = 4  # kinds of tensors that are named in a line
 
 
@@ -76,6 +77,29 @@ def note_unused(names: Iterable[str], files: Mapping[str, Stored], path: str) ->
         highlight=False,
         markup=False,
     )
+
+
+def note_router_loss(config: PretrainedConfig) -> None:
+    """Say of a mixture of experts that the load-balancing loss of its configuration is no part of training here."""
+    asked = dict(_router_losses(config.get_text_config().to_dict()))
+    if not asked or not is_first_rank():
+        return
+    named = ", ".join(f"{name}={value:g}" for name, value in asked.items())
+    Console().print(
+        f"note: its config.json asks for a load-balancing loss of the experts' router ({named}), which is not added: the"
+        " loss is of the pairs' log-probs alone",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _router_losses(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _router_losses(value)
+        elif _ROUTER_LOSS.search(str(name)) and isinstance(value, int | float) and value > 0:
+            yield str(name), value
 
 
 def describe_loaded(policy: PreTrainedModel, seconds: float, why: str) -> str:
