@@ -86,8 +86,8 @@ def note_router_loss(config: PretrainedConfig) -> None:
         return
     named = ", ".join(f"{name}={value:g}" for name, value in asked.items())
     Console().print(
-        f"note: its config.json asks for a load-balancing loss of the experts' router ({named}), which is not added: the"
-        " loss is of the pairs' log-probs alone",
+        f"note: its config.json asks for a load-balancing loss of the experts' router ({named}), which is not added:"
+        " the loss is of the pairs' log-probs alone",
         soft_wrap=True,
         highlight=False,
         markup=False,
