@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,12 @@ def load_adapter(
     if dropout is not None:
         config.lora_dropout = dropout
     try:
-        adapted: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=trained, config=config)
-        if reference is not None:
-            adapted.load_adapter(str(reference), REFERENCE, is_trainable=False)
-            adapted.set_adapter("default")
+        with warnings.catch_warnings():  # of what is refused below, and of settings that are of parameters
+            warnings.filterwarnings("ignore", "Found missing adapter keys|The following .* keys did not match")
+            adapted: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=trained, config=config)
+            if reference is not None:
+                adapted.load_adapter(str(reference), REFERENCE, is_trainable=False)
+                adapted.set_adapter("default")
     except (RuntimeError, ValueError) as error:
         raise _of_another(base, folder, _first_size(error) or str(error).strip().splitlines()[0]) from error
     for place, name in ((folder, "default"), *([] if reference is None else [(reference, REFERENCE)])):
