@@ -47,7 +47,8 @@ def check_fit(
         CaldpoError: token ids beyond an embedding, or rows beyond a model's positions, with both numbers.
     """
     policy = skeleton_of(source)
-    if policy is None:  # it will say so itself
+    if policy is None:
+        _say("note: this model cannot be made without its weights, so that token ids and lengths are not checked first")
         return
     named = _innermost(source)
     key = "model.path" if getattr(named, "tokenizer", None) is None else "model.tokenizer"
@@ -128,13 +129,10 @@ def require_positions(model: PreTrainedModel, data: PairDataModule) -> None:
 def note_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Say so where a tokenizer knows far fewer tokens than the embedding has rows, or more."""
     rows, known = _rows(model), len(tokenizer)
-    if is_first_rank() and not (1 - _PADDING) * rows - 1024 <= known <= rows:
-        Console().print(
+    if not (1 - _PADDING) * rows - 1024 <= known <= rows:
+        _say(
             f"note: the tokenizer knows {known:,} tokens, and the embedding has {rows:,} rows: is it this model's?"
-            " (model.tokenizer)",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
+            " (model.tokenizer)"
         )
 
 
@@ -169,6 +167,11 @@ def _require_room_for(callback: Any, model: PreTrainedModel, data: PairDataModul
     if count and more and not (isinstance(callback, OracleEvaluation) and data.oracle is None):
         longest = max(len(prompt.prompt_ids) for prompt in data.held_out_prompts(count))
         require_room(model, longest, more, key=f"{key}.max_new_tokens")
+
+
+def _say(line: str) -> None:
+    if is_first_rank():
+        Console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _innermost(source: Any) -> Any:

@@ -105,7 +105,7 @@ def memory_needs(
     trainer, loss, spec = parts["trainer"], parts["loss"], parts["reference"]
     dtype = WEIGHT_DTYPES.get(trainer.precision)
     with fake_tensors(device) as mode:
-        policy = converted(parts["adapter"].apply(parts["model"].skeleton()), dtype)
+        policy = converted(parts["adapter"].apply(skeleton_without_content(parts["model"])), dtype)
         policy.train()
         trained = [p for p in policy.parameters() if p.requires_grad]
         way = way_of_reference(spec, policy, bool(loss.needs_reference), pairs, seen)
@@ -170,6 +170,27 @@ def memory_needs(
             uncounted=uncounted,
             vocabulary=policy.config.get_text_config().vocab_size,
         )
+
+
+def skeleton_without_content(source: Any) -> PreTrainedModel:
+    """The model with tensors that have no content.
+
+    Raises:
+        CaldpoError: naming ``model``: its code needs numbers to make it.
+    """
+    try:
+        made: PreTrainedModel = source.skeleton()
+    except CaldpoError:
+        raise
+    except Exception as error:
+        raise CaldpoError(
+            "this model cannot be made on tensors without content, so that nothing is known of its memory"
+            f" ({one_line(error)})",
+            key="model",
+            value=source.identity(),
+            remedy="start the run itself with trainer.max_steps=1",
+        ) from error
+    return made
 
 
 def costs(

@@ -180,9 +180,8 @@ class Lora:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "fan_in_fan_out")  # GPT-2 keeps its matrices transposed; PEFT sees to it
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # PEFT asks by a name of transformers 4
-            warnings.filterwarnings(
-                "ignore", "The following .* keys did not match any targeted module"
-            )  # but parameters
+            warnings.filterwarnings("ignore", "The following .* keys did not match")  # modules, but parameters
+            warnings.filterwarnings("ignore", "target_parameters=.* were set but")  # the start says what is left out
             torch.manual_seed(self.seed)
             try:
                 adapted: Any = get_peft_model(policy, config)

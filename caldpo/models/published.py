@@ -63,7 +63,7 @@ def with_code(identity: str, path: str, revision: str | None) -> str:
 
 
 def require_safe(path: str, *, key: str, revision: str | None = None, trusted: bool = False) -> None:
-    """Refuse a model whose weights are pickles, or whose configuration has another repository's code loaded.
+    """Refuse a model whose weights are pickles or damaged, or whose configuration has another repository's code loaded.
 
     Args:
         path: hub id or folder.
@@ -96,6 +96,7 @@ def require_safe(path: str, *, key: str, revision: str | None = None, trusted: b
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         if pickles:
             raise only_pickles(path, key, f"its weights are a pickle ({pickles[0]}), which can run code when opened")
+    stored_tensors(path, key=key, revision=revision)
 
 
 def stored_tensors(path: str, *, key: str, revision: str | None = None) -> dict[str, Stored]:
