@@ -7,6 +7,7 @@ that whatever an architecture keeps for its backward pass is counted as it is, w
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,8 @@ from torch._subclasses.fake_tensor import (
 )
 from transformers import PreTrainedModel
 
-from caldpo.data.collate import collate
+from caldpo.data.collate import Layout, collate
 from caldpo.data.pair import TokenizedPair
-from caldpo.errors import CaldpoError
 from caldpo.estimate.live import CASTS, HEAD, OTHER, WEIGHTS, LiveBytes
 from caldpo.logprobs import KEPT_LOGITS_MIB, LogprobEngine
 from caldpo.logprobs.attention import use_packed_attention
@@ -87,12 +87,15 @@ def fake_tensors(device: str) -> Iterator[FakeTensorMode]:
         table["cpu"] = table[device]
     nn.Module._apply = _replace_weights  # type: ignore[method-assign]
     grouped = getattr(nn.functional, "grouped_mm", None)  # None before PyTorch 2.10
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # writes down what fails, which is caught here
+    was_off, log.disabled = log.disabled, True
     if grouped is not None:
         nn.functional.grouped_mm = _grouped_mm
     try:
         with FakeTensorMode() as mode:
             yield mode
     finally:
+        log.disabled = was_off
         nn.Module._apply = exchange  # type: ignore[method-assign]
         if grouped is not None:
             nn.functional.grouped_mm = grouped
@@ -141,19 +144,23 @@ def without_content(batch: PairBatch, mode: FakeTensorMode) -> PairBatch:
 
 
 def takes_packed(model: PreTrainedModel, mode: FakeTensorMode) -> bool:
-    """Whether packed attention computes all that the model asks of its attention; True where that is not known."""
+    """Whether the model can be run over packed rows; True where that is not known without content."""
     pair = TokenizedPair([1], [1], [1], None, None, 0, "")
-    with unset_fake_temporarily():  # a batch is made of numbers
-        batch = collate([pair], 0, layout="packed")
-    try:
-        use_packed_attention(model)
-        with torch.no_grad():
-            SkeletonEngine(model)(without_content(batch, mode))
-    except CaldpoError:
-        return False
-    except Exception:  # it has to do with tensors without content
+
+    def runs(layout: Layout) -> bool:
+        with unset_fake_temporarily():  # a batch is made of numbers
+            batch = collate([pair], 0, layout=layout)
+        try:
+            with torch.no_grad():
+                SkeletonEngine(model)(without_content(batch, mode))
+        except Unknowable:
+            return True
+        except Exception:
+            return False
         return True
-    return True
+
+    use_packed_attention(model)
+    return runs("packed") or not runs("padded")  # one that fails at both has to do with tensors without content
 
 
 def converted(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:

@@ -131,11 +131,13 @@ def memory_needs(
             )
             evaluated = evaluation_step(policy, without_content(evaluation, mode), trainer.precision)
         except Unknowable as error:
-            unknown = f"{type(policy).__name__} looks into its tensors ({type(error).__name__})"
+            unknown = f"{type(base_model(policy)).__name__} looks into its tensors ({type(error).__name__})"
         except CaldpoError:  # what the run would refuse, too
             raise
         except Exception as error:  # whatever else an architecture does that needs numbers: the other parts stand
-            unknown = f"{type(policy).__name__} cannot be run on tensors without content ({one_line(error)})"
+            unknown = (
+                f"{type(base_model(policy)).__name__} cannot be run on tensors without content ({one_line(error)})"
+            )
         second = bytes_of([*reference.parameters(), *reference.buffers()]) if reference is not None else 0
         temporary = division.part_anywhere("optimizer", optimizer.temporary)
         if "optimizer" in division.offload:  # updated where its states are

@@ -25,6 +25,7 @@ from caldpo.models.base import floating_dtype, prepare_for_training
 from caldpo.models.kinds import require_decoder
 from caldpo.models.loading import (
     describe_loaded,
+    leave_out_router_loss,
     note_router_loss,
     note_unused,
     patient_bar,
@@ -158,6 +159,7 @@ def load_causal_lm(
         require_even(stored_tensors(path, key=key, revision=revision), key=key, value=path)
         raise _cannot_load("model", path, key, error) from error
     policy: PreTrainedModel = loaded[0]
+    leave_out_router_loss(policy.config)
     require_shapes({name: (a, b) for name, a, b in loaded[1]["mismatched_keys"]}, files, key=key, value=path)
     _require_whole(loaded[1]["missing_keys"], key, path)
     if not hasattr(config, "quantization_config"):
@@ -217,6 +219,7 @@ def causal_lm_skeleton(
         CaldpoError: naming ``key``: there is no such configuration, or a model of it would not be loaded either.
     """
     config = _read_config(path, key, revision, trust_remote_code)
+    leave_out_router_loss(config)
     weights = dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
     if attention == "auto":
         attention, _ = choose_attention(config, weights)

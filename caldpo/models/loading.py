@@ -84,14 +84,21 @@ def note_router_loss(config: PretrainedConfig) -> None:
     asked = dict(_router_losses(config.get_text_config().to_dict()))
     if not asked or not is_first_rank():
         return
-    named = ", ".join(f"{name}={value:g}" for name, value in asked.items())
+    named = ", ".join(f"{name}={'true' if value is True else f'{value:g}'}" for name, value in asked.items())
     Console().print(
         f"note: its config.json asks for a load-balancing loss of the experts' router ({named}), which is not added:"
-        " the loss is of the pairs' log-probs alone",
+        " the loss is of the pairs' log-probs alone (and the policy's output_router_logits is off)",
         soft_wrap=True,
         highlight=False,
         markup=False,
     )
+
+
+def leave_out_router_loss(config: PretrainedConfig) -> None:
+    """Have a mixture of experts not compute that loss, which would be for nothing, and cannot be of packed rows."""
+    text = config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False
 
 
 def _router_losses(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
