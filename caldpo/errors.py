@@ -33,5 +33,12 @@ class CaldpoError(Exception):
         return None if self.value is _UNSET else self.value
 
 
+def one_line(error: BaseException) -> str:
+    """The kind of an error of any library, and the first line of what it says; two where that ends in a colon."""
+    said = [line.strip() for line in str(error).strip().splitlines()]
+    first = " ".join(said[:2]) if said and said[0].endswith(":") else said[0] if said else ""
+    return f"{type(error).__name__}: {first.rstrip('.')}" if first else type(error).__name__
+
+
 def _rebuild(message: str, key: str | None, unset: bool, value: Any, remedy: str | None) -> CaldpoError:
     return CaldpoError(message, key=key, value=_UNSET if unset else value, remedy=remedy)

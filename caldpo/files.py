@@ -67,7 +67,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     A folder that has the name already is replaced: at every moment one of the two has it, where the system can
     exchange names. Of drafts that killed processes left, those of ``path`` are cleared away: whoever writes it has to
-    be alone in doing so.
+    be alone in doing so. Its files may be read by whom umask lets.
 
     Raises:
         OSError: it cannot be written; names the folder. The draft is removed.
@@ -78,7 +78,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
         draft.mkdir(parents=True)
         yield draft
         inside = list(draft.rglob("*"))
+        readable = draft.stat().st_mode & 0o666  # as umask has it: safetensors gives its files to their owner alone
         for file in (f for f in inside if f.is_file() and not f.is_symlink()):
+            with contextlib.suppress(OSError):  # on a file system without modes, or of another user
+                file.chmod(readable)
             _sync(file)
         for folder in (draft, *(f for f in inside if f.is_dir() and not f.is_symlink())):
             sync_folder(folder)

@@ -23,12 +23,14 @@ from caldpo.config.job import FINISHED, write_json
 from caldpo.config.redacted import RedactedStream
 from caldpo.config.summary import SUMMARY
 from caldpo.estimate.run import estimate
-from caldpo.estimate.shortage import is_shortage, out_of_memory
+from caldpo.estimate.shortage import out_of_memory
 from caldpo.exporting.card import CARD, Exported, write_card
 from caldpo.exporting.policy import export
+from caldpo.fit import check_fit
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import is_adapted
+from caldpo.models.adapter_coverage import print_coverage
 from caldpo.models.pinned import keep_commit, keep_data_commit
 from caldpo.models.placed import load_policy
 from caldpo.models.probes import require_sound
@@ -45,6 +47,7 @@ from caldpo.resuming.record import PLANNED, begun, is_begun, note, save_config
 from caldpo.resuming.start import find_start
 from caldpo.settings import RunSettings
 from caldpo.sharding.shard import whole_state
+from caldpo.shortage import is_shortage
 from caldpo.summary import (
     note_rounding,
     peak_memory,
@@ -125,6 +128,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     formula = {"formula": loss.formula, "implicit_reward_beta": loss.implicit_reward_beta}
     told = {**formula, "policy": policy_identity, "reference": reference_identity}
     note(run_dir, {**told, "data": report.as_dict(), "versions": versions()})
+    check_fit(source, tokenizer, data, reference=parts["reference"], callbacks=parts["callbacks"])
     known = known_inputs(config, data, tokenizer)
     if start.manifest is not None:  # what is known before weights load; the reference's are held against it later
         require_same({key: value for key, value in start.manifest.identity.items() if key in known}, known)
@@ -132,6 +136,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     try:
         divided = parts["trainer"].divides
         policy = parts["adapter"].apply(load_policy(source, divided=divided))
+        print_coverage(policy)
         tracked = parts["logger"].open(run_dir, run_dir.name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]
         noise = bool(cfg.model.get("dropout"))

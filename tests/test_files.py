@@ -254,6 +254,19 @@ def test_a_digest_is_of_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert file_digest(tmp_path / "x") != expected.hexdigest()
 
 
+def test_files_of_a_folder_are_for_whom_umask_lets(tmp_path: Path) -> None:
+    """safetensors and Python's temporary files are for their owner alone."""
+    before = os.umask(0o022)
+    try:
+        with whole_folder(tmp_path / "policy") as draft:
+            (draft / "below").mkdir()
+            for place in (draft / "a", draft / "below" / "b"):
+                place.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert {f.stat().st_mode & 0o777 for f in (tmp_path / "policy").rglob("*") if f.is_file()} == {0o644}
+
+
 def test_whether_a_process_lives() -> None:
     process = child("signal.pause()")
     assert is_alive(process.pid)

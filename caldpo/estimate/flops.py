@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -57,17 +57,16 @@ class ModelCost:
         other = {type(m).__name__ for m in model.modules() for p in m.parameters(recurse=False) if p.dim() > 2}
         if head is None or other:
             raise UncountedError(f"{', '.join(sorted(other)) or type(model).__name__} is no plain matrix")
-        config = model.config.get_text_config()
         again, layers = _computed_again(model)
-        dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        attention = _attention_sizes(model.config.get_text_config())
         return ModelCost(
             body=sum(map(_elements, matrices)),
             trained=sum(_elements(m) for m in matrices if m.weight.requires_grad),
             head=_elements(head),
             head_trained=bool(head.weight.requires_grad),
-            attention=config.num_hidden_layers * config.num_attention_heads * dimension,
+            attention=sum(attention),
             again=again,
-            attended_again=layers * config.num_attention_heads * dimension,
+            attended_again=round(layers * sum(attention) / len(attention)),
         )
 
     def without_adapters(self) -> ModelCost:
@@ -77,6 +76,19 @@ class ModelCost:
 
 class UncountedError(Exception):
     """A model whose operations do not follow from its shapes, with the reason."""
+
+
+def _attention_sizes(config: PretrainedConfig) -> list[int]:
+    """Heads x head dimension of each layer; Gemma 4 has layers of several sizes.
+
+    Raises:
+        UncountedError: the configuration names no attention heads, as xLSTM's.
+    """
+    layers = list(getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers)
+    if any(not getattr(layer, "num_attention_heads", None) for layer in layers):
+        raise UncountedError(f"{config.model_type} has layers without attention heads, whose products are not counted")
+    sizes = [getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads for layer in layers]
+    return [size * layer.num_attention_heads for size, layer in zip(sizes, layers, strict=True)]
 
 
 def _computed_again(model: nn.Module) -> tuple[int, int]:

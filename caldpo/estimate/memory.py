@@ -7,6 +7,7 @@ that whatever an architecture keeps for its backward pass is counted as it is, w
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +19,15 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
     UnsupportedOperatorException,
+    unset_fake_temporarily,
 )
 from transformers import PreTrainedModel
 
+from caldpo.data.collate import Layout, collate
+from caldpo.data.pair import TokenizedPair
 from caldpo.estimate.live import CASTS, HEAD, OTHER, WEIGHTS, LiveBytes
 from caldpo.logprobs import KEPT_LOGITS_MIB, LogprobEngine
+from caldpo.logprobs.attention import use_packed_attention
 from caldpo.logprobs.head import OutputHead, head_layer
 from caldpo.logprobs.softmax import PART_BYTES, WIDE_RESULTS, LogitTransform
 from caldpo.types import PairBatch
@@ -81,13 +86,43 @@ def fake_tensors(device: str) -> Iterator[FakeTensorMode]:
     for table in tables:
         table["cpu"] = table[device]
     nn.Module._apply = _replace_weights  # type: ignore[method-assign]
+    grouped = getattr(nn.functional, "grouped_mm", None)  # None before PyTorch 2.10
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # writes down what fails, which is caught here
+    was_off, log.disabled = log.disabled, True
+    if grouped is not None:
+        nn.functional.grouped_mm = _grouped_mm
     try:
         with FakeTensorMode() as mode:
             yield mode
     finally:
+        log.disabled = was_off
         nn.Module._apply = exchange  # type: ignore[method-assign]
+        if grouped is not None:
+            nn.functional.grouped_mm = grouped
         for table, value in zip(tables, before, strict=True):
             table["cpu"] = value
+
+
+def _grouped_mm(rows: Tensor, weights: Tensor, *, offs: Tensor | None = None, **options: Any) -> Tensor:
+    """``torch.nn.functional.grouped_mm``, by which experts multiply: without content PyTorch has it in bfloat16 alone.
+
+    The kernel takes any dtype. Every row goes through one expert, whichever it is: as a product with the first
+    expert's matrix, of which all are kept for the backward pass and get a gradient.
+    """
+    return _OneExpert.apply(rows, weights)
+
+
+class _OneExpert(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights)
+        return rows @ weights[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        _, weights = ctx.saved_tensors
+        of_rows = gradient @ weights[0].T if ctx.needs_input_grad[0] else None
+        return of_rows, torch.empty_like(weights) if ctx.needs_input_grad[1] else None
 
 
 def _replace_weights(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -106,6 +141,26 @@ def without_content(batch: PairBatch, mode: FakeTensorMode) -> PairBatch:
     """The shapes of a batch."""
     items: dict[str, Any] = {n: mode.from_tensor(v) if isinstance(v, Tensor) else v for n, v in vars(batch).items()}
     return PairBatch(**items)
+
+
+def takes_packed(model: PreTrainedModel, mode: FakeTensorMode) -> bool:
+    """Whether the model can be run over packed rows; True where that is not known without content."""
+    pair = TokenizedPair([1], [1], [1], None, None, 0, "")
+
+    def runs(layout: Layout) -> bool:
+        with unset_fake_temporarily():  # a batch is made of numbers
+            batch = collate([pair], 0, layout=layout)
+        try:
+            with torch.no_grad():
+                SkeletonEngine(model)(without_content(batch, mode))
+        except Unknowable:
+            return True
+        except Exception:
+            return False
+        return True
+
+    use_packed_attention(model)
+    return runs("packed") or not runs("padded")  # one that fails at both has to do with tensors without content
 
 
 def converted(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:

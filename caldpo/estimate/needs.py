@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from caldpo.data.collate import Layout
+from caldpo.errors import CaldpoError, one_line
 from caldpo.estimate.flops import ModelCost, UncountedError
 from caldpo.estimate.memory import (
     WEIGHT_DTYPES,
@@ -104,7 +105,7 @@ def memory_needs(
     trainer, loss, spec = parts["trainer"], parts["loss"], parts["reference"]
     dtype = WEIGHT_DTYPES.get(trainer.precision)
     with fake_tensors(device) as mode:
-        policy = converted(parts["adapter"].apply(parts["model"].skeleton()), dtype)
+        policy = converted(parts["adapter"].apply(skeleton_without_content(parts["model"])), dtype)
         policy.train()
         trained = [p for p in policy.parameters() if p.requires_grad]
         way = way_of_reference(spec, policy, bool(loss.needs_reference), pairs, seen)
@@ -130,7 +131,13 @@ def memory_needs(
             )
             evaluated = evaluation_step(policy, without_content(evaluation, mode), trainer.precision)
         except Unknowable as error:
-            unknown = f"{type(policy).__name__} looks into its tensors ({type(error).__name__})"
+            unknown = f"{type(base_model(policy)).__name__} looks into its tensors ({type(error).__name__})"
+        except CaldpoError:  # what the run would refuse, too
+            raise
+        except Exception as error:  # whatever else an architecture does that needs numbers: the other parts stand
+            unknown = (
+                f"{type(base_model(policy)).__name__} cannot be run on tensors without content ({one_line(error)})"
+            )
         second = bytes_of([*reference.parameters(), *reference.buffers()]) if reference is not None else 0
         temporary = division.part_anywhere("optimizer", optimizer.temporary)
         if "optimizer" in division.offload:  # updated where its states are
@@ -167,6 +174,27 @@ def memory_needs(
         )
 
 
+def skeleton_without_content(source: Any) -> PreTrainedModel:
+    """The model with tensors that have no content.
+
+    Raises:
+        CaldpoError: naming ``model``: its code needs numbers to make it.
+    """
+    try:
+        made: PreTrainedModel = source.skeleton()
+    except CaldpoError:
+        raise
+    except Exception as error:
+        raise CaldpoError(
+            "this model cannot be made on tensors without content, so that nothing is known of its memory"
+            f" ({one_line(error)})",
+            key="model",
+            value=source.identity(),
+            remedy="start the run itself with trainer.max_steps=1",
+        ) from error
+    return made
+
+
 def costs(
     policy: PreTrainedModel, reference: PreTrainedModel | None, spec: Any
 ) -> tuple[ModelCost | None, ModelCost | None, str]:
@@ -179,6 +207,10 @@ def costs(
             return cost, ModelCost.of(reference), ""
     except UncountedError as error:
         return None, None, str(error)
+    except CaldpoError:  # of reference.path
+        raise
+    except Exception as error:  # a configuration of unknown make
+        return None, None, f"the sizes of {type(policy).__name__} are not understood ({one_line(error)})"
     return cost, cost.without_adapters(), ""  # the policy's own start
 
 

@@ -17,13 +17,14 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.estimate.device import Capacity, capacity
 from caldpo.estimate.flops import Flops, Hours, Work, logits_again, run_flops, work_of
-from caldpo.estimate.memory import fake_tensors
-from caldpo.estimate.needs import Needs, memory_needs
+from caldpo.estimate.memory import fake_tensors, takes_packed
+from caldpo.estimate.needs import Needs, memory_needs, skeleton_without_content
 from caldpo.estimate.report import as_dict, print_estimate, print_verdict
 from caldpo.estimate.sample import Sample, take_sample
 from caldpo.estimate.schedule import Schedule, schedule_of, whole_split
 from caldpo.estimate.settings import SAMPLE_PAIRS, UTILISATION
 from caldpo.estimate.verdict import Verdict, judge
+from caldpo.fit import check_fit
 from caldpo.logprobs.layout import why_not_packed
 from caldpo.parts import build_parts, check_parts
 
@@ -95,6 +96,7 @@ def estimate(
             loss_name=str(hydra.runtime.choices["loss"]),
             needs_rejected=parts["loss"].needs_rejected,
         )
+    check_fit(source, tokenizer, data, reference=parts["reference"])
     sketch = needs_of(cfg, parts, sample.train_pairs, memory_gib)
     flops = flops_of(sketch, parts, sample.test_pairs, cfg.kept_logits_mib)
     hours = None
@@ -202,8 +204,10 @@ def layout_of(cfg: DictConfig, parts: dict[str, Any], max_length: int) -> Layout
     """The layout of the run's batches, by what the model's class and configuration say."""
     if cfg.layout != "auto":
         return cfg.layout
-    with fake_tensors("cpu"):
-        return "packed" if why_not_packed(parts["model"].skeleton(), max_length) is None else "padded"
+    with fake_tensors("cpu") as mode:
+        model = skeleton_without_content(parts["model"])
+        packed = why_not_packed(model, max_length) is None and takes_packed(model, mode)
+    return "packed" if packed else "padded"
 
 
 def longest(pairs: TokenizedPairs, count: int) -> list[TokenizedPair]:

@@ -16,16 +16,6 @@ from caldpo.estimate.needs import Needs
 from caldpo.estimate.run import needs_of
 from caldpo.estimate.verdict import advice
 
-# How PyTorch and the libraries below it say so, where they raise no type of their own for it.
-_SAYINGS = ("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed", "bad_alloc")
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(saying in str(error).lower() for saying in _SAYINGS)
-
 
 def out_of_memory(error: BaseException, cfg: DictConfig, parts: dict[str, Any]) -> CaldpoError:
     """What to raise from ``error``: the estimate by part, and what would make the largest parts smaller.

@@ -33,6 +33,7 @@ from caldpo.evaluation.result import FOLDER
 from caldpo.evaluation.scoring import score_pairs
 from caldpo.evaluation.target import Target
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
+from caldpo.fit import check_fit, require_room
 from caldpo.generation import reference_seed, sample_responses
 from caldpo.models.adapter import adapter_off, is_adapted
 from caldpo.models.probes import require_sound
@@ -272,6 +273,7 @@ class Subject:
             sampling: length, temperature and seed; how many prompts and samples it names is not looked at.
         """
         with self.model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
+            require_room(model, max(map(len, prompts)), sampling.max_new_tokens, key="max_new_tokens")
             return sample_responses(
                 model,
                 self.tokenizer,
@@ -320,4 +322,5 @@ class Subject:
             data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none", needs_rejected=False)
         if told_before:
             (self.folder / REJECTED_ROWS).unlink()
+        check_fit(self.source, tokenizer, data, reference=self._own_reference)
         return tokenizer, data

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,10 +181,14 @@ class Lora:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "fan_in_fan_out")  # GPT-2 keeps its matrices transposed; PEFT sees to it
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # PEFT asks by a name of transformers 4
+            warnings.filterwarnings("ignore", "The following .* keys did not match")  # modules, but parameters
+            warnings.filterwarnings("ignore", "target_parameters=.* were set but")  # the start says what is left out
             torch.manual_seed(self.seed)
             try:
                 adapted: Any = get_peft_model(policy, config)
             except ValueError as error:
+                if "ParamWrapper" in str(error):
+                    raise self._not_on_experts(policy) from error
                 everything = self.target_modules == "all-linear"
                 raise CaldpoError(
                     f"cannot be put on {type(policy).__name__}: {str(error).splitlines()[0].rstrip('.')}",
@@ -197,6 +202,19 @@ class Lora:
         if self.start is not None:  # the base has that adapter in it: no model of this name is what it belongs on
             adapted.peft_config["default"].base_model_name_or_path = None
         return adapted.train(policy.training)  # the new modules, too
+
+    def _not_on_experts(self, policy: PreTrainedModel) -> CaldpoError:
+        others = "or leave the experts out by adapter.target_modules=[q_proj,k_proj,v_proj,o_proj]"
+        if self.decomposed:
+            key, value, remedy = "adapter", self.option, f"set adapter=lora, {others}"
+        else:
+            key, value, remedy = "adapter.dropout", self.dropout, f"set adapter.dropout=0, {others}"
+        return CaldpoError(
+            f"the experts of {type(policy).__name__} are single tensors, on which PEFT has LoRA without dropout alone",
+            key=key,
+            value=value,
+            remedy=remedy,
+        )
 
     def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """The policy under the adapter in ``folder``, with its reference's where that has one.
@@ -281,6 +299,11 @@ def base_copy(policy: Any) -> PreTrainedModel:
     return copied
 
 
+def without_wrappers(name: str) -> str:
+    """The name that a weight under an adapter has without it; experts in single tensors lie under several wrappers."""
+    return re.sub(r"(\.base_layer)+(?=\.)", "", name)
+
+
 def base_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Names and values of the weights without the adapter, the same as if it had never been put there.
 
@@ -291,4 +314,4 @@ def base_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         if not adapted:
             yield name, value
         elif ".lora_" not in name or f".{REFERENCE}." in name or name.endswith(f".{REFERENCE}"):
-            yield name.replace(".base_layer.", "."), value
+            yield without_wrappers(name), value

@@ -7,6 +7,8 @@ are no safetensors PEFT opens a pickle. A folder may come from other hands, so a
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ from transformers import PreTrainedModel
 from caldpo.config.explain import install
 from caldpo.errors import CaldpoError
 from caldpo.models.published import only_pickles
+from caldpo.models.weight_files import read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REFERENCE = "reference"  # name, in PEFT's model, of the frozen adapter under which a policy is its reference
 # what a LoRA of this project has of its own, and names that nothing is done with
 _OWN = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out", "peft_type", "use_dora"}
+_EXPERTS = {"target_parameters", "rank_pattern", "alpha_pattern"}  # what PEFT puts down of experts in single tensors
+_SIZES = re.compile(r"size mismatch for (\S+): [^\n]*?Size\((\[[\d, ]*\])\)[^\n]*?Size\((\[[\d, ]*\])\)")
 _NAMES = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 
 
@@ -47,29 +52,49 @@ def load_adapter(
         CaldpoError: PEFT is not installed, or a folder holds anything but such an adapter of this base.
     """
     try:
-        from peft import LoraConfig, PeftModel
+        from peft import LoraConfig, PeftModel, get_peft_model_state_dict
     except ImportError:
         raise CaldpoError("not installed", key="adapter", value="lora", remedy=install("adapter", "lora")) from None
+    stored: dict[Path, set[str]] = {}
     for place in (folder, *([] if reference is None else [reference])):
         said = _require_plain(place / CONFIG, LoraConfig().to_dict())
         _require_expected(said, expected or {}, place)
         if not (place / WEIGHTS).is_file():
             raise only_pickles(str(place), "adapter", f"there is no {WEIGHTS}")
+        stored[place] = set(read_header(place / WEIGHTS, key="adapter", value=place))
     config = LoraConfig.from_pretrained(str(folder))
     if dropout is not None:
         config.lora_dropout = dropout
     try:
-        adapted: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=trained, config=config)
-        if reference is not None:
-            adapted.load_adapter(str(reference), REFERENCE, is_trainable=False)
-            adapted.set_adapter("default")
+        with warnings.catch_warnings():  # of what is refused below, and of settings that are of parameters
+            warnings.filterwarnings("ignore", "Found missing adapter keys|The following .* keys did not match")
+            adapted: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=trained, config=config)
+            if reference is not None:
+                adapted.load_adapter(str(reference), REFERENCE, is_trainable=False)
+                adapted.set_adapter("default")
     except (RuntimeError, ValueError) as error:
-        raise CaldpoError(
-            f"is no adapter of this {type(base).__name__}: {str(error).strip().splitlines()[0]}",
-            key=str(folder),
-            remedy="name the base that it was trained on by model.path",
-        ) from error
+        raise _of_another(base, folder, _first_size(error) or str(error).strip().splitlines()[0]) from error
+    for place, name in ((folder, "default"), *([] if reference is None else [(reference, REFERENCE)])):
+        wanted = set(get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False))
+        if stored[place] != wanted:  # PEFT leaves what is missing as it was drawn, and what is too much out
+            first = sorted(stored[place] ^ wanted)[0]
+            why = f"{WEIGHTS} lacks" if first in wanted else f"it has no place for what is in {WEIGHTS}:"
+            raise _of_another(base, place, f"{why} {first}")
     return adapted
+
+
+def _of_another(base: PreTrainedModel, folder: Path, why: str) -> CaldpoError:
+    return CaldpoError(
+        f"is no adapter of this {type(base).__name__}: {why}",
+        key=str(folder),
+        remedy="name the base that it was trained on by model.path, and a whole adapter",
+    )
+
+
+def _first_size(error: Exception) -> str:
+    """Tensor and both shapes, where PyTorch says them; the list that they stand in has a title of its own."""
+    found = _SIZES.search(str(error))
+    return "" if found is None else f"{found[1]} has the shape {found[2]} in {WEIGHTS}, and {found[3]} in the model"
 
 
 def _require_expected(said: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
@@ -96,6 +121,8 @@ def _require_plain(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     plain = json.loads(json.dumps(defaults, default=str))
     for key, value in said.items():
         off = value in (None, False, {}, []) or (key in plain and value == plain[key])
+        if key in _EXPERTS and not off and _names_alone(value):
+            continue
         if key not in _OWN | _NAMES and not off:
             raise CaldpoError(
                 "no adapter that is trained here has this setting",
@@ -104,3 +131,12 @@ def _require_plain(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
                 remedy="take it out, or merge the adapter into its base with the program that wrote it",
             )
     return said
+
+
+def _names_alone(value: Any) -> bool:
+    """Whether these are names of parameters, with numbers where it is a table: PEFT takes its keys for patterns."""
+    if isinstance(value, dict) and not all(isinstance(number, int) for number in value.values()):
+        return False
+    return isinstance(value, list | dict) and all(
+        isinstance(name, str) and re.fullmatch(r"(\.\*\\\.)?\w+(\.\w+)*", name) for name in value
+    )

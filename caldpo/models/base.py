@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from caldpo.errors import CaldpoError
 from caldpo.models.dropout import set_to_zero, switch_off
 
 
@@ -41,6 +42,7 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
     dropout or jitter stays on, and is refused by :func:`caldpo.models.probes.require_sound`.
     """
     if gradient_checkpointing:
+        require_checkpointing(policy)
         # renamed in transformers 5; both names take torch.utils.checkpoint's keywords first
         enable = getattr(policy, "activation_checkpointing_enable", None) or policy.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -51,6 +53,21 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
         set_to_zero(policy, [(policy.config, "rescale_every", policy.config.rescale_every)])
     policy.config.use_cache = False
     return policy
+
+
+def require_checkpointing(policy: PreTrainedModel) -> None:
+    """Refuse gradient checkpointing of a model whose layers have none, before its weights load.
+
+    Raises:
+        CaldpoError: naming ``model.gradient_checkpointing``.
+    """
+    if not policy.supports_gradient_checkpointing:
+        raise CaldpoError(
+            f"{type(policy).__name__} has no gradient checkpointing: its layers cannot compute their activations again",
+            key="model.gradient_checkpointing",
+            value="true",
+            remedy="set model.gradient_checkpointing=false; activations are then kept, which takes more memory",
+        )
 
 
 def floating_dtype(name: str) -> torch.dtype:

@@ -19,12 +19,22 @@ from transformers import (
 )
 
 from caldpo.config.signature import validated
-from caldpo.errors import CaldpoError
+from caldpo.errors import CaldpoError, one_line
 from caldpo.models.attention import NEEDS_GPU, choose_attention
 from caldpo.models.base import floating_dtype, prepare_for_training
 from caldpo.models.kinds import require_decoder
-from caldpo.models.loading import describe_loaded, patient_bar, print_loaded
-from caldpo.models.published import announce_code, commit_of, only_pickles, require_safe, with_code
+from caldpo.models.loading import (
+    describe_loaded,
+    leave_out_router_loss,
+    note_router_loss,
+    note_unused,
+    patient_bar,
+    print_loaded,
+    quiet_report,
+)
+from caldpo.models.published import announce_code, commit_of, only_pickles, require_safe, stored_tensors, with_code
+from caldpo.models.weight_files import require_even, require_numbers, require_shapes
+from caldpo.shortage import is_shortage
 
 
 class HubModel:
@@ -128,8 +138,9 @@ def load_causal_lm(
         dtype = arguments.get("dtype")
         attention, why = choose_attention(config, dtype if isinstance(dtype, torch.dtype) else None)
     started = time.perf_counter()
+    files = stored_tensors(path, key=key, revision=revision)
     try:
-        with patient_bar():
+        with patient_bar(), quiet_report():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 revision=revision or "main",
@@ -137,16 +148,26 @@ def load_causal_lm(
                 use_safetensors=True,
                 attn_implementation=attention,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, with names and shapes
                 **arguments,
             )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # of transformers, safetensors, or the model's own code
+        if is_shortage(error):
+            raise
         if attention is not None and _is_about_attention(error):
             raise _cannot_attend(attention, error) from error
+        require_even(stored_tensors(path, key=key, revision=revision), key=key, value=path)
         raise _cannot_load("model", path, key, error) from error
     policy: PreTrainedModel = loaded[0]
+    leave_out_router_loss(policy.config)
+    require_shapes({name: (a, b) for name, a, b in loaded[1]["mismatched_keys"]}, files, key=key, value=path)
     _require_whole(loaded[1]["missing_keys"], key, path)
+    if not hasattr(config, "quantization_config"):
+        require_numbers((name for name, _ in policy.named_parameters()), files, key=key, value=path)
+    note_unused(loaded[1]["unexpected_keys"], files, path)
     if announce:
         print_loaded(describe_loaded(policy, time.perf_counter() - started, why), path, revision)
+        note_router_loss(config)
     return policy
 
 
@@ -159,7 +180,7 @@ def _read_config(path: str, key: str, revision: str | None, trusted: bool) -> Pr
         config: PretrainedConfig = AutoConfig.from_pretrained(
             path, revision=revision or "main", trust_remote_code=trusted
         )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each kind of configuration checks itself, with errors of its own
         raise _cannot_load("model", path, key, error) from error
     require_decoder(config, key=key, path=path)
     return config
@@ -198,6 +219,7 @@ def causal_lm_skeleton(
         CaldpoError: naming ``key``: there is no such configuration, or a model of it would not be loaded either.
     """
     config = _read_config(path, key, revision, trust_remote_code)
+    leave_out_router_loss(config)
     weights = dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
     if attention == "auto":
         attention, _ = choose_attention(config, weights)
@@ -231,7 +253,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision or "main", trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # the library behind it raises plain ones
         raise _cannot_load("tokenizer", path, key, error) from error
     if tokenizer.eos_token_id is None:
         raise CaldpoError(
@@ -260,7 +282,9 @@ def _cannot_attend(attention: str, error: Exception) -> CaldpoError:
 
 
 def _first_sentence(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    if not isinstance(error, OSError | ValueError | ImportError):
+        return one_line(error)
+    return one_line(error).partition(": ")[2] or type(error).__name__
 
 
 def _cannot_load(what: str, path: str, key: str, error: Exception) -> CaldpoError:
@@ -269,6 +293,10 @@ def _cannot_load(what: str, path: str, key: str, error: Exception) -> CaldpoErro
         return CaldpoError(f"there is no such folder to load a {what} from", key=key, value=path)
     if "safetensors" in str(error) and what == "model":
         return only_pickles(path, key, f"it has no weights as safetensors: {_first_sentence(error)}")
+    if Path(path).is_dir():
+        file = "config.json" if what == "model" else "tokenizer_config.json and tokenizer.json"
+        remedy = f"mend its {file}, or name a folder that save_pretrained of transformers has written"
+        return CaldpoError(f"cannot load a {what}: {_first_sentence(error)}", key=key, value=path, remedy=remedy)
     return CaldpoError(
         f"cannot load a {what}: {_first_sentence(error)}",
         key=key,

@@ -17,6 +17,7 @@ from rich.console import Console
 from transformers.utils import cached_file
 
 from caldpo.errors import CaldpoError
+from caldpo.models.weight_files import INDEX, Stored, check_weight_files
 
 _WITH_CODE = ("config.json", "tokenizer_config.json")  # files that may name code in auto_map
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
@@ -62,7 +63,7 @@ def with_code(identity: str, path: str, revision: str | None) -> str:
 
 
 def require_safe(path: str, *, key: str, revision: str | None = None, trusted: bool = False) -> None:
-    """Refuse a model whose weights are pickles, or whose configuration has another repository's code loaded.
+    """Refuse a model whose weights are pickles or damaged, or whose configuration has another repository's code loaded.
 
     Args:
         path: hub id or folder.
@@ -95,6 +96,22 @@ def require_safe(path: str, *, key: str, revision: str | None = None, trusted: b
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         if pickles:
             raise only_pickles(path, key, f"its weights are a pickle ({pickles[0]}), which can run code when opened")
+    stored_tensors(path, key=key, revision=revision)
+
+
+def stored_tensors(path: str, *, key: str, revision: str | None = None) -> dict[str, Stored]:
+    """Every tensor of the model's safetensors by its name, as far as the files are on this machine.
+
+    Of a model of the hub the index is fetched, which may not name anything but safetensors.
+
+    Raises:
+        CaldpoError: naming ``key``: a file or the index is damaged, or not what it should be.
+    """
+    if Path(path).is_dir():
+        return check_weight_files(Path(path), key=key)
+    index = _file(path, INDEX, revision)
+    known = index or _file(path, "config.json", revision)
+    return {} if known is None else check_weight_files(known.parent, key=key, index=index)
 
 
 def only_pickles(path: str, key: str, why: str) -> CaldpoError:

@@ -14,8 +14,8 @@ import torch
 
 from caldpo.estimate.__main__ import main as estimate
 from caldpo.estimate.device import GIB
-from caldpo.estimate.shortage import is_shortage
 from caldpo.module import PreferenceModule
+from caldpo.shortage import is_shortage
 from tests.command import RANDOM_MODEL, train
 
 SMALL = [
