@@ -14,7 +14,7 @@ from caldpo.evaluation.suite import Suite
 from caldpo.summary import versions
 
 # Settings of the command that results depend on; the others say where and how fast.
-_TELLING = ("checkpoint", "max_pairs", "batch", "seed")
+_TELLING = ("max_pairs", "batch", "seed")
 _LIBRARIES = ("scipy", "torchmetrics")  # whose arithmetic is in the measures, beside those that a run names
 _MOST_FILES = 1000
 
@@ -23,7 +23,7 @@ def determined_by(suite: Suite, subject: Subject) -> dict[str, Any]:
     """Settings, weights, pairs, versions, and the files and folders that any of them name."""
     settings = suite.settings()
     own = {name: getattr(subject.settings, name) for name in _TELLING}
-    own |= {"precision": subject.precision, "reward_beta": subject.reward_beta}
+    own |= {"checkpoint": subject.settings.wanted, "precision": subject.precision, "reward_beta": subject.reward_beta}
     named = (settings, subject.target.config["model"], subject.target.config["reference"], subject.bench.reference)
     return {
         "suite": settings,

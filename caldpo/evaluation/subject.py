@@ -58,7 +58,7 @@ class Subject:
         self.device = find_device(settings.device)
         self.precision = settings.precision or str(target.of_run("trainer.precision", "32-true"))
         self.reward_beta = float(settings.reward_beta or target.of_run("reward_beta", 0.1))
-        self.weights = find_weights(target, settings.checkpoint)
+        self.weights = find_weights(target, settings.wanted)
         sections = [name for name in ("model", "adapter", "reference", "data") if target.config[name] is not None]
         parts = build_parts(OmegaConf.create({name: target.config[name] for name in sections}), sections)
         self.source, self.adapter, self._own_reference = parts["model"], parts["adapter"], parts.get("reference")
@@ -75,7 +75,7 @@ class Subject:
     @property
     def folder(self) -> Path:
         """Where results go: ``evaluation/`` of the run's folder, and below it what is not of its end or its own."""
-        chosen = self.settings.checkpoint
+        chosen = self.settings.wanted
         below = [] if isinstance(chosen, str) else [f"step-{chosen}"]
         if self.target.folder == self.target.run:  # elsewhere nothing of the run's could be overwritten
             below += [] if self.target.own_data else ["other-data"]

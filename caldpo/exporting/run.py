@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from caldpo import __version__
+from caldpo.checkpoints.wanted import wanted_checkpoint
 from caldpo.config.job import write_json
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.target import Target, find_folders, read_target
@@ -21,7 +22,7 @@ from caldpo.exporting.card import CARD, PICTURE, Exported, draw, published_base,
 from caldpo.exporting.hub import Repository
 from caldpo.exporting.place import RECORD, default_place, require_place
 from caldpo.exporting.policy import in_dtype, write_policy
-from caldpo.exporting.settings import ExportSettings, wanted_checkpoint
+from caldpo.exporting.settings import ExportSettings
 from caldpo.files import whole_folder
 from caldpo.models.adapter import is_adapted
 from caldpo.models.adapter_merged import merged
