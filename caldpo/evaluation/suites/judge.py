@@ -176,7 +176,7 @@ class Judge(Suite):
             Pair(prompt.prompt, subject.decode(ids), other)
             for prompt, ids, other in zip(held_out, ours, theirs, strict=True)
         ]
-        return pairs, cut_notes(ours, subject.tokenizer.eos_token_id, sampling.max_new_tokens)
+        return pairs, cut_notes(ours, subject.ends, sampling.max_new_tokens)
 
     def _who(self) -> JudgeModel:
         parameters: dict[str, Any] = {self.limit_by: self.max_tokens}
