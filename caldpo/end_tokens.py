@@ -71,7 +71,9 @@ def response_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: 
 def named(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str:
     """The tokens for a person: ``</s> (2), <|im_end|> (32001)``."""
     names = tokenizer.convert_ids_to_tokens(list(ends))
-    return ", ".join(f"{'unknown' if name is None else name} ({token})" for name, token in zip(names, ends, strict=True))
+    return ", ".join(
+        f"{'unknown' if name is None else name} ({token})" for name, token in zip(names, ends, strict=True)
+    )
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -169,4 +169,3 @@ class _Watch(LogitsProcessor):
         self.first_bad = torch.where(bad, self.first_bad.clamp_max(self.step), self.first_bad)
         self.step += 1
         return torch.where(bad[:, None], 0, scores)
-

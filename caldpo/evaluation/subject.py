@@ -213,7 +213,12 @@ class Subject:
         """Summed log-probs of both responses of any pairs, nats, shape ``(2, pairs)``."""
         with self.model(who) as model:
             return score_pairs(
-                model, pairs, pad_id=self.pad_id, batch=self.batch, label=f"{who}: {label}", context=self.context,
+                model,
+                pairs,
+                pad_id=self.pad_id,
+                batch=self.batch,
+                label=f"{who}: {label}",
+                context=self.context,
                 whose=self._named(who),
             )
 

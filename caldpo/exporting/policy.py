@@ -70,7 +70,9 @@ def write_policy(
     tokenizer.save_pretrained(folder)
 
 
-def complete_generation(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()) -> None:
+def complete_generation(
+    settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()
+) -> None:
     """Let the base's generation settings end where responses end, pad with a token that there is, and be saveable.
 
     All else that the base says stays, but for what transformers would not save or cannot generate with.

@@ -67,7 +67,11 @@ def _logits(model: PreTrainedModel, prompts: list[list[int]], device: torch.devi
             input_ids=ids,
             attention_mask=mask,
             generation_config=GenerationConfig(
-                max_new_tokens=_TOKENS, do_sample=False, pad_token_id=0, return_dict_in_generate=True, output_logits=True
+                max_new_tokens=_TOKENS,
+                do_sample=False,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+                output_logits=True,
             ),
             synced_gpus=synced,
         )

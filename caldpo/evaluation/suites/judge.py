@@ -59,7 +59,7 @@ class Judge(Suite):
         max_tokens: longest answer of the judge, tokens.
         limit_by: the name under which the endpoint takes that limit.
         concurrency: calls on their way at a time.
-        timeout: seconds of one attempt.
+        timeout: seconds of one attempt, to the last byte of the answer.
         max_retries: attempts after the first, with the client's back-off.
         price_input, price_output: per million tokens read and written; None states no cost.
         resamples: bootstrap draws of whole prompts.
