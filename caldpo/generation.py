@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from caldpo.compilation import uncompiled
-from caldpo.end_tokens import end_tokens
-from caldpo.models.generation_settings import without_own_settings
+from caldpo.end_tokens import end_tokens, named
+from caldpo.models.generation_settings import listed, unused_settings, without_own_settings
 from caldpo.models.left_padding import Together, left_padded, may_share_a_batch
 from caldpo.models.modes import evaluating
 from caldpo.numbers.evaluated import not_finite_error
@@ -39,6 +39,18 @@ def reference_seed(seed: int) -> int:
     samples would say.
     """
     return random.Random(f"reference {seed}").getrandbits(31)
+
+
+def sampling_notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What a user of the checkpoint might expect otherwise of samples, a line each; empty where there is nothing."""
+    unused, ends = unused_settings(model), end_tokens(tokenizer, model)
+    lines = []
+    if unused:
+        asked = f"generation_config.json asks for {listed(unused)}"
+        lines.append(f"{asked}: not used, samples are of the plain distribution")
+    if len(ends) > 1:
+        lines.append(f"a response ends with the first of {named(tokenizer, ends)}")
+    return lines
 
 
 def plain_settings(max_new_tokens: int, temperature: float, ends: Sequence[int], pad: int | None) -> GenerationConfig:

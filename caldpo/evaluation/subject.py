@@ -30,10 +30,11 @@ from caldpo.evaluation.result import FOLDER
 from caldpo.evaluation.scoring import score_pairs
 from caldpo.evaluation.target import Target
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
-from caldpo.generation import reference_seed, sample_responses
+from caldpo.generation import reference_seed, sample_responses, sampling_notes
 from caldpo.models.adapter import adapter_off, is_adapted
 from caldpo.parts import build_parts
 from caldpo.reference.bar import LateBar
+from caldpo.summary import print_notes
 
 Who = Literal["policy", "reference"]
 
@@ -274,6 +275,8 @@ class Subject:
         Raises:
             CaldpoError: logits are not finite.
         """
+        for line in sampling_notes(self.policy, self.tokenizer):
+            self.bench.once(f"note {line}", lambda line=line: print_notes([line]))
         ends = self.ends  # of the policy: it is loaded before its reference, which may lie in it
         with self.model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
             return sample_responses(

@@ -16,7 +16,7 @@ from caldpo.end_tokens import end_tokens, trained_ends
 from caldpo.errors import CaldpoError
 from caldpo.files import whole_folder
 from caldpo.models.adapter import base_model, is_adapted
-from caldpo.models.generation_settings import mended
+from caldpo.models.generation_settings import listed, mended
 
 if TYPE_CHECKING:
     from caldpo.module import PreferenceModule
@@ -114,6 +114,13 @@ def export_settings(
     before, after = base.generation_config.to_dict(), settings.to_dict()
     gone = {n: v for n, v in before.items() if v is not None and n[0] != "_" and after.get(n) is None}
     return settings, gone
+
+
+def export_notes(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What an export will leave out of the checkpoint's generation settings, a line; empty where it is nothing."""
+    _, gone = export_settings(policy, tokenizer)
+    what = "transformers does not save it, or cannot generate with it"
+    return [f"exports have no {listed(gone)} in generation_config.json: {what}"] if gone else []
 
 
 def _is_id(value: object) -> bool:

@@ -21,7 +21,6 @@ from transformers import (
     EtaLogitsWarper,
     GenerationConfig,
     MinPLogitsWarper,
-    NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -73,7 +72,6 @@ _STEPS: dict[str, Any] = {
     "epsilon_cutoff": EpsilonLogitsWarper,
     "eta_cutoff": EtaLogitsWarper,
     "repetition_penalty": RepetitionPenaltyLogitsProcessor,
-    "no_repeat_ngram_size": NoRepeatNGramLogitsProcessor,
 }
 _SAMPLED = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 

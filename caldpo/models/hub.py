@@ -22,9 +22,11 @@ from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.attention import NEEDS_GPU, choose_attention
 from caldpo.models.base import floating_dtype, prepare_for_training
+from caldpo.models.generation_settings import listed, readable_settings
 from caldpo.models.kinds import require_decoder
 from caldpo.models.loading import describe_loaded, patient_bar, print_loaded
 from caldpo.models.published import announce_code, commit_of, only_pickles, require_safe, with_code
+from caldpo.summary import print_notes
 
 
 class HubModel:
@@ -127,6 +129,11 @@ def load_causal_lm(
     if attention == "auto":
         dtype = arguments.get("dtype")
         attention, why = choose_attention(config, dtype if isinstance(dtype, torch.dtype) else None)
+    settings, left_out = readable_settings(path, revision)
+    if settings is not None:
+        arguments["generation_config"] = settings
+        if announce:
+            print_notes([f"generation_config.json cannot be loaded with {listed(left_out)}: left out"])
     started = time.perf_counter()
     try:
         with patient_bar():
