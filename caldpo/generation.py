@@ -152,8 +152,8 @@ def _sample_batch(
     ids, mask = left_padded(prompts, pad, device)
     watch = _Watch(len(prompts), device)
     with without_own_settings(model) as base:
-        generate: Any = type(base).generate  # the instance's own may be a program that came with the checkpoint
-        out = generate(
+        kind: Any = type(base)  # the instance's own generate may be a program that came with the checkpoint
+        out = kind.generate(
             base,
             input_ids=ids,
             attention_mask=mask,

@@ -154,7 +154,7 @@ def end_once(ids: list[int], eos: int, *, templated: bool, turn: int | None = No
     """
     if templated:
         for place, token in enumerate(ids):
-            if token == eos or token == turn:
+            if token in (eos, turn):
                 return ids[: place + 1]
     return [*(token for token in ids if token != eos), eos]
 

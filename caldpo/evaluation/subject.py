@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -276,7 +276,7 @@ class Subject:
             CaldpoError: logits are not finite.
         """
         for line in sampling_notes(self.policy, self.tokenizer):
-            self.bench.once(f"note {line}", lambda line=line: print_notes([line]))
+            self.bench.once(f"note {line}", partial(print_notes, [line]))
         ends = self.ends  # of the policy: it is loaded before its reference, which may lie in it
         with self.model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
             return sample_responses(

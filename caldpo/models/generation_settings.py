@@ -88,7 +88,7 @@ def unused_settings(model: PreTrainedModel) -> dict[str, Any]:
 
 @contextmanager
 def without_own_settings(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The model that ``generate`` is called on, its adapter active, with none of its checkpoint's settings meanwhile."""
+    """The model to call ``generate`` on, its adapter active, with none of its checkpoint's settings meanwhile."""
     base = base_model(model)
     own = base.generation_config
     base.generation_config = GenerationConfig()

@@ -61,8 +61,8 @@ def _logits(model: PreTrainedModel, prompts: list[list[int]], device: torch.devi
     """Logits of the first tokens that follow each prompt, likeliest ones, ``(prompts, tokens, vocabulary)``."""
     ids, mask = left_padded(prompts, 0, device)
     with without_own_settings(model) as base:
-        generate: Any = type(base).generate
-        out = generate(
+        kind: Any = type(base)
+        out = kind.generate(
             base,
             input_ids=ids,
             attention_mask=mask,

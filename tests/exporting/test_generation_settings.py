@@ -1,4 +1,4 @@
-"""Generation settings of a checkpoint that transformers does not save or load: the policy lands, and generates alike."""
+"""Generation settings of a checkpoint that transformers does not save or load: the policy lands and generates alike."""
 
 from __future__ import annotations
 

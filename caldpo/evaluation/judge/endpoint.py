@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
 from urllib.parse import urlsplit
 
 from caldpo.config.redact import MASK, redact_text
