@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import pytorch_lightning as pl
 import torch
+from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,8 +20,9 @@ from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
 from caldpo.models.dropout import acts
 from caldpo.models.modes import evaluating
+from caldpo.numbers.evaluated import REMEDY, HeldOutWatch
 from caldpo.numbers.start import check_start, start_ratios, summed_up
-from caldpo.numbers.watch import NumberWatch
+from caldpo.numbers.watch import NumberWatch, origin_of
 from caldpo.progress import StepLog
 from caldpo.ranks import largest_of_all
 from caldpo.reference.base import Reference
@@ -76,6 +79,7 @@ class PreferenceModule(pl.LightningModule):
             "engine": LogprobEngine(policy, kept_logits_mib),
             "train_log": StepLog(),
             "held_out": WeightedMeans(),
+            "held_out_watch": HeldOutWatch(),
             "numbers": numbers or NumberWatch(),
         }.items():
             object.__setattr__(self, name, value)  # unregistered: neither state nor parameters of this module
@@ -97,6 +101,7 @@ class PreferenceModule(pl.LightningModule):
     tokenizer: PreTrainedTokenizerBase
     train_log: StepLog
     held_out: WeightedMeans
+    held_out_watch: HeldOutWatch
     numbers: NumberWatch
 
     # -- set-up
@@ -244,6 +249,7 @@ class PreferenceModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.held_out.reset()
+        self.held_out_watch.reset()
         self.held_out.to(self.device)
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
@@ -251,10 +257,32 @@ class PreferenceModule(pl.LightningModule):
         logps = self.pair_logps(batch, with_reference=True)
         values = loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta)
         self.held_out.update(values, batch.weight)
+        self.held_out_watch.keep(batch, logps, values)
         if self.global_step == 0 and not self.resumed:
             self.start_ratios.append(start_ratios(logps, batch.weight))  # fetched together at the end
 
+    def require_finite_held_out(self) -> None:
+        """Look whether the held-out pairs of this evaluation have come to finite values; all ranks have to ask.
+
+        Raises:
+            CaldpoError: they have not, naming rows and terms. With ``trainer.on_bad_numbers=skip`` only where weights
+                are not finite either: no later step could be any better.
+        """
+        if not self.held_out.names or all(map(math.isfinite, self.held_out.floats().values())):
+            return
+        finding = self.held_out_watch.find(self.policy, origin_of(self))
+        if not finding.bad:
+            return  # a mean over so many pairs overflowed, or has none
+        text = f"held-out values are not finite after {self.global_step} optimiser steps: {finding}"
+        if self.numbers.skips and not finding.weights:
+            if self.trainer.is_global_zero:
+                Console().print(f"note: {text}", soft_wrap=True, highlight=False, markup=False)
+            return
+        self.failure = CaldpoError(text, remedy=REMEDY)
+        raise self.failure
+
     def on_validation_epoch_end(self) -> None:
+        self.require_finite_held_out()
         if self.start_ratios:
             # all ranks give up, or none: those that go on would wait for the others
             self.largest_start_ratio, mean = largest_of_all(*summed_up(self.start_ratios))

@@ -25,8 +25,9 @@ from caldpo.config.summary import SUMMARY
 from caldpo.estimate.run import estimate
 from caldpo.estimate.shortage import out_of_memory
 from caldpo.exporting.card import CARD, Exported, write_card
-from caldpo.exporting.policy import export
+from caldpo.exporting.policy import export, export_notes
 from caldpo.fit import check_fit
+from caldpo.generation import sampling_notes
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapter import is_adapted
@@ -54,6 +55,7 @@ from caldpo.summary import (
     print_end,
     print_layout,
     print_line,
+    print_notes,
     print_start,
     versions,
 )
@@ -137,6 +139,8 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         divided = parts["trainer"].divides
         policy = parts["adapter"].apply(load_policy(source, divided=divided))
         print_coverage(policy)
+        print_notes(sampling_notes(policy, tokenizer))
+        print_notes(export_notes(policy, tokenizer) if settings.export else [])
         tracked = parts["logger"].open(run_dir, run_dir.name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]
         noise = bool(cfg.model.get("dropout"))

@@ -28,6 +28,7 @@ from caldpo.config.signature import validated
 from caldpo.data.collate import collate
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import TokenizedPair
+from caldpo.end_tokens import end_tokens, response_text
 from caldpo.environments.agreement import reward_agreement
 from caldpo.evaluation.points import true_rewards, wins
 from caldpo.generation import reference_seed, sample_responses
@@ -76,8 +77,9 @@ class OracleEvaluation(pl.Callback):
         """True rewards of policy and reference on the same prompts, and the KL between them."""
         held_out = data.held_out_prompts(self.prompts)
         prompts = [h.prompt_ids for h in held_out]
+        ends = end_tokens(module.tokenizer, module.policy)  # the reference's responses end where the policy's do
 
-        def sample(model: PreTrainedModel, seed: int) -> list[list[int]]:
+        def sample(model: PreTrainedModel, seed: int, whose: str) -> list[list[int]]:
             return sample_responses(
                 model,
                 module.tokenizer,
@@ -86,15 +88,18 @@ class OracleEvaluation(pl.Callback):
                 temperature=self.temperature,
                 seed=seed,
                 device=module.device,
+                ends=ends,
+                whose=f"after {module.global_step} optimiser steps the {whose}'s",
+                names=[h.origin or f"prompt {i}" for i, h in enumerate(held_out, 1)],
             )
 
         def rewards(responses: list[list[int]]) -> NDArray[np.float64]:
-            texts = module.tokenizer.batch_decode(responses, skip_special_tokens=True)
+            texts = [response_text(module.tokenizer, ids, ends) for ids in responses]
             return true_rewards(data, [str(h.prompt) for h in held_out], texts)
 
-        samples = sample(module.policy, self.seed)
+        samples = sample(module.policy, self.seed, "policy")
         with module.reference.live() as reference:
-            baseline = sample(reference, reference_seed(self.seed))
+            baseline = sample(reference, reference_seed(self.seed), "reference")
         ours, theirs = rewards(samples), rewards(baseline)
         return {
             "reward": float(ours.mean()),

@@ -12,6 +12,7 @@ from caldpo.checkpoints.manifest import SAMPLES
 from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
 from caldpo.config.signature import validated
 from caldpo.data.datamodule import PairDataModule
+from caldpo.end_tokens import end_tokens, response_text
 from caldpo.generation import sample_responses
 from caldpo.sharding.shard import is_sharded
 
@@ -42,10 +43,14 @@ class SampleTable(pl.Callback):
         )
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        if not self.prompts or not (trainer.is_global_zero or is_sharded(module.policy)):
+        if not self.prompts:
+            return
+        module.require_finite_held_out()  # on all ranks: it says more than what comes of sampling from such weights
+        if not (trainer.is_global_zero or is_sharded(module.policy)):
             return
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
         held_out = data.held_out_prompts(self.prompts)
+        ends = end_tokens(module.tokenizer, module.policy)
         responses = sample_responses(
             module.policy,
             module.tokenizer,
@@ -54,13 +59,16 @@ class SampleTable(pl.Callback):
             temperature=self.temperature,
             seed=self.seed,
             device=module.device,
+            ends=ends,
+            whose=f"after {module.global_step} optimiser steps the policy's",
+            names=[h.origin or f"prompt {i}" for i, h in enumerate(held_out, 1)],
         )
         if not trainer.is_global_zero:  # it was needed to generate, as it holds a part of the weights
             return
         reward = data.oracle
         new = []
         for prompt, ids in zip(held_out, responses, strict=True):
-            text = module.tokenizer.decode(ids, skip_special_tokens=True)
+            text = response_text(module.tokenizer, ids, ends)
             asked = prompt.prompt if isinstance(prompt.prompt, str) else module.tokenizer.decode(prompt.prompt_ids)
             row = {"step": module.global_step, "prompt": asked, "chosen": prompt.reference, "sample": text}
             if reward is not None:

@@ -40,11 +40,13 @@ class HeldOutPrompt:
         prompt: the conversation or text as the data has it.
         prompt_ids: its tokens, truncated as in training.
         reference: the chosen response of its first pair.
+        origin: where that pair is from, as ``test.jsonl:3``.
     """
 
     prompt: str | tuple[Message, ...]
     prompt_ids: list[int]
     reference: str
+    origin: str = ""
 
 
 class PairDataModule(ServedPairs):
@@ -224,7 +226,7 @@ class PairDataModule(ServedPairs):
         for pair, tokens in zip(self._test_sources, self.test_pairs, strict=True):
             if len(found) == count:
                 break
-            held_out = HeldOutPrompt(pair.prompt, tokens.prompt_ids, pair.chosen)
+            held_out = HeldOutPrompt(pair.prompt, tokens.prompt_ids, pair.chosen, pair.origin)
             found.setdefault(prompt_key(pair.prompt), held_out)
         return list(found.values())
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.tokenize import TokenizedSplit
+from caldpo.end_tokens import trained_ends
 
 HEAD, TAIL = 24, 24  # tokens shown of each end of a text
 LOSS_STYLE = "bold green"
@@ -22,6 +23,7 @@ def print_preview(split: TokenizedSplit, tokenizer: PreTrainedTokenizerBase, cou
     shown = split.pairs[:count]
     if not shown:
         return
+    ends = trained_ends(tokenizer)
     heading = Text("Tokenised pairs: the prompt as text, tokens that bear the loss in ")
     console.print(heading.append("[brackets]", LOSS_STYLE))
     for pair in shown:
@@ -31,7 +33,7 @@ def print_preview(split: TokenizedSplit, tokenizer: PreTrainedTokenizerBase, cou
         _append(line, pair.prompt_ids, 0, tokenizer, bears_loss=False)
         console.print(line, soft_wrap=True)
         for name, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
-            cut = ids[-1] != tokenizer.eos_token_id
+            cut = ids[-1] not in ends
             line = _line(name, ids, "cut from the right" if cut else "")
             # The last prompt token as context: alone, a text would lose its leading space in some tokenizers.
             _append(line, pair.prompt_ids[-1:] + ids, 1, tokenizer, bears_loss=True)

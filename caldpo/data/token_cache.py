@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
+from caldpo import end_tokens
 from caldpo.data import template, tokenize, tokens
 from caldpo.data.load import Rejection
 from caldpo.data.pair import PreferencePair
@@ -130,7 +131,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 @functools.cache
 def code_identity() -> str:
     """A digest of the code that turns texts into ids: whoever changes it need not remember these files."""
-    return _digest(*(Path(str(module.__file__)).read_bytes() for module in (template, tokenize, tokens)))
+    return _digest(*(Path(str(module.__file__)).read_bytes() for module in (template, tokenize, tokens, end_tokens)))
 
 
 def _rendered(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> bytes:

@@ -5,8 +5,8 @@
   tokenised by itself instead (counted as a boundary merge).
 - A template decides about BOS. For plain text the tokenizer does: its leading special tokens stand once
   before the prompt, its trailing ones nowhere.
-- What a template writes after a response's EOS is cut, a missing EOS is appended, EOS tokens in the
-  response's own text are removed (counted).
+- What a template writes after a response's end token is cut: after the EOS, or the special token with which it ends a
+  turn (``<|im_end|>``). A missing one is appended as EOS; end tokens in the response's own text are removed (counted).
 - Truncation follows the DPO reference code (Rafailov et al. 2023): only a pair too long for ``max_length``
   loses the left part of its prompt, then the right part of its responses. A response that was cut has no
   EOS, because its text does not end there. A leading BOS survives the cut: a model trained with one has never
@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Literal
 
@@ -27,8 +27,9 @@ from transformers import PreTrainedTokenizerBase
 from caldpo.data.load import Rejection
 from caldpo.data.pair import Message, PreferencePair, TokenizedPair
 from caldpo.data.rows import RowError
-from caldpo.data.template import RenderedPair, render_pair, render_prompt
+from caldpo.data.template import RenderedPair, render_pair, render_prompt, without_token
 from caldpo.data.tokens import TokenizedPairs
+from caldpo.end_tokens import turn_end
 from caldpo.errors import CaldpoError
 
 CHUNK = 256  # pairs tokenised in one call: enough to be fast, few enough for a smooth progress bar
@@ -142,16 +143,19 @@ def truncate(
     return prompt, chosen[:room], rejected[:room]
 
 
-def end_once(ids: list[int], eos: int, *, templated: bool) -> list[int]:
-    """A response's ids with exactly one EOS, at the end.
+def end_once(ids: list[int], eos: int, *, templated: bool, turn: int | None = None) -> list[int]:
+    """A response's ids with exactly one end token, at the end.
 
     Args:
         ids: what follows the prompt.
         eos: the tokenizer's EOS.
-        templated: the first EOS is the template's, and what it wrote after it is cut; otherwise none belongs.
+        templated: the first end token is the template's, and what it wrote after it is cut; otherwise none belongs.
+        turn: the token with which the template ends a turn, if it is another than the EOS.
     """
-    if templated and eos in ids:
-        return ids[: ids.index(eos) + 1]
+    if templated:
+        for place, token in enumerate(ids):
+            if token in (eos, turn):
+                return ids[: place + 1]
     return [*(token for token in ids if token != eos), eos]
 
 
@@ -221,16 +225,19 @@ class _Worker:
     cut_prompts: set[int] = field(default_factory=set)
     kept: list[int] = field(default_factory=list)  # places of the pairs
     leading: list[int] = field(init=False)
+    turn: int | None = field(init=False)  # the token with which the template ends a turn, if it is not the EOS
 
     def __post_init__(self) -> None:
         self.leading = leading_special_tokens(self.tokenizer)
+        turn = turn_end(self.tokenizer)
+        self.turn = None if turn == self.tokenizer.eos_token_id else turn
 
     def tokenize(self, start: int, chunk: Sequence[PreferencePair]) -> Iterator[TokenizedPair]:
         """Tokenise the pairs at the places from ``start`` on."""
         rendered: list[tuple[int, PreferencePair, RenderedPair]] = []
         for place, pair in enumerate(chunk, start):
             try:
-                rendered.append((place, pair, _encodable(render_pair(pair, self.tokenizer))))
+                rendered.append((place, pair, _encodable(render_pair(self._unended(pair), self.tokenizer))))
             except RowError as error:
                 self.rejections[place] = Rejection(pair.origin, error.kind, error.reason)
         texts = [t for *_, r in rendered for t in (r.prompt, r.prompt + r.chosen, r.prompt + r.rejected)]
@@ -242,6 +249,16 @@ class _Worker:
             else:
                 self.kept.append(place)
                 yield found
+
+    def _unended(self, pair: PreferencePair) -> PreferencePair:
+        """The pair without the template's end of a turn in its own text: a response ends once."""
+        if self.turn is None or isinstance(pair.prompt, str):
+            return pair
+        token = str(self.tokenizer.convert_ids_to_tokens(self.turn))
+        chosen, in_chosen = without_token(pair.chosen, token)
+        rejected, in_rejected = without_token(pair.rejected, token)
+        self.counts.eos_stripped += in_chosen + in_rejected
+        return replace(pair, chosen=chosen, rejected=rejected) if in_chosen or in_rejected else pair
 
     def _pair(
         self, pair: PreferencePair, texts: RenderedPair, prompt: list[int], *joint: list[int]
@@ -285,5 +302,5 @@ class _Worker:
             self.counts.boundary_merges += 1
             ids = encode_continuation(self.tokenizer, text)
         eos = self.tokenizer.eos_token_id
-        self.counts.eos_appended += texts.templated and eos not in ids
-        return end_once(ids, eos, templated=texts.templated)
+        self.counts.eos_appended += texts.templated and eos not in ids and self.turn not in ids
+        return end_once(ids, eos, templated=texts.templated, turn=self.turn)

@@ -11,10 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import expit
-from torchmetrics.functional.classification import binary_calibration_error
 
 Values = NDArray[np.float64]
 
@@ -27,14 +25,16 @@ def preference_probability(margins: Values) -> Values:
 def calibration_error(margins: Values, bins: int) -> float:
     """Expected calibration error: mean distance of claimed from observed frequency, bins weighted by their pairs.
 
-    Guo et al. 2017 (arXiv 1706.04599), Eq. 3, by torchmetrics.
+    Guo et al. 2017 (arXiv 1706.04599), Eq. 3. A probability of exactly 1 belongs into the last bin, so that it is not
+    torchmetrics' error, which has a bin of its own for it.
 
     Args:
         margins: reward of the preferred less that of the other response, ``(pairs,)``.
         bins: of equal width between 0 and 1.
     """
     claimed, true = _both_orders(margins)
-    return binary_calibration_error(torch.from_numpy(claimed), torch.from_numpy(true).long(), n_bins=bins).item()
+    gaps = np.bincount(_bin_of(claimed, bins), claimed - true, minlength=bins)  # summed over the pairs of each bin
+    return float(np.abs(gaps).sum() / len(claimed)) if len(claimed) else float("nan")
 
 
 def expected_error(margins: Values, bins: int, seed: int, draws: int = 200) -> float:
@@ -63,7 +63,7 @@ def reliability_curve(margins: Values, bins: int) -> list[dict[str, Any]]:
     """
     claimed, true = _both_orders(margins)
     edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.searchsorted(edges, claimed, side="right") - 1, 0, bins - 1)
+    place = _bin_of(claimed, bins)
     return [
         {
             "low": float(edges[i]),
@@ -75,6 +75,12 @@ def reliability_curve(margins: Values, bins: int) -> list[dict[str, Any]]:
         for i in range(bins)
         if (place == i).any()
     ]
+
+
+def _bin_of(claimed: Values, bins: int) -> NDArray[np.intp]:
+    """The bin of each probability: its lower edge belongs to it, and 1 to the last one."""
+    edges = np.linspace(0, 1, bins + 1)
+    return np.clip(np.searchsorted(edges, claimed, side="right") - 1, 0, bins - 1)
 
 
 def _both_orders(margins: Values) -> tuple[Values, Values]:

@@ -44,5 +44,6 @@ def score_texts(path: str, subject: Subject, prompts: Sequence[str], texts: Sequ
         batch=subject.batch,
         label="perplexity",
         context=subject.context,
+        whose=f"{path}'s",
     )[0]
     return logps, tokens

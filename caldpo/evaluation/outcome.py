@@ -30,8 +30,8 @@ class Outcome:
         prompts: as text.
         texts: the policy's responses.
         other_texts: the reference's.
-        tokens: of the policy's responses, EOS included.
-        ended: whether they reached EOS.
+        tokens: of the policy's responses, end token included.
+        ended: whether they reached an end token.
     """
 
     reward: Values
@@ -46,15 +46,15 @@ class Outcome:
     ended: NDArray[np.bool_]
 
 
-def cut_notes(responses: Sequence[Sequence[int]], eos: int | None, longest: int) -> list[str]:
+def cut_notes(responses: Sequence[Sequence[int]], ends: Sequence[int], longest: int) -> list[str]:
     """A note where many of the policy's responses ran out of length before they ended, which costs them their end.
 
     Args:
         responses: token ids of each.
-        eos: the id that ends one.
+        ends: the ids that end one.
         longest: tokens that a response may have.
     """
-    cut = sum(len(ids) >= longest and ids[-1] != eos for ids in responses) / max(1, len(responses))
+    cut = sum(len(ids) >= longest and ids[-1] not in ends for ids in responses) / max(1, len(responses))
     return [f"{cut:.0%} of the policy's responses were cut at {longest} tokens"] if cut > _MANY else []
 
 

@@ -16,7 +16,7 @@ from caldpo.resuming.same import config_digest
 from caldpo.summary import versions
 
 # Settings of the command that results depend on; the others say where and how fast.
-_TELLING = ("checkpoint", "max_pairs", "batch", "seed")
+_TELLING = ("max_pairs", "batch", "seed")
 _LIBRARIES = ("scipy", "torchmetrics")  # whose arithmetic is in the measures, beside those that a run names
 
 
@@ -24,7 +24,7 @@ def determined_by(suite: Suite, subject: Subject) -> dict[str, Any]:
     """Settings, weights, pairs, versions, and the files and folders that any of them name."""
     settings = suite.settings()
     own = {name: getattr(subject.settings, name) for name in _TELLING}
-    own |= {"precision": subject.precision, "reward_beta": subject.reward_beta}
+    own |= {"checkpoint": subject.settings.wanted, "precision": subject.precision, "reward_beta": subject.reward_beta}
     # a model has no configuration but these sections; of a run all is told that it was trained by
     config = {name: value for name, value in subject.target.config.items() if value is not None}
     named = {"suite": settings, "reference": subject.bench.reference, "config": _sections(config)}

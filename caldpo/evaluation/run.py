@@ -114,7 +114,7 @@ def _measure(
         write_json(file, content_of(suite, subject, result, facts, seconds))
         print_result(console, suite.result, result, seconds, file, whole=alone)
         measured = True
-    of_the_run = isinstance(settings.checkpoint, str) and subject.target.own_data and subject.bench.reference is None
+    of_the_run = isinstance(settings.wanted, str) and subject.target.own_data and subject.bench.reference is None
     if measured and of_the_run and (told := tell_tracker(subject.target)):
         console.print(f"  {told}", highlight=False, markup=False, soft_wrap=True)
 

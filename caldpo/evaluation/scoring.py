@@ -14,6 +14,7 @@ from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.logprobs import LogprobEngine
 from caldpo.models.modes import evaluating
+from caldpo.numbers.evaluated import not_finite_error
 from caldpo.reference.bar import LateBar
 
 
@@ -25,6 +26,7 @@ def score_pairs(
     batch: int,
     label: str,
     context: Callable[[], AbstractContextManager[object]],
+    whose: str = "the model's",
 ) -> NDArray[np.float64]:
     """Summed log-probs of both responses of each pair, nats, shape ``(2, pairs)``: chosen, then rejected.
 
@@ -37,6 +39,10 @@ def score_pairs(
         batch: responses of a forward pass.
         label: of the progress bar.
         context: of the forward passes, which settles their precision.
+        whose: log-probs they are, for an error.
+
+    Raises:
+        CaldpoError: log-probs are not finite, naming the pairs.
     """
     found = np.zeros((2, len(pairs)))
     size = max(1, batch // 2)
@@ -51,4 +57,9 @@ def score_pairs(
                 chosen, rejected = engine(rows)
             found[:, places] = torch.stack([chosen, rejected]).double().cpu().numpy()
             bar.advance(len(places))
+    bad = np.flatnonzero(~np.isfinite(found).all(axis=0))
+    if len(bad):
+        rows = [pairs[int(i)] for i in bad]
+        origins = [pair.origin or f"{label} {pair.index + 1}" for pair in rows]
+        raise not_finite_error(f"{whose} log-probs", origins, len(pairs), "pairs")
     return found

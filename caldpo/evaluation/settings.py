@@ -8,6 +8,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
+from caldpo.checkpoints.wanted import CheckpointName, wanted_checkpoint
 from caldpo.compare.discover import find_runs
 from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signature import validated
@@ -23,7 +24,7 @@ class TargetSettings:
     Args:
         run: folder of a run, or of a sweep; None where ``model.path`` names a model.
         checkpoint: the policy of a run: ``final`` (at its last step), ``last`` (the last that was saved, also of a run
-            that did not finish), or an optimiser step that a checkpoint was saved at.
+            that did not finish), or an optimiser step that a checkpoint was saved at, ``40`` or ``step-40``.
         output: folder that ``evaluation/`` is written into; None takes the run's own, or one named after the model.
         cache: folder that tokens, fitted models and made pairs are kept in, whatever a run's configuration names.
         device: ``auto`` is the GPU where there is one.
@@ -36,7 +37,7 @@ class TargetSettings:
     """
 
     run: str | None
-    checkpoint: Literal["final", "last"] | NonNegativeInt
+    checkpoint: CheckpointName
     output: str | None
     cache: str
     device: Literal["auto", "cpu", "cuda"]
@@ -46,6 +47,11 @@ class TargetSettings:
     batch: PositiveInt | None
     seed: NonNegativeInt
     trust_code: bool
+
+    @property
+    def wanted(self) -> Literal["final", "last"] | int:
+        """The checkpoint, a step as a number."""
+        return wanted_checkpoint(self.checkpoint)
 
 
 @validated
@@ -108,6 +114,7 @@ def check_target(cfg: DictConfig) -> None:
         CaldpoError: neither a run nor a model is named, or both, or a folder without runs, or a model without pairs.
     """
     named = cfg.model.path is not None
+    wanted_checkpoint(cfg.checkpoint)
     if cfg.run is None and not named:
         raise CaldpoError(
             "there is nothing to look at", key="run", remedy="name a run's folder, run=outputs/RUN, or give model.path"

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ from caldpo.data.datamodule import REJECTED_ROWS, HeldOutPrompt, PairDataModule
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.data.split import prompt_key
 from caldpo.data.token_cache import tokenizer_digest
+from caldpo.end_tokens import end_tokens, response_text
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bench import Sampling, Workbench
 from caldpo.evaluation.points import true_rewards
@@ -34,12 +35,13 @@ from caldpo.evaluation.scoring import score_pairs
 from caldpo.evaluation.target import Target
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
 from caldpo.fit import check_fit, require_room
-from caldpo.generation import reference_seed, sample_responses
+from caldpo.generation import reference_seed, sample_responses, sampling_notes
 from caldpo.models.adapter import adapter_off, is_adapted
 from caldpo.models.probes import require_sound
 from caldpo.parts import build_parts
 from caldpo.reference.bar import LateBar
 from caldpo.resuming.same import bound
+from caldpo.summary import print_notes
 
 Who = Literal["policy", "reference"]
 
@@ -65,7 +67,7 @@ class Subject:
         self.device = find_device(settings.device)
         self.precision = settings.precision or str(target.of_run("trainer.precision", "32-true"))
         self.reward_beta = float(settings.reward_beta or target.of_run("reward_beta", 0.1))
-        self.weights = find_weights(target, settings.checkpoint)
+        self.weights = find_weights(target, settings.wanted)
         sections = [name for name in ("model", "adapter", "reference", "data") if target.config[name] is not None]
         parts = build_parts(OmegaConf.create({name: target.config[name] for name in sections}), sections)
         self.source, self.adapter, self._own_reference = parts["model"], parts["adapter"], parts.get("reference")
@@ -83,7 +85,7 @@ class Subject:
     @property
     def folder(self) -> Path:
         """Where results go: ``evaluation/`` of the run's folder, and below it what is not of its end or its own."""
-        chosen = self.settings.checkpoint
+        chosen = self.settings.wanted
         below = [] if isinstance(chosen, str) else [f"step-{chosen}"]
         if self.target.folder == self.target.run:  # elsewhere nothing of the run's could be overwritten
             below += [] if self.target.own_data else ["other-data"]
@@ -185,6 +187,11 @@ class Subject:
             require_sound(self._loaded[self.weights], training=False)
         return self._loaded[self.weights]
 
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a response, of the policy and of its reference alike; see :mod:`caldpo.end_tokens`."""
+        return end_tokens(self.tokenizer, self.policy)
+
     def at(self, weights: Weights) -> Subject:
         """The same run with other weights; only the weights asked for last are kept in memory."""
         other = copy.copy(self)
@@ -225,7 +232,13 @@ class Subject:
         """Summed log-probs of both responses of any pairs, nats, shape ``(2, pairs)``."""
         with self.model(who) as model:
             return score_pairs(
-                model, pairs, pad_id=self.pad_id, batch=self.batch, label=f"{who}: {label}", context=self.context
+                model,
+                pairs,
+                pad_id=self.pad_id,
+                batch=self.batch,
+                label=f"{who}: {label}",
+                context=self.context,
+                whose=self._named(who),
             )
 
     @cached_property
@@ -250,28 +263,39 @@ class Subject:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a response."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return response_text(self.tokenizer, ids, self.ends)
 
     def sampled_as(self, sampling: Sampling) -> str:
         """What the reference's samples are determined by."""
-        return f"{self._reference_key} {sampling}"
+        return f"{self._reference_key} {sampling} {self.ends}"
 
     def prompt_text(self, held_out: HeldOutPrompt) -> str:
         """A prompt as text; a conversation as the model reads it, without special tokens."""
-        return held_out.prompt if isinstance(held_out.prompt, str) else self.decode(held_out.prompt_ids)
+        if isinstance(held_out.prompt, str):
+            return held_out.prompt
+        return str(self.tokenizer.decode(held_out.prompt_ids, skip_special_tokens=True))
 
     def _sample(self, who: Who, sampling: Sampling) -> list[list[int]]:
-        prompts = [p.prompt_ids for p in self.held_out(sampling.prompts) for _ in range(sampling.samples)]
-        return self.draw(who, prompts, sampling)
+        asked = [p for p in self.held_out(sampling.prompts) for _ in range(sampling.samples)]
+        return self.draw(who, [p.prompt_ids for p in asked], sampling, [p.origin for p in asked if p.origin])
 
-    def draw(self, who: Who, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
-        """One response to each prompt, token ids up to and including EOS; the reference's by a seed of its own.
+    def draw(
+        self, who: Who, prompts: Sequence[list[int]], sampling: Sampling, names: Sequence[str] = ()
+    ) -> list[list[int]]:
+        """One response to each prompt, token ids up to and including its end; the reference's by a seed of its own.
 
         Args:
             who: draws.
             prompts: token ids of each.
             sampling: length, temperature and seed; how many prompts and samples it names is not looked at.
+            names: of the prompts, for an error.
+
+        Raises:
+            CaldpoError: logits are not finite.
         """
+        for line in sampling_notes(self.policy, self.tokenizer):
+            self.bench.once(f"note {line}", partial(print_notes, [line]))
+        ends = self.ends  # of the policy: it is loaded before its reference, which may lie in it
         with self.model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
             require_room(model, max(map(len, prompts)), sampling.max_new_tokens, key="max_new_tokens")
             return sample_responses(
@@ -282,8 +306,16 @@ class Subject:
                 temperature=sampling.temperature,
                 seed=sampling.seed if who == "policy" else reference_seed(sampling.seed),
                 batch_size=self.batch,
+                ends=ends,
+                whose=self._named(who),
+                names=names,
                 done=bar.advance,
             )
+
+    def _named(self, who: Who) -> str:
+        """Whose values they are: run, checkpoint and model."""
+        step = "" if self.weights.step is None else f" at step {self.weights.step}"
+        return f"{self.target.name}{step}: the {who}'s"
 
     @contextmanager
     def model(self, who: Who) -> Iterator[PreTrainedModel]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from caldpo import __version__
+from caldpo.checkpoints.wanted import wanted_checkpoint
 from caldpo.config.job import write_json
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.target import Target, find_folders, read_target
@@ -20,13 +21,14 @@ from caldpo.evaluation.weights import Weights, find_weights, load_weights
 from caldpo.exporting.card import CARD, PICTURE, Exported, draw, published_base, write_card
 from caldpo.exporting.hub import Repository
 from caldpo.exporting.place import RECORD, default_place, require_place
-from caldpo.exporting.policy import in_dtype, write_policy
-from caldpo.exporting.settings import ExportSettings, wanted_checkpoint
+from caldpo.exporting.policy import export_notes, in_dtype, write_policy
+from caldpo.exporting.settings import ExportSettings
 from caldpo.files import whole_folder
 from caldpo.models.adapter import is_adapted
 from caldpo.models.adapter_merged import merged
 from caldpo.models.hub import load_tokenizer
 from caldpo.parts import build_parts
+from caldpo.summary import print_notes
 
 
 def export_run(cfg: DictConfig) -> None:
@@ -70,6 +72,8 @@ def export_run(cfg: DictConfig) -> None:
     if settings.merge:
         policy = merged(policy)
     policy = in_dtype(policy, settings.dtype)
+    if not is_adapted(policy):  # of an adapter no generation settings are written
+        print_notes(export_notes(policy, tokenizer))
     what = Exported(weights.step, weights.step == target.steps, adapter=is_adapted(policy), merged=settings.merge)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
+from caldpo.checkpoints.wanted import CheckpointName, wanted_checkpoint
 from caldpo.compare.discover import find_runs
-from caldpo.config.bounds import NonNegativeInt
 from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError
 from caldpo.exporting.place import require_place
@@ -19,7 +19,6 @@ from caldpo.exporting.place import require_place
 _SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s?(KB|MB|GB|KiB|MiB|GiB)", re.IGNORECASE)
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*(?<![.-])/\w[\w.-]*(?<![.-])", re.ASCII)  # the hub's own rules
 _LONGEST = 96  # characters of a name on the hub
-_STEP = re.compile(r"(?:step-)?(\d+)")
 
 
 @validated
@@ -42,7 +41,7 @@ class ExportSettings:
     """
 
     run: str | None
-    checkpoint: NonNegativeInt | str
+    checkpoint: CheckpointName
     to: str | None
     merge: bool
     dtype: Literal["float32", "bfloat16", "float16"] | None
@@ -77,20 +76,6 @@ def check_export(cfg: DictConfig) -> None:
         require_place(Path(cfg.to), runs[0])
     if cfg.push_to is not None:
         _require_repository(str(cfg.push_to))
-
-
-def wanted_checkpoint(said: int | str) -> Literal["final", "last"] | int:
-    """What ``checkpoint=`` asks for: ``step-40`` is step 40.
-
-    Raises:
-        CaldpoError: it is neither.
-    """
-    if said == "final" or said == "last":
-        return "final" if said == "final" else "last"
-    found = _STEP.fullmatch(str(said))
-    if found is None:
-        raise CaldpoError("must be final, last or an optimiser step (40 or step-40)", key="checkpoint", value=said)
-    return int(found[1])
 
 
 def hub_token() -> str:

@@ -38,8 +38,8 @@ class Response:
         who: whose.
         sample: its number among those to the same prompt, from 0.
         text: without special tokens.
-        tokens: its length, with EOS.
-        ended: whether it ends in EOS; otherwise the length ran out.
+        tokens: its length, with its end token.
+        ended: whether it has one; otherwise the length ran out.
         log_ratio: ``log pi(response) - log pi_ref(response)`` at temperature 1, nats, summed over its tokens.
         true_reward: in the data's units, where the data knows it.
     """
@@ -82,7 +82,7 @@ def respond(subject: Subject, prompts: Sequence[Prompt], how: Sampling, *, compa
 
 
 def draw(subject: Subject, who: Who, prompts: Sequence[Prompt], how: Sampling) -> list[list[int]]:
-    """One response to each prompt, token ids up to and including EOS, as long as the model has positions for.
+    """One response to each prompt, token ids up to and including the end token, as long as the model has positions for.
 
     Raises:
         CaldpoError: a prompt fills what the model reads at most.
@@ -105,7 +105,7 @@ def _response(
     subject: Subject, prompt: Prompt, who: Who, sample: int, ids: list[int], log_ratio: float | None
 ) -> Response:
     text = subject.decode(ids)
-    ended = ids[-1:] == [subject.tokenizer.eos_token_id]
+    ended = ids[-1] in subject.ends
     return Response(who, sample, text, len(ids), ended, log_ratio, true_reward(subject, prompt.asked, text))
 
 

@@ -22,6 +22,7 @@ from caldpo.config.signature import validated
 from caldpo.errors import CaldpoError, one_line
 from caldpo.models.attention import NEEDS_GPU, choose_attention
 from caldpo.models.base import floating_dtype, prepare_for_training
+from caldpo.models.generation_settings import listed, readable_settings
 from caldpo.models.kinds import require_decoder
 from caldpo.models.loading import (
     describe_loaded,
@@ -35,6 +36,7 @@ from caldpo.models.loading import (
 from caldpo.models.published import announce_code, commit_of, only_pickles, require_safe, stored_tensors, with_code
 from caldpo.models.weight_files import require_even, require_numbers, require_shapes
 from caldpo.shortage import is_shortage
+from caldpo.summary import print_notes
 
 
 class HubModel:
@@ -137,6 +139,11 @@ def load_causal_lm(
     if attention == "auto":
         dtype = arguments.get("dtype")
         attention, why = choose_attention(config, dtype if isinstance(dtype, torch.dtype) else None)
+    settings, left_out = readable_settings(path, revision)
+    if settings is not None:
+        arguments["generation_config"] = settings
+        if announce:
+            print_notes([f"generation_config.json cannot be loaded with {listed(left_out)}: left out"])
     started = time.perf_counter()
     files = stored_tensors(path, key=key, revision=revision)
     try:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from caldpo.models.adapter import base_model
+from caldpo.models.generation_settings import without_own_settings
 from caldpo.models.modes import evaluating
 from caldpo.models.probes import difference, random_ids, tolerance
 from caldpo.models.rope import frequencies_by_row, same_up_to
@@ -124,10 +125,8 @@ def _first_logits(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], device: torch.device, generation: dict[str, Any]
 ) -> list[Tensor]:
     """Logits of the first new tokens of each prompt, ``[steps, vocabulary]``, the likeliest being taken."""
-    longest = max(map(len, prompts))
     settings = GenerationConfig(
         max_new_tokens=_STEPS,
-        min_new_tokens=_STEPS,
         do_sample=False,
         num_beams=1,
         pad_token_id=0,
@@ -135,14 +134,30 @@ def _first_logits(
         output_logits=True,
         return_dict_in_generate=True,
     )
-    generate: Any = model.generate
-    out = generate(
-        input_ids=torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device),
-        attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device),
-        generation_config=settings,
-        **generation,
-    )
+    ids, mask = left_padded(prompts, 0, device)
+    with without_own_settings(model) as base:
+        forget(base, device)
+        kind: Any = type(base)
+        out = kind.generate(base, input_ids=ids, attention_mask=mask, generation_config=settings, **generation)
     return list(torch.stack(out.logits, dim=1))
+
+
+def forget(model: PreTrainedModel, device: torch.device) -> None:
+    """Clear the state that a model keeps between two calls of ``generate``.
+
+    RecurrentGemma (transformers 5.24) keeps that of its convolutions in its layers, and a prompt of one token goes on
+    from what the last call left there. A forward without a cache lets it go.
+    """
+    if getattr(model, "_is_stateful", False):
+        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of prompts, padding on the left, each ``(prompts, longest)``."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, mask
 
 
 def _outgrows(model: PreTrainedModel, length: int) -> bool:

@@ -62,23 +62,23 @@ class Finding:
         if self.bad:
             kinds = {what for _, what in self.named}
             if len(kinds) == 1:  # said once
-                listed = f"{kinds.pop()} not finite: {_some([origin for origin, _ in self.named], self.bad)}"
+                listed = f"{kinds.pop()} not finite: {some_of([origin for origin, _ in self.named], self.bad)}"
             else:
-                listed = f"not finite: {_some([f'{origin} ({what})' for origin, what in self.named], self.bad)}"
+                listed = f"not finite: {some_of([f'{origin} ({what})' for origin, what in self.named], self.bad)}"
             said = [f"{self.bad} of {self.pairs} pairs, {listed}"]
         else:
             said = [
-                f"log-probs and losses of all {self.pairs} pairs ({_some(self.origins, self.pairs)}) are finite, and"
+                f"log-probs and losses of all {self.pairs} pairs ({some_of(self.origins, self.pairs)}) are finite, and"
                 " the gradient alone is not"
             ]
         if self.parameters and len(self.parameters) < self.graded:
-            said.append(f"not finite is the gradient of {_some(self.parameters, len(self.parameters))}")
+            said.append(f"not finite is the gradient of {some_of(self.parameters, len(self.parameters))}")
         elif self.graded and not self.parameters and not self.bad:
             said.append("each entry of it is finite, and the norm of all is beyond their dtype")
         elif self.parameters:
             said.append(f"not finite is the gradient of all {self.graded} parameters")
         if self.weights:
-            said.append(f"weights are not finite already: {_some(self.weights, len(self.weights))}")
+            said.append(f"weights are not finite already: {some_of(self.weights, len(self.weights))}")
         return "; ".join(said)
 
 
@@ -150,6 +150,7 @@ def _wrong(one: SeenBatch) -> dict[str, list[bool]]:
     return flags
 
 
-def _some(named: Sequence[str], count: int) -> str:
+def some_of(named: Sequence[str], count: int) -> str:
+    """The first names, and how many more there are of ``count``."""
     more = count - len(named[:NAMED])
     return ", ".join(named[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,13 +88,7 @@ class NumberWatch:
         return error
 
     def _find(self, module: Any, seen: list[SeenBatch], gradients: bool) -> Finding:
-        data = getattr(module.trainer, "datamodule", None)
-
-        def origin(batch: PairBatch, row: int) -> str:
-            known = getattr(data, "origin", None)
-            return f"pair {row}" if known is None or not batch.split else str(known(row, batch.split))
-
-        return merged(gathered(find(seen, module.policy if gradients else None, origin)))
+        return merged(gathered(find(seen, module.policy if gradients else None, origin_of(module))))
 
     def _dump(self, module: Any, step: int, seen: list[SeenBatch], reason: str) -> tuple[Path | None, str]:
         """The file, and what to say where there is none: a full disk must not hide why the run stopped."""
@@ -127,6 +122,12 @@ class NumberWatch:
             " trainer.precision=bf16-mixed",
         )
         return self.caught
+
+
+def origin_of(module: Any) -> Callable[[PairBatch, int], str]:
+    """What says where the pair at a row of a batch's split comes from, as its data knows."""
+    known = getattr(getattr(module.trainer, "datamodule", None), "origin", None)
+    return lambda batch, row: f"pair {row}" if known is None or not batch.split else str(known(row, batch.split))
 
 
 def remedy_of(path: Path | None) -> str:

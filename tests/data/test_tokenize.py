@@ -149,6 +149,21 @@ def test_a_template_that_writes_no_eos_gets_one_and_is_counted() -> None:
     assert split.counts == TokenCounts(eos_appended=2)
 
 
+def test_a_template_that_ends_a_turn_with_a_token_of_its_own() -> None:
+    """A response ends with that token, as its samples do; the EOS that follows in some templates is cut."""
+    tokenizer = word_tokenizer(
+        template="{% for m in messages %}{{ m.role + ' : ' + m.content + ' <turn> z ' }}{% endfor %}"
+        "{{ eos_token if not add_generation_prompt else 'assistant : ' }}"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    split = tokenized([pair(chat("a"), "b", "n <turn> o"), pair("a", " e", " b <turn> c")], tokenizer)
+    ends = [ids(tokenizer, "user : a <turn> z assistant :"), ids(tokenizer, "a")]
+    assert [p.prompt_ids for p in split.pairs] == ends
+    assert [p.chosen_ids for p in split.pairs] == [ids(tokenizer, t) for t in ("b <turn>", "e <eos>")]
+    assert split.pairs[0].rejected_ids == ids(tokenizer, "n o <turn>")
+    assert split.counts == TokenCounts(eos_stripped=1)
+
+
 @pytest.mark.parametrize(
     ("given_ids", "templated", "expected"),
     [

@@ -100,7 +100,7 @@ class FakeSubject:
     oracle: Callable[[str, str], float] | None = None
     conversations: bool = False
     settings: Any = field(default_factory=lambda: SimpleNamespace(seed=0))
-    tokenizer: Any = field(default_factory=lambda: SimpleNamespace(eos_token_id=-1))
+    ends: Sequence[int] = (-1,)
 
     @property
     def data(self) -> Any:

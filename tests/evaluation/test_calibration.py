@@ -79,3 +79,12 @@ def test_the_error_by_chance_is_that_of_true_claims() -> None:
     assert expected_error(np.tile(claims, 400), bins=10, seed=0, draws=5) < 0.005
     assert expected_error(-claims, bins=10, seed=0) == by_chance, "the labels at hand do not matter"
     assert expected_error(np.zeros(20), bins=10, seed=0) == 0
+
+
+@pytest.mark.parametrize(("largest", "smallest"), [(1.0, 0.0), (1 - 1e-9, 1e-9)])
+def test_certainty_shares_the_last_bin_with_what_is_nearly_certain(largest: float, smallest: float) -> None:
+    """0.95 wrong and 1.0 right in one bin: |0.95 + 1 - 1| / 2 there, and the same in the first one."""
+    margins = np.array([-logit(0.95), 800.0 if largest == 1 else logit(largest)])
+    by_hand = (abs(0.95 + largest - 1) + abs(0.05 + smallest - 1)) / 4
+    assert calibration_error(margins, bins=10) == pytest.approx(by_hand, abs=1e-9)
+    assert by_hand == pytest.approx(0.475, abs=1e-8)

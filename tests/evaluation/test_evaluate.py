@@ -256,6 +256,7 @@ def test_half_precision_is_the_same_within_its_digits(sweep: Path, tmp_path: Pat
         (["run=x", "model.path=y", "data=hh"], ["model.path=y: run=x names a policy already"]),
         (["model.path=y"], ["data: model.path needs pairs"]),
         (["x", "checkpoint=-1"], ["checkpoint=-1: must be one of final, last or a whole number >= 0"]),
+        (["x", "checkpoint=step-"], ["checkpoint=step-: must be one of final, last or a whole number >= 0"]),
         (["x", "preference.bins=0"], ["preference.bins=0: must be a whole number > 0"]),
         (["x", "oracle.prompts=8"], ["oracle.prompts: unknown key"]),
         (["x", "suite=preferense"], ["suite=preferense: no such option (did you mean preference?)"]),

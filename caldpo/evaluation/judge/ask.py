@@ -81,7 +81,7 @@ class _Work:
         except Unusable as error:
             self._stop(error)
         except Refused as error:
-            self._refuse(digest, str(error))
+            self._refuse(digest, error)
         else:
             self.ledger.add(digest, self.endpoint.judge, question, answer)
             with self._lock:
@@ -95,16 +95,13 @@ class _Work:
             self.failure = self.failure or error
             self.over.set()
 
-    def _refuse(self, digest: str, reason: str) -> None:
+    def _refuse(self, digest: str, error: Refused) -> None:
         with self._lock:
-            self.round.refused[digest] = reason
+            self.round.refused[digest] = error.reason
             self.bar.advance(1)
             hopeless = not self.answered and len(self.round.refused) >= _REFUSALS
         if hopeless:
-            remedy = "look whether the model takes these parameters (judge.limit_by, judge.verdict_temperature)"
-            self._stop(
-                Unusable(f"it refuses one question after another: {reason}", f"{remedy} and texts of this length")
-            )
+            self._stop(Unusable(f"it refuses one question after another: {error.reason}", error.remedy))
 
 
 def _gave_out(failure: Unusable, questions: Mapping[str, Question], ledger: Ledger, endpoint: Endpoint) -> CaldpoError:

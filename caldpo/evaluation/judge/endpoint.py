@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
 from urllib.parse import urlsplit
 
 from caldpo.config.redact import MASK, redact_text
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.judge.ledger import Answer
 from caldpo.evaluation.judge.question import JudgeModel, Question
+from caldpo.evaluation.judge.reply import BadBody, NoCompletion, bounded_hooks, read_reply
 
 KEY = "judge.base_url"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -21,7 +21,16 @@ _OF_THE_QUESTION = (400, 413, 422)  # too long, filtered, or parameters that the
 
 
 class Refused(Exception):  # noqa: N818 - no fault: an answer of its own kind
-    """The endpoint works, and will not answer this question."""
+    """This question has got no verdict, and the next one may.
+
+    Args:
+        reason: why, without a full stop.
+        remedy: what to do about it where no question gets one.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.reason, self.remedy = reason, remedy
 
 
 class Unusable(Exception):  # noqa: N818
@@ -89,7 +98,7 @@ class Endpoint:
         judge: who is asked, and with which parameters.
         base_url: where; a rehearsal's is not the judge's own.
         api_key_env: environment variable with the key; without one, a server that wants none gets a placeholder.
-        timeout: seconds of one attempt.
+        timeout: seconds of one attempt, from the question to the last byte of the answer.
         max_retries: attempts after the first.
     """
 
@@ -102,21 +111,24 @@ class Endpoint:
             logging.getLogger(library).setLevel(logging.WARNING)
         self.judge, self.variable = judge, api_key_env
         self._key = (os.environ.get(api_key_env, "") if api_key_env else "").strip()
-        # a proxy does not lead back to this machine
-        own = DefaultHttpxClient(trust_env=False) if urlsplit(base_url).hostname in _LOOPBACK else None
+        client = DefaultHttpxClient(
+            trust_env=urlsplit(base_url).hostname not in _LOOPBACK,  # a proxy does not lead back to this machine
+            event_hooks=bounded_hooks(timeout),
+        )
         self._client = OpenAI(
             api_key=self._key or "none",
             base_url=base_url,
             timeout=timeout,
             max_retries=max_retries,
-            http_client=own,
+            http_client=client,
+            default_headers={"Accept-Encoding": "identity"},  # a small body that is compressed may be of any size
         )
 
     def ask(self, question: Question) -> Answer:
         """The judge's answer.
 
         Raises:
-            Refused: to this question.
+            Refused: there is none to this question, or one that is no chat completion.
             Unusable: the endpoint cannot be reached, or wants another key, model or path.
         """
         import openai
@@ -127,35 +139,38 @@ class Endpoint:
                 messages=question.messages,  # type: ignore[arg-type]
                 **self.judge.parameters,
             )
-            return self._answer(raw.parse(), raw.retries_taken)
+            reply = read_reply(raw.content)
+            return Answer(
+                answer=self._masked(reply.content),
+                finish=reply.finish,
+                prompt_tokens=reply.prompt_tokens,
+                completion_tokens=reply.completion_tokens,
+                retries=raw.retries_taken,
+            )
+        except (BadBody, NoCompletion) as error:
+            raise self._no_completion(error) from None
         except openai.APIStatusError as error:
             raise self._meaning(error.status_code, self._words(error)) from None
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, BadBody):
+                raise self._no_completion(error.__cause__) from None
             words = self._shown(f"{error.message.rstrip('.')}: {error.__cause__ or type(error).__name__}")
             raise Unusable(words, "start the server, or look whether judge.base_url and judge.timeout fit") from None
-        except (openai.APIError, ValueError) as error:  # an answer that is no JSON
-            raise _no_completion(self._words(error)) from None
+        except (openai.APIError, ValueError) as error:  # an answer that the client itself cannot read
+            raise self._no_completion(error) from None
 
     def close(self) -> None:
         """Give back its connections."""
         self._client.close()
 
-    def _answer(self, completion: Any, retries: int) -> Answer:
-        choices = getattr(completion, "choices", None)
-        if not choices:
-            raise _no_completion(self._shown(str(completion)))
-        usage = getattr(completion, "usage", None)
-        return Answer(
-            answer=self._masked(getattr(choices[0].message, "content", None) or ""),
-            finish=choices[0].finish_reason,
-            prompt_tokens=_count(usage, "prompt_tokens"),
-            completion_tokens=_count(usage, "completion_tokens"),
-            retries=retries,
-        )
+    def _no_completion(self, error: Exception) -> Refused:
+        reason = f"it answers, but with no chat completion: {self._words(error)}"
+        return Refused(reason, "look whether judge.base_url ends in /v1, and names an OpenAI-compatible endpoint")
 
     def _meaning(self, status: int, words: str) -> Exception:
         if status in _OF_THE_QUESTION:
-            return Refused(words)
+            remedy = "look whether the model takes these parameters (judge.limit_by, judge.verdict_temperature)"
+            return Refused(words, f"{remedy} and texts of this length")
         if status in (401, 403):
             return Unusable(f"it refused the call: {words}; {self._key_state()}", self._key_remedy())
         if status == 404:
@@ -188,12 +203,3 @@ class Endpoint:
 
     def _masked(self, text: str) -> str:
         return text.replace(self._key, MASK) if self._key else text
-
-
-def _count(usage: Any, name: str) -> int | None:
-    count = getattr(usage, name, None)
-    return count if isinstance(count, int) else None
-
-
-def _no_completion(words: str) -> Unusable:
-    return Unusable(f"it answers, but with no chat completion: {words}", "look whether judge.base_url ends in /v1")

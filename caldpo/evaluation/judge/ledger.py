@@ -88,6 +88,9 @@ class Ledger:
     def _read(self, line: bytes) -> None:
         try:
             record = json.loads(line)
-            self._answers[record["digest"]] = Answer(**{f.name: record[f.name] for f in fields(Answer)})
-        except (ValueError, KeyError, TypeError):
+            answer = Answer(**{f.name: record[f.name] for f in fields(Answer)})
+            if not isinstance(answer.answer, str):
+                raise TypeError
+            self._answers[record["digest"]] = answer
+        except (ValueError, KeyError, TypeError, RecursionError):
             self.damaged += bool(line.strip())

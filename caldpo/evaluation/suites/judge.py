@@ -59,7 +59,7 @@ class Judge(Suite):
         max_tokens: longest answer of the judge, tokens.
         limit_by: the name under which the endpoint takes that limit.
         concurrency: calls on their way at a time.
-        timeout: seconds of one attempt.
+        timeout: seconds of one attempt, to the last byte of the answer.
         max_retries: attempts after the first, with the client's back-off.
         price_input, price_output: per million tokens read and written; None states no cost.
         resamples: bootstrap draws of whole prompts.
@@ -176,7 +176,7 @@ class Judge(Suite):
             Pair(prompt.prompt, subject.decode(ids), other)
             for prompt, ids, other in zip(held_out, ours, theirs, strict=True)
         ]
-        return pairs, cut_notes(ours, subject.tokenizer.eos_token_id, sampling.max_new_tokens)
+        return pairs, cut_notes(ours, subject.ends, sampling.max_new_tokens)
 
     def _who(self) -> JudgeModel:
         parameters: dict[str, Any] = {self.limit_by: self.max_tokens}

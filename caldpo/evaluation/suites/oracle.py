@@ -107,7 +107,7 @@ class Oracle(Suite):
             if self._samples_are_the_policys
             else ["samples of another temperature than 1 are not the policy's: no KL"]
         )
-        long = cut_notes(subject.samples("policy", sampling), subject.tokenizer.eos_token_id, sampling.max_new_tokens)
+        long = cut_notes(subject.samples("policy", sampling), subject.ends, sampling.max_new_tokens)
         return Result(
             measures=measures,
             examples=len(outcome.reward),
@@ -160,7 +160,6 @@ class Oracle(Suite):
         ratios = by_policy - by_reference
         prompts = [subject.prompt_text(h) for h in asked]
         texts, other_texts = ([subject.decode(ids) for ids in side] for side in (ours, theirs))
-        eos = subject.tokenizer.eos_token_id
         return Outcome(
             reward=self._rewards(subject, prompts, texts),
             baseline=subject.bench.once(
@@ -174,7 +173,7 @@ class Oracle(Suite):
             texts=texts,
             other_texts=other_texts,
             tokens=np.array([len(ids) for ids in ours], dtype=np.float64),
-            ended=np.array([ids[-1] == eos for ids in ours]),
+            ended=np.array([ids[-1] in subject.ends for ids in ours]),
         )
 
     def _rewards(self, subject: Subject, prompts: Sequence[str], texts: Sequence[str]) -> Values:

@@ -1,0 +1,66 @@
+"""Values of an evaluation or of sampling that are not finite: whose, and of which rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from caldpo.errors import CaldpoError
+from caldpo.numbers.finding import Finding, SeenBatch, find, merged, not_finite, some_of
+from caldpo.ranks import gathered
+from caldpo.types import PairBatch, PairLogps
+
+REMEDY = "take an earlier checkpoint; to train again, lower optim.lr, raise loss.beta, or use trainer.precision=32-true"
+
+
+def not_finite_error(what: str, bad: Sequence[str], count: int, kind: str) -> CaldpoError:
+    """The error of rows whose values are not finite.
+
+    Args:
+        what: whose values, as ``run at step 4: the policy's log-probs``.
+        bad: where each of these rows comes from.
+        count: rows that were looked at.
+        kind: of rows, plural.
+    """
+    return CaldpoError(f"{what} are not finite: {len(bad)} of {count} {kind}, {some_of(bad, len(bad))}", remedy=REMEDY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What is remembered of a :class:`PairBatch`: not its tokens."""
+
+    index: Tensor
+    weight: Tensor
+    split: str
+
+    @property
+    def pairs(self) -> int:
+        return len(self.weight)
+
+
+class HeldOutWatch:
+    """Remembers what the held-out pairs came to, so that rows can be named where their means are not finite.
+
+    A few numbers per pair, which stay on the device: nothing waits for them as long as all is well.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[SeenBatch] = []
+
+    def reset(self) -> None:
+        """Forget the evaluation before."""
+        self._seen = []
+
+    def keep(self, batch: PairBatch, logps: PairLogps, values: dict[str, Tensor]) -> None:
+        """Remember a batch with its loss and terms per pair."""
+        rows: Any = _Rows(batch.index, batch.weight, batch.split)
+        self._seen.append(SeenBatch(rows, logps, values))
+
+    def find(self, policy: nn.Module, origin: Callable[[PairBatch, int], str]) -> Finding:
+        """What is not finite on any rank; all of them have to ask."""
+        mine = find(self._seen, None, origin)
+        weights = not_finite((name, p.detach()) for name, p in policy.named_parameters())
+        return merged(gathered(replace(mine, weights=tuple(weights))))
