@@ -23,6 +23,7 @@ from caldpo.config.job import FINISHED, write_json
 from caldpo.config.redacted import RedactedStream
 from caldpo.config.summary import SUMMARY
 from caldpo.data.datamodule import PairDataModule
+from caldpo.devices import settle_devices
 from caldpo.estimate.run import estimate
 from caldpo.estimate.shortage import is_shortage, out_of_memory
 from caldpo.exporting.card import CARD, Exported, write_card
@@ -65,6 +66,7 @@ def run(cfg: DictConfig) -> float | None:
         CaldpoError: something is wrong that the user can mend; before weights load where possible.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    settle_devices(cfg)
     settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})
     if settings.dry_run:
         estimate(cfg)

@@ -14,7 +14,7 @@ from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 
 from caldpo.config.job import IsDone, Task, exit_on_signals, run_job
 from caldpo.config.kept import NOT_BY_HYDRA
-from caldpo.config.overrides import with_positional, with_quoted_paths
+from caldpo.config.overrides import require_unspaced, with_positional, with_quoted_paths
 from caldpo.config.paths import conf_dir
 from caldpo.config.preflight import Agree, check_composes, preflight
 from caldpo.config.redact import redact_text
@@ -95,6 +95,7 @@ def _parse(command: str, argv: Sequence[str], positional: str | None) -> Namespa
         raise CaldpoError("these options exclude each other", key=" ".join(chosen))
     if args.experimental_rerun:
         raise CaldpoError("is not supported", key="--experimental-rerun")
+    require_unspaced(args.overrides)
     args.overrides = with_quoted_paths(args.overrides)
     if positional:
         args.overrides = with_positional(args.overrides, positional)
