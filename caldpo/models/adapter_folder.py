@@ -7,6 +7,7 @@ are no safetensors PEFT opens a pickle. A folder may come from other hands, so a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REFERENCE = "reference"  # name, in PEFT's model, of the frozen adapter under which a policy is its reference
 # what a LoRA of this project has of its own, and names that nothing is done with
 _OWN = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out", "peft_type", "use_dora"}
+_NAME = re.compile(r"[A-Za-z0-9_.]+")
 _NAMES = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 
 
@@ -72,6 +74,19 @@ def load_adapter(
     return adapted
 
 
+def _of_fused_experts(key: str, value: Any) -> bool:
+    """Whether it is what PEFT itself notes of experts that transformers keeps as one tensor (Mixtral, Qwen2-MoE).
+
+    Names alone and ranks: PEFT takes the keys of its patterns for regular expressions, so that only its own form is
+    let through, ``.*\\.gate_up_proj``.
+    """
+    if key == "target_parameters":
+        return isinstance(value, list) and all(isinstance(name, str) and _NAME.fullmatch(name) for name in value)
+    if key not in ("rank_pattern", "alpha_pattern") or not isinstance(value, dict):
+        return False
+    return all(_NAME.fullmatch(name.removeprefix(".*\\.")) and type(rank) is int for name, rank in value.items())
+
+
 def _require_expected(said: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
     keys = {"r": "adapter.rank", "lora_alpha": "adapter.alpha", "use_dora": "adapter"}
     for name, value in expected.items():
@@ -96,7 +111,7 @@ def _require_plain(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     plain = json.loads(json.dumps(defaults, default=str))
     for key, value in said.items():
         off = value in (None, False, {}, []) or (key in plain and value == plain[key])
-        if key not in _OWN | _NAMES and not off:
+        if key not in _OWN | _NAMES and not off and not _of_fused_experts(key, value):
             raise CaldpoError(
                 "no adapter that is trained here has this setting",
                 key=f"{file}: {key}",
