@@ -131,7 +131,8 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     try:
         divided = parts["trainer"].divides
         policy = parts["adapter"].apply(load_policy(source, divided=divided))
-        tracked = parts["logger"].open(run_dir, run_dir.name, sweep_name(run_dir), config, start.earlier)
+        name = tracked_name(run_dir, loss_name, settings.seed)
+        tracked = parts["logger"].open(run_dir, name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]
         layout, why = settle_layout(settings.layout, policy, data.max_length, divided=divided)
         print_layout(layout, why)
@@ -208,6 +209,12 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             write_card(run_dir, run_dir / "policy" / CARD, done, picture=False)
         print_end(summary, places)
     return summary
+
+
+def tracked_name(run_dir: Path, loss_name: str, seed: int) -> str:
+    """The run's name in a tracker: its folder's, with loss and seed where that does not say them."""
+    told = [text for text in (f"loss={loss_name}", f"seed={seed}") if text not in run_dir.name.split(",")]
+    return " ".join([*told, run_dir.name])
 
 
 def sweep_name(run_dir: Path) -> str | None:
