@@ -131,8 +131,8 @@ class WandB:
         told = {
             "name": self._named(name, in_sweep=group is not None),
             "group": self.group or os.environ.get("WANDB_RUN_GROUP") or group,
-            "tags": self.tags,
-            "notes": self.notes,
+            "tags": self.tags or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag] or None,
+            "notes": self.notes or os.environ.get("WANDB_NOTES"),
         }
         run = self._init(run_dir, offline=offline, job_type="train", config=config, **told, **same)
         self._folder = Path(run.dir).parent if offline else None
