@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from caldpo.exporting.card import CARD, Exported, write_card
 from caldpo.exporting.policy import export
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
+from caldpo.metrics_file import NAME
 from caldpo.models.adapter import is_adapted
 from caldpo.models.pinned import keep_commit
 from caldpo.models.placed import load_policy
@@ -45,9 +48,11 @@ from caldpo.resuming.same import config_digest
 from caldpo.resuming.start import find_start
 from caldpo.settings import RunSettings
 from caldpo.sharding.shard import whole_state
+from caldpo.start_table import on_one_line, print_training, recipe_note, training_facts
 from caldpo.summary import (
     note_rounding,
     peak_memory,
+    print_clipping,
     print_end,
     print_layout,
     print_line,
@@ -78,19 +83,26 @@ def run(cfg: DictConfig) -> float | None:
     if settings.console == "full" and first_rank:
         return run_in(run_dir, settings, cfg)["metrics"].get(settings.objective)
     transformers.utils.logging.disable_progress_bar()
+    tell = functools.partial(print, file=sys.stdout, flush=True) if first_rank else None  # not into the file
     kept = run_dir / "output.txt" if first_rank else Path(os.devnull)  # other ranks would say the same again
     with (
         kept.open("a" if settings.resume else "w", encoding="utf-8") as file,
         contextlib.redirect_stdout(RedactedStream(file)),
     ):
-        summary = run_in(run_dir, settings, cfg)
+        summary = run_in(run_dir, settings, cfg, tell)
     if first_rank:
         print_line(run_dir.name, summary)
     return summary["metrics"].get(settings.objective)
 
 
-def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, Any]:
-    """The run itself, and what ``summary.json`` says of it."""
+def run_in(
+    run_dir: Path, settings: RunSettings, cfg: DictConfig, tell: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """The run itself, and what ``summary.json`` says of it.
+
+    Args:
+        tell: gets what a run of one line says at its start.
+    """
     started = time.perf_counter()
     loss_name = str(HydraConfig.get().runtime.choices["loss"])
     resumed = settings.resume is not None and is_begun(run_dir)
@@ -118,6 +130,9 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             "folder": str(run_dir),
         }
     )
+    hydra = HydraConfig.get()
+    if note_on_recipe := recipe_note(hydra.runtime.choices["model"], cfg.model.get("path"), hydra.overrides.task):
+        (tell or functools.partial(print, flush=True))(note_on_recipe)
     start = find_start(run_dir, resumed=resumed, first_rank=is_first_rank())
     needs = {"needs_scores": loss.needs_scores, "needs_rejected": loss.needs_rejected}
     report = data.prepare_pairs(tokenizer, run_dir, loss_name=loss_name, **needs)
@@ -158,6 +173,13 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             kept_logits_mib=settings.kept_logits_mib,
             numbers=NumberWatch(steps.on_bad_numbers, steps.max_skipped_steps),
         )
+        reference = type(module.reference).__name__.removesuffix("Reference").lower()
+        told_option = str(hydra.runtime.choices["optim"])
+        training = training_facts(cfg, policy, plan, optimizer=told_option, reference=reference)
+        if is_first_rank():
+            print_training(training)
+        if tell:
+            tell(f"{run_dir.name}: {on_one_line(training)}")
         for callback in callbacks:
             if isinstance(callback, Checkpoints):
                 callback.of_run(functools.partial(identity, module, known), versions(), steps.val_every, start.cut)
@@ -208,6 +230,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             done = Exported(module.global_step, is_end=True, adapter=is_adapted(policy))
             write_card(run_dir, run_dir / "policy" / CARD, done, picture=False)
         print_end(summary, places)
+        print_clipping(run_dir / NAME, steps.gradient_clip_val)
     return summary
 
 
