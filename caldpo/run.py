@@ -26,6 +26,7 @@ from caldpo.config.redacted import RedactedStream
 from caldpo.config.summary import SUMMARY
 from caldpo.data.datamodule import PairDataModule
 from caldpo.devices import settle_devices
+from caldpo.errors import CaldpoError
 from caldpo.estimate.run import estimate
 from caldpo.estimate.shortage import is_shortage, out_of_memory
 from caldpo.exporting.card import CARD, Exported, write_card
@@ -70,6 +71,11 @@ def run(cfg: DictConfig) -> float | None:
     Raises:
         CaldpoError: something is wrong that the user can mend; before weights load where possible.
     """
+    if not HydraConfig.initialized():
+        raise CaldpoError(
+            "a run needs a folder, which a configuration that is composed by Hydra alone does not name",
+            remedy='from Python: from caldpo import compose, train; train(compose(["loss=dpo"]))',
+        )
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     settle_devices(cfg)
     settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})

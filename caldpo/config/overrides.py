@@ -26,6 +26,11 @@ def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Over
     return parsed
 
 
+def parse_override_value(text: str) -> str:
+    """The value of an override that names a path, without its quotes."""
+    return str(OverridesParser.create().parse_override(text).value())
+
+
 def require_unspaced(overrides: Sequence[str]) -> None:
     """Refuse ``key = value``, which a shell hands over as three arguments.
 
