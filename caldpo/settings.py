@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
+from caldpo.config.bounds import FolderName, NonNegativeInt, Pattern, Positive
 from caldpo.config.signature import validated
 
-SuiteName = Literal["preference", "displacement", "oracle", "judge", "leaderboard"]
+SuiteName = Annotated[str, Pattern(r"[A-Za-z0-9_]+", "the name of a suite, of letters, digits and _")]
 
 
 @validated

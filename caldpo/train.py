@@ -13,6 +13,7 @@ from caldpo.config.check import Problem
 from caldpo.config.entry import hydra_entry
 from caldpo.config.logged import objective_problems
 from caldpo.config.places import find_misplaced
+from caldpo.evaluation.attached import find_unknown_suites
 from caldpo.resuming.ask import require_same_run, with_run
 from caldpo.resuming.before import settle
 
@@ -27,6 +28,7 @@ def agree(cfg: DictConfig) -> Iterator[Problem]:
     """What can be said of a training run beyond its single values, before anything heavy is imported."""
     yield from find_misplaced(cfg)
     yield from objective_problems(cfg)
+    yield from find_unknown_suites(cfg)
     require_same_run(cfg)
 
 

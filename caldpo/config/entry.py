@@ -33,7 +33,7 @@ def hydra_entry(
     records: bool = True,
     done: IsDone | None = None,
     agree: Agree | None = None,
-    expand: Callable[[Sequence[str], bool], list[str]] | None = None,
+    expand: Callable[[Sequence[str], bool, str | None], list[str]] | None = None,
 ) -> Callable[[Task], Main]:
     """Make a command of a function that takes the composed configuration.
 
@@ -46,7 +46,8 @@ def hydra_entry(
         settings: dotted target in caldpo whose signature describes the plain top-level keys.
         agree: returns problems, or raises CaldpoError, where keys contradict each other or what lies on this
             machine; imports nothing heavy.
-        expand: what the overrides of a run, or (True) of a sweep, stand for; None takes them as they are.
+        expand: what the overrides of a run, or (True) of a sweep, stand for, and with which --config-dir; None takes
+            them as they are.
         records: keep status and error in ``summary.json`` and ``error.txt`` of the run's folder.
         done: asked before each run is started, with its configuration and folder; an answer takes the run's place.
 
@@ -61,7 +62,7 @@ def hydra_entry(
                 with exit_on_signals():
                     args = _parse(command, sys.argv[1:] if argv is None else argv, positional)
                     if expand:
-                        args.overrides = expand(args.overrides, args.multirun)
+                        args.overrides = expand(args.overrides, args.multirun, args.config_dir)
                     try:
                         _check(command, args, {"": settings} if settings else {}, agree)
                     except CaldpoError as error:
