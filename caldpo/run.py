@@ -136,8 +136,10 @@ def run_in(
             "folder": str(run_dir),
         }
     )
-    hydra = HydraConfig.get()
-    if note_on_recipe := recipe_note(hydra.runtime.choices["model"], cfg.model.get("path"), hydra.overrides.task):
+    hydra, chosen = HydraConfig.get(), HydraConfig.get().runtime.choices
+    if note_on_recipe := recipe_note(
+        chosen.get("model"), cfg.model.get("path"), hydra.overrides.task, chosen.get("data")
+    ):
         (tell or functools.partial(print, flush=True))(note_on_recipe)
     start = find_start(run_dir, resumed=resumed, first_rank=is_first_rank())
     needs = {"needs_scores": loss.needs_scores, "needs_rejected": loss.needs_rejected}
@@ -180,8 +182,7 @@ def run_in(
             numbers=NumberWatch(steps.on_bad_numbers, steps.max_skipped_steps),
         )
         reference = type(module.reference).__name__.removesuffix("Reference").lower()
-        told_option = str(hydra.runtime.choices["optim"])
-        training = training_facts(cfg, policy, plan, optimizer=told_option, reference=reference)
+        training = training_facts(cfg, policy, plan, optimizer=str(chosen.get("optim")), reference=reference)
         if is_first_rank():
             print_training(training)
         if tell:

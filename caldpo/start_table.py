@@ -68,14 +68,20 @@ def on_one_line(facts: dict[str, str]) -> str:
     return ", ".join([*told, reference])
 
 
-def recipe_note(model: str | None, path: Any, overrides: Sequence[str]) -> str | None:
+def recipe_note(model: str | None, path: Any, overrides: Sequence[str], data: str | None = None) -> str | None:
     """What to say where another model takes the place of the one that an option's settings are made for.
 
     Args:
         model: the option that ``model=`` chose.
         path: ``model.path``.
         overrides: of the command line.
+        data: the option that ``data=`` chose.
     """
+    if model == "tiny" and data == "local":
+        return (
+            "note: the embedded model knows the words of its generated reviews and no others;"
+            " for pairs of your own take model=hf model.path=ID_OR_FOLDER"
+        )
     file = conf_dir() / "model" / f"{model}.yaml"
     if not file.is_file() or not any(text.lstrip("+").startswith("model.path=") for text in overrides):
         return None

@@ -81,6 +81,13 @@ def test_a_recipe_under_another_model_is_named() -> None:
         assert recipe_note(model, path, [f"model.path={path}"]) is None
 
 
+def test_pairs_of_ones_own_on_the_embedded_model() -> None:
+    note = recipe_note("tiny", None, [], "local")
+    assert note is not None
+    assert "model=hf" in note
+    assert recipe_note("tiny", None, [], "reviews") is None
+
+
 class TestTrainable:
     def test_all_weights(self) -> None:
         policy = tiny_model()
