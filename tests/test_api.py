@@ -18,7 +18,13 @@ from caldpo.errors import CaldpoError
 from tests.command import RANDOM_MODEL
 from tests.command import train as command
 
-SMALL = (*RANDOM_MODEL, "trainer.max_steps=2", "trainer.progress_bar=false", "logger=csv", "callbacks.samples.prompts=0")
+SMALL = (
+    *RANDOM_MODEL,
+    "trainer.max_steps=2",
+    "trainer.progress_bar=false",
+    "logger=csv",
+    "callbacks.samples.prompts=0",
+)
 
 
 def test_a_run_from_python_is_that_of_the_command(folder: Path) -> None:

@@ -51,9 +51,7 @@ IsDone = Callable[[DictConfig, Path], Done | None]
 register_resolvers()
 
 
-def run_job(
-    task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None = None, reraise: bool = False
-) -> Any:
+def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None = None, reraise: bool = False) -> Any:
     """Run ``task(cfg)`` in the folder that Hydra made.
 
     With ``records`` this process holds the folder's lock, and the folder's ``summary.json`` has a ``status`` (running,

@@ -58,7 +58,9 @@ def with_attached_suites(overrides: Sequence[str], multirun: bool, config_dir: s
     known = known_suites(*([] if config_dir is None else [Path(config_dir)]))
     for name in [name for name in found if name not in known]:
         found.remove(name)
-        print(f"suite {name} of this run is left out: no such option here; --config-dir=FOLDER adds some", file=sys.stderr)
+        print(
+            f"suite {name} of this run is left out: no such option here; --config-dir=FOLDER adds some", file=sys.stderr
+        )
     if not found:
         return told  # the command's own default
     if "judge" in found and not any(text.lstrip("+").startswith("judge.") for text in told):

@@ -30,7 +30,14 @@ SMALL = (
     "callbacks.oracle.prompts=4",
 )
 PAIRS = ("data=local", "data.train=train.jsonl", "data.test=test.jsonl")
-NOT_HERE = ("trainer=", "trainer.devices=", "trainer.num_nodes=", "trainer.max_steps=", "hydra/launcher=", "hydra.launcher.")
+NOT_HERE = (
+    "trainer=",
+    "trainer.devices=",
+    "trainer.num_nodes=",
+    "trainer.max_steps=",
+    "hydra/launcher=",
+    "hydra.launcher.",
+)
 MEASURES = ("preference.resamples=5", "displacement.resamples=5", "oracle.resamples=5", "oracle.prompts=4")
 
 
@@ -55,7 +62,11 @@ def here(words: list[str]) -> list[str]:
     kept = [w for w in words if not w.startswith((*NOT_HERE, "hydra.sweep.dir=", "hydra.run.dir="))]
     local = [w for w in kept if not w.startswith(("data=", "model.path="))]
     given = {w.partition("=")[0] for w in local}
-    pairs = [w for w in PAIRS if w.partition("=")[0] not in given and not (w.startswith("data.test") and "data.train" in given)]
+    pairs = [
+        w
+        for w in PAIRS
+        if w.partition("=")[0] not in given and not (w.startswith("data.test") and "data.train" in given)
+    ]
     return [*local, *pairs, "model.path=model", "trainer=cpu", "trainer.precision=32-true", *SMALL]
 
 

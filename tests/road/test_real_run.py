@@ -114,7 +114,13 @@ def walk(home: Path, family: str, *how: str, run: str) -> None:
     assert value(measured, "margin") == pytest.approx(0.1 * (ratios[0] - ratios[1]).mean().item(), abs=1e-3)
 
     with inside(home):
-        again = [*RUN, f"model.path=exports/{run}", "optim.lr=0.003", "trainer.max_steps=1", "callbacks.samples.prompts=0"]
+        again = [
+            *RUN,
+            f"model.path=exports/{run}",
+            "optim.lr=0.003",
+            "trainer.max_steps=1",
+            "callbacks.samples.prompts=0",
+        ]
         train(*again, f"hydra.run.dir={run}-again")
         summary = json.loads(Path(f"{run}-again", "summary.json").read_text())
         assert (summary["status"], summary["start_difference"]) == ("finished", 0)
