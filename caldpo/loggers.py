@@ -75,22 +75,33 @@ class NoTracker:
 class WandB:
     """``logger=wandb``: a W&B run; without an account it stays offline and asks nothing.
 
+    What is None is taken from W&B's own variable (``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_NAME``,
+    ``WANDB_RUN_GROUP``, ``WANDB_TAGS``, ``WANDB_NOTES``) where that is set.
+
     Args:
-        project: W&B project.
-        entity: W&B user or team; None is the account's default.
-        group: of the run; None takes the sweep's folder, so that the runs of a sweep are one group.
-        mode: ``auto`` is online when an API key is configured, else offline.
+        project: W&B project; else ``caldpo``.
+        entity: W&B user or team; else the account's default.
+        name: of the W&B run; else the one that the run is opened with. In a sweep the run's own follows it.
+        group: of the run; else the sweep's folder, so that the runs of a sweep are one group.
+        tags: of the run.
+        notes: on the run.
+        mode: ``auto`` is what ``WANDB_MODE`` says, else online when an API key is configured, else offline;
+            ``disabled`` opens no run.
     """
 
     @validated
     def __init__(
         self,
-        project: str = "caldpo",
+        project: str | None = None,
         entity: str | None = None,
+        name: str | None = None,
         group: str | None = None,
-        mode: Literal["auto", "online", "offline"] = "auto",
+        tags: list[str] | None = None,
+        notes: str | None = None,
+        mode: Literal["auto", "online", "offline", "disabled"] = "auto",
     ) -> None:
-        self.project, self.entity, self.group, self.mode = project, entity, group, mode
+        self.project, self.entity, self.name, self.group = project, entity, name, group
+        self.tags, self.notes, self.mode = tags, notes, mode
         self._folder: Path | None = None
         self.url: str | None = None  # of the run's page, once it is open and online
 
@@ -101,15 +112,15 @@ class WandB:
 
         Args:
             run_dir: the run's folder.
-            name: of the W&B run.
-            group: of the W&B run where the settings name none.
+            name: of the W&B run, where neither the settings nor ``WANDB_NAME`` give one.
+            group: of the W&B run, likewise; None of a run that is none of a sweep.
             config: free of secrets.
             earlier: the rows that a resumed run has kept; None of a new one. W&B then has each row once: online it is
                 told those that did not reach it, offline a new stretch takes the place of the old one.
         """
-        if not is_first_rank():
+        if not is_first_rank() or self.mode == "disabled" or (self.mode == "auto" and _switched_off()):
             return []
-        offline = self.mode == "offline" or (self.mode == "auto" and not account_configured())
+        offline = self.mode == "offline" or (self.mode == "auto" and not _goes_online())
         before = None if earlier is None else _latest_stretch(run_dir)
         same: dict[str, Any] = {}
         # online before and offline now: what the server has is not known, so that all is told to a run of its own
@@ -117,9 +128,13 @@ class WandB:
             same = {"id": before[0]} if offline else {"id": before[0], "resume": "allow"}
         if offline:
             _set_aside(run_dir / "wandb")
-        run = self._init(
-            run_dir, offline=offline, name=name, group=self.group or group, job_type="train", config=config, **same
-        )
+        told = {
+            "name": self._named(name, in_sweep=group is not None),
+            "group": self.group or os.environ.get("WANDB_RUN_GROUP") or group,
+            "tags": self.tags or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag] or None,
+            "notes": self.notes or os.environ.get("WANDB_NOTES"),
+        }
+        run = self._init(run_dir, offline=offline, job_type="train", config=config, **told, **same)
         self._folder = Path(run.dir).parent if offline else None
         self.url = None if offline else getattr(run, "url", None)
         # Lightning logs the optimiser step under this name: make it the axis of every curve.
@@ -154,7 +169,7 @@ class WandB:
             A line for a person: how to upload an offline run, or why W&B could not be told, which is no error: the
             files of the run are its record. None where there is no W&B run, or it was told online.
         """
-        stretch = _latest_stretch(run_dir)
+        stretch = None if _switched_off() else _latest_stretch(run_dir)
         if stretch is None or not values or not is_first_rank():
             return None
         run_id, offline = stretch
@@ -176,13 +191,19 @@ class WandB:
         finally:
             wandb.finish()
 
+    def _named(self, name: str, *, in_sweep: bool) -> str:
+        given = self.name or os.environ.get("WANDB_NAME")
+        if not given:
+            return name
+        return f"{given}: {name}" if in_sweep else given  # the runs of a sweep are to be told apart
+
     def _init(self, run_dir: Path, *, offline: bool, **arguments: Any) -> Any:
         import wandb
 
         return wandb.init(
             dir=run_dir.absolute(),  # W&B's service, once started, keeps the current folder of its start
-            project=self.project,
-            entity=self.entity,
+            project=self.project or os.environ.get("WANDB_PROJECT") or "caldpo",
+            entity=self.entity or os.environ.get("WANDB_ENTITY"),
             mode="offline" if offline else "online",
             reinit="finish_previous",
             # neither the command line nor the environment nor the terminal's text leaves with the run
@@ -243,6 +264,16 @@ def _last_logged(metrics: Path) -> dict[str, float]:
 def _from_here(folder: Path) -> Path:
     """``folder`` as it is typed from the current one, where it lies below."""
     return folder.relative_to(Path.cwd()) if folder.is_absolute() and folder.is_relative_to(Path.cwd()) else folder
+
+
+def _switched_off() -> bool:
+    """Whether W&B's variables say that there is to be no run."""
+    off = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes")
+    return off or os.environ.get("WANDB_MODE") == "disabled"
+
+
+def _goes_online() -> bool:
+    return os.environ.get("WANDB_MODE") == "online" or account_configured()
 
 
 def account_configured() -> bool:

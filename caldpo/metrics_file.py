@@ -77,7 +77,7 @@ class RowWriter:
         row = {**metrics, STEP: step}
         new = set(row) - set(self.columns)
         if new:
-            columns = sorted({*self.columns, *new})
+            columns = [STEP, *sorted({*self.columns, *new} - {STEP})]
             there, damage = _read(self.path)
             if damage:
                 raise CaldpoError(damage, key=str(self.path), remedy="resume the run: it is cut to its last checkpoint")

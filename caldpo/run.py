@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from caldpo.checkpoints.identity import require_same
 from caldpo.config.job import FINISHED, write_json
 from caldpo.config.redacted import RedactedStream
 from caldpo.config.summary import SUMMARY
+from caldpo.devices import settle_devices
+from caldpo.errors import CaldpoError
 from caldpo.estimate.run import estimate
 from caldpo.estimate.shortage import out_of_memory
 from caldpo.exporting.card import CARD, Exported, write_card
@@ -30,6 +34,7 @@ from caldpo.fit import check_fit
 from caldpo.generation import sampling_notes
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
+from caldpo.metrics_file import NAME
 from caldpo.models.adapter import is_adapted
 from caldpo.models.adapter_coverage import print_coverage
 from caldpo.models.pinned import keep_commit, keep_data_commit
@@ -49,9 +54,11 @@ from caldpo.resuming.start import find_start
 from caldpo.settings import RunSettings
 from caldpo.sharding.shard import whole_state
 from caldpo.shortage import is_shortage
+from caldpo.start_table import on_one_line, print_training, recipe_note, training_facts
 from caldpo.summary import (
     note_rounding,
     peak_memory,
+    print_clipping,
     print_end,
     print_layout,
     print_line,
@@ -70,7 +77,13 @@ def run(cfg: DictConfig) -> float | None:
     Raises:
         CaldpoError: something is wrong that the user can mend; before weights load where possible.
     """
+    if not HydraConfig.initialized():
+        raise CaldpoError(
+            "a run needs a folder, which a configuration that is composed by Hydra alone does not name",
+            remedy='from Python: from caldpo import compose, train; train(compose(["loss=dpo"]))',
+        )
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    settle_devices(cfg)
     settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})
     if settings.dry_run:
         estimate(cfg)
@@ -82,19 +95,26 @@ def run(cfg: DictConfig) -> float | None:
     if settings.console == "full" and first_rank:
         return run_in(run_dir, settings, cfg)["metrics"].get(settings.objective)
     transformers.utils.logging.disable_progress_bar()
+    tell = functools.partial(print, file=sys.stdout, flush=True) if first_rank else None  # not into the file
     kept = run_dir / "output.txt" if first_rank else Path(os.devnull)  # other ranks would say the same again
     with (
         kept.open("a" if settings.resume else "w", encoding="utf-8") as file,
         contextlib.redirect_stdout(RedactedStream(file)),
     ):
-        summary = run_in(run_dir, settings, cfg)
+        summary = run_in(run_dir, settings, cfg, tell)
     if first_rank:
         print_line(run_dir.name, summary)
     return summary["metrics"].get(settings.objective)
 
 
-def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, Any]:
-    """The run itself, and what ``summary.json`` says of it."""
+def run_in(
+    run_dir: Path, settings: RunSettings, cfg: DictConfig, tell: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """The run itself, and what ``summary.json`` says of it.
+
+    Args:
+        tell: gets what a run of one line says at its start.
+    """
     started = time.perf_counter()
     loss_name = str(HydraConfig.get().runtime.choices["loss"])
     resumed = settings.resume is not None and is_begun(run_dir)
@@ -123,6 +143,11 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             "folder": str(run_dir),
         }
     )
+    hydra, chosen = HydraConfig.get(), HydraConfig.get().runtime.choices
+    if note_on_recipe := recipe_note(
+        chosen.get("model"), cfg.model.get("path"), hydra.overrides.task, chosen.get("data")
+    ):
+        (tell or functools.partial(print, flush=True))(note_on_recipe)
     start = find_start(run_dir, resumed=resumed, first_rank=is_first_rank())
     needs = {"needs_scores": loss.needs_scores, "needs_rejected": loss.needs_rejected}
     report = data.prepare_pairs(tokenizer, run_dir, loss_name=loss_name, **needs)
@@ -141,7 +166,8 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         print_coverage(policy)
         print_notes(sampling_notes(policy, tokenizer))
         print_notes(export_notes(policy, tokenizer) if settings.export else [])
-        tracked = parts["logger"].open(run_dir, run_dir.name, sweep_name(run_dir), config, start.earlier)
+        name = tracked_name(run_dir, loss_name, settings.seed)
+        tracked = parts["logger"].open(run_dir, name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]
         noise = bool(cfg.model.get("dropout"))
         require_sound(policy, training=True, max_length=data.max_length, dropout=noise)
@@ -170,6 +196,12 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             kept_logits_mib=settings.kept_logits_mib,
             numbers=NumberWatch(steps.on_bad_numbers, steps.max_skipped_steps),
         )
+        reference = type(module.reference).__name__.removesuffix("Reference").lower()
+        training = training_facts(cfg, policy, plan, optimizer=str(chosen.get("optim")), reference=reference)
+        if is_first_rank():
+            print_training(training)
+        if tell:
+            tell(f"{run_dir.name}: {on_one_line(training)}")
         for callback in callbacks:
             if isinstance(callback, Checkpoints):
                 around = surroundings(policy, trainer.strategy.root_device, layout)
@@ -223,7 +255,14 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
             done = Exported(module.global_step, is_end=True, adapter=is_adapted(policy))
             write_card(run_dir, run_dir / "policy" / CARD, done, picture=False)
         print_end(summary, places)
+        print_clipping(run_dir / NAME, steps.gradient_clip_val)
     return summary
+
+
+def tracked_name(run_dir: Path, loss_name: str, seed: int) -> str:
+    """The run's name in a tracker: its folder's, with loss and seed where that does not say them."""
+    told = [text for text in (f"loss={loss_name}", f"seed={seed}") if text not in run_dir.name.split(",")]
+    return " ".join([*told, run_dir.name])
 
 
 def sweep_name(run_dir: Path) -> str | None:

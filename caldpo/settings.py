@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
+from caldpo.config.bounds import FolderName, NonNegativeInt, Pattern, Positive
 from caldpo.config.signature import validated
 
-SuiteName = Literal["preference", "displacement", "oracle", "judge", "leaderboard"]
+SuiteName = Annotated[str, Pattern(r"[A-Za-z0-9_]+", "the name of a suite, of letters, digits and _")]
 
 
 @validated
@@ -21,7 +21,7 @@ class RunSettings:
         seed: of the order of the data, and of dropout where there is any.
         reward_beta: unit of the logged implicit rewards: reward per nat of log-ratio, one for all losses.
         console: ``full`` prints tables and a preview of the data; ``line`` keeps those in ``output.txt`` of the run's
-            folder and prints one line at the end, for many runs side by side.
+            folder and prints one line at the start and one at the end, for many runs side by side.
         export: write the trained policy as a Hugging Face folder, ``policy/`` in the run's folder.
         objective: the final metric that a sweeper which searches gets (its ``direction`` says which way is better).
         suites: what ``caldpo.evaluate`` measures of the run where its own command line names nothing.

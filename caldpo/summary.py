@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import sys
 from collections.abc import Iterable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from caldpo import __version__
+from caldpo.metrics_file import read_rows
 from caldpo.ranks import is_first_rank
 
 VERSIONED = ("torch", "pytorch-lightning", "transformers", "datasets", "hydra-core", "wandb")
@@ -67,6 +70,26 @@ def print_end(summary: dict[str, Any], places: dict[str, str]) -> None:
     )
     for name, value in places.items():
         console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
+
+
+def print_clipping(metrics: Path, limit: float | None) -> None:
+    """Say so when most steps were clipped: the limit then decides about the length of every update.
+
+    Args:
+        metrics: ``metrics.csv`` of the run.
+        limit: ``trainer.gradient_clip_val``.
+    """
+    norms = [float(row["grad_norm"]) for row in read_rows(metrics) if row.get("grad_norm")]
+    norms = [norm for norm in norms if math.isfinite(norm)]
+    clipped = sum(norm > limit for norm in norms) if limit is not None else 0
+    if 2 * clipped > len(norms):
+        share = "every step was" if clipped == len(norms) else f"{clipped:,} of {len(norms):,} steps were"
+        Console().print(
+            f"{share} clipped: gradient norms of {min(norms):.3g} to {max(norms):.3g},"
+            f" trainer.gradient_clip_val={limit:g} (null does not clip)",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def print_line(name: str, summary: dict[str, Any]) -> None:

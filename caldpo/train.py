@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -10,18 +13,26 @@ from caldpo.config.check import Problem
 from caldpo.config.entry import hydra_entry
 from caldpo.config.logged import objective_problems
 from caldpo.config.places import find_misplaced
+from caldpo.evaluation.attached import find_unknown_suites
 from caldpo.resuming.ask import require_same_run, with_run
 from caldpo.resuming.before import settle
+
+if TYPE_CHECKING:
+    from caldpo.api import TrainingResult
+
+
+SCHEMAS = {"": "caldpo.settings.RunSettings"}  # of the plain top-level keys
 
 
 def agree(cfg: DictConfig) -> Iterator[Problem]:
     """What can be said of a training run beyond its single values, before anything heavy is imported."""
     yield from find_misplaced(cfg)
     yield from objective_problems(cfg)
+    yield from find_unknown_suites(cfg)
     require_same_run(cfg)
 
 
-@hydra_entry("train", settings="caldpo.settings.RunSettings", agree=agree, expand=with_run, done=settle)
+@hydra_entry("train", settings=SCHEMAS[""], agree=agree, expand=with_run, done=settle)
 def main(cfg: DictConfig) -> float | None:
     """Train as ``cfg`` says; returns the value that an optimising sweeper minimises or maximises."""
     from caldpo.run import run  # torch and transformers load only for a configuration known to be good
@@ -29,5 +40,16 @@ def main(cfg: DictConfig) -> float | None:
     return run(cfg)
 
 
+class _Callable(types.ModuleType):
+    """``caldpo.train`` is this module and, from Python, the function of :mod:`caldpo.api` that it is named after."""
+
+    def __call__(self, cfg: DictConfig) -> TrainingResult:
+        from caldpo.api import train
+
+        return train(cfg)
+
+
 if __name__ == "__main__":
     main()
+else:
+    sys.modules[__name__].__class__ = _Callable

@@ -19,6 +19,7 @@ from caldpo.checkpoints.folder import CheckpointFolders
 from caldpo.compilation import CompiledLayers
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signature import validated
+from caldpo.devices import settled_accelerator, settled_precision
 from caldpo.errors import CaldpoError
 from caldpo.zero.settings import STAGES, check_zero
 
@@ -27,13 +28,14 @@ class TrainerSettings:
     """What a run needs of Lightning's Trainer, in optimiser steps throughout.
 
     Args:
-        accelerator: cpu, gpu or auto.
+        accelerator: cpu, gpu or auto (a CUDA GPU where there is one).
         devices: processes on this node, one device each.
         num_nodes: nodes.
         strategy: how devices work together: ``ddp`` has a whole model on each, ``fsdp`` divides weights, gradients and
             optimiser over them, ``deepspeed_stage_2`` gradients and optimiser alone (ZeRO-2, by DeepSpeed);
             ``auto`` is one device, or ``ddp``.
-        precision: Lightning's name; ``bf16-mixed`` keeps float32 weights, ``bf16-true`` does not.
+        precision: Lightning's name; ``bf16-mixed`` keeps float32 weights, ``bf16-true`` does not. ``auto`` is
+            ``bf16-mixed`` on a GPU that has bfloat16, else ``32-true``.
         max_steps: optimiser steps; None trains for ``max_epochs``.
         max_epochs: passes over the training pairs, read when ``max_steps`` is None.
         accumulate_grad_batches: micro-batches per optimiser step and device.
@@ -62,7 +64,7 @@ class TrainerSettings:
         devices: PositiveInt = 1,
         num_nodes: PositiveInt = 1,
         strategy: Literal["auto", "ddp", "fsdp", "deepspeed_stage_2"] = "auto",
-        precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true",
+        precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true",
         max_steps: PositiveInt | None = None,
         max_epochs: PositiveInt = 1,
         accumulate_grad_batches: PositiveInt = 1,
@@ -78,8 +80,9 @@ class TrainerSettings:
         max_skipped_steps: NonNegativeInt = 100,
         cpu_offload: bool = False,
     ) -> None:
-        self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
-        self.strategy, self.precision, self.deterministic = strategy, precision, deterministic
+        self.accelerator, self.devices, self.num_nodes = settled_accelerator(accelerator), devices, num_nodes
+        self.strategy, self.deterministic = strategy, deterministic
+        self.precision = settled_precision(precision, self.accelerator)
         self.max_steps, self.max_epochs = max_steps, max_epochs
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.val_every, self.threads, self.progress_bar = val_every, threads, progress_bar

@@ -16,7 +16,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.check import check_config
+from caldpo.config.names import register_resolvers
 from caldpo.config.paths import conf_dir
+
+register_resolvers()  # as a command does
 
 CONF = conf_dir()
 README = CONF.parent / "README.md"
@@ -31,6 +34,7 @@ NAMED = {
     "data=imdb": ["model=gpt2_large"],
     "data=imdb_sft": ["model=gpt2_large"],
     "model=random": ["model.tokenizer=folder"],
+    "model=hf": ["model.path=folder", "data.train=train.jsonl"],
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,65 @@ def test_offline_runs_of_a_sweep_are_apart_and_complete(tmp_path: Path) -> None:
         assert {r.run_group for r in runs} == {"sweep"}
         axes = [r.metric for r in wandb_file.records(file) if r.WhichOneof("record_type") == "metric"]
         assert {m.glob_name: m.step_metric for m in axes if m.glob_name} == {"*": "trainer/global_step"}
+
+
+class TestSettings:
+    """A key wins over W&B's own variable, that over the default."""
+
+    VARIABLES = ("PROJECT", "ENTITY", "NAME", "NOTES", "RUN_GROUP")
+
+    def opened(self, folder: Path, tracker: WandB, group: str | None = None) -> Any:
+        assert len(tracker.open(folder, "loss=dpo seed=0 run", group, {})) == 1
+        tracker.close()
+        (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+        wandb_file.wait_until_written(file)
+        return next(r.run for r in wandb_file.records(file) if r.WhichOneof("record_type") == "run")
+
+    @pytest.fixture
+    def variables(self, no_account: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in self.VARIABLES:
+            monkeypatch.setenv(f"WANDB_{name}", f"env-{name.lower()}")
+        monkeypatch.setenv("WANDB_TAGS", "one,two")
+
+    @pytest.mark.usefixtures("variables")
+    def test_variables_are_heeded(self, tmp_path: Path) -> None:
+        run = self.opened(tmp_path, WandB())
+        assert (run.project, run.entity, run.display_name) == ("env-project", "env-entity", "env-name")
+        assert (run.notes, run.run_group, list(run.tags)) == ("env-notes", "env-run_group", ["one", "two"])
+
+    @pytest.mark.usefixtures("variables")
+    def test_keys_win(self, tmp_path: Path) -> None:
+        keys = {name: f"key-{name}" for name in ("project", "entity", "name", "group", "notes")}
+        run = self.opened(tmp_path, WandB(**keys, tags=["three"]), group="sweep")
+        assert (run.project, run.entity, run.run_group) == ("key-project", "key-entity", "key-group")
+        assert (run.notes, list(run.tags)) == ("key-notes", ["three"])
+        assert run.display_name == "key-name: loss=dpo seed=0 run"  # one of a sweep keeps its own beside it
+
+    @pytest.mark.usefixtures("no_account")
+    def test_defaults(self, tmp_path: Path) -> None:
+        run = self.opened(tmp_path, WandB(), group="sweep")
+        assert (run.project, run.display_name, run.run_group) == ("caldpo", "loss=dpo seed=0 run", "sweep")
+        assert (run.notes, list(run.tags)) == ("", [])
+
+    @pytest.mark.usefixtures("no_account")
+    @pytest.mark.parametrize(("name", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true"), (None, "")])
+    def test_disabled_opens_nothing(
+        self, name: str | None, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+        if name is not None:
+            monkeypatch.setenv(name, value)
+        tracker = WandB(mode="disabled" if name is None else "auto")
+        assert tracker.open(tmp_path, "run", None, {}) == []
+        assert tracker.close() is None
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_name_holds_loss_and_seed(self) -> None:
+        from caldpo.run import tracked_name
+
+        assert tracked_name(Path("a/train_2026"), "dpo", 3) == "loss=dpo seed=3 train_2026"
+        assert tracked_name(Path("a/loss=dpo,seed=3,loss.beta=1"), "dpo", 3) == "loss=dpo,seed=3,loss.beta=1"
+        assert tracked_name(Path("a/loss=dpo,seed=31"), "dpo", 3) == "seed=3 loss=dpo,seed=31"
 
 
 def test_without_a_tracker_nothing_is_opened(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_column_per_name_and_every_digit_of_a_value(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     written(path, *ROWS)
     table = pandas.read_csv(path, float_precision="round_trip")
-    assert list(table.columns) == ["loss", "lr", "step", "val/loss"]
+    assert list(table.columns) == ["step", "loss", "lr", "val/loss"]  # what a row is of comes first
     assert table["step"].tolist() == [0, 0, 1, 2]
     assert table["loss"].dropna().tolist() == [2.0, 0.1 + 0.2]
     assert table["val/loss"].dropna().tolist() == [1.5, 0.5]

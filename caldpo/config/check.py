@@ -11,6 +11,7 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
 
 from caldpo.config.comments import meaning
+from caldpo.config.hints import meant_keys
 from caldpo.config.redact import MASK, is_secret_name, redact_text
 from caldpo.config.source import Signature, read_signature
 from caldpo.config.values import describe, is_quantity, problem, suggest
@@ -155,10 +156,12 @@ def _unknown_keys(path: str, section: DictConfig, signature: Signature) -> Itera
             continue
         if not path and _is_group(section, key):
             continue
+        meant = [] if path else meant_keys(key, section, [])
+        near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest(key, known)
         yield Problem(
             _join(path, key),
             None,
-            f"unknown key{suggest(key, known)}",
+            f"unknown key{near}",
             f"the keys of {path or 'the top level'} are {', '.join(sorted(known)) or 'none'}",
         )
 

@@ -15,7 +15,7 @@ from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from caldpo import __version__
 from caldpo.config.job import IsDone, Task, exit_on_signals, run_job
 from caldpo.config.kept import NOT_BY_HYDRA
-from caldpo.config.overrides import with_positional, with_quoted_paths
+from caldpo.config.overrides import require_unspaced, with_positional, with_quoted_paths
 from caldpo.config.paths import conf_dir
 from caldpo.config.preflight import Agree, check_composes, preflight
 from caldpo.config.redact import redact_text
@@ -35,7 +35,7 @@ def hydra_entry(
     records: bool = True,
     done: IsDone | None = None,
     agree: Agree | None = None,
-    expand: Callable[[Sequence[str], bool], list[str]] | None = None,
+    expand: Callable[[Sequence[str], bool, str | None], list[str]] | None = None,
 ) -> Callable[[Task], Main]:
     """Make a command of a function that takes the composed configuration.
 
@@ -49,7 +49,8 @@ def hydra_entry(
         settings: dotted target in caldpo whose signature describes the plain top-level keys.
         agree: returns problems, or raises CaldpoError, where keys contradict each other or what lies on this
             machine; imports nothing heavy.
-        expand: what the overrides of a run, or (True) of a sweep, stand for; None takes them as they are.
+        expand: what the overrides of a run, or (True) of a sweep, stand for, and with which --config-dir; None takes
+            them as they are.
         records: keep status and error in ``summary.json`` and ``error.txt`` of the run's folder.
         done: asked before each run is started, with its configuration and folder; an answer takes the run's place.
 
@@ -68,7 +69,7 @@ def hydra_entry(
                 with exit_on_signals():
                     args = _parse(command, given, positional, several)
                     if expand:
-                        args.overrides = expand(args.overrides, args.multirun)
+                        args.overrides = expand(args.overrides, args.multirun, args.config_dir)
                     try:
                         _check(command, args, {"": settings} if settings else {}, agree)
                     except CaldpoError as error:
@@ -102,6 +103,7 @@ def _parse(command: str, argv: Sequence[str], positional: str | None, several: b
         raise CaldpoError("these options exclude each other", key=" ".join(chosen))
     if args.experimental_rerun:
         raise CaldpoError("is not supported", key="--experimental-rerun")
+    require_unspaced(args.overrides)
     args.overrides = with_quoted_paths(args.overrides)
     if positional:
         args.overrides = with_positional(args.overrides, positional, several=several)

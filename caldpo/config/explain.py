@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.check import Problem
+from caldpo.config.hints import meant_keys
 from caldpo.config.overrides import parse_overrides
 from caldpo.config.paths import conf_dir
 from caldpo.config.redact import redact_text
@@ -33,6 +34,8 @@ def compose_or_explain(
 ) -> tuple[DictConfig | None, list[Problem]]:
     """Compose; on a faulty override, explain it, leave it out and try again, so that all are found at once.
 
+    An option that is not there leaves open which keys there are: of dotted ones nothing is said then, nor of values.
+
     Returns:
         The configuration without the faulty overrides (None when it cannot be composed) and their problems.
     """
@@ -40,15 +43,20 @@ def compose_or_explain(
     problems, foreign = _of_other_commands(compose, loader, texts)
     problems += [_no_text(override) for override in overrides if override not in texts]
     remaining = [override for override in texts if override not in foreign]
+    no_option = False
     while True:
         try:
-            return compose(remaining), problems
+            cfg = compose(remaining)
+            return None if no_option else cfg, problems
         except _FAULTS as error:
             found, culprit = _explain(error, compose, loader, remaining)
             problems.append(found)
             if culprit not in remaining:
                 return None, problems
             remaining = [override for override in remaining if override != culprit]
+            if isinstance(error, MissingConfigException):
+                no_option = True
+                remaining = [override for override in remaining if "." not in override.partition("=")[0]]
 
 
 def _is_text(override: str) -> bool:
@@ -91,7 +99,7 @@ def _explain(
     if isinstance(error, yaml.YAMLError):
         return Problem("configuration", None, f"cannot be read: {' '.join(str(error).split())}"), None
     if isinstance(error, MissingConfigException):
-        return _missing_option(error, loader, overrides), None
+        return _missing_option(error, loader, overrides)
     for text in overrides:
         if not parse_overrides(loader, [text]):  # a number of thousands of digits, which Python refuses, not Hydra
             return _unreadable(text), text
@@ -167,27 +175,29 @@ def _unreadable(text: str) -> Problem:
     return Problem(key or text, redact_text(value) if key else None, "cannot be read", remedy)
 
 
-def _missing_option(error: MissingConfigException, loader: ConfigLoaderImpl, overrides: list[str]) -> Problem:
+def _missing_option(
+    error: MissingConfigException, loader: ConfigLoaderImpl, overrides: list[str]
+) -> tuple[Problem, str | None]:
+    """The problem of an option that is not there, and the override that names it."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options or (_options(loader, group) if group else ()))  # of a list, Hydra names none
     if not group:
-        return Problem("configuration", None, f"there is no {error.missing_cfg_file}")
-    if not options:
-        return Problem(group, option, f"no such option, and no options in {group}")
-    if (group, option) in EXTRAS:
-        return Problem(group, option, "not installed", install(group, option))
+        return Problem("configuration", None, f"there is no {error.missing_cfg_file}"), None
     written = next((o for o in reversed(overrides) if o.split("=")[0].strip("+").split("@")[0] == group), None)
+    if not options:
+        return Problem(group, option, f"no such option, and no options in {group}"), written
+    if (group, option) in EXTRAS:
+        return Problem(group, option, "not installed", install(group, option)), written
     wrong = f"no such option{suggest(option, options)}"
     shown = _value(written) if written and "=[" not in written else option  # of a list, the one that is wrong
-    return Problem(group, shown, wrong, f"choose one of {', '.join(options)}")
+    return Problem(group, shown, wrong, f"choose one of {', '.join(options)}"), written
 
 
 def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl, others: list[str]) -> Problem:
     """The key is not in the configuration: name the keys beside which it would stand."""
     key, value = override.key_or_group, override.value()
-    try:
-        cfg = compose(others)
-    except _FAULTS:
+    cfg = _composed_without_faults(compose, loader, others)
+    if cfg is None:
         return Problem(key, None, "unknown key")
     options = _options(loader, key)
     if options and key not in cfg and _has_group(cfg, loader, key):
@@ -208,16 +218,21 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl,
     chosen = next((o for o in others if parent and o.split("=")[0] == parent), None)
     where = chosen or parent or "the top level"
     listed = ", ".join(sorted(set(choices))) or "none"
-    wrong = f"unknown key{f' with {chosen}' if chosen else ''}{_further_down(section, parent, names[0])}"
-    wrong += "" if "(" in wrong else suggest(names[0], choices)
-    return Problem(key, None, wrong, f"the keys of {where} are {listed}")
+    meant = meant_keys(key, cfg, _groups(cfg, loader))
+    near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest(names[0], choices)
+    wrong = f"unknown key{f' with {chosen}' if chosen else ''}{near}"
+    return Problem(key, None, wrong, f"write {meant[0]}=..." if meant else f"the keys of {where} are {listed}")
 
 
-def _further_down(section: DictConfig, parent: str, name: str) -> str:
-    """Where a key of this name stands one level below, as a hint: ``data.source.revision`` for ``data.revision``."""
-    below = [key for key in section if parent and isinstance(section._get_node(key), DictConfig)]
-    full = next((f"{parent}.{key}.{name}" for key in below if name in (section[key] or {})), None)
-    return f" (did you mean {full}?)" if full else ""
+def _composed_without_faults(compose: Compose, loader: ConfigLoaderImpl, overrides: list[str]) -> DictConfig | None:
+    """The configuration of these overrides, or of those alone that choose an option, where others are faulty, too."""
+    chosen = [o for o in overrides if _options(loader, o.partition("=")[0].lstrip("+~").partition("@")[0])]
+    for given in (overrides, chosen):
+        try:
+            return compose(given)
+        except _FAULTS:
+            continue
+    return None
 
 
 def _options(loader: ConfigLoaderImpl, group: str) -> list[str]:

@@ -52,7 +52,7 @@ IsDone = Callable[[DictConfig, Path], Done | None]
 register_resolvers()
 
 
-def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None = None) -> Any:
+def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None = None, reraise: bool = False) -> Any:
     """Run ``task(cfg)`` in the folder that Hydra made.
 
     With ``records`` this process holds the folder's lock, and the folder's ``summary.json`` has a ``status`` (running,
@@ -64,6 +64,7 @@ def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None =
         records: whether the folder tells what became of it.
         cfg: the run's configuration.
         done: asked once the lock is held; where it answers, nothing is run and nothing recorded.
+        reraise: hand an error on to the caller, who is a program, in place of telling it on the terminal.
 
     Returns:
         What the task returns; None when it failed in a sweep of the basic sweeper.
@@ -82,12 +83,23 @@ def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None =
         try:
             require_no_links_out(folder)  # before the lock, its owner's file and the record are written there
             with run_lock(folder):
-                return _run(task, cfg, folder, _Record(folder), in_sweep, done)
+                return _run(task, cfg, folder, _Record(folder), in_sweep, done, reraise=reraise)
         except CaldpoError as refused:  # by a link or the lock: those of a run are dealt with in there
+            if reraise:
+                raise
             return _end_of_failure(refused, None, in_sweep)
 
 
-def _run(task: Task, cfg: DictConfig, folder: Path, record: _Record, in_sweep: bool, done: IsDone | None = None) -> Any:
+def _run(
+    task: Task,
+    cfg: DictConfig,
+    folder: Path,
+    record: _Record,
+    in_sweep: bool,
+    done: IsDone | None = None,
+    *,
+    reraise: bool = False,
+) -> Any:
     hydra = HydraConfig.get()
     name = f"run {hydra.job.num}: {folder.name}" if in_sweep else str(folder)
     try:
@@ -108,9 +120,13 @@ def _run(task: Task, cfg: DictConfig, folder: Path, record: _Record, in_sweep: b
         return value
     except Exception as error:
         record.failed(error)
+        if reraise:
+            raise as_caldpo_error(error) or error from None
         return _end_of_failure(error, record.folder if record.started else None, in_sweep)
     except (KeyboardInterrupt, SystemExit) as stop:
         record.interrupted()
+        if reraise and isinstance(stop, KeyboardInterrupt):
+            raise
         raise SystemExit(_exit_code(stop)) from None
 
 

@@ -28,10 +28,17 @@ _NAMELESS = ("resume",)  # how a run is started, not what it is: begun and gone 
 
 
 def register_resolvers() -> None:
-    """Make ``${run_name:overrides,excluded keys}`` known to OmegaConf."""
+    """Make ``${run_name:overrides,excluded keys}`` and ``${whole_or_adapter:value,value}`` known to OmegaConf."""
     OmegaConf.register_new_resolver(
         _RESOLVER, lambda overrides, excluded=(): run_name(list(overrides), list(excluded)), replace=True
     )
+    OmegaConf.register_new_resolver("whole_or_adapter", _whole_or_adapter, replace=True)
+
+
+def _whole_or_adapter(whole: Any, adapter: Any, *, _root_: DictConfig) -> Any:
+    """The first value where all weights of the policy are trained, the second where an adapter is."""
+    target = OmegaConf.select(_root_, "adapter._target_")
+    return whole if target is None or str(target).endswith(".NoAdapter") else adapter
 
 
 def run_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:

@@ -11,6 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import OverrideParseException
 
+from caldpo.errors import CaldpoError
+
 
 def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Override]:
     """Overrides as Hydra reads them; those it cannot read are skipped."""
@@ -22,6 +24,35 @@ def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Over
         except (OverrideParseException, ValueError):  # the second for a whole number of thousands of digits
             continue
     return parsed
+
+
+def parse_override_value(text: str) -> str:
+    """The value of an override that names a path, without its quotes."""
+    return str(OverridesParser.create().parse_override(text).value())
+
+
+def require_unspaced(overrides: Sequence[str]) -> None:
+    """Refuse ``key = value``, which a shell hands over as three arguments.
+
+    Raises:
+        CaldpoError: naming the key, with the override as it is written.
+    """
+    for place, text in enumerate(overrides):
+        before = overrides[place - 1] if place else ""
+        after = overrides[place + 1] if place + 1 < len(overrides) else ""
+        key, given, value = text.partition("=")
+        bare_after = after if after and "=" not in after and not _is_there(after) else ""
+        if given and not key.strip():  # of `key =value` and `key = value`
+            key, value = before, value or bare_after
+        elif given and not value and bare_after:  # of `key= value`
+            value = bare_after
+        elif not (given and key != key.rstrip() and not _is_there(text)):  # of `'key = value'`
+            continue
+        if not key:
+            raise CaldpoError("an override is written key=value", key=text, remedy="see --help for examples")
+        if "=" not in key:
+            key, value = key.strip(), value.strip()
+            raise CaldpoError("an override has no spaces around =", key=key, remedy=f"write {key}={value or 'VALUE'}")
 
 
 def with_positional(overrides: Sequence[str], key: str, *, several: bool = False) -> list[str]:

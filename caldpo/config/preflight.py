@@ -77,6 +77,40 @@ def preflight(
         HydraConfig.instance().cfg = None
 
 
+def composed(
+    config_name: str,
+    search_path: ConfigSearchPath,
+    overrides: Sequence[str],
+    *,
+    schemas: Mapping[str, str],
+    agree: Agree | None = None,
+) -> DictConfig:
+    """The checked configuration of a single run, with Hydra's own section; nothing is made.
+
+    Args:
+        config_name, search_path, overrides, schemas, agree: as for :func:`preflight`.
+
+    Raises:
+        CaldpoError: all problems at once.
+    """
+    try:
+        cfg, problems = _compose(_loader(search_path), config_name, overrides, RunMode.RUN)
+        raise_problems([*problems, *(_of_run(cfg, schemas, agree) if cfg is not None else [])])
+    finally:
+        HydraConfig.instance().cfg = None
+    assert cfg is not None
+    return cfg
+
+
+def check_run(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None = None) -> None:
+    """Check the configuration of a single run, with Hydra's own section.
+
+    Raises:
+        CaldpoError: all problems at once.
+    """
+    raise_problems(_of_run(cfg, schemas, agree))
+
+
 def check_composes(config_name: str, search_path: ConfigSearchPath, overrides: Sequence[str]) -> None:
     """Check the keys alone: a configuration can be shown while values are still missing.
 

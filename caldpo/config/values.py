@@ -14,6 +14,7 @@ from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from caldpo.config.bounds import Bound, Pattern
+from caldpo.config.hints import VALUES
 
 
 class Section:
@@ -150,7 +151,8 @@ def _constraint(annotation: Any) -> Bound | Pattern | None:
 def _near_choice(annotation: Any, value: Any) -> str:
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     choices = [choice for m in members if get_origin(m) is Literal for choice in get_args(m)]
-    return suggest(value, choices) if choices else ""
+    usual = next((name for name in VALUES.get(str(value).lower(), ()) if name in choices), None)
+    return f" (did you mean {usual}?)" if usual else suggest(value, choices)
 
 
 def _yaml(value: object) -> str:

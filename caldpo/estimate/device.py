@@ -30,12 +30,12 @@ def capacity(accelerator: str, devices: int, given_gib: float | None) -> Capacit
     """What a process of the run has.
 
     Args:
-        accelerator: ``cpu``, ``gpu`` or ``auto``.
+        accelerator: ``cpu`` or ``gpu``.
         devices: processes on this machine, which share its memory or have a GPU each.
         given_gib: memory to compare with instead, GiB.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = "cuda" if accelerator == "gpu" or (accelerator == "auto" and found) else "cpu"
+    device = "cuda" if accelerator == "gpu" else "cpu"
     if given_gib is not None:
         return Capacity(int(given_gib * GIB), "given by memory_gib", device)
     if device == "cuda":

@@ -56,8 +56,7 @@ def by_part(needs: Needs) -> str:
 
 def _there(trainer: Any) -> str:
     """What a device has in all, whoever uses it."""
-    on_gpu = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
-    if on_gpu and torch.cuda.is_available():
+    if trainer.accelerator == "gpu" and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"{torch.cuda.get_device_name()} has {total / GIB:,.2f} GiB, {free / GIB:,.2f} of them free now"
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from caldpo.checkpoints.folder import load_weights as load_weights_of
 from caldpo.checkpoints.frozen import add_frozen
@@ -17,7 +17,7 @@ from caldpo.evaluation.target import Target
 from caldpo.files import known_digest
 from caldpo.models.adapter import AdapterSource
 from caldpo.models.base import ModelSource
-from caldpo.models.published import require_safe
+from caldpo.models.hub import load_causal_lm
 
 _LOADED = (".safetensors", ".json", ".py", ".jinja", ".model", ".txt")  # endings of what a model is loaded from
 _PREFIX = "policy."  # of the policy's weights in the state of the training module
@@ -91,13 +91,11 @@ def _load(weights: Weights, source: ModelSource, adapter: AdapterSource, target:
     if not (weights.path / MANIFEST).is_file():
         if (weights.path / "adapter_config.json").is_file():
             return adapter.restore(source.load_policy(), weights.path)
-        trusted = bool(target.of_run("model.trust_remote_code", False))
-        require_safe(str(weights.path), key="policy", trusted=trusted)
-        return AutoModelForCausalLM.from_pretrained(
-            weights.path,
+        return load_causal_lm(
+            str(weights.path),
+            key="policy",
+            trust_remote_code=bool(target.of_run("model.trust_remote_code", False)),
             dtype="auto",
-            use_safetensors=True,
-            trust_remote_code=trusted,
             attn_implementation=target.of_run("model.attention", None),
         )
     return _of_checkpoint(weights.path, source, adapter, target)

@@ -116,8 +116,7 @@ def check_overflow(parts: dict[str, Any]) -> None:
 
 def scales_gradients(trainer: Any) -> bool:
     """Whether float16 arithmetic will scale the gradients: on a CPU, Lightning takes bfloat16 instead."""
-    on_gpu = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
-    return bool(trainer.precision == "16-mixed" and on_gpu)
+    return bool(trainer.precision == "16-mixed" and trainer.accelerator == "gpu")
 
 
 def float16_weights(parts: dict[str, Any]) -> bool:

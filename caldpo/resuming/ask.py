@@ -35,12 +35,13 @@ SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "logger", "callb
 _OF_THIS_START = ("resume", "replay", "trust_code")  # keys that a run does not keep
 
 
-def with_run(overrides: Sequence[str], multirun: bool = False) -> list[str]:
+def with_run(overrides: Sequence[str], multirun: bool = False, config_dir: str | None = None) -> list[str]:
     """The overrides with those of the run that ``resume=FOLDER`` names, and its folder.
 
     Args:
         overrides: as typed.
         multirun: whether they are of a sweep, which cannot go on with a single run.
+        config_dir: not read: a run's overrides are complete.
 
     Raises:
         CaldpoError: it is no run, its overrides are lost or would run code, or a secret has to be typed again.

@@ -46,6 +46,10 @@ FREE = (
 )
 
 
+# Keys whose ``auto`` a run puts what it found in place of, before it writes its configuration down.
+SETTLED = ("trainer.accelerator", "trainer.precision")
+
+
 def read_config(run_dir: Path) -> dict[str, Any] | None:
     """The configuration that a run began with; None where it ended before it wrote it.
 
@@ -92,7 +96,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
     before, after = flatten(then), flatten(now)
     for key in sorted(before.keys() | after.keys()):
         was, is_now = before.get(key, _ABSENT), after.get(key, _ABSENT)
-        if was != is_now and not _is_free(key):
+        if was != is_now and not _is_free(key) and not (key in SETTLED and is_now == "auto"):
             yield f"{key} was {_shown(was)}, is {_shown(is_now)}"
 
 

@@ -53,6 +53,16 @@ def test_only_names_are_taken_from_a_folder(tmp_path: Path) -> None:
     assert added(f"run={run}") == ["suite=[preference]"]
 
 
+def test_of_ones_own_where_its_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "conf/suite").mkdir(parents=True)
+    (tmp_path / "conf/suite/own.yaml").write_text("# @package own\n_target_: my.Own\n")
+    run = run_folder(tmp_path / "run", suites=["preference", "own"])
+    found = with_attached_suites([f"run={run}"], False, str(tmp_path / "conf"))
+    assert found[1:] == ["suite=[preference,own]"]
+    assert added(f"run={run}") == ["suite=[preference]"]
+    assert "suite own of this run is left out" in capsys.readouterr().err
+
+
 def test_a_judge_has_to_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_folder(tmp_path / "run", suites=["displacement", "judge"])
     assert added(f"run={run}") == ["suite=[displacement]"]

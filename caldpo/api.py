@@ -1,0 +1,98 @@
+"""Training from Python: ``train(compose([...]))``, what ``python -m caldpo.train`` does, with a result to go on with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import create_config_search_path
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict, read_write
+
+from caldpo.config.job import run_job
+from caldpo.config.names import claimed_folder
+from caldpo.config.overrides import parse_override_value, with_quoted_paths
+from caldpo.config.paths import conf_dir
+from caldpo.config.preflight import check_run, composed
+from caldpo.config.summary import known_summary
+from caldpo.errors import CaldpoError
+from caldpo.resuming.ask import with_run
+from caldpo.resuming.before import settle
+from caldpo.train import SCHEMAS, agree
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training run leaves.
+
+    Args:
+        folder: of the run; ``folder / "policy"`` is the trained policy.
+        metrics: final metrics by their logged names, held-out ones under ``val/``; units as in the README.
+        summary: all of ``summary.json``.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+    summary: dict[str, Any] = field(repr=False)
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of a training run, checked as that of the command is.
+
+    Args:
+        overrides: as on the command line, ``["loss=dpo", "seed=1"]``.
+
+    Returns:
+        The configuration, whose values may still be changed; :func:`train` checks them again.
+
+    Raises:
+        CaldpoError: all that is wrong with the overrides.
+    """
+    given = with_run(with_quoted_paths(list(overrides)))
+    cfg = composed("train", create_config_search_path(str(conf_dir())), given, schemas=SCHEMAS, agree=agree)
+    return cfg
+
+
+def train(cfg: DictConfig) -> TrainingResult:
+    """Train one policy in this process; imports torch and transformers when it is called.
+
+    Args:
+        cfg: of :func:`compose`.
+
+    Raises:
+        CaldpoError: something that can be mended, as by the command.
+    """
+    if "hydra" not in cfg:
+        raise CaldpoError(
+            "this configuration does not say how it was composed",
+            remedy='take that of caldpo: train(compose(["loss=dpo"]))',
+        )
+    cfg = copy.deepcopy(cfg)
+    before = Singleton.get_state()
+    try:
+        check_run(cfg, SCHEMAS, agree)
+        named = claimed_folder(cfg, "run")
+        folder = Path(parse_override_value(named[0]) if named else str(cfg.hydra.run.dir)).expanduser().absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        with read_write(cfg.hydra), open_dict(cfg.hydra):
+            cfg.hydra.runtime.output_dir, cfg.hydra.output_subdir = str(folder), None
+            cfg.hydra.job.name, cfg.hydra.mode = "train", RunMode.RUN
+        HydraConfig.instance().set_config(cfg)
+        with read_write(cfg), open_dict(cfg):
+            del cfg["hydra"]
+        run_job(_run, True, cfg, done=settle, reraise=True)
+    finally:
+        Singleton.set_state(before)
+    summary = known_summary(folder)
+    return TrainingResult(folder, dict(summary.get("metrics", {})), summary)
+
+
+def _run(cfg: DictConfig) -> float | None:
+    from caldpo.run import run  # torch and transformers load only for a configuration known to be good
+
+    return run(cfg)

@@ -1,0 +1,149 @@
+"""What somebody means by a key or value that is not there: the field's usual names, and where they are here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from omegaconf import DictConfig, OmegaConf
+
+# Usual names of others (TRL, transformers, Lightning, PEFT) for keys of ours; those of another section by their last
+# part are found in the configuration itself (lr: optim.lr).
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "learning_rate": ("optim.lr",),
+    "batch_size": ("data.pairs_per_batch", "batch"),
+    "bs": ("data.pairs_per_batch",),
+    "micro_batch_size": ("data.pairs_per_batch",),
+    "train_batch_size": ("data.pairs_per_batch",),
+    "per_device_train_batch_size": ("data.pairs_per_batch",),
+    "eval_batch_size": ("data.eval_pairs_per_batch", "batch"),
+    "per_device_eval_batch_size": ("data.eval_pairs_per_batch",),
+    "accumulation": ("trainer.accumulate_grad_batches",),
+    "grad_accum": ("trainer.accumulate_grad_batches",),
+    "gradient_accumulation_steps": ("trainer.accumulate_grad_batches",),
+    "epochs": ("trainer.max_epochs",),
+    "n_epochs": ("trainer.max_epochs",),
+    "num_epochs": ("trainer.max_epochs",),
+    "num_train_epochs": ("trainer.max_epochs",),
+    "steps": ("trainer.max_steps",),
+    "num_steps": ("trainer.max_steps",),
+    "max_grad_norm": ("trainer.gradient_clip_val",),
+    "grad_clip": ("trainer.gradient_clip_val",),
+    "gradient_clipping": ("trainer.gradient_clip_val",),
+    "eval_every": ("trainer.val_every",),
+    "eval_steps": ("trainer.val_every",),
+    "save_every": ("callbacks.checkpoint.every",),
+    "save_steps": ("callbacks.checkpoint.every",),
+    "save_total_limit": ("callbacks.checkpoint.keep",),
+    "warmup": ("optim.schedule.warmup_ratio",),
+    "lr_scheduler": ("optim.schedule.decay",),
+    "lr_scheduler_type": ("optim.schedule.decay",),
+    "scheduler": ("optim.schedule.decay",),
+    "bf16": ("trainer.precision",),
+    "fp16": ("trainer.precision",),
+    "fp32": ("trainer.precision",),
+    "mixed_precision": ("trainer.precision",),
+    "torch_dtype": ("model.dtype",),
+    "attn_implementation": ("model.attention",),
+    "max_seq_length": ("data.max_length",),
+    "max_seq_len": ("data.max_length",),
+    "seq_len": ("data.max_length",),
+    "model_name": ("model.path",),
+    "model_path": ("model.path",),
+    "model_id": ("model.path",),
+    "model_name_or_path": ("model.path",),
+    "pretrained": ("model.path",),
+    "ref_model": ("reference.path",),
+    "reference_model": ("reference.path",),
+    "dataset": ("data",),
+    "dataset_name": ("data",),
+    "data_path": ("data.train",),
+    "train_file": ("data.train",),
+    "train_data": ("data.train",),
+    "test_file": ("data.test",),
+    "eval_file": ("data.test",),
+    "loss_type": ("loss",),
+    "optimizer": ("optim",),
+    "optimiser": ("optim",),
+    "lora": ("adapter",),
+    "peft": ("adapter",),
+    "r": ("adapter.rank",),
+    "lora_r": ("adapter.rank",),
+    "lora_rank": ("adapter.rank",),
+    "lora_alpha": ("adapter.alpha",),
+    "lora_dropout": ("adapter.dropout",),
+    "gpus": ("trainer.devices",),
+    "num_gpus": ("trainer.devices",),
+    "n_gpus": ("trainer.devices",),
+    "nodes": ("trainer.num_nodes",),
+    "device": ("trainer.accelerator",),
+    "out": ("hydra.run.dir", "to"),
+    "out_dir": ("hydra.run.dir", "to"),
+    "output": ("hydra.run.dir", "to"),
+    "output_dir": ("hydra.run.dir", "to"),
+    "save_dir": ("hydra.run.dir", "to"),
+    "wandb": ("logger",),
+    "report_to": ("logger",),
+    "wandb_project": ("logger.project",),
+    "run_name": ("logger.name",),
+    "random_seed": ("seed",),
+    "resume_from_checkpoint": ("resume",),
+    "checkpoint_path": ("resume", "checkpoint"),
+    "base_url": ("judge.base_url",),
+}
+
+# Usual names of others for values; of several, the one that the key takes.
+VALUES: Mapping[str, tuple[str, ...]] = {
+    "bf16": ("bf16-mixed", "bfloat16"),
+    "bfloat16": ("bf16-mixed", "bfloat16"),
+    "bf16-amp": ("bf16-mixed",),
+    "16": ("16-mixed", "float16"),
+    "fp16": ("16-mixed", "float16"),
+    "half": ("16-mixed", "float16"),
+    "float16": ("16-mixed", "float16"),
+    "32": ("32-true", "float32"),
+    "fp32": ("32-true", "float32"),
+    "float": ("32-true", "float32"),
+    "float32": ("32-true", "float32"),
+    "full": ("32-true", "float32"),
+    "64": ("64-true", "float64"),
+    "fp64": ("64-true", "float64"),
+    "double": ("64-true", "float64"),
+    "float64": ("64-true", "float64"),
+    "cuda": ("gpu", "cuda"),
+    "flash": ("flash_attention_2",),
+    "flash_attention": ("flash_attention_2",),
+    "fa2": ("flash_attention_2",),
+    "zero2": ("deepspeed_stage_2",),
+}
+
+
+def meant_keys(key: str, cfg: DictConfig, groups: list[str]) -> list[str]:
+    """Keys and groups of the configuration that somebody may mean by one that is not there.
+
+    Args:
+        key: as it was written, dotted or not.
+        cfg: the composed configuration.
+        groups: that options can be chosen from.
+    """
+    name = key.rpartition(".")[2].replace("-", "_").lower()
+    for known in KEYS.get(name, ()):
+        if known in groups or OmegaConf.select(cfg, known, throw_on_missing=False, default=_ABSENT) is not _ABSENT:
+            return [known]
+    parent = key.rpartition(".")[0]  # a key of a section may stand further down in it
+    section = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
+    return list(_leaves(section, name, parent)) if isinstance(section, DictConfig) else []
+
+
+_ABSENT = object()
+
+
+def _leaves(section: DictConfig, name: str, place: str = "") -> Iterator[str]:
+    for key in map(str, section):
+        if key == "hydra" and not place:
+            continue
+        below = f"{place}.{key}" if place else key
+        if key == name and place:
+            yield below
+        node = section._get_node(key)
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
+            yield from _leaves(node, name, below)

@@ -1,0 +1,127 @@
+"""What somebody means by a key or value that is not there, and all mistakes of a command line at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath
+from omegaconf import OmegaConf
+
+from caldpo.config.hints import KEYS
+from caldpo.config.preflight import composed
+from caldpo.config.values import problem
+from caldpo.errors import CaldpoError
+from caldpo.train import SCHEMAS, agree, main
+from tests.test_configs import CONF
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
+
+
+def told(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [("bf16", "bf16-mixed"), ("bfloat16", "bf16-mixed"), ("fp16", "16-mixed"), (16, "16-mixed"), ("half", "16-mixed")]
+    + [("fp32", "32-true"), (32, "32-true"), ("float32", "32-true"), ("64", "64-true"), ("bf16-tru", "bf16-true")],
+)
+def test_usual_names_of_precisions(value: object, meant: str) -> None:
+    assert f"(did you mean {meant}?)" in str(problem(Precision, value))
+
+
+@pytest.mark.parametrize(("value", "meant"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")])
+def test_the_same_name_of_a_dtype(value: str, meant: str) -> None:
+    assert f"(did you mean {meant}?)" in str(problem(Literal["auto", "float32", "bfloat16", "float16"], value))
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("lr=1e-3", "optim.lr"),
+        ("learning_rate=1e-3", "optim.lr"),
+        ("batch_size=4", "data.pairs_per_batch"),
+        ("epochs=3", "trainer.max_epochs"),
+        ("beta=0.1", "loss.beta"),
+        ("max_length=512", "data.max_length"),
+        ("max_steps=3", "trainer.max_steps"),
+        ("gradient_accumulation_steps=3", "trainer.accumulate_grad_batches"),
+        ("bf16=true", "trainer.precision"),
+        ("output_dir=x", "hydra.run.dir"),
+        ("dataset=x", "data"),
+        ("optim.learning_rate=3", "optim.lr"),
+        ("trainer.epochs=3", "trainer.max_epochs"),
+        ("model.attn_implementation=sdpa", "model.attention"),
+    ],
+)
+def test_usual_names_of_keys(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["model=hf"] if written.startswith("model.") else []
+    said = told(written, *model, capsys=capsys)
+    assert f"{written.partition('=')[0]}: unknown key" in said
+    assert f"(did you mean {meant}?)" in said
+
+
+def test_each_of_several_keys_has_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    said = told("lr=1", "epochs=2", "loss.beat=3", capsys=capsys)
+    assert said.startswith("error: 3 problems")
+    for meant in ("optim.lr", "trainer.max_epochs", "beta"):
+        assert f"(did you mean {meant}?)" in said
+
+
+def test_a_key_in_several_places_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean callbacks.samples.temperature or callbacks.oracle" in told("temperature=1", capsys=capsys)
+
+
+def test_hints_lead_somewhere() -> None:
+    """Each key that is named is one of a training run, an evaluation or an export."""
+    cfgs = [
+        composed("train", _search_path(), ["adapter=lora", *chosen], schemas=SCHEMAS, agree=None)
+        for chosen in ((), ("model=hf", "model.path=a/b", "data.train=x"))
+    ]
+    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    known = {"to", "batch", "checkpoint", "judge.base_url", *groups}
+    missing = object()
+
+    def there(key: str) -> bool:
+        return key in known or any(OmegaConf.select(c, key, default=missing) is not missing for c in cfgs)
+
+    assert {key for keys in KEYS.values() for key in keys if not there(key)} == set()
+
+
+def _search_path() -> ConfigSearchPath:
+    return create_config_search_path(str(CONF))
+
+
+def test_wrong_options_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
+    said = told("loss=calDPO", "model=zefyr", "lr=3", "optim.smoothing=3", capsys=capsys)
+    assert said.startswith("error: 3 problems")  # whether there is optim.smoothing, the right model would say
+    assert "loss=calDPO: no such option" in said
+    assert "model=zefyr: no such option (did you mean zephyr?)" in said
+    assert "lr: unknown key (did you mean optim.lr?)" in said
+
+
+def test_wrong_options_of_a_sweep_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
+    said = told("-m", "loss=dpo,calDPO", "optim=adam,adamw", capsys=capsys)
+    assert "loss=calDPO: no such option" in said
+    assert "optim=adam: no such option" in said
+
+
+@pytest.mark.parametrize(
+    "words", [["loss", "=", "dpo"], ["loss=", "dpo"], ["loss", "=dpo"], ["loss = dpo"], ["seed=1", "loss =dpo"]]
+)
+def test_spaces_around_the_sign(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = told(*words, capsys=capsys)
+    assert said.startswith("error: loss: an override has no spaces around =")
+    assert "write loss=dpo" in said
+
+
+def test_nothing_is_read_into_good_commands() -> None:
+    cfg = composed("train", _search_path(), ["loss=dpo", "data.test=", "name=a"], schemas=SCHEMAS, agree=agree)
+    assert cfg.loss.beta == 0.1
+    with pytest.raises(CaldpoError):
+        composed("train", _search_path(), ["loss=dpo", "loss.beta=-1"], schemas=SCHEMAS, agree=agree)

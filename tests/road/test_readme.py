@@ -1,0 +1,151 @@
+"""Every command of the README that takes a model or a run, run: on a tiny model in a folder, on one CPU.
+
+What the commands name and is not here stands in for itself: ids of models by a folder, the hub's pairs by two files, GPUs by
+the CPU, hundreds of steps by one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.command import call, train
+from tests.evaluation.runs import evaluate, inside
+from tests.road.folders import write_classifier, write_model, write_rows
+from tests.test_configs import readme_commands
+
+SMALL = (
+    "trainer.max_steps=1",
+    "trainer.progress_bar=false",
+    "logger=csv",
+    "console=line",
+    "data.preview_pairs=0",
+    "callbacks.samples.prompts=1",
+    "callbacks.samples.max_new_tokens=2",
+    "callbacks.oracle.max_new_tokens=4",
+    "callbacks.oracle.prompts=4",
+)
+PAIRS = ("data=local", "data.train=train.jsonl", "data.test=test.jsonl")
+NOT_HERE = (
+    "trainer=",
+    "trainer.devices=",
+    "trainer.num_nodes=",
+    "trainer.max_steps=",
+    "hydra/launcher=",
+    "hydra.launcher.",
+)
+MEASURES = ("preference.resamples=5", "displacement.resamples=5", "oracle.resamples=5", "oracle.prompts=4")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A model, pairs, ``outputs/RUN`` and the two runs of ``outputs/SWEEP``, in the current folder."""
+    folder = tmp_path_factory.mktemp("readme")
+    write_model(folder / "model", "llama")
+    write_rows(folder)
+    for name in ("train.jsonl", "test.jsonl"):
+        with gzip.open(folder / f"{name}.gz", "wb") as file:
+            file.write((folder / name).read_bytes())
+    with inside(folder):
+        begun = [*here(["model=hf"]), "trainer.max_steps=2", "callbacks.checkpoint.every=1", "optim.lr=0.01"]
+        train(*begun, "hydra.run.dir=outputs/RUN")
+        train("-m", *begun, "loss=dpo,cal_dpo", "hydra.sweep.dir=outputs/SWEEP")
+        yield folder
+
+
+def here(words: list[str]) -> list[str]:
+    """The overrides of a training command as they can be run here."""
+    kept = [w for w in words if not w.startswith((*NOT_HERE, "hydra.sweep.dir=", "hydra.run.dir="))]
+    local = [w for w in kept if not w.startswith(("data=", "model.path="))]
+    given = {w.partition("=")[0] for w in local}
+    pairs = [
+        w
+        for w in PAIRS
+        if w.partition("=")[0] not in given and not (w.startswith("data.test") and "data.train" in given)
+    ]
+    return [*local, *pairs, "model.path=model", "trainer=cpu", "trainer.precision=32-true", *SMALL]
+
+
+def takes_a_model(words: list[str]) -> bool:
+    return any(w.startswith(("model=", "experiment=")) for w in words) and "experiment=demo" not in words
+
+
+TRAININGS = [w for w in readme_commands() if takes_a_model(w) and "experiment=tabular" not in w]
+ESTIMATES = [w for w in readme_commands("estimate") if takes_a_model(w)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", TRAININGS, ids=" ".join)
+def test_training(words: list[str], home: Path, request: pytest.FixtureRequest) -> None:
+    if any(word.startswith("adapter=") for word in words):
+        pytest.importorskip("peft")
+    if any(word.startswith("experiment=") for word in words):
+        words = [word for word in words if word != "-m"]  # its grid is that of another test: one run of it
+    name = f"runs/{request.node.callspec.indices['words']}"
+    train(*here(words), f"hydra.sweep.dir={name}" if "-m" in words else f"hydra.run.dir={name}")
+    if "dry_run=true" in words:
+        assert json.loads(Path(name, "estimate.json").read_text())
+        return
+    summaries = [json.loads(file.read_text()) for file in Path(name).rglob("summary.json")]
+    assert {(s["status"], s["steps"]) for s in summaries} == {("finished", 1)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ESTIMATES, ids=" ".join)
+def test_estimate(words: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from caldpo.estimate.__main__ import main
+
+    call(main, [*here(words), "console=full"], None)
+    assert "fit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", readme_commands("evaluate"), ids=" ".join)
+def test_evaluation(words: list[str], home: Path) -> None:
+    for file in Path("outputs").rglob("evaluation/**/*.json"):
+        file.unlink()
+    if any(word.startswith("model.path=") for word in words):
+        words = [w for w in words if not w.startswith(("data=", "model.path=", "reference.path="))]
+        words = ["model.path=outputs/RUN/policy", "reference.path=model", *PAIRS, *words]
+    suites = next((word for word in words if word.startswith("suite=")), "suite=[preference,displacement]")
+    if "oracle" in suites:  # which wants a reward
+        write_classifier(home / "classifier")
+        words = [*words, "oracle.classifier=classifier", "oracle.positive_label=LABEL_1"]
+    evaluate(*words, *(m for m in MEASURES if m.partition(".")[0] in suites), "again=true")
+    measured = {file.stem for file in Path("outputs").rglob("evaluation/**/*.json")}
+    assert measured == set(suites.partition("=")[2].strip("[]").split(","))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", readme_commands("generate"), ids=" ".join)
+def test_generation(words: list[str], home: Path) -> None:
+    from caldpo.generate import main
+
+    call(main, [*words, "count=1", "max_new_tokens=2"], None)
+    assert Path("outputs/RUN/evaluation/generations.csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", readme_commands("export"), ids=" ".join)
+def test_export(words: list[str], home: Path) -> None:
+    from caldpo.export import main
+
+    if "merge=true" in words:  # an adapter's, to the hub
+        pytest.importorskip("peft")
+        train(*here(["model=hf", "adapter=lora"]), "hydra.run.dir=outputs/ADAPTED")
+        words = ["outputs/ADAPTED", "merge=true", "to=exports/merged"]
+    call(main, [word.replace("step-200", "step-1") for word in words], None)
+    assert list(Path("exports").rglob("*.safetensors")) or list(Path("outputs/exports").rglob("*.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [w for w in readme_commands("compare") if w], ids=" ".join)
+def test_comparison(words: list[str], home: Path) -> None:
+    from caldpo.compare.__main__ import main
+
+    call(main, words, None)
+    assert Path("outputs/SWEEP/report.md").is_file()

@@ -1,0 +1,84 @@
+"""``from caldpo import compose, train``: what the command does, from Python, with a result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+import caldpo
+from caldpo.config.paths import conf_dir
+from caldpo.errors import CaldpoError
+from tests.command import RANDOM_MODEL
+from tests.command import train as command
+
+SMALL = (
+    *RANDOM_MODEL,
+    "trainer.max_steps=2",
+    "trainer.progress_bar=false",
+    "logger=csv",
+    "callbacks.samples.prompts=0",
+)
+
+
+def test_a_run_from_python_is_that_of_the_command(folder: Path) -> None:
+    from caldpo import compose, train
+
+    cfg = compose([*SMALL, "loss=dpo", "hydra.run.dir=here"])
+    cfg.optim.lr = 0.02  # a value may be changed in between
+    result = train(cfg)
+    command(*SMALL, "loss=dpo", "optim.lr=0.02", "hydra.run.dir=there")
+    there = json.loads(Path("there/summary.json").read_text())
+    assert result.folder == folder / "here"
+    same = {k: v for k, v in there["metrics"].items() if k != "tokens_per_second"}
+    assert {k: v for k, v in result.metrics.items() if k != "tokens_per_second"} == same
+    assert result.summary["status"] == "finished"
+    assert (result.folder / "policy/config.json").is_file()
+    assert not HydraConfig.initialized(), "nothing is left behind for the next one"
+    with pytest.raises(CaldpoError) as taken:  # as for the command, a folder that holds a run is never written over
+        train(cfg)
+    assert "here" in str(taken.value)
+
+
+def test_folders_without_a_name_are_apart(folder: Path) -> None:
+    cfg = caldpo.compose([*SMALL, "trainer.max_steps=1", "export=false"])
+    assert not (folder / "outputs").exists(), "composing makes nothing"
+    first, second = caldpo.train(cfg), caldpo.train(cfg)
+    assert first.folder != second.folder
+    assert first.folder.is_relative_to(folder / "outputs")
+
+
+def test_mistakes_are_errors_to_catch(folder: Path) -> None:
+    with pytest.raises(CaldpoError) as wrong:
+        caldpo.compose(["loss=dqo", "lr=3"])
+    assert "loss=dqo" in str(wrong.value)
+    assert "optim.lr" in str(wrong.value)
+    cfg = caldpo.compose(list(SMALL))
+    cfg.optim.lr = -1
+    with pytest.raises(CaldpoError) as wrong:
+        caldpo.train(cfg)
+    assert wrong.value.key == "optim.lr"
+
+
+def test_a_configuration_of_hydra_alone_is_refused_in_one_line(folder: Path) -> None:
+    from caldpo.run import run
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = hydra_compose("train", list(SMALL))
+    for call in (run, caldpo.train):
+        with pytest.raises(CaldpoError) as refused:
+            call(cfg)
+        assert "compose(" in str(refused.value)
+    assert not Path("outputs").exists()
+
+
+def test_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, caldpo; caldpo.compose; caldpo.train; print({'torch', 'transformers'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
