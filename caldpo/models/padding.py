@@ -136,12 +136,17 @@ def _first_logits(
         return_dict_in_generate=True,
     )
     generate: Any = model.generate
-    out = generate(
-        input_ids=torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device),
-        attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device),
-        generation_config=settings,
-        **generation,
-    )
+    inner: Any = base_model(model)
+    own, inner.generation_config = inner.generation_config, GenerationConfig()  # what is not given is taken from it
+    try:
+        out = generate(
+            input_ids=torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device),
+            attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device),
+            generation_config=settings,
+            **generation,
+        )
+    finally:
+        inner.generation_config = own
     return list(torch.stack(out.logits, dim=1))
 
 
