@@ -60,6 +60,6 @@ def _why_not(config: PretrainedConfig) -> str | None:
         wrong = [name for name in stored if _OTHER_HEAD.search(name)] or headless
         if wrong:
             return f"its weights are those of a {wrong[0]}, without the output head of {loaded_as.__name__}"
-    if getattr(config, "is_decoder", True) is False and AutoModelForMaskedLM._model_mapping.get(type(config), None):
+    if getattr(config, "is_decoder", True) is False and type(config) in AutoModelForMaskedLM._model_mapping:
         return f"it is an encoder ({config.model_type}, is_decoder=false), whose log-probs see the tokens they predict"
     return None

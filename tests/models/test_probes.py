@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
@@ -178,6 +178,14 @@ def test_prompts_are_answered_together_where_that_changes_nothing(kind: str, bat
     prompts = [[5] * length for length in (4, 2, 9, 4, 2)]
     model = build(kind)
     assert prompt_batches(model, prompts, 3, max_new_tokens=4, device=model.device) == batches
+
+
+def test_a_checkpoints_own_generation_settings_do_not_matter() -> None:
+    model = build("llama")
+    own = GenerationConfig(num_beams=3, repetition_penalty=9.0, eos_token_id=5, length_penalty=2.0, early_stopping=True)
+    model.generation_config = own
+    assert prompt_batches(model, [[5] * 4, [5] * 3], 2, max_new_tokens=4, device=model.device) == [[0, 1]]
+    assert model.generation_config is own
 
 
 def test_others_pad_no_rows_that_would_not_be_as_alone() -> None:
