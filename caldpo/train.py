@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from caldpo.config.check import Problem
 from caldpo.config.entry import hydra_entry
+from caldpo.config.groups import find_missing_groups
 from caldpo.config.logged import objective_problems
 from caldpo.config.places import find_misplaced
 from caldpo.resuming.ask import require_same_run, with_run
@@ -16,6 +17,10 @@ from caldpo.resuming.before import settle
 
 def agree(cfg: DictConfig) -> Iterator[Problem]:
     """What can be said of a training run beyond its single values, before anything heavy is imported."""
+    missing = list(find_missing_groups(cfg))
+    if missing:
+        yield from missing
+        return
     yield from find_misplaced(cfg)
     yield from objective_problems(cfg)
     require_same_run(cfg)
