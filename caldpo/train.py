@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from caldpo.config.check import Problem
 from caldpo.config.entry import hydra_entry
+from caldpo.config.groups import find_missing_groups
 from caldpo.config.logged import objective_problems
 from caldpo.config.places import find_misplaced
 from caldpo.evaluation.attached import find_unknown_suites
@@ -26,6 +27,10 @@ SCHEMAS = {"": "caldpo.settings.RunSettings"}  # of the plain top-level keys
 
 def agree(cfg: DictConfig) -> Iterator[Problem]:
     """What can be said of a training run beyond its single values, before anything heavy is imported."""
+    missing = list(find_missing_groups(cfg))
+    if missing:
+        yield from missing
+        return
     yield from find_misplaced(cfg)
     yield from objective_problems(cfg)
     yield from find_unknown_suites(cfg)

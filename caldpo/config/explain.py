@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.check import Problem
+from caldpo.config.groups import NEEDED, taken_out
 from caldpo.config.hints import meant_keys
 from caldpo.config.overrides import parse_overrides
 from caldpo.config.paths import conf_dir
@@ -41,8 +42,10 @@ def compose_or_explain(
     """
     texts = [override for override in overrides if _is_text(override)]
     problems, foreign = _of_other_commands(compose, loader, texts)
+    without = _taken_out(compose, loader, texts)
+    problems += without.values()
     problems += [_no_text(override) for override in overrides if override not in texts]
-    remaining = [override for override in texts if override not in foreign]
+    remaining = [override for override in texts if override not in foreign and override not in without]
     no_option = False
     while True:
         try:
@@ -88,6 +91,19 @@ def _of_other_commands(
     remedy = f"the groups of this command are {', '.join(_groups(cfg, loader))}"
     problems = [Problem(o.key_or_group, None, "a group of another command", remedy) for o in foreign]
     return problems, [o.input_line or "" for o in foreign]
+
+
+def _taken_out(compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]) -> dict[str, Problem]:
+    """Overrides that take out a group of which a run needs an option; a model may have set keys of it all the same."""
+    deleted = [o for o in parse_overrides(loader, overrides) if o.is_delete() and o.key_or_group in NEEDED]
+    if not deleted:
+        return {}
+    try:
+        choices = compose([]).hydra.runtime.choices
+    except _FAULTS:
+        return {}
+    # a command that can do without has no option of it to begin with
+    return {o.input_line or "": taken_out(o.key_or_group) for o in deleted if choices.get(o.key_or_group) is not None}
 
 
 def _explain(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import signal
@@ -34,6 +35,7 @@ ERROR = "error.txt"
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 DIED = "died"  # never written: the summary says running, and nobody holds the run's lock
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk, a quota, one that is only read
 _ENDING = (signal.SIGTERM, signal.SIGUSR1)  # the second is a scheduler's notice that time is up
 
 
@@ -214,7 +216,10 @@ class _Record:
         try:
             write_text(self._error_file(), trace)
         except OSError as full:
-            print(f"{trace.rstrip()}\nnote: {redact_text(str(full))}: the above is written nowhere", file=sys.stderr)
+            if as_caldpo_error(error) is None:
+                print(
+                    f"{trace.rstrip()}\nnote: {redact_text(str(full))}: the above is written nowhere", file=sys.stderr
+                )
             self.folder = None  # there is nothing to point to
 
     @contextlib.contextmanager
@@ -253,6 +258,12 @@ def as_caldpo_error(error: BaseException) -> CaldpoError | None:
             # The constructor knows its argument by name, the person by its place in the configuration.
             shown = {} if cause.value_or_none is None else {"value": cause.value}
             return CaldpoError(cause.message, key=f"{section}.{cause.key}", remedy=cause.remedy, **shown)
+    if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+        return CaldpoError(
+            f"cannot be written: {cause.strerror}",
+            key=str(cause.filename or "disk"),
+            remedy="make room there; a run that was begun goes on with python -m caldpo.train resume=FOLDER",
+        )
     return cause if isinstance(cause, CaldpoError) else None
 
 

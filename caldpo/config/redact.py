@@ -19,9 +19,8 @@ from urllib.parse import quote
 
 from omegaconf import OmegaConf
 
+from caldpo.config.secret_forms import MASK, mask_addresses, mask_named
 from caldpo.files import write_text
-
-MASK = "***"
 
 _SHORTEST = 8  # characters; a shorter environment value ("none", "true") would mask innocent text
 _WORDS = {
@@ -64,15 +63,14 @@ _NOT_BEFORE_TOKEN = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special"
 _PLACES = {"path", "file", "dir", "folder", "env"}
 
 _ENVIRONMENT_REFERENCE = re.compile(r"\$\{oc\.env:\w+(,\s*null)?\}")
-_PAIR_IN_TEXT = re.compile(r"(?P<key>[\w.@/+~-]+)=(?P<value>'[^']*'|\"[^\"]*\"|[^,\s'\"]+)")
+_PAIR_IN_TEXT = re.compile(r"(?<![\w.@/+~-])(?P<key>[\w.@/+~-]+)=(?P<value>'[^']*'|\"[^\"]*\"|[^,\s'\"]+)")
 KNOWN_FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"
     r"|glpat-[A-Za-z0-9_-]{20,}|wandb_v1_[A-Za-z0-9_]{20,}|AKIA[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{35}"
     r"|xox[abeoprs]-[A-Za-z0-9-]{10,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,})"
-    r"|(?<=\bBearer )[A-Za-z0-9._~+/=-]{8,}"
+    r"|(?<=\b[Bb]earer )[A-Za-z0-9._~+/=-]{8,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
-_USER_IN_URL = re.compile(r"(?<=://)[^/\s:@'\"]+(?::[^/\s@]+)?(?=@)")
 
 _learned: set[str] = set()  # values that stood under secret keys
 
@@ -135,12 +133,12 @@ def _secret_values(node: Any, *, secret: bool) -> Iterator[str]:
 
 
 def redact_text(text: str) -> str:
-    """``text`` with secret environment values, ``key=value`` of secret keys and known forms masked."""
+    """``text`` with secret environment values, values of secret keys, known forms and addresses' passwords masked."""
     for secret in known_secrets():
         if secret in text:
             text = text.replace(secret, MASK)
     text = _PAIR_IN_TEXT.sub(_mask_pair, text)
-    return _USER_IN_URL.sub(MASK, KNOWN_FORMS.sub(MASK, text))
+    return mask_addresses(mask_named(KNOWN_FORMS.sub(MASK, text), is_secret_name))
 
 
 def redact_files(folder: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -30,6 +29,7 @@ from caldpo.evaluation.suite import Suite
 from caldpo.evaluation.target import Target, find_folders, name_of, read_target
 from caldpo.evaluation.terminal import print_end, print_left_out, print_result, print_subject
 from caldpo.evaluation.tracker import tell_tracker
+from caldpo.parts import build
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -72,9 +72,7 @@ def find_suites(cfg: DictConfig) -> list[Suite]:
         CaldpoError: one cannot be had, or there is none.
     """
     sections = [name for name in cfg if isinstance(cfg[name], DictConfig) and "_target_" in cfg[name]]
-    suites = [
-        instantiate(cfg[name], _convert_="all") for name in sections if name not in ("model", "reference", "data")
-    ]
+    suites = [build(cfg[name], name) for name in sections if name not in ("model", "reference", "data")]
     if not suites:
         raise CaldpoError(
             "there is nothing to measure", key="suite", remedy="choose one or several: suite=[preference]"

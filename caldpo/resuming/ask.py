@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.compare.discover import is_run
 from caldpo.config.caches import without_places
+from caldpo.config.groups import NEEDED
 from caldpo.config.inside import require_no_links_out
 from caldpo.config.job import FINISHED
 from caldpo.config.overrides import quoted
@@ -31,7 +32,7 @@ from caldpo.resuming.same import CONFIG, read_config, require_same_config
 
 AUTO = "auto"
 OVERRIDES = "overrides"  # key of summary.json
-SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "logger", "callbacks", "data", "model")
+SECTIONS = NEEDED
 _OF_THIS_START = ("resume", "replay", "trust_code")  # keys that a run does not keep
 
 
