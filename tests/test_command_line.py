@@ -122,6 +122,13 @@ def test_compare_takes_a_folder(capsys) -> None:
     assert "band=both: must be one of range, sd" in text
 
 
+@pytest.mark.parametrize("place", range(len(cli._COMMANDS)))
+def test_every_command_tells_its_own_version(place: int, capsys) -> None:
+    name = list(cli._COMMANDS)[place]
+    cli.main([name, "--version"])
+    assert capsys.readouterr().out == f"caldpo {__version__}\n"
+
+
 def made_run(name: str) -> str:
     """A folder that looks like a run; nothing of it is ever loaded here."""
     folder = Path(name)

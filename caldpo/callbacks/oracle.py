@@ -6,8 +6,8 @@ Written as ``oracle/*`` at the end of training:
   policy and from the reference; ``oracle/win_rate``: share of prompts on which the policy's sample has the
   higher reward, ties counted half.
 - ``oracle/kl``: sequence KL(policy || reference), nats: the mean log-ratio of the policy's samples.
-- ``oracle/slope``, ``oracle/pearson``, ``oracle/spearman``, ``oracle/error``: how beta-scaled implicit rewards of the
-  held-out responses match their true rewards (see ``caldpo.environments.agreement``).
+- ``oracle/slope``, ``oracle/pearson``, ``oracle/spearman``, ``oracle/error``: how implicit rewards (reward_beta x
+  log-ratio) of the held-out responses match their true rewards (see ``caldpo.environments.agreement``).
 
 An environment that can compute more, such as the exact KL of a tabular policy, adds it under its own names.
 """

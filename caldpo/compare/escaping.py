@@ -14,7 +14,7 @@ from typing import Any
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn")  # controls, direction marks, halves of surrogate pairs, unassigned
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _JOINERS = "\u200c\u200d"  # belong to words of some scripts, and to emoji
-_SPECIAL = re.compile(r"[\\`*<]|\](?=[(\[:])|~(?=~)|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
+_SPECIAL = re.compile(r"[\\`*<$]|\](?=[(\[:])|~(?=~)|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 _BEGINS_BLOCK = re.compile(r"(?:#+|>|[-+=]|\d+[.)])(?=\s)")
 _SHORT = {"\\": "\\", "'": "'", "\n": "n", "\r": "r", "\t": "t"}  # in $'...'
 _FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of a formula

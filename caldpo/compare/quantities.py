@@ -122,8 +122,8 @@ SLOPE = Quantity(
     "oracle/slope",
     "slope",
     "implicit per true reward",
-    "slope of implicit on true rewards of held-out responses, both centred within each prompt; 1 is the"
-    " true scale, less is compressed",
+    "slope of implicit (reward_beta x log-ratio) on true rewards of held-out responses, both centred within each"
+    " prompt; 1 is the true scale, less is compressed",
 )
 PEARSON = Quantity(
     "oracle/pearson",

@@ -126,7 +126,8 @@ def _write(
         "calibration.png": lambda: calibration.calibration(finished, headline),
         "displacement.png": lambda: displacement.displacement(finished, headline),
     }
-    drawn, failed = [], []
+    drawn: list[str] = []
+    failed: list[str] = []
     try:
         place.mkdir(parents=True, exist_ok=True)
         for name, make in figures.items():

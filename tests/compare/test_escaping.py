@@ -21,6 +21,7 @@ from caldpo.compare.text import markdown_table, number, spread, with_interval
         ("![a](http://x)", "![a\\](http://x)"),
         ("*a* _b_ c_d `e`", "\\*a\\* \\_b\\_ c_d \\`e\\`"),
         ("&lt; & b", "&amp;lt; & b"),
+        ("$x$", "\\$x\\$"),  # else mathematics
         ("# head", "\\# head"),
         ("- item", "\\- item"),
         ("1. item", "1\\. item"),

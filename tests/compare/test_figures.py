@@ -139,6 +139,45 @@ def test_variants_of_a_single_loss_get_colours():
     assert len(set(found)) == 12
 
 
+def test_a_loss_looks_the_same_in_every_report():
+    for losses in (["ipo", "dpo", "new"], ["new", "cal_dpo", "dpo"], ["dpo", "new"]):
+        found = dict(zip(losses, looks([Setting(loss, loss, ()) for loss in losses]), strict=True))
+        assert (found["dpo"].colour, found["dpo"].dash) == (COLOURS[0].lower(), "-")
+        assert found["new"] == looks([Setting("new", "new", ())])[0]
+
+
+def test_of_equal_curves_each_is_seen(tmp_path):
+    """Solid lines lie below and are wider, others have gaps; between first and last step markers do not coincide."""
+    losses = ("cal_dpo", "cal_ipo", "cal_slic")
+    found = looks([Setting(loss, loss, ()) for loss in losses])
+    assert len({str(look.dash) for look in found}) == 3
+    assert found[0].dash == "-"
+    assert found[0].zorder < min(look.zorder for look in found[1:])
+    assert found[0].width > max(look.width for look in found[1:])
+    rows = [held_out(step, step, -step) for step in range(16)]
+    for loss in losses:
+        write_run(tmp_path / loss, loss, rows=rows)
+    axes = panels(reward_dynamics(settings_in(tmp_path), "", "range"))["Chosen log-ratio"]
+    marked = [set(line.get_markevery()) for line in axes.get_lines()[:3]]
+    assert set.intersection(*marked) == {15}
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_panels_keep_their_room_whatever_the_legend_holds(count, tmp_path):
+    for i in range(count):
+        rows = [held_out(0, 0.0, 0.0), held_out(10, i, -1.0)]
+        write_run(tmp_path / f"{i}", rows=rows, loss_keys={"beta": i}, overrides=[f"loss.beta={i}"])
+    figure = reward_dynamics(settings_in(tmp_path), "", "range")
+    figure.set_dpi(30)
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    panel = panels(figure)["Chosen log-ratio"].get_position()
+    assert panel.height * height > 2.2
+    box = figure.legends[0].get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+    assert -0.01 <= box.x0 < box.x1 <= width
+    assert -0.01 <= box.y0 < box.y1 <= height
+
+
 def test_shares_of_the_terms(tmp_path):
     for seed, calibration in enumerate((3.0, 1.0)):
         rows = [

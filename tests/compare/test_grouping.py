@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from caldpo.compare.collect import read_runs
@@ -111,6 +113,39 @@ def test_only_finished_runs_have_figures(tmp_path):
     assert len(setting.runs) == 2
     assert setting.finals(CHOSEN.final) == [-2.0]
     assert len(setting.curves(CHOSEN.curve)) == 1
+
+
+def test_labels_tell_what_differs_among_the_settings_of_a_loss(tmp_path):
+    """Not what tells losses apart, nor what all of them were given, nor what follows from a chosen option."""
+    path = "/a/long/way/to/somebody's/preference_pairs.jsonl"
+    own = {"dpo": ["optim.lr=0.1"], "ipo": [], "ipo 2": [f"files.train={path}"]}
+    for name, overrides in own.items():
+        config = {
+            "optim": {"lr": 0.1 if name == "dpo" else 0.2},
+            "files": {"train": path if " " in name else "t.jsonl"},
+        }
+        write_run(tmp_path / name, name[:3], rows=ROWS, config=config, overrides=["trainer.max_steps=9", *overrides])
+    assert [s.label for s in settings_in(tmp_path)] == ["dpo", "ipo", "ipo files.train=...'s/preference_pairs.jsonl"]
+
+
+def test_of_many_differences_a_label_names_as_few_as_are_needed(tmp_path):
+    for i in range(3):
+        config = {"model": {f"key_{k}": k * i for k in range(9)}}
+        write_run(tmp_path / str(i), rows=ROWS, loss_keys={"beta": min(i, 1)}, config=config)
+    labels = [s.label for s in settings_in(tmp_path)]
+    assert labels == [
+        "dpo loss.beta=0 model.key_1=0",
+        "dpo loss.beta=1 model.key_1=1",
+        "dpo loss.beta=1 model.key_1=2",
+    ]
+
+
+def test_another_option_is_told_by_its_name(tmp_path):
+    for name in ("tiny", "zephyr"):
+        folder = write_run(tmp_path / name, rows=ROWS, config={"model": {"path": name, "size": len(name)}})
+        choices = {"hydra": {"runtime": {"choices": {"loss": "dpo", "model": name}}}}
+        (folder / ".hydra" / "hydra.yaml").write_text(json.dumps(choices))
+    assert [s.label for s in settings_in(tmp_path)] == ["dpo model=tiny", "dpo model=zephyr"]
 
 
 def test_differences():

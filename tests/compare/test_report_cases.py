@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 
 import pytest
 
+from caldpo.compare.__main__ import main
 from caldpo.compare.report import compare_runs
 from caldpo.config.lock import run_lock
 from caldpo.errors import CaldpoError
@@ -118,6 +120,38 @@ def test_a_run_under_way_and_one_that_died_enter_no_mean(tmp_path, capsys):
     assert "left out: seed=3, died at step 10 of 20: its process ended without a word" in out
     with (tmp_path / "comparison.csv").open() as file:
         assert [row["rewards/accuracies"] for row in csv.DictReader(file)] == ["0.6", "0.7", "", ""]
+
+
+@pytest.mark.parametrize("typed", [["a", "b"], ["[a,b]"], ["sweep=[a,b]"]])
+def test_several_folders_are_one_report(typed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -1.0)]
+    for place, loss in (("a", "dpo"), ("b", "ipo")):
+        write_run(tmp_path / place / "x", loss, rows=rows, metrics=finals(rows[-1]))
+        record = {"hydra": {"overrides": {"task": [f"loss={loss}", "seed=0,1"]}}}
+        (tmp_path / place / "multirun.yaml").write_text(json.dumps(record))
+    main([*typed, "dpi=30"])
+    (place,) = (tmp_path / "outputs").iterdir()
+    report = (place / "report.md").read_text()
+    assert report.startswith("# Comparison of a, b\n")
+    assert "caldpo.train -m loss=dpo seed=0,1\npython -m caldpo.train -m loss=ipo seed=0,1\n" in report
+    assert "  # a/x" in report
+    assert set(table(report, "Final figures on held-out pairs")) == {"dpo", "ipo"}
+    assert f"{place.relative_to(tmp_path)}/report.md" in capsys.readouterr().out
+    assert not (tmp_path / "a" / "report.md").exists()
+
+
+def test_a_report_elsewhere_and_a_run_named_twice(tmp_path):
+    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -1.0)]
+    write_run(tmp_path / "a" / "x", rows=rows, metrics=finals(rows[-1]))
+    compare_runs([str(tmp_path / "a"), str(tmp_path / "a" / "x")], output=str(tmp_path / "new" / "o"), dpi=30)
+    assert table((tmp_path / "new" / "o" / "report.md").read_text(), "What was compared")["runs"][""].startswith(
+        "1 of 1"
+    )
+    with pytest.raises(CaldpoError, match="no such folder"):
+        compare_runs([str(tmp_path / "a"), str(tmp_path / "c")])
+    with pytest.raises(CaldpoError, match="there is no folder to compare"):
+        compare_runs([])
 
 
 def test_a_sweep_that_finished_has_nothing_at_its_head(tmp_path):

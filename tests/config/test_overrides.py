@@ -55,6 +55,28 @@ def test_quoting_survives_for_any_printable_text(text: str) -> None:
     assert read_back(f"sweep={quoted(text)}") == text
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["a", "b", "band=sd"], ["sweep=['a','b']", "band=sd"]),
+        (["band=sd", "[a, b]"], ["band=sd", "sweep=['a','b']"]),
+        (["[a]"], ["sweep='a'"]),
+        (["[loss=dpo,seed=0,'x']"], ["sweep=['loss=dpo,seed=0','x']"]),
+        (["[a,b]", "c"], ["sweep=['a','b','c']"]),
+        (["outputs/x", "band=sd"], ["sweep=outputs/x", "band=sd"]),
+        (["[]"], ["[]"]),
+        (["[x,y]"], ["sweep='[x,y]'"]),
+    ],
+)
+def test_several_bare_arguments_are_a_list(
+    typed: list[str], meant: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("loss=dpo,seed=0", "[x,y]"):  # a comma in the name of a folder divides nothing
+        Path(name).mkdir()
+    assert with_positional(typed, "sweep", several=True) == meant
+
+
 def test_the_first_bare_argument_is_the_positional() -> None:
     assert with_positional(["outputs/x", "format=csv"], "sweep") == ["sweep=outputs/x", "format=csv"]
     assert with_positional(["format=csv", "a b"], "sweep") == ["format=csv", "sweep='a b'"]
