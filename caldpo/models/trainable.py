@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -72,6 +73,7 @@ def _changed(policy: nn.Module) -> Iterator[int]:
         if not isinstance(base, nn.Module) or not any("lora_" in name for name, _ in module.named_children()):
             continue
         one = getattr(module, "parameter_name", None)  # PEFT's wrapper of a single tensor, as of fused experts
-        while one is not None and hasattr(base, "base_layer"):  # several tensors of one module: wrapped one in another
-            base = base.base_layer
-        yield from (id(p) for name, p in base.named_parameters(recurse=False) if one is None or name == one)
+        inner: Any = base
+        while one is not None and hasattr(inner, "base_layer"):  # several tensors of a module: one wrapped in another
+            inner = inner.base_layer
+        yield from (id(p) for name, p in inner.named_parameters(recurse=False) if one is None or name == one)
