@@ -1,4 +1,4 @@
-"""Training from Python: ``train(compose([...]))``, what ``python -m caldpo.train`` does, with a result to go on with."""
+"""Training from Python: ``train(compose([...]))`` does what ``python -m caldpo.train`` does, and returns a result."""
 
 from __future__ import annotations
 
@@ -54,8 +54,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         CaldpoError: all that is wrong with the overrides.
     """
     given = with_run(with_quoted_paths(list(overrides)))
-    cfg = composed("train", create_config_search_path(str(conf_dir())), given, schemas=SCHEMAS, agree=agree)
-    return cfg
+    return composed("train", create_config_search_path(str(conf_dir())), given, schemas=SCHEMAS, agree=agree)
 
 
 def train(cfg: DictConfig) -> TrainingResult:

@@ -186,7 +186,7 @@ class TrainerSettings:
             devices=self.devices,
             num_nodes=self.num_nodes,
             strategy=self._strategy(),
-            precision=None if plugin else self.precision,
+            precision=None if plugin else self.precision,  # type: ignore[arg-type]  # no more "auto" in it
             max_steps=-1 if self.max_steps is None else self.max_steps,
             max_epochs=self.max_epochs if self.max_steps is None else -1,
             accumulate_grad_batches=accumulation,

@@ -27,8 +27,10 @@ OWN = ["model=hf", "model.path=folder", "data.train=train.jsonl"]
 
 @pytest.mark.parametrize(
     ("overrides", "lr"),
-    [([], 5e-7), (["adapter=lora"], 5e-6), (["adapter=qlora"], 5e-6), (["optim.lr=1e-4"], 1e-4)]
-    + [(["loss=sft"], 2e-5), (["loss=sft", "adapter=lora"], 2e-4), (["adapter=lora", "optim.lr=1e-4"], 1e-4)],
+    [
+        *[([], 5e-7), (["adapter=lora"], 5e-6), (["adapter=qlora"], 5e-6), (["optim.lr=1e-4"], 1e-4)],
+        *[(["loss=sft"], 2e-5), (["loss=sft", "adapter=lora"], 2e-4), (["adapter=lora", "optim.lr=1e-4"], 1e-4)],
+    ],
 )
 def test_learning_rates(overrides: list[str], lr: float) -> None:
     """Those of the alignment-handbook for zephyr-7b-beta and zephyr-7b-sft, full and qlora."""

@@ -34,7 +34,7 @@ def find_unknown_suites(cfg: DictConfig) -> Iterator[Problem]:
                 "suites",
                 name,
                 f"no such suite{suggest(name, known)}",
-                f"choose among {', '.join(known)}; one of your own lies in suite/ of the folder that --config-dir names",
+                f"choose among {', '.join(known)}; your own lies in suite/ of the folder that --config-dir names",
             )
 
 
@@ -58,9 +58,8 @@ def with_attached_suites(overrides: Sequence[str], multirun: bool, config_dir: s
     known = known_suites(*([] if config_dir is None else [Path(config_dir)]))
     for name in [name for name in found if name not in known]:
         found.remove(name)
-        print(
-            f"suite {name} of this run is left out: no such option here; --config-dir=FOLDER adds some", file=sys.stderr
-        )
+        why = "no such option here; --config-dir=FOLDER adds some"
+        print(f"suite {name} of this run is left out: {why}", file=sys.stderr)
     if not found:
         return told  # the command's own default
     if "judge" in found and not any(text.lstrip("+").startswith("judge.") for text in told):

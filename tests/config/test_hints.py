@@ -28,8 +28,11 @@ def told(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize(
     ("value", "meant"),
-    [("bf16", "bf16-mixed"), ("bfloat16", "bf16-mixed"), ("fp16", "16-mixed"), (16, "16-mixed"), ("half", "16-mixed")]
-    + [("fp32", "32-true"), (32, "32-true"), ("float32", "32-true"), ("64", "64-true"), ("bf16-tru", "bf16-true")],
+    [
+        *[("bf16", "bf16-mixed"), ("bfloat16", "bf16-mixed"), ("bf16-tru", "bf16-true")],
+        *[("fp16", "16-mixed"), (16, "16-mixed"), ("half", "16-mixed")],
+        *[("fp32", "32-true"), (32, "32-true"), ("float32", "32-true"), ("64", "64-true")],
+    ],
 )
 def test_usual_names_of_precisions(value: object, meant: str) -> None:
     assert f"(did you mean {meant}?)" in str(problem(Precision, value))

@@ -1,4 +1,4 @@
-"""Tiny models in folders as the hub has them: configuration, weights, generation settings, tokenizer with its template."""
+"""Tiny models in folders as the hub has them: configuration, weights, generation settings, tokenizer and template."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Every command of the README that takes a model or a run, run: on a tiny model in a folder, on one CPU.
 
-What the commands name and is not here stands in for itself: ids of models by a folder, the hub's pairs by two files, GPUs by
-the CPU, hundreds of steps by one.
+What a command names and is not here has a stand-in: a folder for a model's id, two files for the hub's pairs, the CPU
+for GPUs, one step for hundreds.
 """
 
 from __future__ import annotations
@@ -30,14 +30,7 @@ SMALL = (
     "callbacks.oracle.prompts=4",
 )
 PAIRS = ("data=local", "data.train=train.jsonl", "data.test=test.jsonl")
-NOT_HERE = (
-    "trainer=",
-    "trainer.devices=",
-    "trainer.num_nodes=",
-    "trainer.max_steps=",
-    "hydra/launcher=",
-    "hydra.launcher.",
-)
+NOT_HERE = ("trainer=", "trainer.devices=", "trainer.num_nodes=", "trainer.max_steps=", "hydra/launcher=", "hydra.")
 MEASURES = ("preference.resamples=5", "displacement.resamples=5", "oracle.resamples=5", "oracle.prompts=4")
 
 
@@ -59,14 +52,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def here(words: list[str]) -> list[str]:
     """The overrides of a training command as they can be run here."""
-    kept = [w for w in words if not w.startswith((*NOT_HERE, "hydra.sweep.dir=", "hydra.run.dir="))]
+    kept = [w for w in words if not w.startswith(NOT_HERE)]
     local = [w for w in kept if not w.startswith(("data=", "model.path="))]
     given = {w.partition("=")[0] for w in local}
-    pairs = [
-        w
-        for w in PAIRS
-        if w.partition("=")[0] not in given and not (w.startswith("data.test") and "data.train" in given)
-    ]
+    pairs = [w for w in PAIRS if w.partition("=")[0] not in given]
+    if "data.train" in given:  # and its own test split, or none
+        pairs = [w for w in pairs if not w.startswith("data.test=")]
     return [*local, *pairs, "model.path=model", "trainer=cpu", "trainer.precision=32-true", *SMALL]
 
 
