@@ -29,7 +29,7 @@ from caldpo.evaluation.result import FOLDER
 from caldpo.evaluation.scoring import score_pairs
 from caldpo.evaluation.target import Target
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
-from caldpo.fit import check_fit, require_room
+from caldpo.fit import check_fit, require_prompts
 from caldpo.generation import reference_seed, sample_responses
 from caldpo.models.adapter import adapter_off, is_adapted
 from caldpo.parts import build_parts
@@ -256,7 +256,7 @@ class Subject:
             sampling: length, temperature and seed; how many prompts and samples it names is not looked at.
         """
         with self.model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
-            require_room(model, max(map(len, prompts)), sampling.max_new_tokens, key="max_new_tokens")
+            require_prompts(model, self.tokenizer, prompts, sampling.max_new_tokens)
             return sample_responses(
                 model,
                 self.tokenizer,
