@@ -113,7 +113,7 @@ def require_prompts(
 def _require_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, used: list[tuple[str, int]], key: str
 ) -> None:
-    """Hold tokens, and those that end and pad rows, against the embedding; ``used``: where tokens are, and their ids."""
+    """Hold tokens, and those that end and pad rows, against the embedding; ``used``: places and ids."""
     rows = _rows(model)
     special = [(f"its {name} is", getattr(tokenizer, f"{name}_id")) for name in ("eos_token", "pad_token")]
     for place, token in [*used, *special]:
