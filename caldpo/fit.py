@@ -119,9 +119,9 @@ def _require_rows(
     for place, token in [*used, *special]:
         if token is None or token < rows:
             continue
-        text = tokenizer.convert_ids_to_tokens(token)
+        text = str(tokenizer.convert_ids_to_tokens(token))
         template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
-        written = ", which its chat template writes" if text and text in template else ""
+        written = ", which its chat template writes" if text in template else ""
         raise CaldpoError(
             f"this tokenizer goes beyond the model: {place} the token {text} with id {token:,}{written}, and the"
             f" embedding of {type(model).__name__} has {rows:,} rows (ids up to {rows - 1:,})",
@@ -208,7 +208,7 @@ def _innermost(source: Any) -> Any:
 
 def _rows(model: PreTrainedModel) -> int:
     try:
-        return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,index]
+        return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     except (NotImplementedError, AttributeError):  # no matrix, but a table of its own
         return int(model.config.get_text_config().vocab_size)
 
