@@ -5,7 +5,7 @@ Asked before weights load. What is beyond either ends in an index error, or on a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,20 +83,45 @@ def skeleton_of(source: ModelSource) -> PreTrainedModel | None:
 def require_embedded(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PairDataModule, *, key: str
 ) -> None:
-    """Refuse token ids that the model's embedding has no row for.
+    """Refuse token ids of pairs that the model's embedding has no row for.
 
     Raises:
         CaldpoError: naming ``key``, the first such token, and where it occurs.
     """
+    _require_rows(model, tokenizer, [(f"{place} holds", token) for place, token in _largest(data)], key)
+
+
+def require_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], more: int
+) -> None:
+    """Refuse prompts that a model cannot be sampled from: :func:`require_embedded` and :func:`require_room` of them.
+
+    Args:
+        model: that samples, with or without an adapter.
+        tokenizer: of the prompts.
+        prompts: their token ids.
+        more: tokens of the longest response.
+
+    Raises:
+        CaldpoError: naming ``model.tokenizer`` or ``max_new_tokens``.
+    """
+    used = [("a prompt holds", max((token for prompt in prompts for token in prompt), default=0))]
+    _require_rows(base_model(model), tokenizer, used, "model.tokenizer")
+    require_room(model, max(map(len, prompts), default=0), more, key="max_new_tokens")
+
+
+def _require_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, used: list[tuple[str, int]], key: str
+) -> None:
+    """Hold tokens, and those that end and pad rows, against the embedding; ``used``: places and ids."""
     rows = _rows(model)
-    used = [(f"{place} holds", token) for place, token in _largest(data)]
-    used += [(f"its {name} is", getattr(tokenizer, f"{name}_id")) for name in ("eos_token", "pad_token")]
-    for place, token in used:
+    special = [(f"its {name} is", getattr(tokenizer, f"{name}_id")) for name in ("eos_token", "pad_token")]
+    for place, token in [*used, *special]:
         if token is None or token < rows:
             continue
-        text = tokenizer.convert_ids_to_tokens(token)
+        text = str(tokenizer.convert_ids_to_tokens(token))
         template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
-        written = ", which its chat template writes" if text and text in template else ""
+        written = ", which its chat template writes" if text in template else ""
         raise CaldpoError(
             f"this tokenizer goes beyond the model: {place} the token {text} with id {token:,}{written}, and the"
             f" embedding of {type(model).__name__} has {rows:,} rows (ids up to {rows - 1:,})",
@@ -183,7 +208,7 @@ def _innermost(source: Any) -> Any:
 
 def _rows(model: PreTrainedModel) -> int:
     try:
-        return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,index]
+        return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     except (NotImplementedError, AttributeError):  # no matrix, but a table of its own
         return int(model.config.get_text_config().vocab_size)
 

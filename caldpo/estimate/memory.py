@@ -90,7 +90,7 @@ def fake_tensors(device: str) -> Iterator[FakeTensorMode]:
     log = logging.getLogger("torch._subclasses.fake_tensor")  # writes down what fails, which is caught here
     was_off, log.disabled = log.disabled, True
     if grouped is not None:
-        nn.functional.grouped_mm = _grouped_mm
+        nn.functional.grouped_mm = _grouped_mm  # type: ignore[assignment]
     try:
         with FakeTensorMode() as mode:
             yield mode

@@ -34,7 +34,7 @@ from caldpo.evaluation.result import FOLDER
 from caldpo.evaluation.scoring import score_pairs
 from caldpo.evaluation.target import Target
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
-from caldpo.fit import check_fit, require_room
+from caldpo.fit import check_fit, require_prompts
 from caldpo.generation import reference_seed, sample_responses, sampling_notes
 from caldpo.models.adapter import adapter_off, is_adapted
 from caldpo.models.probes import require_sound
@@ -297,7 +297,7 @@ class Subject:
             self.bench.once(f"note {line}", partial(print_notes, [line]))
         ends = self.ends  # of the policy: it is loaded before its reference, which may lie in it
         with self.model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
-            require_room(model, max(map(len, prompts)), sampling.max_new_tokens, key="max_new_tokens")
+            require_prompts(model, self.tokenizer, prompts, sampling.max_new_tokens)
             return sample_responses(
                 model,
                 self.tokenizer,

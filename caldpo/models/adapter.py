@@ -205,15 +205,14 @@ class Lora:
 
     def _not_on_experts(self, policy: PreTrainedModel) -> CaldpoError:
         others = "or leave the experts out by adapter.target_modules=[q_proj,k_proj,v_proj,o_proj]"
+        key, value, first = "adapter.dropout", str(self.dropout), "set adapter.dropout=0"
         if self.decomposed:
-            key, value, remedy = "adapter", self.option, f"set adapter=lora, {others}"
-        else:
-            key, value, remedy = "adapter.dropout", self.dropout, f"set adapter.dropout=0, {others}"
+            key, value, first = "adapter", self.option, "set adapter=lora"
         return CaldpoError(
             f"the experts of {type(policy).__name__} are single tensors, on which PEFT has LoRA without dropout alone",
             key=key,
             value=value,
-            remedy=remedy,
+            remedy=f"{first}, {others}",
         )
 
     def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:

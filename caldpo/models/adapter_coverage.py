@@ -29,7 +29,8 @@ def coverage(policy: Any) -> list[str]:
         if hasattr(module, "lora_A"):  # experts in single tensors have a wrapper for each, which names it
             base = module.get_base_layer()
             covered.add(id(getattr(base, getattr(module, "parameter_name", "weight"))))
-    under, left = [], []
+    under: list[tuple[str, Tensor]] = []
+    left: list[tuple[str, Tensor]] = []
     for name, value in policy.get_base_model().named_parameters():
         if re.search(r"\.(lora_[AB]|lora_magnitude_vector)\.", name):
             added += value.numel() if value.requires_grad else 0
@@ -42,11 +43,11 @@ def coverage(policy: Any) -> list[str]:
     lines = [f"adapter: {added:,} parameters are trained, on a base of {whole:,}: {', '.join(_groups(under))}"]
     if named:
         lines.append(f"adapter: left out, not trained (parameters): {', '.join(named)}")
-    experts = sum(_size(value) for _, value in left if value.dim() > 2)
-    if experts:
+    cubes = sum(_size(value) for _, value in left if value.dim() > 2)
+    if cubes:
         lines.append(
-            f"adapter: {experts / whole:.0%} of the base are experts in single tensors, which adapter.target_modules"
-            " does not reach: they are no linear layers; adapter=none trains them"
+            f"adapter: {cubes / whole:.0%} of the base are tensors of three dimensions (experts, convolutions), which"
+            " adapter.target_modules does not reach: they are no linear layers; adapter=none trains them"
         )
     return lines
 

@@ -24,8 +24,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REFERENCE = "reference"  # name, in PEFT's model, of the frozen adapter under which a policy is its reference
 # what a LoRA of this project has of its own, and names that nothing is done with
 _OWN = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out", "peft_type", "use_dora"}
-_EXPERTS = {"target_parameters", "rank_pattern", "alpha_pattern"}  # what PEFT puts down of experts in single tensors
-_SIZES = re.compile(r"size mismatch for (\S+): [^\n]*?Size\((\[[\d, ]*\])\)[^\n]*?Size\((\[[\d, ]*\])\)")
+_NAME = re.compile(r"[A-Za-z0-9_.]+")
 _NAMES = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 
 
@@ -83,6 +82,9 @@ def load_adapter(
     return adapted
 
 
+_SIZES = re.compile(r"size mismatch for (\S+): [^\n]*?Size\((\[[\d, ]*\])\)[^\n]*?Size\((\[[\d, ]*\])\)")
+
+
 def _of_another(base: PreTrainedModel, folder: Path, why: str) -> CaldpoError:
     return CaldpoError(
         f"is no adapter of this {type(base).__name__}: {why}",
@@ -95,6 +97,19 @@ def _first_size(error: Exception) -> str:
     """Tensor and both shapes, where PyTorch says them; the list that they stand in has a title of its own."""
     found = _SIZES.search(str(error))
     return "" if found is None else f"{found[1]} has the shape {found[2]} in {WEIGHTS}, and {found[3]} in the model"
+
+
+def _of_fused_experts(key: str, value: Any) -> bool:
+    """Whether it is what PEFT itself notes of experts that transformers keeps as one tensor (Mixtral, Qwen2-MoE).
+
+    Names alone and ranks: PEFT takes the keys of its patterns for regular expressions, so that only its own form is
+    let through, ``.*\\.gate_up_proj``.
+    """
+    if key == "target_parameters":
+        return isinstance(value, list) and all(isinstance(name, str) and _NAME.fullmatch(name) for name in value)
+    if key not in ("rank_pattern", "alpha_pattern") or not isinstance(value, dict):
+        return False
+    return all(_NAME.fullmatch(name.removeprefix(".*\\.")) and type(rank) is int for name, rank in value.items())
 
 
 def _require_expected(said: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
@@ -121,9 +136,7 @@ def _require_plain(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     plain = json.loads(json.dumps(defaults, default=str))
     for key, value in said.items():
         off = value in (None, False, {}, []) or (key in plain and value == plain[key])
-        if key in _EXPERTS and not off and _names_alone(value):
-            continue
-        if key not in _OWN | _NAMES and not off:
+        if key not in _OWN | _NAMES and not off and not _of_fused_experts(key, value):
             raise CaldpoError(
                 "no adapter that is trained here has this setting",
                 key=f"{file}: {key}",
@@ -131,12 +144,3 @@ def _require_plain(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
                 remedy="take it out, or merge the adapter into its base with the program that wrote it",
             )
     return said
-
-
-def _names_alone(value: Any) -> bool:
-    """Whether these are names of parameters, with numbers where it is a table: PEFT takes its keys for patterns."""
-    if isinstance(value, dict) and not all(isinstance(number, int) for number in value.values()):
-        return False
-    return isinstance(value, list | dict) and all(
-        isinstance(name, str) and re.fullmatch(r"(\.\*\\\.)?\w+(\.\w+)*", name) for name in value
-    )

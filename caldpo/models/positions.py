@@ -57,9 +57,9 @@ def _without_weights(model: PreTrainedModel) -> PreTrainedModel | None:
 def _lengths(config: PretrainedConfig) -> Iterator[int]:
     """Every number of the configuration whose name says that it is a length, under all the names it has."""
     text = config.get_text_config()
-    for name in {*text.to_dict(), *getattr(text, "attribute_map", {})}:
+    for name in filter(_LENGTHS.search, {*text.to_dict(), *getattr(text, "attribute_map", {})}):
         value = getattr(text, name, None)
-        if _LENGTHS.search(name) and isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             yield value
 
 
