@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,9 +18,9 @@ from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
 from caldpo.models.dropout import acts
 from caldpo.models.modes import evaluating
-from caldpo.numbers.evaluated import REMEDY, HeldOutWatch
+from caldpo.numbers.evaluated import HeldOutWatch
 from caldpo.numbers.start import check_start, start_ratios, summed_up
-from caldpo.numbers.watch import NumberWatch, origin_of
+from caldpo.numbers.watch import NumberWatch
 from caldpo.progress import StepLog
 from caldpo.ranks import largest_of_all
 from caldpo.reference.base import Reference
@@ -265,21 +263,11 @@ class PreferenceModule(pl.LightningModule):
         """Look whether the held-out pairs of this evaluation have come to finite values; all ranks have to ask.
 
         Raises:
-            CaldpoError: they have not, naming rows and terms. With ``trainer.on_bad_numbers=skip`` only where weights
-                are not finite either: no later step could be any better.
+            CaldpoError: they have not, naming rows and terms.
         """
-        if not self.held_out.names or all(map(math.isfinite, self.held_out.floats().values())):
-            return
-        finding = self.held_out_watch.find(self.policy, origin_of(self))
-        if not finding.bad:
-            return  # a mean over so many pairs overflowed, or has none
-        text = f"held-out values are not finite after {self.global_step} optimiser steps: {finding}"
-        if self.numbers.skips and not finding.weights:
-            if self.trainer.is_global_zero:
-                Console().print(f"note: {text}", soft_wrap=True, highlight=False, markup=False)
-            return
-        self.failure = CaldpoError(text, remedy=REMEDY)
-        raise self.failure
+        if self.held_out.names and (failure := self.held_out_watch.judge(self, self.held_out.floats())):
+            self.failure = failure
+            raise failure
 
     def on_validation_epoch_end(self) -> None:
         self.require_finite_held_out()

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
+from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
+from caldpo.logprobs.head import NotNumbersError
 from caldpo.models.modes import evaluating
 from caldpo.numbers.evaluated import not_finite_error
 from caldpo.reference.bar import LateBar
@@ -53,8 +55,11 @@ def score_pairs(
         for start in range(0, len(pairs), size):
             places = order[start : start + size]
             rows = collate([pairs[int(i)] for i in places], pad_id).to(model.device)
-            with context():
-                chosen, rejected = engine(rows)
+            try:
+                with context():
+                    chosen, rejected = engine(rows)
+            except NotNumbersError as error:  # the output head is looked at with the first batch
+                raise CaldpoError(f"{whose}: {error.message}", remedy=error.remedy) from error
             found[:, places] = torch.stack([chosen, rejected]).double().cpu().numpy()
             bar.advance(len(places))
     bad = np.flatnonzero(~np.isfinite(found).all(axis=0))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from caldpo.errors import CaldpoError
-from caldpo.numbers.finding import Finding, SeenBatch, find, merged, not_finite, some_of
+from caldpo.numbers.finding import SeenBatch, find, merged, not_finite, some_of
+from caldpo.numbers.watch import origin_of
 from caldpo.ranks import gathered
+from caldpo.summary import print_notes
 from caldpo.types import PairBatch, PairLogps
 
 REMEDY = "take an earlier checkpoint; to train again, lower optim.lr, raise loss.beta, or use trainer.precision=32-true"
@@ -59,8 +62,25 @@ class HeldOutWatch:
         rows: Any = _Rows(batch.index, batch.weight, batch.split)
         self._seen.append(SeenBatch(rows, logps, values))
 
-    def find(self, policy: nn.Module, origin: Callable[[PairBatch, int], str]) -> Finding:
-        """What is not finite on any rank; all of them have to ask."""
-        mine = find(self._seen, None, origin)
-        weights = not_finite((name, p.detach()) for name, p in policy.named_parameters())
-        return merged(gathered(replace(mine, weights=tuple(weights))))
+    def judge(self, module: Any, means: Mapping[str, float]) -> CaldpoError | None:
+        """Why the run has to stop after this evaluation; None where it need not. All ranks have to ask.
+
+        Where bad steps are skipped, a row with such a value is said and the run goes on, unless weights are not finite
+        either: no later step could be any better.
+
+        Args:
+            module: the module that trains.
+            means: of all held-out pairs, the same on all ranks.
+        """
+        if all(map(math.isfinite, means.values())):
+            return None
+        weights = not_finite((name, p.detach()) for name, p in module.policy.named_parameters())
+        mine = replace(find(self._seen, None, origin_of(module)), weights=tuple(weights))
+        finding = merged(gathered(mine))
+        if not finding.bad:
+            return None  # a mean over so many pairs overflowed, or has none
+        text = f"held-out values are not finite after {module.global_step} optimiser steps: {finding}"
+        if module.numbers.skips and not finding.weights:
+            print_notes([text])
+            return None
+        return CaldpoError(text, remedy=REMEDY)

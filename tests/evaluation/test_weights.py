@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from caldpo.config.paths import conf_dir
@@ -16,8 +17,10 @@ from caldpo.config.trust import own_targets
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.target import SECTIONS, Target
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
+from caldpo.generate import main as generate
 from caldpo.models.adapter import NoAdapter
 from caldpo.models.random import RandomModel
+from tests.command import call
 from tests.evaluation.runs import evaluate, inside, tiny_run, write_data
 
 
@@ -200,3 +203,43 @@ def test_an_adapter_is_evaluated_on_its_base(tmp_path: Path) -> None:
             evaluate("run", "suite=preference", f"checkpoint={checkpoint}", "preference.resamples=10")
         found = json.loads((run / folder / "preference.json").read_text())
         assert found["measures"]["log_ratio_rejected"]["value"] == pytest.approx(logged, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("command", "weight", "named"),
+    [
+        ("evaluate", "model.norm.weight", "log-probs are not finite: 40 of 40 pairs, test.jsonl:1, "),
+        ("evaluate", "lm_head.weight", "the model's logits are not numbers"),
+        (
+            "generate",
+            "lm_head.weight",
+            "logits in sampling, from token 1 of a response on, are not finite: 2 of 2 prompts, ",
+        ),
+    ],
+)
+def test_weights_that_are_not_finite_are_named_with_run_step_and_rows(
+    copy: Path, trained: Path, command: str, weight: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copy / "policy" / "model.safetensors"
+    state = load_file(file)
+    state[weight][5] = float("nan")
+    save_file(state, file, {"format": "pt"})
+    with inside(trained.parent):
+        if command == "evaluate":
+            evaluate(str(copy), "suite=preference", "preference.resamples=20", fails=1)
+        else:
+            call(generate, [str(copy), "count=2", "compare=false"], fails=1)
+    said = capsys.readouterr().err
+    assert "copy at step 8: the policy's" in said
+    assert named in said
+
+
+def test_a_checkpoint_has_the_spellings_that_an_export_takes(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ("suite=preference", "preference.resamples=20")
+    with inside(trained.parent):
+        evaluate("run", "checkpoint=step-4", *quick)
+        evaluate("run", "checkpoint=4", *quick)
+        assert "as before" in capsys.readouterr().out
+        call(generate, ["run", "checkpoint=step-4", "count=1", "compare=false"], None)
+    assert (trained / "evaluation/step-4/preference.json").is_file()
+    assert (trained / "evaluation/step-4/generations.csv").is_file()
