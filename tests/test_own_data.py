@@ -31,11 +31,15 @@ QUICK = (
 
 @pytest.fixture(autouse=True)
 def data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``d`` as on the hub (16 and 8 pairs), ``saved`` as a DatasetDict of the same, the parts of it in the current folder."""
+    """``d`` as on the hub, with 16 and 8 pairs, and ``saved`` as a DatasetDict of the same."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
     lines = Path("pairs.jsonl").read_text().splitlines(keepends=True)
     Path("d").mkdir()
-    for name, part in (("train-00000-of-00002", lines[:8]), ("train-00001-of-00002", lines[8:16]), ("test", lines[16:])):
+    for name, part in (
+        ("train-00000-of-00002", lines[:8]),
+        ("train-00001-of-00002", lines[8:16]),
+        ("test", lines[16:]),
+    ):
         Path("d", f"{name}.jsonl").write_text("".join(part))
     splits = {"train": lines[:16], "test": lines[16:]}
     made = {name: datasets.Dataset.from_list([*map(json.loads, part)]) for name, part in splits.items()}

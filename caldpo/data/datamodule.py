@@ -106,8 +106,8 @@ class PairDataModule(ServedPairs):
         self._notes: list[str] = []
         if max_prompt_length is not None and max_prompt_length != self.max_prompt_length:
             self._notes.append(
-                f"data.max_prompt_length={max_prompt_length} leaves no room for a response in data.max_length={max_length}:"
-                f" half of that is taken, {self.max_prompt_length}"
+                f"data.max_prompt_length={max_prompt_length} leaves no room for a response in data.max_length="
+                f"{max_length}: half of that is taken, {self.max_prompt_length}"
             )
         self.source, self.train, self.test = source, train, test
         self.test_fraction, self.split_seed = test_fraction, split_seed

@@ -209,7 +209,7 @@ def test_the_split_held_out_beside_the_training_split(ultrafeedback, tmp_path):
 
 def test_a_missing_shard_of_the_split_is_named(ultrafeedback):
     (ultrafeedback / "data/train_prefs-00000-of-00002.parquet").unlink()
-    with pytest.raises(CaldpoError, match="1 of 2 shards missing in .*: train_prefs-00000-of-00002.parquet") as caught:
+    with pytest.raises(CaldpoError, match=r"1 of 2 shards missing in .*: train_prefs-00000-of-00002\.par") as caught:
         HubDataset(str(ultrafeedback)).rows("train_prefs[:1]")
     assert caught.value.key == "train_prefs[:1]"
     assert len(list(HubDataset(str(ultrafeedback)).rows("test_prefs"))) == 1

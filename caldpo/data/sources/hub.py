@@ -68,7 +68,7 @@ class HubDataset:
         return self._rows(data, split)
 
     def held_out(self, split: str) -> str | None:
-        """The split ``test`` beside ``train``, or else ``validation`` (``test_prefs`` beside ``train_prefs``); None for none.
+        """The split ``test`` (or else ``validation``) beside ``train``, ``test_prefs`` beside ``train_prefs``; or None.
 
         Raises:
             CaldpoError: as :meth:`rows`.
@@ -84,7 +84,7 @@ class HubDataset:
         return next((name for name in beside if name in known), None)
 
     def commit(self) -> str | None:
-        """The commit of the hub that the revision stands for now; None for a folder, or where the hub cannot be asked."""
+        """The hub's commit that the revision stands for now; None of a folder, or where the hub cannot be asked."""
         if Path(self._place()).is_dir():
             return None
         try:
