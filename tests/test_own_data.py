@@ -112,3 +112,10 @@ def test_a_batch_larger_than_the_data_is_said(capsys: pytest.CaptureFixture[str]
     printed = " ".join(capsys.readouterr().out.split())
     assert "an optimiser step asks for 50 pairs (data.pairs_per_batch=50 x accumulation 1 x 1 devices)" in printed
     assert "the training split has 16" in printed
+
+
+def test_without_network_the_short_key_and_a_remedy_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    train(*QUICK, "data=hub", "data.path=owner/name", "hydra.run.dir=run", fails=1)
+    printed = capsys.readouterr().err
+    assert "data.path=owner/name: the hub cannot be reached" in printed
+    assert "with data.path=FOLDER" in printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ class PairDataModule(ServedPairs):
             prefetch_factor=prefetch_factor,
             seed=seed,
         )
-        if path is not None and not hasattr(source, "path"):
+        if path is not None and "path" not in inspect.signature(type(source)).parameters:
             raise CaldpoError(
                 f"{source.name} reads no data set of the hub",
                 key="data.path",

@@ -14,6 +14,8 @@ from caldpo.data.rows import PairSource
 from caldpo.data.validate import DegeneracyCheck
 from caldpo.errors import CaldpoError
 
+_PATH = "data.source.path"  # of which data.path is the short form
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -113,10 +115,13 @@ def held_out_name(source: PairSource, train: Named, test: Named | None) -> tuple
 
 
 def _asked(key: str, name: str, ask: Callable[[str], Any]) -> Any:
-    """The answer about one data set; an error about its name gets its key."""
+    """The answer about one data set; an error about its name gets its key, one about where it lies the short one."""
     try:
         return ask(name)
     except CaldpoError as error:
-        if error.key != name:
+        known = {name: key, _PATH: "data.path"}.get(error.key or "")
+        if known is None:
             raise
-        raise CaldpoError(error.message, key=key, value=name, remedy=error.remedy) from error
+        value = name if error.key == name else error.value
+        remedy = error.remedy and error.remedy.replace(_PATH, "data.path")
+        raise CaldpoError(error.message, key=known, value=value, remedy=remedy) from error

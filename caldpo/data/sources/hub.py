@@ -140,11 +140,11 @@ class HubDataset:
         if isinstance(error, ValueError) and "save_to_disk" in detail:
             return CaldpoError(
                 "one split that was written by save_to_disk",
-                key="data.path",
+                key="data.source.path",
                 value=self.path,
                 remedy=f"read it as files: data=local data.train={self.path}",
             )
-        return CaldpoError(_cause(error, detail), key="data.path", value=self.path, remedy=_REMEDY)
+        return CaldpoError(_cause(error, detail), key="data.source.path", value=self.path, remedy=_REMEDY)
 
 
 def _cache_of(folder: Path) -> str:
@@ -153,7 +153,7 @@ def _cache_of(folder: Path) -> str:
 
 
 _REMEDY = (
-    "check the name; without network give a local folder of its files with data.path=FOLDER; "
+    "check the name; without network give a local folder of its files with data.source.path=FOLDER; "
     "for gated data accept its terms on the hub and log in with `hf auth login`"
 )
 
