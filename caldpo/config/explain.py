@@ -215,7 +215,7 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl,
 
 def _further_down(section: DictConfig, parent: str, name: str) -> str:
     """Where a key of this name stands one level below, as a hint: ``data.source.revision`` for ``data.revision``."""
-    below = [key for key in section if parent and isinstance(section._get_node(key), DictConfig)]
+    below = [str(key) for key in section if parent and isinstance(section._get_node(key), DictConfig)]
     full = next((f"{parent}.{key}.{name}" for key in below if name in (section[key] or {})), None)
     return f" (did you mean {full}?)" if full else ""
 

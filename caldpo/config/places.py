@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -101,7 +102,7 @@ def _texts(cfg: DictConfig, key: str) -> list[str]:
         return [] if found is None else [found]
     try:
         value = OmegaConf.select(cfg, key)
-        named = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else None
+        named: Any = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else None
     except OmegaConfBaseException:
         return []
     return [part.name for part in parts_of(named, key)] if isinstance(named, list | dict) else []
