@@ -31,11 +31,15 @@ QUICK = (
 
 @pytest.fixture(autouse=True)
 def data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``d`` as on the hub (16 and 8 pairs), ``saved`` as a DatasetDict of the same, the parts of it in the current folder."""
+    """``d`` as on the hub, with 16 and 8 pairs, and ``saved`` as a DatasetDict of the same."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
     lines = Path("pairs.jsonl").read_text().splitlines(keepends=True)
     Path("d").mkdir()
-    for name, part in (("train-00000-of-00002", lines[:8]), ("train-00001-of-00002", lines[8:16]), ("test", lines[16:])):
+    for name, part in (
+        ("train-00000-of-00002", lines[:8]),
+        ("train-00001-of-00002", lines[8:16]),
+        ("test", lines[16:]),
+    ):
         Path("d", f"{name}.jsonl").write_text("".join(part))
     splits = {"train": lines[:16], "test": lines[16:]}
     made = {name: datasets.Dataset.from_list([*map(json.loads, part)]) for name, part in splits.items()}
@@ -108,3 +112,10 @@ def test_a_batch_larger_than_the_data_is_said(capsys: pytest.CaptureFixture[str]
     printed = " ".join(capsys.readouterr().out.split())
     assert "an optimiser step asks for 50 pairs (data.pairs_per_batch=50 x accumulation 1 x 1 devices)" in printed
     assert "the training split has 16" in printed
+
+
+def test_without_network_the_short_key_and_a_remedy_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    train(*QUICK, "data=hub", "data.path=owner/name", "hydra.run.dir=run", fails=1)
+    printed = capsys.readouterr().err
+    assert "data.path=owner/name: the hub cannot be reached" in printed
+    assert "with data.path=FOLDER" in printed

@@ -20,9 +20,9 @@ def require_same(then: Mapping[str, str], now: Mapping[str, str]) -> None:
     """
     changed = [name for name in then if now.get(name) != then[name]]
     if changed:
-        listed = " and ".join(filter(None, [", ".join(changed[:-1]), changed[-1]]))
+        also = f"; so did {', '.join(changed[1:])}" if changed[1:] else ""
         raise CaldpoError(
-            f"{listed} changed since the checkpoint was written",
+            f"{changed[0]} changed since the checkpoint was written{also}",
             key="resume",
             remedy="bring back the model, the data and the settings that the run began with (config.yaml names them),"
             " or start a new run",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -70,7 +71,7 @@ def _of_hub(cfg: DictConfig) -> Iterator[Problem]:
 def _places(cfg: DictConfig) -> Iterator[tuple[str, Callable[[str], object]]]:
     """Keys that may name a place, and what raises CaldpoError where it is not as it should be."""
     local = str(_text(cfg, "data.source._target_")).endswith(".LocalFiles")
-    yield from ((key, _data_files if local else _split) for key in _SPLITS)
+    yield from zip(_SPLITS, (find_files, _held_out) if local else (_split, _split), strict=True)
     yield "replay", _batch
     yield "data.chat_template", read_template
     yield from ((key, _data_folder) for key in ("data.path", "data.source.path"))
@@ -101,15 +102,15 @@ def _texts(cfg: DictConfig, key: str) -> list[str]:
         return [] if found is None else [found]
     try:
         value = OmegaConf.select(cfg, key)
-        named = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else None
+        named: Any = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else None
     except OmegaConfBaseException:
         return []
     return [part.name for part in parts_of(named, key)] if isinstance(named, list | dict) else []
 
 
-def _data_files(name: str) -> None:
+def _held_out(name: str) -> None:
     if name != AUTO:
-        find_files(name)
+        find_files(name, training=False)
 
 
 def _split(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ class PairDataModule(ServedPairs):
             prefetch_factor=prefetch_factor,
             seed=seed,
         )
-        if path is not None and not hasattr(source, "path"):
+        if path is not None and "path" not in inspect.signature(type(source)).parameters:
             raise CaldpoError(
                 f"{source.name} reads no data set of the hub",
                 key="data.path",
@@ -108,8 +109,8 @@ class PairDataModule(ServedPairs):
         self._notes: list[str] = []
         if max_prompt_length is not None and max_prompt_length != self.max_prompt_length:
             self._notes.append(
-                f"data.max_prompt_length={max_prompt_length} leaves no room for a response in data.max_length={max_length}:"
-                f" half of that is taken, {self.max_prompt_length}"
+                f"data.max_prompt_length={max_prompt_length} leaves no room for a response in data.max_length="
+                f"{max_length}: half of that is taken, {self.max_prompt_length}"
             )
         self.source, self.train, self.test = source, train, test
         self.test_fraction, self.split_seed = test_fraction, split_seed

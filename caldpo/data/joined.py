@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from caldpo.data.load import LoadReport, load_pairs
@@ -12,6 +13,9 @@ from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import PairSource
 from caldpo.data.validate import DegeneracyCheck
 from caldpo.errors import CaldpoError
+
+_PATH = "data.source.path"  # of which data.path is the short form
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -69,13 +73,13 @@ def read_joined(source: PairSource, named: Named, key: str, **policies: Any) -> 
         CaldpoError: as ``load_pairs``; a source knows its name alone, so an error about it gets its key here.
     """
     joined, seen = Joined(key, label(named), parts_of(named, key)), DegeneracyCheck()
+    files: dict[Path, str] = {}
     for place, part in enumerate(joined.parts):
-        try:
-            pairs, report = load_pairs(source, part.name, degenerate=seen, **policies)
-        except CaldpoError as error:
-            if error.key != part.name:
-                raise
-            raise CaldpoError(error.message, key=key, value=part.name, remedy=error.remedy) from error
+        for file in _asked(key, part.name, source.files) if hasattr(source, "files") else ():
+            if (other := files.setdefault(file.resolve(), part.name)) != part.name:
+                remedy = "name each file in one data set alone"
+                raise CaldpoError(f"{file} is read for {other} already", key=key, value=part.name, remedy=remedy)
+        pairs, report = _asked(key, part.name, lambda name: load_pairs(source, name, degenerate=seen, **policies))
         joined.pairs.extend(pairs)
         joined.reports.append(report)
         if part.share is not None:
@@ -84,28 +88,40 @@ def read_joined(source: PairSource, named: Named, key: str, **policies: Any) -> 
 
 
 def held_out_name(source: PairSource, train: Named, test: Named | None) -> tuple[Named | None, list[str]]:
-    """What the held-out pairs are read from, None to cut them from the training pairs; and a line about the choice.
+    """What the held-out pairs are read from, None to cut them from the training pairs; and lines about the choice.
 
     Args:
-        source: which may know of a test split beside a training split.
+        source: which may know of test splits.
         train: what is trained on.
         test: as it was asked for; ``auto`` takes the test split beside ``train``, where that is one name.
 
     Raises:
-        CaldpoError: the source cannot tell. Its key is ``data.train``.
+        CaldpoError: the source cannot tell.
     """
-    know = getattr(source, "held_out", None)
-    if know is None or not (test is None or test == AUTO):
-        return (None if test == AUTO else test), []
-    found = []
-    for part in parts_of(train, "data.train"):
-        try:
-            found.append(know(part.name))
-        except CaldpoError as error:
-            if error.key != part.name:
-                raise
-            raise CaldpoError(error.message, key="data.train", value=part.name, remedy=error.remedy) from error
+    if test is not None and test != AUTO:
+        if not hasattr(source, "as_test"):
+            return test, []
+        parts = parts_of(test, "data.test")
+        names = [_asked("data.test", part.name, source.as_test) for part in parts]
+        changed = [f"data.test: {n} of {p.name}" for n, p in zip(names, parts, strict=True) if n != p.name]
+        return [{"path": n, "weight": p.share} for n, p in zip(names, parts, strict=True)], changed
+    if not hasattr(source, "held_out"):
+        return None, []
+    found = [_asked("data.train", part.name, source.held_out) for part in parts_of(train, "data.train")]
     if test == AUTO and len(found) == 1 and found[0] is not None:
         return found[0], [f"data.test={found[0]}, the test split beside it (data.test=null cuts one from data.train)"]
     unused = [name for name in found if name is not None]
     return None, [f"not used: the test split {name} (data.test={name} takes it)" for name in unused]
+
+
+def _asked(key: str, name: str, ask: Callable[[str], Any]) -> Any:
+    """The answer about one data set; an error about its name gets its key, one about where it lies the short one."""
+    try:
+        return ask(name)
+    except CaldpoError as error:
+        known = {name: key, _PATH: "data.path"}.get(error.key or "")
+        if known is None:
+            raise
+        value = name if error.key == name else error.value
+        remedy = error.remedy and error.remedy.replace(_PATH, "data.path")
+        raise CaldpoError(error.message, key=known, value=value, remedy=remedy) from error

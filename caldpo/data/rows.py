@@ -36,8 +36,9 @@ class PairSource(Protocol):
 
     A generated source may also define ``reward(prompt: str, response: str) -> float``, its known true reward, and
     ``rewards(prompts, responses) -> list[float]`` where many at once are cheaper. One whose splits stand for files may
-    define ``notes(split) -> Sequence[str]``, lines about the choice of files; one that knows which split is held out
-    beside another ``held_out(split) -> str | None``, which ``data.test=auto`` asks for.
+    define ``files(split) -> Sequence[Path]`` and ``notes(split) -> Sequence[str]``, lines about their choice; one that
+    knows which split is held out beside another ``held_out(split) -> str | None``, which ``data.test=auto`` asks for,
+    and ``as_test(split) -> str`` where a name stands for another split in ``data.test`` than in ``data.train``.
     """
 
     name: str  # short, for messages and cache keys

@@ -97,10 +97,10 @@ class ServedPairs(LightningDataModule):
         lengths = self.train_pairs.lengths() if lengths is None else lengths
         self._plan = plan = self._divided(lengths, accumulation, world_size, max_epochs, max_steps)
         if plan.pairs < plan.step_size and is_first_rank():
+            parts = f"data.pairs_per_batch={self.pairs_per_batch} x accumulation {accumulation} x {world_size} devices"
             note = (
-                f"note: an optimiser step asks for {plan.step_size:,} pairs (data.pairs_per_batch={self.pairs_per_batch}"
-                f" x accumulation {accumulation} x {world_size} devices), and the training split has {plan.pairs:,}: every"
-                f" step has these {plan.pairs:,}, an epoch is one step; lower data.pairs_per_batch or"
+                f"note: an optimiser step asks for {plan.step_size:,} pairs ({parts}), and the training split has"
+                f" {plan.pairs:,}: every step has these, an epoch is one step; lower data.pairs_per_batch or"
                 " trainer.accumulate_grad_batches for more"
             )
             Console().print(Text(note))

@@ -1,4 +1,4 @@
-"""The commit of a hub model or data set that a run begins with is the one that it goes on with, wherever the branch has moved."""
+"""The commit of a hub model or data set that a run begins with is the one that it goes on with, if the branch moves."""
 
 from __future__ import annotations
 

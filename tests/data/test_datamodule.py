@@ -93,7 +93,8 @@ def test_limits_that_leave_no_room_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_length", "given", "limit"), [(64, None, 32), (3, None, 1), (1024, None, 512), (64, 60, 60), (64, 512, 32), (64, 64, 32)]
+    ("max_length", "given", "limit"),
+    [(64, None, 32), (3, None, 1), (1024, None, 512), (64, 60, 60), (64, 512, 32), (64, 64, 32)],
 )
 def test_the_limit_of_prompts_follows_that_of_pairs(
     tmp_path: Path, max_length: int, given: int | None, limit: int

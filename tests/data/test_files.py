@@ -236,19 +236,20 @@ def test_cells_over_several_lines_are_kept_and_said(tmp_path):
     assert f"is its quote closed where it should be?: 1 (first {path}:4-5)" in report.summary()
 
 
-csv_lines = st.lists(st.sampled_from(["a,b,c", 'a,"b,c', 'a,"b",c', '"', "", 'a,b"', "x", '"a\r,b",c,d', ",,"]), max_size=8)
+csv_lines = st.lists(
+    st.sampled_from(["a,b,c", 'a,"b,c', 'a,"b",c', '"', "", 'a,b"', "x", '"a\r,b",c,d', ",,"]), max_size=8
+)
 
 
 @given(csv_lines, st.sampled_from(["\n", "\r\n"]))
 def test_each_line_of_a_csv_file_is_in_one_row_or_blank(tmp_path_factory, lines, newline):
     path = tmp_path_factory.mktemp("lines") / "a.csv"
     path.write_bytes((newline.join(["prompt,chosen,rejected", *lines]) + newline).encode())
-    try:
-        pairs, report = load_pairs(LocalFiles(), str(path), on_degenerate="keep")
-    except CaldpoError as error:
-        assert "no rows" in str(error)
-        assert not any(lines)
+    if not any(lines):
+        with pytest.raises(CaldpoError, match="no rows"):
+            load_pairs(LocalFiles(), str(path))
         return
+    pairs, report = load_pairs(LocalFiles(), str(path), on_degenerate="keep")
     assert report.rows == len(pairs) + len(report.rejections)
     seen = []
     for origin in (x.origin for x in (*pairs, *report.rejections)):
@@ -315,7 +316,7 @@ def test_missing_file_suggests_its_neighbours(tmp_path):
 
 
 def test_folder_and_unknown_ending(tmp_path):
-    with pytest.raises(CaldpoError, match="the folder has no data files; .* is empty"):
+    with pytest.raises(CaldpoError, match=r"the folder has no data files; .* is empty"):
         read(tmp_path)
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(CaldpoError, match=r"\.jsonl, \.jsonl\.gz, .*\.csv"):

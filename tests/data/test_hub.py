@@ -171,7 +171,7 @@ def test_unknown_split_names_the_splits(ultrafeedback):
 def test_unknown_subset_and_folder(ultrafeedback, tmp_path):
     with pytest.raises(CaldpoError, match=r"data.source.config=other.*default"):
         HubDataset(str(ultrafeedback), config="other").rows("train_prefs")
-    with pytest.raises(CaldpoError, match=r"data.path=.*no such data set or folder"):
+    with pytest.raises(CaldpoError, match=r"data.source.path=.*no such data set or folder"):
         HubDataset(str(tmp_path / "nowhere")).rows("train")
     (tmp_path / "bare").mkdir()
     with pytest.raises(CaldpoError, match="it has no data files"):
@@ -195,7 +195,7 @@ def test_without_network_a_folder_is_suggested(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(CaldpoError, match="hub cannot be reached") as caught:
         HubDataset("nobody/nothing-of-this-name").rows("train")
-    assert "data.path=FOLDER" in str(caught.value)
+    assert "data.source.path=FOLDER" in str(caught.value)
 
 
 def test_the_split_held_out_beside_the_training_split(ultrafeedback, tmp_path):
@@ -209,7 +209,7 @@ def test_the_split_held_out_beside_the_training_split(ultrafeedback, tmp_path):
 
 def test_a_missing_shard_of_the_split_is_named(ultrafeedback):
     (ultrafeedback / "data/train_prefs-00000-of-00002.parquet").unlink()
-    with pytest.raises(CaldpoError, match="1 of 2 shards missing in .*: train_prefs-00000-of-00002.parquet") as caught:
+    with pytest.raises(CaldpoError, match=r"1 of 2 shards missing in .*: train_prefs-00000-of-00002\.par") as caught:
         HubDataset(str(ultrafeedback)).rows("train_prefs[:1]")
     assert caught.value.key == "train_prefs[:1]"
     assert len(list(HubDataset(str(ultrafeedback)).rows("test_prefs"))) == 1

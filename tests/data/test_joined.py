@@ -77,7 +77,7 @@ def test_no_prompt_of_the_mix_is_on_both_sides(tmp_path: Path) -> None:
     """A prompt that two data sets share goes to one side with both; held-out pairs are not weighed."""
     both = [(p, " maybe", " no") for p, _, _ in rows("a", 60)]
     source = RowsSource(big=rows("a", 200), small=both)
-    module, report = prepared(tmp_path, source=source, train={"big": 1, "small": 1}, test=None, test_fraction=0.3)
+    module, _ = prepared(tmp_path, source=source, train={"big": 1, "small": 1}, test=None, test_fraction=0.3)
     prompts = [{tuple(pair.prompt_ids) for pair in pairs} for pairs in (module.train_pairs, module.test_pairs)]
     assert not prompts[0] & prompts[1]
     held_out = {prompt_key(pair.prompt) for pair in module.test_sources}
@@ -90,9 +90,8 @@ def test_a_pair_that_two_data_sets_have_is_taken_once(tmp_path: Path) -> None:
     source = RowsSource(big=rows("a", 20), small=rows("a", 25), test=rows("c", 4))
     module, _ = prepared(tmp_path, source=source, train=["big", "small"])
     assert counts(module) == {"big": 20, "small": 5}
-    assert [(r["split"], r["origin"], r["reason"]) for r in rejected(tmp_path)][0] == (
-        "small", "small:1", "repeats an earlier pair",
-    )  # fmt: skip
+    first = rejected(tmp_path)[0]
+    assert (first["split"], first["origin"], first["reason"]) == ("small", "small:1", "repeats an earlier pair")
 
 
 @pytest.mark.parametrize(
@@ -130,6 +129,15 @@ def test_a_part_that_cannot_be_read_is_told_with_the_key(tmp_path: Path) -> None
     assert (caught.value.key, caught.value.value) == ("data.train", f"{tmp_path}/b.jsonl")
 
 
+def test_a_file_under_two_names_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, a=3, b=3)
+    for twice in (["a.jsonl", "./a.jsonl"], ["*.jsonl", "b.jsonl"], {".": 1, "a.jsonl": 1}):
+        with pytest.raises(CaldpoError, match=r"is read for .* already") as caught:
+            prepared(tmp_path, source=LocalFiles(), train=twice)
+        assert (caught.value.key, caught.value.value) == ("data.train", list(twice)[1])
+
+
 def write(folder: Path, **files: int) -> dict[str, str]:
     """Files of so many rows by their names; their paths."""
     for name, count in files.items():
@@ -150,5 +158,14 @@ def test_the_test_split_of_a_folder_is_taken_and_said(tmp_path: Path) -> None:
     module, report = prepared(tmp_path, **keys, test=None, test_fraction=0.3)
     assert len(module.train_pairs) + len(module.test_pairs) == 20
     assert f"not used: the test split {folder}/test" in report["notes"][0]
+    module, report = prepared(tmp_path, source=LocalFiles(), train=f"{folder}/train.jsonl", test=[str(folder)])
+    assert (len(module.test_pairs), f"{folder}/test of {folder}" in report["notes"][0]) == (4, True)
+    (folder / "train.jsonl").rename(tmp_path / "train.jsonl")
+    module, _ = prepared(tmp_path, source=LocalFiles(), train=f"{tmp_path}/train.jsonl", test=str(folder))
+    assert len(module.test_pairs) == 4
+    with pytest.raises(CaldpoError, match="no split to train on") as caught:
+        prepared(tmp_path, source=LocalFiles(), train=str(folder), test="auto")
+    assert (caught.value.key, caught.value.value) == ("data.train", str(folder))
+    (tmp_path / "train.jsonl").rename(folder / "train.jsonl")
     one_file = prepared(tmp_path, source=LocalFiles(), train=f"{folder}/train.jsonl", test="auto", test_fraction=0.3)
     assert len(one_file[0].train_pairs) + len(one_file[0].test_pairs) == 20

@@ -51,12 +51,13 @@ class Found:
     held_out: str | None = None
 
 
-def find_files(name: str) -> Found:
+def find_files(name: str, *, training: bool = True) -> Found:
     """The data files that ``name`` stands for.
 
     Args:
         name: path of a file, of a folder, of a split in a folder (``FOLDER/train_prefs`` where that folder has files of
             this split), or a pattern (``shards/*.parquet``, ``**`` for any depth); ``~`` is understood.
+        training: whether a folder has to have a split to train on; else it may hold a test split alone, and no files.
 
     Raises:
         CaldpoError: nothing of this name, no data files, files of two kinds, a missing shard, a folder of which it
@@ -64,7 +65,7 @@ def find_files(name: str) -> Found:
     """
     path = expanded(name)
     if is_there(path):
-        return _of_folder(path, name) if path.is_dir() else Found((require_file(name),))
+        return _of_folder(path, name, training) if path.is_dir() else Found((require_file(name),))
     if any(mark in name for mark in "*?["):
         return _of_pattern(path, name)
     if "/" in name and not ending(path) and is_there(path.parent) and path.parent.is_dir():
@@ -95,11 +96,11 @@ def require_split_whole(folder: Path, split: str) -> None:
     require_whole(_splits(folder)[0].get(split.split("[")[0], []), split)
 
 
-def _of_folder(folder: Path, name: str) -> Found:
+def _of_folder(folder: Path, name: str, training: bool) -> Found:
     if _saved.is_saved(folder):
         return Found(_saved.saved_files(folder, name))
     if (saved := _saved.saved_splits(folder)) is not None:
-        train, held_out, notes = _roles(saved, folder, name)
+        train, held_out, notes = _roles(saved, folder, name, training)
         files = tuple(file for split in train for file in _saved.saved_files(folder / split, name))
         return Found(files, notes, held_out)
     splits, left_out = _splits(folder)
@@ -109,17 +110,25 @@ def _of_folder(folder: Path, name: str) -> Found:
             key=name,
             remedy=f"name a folder of files that end in {', '.join(ENDINGS)}",
         )
-    train, held_out, notes = _roles(splits, folder, name)
+    train, held_out, notes = _roles(splits, folder, name, training)
     files = _settled([file for split in train for file in splits[split]], folder, name)
     shown = [str(file.relative_to(folder)) for file in files]
-    told = f"files: {shown[0]}" if len(shown) == 1 else f"{len(shown):,} files: {shown[0]} to {shown[-1]}"
-    notes = (told, *notes)
+    told = f"{len(shown):,} files: {shown[0]} to {shown[-1]}" if len(shown) > 1 else f"files: {', '.join(shown)}"
+    notes = (told, *notes, *_empty(files))
     if left_out:
         notes = (*notes, f"left out, no data: {_listed(left_out)}")
     return Found(files, notes, held_out)
 
 
-def _roles(splits: Iterable[str], folder: Path, name: str) -> tuple[list[str], str | None, tuple[str, ...]]:
+def _empty(files: Sequence[Path]) -> list[str]:
+    """A line about files without a byte, if there are any."""
+    names = [file.name for file in files if file.is_file() and not file.stat().st_size]
+    return [f"empty files: {_listed(names)}"] if names else []
+
+
+def _roles(
+    splits: Iterable[str], folder: Path, name: str, training: bool
+) -> tuple[list[str], str | None, tuple[str, ...]]:
     """The splits to train on, the name of the one to hold out, and what to say of the choice.
 
     ``""`` stands for the files that belong to no split by their names.
@@ -128,7 +137,7 @@ def _roles(splits: Iterable[str], folder: Path, name: str) -> tuple[list[str], s
     for split in sorted(splits, key=natural):
         by_role[_role(split)].append(split)
     train = by_role["train"] or by_role[""]
-    if not train or (len(by_role["train"]) > 1 and "train" not in train):
+    if training and (not train or (len(by_role["train"]) > 1 and "train" not in train)):
         listed = _listed([*by_role["train"], *by_role["test"], *filter(None, by_role[""])])
         first = (by_role["train"] or by_role["test"])[0]
         why = "several splits to train on" if train else "no split to train on"
@@ -177,7 +186,7 @@ def _split_of(inside: Path) -> str:
 def _walk(folder: Path) -> Iterator[Path]:
     """The files of a folder, its own first; of hidden folders none is looked into."""
     seen = 0
-    for place, children, names in os.walk(folder):
+    for place, children, names in os.walk(folder, onerror=_cannot_look):
         here = Path(place)
         seen += len(children) + len(names)
         if seen > _MOST:
@@ -189,8 +198,13 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (here / name for name in sorted(names))
 
 
+def _cannot_look(error: OSError) -> None:
+    raise CaldpoError(f"cannot be looked into ({error.strerror})", key=str(error.filename)) from error
+
+
 def _of_pattern(pattern: Path, name: str) -> Found:
-    matched = sorted((Path(match) for match in glob.glob(str(pattern), recursive=True)), key=lambda p: natural(str(p)))
+    every = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
+    matched = [Path(match) for match in sorted(every, key=natural)]
     files = [path for path in matched if ending(path) in ENDINGS and path.name not in _METADATA and path.is_file()]
     if not files:
         what = f"matches no data file, but {_listed([str(p) for p in matched])}" if matched else "matches no file"
@@ -200,6 +214,7 @@ def _of_pattern(pattern: Path, name: str) -> Found:
     notes = [f"files: {files[0]}" if len(files) == 1 else f"{len(files):,} files: {files[0]} to {files[-1].name}"]
     if {_role(_split_of(Path(file.name))) for file in files} >= {"train", "test"}:
         notes.append("files of a training split and of a test split are read together")
+    notes += _empty(files)
     if rest := [str(path) for path in matched if path not in files]:
         notes.append(f"left out, no data: {_listed(rest)}")
     return Found(_settled(files, None, name), tuple(notes))
@@ -225,7 +240,9 @@ def _settled(files: Sequence[Path], folder: Path | None, name: str) -> tuple[Pat
         twin = plain.setdefault(str(file).removesuffix(".gz"), file)
         if twin is not file:
             raise CaldpoError(
-                f"{twin.name} and {file.name} are likely the same rows", key=name, remedy="remove one, or name the other"
+                f"{twin.name} and {file.name} are likely the same rows",
+                key=name,
+                remedy="remove one, or name the other",
             )
     require_whole(ordered, name)
     return tuple(ordered)

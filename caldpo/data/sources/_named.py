@@ -44,7 +44,7 @@ def require_file(split: str) -> Path:
 def _remedy_of_missing(split: str) -> str:
     """What to do about a name that may be one of the hub's."""
     address = re.fullmatch(r"(?:hf://datasets/|https://huggingface\.co/datasets/)([\w.-]+/[\w.-]+).*", split)
-    if address or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", split) and ending(Path(split)) not in ENDINGS:
+    if address or (re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", split) and ending(Path(split)) not in ENDINGS):
         return f"{_REMEDY}; for a data set of the hub: data=hub data.path={address[1] if address else split}"
     return f"download it and {_REMEDY}" if "://" in split else _REMEDY
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,5 +55,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CaldpoError(f"cannot be read: {error}", key=str(path), remedy="save the data set again") from error
     return found if isinstance(found, dict) else {}
-
-

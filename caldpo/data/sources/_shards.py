@@ -43,8 +43,8 @@ def require_whole(files: Iterable[Path], name: str) -> None:
         if len(totals) > 1:
             first, second = sorted(totals)[:2]
             raise CaldpoError(
-                f"shards of {int(first):,} and of {int(second):,} lie side by side ({before}*{after}): rows may be there"
-                " twice",
+                f"shards of {int(first):,} and of {int(second):,} lie side by side ({before}*{after}), and rows may be"
+                " there twice",
                 key=name,
                 remedy=f"remove those that are out of date, or name '{folder}/{before}*-of-{second}{after}'",
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from caldpo.data.rows import RawRow
 from caldpo.data.sources._found import find_files
 from caldpo.data.sources._json import read_json, read_jsonl
-from caldpo.data.sources._named import ending, no_rows
+from caldpo.data.sources._named import ending, expanded, no_rows
 from caldpo.data.sources._tables import read_arrow, read_csv, read_parquet
 
 READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
@@ -31,15 +31,19 @@ class LocalFiles:
         """Yields the rows of one file or of several, in order, a few in memory at a time.
 
         Args:
-            split: a file, a folder, a split in a folder or a pattern, see :func:`~caldpo.data.sources._found.find_files`.
+            split: a file, a folder, a split in a folder, or a pattern, see :mod:`caldpo.data.sources._found`.
 
         Raises:
             CaldpoError: no such file, an unknown ending, no access, a damaged file, text that is not UTF-8 throughout,
                 a table without the columns of any format, no rows; a folder or pattern without data files, with files
                 of several kinds, or with a missing shard.
         """
-        files = find_files(split).files
+        files = self.files(split)
         return _not_empty((row for file in files for row in _reader(file)(file)), split)
+
+    def files(self, split: str) -> tuple[Path, ...]:
+        """The files that are read for ``split``, in their order."""
+        return find_files(split).files
 
     def notes(self, split: str) -> tuple[str, ...]:
         """Which files a folder or pattern stands for, and what was left out; a line each."""
@@ -48,6 +52,10 @@ class LocalFiles:
     def held_out(self, split: str) -> str | None:
         """The name of the test split that lies in the folder ``split``; None where there is none."""
         return find_files(split).held_out
+
+    def as_test(self, split: str) -> str:
+        """What ``split`` stands for where held-out pairs are asked for: of a folder that has one, its test split."""
+        return (find_files(split, training=False).held_out if expanded(split).is_dir() else None) or split
 
 
 def _reader(file: Path) -> Callable[[Path], Iterator[RawRow]]:

@@ -68,7 +68,7 @@ class HubDataset:
         return self._rows(data, split)
 
     def held_out(self, split: str) -> str | None:
-        """The split ``test`` beside ``train``, or else ``validation`` (``test_prefs`` beside ``train_prefs``); None for none.
+        """The split ``test`` (or else ``validation``) beside ``train``, ``test_prefs`` beside ``train_prefs``; or None.
 
         Raises:
             CaldpoError: as :meth:`rows`.
@@ -84,7 +84,7 @@ class HubDataset:
         return next((name for name in beside if name in known), None)
 
     def commit(self) -> str | None:
-        """The commit of the hub that the revision stands for now; None for a folder, or where the hub cannot be asked."""
+        """The hub's commit that the revision stands for now; None of a folder, or where the hub cannot be asked."""
         if Path(self._place()).is_dir():
             return None
         try:
@@ -140,11 +140,11 @@ class HubDataset:
         if isinstance(error, ValueError) and "save_to_disk" in detail:
             return CaldpoError(
                 "one split that was written by save_to_disk",
-                key="data.path",
+                key="data.source.path",
                 value=self.path,
                 remedy=f"read it as files: data=local data.train={self.path}",
             )
-        return CaldpoError(_cause(error, detail), key="data.path", value=self.path, remedy=_REMEDY)
+        return CaldpoError(_cause(error, detail), key="data.source.path", value=self.path, remedy=_REMEDY)
 
 
 def _cache_of(folder: Path) -> str:
@@ -153,7 +153,7 @@ def _cache_of(folder: Path) -> str:
 
 
 _REMEDY = (
-    "check the name; without network give a local folder of its files with data.path=FOLDER; "
+    "check the name; without network give a local folder of its files with data.source.path=FOLDER; "
     "for gated data accept its terms on the hub and log in with `hf auth login`"
 )
 
