@@ -1,4 +1,4 @@
-"""How many parameters of a policy are trained; what an adapter leaves out is in :mod:`caldpo.models.adapter_coverage`."""
+"""How many parameters of a policy are trained; :mod:`caldpo.models.adapter_coverage` names what an adapter leaves out."""
 
 from __future__ import annotations
 
