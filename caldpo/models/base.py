@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.errors import CaldpoError
-from caldpo.models.dropout import set_to_zero, switch_off
+from caldpo.models.dropout import own_configuration, set_to_zero, switch_off
 
 
 class ModelSource(Protocol):
@@ -41,6 +41,7 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
     with a reference that has none, and noise in them is noise in the implicit reward. What goes by another name than
     dropout or jitter stays on, and is refused by :func:`caldpo.models.probes.require_sound`.
     """
+    own_configuration(policy)
     if gradient_checkpointing:
         require_checkpointing(policy)
         # renamed in transformers 5; both names take torch.utils.checkpoint's keywords first

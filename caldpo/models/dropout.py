@@ -7,6 +7,7 @@ are read from the configuration at every forward. What goes by none of these nam
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,15 @@ def checkpoint_settings(model: nn.Module) -> Iterator[None]:
     finally:
         for config, name, rate in kept:
             setattr(config, name, type(rate)(0))
+
+
+def own_configuration(model: nn.Module) -> None:
+    """Give a model a copy of its configuration: whoever handed it in may build other models from it."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, PretrainedConfig):
+                vars(module)[name] = copy.deepcopy(value, copies)
 
 
 def _in_config(config: PretrainedConfig, seen: set[int]) -> list[Rate]:

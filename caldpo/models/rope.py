@@ -38,17 +38,17 @@ def same_up_to(model: nn.Module) -> int | None:
 def _each_row(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     given = inspect.signature(module.forward).bind(*args, **kwargs)
     positions: Tensor | None = given.arguments.get("position_ids")
-    if positions is None or positions.ndim != 2:
+    if positions is None or positions.ndim < 2:
         return output
-    if 1 < positions.shape[1] <= min(_limits(module)):  # no row can be longer, which is known without looking
+    if 1 < positions.shape[-1] <= min(_limits(module)):  # no row can be longer, which is known without looking
         return _alone(module, given) if _is_dynamic(module) else output
     rows = []
-    for row in positions.split(1):
+    for row in positions.split(1, dim=-2):  # before it, some makes have one dimension for each axis of an image
         given.arguments["position_ids"] = row
         rows.append(_alone(module, given))
     if isinstance(output, Tensor):
-        return torch.cat(rows)
-    return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+        return torch.cat(rows, dim=-3)
+    return tuple(torch.cat(parts, dim=-3) for parts in zip(*rows, strict=True))
 
 
 def _alone(module: nn.Module, given: inspect.BoundArguments) -> Any:

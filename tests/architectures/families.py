@@ -100,7 +100,7 @@ _OWN: dict[str, dict[str, Any]] = {
     # one layer of full attention, whose cache transformers asks for its length
     **{
         kind: {"layer_types": ["linear_attention", "full_attention"]}
-        for kind in _names("qwen3_next qwen3_5_text qwen3_5_moe_text qwen4_exp_text")
+        for kind in _names("qwen3_next qwen3_5_text qwen3_5_moe_text")
     },
     **dict.fromkeys(_LATENT, _WHOLE_HEADS),
 }
