@@ -25,11 +25,13 @@ from transformers import PreTrainedModel
 
 from caldpo.data.collate import Layout, collate
 from caldpo.data.pair import TokenizedPair
+from caldpo.errors import CaldpoError, one_line
 from caldpo.estimate.live import CASTS, HEAD, OTHER, WEIGHTS, LiveBytes
 from caldpo.logprobs import KEPT_LOGITS_MIB, LogprobEngine
 from caldpo.logprobs.attention import use_packed_attention
 from caldpo.logprobs.head import OutputHead, head_layer
 from caldpo.logprobs.softmax import PART_BYTES, WIDE_RESULTS, LogitTransform
+from caldpo.models.base import ModelSource
 from caldpo.types import PairBatch
 
 WEIGHT_DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
@@ -161,6 +163,45 @@ def takes_packed(model: PreTrainedModel, mode: FakeTensorMode) -> bool:
 
     use_packed_attention(model)
     return runs("packed") or not runs("padded")  # one that fails at both has to do with tensors without content
+
+
+def skeleton_without_content(source: ModelSource) -> PreTrainedModel:
+    """The model that ``source`` describes, made of fake tensors.
+
+    Raises:
+        CaldpoError: naming ``model``: its code needs numbers to make it.
+    """
+    try:
+        return source.skeleton()
+    except CaldpoError:
+        raise
+    except Exception:  # the meta device lets more pass
+        return _made_on_meta(source)
+
+
+def _made_on_meta(source: ModelSource) -> PreTrainedModel:
+    try:
+        with unset_fake_temporarily(), torch.device("meta"):
+            model = source.skeleton()
+    except Exception as error:
+        raise CaldpoError(
+            "this model cannot be made on tensors without content, so that nothing is known of its memory"
+            f" ({one_line(error)})",
+            key="model",
+            value=source.identity(),
+            remedy="start the run itself with trainer.max_steps=1",
+        ) from error
+    made: dict[int, Tensor] = {}  # tied weights stay tied
+    for module in model.modules():
+        for name, old in [*module._parameters.items(), *module._buffers.items()]:
+            if old is None:
+                continue
+            if id(old) not in made:
+                empty = torch.empty(old.shape, dtype=old.dtype)
+                is_weight = isinstance(old, nn.Parameter)
+                made[id(old)] = nn.Parameter(empty, requires_grad=old.requires_grad) if is_weight else empty
+            setattr(module, name, made[id(old)])
+    return model
 
 
 def converted(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from caldpo.estimate.memory import (
     converted,
     evaluation_step,
     fake_tensors,
+    skeleton_without_content,
     training_step,
     without_content,
 )
@@ -172,27 +173,6 @@ def memory_needs(
             uncounted=uncounted,
             vocabulary=policy.config.get_text_config().vocab_size,
         )
-
-
-def skeleton_without_content(source: Any) -> PreTrainedModel:
-    """The model with tensors that have no content.
-
-    Raises:
-        CaldpoError: naming ``model``: its code needs numbers to make it.
-    """
-    try:
-        made: PreTrainedModel = source.skeleton()
-    except CaldpoError:
-        raise
-    except Exception as error:
-        raise CaldpoError(
-            "this model cannot be made on tensors without content, so that nothing is known of its memory"
-            f" ({one_line(error)})",
-            key="model",
-            value=source.identity(),
-            remedy="start the run itself with trainer.max_steps=1",
-        ) from error
-    return made
 
 
 def costs(

@@ -17,8 +17,8 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.estimate.device import Capacity, capacity
 from caldpo.estimate.flops import Flops, Hours, Work, logits_again, run_flops, work_of
-from caldpo.estimate.memory import fake_tensors, takes_packed
-from caldpo.estimate.needs import Needs, memory_needs, skeleton_without_content
+from caldpo.estimate.memory import fake_tensors, skeleton_without_content, takes_packed
+from caldpo.estimate.needs import Needs, memory_needs
 from caldpo.estimate.report import as_dict, print_estimate, print_verdict
 from caldpo.estimate.sample import Sample, take_sample
 from caldpo.estimate.schedule import Schedule, schedule_of, whole_split
