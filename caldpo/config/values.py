@@ -78,7 +78,7 @@ def describe(annotation: Any) -> str:
     if annotation in _SEQUENCES or origin in _SEQUENCES:
         return _describe_sequence(origin, arguments)
     if annotation in _MAPPINGS or origin in _MAPPINGS:
-        return f"a mapping to {describe(arguments[1])}" if arguments else "a mapping"
+        return f"a mapping to {describe(arguments[1])}" if arguments and arguments[1] is not Any else "a mapping"
     return "an object"
 
 
@@ -129,7 +129,7 @@ def _fits_sequence(origin: Any, arguments: tuple[Any, ...], value: Any) -> bool:
 
 
 def _describe_sequence(origin: Any, arguments: tuple[Any, ...]) -> str:
-    if not arguments:
+    if not arguments or arguments[0] is Any:
         return "a list"
     if origin is tuple and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)}: {', '.join(describe(item) for item in arguments)}"

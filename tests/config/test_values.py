@@ -104,6 +104,7 @@ def test_sections_stand_for_classes_of_the_package() -> None:
 def test_describe_is_total_over_what_it_is_asked() -> None:
     assert describe(Tensor) == "an object"
     assert describe(Annotated[float, "a comment"]) == "a number"
+    assert describe(str | list[Any] | dict[str, Any]) == "text or a list or a mapping"
 
 
 def test_suggests_only_what_is_near() -> None:
