@@ -111,12 +111,17 @@ class Checkpoints(pl.callbacks.Checkpoint):
                 self.save(trainer, module)
         self._heed(trainer, module)
 
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if not _fits(trainer):  # the evaluations before and after training: a rank that ends alone has the others wait
+            self._signals.watch()
+
     def on_validation_batch_end(self, trainer: pl.Trainer, module: Any, *rest: Any) -> None:
-        if trainer.state.fn == pl.trainer.states.TrainerFn.FITTING:
-            self._heed(trainer, module)
+        self._heed(trainer, module)
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self.on_validation_batch_end(trainer, module)
+        self._heed(trainer, module)
+        if not _fits(trainer):
+            self._signals.release()
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         self._signals.release()
@@ -213,6 +218,10 @@ class Checkpoints(pl.callbacks.Checkpoint):
             )
         self._signals.pass_on(number)
         raise SystemExit(128 + number)
+
+
+def _fits(trainer: pl.Trainer) -> bool:
+    return trainer.state.fn == pl.trainer.states.TrainerFn.FITTING
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""How many parameters of a policy are trained; :mod:`caldpo.models.adapter_coverage` names what an adapter leaves out."""
+"""How many parameters of a policy are trained; :mod:`caldpo.models.adapter_coverage` names what an adapter leaves."""
 
 from __future__ import annotations
 

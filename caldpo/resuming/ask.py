@@ -28,6 +28,7 @@ from caldpo.config.summary import SUMMARY, known_summary
 from caldpo.config.tree import read_yaml
 from caldpo.config.trust import require_own_code, require_plain_overrides
 from caldpo.errors import CaldpoError
+from caldpo.resuming.longer import depends_on_length, from_its_policy, is_longer
 from caldpo.resuming.same import CONFIG, read_config, require_same_config
 
 AUTO = "auto"
@@ -93,12 +94,17 @@ def require_same_run(cfg: DictConfig) -> None:
     if cfg.get("resume") in (None, AUTO):
         return
     folder = Path(str(cfg.resume)).expanduser()
-    if cfg.replay is None and known_summary(folder).get("status") == FINISHED:
-        raise CaldpoError("this run has finished: there is nothing to go on with", key="resume", value=folder)
     config = as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"]))
     if not cfg.trust_code:
         require_own_code(config, SECTIONS, folder / CONFIG)
     then = read_config(folder)
+    finished = cfg.replay is None and known_summary(folder).get("status") == FINISHED
+    if finished and not (then is not None and is_longer(then, config)):
+        instead = from_its_policy(config, folder)
+        more = "" if depends_on_length(config) else "make it longer by trainer.max_steps=MORE or max_epochs, or "
+        raise CaldpoError(
+            "this run has finished: there is nothing to go on with", key="resume", value=folder, remedy=more + instead
+        )
     if then is not None:
         require_same_config(then, config, folder)
 

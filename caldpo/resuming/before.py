@@ -14,6 +14,7 @@ from caldpo.config.summary import known_summary
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME
 from caldpo.resuming.ask import AUTO, as_kept
+from caldpo.resuming.longer import is_longer
 from caldpo.resuming.same import CONFIG, read_config, require_same_config
 
 
@@ -40,9 +41,10 @@ def settle(cfg: DictConfig, folder: Path) -> Done | None:
         if process_rank() == 0:  # others may be started when it has begun to write
             _require_config(folder)
         return None
-    require_same_config(then, as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"])), folder)
+    now = as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"]))
+    require_same_config(then, now, folder)
     summary = known_summary(folder)
-    if cfg.resume != AUTO or summary.get("status") != FINISHED:
+    if cfg.resume != AUTO or summary.get("status") != FINISHED or is_longer(then, now):
         return None
     return Done(summary.get("metrics", {}).get(cfg.objective))
 

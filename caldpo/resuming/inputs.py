@@ -24,6 +24,7 @@ from caldpo.models.adapter import base_model
 from caldpo.module import PreferenceModule
 from caldpo.reference.base import ReferenceSource
 from caldpo.reference.key import key_of, model_configuration, weights_digest
+from caldpo.resuming.longer import without_length
 from caldpo.resuming.same import bound, config_digest
 from caldpo.summary import versions
 
@@ -52,7 +53,7 @@ def known_inputs(config: Mapping[str, Any], data: PairDataModule, tokenizer: Pre
     named = {k: v for k, v in bound(config).items() if not k.startswith(COMPARED_AS_READ)}
     texts = [[pair.prompt, pair.chosen, pair.rejected] for pair in data.test_sources]
     return {
-        "the configuration": config_digest(config),
+        "the configuration": config_digest(without_length(config)),
         "the tokens of the training pairs": data.train_pairs.digest(),
         "the tokens of the held-out pairs": data.test_pairs.digest(),
         "the scores of the training pairs": data.train_pairs.scores_digest(),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from caldpo.config.redact import redact_text
 from caldpo.config.tree import flatten, read_yaml
 from caldpo.errors import CaldpoError
+from caldpo.resuming.longer import LENGTHS, is_longer, require_can_be_longer
 
 CONFIG = "config.yaml"
 _ABSENT = object()
@@ -77,9 +78,12 @@ def require_same_config(then: Mapping[str, Any], now: Mapping[str, Any], run_dir
         run_dir: the run's folder.
 
     Raises:
-        CaldpoError: naming every key that differs, with both values.
+        CaldpoError: naming every key that differs, with both values; it cannot be made longer.
     """
-    found = list(differences(then, now))
+    longer = is_longer(then, now)
+    found = list(differences(then, now, LENGTHS if longer else ()))
+    if longer and not found:
+        require_can_be_longer(now, run_dir)
     if not found:
         return
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -91,12 +95,13 @@ def require_same_config(then: Mapping[str, Any], now: Mapping[str, Any], run_dir
     )
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """The keys that differ and matter, in the order of their names, each with both values."""
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str] = ()) -> Iterator[str]:
+    """The keys that differ and matter, ``but`` for some, in the order of their names, each with both values."""
     before, after = flatten(then), flatten(now)
     for key in sorted(before.keys() | after.keys()):
         was, is_now = before.get(key, _ABSENT), after.get(key, _ABSENT)
-        if was != is_now and not _is_free(key) and not (key in SETTLED and is_now == "auto"):
+        settled = key in SETTLED and is_now == "auto"
+        if was != is_now and key not in but and not _is_free(key) and not settled:
             yield f"{key} was {_shown(was)}, is {_shown(is_now)}"
 
 

@@ -5,6 +5,7 @@ Each of the 16 ways to train is killed at moments drawn at random; ``CALDPO_KILL
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -119,6 +120,15 @@ def test_a_run_may_be_killed_again_and_again(place: Path) -> None:
     assert train(place, "resume=again").codes == (0,)
     whole, found = outcome(place / "whole2"), outcome(place / "again")
     assert [name for name in whole if found[name] != whole[name]] == []
+
+
+def test_a_signal_to_one_rank_in_the_first_evaluation_stops_all(place: Path) -> None:
+    """Before there is anything to save; none of them waits for one that has gone."""
+    given = arguments(("trainer.max_steps=12",), 2)
+    ended = train(place, *given, "hydra.run.dir=early", kill=Kill("evaluation", 1, TERM), ranks=2, patience=120)
+    assert ended.codes == (143, 143), ended.said
+    assert "after 0 optimiser steps: nothing to save yet" in ended.said
+    assert json.loads((place / "early" / "summary.json").read_text())["status"] == "interrupted"
 
 
 def test_a_second_ctrl_c_quits_at_once(place: Path) -> None:
