@@ -77,12 +77,13 @@ def run(cfg: DictConfig) -> float | None:
     Raises:
         CaldpoError: something is wrong that the user can mend; before weights load where possible.
     """
-    if not HydraConfig.initialized():
+    try:
+        run_dir = Path(HydraConfig.get().runtime.output_dir)
+    except ValueError:
         raise CaldpoError(
             "a run needs a folder, which a configuration that is composed by Hydra alone does not name",
             remedy='from Python: from caldpo import compose, train; train(compose(["loss=dpo"]))',
-        )
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
+        ) from None
     settle_devices(cfg)
     settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})
     if settings.dry_run:
