@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
+from caldpo.data.columns import in_force
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError, shown
 from caldpo.errors import CaldpoError
@@ -73,22 +74,27 @@ def require_columns(columns: Sequence[str], key: str) -> None:
     """Check that the rows of a table can be of some format: one answer for the table, in place of one for each row.
 
     Args:
-        columns: the names in its header or schema.
+        columns: the names in its header or schema; roles that the mapping in force finds in them count, too.
         key: the file or setting that the table comes from, for the message.
 
     Raises:
         CaldpoError: no format has these columns; what each would need, and which of that is missing.
     """
+    try:
+        roles = set(in_force().roles(columns))
+    except RowError as error:
+        raise CaldpoError(error.reason, key=key, remedy=f"its columns are {_listed(columns)}") from error
     by_need: dict[tuple[str, ...], list[str]] = {}
     for name, module in formats().items():
-        if set(module.COLUMNS) <= set(columns):
+        if set(module.COLUMNS) <= roles:
             return
         by_need.setdefault(module.COLUMNS, []).append(name)
     lines = [f"no pair can be made of its columns ({_listed(columns)})"]
     for need, names in by_need.items():
-        missing = [f"`{column}`{_near(column, columns)}" for column in need if column not in columns]
+        missing = [f"`{column}`{_near(column, columns)}" for column in need if column not in roles]
         lines.append(f"    {', '.join(names)}: {', '.join(need)}; missing {', '.join(missing)}")
-    raise CaldpoError("\n".join(lines), key=key, remedy="rename its columns, or name another file")
+    remedy = "say which is which with data.columns.prompt=..., data.columns.chosen=..., or name another file"
+    raise CaldpoError("\n".join(lines), key=key, remedy=remedy)
 
 
 def _near(column: str, columns: Sequence[str]) -> str:
