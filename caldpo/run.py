@@ -39,6 +39,7 @@ from caldpo.parts import build_parts, check_parts
 from caldpo.ranks import is_first_rank
 from caldpo.reference.context import in_run_dtype, reference_context
 from caldpo.resuming.ask import SECTIONS
+from caldpo.resuming.clock import keep_clock
 from caldpo.resuming.record import PLANNED, begun, is_begun, note, save_config
 from caldpo.resuming.same import config_digest
 from caldpo.resuming.start import find_start
@@ -102,6 +103,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
     parts["trainer"].check()
     check_parts(parts)
     keep_commit(source, run_dir, resumed=resumed)
+    keep_clock(data, run_dir, resumed=resumed)
     tokenizer = source.load_tokenizer()
     start_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
     policy_identity = parts["adapter"].identity(start_identity)

@@ -1,4 +1,4 @@
-"""The date in a chat template that writes today's: a run keeps the one it began with.
+"""The date in a chat template that writes today's: a run keeps that of the day it began on.
 
 transformers gives templates ``strftime_now``, which reads the clock at each call. A run that is resumed tomorrow would
 have other tokens than it began with, and so would its evaluation. A macro of that name in front of the template takes
@@ -9,11 +9,6 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from pathlib import Path
-from typing import Any
-
-from caldpo.config.summary import known_summary
-from caldpo.resuming.record import CLOCK, note
 
 _READS = "strftime_now"
 _DIRECTIVES = (*"aAbBcdHIjmMpSUwWxXyYzZGuVeDFTR", *(f"-{letter}" for letter in "dmHIMSjye"))
@@ -30,26 +25,3 @@ def stopped(template: str, now: datetime) -> str:
     filters = "".join(f"|replace({json.dumps(old)},{json.dumps(new)})" for old, new in steps)
     # the empty expression keeps Jinja from taking the template's first line break for that of the macro
     return f"{{% macro {_READS}(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
-
-
-def keep_clock(data: Any, run_dir: Path, *, resumed: bool) -> None:
-    """Write down when a run began, and have a resumed one render as of then.
-
-    Args:
-        data: the data module, which gets the time as its ``now``.
-        run_dir: the run's folder, with its ``summary.json``.
-        resumed: whether the run was begun before.
-    """
-    began = clock_of(known_summary(run_dir)) if resumed else None
-    if began is None:
-        note(run_dir, {CLOCK: data.now.isoformat(timespec="seconds")})
-    else:
-        data.now = began
-
-
-def clock_of(summary: Any) -> datetime | None:
-    """When a run began by its ``summary.json``; None where it does not say."""
-    try:
-        return datetime.fromisoformat(summary[CLOCK])
-    except (KeyError, TypeError, ValueError):
-        return None

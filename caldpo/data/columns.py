@@ -31,7 +31,8 @@ MEANING = (
     *("tool_calls", "functions", "function_call", "documents", "context", "history"),
 )
 
-Names = str | list[str] | None
+# what was done to rows, in words that a count goes before
+CUT = "rows whose prompt was cut from the beginning of their responses"
 
 
 class Columns:
@@ -262,10 +263,10 @@ def _settle_shapes(row: dict[str, Any], sources: dict[str, list[str]]) -> tuple[
     prompt = row.get("prompt")
     if alone and isinstance(prompt, str) and prompt.strip():
         row["prompt"] = [{"role": "user", "content": prompt}]
-    if isinstance(prompt, list) and prompt:
-        if all(len(answer) == len(prompt) + 1 and answer[:-1] == prompt for answer in answers):
-            row.update({name: row[name][-1:] for name in sides})
-            return ("prompt cut from the beginning of the responses",)
+    repeated = isinstance(prompt, list) and prompt
+    if repeated and all(len(answer) == len(prompt) + 1 and answer[:-1] == prompt for answer in answers):
+        row.update({name: row[name][-1:] for name in sides})
+        return (CUT,)
     return ()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, time
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import Fraction, NonNegativeInt, PositiveInt
 from caldpo.config.signature import validated
+from caldpo.data.clock import reads_clock
+from caldpo.data.columns import Columns
 from caldpo.data.load import LoadReport, load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import Message, PreferencePair
-from caldpo.data.prepare import refuse_untokenized, require_scores, settle_shared_prompts, subset
+from caldpo.data.prepare import refuse_unknown, refuse_untokenized, require_scores, settle_shared_prompts, subset
 from caldpo.data.preview import print_preview
 from caldpo.data.report import DataReport, SplitReport, print_report
 from caldpo.data.rows import PairSource
@@ -49,7 +52,8 @@ class PairDataModule(ServedPairs):
     """Preference pairs for training and validation.
 
     The keys are explained in ``conf/data/base.yaml``. :meth:`prepare_pairs` does the work and stops at the
-    first problem; it is called before a model is loaded.
+    first problem; it is called before a model is loaded. ``now`` is the time for chat templates that write the date,
+    which a run sets to that of its first start.
 
     Raises:
         CaldpoError: keys that contradict each other.
@@ -82,6 +86,8 @@ class PairDataModule(ServedPairs):
         num_workers: NonNegativeInt,
         prefetch_factor: PositiveInt,
         seed: NonNegativeInt,
+        columns: Columns | None = None,
+        max_unknown: Fraction = 0.01,
     ) -> None:
         super().__init__(
             pairs_per_batch=pairs_per_batch,
@@ -103,11 +109,12 @@ class PairDataModule(ServedPairs):
         self.test_fraction, self.split_seed = test_fraction, split_seed
         self.max_train_pairs, self.max_test_pairs = max_train_pairs, max_test_pairs
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
-        self.chat_template = chat_template
+        self.columns, self.chat_template, self.max_unknown = columns or Columns(), chat_template, max_unknown
         self.on_invalid, self.on_degenerate = on_invalid, on_degenerate
         self.on_reversed_scores, self.on_shared_prompts = on_reversed_scores, on_shared_prompts
         self.preview_pairs = preview_pairs
         self.cache = None if cache is None else Path(cache).expanduser()
+        self.now = datetime.combine(datetime.now(), time())  # the day alone, so that runs of one day share tokens
         self._test_sources: list[PreferencePair] = []
 
     def prepare_pairs(
@@ -152,6 +159,8 @@ class PairDataModule(ServedPairs):
         if any(not isinstance(pair.prompt, str) for pair in (*train, *test)):
             require_template(tokenizer)
             form = self.chat_template or "the tokenizer's chat template"
+            if reads_clock(str(tokenizer.get_chat_template())):
+                form += f", which writes the date: this run's is {self.now:%Y-%m-%d}"
         splits: dict[str, TokenizedSplit] = {}
         accounts, left_out = list(loads), {}
         for name, pairs, at_most, load, dropped in (
@@ -169,6 +178,7 @@ class PairDataModule(ServedPairs):
                 console=console,
                 bar=progress,
                 label=name,
+                now=self.now,
             )
             accounts.append(LoadReport(load.split, rejections=[*dropped, *split.rejections]))
             left_out[name] = len(pairs) - len(chosen)
@@ -177,7 +187,8 @@ class PairDataModule(ServedPairs):
         reports: dict[str, SplitReport] = {}
         for (name, split), later in zip(splits.items(), accounts[-2:], strict=True):
             refuse_untokenized(split.rejections, len(split.pairs), later.split, self.on_invalid, rejected)
-            reports[name] = SplitReport.of(split, later.counts(), left_out=left_out[name])
+            reports[name] = SplitReport.of(split, later.counts(), left_out=left_out[name], tokenizer=tokenizer)
+            refuse_unknown(reports[name].unknown, self.max_unknown, later.split, tokenizer)
         self._pairs = {name: split.pairs for name, split in splits.items()}
         self._test_sources = splits["test"].sources
         pad = tokenizer.pad_token_id
@@ -248,6 +259,7 @@ class PairDataModule(ServedPairs):
                 on_degenerate=self.on_degenerate,
                 on_reversed_scores=self.on_reversed_scores,
                 demonstrations=demonstrations,
+                columns=self.columns,
             )
         except CaldpoError as error:
             if error.key != split:

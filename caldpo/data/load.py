@@ -269,7 +269,10 @@ def _parse(row: MappedRow) -> tuple[PreferencePair, str]:
     name = detect(dict(row))
     pair = formats()[name].parse(row)
     pair = replace(pair, remarks=(*row.remarks, *pair.remarks))
-    return with_context(without_prompt(pair), row), name
+    pair = with_context(without_prompt(pair), row)
+    if isinstance(pair.prompt, str) and not (pair.prompt[-1:].isspace() or pair.chosen[:1].isspace()):
+        pair = replace(pair, remarks=(*pair.remarks, "rows whose response follows its prompt without a space"))
+    return pair, name
 
 
 def _agree_with_scores(pair: PreferencePair, on_reversed: OnReversedScores) -> tuple[PreferencePair, bool]:

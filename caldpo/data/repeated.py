@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from caldpo.data.columns import CUT
 from caldpo.data.formats.hh import is_transcript
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
 
 # characters from which on two answers that begin with all of a prompt are no coincidence ("Hello", "Hello there!")
 _SURELY = 20
-REMARK = "prompt cut from the beginning of the responses"
 
 
 def without_prompt(pair: PreferencePair) -> PreferencePair:
@@ -31,7 +31,7 @@ def without_prompt(pair: PreferencePair) -> PreferencePair:
         raise RowError("every response begins with the whole prompt, which would stand twice (cut it from them)")
     cut = [str(rest) for rest in rests]
     return replace(
-        pair, chosen=cut[0], rejected=pair.rejected if pair.demonstration else cut[1], remarks=(*pair.remarks, REMARK)
+        pair, chosen=cut[0], rejected=pair.rejected if pair.demonstration else cut[1], remarks=(*pair.remarks, CUT)
     )
 
 

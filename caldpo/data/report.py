@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.load import LoadReport
 from caldpo.data.split import prompt_key
@@ -29,6 +30,7 @@ class SplitReport:
         dropped: pairs dropped after they were read, by reason.
         counts: what tokenisation did.
         lengths: tokens by part (prompt, chosen, rejected) and quantile, after truncation.
+        unknown: share of the tokens that stand for text outside the vocabulary.
     """
 
     pairs: int
@@ -37,9 +39,12 @@ class SplitReport:
     dropped: dict[str, int]
     counts: TokenCounts
     lengths: dict[str, dict[str, int]]
+    unknown: float = 0.0
 
     @classmethod
-    def of(cls, split: TokenizedSplit, dropped: dict[str, int], left_out: int) -> SplitReport:
+    def of(
+        cls, split: TokenizedSplit, dropped: dict[str, int], left_out: int, tokenizer: PreTrainedTokenizerBase
+    ) -> SplitReport:
         """The report of a tokenised split."""
         return cls(
             pairs=len(split.pairs),
@@ -48,6 +53,7 @@ class SplitReport:
             dropped=dropped,
             counts=split.counts,
             lengths=length_quantiles(split.pairs.lengths()),
+            unknown=unknown_share(split.pairs.arrays()[0], tokenizer),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,6 +73,10 @@ class SplitReport:
             "boundary_merges": counts.boundary_merges,
             "eos_stripped": counts.eos_stripped,
             "eos_appended": counts.eos_appended,
+            "special_as_text": counts.special_as_text,
+            "special_in_prompts": counts.special_in_prompts,
+            "turns_rewritten": counts.turns_rewritten,
+            "unknown": self.unknown,
             "lengths": self.lengths,
         }
 
@@ -108,6 +118,8 @@ class DataReport:
                     "swapped": load.swapped,
                     "rejected": load.counts(),
                     "degenerate_kept": load.degenerate_kept,
+                    "unread": load.unread,
+                    "remarks": load.remarks,
                 }
                 for load in self.loads
             ],
@@ -122,6 +134,17 @@ def length_quantiles(lengths: np.ndarray) -> dict[str, dict[str, int]]:
     return {
         part: dict(zip(QUANTILES, column.tolist(), strict=True)) for part, column in zip(PARTS, values.T, strict=True)
     }
+
+
+def unknown_share(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The share of tokens, shape ``(tokens,)``, that stand for text outside the vocabulary.
+
+    Some tokenizers name their end token as the unknown one as well: those have bytes for everything.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) or not len(tokens):
+        return 0.0
+    return float((tokens == unknown).mean())
 
 
 def print_report(report: DataReport, console: Console) -> None:
@@ -159,5 +182,13 @@ def _remarks(split: SplitReport) -> str:
         f"responses tokenised apart from their prompt: {counts.boundary_merges:,}": counts.boundary_merges,
         f"EOS tokens taken out of responses: {counts.eos_stripped:,}": counts.eos_stripped,
         f"responses the template did not end with EOS: {counts.eos_appended:,}": counts.eos_appended,
+        f"pairs whose own text spells out special tokens, kept as text: {counts.special_as_text:,}": (
+            counts.special_as_text
+        ),
+        f"text prompts that spell out special tokens, which are taken for them: {counts.special_in_prompts:,}": (
+            counts.special_in_prompts
+        ),
+        f"earlier assistant turns that the template rewrote: {counts.turns_rewritten:,}": counts.turns_rewritten,
+        f"tokens outside the vocabulary: {split.unknown:.2%}": split.unknown,
     }
     return "".join(f"\n  {text}" for text, count in words.items() if count)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -151,8 +152,9 @@ class Renderer:
         eos, bos = self._tokenizer.eos_token, self._tokenizer.bos_token
         if all_of_them or eos not in self.special.writable:
             text, count = without_token(text, eos)
-            lost = () if all_of_them else [name for name in self.special.found(text) if name != self._tokenizer.unk_token]
-            if stuck := next((name for name in lost if name not in self.special.writable), None):
+            spelled = () if all_of_them else self.special.found(text)
+            harmless = self.special.writable | {self._tokenizer.unk_token}
+            if stuck := next((name for name in spelled if name not in harmless), None):
                 raise RowError(f"a response spells out a special token that the tokenizer takes for one ({stuck})")
             return text, count
         count = 0
@@ -182,10 +184,14 @@ class Renderer:
             return False
 
     def _apply(
-        self, messages: Sequence[Message], *, generate: bool, tools: Any = None, variables: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        generate: bool,
+        tools: Any = None,
+        variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         conversation: Any = list(messages)
-        variables = variables or {}
         try:
             template = self._tokenizer.get_chat_template(tools=tools)
             faithful.require_read(variables, template)

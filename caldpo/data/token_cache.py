@@ -76,7 +76,8 @@ def cached_tokens(
         "max_prompt_length": max_prompt_length,
         "on_degenerate": on_degenerate,
     }
-    make = functools.partial(tokenize_pairs, pairs, tokenizer, **settings, console=bar, label=f"Tokenising {label}", now=now)
+    told: dict[str, Any] = {"console": bar, "label": f"Tokenising {label}"}
+    make = functools.partial(tokenize_pairs, pairs, tokenizer, **settings, **told, now=now)
     identity = tokenizer_identity(tokenizer)
     if cache is None or identity is None or tokenizer.eos_token is None:  # the last is refused in there
         return make()

@@ -48,6 +48,7 @@ class TokenCounts:
     eos_stripped: int = 0  # EOS tokens in the responses' own text
     eos_appended: int = 0  # responses that the chat template did not end with EOS
     special_as_text: int = 0  # pairs whose own text spells out special tokens, which stay text
+    special_in_prompts: int = 0  # text prompts that spell out special tokens, which are taken for them
     turns_rewritten: int = 0  # earlier turns of the assistant that the chat template wrote otherwise, or not at all
 
 
@@ -290,6 +291,7 @@ class _Worker:
         counts.eos_stripped += texts.eos_stripped
         counts.special_as_text += texts.marked is not None
         counts.turns_rewritten += texts.rewritten
+        counts.special_in_prompts += not texts.templated and bool(self.renderer.special.found(texts.prompt))
         counts.prompts_truncated += len(cut_prompt) < len(prompt)
         counts.chosen_truncated += len(chosen) < len(whole[0])
         counts.rejected_truncated += len(rejected) < len(whole[1])

@@ -33,6 +33,8 @@ from caldpo.generation import reference_seed, sample_responses
 from caldpo.models.adapter import adapter_off, is_adapted
 from caldpo.parts import build_parts
 from caldpo.reference.bar import LateBar
+from caldpo.resuming.clock import clock_of
+from caldpo.resuming.record import DATE
 
 Who = Literal["policy", "reference"]
 
@@ -282,6 +284,7 @@ class Subject:
     @property
     def _data_key(self) -> str:
         told = dict(self.target.config["data"] or {}) | {"seed": None}  # it orders training pairs and nothing else
+        told[DATE] = self.target.summary.get(DATE)  # which a chat template may write
         return f"data {self.identity} {json.dumps(told, sort_keys=True, default=str)}"
 
     @property
@@ -292,6 +295,7 @@ class Subject:
         tokenizer = self.source.load_tokenizer()
         if data is None:
             return tokenizer, None
+        data.now = clock_of(self.target.summary) or data.now
         told_before = self.target.run is not None and self.target.own_data  # and rows left out are listed in the run
         with contextlib.redirect_stdout(io.StringIO()) if told_before else contextlib.nullcontext():
             data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none", needs_rejected=False)

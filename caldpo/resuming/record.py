@@ -19,9 +19,9 @@ from caldpo.resuming.same import CONFIG, read_config, require_same_config
 # keys of summary.json: how often the run was started, and its optimiser steps from end to end
 STRETCHES, PLANNED = "stretches", "planned_steps"
 MODEL_COMMIT = "model_commit"  # of a hub model, that a resumed run loads again
-CLOCK = "began"  # local time of the run's first start, which chat templates that write the date get throughout
+DATE = "date"  # of the run's first start, which chat templates that write the date get throughout
 TOLD = ("formula", "policy", "reference", "data", "versions")  # what a run is, also one that is stopped
-_KEPT = (OVERRIDES, STRETCHES, PLANNED, MODEL_COMMIT, CLOCK, *TOLD)
+_KEPT = (OVERRIDES, STRETCHES, PLANNED, MODEL_COMMIT, DATE, *TOLD)
 
 
 def is_begun(run_dir: Path) -> bool:

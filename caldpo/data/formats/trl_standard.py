@@ -17,6 +17,7 @@ from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
 
 COLUMNS = ("chosen", "rejected")
+SHARED = "rows whose prompt is their responses' shared beginning"
 
 
 def matches(row: Row) -> bool:
@@ -47,7 +48,9 @@ def parse(row: Row) -> PreferencePair:
     if not prompt.strip():
         raise RowError("no `prompt`, and chosen and rejected share no beginning that could be one")
     cut = chosen[len(prompt) :], rejected[len(prompt) :]
-    return PreferencePair(prompt, *cut, *scores(row), remarks=("prompt taken from the responses' shared beginning",))
+    return PreferencePair(
+        prompt, *cut, *scores(row), remarks=("rows whose prompt is their responses' shared beginning",)
+    )
 
 
 def common_prompt(chosen: str, rejected: str) -> str:
