@@ -139,8 +139,8 @@ class Columns:
                 if all(name in row for name in both):
                     found["score_chosen"], found["score_rejected"] = [both[0]], [both[1]]
                     break
-        if "system" not in row and "system" not in found:
-            found.update({"system": [name] for name in SYSTEMS if name in row})
+        if "system" not in found and (systems := [name for name in SYSTEMS if name in row]):
+            found["system"] = systems[:1]
         return found
 
 
