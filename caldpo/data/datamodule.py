@@ -186,9 +186,9 @@ class PairDataModule(ServedPairs):
             write_rejections(accounts, rejected)
         reports: dict[str, SplitReport] = {}
         for (name, split), later in zip(splits.items(), accounts[-2:], strict=True):
+            refuse_unknown(split.counts.unknown_share, self.max_unknown, later.split, tokenizer)
             refuse_untokenized(split.rejections, len(split.pairs), later.split, self.on_invalid, rejected)
-            reports[name] = SplitReport.of(split, later.counts(), left_out=left_out[name], tokenizer=tokenizer)
-            refuse_unknown(reports[name].unknown, self.max_unknown, later.split, tokenizer)
+            reports[name] = SplitReport.of(split, later.counts(), left_out=left_out[name])
         self._pairs = {name: split.pairs for name, split in splits.items()}
         self._test_sources = splits["test"].sources
         pad = tokenizer.pad_token_id

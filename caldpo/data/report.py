@@ -10,7 +10,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.load import LoadReport
 from caldpo.data.split import prompt_key
@@ -30,7 +29,6 @@ class SplitReport:
         dropped: pairs dropped after they were read, by reason.
         counts: what tokenisation did.
         lengths: tokens by part (prompt, chosen, rejected) and quantile, after truncation.
-        unknown: share of the tokens that stand for text outside the vocabulary.
     """
 
     pairs: int
@@ -39,12 +37,9 @@ class SplitReport:
     dropped: dict[str, int]
     counts: TokenCounts
     lengths: dict[str, dict[str, int]]
-    unknown: float = 0.0
 
     @classmethod
-    def of(
-        cls, split: TokenizedSplit, dropped: dict[str, int], left_out: int, tokenizer: PreTrainedTokenizerBase
-    ) -> SplitReport:
+    def of(cls, split: TokenizedSplit, dropped: dict[str, int], left_out: int) -> SplitReport:
         """The report of a tokenised split."""
         return cls(
             pairs=len(split.pairs),
@@ -53,7 +48,6 @@ class SplitReport:
             dropped=dropped,
             counts=split.counts,
             lengths=length_quantiles(split.pairs.lengths()),
-            unknown=unknown_share(split.pairs.arrays()[0], tokenizer),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,7 +70,7 @@ class SplitReport:
             "special_as_text": counts.special_as_text,
             "special_in_prompts": counts.special_in_prompts,
             "turns_rewritten": counts.turns_rewritten,
-            "unknown": self.unknown,
+            "unknown": counts.unknown_share,
             "lengths": self.lengths,
         }
 
@@ -136,17 +130,6 @@ def length_quantiles(lengths: np.ndarray) -> dict[str, dict[str, int]]:
     }
 
 
-def unknown_share(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The share of tokens, shape ``(tokens,)``, that stand for text outside the vocabulary.
-
-    Some tokenizers name their end token as the unknown one as well: those have bytes for everything.
-    """
-    unknown = tokenizer.unk_token_id
-    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) or not len(tokens):
-        return 0.0
-    return float((tokens == unknown).mean())
-
-
 def print_report(report: DataReport, console: Console) -> None:
     """Announce the data: formats, what was left out and cut, and how long the pairs are."""
     console.print(Text.assemble(("Data ", "bold"), f"{report.source}, prompts: {report.prompts}"))
@@ -189,6 +172,6 @@ def _remarks(split: SplitReport) -> str:
             counts.special_in_prompts
         ),
         f"earlier assistant turns that the template rewrote: {counts.turns_rewritten:,}": counts.turns_rewritten,
-        f"tokens outside the vocabulary: {split.unknown:.2%}": split.unknown,
+        f"tokens outside the vocabulary: {counts.unknown_share:.2%}": counts.unknown,
     }
     return "".join(f"\n  {text}" for text, count in words.items() if count)

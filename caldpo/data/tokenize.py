@@ -50,6 +50,13 @@ class TokenCounts:
     special_as_text: int = 0  # pairs whose own text spells out special tokens, which stay text
     special_in_prompts: int = 0  # text prompts that spell out special tokens, which are taken for them
     turns_rewritten: int = 0  # earlier turns of the assistant that the chat template wrote otherwise, or not at all
+    tokens: int = field(default=0, compare=False)  # of all pairs, also of those that are then dropped
+    unknown: int = field(default=0, compare=False)  # of these, tokens that stand for text outside the vocabulary
+
+    @property
+    def unknown_share(self) -> float:
+        """The share of tokens that stand for text outside the vocabulary."""
+        return self.unknown / self.tokens if self.tokens else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +215,15 @@ def encode_continuation(
     return special.encode(text, mark) if special else _encode(tokenizer, [text])[0]
 
 
+def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of text outside the vocabulary; None where there is none.
+
+    Some tokenizers name their end token as the unknown one as well: those have bytes for everything.
+    """
+    unknown = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
+
+
 def _encodable(texts: RenderedPair) -> RenderedPair:
     """The texts, if a tokenizer can take them: the pair's own were looked at, but a template writes what it likes."""
     try:
@@ -240,11 +256,13 @@ class _Worker:
     cut_prompts: set[int] = field(default_factory=set)
     kept: list[int] = field(default_factory=list)  # places of the pairs
     leading: list[int] = field(init=False)
+    unknown: int | None = field(init=False)
     renderer: Renderer = field(init=False)
 
     def __post_init__(self) -> None:
         self.renderer = Renderer(self.tokenizer, self.now)
         self.leading = leading_special_tokens(self.tokenizer)
+        self.unknown = unknown_token(self.tokenizer)
 
     def tokenize(self, start: int, chunk: Sequence[PreferencePair]) -> Iterator[TokenizedPair]:
         """Tokenise the pairs at the places from ``start`` on."""
@@ -295,6 +313,9 @@ class _Worker:
         counts.prompts_truncated += len(cut_prompt) < len(prompt)
         counts.chosen_truncated += len(chosen) < len(whole[0])
         counts.rejected_truncated += len(rejected) < len(whole[1])
+        for ids in (cut_prompt, chosen, rejected):
+            counts.tokens += len(ids)
+            counts.unknown += ids.count(self.unknown) if self.unknown is not None else 0
         if chosen == rejected:
             counts.identical += 1
             if self.on_degenerate == "drop":
