@@ -123,7 +123,10 @@ class Renderer:
         given = [*pair.prompt, *turns], pair.tools, pair.template_kwargs
         mark = self.special.mark_for(*texts_in(given))
         prompt, turns = self.special.marked((list(pair.prompt), turns), mark)
-        extra = {"tools": self.special.marked(pair.tools, mark), "variables": pair.template_kwargs or {}}
+        extra = {
+            "tools": self.special.marked(pair.tools, mark),
+            "variables": self.special.marked(pair.template_kwargs, mark) or {},
+        }
         with _bounded():
             written = self._apply(prompt, generate=True, **extra)
             after = [_continuation(written, self._apply([*prompt, turn], generate=False, **extra)) for turn in turns]
@@ -157,11 +160,12 @@ class Renderer:
             if stuck := next((name for name in spelled if name not in harmless), None):
                 raise RowError(f"a response spells out a special token that the tokenizer takes for one ({stuck})")
             return text, count
-        count = 0
-        # in HTML, <s> and </s> go together
-        while text.rstrip().endswith(eos) and not (bos and bos != eos and bos in text):
-            text, count = text.rstrip()[: -len(eos)], count + 1
-        return text, count
+        if bos and bos != eos and bos in text:  # in HTML, <s> and </s> go together
+            return text, 0
+        end, count = len(text), 0
+        while text.endswith(eos, 0, last := _last_of(text, end)):
+            end, count = last - len(eos), count + 1
+        return text[:end], count
 
     def _require_prompt(self, prompt: Sequence[Message], written: str, tools: Any, variables: Mapping[str, Any]) -> int:
         """The number of earlier turns that the template rewrote.
@@ -229,6 +233,13 @@ class Renderer:
 def render_pair(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> RenderedPair:
     """One pair's texts; see :meth:`Renderer.pair`."""
     return Renderer(tokenizer, now).pair(pair)
+
+
+def _last_of(text: str, end: int) -> int:
+    """Where ``text[:end]`` ends without the white space at its end."""
+    while end and text[end - 1].isspace():
+        end -= 1
+    return end
 
 
 def _plain(texts: tuple[str, ...], mark: str, **facts: Any) -> RenderedPair:

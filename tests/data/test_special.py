@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caldpo.data.special import SpecialText
+from caldpo.data.template import render_pair
 from caldpo.data.tokenize import encode_prompt
 from tests.data.small import byte_tokenizer, chat, gpt2, letter_tokenizer, pair, tokenized, word_tokenizer, zephyr
 
@@ -56,6 +58,13 @@ def test_an_eos_at_the_end_is_taken_off_but_for_html() -> None:
     assert tokenizer.decode(only.chosen_ids) == "b</s>"
     assert tokenizer.decode(only.rejected_ids) == "c <s>d</s></s>"
     assert only.rejected_ids.count(2) == 1
+
+
+def test_an_endless_row_of_eos_takes_no_time() -> None:
+    started = time.process_time()
+    rendered = render_pair(pair("a", "b" + " </s>" * 200_000, "c"), byte_tokenizer())
+    assert (rendered.chosen, rendered.eos_stripped) == ("b ", 200_000)
+    assert time.process_time() - started < 10
 
 
 def test_a_token_that_is_a_word_of_the_vocabulary_cannot_stay_text() -> None:
