@@ -263,11 +263,10 @@ def _settle_shapes(row: dict[str, Any], sources: dict[str, list[str]]) -> tuple[
     prompt = row.get("prompt")
     if alone and isinstance(prompt, str) and prompt.strip():
         row["prompt"] = [{"role": "user", "content": prompt}]
-    repeated = isinstance(prompt, list) and prompt
-    if repeated and all(len(answer) == len(prompt) + 1 and answer[:-1] == prompt for answer in answers):
-        row.update({name: row[name][-1:] for name in sides})
-        return (CUT,)
-    return ()
+    if not isinstance(prompt, list) or not prompt or any(answer[:-1] != prompt for answer in answers):
+        return ()
+    row.update({name: row[name][-1:] for name in sides})
+    return (CUT,)
 
 
 def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:

@@ -115,8 +115,8 @@ class Renderer:
         stripped = in_chosen + in_rejected
         if isinstance(pair.prompt, str):
             mark = "" if rendered else self.special.mark_for(chosen, rejected, pair.prompt)
-            texts = (pair.prompt, *(self.special.marked(text, mark) for text in (chosen, rejected)))
-            return _plain(texts, mark, templated=False, eos_stripped=stripped)
+            chosen, rejected = self.special.marked([chosen, rejected], mark)
+            return _plain(pair.prompt, chosen, rejected, mark, templated=False, eos_stripped=stripped)
         turns: list[Any] = [pair.chosen_turn | {"content": chosen}]
         if not pair.demonstration:
             turns.append(pair.rejected_turn | {"content": rejected})
@@ -134,11 +134,11 @@ class Renderer:
             for side, turn, text in zip(("chosen", "rejected"), turns, after, strict=False):
                 ends = text.find(self._tokenizer.eos_token) if self._tokenizer.eos_token else -1
                 faithful.require_response(turn, text if ends < 0 else text[:ends], side)
-        texts = (written, after[0], after[1] if len(after) > 1 else "")
-        return _plain(texts, mark, templated=True, eos_stripped=stripped, rewritten=rewritten)
+        answers = [*after, ""][:2]
+        return _plain(written, answers[0], answers[1], mark, templated=True, eos_stripped=stripped, rewritten=rewritten)
 
     def prompt(self, prompt: str | tuple[Message, ...]) -> tuple[str, str]:
-        """The text of a prompt as :meth:`pair` writes it whatever the response, and the mark in it.
+        """The text of a prompt that a response is to follow, as :meth:`pair` writes it, and the mark in it.
 
         Raises:
             RowError: the template refuses the conversation.
@@ -235,6 +235,12 @@ def render_pair(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, now: d
     return Renderer(tokenizer, now).pair(pair)
 
 
+def render_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a prompt that a response is to follow; see :meth:`Renderer.prompt`."""
+    text, mark = Renderer(tokenizer).prompt(prompt)
+    return text.replace(mark, "") if mark else text
+
+
 def _last_of(text: str, end: int) -> int:
     """Where ``text[:end]`` ends without the white space at its end."""
     while end and text[end - 1].isspace():
@@ -242,12 +248,12 @@ def _last_of(text: str, end: int) -> int:
     return end
 
 
-def _plain(texts: tuple[str, ...], mark: str, **facts: Any) -> RenderedPair:
+def _plain(prompt: str, chosen: str, rejected: str, mark: str, **facts: Any) -> RenderedPair:
+    """The texts without the mark, and with it beside them where there is one."""
     if not mark:
-        return RenderedPair(*texts, **facts)
-    prompt, chosen, rejected = texts
-    bare = (text.replace(mark, "") for text in texts)
-    return RenderedPair(*bare, **facts, mark=mark, marked=(prompt, chosen, rejected))
+        return RenderedPair(prompt, chosen, rejected, **facts)
+    bare = [text.replace(mark, "") for text in (prompt, chosen, rejected)]
+    return RenderedPair(bare[0], bare[1], bare[2], **facts, mark=mark, marked=(prompt, chosen, rejected))
 
 
 def without_token(text: str, token: str) -> tuple[str, int]:

@@ -23,9 +23,9 @@ STRUCK = "Write <s>four</s> in HTML."
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, zephyr])
-def test_html_in_a_conversation_is_text(make: Any) -> None:
+def test_html_in_a_conversation_is_text(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make()
-    tokenizer.chat_template = TEMPLATE
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     split = tokenized([pair(chat(STRUCK), STRUCK, "Write *four*.")], tokenizer)
     [only] = split.pairs

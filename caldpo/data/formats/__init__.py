@@ -5,10 +5,10 @@ To add one, say ``ranked``:
 1. ``caldpo/data/formats/ranked.py`` with ``COLUMNS`` (those without which no row is of this format),
    ``matches(row) -> bool`` (by the columns alone; no other format may match the same row) and
    ``parse(row) -> PreferencePair`` (raising :class:`~caldpo.data.rows.RowError`).
-   The file is found by being there; nothing else names it. Columns are read with the helpers of
-   :mod:`~caldpo.data.formats._fields` (``number`` takes what csv can only write as text); those that ``parse`` does not
-   read are named at the start of a run. Usual names are there as roles already (:mod:`caldpo.data.columns`), and a system
-   turn, tools and template variables are added by :mod:`caldpo.data.context`.
+   The file is found by being there; nothing else names it. Read columns with the helpers of
+   :mod:`~caldpo.data.formats._fields` (``number`` takes what csv can only write as text); those that ``parse`` does
+   not read are named at the start of a run. :mod:`caldpo.data.columns` gives usual columns the names of their roles,
+   and :mod:`caldpo.data.context` adds a system turn, tools and template variables.
 2. ``conf/data/ranked.yaml`` that says where its data lies. Files of one's own need none: ``data=local``
    detects the format.
 3. A row and the pair it must give in ``tests/data/test_formats.py``; a test there asserts none is missing.

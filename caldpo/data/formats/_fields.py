@@ -179,7 +179,7 @@ def _message(item: Any, column: str) -> Message:
         message["tool_calls"] = calls
     for name in ("name", "tool_call_id"):
         if isinstance(item.get(name), str):
-            message[name] = str(item[name])  # type: ignore[literal-required]
+            message[name] = str(item[name])
     if reasoning := next((item[name] for name in REASONING if item.get(name) is not None), None):
         if not isinstance(reasoning, str):
             raise RowError(f"`{column}` has a message whose reasoning is not text (but {kind(reasoning)})")
