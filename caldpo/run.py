@@ -48,6 +48,7 @@ from caldpo.ranks import is_first_rank
 from caldpo.reference.base import ReferenceSource
 from caldpo.reference.context import in_run_dtype, reference_context
 from caldpo.resuming.ask import SECTIONS
+from caldpo.resuming.clock import keep_clock
 from caldpo.resuming.inputs import known_inputs, model_inputs, policy_inputs, surroundings
 from caldpo.resuming.record import PLANNED, begun, is_begun, note, save_config
 from caldpo.resuming.start import find_start
@@ -130,6 +131,7 @@ def run_in(
     check_parts(parts)
     keep_commit(source, run_dir, resumed=resumed)
     keep_data_commit(data.source, run_dir, resumed=resumed)
+    keep_clock(data, run_dir, resumed=resumed)
     tokenizer = source.load_tokenizer()
     start_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
     policy_identity = parts["adapter"].identity(start_identity)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, time
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import Fraction, NonNegativeInt, PositiveInt
 from caldpo.config.signature import validated
+from caldpo.data.clock import reads_clock
+from caldpo.data.columns import Columns
 from caldpo.data.joined import Joined, held_out_name, read_joined
 from caldpo.data.load import LoadReport, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.mix import Named
 from caldpo.data.pair import Message, PreferencePair
-from caldpo.data.prepare import refuse_untokenized, require_scores, settle_shared_prompts, subset
+from caldpo.data.prepare import refuse_unknown, refuse_untokenized, require_scores, settle_shared_prompts, subset
 from caldpo.data.preview import print_preview
 from caldpo.data.report import DataReport, SplitReport, print_report
 from caldpo.data.rows import PairSource
@@ -54,7 +57,8 @@ class PairDataModule(ServedPairs):
     """Preference pairs for training and validation.
 
     The keys are explained in ``conf/data/base.yaml``. :meth:`prepare_pairs` does the work and stops at the
-    first problem; it is called before a model is loaded.
+    first problem; it is called before a model is loaded. ``now`` is the time for chat templates that write the date,
+    which a run sets to that of its first start.
 
     Raises:
         CaldpoError: keys that contradict each other.
@@ -88,6 +92,8 @@ class PairDataModule(ServedPairs):
         num_workers: NonNegativeInt,
         prefetch_factor: PositiveInt,
         seed: NonNegativeInt,
+        columns: Columns | None = None,
+        max_unknown: Fraction = 0.01,
     ) -> None:
         super().__init__(
             pairs_per_batch=pairs_per_batch,
@@ -115,11 +121,12 @@ class PairDataModule(ServedPairs):
         self.source, self.train, self.test = source, train, test
         self.test_fraction, self.split_seed = test_fraction, split_seed
         self.max_train_pairs, self.max_test_pairs = max_train_pairs, max_test_pairs
-        self.chat_template = chat_template
+        self.columns, self.chat_template, self.max_unknown = columns or Columns(), chat_template, max_unknown
         self.on_invalid, self.on_degenerate = on_invalid, on_degenerate
         self.on_reversed_scores, self.on_shared_prompts = on_reversed_scores, on_shared_prompts
         self.preview_pairs = preview_pairs
         self.cache = None if cache is None else Path(cache).expanduser()
+        self.now = datetime.combine(datetime.now(), time())  # the day alone, so that runs of one day share tokens
         self._test_sources: list[PreferencePair] = []
 
     def prepare_pairs(
@@ -167,6 +174,8 @@ class PairDataModule(ServedPairs):
         if any(not isinstance(pair.prompt, str) for pair in (*train, *test)):
             require_template(tokenizer)
             form = self.chat_template or "the tokenizer's chat template"
+            if reads_clock(str(tokenizer.get_chat_template())):
+                form += f", which writes the date: this run's is {self.now:%Y-%m-%d}"
         splits: dict[str, TokenizedSplit] = {}
         accounts, left_out = list(loads), {}
         for name, pairs, at_most, label, dropped in (
@@ -184,6 +193,7 @@ class PairDataModule(ServedPairs):
                 console=console,
                 bar=progress,
                 label=name,
+                now=self.now,
             )
             accounts.append(LoadReport(label, rejections=[*dropped, *split.rejections]))
             left_out[name] = len(pairs) - len(chosen)
@@ -191,6 +201,7 @@ class PairDataModule(ServedPairs):
             write_rejections(accounts, rejected)
         reports: dict[str, SplitReport] = {}
         for (name, split), later in zip(splits.items(), accounts[-2:], strict=True):
+            refuse_unknown(split.counts.unknown_share, self.max_unknown, later.split, tokenizer)
             refuse_untokenized(split.rejections, len(split.pairs), later.split, self.on_invalid, rejected)
             reports[name] = SplitReport.of(split, later.counts(), left_out=left_out[name])
         self._pairs = {name: split.pairs for name, split in splits.items()}
@@ -241,6 +252,7 @@ class PairDataModule(ServedPairs):
             "on_degenerate": self.on_degenerate,
             "on_reversed_scores": self.on_reversed_scores,
             "demonstrations": demonstrations,
+            "columns": self.columns,
         }
         named, notes = held_out_name(self.source, self.train, self.test)
         train = read_joined(self.source, self.train, "data.train", **policies)

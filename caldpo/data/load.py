@@ -13,8 +13,11 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import track
 
+from caldpo.data.columns import Columns, MappedRow, reading_with, require_meaning
+from caldpo.data.context import with_context
 from caldpo.data.formats import detect, formats
 from caldpo.data.pair import PreferencePair
+from caldpo.data.repeated import without_prompt
 from caldpo.data.rows import PairSource, RawRow, RowError
 from caldpo.data.sources._named import no_rows
 from caldpo.data.validate import DegeneracyCheck, check_pair, has_reversed_scores
@@ -66,6 +69,8 @@ class LoadReport:
         degenerate_kept: kept pairs by the reason for which they are degenerate.
         notes: which files the split stands for, and what was left out; a line each.
         odd: kept pairs whose rows are odd: how many, and the first one's origin, by what is odd about them.
+        unread: rows by the column that holds something in them and was not read.
+        remarks: kept pairs by what was done to make a pair of their row.
     """
 
     split: str
@@ -78,6 +83,8 @@ class LoadReport:
     degenerate_kept: dict[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
     odd: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
+    remarks: dict[str, int] = field(default_factory=dict)
 
     def counts(self, *kinds: Kind) -> dict[str, int]:
         """Rejections by reason, most frequent first; of the given kinds, or of all."""
@@ -106,6 +113,10 @@ class LoadReport:
         lines += [f"  {what}: {count:,} (first {first})" for what, (count, first) in self.odd.items()]
         if self.swapped:
             lines.append(f"  sides exchanged to agree with their scores: {self.swapped:,}")
+        if self.remarks:
+            lines.append(f"  {_listed(self.remarks)}")
+        if self.unread:
+            lines.append(f"  columns not read: {', '.join(f'{name} ({n:,} rows)' for name, n in self.unread.items())}")
         return "\n".join(lines)
 
 
@@ -117,6 +128,7 @@ def load_pairs(
     on_reversed_scores: OnReversedScores = "reject",
     demonstrations: bool = False,
     degenerate: DegeneracyCheck | None = None,
+    columns: Columns | None = None,
     console: Console | None = None,
 ) -> tuple[list[PreferencePair], LoadReport]:
     """Read a split whole and keep its usable pairs, in order; what cannot be used is in the report.
@@ -133,47 +145,59 @@ def load_pairs(
         demonstrations: take rows that have a response to imitate and none to compare it with; otherwise they are
             unusable rows.
         degenerate: has seen the pairs of other data sets that these are joined to, so that none is taken twice.
+        columns: which column plays which role; None goes by the usual names.
         console: where the progress bar goes if that is a terminal; None is stderr.
 
     Returns:
         The pairs, each with its origin, and the account of all rows.
 
     Raises:
-        CaldpoError: an unreadable split, or one with more useless rows than can be accounted for.
+        CaldpoError: an unreadable split, one with more useless rows than can be accounted for, or a table without
+            the columns of any format.
     """
     tell = getattr(source, "notes", None)
     report, pairs = LoadReport(split, notes=() if tell is None else tell(split)), []
-    degenerate = DegeneracyCheck() if degenerate is None else degenerate
+    columns, degenerate = columns or Columns(), DegeneracyCheck() if degenerate is None else degenerate
     kept_formats: Counter[str] = Counter()
     kept_degenerate: Counter[str] = Counter()
-    for raw in _progress(source.rows(split), split, console or Console(stderr=True)):
-        report.rows += 1
-        if len(report.rejections) >= MAX_REJECTIONS:
-            raise _hopeless(report)
-        try:
-            pair, format_name = _parse(raw)
-            if pair.demonstration and not demonstrations:
-                raise RowError("has no rejected response, which this loss needs")
-            pair, swapped = _agree_with_scores(pair, on_reversed_scores)
-        except RowError as error:
-            kind: Kind = "line" if raw.value is None else error.kind
-            report.rejections.append(Rejection(raw.origin, kind, error.reason))
-            continue
-        if reason := degenerate.reason(pair):
-            if on_degenerate == "drop":
-                report.rejections.append(Rejection(raw.origin, "degenerate", reason))
+    unread: Counter[str] = Counter()
+    remarks: Counter[str] = Counter()
+    with reading_with(columns):
+        for raw in _progress(source.rows(split), split, console or Console(stderr=True)):
+            report.rows += 1
+            if len(report.rejections) >= MAX_REJECTIONS:
+                raise _hopeless(report)
+            try:
+                row = _mapped(raw, columns)
+                pair, format_name = _parse(row)
+                unread.update(row.unread)
+                require_meaning(row.unread)
+                pair = replace(pair, origin=raw.origin)
+                check_pair(pair)
+                if pair.demonstration and not demonstrations:
+                    raise RowError("has no rejected response, which this loss needs")
+                pair, swapped = _agree_with_scores(pair, on_reversed_scores)
+            except RowError as error:
+                kind: Kind = "line" if raw.value is None else error.kind
+                report.rejections.append(Rejection(raw.origin, kind, error.reason))
                 continue
-            kept_degenerate[reason] += 1
-        pairs.append(pair)
-        kept_formats[format_name] += 1
-        if raw.note is not None:
-            count, first = report.odd.get(raw.note, (0, pair.origin))
-            report.odd[raw.note] = (count + 1, first)
-        report.swapped += swapped
-        report.with_scores += pair.has_scores
+            if reason := degenerate.reason(pair):
+                if on_degenerate == "drop":
+                    report.rejections.append(Rejection(raw.origin, "degenerate", reason))
+                    continue
+                kept_degenerate[reason] += 1
+            pairs.append(pair)
+            kept_formats[format_name] += 1
+            remarks.update(pair.remarks)
+            if raw.note is not None:
+                count, first = report.odd.get(raw.note, (0, pair.origin))
+                report.odd[raw.note] = (count + 1, first)
+            report.swapped += swapped
+            report.with_scores += pair.has_scores
     report.kept = len(pairs)
     report.formats = dict(sorted(kept_formats.items()))
     report.degenerate_kept = dict(kept_degenerate.most_common())
+    report.unread, report.remarks = dict(sorted(unread.items())), dict(remarks.most_common())
     return pairs, report
 
 
@@ -245,14 +269,21 @@ def _hopeless(report: LoadReport) -> CaldpoError:
     )
 
 
-def _parse(raw: RawRow) -> tuple[PreferencePair, str]:
+def _mapped(raw: RawRow, columns: Columns) -> MappedRow:
     if raw.error is not None:
         raise RowError(raw.error)
     if not isinstance(raw.value, dict):
         raise RowError(f"not an object (but {type(raw.value).__name__})")
-    name = detect(raw.value)
-    pair = replace(formats()[name].parse(raw.value), origin=raw.origin)
-    check_pair(pair)
+    return columns.mapped(raw.value)
+
+
+def _parse(row: MappedRow) -> tuple[PreferencePair, str]:
+    name = detect(dict(row))
+    pair = formats()[name].parse(row)
+    pair = replace(pair, remarks=(*row.remarks, *pair.remarks))
+    pair = with_context(without_prompt(pair), row)
+    if isinstance(pair.prompt, str) and not (pair.prompt[-1:].isspace() or pair.chosen[:1].isspace()):
+        pair = replace(pair, remarks=(*pair.remarks, "rows whose response follows its prompt without a space"))
     return pair, name
 
 

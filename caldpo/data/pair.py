@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, TypedDict
 
 
 class Message(TypedDict):
     """One turn of a conversation."""
 
-    role: str  # system, user or assistant
+    role: str  # system, user, assistant or tool
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]  # of an assistant, as OpenAI writes them
+    tool_call_id: NotRequired[str]  # of a tool
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]  # what a response was thought out with
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,17 @@ class PreferencePair:
     ``prompt`` is a conversation (to be rendered by a chat template) or plain text (taken as it is).
     Scores are ground-truth rewards in the data's own unit; both or neither are given. A demonstration has no
     dispreferred response: ``rejected`` is empty, and is tokenised as an EOS alone.
+
+    Args:
+        prompt, chosen, rejected: see above.
+        score_chosen, score_rejected: true rewards.
+        origin: file and line, or split and row, for messages.
+        demonstration: a response to imitate, with none to compare it with.
+        chosen_extra, rejected_extra: what a response's message has beside its text: ``tool_calls``,
+            ``reasoning_content``.
+        tools: the list of tools for the chat template.
+        template_kwargs: further variables for the chat template.
+        remarks: what was done to make a pair of the row, in fixed phrases, to be counted.
     """
 
     prompt: str | tuple[Message, ...]
@@ -27,8 +43,23 @@ class PreferencePair:
     rejected: str
     score_chosen: float | None = None
     score_rejected: float | None = None
-    origin: str = ""  # file:line or dataset row, for messages
-    demonstration: bool = False  # a response to imitate, with none to compare it with
+    origin: str = ""
+    demonstration: bool = False
+    chosen_extra: Mapping[str, Any] | None = None
+    rejected_extra: Mapping[str, Any] | None = None
+    tools: Sequence[dict[str, Any]] | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def chosen_turn(self) -> Message:
+        """The preferred response as a turn of a conversation."""
+        return Message(role="assistant", content=self.chosen, **(self.chosen_extra or {}))  # type: ignore[typeddict-item]
+
+    @property
+    def rejected_turn(self) -> Message:
+        """The dispreferred response as a turn of a conversation."""
+        return Message(role="assistant", content=self.rejected, **(self.rejected_extra or {}))  # type: ignore[typeddict-item]
 
     @property
     def has_scores(self) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from transformers import PreTrainedTokenizerBase
+
 from caldpo.data.load import Rejection
 from caldpo.data.pair import PreferencePair
 from caldpo.data.split import prompt_key, shared_prompts
@@ -109,6 +111,28 @@ def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_in
     raise CaldpoError(
         f"{what} once they are tokenised{listed}{more}",
         key=split,
-        remedy="name another template with data.chat_template=FILE, raise data.max_length, or set "
-        "data.on_invalid=skip to leave out the rows that a template refuses",
+        remedy="name another template with data.chat_template=FILE, leave out on purpose what it does not write with "
+        "data.columns.ignored=[COLUMN], raise data.max_length, or set data.on_invalid=skip to leave out such rows",
     )
+
+
+def refuse_unknown(share: float, at_most: float, split: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Stop where a vocabulary is not that of the data.
+
+    Args:
+        share: of the split's tokens that stand for text outside the vocabulary.
+        at_most: what is let pass, and said.
+        split: for the message.
+        tokenizer: the policy's.
+
+    Raises:
+        CaldpoError: there are more.
+    """
+    if share > at_most:
+        raise CaldpoError(
+            f"{share:.1%} of the tokens of {split} are {tokenizer.unk_token}: the policy's tokenizer has "
+            f"{len(tokenizer):,} tokens and none for that text, so it would be trained on nothing that can be read",
+            key="model",
+            remedy="take a model whose vocabulary is that of the data, for instance model=hf model.path=ID_OR_FOLDER,"
+            f" or set data.max_unknown={min(1.0, share + 0.005):.2f} to train on them",
+        )

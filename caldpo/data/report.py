@@ -67,6 +67,10 @@ class SplitReport:
             "boundary_merges": counts.boundary_merges,
             "eos_stripped": counts.eos_stripped,
             "eos_appended": counts.eos_appended,
+            "special_as_text": counts.special_as_text,
+            "special_in_prompts": counts.special_in_prompts,
+            "turns_rewritten": counts.turns_rewritten,
+            "unknown": counts.unknown_share,
             "lengths": self.lengths,
         }
 
@@ -113,6 +117,8 @@ class DataReport:
                     "degenerate_kept": load.degenerate_kept,
                     "notes": list(load.notes),
                     "odd": {what: count for what, (count, _) in load.odd.items()},
+                    "unread": load.unread,
+                    "remarks": load.remarks,
                 }
                 for load in self.loads
             ],
@@ -166,5 +172,13 @@ def _remarks(split: SplitReport) -> str:
         f"responses tokenised apart from their prompt: {counts.boundary_merges:,}": counts.boundary_merges,
         f"EOS tokens taken out of responses: {counts.eos_stripped:,}": counts.eos_stripped,
         f"responses the template did not end with EOS: {counts.eos_appended:,}": counts.eos_appended,
+        f"pairs whose own text spells out special tokens, kept as text: {counts.special_as_text:,}": (
+            counts.special_as_text
+        ),
+        f"text prompts that spell out special tokens, which are taken for them: {counts.special_in_prompts:,}": (
+            counts.special_in_prompts
+        ),
+        f"earlier assistant turns that the template rewrote: {counts.turns_rewritten:,}": counts.turns_rewritten,
+        f"tokens outside the vocabulary: {counts.unknown_share:.2%}": counts.unknown,
     }
     return "".join(f"\n  {text}" for text, count in words.items() if count)

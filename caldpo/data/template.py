@@ -3,21 +3,31 @@
 Conversations are rendered by the tokenizer's chat template, always through transformers' sandboxed
 ``apply_chat_template``, since templates come from the hub with the tokenizer. A template is a program, and what the
 sandbox does not stop is bounded here: memory, time and the length of what it writes. Plain text is taken as it is.
+
+Special tokens that a conversation or a response spells out stay text (:mod:`caldpo.data.special`), with two exceptions.
+A text prompt that spells some out was written by a template of somebody's own, so that it and its responses are taken
+with them. And EOS at the end of a response is taken off and counted, since a response ends once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from caldpo.data import faithful
+from caldpo.data.clock import reads_clock, stopped
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.rows import RowError
+from caldpo.data.special import SpecialText, texts_in
 from caldpo.data.template_file import MAX_TEMPLATE_CHARACTERS
 from caldpo.errors import CaldpoError
 from caldpo.limits import TooLong, bounded
@@ -40,6 +50,9 @@ class RenderedPair:
         chosen, rejected: what follows it, with whatever a template writes around a response.
         templated: True if a template wrote the special tokens into the text.
         eos_stripped: how many EOS tokens the responses' own text contained.
+        mark: the character that stands in special tokens of the pair's own text; empty where there are none.
+        marked: the three texts with it; None where there are none.
+        rewritten: earlier turns of the assistant that the template did not write as they were given.
     """
 
     prompt: str
@@ -47,6 +60,9 @@ class RenderedPair:
     rejected: str
     templated: bool
     eos_stripped: int
+    mark: str = ""
+    marked: tuple[str, str, str] | None = None
+    rewritten: int = 0
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -72,46 +88,172 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def render_pair(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> RenderedPair:
-    """Render a pair with the tokenizer's chat template, or take its text as it is.
+class Renderer:
+    """Writes pairs and prompts with one tokenizer.
 
-    EOS tokens written out in a response's own text are taken out first: a response ends once.
-
-    Raises:
-        RowError: the template refuses the conversation, or does not continue its own prompt.
-        CaldpoError: the template itself is broken, reaches out of its sandbox, or takes too much.
+    Args:
+        tokenizer: its chat template and special tokens must not change afterwards.
+        now: the time for templates that write the date; None is that of each call.
     """
-    chosen, in_chosen = without_token(pair.chosen, tokenizer.eos_token)
-    rejected, in_rejected = without_token(pair.rejected, tokenizer.eos_token)
-    stripped = in_chosen + in_rejected
-    if isinstance(pair.prompt, str):
-        return RenderedPair(pair.prompt, chosen, rejected, templated=False, eos_stripped=stripped)
-    with _bounded():
-        prompt = _apply(tokenizer, pair.prompt, generate=True)
-        after_chosen, after_rejected = (
-            _continuation(prompt, _apply(tokenizer, _answered(pair.prompt, text), generate=False))
-            if text is not None
-            else ""
-            for text in (chosen, None if pair.demonstration else rejected)
-        )
-    return RenderedPair(prompt, after_chosen, after_rejected, templated=True, eos_stripped=stripped)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> None:
+        self._tokenizer, self._now = tokenizer, now
+        self.special = SpecialText(tokenizer)
+        self._reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages", "strftime_now"}
+
+    def pair(self, pair: PreferencePair) -> RenderedPair:
+        """The pair's texts, by the chat template or as they are.
+
+        Raises:
+            RowError: the template refuses the conversation, does not continue its own prompt, or leaves out what it
+                was given; a response spells out a special token that this tokenizer cannot take for text.
+            CaldpoError: the template itself is broken, reaches out of its sandbox, or takes too much.
+        """
+        rendered = isinstance(pair.prompt, str) and bool(self.special.found(pair.prompt))
+        chosen, in_chosen = self._ended_once(pair.chosen, all_of_them=rendered)
+        rejected, in_rejected = self._ended_once(pair.rejected, all_of_them=rendered)
+        stripped = in_chosen + in_rejected
+        if isinstance(pair.prompt, str):
+            mark = "" if rendered else self.special.mark_for(chosen, rejected, pair.prompt)
+            chosen, rejected = self.special.marked([chosen, rejected], mark)
+            return _plain(pair.prompt, chosen, rejected, mark, templated=False, eos_stripped=stripped)
+        turns: list[Any] = [pair.chosen_turn | {"content": chosen}]
+        if not pair.demonstration:
+            turns.append(pair.rejected_turn | {"content": rejected})
+        given = [*pair.prompt, *turns], pair.tools, pair.template_kwargs
+        mark = self.special.mark_for(*texts_in(given))
+        prompt, turns = self.special.marked((list(pair.prompt), turns), mark)
+        extra = {
+            "tools": self.special.marked(pair.tools, mark),
+            "variables": self.special.marked(pair.template_kwargs, mark) or {},
+        }
+        with _bounded():
+            written = self._apply(prompt, generate=True, **extra)
+            after = [_continuation(written, self._apply([*prompt, turn], generate=False, **extra)) for turn in turns]
+            rewritten = self._require_prompt(prompt, written, **extra)
+            for side, turn, text in zip(("chosen", "rejected"), turns, after, strict=False):
+                ends = text.find(self._tokenizer.eos_token) if self._tokenizer.eos_token else -1
+                faithful.require_response(turn, text if ends < 0 else text[:ends], side)
+        answers = [*after, ""][:2]
+        return _plain(written, answers[0], answers[1], mark, templated=True, eos_stripped=stripped, rewritten=rewritten)
+
+    def prompt(self, prompt: str | tuple[Message, ...]) -> tuple[str, str]:
+        """The text of a prompt that a response is to follow, as :meth:`pair` writes it, and the mark in it.
+
+        Raises:
+            RowError: the template refuses the conversation.
+            CaldpoError: the template itself is broken, reaches out of its sandbox, or takes too much.
+        """
+        if isinstance(prompt, str):
+            return prompt, ""
+        mark = self.special.mark_for(*texts_in(prompt))
+        with _bounded():
+            return self._apply(self.special.marked(prompt, mark), generate=True), mark
+
+    def _ended_once(self, text: str, *, all_of_them: bool) -> tuple[str, int]:
+        """A response without the EOS that its own text ends with, and how many tokens were taken out."""
+        eos, bos = self._tokenizer.eos_token, self._tokenizer.bos_token
+        if all_of_them or eos not in self.special.writable:
+            text, count = without_token(text, eos)
+            spelled = () if all_of_them else self.special.found(text)
+            harmless = self.special.writable | {self._tokenizer.unk_token}
+            if stuck := next((name for name in spelled if name not in harmless), None):
+                raise RowError(f"a response spells out a special token that the tokenizer takes for one ({stuck})")
+            return text, count
+        if bos and bos != eos and bos in text:  # in HTML, <s> and </s> go together
+            return text, 0
+        end, count = len(text), 0
+        while text.endswith(eos, 0, last := _last_of(text, end)):
+            end, count = last - len(eos), count + 1
+        return text[:end], count
+
+    def _require_prompt(self, prompt: Sequence[Message], written: str, tools: Any, variables: Mapping[str, Any]) -> int:
+        """The number of earlier turns that the template rewrote.
+
+        Raises:
+            RowError: it left out a turn, the tools, or what turns call.
+        """
+        if tools and self._same(written, prompt, tools=None, variables=variables):
+            raise RowError("the chat template does not write the list of tools")
+        if any("tool_calls" in turn for turn in prompt):
+            if self._same(written, faithful.without_calls(prompt), tools=tools, variables=variables):
+                raise RowError("the chat template does not write tool_calls")
+            faithful.require_calls(prompt, written)
+        return faithful.rewritten_turns(prompt, written)
+
+    def _same(self, written: str, prompt: Sequence[Message], **extra: Any) -> bool:
+        try:
+            return self._apply(prompt, generate=True, **extra) == written
+        except RowError:  # without it, the template does not go: it reads it
+            return False
+
+    def _apply(
+        self,
+        messages: Sequence[Message],
+        *,
+        generate: bool,
+        tools: Any = None,
+        variables: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
+        conversation: Any = list(messages)
+        try:
+            template = self._tokenizer.get_chat_template(tools=tools)
+            faithful.require_read(variables, template)
+            if taken := self._reserved.intersection(variables):
+                raise RowError(f"chat_template_kwargs names what is not the data's to say ({min(taken)})")
+            if self._now is not None and reads_clock(template):
+                template = stopped(template, self._now)
+            text = str(
+                self._tokenizer.apply_chat_template(
+                    conversation,
+                    tools=tools,
+                    chat_template=template,
+                    add_generation_prompt=generate,
+                    tokenize=False,
+                    **variables,
+                )
+            )
+        except RowError:
+            raise
+        except jinja2.TemplateSyntaxError as error:
+            raise _broken(f"is no valid Jinja: line {error.lineno}: {error.message}") from error
+        except SyntaxError as error:  # of the Python code that Jinja makes of it
+            raise _broken(f"is nested too deep: {error.msg}") from error
+        except jinja2.exceptions.SecurityError as error:
+            raise _bad(f"reaches for what the sandbox keeps from it ({str(error).rstrip('.')})") from error
+        except (MemoryError, RecursionError, OverflowError) as error:
+            raise _too_much(str(error).rstrip(".") or f"more than {MAX_MEBIBYTES} MiB of memory") from error
+        except Exception as error:  # a template is a program: it can raise anything
+            raise RowError(f"the chat template refuses the conversation ({error})") from error
+        if len(text) > MAX_WRITTEN + MAX_REPEATED * sum(map(len, texts_in((conversation, tools)))):
+            raise _too_much(f"{len(text):,} characters")
+        return text
 
 
-def _answered(prompt: tuple[Message, ...], text: str) -> tuple[Message, ...]:
-    return (*prompt, Message(role="assistant", content=text))
+def render_pair(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> RenderedPair:
+    """One pair's texts; see :meth:`Renderer.pair`."""
+    return Renderer(tokenizer, now).pair(pair)
 
 
 def render_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a prompt that a response is to follow: as :func:`render_pair` writes it, whatever the response.
+    """The text of a prompt that a response is to follow; see :meth:`Renderer.prompt`."""
+    text, mark = Renderer(tokenizer).prompt(prompt)
+    return text.replace(mark, "") if mark else text
 
-    Raises:
-        RowError: the template refuses the conversation.
-        CaldpoError: the template itself is broken, reaches out of its sandbox, or takes too much.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    with _bounded():
-        return _apply(tokenizer, prompt, generate=True)
+
+def _last_of(text: str, end: int) -> int:
+    """Where ``text[:end]`` ends without the white space at its end."""
+    while end and text[end - 1].isspace():
+        end -= 1
+    return end
+
+
+def _plain(prompt: str, chosen: str, rejected: str, mark: str, **facts: Any) -> RenderedPair:
+    """The texts without the mark, and with it beside them where there is one."""
+    if not mark:
+        return RenderedPair(prompt, chosen, rejected, **facts)
+    bare = [text.replace(mark, "") for text in (prompt, chosen, rejected)]
+    return RenderedPair(bare[0], bare[1], bare[2], **facts, mark=mark, marked=(prompt, chosen, rejected))
 
 
 def without_token(text: str, token: str) -> tuple[str, int]:
@@ -133,25 +275,6 @@ def without_token(text: str, token: str) -> tuple[str, int]:
 def _named(tokenizer: PreTrainedTokenizerBase) -> str:
     """`` (NAME)``, or nothing for a tokenizer that was made in memory."""
     return f" ({tokenizer.name_or_path})" if tokenizer.name_or_path else ""
-
-
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], *, generate: bool) -> str:
-    conversation: Any = list(messages)
-    try:
-        text = str(tokenizer.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False))
-    except jinja2.TemplateSyntaxError as error:
-        raise _broken(f"is no valid Jinja: line {error.lineno}: {error.message}") from error
-    except SyntaxError as error:  # of the Python code that Jinja makes of it
-        raise _broken(f"is nested too deep: {error.msg}") from error
-    except jinja2.exceptions.SecurityError as error:
-        raise _bad(f"reaches for what the sandbox keeps from it ({str(error).rstrip('.')})") from error
-    except (MemoryError, RecursionError, OverflowError) as error:
-        raise _too_much(str(error).rstrip(".") or f"more than {MAX_MEBIBYTES} MiB of memory") from error
-    except Exception as error:  # a template is a program: it can raise anything
-        raise RowError(f"the chat template refuses the conversation ({error})") from error
-    if len(text) > MAX_WRITTEN + MAX_REPEATED * sum(len(message["content"]) for message in messages):
-        raise _too_much(f"{len(text):,} characters")
-    return text
 
 
 def bound_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +26,11 @@ from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
 from caldpo import end_tokens
-from caldpo.data import template, tokenize, tokens
+from caldpo.data import clock, faithful, special, template, tokenize, tokens
 from caldpo.data.load import Rejection
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
-from caldpo.data.template import render_pair
+from caldpo.data.template import Renderer
 from caldpo.data.tokenize import TokenCounts, TokenizedSplit, tokenize_pairs
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.environments.cache import locked
@@ -53,6 +54,7 @@ def cached_tokens(
     console: Console,
     bar: Console,
     label: str,
+    now: datetime | None = None,
 ) -> TokenizedSplit:
     """What :func:`~caldpo.data.tokenize.tokenize_pairs` makes of ``pairs``, read from ``cache`` if it is there.
 
@@ -65,6 +67,7 @@ def cached_tokens(
         console: is told where the ids come from.
         bar: where progress is shown.
         label: the words before it.
+        now: as for ``tokenize_pairs``; what a template writes of it is in the rendered texts.
 
     Raises:
         CaldpoError: as ``tokenize_pairs``; the folder cannot be written to.
@@ -74,14 +77,16 @@ def cached_tokens(
         "max_prompt_length": max_prompt_length,
         "on_degenerate": on_degenerate,
     }
-    make = functools.partial(tokenize_pairs, pairs, tokenizer, **settings, console=bar, label=f"Tokenising {label}")
+    told: dict[str, Any] = {"console": bar, "label": f"Tokenising {label}"}
+    make = functools.partial(tokenize_pairs, pairs, tokenizer, **settings, **told, now=now)
     identity = tokenizer_identity(tokenizer)
     if cache is None or identity is None or tokenizer.eos_token is None:  # the last is refused in there
         return make()
     shown = track(pairs, f"Rendering {label}", console=bar, transient=True, disable=not bar.is_terminal)
+    renderer = Renderer(tokenizer, now)
     digest = _digest(
         json.dumps([identity, settings, code_identity()], sort_keys=True).encode(),
-        *(_rendered(pair, tokenizer) for pair in shown),
+        *(_rendered(pair, renderer) for pair in shown),
     )
     name = f"tokens-{digest[:32]}"
     path = cache / f"{name}.safetensors"
@@ -131,12 +136,13 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 @functools.cache
 def code_identity() -> str:
     """A digest of the code that turns texts into ids: whoever changes it need not remember these files."""
-    return _digest(*(Path(str(module.__file__)).read_bytes() for module in (template, tokenize, tokens, end_tokens)))
+    modules = (clock, faithful, special, template, tokenize, tokens, end_tokens)
+    return _digest(*(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
-def _rendered(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> bytes:
+def _rendered(pair: PreferencePair, renderer: Renderer) -> bytes:
     try:
-        texts: Any = asdict(render_pair(pair, tokenizer))
+        texts: Any = asdict(renderer.pair(pair))
     except RowError as error:
         texts = [error.kind, error.reason]
     return json.dumps(texts).encode()

@@ -6,7 +6,8 @@
 - A template decides about BOS. For plain text the tokenizer does: its leading special tokens stand once
   before the prompt, its trailing ones nowhere.
 - What a template writes after a response's end token is cut: after the EOS, or the special token with which it ends a
-  turn (``<|im_end|>``). A missing one is appended as EOS; end tokens in the response's own text are removed (counted).
+  turn (``<|im_end|>``). A missing one is appended as EOS; one that ends the response's own text is removed (counted).
+  Other special tokens that the data spells out stay text (counted).
 - Truncation follows the DPO reference code (Rafailov et al. 2023): only a pair too long for ``max_length``
   loses the left part of its prompt, then the right part of its responses. A response that was cut has no
   EOS, because its text does not end there. A leading BOS survives the cut: a model trained with one has never
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import takewhile
 from typing import Literal
 
@@ -24,28 +26,17 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
+from caldpo.data.counts import TokenCounts as TokenCounts
 from caldpo.data.load import Rejection
 from caldpo.data.pair import Message, PreferencePair, TokenizedPair
 from caldpo.data.rows import RowError
-from caldpo.data.template import RenderedPair, render_pair, render_prompt, without_token
+from caldpo.data.special import SpecialText
+from caldpo.data.template import RenderedPair, Renderer
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.end_tokens import turn_end
 from caldpo.errors import CaldpoError
 
 CHUNK = 256  # pairs tokenised in one call: enough to be fast, few enough for a smooth progress bar
-
-
-@dataclass(slots=True)
-class TokenCounts:
-    """What tokenisation did, counted over all the pairs it was given."""
-
-    prompts_truncated: int = 0
-    chosen_truncated: int = 0
-    rejected_truncated: int = 0
-    identical: int = 0  # pairs whose responses are the same tokens, mostly once truncated
-    boundary_merges: int = 0  # responses tokenised by themselves
-    eos_stripped: int = 0  # EOS tokens in the responses' own text
-    eos_appended: int = 0  # responses that the chat template did not end with EOS
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +70,7 @@ def tokenize_pairs(
     on_degenerate: Literal["drop", "keep"],
     console: Console,
     label: str = "tokenising",
+    now: datetime | None = None,
 ) -> TokenizedSplit:
     """Tokenise ``pairs`` as the module's docstring says, with a progress bar on ``console``.
 
@@ -91,6 +83,7 @@ def tokenize_pairs(
         on_degenerate: what to do with a pair whose responses are the same tokens.
         console: where the progress bar is drawn.
         label: the words before it.
+        now: the time for chat templates that write the date; None is that of each call.
 
     Raises:
         CaldpoError: the tokenizer has no EOS token, or the chat template is broken.
@@ -100,7 +93,7 @@ def tokenize_pairs(
             f"the tokenizer {tokenizer.name_or_path!r} has no EOS token, so no response could end",
             remedy="set eos_token in the tokenizer's files",
         )
-    worker = _Worker(tokenizer, max_length, max_prompt_length, on_degenerate)
+    worker = _Worker(tokenizer, max_length, max_prompt_length, on_degenerate, now)
     starts = range(0, len(pairs), CHUNK)
     shown = track(starts, label, console=console, transient=True, disable=not console.is_terminal)
     kept = TokenizedPairs(pair for i in shown for pair in worker.tokenize(i, pairs[i : i + CHUNK]))
@@ -166,7 +159,9 @@ def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokeni
         RowError: the template refuses the conversation, or there are no tokens.
         CaldpoError: the template itself is broken.
     """
-    ids = _encode(tokenizer, [render_prompt(prompt, tokenizer)])[0]
+    renderer = Renderer(tokenizer)
+    text, mark = renderer.prompt(prompt)
+    ids = renderer.special.encode(text, mark) if mark else _encode(tokenizer, [text])[0]
     if isinstance(prompt, str):
         ids = _led(ids, leading_special_tokens(tokenizer))
     if not ids:
@@ -181,17 +176,35 @@ def leading_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
 
 
-def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_continuation(
+    tokenizer: PreTrainedTokenizerBase, text: str, special: SpecialText | None = None, mark: str = ""
+) -> list[int]:
     """Ids of a text that continues another one.
 
     SentencePiece-style tokenizers write a space before whatever stands first. So the text is tokenised behind
     a short word, whose own tokens are then taken off, provided that they did not merge with the text.
+
+    Args:
+        tokenizer: of the ids.
+        text: marked where ``special`` is given.
+        special: tokenises a marked text.
+        mark: in the text.
     """
     for word in ("\n", "a", "="):
-        before, both = _encode(tokenizer, [word, word + text])
+        texts = [word, word + text]
+        before, both = [special.encode(t, mark) for t in texts] if special else _encode(tokenizer, texts)
         if both[: len(before)] == before:
             return both[len(before) :]
-    return _encode(tokenizer, [text])[0]
+    return special.encode(text, mark) if special else _encode(tokenizer, [text])[0]
+
+
+def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of text outside the vocabulary; None where there is none.
+
+    Some tokenizers name their end token as the unknown one as well: those have bytes for everything.
+    """
+    unknown = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
 
 
 def _encodable(texts: RenderedPair) -> RenderedPair:
@@ -220,29 +233,36 @@ class _Worker:
     max_length: int
     max_prompt_length: int
     on_degenerate: str
+    now: datetime | None
     counts: TokenCounts = field(default_factory=TokenCounts)
     rejections: dict[int, Rejection] = field(default_factory=dict)  # by the place of the pair
     cut_prompts: set[int] = field(default_factory=set)
     kept: list[int] = field(default_factory=list)  # places of the pairs
     leading: list[int] = field(init=False)
     turn: int | None = field(init=False)  # the token with which the template ends a turn, if it is not the EOS
+    unknown: int | None = field(init=False)
+    renderer: Renderer = field(init=False)
 
     def __post_init__(self) -> None:
+        self.renderer = Renderer(self.tokenizer, self.now)
         self.leading = leading_special_tokens(self.tokenizer)
         turn = turn_end(self.tokenizer)
         self.turn = None if turn == self.tokenizer.eos_token_id else turn
+        self.unknown = unknown_token(self.tokenizer)
 
     def tokenize(self, start: int, chunk: Sequence[PreferencePair]) -> Iterator[TokenizedPair]:
         """Tokenise the pairs at the places from ``start`` on."""
         rendered: list[tuple[int, PreferencePair, RenderedPair]] = []
         for place, pair in enumerate(chunk, start):
             try:
-                rendered.append((place, pair, _encodable(render_pair(self._unended(pair), self.tokenizer))))
+                rendered.append((place, pair, _encodable(self.renderer.pair(self._unended(pair)))))
             except RowError as error:
                 self.rejections[place] = Rejection(pair.origin, error.kind, error.reason)
         texts = [t for *_, r in rendered for t in (r.prompt, r.prompt + r.chosen, r.prompt + r.rejected)]
         ids = iter(_encode(self.tokenizer, texts) if texts else [])
         for (place, pair, texts_of_pair), prompt, chosen, rejected in zip(rendered, ids, ids, ids, strict=True):
+            if texts_of_pair.marked is not None:
+                prompt, chosen, rejected = self._as_text(texts_of_pair, texts_of_pair.marked)
             found = self._pair(pair, texts_of_pair, prompt, chosen, rejected)
             if isinstance(found, Rejection):
                 self.rejections[place] = found
@@ -251,22 +271,27 @@ class _Worker:
                 yield found
 
     def _unended(self, pair: PreferencePair) -> PreferencePair:
-        """The pair without the template's end of a turn in its own text: a response ends once."""
+        """The pair without the template's end of a turn where its own responses end with it: a response ends once."""
         if self.turn is None or isinstance(pair.prompt, str):
             return pair
         token = str(self.tokenizer.convert_ids_to_tokens(self.turn))
-        chosen, in_chosen = without_token(pair.chosen, token)
-        rejected, in_rejected = without_token(pair.rejected, token)
-        self.counts.eos_stripped += in_chosen + in_rejected
-        return replace(pair, chosen=chosen, rejected=rejected) if in_chosen or in_rejected else pair
+        ended = [text for text in (pair.chosen, pair.rejected) if text.rstrip().endswith(token)]
+        self.counts.eos_stripped += len(ended)
+        chosen, rejected = (
+            text.rstrip().removesuffix(token) if text in ended else text for text in (pair.chosen, pair.rejected)
+        )
+        return replace(pair, chosen=chosen, rejected=rejected) if ended else pair
+
+    def _as_text(self, texts: RenderedPair, marked: tuple[str, str, str]) -> list[list[int]]:
+        """Ids of the prompt and of both whole sequences, special tokens of their own text as text."""
+        prompt, *responses = marked
+        return [self.renderer.special.encode(text, texts.mark) for text in (prompt, *(prompt + r for r in responses))]
 
     def _pair(
         self, pair: PreferencePair, texts: RenderedPair, prompt: list[int], *joint: list[int]
     ) -> TokenizedPair | Rejection:
-        whole = [
-            self._response(texts, prompt, ids, text)
-            for ids, text in zip(joint, (texts.chosen, texts.rejected), strict=True)
-        ]
+        sides = texts.marked[1:] if texts.marked is not None else (texts.chosen, texts.rejected)
+        whole = [self._response(texts, prompt, ids, text) for ids, text in zip(joint, sides, strict=True)]
         if not texts.templated:
             prompt = _led(prompt, self.leading)
         if not prompt:
@@ -280,9 +305,15 @@ class _Worker:
         )
         counts = self.counts
         counts.eos_stripped += texts.eos_stripped
+        counts.special_as_text += texts.marked is not None
+        counts.turns_rewritten += texts.rewritten
+        counts.special_in_prompts += not texts.templated and bool(self.renderer.special.found(texts.prompt))
         counts.prompts_truncated += len(cut_prompt) < len(prompt)
         counts.chosen_truncated += len(chosen) < len(whole[0])
         counts.rejected_truncated += len(rejected) < len(whole[1])
+        for ids in (cut_prompt, chosen, rejected):
+            counts.tokens += len(ids)
+            counts.unknown += ids.count(self.unknown) if self.unknown is not None else 0
         if chosen == rejected:
             counts.identical += 1
             if self.on_degenerate == "drop":
@@ -300,7 +331,7 @@ class _Worker:
             ids = joint[len(prompt) :]
         else:
             self.counts.boundary_merges += 1
-            ids = encode_continuation(self.tokenizer, text)
+            ids = encode_continuation(self.tokenizer, text, self.renderer.special if texts.mark else None, texts.mark)
         eos = self.tokenizer.eos_token_id
         self.counts.eos_appended += texts.templated and eos not in ids and self.turn not in ids
         return end_once(ids, eos, templated=texts.templated, turn=self.turn)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
@@ -21,9 +22,13 @@ def check_pair(pair: PreferencePair) -> None:
     if not isinstance(pair.prompt, tuple) and not pair.prompt.strip():
         raise RowError("the prompt has no text")
     for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        if not response.strip() and not (pair.demonstration and side == "rejected"):
+        extra = pair.chosen_extra if side == "chosen" else pair.rejected_extra
+        calls = extra is not None and bool(extra.get("tool_calls"))  # a response may be a call of a tool alone
+        if not response.strip() and not calls and not (pair.demonstration and side == "rejected"):
             raise RowError(f"the {side} response has no text")
-    for value in _texts(pair):
+    own = pair.prompt, pair.chosen, pair.rejected
+    beside = pair.chosen_extra, pair.rejected_extra, pair.tools, pair.template_kwargs
+    for value in _texts((own, beside)):
         try:
             value.encode()  # what a tokenizer does; its own error would name no row
         except UnicodeEncodeError as error:
@@ -48,30 +53,37 @@ class DegeneracyCheck:
 
     def reason(self, pair: PreferencePair) -> str | None:
         """Why ``pair`` is degenerate, given the pairs asked about before; None when it is not."""
-        if pair.chosen == pair.rejected:
+        alike = pair.chosen_extra == pair.rejected_extra  # in what they have beside their text
+        if alike and pair.chosen == pair.rejected:
             return "chosen and rejected are identical"
-        if pair.chosen.strip() == pair.rejected.strip():
+        if alike and pair.chosen.strip() == pair.rejected.strip():
             return "chosen and rejected differ in surrounding white space alone"
         if pair.has_scores and pair.score_chosen == pair.score_rejected:
             return "equal scores, so no preference"
-        digest = _digest(pair.prompt, pair.chosen, pair.rejected)
+        prompt = pair.prompt, pair.tools, pair.template_kwargs
+        chosen, rejected = (pair.chosen.strip(), pair.chosen_extra), (pair.rejected.strip(), pair.rejected_extra)
+        digest = _digest(prompt, chosen, rejected)
         if digest in self._seen:
             return "repeats an earlier pair"
-        if _digest(pair.prompt, pair.rejected, pair.chosen) in self._seen:
+        if _digest(prompt, rejected, chosen) in self._seen:
             return "contradicts an earlier pair"
         self._seen.add(digest)
         return None
 
 
-def _digest(prompt: object, chosen: str, rejected: str) -> bytes:
-    # repr keeps the three parts apart, whatever characters they hold.
-    identity = repr((prompt, chosen.strip(), rejected.strip()))
-    return hashlib.blake2b(identity.encode(errors="surrogatepass"), digest_size=16).digest()
+def _digest(*parts: object) -> bytes:
+    # repr keeps the parts apart, whatever characters they hold.
+    return hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=16).digest()
 
 
-def _texts(pair: PreferencePair) -> Iterator[str]:
-    if isinstance(pair.prompt, str):
-        yield pair.prompt
-    else:
-        yield from (message["content"] for message in pair.prompt)
-    yield from (pair.chosen, pair.rejected)
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value, the names in objects included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(name)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

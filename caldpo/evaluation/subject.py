@@ -40,6 +40,8 @@ from caldpo.models.adapter import adapter_off, is_adapted
 from caldpo.models.probes import require_sound
 from caldpo.parts import build_parts
 from caldpo.reference.bar import LateBar
+from caldpo.resuming.clock import clock_of
+from caldpo.resuming.record import DATE
 from caldpo.resuming.same import bound
 from caldpo.summary import print_notes
 
@@ -76,7 +78,8 @@ class Subject:
         self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time
         self._sampled: dict[Sampling, list[list[int]]] = {}
         self.tokenizer: PreTrainedTokenizerBase = self.source.load_tokenizer()
-        self._data_key = self._key("data", "model") + tokenizer_digest(self.tokenizer)
+        date = str(self.target.summary.get(DATE))  # which a chat template may write
+        self._data_key = self._key("data", "model") + tokenizer_digest(self.tokenizer) + date
         self._data: PairDataModule | None
         self.tokenizer, self._data = bench.once(self._data_key, lambda: self._prepare(parts.get("data")))
 
@@ -349,6 +352,7 @@ class Subject:
         tokenizer = self.tokenizer
         if data is None:
             return tokenizer, None
+        data.now = clock_of(self.target.summary) or data.now
         told_before = self.target.run is not None and self.target.own_data  # and rows left out are listed in the run
         with contextlib.redirect_stdout(io.StringIO()) if told_before else contextlib.nullcontext():
             data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none", needs_rejected=False)

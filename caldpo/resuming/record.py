@@ -20,8 +20,9 @@ from caldpo.resuming.same import CONFIG, read_config, require_same_config
 STRETCHES, PLANNED = "stretches", "planned_steps"
 MODEL_COMMIT = "model_commit"  # of a hub model, that a resumed run loads again
 DATA_COMMIT = "data_commit"  # of a data set of the hub, likewise
+DATE = "date"  # of the run's first start, which chat templates that write the date get throughout
 TOLD = ("formula", "policy", "reference", "data", "versions")  # what a run is, also one that is stopped
-_KEPT = (OVERRIDES, STRETCHES, PLANNED, MODEL_COMMIT, DATA_COMMIT, *TOLD)
+_KEPT = (OVERRIDES, STRETCHES, PLANNED, MODEL_COMMIT, DATA_COMMIT, DATE, *TOLD)
 
 
 def is_begun(run_dir: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from caldpo.data.columns import Columns
 from caldpo.data.datamodule import PairDataModule
 from tests.data.small import RowsSource, chat, word_tokenizer
 
@@ -20,6 +21,9 @@ def settings(**changes: Any) -> dict[str, Any]:
     """What base.yaml says, without announcement, with ``changes``."""
     values = yaml.safe_load(BASE.read_text())
     del values["_target_"]
+    del values["columns"]["_target_"]
+    values["columns"] = Columns(**values["columns"])
+    values["max_unknown"] = 1.0  # the vocabularies of these tests are of a few letters
     values |= {"cache": None, "source": RowsSource(train=TRAIN, test=TEST), "train": "train", "test": "test", "seed": 0}
     unknown = changes.keys() - values.keys()
     assert not unknown

@@ -56,6 +56,19 @@ def letter_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>")
 
 
+def byte_tokenizer(*, template: str | None = None) -> PreTrainedTokenizerFast:
+    """A byte a token, so that every text can be written; <s> and </s> are special, <think> is not."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(["<think>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.chat_template = template
+    return fast
+
+
 def ids(tokenizer: Any, tokens: str) -> list[int]:
     """The ids of vocabulary entries given with spaces between."""
     return [tokenizer.convert_tokens_to_ids(token) for token in tokens.split()]

@@ -49,6 +49,11 @@ EXAMPLES = [
         PreferencePair("SUBREDDIT: r/tifu\nTITLE: Help\nPOST: I lost it.\nTL;DR:", " Found it", " Lost."),
     ),
     (
+        "alpaca_farm",
+        {"instruction": "Add.", "input": "2 and 2", "output_1": "5", "output_2": "4", "preference": 2},
+        PreferencePair("Add.\n\n2 and 2", "4", "5"),
+    ),
+    (
         "trl_standard",
         {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
         PreferencePair("The sky is", " blue.", " green."),

@@ -5,7 +5,10 @@ To add one, say ``ranked``:
 1. ``caldpo/data/formats/ranked.py`` with ``COLUMNS`` (those without which no row is of this format),
    ``matches(row) -> bool`` (by the columns alone; no other format may match the same row) and
    ``parse(row) -> PreferencePair`` (raising :class:`~caldpo.data.rows.RowError`).
-   The file is found by being there; nothing else names it.
+   The file is found by being there; nothing else names it. Read columns with the helpers of
+   :mod:`~caldpo.data.formats._fields` (``number`` takes what csv can only write as text); those that ``parse`` does
+   not read are named at the start of a run. :mod:`caldpo.data.columns` gives usual columns the names of their roles,
+   and :mod:`caldpo.data.context` adds a system turn, tools and template variables.
 2. ``conf/data/ranked.yaml`` that says where its data lies. Files of one's own need none: ``data=local``
    detects the format.
 3. A row and the pair it must give in ``tests/data/test_formats.py``; a test there asserts none is missing.
@@ -21,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
+from caldpo.data.columns import in_force
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError, shown
 from caldpo.errors import CaldpoError
@@ -73,22 +77,27 @@ def require_columns(columns: Sequence[str], key: str) -> None:
     """Check that the rows of a table can be of some format: one answer for the table, in place of one for each row.
 
     Args:
-        columns: the names in its header or schema.
+        columns: the names in its header or schema; roles that the mapping in force finds in them count, too.
         key: the file or setting that the table comes from, for the message.
 
     Raises:
         CaldpoError: no format has these columns; what each would need, and which of that is missing.
     """
+    try:
+        roles = set(in_force().roles(columns))
+    except RowError as error:
+        raise CaldpoError(error.reason, key=key, remedy=f"its columns are {_listed(columns)}") from error
     by_need: dict[tuple[str, ...], list[str]] = {}
     for name, module in formats().items():
-        if set(module.COLUMNS) <= set(columns):
+        if set(module.COLUMNS) <= roles:
             return
         by_need.setdefault(module.COLUMNS, []).append(name)
     lines = [f"no pair can be made of its columns ({_listed(columns)})"]
     for need, names in by_need.items():
-        missing = [f"`{column}`{_near(column, columns)}" for column in need if column not in columns]
+        missing = [f"`{column}`{_near(column, columns)}" for column in need if column not in roles]
         lines.append(f"    {', '.join(names)}: {', '.join(need)}; missing {', '.join(missing)}")
-    raise CaldpoError("\n".join(lines), key=key, remedy="rename its columns, or name another file")
+    remedy = "say which is which with data.columns.prompt=..., data.columns.chosen=..., or name another file"
+    raise CaldpoError("\n".join(lines), key=key, remedy=remedy)
 
 
 def _near(column: str, columns: Sequence[str]) -> str:

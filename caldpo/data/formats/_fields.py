@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from caldpo.data.pair import Message
+from caldpo.data.cells import Cell, looks_encoded
+from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.rows import RowError, shown
 
-ROLES = ("system", "user", "assistant")
-_COMPARED = ("chosen", "rejected", "summaries", "label")  # columns of responses that were compared or judged
+ROLES = ("system", "user", "assistant", "tool")
+# columns of responses that were compared or judged
+_COMPARED = ("chosen", "rejected", "summaries", "label", "output_1")
 _DEMONSTRATED = ("messages", "completion", "summary")  # columns of a single response to imitate
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of what a response was thought out with
+_UNREAD = ("images", "image", "audio", "video", "function_call")  # of a message, which change what it means
+# names of columns that say where a row is from, who wrote it or why it was judged so
+_METADATA = re.compile(
+    r"(?:^|[_-])(?:id|ids|source|origin|dataset|split|subset|config|model|name|lang|language|category|type|domain|"
+    r"topic|tag|tags|label|labels|url|date|time|timestamp|license|annotator|worker|reason|rationale|explanation|"
+    r"feedback|critique|comment|status|system|principle|completion|response)(?:$|[_-])",
+    re.IGNORECASE,
+)
+_FOLLOWS = {
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user",),
+    "call": ("tool", "user", "assistant"),
+    "tool": ("tool", "assistant"),
+}
 
 
 def is_demonstration(row: Mapping[str, Any]) -> bool:
@@ -25,9 +43,9 @@ def text(row: Mapping[str, Any], column: str) -> str:
     value = _present(row, column)
     if not isinstance(value, str):
         raise RowError(f"`{column}` is not text (but {kind(value)})")
-    if is_encoded_conversation(value):
+    if looks_encoded(value):
         raise RowError(f"`{column}` is a conversation encoded as text")
-    return value
+    return str(value)
 
 
 def messages(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
@@ -41,59 +59,98 @@ def messages(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
 
 
 def conversation(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
-    """The messages in ``column``: an optional system turn, then user and assistant in turn."""
+    """The messages in ``column``: an optional system turn, then user and assistant in turn.
+
+    An assistant that calls tools is followed by what they answer, and speaks again.
+    """
     found = messages(row, column)
-    for i, message in enumerate(found[1:] if found[0]["role"] == "system" else found):
-        if message["role"] != ("user", "assistant")[i % 2]:
+    before = "system"
+    for message in found[1:] if found[0]["role"] == "system" else found:
+        role = message["role"]
+        if role not in _FOLLOWS[before]:
             roles = ", ".join(m["role"] for m in found[:8])
             raise RowError(f"`{column}` does not alternate user and assistant from a user turn ({roles})")
-        if message["role"] == "user" and not message["content"].strip():
+        if role == "user" and not message["content"].strip():
             raise RowError(f"`{column}` has a user turn without text")
+        before = "call" if message.get("tool_calls") else role
     return found
 
 
-def prompt_and_response(row: Mapping[str, Any], column: str) -> tuple[tuple[Message, ...], str]:
+def prompt_and_response(row: Mapping[str, Any], column: str) -> tuple[tuple[Message, ...], Message]:
     """A conversation cut before its last turn, which must be the assistant's."""
     turns = conversation(row, column)
     if turns[-1]["role"] != "assistant":
         raise RowError(f"`{column}` does not end with an assistant turn")
-    return turns[:-1], turns[-1]["content"]
+    return turns[:-1], turns[-1]
 
 
-def scores(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """``score_chosen`` and ``score_rejected`` in the data's own unit, or two Nones where neither is given."""
-    names = ("score_chosen", "score_rejected")
+def scores(
+    row: Mapping[str, Any], chosen: str = "score_chosen", rejected: str = "score_rejected"
+) -> tuple[float | None, float | None]:
+    """The scores in two columns in the data's own unit, or two Nones where neither is given."""
+    names = (chosen, rejected)
     missing = [name for name in names if name not in row]
     if len(missing) == 2:
         return None, None
     if missing:
         raise RowError(f"one score without the other (`{missing[0]}` is missing)")
-    chosen, rejected = (_score(row[name], name) for name in names)
-    return chosen, rejected
+    return number(row, chosen), number(row, rejected)
+
+
+def number(row: Mapping[str, Any], column: str) -> float:
+    """The finite number in ``column``; in a table without types, the number that its text writes."""
+    value = row[column]
+    if isinstance(value, Cell):
+        try:
+            value = float(value)
+        except ValueError:
+            raise RowError(f"`{column}` is not a number (but text)") from None
+    # bool is a subclass of int, and text would compare "10.0" < "9.0".
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RowError(f"`{column}` is not a number (but {kind(value)})")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise RowError(f"`{column}` is not finite")
+    return found
+
+
+def pair_of_turns(
+    prompt: tuple[Message, ...],
+    chosen: Message,
+    rejected: Message | None = None,
+    both: tuple[float | None, float | None] = (None, None),
+) -> PreferencePair:
+    """The pair of a conversation and its next turn in two versions, or in one to imitate."""
+    return PreferencePair(
+        prompt,
+        chosen["content"],
+        "" if rejected is None else rejected["content"],
+        *both,
+        demonstration=rejected is None,
+        chosen_extra=_extra(chosen),
+        rejected_extra=None if rejected is None else _extra(rejected),
+    )
+
+
+def may_be_prompt(row: Mapping[str, Any]) -> list[str]:
+    """Columns of text, beside the responses, that could be the prompt of a row that has no column for it."""
+    return [
+        name
+        for name, value in row.items()
+        if name not in ("prompt", "chosen", "rejected")
+        and isinstance(value, str)
+        and len(value.split()) > 1
+        and not _METADATA.search(name)
+    ]
 
 
 def kind(value: object) -> str:
     """What a JSON value is, in words."""
-    names = {type(None): "null", bool: "a boolean", str: "text", list: "a list", dict: "an object"}
+    names = {type(None): "null", bool: "a boolean", str: "text", Cell: "text", list: "a list", dict: "an object"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
-
-
-def is_encoded_conversation(value: str) -> bool:
-    """Whether a text is the JSON of a list of messages."""
-    return decode_conversation(value) is not None
-
-
-def decode_conversation(value: str) -> list[Any] | None:
-    """The list of messages that a text encodes as JSON, or None when it encodes something else."""
-    if value.lstrip()[:1] != "[" or '"role"' not in value:
-        return None
-    try:
-        decoded = json.loads(value)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(decoded, list) and all(isinstance(item, dict) and "role" in item for item in decoded):
-        return decoded
-    return None
 
 
 def _present(row: Mapping[str, Any], column: str) -> Any:
@@ -112,19 +169,38 @@ def _message(item: Any, column: str) -> Message:
         raise RowError(f"`{column}` has a message without a role")
     if role not in ROLES:
         raise RowError(f"`{column}` has an unknown role ({shown(role)})")
+    calls = _tool_calls(item, column)
+    if content is None and calls:
+        content = ""  # OpenAI's form of a turn that only calls tools
     if not isinstance(content, str):
         raise RowError(f"`{column}` has a message whose content is not text (but {kind(content)})")
-    return Message(role=role, content=content)
+    message = Message(role=role, content=str(content))
+    if calls:
+        message["tool_calls"] = calls
+    for name in ("name", "tool_call_id"):
+        if isinstance(item.get(name), str):
+            message[name] = str(item[name])
+    if reasoning := next((item[name] for name in REASONING if item.get(name) is not None), None):
+        if not isinstance(reasoning, str):
+            raise RowError(f"`{column}` has a message whose reasoning is not text (but {kind(reasoning)})")
+        message["reasoning_content"] = str(reasoning)
+    if lost := next((name for name in _UNREAD if item.get(name) not in (None, "", [], {})), None):
+        raise RowError(f"`{column}` has a message with `{lost}`, which is not read")
+    return message
 
 
-def _score(value: Any, name: str) -> float:
-    # bool is a subclass of int, and text would compare "10.0" < "9.0".
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError(f"`{name}` is not a number (but {kind(value)})")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise RowError(f"`{name}` is not finite")
-    return number
+def _tool_calls(item: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+    calls = item.get("tool_calls")
+    if calls in (None, []):
+        return []
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise RowError(f"`{column}` has a message whose tool_calls are no list of objects")
+    if item.get("role") != "assistant":
+        raise RowError(f"`{column}` has tool_calls in a turn that is not the assistant's")
+    return calls
+
+
+def _extra(message: Message) -> dict[str, Any] | None:
+    """What a response's message has beside its text and its role."""
+    rest = {name: value for name, value in message.items() if name not in ("role", "content", "name")}
+    return rest or None

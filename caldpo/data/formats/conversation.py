@@ -7,7 +7,7 @@ that train on whole conversations have it on all of them.
 from __future__ import annotations
 
 from caldpo.data.formats import Row
-from caldpo.data.formats._fields import is_demonstration, prompt_and_response
+from caldpo.data.formats._fields import is_demonstration, pair_of_turns, prompt_and_response
 from caldpo.data.pair import PreferencePair
 
 COLUMNS = ("messages",)
@@ -20,4 +20,4 @@ def matches(row: Row) -> bool:
 
 def parse(row: Row) -> PreferencePair:
     """The conversation cut before its last turn."""
-    return PreferencePair(*prompt_and_response(row, "messages"), "", demonstration=True)
+    return pair_of_turns(*prompt_and_response(row, "messages"))

@@ -8,7 +8,7 @@ https://huggingface.co/docs/trl/dataset_formats
 from __future__ import annotations
 
 from caldpo.data.formats import Row
-from caldpo.data.formats._fields import is_demonstration, messages, text
+from caldpo.data.formats._fields import is_demonstration, messages, pair_of_turns, text
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
 
@@ -27,4 +27,4 @@ def parse(row: Row) -> PreferencePair:
     reply = messages(row, "completion")
     if len(reply) != 1 or reply[0]["role"] != "assistant":
         raise RowError("`completion` is not one assistant turn")
-    return PreferencePair(messages(row, "prompt"), reply[0]["content"], "", demonstration=True)
+    return pair_of_turns(messages(row, "prompt"), reply[0])

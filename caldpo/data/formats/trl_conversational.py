@@ -9,8 +9,15 @@ https://huggingface.co/docs/trl/dataset_formats
 from __future__ import annotations
 
 from caldpo.data.formats import Row
-from caldpo.data.formats._fields import conversation, is_demonstration, messages, prompt_and_response, scores
-from caldpo.data.pair import PreferencePair
+from caldpo.data.formats._fields import (
+    conversation,
+    is_demonstration,
+    messages,
+    pair_of_turns,
+    prompt_and_response,
+    scores,
+)
+from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.rows import RowError
 
 COLUMNS = ("chosen", "rejected")
@@ -33,15 +40,15 @@ def parse(row: Row) -> PreferencePair:
         prompt_rejected, rejected = prompt_and_response(row, "rejected")
         if prompt != prompt_rejected:
             raise RowError("chosen and rejected answer different prompts")
-        return PreferencePair(prompt, chosen, rejected, *scores(row))
+        return pair_of_turns(prompt, chosen, rejected, scores(row))
     prompt = conversation(row, "prompt")
-    if prompt[-1]["role"] != "user":
+    if prompt[-1]["role"] not in ("user", "tool"):
         raise RowError("`prompt` does not end with a user turn")
-    return PreferencePair(prompt, _response(row, "chosen"), _response(row, "rejected"), *scores(row))
+    return pair_of_turns(prompt, _response(row, "chosen"), _response(row, "rejected"), scores(row))
 
 
-def _response(row: Row, column: str) -> str:
+def _response(row: Row, column: str) -> Message:
     found = messages(row, column)
     if len(found) != 1 or found[0]["role"] != "assistant":
         raise RowError(f"`{column}` must hold one assistant message ({', '.join(m['role'] for m in found[:8])})")
-    return found[0]["content"]
+    return found[0]

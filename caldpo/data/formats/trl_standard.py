@@ -2,20 +2,22 @@
 
 Explicit: ``prompt``, ``chosen`` and ``rejected`` are texts; a response follows its prompt character by
 character, so ``"The sky is"`` and ``" blue."`` carry the space between them.
-Implicit: there is no ``prompt``; it is the longest common beginning of ``chosen`` and ``rejected``, cut back
-to the last place that splits no word, with a space at its end given to the responses.
+Implicit: there is no ``prompt``, and no other column of text that could be one; it is the longest common beginning of
+``chosen`` and ``rejected``, cut back to the last place that splits no word, with a space at its end given to the
+responses. How many rows that was done to is said.
 https://huggingface.co/docs/trl/dataset_formats
 """
 
 from __future__ import annotations
 
 from caldpo.data.formats import Row
-from caldpo.data.formats._fields import scores, text
+from caldpo.data.formats._fields import may_be_prompt, scores, text
 from caldpo.data.formats.hh import is_transcript
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
 
 COLUMNS = ("chosen", "rejected")
+SHARED = "rows whose prompt is their responses' shared beginning"
 
 
 def matches(row: Row) -> bool:
@@ -35,10 +37,20 @@ def parse(row: Row) -> PreferencePair:
     chosen, rejected = text(row, "chosen"), text(row, "rejected")
     if row.get("prompt") is not None:
         return PreferencePair(text(row, "prompt"), chosen, rejected, *scores(row))
+    if "prompt" in row:
+        raise RowError("`prompt` is null or empty")
+    if others := may_be_prompt(row):
+        raise RowError(
+            f"no `prompt`, and `{others[0]}` could be it"
+            f" (data.columns.prompt={others[0]} takes it, data.columns.ignored=[{others[0]}] does not)"
+        )
     prompt = common_prompt(chosen, rejected)
     if not prompt.strip():
         raise RowError("no `prompt`, and chosen and rejected share no beginning that could be one")
-    return PreferencePair(prompt, chosen[len(prompt) :], rejected[len(prompt) :], *scores(row))
+    cut = chosen[len(prompt) :], rejected[len(prompt) :]
+    return PreferencePair(
+        prompt, *cut, *scores(row), remarks=("rows whose prompt is their responses' shared beginning",)
+    )
 
 
 def common_prompt(chosen: str, rejected: str) -> str:

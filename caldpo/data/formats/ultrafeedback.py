@@ -11,7 +11,7 @@ step; where it is missing, nothing is lost. ``prompt_id`` and ``messages`` are n
 from __future__ import annotations
 
 from caldpo.data.formats import Row
-from caldpo.data.formats._fields import is_demonstration, prompt_and_response, scores, text
+from caldpo.data.formats._fields import is_demonstration, pair_of_turns, prompt_and_response, scores, text
 from caldpo.data.pair import PreferencePair
 from caldpo.data.rows import RowError
 
@@ -38,4 +38,4 @@ def parse(row: Row) -> PreferencePair:
         asked = text(row, "prompt").strip()
         if all(asked != turn["content"].strip() for turn in prompt if turn["role"] == "user"):
             raise RowError("`prompt` is no user turn of the conversations")
-    return PreferencePair(prompt, chosen, rejected, *scores(row))
+    return pair_of_turns(prompt, chosen, rejected, scores(row))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
@@ -12,9 +13,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from caldpo.data.cells import TURNS, Cell, decoded
+from caldpo.data.columns import in_force
 from caldpo.data.formats import require_columns
-from caldpo.data.formats._fields import decode_conversation
-from caldpo.data.rows import RawRow, shown
+from caldpo.data.rows import RawRow, RowError, shown
 from caldpo.data.sources import _open
 from caldpo.data.sources._open import open_bytes, too_long
 from caldpo.errors import CaldpoError
@@ -24,8 +26,18 @@ _NO_UTF8 = re.compile("[\udc80-\udcff]")  # what the error handler "surrogateesc
 
 
 def given(row: Mapping[str, Any]) -> dict[str, Any]:
-    """``row`` without its nulls: a table cannot leave a column out of one row."""
-    return {name: value for name, value in row.items() if value is not None}
+    """``row`` without its nulls, those inside its cells included: a table cannot leave a column out of one row.
+
+    The null of a column that may hold the prompt stays: its lack is a fault of the row.
+    """
+    stays = in_force().may_ask
+    return {name: _given(value) for name, value in row.items() if value is not None or name in stays}
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _given(item) for name, item in value.items() if item is not None}
+    return [_given(item) for item in value] if isinstance(value, list) else value
 
 
 def read_parquet(path: Path) -> Iterator[RawRow]:
@@ -101,9 +113,9 @@ def _rows_of(batch: pyarrow.RecordBatch, path: Path, first: int) -> Iterator[Raw
 def read_csv(path: Path) -> Iterator[RawRow]:
     """The rows of a comma-separated file with a header; a row's origin is its line, or the range of its lines.
 
-    All cells are text, but for two cases in which csv has no other way to say it: ``score_chosen`` and
-    ``score_rejected`` are numbers, and a ``prompt``, ``chosen`` or ``rejected`` cell that is the JSON of a
-    list of messages is that list.
+    All cells are text, of the type :class:`~caldpo.data.cells.Cell`, but for two cases in which csv has no other way
+    to say it: ``score_chosen`` and ``score_rejected`` are numbers, and a cell of a column that may hold a conversation
+    is that conversation where it is the JSON or Python notation of one.
 
     Every line is in one row or blank. Of a row that is no CSV, or has another number of cells than the header, each
     line is a bad row of its own: where a quote is never closed, the rows after it are read as text of its cell.
@@ -212,15 +224,16 @@ def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
 
 
 def _typed(cells: dict[str, str]) -> dict[str, Any]:
-    row: dict[str, Any] = {name: cell for name, cell in cells.items() if cell != ""}
+    row = given({name: Cell(cell) if cell != "" else None for name, cell in cells.items()})
     for name in ("score_chosen", "score_rejected"):
         try:
             row[name] = float(row[name])
         except (KeyError, ValueError):
             continue  # absent, or left as the text it is, which the format refuses
-    for name in ("prompt", "chosen", "rejected"):
-        if (messages := decode_conversation(row.get(name, ""))) is not None:
-            row[name] = messages
+    for name in TURNS:
+        with contextlib.suppress(RowError):  # left as the text it is, which the format refuses
+            if name in row:
+                row[name] = decoded(name, row[name])
     return row
 
 

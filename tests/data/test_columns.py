@@ -1,0 +1,216 @@
+"""Columns under the names that published sets use, under named ones, and those that nobody reads."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+import caldpo.data.formats as package
+from caldpo.data.columns import Columns
+from caldpo.data.formats import formats
+from caldpo.data.load import LoadReport, load_pairs
+from caldpo.data.pair import PreferencePair
+from caldpo.data.sources.files import LocalFiles
+from caldpo.errors import CaldpoError
+from tests.data.format_rows import assistant, system, user
+from tests.data.prepared import prepared
+from tests.data.test_demonstrations import Rows
+
+Q = (user("Why?"),)
+BOTH = {"chosen": "Because.", "rejected": "No."}
+TURNS = {"chosen": [assistant("Because.")], "rejected": [assistant("No.")]}
+
+
+def load(*rows: dict[str, Any], **options: Any) -> tuple[list[PreferencePair], LoadReport]:
+    """The pairs and the report of rows in memory."""
+    return load_pairs(Rows(train=list(rows)), "train", **options)
+
+
+def only(row: dict[str, Any], **columns: Any) -> PreferencePair:
+    """The pair of one row, without its origin."""
+    pairs, report = load(row, columns=Columns(**columns), demonstrations=True)
+    assert pairs, report.rejections
+    return pairs[0]
+
+
+def reason(row: dict[str, Any], **columns: Any) -> str:
+    """Why a row gives no pair."""
+    _, report = load(row, columns=Columns(**columns), demonstrations=True)
+    [rejection] = report.rejections
+    assert rejection.kind == "row"
+    return rejection.reason
+
+
+def saved(tmp_path: Path, text: str, name: str = "pairs.csv") -> tuple[list[PreferencePair], LoadReport]:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return load_pairs(LocalFiles(), str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "scores"),
+    [
+        ({"question": "Why?", **BOTH}, "Why?", None),
+        ({"query": "Why?", **BOTH}, "Why?", None),
+        ({"input": "Why?", **BOTH}, "Why?", None),
+        ({"instruction": "Answer.", "input": "Why?", **BOTH}, "Answer.\n\nWhy?", None),
+        ({"instruction": "Answer.", "input": "", **BOTH}, "Answer.", None),
+        ({"system": "Be brief.", "question": "Why?", **BOTH}, (system("Be brief."), *Q), None),
+        ({"system": "", "question": "Why?", **BOTH}, Q, None),  # one form for the whole set
+        ({"system": "Be brief.", "prompt": list(Q), **TURNS}, (system("Be brief."), *Q), None),
+        ({"prompt": "Why?", **TURNS}, Q, None),
+        ({"prompt": "Why?", "chosen": assistant("Because."), "rejected": {"content": "No."}}, Q, None),
+        ({"question": "Why?", "chosen": [*Q, assistant("Because.")], "rejected": [*Q, assistant("No.")]}, Q, None),
+        ({"messages": list(Q), **TURNS}, Q, None),
+        (
+            {
+                "conversations": [{"from": "human", "value": "Why?"}],
+                "chosen": {"from": "gpt", "value": "Because."},
+                "rejected": {"from": "gpt", "value": "No."},
+            },
+            Q,
+            None,
+        ),
+        ({"prompt": "Why?", **BOTH, "chosen-rating": 5, "rejected-rating": 2}, "Why?", (5.0, 2.0)),
+        ({"prompt": "Why?", **BOTH, "chosen_score": 5, "rejected_score": 2}, "Why?", (5.0, 2.0)),
+        ({"prompt": "Why?", **BOTH, "chosen_score": 5}, "Why?", None),
+        ({"prompt": "Why?", **BOTH, "score_chosen": None, "score_rejected": None}, "Why?", None),
+    ],
+)
+def test_usual_names(row: dict[str, Any], prompt: Any, scores: tuple[float, float] | None) -> None:
+    pair = only(row)
+    assert (pair.prompt, pair.chosen, pair.rejected) == (prompt, "Because.", "No.")
+    assert (pair.score_chosen, pair.score_rejected) == (scores or (None, None))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+        {"messages": [user("Why?"), assistant("Because.")]},
+        {"system": "", "instruction": "Why?", "input": "", "output": "Because."},
+    ],
+)
+def test_usual_names_of_demonstrations(row: dict[str, Any]) -> None:
+    pair = only(row)
+    assert (pair.prompt, pair.chosen, pair.demonstration) == (Q, "Because.", True)
+
+
+def test_named_columns(tmp_path: Path) -> None:
+    row = {"ask": "Why?", "more": "Tell.", "good": "Because.", "bad": "No.", "g": 2, "b": 1, "prompt": "another"}
+    names = {"prompt": ["more", "ask"], "chosen": "good", "rejected": "bad", "score_chosen": "g", "score_rejected": "b"}
+    pairs, report = load(row, columns=Columns(**names))
+    assert [(p.prompt, p.chosen, p.rejected, p.score_chosen) for p in pairs] == [
+        ("Tell.\n\nWhy?", "Because.", "No.", 2)
+    ]
+    assert report.unread == {"prompt": 1}
+    assert "column `asked` is missing, which data.columns.prompt names" in reason(row, prompt="asked")
+    text = "ask,good,bad,g,b\nWhy?,Because.,No.,2,1\n"
+    (tmp_path / "a.csv").write_text(text)
+    pairs, _ = load_pairs(LocalFiles(), str(tmp_path / "a.csv"), columns=Columns(**{**names, "prompt": "ask"}))
+    assert [(p.prompt, p.chosen, p.score_chosen) for p in pairs] == [("Why?", "Because.", 2.0)]
+    with pytest.raises(CaldpoError, match="column `asked` is missing") as caught:  # one answer for a table
+        load_pairs(LocalFiles(), str(tmp_path / "a.csv"), columns=Columns(prompt="asked"))
+    assert "its columns are ask, good" in str(caught.value.remedy)
+
+
+def test_what_nobody_reads_is_named_with_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"a {w} ?", "chosen": " yes", "rejected": " no", "model": "x", "id": w} for w in "bcde"]
+    rows[0]["id"] = None
+    _, report = prepared(tmp_path, source=Rows(train=rows, test=[{**rows[1], "prompt": "z ?"}]))
+    assert [read["unread"] for read in report["read"]] == [{"id": 3, "model": 4}, {"id": 1, "model": 1}]
+    assert "columns not read: id (3 rows), model (4 rows)" in capsys.readouterr().out
+    _, told = load(rows[1], columns=Columns(ignored=["id"]))
+    assert told.unread == {"model": 1}
+
+
+@pytest.mark.parametrize("column", ["images", "audio", "tool_calls", "history", "context"])
+def test_a_column_that_changes_the_meaning_costs_the_row(column: str) -> None:
+    row = {"prompt": "Why?", **BOTH, column: ["x"]}
+    assert f"`{column}` is not read" in reason(row)
+    assert only(row, ignored=[column]).prompt == "Why?"
+    assert only({**row, column: []}).prompt == "Why?"
+
+
+@pytest.mark.parametrize("name", ["prompt", "question", "instruction"])
+def test_a_null_prompt_is_never_made_up(name: str, tmp_path: Path) -> None:
+    both = {"chosen": "The answer is yes", "rejected": "The answer is no"}
+    assert "`prompt` is null or empty" in reason({name: None, **both})
+    whole = [{name: "Why?", **both}, {name: None, **both}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(whole), tmp_path / "a.parquet")
+    pairs, report = load_pairs(LocalFiles(), str(tmp_path / "a.parquet"))
+    assert [len(pairs), report.rejections[0].reason] == [1, "`prompt` is null or empty"]
+    pairs, report = saved(tmp_path, f"{name},chosen,rejected\nWhy?,The answer is yes,It is no\n,The answer is yes,No\n")
+    assert [len(pairs), report.rejections[0].reason] == [1, "`prompt` is null or empty"]
+
+
+def test_a_prompt_of_the_responses_is_taken_where_nothing_else_could_be_it_and_said() -> None:
+    row = {"chosen": "The sky is blue.", "rejected": "The sky is green.", "source": "a set of skies", "id": "a b"}
+    pairs, report = load(row)
+    assert pairs[0].prompt == "The sky is"
+    assert report.remarks["rows whose prompt is their responses' shared beginning"] == 1
+    assert "`problem` could be it (data.columns.prompt=problem" in reason({**row, "problem": "What is the sky?"})
+    assert only({**row, "problem": "What is it?"}, prompt="problem").prompt == "What is it?"
+    assert only({**row, "problem": "What is it?"}, ignored=["problem"]).prompt == "The sky is"
+    assert "`question` and `instruction` could be the prompt" in reason({**row, "question": "a", "instruction": "b"})
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr])
+def test_encoded_conversations_are_decoded_in_csv_and_refused_elsewhere(write: Any, tmp_path: Path) -> None:
+    sides = {name: write([user("Why?"), assistant(text)]) for name, text in BOTH.items()}
+    cells = ",".join('"' + cell.replace('"', '""') + '"' for cell in ("Why?", *sides.values()))
+    pairs, report = saved(tmp_path, f"prompt,chosen,rejected\n{cells}\n")
+    assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [(Q, "Because.", "No.")]
+    assert report.formats == {"ultrafeedback": 1}
+    assert "`chosen` is a conversation encoded as text" in reason({"prompt": "Why?", **sides})
+    one = {name: write(assistant(text)) for name, text in BOTH.items()}
+    assert "`chosen` is a conversation encoded as text" in reason({"prompt": "Why?", **one})
+    broken = cells.replace("}, {", "}\n {")  # as numpy writes a list of objects
+    pairs, report = saved(tmp_path, f"prompt,chosen,rejected\n{broken}\n")
+    assert not pairs
+    assert "cannot be decoded" in report.rejections[0].reason
+    assert only({"prompt": "JSON?", "chosen": '{"role": "admin"}', "rejected": "[{}]"}).chosen == '{"role": "admin"}'
+
+
+def test_a_prompt_that_its_responses_repeat_is_cut_or_refused() -> None:
+    asked = "\n\nHuman: a?\n\nAssistant:"
+    pairs, report = load({"prompt": asked, "chosen": f"{asked} b", "rejected": f"{asked.strip()} c"})
+    assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [(asked, " b", " c")]
+    assert report.remarks == {"rows whose prompt was cut from the beginning of their responses": 1}
+    long = "Name a colour of the sky.\n"
+    assert only({"prompt": long, "chosen": f"{long}Blue.", "rejected": f"{long}Red."}).chosen == "Blue."
+    assert only({"prompt": long, "completion": f"{long}Blue."}).chosen == "Blue."
+    assert only({"prompt": long, "chosen": f"{long}Blue.", "rejected": "Red."}).chosen == f"{long}Blue."
+    assert "begins with the whole prompt" in reason({"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi!"})
+    whole = {"prompt": list(Q), "chosen": [*Q, assistant("Because.")], "rejected": [*Q, assistant("No.")]}
+    pairs, report = load(whole)
+    assert [(p.prompt, p.chosen) for p in pairs] == [(Q, "Because.")]
+    assert report.remarks == {"rows whose prompt was cut from the beginning of their responses": 1}
+
+
+def test_a_formats_own_rating_column_is_a_number_in_csv_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe's new format reads its own columns, and a message names those."""
+    (tmp_path / "starred.py").write_text(
+        "from caldpo.data.formats._fields import scores, text\n"
+        "from caldpo.data.pair import PreferencePair\n"
+        "COLUMNS = ('q', 'good', 'bad', 'good_stars', 'bad_stars')\n"
+        "def matches(row): return 'good_stars' in row\n"
+        "def parse(row):\n"
+        "    both = scores(row, 'good_stars', 'bad_stars')\n"
+        "    return PreferencePair(text(row, 'q'), text(row, 'good'), text(row, 'bad'), *both)\n"
+    )
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    formats.cache_clear()
+    try:
+        header = "q,good,bad,good_stars,bad_stars\n"
+        pairs, report = saved(tmp_path, f"{header}Why?,Because.,No.,5,2.5\nWhy?,So.,Nope.,many,2\n")
+        assert [(p.chosen, p.score_chosen, p.score_rejected) for p in pairs] == [("Because.", 5.0, 2.5)]
+        assert report.rejections[0].reason == "`good_stars` is not a number (but text)"
+    finally:
+        sys.modules.pop("caldpo.data.formats.starred", None)
+        formats.cache_clear()
