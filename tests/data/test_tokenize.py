@@ -156,12 +156,14 @@ def test_a_template_that_ends_a_turn_with_a_token_of_its_own() -> None:
         "{{ eos_token if not add_generation_prompt else 'assistant : ' }}"
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
-    split = tokenized([pair(chat("a"), "b", "n <turn> o"), pair("a", " e", " b <turn> c")], tokenizer)
+    rows = [pair(chat("a"), "b", "n o <turn>"), pair("a", " e", " b"), pair(chat("a"), "b", "n <turn> o")]
+    split = tokenized(rows, tokenizer)
     ends = [ids(tokenizer, "user : a <turn> z assistant :"), ids(tokenizer, "a")]
     assert [p.prompt_ids for p in split.pairs] == ends
     assert [p.chosen_ids for p in split.pairs] == [ids(tokenizer, t) for t in ("b <turn>", "e <eos>")]
     assert split.pairs[0].rejected_ids == ids(tokenizer, "n o <turn>")
-    assert split.counts == TokenCounts(eos_stripped=1)
+    assert split.counts.eos_stripped == 1
+    assert ["<turn>" in rejection.reason for rejection in split.rejections] == [True]  # its text cannot stay text here
 
 
 @pytest.mark.parametrize(
