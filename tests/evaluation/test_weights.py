@@ -99,7 +99,9 @@ def test_damaged_weights_are_named(copy: Path, trained: Path, capsys: pytest.Cap
     file.write_bytes(file.read_bytes()[:200])
     with inside(trained.parent):
         evaluate(str(copy), "suite=preference", fails=1)
-    assert f"{copy}/policy: these weights cannot be loaded" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"policy={copy}/policy: model.safetensors is cut off" in said
+    assert "the file has 200" in said
 
 
 class Trap:
