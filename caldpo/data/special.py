@@ -31,7 +31,8 @@ class SpecialText:
         self._tokenizer = tokenizer
         added = {str(token.content): token for token in tokenizer.added_tokens_decoder.values() if token.special}
         names = [name for name in dict.fromkeys((*added, *tokenizer.all_special_tokens)) if name]
-        self._ids: dict[str, int] = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
+        ids: Any = tokenizer.convert_tokens_to_ids(names)
+        self._ids: dict[str, int] = dict(zip(names, ids, strict=True))
         self._left = {name for name, token in added.items() if token.lstrip}
         self._right = {name for name, token in added.items() if token.rstrip}
         special = set(self._ids.values())
