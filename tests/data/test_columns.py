@@ -194,6 +194,7 @@ def test_a_prompt_that_its_responses_repeat_is_cut_or_refused() -> None:
     assert only({"prompt": long, "completion": f"{long}Blue."}).chosen == "Blue."
     assert only({"prompt": long, "chosen": f"{long}Blue.", "rejected": "Red."}).chosen == f"{long}Blue."
     assert "begins with the whole prompt" in reason({"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi!"})
+    assert only({"prompt": "Do", "completion": "Done."}).chosen == "Done."
     whole = {"prompt": list(Q), "chosen": [*Q, assistant("Because.")], "rejected": [*Q, assistant("No.")]}
     pairs, report = load(whole)
     assert [(p.prompt, p.chosen) for p in pairs] == [(Q, "Because.")]
