@@ -32,14 +32,14 @@ def looks_encoded(value: str) -> bool:
 
 
 def decoded(column: str, value: Any) -> Any:
-    """The messages that a cell encodes in JSON or Python notation; any other value as it is.
+    """The messages that a text encodes in JSON or Python notation; any other value as it is.
 
-    Only a cell is decoded: a file with types holds a list where it means one, and text there is refused.
+    For tables alone: JSON holds a list where it means one, and an encoded one there is refused.
 
     Raises:
         RowError: it looks like messages and is no notation of them.
     """
-    if not isinstance(value, Cell) or not looks_encoded(value):
+    if not isinstance(value, str) or not looks_encoded(value):
         return value
     found = parsed(value)
     items = found if isinstance(found, list) else [found]

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from caldpo.config.signature import validated
-from caldpo.data.cells import TURNS, as_turns, decoded
+from caldpo.data.cells import TURNS, Cell, as_turns, decoded
 from caldpo.data.rows import RowError
 
 # Names of the prompt where there is no column `prompt`; `instruction` brings Alpaca's `input` with it.
@@ -96,7 +96,9 @@ class Columns:
         sources = self._sources(kept)
         roles = {role: _joined(kept, names) for role, names in sources.items()}
         whole = {**kept, **roles}
-        whole = {name: decoded(name, value) if name in TURNS else value for name, value in whole.items()}
+        for name in TURNS:  # under a name of its own, a cell is text still
+            if isinstance(whole.get(name), Cell):
+                whole[name] = decoded(name, whole[name])
         if isinstance(whole.get("conversations"), list) and "conversations" not in sources:
             _place_conversation(whole, sources)
         for name in TURNS:

@@ -93,7 +93,7 @@ class PairDataModule(ServedPairs):
         prefetch_factor: PositiveInt,
         seed: NonNegativeInt,
         columns: Columns | None = None,
-        max_unknown: Fraction = 0.01,
+        max_unknown: Fraction = 0.05,
     ) -> None:
         super().__init__(
             pairs_per_batch=pairs_per_batch,

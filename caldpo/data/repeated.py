@@ -38,7 +38,7 @@ def without_prompt(pair: PreferencePair) -> PreferencePair:
 def _after(prompt: str, response: str) -> str | None:
     """What follows the prompt in a response that begins with it; None of another one."""
     core, text = prompt.strip(), response.lstrip()
-    if not text.startswith(core) or not text[len(core) :].strip():
-        return None
-    rest, end = text[len(core) :], prompt[len(prompt.rstrip()) :]
-    return rest.removeprefix(end)
+    rest = text[len(core) :]
+    if not text.startswith(core) or not rest.strip() or (core[-1].isalnum() and rest[0].isalnum()):
+        return None  # "Do" does not stand in "Done"
+    return rest.removeprefix(prompt[len(prompt.rstrip()) :])

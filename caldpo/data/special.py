@@ -31,12 +31,14 @@ class SpecialText:
         self._tokenizer = tokenizer
         added = {str(token.content): token for token in tokenizer.added_tokens_decoder.values() if token.special}
         names = [name for name in dict.fromkeys((*added, *tokenizer.all_special_tokens)) if name]
-        self._ids: dict[str, int] = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
+        numbers: Any = tokenizer.convert_tokens_to_ids(names)
+        self._ids: dict[str, int] = dict(zip(names, numbers, strict=True))
         self._left = {name for name, token in added.items() if token.lstrip}
         self._right = {name for name, token in added.items() if token.rstrip}
         special = set(self._ids.values())
         # A vocabulary of words may have the token as a word: there its text cannot be told from the token.
-        self.writable = frozenset(n for n in names if special.isdisjoint(self._plain([n])[0]))
+        written = self._plain(names) if names else []
+        self.writable = frozenset(n for n, ids in zip(names, written, strict=True) if special.isdisjoint(ids))
         self._any, self._writable = _pattern(names), _pattern(self.writable)
         self._apart: bool | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,19 +162,25 @@ def test_a_prompt_of_the_responses_is_taken_where_nothing_else_could_be_it_and_s
 
 
 @pytest.mark.parametrize("write", [json.dumps, repr])
-def test_encoded_conversations_are_decoded_in_csv_and_refused_elsewhere(write: Any, tmp_path: Path) -> None:
+def test_encoded_conversations_are_decoded_in_tables_and_refused_in_json(write: Any, tmp_path: Path) -> None:
     sides = {name: write([user("Why?"), assistant(text)]) for name, text in BOTH.items()}
     cells = ",".join('"' + cell.replace('"', '""') + '"' for cell in ("Why?", *sides.values()))
     pairs, report = saved(tmp_path, f"prompt,chosen,rejected\n{cells}\n")
     assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [(Q, "Because.", "No.")]
-    assert report.formats == {"ultrafeedback": 1}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "Why?", **sides}]), tmp_path / "a.parquet")
+    assert [replace(p, origin="") for p in load_pairs(LocalFiles(), str(tmp_path / "a.parquet"))[0]] == [
+        replace(p, origin="") for p in pairs
+    ]
+    named = Columns(chosen="good", rejected="bad")
+    (tmp_path / "b.csv").write_text(f"prompt,good,bad\n{cells}\n")
+    assert load_pairs(LocalFiles(), str(tmp_path / "b.csv"), columns=named)[0][0].chosen == "Because."
     assert "`chosen` is a conversation encoded as text" in reason({"prompt": "Why?", **sides})
     one = {name: write(assistant(text)) for name, text in BOTH.items()}
     assert "`chosen` is a conversation encoded as text" in reason({"prompt": "Why?", **one})
     broken = cells.replace("}, {", "}\n {")  # as numpy writes a list of objects
     pairs, report = saved(tmp_path, f"prompt,chosen,rejected\n{broken}\n")
     assert not pairs
-    assert "cannot be decoded" in report.rejections[0].reason
+    assert "encoded as text" in report.rejections[0].reason
     assert only({"prompt": "JSON?", "chosen": '{"role": "admin"}', "rejected": "[{}]"}).chosen == '{"role": "admin"}'
 
 
@@ -187,6 +194,7 @@ def test_a_prompt_that_its_responses_repeat_is_cut_or_refused() -> None:
     assert only({"prompt": long, "completion": f"{long}Blue."}).chosen == "Blue."
     assert only({"prompt": long, "chosen": f"{long}Blue.", "rejected": "Red."}).chosen == f"{long}Blue."
     assert "begins with the whole prompt" in reason({"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi!"})
+    assert only({"prompt": "Do", "completion": "Done."}).chosen == "Done."
     whole = {"prompt": list(Q), "chosen": [*Q, assistant("Because.")], "rejected": [*Q, assistant("No.")]}
     pairs, report = load(whole)
     assert [(p.prompt, p.chosen) for p in pairs] == [(Q, "Because.")]

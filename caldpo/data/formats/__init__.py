@@ -70,7 +70,8 @@ def detect(row: Row) -> str:
         return names[0]
     if names:
         raise RowError(f"matches several formats ({', '.join(names)})")
-    raise RowError(f"no known format (columns: {_listed(sorted(row))}; formats: {', '.join(formats())})")
+    told = f"columns: {_listed(sorted(row))}; formats: {', '.join(formats())}"
+    raise RowError(f"no known format ({told}; data.columns.prompt=NAME and its like say which is which)")
 
 
 def require_columns(columns: Sequence[str], key: str) -> None:

@@ -28,10 +28,16 @@ _NO_UTF8 = re.compile("[\udc80-\udcff]")  # what the error handler "surrogateesc
 def given(row: Mapping[str, Any]) -> dict[str, Any]:
     """``row`` without its nulls, those inside its cells included: a table cannot leave a column out of one row.
 
-    The null of a column that may hold the prompt stays: its lack is a fault of the row.
+    The null of a column that may hold the prompt stays: its lack is a fault of the row. A conversation that a table
+    holds as text, in JSON or Python notation, is decoded, since many a table has been through csv.
     """
     stays = in_force().may_ask
-    return {name: _given(value) for name, value in row.items() if value is not None or name in stays}
+    found = {name: _given(value) for name, value in row.items() if value is not None or name in stays}
+    for name in TURNS:
+        if isinstance(found.get(name), str):
+            with contextlib.suppress(RowError):  # left as the text it is, which the format refuses
+                found[name] = decoded(name, found[name])
+    return found
 
 
 def _given(value: Any) -> Any:
@@ -230,10 +236,6 @@ def _typed(cells: dict[str, str]) -> dict[str, Any]:
             row[name] = float(row[name])
         except (KeyError, ValueError):
             continue  # absent, or left as the text it is, which the format refuses
-    for name in TURNS:
-        with contextlib.suppress(RowError):  # left as the text it is, which the format refuses
-            if name in row:
-                row[name] = decoded(name, row[name])
     return row
 
 
