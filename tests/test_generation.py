@@ -146,6 +146,27 @@ def test_sampling_by_hand(temperature: float) -> None:
     assert sample_responses(model, tiny_tokenizer(), prompts.tolist(), **settings) == by_hand
 
 
+def test_an_adapter_takes_part_in_sampling_and_its_bases_settings_do_not() -> None:
+    peft = pytest.importorskip("peft")
+    base = tiny_model()
+    base.generation_config = GenerationConfig(eos_token_id=[2, 9], repetition_penalty=1.5, num_beams=3)
+    model = peft.get_peft_model(
+        base, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False)
+    )
+    before = copy.deepcopy(base.generation_config)
+    ids = list(PROMPTS[0])
+    for _ in range(12):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in (2, 9):
+            break
+    settings = {"max_new_tokens": 12, "temperature": 0.0, "seed": 0}
+    assert sample_responses(model, tiny_tokenizer(), PROMPTS, **settings)[0] == ids[3:]
+    assert base.generation_config == before
+    with model.disable_adapter():
+        assert sample_responses(model, tiny_tokenizer(), PROMPTS, **settings, ends=[2]) == sample(temperature=0.0)
+
+
 def test_what_a_checkpoint_asks_for_is_said() -> None:
     model = tiny_model()
     assert sampling_notes(model, tiny_tokenizer()) == []
