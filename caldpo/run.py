@@ -23,6 +23,7 @@ from caldpo.config.job import FINISHED, write_json
 from caldpo.config.redacted import RedactedStream
 from caldpo.config.summary import SUMMARY
 from caldpo.data.datamodule import PairDataModule
+from caldpo.end_tokens import inner_end_notes
 from caldpo.estimate.run import estimate
 from caldpo.estimate.shortage import is_shortage, out_of_memory
 from caldpo.exporting.card import CARD, Exported, write_card
@@ -132,6 +133,7 @@ def run_in(run_dir: Path, settings: RunSettings, cfg: DictConfig) -> dict[str, A
         divided = parts["trainer"].divides
         policy = parts["adapter"].apply(load_policy(source, divided=divided))
         print_notes(sampling_notes(policy, tokenizer))
+        print_notes(inner_end_notes(tokenizer, policy, data.train_pairs))
         print_notes(export_notes(policy, tokenizer) if settings.export else [])
         tracked = parts["logger"].open(run_dir, run_dir.name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from caldpo.end_tokens import end_tokens, response_text, trained_ends
+from caldpo.data.pair import TokenizedPair
+from caldpo.end_tokens import end_tokens, inner_end_notes, response_text, trained_ends
 from caldpo.errors import CaldpoError
 from caldpo.generation import LEAST_TEMPERATURE, sample_responses, sampling_notes
 from caldpo.models.left_padding import Together, may_share_a_batch
@@ -234,6 +235,16 @@ class TestEndTokens:
         assert trained_ends(tokenizer) == (2,)
         tokenizer.chat_template = "{{ raise_exception('no') }}"
         assert trained_ends(tokenizer) == (2,)
+
+    def test_trained_responses_that_go_on_after_one_are_counted(self) -> None:
+        pairs = [
+            TokenizedPair([5], [6, 9, 2], [7, 2], None, None, 0, ""),
+            TokenizedPair([9], [6, 9], [9, 9], None, None, 1, ""),
+        ]
+        (line,) = inner_end_notes(tiny_tokenizer(), self.model([2, 9]), pairs)
+        assert line.startswith("2 training responses hold w5 (9) before their end")
+        assert inner_end_notes(tiny_tokenizer(), self.model([2, 9]), [pairs[0]][:0]) == []
+        assert inner_end_notes(tiny_tokenizer(), self.model(2), pairs) == []
 
     def test_the_text_of_a_response_is_without_its_end(self) -> None:
         tokenizer = tiny_tokenizer()
