@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from caldpo.data.pair import Message, PreferencePair
+from caldpo.data.pair import Message, PreferencePair, TokenizedPair
 from caldpo.data.rows import RowError
 from caldpo.data.template import render_pair
 from caldpo.errors import CaldpoError
@@ -66,6 +66,26 @@ def response_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: 
     """The text of a response, without the token that ended it and without special tokens."""
     said = ids[:-1] if len(ids) and ids[-1] in ends else ids
     return str(tokenizer.decode(list(said), skip_special_tokens=True))
+
+
+def inner_end_notes(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, pairs: Iterable[TokenizedPair]
+) -> list[str]:
+    """How many trained responses go on after what ends a sampled one, a line; empty where none does."""
+    ends = set(end_tokens(tokenizer, model))
+    if len(ends) == 1:  # the EOS alone, which stands in no response but at its end
+        return []
+    found: set[int] = set()
+    count = 0
+    for pair in pairs:
+        for ids in (pair.chosen_ids, pair.rejected_ids):
+            inner = ends.intersection(ids[:-1])
+            found |= inner
+            count += bool(inner)
+    if not count:
+        return []
+    where = f"{count:,} training responses hold {named(tokenizer, sorted(found))} before their end"
+    return [f"{where}, at which samples end: they are trained on whole"]
 
 
 def named(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str:

@@ -25,6 +25,7 @@ from caldpo.config.job import FINISHED, write_json
 from caldpo.config.redacted import RedactedStream
 from caldpo.config.summary import SUMMARY
 from caldpo.devices import settle_devices
+from caldpo.end_tokens import inner_end_notes
 from caldpo.errors import CaldpoError
 from caldpo.estimate.run import estimate
 from caldpo.estimate.shortage import out_of_memory
@@ -168,6 +169,7 @@ def run_in(
         policy = parts["adapter"].apply(load_policy(source, divided=divided))
         print_coverage(policy)
         print_notes(sampling_notes(policy, tokenizer))
+        print_notes(inner_end_notes(tokenizer, policy, data.train_pairs))
         print_notes(export_notes(policy, tokenizer) if settings.export else [])
         name = tracked_name(run_dir, loss_name, settings.seed)
         tracked = parts["logger"].open(run_dir, name, sweep_name(run_dir), config, start.earlier)

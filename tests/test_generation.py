@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from caldpo.end_tokens import end_tokens, response_text, trained_ends
+from caldpo.data.pair import TokenizedPair
+from caldpo.end_tokens import end_tokens, inner_end_notes, response_text, trained_ends
 from caldpo.errors import CaldpoError
 from caldpo.generation import LEAST_TEMPERATURE, sample_responses, sampling_notes
 from caldpo.models.padding import ALONE, EQUAL, prompts_together
@@ -146,6 +147,27 @@ def test_sampling_by_hand(temperature: float) -> None:
     assert sample_responses(model, tiny_tokenizer(), prompts.tolist(), **settings) == by_hand
 
 
+def test_an_adapter_takes_part_in_sampling_and_its_bases_settings_do_not() -> None:
+    peft = pytest.importorskip("peft")
+    base = tiny_model()
+    base.generation_config = GenerationConfig(eos_token_id=[2, 9], repetition_penalty=1.5, num_beams=3)
+    model = peft.get_peft_model(
+        base, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False)
+    )
+    before = copy.deepcopy(base.generation_config)
+    ids = list(PROMPTS[0])
+    for _ in range(12):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in (2, 9):
+            break
+    settings = {"max_new_tokens": 12, "temperature": 0.0, "seed": 0}
+    assert sample_responses(model, tiny_tokenizer(), PROMPTS, **settings)[0] == ids[3:]
+    assert base.generation_config == before
+    with model.disable_adapter():
+        assert sample_responses(model, tiny_tokenizer(), PROMPTS, **settings, ends=[2]) == sample(temperature=0.0)
+
+
 def test_what_a_checkpoint_asks_for_is_said() -> None:
     model = tiny_model()
     assert sampling_notes(model, tiny_tokenizer()) == []
@@ -213,6 +235,16 @@ class TestEndTokens:
         assert trained_ends(tokenizer) == (2,)
         tokenizer.chat_template = "{{ raise_exception('no') }}"
         assert trained_ends(tokenizer) == (2,)
+
+    def test_trained_responses_that_go_on_after_one_are_counted(self) -> None:
+        pairs = [
+            TokenizedPair([5], [6, 9, 2], [7, 2], None, None, 0, ""),
+            TokenizedPair([9], [6, 9], [9, 9], None, None, 1, ""),
+        ]
+        (line,) = inner_end_notes(tiny_tokenizer(), self.model([2, 9]), pairs)
+        assert line.startswith("2 training responses hold w5 (9) before their end")
+        assert inner_end_notes(tiny_tokenizer(), self.model([2, 9]), [pairs[0]][:0]) == []
+        assert inner_end_notes(tiny_tokenizer(), self.model(2), pairs) == []
 
     def test_the_text_of_a_response_is_without_its_end(self) -> None:
         tokenizer = tiny_tokenizer()

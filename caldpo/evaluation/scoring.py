@@ -64,7 +64,7 @@ def score_pairs(
             bar.advance(len(places))
     bad = np.flatnonzero(~np.isfinite(found).all(axis=0))
     if len(bad):
-        rows = [pairs[int(i)] for i in bad]
-        origins = [pair.origin or f"{label} {pair.index + 1}" for pair in rows]
+        named = [pairs[int(i)] for i in bad]
+        origins = [pair.origin or f"{label} {pair.index + 1}" for pair in named]
         raise not_finite_error(f"{whose} log-probs", origins, len(pairs), "pairs")
     return found
