@@ -20,9 +20,10 @@ def require_same(then: Mapping[str, str], now: Mapping[str, str]) -> None:
     """
     changed = [name for name in then if now.get(name) != then[name]]
     if changed:
-        also = f"; so did {', '.join(changed[1:])}" if changed[1:] else ""
+        # where tokens are others, so are the texts that they were made of
+        named = [n for n in changed if n == (tokens := n.replace("the texts", "the tokens")) or tokens not in changed]
         raise CaldpoError(
-            f"{changed[0]} changed since the checkpoint was written{also}",
+            f"{' and '.join(named)} changed since the checkpoint was written",
             key="resume",
             remedy="bring back the model, the data and the settings that the run began with (config.yaml names them),"
             " or start a new run",
