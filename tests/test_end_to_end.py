@@ -94,7 +94,7 @@ def test_every_loss_runs_through_the_same_path(folder: Path) -> None:
     """One sweep; a run that cannot work leaves its error and the others go on; the report is made from files."""
     losses = ["dpo", "ipo", "slic", "cpo", "f_dpo", "sft", "rso", "cal_dpo", "cal_ipo", "cal_slic"]
     sweep = ["-m", f"loss={','.join(losses)}", "trainer.max_steps=3", "logger=csv", "hydra.sweep.dir=sweep"]
-    train(*SMALL, *sweep)
+    train(*SMALL, *sweep, "reward_beta=0.3")
     runs = {p.name: json.loads((p / "summary.json").read_text()) for p in Path("sweep").iterdir() if p.is_dir()}
     assert {r["loss_name"] for r in runs.values()} == set(losses)
     assert all(r["status"] == "finished" for r in runs.values())
@@ -102,9 +102,18 @@ def test_every_loss_runs_through_the_same_path(folder: Path) -> None:
         assert summary["loss_name"] in name
         for side in SIDES:
             assert f"val/log_ratios/{side}" in summary["metrics"], name
+            nats = summary["metrics"][f"val/log_ratios/{side}"]
+            assert summary["metrics"][f"val/rewards/{side}"] == pytest.approx(0.3 * nats), (
+                "one unit, not each loss's beta"
+            )
     from caldpo.compare.__main__ import main as compare
 
     compare(["sweep"])
+    report = Path("sweep/report.md").read_text()
+    assert "0.3 x log-ratio (nats, summed over tokens), the same for every loss" in report
+    assert "reward margin (0.3 x nats)" in report
+    assert report.count("| 0.1 x log-ratio |") == 5  # what dpo, rso and the calibrated losses call their reward
+    assert "## Remarks" not in report
     table = pd.read_csv("sweep/comparison.csv")
     assert set(table["loss"]) == set(losses)
     dpo = table[table["loss"] == "dpo"].iloc[0]

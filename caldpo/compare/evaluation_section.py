@@ -8,7 +8,7 @@ from caldpo.compare.escaping import code, plain
 from caldpo.compare.evaluation import evaluated, evaluated_seeds, own_intervals, quantities, suites_of
 from caldpo.compare.evaluation_faults import faults, names, reward_units
 from caldpo.compare.grouping import Setting, by_seed
-from caldpo.compare.quantities import Quantity
+from caldpo.compare.quantities import REWARD_UNIT, Quantity
 from caldpo.compare.run import Run
 from caldpo.compare.text import NONE, cells, markdown_table
 
@@ -63,11 +63,14 @@ def _table(settings: Sequence[Setting], suite: str) -> str:
         [code(s.label), _seeds(s, suite), _examples(s, suite), *(column[s.label] for column in columns)]
         for s in settings
     ]
-    return markdown_table(["setting", "seeds", "examples", *map(_header, shown)], rows)
+    header = [_header(quantity, reward_units(settings, suite)) for quantity in shown]
+    return markdown_table(["setting", "seeds", "examples", *header], rows)
 
 
-def _header(quantity: Quantity) -> str:
-    return f"{quantity.title} ({quantity.unit})" if quantity.unit else quantity.title
+def _header(quantity: Quantity, betas: set[str]) -> str:
+    """Title and unit; that of rewards with its number where the evaluations have one in common."""
+    unit = f"{min(betas)} x nats" if quantity.unit == REWARD_UNIT and len(betas) == 1 else quantity.unit
+    return f"{quantity.title} ({unit})" if unit else quantity.title
 
 
 def _seeds(setting: Setting, suite: str) -> str:

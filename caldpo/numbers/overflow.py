@@ -160,8 +160,8 @@ def _extreme(loss: PreferenceLoss) -> dict[str, Any]:
     """Key and value of the setting that is furthest from 1; the loss alone where none is far."""
     names = inspect.signature(type(loss).__init__).parameters
     settings = {
-        next((name for name in names if f"_{name}".endswith(f"_{found}")), found): value
-        for module in loss.modules()
+        found if found in names else f"{part}_{found}": value  # the weight of ``calibration`` is calibration_weight
+        for part, module in loss.named_modules()
         for found, value in vars(module).items()
         if isinstance(value, float) and value != 0
     }

@@ -165,6 +165,14 @@ def test_rewards_measured_in_several_units_are_told_and_mark_nobody(tmp_path):
     assert "**0.900" not in told
 
 
+@pytest.mark.parametrize(("betas", "unit"), [((0.2, 0.2), "0.2 x nats"), ((0.2, 0.3), "reward_beta x nats")])
+def test_the_unit_of_measured_rewards_is_told(betas, unit, tmp_path):
+    margin = measure(1.5, title="reward margin", unit="reward_beta x nats")
+    for loss, beta in zip(("dpo", "ipo"), betas, strict=True):
+        run(tmp_path, loss, 0, {"preference": content({"margin": margin}, settings={"reward_beta": beta})})
+    assert f"reward margin ({unit})" in table(report_of(tmp_path), "preference")["dpo"]
+
+
 def test_notes_are_told_once(tmp_path):
     for loss in ("dpo", "ipo"):
         odd = ["an odd thing"] if loss == "ipo" else []

@@ -13,6 +13,7 @@ import torch
 from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.cal_dpo import CalDPO
+from caldpo.losses.cal_slic import CalSLiC
 from caldpo.losses.cpo import CPO
 from caldpo.losses.dpo import DPO
 from caldpo.losses.f_dpo import FDPO
@@ -92,6 +93,7 @@ def test_what_float32_can_hold_is_trained(loss: PreferenceLoss, tmp_path: Path) 
         (IPO(beta=1e-320), "loss.beta=9.99989e-321"),
         (CPO(nll_weight=1e300), "loss.nll_weight=1e+300"),
         (CalDPO(calibration_weight=1e300), "loss.calibration_weight=1e+300"),
+        (CalSLiC(calibration_weight=1e300, nll_weight=2.0), "loss.calibration_weight=1e+300"),
         (CalDPO(targets="scores", score_center=0.0, score_scale=1e300), "loss.score_scale=1e+300"),
     ],
     ids=lambda x: getattr(x, "formula", ""),
