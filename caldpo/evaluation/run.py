@@ -72,7 +72,7 @@ def find_suites(cfg: DictConfig) -> list[Suite]:
         CaldpoError: one cannot be had, or there is none.
     """
     sections = [name for name in cfg if isinstance(cfg[name], DictConfig) and "_target_" in cfg[name]]
-    suites = [build(cfg[name], name) for name in sections if name not in ("model", "reference", "data")]
+    suites = [build(cfg[name], str(name)) for name in sections if name not in ("model", "reference", "data")]
     if not suites:
         raise CaldpoError(
             "there is nothing to measure", key="suite", remedy="choose one or several: suite=[preference]"
