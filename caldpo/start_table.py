@@ -61,7 +61,8 @@ def on_one_line(facts: dict[str, str]) -> str:
     optimizer = facts["optimiser"].partition(" (")[0]
     reference = f"reference {facts['reference']}"
     told = [f"{optimizer}, lr {facts['learning rate']}", f"{facts['pairs per step'].partition(' ')[0]} pairs a step"]
-    told += [f"{facts['steps'].partition(' ')[0]} steps", facts["precision"].partition(",")[0], facts["trained"]]
+    steps = facts["steps"].partition(" ")[0]
+    told += [f"{steps} step{'' if steps == '1' else 's'}", facts["precision"].partition(",")[0], facts["trained"]]
     return ", ".join([*told, reference])
 
 
