@@ -190,8 +190,16 @@ def commands(kind: str, folder: Path) -> dict[str, str]:
 
     model = build(kind, rate=0.3)
     model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    run = [f"model.path={folder}", "model=zephyr", "data=local", "data.train=pairs.jsonl", "data.max_length=24"]
+    words = folder.with_name("words")  # beside a config.json, transformers would read them by the type's own class
+    tiny_tokenizer().save_pretrained(words)
+    run = [
+        f"model.path={folder}",
+        f"model.tokenizer={words}",
+        "model=zephyr",
+        "data=local",
+        "data.train=pairs.jsonl",
+        "data.max_length=24",
+    ]
     run += ["trainer=cpu", "trainer.max_steps=2", "trainer.val_every=null", "trainer.accumulate_grad_batches=1"]
     run += ["data.max_prompt_length=12", "callbacks.samples.max_new_tokens=3", "logger=csv", "loss=dpo"]
     run += ["trainer.progress_bar=false", "data.pairs_per_batch=4", "trainer.precision=32-true"]
@@ -201,7 +209,9 @@ def commands(kind: str, folder: Path) -> dict[str, str]:
             main([*run, f"hydra.run.dir={folder}/{name}"])
             found[name] = "ok"
         except SystemExit as ended:
-            found[name] = f"refused ({ended.code})"
+            told = folder / name / "error.txt"
+            why = told.read_text().strip().splitlines()[-1][:90] if told.is_file() else ""
+            found[name] = f"refused ({ended.code}) {why}"
         except BaseException as error:
             found[name] = f"WRONG: {type(error).__name__}: {str(error)[:60]}"
     return found
