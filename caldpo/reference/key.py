@@ -64,7 +64,7 @@ def model_facts(
         **said,
         "weights": weights_digest(model),
         "dtype": dtype,
-        "attention": str(base_model(model).config._attn_implementation),
+        "attention": str(base_model(model).config._attn_implementation).removeprefix("caldpo_"),  # one for both layouts
         "autocast": autocast,
         "device": device.type,
         "matmul precision": torch.get_float32_matmul_precision(),

@@ -71,7 +71,7 @@ def test_it_says_in_time_that_the_disk_has_no_room(
 
 def test_what_may_not_change_between_two_stretches() -> None:
     require_same({"a": "1"}, {"a": "1", "b": "2"})
-    with pytest.raises(CaldpoError, match=r"resume: a changed since the checkpoint was written; so did c"):
+    with pytest.raises(CaldpoError, match="resume: a and c changed since the checkpoint was written"):
         require_same({"a": "1", "b": "2", "c": "3"}, {"a": "9", "b": "2"})
     assert other_versions({"torch": "2.13"}, {"torch": "2.13"}) is None
     said = other_versions({"torch": "2.13", "python": "3.11"}, {"torch": "2.14", "python": "3.11"})

@@ -6,16 +6,19 @@ for GPUs, one step for hundreds.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.command import call, train
 from tests.evaluation.runs import evaluate, inside
-from tests.road.folders import write_classifier, write_model, write_rows
+from tests.road.folders import rows, write_classifier, write_model, write_rows
 from tests.test_configs import readme_commands
 
 SMALL = (
@@ -43,6 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in ("train.jsonl", "test.jsonl"):
         with gzip.open(folder / f"{name}.gz", "wb") as file:
             file.write((folder / name).read_bytes())
+    write_own_pairs(folder)
     with inside(folder):
         begun = [*here(["model=hf"]), "trainer.max_steps=2", "callbacks.checkpoint.every=1", "optim.lr=0.01"]
         train(*begun, "hydra.run.dir=outputs/RUN")
@@ -50,10 +54,29 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+def write_own_pairs(folder: Path) -> None:
+    """The files and folders that the commands on pairs of one's own name."""
+    for name in ("FOLDER", "shards", "OWNER/NAME/data"):
+        (folder / name).mkdir(parents=True)
+    (folder / "FOLDER/train.jsonl").write_text((folder / "train.jsonl").read_text())
+    (folder / "a.jsonl").write_text((folder / "train.jsonl").read_text())
+    for number in range(2):
+        table = pa.Table.from_pylist(rows(12, 3 + number))
+        pq.write_table(table, folder / f"shards/train-0000{number}-of-00002.parquet")
+    for split, seed in (("train", 5), ("test", 6)):
+        table = pa.Table.from_pylist(rows(12, seed))
+        pq.write_table(table, folder / f"OWNER/NAME/data/{split}_prefs-00000-of-00001.parquet")
+    for file, names in (("b.csv", ("prompt", "chosen", "rejected")), ("train.csv", ("ask", "good", "bad", "images"))):
+        with (folder / file).open("w", newline="") as lines:
+            writer = csv.writer(lines)
+            writer.writerow(names)
+            writer.writerows([json.dumps(turns) for turns in [*row.values(), []][: len(names)]] for row in rows(24, 7))
+
+
 def here(words: list[str]) -> list[str]:
     """The overrides of a training command as they can be run here."""
     kept = [w for w in words if not w.startswith(NOT_HERE)]
-    local = [w for w in kept if not w.startswith(("data=", "model.path="))]
+    local = [w for w in kept if w == "data=hub" or not w.startswith(("data=", "model.path="))]
     given = {w.partition("=")[0] for w in local}
     pairs = [w for w in PAIRS if w.partition("=")[0] not in given]
     if "data.train" in given:  # and its own test split, or none

@@ -61,7 +61,8 @@ def run_inside(plan: list[Wanted], subject: Subject, options: Options) -> Ran:
         require_some(loaded, left_out, _DATA)
         found: list[tuple[Wanted, Mapping[str, Any]]] = []
         with evaluating(subject.policy) as policy:
-            batch = foreign_batch(policy, options.batch, device=subject.device)
+            with subject.context():
+                batch = foreign_batch(policy, options.batch, device=subject.device)
             model = HFLM(
                 pretrained=policy,
                 tokenizer=bound_template(copy.deepcopy(subject.tokenizer)),  # it may be given a padding token
