@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from caldpo.errors import CaldpoError
+from caldpo.errors import CaldpoError, one_line
 from caldpo.logprobs.engine import accepted_names
 from caldpo.logprobs.head import NotNumbersError
 from caldpo.models.adapter import base_model, is_adapted
 from caldpo.models.modes import evaluating
 from caldpo.models.rope import frequencies_by_row, same_up_to
+from caldpo.shortage import is_shortage
 
 SAME = {torch.float64: 1e-5, torch.float32: 1e-4}
 """How far logits may lie apart by rounding, relative to their spread over the vocabulary. Makes compute norms and
@@ -79,6 +80,14 @@ def require_sound(
             if training:
                 raise
             return  # an evaluation names what is not finite with its run and rows
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if is_shortage(error):
+                raise
+            raise CaldpoError(
+                f"a forward pass of this {type(model).__name__} fails: {one_line(error)}",
+                key=key,
+                remedy="check that its config.json agrees with its weights, and that this transformers has its code",
+            ) from error
     limit = tolerance(model)
     kind = getattr(model.config, "model_type", type(model).__name__)
     if found.future > limit:

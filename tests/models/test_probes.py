@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
@@ -198,3 +198,14 @@ def test_a_temperature_by_place_keeps_padded_prompts_below_where_it_changes(new:
     model = build("llama4_text", floor_scale=10)
     found = prompt_batches(model, [[5] * 4, [5] * 3], 2, max_new_tokens=new, device=model.device)
     assert found == ([[0, 1]] if together else [[1], [0]])
+
+
+def test_a_model_that_cannot_compute_is_named() -> None:
+    """Two heads of queries for eight of keys: transformers builds it, and fails in its first forward."""
+    config = AutoConfig.for_model(
+        "mistral", vocab_size=44, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=8
+    )
+    with pytest.raises(CaldpoError, match="MistralForCausalLM fails") as refused:
+        require_sound(AutoModelForCausalLM.from_config(config), training=True, key="reference.path")
+    assert refused.value.key == "reference.path"
+    assert "config.json" in (refused.value.remedy or "")

@@ -62,7 +62,13 @@ def test_it_is_another_key_than_the_policys_own(other: str, tmp_path: Path, pass
 def test_it_takes_the_batches_of_the_policy_or_is_refused(layout: str, tmp_path: Path) -> None:
     """A policy that takes packed rows, and a reference whose attention window is shorter than the pairs."""
     config = AutoConfig.for_model(
-        "mistral", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, sliding_window=4
+        "mistral",
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        sliding_window=4,
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "windowed")
     tiny_model(seed=5).save_pretrained(tmp_path / "other")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,5 +162,8 @@ def test_export(words: list[str], home: Path) -> None:
 def test_comparison(words: list[str], home: Path) -> None:
     from caldpo.compare.__main__ import main
 
+    if "outputs/ANOTHER" in words and not Path("outputs/ANOTHER").exists():
+        shutil.copytree("outputs/SWEEP", "outputs/ANOTHER")
     call(main, words, None)
-    assert Path("outputs/SWEEP/report.md").is_file()
+    output = next((word.partition("=")[2] for word in words if word.startswith("output=")), "outputs/SWEEP")
+    assert Path(output, "report.md").is_file()
