@@ -53,6 +53,11 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         CaldpoError: all that is wrong with the overrides.
     """
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
+        raise CaldpoError(
+            f"{overrides!r} is no list of overrides, each a text as on the command line",
+            remedy='write compose(["loss=dpo", "seed=1"])',
+        )
     given = with_run(with_quoted_paths(list(overrides)))
     return composed("train", create_config_search_path(str(conf_dir())), given, schemas=SCHEMAS, agree=agree)
 
@@ -66,7 +71,7 @@ def train(cfg: DictConfig) -> TrainingResult:
     Raises:
         CaldpoError: something that can be mended, as by the command.
     """
-    if "hydra" not in cfg:
+    if not isinstance(cfg, DictConfig) or "hydra" not in cfg:
         raise CaldpoError(
             "this configuration does not say how it was composed",
             remedy='take that of caldpo: train(compose(["loss=dpo"]))',

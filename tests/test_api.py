@@ -66,6 +66,12 @@ def test_mistakes_are_errors_to_catch(folder: Path) -> None:
     assert wrong.value.key == "optim.lr"
 
 
+@pytest.mark.parametrize("overrides", ["loss=dpo", [Path("loss=dpo")], [("loss", "dpo")]])
+def test_what_is_no_list_of_overrides_is_said_once(overrides: object) -> None:
+    with pytest.raises(CaldpoError, match=r"no list of overrides[\s\S]*compose\(\["):
+        caldpo.compose(overrides)  # type: ignore[arg-type]
+
+
 def test_a_configuration_of_hydra_alone_is_refused_in_one_line(folder: Path) -> None:
     from caldpo.run import run
 

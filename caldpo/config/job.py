@@ -36,7 +36,8 @@ RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "inter
 DIED = "died"  # never written: the summary says running, and nobody holds the run's lock
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk, a quota, one that is only read
-_ENDING = (signal.SIGTERM, signal.SIGUSR1)  # the second is a scheduler's notice that time is up
+# a scheduler's notice that time is up, and a terminal that is gone
+_ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,14 @@ def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None =
         What the task returns; None when it failed in a sweep of the basic sweeper.
 
     Raises:
-        SystemExit: with 1 when a single run failed, 130 after Ctrl-C, 128 + signal after SIGTERM and SIGUSR1.
+        SystemExit: with 1 when a single run failed, 130 after Ctrl-C, 128 + signal after SIGTERM, SIGUSR1 and SIGHUP.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that its CPU build could download
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     in_sweep = hydra.mode == RunMode.MULTIRUN
     # also where a launcher's own process runs this, and not our command
-    with exit_on_signals(), redacted_output(), own_ranks(cfg, announce=True):
+    with exit_on_signals(), redacted_output(outlived=records), own_ranks(cfg, announce=True):
         if not records:
             return _run(task, cfg, folder, _Record(None), in_sweep)
         try:
@@ -144,7 +145,7 @@ def _end_of_failure(error: Exception, told: Path | None, in_sweep: bool) -> None
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """End by SystemExit on SIGTERM and SIGUSR1, so that the run and the sweep are recorded as interrupted.
+    """End by SystemExit on SIGTERM, SIGUSR1 and SIGHUP, so that the run and the sweep are recorded as interrupted.
 
     A handler that somebody else has set stays, but for one that lets SIGTERM pass by, as submitit's does.
     """

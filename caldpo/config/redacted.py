@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from typing import Any, TextIO
 
 from caldpo.config.folded import mask_folded
+from caldpo.config.outliving import OutlivingStream
 from caldpo.config.redact import is_secret_name, redact_text
 
 # Gated models and data need it; a process that is to have them is handed these by name.
@@ -69,16 +70,23 @@ class RedactedStream:
 
 
 @contextlib.contextmanager
-def redacted_output() -> Iterator[None]:
+def redacted_output(*, outlived: bool = False) -> Iterator[None]:
     """What this process prints in this context goes through :class:`RedactedStream`: terminals are kept in files, too.
 
     Hydra's console handlers are made of the streams as they are then, so they are covered when they are made within.
+
+    Args:
+        outlived: go on where whoever reads the output has gone.
     """
+
+    def stream(own: Any) -> RedactedStream:
+        return RedactedStream(OutlivingStream(own) if outlived else own)  # type: ignore[arg-type]
+
     with contextlib.ExitStack() as stack:
         if not isinstance(sys.stdout, RedactedStream):
-            stack.enter_context(contextlib.redirect_stdout(RedactedStream(sys.stdout)))
+            stack.enter_context(contextlib.redirect_stdout(stream(sys.stdout)))
         if not isinstance(sys.stderr, RedactedStream):
-            stack.enter_context(contextlib.redirect_stderr(RedactedStream(sys.stderr)))
+            stack.enter_context(contextlib.redirect_stderr(stream(sys.stderr)))
         yield
 
 

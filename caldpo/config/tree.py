@@ -27,6 +27,8 @@ def read_yaml(path: Path) -> Any:
         _require_bounded(text)
         return yaml.load(text, _Loader)
     except (ValueError, yaml.YAMLError) as error:
+        if "maximum nesting depth" in str(error):  # libyaml's own bound, since 0.2.6, which it meets reading ahead
+            raise ValueError(f"it is nested more than {_DEEPEST} deep") from error
         raise ValueError(" ".join(str(error).split())) from error
     except (LookupError, TypeError, AttributeError, OverflowError) as error:  # of PyYAML's constructors: `!!bool x`
         raise ValueError("a value is not what its tag says") from error

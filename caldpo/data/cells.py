@@ -14,7 +14,7 @@ TURNS = ("prompt", "chosen", "rejected", "completion", "messages", "conversation
 MAX_ENCODED = 2_000_000  # characters; Python's own parser takes a hundred times the memory of what it reads
 
 _SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
-_LIST = re.compile(r"\s*\[\s*\{\s*['\"]\w+['\"]\s*:")
+_LIST = re.compile(r"\s*(?:array\()?\[\s*\{\s*['\"]\w+['\"]\s*:")
 _OBJECT = re.compile(r"\s*\{\s*['\"](?:role|from|content|value)['\"]\s*:")
 _ROLE = re.compile(r"['\"](?:role|from)['\"]\s*:\s*['\"]")
 _SPEAKER = re.compile(r"['\"](?:role|from)['\"]\s*:\s*['\"](?:system|user|assistant|tool|human|gpt)['\"]")

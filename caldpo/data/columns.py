@@ -12,8 +12,9 @@ from contextvars import ContextVar
 from typing import Any
 
 from caldpo.config.signature import validated
-from caldpo.data.cells import TURNS, Cell, as_turns, decoded
+from caldpo.data.cells import TURNS, Cell, as_turns, decoded, looks_encoded
 from caldpo.data.rows import RowError
+from caldpo.errors import CaldpoError
 
 # Names of the prompt where there is no column `prompt`; `instruction` brings Alpaca's `input` with it.
 PROMPTS = ("question", "query", "instruction", "input")
@@ -24,7 +25,7 @@ SCORES = (  # pairs of columns; one without the other is no score of the pair
     ("rating_chosen", "rating_rejected"),
     ("score-chosen", "score-rejected"),
 )
-SYSTEMS = ("system", "system_prompt")
+SYSTEMS = ("system", "system_prompt", "system_message")
 # What a text model or a format cannot take, and what nobody may drop from a row without changing its meaning.
 MEANING = (
     *("images", "image", "audio", "audios", "video", "videos"),
@@ -82,6 +83,7 @@ class Columns:
         self.named: dict[str, list[str]] = {
             role: [names] if isinstance(names, str) else names for role, names in named.items() if names
         }
+        _refuse_twice(self.named)
 
     def mapped(self, row: Mapping[str, Any]) -> MappedRow:
         """The row under the names that formats read.
@@ -220,6 +222,20 @@ def is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {}, ())
 
 
+def _refuse_twice(named: Mapping[str, Sequence[str]]) -> None:
+    """Refuse one column for two roles: a response that is its own prompt, or that is compared with itself."""
+    roles: dict[str, str] = {}
+    for role, names in named.items():
+        for name in names:
+            if (other := roles.setdefault(name, role)) != role:
+                raise CaldpoError(
+                    f"names the column of data.columns.{other} once more",
+                    key=f"data.columns.{role}",
+                    value=name,
+                    remedy="give each role a column of its own",
+                )
+
+
 def _usual_prompt(row: Mapping[str, Any]) -> list[str]:
     """The column that is the prompt by its usual name, or none."""
     found = [name for name in PROMPTS if name in row]
@@ -256,6 +272,8 @@ def _place_conversation(row: dict[str, Any], sources: dict[str, list[str]]) -> N
 def _settle_shapes(row: dict[str, Any], sources: dict[str, list[str]]) -> tuple[str, ...]:
     """Bring prompt and responses into shapes that go together, where that is plain; what was done that may matter."""
     sides = [name for name in ("chosen", "rejected", "completion") if row.get(name) is not None]
+    if sides:
+        _answer_turns(row, sources, sides)
     answers = [row[name] for name in sides]
     if not answers or not all(isinstance(answer, list) for answer in answers):
         return ()
@@ -269,6 +287,19 @@ def _settle_shapes(row: dict[str, Any], sources: dict[str, list[str]]) -> tuple[
         return ()
     row.update({name: row[name][-1:] for name in sides})
     return (CUT,)
+
+
+def _answer_turns(row: dict[str, Any], sources: dict[str, list[str]], sides: Sequence[str]) -> None:
+    """Texts that answer messages become the assistant's turns, as a text that messages answer becomes the user's."""
+    if any(not isinstance(row[name], str) or looks_encoded(row[name]) for name in sides):
+        return
+    asked = row.get("prompt" if "prompt" in row else "messages")
+    last = asked[-1] if isinstance(asked, list) and asked else None
+    if not isinstance(last, dict) or last.get("role") not in ("user", "tool"):
+        return
+    if "prompt" not in row:
+        row["prompt"], sources["prompt"] = asked, ["messages"]
+    row.update({name: [{"role": "assistant", "content": str(row[name])}] for name in sides})
 
 
 def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:

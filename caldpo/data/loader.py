@@ -17,7 +17,7 @@ from caldpo.types import PairBatch
 
 def _leave_signals_to_the_run(worker: int) -> None:
     """A signal to the whole process group asks the run to save itself, for which it needs its workers."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -88,6 +88,18 @@ class NoAdapter:
         return source
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
+        """The policy itself.
+
+        Raises:
+            CaldpoError: its checkpoint is quantised, so that most of its weights would take no gradient.
+        """
+        if getattr(policy, "is_quantized", False):
+            raise CaldpoError(
+                "its weights are quantised (quantization_config in config.json), and such weights take no gradient",
+                key="model.path",
+                value=policy.config.name_or_path,
+                remedy="train an adapter on it (adapter=lora), or name the checkpoint that it was made of",
+            )
         return policy
 
     def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:

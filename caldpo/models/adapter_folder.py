@@ -19,6 +19,7 @@ from caldpo.config.explain import install
 from caldpo.errors import CaldpoError
 from caldpo.models.published import only_pickles
 from caldpo.models.weight_files import read_header
+from caldpo.summary import print_notes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REFERENCE = "reference"  # name, in PEFT's model, of the frozen adapter under which a policy is its reference
@@ -61,12 +62,14 @@ def load_adapter(
         if not (place / WEIGHTS).is_file():
             raise only_pickles(str(place), "adapter", f"there is no {WEIGHTS}")
         stored[place] = set(read_header(place / WEIGHTS, key="adapter", value=place))
+        _note_other_base(said, base, place)
     config = LoraConfig.from_pretrained(str(folder))
     if dropout is not None:
         config.lora_dropout = dropout
     try:
         with warnings.catch_warnings():  # of what is refused below, and of settings that are of parameters
             warnings.filterwarnings("ignore", "Found missing adapter keys|The following .* keys did not match")
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # PEFT asks by a name of transformers 4
             adapted: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=trained, config=config)
             if reference is not None:
                 adapted.load_adapter(str(reference), REFERENCE, is_trainable=False)
@@ -80,6 +83,13 @@ def load_adapter(
             why = f"{WEIGHTS} lacks" if first in wanted else f"it has no place for what is in {WEIGHTS}:"
             raise _of_another(base, place, f"{why} {first}")
     return adapted
+
+
+def _note_other_base(said: Mapping[str, Any], base: PreTrainedModel, folder: Path) -> None:
+    """Say that an adapter names another base: what has its sizes takes it, and a base may lie elsewhere by now."""
+    name, here = said.get("base_model_name_or_path"), base.config.name_or_path
+    if isinstance(name, str) and name and here and Path(name).name != Path(here).name:
+        print_notes([f"the adapter in {folder} was trained on {name} by its {CONFIG}, and is put on {here}"])
 
 
 _SIZES = re.compile(r"size mismatch for (\S+): [^\n]*?Size\((\[[\d, ]*\])\)[^\n]*?Size\((\[[\d, ]*\])\)")

@@ -118,6 +118,7 @@ class TestSweep:
     [
         (signal.SIGTERM, 143, ["behave=wait"]),
         (signal.SIGUSR1, 128 + signal.SIGUSR1, ["behave=wait"]),
+        (signal.SIGHUP, 129, ["behave=wait"]),
         (signal.SIGINT, 130, ["behave=wait"]),
         (signal.SIGTERM, 143, ["behave=finish,wait", "seed=0,1", "-m"]),
         (signal.SIGINT, 130, ["behave=finish,wait", "seed=0,1", "-m"]),

@@ -159,6 +159,27 @@ def test_a_prompt_of_the_responses_is_taken_where_nothing_else_could_be_it_and_s
     assert only({**row, "problem": "What is it?"}, prompt="problem").prompt == "What is it?"
     assert only({**row, "problem": "What is it?"}, ignored=["problem"]).prompt == "The sky is"
     assert "`question` and `instruction` could be the prompt" in reason({**row, "question": "a", "instruction": "b"})
+    for asked in (list(Q), {"from": "human", "value": "Why?"}, ["Why is it?", "So."]):
+        assert "`trajectory` could be it" in reason({**row, "trajectory": asked})
+    assert only({**row, "scores": [1.0, 2.0], "order": ["a", "b"], "metadata": {"a b": "c d"}}).prompt == "The sky is"
+
+
+@pytest.mark.parametrize("name", ["prompt", "messages"])
+def test_texts_that_answer_messages_are_turns(name: str) -> None:
+    pair = only({name: list(Q), **BOTH})
+    assert (pair.prompt, pair.chosen, pair.rejected) == (Q, "Because.", "No.")
+    assert only({"prompt": list(Q), "completion": "Because."}).prompt == Q
+    assert only({"turns": list(Q), **BOTH}, prompt="turns").prompt == Q
+    encoded = json.dumps([assistant("Because.")])
+    assert "`chosen` is " in reason({name: list(Q), **BOTH, "chosen": encoded})
+    whole = {"messages": [*Q, assistant("Because.")], "chosen": "It is blue.", "rejected": "It is red."}
+    assert "`messages` could be it" in reason(whole)
+
+
+def test_one_column_has_one_role() -> None:
+    for roles in ({"prompt": ["ask", "good"], "chosen": "good"}, {"chosen": "good", "rejected": "good"}):
+        with pytest.raises(CaldpoError, match="once more"):
+            Columns(**roles)
 
 
 @pytest.mark.parametrize("write", [json.dumps, repr])
@@ -178,6 +199,10 @@ def test_encoded_conversations_are_decoded_in_tables_and_refused_in_json(write: 
     one = {name: write(assistant(text)) for name, text in BOTH.items()}
     assert "`chosen` is a conversation encoded as text" in reason({"prompt": "Why?", **one})
     broken = cells.replace("}, {", "}\n {")  # as numpy writes a list of objects
+    pairs, report = saved(tmp_path, f"prompt,chosen,rejected\n{broken}\n")
+    assert not pairs
+    assert "encoded as text" in report.rejections[0].reason
+    broken = cells.replace('"[', '"array([').replace(']"', '], dtype=object)"')  # as pandas does
     pairs, report = saved(tmp_path, f"prompt,chosen,rejected\n{broken}\n")
     assert not pairs
     assert "encoded as text" in report.rejections[0].reason

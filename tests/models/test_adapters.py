@@ -219,3 +219,25 @@ def test_a_saved_dora_is_loaded_as_one(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "adapter_config.json").read_text())["use_dora"] is True
     loaded = NoAdapter().restore(copy.deepcopy(tiny_model()), tmp_path)
     torch.testing.assert_close(logps(loaded), logps(policy), rtol=1e-6, atol=1e-6)
+
+
+def test_quantised_weights_are_not_trained_whole() -> None:
+    quantised = tiny_model()
+    quantised.is_quantized = True  # as transformers sets it
+    with pytest.raises(CaldpoError, match=r"take no gradient[\s\S]*adapter=lora") as refusal:
+        NoAdapter().apply(quantised)
+    assert refusal.value.key == "model.path"
+    assert NoAdapter().apply(tiny_model()) is not None
+
+
+def test_an_adapter_of_another_base_is_spoken_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = applied(Lora(rank=3))
+    policy.peft_config["default"].base_model_name_or_path = "owner/one"
+    policy.save_pretrained(tmp_path)
+    said = []
+    for path in ("owner/one", "/models/one/", "owner/two", ""):
+        base = tiny_model()
+        base.config.name_or_path = path
+        Lora(rank=3).restore(base, tmp_path)
+        said.append("trained on owner/one" in " ".join(capsys.readouterr().out.split()))
+    assert said == [False, False, True, False]

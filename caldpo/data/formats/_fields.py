@@ -136,15 +136,21 @@ def pair_of_turns(
 
 
 def may_be_prompt(row: Mapping[str, Any]) -> list[str]:
-    """Columns of text, beside the responses, that could be the prompt of a row that has no column for it."""
+    """Columns of text or turns, beside the responses, that could be the prompt of a row that has no column for it."""
     return [
         name
         for name, value in row.items()
-        if name not in ("prompt", "chosen", "rejected")
-        and isinstance(value, str)
-        and len(value.split()) > 1
-        and not _METADATA.search(name)
+        if name not in ("prompt", "chosen", "rejected") and _asks(value) and not _METADATA.search(name)
     ]
+
+
+def _asks(value: Any) -> bool:
+    """Whether a value is some words, a turn of a conversation, or a list that begins with one of these."""
+    if isinstance(value, list):
+        return bool(value) and not isinstance(value[0], list) and _asks(value[0])
+    if isinstance(value, dict):
+        return ("role" in value and "content" in value) or ("from" in value and "value" in value)
+    return isinstance(value, str) and len(value.split()) > 1
 
 
 def kind(value: object) -> str:

@@ -1,0 +1,54 @@
+"""Output that a run outlives: what it says may go nowhere, and the run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+# of a terminal that is closed, of a reader that has left, and of a stream that was closed on purpose
+_GONE = (errno.EIO, errno.EPIPE, errno.EBADF)
+_SAID = b"\nnote: whoever read this run's output has gone: it goes on, and tells its folder alone\n"
+
+
+class OutlivingStream:
+    """A text stream that writes nowhere once its reader is gone; in all else the stream.
+
+    A terminal is gone after a logout, a pipe when the program at its other end has ended. Neither is a reason to lose a
+    run, which keeps all that it finds in files. A disk without room is another matter, and an error as ever.
+
+    Args:
+        stream: gets the text; None, as Python makes of a descriptor that is closed, is a stream that is gone already.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream: TextIO = stream or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, of the process
+
+    def write(self, text: str) -> int:
+        self._outlived(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._outlived(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _outlived(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            self._write_nowhere()
+
+    def _write_nowhere(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # what is buffered goes there, too
+            os.close(nowhere)
+        with contextlib.suppress(OSError):
+            os.write(2, _SAID)
