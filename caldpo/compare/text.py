@@ -41,8 +41,8 @@ def spread(found: Estimate | None, seeds: int | None = None) -> str:
 def with_interval(value: float, low: float, high: float) -> str:
     """``0.859 [0.816, 0.898]``: as many decimals as two digits of the interval's width need.
 
-    An interval without a width (``0.500 [0.500, 0.500]``) gives no scale; three digits of the value do. Where no decimals
-    would show the numbers, powers of ten do (``2.00e-07 [1.00e-07, 3.00e-07]``).
+    An interval without a width (``0.500 [0.500, 0.500]``) gives no scale; three digits of the value do. Numbers too
+    small for decimals are shown in powers of ten (``2.00e-07 [1.00e-07, 3.00e-07]``).
     """
     size = max(map(abs, (value, low, high)))
     if not all(map(math.isfinite, (value, high - low))) or abs(value) >= _LARGEST or 0 < size < _SMALLEST:

@@ -67,6 +67,7 @@ def load_adapter(
     try:
         with warnings.catch_warnings():  # of what is refused below, and of settings that are of parameters
             warnings.filterwarnings("ignore", "Found missing adapter keys|The following .* keys did not match")
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # PEFT asks by a name of transformers 4
             adapted: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=trained, config=config)
             if reference is not None:
                 adapted.load_adapter(str(reference), REFERENCE, is_trainable=False)
