@@ -41,9 +41,11 @@ def spread(found: Estimate | None, seeds: int | None = None) -> str:
 def with_interval(value: float, low: float, high: float) -> str:
     """``0.859 [0.816, 0.898]``: as many decimals as two digits of the interval's width need.
 
-    An interval without a width (``0.500 [0.500, 0.500]``) gives no scale; three digits of the value do.
+    An interval without a width (``0.500 [0.500, 0.500]``) gives no scale; three digits of the value do. Numbers too
+    small for decimals are shown in powers of ten (``2.00e-07 [1.00e-07, 3.00e-07]``).
     """
-    if not all(map(math.isfinite, (value, high - low))) or abs(value) >= _LARGEST:
+    size = max(map(abs, (value, low, high)))
+    if not all(map(math.isfinite, (value, high - low))) or abs(value) >= _LARGEST or 0 < size < _SMALLEST:
         return f"{number(value)} [{number(low)}, {number(high)}]"
     decimals = _decimals(high - low, 2) if high != low else _decimals(value, 3)
     return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"

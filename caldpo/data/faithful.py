@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from caldpo.data.pair import Message
@@ -19,17 +19,23 @@ from caldpo.data.rows import RowError
 def rewritten_turns(prompt: Iterable[Message], written: str) -> int:
     """How many of the assistant's turns in a prompt do not stand in it as they were given.
 
+    Each text has to stand in a place of its own: a short one may well be part of another turn.
+
     Raises:
         RowError: another turn does not.
     """
-    count = 0
-    for message in prompt:
-        told = [message["content"], message.get("reasoning_content", "")]
-        if all(stands(text, written) for text in told):
-            continue
-        if message["role"] != "assistant":
-            raise RowError(f"the chat template leaves out or rewrites the text of a {message['role']} turn")
-        count += 1
+    told = [
+        (text, m["role"]) for m in prompt for text in (m["content"], m.get("reasoning_content", "")) if text.strip()
+    ]
+    left, count = _squeezed(written), 0
+    for text, role in sorted(told, key=lambda said: -len(_squeezed(said[0]))):
+        found = next((form for form in _forms(text) if form in left), None)
+        if found is not None:
+            left = left.replace(found, "\n", 1)
+        elif role != "assistant":
+            raise RowError(f"the chat template leaves out or rewrites the text of a {role} turn")
+        else:
+            count += 1
     return count
 
 
@@ -85,10 +91,13 @@ def without_calls(turns: Iterable[Message]) -> tuple[Message, ...]:
 
 def stands(text: str, written: str) -> bool:
     """Whether a text occurs in another, white space aside; as the content of a JSON string, too."""
-    if text.strip() in written:
-        return True
-    squeezed = _squeezed(written)
-    return _squeezed(text) in squeezed or _squeezed(json.dumps(text, ensure_ascii=False)[1:-1]) in squeezed
+    return text.strip() in written or any(form in _squeezed(written) for form in _forms(text))
+
+
+def _forms(text: str) -> Iterator[str]:
+    """The ways in which a template may write a text, without white space."""
+    yield _squeezed(text)
+    yield _squeezed(json.dumps(text, ensure_ascii=False)[1:-1])
 
 
 def _squeezed(text: str) -> str:

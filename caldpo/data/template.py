@@ -94,10 +94,14 @@ class Renderer:
     Args:
         tokenizer: its chat template and special tokens must not change afterwards.
         now: the time for templates that write the date; None is that of each call.
+        turn: the token with which the template ends a turn, if it is another than the EOS.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None, turn: str | None = None
+    ) -> None:
         self._tokenizer, self._now = tokenizer, now
+        self._turn, self._ends = turn, [token for token in (tokenizer.eos_token, turn) if token]
         self.special = SpecialText(tokenizer)
         self._reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages", "strftime_now"}
 
@@ -132,8 +136,8 @@ class Renderer:
             after = [_continuation(written, self._apply([*prompt, turn], generate=False, **extra)) for turn in turns]
             rewritten = self._require_prompt(prompt, written, **extra)
             for side, turn, text in zip(("chosen", "rejected"), turns, after, strict=False):
-                ends = text.find(self._tokenizer.eos_token) if self._tokenizer.eos_token else -1
-                faithful.require_response(turn, text if ends < 0 else text[:ends], side)
+                ends = [place for token in self._ends if (place := text.find(token)) >= 0]
+                faithful.require_response(turn, text[: min(ends, default=len(text))], side)
         answers = [*after, ""][:2]
         return _plain(written, answers[0], answers[1], mark, templated=True, eos_stripped=stripped, rewritten=rewritten)
 
@@ -159,7 +163,8 @@ class Renderer:
             harmless = self.special.writable | {self._tokenizer.unk_token}
             if stuck := next((name for name in spelled if name not in harmless), None):
                 raise RowError(f"a response spells out a special token that the tokenizer takes for one ({stuck})")
-            return text, count
+            ended = self._turn is not None and text.rstrip().endswith(self._turn)
+            return text.rstrip() if ended else text, count
         if bos and bos != eos and bos in text:  # in HTML, <s> and </s> go together
             return text, 0
         end, count = len(text), 0

@@ -142,14 +142,15 @@ def end_once(ids: list[int], eos: int, *, templated: bool, turn: int | None = No
     Args:
         ids: what follows the prompt.
         eos: the tokenizer's EOS.
-        templated: the first end token is the template's, and what it wrote after it is cut; otherwise none belongs.
+        templated: the first end token is the template's, and what it wrote after it is cut; otherwise no EOS belongs.
         turn: the token with which the template ends a turn, if it is another than the EOS.
     """
     if templated:
         for place, token in enumerate(ids):
             if token in (eos, turn):
                 return ids[: place + 1]
-    return [*(token for token in ids if token != eos), eos]
+    said = [token for token in ids if token != eos]
+    return said if said and said[-1] == turn else [*said, eos]
 
 
 def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -244,10 +245,11 @@ class _Worker:
     renderer: Renderer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.renderer = Renderer(self.tokenizer, self.now)
         self.leading = leading_special_tokens(self.tokenizer)
         turn = turn_end(self.tokenizer)
         self.turn = None if turn == self.tokenizer.eos_token_id else turn
+        ends = None if self.turn is None else str(self.tokenizer.convert_ids_to_tokens(self.turn))
+        self.renderer = Renderer(self.tokenizer, self.now, ends)
         self.unknown = unknown_token(self.tokenizer)
 
     def tokenize(self, start: int, chunk: Sequence[PreferencePair]) -> Iterator[TokenizedPair]:

@@ -36,6 +36,7 @@ from caldpo.evaluation.target import Target
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
 from caldpo.fit import check_fit, require_prompts
 from caldpo.generation import reference_seed, sample_responses, sampling_notes
+from caldpo.logprobs.head import NotNumbersError
 from caldpo.models.adapter import adapter_off, is_adapted
 from caldpo.models.probes import require_sound
 from caldpo.parts import build_parts
@@ -125,6 +126,14 @@ class Subject:
         return self.data.test_pairs[: self.settings.max_pairs]
 
     @property
+    def _longest(self) -> int:
+        """Tokens of the longest held-out sequence; 0 without data."""
+        if not self.has_data:
+            return 0
+        lengths = self.data.test_pairs.lengths()
+        return int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
+
+    @property
     def texts(self) -> list[PreferencePair]:
         """The same pairs as text."""
         return self.data.test_sources[: len(self.pairs)]
@@ -187,7 +196,7 @@ class Subject:
             self._loaded.clear()
             own = load_weights(self.weights, self.source, self.adapter, self.target)
             self._loaded[self.weights] = placed(own, self.precision, self.device)
-            require_sound(self._loaded[self.weights], training=False)
+            self._require_sound(self._loaded[self.weights])
         return self._loaded[self.weights]
 
     @cached_property
@@ -320,6 +329,10 @@ class Subject:
         step = "" if self.weights.step is None else f" at step {self.weights.step}"
         return f"{self.target.name}{step}: the {who}'s"
 
+    def _require_sound(self, model: PreTrainedModel, key: str = "model") -> None:
+        with contextlib.suppress(NotNumbersError):  # whoever asks for values names run, step and rows
+            require_sound(model, training=False, max_length=self._longest, key=key)
+
     @contextmanager
     def model(self, who: Who) -> Iterator[PreTrainedModel]:
         """The policy, or the reference, on its device."""
@@ -331,7 +344,7 @@ class Subject:
 
     def _load_reference(self, path: str | None) -> PreTrainedModel:
         model = placed(load_reference(path, self._own_reference, self.source), self.precision, self.device)
-        require_sound(model, training=False, key="reference.path")
+        self._require_sound(model, key="reference.path")
         return model.eval().requires_grad_(False)
 
     def _key(self, *sections: str) -> str:

@@ -182,6 +182,21 @@ def test_one_column_has_one_role() -> None:
             Columns(**roles)
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("ask", "空は何色ですか"),  # no spaces between words
+        ("dialog", [user("What is the sky?")]),
+        ("turns", ["What is the sky?", "I see it."]),
+        ("model_prompt", "What is the sky?"),
+    ],
+)
+def test_what_could_be_the_prompt_may_have_any_script_and_shape(column: str, value: Any) -> None:
+    row = {"chosen": "The sky is blue.", "rejected": "The sky is green.", "prompt_id": "a b", "tags": ["a b"]}
+    assert f"`{column}` could be it" in reason({**row, column: value})
+    assert only({**row, column: value}, ignored=[column]).prompt == "The sky is"
+
+
 @pytest.mark.parametrize("write", [json.dumps, repr])
 def test_encoded_conversations_are_decoded_in_tables_and_refused_in_json(write: Any, tmp_path: Path) -> None:
     sides = {name: write([user("Why?"), assistant(text)]) for name, text in BOTH.items()}

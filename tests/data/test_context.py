@@ -128,11 +128,28 @@ def test_other_turns_stand_too_but_for_earlier_ones_of_the_assistant() -> None:
     assert "the text of a user turn" in refusal(
         {"prompt": [user("Why is it so?")], "chosen": [assistant("a")], "rejected": [assistant("b")]}, cuts
     )
+    short = {"prompt": [system("Be"), user("Be brief.")], **SIDES}  # its text stands in another turn
+    assert refusal(short, leaves_out) == "the chat template leaves out or rewrites the text of a system turn"
+    again = [user("go on"), assistant("no"), user("go on")]
+    assert prompt_of({"prompt": again, **SIDES}, TURNS).count("go on") == 2
+    last = TURNS.replace("in messages %}", "in messages[1:] %}", 1)
+    assert "the text of a user turn" in refusal({"prompt": again, **SIDES}, last)
     earlier = {"prompt": [user("a?"), assistant("<think>Hm.</think>b"), user("c?")], **SIDES}
     split = tokenized([pair_of(earlier)], byte_tokenizer(template=STRIPS))
     assert split.counts.turns_rewritten == 1
     escapes = TURNS.replace("m.role + ':' + m.content", "m.role + ':' + (m.content | tojson)")
     assert prompt_of({"prompt": [user('"a"\n?')], **SIDES}, escapes).startswith('user:"\\"a\\"\\n?"')
+
+
+def test_what_stands_after_the_end_of_a_turn_is_not_trained_on_and_refused() -> None:
+    tokenizer = byte_tokenizer(template=TURNS.replace("m.content }}", "m.content + '<end>' }}"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    row = {"prompt": [user("Oslo?")], "rejected": [assistant("No.")], "chosen": [assistant("Rain.")]}
+    [kept] = tokenized([pair_of(row)], tokenizer).pairs
+    assert tokenizer.decode(kept.chosen_ids) == "Rain.<end>"
+    called = pair_of({**row, "chosen": [{**assistant("Rain."), "tool_calls": [CALL]}]})
+    [rejection] = tokenized([called], tokenizer).rejections
+    assert rejection.reason == "the chat template does not write tool_calls (weather)"
 
 
 def test_one_system_turn() -> None:

@@ -15,7 +15,18 @@ from caldpo.data.tokenize import (
     leading_special_tokens,
 )
 from caldpo.errors import CaldpoError
-from tests.data.small import chat, gpt2, gpt2_with, ids, letter_tokenizer, pair, tokenized, word_tokenizer, zephyr
+from tests.data.small import (
+    byte_tokenizer,
+    chat,
+    gpt2,
+    gpt2_with,
+    ids,
+    letter_tokenizer,
+    pair,
+    tokenized,
+    word_tokenizer,
+    zephyr,
+)
 
 
 def test_words_in_a_conversation() -> None:
@@ -179,6 +190,19 @@ def test_a_template_that_ends_a_turn_with_a_token_of_its_own() -> None:
 )
 def test_end_once(given_ids: list[int], templated: bool, expected: list[int]) -> None:
     assert end_once(given_ids, 2, templated=templated) == expected
+
+
+def test_a_text_that_a_template_wrote_beforehand_ends_with_the_end_of_a_turn() -> None:
+    tokenizer = byte_tokenizer(
+        template="{% for m in messages %}{{ '<start>' + m.content + '<end>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<start>{% endif %}"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start>", "<end>"]})
+    [only] = tokenized([pair("<start>a<end><start>", "b<end>\n", "c<end></s>")], tokenizer).pairs
+    assert [tokenizer.decode(side) for side in (only.chosen_ids, only.rejected_ids)] == ["b<end>", "c<end>"]
+    [only] = tokenized([pair("a", " b<end>", " c")], tokenizer).pairs  # nobody's template: text
+    assert only.chosen_ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.convert_tokens_to_ids("<end>") not in only.chosen_ids
 
 
 def test_pairs_of_the_same_tokens_can_be_kept() -> None:

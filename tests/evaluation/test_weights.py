@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM
 from caldpo.config.paths import conf_dir
 from caldpo.config.trust import own_targets
 from caldpo.errors import CaldpoError
+from caldpo.evaluation import subject
 from caldpo.evaluation.target import SECTIONS, Target
 from caldpo.evaluation.weights import Weights, find_weights, load_weights
 from caldpo.generate import main as generate
 from caldpo.models.adapter import NoAdapter
 from caldpo.models.random import RandomModel
 from tests.command import call
-from tests.evaluation.runs import evaluate, inside, tiny_run, write_data
+from tests.evaluation.runs import QUICK, evaluate, inside, tiny_run, write_data
 
 
 def target_of(run: Path) -> Target:
@@ -245,3 +246,16 @@ def test_a_checkpoint_has_the_spellings_that_an_export_takes(trained: Path, caps
         call(generate, ["run", "checkpoint=step-4", "count=1", "compare=false"], None)
     assert (trained / "evaluation/step-4/preference.json").is_file()
     assert (trained / "evaluation/step-4/generations.csv").is_file()
+
+
+def test_policy_and_reference_are_probed_at_the_longest_held_out_sequence(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frequencies may change with length, and code that comes with a model may have them of a whole batch."""
+    asked: list[int] = []
+    monkeypatch.setattr(subject, "require_sound", lambda model, *, max_length, **_: asked.append(max_length))
+    rows = [json.loads(line) for line in (trained.parent / "test.jsonl").read_text().splitlines()]
+    words = [len(r["prompt"].split()) + max(len(r[side].split()) for side in ("chosen", "rejected")) for r in rows]
+    with inside(trained.parent):
+        evaluate(str(trained), "suite=preference", "again=true", f"output={tmp_path}", QUICK[0])
+    assert asked == [max(words) + 1] * 2  # with the EOS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,9 @@ LORA_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 def test_an_adapter_that_is_not_whole_is_refused(change: Callable[..., object], why: str, tmp_path: Path) -> None:
     """PEFT leaves out what it has no place for, and leaves at its start what is missing, with a warning."""
     Lora(rank=4).apply(tiny_model()).save_pretrained(tmp_path, save_embedding_layers=False)
-    load_adapter(tiny_model(), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_adapter(tiny_model(), tmp_path)
     changed(tmp_path, change, "adapter_model.safetensors")
     with pytest.raises(CaldpoError, match=why):
         load_adapter(tiny_model(), tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,12 @@ _METADATA = re.compile(
     r"(?:^|[_-])(?:id|ids|source|origin|dataset|split|subset|config|model|name|lang|language|category|type|domain|"
     r"topic|tag|tags|label|labels|url|date|time|timestamp|license|annotator|worker|reason|rationale|explanation|"
     r"feedback|critique|comment|status|system|principle|completion|response)(?:$|[_-])",
+    re.IGNORECASE,
+)
+# what a name ends with that asks, whatever stands before it: `model_prompt`, and not `prompt_id`
+_ASKS = re.compile(
+    r"(?:^|[_-])(?:prompt|question|query|instruction|input|problem|post|article|document|passage|dialog|dialogue|"
+    r"conversation)s?$",
     re.IGNORECASE,
 )
 _FOLLOWS = {
@@ -140,17 +147,19 @@ def may_be_prompt(row: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name, value in row.items()
-        if name not in ("prompt", "chosen", "rejected") and _asks(value) and not _METADATA.search(name)
+        if name not in ("prompt", "chosen", "rejected")
+        and _says_something(value)
+        and (_ASKS.search(name) or not _METADATA.search(name))
     ]
 
 
-def _asks(value: Any) -> bool:
-    """Whether a value is some words, a turn of a conversation, or a list that begins with one of these."""
+def _says_something(value: Any) -> bool:
+    """Whether a value has more than one word of text, or letters of a script that need no spaces between words."""
     if isinstance(value, list):
-        return bool(value) and not isinstance(value[0], list) and _asks(value[0])
-    if isinstance(value, dict):
-        return ("role" in value and "content" in value) or ("from" in value and "value" in value)
-    return isinstance(value, str) and len(value.split()) > 1
+        return any(map(_says_something, value))
+    if isinstance(value, Mapping):
+        return any(_says_something(value.get(name)) for name in ("content", "value", "text"))
+    return isinstance(value, str) and (len(value.split()) > 1 or any(unicodedata.category(c) == "Lo" for c in value))
 
 
 def kind(value: object) -> str:

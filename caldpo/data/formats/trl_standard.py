@@ -2,9 +2,9 @@
 
 Explicit: ``prompt``, ``chosen`` and ``rejected`` are texts; a response follows its prompt character by
 character, so ``"The sky is"`` and ``" blue."`` carry the space between them.
-Implicit: there is no ``prompt``, and no other column of text that could be one; it is the longest common beginning of
-``chosen`` and ``rejected``, cut back to the last place that splits no word, with a space at its end given to the
-responses. How many rows that was done to is said.
+Implicit: there is no ``prompt``, and no other column of text or turns that could be one; it is the longest common
+beginning of ``chosen`` and ``rejected``, cut back to the last place that splits no word, with a space at its end given
+to the responses. How many rows that was done to is said.
 https://huggingface.co/docs/trl/dataset_formats
 """
 
@@ -48,9 +48,7 @@ def parse(row: Row) -> PreferencePair:
     if not prompt.strip():
         raise RowError("no `prompt`, and chosen and rejected share no beginning that could be one")
     cut = chosen[len(prompt) :], rejected[len(prompt) :]
-    return PreferencePair(
-        prompt, *cut, *scores(row), remarks=("rows whose prompt is their responses' shared beginning",)
-    )
+    return PreferencePair(prompt, *cut, *scores(row), remarks=(SHARED,))
 
 
 def common_prompt(chosen: str, rejected: str) -> str:
