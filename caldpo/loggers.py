@@ -117,6 +117,9 @@ class WandB:
             config: free of secrets.
             earlier: the rows that a resumed run has kept; None of a new one. W&B then has each row once: online it is
                 told those that did not reach it, offline a new stretch takes the place of the old one.
+
+        Raises:
+            CaldpoError: W&B does not start: no API key, no network, a setting that it does not take.
         """
         if not is_first_rank() or self.mode == "disabled" or (self.mode == "auto" and _switched_off()):
             return []
@@ -134,7 +137,7 @@ class WandB:
             "tags": self.tags or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag] or None,
             "notes": self.notes or os.environ.get("WANDB_NOTES"),
         }
-        run = self._init(run_dir, offline=offline, job_type="train", config=config, **told, **same)
+        run = self._started(run_dir, offline=offline, job_type="train", config=config, **told, **same)
         self._folder = Path(run.dir).parent if offline else None
         self.url = None if offline else getattr(run, "url", None)
         # Lightning logs the optimiser step under this name: make it the axis of every curve.
@@ -196,6 +199,19 @@ class WandB:
         if not given:
             return name
         return f"{given}: {name}" if in_sweep else given  # the runs of a sweep are to be told apart
+
+    def _started(self, run_dir: Path, *, offline: bool, **arguments: Any) -> Any:
+        import wandb
+
+        try:
+            return self._init(run_dir, offline=offline, **arguments)
+        except wandb.Error as error:
+            raise CaldpoError(
+                f"W&B does not start: {one_line(error)}",
+                key="logger.mode",
+                value=self.mode,
+                remedy="wandb login, or take logger.mode=offline (WANDB_MODE=offline) and upload the run later",
+            ) from error
 
     def _init(self, run_dir: Path, *, offline: bool, **arguments: Any) -> Any:
         import wandb

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from caldpo.errors import CaldpoError
 from caldpo.loggers import NoTracker, WandB, account_configured
 from tests import wandb_file
 
@@ -218,3 +219,10 @@ class TestSummary:
 
         monkeypatch.setattr(wandb, "init", fail)
         assert WandB().add_summary(run, {"a": 1.0}) == "W&B was not told: Error: the service did not start at all"
+
+
+@pytest.mark.usefixtures("no_account")
+def test_online_without_a_key_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(CaldpoError, match=r"logger.mode=auto: W&B does not start: .*[\s\S]*logger.mode=offline"):
+        WandB().open(tmp_path, "run", None, {})

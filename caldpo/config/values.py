@@ -84,8 +84,14 @@ def describe(annotation: Any) -> str:
 
 def suggest(word: object, choices: Iterable[object]) -> str:
     """`` (did you mean X?)`` for the choice closest to ``word``, or nothing when none is close."""
-    near = difflib.get_close_matches(str(word), [_yaml(choice) for choice in choices], n=1, cutoff=0.6)
-    return f" (did you mean {near[0]}?)" if near else ""
+    known = {_plain(text): text for text in map(_yaml, choices)}
+    near = difflib.get_close_matches(_plain(str(word)), known, n=1, cutoff=0.6)
+    return f" (did you mean {known[near[0]]}?)" if near else ""
+
+
+def _plain(word: str) -> str:
+    """A word without what is most often written otherwise: ``CalDPO`` and ``cal-dpo`` are ``cal_dpo``."""
+    return word.lower().replace("_", "").replace("-", "")
 
 
 def _fits(annotation: Any, value: Any) -> bool:

@@ -300,6 +300,14 @@ def _cannot_load(what: str, path: str, key: str, error: Exception) -> CaldpoErro
         return CaldpoError(f"there is no such folder to load a {what} from", key=key, value=path)
     if "safetensors" in str(error) and what == "model":
         return only_pickles(path, key, f"it has no weights as safetensors: {_first_sentence(error)}")
+    if what == "tokenizer" and Path(path).is_dir() and not _tokenizer_files(Path(path)):
+        return CaldpoError(
+            "this folder holds no tokenizer",
+            key=key,
+            value=path,
+            remedy="save the model's tokenizer there, too (save_pretrained of transformers), or name one by"
+            " model.tokenizer=ID_OR_FOLDER",
+        )
     if Path(path).is_dir():
         file = "config.json" if what == "model" else "tokenizer_config.json and tokenizer.json"
         remedy = f"mend its {file}, or name a folder that save_pretrained of transformers has written"
@@ -311,3 +319,8 @@ def _cannot_load(what: str, path: str, key: str, error: Exception) -> CaldpoErro
         remedy="give the id of a causal language model on the hub (check the spelling, the network and, for a"
         " gated model, HF_TOKEN) or a folder written by save_pretrained",
     )
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    patterns = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
+    return [file for pattern in patterns for file in folder.glob(pattern)]

@@ -37,17 +37,19 @@ def depends_on_length(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def require_can_be_longer(config: Mapping[str, Any], folder: Path) -> None:
+def require_can_be_longer(then: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
     """Refuse to make a run longer where it would not be the run that was as long from its beginning.
 
     Args:
+        then: what it began with.
         config: that it goes on with.
         folder: the run's.
 
     Raises:
         CaldpoError: something before its old end depends on the length, or it kept no checkpoint to go on from.
     """
-    key = LENGTHS[flatten(config).get(LENGTHS[0]) is None]
+    before, after = flatten(then), flatten(config)
+    key = next(key for key in LENGTHS if before.get(key) != after.get(key))
     why = depends_on_length(config)
     if why is None and not checkpoint_folders(folder):
         why = "it kept no checkpoint (callbacks.checkpoint.every)"
@@ -55,15 +57,20 @@ def require_can_be_longer(config: Mapping[str, Any], folder: Path) -> None:
         raise CaldpoError(
             f"{folder} cannot be made longer: {why}",
             key=key,
-            value=flatten(config).get(key),
-            remedy=from_its_policy(config, folder),
+            value=after.get(key),
+            remedy=from_its_policy(config, folder)
+            if (folder / "policy").is_dir()
+            else f"leave {key} out to go on with the run as it was begun",
         )
 
 
 def from_its_policy(config: Mapping[str, Any], folder: Path) -> str:
     """What to do instead: a new run that starts where this one ended."""
-    adapted = not str(flatten(config).get("adapter._target_")).endswith(".NoAdapter")
-    start = f"adapter.start={folder}/policy beside this run's overrides" if adapted else f"model.path={folder}/policy"
+    flat, policy = flatten(config), f"{folder}/policy"
+    if not str(flat.get("adapter._target_")).endswith(".NoAdapter"):
+        start = f"adapter.start={policy} beside this run's overrides"
+    else:  # models that are made, as random ones are, have no path
+        start = f"model.path={policy}" if "model.path" in flat else f"model=hf model.path={policy}"
     return f"start a new run from its policy: {start}"
 
 

@@ -17,7 +17,8 @@ CONFIG = "config.yaml"
 _ABSENT = object()
 _SHOWN = 8
 
-# Keys, and sections with a dot at their end, on which no number of the run depends.
+# Keys, and sections with a dot at their end, on which no number of the run depends; or which only decide on rows that
+# are refused or left out: the tokens that remain are compared.
 FREE = (
     "name",
     "console",
@@ -33,7 +34,9 @@ FREE = (
     "callbacks.checkpoint.keep",
     "callbacks.displacement.",
     "data.cache",
+    "data.max_unknown",
     "data.num_workers",
+    "data.on_invalid",
     "data.prefetch_factor",
     "data.preview_pairs",
     "data.source.cache_dir",
@@ -83,7 +86,7 @@ def require_same_config(then: Mapping[str, Any], now: Mapping[str, Any], run_dir
     longer = is_longer(then, now)
     found = list(differences(then, now, LENGTHS if longer else ()))
     if longer and not found:
-        require_can_be_longer(now, run_dir)
+        require_can_be_longer(then, now, run_dir)
     if not found:
         return
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

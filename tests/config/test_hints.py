@@ -87,7 +87,7 @@ def test_hints_lead_somewhere() -> None:
         for chosen in ((), ("model=hf", "model.path=a/b", "data.train=x"))
     ]
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
-    known = {"to", "batch", "checkpoint", "judge.base_url", *groups}
+    known = {"to", "output", "batch", "checkpoint", "judge.base_url", *groups}
     missing = object()
 
     def there(key: str) -> bool:
@@ -128,3 +128,18 @@ def test_nothing_is_read_into_good_commands() -> None:
     assert cfg.loss.beta == 0.1
     with pytest.raises(CaldpoError):
         composed("train", _search_path(), ["loss=dpo", "loss.beta=-1"], schemas=SCHEMAS, agree=agree)
+
+
+@pytest.mark.parametrize("written", ["calDPO", "CAL-DPO", "Cal_DPO"])
+def test_options_are_meant_whatever_their_case(written: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean cal_dpo?" in told(f"loss={written}", capsys=capsys)
+
+
+def test_a_folder_to_write_is_the_key_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    from caldpo.evaluate import main as evaluate
+    from caldpo.export import main as export
+
+    for main_of, key in ((export, "to"), (evaluate, "output")):
+        with pytest.raises(SystemExit):
+            main_of(["run=x", "output_dir=y"])
+        assert f"output_dir: unknown key (did you mean {key}?)" in capsys.readouterr().err

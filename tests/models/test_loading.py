@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from caldpo.errors import CaldpoError
 from caldpo.models import attention, pinned
 from caldpo.models.attention import choose_attention
-from caldpo.models.hub import HubModel, causal_lm_skeleton, check_causal_lm
+from caldpo.models.hub import HubModel, causal_lm_skeleton, check_causal_lm, load_tokenizer
 from caldpo.resuming.record import DATA_COMMIT, MODEL_COMMIT
 from tests.tiny import tiny_model
 
@@ -130,3 +130,10 @@ def test_a_resumed_run_reads_the_commit_of_its_data_set(tmp_path: Path) -> None:
     pinned.keep_data_commit(folder, tmp_path / "other", resumed=False)
     assert folder.revision == "main"
     pinned.keep_data_commit(SimpleNamespace(), tmp_path, resumed=True)  # files have none
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(CaldpoError, match=r"model.path=.*: this folder holds no tokenizer") as refused:
+        load_tokenizer(str(tmp_path), key="model.path")
+    assert "model.tokenizer=ID_OR_FOLDER" in str(refused.value)

@@ -163,6 +163,11 @@ def test_a_key_that_nobody_has_thought_of_is_compared() -> None:
     assert not set(FREE) & set(COMPARED_AS_READ)
 
 
+def test_what_refuses_rows_alone_may_change() -> None:
+    """A run that was refused goes on by the key that its message names; the tokens that remain are compared."""
+    assert bound({"data": {"max_unknown": 0.05, "on_invalid": "error", "seed": 1}}) == {"data.seed": 1}
+
+
 def test_contents_are_what_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "below").mkdir(parents=True)

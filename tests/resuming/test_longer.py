@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from caldpo.resuming.longer import from_its_policy
 from tests.command import train
 from tests.evaluation.runs import inside, write_data
 from tests.resuming.runs import outcome
@@ -53,6 +54,10 @@ def test_where_something_depends_on_the_length_it_is_refused(
         assert "model.path=whole/policy" in said
         said = refused(capsys, Path("whole"), *RUN, "trainer.max_steps=9", "hydra.run.dir=whole", "resume=auto", code=1)
         assert "cannot be made longer" in said
+        for key, value in (("trainer.max_steps", 9), ("trainer.max_epochs", 99)):
+            said = refused(capsys, Path("half"), "resume=half", f"{key}={value}")
+            assert f"{key}={value}: half cannot be made longer" in said, "the key that is given"
+            assert f"leave {key} out" in said, "it has no policy yet"
         assert "was 8, is 7" in refused(capsys, Path("half"), "resume=half", "trainer.max_steps=7"), "nor shorter"
         assert "loss.beta was 0.1, is 0.2" in refused(
             capsys, Path("half"), "resume=half", "trainer.max_steps=9", "loss.beta=0.2"
@@ -63,6 +68,13 @@ def test_where_something_depends_on_the_length_it_is_refused(
         own = [text for text in RUN if "model" not in text and "accumulate" not in text]
         own += ["model=zephyr", "model.path=whole/policy", "data=local", "trainer=cpu", "trainer.max_steps=1"]
         train(*own, "optim=adamw", "data.max_length=32", "data.max_prompt_length=16", "hydra.run.dir=on")
+
+
+def test_the_policy_of_a_model_that_is_made_is_named_with_a_model_that_is_read() -> None:
+    made = {"model": {"seed": 0}, "adapter": {"_target_": "caldpo.models.adapter.NoAdapter"}}
+    assert from_its_policy(made, Path("run")).endswith(": model=hf model.path=run/policy")
+    read = made | {"model": {"path": "a/b"}}
+    assert from_its_policy(read, Path("run")).endswith(": model.path=run/policy")
 
 
 @pytest.mark.parametrize(
