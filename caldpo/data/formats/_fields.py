@@ -154,11 +154,12 @@ def may_be_prompt(row: Mapping[str, Any]) -> list[str]:
 
 
 def _says_something(value: Any) -> bool:
-    """Whether a value has more than one word of text, or letters of a script that need no spaces between words."""
+    """Whether a value is a turn, has more than one word of text, or letters of a script without spaces between words."""
     if isinstance(value, list):
         return any(map(_says_something, value))
     if isinstance(value, Mapping):
-        return any(_says_something(value.get(name)) for name in ("content", "value", "text"))
+        turn = {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+        return turn or any(_says_something(value.get(name)) for name in ("content", "value", "text"))
     return isinstance(value, str) and (len(value.split()) > 1 or any(unicodedata.category(c) == "Lo" for c in value))
 
 
