@@ -154,7 +154,7 @@ def may_be_prompt(row: Mapping[str, Any]) -> list[str]:
 
 
 def _says_something(value: Any) -> bool:
-    """Whether a value is a turn, has more than one word of text, or letters of a script without spaces between words."""
+    """Whether a value is a turn, has more than one word, or letters of a script that has no spaces between words."""
     if isinstance(value, list):
         return any(map(_says_something, value))
     if isinstance(value, Mapping):
