@@ -6,6 +6,7 @@ import math
 import netrc
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -119,7 +120,7 @@ class WandB:
                 told those that did not reach it, offline a new stretch takes the place of the old one.
 
         Raises:
-            CaldpoError: W&B does not start: no API key, no network, a setting that it does not take.
+            CaldpoError: W&B refuses a setting, a variable or the account.
         """
         if not is_first_rank() or self.mode == "disabled" or (self.mode == "auto" and _switched_off()):
             return []
@@ -137,7 +138,14 @@ class WandB:
             "tags": self.tags or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag] or None,
             "notes": self.notes or os.environ.get("WANDB_NOTES"),
         }
-        run = self._started(run_dir, offline=offline, job_type="train", config=config, **told, **same)
+        if group is not None and not same:
+            same = {"id": secrets.token_hex(4)}  # one in WANDB_RUN_ID would make one W&B run of all runs of a sweep
+        try:
+            run = self._init(run_dir, offline=offline, job_type="train", config=config, **told, **same)
+        except OSError:  # of the disk; it speaks for itself
+            raise
+        except Exception as error:  # of its settings, its variables, the account or its server
+            raise _not_begun(error) from error
         self._folder = Path(run.dir).parent if offline else None
         self.url = None if offline else getattr(run, "url", None)
         # Lightning logs the optimiser step under this name: make it the axis of every curve.
@@ -200,19 +208,6 @@ class WandB:
             return name
         return f"{given}: {name}" if in_sweep else given  # the runs of a sweep are to be told apart
 
-    def _started(self, run_dir: Path, *, offline: bool, **arguments: Any) -> Any:
-        import wandb
-
-        try:
-            return self._init(run_dir, offline=offline, **arguments)
-        except wandb.Error as error:
-            raise CaldpoError(
-                f"W&B does not start: {one_line(error)}",
-                key="logger.mode",
-                value=self.mode,
-                remedy="wandb login, or take logger.mode=offline (WANDB_MODE=offline) and upload the run later",
-            ) from error
-
     def _init(self, run_dir: Path, *, offline: bool, **arguments: Any) -> Any:
         import wandb
 
@@ -233,6 +228,18 @@ class WandB:
             ),
             **arguments,
         )
+
+
+def _not_begun(error: Exception) -> CaldpoError:
+    """What W&B says of a run that it does not begin, on one line."""
+    found: Any = getattr(error, "errors", None)  # of pydantic: a value in its settings or variables
+    wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found()] if callable(found) else []
+    return CaldpoError(
+        f"W&B does not begin its run ({'; '.join(wrong) or one_line(error)})",
+        key="logger",
+        value="wandb",
+        remedy="mend the key of logger or the WANDB_ variable, log in (wandb login), or take logger.mode=offline or logger=csv",
+    )
 
 
 class WandbRows(WandbLogger):

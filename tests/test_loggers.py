@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from caldpo.errors import CaldpoError
 from caldpo.loggers import NoTracker, WandB, account_configured
@@ -131,6 +132,41 @@ class TestSettings:
         assert tracked_name(Path("a/loss=dpo,seed=31"), "dpo", 3) == "seed=3 loss=dpo,seed=31"
 
 
+@pytest.mark.usefixtures("no_account")
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WANDB_PROJECT", "a/b", "Invalid project name"),
+        ("WANDB_TAGS", "x" * 80, "run_tags: "),
+        ("WANDB_API_KEY", "short", "API key"),
+    ],
+)
+def test_variables_that_wandb_refuses_are_a_mistake_to_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(CaldpoError, match=rf"^logger=wandb: W&B does not begin its run \(.*{said}") as refusal:
+        WandB().open(tmp_path, "run", None, {})
+    assert "logger=csv" in str(refusal.value)
+
+
+@pytest.mark.usefixtures("no_account")
+def test_runs_of_a_sweep_are_apart_where_a_variable_names_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, Any]] = []
+
+    def begun(self: WandB, run_dir: Path, **arguments: Any) -> Any:
+        found.append(arguments)
+        return wandb.init(mode="disabled")
+
+    monkeypatch.setattr(WandB, "_init", begun)
+    for group in ("sweep", "sweep", None):
+        WandB().open(tmp_path, "run", group, {})
+    assert "id" not in found[2], "that of WANDB_RUN_ID, where there is one"
+    assert found[0]["id"] != found[1]["id"]
+
+
 def test_without_a_tracker_nothing_is_opened(tmp_path: Path) -> None:
     tracker = NoTracker()
     assert tracker.open(tmp_path, "run", None, {}) == []
@@ -224,5 +260,5 @@ class TestSummary:
 @pytest.mark.usefixtures("no_account")
 def test_online_without_a_key_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
-    with pytest.raises(CaldpoError, match=r"logger.mode=auto: W&B does not start: .*[\s\S]*logger.mode=offline"):
+    with pytest.raises(CaldpoError, match=r"logger=wandb: W&B does not begin its run .*[\s\S]*logger.mode=offline"):
         WandB().open(tmp_path, "run", None, {})
