@@ -238,7 +238,8 @@ def _not_begun(error: Exception) -> CaldpoError:
         f"W&B does not begin its run ({'; '.join(wrong) or one_line(error)})",
         key="logger",
         value="wandb",
-        remedy="mend the key of logger or the WANDB_ variable, log in (wandb login), or take logger.mode=offline or logger=csv",
+        remedy="mend the key of logger or the WANDB_ variable, log in (wandb login), or take logger.mode=offline or"
+        " logger=csv",
     )
 
 
