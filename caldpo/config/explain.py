@@ -231,7 +231,7 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl,
     known = [str(k) for k in section if k != "hydra" and not str(k).startswith("_")]
     choices = [*known, *_groups(cfg, loader)] if not parent else known
     # in a sweep over a group, say which of its options lacks the key
-    chosen = next((o for o in others if parent and o.split("=")[0] == parent), None)
+    chosen = next((o for o in reversed(others) if parent and o.split("=")[0] == parent), None)
     where = chosen or parent or "the top level"
     listed = ", ".join(sorted(set(choices))) or "none"
     meant = meant_keys(key, cfg, _groups(cfg, loader))

@@ -14,6 +14,7 @@ f-divergences, whose normalising constant cancels only in differences.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -70,7 +71,9 @@ class Calibration(nn.Module):
             CaldpoError: the targets are the data's scores and the batch has none.
         """
         if self.targets == "half":
-            half = torch.full_like(logps.policy_chosen, 1 / (2 * self.beta))
+            target, dtype = 1 / (2 * self.beta), logps.policy_chosen.dtype
+            # what this dtype cannot hold is infinite in it, as it is in arithmetic; refused before training
+            half = torch.full_like(logps.policy_chosen, target if target <= torch.finfo(dtype).max else math.inf)
             return half, -half
         if logps.score_chosen is None or logps.score_rejected is None:
             raise CaldpoError(

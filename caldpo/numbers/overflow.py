@@ -149,10 +149,13 @@ def _check_optimizer(parts: dict[str, Any]) -> None:
 
 
 def _certain(loss: PreferenceLoss, why: str) -> CaldpoError:
+    setting = _extreme(loss)
+    too_large = setting["key"] == "loss.beta" and float(setting["value"]) > 1
+    remedy = "lower loss.beta" if too_large else "raise loss.beta, or lower the weight that makes the loss this large"
     return CaldpoError(
         f"the loss {loss.formula} is certain to overflow: {why}",
-        **_extreme(loss),
-        remedy="raise loss.beta, or lower the weight that makes the loss this large",
+        **setting,
+        remedy=remedy,
     )
 
 

@@ -143,3 +143,7 @@ def test_a_folder_to_write_is_the_key_of_its_command(capsys: pytest.CaptureFixtu
         with pytest.raises(SystemExit):
             main_of(["run=x", "output_dir=y"])
         assert f"output_dir: unknown key (did you mean {key}?)" in capsys.readouterr().err
+
+
+def test_of_an_option_that_is_chosen_twice_the_last_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "loss.beta: unknown key with loss=slic" in told("loss=dpo", "loss=slic", "loss.beta=1", capsys=capsys)

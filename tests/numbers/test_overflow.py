@@ -91,6 +91,7 @@ def test_what_float32_can_hold_is_trained(loss: PreferenceLoss, tmp_path: Path) 
         (DPO(beta=1e-320), "loss.beta=9.99989e-321"),
         (DPO(beta=1e308), "loss.beta=1e+308"),
         (IPO(beta=1e-320), "loss.beta=9.99989e-321"),
+        (CalDPO(beta=1e-46), "loss.beta=1e-46"),
         (CPO(nll_weight=1e300), "loss.nll_weight=1e+300"),
         (CalDPO(calibration_weight=1e300), "loss.calibration_weight=1e+300"),
         (CalSLiC(calibration_weight=1e300, nll_weight=2.0), "loss.calibration_weight=1e+300"),
@@ -100,6 +101,11 @@ def test_what_float32_can_hold_is_trained(loss: PreferenceLoss, tmp_path: Path) 
 )
 def test_a_setting_that_float32_cannot_hold_is_named(loss: PreferenceLoss, named: str) -> None:
     assert refusal(loss).startswith(f"{named}: ")
+
+
+@pytest.mark.parametrize(("beta", "remedy"), [(1e308, "lower loss.beta"), (1e-46, "raise loss.beta")])
+def test_beta_is_changed_the_way_that_helps(beta: float, remedy: str) -> None:
+    assert remedy in refusal(DPO(beta=beta) if beta > 1 else IPO(beta=beta))
 
 
 def test_float64_goes_further() -> None:
