@@ -95,6 +95,7 @@ def claimed_folder(cfg: DictConfig, kind: str) -> list[str]:
     key = f"hydra.{kind}.dir"
     if "${now:" not in _written(cfg, key):
         given = Path(str(OmegaConf.select(cfg, key)))
+        _require_makeable(given, key)
         # Hydra writes its own record of the command there before anything else can refuse.
         if kind == "sweep":
             require_no_links_out_of_sweep(given, _written(cfg, "hydra.sweep.subdir").count("/") + 1)
@@ -117,6 +118,17 @@ def claimed_folder(cfg: DictConfig, kind: str) -> list[str]:
         except OSError as error:
             raise CaldpoError(f"cannot be made: {error.strerror}", key=key, value=folder) from error
     return [f"{key}={quoted(folder)}"]
+
+
+def _require_makeable(folder: Path, key: str) -> None:
+    """Refuse a folder that is not there and cannot be made, which Hydra would answer with a traceback."""
+    nearest = next((place for place in (folder, *folder.absolute().parents) if os.path.lexists(place)), None)
+    if nearest is None or (nearest == folder and nearest.is_dir()):
+        return
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "cannot be written to" if nearest.is_dir() else "is no folder"
+        remedy = "name a folder that you may write to"
+        raise CaldpoError(f"cannot be made: {nearest} {why}", key=key, value=folder, remedy=remedy)
 
 
 def _written(cfg: DictConfig, key: str) -> str:

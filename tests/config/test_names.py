@@ -164,6 +164,17 @@ class TestClaiming:
         with pytest.raises(CaldpoError, match=r"hydra\.run\.dir=outputs/x_2026: cannot be made"):
             claimed_folder(self.cfg("outputs/x_${now:%Y}"), "run")
 
+    def test_a_named_folder_that_cannot_be_made_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").write_text("")
+        for taken in ("file", "file/run"):
+            with pytest.raises(CaldpoError, match=r"cannot be made: .*file is no folder"):
+                claimed_folder(self.cfg(str(tmp_path / taken)), "run")
+        assert claimed_folder(self.cfg(str(tmp_path / "new/run")), "run") == []
+        monkeypatch.setattr("os.access", lambda *_: False)  # as on a disk that is only read
+        with pytest.raises(CaldpoError, match="cannot be written to"):
+            claimed_folder(self.cfg(str(tmp_path / "new/run")), "run")
+        assert claimed_folder(self.cfg(str(tmp_path)), "run") == [], "a report of what is there can be had"
+
     def test_processes_from_outside_need_a_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORLD_SIZE", "2")
         with pytest.raises(CaldpoError, match="torchrun"):
