@@ -11,7 +11,7 @@ import json
 from datetime import datetime
 
 _READS = "strftime_now"
-_DIRECTIVES = (*"aAbBcdHIjmMpSUwWxXyYzZGuVeDFTR", *(f"-{letter}" for letter in "dmHIMSjye"))
+_DIRECTIVES = (*"aAbBcd", *"HIjmMp", *"SUwWxX", *"yYzZGu", *"VeDFTR", *(f"-{letter}" for letter in "dmHIMSjye"))
 
 
 def reads_clock(template: str) -> bool:
