@@ -22,11 +22,13 @@ from transformers import (
 
 from caldpo.compilation import uncompiled
 from caldpo.end_tokens import end_tokens, named
+from caldpo.errors import CaldpoError, one_line
 from caldpo.models.generation_settings import listed, unused_settings, without_own_settings
 from caldpo.models.modes import evaluating
 from caldpo.models.padding import forget, left_padded, prompt_batches
 from caldpo.numbers.evaluated import not_finite_error
 from caldpo.sharding.shard import is_sharded
+from caldpo.shortage import is_shortage
 
 LEAST_TEMPERATURE = 1e-6
 """Below it the likeliest token is taken: float32 logits do not tell more apart."""
@@ -141,17 +143,32 @@ def _sample_batch(
     with without_own_settings(model) as base:
         forget(base, device)
         kind: Any = type(base)  # the instance's own generate may be a program that came with the checkpoint
-        out = kind.generate(
-            base,
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([watch]),
-            synced_gpus=is_sharded(model),  # ranks with parts of the weights go on until the last of them is done
-        )[:, ids.shape[1] :].tolist()
+        try:
+            out = kind.generate(
+                base,
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([watch]),
+                synced_gpus=is_sharded(model),  # ranks with parts of the weights go on until the last of them is done
+            )[:, ids.shape[1] :].tolist()
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            if is_shortage(error):
+                raise
+            raise _cannot_generate(base, error) from error
     # the first end token ends a response; what follows is padding, whatever its id
     cut = [next((row[: at + 1] for at, token in enumerate(row) if token in ends), row) for row in out]
     return cut, watch.first_bad.tolist()
+
+
+def _cannot_generate(model: PreTrainedModel, error: Exception) -> CaldpoError:
+    """Some types fail in transformers' own ``generate`` (5.24: kimi_linear, bailing_hybrid), and train all the same."""
+    return CaldpoError(
+        f"transformers cannot generate with this {type(model).__name__}: {one_line(error)}",
+        key="callbacks.samples.prompts",
+        remedy="train with callbacks.samples.prompts=0 callbacks.oracle.prompts=0, and measure by suites that draw no"
+        " samples (preference, displacement)",
+    )
 
 
 class _Watch(LogitsProcessor):

@@ -365,3 +365,13 @@ def test_entries_of_the_vocabulary_that_are_never_drawn_may_be_minus_infinity() 
     model.lm_head.forward = lambda hidden: plain(hidden).index_fill(-1, torch.tensor([40, 41]), -torch.inf)
     found = sample_responses(model, tiny_tokenizer(), PROMPTS, max_new_tokens=8, temperature=1.0, seed=0)
     assert {40, 41}.isdisjoint(token for ids in found for token in ids)
+
+
+def test_a_model_that_transformers_cannot_generate_with_is_named() -> None:
+    """Trained without samples it can be all the same."""
+    model = tiny_model()
+    model.prepare_inputs_for_generation = None
+    with pytest.raises(CaldpoError, match=type(model).__name__) as refused:
+        sample_responses(model, tiny_tokenizer(), [[5, 6]], max_new_tokens=2, temperature=0.0, seed=0)
+    assert refused.value.key == "callbacks.samples.prompts"
+    assert "callbacks.samples.prompts=0" in (refused.value.remedy or "")
