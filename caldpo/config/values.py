@@ -84,9 +84,13 @@ def describe(annotation: Any) -> str:
 
 def suggest(word: object, choices: Iterable[object]) -> str:
     """`` (did you mean X?)`` for the choice closest to ``word``, or nothing when none is close."""
-    known = {_plain(text): text for text in map(_yaml, choices)}
-    near = difflib.get_close_matches(_plain(str(word)), known, n=1, cutoff=0.6)
-    return f" (did you mean {known[near[0]]}?)" if near else ""
+    names = [_yaml(choice) for choice in choices]
+    plain = {_plain(name): name for name in names}
+    if _plain(str(word)) in plain:
+        return f" (did you mean {plain[_plain(str(word))]}?)"
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    near = near or [plain[name] for name in difflib.get_close_matches(_plain(str(word)), plain, n=1, cutoff=0.6)]
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _plain(word: str) -> str:

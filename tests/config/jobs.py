@@ -42,13 +42,14 @@ def start(conf: Path, cwd: Path, *arguments: str, **environment: str) -> subproc
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_heed_ctrl_c,
+        preexec_fn=_heed_signals,
     )
 
 
-def _heed_ctrl_c() -> None:
-    """Where a shell has put the tests into its background, they have inherited that Ctrl-C is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _heed_signals() -> None:
+    """In the background of a shell, or under nohup, the tests have inherited that Ctrl-C or SIGHUP is ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def run(conf: Path, cwd: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
