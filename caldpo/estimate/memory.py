@@ -165,30 +165,42 @@ def takes_packed(model: PreTrainedModel, mode: FakeTensorMode) -> bool:
     return runs("packed") or not runs("padded")  # one that fails at both has to do with tensors without content
 
 
-def skeleton_without_content(source: ModelSource) -> PreTrainedModel:
-    """The model that ``source`` describes, made of fake tensors.
+def made_of(source: ModelSource) -> PreTrainedModel:
+    """The model that ``source`` describes; see :func:`skeleton_without_content`."""
+    return skeleton_without_content(source.skeleton, source.identity)
+
+
+def skeleton_without_content(
+    make: Callable[[], PreTrainedModel], name: Callable[[], str], key: str = "model"
+) -> PreTrainedModel:
+    """A model made of fake tensors.
+
+    Args:
+        make: it, by its configuration alone.
+        name: what it is called in an error, asked for then alone.
+        key: of that.
 
     Raises:
-        CaldpoError: naming ``model``: its code needs numbers to make it.
+        CaldpoError: naming ``key``: its code needs numbers to make it.
     """
     try:
-        return source.skeleton()
+        return make()
     except CaldpoError:
         raise
     except Exception:  # the meta device lets more pass
-        return _made_on_meta(source)
+        return _made_on_meta(make, name, key)
 
 
-def _made_on_meta(source: ModelSource) -> PreTrainedModel:
+def _made_on_meta(make: Callable[[], PreTrainedModel], name: Callable[[], str], key: str) -> PreTrainedModel:
     try:
         with unset_fake_temporarily(), torch.device("meta"):
-            model = source.skeleton()
+            model = make()
     except Exception as error:
         raise CaldpoError(
             "this model cannot be made on tensors without content, so that nothing is known of its memory"
             f" ({one_line(error)})",
-            key="model",
-            value=source.identity(),
+            key=key,
+            value=name(),
             remedy="start the run itself with trainer.max_steps=1",
         ) from error
     made: dict[int, Tensor] = {}  # tied weights stay tied

@@ -20,6 +20,7 @@ from caldpo.estimate.memory import (
     converted,
     evaluation_step,
     fake_tensors,
+    made_of,
     skeleton_without_content,
     training_step,
     without_content,
@@ -106,7 +107,7 @@ def memory_needs(
     trainer, loss, spec = parts["trainer"], parts["loss"], parts["reference"]
     dtype = WEIGHT_DTYPES.get(trainer.precision)
     with fake_tensors(device) as mode:
-        policy = converted(parts["adapter"].apply(skeleton_without_content(parts["model"])), dtype)
+        policy = converted(parts["adapter"].apply(made_of(parts["model"])), dtype)
         policy.train()
         trained = [p for p in policy.parameters() if p.requires_grad]
         way = way_of_reference(spec, policy, bool(loss.needs_reference), pairs, seen)
@@ -223,7 +224,14 @@ def reference_skeleton(
     if way != "resident":
         return None
     own = spec.path is None
-    model = source.skeleton() if own else causal_lm_skeleton(spec.path, key="reference.path", dtype=policy.dtype)
+    key = "reference.path"
+    model = (
+        made_of(source)
+        if own
+        else skeleton_without_content(
+            lambda: causal_lm_skeleton(spec.path, key=key, dtype=policy.dtype), lambda: str(spec.path), key
+        )
+    )
     kept = getattr(spec, "dtype", "same")
     model = converted(model, dtype if kept == "same" else floating_dtype(kept))
     return model.eval().requires_grad_(False)

@@ -17,7 +17,7 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.data.tokens import TokenizedPairs
 from caldpo.estimate.device import Capacity, capacity
 from caldpo.estimate.flops import Flops, Hours, Work, logits_again, run_flops, work_of
-from caldpo.estimate.memory import fake_tensors, skeleton_without_content, takes_packed
+from caldpo.estimate.memory import fake_tensors, made_of, takes_packed
 from caldpo.estimate.needs import Needs, memory_needs
 from caldpo.estimate.report import as_dict, print_estimate, print_verdict
 from caldpo.estimate.sample import Sample, take_sample
@@ -205,7 +205,7 @@ def layout_of(cfg: DictConfig, parts: dict[str, Any], max_length: int) -> Layout
     if cfg.layout != "auto":
         return cfg.layout
     with fake_tensors("cpu") as mode:
-        model = skeleton_without_content(parts["model"])
+        model = made_of(parts["model"])
         packed = why_not_packed(model, max_length) is None and takes_packed(model, mode)
     return "packed" if packed else "padded"
 

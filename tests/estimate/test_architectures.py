@@ -128,3 +128,15 @@ def test_a_model_without_checkpointing_in_train_and_estimate(folder: Path, capsy
     assert "model.gradient_checkpointing=false" in capsys.readouterr().err
     estimate([*COMMAND, *fits, "model.gradient_checkpointing=false", "hydra.run.dir=two"])
     assert json.loads(Path("two/estimate.json").read_text())["activations_unknown"] is None
+
+
+def test_a_resident_reference_that_cannot_be_drawn_without_content(folder: Path) -> None:
+    """ModernBERT draws its weights from a cut normal distribution, which looks at their values."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = AutoConfig.for_model("modernbert-decoder", vocab_size=VOCABULARY, **sizes, eos_token_id=2, pad_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained("model")
+    tiny_tokenizer().save_pretrained("words")
+    own = ["model.tokenizer=words", "reference=resident", "callbacks.samples.prompts=0"]
+    estimate([*COMMAND, *own, "hydra.run.dir=one"])
+    parts = json.loads(Path("one/estimate.json").read_text())["memory_bytes"]
+    assert parts["reference: weights"] == parts["policy: weights"] > 0
