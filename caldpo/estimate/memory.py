@@ -200,19 +200,19 @@ def _made_on_meta(make: Callable[[], PreTrainedModel], name: Callable[[], str], 
             "this model cannot be made on tensors without content, so that nothing is known of its memory"
             f" ({one_line(error)})",
             key=key,
-            value=name(),
+            value=attribute(),
             remedy="start the run itself with trainer.max_steps=1",
         ) from error
     made: dict[int, Tensor] = {}  # tied weights stay tied
     for module in model.modules():
-        for name, old in [*module._parameters.items(), *module._buffers.items()]:
+        for attribute, old in [*module._parameters.items(), *module._buffers.items()]:
             if old is None:
                 continue
             if id(old) not in made:
                 empty = torch.empty(old.shape, dtype=old.dtype)
                 is_weight = isinstance(old, nn.Parameter)
                 made[id(old)] = nn.Parameter(empty, requires_grad=old.requires_grad) if is_weight else empty
-            setattr(module, name, made[id(old)])
+            setattr(module, attribute, made[id(old)])
     return model
 
 
