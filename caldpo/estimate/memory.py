@@ -200,7 +200,7 @@ def _made_on_meta(make: Callable[[], PreTrainedModel], name: Callable[[], str], 
             "this model cannot be made on tensors without content, so that nothing is known of its memory"
             f" ({one_line(error)})",
             key=key,
-            value=attribute(),
+            value=name(),
             remedy="start the run itself with trainer.max_steps=1",
         ) from error
     made: dict[int, Tensor] = {}  # tied weights stay tied
