@@ -18,7 +18,7 @@ from caldpo.config.kept import NOT_BY_HYDRA
 from caldpo.config.overrides import require_unspaced, with_positional, with_quoted_paths
 from caldpo.config.paths import conf_dir
 from caldpo.config.preflight import Agree, check_composes, preflight
-from caldpo.config.redact import redact_text
+from caldpo.config.redact import redact_error
 from caldpo.errors import CaldpoError
 
 Main = Callable[..., None]
@@ -79,7 +79,7 @@ def hydra_entry(
                         raise
                     _launch(args, task, records, done)
             except CaldpoError as error:
-                print(f"error: {redact_text(str(error))}", file=sys.stderr)
+                print(f"error: {redact_error(error)}", file=sys.stderr)
                 raise SystemExit(BAD_COMMAND_LINE) from None
             except KeyboardInterrupt:
                 _close_sweep()

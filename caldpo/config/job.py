@@ -25,7 +25,7 @@ from caldpo.config.kept import keep_command
 from caldpo.config.launched import own_ranks, process_rank
 from caldpo.config.lock import is_held, run_lock
 from caldpo.config.names import register_resolvers
-from caldpo.config.redact import redact_file, redact_files, redact_text
+from caldpo.config.redact import redact_error, redact_file, redact_files, redact_text
 from caldpo.config.redacted import redacted_output
 from caldpo.config.summary import SUMMARY, known_summary
 from caldpo.errors import CaldpoError
@@ -245,8 +245,8 @@ class _Record:
 def one_line(error: Exception) -> str:
     """Type and message of an error on one line; the message alone when it is meant for a person."""
     known = as_caldpo_error(error)
-    text = str(known) if known else f"{type(error).__name__}: {error}"
-    return redact_text(" ".join(text.split()))
+    text = redact_error(known) if known else redact_text(f"{type(error).__name__}: {error}")
+    return " ".join(text.split())
 
 
 def as_caldpo_error(error: BaseException) -> CaldpoError | None:
@@ -270,8 +270,8 @@ def as_caldpo_error(error: BaseException) -> CaldpoError | None:
 
 def _tell(error: Exception, folder: Path | None) -> None:
     known = as_caldpo_error(error)
-    text = str(known) if known else "".join(traceback.format_exception(error)).rstrip()
-    print(redact_text(f"error: {text}" if known else text), file=sys.stderr)
+    trace = "".join(traceback.format_exception(error)).rstrip()
+    print(f"error: {redact_error(known)}" if known else redact_text(trace), file=sys.stderr)
     if folder:
         print(f"  The whole story: {folder / ERROR}", file=sys.stderr)
 

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from omegaconf import OmegaConf
 
 from caldpo.config.secret_forms import MASK, mask_addresses, mask_named
+from caldpo.errors import CaldpoError
 from caldpo.files import write_text
 
 _SHORTEST = 8  # characters; a shorter environment value ("none", "true") would mask innocent text
@@ -139,6 +140,18 @@ def redact_text(text: str) -> str:
             text = text.replace(secret, MASK)
     text = _PAIR_IN_TEXT.sub(_mask_pair, text)
     return mask_addresses(mask_named(KNOWN_FORMS.sub(MASK, text), is_secret_name))
+
+
+def redact_error(error: CaldpoError) -> str:
+    """The text of an error with secrets masked.
+
+    ``api_key: unknown key`` says something of a key, and no value: only what follows the key is looked at.
+    """
+    apart = "\0"  # between a key and its colon there is then no pair
+    told = "" if error.key is None else re.escape(error.key)
+    subject = rf"\A{told}" if told else r"^  [\w.+~@/-]+"  # one problem, or several with a line each
+    text = re.sub(rf"(?m)({subject})(?=: )", rf"\1{apart}", str(error))
+    return redact_text(text).replace(apart, "")
 
 
 def redact_files(folder: Path) -> None:

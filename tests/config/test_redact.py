@@ -11,7 +11,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from caldpo.config.paths import conf_dir
-from caldpo.config.redact import MASK, is_secret_name, redact, redact_file, redact_files, redact_text
+from caldpo.config.redact import MASK, is_secret_name, redact, redact_error, redact_file, redact_files, redact_text
+from caldpo.errors import CaldpoError
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +166,13 @@ def _keys(node: Any) -> Iterator[Any]:
     elif isinstance(node, list):
         for value in node:
             yield from _keys(value)
+
+
+def test_what_is_said_of_a_key_is_no_secret_and_its_value_is() -> None:
+    wrong = "hunter" + "2hunter2"
+    several = CaldpoError("2 problems in the configuration\n  api_key: unknown key\n  a.password=x: too short")
+    assert redact_error(several) == str(several).replace("password=x: ", f"password={MASK} ")
+    assert redact_error(CaldpoError("unknown key", key="logger.api_key")) == "logger.api_key: unknown key."
+    assert wrong not in redact_error(CaldpoError(f"password: {wrong}", key="logger.api_key"))
+    assert wrong not in redact_error(CaldpoError("unknown key", key="api_key", value=wrong))
+    assert wrong not in redact_error(CaldpoError(f"cannot be read: password: {wrong}"))
