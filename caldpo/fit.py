@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.callbacks.oracle import OracleEvaluation
@@ -21,7 +20,7 @@ from caldpo.models.adapter import base_model
 from caldpo.models.base import ModelSource
 from caldpo.models.hub import causal_lm_skeleton
 from caldpo.models.positions import position_limit
-from caldpo.ranks import is_first_rank
+from caldpo.summary import print_notes
 
 _PADDING = 0.05  # of an embedding may be rows that no token has: they are rounded up to a multiple of 64 or more
 
@@ -48,7 +47,9 @@ def check_fit(
     """
     policy = skeleton_of(source)
     if policy is None:
-        _say("note: this model cannot be made without its weights, so that token ids and lengths are not checked first")
+        print_notes(
+            ["this model cannot be made without its weights, so that token ids and lengths are not checked first"]
+        )
         return
     named = _innermost(source)
     key = "model.path" if getattr(named, "tokenizer", None) is None else "model.tokenizer"
@@ -155,9 +156,11 @@ def note_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     """Say so where a tokenizer knows far fewer tokens than the embedding has rows, or more."""
     rows, known = _rows(model), len(tokenizer)
     if not (1 - _PADDING) * rows - 1024 <= known <= rows:
-        _say(
-            f"note: the tokenizer knows {known:,} tokens, and the embedding has {rows:,} rows: is it this model's?"
-            " (model.tokenizer)"
+        print_notes(
+            [
+                f"the tokenizer knows {known:,} tokens, and the embedding has {rows:,} rows: is it this model's?"
+                " (model.tokenizer)"
+            ]
         )
 
 
@@ -192,11 +195,6 @@ def _require_room_for(callback: Any, model: PreTrainedModel, data: PairDataModul
     if count and more and not (isinstance(callback, OracleEvaluation) and data.oracle is None):
         longest = max(len(prompt.prompt_ids) for prompt in data.held_out_prompts(count))
         require_room(model, longest, more, key=f"{key}.max_new_tokens")
-
-
-def _say(line: str) -> None:
-    if is_first_rank():
-        Console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _innermost(source: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from caldpo.config.tree import flatten
+from caldpo.config.tree import flatten, texts_in
 from caldpo.files import known_digest
 
 _MOST_FILES = 1000  # of a folder that are read; of what comes after them, the size and the time of the last change
@@ -22,7 +22,7 @@ def contents(tree: Any, place: str = "") -> dict[str, str]:
     """
     found = {}
     for key, value in (flatten(tree, place) if isinstance(tree, Mapping) else {place: tree}).items():
-        digests = {text: there for text in _texts(value) if text and (there := _digest(Path(text)))}
+        digests = {text: there for text in texts_in(value) if text and (there := _digest(Path(text)))}
         if digests:
             found[key] = _sha256(f"{text} {digest}" for text, digest in sorted(digests.items()))
     return found
@@ -59,17 +59,6 @@ def _changed(file: Path) -> str:
 
 def _counts(file: Path, folder: Path) -> bool:
     return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
 
 
 def _sha256(lines: Iterator[str]) -> str:

@@ -9,7 +9,7 @@ that are left, which are the template's, and what lies between is tokenised as p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -106,18 +106,6 @@ class SpecialText:
             after, alone = self._tokenizer([f"{token}a", "a"], **keys)["input_ids"]
             self._apart = after[1:] == alone
         return self._apart
-
-
-def texts_in(value: Any) -> Iterator[str]:
-    """All texts in a value, without the names in its objects."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from texts_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from texts_in(item)
 
 
 def _pattern(names: Iterable[str]) -> re.Pattern[str] | None:

@@ -23,11 +23,12 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from caldpo.config.tree import texts_in
 from caldpo.data import faithful
 from caldpo.data.clock import reads_clock, stopped
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.rows import RowError
-from caldpo.data.special import SpecialText, texts_in
+from caldpo.data.special import SpecialText
 from caldpo.data.template_file import MAX_TEMPLATE_CHARACTERS
 from caldpo.errors import CaldpoError
 from caldpo.limits import TooLong, bounded
