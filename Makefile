@@ -21,7 +21,7 @@ demo: $(VENV)/.run-installed ## nine losses, three seeds, on the embedded data; 
 evaluate: $(VENV)/.eval-installed ## every suite on the newest demo (or RUNS=outputs/SWEEP), the judge rehearsed; its report anew
 	@test -n "$(RUNS)" || { echo "there is no demo to evaluate yet: make demo"; exit 2; }
 	$(PY) -m caldpo.evaluate $(RUNS) 'suite=[preference,displacement,oracle,judge,leaderboard]' \
-	  oracle.checkpoints=all judge.rehearse=true 'leaderboard.tasks=[held_out_pairs]' $(ARGS)
+	  oracle.checkpoints=all judge.mock=true 'leaderboard.tasks=[held_out_pairs]' $(ARGS)
 
 test: $(VENV)/.dev-installed ## all tests, offline, on the CPU
 	$(PY) -m pytest -n 2 $(ARGS)

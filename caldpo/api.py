@@ -14,15 +14,15 @@ from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from caldpo.config.job import run_job
-from caldpo.config.names import claimed_folder
+from caldpo.config.conf_dir import conf_dir
 from caldpo.config.overrides import parse_override_value, with_quoted_paths
-from caldpo.config.paths import conf_dir
 from caldpo.config.preflight import check_run, composed
-from caldpo.config.summary import known_summary
+from caldpo.config.run_dir import claimed_folder
+from caldpo.config.run_lifecycle import run_job
+from caldpo.config.summary_file import known_summary
 from caldpo.errors import CaldpoError
-from caldpo.resuming.ask import with_run
-from caldpo.resuming.before import settle
+from caldpo.resume.restart_policy import settle
+from caldpo.resume.resume_overrides import with_run
 from caldpo.train import SCHEMAS, agree
 
 
@@ -97,6 +97,6 @@ def train(cfg: DictConfig) -> TrainingResult:
 
 
 def _run(cfg: DictConfig) -> float | None:
-    from caldpo.run import run  # torch and transformers load only for a configuration known to be good
+    from caldpo.training_run import run  # torch and transformers load only for a configuration known to be good
 
     return run(cfg)

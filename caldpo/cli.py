@@ -7,16 +7,16 @@ import sys
 from collections.abc import Sequence
 
 from caldpo import __version__
-from caldpo.config.values import suggest
+from caldpo.config.value_checks import suggest
 
 _COMMANDS = {
     "train": ("caldpo.train", "train a policy with one loss, or a sweep of them"),
-    "estimate": ("caldpo.estimate.__main__", "what such a run would need: steps, tokens, memory"),
-    "benchmark": ("caldpo.benchmark.__main__", "speed and memory of this project beside TRL's, on this machine"),
+    "estimate": ("caldpo.estimate", "what such a run would need: steps, tokens, memory"),
+    "benchmark": ("caldpo.benchmark", "speed and memory of this project beside TRL's, on this machine"),
     "evaluate": ("caldpo.evaluate", "measure what training changed: a run, a sweep or any Hugging Face model"),
     "generate": ("caldpo.generate", "read what a policy writes, beside its reference, or talk to it"),
     "export": ("caldpo.export", "a trained policy as a Hugging Face folder with its model card"),
-    "compare": ("caldpo.compare.__main__", "report, table and picture of a sweep's runs"),
+    "compare": ("caldpo.compare", "report, table and picture of a sweep's runs"),
 }
 _USAGE = """usage: caldpo COMMAND [arguments]
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from caldpo.config.entry import hydra_entry
-from caldpo.evaluation.attached import with_attached_suites
-from caldpo.evaluation.settings import check_evaluation
+from caldpo.config.main import hydra_entry
+from caldpo.evaluation.default_suites import with_attached_suites
+from caldpo.evaluation.evaluation_settings import check_evaluation
 
 
 @hydra_entry(
     "evaluate",
     positional="run",
-    settings="caldpo.evaluation.settings.EvaluateSettings",
+    settings="caldpo.evaluation.evaluation_settings.EvaluateSettings",
     records=False,
     agree=check_evaluation,
     expand=with_attached_suites,
 )
 def main(cfg: DictConfig) -> None:
     """Evaluate as ``cfg`` says."""
-    from caldpo.evaluation.run import evaluate  # torch and transformers load only for a good configuration
+    from caldpo.evaluation.evaluation_run import evaluate  # torch and transformers load only for a good configuration
 
     evaluate(cfg)
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from caldpo.config.entry import hydra_entry
-from caldpo.exporting.settings import check_export
+from caldpo.config.main import hydra_entry
+from caldpo.exporting.export_settings import check_export
 
 
 @hydra_entry(
     "export",
     positional="run",
-    settings="caldpo.exporting.settings.ExportSettings",
+    settings="caldpo.exporting.export_settings.ExportSettings",
     records=False,
     agree=check_export,
 )
 def main(cfg: DictConfig) -> None:
     """Export as ``cfg`` says."""
-    from caldpo.exporting.run import export_run  # torch and transformers load only for a good configuration
+    from caldpo.exporting.export_run import export_run  # torch and transformers load only for a good configuration
 
     export_run(cfg)
 

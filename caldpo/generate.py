@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from caldpo.config.entry import hydra_entry
-from caldpo.generating.check import check_generation
+from caldpo.config.main import hydra_entry
+from caldpo.generation.generation_checks import check_generation
 
 
 @hydra_entry(
     "generate",
     positional="run",
-    settings="caldpo.evaluation.settings.GenerateSettings",
+    settings="caldpo.evaluation.evaluation_settings.GenerateSettings",
     records=False,
     agree=check_generation,
 )
 def main(cfg: DictConfig) -> None:
     """Sample as ``cfg`` says."""
-    from caldpo.generating.run import generate  # torch and transformers load only for a good configuration
+    from caldpo.generation.generation_run import generate  # torch and transformers load only for a good configuration
 
     generate(cfg)
 

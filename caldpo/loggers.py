@@ -14,11 +14,11 @@ from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from caldpo.config.job import one_line
-from caldpo.config.signature import validated
+from caldpo.config.run_lifecycle import one_line
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME, STEP, RowWriter, read_rows
-from caldpo.ranks import is_first_rank
+from caldpo.utils.collectives import is_first_rank
 
 Rows = Sequence[Mapping[str, str]]  # of metrics.csv, as they are written there
 ROW = "row"  # what W&B knows the number of a row by, counted from 1

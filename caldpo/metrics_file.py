@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from caldpo.errors import CaldpoError
-from caldpo.files import append_text, write_text
+from caldpo.utils.atomic_io import append_text, write_text
 
 NAME = "metrics.csv"
 STEP = "step"

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from caldpo.config.check import Problem
-from caldpo.config.entry import hydra_entry
-from caldpo.config.groups import find_missing_groups
-from caldpo.config.logged import objective_problems
-from caldpo.config.places import find_misplaced
-from caldpo.evaluation.attached import find_unknown_suites
-from caldpo.resuming.ask import require_same_run, with_run
-from caldpo.resuming.before import settle
+from caldpo.config.main import hydra_entry
+from caldpo.config.metric_names import objective_problems
+from caldpo.config.path_checks import find_misplaced
+from caldpo.config.required_groups import find_missing_groups
+from caldpo.config.validation import Problem
+from caldpo.evaluation.default_suites import find_unknown_suites
+from caldpo.resume.restart_policy import settle
+from caldpo.resume.resume_overrides import require_same_run, with_run
 
 if TYPE_CHECKING:
     from caldpo.api import TrainingResult
 
 
-SCHEMAS = {"": "caldpo.settings.RunSettings"}  # of the plain top-level keys
+SCHEMAS = {"": "caldpo.run_settings.RunSettings"}  # of the plain top-level keys
 
 
 def agree(cfg: DictConfig) -> Iterator[Problem]:
@@ -40,7 +40,7 @@ def agree(cfg: DictConfig) -> Iterator[Problem]:
 @hydra_entry("train", settings=SCHEMAS[""], agree=agree, expand=with_run, done=settle)
 def main(cfg: DictConfig) -> float | None:
     """Train as ``cfg`` says; returns the value that an optimising sweeper minimises or maximises."""
-    from caldpo.run import run  # torch and transformers load only for a configuration known to be good
+    from caldpo.training_run import run  # torch and transformers load only for a configuration known to be good
 
     return run(cfg)
 

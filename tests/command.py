@@ -14,7 +14,7 @@ RANDOM_MODEL = (
     "model.hidden_size=16",
     "data=local",
     "data.train=pairs.jsonl",
-    "data.pairs_per_batch=6",
+    "data.micro_batch_size=6",
 )
 
 

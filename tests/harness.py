@@ -8,17 +8,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from caldpo.data.batch_sampler import StepBatchSampler
 from caldpo.data.collate import PairBatches
-from caldpo.data.loader import PairLoader
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.sampler import StepBatchSampler
-from caldpo.data.tokens import TokenizedPairs
+from caldpo.data.pair_loader import PairLoader
+from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.lightning_module import PreferenceModule
+from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
 from caldpo.losses.base import PreferenceLoss
-from caldpo.module import PreferenceModule
 from caldpo.optim import AdamW, Schedule
-from caldpo.reference.resident import ResidentReference
-from caldpo.training import TrainerSettings
+from caldpo.reference.frozen_model import FrozenReference
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -44,7 +44,7 @@ def make_module(loss: PreferenceLoss, lr: float = 1e-2, decay: str = "constant")
     policy = tiny_model()
     return PreferenceModule(
         policy,
-        ResidentReference(copy.deepcopy(policy)),
+        FrozenReference(copy.deepcopy(policy)),
         loss,
         AdamW(Schedule(decay, warmup_steps=0), lr=lr),
         tiny_tokenizer(),

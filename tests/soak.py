@@ -54,7 +54,12 @@ def soak(folder: Path, seconds: float, *overrides: str) -> Soak:
     """Train in ``folder/run``, twice for half of the time, with a SIGTERM and a resume in between."""
     run = folder / "run"
     command = [sys.executable, "-m", "caldpo.train"]
-    fresh = [f"hydra.run.dir={run}", "trainer.max_steps=1000000", "trainer.val_every=200", "trainer.threads=1"]
+    fresh = [
+        f"hydra.run.dir={run}",
+        "trainer.max_steps=1000000",
+        "trainer.val_check_interval=200",
+        "trainer.num_threads=1",
+    ]
     fresh += [f"callbacks.checkpoint.every={EVERY}", "trainer.progress_bar=false", *overrides]
     looks: list[Seen] = []
     codes = []

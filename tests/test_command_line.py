@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from caldpo import __version__, cli
-from caldpo.compare.__main__ import main as compare
+from caldpo.compare import main as compare
 from caldpo.evaluate import main as evaluate
 from caldpo.generate import main as generate
 from caldpo.train import main as train

@@ -11,18 +11,18 @@ import pandas as pd
 import pytest
 import torch
 
-from caldpo.checkpoints.folder import load_weights
-from caldpo.compilation import CompileClock, compile_layers
+from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.errors import CaldpoError
-from caldpo.generation import sample_responses
+from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
-from caldpo.logprobs.attention import use_packed_attention
+from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.losses.cal_dpo import CalDPO
-from caldpo.models.base import prepare_for_training
-from caldpo.models.tabular import TabularModel
-from caldpo.reference.context import in_run_dtype
-from caldpo.reference.resident import Resident
-from caldpo.training import TrainerSettings
+from caldpo.models.compilation import CompileClock, compile_layers
+from caldpo.models.model_source import prepare_for_training
+from caldpo.models.sampling import sample_responses
+from caldpo.models.tabular_model import TabularModel
+from caldpo.reference.frozen_model import Frozen
+from caldpo.reference.reference_context import in_run_dtype
 from tests.harness import Pairs, fit, make_module
 from tests.reference.contexts import make_context
 from tests.test_progress import Packed
@@ -43,7 +43,7 @@ def test_losses_and_checkpoints_are_those_of_the_plain_policy(
         prepare_for_training(module.policy, gradient_checkpointing=checkpointing, dropout=False)
         folder = tmp_path / str(compiled)
         data = layout(tiny_pairs(34), tiny_pairs(9), 4)
-        trainer = fit(module, data, folder, max_steps=12, val_every=4, compile=compiled)
+        trainer = fit(module, data, folder, max_steps=12, val_check_interval=4, compile=compiled)
         trainer.save_checkpoint(folder / "x.ckpt")
         names.append(sorted(load_weights(folder / "x.ckpt")))
         module.policy.save_pretrained(folder / "policy")
@@ -71,7 +71,7 @@ def test_a_resident_reference_is_the_compiled_policys_start_in_half_precision(pr
     trainer = settings.build(tmp_path, [csv_logger(tmp_path)], [])
     policy = in_run_dtype(trainer, module.policy)
     context = make_context(policy, precision=trainer.precision_plugin.forward_context)
-    object.__setattr__(module, "reference", Resident().build(context))
+    object.__setattr__(module, "reference", Frozen().build(context))
     data = Pairs(tiny_pairs(16), tiny_pairs(24, longest=20), 8)
     trainer.validate(module, data, verbose=False)
     assert 0 < module.largest_start_ratio < 2e-2  # there is something to forgive
@@ -114,7 +114,7 @@ def test_a_model_without_layers_is_refused() -> None:
 
 def test_the_clock_counts_compilations_between_start_and_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([10.0, 13.5, 20.0, 20.25])
-    monkeypatch.setattr("caldpo.compilation.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("caldpo.models.compilation.time.perf_counter", lambda: next(now))
     torch._dynamo.reset()
     clock = CompileClock()
 

@@ -15,19 +15,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.check import check_config
-from caldpo.config.names import register_resolvers
-from caldpo.config.paths import conf_dir
+from caldpo.config.conf_dir import conf_dir
+from caldpo.config.run_dir import register_resolvers
+from caldpo.config.validation import check_config
 
 register_resolvers()  # as a command does
 
 CONF = conf_dir()
 README = CONF.parent / "README.md"
-TOP_LEVEL = {"": "caldpo.settings.RunSettings"}
-EVALUATION = {"": "caldpo.evaluation.settings.EvaluateSettings"}
-GENERATION = {"": "caldpo.evaluation.settings.GenerateSettings"}
-EXPORT = {"": "caldpo.exporting.settings.ExportSettings"}
-ESTIMATE = {"": "caldpo.estimate.settings.EstimateSettings"}
+TOP_LEVEL = {"": "caldpo.run_settings.RunSettings"}
+EVALUATION = {"": "caldpo.evaluation.evaluation_settings.EvaluateSettings"}
+GENERATION = {"": "caldpo.evaluation.evaluation_settings.GenerateSettings"}
+EXPORT = {"": "caldpo.exporting.export_settings.ExportSettings"}
+ESTIMATE = {"": "caldpo.estimation.estimate_settings.EstimateSettings"}
 # what a person has to name on the command line, for options that cannot work without it
 NAMED = {
     "data=local": ["data.train=train.jsonl"],

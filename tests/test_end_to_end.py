@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caldpo.checkpoints.folder import load_weights
+from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.logprobs import response_logprobs
 from tests import wandb_file
 from tests.command import RANDOM_MODEL, SIDES, train
@@ -27,7 +27,7 @@ SMALL = [
 
 
 def test_a_run_leaves_everything_behind(folder: Path) -> None:
-    train(*SMALL, "loss=dpo", "trainer.max_steps=8", "trainer.val_every=4", "logger=csv")
+    train(*SMALL, "loss=dpo", "trainer.max_steps=8", "trainer.val_check_interval=4", "logger=csv")
     summary = json.loads(Path("run/summary.json").read_text())
     rows = pd.read_csv("run/metrics.csv")
     assert (summary["status"], summary["steps"], summary["loss_name"], summary["seed"]) == (
@@ -106,7 +106,7 @@ def test_every_loss_runs_through_the_same_path(folder: Path) -> None:
             assert summary["metrics"][f"val/rewards/{side}"] == pytest.approx(0.3 * nats), (
                 "one unit, not each loss's beta"
             )
-    from caldpo.compare.__main__ import main as compare
+    from caldpo.compare import main as compare
 
     compare(["sweep"])
     report = Path("sweep/report.md").read_text()
@@ -137,7 +137,7 @@ def test_a_failed_run_does_not_stop_the_sweep(folder: Path) -> None:
     (failed,) = (runs[name] for name, value in status.items() if value == "failed")
     assert "bad.jsonl:1" in (failed / "error.txt").read_text()
     assert "bad.jsonl" in json.loads((failed / "summary.json").read_text())["error"]
-    from caldpo.compare.__main__ import main as compare
+    from caldpo.compare import main as compare
 
     compare(["sweep"])
     assert failed.name in Path("sweep/report.md").read_text()
@@ -152,7 +152,7 @@ def test_wandb_gets_what_the_csv_gets(
     monkeypatch.setenv("NETRC", "none")
     secret = "hunter2-" + "x" * 24
     monkeypatch.setenv("HF_TOKEN", secret)
-    train(*SMALL, "loss=cal_dpo", "trainer.max_steps=3", "logger=wandb", "name=${oc.env:HF_TOKEN}", "console=line")
+    train(*SMALL, "loss=cal_dpo", "trainer.max_steps=3", "logger=wandb", "name=${oc.env:HF_TOKEN}", "console=compact")
     assert "wandb sync run/wandb/offline-run-" in capsys.readouterr().out
     (file,) = Path("run/wandb").glob("offline-run-*/*.wandb")
     wandb_file.wait_until_written(file)

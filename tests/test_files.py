@@ -18,8 +18,8 @@ from textwrap import dedent
 
 import pytest
 
-from caldpo import files
-from caldpo.files import file_digest, is_alive, whole_file, whole_folder, whole_text, write_text
+from caldpo.utils import atomic_io as files
+from caldpo.utils.atomic_io import atomic_file, atomic_folder, atomic_text, file_digest, is_alive, write_text
 
 KILLS = 8
 LARGE = 300_000  # characters: more than one write of the system's
@@ -27,7 +27,7 @@ LARGE = 300_000  # characters: more than one write of the system's
 
 def child(code: str, *arguments: object, wrapped: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """A process that runs ``code`` with the project's files at hand."""
-    head = "import hashlib, json, os, resource, signal, sys\nfrom pathlib import Path\nfrom caldpo.files import *\n"
+    head = "import hashlib, json, os, resource, signal, sys\nfrom pathlib import Path\nfrom caldpo.utils.atomic_io import *\n"
     command = [*wrapped, sys.executable, "-c", head + dedent(code), *map(str, arguments)]
     return subprocess.Popen(
         command,
@@ -46,7 +46,7 @@ WRITES_A_FILE = f"""
 """
 WRITES_A_FOLDER = f"""
     for number in range(10**9):
-        with whole_folder(Path(sys.argv[1])) as draft:
+        with atomic_folder(Path(sys.argv[1])) as draft:
             (draft / "below").mkdir()
             for place in ("one", "below/two"):
                 (draft / place).write_text(str(number % 10) * {LARGE})
@@ -87,7 +87,7 @@ def test_kills_at_random_moments_leave_a_whole_version(code: str, look: Callable
     if code is WRITES_A_FILE:
         write_text(path, "{}")
     else:
-        with whole_folder(path):
+        with atomic_folder(path):
             pass
     assert list(tmp_path.iterdir()) == [path], "the next writer clears away what the last kill left"
 
@@ -114,7 +114,7 @@ def test_a_folder_in_use_is_replaced_in_one_step(tmp_path: Path, monkeypatch: py
         if not can:
             monkeypatch.setattr(files, "_exchange", lambda one, other: False)
         for text in ("old", "new"):
-            with whole_folder(tmp_path / "thing") as draft:
+            with atomic_folder(tmp_path / "thing") as draft:
                 (draft / "x").write_text(text)
         assert (tmp_path / "thing" / "x").read_text() == "new"
         assert [entry.name for entry in tmp_path.iterdir()] == ["thing"]
@@ -129,7 +129,7 @@ TOO_MUCH = f"""
         if sys.argv[2] == "file":
             write_text(path / "thing", "x" * {LARGE})
         elif sys.argv[2] == "folder":
-            with whole_folder(path / "thing") as draft:
+            with atomic_folder(path / "thing") as draft:
                 (draft / "x").write_text("x" * {LARGE})
         else:
             append_text(path / "thing", "x" * {LARGE} + "\\n")
@@ -175,17 +175,17 @@ def test_a_full_disk_leaves_the_old_version(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_writer_keeps_its_own_words(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught, whole_file(tmp_path / "thing"):
+    with pytest.raises(FileNotFoundError) as caught, atomic_file(tmp_path / "thing"):
         (tmp_path / "missing").read_text()
     assert caught.value.filename == str(tmp_path / "missing")
-    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "thing"):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "thing"):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_drafts_of_others_stay(tmp_path: Path) -> None:
     """Those of living processes, of another machine, and of a file whose name begins alike."""
-    with whole_file(tmp_path / "thing") as file, whole_file(tmp_path / "thing.json"):
+    with atomic_file(tmp_path / "thing") as file, atomic_file(tmp_path / "thing.json"):
         own = {entry.name for entry in tmp_path.iterdir()}
         assert len(own) == 2
         foreign = tmp_path / ".thing.00000000-1-0.partial"
@@ -236,7 +236,7 @@ def test_lines_of_processes_at_once_are_whole_and_all_there(tmp_path: Path) -> N
 
 
 def test_tables_keep_their_own_line_ends(tmp_path: Path) -> None:
-    with whole_text(tmp_path / "t.csv") as file:
+    with atomic_text(tmp_path / "t.csv") as file:
         csv.writer(file, lineterminator="\n").writerows([["é", "a\r\nb"], ["c", "d"]])
     assert (tmp_path / "t.csv").read_bytes() == 'é,"a\r\nb"\nc,d\n'.encode()
 
@@ -258,7 +258,7 @@ def test_files_of_a_folder_are_for_whom_umask_lets(tmp_path: Path) -> None:
     """safetensors and Python's temporary files are for their owner alone."""
     before = os.umask(0o022)
     try:
-        with whole_folder(tmp_path / "policy") as draft:
+        with atomic_folder(tmp_path / "policy") as draft:
             (draft / "below").mkdir()
             for place in (draft / "a", draft / "below" / "b"):
                 place.touch(mode=0o600)

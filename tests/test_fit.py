@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from caldpo.estimate.__main__ import main as estimate
-from caldpo.models.positions import position_limit
+from caldpo.estimate import main as estimate
+from caldpo.models.position_limit import position_limit
 from tests.command import call, train
 from tests.evaluation.runs import evaluate
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
@@ -67,7 +67,7 @@ HUB = [
     "model.gradient_checkpointing=false",
     "data=local",
     "data.train=pairs.jsonl",
-    "data.pairs_per_batch=4",
+    "data.micro_batch_size=4",
     "trainer.accumulate_grad_batches=1",
     "trainer.max_steps=1",
     "trainer.progress_bar=false",
@@ -163,5 +163,5 @@ def test_another_reference_is_held_against_the_pairs(folder: Path, capsys: pytes
     rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
     rows[5]["chosen"] = " w1" * 24
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = refused(capsys, "reference=resident", "reference.path=reference", "reference.differs=true")
+    said = refused(capsys, "reference=frozen", "reference.path=reference", "reference.distinct=true")
     assert "GPT2LMHeadModel has positions for 24" in said

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldpo.data.datamodule import PairDataModule
-from caldpo.evaluation.subject import Subject
-from caldpo.generating import chat
-from caldpo.generating import run as module
+from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
+from caldpo.models.sampling import chat
+from caldpo.models.sampling import generation_run as module
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.runs import inside, reference_model, tiny_run, write_data
 from tests.test_generate_prompts import chat_tokenizer
@@ -104,14 +104,14 @@ def test_log_ratios_are_those_of_transformers_alone(trained: Path) -> None:
 
 
 def test_they_are_the_samples_that_suites_look_at(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Subject] = []
+    made: list[EvaluatedPolicy] = []
 
-    class Kept(Subject):
+    class Kept(EvaluatedPolicy):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(module, "Subject", Kept)
+    monkeypatch.setattr(module, "EvaluatedPolicy", Kept)
     found = generate(trained, "count=4", "samples=2")
     (subject,) = made
     sampling = subject.sampling(4, 2, None, 1.0)
@@ -138,7 +138,7 @@ def test_without_comparison_the_reference_is_not_loaded(trained: Path, monkeypat
     def refuse(*arguments: object) -> None:
         raise AssertionError("the reference was loaded")
 
-    monkeypatch.setattr(Subject, "_load_reference", refuse)
+    monkeypatch.setattr(EvaluatedPolicy, "_load_reference", refuse)
     found = generate(trained, "count=2", "compare=false")
     assert set(found["who"]) == {"policy"}
     assert set(found["log_ratio"]) == {""}

@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.tokenize import encode_prompt, tokenize_pairs
-from caldpo.environments.reviews.tokenizer import build_tokenizer
+from caldpo.environments.reviews.review_tokenizer import build_tokenizer
 from caldpo.errors import CaldpoError
-from caldpo.generating.prompts import read_prompts
-from caldpo.generating.responses import Response
-from caldpo.generating.terminal import print_prompt, print_responses
+from caldpo.generation.generation_console import print_prompt, print_responses
+from caldpo.generation.responses import Response
+from caldpo.generation.user_prompts import read_prompts
 from tests.tiny import tiny_tokenizer
 
 

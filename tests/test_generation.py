@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from caldpo.data.end_tokens import end_tokens, inner_end_notes, response_text, trained_ends
 from caldpo.data.pair import TokenizedPair
-from caldpo.end_tokens import end_tokens, inner_end_notes, response_text, trained_ends
 from caldpo.errors import CaldpoError
-from caldpo.generation import LEAST_TEMPERATURE, sample_responses, sampling_notes
-from caldpo.models.padding import ALONE, EQUAL, prompts_together
+from caldpo.models.left_padding import ALONE, EQUAL, prompts_together
+from caldpo.models.sampling import LEAST_TEMPERATURE, sample_responses, sampling_notes
 from tests.tiny import tiny_model, tiny_tokenizer
 
 MODEL = tiny_model()

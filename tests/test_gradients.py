@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from caldpo.gradients import OwnGradients, clip_factor
+from caldpo.distributed.grad_norm import OwnGradients, clip_factor
 
 
 def trained() -> nn.Sequential:

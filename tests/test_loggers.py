@@ -125,7 +125,7 @@ class TestSettings:
         assert list(tmp_path.iterdir()) == []
 
     def test_the_name_holds_loss_and_seed(self) -> None:
-        from caldpo.run import tracked_name
+        from caldpo.training_run import tracked_name
 
         assert tracked_name(Path("a/train_2026"), "dpo", 3) == "loss=dpo seed=3 train_2026"
         assert tracked_name(Path("a/loss=dpo,seed=3,loss.beta=1"), "dpo", 3) == "loss=dpo,seed=3,loss.beta=1"

@@ -11,19 +11,19 @@ import pandas as pd
 import pytest
 import torch
 
-from caldpo.callbacks.checkpoint import Checkpoints
-from caldpo.checkpoints.folder import load_weights
+from caldpo.checkpointing.checkpoint_callback import Checkpoints
+from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.errors import CaldpoError
+from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.losses.cpo import CPO
 from caldpo.losses.dpo import DPO
 from caldpo.losses.sft import SFT
-from caldpo.models.base import prepare_for_training
+from caldpo.models.model_source import prepare_for_training
 from caldpo.optim import AdamW, Schedule
-from caldpo.reference.resident import ResidentReference
-from caldpo.training import TrainerSettings
+from caldpo.reference.frozen_model import FrozenReference
 from tests.harness import Pairs, fit, make_module
 from tests.tiny import batch_of, tiny_model, tiny_pairs
 
@@ -92,7 +92,9 @@ def test_rows_say_what_the_weights_of_their_step_do(tmp_path: Path) -> None:
     pairs = tiny_pairs(6)
     module = make_module(DPO())
     data = Pairs(pairs, pairs, 6)  # training and held-out pairs are the same, one batch
-    trainer = TrainerSettings(progress_bar=False, max_steps=4, val_every=2).build(tmp_path, [csv_logger(tmp_path)], [])
+    trainer = TrainerSettings(progress_bar=False, max_steps=4, val_check_interval=2).build(
+        tmp_path, [csv_logger(tmp_path)], []
+    )
     trainer.validate(module, data, verbose=False)
     trainer.fit(module, data)
     rows = pd.read_csv(tmp_path / "metrics.csv")
@@ -113,7 +115,7 @@ def test_rows_say_what_the_weights_of_their_step_do(tmp_path: Path) -> None:
 
 def test_tokens_per_second_counts_response_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr("caldpo.progress.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("caldpo.step_metrics.time.perf_counter", lambda: float(next(clock)))
     pairs = tiny_pairs(6)
     fit(make_module(DPO()), Pairs(pairs, pairs, 3), tmp_path, max_steps=1, accumulate_grad_batches=2)
     tokens = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
@@ -124,11 +126,11 @@ def test_tokens_per_second_counts_response_tokens(tmp_path: Path, monkeypatch: p
 def test_evaluation_is_not_counted_as_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that ticks at each look, every step takes the same time, evaluated after or not."""
     seconds = []
-    for val_every in (None, 1):
+    for val_check_interval in (None, 1):
         clock = iter(range(1000))
-        monkeypatch.setattr("caldpo.progress.time.perf_counter", lambda clock=clock: float(next(clock)))
-        pairs, folder = tiny_pairs(6), tmp_path / str(val_every)
-        fit(make_module(DPO()), Pairs(pairs, pairs, 6), folder, max_steps=4, val_every=val_every)
+        monkeypatch.setattr("caldpo.step_metrics.time.perf_counter", lambda clock=clock: float(next(clock)))
+        pairs, folder = tiny_pairs(6), tmp_path / str(val_check_interval)
+        fit(make_module(DPO()), Pairs(pairs, pairs, 6), folder, max_steps=4, val_check_interval=val_check_interval)
         rates = pd.read_csv(folder / "metrics.csv")["tokens_per_second"].dropna()
         tokens = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
         seconds.append([round(tokens / rate) for rate in rates])
@@ -199,7 +201,7 @@ def test_clip_fraction_counts_clipped_steps(tmp_path: Path) -> None:
 
 def test_another_start_is_refused_before_the_first_step(tmp_path: Path) -> None:
     module = make_module(DPO())
-    object.__setattr__(module, "reference", ResidentReference(tiny_model(seed=1)))
+    object.__setattr__(module, "reference", FrozenReference(tiny_model(seed=1)))
     trainer = TrainerSettings(progress_bar=False, max_steps=1).build(tmp_path, [csv_logger(tmp_path)], [])
     with pytest.raises(CaldpoError, match="differ before the first step"):
         trainer.validate(module, Pairs(tiny_pairs(4), tiny_pairs(4), 2), verbose=False)

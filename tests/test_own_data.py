@@ -18,14 +18,14 @@ QUICK = (
     "model.num_layers=1",
     "model.num_heads=2",
     "trainer.max_steps=2",
-    "trainer.val_every=null",
+    "trainer.val_check_interval=null",
     "trainer.progress_bar=false",
     "callbacks.samples.prompts=0",
-    "data.pairs_per_batch=4",
+    "data.micro_batch_size=4",
     "data.max_length=16",  # alone: the limit of prompts follows
     "data.on_shared_prompts=drop_train",
     "logger=csv",
-    "console=line",
+    "console=compact",
 )
 
 
@@ -107,10 +107,10 @@ def test_mistakes_are_answered_at_once(
 
 
 def test_a_batch_larger_than_the_data_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    quick = [text for text in QUICK if text != "console=line"]
-    train(*quick, "data=local", "data.train=d", "data.pairs_per_batch=50", "hydra.run.dir=run", "export=false")
+    quick = [text for text in QUICK if text != "console=compact"]
+    train(*quick, "data=local", "data.train=d", "data.micro_batch_size=50", "hydra.run.dir=run", "export=false")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "an optimiser step asks for 50 pairs (data.pairs_per_batch=50 x accumulation 1 x 1 devices)" in printed
+    assert "an optimiser step asks for 50 pairs (data.micro_batch_size=50 x accumulation 1 x 1 devices)" in printed
     assert "the training split has 16" in printed
 
 

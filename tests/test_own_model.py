@@ -10,13 +10,13 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from caldpo.devices import settled_accelerator, settled_precision
-from caldpo.models.adapter import Lora
-from caldpo.models.trainable import find_trainable
-from caldpo.resuming.same import differences
-from caldpo.start_table import recipe_note
-from caldpo.summary import print_clipping
-from caldpo.training import TrainerSettings
+from caldpo.console import print_clipping
+from caldpo.lightning_trainer import TrainerSettings
+from caldpo.models.adapters import Lora
+from caldpo.models.trainable_parameters import find_trainable
+from caldpo.resume.config_diff import differences
+from caldpo.startup_table import recipe_note
+from caldpo.utils.devices import settled_accelerator, settled_precision
 from tests.command import train
 from tests.road.folders import write_model, write_rows
 from tests.test_configs import composed
@@ -44,8 +44,8 @@ def test_settings_are_modern_ones() -> None:
     cfg = composed(OWN)
     assert cfg.optim._target_.endswith("AdamW")
     assert (cfg.optim.beta2, cfg.trainer.max_epochs, cfg.model.dtype) == (0.999, 1, "float32")
-    assert cfg.data.pairs_per_batch * cfg.trainer.accumulate_grad_batches == 64
-    assert cfg.data.tokens_per_batch == 4 * cfg.data.max_length
+    assert cfg.data.micro_batch_size * cfg.trainer.accumulate_grad_batches == 64
+    assert cfg.data.max_tokens_per_micro_batch == 4 * cfg.data.max_length
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_it_runs_on_a_cpu_with_no_other_key(
     assert facts["learning rate"] == "5e-07, cosine after a warm-up of 0.1 of the steps"
     assert facts["trained"].endswith("parameters (100 %)")
 
-    train("model=zephyr", "model.path=mine", "trainer=cpu", "data=local", "data.train=train.jsonl", "console=line",
+    train("model=zephyr", "model.path=mine", "trainer=cpu", "data=local", "data.train=train.jsonl", "console=compact",
           "logger=csv", "trainer.max_steps=1", "hydra.run.dir=zephyr")  # fmt: skip
     said = capsys.readouterr().out
     assert "model=hf model.path=mine" in said

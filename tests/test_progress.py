@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from caldpo.callbacks.checkpoint import Checkpoints
-from caldpo.checkpoints.folder import load_weights
+from caldpo.checkpointing.checkpoint_callback import Checkpoints
+from caldpo.checkpointing.checkpoint_io import load_weights
+from caldpo.data.batch_sampler import StepBatchSampler
 from caldpo.data.collate import PairBatches, collate
-from caldpo.data.loader import PairLoader
-from caldpo.data.sampler import StepBatchSampler
-from caldpo.data.tokens import TokenizedPairs
+from caldpo.data.pair_loader import PairLoader
+from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
-from caldpo.logprobs.attention import use_packed_attention
+from caldpo.lightning_module import PreferenceModule
+from caldpo.lightning_trainer import StepProgress
+from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.losses.cal_dpo import CalDPO
-from caldpo.module import PreferenceModule
-from caldpo.progress import StepLog
-from caldpo.training import StepProgress
+from caldpo.step_metrics import StepMetrics
 from tests.harness import Pairs, fit, make_module
 from tests.tiny import tiny_batch, tiny_pairs
 
@@ -37,9 +37,9 @@ def data(pairs: int = 24) -> Pairs:
     return Pairs(tiny_pairs(pairs), tiny_pairs(6), 4)
 
 
-def delayed(fetch_every: int, lr: float = 1e-2) -> PreferenceModule:
+def delayed(metrics_sync_every: int, lr: float = 1e-2) -> PreferenceModule:
     module = make_module(CalDPO(beta=0.5), lr=lr)
-    module.fetch_every = fetch_every
+    module.metrics_sync_every = metrics_sync_every
     return module
 
 
@@ -47,13 +47,13 @@ def rows_of(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "metrics.csv")
 
 
-@pytest.mark.parametrize("fetch_every", [2, 4, 100])
-def test_rows_are_those_of_a_fetch_at_every_step(fetch_every: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("metrics_sync_every", [2, 4, 100])
+def test_rows_are_those_of_a_fetch_at_every_step(metrics_sync_every: int, tmp_path: Path) -> None:
     """11 steps, evaluated after 3, 6 and 9: windows end at evaluations and at the end, whole or not."""
     found = []
-    for every in (1, fetch_every):
+    for every in (1, metrics_sync_every):
         folder = tmp_path / str(every)
-        keys = {"max_steps": 11, "val_every": 3, "gradient_clip_val": 100.0, "accumulate_grad_batches": 2}
+        keys = {"max_steps": 11, "val_check_interval": 3, "gradient_clip_val": 100.0, "accumulate_grad_batches": 2}
         module = delayed(every)
         fit(module, data(), folder, **keys)
         assert module.train_log.pending == []
@@ -68,16 +68,16 @@ def test_rows_are_those_of_a_fetch_at_every_step(fetch_every: int, tmp_path: Pat
 
 def test_fetches_come_at_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[list[int]] = []
-    real = StepLog.fetch
+    real = StepMetrics.fetch
 
-    def fetch(log: StepLog) -> Any:
+    def fetch(log: StepMetrics) -> Any:
         rows = real(log)
         if rows:
             fetched.append([step for step, _ in rows])
         return rows
 
-    monkeypatch.setattr(StepLog, "fetch", fetch)
-    fit(delayed(4), data(), tmp_path, max_steps=11, val_every=6)
+    monkeypatch.setattr(StepMetrics, "fetch", fetch)
+    fit(delayed(4), data(), tmp_path, max_steps=11, val_check_interval=6)
     assert fetched == [[0, 1, 2, 3], [4, 5], [6, 7, 8, 9], [10]]
 
 
@@ -142,8 +142,8 @@ def test_with_a_fetch_at_every_step_no_bad_gradient_meets_the_weights(tmp_path: 
 
 def test_throughput_of_a_window_is_its_tokens_over_its_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("caldpo.progress.time.perf_counter", lambda: now[0])
-    log = StepLog()
+    monkeypatch.setattr("caldpo.step_metrics.time.perf_counter", lambda: now[0])
+    log = StepMetrics()
     log.start(torch.device("cpu"))
     batch = tiny_batch(5)
     tokens = int(batch.response_lengths.sum())
@@ -167,7 +167,7 @@ def test_throughput_of_a_window_is_its_tokens_over_its_seconds(tmp_path: Path, m
 
 
 def test_clipped_steps_are_counted_over_fetches() -> None:
-    log = StepLog()
+    log = StepMetrics()
     batch = tiny_batch(2)
     shares = []
     for step, norm in enumerate([0.5, 2.0, 3.0, 1.0, 5.0]):
@@ -263,7 +263,7 @@ def test_throughput_counts_the_same_in_every_layout_and_no_filler() -> None:
     for layout in ("packed", "padded"):
         batch = collate(list(pairs), 0, layout=layout)
         batch.weight[1] = 0
-        log = StepLog()
+        log = StepMetrics()
         log.add({"loss": torch.ones(4)}, batch)
         rates.append(float(log.tokens))
     assert rates == [sum(len(p.chosen_ids) + len(p.rejected_ids) for i, p in enumerate(pairs) if i != 1)] * 2

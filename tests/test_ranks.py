@@ -68,11 +68,11 @@ def test_two_ranks_equal_one(one_rank: Path, tmp_path: Path, budget: tuple[str, 
 def test_the_command_on_two_ranks(tmp_path: Path) -> None:
     """One W&B run and one set of files, and the true rewards of all held-out pairs, not of one rank's share."""
     small = ["model.sft_steps=20", "data.source.train_pairs=32", "data.source.test_pairs=33", "trainer.max_steps=2"]
-    words = [*small, "callbacks.oracle.prompts=16", "trainer.progress_bar=false", "console=line"]
+    words = [*small, "callbacks.oracle.prompts=16", "trainer.progress_bar=false", "console=compact"]
     found = []
     for ranks, strategy in ((1, "auto"), (2, "ddp"), (2, "fsdp")):
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
-        devices = [f"trainer.devices={ranks}", f"data.pairs_per_batch={16 // ranks}", f"trainer.strategy={strategy}"]
+        devices = [f"trainer.devices={ranks}", f"data.micro_batch_size={16 // ranks}", f"trainer.strategy={strategy}"]
         done = subprocess.run(
             [sys.executable, *launcher, "-m", "caldpo.train", *words, *devices, f"hydra.run.dir={strategy}"],
             cwd=tmp_path,

@@ -21,7 +21,7 @@ ZEPHYR = [
     "data=local",
     "logger=csv",
 ]
-QUICK = ["trainer.max_steps=2", "trainer.val_every=null", "data.max_test_pairs=8", "data.pairs_per_batch=2"]
+QUICK = ["trainer.max_steps=2", "trainer.val_check_interval=null", "data.max_test_pairs=8", "data.micro_batch_size=2"]
 LIMITS = [
     "data.max_length=256",
     "data.max_prompt_length=128",

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from caldpo.compare.report import compare_runs
-from caldpo.config.job import write_json
-from caldpo.config.lock import run_lock
-from caldpo.config.summary import SUMMARY
-from caldpo.sweep import SweepReport, UnderWay, planned_runs, report, report_interrupted
+from caldpo.config.run_lifecycle import write_json
+from caldpo.config.summary_file import SUMMARY
+from caldpo.report.comparison import compare_runs
+from caldpo.sweep_report import SweepReport, UnderWay, planned_runs, report, report_interrupted
+from caldpo.utils.locks import run_lock
 from tests.command import train
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -155,7 +155,7 @@ def test_trained_jobs_of_which_one_is_killed(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    given = ["model=tabular", "trainer.max_steps=80", "logger=none", "console=line", "export=false"]
+    given = ["model=tabular", "trainer.max_steps=80", "logger=none", "console=compact", "export=false"]
     train("-m", "hydra/launcher=jobs", "hydra.sweep.dir=out", "seed=0,1", *given, fails=1)
     killer.join()
     told = {name.partition("seed=")[2][0]: status for name, status in statuses(Path("out")).items()}

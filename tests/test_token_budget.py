@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from caldpo.training import TrainerSettings
+from caldpo.lightning_trainer import TrainerSettings
 from tests.command import train
 
 STEP = 8  # pairs; 21 of them make steps of 8, 8 and 5
@@ -24,10 +24,10 @@ COMMON = [
     "data.train=train.jsonl",
     "data.test=test.jsonl",
     "data.preview_pairs=0",
-    "data.eval_pairs_per_batch=3",
+    "data.eval_micro_batch_size=3",
     "trainer.progress_bar=false",
     "trainer.max_epochs=2",
-    "trainer.val_every=2",
+    "trainer.val_check_interval=2",
     "optim.lr=1e-2",
     "~callbacks.samples",
     "logger=none",
@@ -71,20 +71,24 @@ def trained(
 
 @pytest.mark.parametrize("loss", ["ipo", "sft"])  # means per token of each response
 def test_every_division_of_a_step_is_the_same_step(loss: str, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    padded, packed = ([f"layout={layout}", f"data.pairs_per_batch={STEP}"] for layout in ("padded", "packed"))
+    padded, packed = ([f"layout={layout}", f"data.micro_batch_size={STEP}"] for layout in ("padded", "packed"))
     expected, weights, whole = trained("whole", f"loss={loss}", *padded, monkeypatch=monkeypatch)
     assert whole == 1
     assert list(expected.index) == [0, 1, 2, 3, 4, 5, 6]
     assert list(expected["val/loss"].dropna().index) == [0, 2, 4, 6]  # in optimiser steps, over the partial ones
     assert abs(expected["loss"].iloc[0] - expected["loss"].iloc[5]) > 0.01
-    fours = ["data.pairs_per_batch=2", "trainer.accumulate_grad_batches=4"]
+    fours = ["data.micro_batch_size=2", "trainer.accumulate_grad_batches=4"]
     divisions = {
         "counted": ["layout=padded", *fours],
         "packed": packed,
-        "packed_100": [*packed, "data.tokens_per_batch=100"],
-        "packed_1": ["layout=packed", *fours, "data.tokens_per_batch=1"],  # every pair is larger: one at a time
-        "padded_150": ["layout=padded", *fours, "data.tokens_per_batch=150"],
-        "padded_all": [*padded, "data.tokens_per_batch=100000"],
+        "packed_100": [*packed, "data.max_tokens_per_micro_batch=100"],
+        "packed_1": [
+            "layout=packed",
+            *fours,
+            "data.max_tokens_per_micro_batch=1",
+        ],  # every pair is larger: one at a time
+        "padded_150": ["layout=padded", *fours, "data.max_tokens_per_micro_batch=150"],
+        "padded_all": [*padded, "data.max_tokens_per_micro_batch=100000"],
     }
     found = {}
     for name, keys in divisions.items():

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from caldpo.compilation import CompiledLayers
 from caldpo.errors import CaldpoError
-from caldpo.training import FetchOnException, TrainerSettings
+from caldpo.lightning_trainer import FetchOnException, TrainerSettings
+from caldpo.models.compilation import CompiledLayers
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,9 @@ def test_compilation_is_an_option(tmp_path: Path) -> None:
     assert FetchOnException in kinds()
 
 
-@pytest.mark.parametrize(("key", "value"), [("fetch_every", 0), ("matmul_precision", "tf32"), ("compile", "yes")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("metrics_sync_every", 0), ("matmul_precision", "tf32"), ("compile", "yes")]
+)
 def test_bad_values_are_named(key: str, value: Any) -> None:
     with pytest.raises(CaldpoError, match=key):
         TrainerSettings(**{key: value})

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
+from caldpo.data.batch_serving import ServedPairs
 from caldpo.data.collate import Layout
-from caldpo.data.serving import ServedPairs
-from caldpo.data.tokens import TokenizedPairs
+from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.losses.cpo import CPO
-from caldpo.training import TrainerSettings
 from tests.harness import make_module
 from tests.tiny import tiny_pairs
 
@@ -26,9 +26,9 @@ class Pairs(ServedPairs):
 
     def __init__(self, micro: int, tokens: int | None) -> None:
         super().__init__(
-            pairs_per_batch=micro,
-            tokens_per_batch=tokens,
-            eval_pairs_per_batch=3,
+            micro_batch_size=micro,
+            max_tokens_per_micro_batch=tokens,
+            eval_micro_batch_size=3,
             drop_last=False,
             num_workers=0,
             prefetch_factor=2,
@@ -41,7 +41,7 @@ def main(
     folder: Path, micro: int, accumulation: int, ranks: int, layout: Layout = "padded", tokens: int | None = None
 ) -> None:
     module = make_module(CPO())
-    module.fetch_every = ranks + 1  # rows do not depend on when they are fetched
+    module.metrics_sync_every = ranks + 1  # rows do not depend on when they are fetched
     data = Pairs(micro, tokens)
     for model in (module.policy, module.reference.model):
         settle_layout(layout, model, max_length=32)
@@ -52,7 +52,7 @@ def main(
         strategy="ddp" if ranks > 1 else "auto",
         max_epochs=2,
         accumulate_grad_batches=accumulation,
-        val_every=2,
+        val_check_interval=2,
     )
     trainer = settings.build(folder, [csv_logger(folder)], [], plan.accumulation)
     trainer.fit(module, data)

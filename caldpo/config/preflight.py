@@ -17,16 +17,16 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from caldpo.config.check import Problem, find_problems, raise_problems
-from caldpo.config.explain import compose_or_explain
-from caldpo.config.inside import find_escapes
-from caldpo.config.job import as_caldpo_error
-from caldpo.config.launched import own_ranks
-from caldpo.config.launchers import find_processes
-from caldpo.config.names import claimed_folder, naming_overrides, register_resolvers
+from caldpo.config.hydra_errors import compose_or_explain
+from caldpo.config.launcher_checks import find_processes
 from caldpo.config.overrides import parse_overrides
-from caldpo.config.redact import redact_text
-from caldpo.config.search import find_search_problems
+from caldpo.config.process_rank import own_ranks
+from caldpo.config.run_dir import claimed_folder, naming_overrides, register_resolvers
+from caldpo.config.run_lifecycle import as_caldpo_error
+from caldpo.config.search_checks import find_search_problems
+from caldpo.config.validation import Problem, find_problems, raise_problems
+from caldpo.security.paths import find_escapes
+from caldpo.security.secrets import redact_text
 
 Agree = Callable[[DictConfig], Iterable[Problem] | None]
 
@@ -47,7 +47,7 @@ def preflight(
         search_path: where Hydra looks for configurations.
         overrides: as given on the command line.
         multirun: whether ``-m`` was given; a configuration may ask for a sweep too (``hydra.mode``).
-        schemas: as for :func:`caldpo.config.check.check_config`.
+        schemas: as for :func:`caldpo.config.validation.check_config`.
         agree: returns problems, or raises CaldpoError, where keys that are good by themselves contradict each other
             or what lies on this machine.
 

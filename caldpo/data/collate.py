@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from caldpo.data.batch_sampler import MicroBatch
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.sampler import MicroBatch
-from caldpo.data.tokens import TokenizedPairs
+from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.types import PairBatch
 
 Layout = Literal["packed", "padded"]

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from caldpo.config.signature import validated
-from caldpo.data.cells import TURNS, Cell, as_turns, decoded, looks_encoded
-from caldpo.data.rows import RowError
+from caldpo.config.signatures import validated
+from caldpo.data.cell_parsing import TURNS, Cell, as_turns, decoded, looks_encoded
+from caldpo.data.raw_row import RowError
 from caldpo.errors import CaldpoError
 
 # Names of the prompt where there is no column `prompt`; `instruction` brings Alpaca's `input` with it.

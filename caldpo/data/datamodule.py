@@ -13,25 +13,25 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import Fraction, NonNegativeInt, PositiveInt
-from caldpo.config.signature import validated
-from caldpo.data.clock import reads_clock
+from caldpo.config.signatures import validated
+from caldpo.data.batch_serving import ServedPairs
+from caldpo.data.chat_template import require_template
 from caldpo.data.columns import Columns
-from caldpo.data.joined import Joined, held_out_name, read_joined
+from caldpo.data.data_report import DataReport, SplitReport, print_report
+from caldpo.data.joined_sources import Joined, held_out_name, read_joined
 from caldpo.data.load import LoadReport, refuse_bad_rows, require_pairs, write_rejections
-from caldpo.data.mix import Named
+from caldpo.data.mixtures import Named
 from caldpo.data.pair import Message, PreferencePair
-from caldpo.data.prepare import refuse_unknown, refuse_untokenized, require_scores, settle_shared_prompts, subset
-from caldpo.data.preview import print_preview
-from caldpo.data.report import DataReport, SplitReport, print_report
-from caldpo.data.rows import PairSource
-from caldpo.data.serving import ServedPairs
+from caldpo.data.raw_row import PairSource
 from caldpo.data.split import prompt_key, split_by_prompt
-from caldpo.data.template import require_template
+from caldpo.data.split_checks import refuse_unknown, refuse_untokenized, require_scores, settle_shared_prompts, subset
+from caldpo.data.template_clock import reads_clock
 from caldpo.data.template_file import read_template
 from caldpo.data.token_cache import cached_tokens
+from caldpo.data.token_preview import print_preview
 from caldpo.data.tokenize import TokenizedSplit
 from caldpo.errors import CaldpoError
-from caldpo.ranks import is_first_rank
+from caldpo.utils.collectives import is_first_rank
 
 REJECTED_ROWS = "rejected_rows.jsonl"
 
@@ -83,9 +83,9 @@ class PairDataModule(ServedPairs):
         on_degenerate: Literal["drop", "keep"],
         on_reversed_scores: Literal["reject", "swap", "keep"],
         on_shared_prompts: Literal["error", "drop_train", "keep"],
-        pairs_per_batch: PositiveInt,
-        tokens_per_batch: PositiveInt | None,
-        eval_pairs_per_batch: PositiveInt,
+        micro_batch_size: PositiveInt,
+        max_tokens_per_micro_batch: PositiveInt | None,
+        eval_micro_batch_size: PositiveInt,
         drop_last: bool,
         preview_pairs: NonNegativeInt,
         cache: str | None,
@@ -96,9 +96,9 @@ class PairDataModule(ServedPairs):
         max_unknown: Fraction = 0.05,
     ) -> None:
         super().__init__(
-            pairs_per_batch=pairs_per_batch,
-            tokens_per_batch=tokens_per_batch,
-            eval_pairs_per_batch=eval_pairs_per_batch,
+            micro_batch_size=micro_batch_size,
+            max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+            eval_micro_batch_size=eval_micro_batch_size,
             drop_last=drop_last,
             num_workers=num_workers,
             prefetch_factor=prefetch_factor,

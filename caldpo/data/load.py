@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.progress import track
 
 from caldpo.data.columns import Columns, MappedRow, reading_with, require_meaning
-from caldpo.data.context import with_context
 from caldpo.data.formats import detect, formats
 from caldpo.data.pair import PreferencePair
-from caldpo.data.repeated import without_prompt
-from caldpo.data.rows import PairSource, RawRow, RowError
-from caldpo.data.sources._named import no_rows
-from caldpo.data.validate import DegeneracyCheck, check_pair, has_reversed_scores
+from caldpo.data.pair_checks import DegeneracyCheck, check_pair, has_reversed_scores
+from caldpo.data.prompt_context import with_context
+from caldpo.data.raw_row import PairSource, RawRow, RowError
+from caldpo.data.repeated_prompt import without_prompt
+from caldpo.data.sources._file_names import no_rows
 from caldpo.errors import CaldpoError
 
 Kind = Literal["line", "row", "degenerate", "filtered"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caldpo.data.sources._named import expanded
+from caldpo.data.sources._file_names import expanded
 from caldpo.errors import CaldpoError
 
 MAX_TEMPLATE_CHARACTERS = 200_000  # the longest published templates have about 20,000

@@ -25,16 +25,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
-from caldpo import end_tokens
-from caldpo.data import clock, faithful, special, template, tokenize, tokens
+from caldpo.data import chat_template as template
+from caldpo.data import end_tokens, tokenize
+from caldpo.data import special_text as special
+from caldpo.data import template_checks as faithful
+from caldpo.data import template_clock as clock
+from caldpo.data import token_arrays as tokens
+from caldpo.data.chat_template import Renderer
 from caldpo.data.load import Rejection
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RowError
-from caldpo.data.template import Renderer
+from caldpo.data.raw_row import RowError
+from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import TokenCounts, TokenizedSplit, tokenize_pairs
-from caldpo.data.tokens import TokenizedPairs
-from caldpo.environments.cache import locked
-from caldpo.files import whole_file
+from caldpo.environments.folder_cache import locked
+from caldpo.utils.atomic_io import atomic_file
 
 _ARRAYS = ("tokens", "ends", "places", "cut_prompts")
 
@@ -186,7 +190,7 @@ def _write(path: Path, split: TokenizedSplit, digest: str) -> None:
     }
     rejections = [[rejection.kind, rejection.reason] for rejection in split.rejections]
     account = json.dumps({"counts": asdict(split.counts), "rejections": rejections})
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(save(arrays, {"checksum": _checksum(digest, arrays, account), "account": account}))
 
 

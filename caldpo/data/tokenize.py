@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from caldpo.data.counts import TokenCounts as TokenCounts
+from caldpo.data.chat_template import RenderedPair, Renderer
+from caldpo.data.end_tokens import turn_end
 from caldpo.data.load import Rejection
 from caldpo.data.pair import Message, PreferencePair, TokenizedPair
-from caldpo.data.rows import RowError
-from caldpo.data.special import SpecialText
-from caldpo.data.template import RenderedPair, Renderer
-from caldpo.data.tokens import TokenizedPairs
-from caldpo.end_tokens import turn_end
+from caldpo.data.raw_row import RowError
+from caldpo.data.special_text import SpecialText
+from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.data.token_counts import TokenCounts as TokenCounts
 from caldpo.errors import CaldpoError
 
 CHUNK = 256  # pairs tokenised in one call: enough to be fast, few enough for a smooth progress bar

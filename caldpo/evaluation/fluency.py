@@ -8,16 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caldpo.data.pair import TokenizedPair
-from caldpo.evaluation.precision import placed
-from caldpo.evaluation.scoring import score_pairs
-from caldpo.evaluation.subject import Subject
-from caldpo.models.hub import load_causal_lm, load_tokenizer
+from caldpo.evaluation.eval_precision import placed
+from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
+from caldpo.evaluation.pair_scoring import score_pairs
+from caldpo.models.hub_model import load_causal_lm, load_tokenizer
 
 Values = NDArray[np.float64]
 KEY = "oracle.perplexity_model"
 
 
-def score_texts(path: str, subject: Subject, prompts: Sequence[str], texts: Sequence[str]) -> tuple[Values, Values]:
+def score_texts(
+    path: str, subject: EvaluatedPolicy, prompts: Sequence[str], texts: Sequence[str]
+) -> tuple[Values, Values]:
     """Summed log-probs in nats, and tokens, of each text under another model; of an empty text nothing, at no token.
 
     Args:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from caldpo.logprobs.softmax import IDENTITY, HeadGradient, HeadProducts, LogitTransform, Softmax
+from caldpo.logprobs.lm_head_ops import IDENTITY, HeadGradient, HeadProducts, LogitTransform, Softmax
 
 
 def token_logprobs(

@@ -17,15 +17,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from caldpo.logprobs.chunked import token_logprobs
+from caldpo.logprobs.fused_loss import PairLoss, ResponseTokens, require_dependence, streamed_loss
 from caldpo.logprobs.head import NoHeadError, OutputHead, head_layer, hooked, output_head
-from caldpo.logprobs.streamed import PairLoss, ResponseTokens, require_dependence, streamed_loss
-from caldpo.models.rope import frequencies_by_row
+from caldpo.models.rope_frequencies import frequencies_by_row
 from caldpo.types import PairBatch
 
 log = logging.getLogger(__name__)
 
-KEPT_LOGITS_MIB = 64
-"""Default of ``kept_logits_mib``: a pair of 512 tokens in all fits at a vocabulary of 32,000."""
+LOGITS_CACHE_MIB = 64
+"""Default of ``logits_cache_mib``: a pair of 512 tokens in all fits at a vocabulary of 32,000."""
 
 
 class LogprobEngine:
@@ -36,11 +36,11 @@ class LogprobEngine:
 
     Args:
         model: a causal language model of transformers' interface (``forward(...).logits``).
-        kept_logits_mib: MiB of softmax that are kept for the backward pass; what is beyond is computed again.
+        logits_cache_mib: MiB of softmax that are kept for the backward pass; what is beyond is computed again.
     """
 
-    def __init__(self, model: nn.Module, kept_logits_mib: int = KEPT_LOGITS_MIB) -> None:
-        self.model, self.kept_bytes = model, kept_logits_mib * 2**20
+    def __init__(self, model: nn.Module, logits_cache_mib: int = LOGITS_CACHE_MIB) -> None:
+        self.model, self.kept_bytes = model, logits_cache_mib * 2**20
         frequencies_by_row(model)
         self._accepted = accepted_names(model)  # looked up here once, rather than at every forward
         self._head: OutputHead | None = None
@@ -57,11 +57,11 @@ class LogprobEngine:
         """The loss summed over pairs, differentiable once, and the two log-probs that it was computed from, detached.
 
         The same as ``pair_loss(*self(batch), slice(None))``, but for a third of the memory and less work: see
-        :mod:`caldpo.logprobs.streamed`.
+        :mod:`caldpo.logprobs.fused_loss`.
 
         Args:
             batch: the pairs.
-            pair_loss: see :data:`caldpo.logprobs.streamed.PairLoss`.
+            pair_loss: see :data:`caldpo.logprobs.fused_loss.PairLoss`.
         """
         head, inputs = self.head, batch.model_inputs()
         if head is None:

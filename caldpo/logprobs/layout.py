@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from caldpo.data.collate import Layout, collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
-from caldpo.logprobs.attention import EAGER, SDPA, use_packed_attention
 from caldpo.logprobs.engine import LogprobEngine
 from caldpo.logprobs.head import NotNumbersError
-from caldpo.models.modes import evaluating
-from caldpo.models.rope import same_up_to
+from caldpo.logprobs.packed_attention import EAGER, SDPA, use_packed_attention
+from caldpo.models.eval_mode import evaluating
+from caldpo.models.rope_frequencies import same_up_to
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -28,7 +28,7 @@ _COARSE = 3e-2
 
 
 def settle_layout(
-    wanted: Literal["auto", "packed", "padded"], policy: Any, max_length: int, *, divided: bool = False
+    wanted: Literal["auto", "packed", "padded"], policy: Any, max_length: int, *, sharded: bool = False
 ) -> tuple[Layout, str]:
     """The layout for a model's batches, and why; the model is made ready for it.
 
@@ -36,7 +36,7 @@ def settle_layout(
         wanted: ``auto`` takes packed where it can.
         policy: a causal language model, with or without adapters.
         max_length: tokens of the longest sequence.
-        divided: the model is going to be divided over ranks, of which only the first has weights now. It looks for
+        sharded: the model is going to be sharded over ranks, of which only the first has weights now. It looks for
             all of them, and cannot tell them to take padded instead.
 
     Raises:
@@ -54,7 +54,7 @@ def settle_layout(
     reason = told or _disagreement(policy, model)
     if reason is None:
         return "packed", f"each prompt once, no padding{_replaced(asked)}"
-    if wanted == "auto" and not (divided and told is None):
+    if wanted == "auto" and not (sharded and told is None):
         return "padded", reason
     raise CaldpoError(
         f"this {type(model).__name__} cannot: {reason}",

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Literal
 
 from caldpo.config.bounds import Finite, NonNegative, Positive
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.calibration import Calibration
 from caldpo.losses.terms import log_ratio_gap, logistic
@@ -31,7 +31,7 @@ class CalDPO(PreferenceLoss):
         self,
         beta: Positive = 0.1,
         calibration_weight: NonNegative = 1.0,
-        targets: Literal["half", "scores"] = "half",
+        targets: Literal["fixed", "scores"] = "fixed",
         score_center: Finite | Literal["pair"] | None = None,
         score_scale: Positive | None = None,
     ) -> None:

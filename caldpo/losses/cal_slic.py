@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 from caldpo.config.bounds import Finite, NonNegative, Positive
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.calibration import Calibration
 from caldpo.losses.slic import SLiC
@@ -29,7 +29,7 @@ class CalSLiC(PreferenceLoss):
         delta: NonNegative = 10.0,
         nll_weight: NonNegative = 1.0,
         calibration_weight: NonNegative = 1.0,
-        targets: Literal["half", "scores"] = "half",
+        targets: Literal["fixed", "scores"] = "fixed",
         score_center: Finite | Literal["pair"] | None = None,
         score_scale: Positive | None = None,
     ) -> None:

@@ -2,7 +2,7 @@
 
 ``a``, ``b``: log-ratios policy/reference of the chosen and rejected response, summed, nats.
 ``r_w``, ``r_l``: the rewards that the beta-scaled log-ratios are pulled to. The paper takes +1/2 and -1/2
-(``targets=half``), which gives ``(a - 1/(2 beta))^2 + (b + 1/(2 beta))^2``. With ``targets=scores`` they are
+(``targets=fixed``), which gives ``(a - 1/(2 beta))^2 + (b + 1/(2 beta))^2``. With ``targets=scores`` they are
 the pair's ground-truth scores from the data, ``scale (score - centre)``; the centre is the mean of the pair's
 two scores (``score_center=pair``, the default) or a number, and the scale 1 unless given. Scores one apart and
 centred on the pair are ``half``.
@@ -32,13 +32,13 @@ class Calibration(nn.Module):
         self,
         beta: float,
         weight: float,
-        targets: Literal["half", "scores"],
+        targets: Literal["fixed", "scores"],
         score_center: float | Literal["pair"] | None,
         score_scale: float | None,
     ) -> None:
         super().__init__()
         for key, value in {"score_center": score_center, "score_scale": score_scale}.items():
-            if targets == "half" and value is not None:
+            if targets == "fixed" and value is not None:
                 raise CaldpoError(
                     "is read with targets=scores alone",
                     key=f"loss.{key}",
@@ -57,7 +57,7 @@ class Calibration(nn.Module):
     @property
     def formula(self) -> str:
         """The term with its numbers filled in."""
-        if self.targets == "half":
+        if self.targets == "fixed":
             t = f"{1 / (2 * self.beta):g}"
             return f"{self.weight:g} [(a - {t})^2 + (b + {t})^2]"
         centre = "pair mean" if self.score_center == "pair" else f"{self.score_center:g}"
@@ -70,7 +70,7 @@ class Calibration(nn.Module):
         Raises:
             CaldpoError: the targets are the data's scores and the batch has none.
         """
-        if self.targets == "half":
+        if self.targets == "fixed":
             target, dtype = 1 / (2 * self.beta), logps.policy_chosen.dtype
             # what this dtype cannot hold is infinite in it, as it is in arithmetic; refused before training
             half = torch.full_like(logps.policy_chosen, target if target <= torch.finfo(dtype).max else math.inf)
@@ -80,7 +80,7 @@ class Calibration(nn.Module):
                 "the targets are the data's scores, and the data has none",
                 key="loss.targets",
                 value="scores",
-                remedy="use loss.targets=half, or data with score_chosen and score_rejected",
+                remedy="use loss.targets=fixed, or data with score_chosen and score_rejected",
             )
         dtype = logps.policy_chosen.dtype
         chosen, rejected = logps.score_chosen.to(dtype), logps.score_rejected.to(dtype)

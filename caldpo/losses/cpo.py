@@ -9,7 +9,7 @@ Xu et al. 2024, "Contrastive Preference Optimization", arXiv 2401.08417.
 from __future__ import annotations
 
 from caldpo.config.bounds import NonNegative, Positive
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.terms import chosen_nll, logistic
 from caldpo.types import LossOutput, PairLogps

@@ -10,7 +10,7 @@ conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences").
 from __future__ import annotations
 
 from caldpo.config.bounds import FlipRate, Positive
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.terms import log_ratio_gap, logistic
 from caldpo.types import LossOutput, PairLogps

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caldpo.config.bounds import Bound, Positive
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.terms import logistic

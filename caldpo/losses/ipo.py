@@ -11,7 +11,7 @@ as means per token, which is what other trainers compute; that is the default he
 from __future__ import annotations
 
 from caldpo.config.bounds import Positive
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.terms import log_ratio_gap
 from caldpo.types import LossOutput, PairLogps

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from caldpo.config.bounds import Positive
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.terms import log_ratio_gap
 from caldpo.types import LossOutput, PairLogps

@@ -6,7 +6,7 @@ rejected response is not read. The mean over a step is over pairs: each response
 
 from __future__ import annotations
 
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.terms import chosen_nll
 from caldpo.types import LossOutput, PairLogps

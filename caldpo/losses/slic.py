@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from caldpo.config.bounds import NonNegative
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.terms import chosen_nll
 from caldpo.types import LossOutput, PairLogps

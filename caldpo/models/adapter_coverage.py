@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from caldpo.models.adapter import is_adapted, without_wrappers
-from caldpo.ranks import is_first_rank
+from caldpo.models.adapters import is_adapted, without_wrappers
+from caldpo.utils.collectives import is_first_rank
 
 _SHOWN = 8  # groups that are named in a line
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from caldpo.config.explain import install
+from caldpo.config.hydra_errors import install
+from caldpo.console import print_notes
 from caldpo.errors import CaldpoError
-from caldpo.models.published import only_pickles
+from caldpo.models.hub_files import only_pickles
 from caldpo.models.weight_files import read_header
-from caldpo.summary import print_notes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REFERENCE = "reference"  # name, in PEFT's model, of the frozen adapter under which a policy is its reference
@@ -132,7 +132,7 @@ def _require_expected(said: Mapping[str, Any], expected: Mapping[str, Any], fold
                 f"another than that of the adapter in {folder}, which the policy goes on with",
                 key=keys[name],
                 value=("dora" if value else "lora") if isinstance(value, bool) else value,
-                remedy=f"set {keys[name]}={wanted}, or adapter.start_as=merged to begin a new one",
+                remedy=f"set {keys[name]}={wanted}, or adapter.init_mode=merged to begin a new one",
             )
 
 

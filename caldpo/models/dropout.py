@@ -2,7 +2,7 @@
 
 transformers has no one place for it: modules of torch, numbers beside them that are handed to functions, and rates that
 are read from the configuration at every forward. What goes by none of these names is found by a probe, see
-:mod:`caldpo.models.probes`.
+:mod:`caldpo.models.model_probes`.
 """
 
 from __future__ import annotations

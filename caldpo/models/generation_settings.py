@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
-from caldpo.models.adapter import base_model
+from caldpo.models.adapters import base_model
 
 # Values at which a setting changes nothing; None, False and empty ones never do.
 _NEUTRAL: dict[str, float] = {

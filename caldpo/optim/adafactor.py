@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from caldpo.config.bounds import NonNegative, NonPositive, Positive
-from caldpo.config.signature import validated
-from caldpo.optim.base import OptimizerChoice, refuse_divided
-from caldpo.optim.groups import decay_groups
-from caldpo.optim.schedule import Schedule
+from caldpo.config.signatures import validated
+from caldpo.optim.lr_schedule import Schedule
+from caldpo.optim.optimizer_base import OptimizerChoice, refuse_sharded
+from caldpo.optim.param_groups import decay_groups
 
 
 class Adafactor(OptimizerChoice):
@@ -40,15 +40,15 @@ class Adafactor(OptimizerChoice):
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
         self.beta2_decay, self.min_size = beta2_decay, min_size
 
-    def check(self, precision: str, *, divided: bool = False, replicas: bool = False) -> None:
-        """Refuse weights that are divided over ranks.
+    def check(self, precision: str, *, sharded: bool = False, replicas: bool = False) -> None:
+        """Refuse weights that are sharded over ranks.
 
         Raises:
             CaldpoError: they are. PyTorch's update squares the norms of columns in place, which it cannot do with the
                 partial norms of a rank's own rows.
         """
-        if divided:
-            refuse_divided("adafactor")
+        if sharded:
+            refuse_sharded("adafactor")
 
     def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
         """The optimiser and its schedule; see :meth:`caldpo.optim.adamw.AdamW.build`."""

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from caldpo.config.bounds import Fraction, NonNegative, Positive
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
-from caldpo.optim.base import OptimizerChoice
-from caldpo.optim.groups import can_fuse, decay_groups
-from caldpo.optim.schedule import Schedule
+from caldpo.optim.lr_schedule import Schedule
+from caldpo.optim.optimizer_base import OptimizerChoice
+from caldpo.optim.param_groups import can_fuse, decay_groups
 
 
 class AdamW(OptimizerChoice):
@@ -41,7 +41,7 @@ class AdamW(OptimizerChoice):
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
         self.betas, self.eps, self.fused = (beta1, beta2), eps, fused
 
-    def check(self, precision: str, *, divided: bool = False, replicas: bool = False) -> None:
+    def check(self, precision: str, *, sharded: bool = False, replicas: bool = False) -> None:
         """Refuse what cannot be right, before any weights load.
 
         Raises:

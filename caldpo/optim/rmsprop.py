@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from caldpo.config.bounds import Fraction, NonNegative, Positive
-from caldpo.config.signature import validated
-from caldpo.optim.base import OptimizerChoice
-from caldpo.optim.groups import decay_groups
-from caldpo.optim.schedule import Schedule
+from caldpo.config.signatures import validated
+from caldpo.optim.lr_schedule import Schedule
+from caldpo.optim.optimizer_base import OptimizerChoice
+from caldpo.optim.param_groups import decay_groups
 
 
 class RMSprop(OptimizerChoice):

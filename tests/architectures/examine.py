@@ -14,12 +14,12 @@ from torch import Tensor
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
-from caldpo.generation import sample_responses
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import settle_layout
-from caldpo.models.base import prepare_for_training
-from caldpo.models.kinds import require_decoder
-from caldpo.models.probes import require_sound
+from caldpo.models.architecture_check import require_decoder
+from caldpo.models.model_probes import require_sound
+from caldpo.models.model_source import prepare_for_training
+from caldpo.models.sampling import sample_responses
 from tests.architectures.families import ORIGINAL, POSITIONS, VOCABULARY, build, long_rope, small_config
 from tests.tiny import tiny_tokenizer
 
@@ -185,7 +185,7 @@ def write_pairs() -> None:
 
 def commands(kind: str, folder: Path) -> dict[str, str]:
     """How train and estimate end, as a user starts them on a saved folder; in the current folder lie pairs."""
-    from caldpo.estimate.__main__ import main as estimate
+    from caldpo.estimate import main as estimate
     from caldpo.train import main as train
 
     model = build(kind, rate=0.3)
@@ -200,9 +200,14 @@ def commands(kind: str, folder: Path) -> dict[str, str]:
         "data.train=pairs.jsonl",
         "data.max_length=24",
     ]
-    run += ["trainer=cpu", "trainer.max_steps=2", "trainer.val_every=null", "trainer.accumulate_grad_batches=1"]
+    run += [
+        "trainer=cpu",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=null",
+        "trainer.accumulate_grad_batches=1",
+    ]
     run += ["data.max_prompt_length=12", "callbacks.samples.max_new_tokens=3", "logger=csv", "loss=dpo"]
-    run += ["trainer.progress_bar=false", "data.pairs_per_batch=4", "trainer.precision=32-true"]
+    run += ["trainer.progress_bar=false", "data.micro_batch_size=4", "trainer.precision=32-true"]
     found = {}
     for name, main in (("train", train), ("estimate", estimate)):
         try:

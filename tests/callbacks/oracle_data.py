@@ -12,14 +12,14 @@ import torch
 
 from caldpo.data.datamodule import HeldOutPrompt
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.tokens import TokenizedPairs
+from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.lightning_module import PreferenceModule
+from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
 from caldpo.losses.dpo import DPO
-from caldpo.module import PreferenceModule
 from caldpo.optim import AdamW, Schedule
-from caldpo.reference.resident import ResidentReference
-from caldpo.run import train
-from caldpo.training import TrainerSettings
+from caldpo.reference.frozen_model import FrozenReference
+from caldpo.training_run import train
 from tests.harness import Pairs
 from tests.tiny import VOCABULARY, tiny_model, tiny_pairs, tiny_tokenizer
 
@@ -51,7 +51,7 @@ def words(ids: list[int]) -> str:
 class OracleData(Pairs):
     """A data module with held-out prompts, and a known reward where one is given."""
 
-    eval_pairs_per_batch = 5  # does not divide the number of pairs
+    eval_micro_batch_size = 5  # does not divide the number of pairs
 
     def __init__(self, oracle: Callable[[str, str], float] | None) -> None:
         pairs = scored_pairs()
@@ -68,7 +68,7 @@ def make_module(seed: int = 1) -> PreferenceModule:
     """A policy whose log-ratios to the reference are not 0."""
     return PreferenceModule(
         tiny_model(seed=seed),
-        ResidentReference(tiny_model(seed=0)),
+        FrozenReference(tiny_model(seed=0)),
         DPO(beta=0.5),
         AdamW(Schedule("constant", warmup_steps=0), lr=1e-2),
         tiny_tokenizer(),

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from caldpo.callbacks.checkpoint import Checkpoints
-from caldpo.checkpoints.identity import other_versions, require_same
-from caldpo.checkpoints.manifest import checkpoint_folders, verify
+from caldpo.checkpointing.checkpoint_callback import Checkpoints
+from caldpo.checkpointing.manifest import checkpoint_folders, verify
+from caldpo.checkpointing.run_identity import other_versions, require_same
 from caldpo.errors import CaldpoError
 from caldpo.losses.dpo import DPO
 from tests.harness import make_module
@@ -19,8 +19,8 @@ from tests.train_ranks import Pairs
 
 def saved(folder: Path, *, epochs: int = 2, steps: int | None = None, **settings: Any) -> list[int]:
     """Optimiser steps at which there is a checkpoint after training; an epoch has 3 of them."""
-    from caldpo.run import train
-    from caldpo.training import TrainerSettings
+    from caldpo.lightning_trainer import TrainerSettings
+    from caldpo.training_run import train
 
     folder.mkdir(exist_ok=True)
     callback = Checkpoints(**settings)
@@ -58,10 +58,14 @@ def test_it_says_in_time_that_the_disk_has_no_room(
     size = sum(path.stat().st_size for path in checkpoint_folders(tmp_path / "first")[6].iterdir())
     usage = namedtuple("usage", ("total", "used", "free"))
     capsys.readouterr()
-    monkeypatch.setattr("caldpo.callbacks.checkpoint.shutil.disk_usage", lambda _: usage(0, 0, 2 * size + size // 2))
+    monkeypatch.setattr(
+        "caldpo.checkpointing.checkpoint_callback.shutil.disk_usage", lambda _: usage(0, 0, 2 * size + size // 2)
+    )
     saved(tmp_path / "enough", every=2)
     assert "note:" not in capsys.readouterr().err
-    monkeypatch.setattr("caldpo.callbacks.checkpoint.shutil.disk_usage", lambda _: usage(0, 0, size + size // 2))
+    monkeypatch.setattr(
+        "caldpo.checkpointing.checkpoint_callback.shutil.disk_usage", lambda _: usage(0, 0, size + size // 2)
+    )
     saved(tmp_path / "scarce", every=2)
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("note: a checkpoint takes") == 1

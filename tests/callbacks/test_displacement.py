@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 
-from caldpo.callbacks.displacement import DisplacementAlarm
+from caldpo.callbacks.displacement_alarm import DisplacementAlarm
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.losses.dpo import DPO
 from tests.harness import Pairs, fit, make_module
@@ -139,7 +139,7 @@ def test_it_is_raised_in_training(loss: Any, raised: bool, tmp_path: Path) -> No
     alarm, module = DisplacementAlarm(), make_module(loss)
     data = Pairs(tiny_pairs(16), tiny_pairs(8, seed=1), 4)
     callbacks: list[pl.Callback] = [alarm]
-    fit(module, data, tmp_path, max_steps=24, val_every=4, callbacks=callbacks)
+    fit(module, data, tmp_path, max_steps=24, val_check_interval=4, callbacks=callbacks)
     assert bool(alarm.alarms) == raised
     if raised:
         assert alarm.alarms[0]["log_ratios/chosen"][-1] < -1

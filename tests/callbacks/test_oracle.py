@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from caldpo.callbacks.oracle import OracleEvaluation
-from caldpo.data.tokens import TokenizedPairs
-from caldpo.generation import reference_seed, sample_responses
-from caldpo.module import PreferenceModule
+from caldpo.callbacks.true_reward import OracleEvaluation
+from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.lightning_module import PreferenceModule
+from caldpo.models.sampling import reference_seed, sample_responses
 from tests.callbacks.oracle_data import (
     BETA,
     OracleData,

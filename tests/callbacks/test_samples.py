@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 
-from caldpo.callbacks.samples import SampleTable
-from caldpo.generation import sample_responses
+from caldpo.callbacks.sample_table import SampleTable
+from caldpo.models.sampling import sample_responses
 from tests.callbacks.oracle_data import OracleData, fit, make_module, reward, scored_pairs, words
 
 SAMPLING: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "seed": 4}
@@ -53,7 +53,15 @@ class SeenPolicies(pl.Callback):
 def sampled(folder: Path, oracle: Any = None, *more: pl.Callback, prompts: int = 3) -> list[dict[str, Any]]:
     """The rows of a run of four steps, evaluated at 0, 2 and 4."""
     folder.mkdir(exist_ok=True)
-    fit(make_module(), OracleData(oracle), folder, SampleTable(prompts, **SAMPLING), *more, max_steps=4, val_every=2)
+    fit(
+        make_module(),
+        OracleData(oracle),
+        folder,
+        SampleTable(prompts, **SAMPLING),
+        *more,
+        max_steps=4,
+        val_check_interval=2,
+    )
     file = folder / "samples.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from caldpo.config.entry import hydra_entry
+from caldpo.config.main import hydra_entry
 from caldpo.errors import CaldpoError
 
 

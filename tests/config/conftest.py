@@ -7,7 +7,7 @@ from textwrap import dedent
 
 import pytest
 
-from caldpo.config import source
+from caldpo.config import signature_source as source
 
 FILES = {
     "losses/base.py": """
@@ -86,7 +86,7 @@ FILES = {
             behave: str = "finish"
 
         class Loss:
-            def __init__(self, beta: Positive = 0.1, targets: Literal["half", "scores"] = "half") -> None: ...
+            def __init__(self, beta: Positive = 0.1, targets: Literal["fixed", "scores"] = "fixed") -> None: ...
 
         class Smooth:
             def __init__(self, beta: Positive = 0.1, label_smoothing: float = 0.0) -> None: ...

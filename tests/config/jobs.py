@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
-from caldpo.config.paths import conf_dir
-from caldpo.config.summary import read_summary
+from caldpo.config.conf_dir import conf_dir
+from caldpo.config.summary_file import read_summary
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 SECRET = "very-secret-value"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.check import Problem
 from caldpo.config.preflight import _of_agreement
+from caldpo.config.validation import Problem
 from caldpo.errors import CaldpoError
 
 CONFIG = OmegaConf.create({"a": 1})

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import pytest
 
 from caldpo.config.bounds import Bound, FolderName, PositiveInt
-from caldpo.config.comments import meaning
-from caldpo.config.values import is_quantity
+from caldpo.config.value_checks import is_quantity
+from caldpo.config.yaml_comments import meaning
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,13 @@ from caldpo.config.values import is_quantity
     [
         ("seed", None, "of the order of the data (and of dropout, where there is any)"),  # beside it, at the top level
         ("data.max_length", None, "tokens of a prompt and its longer response together"),  # above it, to a semicolon
-        ("data.source.reward_spread", "caldpo.data.sources.tabular.TabularPairs", "standard deviation of the rewards"),
+        (
+            "data.source.reward_spread",
+            "caldpo.data.sources.tabular_pairs.TabularPairs",
+            "standard deviation of the rewards",
+        ),
         ("callbacks.samples.max_new_tokens", None, "longest response, tokens"),  # nested
-        ("model.hidden_size", "caldpo.models.random.RandomModel", "width of the residual stream"),  # _global_
+        ("model.hidden_size", "caldpo.models.random_init.RandomModel", "width of the residual stream"),  # _global_
         ("data.source.seed", "caldpo.data.sources.imdb.ImdbSentiment", "of prompt lengths, sampling and drawn labels"),
         ("data.nothing", None, None),
         ("nothing.at_all", None, None),

@@ -9,9 +9,9 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import OmegaConf
 
-from caldpo.config.hints import KEYS
+from caldpo.config.did_you_mean import KEYS
 from caldpo.config.preflight import composed
-from caldpo.config.values import problem
+from caldpo.config.value_checks import problem
 from caldpo.errors import CaldpoError
 from caldpo.train import SCHEMAS, agree, main
 from tests.test_configs import CONF
@@ -48,7 +48,7 @@ def test_the_same_name_of_a_dtype(value: str, meant: str) -> None:
     [
         ("lr=1e-3", "optim.lr"),
         ("learning_rate=1e-3", "optim.lr"),
-        ("batch_size=4", "data.pairs_per_batch"),
+        ("batch_size=4", "data.micro_batch_size"),
         ("epochs=3", "trainer.max_epochs"),
         ("beta=0.1", "loss.beta"),
         ("max_length=512", "data.max_length"),

@@ -12,10 +12,10 @@ import pytest
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from caldpo.config.job import as_caldpo_error, exit_on_signals, one_line, write_json
-from caldpo.config.summary import read_summary
+from caldpo.config.run_lifecycle import as_caldpo_error, exit_on_signals, one_line, write_json
+from caldpo.config.summary_file import read_summary
 from caldpo.errors import CaldpoError
-from caldpo.sweep import collect, report_interrupted
+from caldpo.sweep_report import collect, report_interrupted
 from tests.config.jobs import JOBLIB, SECRET, everything_written, run, start, statuses, write_conf
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from caldpo.config.launched import LAUNCHERS, own_ranks, process_rank
+from caldpo.config.process_rank import LAUNCHERS, own_ranks, process_rank
 from tests.config.jobs import run, write_conf
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}

@@ -7,9 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.explain import EXTRAS
-from caldpo.config.launchers import find_processes
-from caldpo.config.paths import conf_dir
+from caldpo.config.conf_dir import conf_dir
+from caldpo.config.hydra_errors import EXTRAS
+from caldpo.config.launcher_checks import find_processes
 
 PLUGINS = {"workers": "joblib", "jobs": "submitit_local", "slurm": "submitit_slurm"}
 

@@ -11,14 +11,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from caldpo import run as run_module
-from caldpo.config import logged
-from caldpo.config.logged import objective_problems
-from caldpo.config.paths import conf_dir
-from caldpo.data.sources.tabular import TabularPairs
-from caldpo.environments.tabular import exact_metrics
+from caldpo import training_run as run_module
+from caldpo.config import metric_names as logged
+from caldpo.config.conf_dir import conf_dir
+from caldpo.config.metric_names import objective_problems
+from caldpo.data.sources.tabular_pairs import TabularPairs
+from caldpo.environments.tabular_environment import exact_metrics
 from caldpo.metrics import loss_metrics, pair_metrics
-from caldpo.progress import StepLog
+from caldpo.step_metrics import StepMetrics
 from caldpo.types import PairLogps
 
 LOSSES = sorted(path.stem for path in (conf_dir() / "loss").iterdir())
@@ -36,9 +36,9 @@ def refused(*overrides: str) -> str | None:
 
 def said_of(cfg: DictConfig, objective: str | None = None) -> str | None:
     """As :func:`refused`; of ``objective``, if one is given, in place of the one in ``cfg``."""
-    cfg.objective = objective or cfg.objective
+    cfg.optimized_metric = objective or cfg.optimized_metric
     problems = list(objective_problems(cfg))
-    assert all(problem.key == "objective" for problem in problems)
+    assert all(problem.key == "optimized_metric" for problem in problems)
     return "; ".join(f"{problem.message} | {problem.remedy}" for problem in problems) or None
 
 
@@ -65,7 +65,7 @@ def test_every_name_that_a_loss_logs_is_accepted_and_no_other(loss: str) -> None
 
 
 def test_names_of_a_step() -> None:
-    log = StepLog()
+    log = StepMetrics()
     log.means.update({"loss": torch.ones(2)}, torch.ones(2))
     log.close(0, torch.tensor(1.0), 1.0, 0.1)
     ((_, row),) = log.fetch()
@@ -83,14 +83,14 @@ def test_names_of_the_exact_optimum() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["objective=val/los"], "did you mean val/loss?"),
-        (["objective=val/terms/calibrate"], "did you mean val/terms/calibration?"),
-        (["objective=oracle/wins"], "choose among oracle/error, oracle/kl"),
-        (["objective=oracle/kl_to_optimum"], "will not log it"),  # the reviews have no known optimum
-        (["objective=oracle/kl", "callbacks.oracle.prompts=0"], "switched off (callbacks.oracle.prompts)"),
-        (["objective=oracle/kl", "~callbacks.oracle"], "switched off"),
-        (["objective=oracle/kl", "data=local", "data.train=a"], "the true reward of this data is not known"),
-        (["objective=rewards/margins", "loss=cpo"], "trains without a reference, which val/rewards/margins has"),
+        (["optimized_metric=val/los"], "did you mean val/loss?"),
+        (["optimized_metric=val/terms/calibrate"], "did you mean val/terms/calibration?"),
+        (["optimized_metric=oracle/wins"], "choose among oracle/error, oracle/kl"),
+        (["optimized_metric=oracle/kl_to_optimum"], "will not log it"),  # the reviews have no known optimum
+        (["optimized_metric=oracle/kl", "callbacks.oracle.prompts=0"], "switched off (callbacks.oracle.prompts)"),
+        (["optimized_metric=oracle/kl", "~callbacks.oracle"], "switched off"),
+        (["optimized_metric=oracle/kl", "data=local", "data.train=a"], "the true reward of this data is not known"),
+        (["optimized_metric=rewards/margins", "loss=cpo"], "trains without a reference, which val/rewards/margins has"),
     ],
 )
 def test_what_will_not_be_logged_is_refused_with_the_reason(overrides: list[str], message: str) -> None:
@@ -100,9 +100,9 @@ def test_what_will_not_be_logged_is_refused_with_the_reason(overrides: list[str]
 
 
 def test_what_the_data_knows_is_accepted() -> None:
-    assert refused("objective=oracle/win_rate") is None
-    assert refused("objective=oracle/kl_to_optimum", "model=tabular") is None
-    own = ["data=local", "data.train=a", "data.source._target_=somewhere.Own", "objective=oracle/mine"]
+    assert refused("optimized_metric=oracle/win_rate") is None
+    assert refused("optimized_metric=oracle/kl_to_optimum", "model=tabular") is None
+    own = ["data=local", "data.train=a", "data.source._target_=somewhere.Own", "optimized_metric=oracle/mine"]
     assert refused(*own) is None  # a source outside the package may have an optimum of its own
 
 
@@ -112,7 +112,7 @@ def test_a_searching_sweeper_gets_it(console: str, tmp_path: Path, monkeypatch: 
     place = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)))
     monkeypatch.setattr(run_module.HydraConfig, "get", lambda: place)
     monkeypatch.setattr(run_module, "print_line", lambda *_: None)
-    cfg = config("objective=val/logps/chosen", f"console={console}")
+    cfg = config("optimized_metric=val/logps/chosen", f"console={console}")
     for metrics, told in (({"val/loss": 1.0, "val/logps/chosen": -2.5}, -2.5), ({"val/loss": 1.0}, None)):
         monkeypatch.setattr(run_module, "run_in", lambda *_, found=metrics: {"metrics": found})
         assert run_module.run(cfg) == told

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.lock import run_lock
-from caldpo.config.names import LONGEST, claimed_folder, naming_overrides, register_resolvers, run_name
+from caldpo.config.run_dir import LONGEST, claimed_folder, naming_overrides, register_resolvers, run_name
 from caldpo.errors import CaldpoError
+from caldpo.utils.locks import run_lock
 
 SUBDIR = "${run_name:${hydra.overrides.task},${hydra.job.config.override_dirname.exclude_keys}}"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from caldpo.config.outliving import OutlivingStream
-from caldpo.config.redacted import redacted_output
+from caldpo.security.redacted_streams import redacted_output
+from caldpo.utils.resilient_stream import OutlivingStream
 
 
 def test_a_reader_that_has_gone_is_outlived(capfd: pytest.CaptureFixture[str]) -> None:

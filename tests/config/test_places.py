@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.places import check_places, find_misplaced
+from caldpo.config.path_checks import check_places, find_misplaced
 from caldpo.errors import CaldpoError
 
 
@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def config(**keys: object) -> DictConfig:
     """A configuration of which ``__`` in a name goes one level down; pairs come from local files."""
-    cfg = OmegaConf.create({"data": {"source": {"_target_": "caldpo.data.sources.files.LocalFiles"}}})
+    cfg = OmegaConf.create({"data": {"source": {"_target_": "caldpo.data.sources.local_files.LocalFiles"}}})
     for name, value in keys.items():
         OmegaConf.update(cfg, name.replace("__", "."), value)
     return cfg
@@ -111,7 +111,7 @@ def test_all_are_told_at_once_and_each_path_once() -> None:
 
 def test_other_sources_name_splits() -> None:
     """``train`` is a file for local files alone."""
-    check_places(config(data__source___target_="caldpo.data.sources.hub.HubDataset", data__train="train"))
+    check_places(config(data__source___target_="caldpo.data.sources.hub_dataset.HubDataset", data__train="train"))
 
 
 COMMAND = (
@@ -124,7 +124,7 @@ COMMAND = (
 @pytest.mark.parametrize("sweep", [False, True])
 def test_the_command_answers_without_torch(sweep: bool) -> None:
     """With what is wrong otherwise, and in a sweep once for all runs."""
-    keys = ["data=local", "data.train=trian.jsonl", "model.path=./m", "model=zephyr", "objective=val/lost"]
+    keys = ["data=local", "data.train=trian.jsonl", "model.path=./m", "model=zephyr", "optimized_metric=val/lost"]
     more = ["-m", "seed=0,1,2", "loss.beta=0.1,-1"] if sweep else ["loss.beta=-1"]
     started = time.perf_counter()
     found = subprocess.run([sys.executable, "-c", COMMAND, *keys, *more], capture_output=True, text=True, check=False)

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from caldpo.config.paths import conf_dir
-from caldpo.config.redact import MASK, is_secret_name, redact, redact_error, redact_file, redact_files, redact_text
+from caldpo.config.conf_dir import conf_dir
 from caldpo.errors import CaldpoError
+from caldpo.security.secrets import MASK, is_secret_name, redact, redact_error, redact_file, redact_files, redact_text
 
 
 @pytest.fixture(autouse=True)

@@ -7,42 +7,42 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from caldpo.config.search import find_search_problems
-from caldpo.config.summary import read_summary
-from caldpo.config.tree import read_yaml
+from caldpo.config.search_checks import find_search_problems
+from caldpo.config.summary_file import read_summary
+from caldpo.utils.yaml_io import read_yaml
 from tests.command import train
 
 SEARCH = "somewhere.OptunaSweeper"
 
 
 @pytest.mark.parametrize(
-    ("objective", "direction", "searched", "keys"),
+    ("optimized_metric", "direction", "searched", "keys"),
     [
         ("val/loss", "minimize", ["optim.lr"], []),
-        ("val/loss", "minimize", ["loss.beta", "optim.lr"], ["objective"]),
-        ("loss", "minimize", ["loss"], ["objective"]),
-        ("val/terms/calibration", "minimize", ["loss.c"], ["objective"]),
+        ("val/loss", "minimize", ["loss.beta", "optim.lr"], ["optimized_metric"]),
+        ("loss", "minimize", ["loss"], ["optimized_metric"]),
+        ("val/terms/calibration", "minimize", ["loss.c"], ["optimized_metric"]),
         ("val/rewards/margins", "maximize", ["loss.beta"], []),  # in one unit, whatever the loss's beta
-        ("val/rewards/margins", "maximize", ["reward_beta"], ["objective"]),
+        ("val/rewards/margins", "maximize", ["reward_beta"], ["optimized_metric"]),
         ("val/log_ratios/chosen", "maximize", ["loss.beta"], []),
         ("val/rewards/accuracies", "maximize", ["loss.beta"], []),
         ("val/rewards/accuracies", "Direction.maximize", ["loss.beta"], []),
         ("val/rewards/accuracies", "minimize", ["loss.beta"], ["hydra.sweeper.direction"]),
         ("val/loss", "maximize", ["optim.lr"], ["hydra.sweeper.direction"]),
-        ("val/loss", "maximize", ["loss.beta"], ["objective", "hydra.sweeper.direction"]),
+        ("val/loss", "maximize", ["loss.beta"], ["optimized_metric", "hydra.sweeper.direction"]),
         ("oracle/kl", "maximize", ["loss.beta"], ["hydra.sweeper.direction"]),
         ("grad_norm", "maximize", ["loss.beta"], []),  # nobody says which way is better
     ],
 )
-def test_what_a_search_is_told_of(objective: str, direction: str, searched: list[str], keys: list[str]) -> None:
+def test_what_a_search_is_told_of(optimized_metric: str, direction: str, searched: list[str], keys: list[str]) -> None:
     hydra = {"sweeper": {"_target_": SEARCH, "direction": direction}}
-    cfg = OmegaConf.create({"objective": objective, "hydra": hydra})
+    cfg = OmegaConf.create({"optimized_metric": optimized_metric, "hydra": hydra})
     assert [problem.key for problem in find_search_problems(cfg, searched)] == keys
     cfg.hydra.sweeper._target_ = "somewhere.BasicSweeper"
     assert list(find_search_problems(cfg, searched)) == [], "a grid compares nothing itself"
 
 
-GIVEN = ("-m", "hydra/sweeper=search", "model=tabular", "logger=none", "console=line", "export=false")
+GIVEN = ("-m", "hydra/sweeper=search", "model=tabular", "logger=none", "console=compact", "export=false")
 GIVEN += ("trainer.max_steps=5", "hydra.sweep.dir=out", "optim.lr=tag(log,interval(1e-3,1e-1))")
 
 
@@ -53,11 +53,11 @@ def test_a_search_for_the_smallest_loss_over_beta_is_refused(
     monkeypatch.chdir(tmp_path)
     train(*GIVEN, fails=2)
     said = capsys.readouterr().err
-    assert "objective=val/loss: measures another thing at each value of loss.beta" in said
+    assert "optimized_metric=val/loss: measures another thing at each value of loss.beta" in said
     assert not (tmp_path / "out").exists()
 
 
-TOLD = ("objective=val/rewards/accuracies", "hydra.sweeper.direction=maximize")
+TOLD = ("optimized_metric=val/rewards/accuracies", "hydra.sweeper.direction=maximize")
 
 
 def runs_of(folder: str) -> dict[Path, float]:

@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from caldpo.config.redact import redact_text
+from caldpo.security.secrets import redact_text
 
 HARD = string.ascii_letters + string.digits + "/@:%+~!*-_.=&#?$^;"
 

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from caldpo.config.bounds import Positive, PositiveInt
-from caldpo.config.signature import resolved_hints, validated
+from caldpo.config.signatures import resolved_hints, validated
 from caldpo.errors import CaldpoError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Loss:
     def __init__(
         self,
         beta: Positive,
-        targets: Literal["half", "scores"] = "half",
+        targets: Literal["fixed", "scores"] = "fixed",
         model: Model | None = None,
         *layers: PositiveInt,
         betas: tuple[float, float] | None = None,

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import pytest
 
 from caldpo.config.bounds import Positive
-from caldpo.config.signature import resolved_hints
-from caldpo.config.source import Parameter, read_signature
-from caldpo.config.values import is_config_type, is_section
+from caldpo.config.signature_source import Parameter, read_signature
+from caldpo.config.signatures import resolved_hints
+from caldpo.config.value_checks import is_config_type, is_section
 from caldpo.errors import CaldpoError
 
 
@@ -82,8 +82,8 @@ def test_other_packages_are_left_to_python() -> None:
         "caldpo.losses.cal_dpo.CalDPO",
         "caldpo.losses.f_dpo.FDPO",
         "caldpo.losses.sft.SFT",
-        "caldpo.models.hub.HubModel",
-        "caldpo.settings.RunSettings",
+        "caldpo.models.hub_model.HubModel",
+        "caldpo.run_settings.RunSettings",
         "caldpo.optim.adamw.AdamW",
     ],
 )
@@ -105,7 +105,7 @@ def test_agrees_with_the_imported_signature(target: str) -> None:
 
 def test_reading_imports_nothing_of_the_target() -> None:
     code = (
-        "import sys; from caldpo.config.signature import read_signature;"
+        "import sys; from caldpo.config.signatures import read_signature;"
         "read_signature('caldpo.losses.cal_dpo.CalDPO');"
         "print('torch' in sys.modules, 'caldpo.losses' in sys.modules)"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from caldpo.config.summary import known_summary, read_summary
+from caldpo.config.summary_file import known_summary, read_summary
 from caldpo.errors import CaldpoError
 
 WRITTEN = {

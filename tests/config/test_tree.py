@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from caldpo.config.tree import flatten, read_json, read_yaml
+from caldpo.utils.yaml_io import flatten, read_json, read_yaml
 
 
 def test_flatten() -> None:
@@ -54,7 +54,7 @@ def test_what_no_run_writes_is_refused_on_one_line(tmp_path: Path, text: bytes, 
 def test_depth_that_libyaml_does_not_survive(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("[" * 300_000)
-    code = f"from pathlib import Path; from caldpo.config.tree import read_yaml; read_yaml(Path({str(path)!r}))"
+    code = f"from pathlib import Path; from caldpo.utils.yaml_io import read_yaml; read_yaml(Path({str(path)!r}))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1, "and not by a signal"
     assert "nested more than 100 deep" in ended.stderr

@@ -16,7 +16,7 @@ from caldpo.config.bounds import (
     Positive,
     PositiveInt,
 )
-from caldpo.config.values import Section, describe, is_config_type, is_section, problem, suggest
+from caldpo.config.value_checks import Section, describe, is_config_type, is_section, problem, suggest
 
 NAN, INF = float("nan"), float("inf")
 
@@ -96,7 +96,7 @@ def test_unions_with_an_object_are_no_config_types() -> None:
 def test_sections_stand_for_classes_of_the_package() -> None:
     schedule = type("Schedule", (Section,), {})
     assert is_section(schedule | None)
-    assert problem(schedule, {"_target_": "caldpo.optim.schedule.Schedule"}) is None
+    assert problem(schedule, {"_target_": "caldpo.optim.lr_schedule.Schedule"}) is None
     assert problem(schedule | None, None) is None
     assert problem(schedule, "linear") == "must be a section of its own keys (Schedule)"
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from caldpo.data.pair import Message, PreferencePair
-from caldpo.data.rows import RawRow
+from caldpo.data.raw_row import RawRow
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from tests.shared import shared
 

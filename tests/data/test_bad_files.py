@@ -14,10 +14,10 @@ import pytest
 
 from caldpo.data import load
 from caldpo.data.load import LoadReport, load_pairs, require_pairs
-from caldpo.data.sources import _open
-from caldpo.data.sources._named import ENDINGS, folder_digest
-from caldpo.data.sources.files import READERS, LocalFiles
-from caldpo.data.sources.hub import HubDataset
+from caldpo.data.sources import _file_open as _open
+from caldpo.data.sources._file_names import ENDINGS, folder_digest
+from caldpo.data.sources.hub_dataset import HubDataset
+from caldpo.data.sources.local_files import READERS, LocalFiles
 from caldpo.errors import CaldpoError
 from tests.data.prepared import prepared
 
@@ -94,7 +94,7 @@ def test_a_list_is_read_item_by_item(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
     for block in (1, 2, 7, 64):
-        monkeypatch.setattr("caldpo.data.sources._json._BLOCK", block)
+        monkeypatch.setattr("caldpo.data.sources._json_rows._BLOCK", block)
         assert [row.value for row in read(path)] == rows
     path.write_text("[ ]")
     with pytest.raises(CaldpoError, match="no rows"):
@@ -104,7 +104,7 @@ def test_a_list_is_read_item_by_item(tmp_path, monkeypatch):
 def test_a_fault_in_a_long_list_is_not_taken_for_a_long_row(tmp_path, monkeypatch):
     """The end of a faulty row is never found, however much is read on."""
     monkeypatch.setattr(_open, "MAX_ROW", 1000)
-    monkeypatch.setattr("caldpo.data.sources._json._BLOCK", 100)
+    monkeypatch.setattr("caldpo.data.sources._json_rows._BLOCK", 100)
     (tmp_path / "a.json").write_text('[{"a": 1}, {"a": 2 "b": 3}' + ', {"a": 4}' * 1000 + "]")
     with pytest.raises(CaldpoError, match=r"Expecting ',' delimiter, in or after row 0"):
         read(tmp_path / "a.json")
@@ -134,7 +134,7 @@ def test_a_row_of_many_keys_takes_no_time(tmp_path):
 )
 def test_a_faulty_list_says_where(tmp_path, text, message, monkeypatch):
     monkeypatch.setattr(_open, "MAX_ROW", 2000 if "too long" in message else 2**24)
-    monkeypatch.setattr("caldpo.data.sources._json._BLOCK", 100)
+    monkeypatch.setattr("caldpo.data.sources._json_rows._BLOCK", 100)
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(CaldpoError, match="no JSON list of rows") as caught:
         read(tmp_path / "a.json")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from caldpo.data.clock import stopped
-from caldpo.data.template import render_pair
+from caldpo.data.chat_template import render_pair
+from caldpo.data.template_clock import stopped
 from caldpo.data.token_cache import cached_tokens
-from caldpo.resuming.clock import clock_of, keep_clock
+from caldpo.resume.template_date import clock_of, keep_clock
 from tests.data.prepared import TEST, TRAIN, Conversations, prepared
 from tests.data.small import byte_tokenizer, chat, pair
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caldpo.data.batch_sampler import MicroBatch
 from caldpo.data.collate import Layout, PairBatches, collate
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.sampler import MicroBatch
-from caldpo.data.tokens import TokenizedPairs
+from caldpo.data.token_arrays import TokenizedPairs
 
 EOS = 2
 FIRST = TokenizedPair([5, 6], [7, EOS], [8, 9, EOS], 0.75, 0.25, 0, "f:1")

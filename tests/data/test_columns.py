@@ -17,7 +17,7 @@ from caldpo.data.columns import Columns
 from caldpo.data.formats import formats
 from caldpo.data.load import LoadReport, load_pairs
 from caldpo.data.pair import PreferencePair
-from caldpo.data.sources.files import LocalFiles
+from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 from tests.data.format_rows import assistant, system, user
 from tests.data.prepared import prepared

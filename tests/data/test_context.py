@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from caldpo.data.chat_template import render_pair
 from caldpo.data.load import load_pairs
-from caldpo.data.template import render_pair
 from tests.data.format_rows import assistant, system, user
 from tests.data.small import byte_tokenizer, tokenized
 from tests.data.test_demonstrations import Rows

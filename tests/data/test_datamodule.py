@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from caldpo.data.collate import Layout
 from caldpo.data.datamodule import PairDataModule
-from caldpo.data.rows import RawRow
+from caldpo.data.raw_row import RawRow
 from caldpo.errors import CaldpoError
 from tests.data.prepared import BASE, TEST, TRAIN, prepared, rejected, settings
 from tests.data.small import RowsSource, ids, word_tokenizer
@@ -133,7 +133,7 @@ def test_the_oracle_is_the_sources_reward(tmp_path: Path) -> None:
 
 
 def test_loaders_follow_the_trainers_ranks_and_accumulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module, _ = prepared(tmp_path, pairs_per_batch=2, eval_pairs_per_batch=2, drop_last=True, seed=6)
+    module, _ = prepared(tmp_path, micro_batch_size=2, eval_micro_batch_size=2, drop_last=True, seed=6)
 
     def attached(rank: int) -> PairDataModule:
         module.trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -170,7 +170,7 @@ def test_copies_to_a_gpu_do_not_wait(device: str, waits: bool) -> None:
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(0, None), (1, 3)])
 def test_workers_keep_batches_ready(workers: int, prefetch: int | None, tmp_path: Path) -> None:
-    module, _ = prepared(tmp_path, num_workers=workers, prefetch_factor=3, pairs_per_batch=2)
+    module, _ = prepared(tmp_path, num_workers=workers, prefetch_factor=3, micro_batch_size=2)
     loader = module.train_dataloader()
     assert (loader._loader.num_workers, loader._loader.prefetch_factor) == (workers, prefetch)
     assert sorted(i for batch in loader for i in batch.index.tolist()) == list(range(10))
@@ -178,7 +178,7 @@ def test_workers_keep_batches_ready(workers: int, prefetch: int | None, tmp_path
 
 def test_workers_end_when_their_loaders_are_closed(tmp_path: Path) -> None:
     """SIGTERM, with which Python would end them, is the run's to heed and ignored by them."""
-    module, _ = prepared(tmp_path, num_workers=2, pairs_per_batch=2)
+    module, _ = prepared(tmp_path, num_workers=2, micro_batch_size=2)
     half_read = iter(module.train_dataloader())
     next(half_read)
     workers = multiprocessing.active_children()
@@ -250,7 +250,7 @@ def test_real_pairs_with_the_zephyr_tokenizer(tmp_path: Path) -> None:
 def test_held_out_pairs_of_like_length_are_padded_together(tmp_path: Path, layout: Layout) -> None:
     """Short and long responses in turn: in their order every batch would be as long as its longest; packed has none."""
     test = [(f"z {w} ?", " yes" * (1 if i % 2 else 9), " no") for i, w in enumerate("bcdefgh")]
-    data, _ = prepared(tmp_path, source=RowsSource(train=TRAIN, test=test), eval_pairs_per_batch=2)
+    data, _ = prepared(tmp_path, source=RowsSource(train=TRAIN, test=test), eval_micro_batch_size=2)
     data.layout = layout
     batches = list(data.val_dataloader())
     assert sorted(row for batch in batches for row in batch.index.tolist()) == list(range(7))

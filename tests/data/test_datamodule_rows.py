@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from caldpo.data.sources.files import LocalFiles
+from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 from tests.data.prepared import TEST, TRAIN, Conversations, prepared, rejected
 from tests.data.small import RowsSource, ids, word_tokenizer
@@ -61,7 +61,7 @@ def test_a_loss_with_score_targets_needs_scores_in_every_row(tmp_path: Path) -> 
     scored = [(*row, 2.0, 1.0) for row in TRAIN]
     with pytest.raises(CaldpoError, match=r"loss\.targets=scores: loss cal_dpo .*10 of 10 pairs of train") as caught:
         prepared(tmp_path, needs_scores=True)
-    assert "loss.targets=half" in str(caught.value)
+    assert "loss.targets=fixed" in str(caught.value)
     with pytest.raises(CaldpoError, match="1 of 11 pairs of train have none, first train:11"):
         prepared(tmp_path, source=RowsSource(train=[*scored, ("c", " d", " e")], test=TEST), needs_scores=True)
     with pytest.raises(CaldpoError, match="3 of 3 pairs of test"):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.dealing import ByCount, ByTokens
-from caldpo.estimate.schedule import packed_tokens, padded_tokens
+from caldpo.data.microbatching import ByCount, ByTokens
+from caldpo.estimation.step_schedule import packed_tokens, padded_tokens
 
 LAYOUTS = ("packed", "padded")
 COST = {"packed": packed_tokens, "padded": padded_tokens}

@@ -9,7 +9,7 @@ import pytest
 
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RawRow
+from caldpo.data.raw_row import RawRow
 from caldpo.data.sources.review_texts import ReviewTexts
 from caldpo.errors import CaldpoError
 from tests.data.prepared import rejected, settings

@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from caldpo.data.load import load_pairs
-from caldpo.data.rows import PairSource, RawRow
-from caldpo.data.sources import _open
-from caldpo.data.sources.files import LocalFiles
+from caldpo.data.raw_row import PairSource, RawRow
+from caldpo.data.sources import _file_open as _open
+from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 
 STANDARD = [

@@ -12,7 +12,7 @@ from caldpo.data.formats import detect, formats
 from caldpo.data.formats.hh import split_transcript
 from caldpo.data.formats.trl_standard import common_prompt
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RowError
+from caldpo.data.raw_row import RowError
 from tests.data.format_rows import assistant, system, tldr, uf, user
 
 HI = (user("Hi?"),)

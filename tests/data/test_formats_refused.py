@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from caldpo.data.formats import detect, formats
-from caldpo.data.rows import RowError
+from caldpo.data.raw_row import RowError
 from tests.data.format_rows import assistant, system, tldr, uf, user
 
 

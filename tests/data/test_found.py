@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from caldpo.data.sources._found import find_files
-from caldpo.data.sources.files import LocalFiles
+from caldpo.data.sources._file_discovery import find_files
+from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 
 

@@ -14,10 +14,10 @@ import pyarrow.parquet
 import pytest
 from omegaconf import OmegaConf
 
-from caldpo.config.paths import conf_dir
+from caldpo.config.conf_dir import conf_dir
 from caldpo.data.load import load_pairs
-from caldpo.data.rows import PairSource
-from caldpo.data.sources.hub import HubDataset
+from caldpo.data.raw_row import PairSource
+from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.errors import CaldpoError
 
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from caldpo.data.load import load_pairs
-from caldpo.data.rows import PairSource
+from caldpo.data.raw_row import PairSource
 from caldpo.data.sources import _continuations
 from caldpo.data.sources.imdb import ImdbSentiment, label_pairs
 from caldpo.errors import CaldpoError

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from caldpo.data.mix import parts_of
-from caldpo.data.sources.files import LocalFiles
+from caldpo.data.mixtures import parts_of
+from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.split import prompt_key
 from caldpo.errors import CaldpoError
 from tests.data.prepared import prepared, rejected

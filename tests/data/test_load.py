@@ -10,8 +10,8 @@ import pytest
 
 from caldpo.data.load import LoadReport, Rejection, load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RawRow
-from caldpo.data.sources.files import LocalFiles
+from caldpo.data.raw_row import RawRow
+from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 from tests.shared import shared
 

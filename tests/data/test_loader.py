@@ -10,11 +10,11 @@ import torch
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from caldpo.data.batch_sampler import StepBatchSampler
 from caldpo.data.collate import PairBatches
-from caldpo.data.loader import PairLoader
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.sampler import StepBatchSampler
-from caldpo.data.tokens import TokenizedPairs
+from caldpo.data.pair_loader import PairLoader
+from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.types import PairBatch
 
 PAIRS, BATCH, ACCUMULATION = 23, 2, 3  # steps of 6, 6, 6 and 5 pairs

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.sampler import MicroBatch, StepBatchSampler
+from caldpo.data.batch_sampler import MicroBatch, StepBatchSampler
 from caldpo.errors import CaldpoError
 
 
@@ -37,7 +37,7 @@ def test_a_rank_without_a_pair_gets_filler_of_weight_0() -> None:
 
 @given(
     pairs=st.integers(1, 60),
-    pairs_per_batch=st.integers(1, 5),
+    micro_batch_size=st.integers(1, 5),
     accumulation=st.integers(1, 4),
     world_size=st.integers(1, 4),
     seed=st.none() | st.integers(0, 3),
@@ -46,20 +46,20 @@ def test_a_rank_without_a_pair_gets_filler_of_weight_0() -> None:
 )
 def test_nothing_is_lost_or_doubled_and_no_rank_waits(
     pairs: int,
-    pairs_per_batch: int,
+    micro_batch_size: int,
     accumulation: int,
     world_size: int,
     seed: int | None,
     epoch: int,
     drop_last: bool,
 ) -> None:
-    step_size = pairs_per_batch * accumulation * world_size
+    step_size = micro_batch_size * accumulation * world_size
     drop_last = drop_last and pairs >= step_size
     ranks = []
     for rank in range(world_size):
         sampler = StepBatchSampler(
             pairs,
-            pairs_per_batch,
+            micro_batch_size,
             accumulation=accumulation,
             world_size=world_size,
             rank=rank,
@@ -77,19 +77,19 @@ def test_nothing_is_lost_or_doubled_and_no_rank_waits(
     for begin in range(0, len(ranks[0]), accumulation):
         step = [b for batches in ranks for b in batches[begin : begin + accumulation]]
         assert {b.step_pairs for b in step} == {len(real(step))}  # every micro-batch knows its whole step
-        assert all(1 <= len(b.rows) <= pairs_per_batch for b in step)
+        assert all(1 <= len(b.rows) <= micro_batch_size for b in step)
         is_last = begin + accumulation >= len(ranks[0])
         assert is_last or len(real(step)) == step_size
 
 
 @pytest.mark.parametrize("pairs", [64, 61, 50, 49])
 def test_a_step_has_the_same_pairs_however_it_is_divided(pairs: int) -> None:
-    def steps(pairs_per_batch: int, accumulation: int, world_size: int) -> list[set[int]]:
+    def steps(micro_batch_size: int, accumulation: int, world_size: int) -> list[set[int]]:
         ranks = [
             list(
                 StepBatchSampler(
                     pairs,
-                    pairs_per_batch,
+                    micro_batch_size,
                     accumulation=accumulation,
                     world_size=world_size,
                     rank=rank,
@@ -134,8 +134,8 @@ def test_dropping_the_last_step_is_counted_and_refused_where_it_leaves_nothing()
 
 
 def resumable(**changes: Any) -> StepBatchSampler:
-    settings = {"pairs": 29, "pairs_per_batch": 2, "accumulation": 3, "seed": 4} | changes
-    return StepBatchSampler(settings.pop("pairs"), settings.pop("pairs_per_batch"), **settings)
+    settings = {"pairs": 29, "micro_batch_size": 2, "accumulation": 3, "seed": 4} | changes
+    return StepBatchSampler(settings.pop("pairs"), settings.pop("micro_batch_size"), **settings)
 
 
 @pytest.mark.parametrize("handed_out", [0, 1, 5, 14, 15])
@@ -153,7 +153,7 @@ def test_a_state_goes_on_where_it_was_taken(handed_out: int) -> None:
     assert len(list(other)) == 15
 
 
-@pytest.mark.parametrize("change", [{"pairs": 30}, {"pairs_per_batch": 3}, {"accumulation": 2}, {"seed": 5}])
+@pytest.mark.parametrize("change", [{"pairs": 30}, {"micro_batch_size": 3}, {"accumulation": 2}, {"seed": 5}])
 def test_a_state_of_another_division_is_refused(change: dict[str, int]) -> None:
     [(name, now)] = change.items()
     with pytest.raises(CaldpoError, match=rf"{name} was \d+, is {now}"):

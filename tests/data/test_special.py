@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caldpo.data.special import SpecialText
-from caldpo.data.template import render_pair
+from caldpo.data.chat_template import render_pair
+from caldpo.data.special_text import SpecialText
 from caldpo.data.tokenize import encode_prompt
 from tests.data.small import byte_tokenizer, chat, gpt2, letter_tokenizer, pair, tokenized, word_tokenizer, zephyr
 

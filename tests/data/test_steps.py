@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.sampler import MicroBatch
-from caldpo.data.steps import StepPlan, plan_steps, steps_per_epoch
+from caldpo.data.batch_sampler import MicroBatch
+from caldpo.data.step_plan import StepPlan, plan_steps, steps_per_epoch
 from caldpo.errors import CaldpoError
-from caldpo.estimate.schedule import packed_tokens, padded_tokens
+from caldpo.estimation.step_schedule import packed_tokens, padded_tokens
 
 LAYOUTS = ("packed", "padded")
 COST = {"packed": packed_tokens, "padded": padded_tokens}
@@ -24,8 +24,8 @@ def lengths_of(pairs: int, seed: int = 0, longest: int = 80) -> np.ndarray:
 
 def planned(lengths: np.ndarray, **changes: Any) -> StepPlan:
     settings: dict[str, Any] = {
-        "pairs_per_batch": 3,
-        "tokens_per_batch": None,
+        "micro_batch_size": 3,
+        "max_tokens_per_micro_batch": None,
         "layout": "packed",
         "accumulation": 2,
         "world_size": 1,
@@ -57,7 +57,7 @@ def steps_of(plan: StepPlan, epoch: int) -> list[list[list[MicroBatch]]]:
 @given(
     pairs=st.integers(1, 40),
     budget=st.integers(1, 1500),
-    pairs_per_batch=st.integers(1, 5),
+    micro_batch_size=st.integers(1, 5),
     accumulation=st.integers(1, 3),
     world_size=st.integers(1, 3),
     seed=st.none() | st.integers(0, 3),
@@ -68,7 +68,7 @@ def test_the_same_steps_within_the_budget(
     layout: str,
     pairs: int,
     budget: int,
-    pairs_per_batch: int,
+    micro_batch_size: int,
     accumulation: int,
     world_size: int,
     seed: int | None,
@@ -76,9 +76,9 @@ def test_the_same_steps_within_the_budget(
     drop_last: bool,
 ) -> None:
     lengths = lengths_of(pairs, seed=pairs)
-    step_size = pairs_per_batch * accumulation * world_size
+    step_size = micro_batch_size * accumulation * world_size
     keys: dict[str, Any] = {
-        "pairs_per_batch": pairs_per_batch,
+        "micro_batch_size": micro_batch_size,
         "accumulation": accumulation,
         "world_size": world_size,
         "seed": seed,
@@ -86,7 +86,7 @@ def test_the_same_steps_within_the_budget(
         "drop_last": drop_last and pairs >= step_size,
         "layout": layout,
     }
-    plain, plan = planned(lengths, **keys), planned(lengths, tokens_per_batch=budget, **keys)
+    plain, plan = planned(lengths, **keys), planned(lengths, max_tokens_per_micro_batch=budget, **keys)
     assert (plain.accumulation, plain.steps) == (accumulation, plan.steps)
     for epoch in range(epochs):
         steps = steps_of(plan, epoch)
@@ -109,7 +109,7 @@ def test_the_same_steps_within_the_budget(
 def test_more_micro_batches_than_pairs_get_filler() -> None:
     """Steps of 4 pairs that need 4 micro-batches, and a last step of one pair: it gets the same, filled up."""
     lengths = np.array([[2, 8, 6]] * 4 + [[1, 1, 1]])
-    plan = planned(lengths, pairs_per_batch=4, accumulation=1, tokens_per_batch=16, seed=None, world_size=2)
+    plan = planned(lengths, micro_batch_size=4, accumulation=1, max_tokens_per_micro_batch=16, seed=None, world_size=2)
     assert (plan.step_size, plan.accumulation, plan.steps) == (8, 3, 1)
     assert plan.accumulation * plan.world_size == 6
     first, second = (list(plan.sampler(rank)) for rank in (0, 1))
@@ -121,7 +121,7 @@ def test_more_micro_batches_than_pairs_get_filler() -> None:
 
 def test_a_last_partial_step_has_as_many_micro_batches() -> None:
     """So that a count of micro-batches is a count of optimiser steps, across epochs."""
-    plan = planned(lengths_of(13), pairs_per_batch=2, accumulation=3, max_epochs=2)
+    plan = planned(lengths_of(13), micro_batch_size=2, accumulation=3, max_epochs=2)
     assert (plan.steps_per_epoch, plan.steps, plan.epochs) == (3, 6, 2)
     last = steps_of(plan, 0)[-1][0]
     assert [b.weights for b in last].count((0.0,)) == 2
@@ -139,7 +139,7 @@ def test_a_last_partial_step_has_as_many_micro_batches() -> None:
         ({"max_steps": 8, "max_epochs": 9}, 4, 8, 2, 40),
         ({"max_steps": 4, "drop_last": True}, 3, 4, 2, 24),
         ({"max_steps": 1}, 4, 1, 1, 6),
-        ({"pairs_per_batch": 50, "max_steps": 2}, 1, 2, 2, 40),
+        ({"micro_batch_size": 50, "max_steps": 2}, 1, 2, 2, 40),
     ],
 )
 def test_steps_and_epochs(keys: dict[str, Any], per_epoch: int, steps: int, epochs: int, seen: int) -> None:
@@ -151,12 +151,15 @@ def test_micro_batches_are_as_many_as_the_steps_of_the_run_need() -> None:
     """One pair is as long as the budget: how many micro-batches its step needs decides, if the run comes to it."""
     lengths = np.array([[2, 2, 2]] * 12)
     lengths[7] = [10, 5, 5]
-    keys: dict[str, Any] = {"pairs_per_batch": 4, "accumulation": 1, "tokens_per_batch": 24, "seed": None}
+    keys: dict[str, Any] = {"micro_batch_size": 4, "accumulation": 1, "max_tokens_per_micro_batch": 24, "seed": None}
     assert planned(lengths, **keys).accumulation == 2  # step 1: 18 + 20 tokens; the others have 24
     assert planned(lengths, max_steps=1, **keys).accumulation == 1
     assert planned(lengths, max_steps=9, **keys).accumulation == 2
     # with a seed every epoch has steps of its own
-    needs = [planned(lengths_of(40), tokens_per_batch=300, max_epochs=epochs).accumulation for epochs in range(1, 30)]
+    needs = [
+        planned(lengths_of(40), max_tokens_per_micro_batch=300, max_epochs=epochs).accumulation
+        for epochs in range(1, 30)
+    ]
     assert needs == sorted(needs)
     assert needs[0] < needs[-1]
 
@@ -168,20 +171,20 @@ def test_lengths_brought_together_save_padding() -> None:
     lengths = np.concatenate([rng.integers(10, 60, (300, 1)), responses], axis=1)
 
     def computed(**keys: Any) -> int:
-        plan = planned(lengths, pairs_per_batch=4, accumulation=8, **keys)
+        plan = planned(lengths, micro_batch_size=4, accumulation=8, **keys)
         return sum(COST["padded"](lengths[list(b.rows)]) for b in plan.sampler(0))
 
     needed = int((2 * lengths[:, 0] + lengths[:, 1:].sum(axis=1)).sum())
     plain, grouped = computed(layout="packed"), computed(layout="padded")  # packed ones keep the order of the epoch
     assert plain > 1.9 * needed
     assert grouped < 1.5 * needed
-    assert computed(layout="padded", tokens_per_batch=2000) < 1.5 * needed
+    assert computed(layout="padded", max_tokens_per_micro_batch=2000) < 1.5 * needed
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("handed_out", [0, 1, 7, 11])
 def test_a_state_goes_on_in_the_middle_of_an_epoch(layout: str, handed_out: int) -> None:
-    plan = planned(lengths_of(29), tokens_per_batch=250, layout=layout, world_size=2, max_epochs=4)
+    plan = planned(lengths_of(29), max_tokens_per_micro_batch=250, layout=layout, world_size=2, max_epochs=4)
     for rank in (0, 1):
         whole = plan.sampler(rank)
         whole.set_epoch(3)
@@ -194,14 +197,14 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch(layout: str, handed_out: int)
 
 
 def test_a_state_of_another_budget_is_refused() -> None:
-    one, other = (planned(lengths_of(29), tokens_per_batch=tokens).sampler(0) for tokens in (200, 800))
+    one, other = (planned(lengths_of(29), max_tokens_per_micro_batch=tokens).sampler(0) for tokens in (200, 800))
     with pytest.raises(CaldpoError, match=r"accumulation was \d+, is \d+"):
         other.load_state(one.state(0, 5))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_division_is_a_function_of_its_settings(layout: str) -> None:
-    plans = [planned(lengths_of(50), tokens_per_batch=300, layout=layout, max_epochs=2) for _ in range(2)]
+    plans = [planned(lengths_of(50), max_tokens_per_micro_batch=300, layout=layout, max_epochs=2) for _ in range(2)]
     for epoch in (0, 1):
         assert steps_of(plans[0], epoch) == steps_of(plans[1], epoch)
     assert steps_of(plans[0], 0) != steps_of(plans[0], 1)
@@ -210,5 +213,5 @@ def test_the_division_is_a_function_of_its_settings(layout: str) -> None:
 def test_dropping_the_only_step_is_refused_before_anything_runs() -> None:
     for tokens in (None, 100):
         with pytest.raises(CaldpoError, match=r"data\.drop_last=True: leaves nothing: 5 pairs are fewer than the 6"):
-            planned(lengths_of(5), drop_last=True, tokens_per_batch=tokens)
+            planned(lengths_of(5), drop_last=True, max_tokens_per_micro_batch=tokens)
     assert steps_per_epoch(5, 6, drop_last=False) == 1

@@ -199,7 +199,7 @@ def test_a_full_disk_does_not_stop_a_run(
     def full(*_: Any) -> int:
         raise OSError("no space left")
 
-    monkeypatch.setattr(token_cache, "whole_file", full)
+    monkeypatch.setattr(token_cache, "atomic_file", full)
     assert contents(split(tmp_path)) == contents(split(None))
     assert "cannot be kept (no space left)" in " ".join(capsys.readouterr().out.split())
 

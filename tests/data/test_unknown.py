@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from caldpo.data.tokenize import TokenCounts, unknown_token
-from caldpo.environments.reviews.tokenizer import build_tokenizer
+from caldpo.environments.reviews.review_tokenizer import build_tokenizer
 from caldpo.errors import CaldpoError
 from tests.data.prepared import TEST, TRAIN, prepared
 from tests.data.small import RowsSource, gpt2, word_tokenizer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from caldpo.environments.agreement import reward_agreement
+from caldpo.environments.reward_agreement import reward_agreement
 
 
 def test_against_scipy_on_residuals_of_prompt_means() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from caldpo.environments import cache
-from caldpo.environments.cache import cached_folder
+from caldpo.environments import folder_cache as cache
+from caldpo.environments.folder_cache import cached_folder
 from caldpo.errors import CaldpoError
 
 

@@ -14,10 +14,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from caldpo.config.paths import conf_dir
-from caldpo.data.sources.tabular import TabularPairs
-from caldpo.environments.agreement import reward_agreement
-from caldpo.environments.tabular import (
+from caldpo.config.conf_dir import conf_dir
+from caldpo.data.sources.tabular_pairs import TabularPairs
+from caldpo.environments.reward_agreement import reward_agreement
+from caldpo.environments.tabular_environment import (
     TabularEnvironment,
     exact_metrics,
     kl_divergence,

@@ -10,13 +10,13 @@ import torch
 from scipy import stats
 
 from caldpo.data.load import load_pairs
-from caldpo.data.rows import PairSource
-from caldpo.data.sources.reviews import ReviewPairs
-from caldpo.data.sources.tabular import TabularPairs
-from caldpo.environments.reviews.reward import reward
-from caldpo.environments.tabular import log_partition, optimum
+from caldpo.data.raw_row import PairSource
+from caldpo.data.sources.review_pairs import ReviewPairs
+from caldpo.data.sources.tabular_pairs import TabularPairs
+from caldpo.environments.reviews.review_reward import reward
+from caldpo.environments.tabular_environment import log_partition, optimum
 from caldpo.errors import CaldpoError
-from caldpo.models.tabular import TabularModel
+from caldpo.models.tabular_model import TabularModel
 
 TABLE: dict[str, Any] = {
     "prompts": 4,

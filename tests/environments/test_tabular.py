@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from scipy.optimize import minimize
 
-from caldpo.environments.tabular import (
+from caldpo.environments.tabular_environment import (
     TabularEnvironment,
     exact_metrics,
     expected_reward,

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
-from caldpo.environments.tabular import TabularEnvironment
-from caldpo.generation import sample_responses
+from caldpo.environments.tabular_environment import TabularEnvironment
 from caldpo.logprobs import pair_logprobs
-from caldpo.models.tabular import TabularLM, TabularModel
+from caldpo.models.sampling import sample_responses
+from caldpo.models.tabular_model import TabularLM, TabularModel
 from caldpo.types import PairBatch
 
 SOURCE = TabularModel(prompts=3, responses=5, environment_seed=1, reference_spread=1.0)

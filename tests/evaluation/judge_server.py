@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from caldpo.data.datamodule import HeldOutPrompt
-from caldpo.evaluation.bench import Sampling
+from caldpo.evaluation.evaluation_cache import Sampling
 from caldpo.evaluation.suites.judge import Judge
 
 # what a judge says to the prompt and the two responses, or (status, headers, body) of a failure

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from caldpo.models.random import RandomModel
+from caldpo.models.random_init import RandomModel
 from tests.command import call, train
 from tests.tiny import tiny_tokenizer
 
@@ -22,14 +22,14 @@ TINY_RUN = (
     "data=local",
     "data.train=train.jsonl",
     "data.test=test.jsonl",
-    "data.pairs_per_batch=8",
+    "data.micro_batch_size=8",
     "loss=dpo",
     "optim.lr=0.02",
     "trainer.max_steps=8",
-    "trainer.val_every=null",
+    "trainer.val_check_interval=null",
     "trainer.progress_bar=false",
     "logger=csv",
-    "console=line",
+    "console=compact",
     "callbacks.samples.prompts=0",
     "callbacks.oracle.max_new_tokens=6",
 )

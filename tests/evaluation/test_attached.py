@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from caldpo.evaluation.attached import with_attached_suites
+from caldpo.evaluation.default_suites import with_attached_suites
 
 
 def run_folder(path: Path, **config: Any) -> Path:
@@ -49,7 +49,9 @@ def test_what_names_no_suite_leaves_the_default(suites: Any, tmp_path: Path) -> 
 
 def test_only_names_are_taken_from_a_folder(tmp_path: Path) -> None:
     """A run of another hand cannot add keys of its own."""
-    run = run_folder(tmp_path / "run", suites=["preference", "oracle] trust_code=true", "leaderboard.python=x"])
+    run = run_folder(
+        tmp_path / "run", suites=["preference", "oracle] allow_untrusted_code=true", "leaderboard.python=x"]
+    )
     assert added(f"run={run}") == ["suite=[preference]"]
 
 
@@ -67,7 +69,7 @@ def test_a_judge_has_to_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     run = run_folder(tmp_path / "run", suites=["displacement", "judge"])
     assert added(f"run={run}") == ["suite=[displacement]"]
     assert "suite judge of this run is left out" in capsys.readouterr().err
-    assert added(f"run={run}", "judge.rehearse=true") == ["suite=[displacement,judge]"]
+    assert added(f"run={run}", "judge.mock=true") == ["suite=[displacement,judge]"]
     assert capsys.readouterr().err == ""
 
 

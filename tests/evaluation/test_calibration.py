@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from caldpo.evaluation.calibration import calibration_error, expected_error, reliability_curve
+from caldpo.evaluation.calibration_error import calibration_error, expected_error, reliability_curve
 
 
 def test_a_policy_that_is_its_reference_is_calibrated_at_one_half() -> None:

@@ -11,8 +11,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.drift import PLAIN, read_texts
 from caldpo.evaluation.suites.displacement import Displacement, by_length
+from caldpo.evaluation.text_drift import PLAIN, read_texts
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.runs import evaluate, inside, reference_model, result, value
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caldpo.config.lock import EVALUATION, run_lock
-from caldpo.evaluation import subject as subjects
+from caldpo.evaluation import evaluated_policy as subjects
+from caldpo.utils.locks import EVALUATION, run_lock
 from tests.evaluation.runs import QUICK, evaluate, inside, result, runs, value
 
 
@@ -19,9 +19,9 @@ from tests.evaluation.runs import QUICK, evaluate, inside, result, runs, value
 def evaluated(sweep: Path) -> dict[str, int]:
     """The sweep evaluated by the default suites, and how often the reference was loaded and asked for pairs."""
     counts = {"loaded": 0, "scored": 0}
-    load, score = subjects.Subject._load_reference, subjects.score_pairs
+    load, score = subjects.EvaluatedPolicy._load_reference, subjects.score_pairs
 
-    def counted_load(self: subjects.Subject, path: str | None) -> object:
+    def counted_load(self: subjects.EvaluatedPolicy, path: str | None) -> object:
         counts["loaded"] += 1
         return load(self, path)
 
@@ -30,7 +30,7 @@ def evaluated(sweep: Path) -> dict[str, int]:
         return score(*arguments, label=label, **keys)
 
     with inside(sweep.parent), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subjects.Subject, "_load_reference", counted_load)
+        patch.setattr(subjects.EvaluatedPolicy, "_load_reference", counted_load)
         patch.setattr(subjects, "score_pairs", counted_score)
         evaluate("sweep", *QUICK)
     return counts
@@ -156,7 +156,7 @@ def test_a_model_by_its_name(sweep: Path, tmp_path: Path) -> None:
     """The export of a run, with the run's start as the reference: the run's own figures."""
     run = runs(sweep)[0]
     with inside(sweep.parent):
-        from caldpo.models.random import RandomModel
+        from caldpo.models.random_init import RandomModel
 
         source = RandomModel(tokenizer="tokenizer", hidden_size=16)
         source.load_policy().save_pretrained(tmp_path / "start")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from caldpo.evaluation.interval import Bootstrap
+from caldpo.evaluation.bootstrap import Bootstrap
 
 RNG = np.random.default_rng(0)
 VALUES = RNG.normal(3.0, 2.0, size=400)

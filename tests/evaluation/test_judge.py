@@ -88,9 +88,7 @@ def test_a_judge_that_dies_is_resumed_by_the_same_command(
 
 def test_a_run_against_its_reference_draws_both(trained: Path, tmp_path: Path) -> None:
     with inside(trained.parent):
-        evaluate(
-            "run", f"output={tmp_path}", "suite=judge", "judge.rehearse=true", "judge.prompts=5", "judge.resamples=9"
-        )
+        evaluate("run", f"output={tmp_path}", "suite=judge", "judge.mock=true", "judge.prompts=5", "judge.resamples=9")
     found = result(tmp_path, "judge_rehearsal")
     assert not (tmp_path / "evaluation" / "judge.json").exists(), "what a judge said is not lost to a rehearsal"
     assert found["details"]["judge"] == "rehearsal: no judge was asked"
@@ -103,12 +101,12 @@ def test_no_endpoint_is_answered_before_anything_loads(
     def load(*_: object) -> None:
         raise AssertionError("something was loaded")
 
-    monkeypatch.setattr("caldpo.evaluation.run.Subject", load)
+    monkeypatch.setattr("caldpo.evaluation.evaluation_run.EvaluatedPolicy", load)
     with inside(trained.parent):
         evaluate("run", "suite=judge", fails=2)
     error = capsys.readouterr().err
     assert error.startswith("error: judge.base_url: no endpoint is named")
-    assert "judge.rehearse=true" in error
+    assert "judge.mock=true" in error
 
 
 @pytest.mark.parametrize(
@@ -139,7 +137,7 @@ def test_a_key_in_place_of_its_variable_is_refused() -> None:
 
 
 def test_a_rehearsal_needs_no_endpoint() -> None:
-    Judge(rehearse=True).check()
+    Judge(mock=True).check()
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

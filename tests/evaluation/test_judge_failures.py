@@ -178,7 +178,7 @@ def test_an_interrupt_keeps_what_arrived(subject: FakeSubject, monkeypatch: pyte
         yield wait(futures, return_when=FIRST_COMPLETED).done.pop()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("caldpo.evaluation.judge.ask.as_completed", interrupted)
+    monkeypatch.setattr("caldpo.evaluation.judge.query.as_completed", interrupted)
 
     def says(*shown: str) -> str:
         time.sleep(0.02)

@@ -196,7 +196,7 @@ def test_cut_responses_are_noted(subject: FakeSubject) -> None:
 
 def test_a_rehearsal_follows_the_known_reward(subject: FakeSubject) -> None:
     subject.oracle = lambda prompt, text: (int(text[-2:]) < 9) * (1.0 if text.startswith("ours") else 0.5)
-    suite = judge("http://127.0.0.1:9/v1", rehearse=True, price_input=1, price_output=1)
+    suite = judge("http://127.0.0.1:9/v1", mock=True, price_input=1, price_output=1)
     found = suite.run(subject)
     assert found.measures["win_rate"].value == (9 + 3 * 0.5) / 12  # none of the last three earns anything
     assert (found.measures["ties"].value, found.measures["consistency"].value) == (0.25, 1.0)
@@ -210,7 +210,7 @@ def test_a_rehearsal_follows_the_known_reward(subject: FakeSubject) -> None:
 
 def test_a_rehearsal_without_a_reward_throws_a_coin_once_a_pair(tmp_path: Path) -> None:
     subject = FakeSubject(tmp_path, [f"ours {i}" for i in range(40)], [f"them {i}" for i in range(40)])
-    measures = judge("http://127.0.0.1:9/v1", rehearse=True).run(subject).measures
+    measures = judge("http://127.0.0.1:9/v1", mock=True).run(subject).measures
     assert measures["consistency"].value == 1.0
     assert not any(m.main for m in measures.values()), "a coin says nothing of the policy"
     rate = measures["win_rate"]

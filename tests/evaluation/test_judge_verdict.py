@@ -8,9 +8,9 @@ from string import Template
 import pytest
 
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.judge.question import JudgeModel, Pair, both_orders
-from caldpo.evaluation.judge.template import built_in, fill, load_template, readable
-from caldpo.evaluation.judge.verdict import read_verdict
+from caldpo.evaluation.judge.judge_template import built_in, fill, load_template, readable
+from caldpo.evaluation.judge.pair_comparison import JudgeModel, Pair, both_orders
+from caldpo.evaluation.judge.parse_verdict import read_verdict
 
 READ = [
     ("Verdict: A", "A"),

@@ -15,9 +15,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldpo.data.pair import TokenizedPair
-from caldpo.evaluation.harness.leaderboards import BOARDS, V2
-from caldpo.evaluation.harness.plan import PAIRS
-from caldpo.evaluation.scoring import score_pairs
+from caldpo.evaluation.lm_eval.leaderboards import BOARDS, V2
+from caldpo.evaluation.lm_eval.task_plan import PAIRS
+from caldpo.evaluation.pair_scoring import score_pairs
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.harness_tasks import ASKED, data_sets_in, quick_python, write_tasks
 from tests.evaluation.runs import evaluate, inside, result, value

@@ -16,16 +16,16 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from caldpo.data.chat_template import render_pair
 from caldpo.data.pair import PreferencePair
-from caldpo.data.template import render_pair
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.harness.inside import run_inside
-from caldpo.evaluation.harness.options import Options
-from caldpo.evaluation.harness.outside import _arguments, _write_model
-from caldpo.evaluation.harness.pairs import pairs_task
-from caldpo.evaluation.harness.plan import PAIRS, Wanted
-from caldpo.evaluation.harness.reading import read_task
-from caldpo.models.adapter import Lora
+from caldpo.evaluation.lm_eval.in_process import run_inside
+from caldpo.evaluation.lm_eval.pairs_task import pairs_task
+from caldpo.evaluation.lm_eval.read_results import read_task
+from caldpo.evaluation.lm_eval.run_options import Options
+from caldpo.evaluation.lm_eval.subprocess_run import _arguments, _write_model
+from caldpo.evaluation.lm_eval.task_plan import PAIRS, Wanted
+from caldpo.models.adapters import Lora
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.harness_tasks import ASKED, data_sets_in, write_tasks
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -9,14 +9,14 @@ import pytest
 import yaml
 
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.harness import installation as installations
-from caldpo.evaluation.harness.catalogue import names, require_names, task_manager
-from caldpo.evaluation.harness.installation import Installation, find_installation
-from caldpo.evaluation.harness.leaderboards import BOARDS, V1, V2
-from caldpo.evaluation.harness.normalise import above_chance
-from caldpo.evaluation.harness.plan import Wanted, spell_out, without_packages
-from caldpo.evaluation.harness.reading import read_task, wrong_shots
-from caldpo.evaluation.result import Measure
+from caldpo.evaluation.lm_eval import installation as installations
+from caldpo.evaluation.lm_eval.installation import Installation, find_installation
+from caldpo.evaluation.lm_eval.leaderboards import BOARDS, V1, V2
+from caldpo.evaluation.lm_eval.normalise import above_chance
+from caldpo.evaluation.lm_eval.read_results import read_task, wrong_shots
+from caldpo.evaluation.lm_eval.task_index import names, require_names, task_manager
+from caldpo.evaluation.lm_eval.task_plan import Wanted, spell_out, without_packages
+from caldpo.evaluation.suite_result import Measure
 from caldpo.evaluation.suites.leaderboard import Leaderboard, averages
 from tests.tiny import tiny_tokenizer
 
@@ -176,11 +176,11 @@ def test_vllm_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_template_that_is_not_there() -> None:
-    class Subject:
+    class EvaluatedPolicy:
         tokenizer = tiny_tokenizer()
 
     with pytest.raises(CaldpoError, match=r"apply_chat_template=true: the tokenizer .* has no chat template"):
-        Leaderboard(tasks=[V2], apply_chat_template=True).check_subject(Subject())  # type: ignore[arg-type]
+        Leaderboard(tasks=[V2], apply_chat_template=True).check_subject(EvaluatedPolicy())  # type: ignore[arg-type]
 
 
 # -- figures

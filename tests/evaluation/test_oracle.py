@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
 
-from caldpo.environments.tabular import TabularEnvironment
-from caldpo.generation import sample_responses
+from caldpo.environments.tabular_environment import TabularEnvironment
+from caldpo.models.sampling import sample_responses
 from tests.callbacks.oracle_data import naive_logprob
 from tests.command import train
 from tests.evaluation.runs import evaluate, inside, reference_model, result, value
@@ -31,10 +31,10 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "data=tabular",
             "loss=dpo",
             "trainer.max_steps=60",
-            "trainer.val_every=null",
+            "trainer.val_check_interval=null",
             "trainer.progress_bar=false",
             "logger=csv",
-            "console=line",
+            "console=compact",
             "callbacks.samples.prompts=0",
             "callbacks.checkpoint.every=20",
             "callbacks.checkpoint.keep=all",
@@ -151,7 +151,7 @@ def test_data_without_a_known_reward_is_refused_before_weights_load(
     def no_weights(*arguments: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("caldpo.evaluation.subject.load_weights", no_weights)
+    monkeypatch.setattr("caldpo.evaluation.evaluated_policy.load_weights", no_weights)
     with inside(trained.parent):
         evaluate("run", "suite=oracle", fails=1)
     said = capsys.readouterr().err

@@ -12,8 +12,8 @@ from tests.evaluation.runs import TINY_RUN, evaluate, inside, result, value, wri
 CODE = """
 from dataclasses import dataclass
 
-from caldpo.evaluation.result import Measure, Result
-from caldpo.evaluation.suite import Suite
+from caldpo.evaluation.suite_result import Measure, Result
+from caldpo.evaluation.suite_base import Suite
 
 
 @dataclass(frozen=True, kw_only=True)

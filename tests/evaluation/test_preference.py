@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from scipy.special import expit
 
-from caldpo.evaluation.interval import Bootstrap
+from caldpo.evaluation.bootstrap import Bootstrap
 from tests.evaluation.runs import evaluate, inside, result, value
 
 BETA = 0.1  # of the run's loss

@@ -105,9 +105,9 @@ def test_a_run_does_not_say_where_a_command_writes(
 
 def test_every_cache_of_the_project_is_for_the_command_to_name() -> None:
     """A new key that names one has to be told of."""
-    from caldpo.config.caches import PLACES
-    from caldpo.config.paths import conf_dir
-    from caldpo.config.tree import flatten
+    from caldpo.config.cache_dirs import PLACES
+    from caldpo.config.conf_dir import conf_dir
+    from caldpo.utils.yaml_io import flatten
 
     found = set()
     for group in ("data", "model", "reference", "adapter"):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from caldpo.evaluation.target import Target
-from caldpo.evaluation.tracker import tell_tracker
+from caldpo.evaluation.evaluation_target import Target
+from caldpo.evaluation.wandb_summary import tell_tracker
 from tests import wandb_file
 from tests.evaluation.runs import evaluate, inside, result, tiny_run, value, write_data
 

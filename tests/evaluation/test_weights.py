@@ -12,15 +12,15 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from caldpo.config.paths import conf_dir
-from caldpo.config.trust import own_targets
+from caldpo.config.conf_dir import conf_dir
 from caldpo.errors import CaldpoError
-from caldpo.evaluation import subject
-from caldpo.evaluation.target import SECTIONS, Target
-from caldpo.evaluation.weights import Weights, find_weights, load_weights
+from caldpo.evaluation import evaluated_policy as subject
+from caldpo.evaluation.evaluation_target import SECTIONS, Target
+from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
 from caldpo.generate import main as generate
-from caldpo.models.adapter import NoAdapter
-from caldpo.models.random import RandomModel
+from caldpo.models.adapters import NoAdapter
+from caldpo.models.random_init import RandomModel
+from caldpo.security.trusted_config import own_targets
 from tests.command import call
 from tests.evaluation.runs import QUICK, evaluate, inside, tiny_run, write_data
 
@@ -146,17 +146,32 @@ def rewrite(run: Path, **sections: dict) -> None:
     [
         ("model", {"_target_": "os.system", "command": "touch sprung"}, "model is built by os.system"),
         ("data", {"source": {"_target_": "subprocess.run", "args": "touch sprung"}}, "data.source is built by subproc"),
-        ("reference", {"_target_": "caldpo.config.job.write_json"}, "which no configuration of caldpo builds there"),
+        (
+            "reference",
+            {"_target_": "caldpo.config.run_lifecycle.write_json"},
+            "which no configuration of caldpo builds there",
+        ),
         ("data", {"source": {"_target_": "caldpo.data.load.os.system", "command": "touch sprung"}}, "os.system, which"),
         ("model", {"trust_remote_code": True}, "model.trust_remote_code: the model of this run brings Python code"),
         (
             "model",
-            {"tokenizer": {"_target_": "caldpo.models.hub.load_causal_lm", "path": "x", "trust_remote_code": True}},
-            "model.tokenizer is built by caldpo.models.hub.load_causal_lm",
+            {
+                "tokenizer": {
+                    "_target_": "caldpo.models.hub_model.load_causal_lm",
+                    "path": "x",
+                    "trust_remote_code": True,
+                }
+            },
+            "model.tokenizer is built by caldpo.models.hub_model.load_causal_lm",
         ),
         (
             "data",
-            {"source": {"_target_": "caldpo.data.sources.files.LocalFiles", "_args_": [{"_target_": "torch.load"}]}},
+            {
+                "source": {
+                    "_target_": "caldpo.data.sources.local_files.LocalFiles",
+                    "_args_": [{"_target_": "torch.load"}],
+                }
+            },
             "data.source._args_: is no key that a run writes",
         ),
         ("data", {"test": "${oc.env:HOME}.jsonl"}, "refers to something outside the run"),
@@ -171,7 +186,7 @@ def test_a_configuration_of_other_hands_runs_no_code(
         assert not Path("sprung").exists()
     printed = capsys.readouterr().err
     assert said in printed
-    assert "trust_code=true" in printed or "write the value itself" in printed
+    assert "allow_untrusted_code=true" in printed or "write the value itself" in printed
     assert str(Path.home()) not in printed.replace("${oc.env:HOME}", "")
 
 

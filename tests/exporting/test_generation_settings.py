@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from caldpo.exporting.policy import export_notes, write_policy
+from caldpo.exporting.export_policy import export_notes, write_policy
 from caldpo.models.generation_settings import mended
-from caldpo.models.hub import load_causal_lm
+from caldpo.models.hub_model import load_causal_lm
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

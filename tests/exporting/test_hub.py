@@ -16,8 +16,8 @@ import pytest
 from huggingface_hub import HfApi
 
 from caldpo.errors import CaldpoError
-from caldpo.exporting import hub
-from caldpo.exporting.settings import hub_token
+from caldpo.exporting import hub_upload as hub
+from caldpo.exporting.export_settings import hub_token
 
 SECRET = "hf_" + "a1B2" * 8
 

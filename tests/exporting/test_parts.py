@@ -10,14 +10,14 @@ import torch
 from omegaconf import OmegaConf
 from transformers import GenerationConfig
 
-from caldpo.checkpoints.wanted import wanted_checkpoint
-from caldpo.compare.run import FINISHED, Run
+from caldpo.checkpointing.checkpoint_choice import wanted_checkpoint
 from caldpo.errors import CaldpoError
-from caldpo.exporting.card import Exported, card
-from caldpo.exporting.facts import citations, published_base, published_data, tracking, without_places
-from caldpo.exporting.place import default_place
-from caldpo.exporting.policy import complete_generation, in_dtype
-from caldpo.exporting.settings import check_export
+from caldpo.exporting.card_facts import citations, published_base, published_data, tracking, without_places
+from caldpo.exporting.export_dir import default_place
+from caldpo.exporting.export_policy import complete_generation, in_dtype
+from caldpo.exporting.export_settings import check_export
+from caldpo.exporting.model_card import Exported, card
+from caldpo.report.run_files import FINISHED, Run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 KEYS = {"checkpoint": "final", "to": None, "max_shard_size": "5GB", "push_to": None}

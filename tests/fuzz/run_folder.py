@@ -10,17 +10,17 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from caldpo.checkpoints.folder import CheckpointFolders
-from tests.checkpoints.test_folder import checkpoint
-from tests.compare.results import accuracy
-from tests.compare.runs import finals, held_out, write_run
+from caldpo.checkpointing.checkpoint_io import CheckpointFolders
+from tests.checkpointing.test_folder import checkpoint
 from tests.fuzz.values import anything, mutated, mutations, texts
-from tests.numbers.test_dump import dumped, seen_of
+from tests.nonfinite.test_dump import dumped, seen_of
+from tests.report.results import accuracy
+from tests.report.runs import finals, held_out, write_run
 from tests.tiny import tiny_pairs
 
 ROWS = [held_out(0, 0.0, 0.0), *({"step": i, "loss": 1 / i} for i in range(1, 9)), held_out(8, -1.0, -3.0)]
 STEPS = (5, 7)  # of its checkpoints, which count on 9 rows
-DUMP = "bad_batches/step-12.safetensors"
+DUMP = "nonfinite_batches/step-12.safetensors"
 MANIFEST = "checkpoints/step-7/manifest.json"
 FILES = (
     "config.yaml", "summary.json", "metrics.csv", "samples.jsonl", ".hydra/config.yaml", ".hydra/hydra.yaml",

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from caldpo.config.check import find_problems
+from caldpo.config.conf_dir import conf_dir
 from caldpo.config.overrides import with_quoted_paths
-from caldpo.config.paths import conf_dir
-from caldpo.config.places import find_misplaced
+from caldpo.config.path_checks import find_misplaced
 from caldpo.config.preflight import preflight
+from caldpo.config.validation import find_problems
 from caldpo.errors import CaldpoError
 from caldpo.train import agree
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import anything, texts
 
-SCHEMAS = {"": "caldpo.settings.RunSettings"}
+SCHEMAS = {"": "caldpo.run_settings.RunSettings"}
 GROUPS = {path.name: sorted(file.stem for file in path.iterdir()) for path in conf_dir().iterdir() if path.is_dir()}
 VALUES = (
     "null", "true", "-1", "0", "1", "1.5", "1e999", "nan", "inf", "???", "", "''", "'a b'", '"', "[1,2]", "[", "{a: 1}",

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from caldpo.data.load import LoadReport, load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import PreferencePair
-from caldpo.data.sources import _json, _open
-from caldpo.data.sources._named import ENDINGS
-from caldpo.data.sources.files import LocalFiles
+from caldpo.data.sources import _file_open as _open
+from caldpo.data.sources import _json_rows as _json
+from caldpo.data.sources._file_names import ENDINGS
+from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import good_rows, mutated, mutations, of_tables, rows

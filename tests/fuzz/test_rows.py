@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from caldpo.data.formats import detect, formats, require_columns
 from caldpo.data.load import load_pairs
-from caldpo.data.prepare import settle_shared_prompts
-from caldpo.data.rows import RawRow, RowError
+from caldpo.data.raw_row import RawRow, RowError
 from caldpo.data.split import prompt_key, split_by_prompt
+from caldpo.data.split_checks import settle_shared_prompts
 from caldpo.errors import CaldpoError
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import columns, of_tables, rows, texts

@@ -14,24 +14,24 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from caldpo.checkpoints.folder import CheckpointFolders
-from caldpo.checkpoints.manifest import DamagedCheckpointError, newest_whole, read_manifest
-from caldpo.compare.collect import read_run
-from caldpo.compare.document import report
-from caldpo.compare.grouping import group
-from caldpo.compare.quantities import CHOSEN
-from caldpo.compare.run import Run
-from caldpo.compare.table import comparison_rows
-from caldpo.config.summary import known_summary, read_summary
+from caldpo.checkpointing.checkpoint_io import CheckpointFolders
+from caldpo.checkpointing.manifest import DamagedCheckpointError, newest_whole, read_manifest
+from caldpo.config.summary_file import known_summary, read_summary
 from caldpo.errors import CaldpoError
-from caldpo.files import write_text
+from caldpo.metric_definitions import CHOSEN
 from caldpo.metrics_file import RowWriter, keep_rows, read_rows
-from caldpo.numbers.dump import Dump, read_dump
-from caldpo.numbers.replay import batches_of
-from caldpo.resuming.ask import with_run
-from caldpo.resuming.same import config_digest, differences, read_config
-from caldpo.resuming.start import find_start
-from caldpo.sweep import collect
+from caldpo.nonfinite.replay import batches_of
+from caldpo.nonfinite.step_dump import Dump, read_dump
+from caldpo.report.comparison_table import comparison_rows
+from caldpo.report.grouping import group
+from caldpo.report.markdown_report import report
+from caldpo.report.read_runs import read_run
+from caldpo.report.run_files import Run
+from caldpo.resume.config_diff import config_digest, differences, read_config
+from caldpo.resume.resume_overrides import with_run
+from caldpo.resume.resume_point import find_start
+from caldpo.sweep_report import collect
+from caldpo.utils.atomic_io import write_text
 from tests.fuzz.effort import fuzz
 from tests.fuzz.run_folder import DUMP, FILES, ROWS, STEPS, damaged, harms, write_folder
 from tests.fuzz.values import anything

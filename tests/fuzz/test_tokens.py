@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from caldpo.data.chat_template import MAX_WRITTEN
 from caldpo.data.load import load_pairs
-from caldpo.data.template import MAX_WRITTEN
 from caldpo.data.token_cache import cached_tokens
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs, truncate
 from caldpo.errors import CaldpoError

@@ -15,18 +15,18 @@ import pytest
 import torch
 
 from caldpo.data.collate import collate
-from caldpo.generation import sample_responses
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import settle_layout
-from caldpo.models.base import prepare_for_training
-from caldpo.models.padding import prompts_together
-from caldpo.models.probes import require_sound
+from caldpo.models.left_padding import prompts_together
+from caldpo.models.model_probes import require_sound
+from caldpo.models.model_source import prepare_for_training
+from caldpo.models.sampling import sample_responses
 from tests.architectures.examine import apart, gradients, one_by_one, relative, some_pairs
 from tests.architectures.families import POSITIONS, build
 from tests.command import train
 from tests.evaluation.runs import evaluate, inside, result, value
-from tests.resuming.child import Kill
-from tests.resuming.runs import train as train_apart
+from tests.resume.child import Kill
+from tests.resume.runs import train as train_apart
 from tests.road.folders import write_model, write_rows
 from tests.road.test_real_run import call_export, call_generate, logprobs
 from tests.tiny import tiny_tokenizer
@@ -92,8 +92,14 @@ def test_a_run_of_ones_own_model(tmp_path: Path, family: str, adapter: tuple[str
         pytest.importorskip("peft")
     write_model(tmp_path / "model", family)
     write_rows(tmp_path)
-    run = ["model=hf", "model.path=model", "data.train=train.jsonl", "data.test=test.jsonl", "data.pairs_per_batch=8"]
-    run += ["loss=cal_dpo", "trainer.val_every=3", "trainer.max_steps=6", "trainer.progress_bar=false", "logger=csv"]
+    run = ["model=hf", "model.path=model", "data.train=train.jsonl", "data.test=test.jsonl", "data.micro_batch_size=8"]
+    run += [
+        "loss=cal_dpo",
+        "trainer.val_check_interval=3",
+        "trainer.max_steps=6",
+        "trainer.progress_bar=false",
+        "logger=csv",
+    ]
     run += ["callbacks.samples.prompts=2", "callbacks.samples.max_new_tokens=4", "callbacks.checkpoint.every=2"]
     run += ["optim.lr=0.003", *adapter]
     killed = train_apart(tmp_path, *run, "hydra.run.dir=run", kill=Kill("update", 4, signal.SIGKILL))

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from caldpo.config.paths import conf_dir
+from caldpo.config.conf_dir import conf_dir
 from caldpo.data.collate import collate
 from caldpo.logprobs import LogprobEngine
 from caldpo.types import PairLogps

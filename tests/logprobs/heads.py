@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caldpo.logprobs.softmax import LogitTransform
+from caldpo.logprobs.lm_head_ops import LogitTransform
 
 TOKENS, HIDDEN, VOCABULARY = 13, 5, 11
 TRANSFORMS = {

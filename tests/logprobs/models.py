@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caldpo.logprobs.attention import use_packed_attention
-from caldpo.models.base import prepare_for_training
+from caldpo.logprobs.packed_attention import use_packed_attention
+from caldpo.models.model_source import prepare_for_training
 
 VOCABULARY = 61
 _SIZES: dict[str, Any] = {

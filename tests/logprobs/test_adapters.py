@@ -11,8 +11,8 @@ import torch
 
 from caldpo.data.collate import collate
 from caldpo.logprobs import LogprobEngine, pair_logprobs
-from caldpo.models.adapter import Lora
-from caldpo.models.base import prepare_for_training
+from caldpo.models.adapters import Lora
+from caldpo.models.model_source import prepare_for_training
 from tests.logprobs import naive
 from tests.logprobs.engine import assert_equal, by_engine
 from tests.logprobs.models import kept, make, wide_copy

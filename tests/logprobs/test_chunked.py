@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldpo.logprobs import softmax
+from caldpo.logprobs import lm_head_ops as softmax
 from caldpo.logprobs.chunked import in_autocast_dtype, token_logprobs
-from caldpo.logprobs.softmax import HeadProducts, LogitTransform
+from caldpo.logprobs.lm_head_ops import HeadProducts, LogitTransform
 from tests.logprobs.heads import KEPT, PARTS, ROW_BYTES, TOKENS, TRANSFORMS, Head, draw
 
 FACTORS = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from caldpo.data.collate import Layout, collate
 from caldpo.logprobs import LogprobEngine, pair_logprobs
 from caldpo.logprobs.head import NoHeadError, NotNumbersError, head_layer, output_head
-from caldpo.logprobs.softmax import LogitTransform
+from caldpo.logprobs.lm_head_ops import LogitTransform
 from tests.logprobs import naive
 from tests.logprobs.models import PARITY, VOCABULARY, kept, make, transformed, wide_copy
 from tests.logprobs.naive import PAIRS

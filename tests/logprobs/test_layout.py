@@ -14,10 +14,10 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine, pair_logprobs, response_logprobs
 from caldpo.logprobs import layout as layout_module
-from caldpo.logprobs.attention import EAGER, SDPA
 from caldpo.logprobs.layout import settle_layout, why_not_packed
-from caldpo.models.adapter import Lora
-from caldpo.models.tabular import TabularConfig, TabularLM
+from caldpo.logprobs.packed_attention import EAGER, SDPA
+from caldpo.models.adapters import Lora
+from caldpo.models.tabular_model import TabularConfig, TabularLM
 from tests.logprobs import naive
 from tests.logprobs.models import PARITY, VOCABULARY, kept, make, wide_copy
 from tests.logprobs.naive import LIMIT, PAIRS

@@ -12,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from caldpo.data.collate import Layout, collate
-from caldpo.logprobs import LogprobEngine, softmax
+from caldpo.logprobs import LogprobEngine
+from caldpo.logprobs import lm_head_ops as softmax
 from caldpo.logprobs.chunked import token_logprobs
-from caldpo.logprobs.softmax import LogitTransform
-from caldpo.logprobs.streamed import ResponseTokens, streamed_loss
-from caldpo.models.base import prepare_for_training
+from caldpo.logprobs.fused_loss import ResponseTokens, streamed_loss
+from caldpo.logprobs.lm_head_ops import LogitTransform
+from caldpo.models.model_source import prepare_for_training
 from tests.logprobs.heads import draw
 from tests.logprobs.models import make
 from tests.logprobs.naive import PAIRS
@@ -111,7 +112,7 @@ def test_a_whole_model_makes_no_logits(
     model = make("llama", packed=layout == "packed", vocab_size=vocabulary, tie_word_embeddings=False)
     if checkpointed:
         prepare_for_training(model, gradient_checkpointing=True, dropout=False).train()
-    batch, engine = collate(PAIRS, 0, layout=layout), LogprobEngine(model, kept_logits_mib=0)
+    batch, engine = collate(PAIRS, 0, layout=layout), LogprobEngine(model, logits_cache_mib=0)
     rows = 5
     monkeypatch.setitem(softmax.PART_BYTES, "cpu", rows * vocabulary * 4)
     assert engine.head is not None

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from caldpo.data.batch_sampler import MicroBatch
 from caldpo.data.collate import Layout, PairBatches, collate
-from caldpo.data.sampler import MicroBatch
 from caldpo.logprobs import pair_logprobs
-from caldpo.logprobs.attention import use_packed_attention
-from caldpo.models.adapter import base_model, is_adapted
-from caldpo.reference.adapter import Adapter
-from caldpo.reference.base import ReferenceContext
-from caldpo.reference.cached import Cached
-from caldpo.reference.resident import Resident
+from caldpo.logprobs.packed_attention import use_packed_attention
+from caldpo.models.adapters import base_model, is_adapted
+from caldpo.reference.disabled_adapter import Adapter
+from caldpo.reference.frozen_model import Frozen
+from caldpo.reference.precomputed import Precomputed
+from caldpo.reference.reference_base import ReferenceContext
 from caldpo.types import PairBatch
 from tests.logprobs import naive
 from tests.logprobs.models import kept, make, wide_copy
@@ -35,14 +35,14 @@ ARCHITECTURES = pytest.mark.parametrize(
 TARGETS = {"gpt2": ["c_attn"], "gpt_neox": ["query_key_value"]}
 LAYOUTS = pytest.mark.parametrize("layout", ["padded", "packed"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-WAYS = pytest.mark.parametrize("way", ["resident", "cached", "adapter"])
+WAYS = pytest.mark.parametrize("way", ["frozen", "precomputed", "adapter"])
 ROWS = [4, 0, 5, 2, 1, 3]  # in another order than that in which they are computed
 
 
 def source(way: str, cache: Path) -> Any:
     ways: dict[str, Any] = {
-        "resident": Resident,
-        "cached": lambda: Cached(cache=str(cache), spot_check=3),
+        "frozen": Frozen,
+        "precomputed": lambda: Precomputed(cache=str(cache), spot_check=3),
         "adapter": Adapter,
     }
     return ways[way]()
@@ -120,11 +120,11 @@ def test_all_ways_and_layouts_agree(architecture: str, dtype: torch.dtype, tmp_p
         base = kept(architecture, dtype, layout == "packed")
         policy: Any = adapted(base, TARGETS.get(architecture, ["q_proj", "v_proj"]))
         context = context_of(policy, layout)
-        for way in ("resident", "cached", "adapter"):
+        for way in ("frozen", "precomputed", "adapter"):
             reference = source(way, tmp_path / layout).build(context)
             reference.prepare()
             found[layout, way] = torch.stack(reference.logps(batch_of(context, "train", ROWS, layout)))
-    first = found["padded", "resident"]
+    first = found["padded", "frozen"]
     for values in found.values():
         near = 1e-5 if dtype == torch.float32 else 1e-2
         torch.testing.assert_close(values, first, rtol=near, atol=near * 10)
@@ -139,7 +139,7 @@ def test_what_one_layout_has_cached_the_other_reads(
     for layout in (written, other):
         policy = make("llama", packed=layout == "packed")
         context = context_of(policy, layout)
-        reference = source("cached", tmp_path).build(context)
+        reference = source("precomputed", tmp_path).build(context)
         reference.prepare()
         found = torch.stack(reference.logps(batch_of(context, "train", ROWS, layout)))
         torch.testing.assert_close(found.double(), expected("llama", torch.float32)[:, ROWS], rtol=1e-5, atol=1e-5)
@@ -148,7 +148,7 @@ def test_what_one_layout_has_cached_the_other_reads(
     assert "anew" not in said.out + said.err
 
 
-@pytest.mark.parametrize("way", ["resident", "cached"])
+@pytest.mark.parametrize("way", ["frozen", "precomputed"])
 def test_a_live_reference_takes_the_attention_of_the_policy(way: str, tmp_path: Path) -> None:
     """A model loaded once more for a packed run has to understand packed rows."""
     policy = make("llama", packed=True)

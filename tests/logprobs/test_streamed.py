@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caldpo.errors import CaldpoError
-from caldpo.logprobs import softmax, streamed
-from caldpo.logprobs.softmax import HeadGradient, LogitTransform
-from caldpo.logprobs.streamed import ResponseTokens, streamed_loss
+from caldpo.logprobs import fused_loss as streamed
+from caldpo.logprobs import lm_head_ops as softmax
+from caldpo.logprobs.fused_loss import ResponseTokens, streamed_loss
+from caldpo.logprobs.lm_head_ops import HeadGradient, LogitTransform
 from tests.logprobs.heads import KEPT, PARTS, TOKENS, TRANSFORMS, Head, draw
 
 # chosen and rejected tokens of four pairs, in all as many as a drawn head has; the third is longer than most parts

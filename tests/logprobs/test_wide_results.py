@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldpo.logprobs import softmax
+from caldpo.logprobs import lm_head_ops as softmax
 from caldpo.logprobs.chunked import token_logprobs
-from caldpo.logprobs.softmax import HeadProducts
+from caldpo.logprobs.lm_head_ops import HeadProducts
 from tests.logprobs.heads import KEPT, PARTS, TOKENS, TRANSFORMS, Head, draw
 from tests.logprobs.test_streamed import cal_dpo, full, ours
 

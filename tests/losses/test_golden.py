@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from caldpo.config.paths import conf_dir
+from caldpo.config.conf_dir import conf_dir
 from caldpo.types import PairLogps
 from tests.shared import SHARED
 

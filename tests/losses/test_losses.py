@@ -16,7 +16,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from caldpo.config.paths import conf_dir
+from caldpo.config.conf_dir import conf_dir
 from caldpo.errors import CaldpoError
 from caldpo.types import PairLogps
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from caldpo.errors import CaldpoError
-from caldpo.models.adapter import Dora, Lora, adapter_off, base_copy, base_weights
 from caldpo.models.adapter_coverage import coverage
 from caldpo.models.adapter_folder import load_adapter
-from caldpo.models.adapter_merged import merged
-from caldpo.models.hub import HubModel
+from caldpo.models.adapters import Dora, Lora, adapter_off, base_copy, base_weights
+from caldpo.models.hub_model import HubModel
+from caldpo.models.merged_adapter import merged
 from tests.models.test_weight_files import tiny_experts
 from tests.tiny import tiny_model
 

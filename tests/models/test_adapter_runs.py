@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from caldpo.config.summary import read_summary
+from caldpo.config.summary_file import read_summary
 from caldpo.errors import CaldpoError
-from caldpo.models.hub import load_causal_lm
+from caldpo.models.hub_model import load_causal_lm
 from tests.evaluation.runs import write_data
-from tests.resuming.child import Kill
-from tests.resuming.runs import BASE, outcome, train
+from tests.resume.child import Kill
+from tests.resume.runs import BASE, outcome, train
 
 pytest.importorskip("peft", reason="needs the extra 'peft'")
 
@@ -35,11 +35,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "more",
     [
         ("adapter=dora", "reference=adapter"),
-        ("adapter=qlora", "reference=cached"),
+        ("adapter=qlora", "reference=precomputed"),
         ("adapter=qlora", "adapter.bits=8", "reference=adapter"),
-        ("adapter=lora", "adapter.start=sft/policy", "reference=cached"),
-        ("adapter=lora", "adapter.start=sft/policy", "adapter.start_as=reference", "reference=cached"),
-        ("adapter=lora", "adapter.start=sft/policy", "adapter.start_as=reference", "reference=adapter"),
+        ("adapter=lora", "adapter.init_from=sft/policy", "reference=precomputed"),
+        ("adapter=lora", "adapter.init_from=sft/policy", "adapter.init_mode=reference", "reference=precomputed"),
+        ("adapter=lora", "adapter.init_from=sft/policy", "adapter.init_mode=reference", "reference=adapter"),
     ],
     ids=" ".join,
 )
@@ -65,4 +65,4 @@ def test_an_adapters_folder_is_no_model(place: Path) -> None:
     """Transformers would load it by itself, whatever its configuration says."""
     with pytest.raises(CaldpoError, match="is an adapter, and no model") as refused:
         load_causal_lm(str(place / "sft" / "policy"), key="model.path")
-    assert "adapter.start=FOLDER" in str(refused.value)
+    assert "adapter.init_from=FOLDER" in str(refused.value)

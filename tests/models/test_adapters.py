@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caldpo.checkpoints.frozen import add_frozen, drop_frozen
+from caldpo.checkpointing.frozen_weights import add_frozen, drop_frozen
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import pair_logprobs
-from caldpo.models.adapter import Dora, Lora, NoAdapter, adapter_off, base_copy
-from caldpo.models.adapter_merged import merged, save_merged
-from caldpo.models.adapter_quantized import QLora, check_quantized, is_quantized, widened
-from caldpo.reference.adapter import Adapter
-from caldpo.reference.key import weights_digest
+from caldpo.models.adapters import Dora, Lora, NoAdapter, adapter_off, base_copy
+from caldpo.models.merged_adapter import merged, save_merged
+from caldpo.models.qlora import QLora, check_quantized, is_quantized, widened
+from caldpo.reference.disabled_adapter import Adapter
+from caldpo.reference.fingerprint import weights_digest
 from tests.reference.contexts import make_context
 from tests.tiny import VOCABULARY, tiny_batch
 
@@ -142,15 +142,15 @@ def test_a_checkpoint_holds_what_is_trained_and_is_resumed_exactly(adapter: Any)
 
 
 @pytest.mark.parametrize("kind", [Lora, Dora, QLora])
-@pytest.mark.parametrize("start_as", ["merged", "reference"])
-def test_starting_from_an_earlier_adapter(kind: Any, start_as: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("init_mode", ["merged", "reference"])
+def test_starting_from_an_earlier_adapter(kind: Any, init_mode: Any, tmp_path: Path) -> None:
     """Log-ratios are 0 at step 0, both are the earlier adapter, and training moves the policy alone."""
     sft = trained(applied(kind(rank=3, alpha=5)))
     sft.save_pretrained(tmp_path, save_embedding_layers=False)
-    adapter = kind(rank=3, alpha=5, start=str(tmp_path), start_as=start_as)
+    adapter = kind(rank=3, alpha=5, start=str(tmp_path), init_mode=init_mode)
     adapter.check()
     policy = applied(adapter)
-    if kind is not QLora or start_as == "reference":  # else the sum of base and update is rounded
+    if kind is not QLora or init_mode == "reference":  # else the sum of base and update is rounded
         torch.testing.assert_close(logps(policy), logps(sft), rtol=1e-5, atol=1e-4)
     with adapter_off(policy) as model:
         begun = logps(model)
@@ -180,8 +180,8 @@ def test_starting_from_an_earlier_adapter(kind: Any, start_as: Any, tmp_path: Pa
 def test_an_earlier_adapter_of_other_settings_is_refused(tmp_path: Path) -> None:
     applied(Lora(rank=3, alpha=5)).save_pretrained(tmp_path, save_embedding_layers=False)
     for adapter, said in [
-        (Lora(rank=4, alpha=5, start=str(tmp_path), start_as="reference"), r"adapter\.rank=4.*set adapter\.rank=3"),
-        (Dora(rank=3, alpha=5, start=str(tmp_path), start_as="reference"), r"adapter=dora.*set adapter=lora"),
+        (Lora(rank=4, alpha=5, start=str(tmp_path), init_mode="reference"), r"adapter\.rank=4.*set adapter\.rank=3"),
+        (Dora(rank=3, alpha=5, start=str(tmp_path), init_mode="reference"), r"adapter=dora.*set adapter=lora"),
     ]:
         with pytest.raises(CaldpoError, match=f"(?s){said}"):
             applied(adapter)
@@ -202,10 +202,10 @@ def test_a_skeleton_has_the_bytes_of_the_rounded_model() -> None:
 
 
 def test_what_is_missing_or_cannot_be_is_said_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CaldpoError, match=r"adapter=qlora.*divided"):
-        check_quantized(QLora(), divided=True)
-    check_quantized(QLora(), divided=False)
-    check_quantized(NoAdapter(), divided=True)
+    with pytest.raises(CaldpoError, match=r"adapter=qlora.*sharded"):
+        check_quantized(QLora(), sharded=True)
+    check_quantized(QLora(), sharded=False)
+    check_quantized(NoAdapter(), sharded=True)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "bitsandbytes" else find(n))
     with pytest.raises(CaldpoError, match=r"adapter=qlora: bitsandbytes is not installed") as error:

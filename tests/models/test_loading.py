@@ -12,10 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo.errors import CaldpoError
-from caldpo.models import attention, pinned
-from caldpo.models.attention import choose_attention
-from caldpo.models.hub import HubModel, causal_lm_skeleton, check_causal_lm, load_tokenizer
-from caldpo.resuming.record import DATA_COMMIT, MODEL_COMMIT
+from caldpo.models import attention_choice as attention
+from caldpo.models import revision as pinned
+from caldpo.models.attention_choice import choose_attention
+from caldpo.models.hub_model import HubModel, causal_lm_skeleton, check_causal_lm, load_tokenizer
+from caldpo.run_record import DATA_COMMIT, MODEL_COMMIT
 from tests.tiny import tiny_model
 
 OLD, NEW = "a" * 40, "b" * 40

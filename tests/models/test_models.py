@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
 from caldpo.errors import CaldpoError
-from caldpo.models.base import prepare_for_training
-from caldpo.models.hub import HubModel
-from caldpo.models.random import RandomModel
+from caldpo.models.hub_model import HubModel
+from caldpo.models.model_source import prepare_for_training
+from caldpo.models.random_init import RandomModel
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

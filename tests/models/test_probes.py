@@ -13,15 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
-from caldpo.exporting.policy import write_policy
+from caldpo.exporting.export_policy import write_policy
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import settle_layout
-from caldpo.models.adapter import Lora
-from caldpo.models.base import prepare_for_training
+from caldpo.models.adapters import Lora
 from caldpo.models.dropout import acts
-from caldpo.models.padding import foreign_batch, prompt_batches
-from caldpo.models.probes import probe, require_sound, tolerance
-from caldpo.models.tabular import TabularConfig, TabularLM
+from caldpo.models.left_padding import foreign_batch, prompt_batches
+from caldpo.models.model_probes import probe, require_sound, tolerance
+from caldpo.models.model_source import prepare_for_training
+from caldpo.models.tabular_model import TabularConfig, TabularLM
 from tests.architectures.examine import one_by_one, relative
 from tests.architectures.families import build
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo.errors import CaldpoError
-from caldpo.models.adapter import Lora
 from caldpo.models.adapter_folder import load_adapter
-from caldpo.models.hub import HubModel
+from caldpo.models.adapters import Lora
+from caldpo.models.hub_model import HubModel
 from tests.tiny import tiny_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -13,11 +13,11 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
 from caldpo.errors import CaldpoError
+from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
 from caldpo.losses.dpo import DPO
 from caldpo.optim import AdamW, RMSprop, Schedule, can_fuse, decay_groups
-from caldpo.optim.schedule import share_of
-from caldpo.training import TrainerSettings
+from caldpo.optim.lr_schedule import share_of
 from tests.harness import Pairs, make_module
 from tests.tiny import tiny_model, tiny_pairs
 

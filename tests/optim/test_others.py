@@ -12,16 +12,16 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from caldpo.config.paths import conf_dir
+from caldpo.config.conf_dir import conf_dir
 from caldpo.errors import CaldpoError
-from caldpo.estimate.optimizer import optimizer_memory
+from caldpo.estimation.optimizer_memory import optimizer_memory
 from caldpo.optim import AdamW, Schedule
 from caldpo.optim.adafactor import Adafactor
-from caldpo.optim.bitsandbytes import Lion, LowMemoryAdamW
-from caldpo.optim.stochastic import StochasticAdamW
+from caldpo.optim.low_bit import Lion, LowMemoryAdamW
+from caldpo.optim.stochastic_rounding import StochasticAdamW
 from tests.evaluation.runs import write_data
-from tests.resuming.child import Kill
-from tests.resuming.runs import BASE, outcome, train
+from tests.resume.child import Kill
+from tests.resume.runs import BASE, outcome, train
 
 CONSTANT = Schedule("constant", warmup_steps=0)
 PACKAGES = {"adamw_8bit": "bitsandbytes", "adamw_paged": "bitsandbytes", "lion": "bitsandbytes"}
@@ -154,21 +154,21 @@ def test_without_its_package_the_extra_is_named(option: str, monkeypatch: pytest
 
 def test_adafactor_takes_no_divided_weights() -> None:
     Adafactor(CONSTANT).check("bf16-mixed")
-    with pytest.raises(CaldpoError, match=r"optim=adafactor: cannot be divided over devices"):
-        Adafactor(CONSTANT).check("bf16-mixed", divided=True)
+    with pytest.raises(CaldpoError, match=r"optim=adafactor: cannot be sharded over devices"):
+        Adafactor(CONSTANT).check("bf16-mixed", sharded=True)
 
 
 def test_what_bitsandbytes_does_not_go_with() -> None:
     needs("lion")
     for spec in (LowMemoryAdamW(CONSTANT), Lion(CONSTANT)):
         spec.check("bf16-mixed")
-        with pytest.raises(CaldpoError, match="cannot be divided over devices"):
-            spec.check("bf16-mixed", divided=True)
+        with pytest.raises(CaldpoError, match="cannot be sharded over devices"):
+            spec.check("bf16-mixed", sharded=True)
 
 
 def test_what_stochastic_rounding_goes_with() -> None:
     needs("adamw_stochastic")
-    StochasticAdamW(CONSTANT).check("bf16-true", divided=True)
+    StochasticAdamW(CONSTANT).check("bf16-true", sharded=True)
     with pytest.raises(CaldpoError, match="would drift apart"):
         StochasticAdamW(CONSTANT).check("bf16-true", replicas=True)
     with pytest.raises(CaldpoError, match="rounds bfloat16 weights"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from caldpo.reference import cached, resident, store
+from caldpo.reference import frozen_model as resident
+from caldpo.reference import logprob_store as store
+from caldpo.reference import precomputed as cached
 from tests.reference.contexts import CountedEngine
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from caldpo.data.batch_sampler import MicroBatch
 from caldpo.data.collate import PairBatches
-from caldpo.data.sampler import MicroBatch
-from caldpo.data.tokens import TokenizedPairs
-from caldpo.reference import store
-from caldpo.reference.base import ReferenceContext
-from caldpo.reference.cached import Cached, CachedReference
-from caldpo.reference.key import MANIFEST, key_of, read_manifest
+from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.reference import logprob_store as store
+from caldpo.reference.fingerprint import MANIFEST, key_of, read_manifest
+from caldpo.reference.precomputed import Precomputed, PrecomputedReference
+from caldpo.reference.reference_base import ReferenceContext
 from caldpo.types import PairBatch
 from tests.tiny import tiny_model, tiny_pairs
 
@@ -86,9 +86,9 @@ class CountedEngine:
         return sum(pairs for name, pairs in self.calls if name == split)
 
 
-def prepared(cache: Path, context: Any, spot_check: int = 0, **keys: Any) -> CachedReference:
+def prepared(cache: Path, context: Any, spot_check: int = 0, **keys: Any) -> PrecomputedReference:
     """The cached reference, its log-probs in place."""
-    reference = Cached(cache=str(cache), spot_check=spot_check, **keys).build(context)
+    reference = Precomputed(cache=str(cache), spot_check=spot_check, **keys).build(context)
     reference.prepare()
     return reference
 

@@ -14,19 +14,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from caldpo.checkpoints.folder import load_weights
-from caldpo.checkpoints.frozen import add_frozen
+from caldpo.checkpointing.checkpoint_io import load_weights
+from caldpo.checkpointing.frozen_weights import add_frozen
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import pair_logprobs
-from caldpo.models.adapter import Dora, Lora, NoAdapter, adapter_off, base_weights
-from caldpo.models.base import prepare_for_training
+from caldpo.models.adapters import Dora, Lora, NoAdapter, adapter_off, base_weights
 from caldpo.models.dora import measure_lengths
-from caldpo.models.tabular import TabularModel
-from caldpo.reference.adapter import Adapter, AdapterReference
-from caldpo.reference.cached import Cached
-from caldpo.reference.context import in_run_dtype
-from caldpo.reference.key import weights_digest
-from caldpo.reference.resident import Resident, ResidentReference
+from caldpo.models.model_source import prepare_for_training
+from caldpo.models.tabular_model import TabularModel
+from caldpo.reference.disabled_adapter import Adapter, AdapterReference
+from caldpo.reference.fingerprint import weights_digest
+from caldpo.reference.frozen_model import Frozen, FrozenReference
+from caldpo.reference.precomputed import Precomputed
+from caldpo.reference.reference_context import in_run_dtype
 from tests.command import RANDOM_MODEL, train
 from tests.reference.contexts import batch_of, make_context
 from tests.tiny import tiny_batch, tiny_model
@@ -98,15 +98,17 @@ def test_the_first_weights_follow_the_adapters_own_seed() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)  # the run's own generator is left alone
 
 
-@pytest.mark.parametrize("source", [Adapter(), Cached(spot_check=0), Resident()], ids=["adapter", "cached", "resident"])
+@pytest.mark.parametrize(
+    "source", [Adapter(), Precomputed(spot_check=0), Frozen()], ids=["adapter", "precomputed", "frozen"]
+)
 def test_every_reference_is_the_base(source: Any, tmp_path: Path) -> None:
     """Of a policy that goes on to train, for the pairs of a split and for others, and as a model that generates."""
-    if isinstance(source, Cached):
+    if isinstance(source, Precomputed):
         source.cache = str(tmp_path)
     base = tiny_model()
     policy = Lora(rank=3).apply(copy.deepcopy(base))
     context = make_context(policy, reload=lambda: pytest.fail("the base is there"))
-    reference, expected = source.build(context), ResidentReference(base)
+    reference, expected = source.build(context), FrozenReference(base)
     reference.prepare()
     trained(policy).train()
     for split, rows in (("train", [3, 1, 2]), ("test", [0, 4])):
@@ -147,7 +149,7 @@ def test_a_policy_without_adapter_is_refused() -> None:
 def test_a_run_without_adapter_is_refused_before_anything_loads(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from caldpo.models.random import RandomModel
+    from caldpo.models.random_init import RandomModel
 
     for name in ("load_tokenizer", "load_policy"):
         monkeypatch.setattr(RandomModel, name, lambda _: pytest.fail("loaded"))
@@ -220,14 +222,14 @@ def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("reference", ["adapter", "auto"])
 def test_a_whole_run(folder: Path, reference: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Step 0 at log-ratio 0, then apart; checkpoints hold the policy; policy/ holds the adapter on its base."""
-    from caldpo.models.random import RandomModel
+    from caldpo.models.random_init import RandomModel
 
     start = RandomModel("tokenizer", hidden_size=16).load_policy()
     start.save_pretrained("base")
     words = [w for w in SMALL if not w.startswith(("model=", "model."))]
     # a model that lies in a folder can be found again by the exported adapter
     hub = ["model=zephyr", "model.path=base", "model.tokenizer=tokenizer", "optim=adamw", "trainer=cpu"]
-    hub += ["trainer.precision=32-true", "trainer.accumulate_grad_batches=1", "trainer.val_every=null"]
+    hub += ["trainer.precision=32-true", "trainer.accumulate_grad_batches=1", "trainer.val_check_interval=null"]
     train(*hub, *words, f"reference={reference}", "loss=dpo", "callbacks.checkpoint.every=6")
     said = capsys.readouterr().out
     assert "policy (the adapter; its base is loaded beside it)" in said.replace("\n", "")

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo.data.collate import collate
 from caldpo.errors import CaldpoError
-from caldpo.logprobs.attention import use_packed_attention
-from caldpo.reference import cached
-from caldpo.reference.resident import Resident, ResidentReference
+from caldpo.logprobs.packed_attention import use_packed_attention
+from caldpo.reference import precomputed as cached
+from caldpo.reference.frozen_model import Frozen, FrozenReference
 from tests.reference.contexts import TEST, TRAIN, CountedEngine, batch_of, make_context, prepared, same
 from tests.tiny import VOCABULARY, tiny_model, tiny_pairs
 
@@ -40,11 +40,11 @@ def test_it_is_loaded_for_the_work_and_released(
 
     monkeypatch.setattr(cached, "load_other", load)
     context = make_context()
-    reference = prepared(tmp_path / "cache", context, path=other, differs=True)
+    reference = prepared(tmp_path / "cache", context, path=other, distinct=True)
     gc.collect()
     assert [model() for model in loaded] == [None]
     batch = batch_of(context, "test", range(TEST))
-    same(reference.logps(batch), Resident(path=other).build(context).logps(batch))
+    same(reference.logps(batch), Frozen(path=other).build(context).logps(batch))
     with reference.live() as model:
         assert torch.equal(next(model.parameters()), next(tiny_model(seed=5).parameters()))
 
@@ -77,17 +77,17 @@ def test_it_takes_the_batches_of_the_policy_or_is_refused(layout: str, tmp_path:
         use_packed_attention(context.policy)
         wanted = r"reference\.path=.*sliding_window of 4 tokens is shorter than the (\d+) of the longest"
         with pytest.raises(CaldpoError, match=wanted) as error:
-            Resident(path=str(tmp_path / "windowed")).build(context)
+            Frozen(path=str(tmp_path / "windowed")).build(context)
         pairs = [pair for split in context.splits.values() for pair in split[:]]
         longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
         assert re.search(wanted, str(error.value)).group(1) == str(longest)
         assert error.value.remedy == "set layout=padded"
     else:
-        Resident(path=str(tmp_path / "windowed")).build(context)
+        Frozen(path=str(tmp_path / "windowed")).build(context)
     rows = [context.splits["test"][row] for row in (0, 1, 2)]
     batch = collate(rows, 0, layout=layout, split="train")
-    expected = ResidentReference(tiny_model(seed=5)).logps(collate(rows, 0))
-    same(Resident(path=str(tmp_path / "other")).build(context).logps(batch), expected)
+    expected = FrozenReference(tiny_model(seed=5)).logps(collate(rows, 0))
+    same(Frozen(path=str(tmp_path / "other")).build(context).logps(batch), expected)
 
 
 def test_weights_loaded_once_more_take_the_batches_of_the_policy(tmp_path: Path) -> None:
@@ -95,4 +95,4 @@ def test_weights_loaded_once_more_take_the_batches_of_the_policy(tmp_path: Path)
     use_packed_attention(policy)
     reference = prepared(tmp_path, make_context(policy, reload=tiny_model))
     rows = tiny_pairs(3, seed=9)
-    same(reference.logps(collate(rows, 0, layout="packed")), ResidentReference(tiny_model()).logps(collate(rows, 0)))
+    same(reference.logps(collate(rows, 0, layout="packed")), FrozenReference(tiny_model()).logps(collate(rows, 0)))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from caldpo.models.adapter import Lora
-from caldpo.reference.adapter import AdapterReference
-from caldpo.reference.auto import Auto, choose
-from caldpo.reference.cached import CachedReference
-from caldpo.reference.resident import ResidentReference
+from caldpo.models.adapters import Lora
+from caldpo.reference.auto_reference import Auto, choose
+from caldpo.reference.disabled_adapter import AdapterReference
+from caldpo.reference.frozen_model import FrozenReference
+from caldpo.reference.precomputed import PrecomputedReference
 from tests.reference.contexts import TRAIN, make_context
 from tests.tiny import tiny_model
 
@@ -18,13 +18,13 @@ from tests.tiny import tiny_model
 @pytest.mark.parametrize(
     ("seen", "adapted", "own_start", "asked", "way"),
     [
-        (TRAIN, False, True, ("train", "test"), "cached"),
-        (3 * TRAIN, True, True, ("train", "test"), "cached"),
-        (TRAIN - 2, False, True, ("train", "test"), "cached"),  # 21 of 23 is about all
-        (TRAIN // 2, False, True, ("train", "test"), "resident"),
+        (TRAIN, False, True, ("train", "test"), "precomputed"),
+        (3 * TRAIN, True, True, ("train", "test"), "precomputed"),
+        (TRAIN - 2, False, True, ("train", "test"), "precomputed"),  # 21 of 23 is about all
+        (TRAIN // 2, False, True, ("train", "test"), "frozen"),
         (TRAIN // 2, True, True, ("train", "test"), "adapter"),
-        (TRAIN // 2, True, False, ("train", "test"), "resident"),  # another model is not under the adapter
-        (2, False, True, ("test",), "cached"),
+        (TRAIN // 2, True, False, ("train", "test"), "frozen"),  # another model is not under the adapter
+        (2, False, True, ("test",), "precomputed"),
     ],
 )
 def test_choice(seen: int, adapted: bool, own_start: bool, asked: tuple[str, ...], way: str) -> None:
@@ -35,14 +35,14 @@ def test_choice(seen: int, adapted: bool, own_start: bool, asked: tuple[str, ...
 
 def test_it_says_what_it_chose_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = Auto(cache=str(tmp_path / "cache"), spot_check=0)
-    assert isinstance(spec.build(make_context(seen=10)), ResidentReference)
+    assert isinstance(spec.build(make_context(seen=10)), FrozenReference)
     said = capsys.readouterr().out
-    assert said == "reference=auto: resident, the run sees 10 pairs of 23, too few to compute log-probs of all first\n"
+    assert said == "reference=auto: frozen, the run sees 10 pairs of 23, too few to compute log-probs of all first\n"
     lora = make_context(Lora(rank=2).apply(tiny_model()), seen=10, reload=tiny_model)
     assert isinstance(spec.build(lora), AdapterReference)
     reference = spec.build(make_context(seen=1000))
-    assert isinstance(reference, CachedReference)
-    assert "reference=auto: cached, the run sees 1,000 pairs of 23" in capsys.readouterr().out
+    assert isinstance(reference, PrecomputedReference)
+    assert "reference=auto: precomputed, the run sees 1,000 pairs of 23" in capsys.readouterr().out
     assert not (tmp_path / "cache").exists()
     reference.prepare()
     assert len(list((tmp_path / "cache").glob("*/manifest.json"))) == 2

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from caldpo.errors import CaldpoError
-from caldpo.reference.cached import Cached
-from caldpo.reference.key import MANIFEST
-from caldpo.reference.resident import Resident
+from caldpo.reference.fingerprint import MANIFEST
+from caldpo.reference.frozen_model import Frozen
+from caldpo.reference.precomputed import Precomputed
 from caldpo.types import PairBatch
 from tests.reference.contexts import TEST, TRAIN, CountedEngine, batch_of, make_context, prepared, rewrite, same
 from tests.tiny import tiny_model, tiny_pairs
@@ -24,7 +24,7 @@ from tests.tiny import tiny_model, tiny_pairs
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_values_are_a_residents_in_any_order_and_for_filler(split: str, tmp_path: Path, passes: CountedEngine) -> None:
     context = make_context()
-    reference, resident = prepared(tmp_path, context), Resident().build(context)
+    reference, resident = prepared(tmp_path, context), Frozen().build(context)
     rows = list(range(len(context.splits[split])))
     orders = [rows, rows[::-1], random.Random(3).sample(rows, len(rows)), [4], [2, 2, 6]]
     for order in orders:
@@ -84,7 +84,7 @@ def test_a_split_that_nobody_asked_for_is_answered_live(tmp_path: Path, passes: 
     batch = batch_of(context, "train", [5, 1])
     found = reference.logps(batch)
     assert passes.pairs("train") == 2
-    same(found, Resident().build(context).logps(batch))
+    same(found, Frozen().build(context).logps(batch))
 
 
 def test_everything_is_computed_once(tmp_path: Path, passes: CountedEngine) -> None:
@@ -97,7 +97,7 @@ def test_everything_is_computed_once(tmp_path: Path, passes: CountedEngine) -> N
     again = prepared(tmp_path, context, spot_check=4)
     assert (passes.pairs("train"), passes.pairs("test")) == (4, 4)
     batch = batch_of(context, "train", range(TRAIN))
-    same(again.logps(batch), Resident().build(context).logps(batch))
+    same(again.logps(batch), Frozen().build(context).logps(batch))
 
 
 def one_weight(context: Any) -> Any:
@@ -161,7 +161,7 @@ def test_anything_that_would_change_them_makes_them_anew(
     assert (passes.pairs("train"), passes.pairs("test")) == (TRAIN, TEST if test_too else 0)
     batch = batch_of(context, "train", range(TRAIN))
     with context.precision():
-        live = Resident().build(context).logps(batch)
+        live = Frozen().build(context).logps(batch)
     same(reference.logps(batch), live, rel=2e-2 if change is half_precision else 1e-5)
 
 
@@ -170,7 +170,7 @@ def test_double_precision_is_kept_in_full(tmp_path: Path, passes: CountedEngine)
     batch = batch_of(context, "train", range(TRAIN))
     for _ in range(2):  # computed, then read
         found = prepared(tmp_path, context).logps(batch)
-        expected = Resident().build(context).logps(batch)
+        expected = Frozen().build(context).logps(batch)
         assert found[0].dtype == torch.float64
         torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-12)
 
@@ -181,7 +181,7 @@ def test_half_precision_weights_are_summed_in_float32(tmp_path: Path, passes: Co
     assert (reference.dtype, reference.rounding) == (torch.bfloat16, 2e-3)
     batch = batch_of(context, "train", range(TRAIN))
     assert reference.logps(batch)[0].dtype == torch.float32
-    same(reference.logps(batch), Resident().build(context).logps(batch), rel=2e-2)
+    same(reference.logps(batch), Frozen().build(context).logps(batch), rel=2e-2)
 
 
 def test_well_kept_but_wrong_values_are_found_and_made_anew(
@@ -196,7 +196,7 @@ def test_well_kept_but_wrong_values_are_found_and_made_anew(
     assert "of 3 pairs, recomputed, log-probs differ by up to 0.5 nats; all of it is computed anew" in said
     assert passes.pairs("train") == 3 + TRAIN
     batch = batch_of(context, "train", range(TRAIN))
-    same(reference.logps(batch), Resident().build(context).logps(batch))
+    same(reference.logps(batch), Frozen().build(context).logps(batch))
     passes.calls.clear()
     prepared(tmp_path, context, spot_check=3)
     assert (passes.pairs("train"), passes.pairs("test")) == (3, 3)
@@ -223,7 +223,7 @@ def test_other_libraries_are_another_key(
 ) -> None:
     context = make_context()
     prepared(tmp_path, context)
-    monkeypatch.setattr("caldpo.reference.key.version", lambda name: f"{name} of tomorrow")
+    monkeypatch.setattr("caldpo.reference.fingerprint.version", lambda name: f"{name} of tomorrow")
     prepared(tmp_path, context)
     assert "differ in torch, transformers" in capsys.readouterr().out
 
@@ -269,10 +269,10 @@ def test_weights_that_changed_under_the_run_are_refused(tmp_path: Path, passes: 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    for attempt in (lambda cache: Cached(cache=str(cache)).check(), lambda cache: prepared(cache, make_context())):
+    for attempt in (lambda cache: Precomputed(cache=str(cache)).check(), lambda cache: prepared(cache, make_context())):
         with pytest.raises(CaldpoError, match=r"reference\.cache=.*cannot write there"):
             attempt(tmp_path / "file" / "cache")
-    Cached(cache=str(tmp_path / "new" / "cache")).check()
+    Precomputed(cache=str(tmp_path / "new" / "cache")).check()
     assert not (tmp_path / "new").exists()
 
 

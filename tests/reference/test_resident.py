@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo.errors import CaldpoError
-from caldpo.reference.resident import Resident, ResidentReference
+from caldpo.reference.frozen_model import Frozen, FrozenReference
 from tests.reference.contexts import batch_of, make_context
 from tests.tiny import tiny_batch, tiny_model
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_is_a_copy_that_training_does_not_move() -> None:
     policy = tiny_model()
-    reference = Resident().build(make_context(policy))
+    reference = Frozen().build(make_context(policy))
     batch = tiny_batch()
     before = reference.logps(batch)[0]
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_is_a_copy_that_training_does_not_move() -> None:
 def test_the_held_out_pairs_alone_are_remembered() -> None:
     """Two numbers for each pair that comes back at every evaluation, nothing for training pairs."""
     context = make_context()
-    reference, calls = ResidentReference(tiny_model()), []
+    reference, calls = FrozenReference(tiny_model()), []
     held_out, training = batch_of(context, "test", [0, 1, 2]), batch_of(context, "train", [0, 1, 2])
     reference.logps(held_out)
     reference.logps(training)
@@ -55,9 +55,9 @@ def test_the_held_out_pairs_alone_are_remembered() -> None:
 
 def test_dtype_is_the_policys_or_the_asked(folder: Path) -> None:
     half = make_context(tiny_model(dtype=torch.bfloat16))
-    assert Resident(dtype="float32").build(half).dtype == torch.float32
-    assert Resident().build(half).dtype == torch.bfloat16
-    assert Resident(path=str(folder)).build(half).dtype == torch.bfloat16
+    assert Frozen(dtype="float32").build(half).dtype == torch.float32
+    assert Frozen().build(half).dtype == torch.bfloat16
+    assert Frozen(path=str(folder)).build(half).dtype == torch.bfloat16
     assert half.policy.dtype == torch.bfloat16
 
 
@@ -67,24 +67,24 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     )
     other.save_pretrained(tmp_path)
     with pytest.raises(CaldpoError, match="vocabulary of 7 tokens"):
-        Resident(path=str(tmp_path)).build(make_context())
+        Frozen(path=str(tmp_path)).build(make_context())
 
 
 def test_a_missing_reference_is_named_before_anything_loads() -> None:
     with pytest.raises(CaldpoError, match=r"reference\.path=\./nowhere"):
-        Resident(path="./nowhere").check()
-    Resident().check()
+        Frozen(path="./nowhere").check()
+    Frozen().check()
 
 
 def test_another_model_has_to_be_named() -> None:
-    with pytest.raises(CaldpoError, match=r"reference\.differs"):
-        Resident(differs=True)
+    with pytest.raises(CaldpoError, match=r"reference\.distinct"):
+        Frozen(distinct=True)
 
 
 def test_another_model(folder: Path) -> None:
-    spec = Resident(path=str(folder))
+    spec = Frozen(path=str(folder))
     found = spec.build(make_context(tiny_model(seed=3))).logps(tiny_batch())
-    torch.testing.assert_close(found, Resident().build(make_context()).logps(tiny_batch()))
+    torch.testing.assert_close(found, Frozen().build(make_context()).logps(tiny_batch()))
     assert str(folder) in spec.identity("x")
     with pytest.raises(CaldpoError, match=r"reference\.path=\./nowhere"):
-        Resident(path="./nowhere").build(make_context())
+        Frozen(path="./nowhere").build(make_context())

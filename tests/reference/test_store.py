@@ -13,8 +13,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from caldpo.reference import store
-from caldpo.reference.store import DamagedPartError, LogpStore
+from caldpo.reference import logprob_store as store
+from caldpo.reference.logprob_store import DamagedPartError, LogpStore
 
 PAIRS = 21  # three parts of eight, the last one shorter
 

@@ -59,8 +59,8 @@ def test_a_reference_free_loss_computes_the_held_out_pairs_alone(folder: Path, p
 def test_a_run_is_the_same_with_either_reference(folder: Path, precision: str) -> None:
     """Metrics of every step; in float32 the batches' other composition shows in the last digits."""
     tables = []
-    for way in ("cached", "resident"):
-        small = [word for word in SMALL if way == "cached" or "spot_check" not in word]
+    for way in ("precomputed", "frozen"):
+        small = [word for word in SMALL if way == "precomputed" or "spot_check" not in word]
         train(*small, f"reference={way}", f"hydra.run.dir={way}", "loss=cal_dpo", f"trainer.precision={precision}")
         tables.append(pd.read_csv(f"{way}/metrics.csv").drop(columns="tokens_per_second"))
     assert set(tables[0]) == set(tables[1])
@@ -68,5 +68,5 @@ def test_a_run_is_the_same_with_either_reference(folder: Path, precision: str) -
     for name in ("loss", "log_ratios/chosen", "val/log_ratios/rejected"):
         first, second = (table[name].dropna().tolist() for table in tables)
         assert first == pytest.approx(second, rel=tolerance, abs=tolerance), name
-    found = json.loads(Path("resident/summary.json").read_text())
+    found = json.loads(Path("frozen/summary.json").read_text())
     assert found["start_difference"] == 0  # also where Lightning changes the weights' dtype

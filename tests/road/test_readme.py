@@ -26,7 +26,7 @@ SMALL = (
     "trainer.max_steps=1",
     "trainer.progress_bar=false",
     "logger=csv",
-    "console=line",
+    "console=compact",
     "data.preview_pairs=0",
     "callbacks.samples.prompts=1",
     "callbacks.samples.max_new_tokens=2",
@@ -112,7 +112,7 @@ def test_training(words: list[str], home: Path, request: pytest.FixtureRequest) 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", ESTIMATES, ids=" ".join)
 def test_estimate(words: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from caldpo.estimate.__main__ import main
+    from caldpo.estimate import main
 
     call(main, [*here(words), "console=full"], None)
     assert "fit" in capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_export(words: list[str], home: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [w for w in readme_commands("compare") if w], ids=" ".join)
 def test_comparison(words: list[str], home: Path) -> None:
-    from caldpo.compare.__main__ import main
+    from caldpo.compare import main
 
     if "outputs/ANOTHER" in words and not Path("outputs/ANOTHER").exists():
         shutil.copytree("outputs/SWEEP", "outputs/ANOTHER")

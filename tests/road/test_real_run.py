@@ -18,21 +18,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.command import call, train
 from tests.evaluation.runs import evaluate, inside, result, value
-from tests.resuming.child import Kill
-from tests.resuming.runs import train as train_apart
+from tests.resume.child import Kill
+from tests.resume.runs import train as train_apart
 from tests.road.folders import FAMILIES, rows, write_classifier, write_model, write_rows
 
 RUN = (
     "model=hf",
     "data.train=train.jsonl",
     "data.test=test.jsonl",
-    "data.pairs_per_batch=8",
+    "data.micro_batch_size=8",
     "loss=dpo",
     "trainer=cpu",
-    "trainer.val_every=3",
+    "trainer.val_check_interval=3",
     "trainer.progress_bar=false",
     "logger=csv",
-    "console=line",
+    "console=compact",
     "callbacks.samples.prompts=2",
     "callbacks.samples.max_new_tokens=4",
     "callbacks.oracle.max_new_tokens=6",
@@ -45,7 +45,7 @@ EVALUATION = (
     "oracle.prompts=4",
     "oracle.classifier=classifier",
     "oracle.positive_label=LABEL_1",
-    "judge.rehearse=true",
+    "judge.mock=true",
     "judge.prompts=4",
     "judge.resamples=10",
     "leaderboard.tasks=[held_out_pairs]",

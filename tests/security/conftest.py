@@ -14,4 +14,4 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with a checkpoint beside its export; its data and cache lie in the folder above."""
     folder = tmp_path_factory.mktemp("somebody")
     write_data(folder)
-    return tiny_run(folder, "callbacks.checkpoint.every=4", "callbacks.oracle.prompts=0", "reference=cached")
+    return tiny_run(folder, "callbacks.checkpoint.every=4", "callbacks.oracle.prompts=0", "reference=precomputed")

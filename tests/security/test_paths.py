@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from caldpo.config.inside import (
+from caldpo.errors import CaldpoError
+from caldpo.security.paths import (
     require_no_links_out,
     require_no_links_out_of_sweep,
     require_unlinked,
     stays_inside,
 )
-from caldpo.config.lock import EVALUATION, GENERATION, RUN, is_held, run_lock
-from caldpo.errors import CaldpoError
-from caldpo.sweep import SweepReport
+from caldpo.sweep_report import SweepReport
+from caldpo.utils.locks import EVALUATION, GENERATION, RUN, is_held, run_lock
 from tests.command import call, train
 from tests.evaluation.runs import evaluate, inside
 
@@ -126,11 +126,20 @@ FILES = [
         ".hydra/config.yaml",
         ".hydra/overrides.yaml",
     ),
-    *("checkpoints/step-4/manifest.json", "bad_batches/step-2.pt", "a name of next year", "deep/er/still/x"),
+    *("checkpoints/step-4/manifest.json", "nonfinite_batches/step-2.pt", "a name of next year", "deep/er/still/x"),
     *("wandb/run-1/logs/debug.log", "wandb/settings", "policy/model.safetensors", "deep/wandb/debug.log"),
 ]
 FOLDERS = [
-    *(".hydra", "wandb", "policy", "checkpoints", "checkpoints/step-4", "bad_batches", "evaluation", "wandb/run-1"),
+    *(
+        ".hydra",
+        "wandb",
+        "policy",
+        "checkpoints",
+        "checkpoints/step-4",
+        "nonfinite_batches",
+        "evaluation",
+        "wandb/run-1",
+    ),
     "wandb/run-1/files",
 ]
 

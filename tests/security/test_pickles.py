@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.numpy import load, load_file
 
-from caldpo.data.sources.hub import HubDataset
+from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.errors import CaldpoError
 from caldpo.models.adapter_folder import load_adapter
-from caldpo.models.hub import HubModel
+from caldpo.models.hub_model import HubModel
 from tests.command import call
 from tests.evaluation.runs import evaluate, inside, tiny_run
 from tests.security.traps import plant, raw, zipped
@@ -41,7 +41,7 @@ def test_the_traps_work(mark: Path, tmp_path: Path) -> None:
 
 
 def test_commands_that_read_a_run_open_no_pickle_in_it(trained: Path, tmp_path: Path, mark: Path) -> None:
-    from caldpo.compare.__main__ import main as compare
+    from caldpo.compare import main as compare
     from caldpo.generate import main as generate
 
     run = tmp_path / "run"
@@ -67,7 +67,12 @@ def test_damaged_caches_are_made_anew(trained: Path, mark: Path, capsys: pytest.
     for number, path in enumerate(sorted(kept)):
         path.write_bytes(raw(mark) if number % 2 else zipped(mark))
     again = tiny_run(
-        trained.parent, "callbacks.oracle.prompts=0", "reference=cached", "trainer.max_steps=1", "console=full", run="b"
+        trained.parent,
+        "callbacks.oracle.prompts=0",
+        "reference=precomputed",
+        "trainer.max_steps=1",
+        "console=full",
+        run="b",
     )
     assert "is damaged" in capsys.readouterr().out
     assert not mark.exists()
@@ -108,7 +113,7 @@ def test_an_honest_pickle_is_refused_too(tmp_path: Path) -> None:
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved adapter of the project's own."""
     pytest.importorskip("peft")
-    from caldpo.models.adapter import Lora
+    from caldpo.models.adapters import Lora
 
     folder = tmp_path_factory.mktemp("adapter") / "policy"
     adapted = Lora(rank=2).apply(tiny_model())

@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from caldpo.benchmark.process import environment as of_benchmark
-from caldpo.config import redact
-from caldpo.config.folded import mask_folded
-from caldpo.config.redact import MASK, redact_text
-from caldpo.config.redacted import (
+from caldpo.bench.worker_process import environment as of_benchmark
+from caldpo.evaluation.lm_eval import installation
+from caldpo.evaluation.lm_eval import subprocess_run as outside
+from caldpo.security import secrets as redact
+from caldpo.security.redacted_streams import (
     HUB_TOKENS,
     OwnLog,
     RedactedFormatter,
@@ -25,7 +25,8 @@ from caldpo.config.redacted import (
     environment_without_secrets,
     redacted_output,
 )
-from caldpo.evaluation.harness import installation, outside
+from caldpo.security.secrets import MASK, redact_text
+from caldpo.security.wrapped_secrets import mask_folded
 from tests.security.secrets import ENVIRONMENT, set_environment
 
 

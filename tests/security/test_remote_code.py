@@ -10,8 +10,8 @@ import torch
 import transformers.dynamic_module_utils
 
 from caldpo.errors import CaldpoError
-from caldpo.models.hub import HubModel, causal_lm_skeleton, check_causal_lm, load_causal_lm
-from caldpo.models.published import announce_code, code_of, commit_of, require_safe
+from caldpo.models.hub_files import announce_code, code_of, commit_of, require_safe
+from caldpo.models.hub_model import HubModel, causal_lm_skeleton, check_causal_lm, load_causal_lm
 from tests.tiny import tiny_model, tiny_tokenizer
 
 CODE = """

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import caldpo.run
+import caldpo.training_run
 from tests.command import RANDOM_MODEL, call, train
 from tests.evaluation.runs import evaluate
 from tests.security.secrets import ENVIRONMENT, GIVEN, IN_ADDRESS, leaks, set_environment
@@ -18,12 +18,12 @@ from tests.wandb_file import wait_until_written
 RUN = (
     *RANDOM_MODEL,
     "trainer.max_steps=2",
-    "trainer.val_every=null",
+    "trainer.val_check_interval=null",
     "trainer.progress_bar=false",
     "callbacks.oracle.prompts=0",
     "callbacks.samples.prompts=1",
     "callbacks.samples.max_new_tokens=2",
-    "console=line",
+    "console=compact",
     f"+hydra.job.env_set.CLIENT_SECRET={GIVEN}",
     f"+hydra.job.env_set.SERVICE=https://me:{IN_ADDRESS}@host/",
 )
@@ -34,7 +34,7 @@ SHOWN = [*ENVIRONMENT.values(), GIVEN, f"https://me:{IN_ADDRESS}@host/x"]
 def talkative(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Trainings that say every secret wherever a program can say something, and one with seed 7 fails with them."""
     set_environment(monkeypatch)
-    start = caldpo.run.print_start
+    start = caldpo.training_run.print_start
 
     def say(facts: dict[str, str]) -> None:
         start(facts)
@@ -49,15 +49,15 @@ def talkative(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if facts["seed"] == "7":
             raise RuntimeError(" ".join(SHOWN)) from ValueError(SHOWN[0])
 
-    monkeypatch.setattr(caldpo.run, "print_start", say)
+    monkeypatch.setattr(caldpo.training_run, "print_start", say)
     return folder
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_file_below_the_output_folder_holds_a_secret(talkative: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One training with W&B that finishes, one that fails, a sweep with both, a dry run; evaluated and compared."""
-    from caldpo.compare.__main__ import main as compare
-    from caldpo.estimate.__main__ import main as estimate
+    from caldpo.compare import main as compare
+    from caldpo.estimate import main as estimate
 
     train(*RUN, "logger=wandb", "hydra.run.dir=outputs/finished")
     train(*RUN, "logger=csv", "hydra.run.dir=outputs/failed", "seed=7", fails=1)

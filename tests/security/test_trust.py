@@ -12,11 +12,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from caldpo.config.names import register_resolvers
-from caldpo.config.paths import conf_dir
-from caldpo.config.trust import announce_foreign, own_targets, require_own_code, require_plain_overrides
+from caldpo.config.conf_dir import conf_dir
+from caldpo.config.run_dir import register_resolvers
 from caldpo.errors import CaldpoError
-from caldpo.run import SECTIONS
+from caldpo.security.trusted_config import announce_foreign, own_targets, require_own_code, require_plain_overrides
+from caldpo.training_run import SECTIONS
 from tests.evaluation.runs import evaluate, inside
 
 FILE = Path("run/config.yaml")
@@ -54,13 +54,18 @@ def test_every_option_of_a_group_is_its_own(group: str) -> None:
 def test_no_other_class_is_built_in_any_section(section: str) -> None:
     """Neither at the section's own place nor below it, nor a class of the project's that belongs elsewhere."""
     plain = composed()
-    for target in ("os.system", "caldpo.files.write_text", "caldpo.callbacks.oracle.os.system", "builtins.eval"):
+    for target in (
+        "os.system",
+        "caldpo.utils.atomic_io.write_text",
+        "caldpo.callbacks.true_reward.os.system",
+        "builtins.eval",
+    ):
         for place in ((), ("extra",), ("deep", "er")):
             config = {**plain, section: {**plain[section], **nested(place, {"_target_": target})}}
             with pytest.raises(CaldpoError, match="which no configuration of caldpo builds there") as refused:
                 require_own_code(config, SECTIONS, FILE)
             assert target in str(refused.value)
-            assert "trust_code=true" in str(refused.value)
+            assert "allow_untrusted_code=true" in str(refused.value)
 
 
 def nested(place: tuple[str, ...], content: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def test_nothing_else_is_passed_on(section: str, news: dict[str, Any], said: str
 def test_a_class_belongs_to_its_place() -> None:
     """A callback of the project's is none in the place of another, nor a source of data a model."""
     plain = composed()
-    assert own_targets("callbacks")["callbacks.samples"] == {"caldpo.callbacks.samples.SampleTable"}
+    assert own_targets("callbacks")["callbacks.samples"] == {"caldpo.callbacks.sample_table.SampleTable"}
     samples, oracle = plain["callbacks"]["samples"], plain["callbacks"]["oracle"]
     with pytest.raises(CaldpoError, match=r"callbacks\.samples is built by caldpo\.callbacks\.oracle"):
         require_own_code({**plain, "callbacks": {"samples": oracle, "oracle": samples}}, ["callbacks"], FILE)
@@ -108,8 +113,8 @@ def test_a_class_belongs_to_its_place() -> None:
         ("+loss@hydra.callbacks.x=dpo", "Hydra's own"),
         ("+loss@_global_=dpo", "Hydra's own"),
         ("~hydra.callbacks", "Hydra's own"),
-        ("trust_code=true", "whoever starts the run"),
-        ("++trust_code=true", "whoever starts the run"),
+        ("allow_untrusted_code=true", "whoever starts the run"),
+        ("++allow_untrusted_code=true", "whoever starts the run"),
         ("resume=elsewhere", "whoever starts the run"),
         ("replay=batch.pt", "whoever starts the run"),
         ("loss._target_=os.system", "names a class"),
@@ -164,8 +169,10 @@ def test_what_a_trusted_run_has_built_is_announced(
     config["reference"] = {"_target_": "collections.OrderedDict"}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with inside(trained.parent):
-        evaluate(str(run), "suite=preference", "trust_code=true", fails=1)  # it is no reference, but it is built
+        evaluate(
+            str(run), "suite=preference", "allow_untrusted_code=true", fails=1
+        )  # it is no reference, but it is built
     told = capsys.readouterr().err
-    assert f"trust_code: {run}/config.yaml has reference built by collections.OrderedDict" in told
+    assert f"allow_untrusted_code: {run}/config.yaml has reference built by collections.OrderedDict" in told
     announce_foreign(composed(), SECTIONS, FILE)
     assert capsys.readouterr().err == ""

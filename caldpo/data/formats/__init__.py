@@ -4,11 +4,11 @@ To add one, say ``ranked``:
 
 1. ``caldpo/data/formats/ranked.py`` with ``COLUMNS`` (those without which no row is of this format),
    ``matches(row) -> bool`` (by the columns alone; no other format may match the same row) and
-   ``parse(row) -> PreferencePair`` (raising :class:`~caldpo.data.rows.RowError`).
+   ``parse(row) -> PreferencePair`` (raising :class:`~caldpo.data.raw_row.RowError`).
    The file is found by being there; nothing else names it. Read columns with the helpers of
    :mod:`~caldpo.data.formats._fields` (``number`` takes what csv can only write as text); those that ``parse`` does
    not read are named at the start of a run. :mod:`caldpo.data.columns` gives usual columns the names of their roles,
-   and :mod:`caldpo.data.context` adds a system turn, tools and template variables.
+   and :mod:`caldpo.data.prompt_context` adds a system turn, tools and template variables.
 2. ``conf/data/ranked.yaml`` that says where its data lies. Files of one's own need none: ``data=local``
    detects the format.
 3. A row and the pair it must give in ``tests/data/test_formats.py``; a test there asserts none is missing.
@@ -26,7 +26,7 @@ from typing import Any, Protocol, cast
 
 from caldpo.data.columns import in_force
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RowError, shown
+from caldpo.data.raw_row import RowError, shown
 from caldpo.errors import CaldpoError
 
 _SHOWN = 12  # columns named in a message

@@ -11,7 +11,7 @@ from __future__ import annotations
 from caldpo.data.formats import Row
 from caldpo.data.formats._fields import number, text
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RowError
+from caldpo.data.raw_row import RowError
 
 COLUMNS = ("instruction", "output_1", "output_2", "preference")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from caldpo.data.formats import Row
 from caldpo.data.formats._fields import scores, text
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RowError
+from caldpo.data.raw_row import RowError
 
 COLUMNS = ("chosen", "rejected")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"

@@ -16,7 +16,7 @@ from typing import Any
 from caldpo.data.formats import Row
 from caldpo.data.formats._fields import kind, text
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RowError, shown
+from caldpo.data.raw_row import RowError, shown
 
 COLUMNS = ("info", "summaries", "choice")
 PROMPT = "SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:"

@@ -18,7 +18,7 @@ from caldpo.data.formats._fields import (
     scores,
 )
 from caldpo.data.pair import Message, PreferencePair
-from caldpo.data.rows import RowError
+from caldpo.data.raw_row import RowError
 
 COLUMNS = ("chosen", "rejected")
 

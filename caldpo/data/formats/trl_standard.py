@@ -14,7 +14,7 @@ from caldpo.data.formats import Row
 from caldpo.data.formats._fields import may_be_prompt, scores, text
 from caldpo.data.formats.hh import is_transcript
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RowError
+from caldpo.data.raw_row import RowError
 
 COLUMNS = ("chosen", "rejected")
 SHARED = "rows whose prompt is their responses' shared beginning"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from caldpo.data.formats import Row
 from caldpo.data.formats._fields import is_demonstration, pair_of_turns, prompt_and_response, scores, text
 from caldpo.data.pair import PreferencePair
-from caldpo.data.rows import RowError
+from caldpo.data.raw_row import RowError
 
 COLUMNS = ("chosen", "rejected")
 

@@ -10,7 +10,7 @@ from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.errors import CaldpoError
-from caldpo.generation import sample_responses
+from caldpo.models.sampling import sample_responses
 
 
 def prompt_lengths(shortest: int, longest: int) -> tuple[int, int]:

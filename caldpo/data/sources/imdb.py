@@ -20,17 +20,17 @@ from typing import Any, Literal
 import torch
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
-from caldpo.config.signature import validated
-from caldpo.data.rows import RawRow
+from caldpo.config.signatures import validated
+from caldpo.data.raw_row import RawRow
 from caldpo.data.sources._continuations import first_tokens, prompt_lengths, sample_continuations
-from caldpo.data.sources._json import read_jsonl
-from caldpo.data.sources._named import folder_digest
-from caldpo.data.sources._sentiment import SentimentReward
-from caldpo.data.sources.hub import HubDataset
+from caldpo.data.sources._file_names import folder_digest
+from caldpo.data.sources._json_rows import read_jsonl
+from caldpo.data.sources._sentiment_reward import SentimentReward
+from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.environments.bradley_terry import prefers_first
-from caldpo.environments.cache import cached_folder
+from caldpo.environments.folder_cache import cached_folder
 from caldpo.errors import CaldpoError
-from caldpo.models.hub import load_causal_lm, load_tokenizer
+from caldpo.models.hub_model import load_causal_lm, load_tokenizer
 
 _PAIRS = "pairs.jsonl"  # in the cache's folder
 _RECIPE = 1  # raised when the same settings would give other pairs

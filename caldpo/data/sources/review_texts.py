@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import NonNegativeInt, PositiveInt
-from caldpo.config.signature import validated
-from caldpo.data.rows import RawRow
+from caldpo.config.signatures import validated
+from caldpo.data.raw_row import RawRow
 from caldpo.data.sources._continuations import beginning, prompt_lengths
-from caldpo.data.sources.hub import HubDataset
+from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.errors import CaldpoError
-from caldpo.models.hub import load_tokenizer
+from caldpo.models.hub_model import load_tokenizer
 
 
 class ReviewTexts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from caldpo.environments.reviews.prompts import Prompt
+from caldpo.environments.reviews.review_prompts import Prompt
 from caldpo.environments.reviews.vocabulary import (
     ASPECTS,
     COPULA,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from caldpo.evaluation.judge.ledger import Answer
+from caldpo.evaluation.judge.verdict_cache import Answer
 
 
 @dataclass(frozen=True)

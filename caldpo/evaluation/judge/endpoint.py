@@ -6,11 +6,11 @@ import logging
 import os
 from urllib.parse import urlsplit
 
-from caldpo.config.redact import MASK, redact_text
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.judge.ledger import Answer
-from caldpo.evaluation.judge.question import JudgeModel, Question
+from caldpo.evaluation.judge.pair_comparison import JudgeModel, Question
 from caldpo.evaluation.judge.reply import BadBody, NoCompletion, bounded_hooks, read_reply
+from caldpo.evaluation.judge.verdict_cache import Answer
+from caldpo.security.secrets import MASK, redact_text
 
 KEY = "judge.base_url"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -57,7 +57,7 @@ def require_endpoint(base_url: str | None, model: str | None) -> None:
             "no endpoint is named that judges",
             key=KEY,
             remedy="name an OpenAI-compatible one, such as judge.base_url=http://localhost:8000/v1"
-            " judge.model=NAME, or try everything else with judge.rehearse=true",
+            " judge.model=NAME, or try everything else with judge.mock=true",
         )
     check_address(base_url)
     if model is None:

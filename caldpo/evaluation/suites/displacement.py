@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caldpo.config.bounds import PositiveInt, Share
-from caldpo.config.signature import validated
-from caldpo.evaluation.drift import Drift, measure_drift, read_texts
-from caldpo.evaluation.interval import Bootstrap
-from caldpo.evaluation.result import Measure, Result
-from caldpo.evaluation.subject import Subject
-from caldpo.evaluation.suite import Suite
+from caldpo.config.signatures import validated
+from caldpo.evaluation.bootstrap import Bootstrap
+from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
+from caldpo.evaluation.suite_base import Suite
+from caldpo.evaluation.suite_result import Measure, Result
+from caldpo.evaluation.text_drift import Drift, measure_drift, read_texts
 
 LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 Values = NDArray[np.float64]
@@ -31,7 +31,7 @@ class Displacement(Suite):
 
     Args:
         length_bins: of about equally many pairs, by the mean length of a pair's responses.
-        unrelated: ``auto``, ``none`` or a file; see :func:`caldpo.evaluation.drift.measure_drift`.
+        unrelated: ``auto``, ``none`` or a file; see :func:`caldpo.evaluation.text_drift.measure_drift`.
         max_text_tokens: of an unrelated text that are looked at.
         resamples: bootstrap draws of whole prompts.
         confidence: of the intervals.
@@ -50,10 +50,10 @@ class Displacement(Suite):
         if self.unrelated not in ("auto", "none"):
             read_texts(self.unrelated)
 
-    def check_subject(self, subject: Subject) -> None:
+    def check_subject(self, subject: EvaluatedPolicy) -> None:
         self.require_rejected(subject)
 
-    def run(self, subject: Subject) -> Result:
+    def run(self, subject: EvaluatedPolicy) -> Result:
         chosen, rejected = subject.log_ratios
         tokens = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in subject.pairs], dtype=np.float64).T
         bootstrap = Bootstrap(self.resamples, self.confidence, subject.settings.seed)

@@ -10,23 +10,23 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from caldpo.config.bounds import NonNegative, NonNegativeInt, Pattern, Positive, PositiveInt, Share
-from caldpo.config.explain import install
-from caldpo.config.signature import validated
+from caldpo.config.hydra_errors import install
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.interval import Bootstrap
+from caldpo.evaluation.bootstrap import Bootstrap
+from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.judge.cost import Prices
 from caldpo.evaluation.judge.endpoint import Endpoint, require_endpoint
-from caldpo.evaluation.judge.ledger import FILE, Ledger
-from caldpo.evaluation.judge.outcome import Outcome, judge_pairs
-from caldpo.evaluation.judge.question import JudgeModel, Pair, Question
-from caldpo.evaluation.judge.rates import rates
-from caldpo.evaluation.judge.rehearsal import NAME, rehearsal, stand_in_verdicts
-from caldpo.evaluation.judge.report import counts, notes, say_spent
-from caldpo.evaluation.judge.template import load_template
-from caldpo.evaluation.outcome import cut_notes
-from caldpo.evaluation.result import Measure, Result
-from caldpo.evaluation.subject import Subject
-from caldpo.evaluation.suite import Suite
+from caldpo.evaluation.judge.judge_pairs import Outcome, judge_pairs
+from caldpo.evaluation.judge.judge_report import counts, notes, say_spent
+from caldpo.evaluation.judge.judge_template import load_template
+from caldpo.evaluation.judge.mock_judge import NAME, rehearsal, stand_in_verdicts
+from caldpo.evaluation.judge.pair_comparison import JudgeModel, Pair, Question
+from caldpo.evaluation.judge.verdict_cache import FILE, Ledger
+from caldpo.evaluation.judge.win_rates import rates
+from caldpo.evaluation.scored_samples import cut_notes
+from caldpo.evaluation.suite_base import Suite
+from caldpo.evaluation.suite_result import Measure, Result
 
 Variable = Annotated[str, Pattern(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
 # how calls are made, and not what is asked
@@ -50,7 +50,7 @@ class Judge(Suite):
         against: ``reference`` compares with the reference's responses, ``chosen`` with the data's.
         prompt: what the judge is asked: ``tldr``, ``hh``, ``general``, or a file with ``$prompt``, ``$first``,
             ``$second`` in it.
-        rehearse: ask a stand-in on this machine instead of a judge.
+        mock: ask a stand-in on this machine instead of a judge.
         prompts: held-out prompts, one response each.
         max_new_tokens: longest response, tokens; None takes the length of the run's own samples.
         temperature: of sampling responses.
@@ -73,7 +73,7 @@ class Judge(Suite):
     api_key_env: Variable | None = "OPENAI_API_KEY"
     against: Literal["reference", "chosen"] = "reference"
     prompt: str = "general"
-    rehearse: bool = False
+    mock: bool = False
     prompts: PositiveInt = 128
     max_new_tokens: PositiveInt | None = None
     temperature: NonNegative = 1.0
@@ -91,7 +91,7 @@ class Judge(Suite):
 
     @property
     def result(self) -> str:
-        return f"{self.name}_rehearsal" if self.rehearse else self.name  # which no judge's verdicts are lost to
+        return f"{self.name}_rehearsal" if self.mock else self.name  # which no judge's verdicts are lost to
 
     def check(self) -> None:
         """Whether the client is installed, the text fits and somebody is named who judges.
@@ -105,10 +105,10 @@ class Judge(Suite):
         if (self.price_input is None) != (self.price_output is None):
             absent = "judge.price_input" if self.price_input is None else "judge.price_output"
             raise CaldpoError("a cost needs both prices", key=absent, remedy="give it too, 0 where nothing is charged")
-        if not self.rehearse:
+        if not self.mock:
             require_endpoint(self.base_url, self.model)
 
-    def check_subject(self, subject: Subject) -> None:
+    def check_subject(self, subject: EvaluatedPolicy) -> None:
         """Whether there is something to compare with.
 
         Raises:
@@ -123,7 +123,7 @@ class Judge(Suite):
         told = {key: value for key, value in asdict(self).items() if key not in _NOT_TELLING}
         return told | {"prompt_digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
-    def run(self, subject: Subject) -> Result:
+    def run(self, subject: EvaluatedPolicy) -> Result:
         pairs, cut = self._pairs(subject)
         who, ledger = self._who(), Ledger(subject.folder / FILE)
         outcome = judge_pairs(
@@ -141,7 +141,7 @@ class Judge(Suite):
             measures=self._measures(outcome, subject),
             examples=len(pairs),
             details={
-                "judge": "rehearsal: no judge was asked" if self.rehearse else f"{who.model} at {who.base_url}",
+                "judge": "rehearsal: no judge was asked" if self.mock else f"{who.model} at {who.base_url}",
                 "against": self.against,
                 "prompt": self.prompt,
                 "parameters": dict(who.parameters),
@@ -153,17 +153,17 @@ class Judge(Suite):
             settled=not outcome.spent.refused,
         )
 
-    def _measures(self, outcome: Outcome, subject: Subject) -> dict[str, Measure]:
+    def _measures(self, outcome: Outcome, subject: EvaluatedPolicy) -> dict[str, Measure]:
         opponent = "the reference" if self.against == "reference" else "the chosen response"
         bootstrap = Bootstrap(self.resamples, self.confidence, subject.settings.seed)
         measures = rates(outcome.judged, opponent, bootstrap)
-        if not self.rehearse:
+        if not self.mock:
             return measures
         # by the known reward a rehearsal still says something of the policy; by a coin it does not
         known = subject.data.oracle is not None
         return {n: replace(m, main=m.main and known, title=f"{m.title} (rehearsal)") for n, m in measures.items()}
 
-    def _pairs(self, subject: Subject) -> tuple[list[Pair], list[str]]:
+    def _pairs(self, subject: EvaluatedPolicy) -> tuple[list[Pair], list[str]]:
         """What is compared, and a note where many of the policy's responses were cut."""
         sampling = subject.sampling(self.prompts, 1, self.max_new_tokens, self.temperature)
         held_out = subject.held_out(self.prompts)
@@ -184,27 +184,29 @@ class Judge(Suite):
             parameters["temperature"] = self.verdict_temperature
         if self.verdict_seed is not None:
             parameters["seed"] = self.verdict_seed
-        if self.rehearse:
+        if self.mock:
             return JudgeModel(NAME, "stand-in", parameters)
         assert self.base_url is not None  # check() saw to it
         assert self.model is not None
         return JudgeModel(self.base_url.rstrip("/"), self.model, parameters)
 
     @contextmanager
-    def _endpoint(self, who: JudgeModel, questions: Mapping[str, Question], subject: Subject) -> Iterator[Endpoint]:
+    def _endpoint(
+        self, who: JudgeModel, questions: Mapping[str, Question], subject: EvaluatedPolicy
+    ) -> Iterator[Endpoint]:
         with ExitStack() as stack:
             base_url, variable = who.base_url, self.api_key_env
-            if self.rehearse:
+            if self.mock:
                 verdicts = stand_in_verdicts(questions.values(), subject.data.oracle)
                 base_url, variable = stack.enter_context(rehearsal(verdicts)), None
             endpoint = Endpoint(who, base_url, api_key_env=variable, timeout=self.timeout, max_retries=self.max_retries)
             yield stack.enter_context(closing(endpoint))
 
-    def _rehearsed(self, subject: Subject) -> list[str]:
-        if not self.rehearse:
+    def _rehearsed(self, subject: EvaluatedPolicy) -> list[str]:
+        if not self.mock:
             return []
         by = "a coin" if subject.data.oracle is None else "the data's known reward"
-        return [f"a rehearsal: no judge was asked, {by} decided in its place (judge.rehearse=true)"]
+        return [f"a rehearsal: no judge was asked, {by} decided in its place (judge.mock=true)"]
 
     def _require_verdicts(self, outcome: Outcome, ledger: Ledger) -> None:
         """

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from caldpo.config.bounds import NonNegativeInt, PositiveInt
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.harness.catalogue import require_names
-from caldpo.evaluation.harness.inside import Ran, run_inside
-from caldpo.evaluation.harness.installation import OTHER, Installation, find_installation
-from caldpo.evaluation.harness.leaderboards import BOARDS, V2
-from caldpo.evaluation.harness.options import Options
-from caldpo.evaluation.harness.outside import run_outside
-from caldpo.evaluation.harness.pairs import pairs_task
-from caldpo.evaluation.harness.plan import OURS, PAIRS, Wanted, spell_out, without_packages
-from caldpo.evaluation.harness.reading import Z95, read_task, wrong_shots
-from caldpo.evaluation.result import Measure, Result
-from caldpo.evaluation.subject import Subject
-from caldpo.evaluation.suite import Suite
+from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
+from caldpo.evaluation.lm_eval.in_process import Ran, run_inside
+from caldpo.evaluation.lm_eval.installation import OTHER, Installation, find_installation
+from caldpo.evaluation.lm_eval.leaderboards import BOARDS, V2
+from caldpo.evaluation.lm_eval.pairs_task import pairs_task
+from caldpo.evaluation.lm_eval.read_results import Z95, read_task, wrong_shots
+from caldpo.evaluation.lm_eval.run_options import Options
+from caldpo.evaluation.lm_eval.subprocess_run import run_outside
+from caldpo.evaluation.lm_eval.task_index import require_names
+from caldpo.evaluation.lm_eval.task_plan import OURS, PAIRS, Wanted, spell_out, without_packages
+from caldpo.evaluation.suite_base import Suite
+from caldpo.evaluation.suite_result import Measure, Result
 
 
 @validated
@@ -76,7 +76,7 @@ class Leaderboard(Suite):
         require_names([t for t in self.tasks if t not in OURS], self._own, installation.tasks, also=OURS)
         self._plan(installation)
 
-    def check_subject(self, subject: Subject) -> None:
+    def check_subject(self, subject: EvaluatedPolicy) -> None:
         if self.apply_chat_template and not subject.tokenizer.chat_template:
             raise CaldpoError(
                 "the tokenizer of this model has no chat template",
@@ -85,7 +85,7 @@ class Leaderboard(Suite):
                 remedy="leave it out: the model was not made for conversations",
             )
 
-    def run(self, subject: Subject) -> Result:
+    def run(self, subject: EvaluatedPolicy) -> Result:
         installation = find_installation(self.python)
         plan, left_out = self._plan(installation)
         options = self._options(subject, installation)
@@ -128,7 +128,7 @@ class Leaderboard(Suite):
     def _plan(self, installation: Installation) -> tuple[list[Wanted], Mapping[str, str]]:
         return without_packages(spell_out(self.tasks, self.num_fewshot), installation)
 
-    def _options(self, subject: Subject, installation: Installation) -> Options:
+    def _options(self, subject: EvaluatedPolicy, installation: Installation) -> Options:
         wanted = PAIRS in self.tasks
         return Options(
             own=self._own,

@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caldpo.config.bounds import NonNegative, PositiveInt, Share
-from caldpo.config.signature import validated
+from caldpo.config.signatures import validated
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.sources._sentiment import SentimentReward
+from caldpo.data.sources._sentiment_reward import SentimentReward
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.bench import Sampling
+from caldpo.evaluation.bootstrap import Bootstrap
+from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
+from caldpo.evaluation.evaluation_cache import Sampling
 from caldpo.evaluation.fluency import score_texts
-from caldpo.evaluation.interval import Bootstrap
-from caldpo.evaluation.outcome import SAMPLES, Outcome, cut_notes, write_samples
-from caldpo.evaluation.points import true_rewards, wins
-from caldpo.evaluation.result import Measure, Result
-from caldpo.evaluation.subject import Subject
-from caldpo.evaluation.suite import Suite
-from caldpo.evaluation.weights import Weights
+from caldpo.evaluation.policy_weights import Weights
+from caldpo.evaluation.scored_samples import SAMPLES, Outcome, cut_notes, write_samples
+from caldpo.evaluation.suite_base import Suite
+from caldpo.evaluation.suite_result import Measure, Result
+from caldpo.evaluation.true_rewards import true_rewards, wins
 
 Values = NDArray[np.float64]
 
@@ -62,7 +62,7 @@ class Oracle(Suite):
     resamples: PositiveInt = 1000
     confidence: Share = 0.95
 
-    def check_subject(self, subject: Subject) -> None:
+    def check_subject(self, subject: EvaluatedPolicy) -> None:
         """Whether there is a reward, and checkpoints where they are asked for.
 
         Raises:
@@ -87,10 +87,10 @@ class Oracle(Suite):
         if self.classifier is not None:
             self._scorer(subject)  # small beside a policy, and learnt of before that loads
 
-    def other_weights(self, subject: Subject) -> list[Weights]:
+    def other_weights(self, subject: EvaluatedPolicy) -> list[Weights]:
         return self._earlier(subject)
 
-    def run(self, subject: Subject) -> Result:
+    def run(self, subject: EvaluatedPolicy) -> Result:
         sampling = subject.sampling(self.prompts, self.samples, self.max_new_tokens, self.temperature)
         bootstrap = Bootstrap(self.resamples, self.confidence, subject.settings.seed)
         prompts = [h.prompt_ids for h in subject.held_out(self.prompts)]
@@ -127,20 +127,20 @@ class Oracle(Suite):
     def _samples_are_the_policys(self) -> bool:
         return self.temperature == 1
 
-    def _earlier(self, subject: Subject) -> list[Weights]:
+    def _earlier(self, subject: EvaluatedPolicy) -> list[Weights]:
         """The checkpoints before the policy itself."""
         if self.checkpoints == "final":
             return []
         end = subject.weights.step
         return [Weights(step, path) for step, path in subject.target.checkpoints().items() if end is None or step < end]
 
-    def _start(self, subject: Subject, outcome: Outcome) -> list[dict[str, Any]]:
+    def _start(self, subject: EvaluatedPolicy, outcome: Outcome) -> list[dict[str, Any]]:
         """Where the path begins: the reference, if training started from it."""
         if self.checkpoints == "final" or not subject.starts_from_reference:
             return []
         return [{"step": 0, "reward": float(outcome.baseline.mean()), "kl": 0.0, "win_rate": 0.5}]
 
-    def _point(self, subject: Subject, sampling: Sampling) -> dict[str, Any]:
+    def _point(self, subject: EvaluatedPolicy, sampling: Sampling) -> dict[str, Any]:
         return self._summed_up(subject.weights.step, self._outcome(subject, sampling))
 
     def _summed_up(self, step: int | None, outcome: Outcome) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Oracle(Suite):
         rate = float(wins(outcome.reward - outcome.baseline).mean())
         return {"step": step, "reward": float(outcome.reward.mean()), **kl, "win_rate": rate}
 
-    def _outcome(self, subject: Subject, sampling: Sampling) -> Outcome:
+    def _outcome(self, subject: EvaluatedPolicy, sampling: Sampling) -> Outcome:
         asked = [h for h in subject.held_out(self.prompts) for _ in range(self.samples)]
         ours, theirs = subject.samples("policy", sampling), subject.samples("reference", sampling)
         pairs = [
@@ -176,12 +176,12 @@ class Oracle(Suite):
             ended=np.array([ids[-1] in subject.ends for ids in ours]),
         )
 
-    def _rewards(self, subject: Subject, prompts: Sequence[str], texts: Sequence[str]) -> Values:
+    def _rewards(self, subject: EvaluatedPolicy, prompts: Sequence[str], texts: Sequence[str]) -> Values:
         if self.classifier is None:
             return true_rewards(subject.data, prompts, texts)
         return np.array(self._scorer(subject)([prompt + text for prompt, text in zip(prompts, texts, strict=True)]))
 
-    def _scorer(self, subject: Subject) -> SentimentReward:
+    def _scorer(self, subject: EvaluatedPolicy) -> SentimentReward:
         path, label, device = str(self.classifier), self.positive_label, str(subject.device)
         scorer: SentimentReward = subject.bench.once(
             f"classifier {path} {label}",
@@ -238,7 +238,7 @@ class Oracle(Suite):
         return measures
 
     def _perplexity(
-        self, subject: Subject, outcome: Outcome, bootstrap: Bootstrap, clusters: Sequence[Hashable]
+        self, subject: EvaluatedPolicy, outcome: Outcome, bootstrap: Bootstrap, clusters: Sequence[Hashable]
     ) -> Measure:
         if self.perplexity_model is None:
             said, logps, tokens = "the reference, end of sequence included", outcome.under_reference, outcome.tokens
@@ -254,7 +254,7 @@ class Oracle(Suite):
         )
 
 
-def exact_measures(subject: Subject) -> dict[str, Measure]:
+def exact_measures(subject: EvaluatedPolicy) -> dict[str, Measure]:
     """What the environment knows without sampling (a table's expected reward and KL), where it knows anything."""
     exact = getattr(subject.data.source, "exact_metrics", None)
     if exact is None:

@@ -10,19 +10,19 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from caldpo.compare.facts import OWN_BETA
-from caldpo.compare.quantities import REWARD_UNIT
 from caldpo.config.bounds import PositiveInt, Share
-from caldpo.config.signature import validated
-from caldpo.environments.agreement import agreement_of_centred, centred, rank_correlation
-from caldpo.evaluation.calibration import calibration_error, expected_error, reliability_curve
-from caldpo.evaluation.doubts import logged_otherwise
-from caldpo.evaluation.interval import Bootstrap, Rows
-from caldpo.evaluation.points import wins
-from caldpo.evaluation.result import Measure, Result
-from caldpo.evaluation.subject import Subject
-from caldpo.evaluation.suite import Suite
-from caldpo.files import whole_text
+from caldpo.config.signatures import validated
+from caldpo.environments.reward_agreement import agreement_of_centred, centred, rank_correlation
+from caldpo.evaluation.bootstrap import Bootstrap, Rows
+from caldpo.evaluation.calibration_error import calibration_error, expected_error, reliability_curve
+from caldpo.evaluation.consistency_checks import logged_otherwise
+from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
+from caldpo.evaluation.suite_base import Suite
+from caldpo.evaluation.suite_result import Measure, Result
+from caldpo.evaluation.true_rewards import wins
+from caldpo.metric_definitions import REWARD_UNIT
+from caldpo.report.comparison_facts import OWN_BETA
+from caldpo.utils.atomic_io import atomic_text
 
 PAIRS = "preference_pairs.csv"  # a row per pair, beside the results
 Values = NDArray[np.float64]
@@ -49,10 +49,10 @@ class Preference(Suite):
     resamples: PositiveInt = 1000
     confidence: Share = 0.95
 
-    def check_subject(self, subject: Subject) -> None:
+    def check_subject(self, subject: EvaluatedPolicy) -> None:
         self.require_rejected(subject)
 
-    def run(self, subject: Subject) -> Result:
+    def run(self, subject: EvaluatedPolicy) -> Result:
         chosen, rejected = subject.log_ratios
         lengths = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in subject.pairs], dtype=np.float64).T
         bootstrap = Bootstrap(self.resamples, self.confidence, subject.settings.seed)
@@ -81,7 +81,7 @@ class Preference(Suite):
             notes=logged_otherwise(subject, float(chosen.mean())),
         )
 
-    def _write_pairs(self, subject: Subject, lengths: Values, scores: Values | None) -> None:
+    def _write_pairs(self, subject: EvaluatedPolicy, lengths: Values, scores: Values | None) -> None:
         """What the measures are made of, pair by pair, for figures of one's own."""
         columns: dict[str, Sequence[Any]] = {
             "origin": [pair.origin for pair in subject.pairs],
@@ -92,7 +92,7 @@ class Preference(Suite):
         }
         if scores is not None:
             columns |= {"score_chosen": scores[0], "score_rejected": scores[1]}
-        with whole_text(subject.folder / PAIRS) as file:
+        with atomic_text(subject.folder / PAIRS) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))

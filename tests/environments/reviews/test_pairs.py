@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from caldpo.environments.bradley_terry import preference_probability
-from caldpo.environments.reviews.pairs import sample_pairs
-from caldpo.environments.reviews.prompts import parse_prompt, sample_prompts
-from caldpo.environments.reviews.reward import parse_sentence, reward
+from caldpo.environments.reviews.pair_sampling import sample_pairs
+from caldpo.environments.reviews.review_prompts import parse_prompt, sample_prompts
+from caldpo.environments.reviews.review_reward import parse_sentence, reward
 from caldpo.environments.reviews.writers import WRITERS, write
 
 

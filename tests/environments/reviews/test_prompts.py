@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from caldpo.environments.reviews.prompts import TITLES, Prompt, parse_prompt, sample_prompts
+from caldpo.environments.reviews.review_prompts import TITLES, Prompt, parse_prompt, sample_prompts
 from caldpo.environments.reviews.vocabulary import ASPECTS, TITLE_FIRST, TITLE_SECOND, TONES
 from caldpo.errors import CaldpoError
 

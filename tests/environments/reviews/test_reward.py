@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caldpo.environments.reviews.reward import CENTRE, SCALE, reward
+from caldpo.environments.reviews.review_reward import CENTRE, SCALE, reward
 from caldpo.environments.reviews.vocabulary import WORDS
 
 WARM = "Write a warm review of silent garden : plot , music , acting ."

@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caldpo.environments.reviews import sft
-from caldpo.environments.reviews.prompts import TITLES, parse_prompt
-from caldpo.environments.reviews.reward import parse_sentence
-from caldpo.environments.reviews.sft import SftRecipe, fit_sft, sft_batches
-from caldpo.environments.reviews.tokenizer import build_tokenizer
+from caldpo.environments.reviews import sft_policy as sft
+from caldpo.environments.reviews.review_prompts import TITLES, parse_prompt
+from caldpo.environments.reviews.review_reward import parse_sentence
+from caldpo.environments.reviews.review_tokenizer import build_tokenizer
+from caldpo.environments.reviews.sft_policy import SftRecipe, fit_sft, sft_batches
 from caldpo.errors import CaldpoError
-from caldpo.models.tiny import TinyModel
+from caldpo.models.tiny_model import TinyModel
 
 SMALL = SftRecipe(
     hidden_size=16,

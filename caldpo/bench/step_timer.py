@@ -1,0 +1,119 @@
+"""The callback that a training run of this project is watched with; it changes nothing of the run."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from caldpo import __version__
+from caldpo.bench.caldpo_runner import own_overrides
+from caldpo.bench.measure import PeakMemory, StepClock, now
+from caldpo.bench.variants import VARIANTS, Ours
+from caldpo.bench.worker_job import Answer, Ids, Job, digest
+from caldpo.types import PairBatch
+
+
+class Watch(pl.Callback):
+    """Measures the optimiser steps of a run and writes an answer at its end.
+
+    It is made before the policy is loaded and after the libraries were imported, when memory begins to count.
+
+    Args:
+        job_file: the job that the run is for.
+    """
+
+    def __init__(self, job_file: str) -> None:
+        self.job = Job.read(Path(job_file))
+        self.memory = PeakMemory(self.job.device)
+        self.clock = StepClock(self.job.warmup_steps, self.job.steps, self.job.device)
+        self.reference_seconds: float | None = None
+        self.digests: list[str] = []
+        self.reference, self.layout = "", ""
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if not self.reference:  # validation and training are set up one after the other
+            self.reference = type(pl_module.reference).__name__
+            pl_module.reference.prepare = self._timed(pl_module.reference.prepare)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        batches = list(datamodule.train_dataloader())
+        self.digests = step_digests(batches, self.job.micro_batch_size)
+        self.layout = f"{'padded' if batches[0].spans is None else 'packed'}, {len(batches)} micro-batches"
+        del batches
+        self.memory.start_training()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == self.clock.done:
+            return  # inside an accumulation window
+        self.clock.step_done()
+        if self.clock.done == self.job.steps:
+            self.memory.end_training()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.fetch_rows()  # those that are still on the device
+        rows = _step_rows(Path(trainer.default_root_dir) / "metrics.csv")
+        variant = VARIANTS[self.job.variant]
+        assert isinstance(variant, Ours)
+        Answer(
+            losses=[float(row["loss"]) for row in rows],
+            grad_norms=[float(row["grad_norm"]) for row in rows],
+            step_digests=self.digests,
+            seconds=self.clock.seconds,
+            reference_seconds=self.reference_seconds,
+            memory=self.memory.as_dict(),
+            options=f"{' '.join(own_overrides(self.job, variant)) or 'defaults'} ({self.reference}, {self.layout})",
+            versions={
+                "caldpo": __version__,
+                **{name: version(name) for name in ("pytorch-lightning", "transformers", "torch")},
+            },
+        ).write(self.job.answer)
+
+    def _timed(self, prepare: Callable[[], None]) -> Callable[[], None]:
+        def timed() -> None:
+            started = now(self.job.device)
+            prepare()
+            self.reference_seconds = (self.reference_seconds or 0.0) + now(self.job.device) - started
+
+        return timed
+
+
+def step_digests(batches: Iterable[PairBatch], pairs_per_step: int) -> list[str]:
+    """Digests of the optimiser steps whose micro-batches follow each other in ``batches``."""
+    found: list[str] = []
+    step: list[Ids] = []
+    for batch in batches:
+        step += pairs_of(batch)
+        if len(step) == pairs_per_step:
+            found.append(digest(step))
+            step = []
+    return found
+
+
+def pairs_of(batch: PairBatch) -> list[Ids]:
+    """Prompt, chosen and rejected ids as the model gets them, read back from a batch of any layout."""
+    flat, positions = batch.input_ids.flatten().tolist(), batch.position_ids.flatten().tolist()
+    responses: list[list[int]] = [[] for _ in range(2 * batch.pairs)]
+    prompts: list[list[int]] = [[] for _ in range(2 * batch.pairs)]
+    for token, place, response in zip(
+        batch.targets.tolist(), batch.predicts.tolist(), batch.response.tolist(), strict=True
+    ):
+        if not responses[response]:  # the end of the prompt predicts the first token of the response
+            prompts[response] = flat[place - positions[place] : place + 1]
+        responses[response].append(token)
+    count = batch.pairs
+    if prompts[:count] != prompts[count:]:
+        raise RuntimeError("the responses of a pair stand behind different prompts")
+    rows = zip(prompts[:count], responses[:count], responses[count:], strict=True)
+    return [row for row, weight in zip(rows, batch.weight.tolist(), strict=True) if weight]  # no filler
+
+
+def _step_rows(metrics: Path) -> list[dict[str, str]]:
+    """The rows of optimiser steps, in order."""
+    with metrics.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row.get("grad_norm")]

@@ -1,0 +1,119 @@
+"""An alarm when held-out chosen responses become less and less likely: likelihood displacement.
+
+A preference loss can widen its margin by lowering both responses' log-probs, the rejected one's faster. The chosen
+log-ratio then falls below zero, which is the reference, and where the probability goes nothing in the loss says
+(Pal et al. 2024, arXiv 2402.13228; Razin et al. 2024, arXiv 2410.08847).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import WandbLogger
+from rich.console import Console
+
+from caldpo.config.bounds import NonNegative, NonNegativeInt
+from caldpo.config.signatures import validated
+
+CHOSEN, REJECTED, SHARE = "val/log_ratios/chosen", "val/log_ratios/rejected", "val/displacement"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Held-out log-ratios at an evaluation, nats, and the share of pairs whose chosen response fell."""
+
+    step: int
+    chosen: float
+    rejected: float
+    share: float
+
+
+class DisplacementAlarm(pl.Callback):
+    """Speaks up once when the chosen log-ratio has been falling; again only after it was back at the reference's.
+
+    The alarms go to the terminal, to W&B as an alert, and into ``summary.json``. A resumed run does not repeat them,
+    unless it was stopped right after the evaluation that raised one: that is done again.
+
+    Args:
+        evaluations: of the held-out pairs in a row at which it has fallen. 0 switches the alarm off.
+        below: how far below zero it has to have fallen, nats.
+    """
+
+    @validated
+    def __init__(self, evaluations: NonNegativeInt = 2, below: NonNegative = 1.0) -> None:
+        self.evaluations, self.below = evaluations, below
+        self.points: list[Point] = []  # the last evaluations, as many as are looked at
+        self.raised = False
+        self.alarms: list[dict[str, Any]] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        found = module.latest
+        if not self.evaluations or CHOSEN not in found:
+            return
+        step = module.global_step
+        point = Point(step, found[CHOSEN], found[REJECTED], found[SHARE])
+        earlier = [p for p in self.points if p.step < step]  # a step that is evaluated again counts once
+        self.points = [*earlier, point][-self.evaluations - 1 :]
+        if point.chosen >= 0:
+            self.raised = False
+        if self.raised or not is_falling(self.points, self.evaluations, self.below):
+            return
+        self.raised = True
+        text = describe(self.points)
+        self.alarms.append(
+            {
+                "alarm": "displacement",
+                "step": step,
+                "steps": [p.step for p in self.points],
+                "log_ratios/chosen": [p.chosen for p in self.points],
+                "log_ratios/rejected": [p.rejected for p in self.points],
+                "text": text,
+            }
+        )
+        if trainer.is_global_zero:
+            Console().print(f"[bold yellow]alarm:[/bold yellow] {text}", soft_wrap=True, highlight=False)
+            tell_tracker(trainer, text)
+
+    def state_dict(self) -> dict[str, Any]:
+        values = [[p.step, p.chosen, p.rejected, p.share] for p in self.points]
+        return {"points": values, "raised": self.raised, "alarms": [dict(alarm) for alarm in self.alarms]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.points = [Point(int(step), *values) for step, *values in state_dict["points"]]
+        self.raised, self.alarms = bool(state_dict["raised"]), list(state_dict["alarms"])
+
+
+def is_falling(points: Sequence[Point], evaluations: int, below: float) -> bool:
+    """Whether the chosen log-ratio fell at each of the last ``evaluations``, and lies ``below`` nats under zero."""
+    last = points[-evaluations - 1 :]
+    if len(last) <= evaluations or not last[-1].chosen < -below:
+        return False
+    return all(b.chosen < a.chosen for a, b in pairwise(last))
+
+
+def describe(points: Sequence[Point]) -> str:
+    """What has happened, with the figures, and where to look."""
+    first, last = points[0], points[-1]
+    values = ", ".join(f"{p.chosen:+.2f}" for p in points)
+    steps = ", ".join(str(p.step) for p in points)
+    margins = f"{first.chosen - first.rejected:.2f} to {last.chosen - last.rejected:.2f}"
+    return (
+        f"held-out chosen responses become less and less likely: their log-ratio is {values} nats at steps {steps}, and"
+        f" {last.share:.0%} of them are less likely than under the reference, while the margin went from {margins} nats"
+        " (likelihood displacement). Read samples.jsonl to see what takes their place; a calibrated loss"
+        " (loss=cal_dpo), a larger loss.beta or a lower optim.lr holds the chosen responses up."
+        " Falling is not yet failing: judge by what the policy writes."
+    )
+
+
+def tell_tracker(trainer: pl.Trainer, text: str) -> None:
+    """An alert in W&B, which may send it by mail; a tracker that cannot be reached stops no training."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            with contextlib.suppress(Exception):
+                logger.experiment.alert(title="likelihood displacement", text=text, level="WARN")

@@ -1,0 +1,27 @@
+"""``python -m caldpo.compare outputs/SWEEP``: report, table and picture of a sweep's runs."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from caldpo.config.find_runs import no_folder
+from caldpo.config.main import hydra_entry
+
+
+@hydra_entry(
+    "compare",
+    positional="sweep",
+    several=True,
+    absent=no_folder,
+    settings="caldpo.report.comparison.compare_runs",
+    records=False,
+)
+def main(cfg: DictConfig) -> None:
+    """Compare the runs of ``cfg.sweep``."""
+    from caldpo.report.comparison import compare  # matplotlib loads only for a good configuration
+
+    compare(cfg)
+
+
+if __name__ == "__main__":
+    main()

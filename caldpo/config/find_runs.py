@@ -1,0 +1,118 @@
+"""Where runs lie, by the names of their files, and what to say when there are none. No heavy imports."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from caldpo.config.value_checks import suggest
+from caldpo.errors import CaldpoError
+
+RUN_FILES = ("config.yaml", "metrics.csv", "summary.json")
+# as Hydra writes it: no yaml has to be read to know
+_NO_TRAINING = re.compile(r"^(dry_run: true|replay: (?!null$).+)$", re.MULTILINE)
+_NEWEST = 5  # sweeps named where no folder was
+_SHOWN = 8  # sweeps named in an error message
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` holds a run's files.
+
+    One of the three alone is not enough: experiment trackers keep a ``config.yaml`` of their own. Hydra's
+    folder is, so that a run that failed before it wrote anything is still seen. An estimate, or a dry run, is none.
+    """
+    if (folder / ".hydra").is_dir():
+        return not trained_nothing(folder)
+    return sum((folder / name).is_file() for name in RUN_FILES) >= 2
+
+
+def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
+    """The run folders at or below ``folder``, in the order of their names, numbers by value.
+
+    Args:
+        folder: a run's, or one that holds runs.
+        key: configuration key of ``folder``, for messages.
+
+    Raises:
+        CaldpoError: the folder does not exist, or no run lies in it.
+    """
+    if not folder.is_dir():
+        raise CaldpoError(f"no such folder{_suggestion(folder)}", key=key, value=folder, remedy=_remedy(folder))
+    runs = list(_walk(folder))
+    if not runs:
+        raise CaldpoError(
+            "no runs in this folder (a run holds .hydra, config.yaml, metrics.csv or summary.json)",
+            key=key,
+            value=folder,
+            remedy=_remedy(folder),
+        )
+    return runs
+
+
+def no_folder() -> CaldpoError:
+    """The answer to a command that names no folder: how to name one, and the newest that there are."""
+    there = [str(sweep) for sweep in existing_sweeps(Path("outputs"))]
+    listed = f"; the newest: {', '.join(there[:_NEWEST])}" if there else ""
+    more = f" and {len(there) - _NEWEST} more" if len(there) > _NEWEST else ""
+    return CaldpoError(
+        "there is no folder to compare",
+        key="sweep",
+        remedy=f"name a folder: python -m caldpo.compare outputs/SWEEP{listed}{more}",
+    )
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """A sort key under which ``seed=10`` comes after ``seed=9``."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
+
+
+def existing_sweeps(place: Path) -> list[Path]:
+    """The folders in ``place`` that are a run or hold one directly, newest first."""
+    sweeps = [f for f in _folders(place) if is_run(f) or any(map(is_run, _folders(f)))]
+    return sorted(sweeps, key=lambda f: f.stat().st_mtime, reverse=True)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path, children, _ in os.walk(folder):
+        children[:] = sorted((c for c in children if not c.startswith(".")), key=natural)
+        if is_run(Path(path)):
+            yield Path(path)
+
+
+def trained_nothing(folder: Path) -> bool:
+    """Whether a folder was made with ``dry_run: true``, as estimates are, or ``replay=``, and holds no metrics."""
+    config = folder / ".hydra" / "config.yaml"
+    if (folder / "metrics.csv").is_file() or not config.is_file():
+        return False
+    return _NO_TRAINING.search(config.read_text(encoding="utf-8", errors="replace")) is not None
+
+
+def _folders(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return []
+    return [f for f in place.iterdir() if f.is_dir() and not f.name.startswith(".")]
+
+
+def _others(folder: Path) -> list[Path]:
+    """Sweeps beside ``folder`` and in ``outputs``, as they are typed from the current folder."""
+    places = dict.fromkeys(place.resolve() for place in (folder.parent, Path("outputs")))
+    here = Path.cwd()
+    return [
+        sweep.relative_to(here) if sweep.is_relative_to(here) else sweep
+        for place in places
+        for sweep in existing_sweeps(place)
+        if sweep != folder.resolve()
+    ]
+
+
+def _suggestion(folder: Path) -> str:
+    return suggest(folder.name, (sweep.name for sweep in _others(folder)))
+
+
+def _remedy(folder: Path) -> str:
+    sweeps = _others(folder)
+    if not sweeps:
+        return "train first, for example: python -m caldpo.train -m loss=dpo,cal_dpo seed=0,1,2"
+    return f"name a folder that holds runs: {', '.join(map(str, sweeps[:_SHOWN]))}"

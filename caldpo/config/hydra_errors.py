@@ -1,0 +1,288 @@
+"""Hydra's composition errors in the words of the project: which key, which choices, did you mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Override
+from hydra.errors import (
+    CompactHydraException,
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.config.conf_dir import conf_dir
+from caldpo.config.did_you_mean import meant_keys
+from caldpo.config.overrides import parse_overrides
+from caldpo.config.required_groups import NEEDED, taken_out
+from caldpo.config.validation import Problem
+from caldpo.config.value_checks import suggest
+from caldpo.security.secrets import redact_text
+
+Compose = Callable[[list[str]], DictConfig]
+_FAULTS = (HydraException, OSError, TypeError, ValueError, yaml.YAMLError)  # what Hydra lets out while composing
+
+
+def compose_or_explain(
+    compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]
+) -> tuple[DictConfig | None, list[Problem]]:
+    """Compose; on a faulty override, explain it, leave it out and try again, so that all are found at once.
+
+    An option that is not there leaves open which keys there are: of dotted ones nothing is said then, nor of values.
+
+    Returns:
+        The configuration without the faulty overrides (None when it cannot be composed) and their problems.
+    """
+    texts = [override for override in overrides if _is_text(override)]
+    problems, foreign = _of_other_commands(compose, loader, texts)
+    without = _taken_out(compose, loader, texts)
+    problems += without.values()
+    problems += [_no_text(override) for override in overrides if override not in texts]
+    remaining = [override for override in texts if override not in foreign and override not in without]
+    no_option = False
+    while True:
+        try:
+            cfg = compose(remaining)
+            return None if no_option else cfg, problems
+        except _FAULTS as error:
+            found, culprit = _explain(error, compose, loader, remaining)
+            problems.append(found)
+            if culprit not in remaining:
+                return None, problems
+            remaining = [override for override in remaining if override != culprit]
+            if isinstance(error, MissingConfigException):
+                no_option = True
+                remaining = [override for override in remaining if "." not in override.partition("=")[0]]
+
+
+def _is_text(override: str) -> bool:
+    """Whether it can be written into a file: bytes of a command line that are not UTF-8 cannot."""
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_text(override: str) -> Problem:
+    key, _, value = override.encode("ascii", "backslashreplace").decode().partition("=")
+    return Problem(key, redact_text(value) or None, "is not text in UTF-8", "rename what it names")
+
+
+def _of_other_commands(
+    compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]
+) -> tuple[list[Problem], list[str]]:
+    """Added groups that no configuration of this command names, and that nothing would read."""
+    added = [o for o in parse_overrides(loader, overrides) if o.is_add() and _options(loader, o.key_or_group)]
+    if not added:
+        return [], []
+    try:
+        cfg = compose([])
+    except _FAULTS:
+        return [], []
+    foreign = [o for o in added if not _has_group(cfg, loader, o.key_or_group)]
+    remedy = f"the groups of this command are {', '.join(_groups(cfg, loader))}"
+    problems = [Problem(o.key_or_group, None, "a group of another command", remedy) for o in foreign]
+    return problems, [o.input_line or "" for o in foreign]
+
+
+def _taken_out(compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]) -> dict[str, Problem]:
+    """Overrides that take out a group of which a run needs an option; a model may have set keys of it all the same."""
+    deleted = [o for o in parse_overrides(loader, overrides) if o.is_delete() and o.key_or_group in NEEDED]
+    if not deleted:
+        return {}
+    try:
+        choices = compose([]).hydra.runtime.choices
+    except _FAULTS:
+        return {}
+    # a command that can do without has no option of it to begin with
+    return {o.input_line or "": taken_out(o.key_or_group) for o in deleted if choices.get(o.key_or_group) is not None}
+
+
+def _explain(
+    error: Exception, compose: Compose, loader: ConfigLoaderImpl, overrides: list[str]
+) -> tuple[Problem, str | None]:
+    """The problem, and the override to leave out (None: nothing else can be checked)."""
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override), error.override
+    if isinstance(error, yaml.YAMLError):
+        return Problem("configuration", None, f"cannot be read: {' '.join(str(error).split())}"), None
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error, loader, overrides)
+    for text in overrides:
+        if not parse_overrides(loader, [text]):  # a number of thousands of digits, which Python refuses, not Hydra
+            return _unreadable(text), text
+    for override in parse_overrides(loader, overrides):
+        line = override.input_line or ""
+        if found := _of_override(override, str(error), compose, loader, [o for o in overrides if o != line]):
+            return found, line
+    return Problem("configuration", None, _tidy(error)), None
+
+
+def _of_override(
+    override: Override, text: str, compose: Compose, loader: ConfigLoaderImpl, others: list[str]
+) -> Problem | None:
+    """The problem of ``override`` if Hydra's ``text`` is about it."""
+    key, line = override.key_or_group, override.input_line or ""
+    no_option = "Config group override must be" in text or "is not iterable" in text  # the second for a list of numbers
+    if no_option and not _are_names(override.value()):
+        options = _options(loader, key) if key else []
+        wrong = Problem(key, _value(line), "has to be an option", f"choose one of {', '.join(options)}")
+        return wrong if options else _unreadable(line) if not key else None
+    if f"Multiple values for {key}." in text or ("Could not append" in text and f"'{key}'" in text):
+        return Problem(
+            key, None, "is in the configuration already", f"leave out the +: {redact_text(line.lstrip('+'))}"
+        )
+    if not any(f"'{named}'" in text for named in (key, line, f"{key}@{override.package}")) and line not in text:
+        return None
+    if "Sweeping over Hydra" in text:
+        return Problem(key, _value(line), "a key of Hydra itself has one value for the whole sweep")
+    if override.is_sweep_override():
+        remedy = f"add -m to run once per value, or write a list as '{key}=[...]'"
+        return Problem(key, _value(line), "several values for one run", remedy)
+    if "Did you mean to override" in text or "looks like a config group" in text:
+        return Problem(f"{key}@{override.package}", None, "unknown package", f"leave it out: {key}={_value(line)}")
+    if "Could not override" in text or "Could not delete" in text:
+        return _unknown_key(override, compose, loader, others)
+    return Problem(key, _value(line), text.splitlines()[0].rstrip("."))
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+# options that come with an extra of pyproject.toml
+EXTRAS = {
+    ("hydra/launcher", "joblib"): "sweep",
+    ("hydra/launcher", "submitit_local"): "slurm",
+    ("hydra/launcher", "submitit_slurm"): "slurm",
+    ("hydra/sweeper", "optuna"): "search",
+    ("adapter", "lora"): "peft",
+    ("adapter", "dora"): "peft",
+    ("adapter", "qlora"): "qlora",
+    ("optim", "adamw_8bit"): "bnb",
+    ("optim", "adamw_paged"): "bnb",
+    ("optim", "lion"): "bnb",
+    ("optim", "adamw_stochastic"): "ao",
+    ("trainer", "deepspeed_zero2"): "deepspeed",
+    ("suite", "judge"): "judge",
+    ("suite", "leaderboard"): "eval",
+}
+
+
+def install(group: str, option: str) -> str:
+    """What to do where the packages behind an option are missing."""
+    return f"install the extra that brings it: pip install 'caldpo[{EXTRAS[group, option]}]'"
+
+
+def _unreadable(text: str) -> Problem:
+    if "=" not in text.lstrip("="):
+        return Problem(redact_text(text), None, "an override is written key=value", "see --help for examples")
+    key, value = text.split("=", 1)
+    shown = value if len(value) <= 100 and not set(value) & set("\"'$\\") else "..."
+    remedy = f"""quote a value that has special characters: '{key}="{redact_text(shown)}"'"""
+    return Problem(key or text, redact_text(value) if key else None, "cannot be read", remedy)
+
+
+def _missing_option(
+    error: MissingConfigException, loader: ConfigLoaderImpl, overrides: list[str]
+) -> tuple[Problem, str | None]:
+    """The problem of an option that is not there, and the override that names it."""
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or (_options(loader, group) if group else ()))  # of a list, Hydra names none
+    if not group:
+        return Problem("configuration", None, f"there is no {error.missing_cfg_file}"), None
+    written = next((o for o in reversed(overrides) if o.split("=")[0].strip("+").split("@")[0] == group), None)
+    if not options:
+        return Problem(group, option, f"no such option, and no options in {group}"), written
+    if (group, option) in EXTRAS:
+        return Problem(group, option, "not installed", install(group, option)), written
+    wrong = f"no such option{suggest(option, options)}"
+    shown = _value(written) if written and "=[" not in written else option  # of a list, the one that is wrong
+    return Problem(group, shown, wrong, f"choose one of {', '.join(options)}"), written
+
+
+def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl, others: list[str]) -> Problem:
+    """The key is not in the configuration: name the keys beside which it would stand."""
+    key, value = override.key_or_group, override.value()
+    cfg = _composed_without_faults(compose, loader, others)
+    if cfg is None:
+        return Problem(key, None, "unknown key")
+    options = _options(loader, key)
+    if options and key not in cfg and _has_group(cfg, loader, key):
+        return Problem(key, None, "not chosen by the defaults list", f"add it as +{key}={'|'.join(options)}")
+    section = OmegaConf.select(cfg, key, throw_on_missing=False)
+    if isinstance(value, dict) and isinstance(section, DictConfig):
+        key = next((f"{key}.{name}" for name in value if name not in section), key)
+    parent, names = "", key.split(".")
+    while len(names) > 1:
+        below = OmegaConf.select(cfg, ".".join([*parent.split("."), names[0]]).strip("."), throw_on_missing=False)
+        if not isinstance(below, DictConfig):
+            break
+        parent = f"{parent}.{names.pop(0)}".strip(".")
+    section = OmegaConf.select(cfg, parent) if parent else cfg
+    known = [str(k) for k in section if k != "hydra" and not str(k).startswith("_")]
+    choices = [*known, *_groups(cfg, loader)] if not parent else known
+    # in a sweep over a group, say which of its options lacks the key
+    chosen = next((o for o in reversed(others) if parent and o.split("=")[0] == parent), None)
+    where = chosen or parent or "the top level"
+    listed = ", ".join(sorted(set(choices))) or "none"
+    meant = meant_keys(key, cfg, _groups(cfg, loader))
+    near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest(names[0], choices)
+    wrong = f"unknown key{f' with {chosen}' if chosen else ''}{near}"
+    return Problem(key, None, wrong, f"write {meant[0]}=..." if meant else f"the keys of {where} are {listed}")
+
+
+def _composed_without_faults(compose: Compose, loader: ConfigLoaderImpl, overrides: list[str]) -> DictConfig | None:
+    """The configuration of these overrides, or of those alone that choose an option, where others are faulty, too."""
+    chosen = [o for o in overrides if _options(loader, o.partition("=")[0].lstrip("+~").partition("@")[0])]
+    for given in (overrides, chosen):
+        try:
+            return compose(given)
+        except _FAULTS:
+            continue
+    return None
+
+
+def _options(loader: ConfigLoaderImpl, group: str) -> list[str]:
+    return loader.get_group_options(group, ObjectType.CONFIG) if "." not in group else []
+
+
+def _groups(cfg: DictConfig, loader: ConfigLoaderImpl) -> list[str]:
+    """The groups of the command that ``cfg`` was composed for."""
+    return [group for group in loader.list_groups("") if group != "hydra" and _has_group(cfg, loader, group)]
+
+
+def _has_group(cfg: DictConfig, loader: ConfigLoaderImpl, group: str) -> bool:
+    """Whether the command's defaults choose from the group, or it is a person's own that changes what they chose."""
+    if "/" in group or group in cfg.hydra.runtime.choices or group in _listed(cfg, loader):
+        return True
+    found = [loader.repository.load_config(f"{group}/{option}") for option in _options(loader, group)]
+    own = [option for option in found if option is not None and not option.path.endswith(str(conf_dir()))]
+    return any(option.header.get("package") == "_global_" for option in own)
+
+
+def _listed(cfg: DictConfig, loader: ConfigLoaderImpl) -> set[str]:
+    """Groups that several options are chosen from at once: a list in the defaults, which Hydra counts as no choice."""
+    chosen = loader.compute_defaults_list(cfg.hydra.job.config_name, [], RunMode.RUN).defaults
+    return {path.rpartition("/")[0] for default in chosen if (path := default.config_path)}
+
+
+def _value(line: str) -> str:
+    return redact_text(line).split("=", 1)[-1]
+
+
+def _tidy(error: Exception) -> str:
+    """Hydra's own words on one line, without its search paths and links."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, ConfigCompositionException | CompactHydraException) and error.__cause__ is not None:
+        text = f"{text}: {error.__cause__}"
+    lines = [line.strip() for line in text.split("Config search path")[0].splitlines()]
+    return redact_text("; ".join(line for line in lines if line and not line.startswith("See https")))

@@ -1,0 +1,155 @@
+"""Commands: a function of a configuration becomes a ``main`` that checks its command line before it runs."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hydra import version
+from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+
+from caldpo import __version__
+from caldpo.config.conf_dir import conf_dir
+from caldpo.config.hydra_dir import NOT_BY_HYDRA
+from caldpo.config.overrides import require_unspaced, with_positional, with_quoted_paths
+from caldpo.config.preflight import Agree, check_composes, preflight
+from caldpo.config.run_lifecycle import IsDone, Task, exit_on_signals, run_job
+from caldpo.errors import CaldpoError
+from caldpo.security.secrets import redact_error
+
+Main = Callable[..., None]
+BAD_COMMAND_LINE = 2  # the exit code of argparse
+
+
+def hydra_entry(
+    command: str,
+    *,
+    positional: str | None = None,
+    several: bool = False,
+    absent: Callable[[], CaldpoError] | None = None,
+    settings: str | None = None,
+    records: bool = True,
+    done: IsDone | None = None,
+    agree: Agree | None = None,
+    expand: Callable[[Sequence[str], bool, str | None], list[str]] | None = None,
+) -> Callable[[Task], Main]:
+    """Make a command of a function that takes the composed configuration.
+
+    The command answers a bad command line with exit code 2 before anything heavy is imported.
+
+    Args:
+        command: name of the command and of its primary configuration in ``conf``.
+        positional: key that the first bare argument is the value of.
+        several: whether it may be a list, of which each bare argument is one.
+        absent: the answer where that argument alone is missing; None takes that of any missing key.
+        settings: dotted target in caldpo whose signature describes the plain top-level keys.
+        agree: returns problems, or raises CaldpoError, where keys contradict each other or what lies on this
+            machine; imports nothing heavy.
+        expand: what the overrides of a run, or (True) of a sweep, stand for, and with which --config-dir; None takes
+            them as they are.
+        records: keep status and error in ``summary.json`` and ``error.txt`` of the run's folder.
+        done: asked before each run is started, with its configuration and folder; an answer takes the run's place.
+
+    Returns:
+        A decorator. What it makes is called as ``main(argv=None)`` and raises ``SystemExit`` on any failure.
+    """
+
+    def decorator(task: Task) -> Main:
+        @functools.wraps(task)
+        def main(argv: Sequence[str] | None = None) -> None:
+            try:
+                given = sys.argv[1:] if argv is None else argv
+                if any(len(text) > 2 and "--version".startswith(text) for text in given):  # Hydra's would be its own
+                    print(f"caldpo {__version__}")
+                    return
+                with exit_on_signals():
+                    args = _parse(command, given, positional, several)
+                    if expand:
+                        args.overrides = expand(args.overrides, args.multirun, args.config_dir)
+                    try:
+                        _check(command, args, {"": settings} if settings else {}, agree)
+                    except CaldpoError as error:
+                        # Without a value it is the missing one; several problems have no key in common.
+                        if absent and error.key == positional and error.value_or_none is None:
+                            raise absent() from None
+                        raise
+                    _launch(args, task, records, done)
+            except CaldpoError as error:
+                print(f"error: {redact_error(error)}", file=sys.stderr)
+                raise SystemExit(BAD_COMMAND_LINE) from None
+            except KeyboardInterrupt:
+                _close_sweep()
+                raise SystemExit(130) from None
+            except SystemExit as stop:
+                _close_sweep(stop.code)
+                raise
+
+        return main
+
+    return decorator
+
+
+def _parse(command: str, argv: Sequence[str], positional: str | None, several: bool) -> Namespace:
+    parser = get_args_parser()
+    parser.prog = f"python -m caldpo.{command}"
+    args = parser.parse_intermixed_args(list(argv))  # options may stand between overrides
+    modes = {"-m": args.multirun, "--run": args.run, "--cfg": args.cfg, "--info": args.info}
+    chosen = [name for name, given in modes.items() if given]
+    if len(chosen) > 1:
+        raise CaldpoError("these options exclude each other", key=" ".join(chosen))
+    if args.experimental_rerun:
+        raise CaldpoError("is not supported", key="--experimental-rerun")
+    require_unspaced(args.overrides)
+    args.overrides = with_quoted_paths(args.overrides)
+    if positional:
+        args.overrides = with_positional(args.overrides, positional, several=several)
+    if args.config_path:
+        # Relative to where the person is; Hydra would start from this package.
+        args.config_path = str(Path(args.config_path).absolute())
+    else:
+        args.config_path = str(conf_dir())
+    args.config_name = args.config_name or command
+    args.parser = parser
+    return args
+
+
+def _check(command: str, args: Namespace, schemas: dict[str, str], agree: Agree | None) -> None:
+    """Check the command line, and complete it by what names the job and its folders."""
+    if args.hydra_help or args.info or args.shell_completion:
+        return
+    search_path = _search_path(args)
+    if args.help or args.cfg:
+        check_composes(args.config_name, search_path, args.overrides)
+        return
+    folders = preflight(
+        args.config_name, search_path, args.overrides, multirun=args.multirun, schemas=schemas, agree=agree
+    )
+    # The job's name first: Lightning gives its child processes another one.
+    args.overrides = [f"hydra.job.name={command}", NOT_BY_HYDRA, *args.overrides, *folders]
+
+
+def _search_path(args: Namespace) -> ConfigSearchPath:
+    path = create_config_search_path(args.config_path)
+    if args.config_dir:
+        extra = Path(args.config_dir).absolute()
+        if not extra.is_dir():
+            raise CaldpoError("there is no such folder", key="--config-dir", value=args.config_dir)
+        path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
+    return path
+
+
+def _launch(args: Namespace, task: Task, records: bool, done: IsDone | None = None) -> None:
+    version.setbase("1.3")
+    job = functools.update_wrapper(functools.partial(run_job, task, records, done=done), task)
+    # What hydra.main calls, without its reading of sys.argv: Lightning starts child processes by sys.argv,
+    # which therefore has to stay as it was typed, with the subcommand of the console script.
+    _run_hydra(args, args.parser, job, args.config_path, args.config_name)
+
+
+def _close_sweep(code: object = None) -> None:
+    if sweep := sys.modules.get("caldpo.sweep_report"):  # loaded by a sweep alone
+        sweep.report_interrupted(code)

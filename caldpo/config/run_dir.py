@@ -1,0 +1,175 @@
+"""Folder names of a sweep's runs, made of their overrides: ``loss=dpo,seed=0``."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.config.overrides import quoted
+from caldpo.errors import CaldpoError
+from caldpo.security.paths import require_no_links_out_of_sweep
+from caldpo.security.secrets import is_secret_name, redact_text
+from caldpo.utils.locks import require_free
+
+LONGEST = 120  # characters; file systems allow 255, but checkpoints and caches append to it
+_RESOLVER = "run_name"
+_NAMELESS = ("resume",)  # how a run is started, not what it is: begun and gone on with, it has one folder
+
+
+def register_resolvers() -> None:
+    """Make ``${run_name:overrides,excluded keys}`` and ``${whole_or_adapter:value,value}`` known to OmegaConf."""
+    OmegaConf.register_new_resolver(
+        _RESOLVER, lambda overrides, excluded=(): run_name(list(overrides), list(excluded)), replace=True
+    )
+    OmegaConf.register_new_resolver("whole_or_adapter", _whole_or_adapter, replace=True)
+
+
+def _whole_or_adapter(whole: Any, adapter: Any, *, _root_: DictConfig) -> Any:
+    """The first value where all weights of the policy are trained, the second where an adapter is."""
+    target = OmegaConf.select(_root_, "adapter._target_")
+    return whole if target is None or str(target).endswith(".NoAdapter") else adapter
+
+
+def run_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
+    """A folder name from overrides: paths by their last component, only ``[A-Za-z0-9=._,+-]``, no ``..``.
+
+    Overrides of Hydra's own keys, of ``resume`` and of ``excluded`` keys are left out. A name beyond ``LONGEST``
+    characters is cut and ends in a hash of all of it.
+    """
+    name = ",".join(filter(None, (_part(override, tuple(excluded)) for override in overrides))) or "run"
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9].rstrip('-.,')}-{_digest(overrides)}"
+
+
+def naming_overrides(jobs: Sequence[Sequence[str]], master: DictConfig, *, all_known: bool) -> list[str]:
+    """Hydra overrides that keep the folder names of a sweep short and apart from each other.
+
+    Where names grow too long, the overrides that all runs share are left out of them. Where two runs would
+    share a folder, or the sweeper draws values that nobody knows beforehand, the run's number is appended.
+
+    Args:
+        jobs: the overrides of each run.
+        master: the sweep's configuration; a ``hydra.sweep.subdir`` of the user's own is left alone.
+        all_known: whether ``jobs`` are all runs of the sweep.
+    """
+    subdir = _written(master, "hydra.sweep.subdir")
+    if f"${{{_RESOLVER}:" not in subdir:
+        return []
+    added = []
+    excluded = tuple(master.hydra.job.config.override_dirname.exclude_keys)
+    shared = set(jobs[0]).intersection(*jobs[1:])
+    too_long = any(len(",".join(_part(text, excluded) for text in job)) > LONGEST for job in jobs)
+    if too_long and not excluded and any(set(job) - shared for job in jobs):
+        excluded = tuple(sorted({_parse(text).key_or_group for text in shared}))
+        added.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]")
+    names = {run_name(job, excluded).casefold() for job in jobs}  # some file systems ignore case
+    if len(names) < len(jobs) or not all_known:
+        added.append(f"hydra.sweep.subdir='{subdir}-${{hydra.job.num}}'")
+    return added
+
+
+def claimed_folder(cfg: DictConfig, kind: str) -> list[str]:
+    """Make the folder of a run or sweep, and the override that names it.
+
+    Two command lines started in the same second would otherwise write into one folder. A folder that is named
+    without the time is the user's own choice and stays as it is.
+
+    Args:
+        cfg: configuration whose ``hydra.<kind>.dir`` is made; relative to the current folder.
+        kind: ``run`` or ``sweep``.
+
+    Raises:
+        CaldpoError: when the folder cannot be made, another process trains there, links lead out of a sweep's, or
+            it would be another one in each of several processes.
+    """
+    key = f"hydra.{kind}.dir"
+    if "${now:" not in _written(cfg, key):
+        given = Path(str(OmegaConf.select(cfg, key)))
+        _require_makeable(given, key)
+        # Hydra writes its own record of the command there before anything else can refuse.
+        if kind == "sweep":
+            require_no_links_out_of_sweep(given, _written(cfg, "hydra.sweep.subdir").count("/") + 1)
+        elif OmegaConf.select(cfg, "hydra.output_subdir") is not None:
+            require_free(given, key)
+        return []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CaldpoError(
+            "has to be given: each process started from outside (torchrun) would name a folder of its own",
+            key=key,
+            remedy=f"add {key}=outputs/NAME to the command line",
+        )
+    wanted = folder = str(OmegaConf.select(cfg, key))
+    for count in itertools.count(2):
+        try:
+            Path(folder).mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = f"{wanted}-{count}"
+        except OSError as error:
+            raise CaldpoError(f"cannot be made: {error.strerror}", key=key, value=folder) from error
+    return [f"{key}={quoted(folder)}"]
+
+
+def _require_makeable(folder: Path, key: str) -> None:
+    """Refuse a folder that is not there and cannot be made, which Hydra would answer with a traceback."""
+    nearest = next((place for place in (folder, *folder.absolute().parents) if os.path.lexists(place)), None)
+    if nearest is None or (nearest == folder and nearest.is_dir()):
+        return
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "cannot be written to" if nearest.is_dir() else "is no folder"
+        remedy = "name a folder that you may write to"
+        raise CaldpoError(f"cannot be made: {nearest} {why}", key=key, value=folder, remedy=remedy)
+
+
+def _written(cfg: DictConfig, key: str) -> str:
+    """The value at ``key`` before interpolation."""
+    section, _, name = key.rpartition(".")
+    return str(OmegaConf.select(cfg, section)._get_node(name)._value())
+
+
+@functools.cache
+def _part(text: str, excluded: tuple[str, ...]) -> str:
+    override = _parse(text)
+    key = override.key_or_group
+    if key in excluded or key in _NAMELESS or key.split(".")[0] == "hydra" or key.startswith("hydra/"):
+        return ""
+    if override.is_delete():
+        return _sanitised(f"no_{key}")
+    return _sanitised(f"{key}={'hidden' if is_secret_name(key) else redact_text(_short(override.value()))}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "+".join(map(_short, value))
+    if isinstance(value, dict):
+        return "+".join(f"{key}={_short(item)}" for key, item in value.items())
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return PurePath(text).name or "root" if "/" in text else text
+
+
+def _sanitised(text: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9=._,+]+", "-", text)
+    return re.sub(r"\.\.+", ".", plain).strip("-.")
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:  # composed in code, not on a command line
+        key, _, value = text.partition("=")
+        return OverridesParser.create().parse_override(f"{key.strip('+~')}='{_sanitised(value)}'")
+
+
+def _digest(overrides: Sequence[str]) -> str:
+    told = [text for text in overrides if text.partition("=")[0].lstrip("+") not in _NAMELESS]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]

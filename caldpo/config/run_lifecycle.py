@@ -1,0 +1,286 @@
+"""One run inside Hydra: its failure is recorded in its folder, and told to a person without noise."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from caldpo.config.hydra_dir import keep_command
+from caldpo.config.process_rank import own_ranks, process_rank
+from caldpo.config.run_dir import register_resolvers
+from caldpo.config.summary_file import SUMMARY, known_summary
+from caldpo.errors import CaldpoError
+from caldpo.security.paths import require_no_links_out
+from caldpo.security.redacted_streams import redacted_output
+from caldpo.security.secrets import redact_error, redact_file, redact_files, redact_text
+from caldpo.utils.atomic_io import write_text
+from caldpo.utils.locks import is_held, run_lock
+
+ERROR = "error.txt"
+RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+DIED = "died"  # never written: the summary says running, and nobody holds the run's lock
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk, a quota, one that is only read
+# a scheduler's notice that time is up, and a terminal that is gone
+_ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that needs no starting: the value that its command returns, and a word for the terminal."""
+
+    value: Any
+    status: str = FINISHED
+
+
+Task = Callable[[DictConfig], Any]
+IsDone = Callable[[DictConfig, Path], Done | None]
+
+# Worker processes of parallel launchers import this module with the task, and name the run's folder later.
+register_resolvers()
+
+
+def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None = None, reraise: bool = False) -> Any:
+    """Run ``task(cfg)`` in the folder that Hydra made.
+
+    With ``records`` this process holds the folder's lock, and the folder's ``summary.json`` has a ``status`` (running,
+    finished, failed, interrupted), and after a failure an ``error``, and ``error.txt`` the traceback. In a sweep a
+    failure is printed and the next run starts; an interruption ends the sweep.
+
+    Args:
+        task: what is run.
+        records: whether the folder tells what became of it.
+        cfg: the run's configuration.
+        done: asked once the lock is held; where it answers, nothing is run and nothing recorded.
+        reraise: hand an error on to the caller, who is a program, in place of telling it on the terminal.
+
+    Returns:
+        What the task returns; None when it failed in a sweep of the basic sweeper.
+
+    Raises:
+        SystemExit: with 1 when a single run failed, 130 after Ctrl-C, 128 + signal after SIGTERM, SIGUSR1 and SIGHUP.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that its CPU build could download
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    in_sweep = hydra.mode == RunMode.MULTIRUN
+    # also where a launcher's own process runs this, and not our command
+    with exit_on_signals(), redacted_output(outlived=records), own_ranks(cfg, announce=True):
+        if not records:
+            return _run(task, cfg, folder, _Record(None), in_sweep)
+        try:
+            require_no_links_out(folder)  # before the lock, its owner's file and the record are written there
+            with run_lock(folder):
+                return _run(task, cfg, folder, _Record(folder), in_sweep, done, reraise=reraise)
+        except CaldpoError as refused:  # by a link or the lock: those of a run are dealt with in there
+            if reraise:
+                raise
+            return _end_of_failure(refused, None, in_sweep)
+
+
+def _run(
+    task: Task,
+    cfg: DictConfig,
+    folder: Path,
+    record: _Record,
+    in_sweep: bool,
+    done: IsDone | None = None,
+    *,
+    reraise: bool = False,
+) -> Any:
+    hydra = HydraConfig.get()
+    name = f"run {hydra.job.num}: {folder.name}" if in_sweep else str(folder)
+    try:
+        if in_sweep:
+            redact_file(Path(hydra.sweep.dir) / "multirun.yaml")
+        if done is not None and (found := done(cfg, folder)) is not None:
+            print(f"{name} {found.status} already", flush=True)
+            return found.value
+        if hydra.output_subdir is not None:  # somebody has asked Hydra to write it after all
+            redact_files(folder / hydra.output_subdir)
+        elif record.folder is not None and process_rank() == 0:
+            keep_command(cfg, folder)
+        if in_sweep:
+            print(name, flush=True)
+        record.start()
+        value = task(cfg)
+        record.finished()
+        return value
+    except Exception as error:
+        record.failed(error)
+        if reraise:
+            raise as_caldpo_error(error) or error from None
+        return _end_of_failure(error, record.folder if record.started else None, in_sweep)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        record.interrupted()
+        if reraise and isinstance(stop, KeyboardInterrupt):
+            raise
+        raise SystemExit(_exit_code(stop)) from None
+
+
+def _end_of_failure(error: Exception, told: Path | None, in_sweep: bool) -> None:
+    """Tell of a failure, and end the run by it; ``told``: where the whole story is."""
+    _tell(error, told)
+    if not in_sweep:
+        raise SystemExit(1) from None
+    if not str(HydraConfig.get().sweeper.get("_target_")).endswith(".BasicSweeper"):
+        raise error  # a sweeper that learns from values has to know that this one is none
+    # the basic one would not start the remaining batches
+
+
+@contextlib.contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """End by SystemExit on SIGTERM, SIGUSR1 and SIGHUP, so that the run and the sweep are recorded as interrupted.
+
+    A handler that somebody else has set stays, but for one that lets SIGTERM pass by, as submitit's does.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _ENDING} if in_main_thread else {}
+    ours = [n for n, handler in before.items() if handler is signal.SIG_DFL or _name_of(handler) == "bypass"]
+    for number in ours:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _name_of(handler: Any) -> str:
+    return str(getattr(handler, "__name__", ""))
+
+
+def status_of(folder: Path, written: str) -> str:
+    """What became of a run whose summary says ``written``: ``died`` where it says running and nobody runs it."""
+    return DIED if written == RUNNING and not is_held(folder) else written
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write atomically: a reader, or a crash half way, never sees half a file.
+
+    Numbers that are not finite become null, which JSON can hold.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    write_text(path, json.dumps(finite, indent=2) + "\n")
+
+
+class _Record:
+    """Keeps status and error in the run's folder; with several processes only the first one writes them."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.rank = process_rank()
+        self.started = False  # before that, what the folder tells is another run's
+
+    def start(self) -> None:
+        self.started = True
+        if self.folder:
+            self._error_file().unlink(missing_ok=True)
+        self._merge({"status": RUNNING, "error": None})
+
+    def finished(self) -> None:
+        self._merge({"status": FINISHED})
+
+    def interrupted(self) -> None:
+        if self.started:
+            with self._as_well_as_it_goes():
+                self._merge({"status": INTERRUPTED})
+
+    def failed(self, error: Exception) -> None:
+        if not self.folder or not self.started:
+            return
+        with self._as_well_as_it_goes():
+            self._merge({"status": FAILED, "error": one_line(error)})
+        trace = redact_text("".join(traceback.format_exception(error)))
+        try:
+            write_text(self._error_file(), trace)
+        except OSError as full:
+            if as_caldpo_error(error) is None:
+                print(
+                    f"{trace.rstrip()}\nnote: {redact_text(str(full))}: the above is written nowhere", file=sys.stderr
+                )
+            self.folder = None  # there is nothing to point to
+
+    @contextlib.contextmanager
+    def _as_well_as_it_goes(self) -> Iterator[None]:
+        """What cannot be recorded must not hide what was to be."""
+        try:
+            yield
+        except (OSError, CaldpoError) as full:
+            print(f"note: {SUMMARY} cannot tell how the run ended: {redact_text(str(full))}", file=sys.stderr)
+
+    def _error_file(self) -> Path:
+        assert self.folder
+        return self.folder / (f"error.rank{self.rank}.txt" if self.rank else ERROR)
+
+    def _merge(self, news: dict[str, Any]) -> None:
+        if not self.folder or self.rank:
+            return
+        merged = known_summary(self.folder) | news  # of one that a power cut has torn nothing can be kept
+        write_json(self.folder / SUMMARY, {k: v for k, v in merged.items() if k != "error" or v is not None})
+
+
+def one_line(error: Exception) -> str:
+    """Type and message of an error on one line; the message alone when it is meant for a person."""
+    known = as_caldpo_error(error)
+    text = redact_error(known) if known else redact_text(f"{type(error).__name__}: {error}")
+    return " ".join(text.split())
+
+
+def as_caldpo_error(error: BaseException) -> CaldpoError | None:
+    """The CaldpoError that ``error`` is or was raised from while Hydra built a section, with its full key."""
+    cause: BaseException | None = error
+    while isinstance(cause, InstantiationException):
+        section = str(cause).partition("full_key: ")[2].strip()
+        cause = cause.__cause__
+        if isinstance(cause, CaldpoError) and section and cause.key and "." not in cause.key:
+            # The constructor knows its argument by name, the person by its place in the configuration.
+            shown = {} if cause.value_or_none is None else {"value": cause.value}
+            return CaldpoError(cause.message, key=f"{section}.{cause.key}", remedy=cause.remedy, **shown)
+    if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+        return CaldpoError(
+            f"cannot be written: {cause.strerror}",
+            key=str(cause.filename or "disk"),
+            remedy="make room there; a run that was begun goes on with python -m caldpo.train resume=FOLDER",
+        )
+    return cause if isinstance(cause, CaldpoError) else None
+
+
+def _tell(error: Exception, folder: Path | None) -> None:
+    known = as_caldpo_error(error)
+    trace = "".join(traceback.format_exception(error)).rstrip()
+    print(f"error: {redact_error(known)}" if known else redact_text(trace), file=sys.stderr)
+    if folder:
+        print(f"  The whole story: {folder / ERROR}", file=sys.stderr)
+
+
+def _exit_code(stop: BaseException) -> int:
+    if isinstance(stop, KeyboardInterrupt):
+        return 130
+    # Lightning ends a run on SIGTERM by a SystemExit with code 0, which a scheduler would take for success.
+    if any(base.__name__ == "SIGTERMException" for base in type(stop).__mro__):
+        return 143
+    code = getattr(stop, "code", None)
+    return code if isinstance(code, int) else int(code is not None)

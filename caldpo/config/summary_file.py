@@ -1,0 +1,54 @@
+"""``summary.json`` of a run's folder, read by whoever may find it damaged. No heavy imports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from caldpo.errors import CaldpoError
+from caldpo.utils.yaml_io import read_json
+
+SUMMARY = "summary.json"
+# entries of the summary that somebody relies on, and their types
+_ENTRIES = {
+    **dict.fromkeys(("error", "loss_name", "reference"), str),
+    **dict.fromkeys(("stretches", "planned_steps", "steps", "seed"), int),
+    **dict.fromkeys(("metrics", "data", "versions"), dict),
+    "overrides": list,
+}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The ``summary.json`` of a run's folder, empty when there is none.
+
+    Entries that the project reads have the type that it writes: what has another is left out, as if it was not there.
+
+    Raises:
+        CaldpoError: it is no JSON object, its status is none, or the disk does not give it.
+    """
+    path = folder / SUMMARY
+    try:
+        content = read_json(path) if path.is_file() else {}
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__} in place of an object")
+        if "status" in content and type(content["status"]) is not str:
+            raise ValueError(f"its status is {type(content['status']).__name__} in place of str")
+    except (OSError, ValueError) as error:
+        raise CaldpoError(
+            f"cannot be read: {error}", key=str(path), remedy="bring it back, or remove it: runs write it anew"
+        ) from error
+    return {key: value for key, value in content.items() if type(value) is _ENTRIES.get(key, type(value))}
+
+
+def known_summary(folder: Path) -> dict[str, Any]:
+    """The same, and empty where it is damaged: for those who can do without.
+
+    Raises:
+        CaldpoError: the disk does not give it; what it holds is not known, and must not be written over.
+    """
+    try:
+        return read_summary(folder)
+    except CaldpoError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return {}

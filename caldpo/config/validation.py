@@ -1,0 +1,232 @@
+"""A composed configuration held against the signatures of its targets, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
+
+from caldpo.config.did_you_mean import meant_keys
+from caldpo.config.signature_source import Signature, read_signature
+from caldpo.config.value_checks import describe, is_quantity, problem, suggest
+from caldpo.config.yaml_comments import meaning
+from caldpo.errors import CaldpoError
+from caldpo.security.secrets import MASK, is_secret_name, redact_text
+
+_HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake.
+
+    Args:
+        key: dotted key.
+        value: the value as it may be shown; None shows none.
+        message: what is wrong.
+        remedy: what to do.
+        reference: the interpolation that the value came from.
+    """
+
+    key: str
+    value: str | None
+    message: str
+    remedy: str | None = None
+    reference: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.value is None else f"{self.key}={self.value}: {self.message}"
+
+
+def check_config(cfg: DictConfig, schemas: Mapping[str, str] | None = None) -> None:
+    """Check keys and values of every section against the signature of its ``_target_``.
+
+    Args:
+        cfg: the composed configuration; interpolations are resolved for checking, in place of nothing.
+        schemas: dotted keys of sections without ``_target_`` and the target whose signature describes their
+            plain keys; the key ``""`` is the top level.
+
+    Raises:
+        CaldpoError: with all problems at once.
+    """
+    raise_problems(list(find_problems(cfg, schemas or {})))
+
+
+def raise_problems(problems: list[Problem]) -> None:
+    """One error for all ``problems``; none for an empty list.
+
+    Raises:
+        CaldpoError: naming each problem on a line of its own.
+    """
+    if len(problems) == 1:
+        (only,) = problems
+        shown = {} if only.value is None else {"value": only.value}
+        raise CaldpoError(only.message, key=only.key, remedy=only.remedy, **shown)
+    if problems:
+        lines = [f"{p}; {p.remedy}" if p.remedy else str(p) for p in problems]
+        raise CaldpoError("\n  ".join([f"{len(problems)} problems in the configuration", *lines]))
+
+
+def find_problems(cfg: DictConfig, schemas: Mapping[str, str]) -> Iterator[Problem]:
+    """The problems that :func:`check_config` raises, section by section."""
+    problems = list(_of_section("", cfg, schemas))
+    wrong = {p.key for p in problems}
+    for found in problems:
+        # A bad value is reported where it was given, not again wherever it is referred to.
+        referred = set(re.findall(r"[\w.]+", found.reference or ""))
+        if not (wrong - {found.key}) & referred:
+            yield found
+
+
+def _of_section(path: str, section: DictConfig, schemas: Mapping[str, str]) -> Iterator[Problem]:
+    target = schemas.get(path) or _plain(section, "_target_")
+    signature = None
+    if isinstance(target, str):
+        try:
+            signature = read_signature(target)
+        except CaldpoError as error:
+            yield Problem(_join(path, "_target_"), target, error.message)
+    if signature:
+        yield from _unknown_keys(path, section, signature)
+        if _plain(section, "_partial_") is not True:
+            yield from _absent_keys(path, section, signature)
+    for key in map(str, section):
+        if key in _HYDRA_KEYS or (not path and key == "hydra"):
+            continue
+        yield from _of_key(path, section, key, signature, schemas)
+
+
+def _of_key(
+    path: str, section: DictConfig, key: str, signature: Signature | None, schemas: Mapping[str, str]
+) -> Iterator[Problem]:
+    name = _join(path, key)
+    parameter = signature.parameters.get(key) if signature else None
+    if OmegaConf.is_missing(section, key):
+        kind = f": {describe(parameter.annotation)}" if parameter and parameter.checked else ""
+        yield Problem(name, None, f"has to be given{kind}", f"add {name}=... to the command line")
+        return
+    try:
+        value = section[key]
+    except InterpolationToMissingValueError:
+        return  # reported once, at the key that is missing
+    except InterpolationResolutionError as error:
+        reference = _reference(section, key)
+        yield Problem(name, reference, f"cannot be resolved: {_first_line(error)}")
+        return
+    if isinstance(value, Container):
+        yield from _of_container(name, value, schemas)
+    if parameter and parameter.checked and not _holds_sections(value):
+        yield from _of_value(name, section, key, parameter.annotation)
+
+
+def _of_value(name: str, section: DictConfig, key: str, annotation: Any) -> Iterator[Problem]:
+    value = section[key]
+    if isinstance(value, Container):
+        if OmegaConf.missing_keys(value):
+            return  # reported item by item
+        try:
+            value = OmegaConf.to_container(value, resolve=True)
+        except InterpolationResolutionError:
+            return  # reported item by item
+    if wrong := problem(annotation, value):
+        unit = meaning(name, _plain(section, "_target_")) if is_quantity(annotation) else None
+        wrong += f" ({unit})" if unit else ""
+        yield Problem(name, _shown(section, key), wrong, reference=_reference(section, key))
+
+
+def _of_container(name: str, value: Container, schemas: Mapping[str, str]) -> Iterator[Problem]:
+    if isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
+        yield from _of_section(name, value, schemas)
+    if isinstance(value, ListConfig) and not (value._is_none() or value._is_missing()):
+        for place in range(len(value)):
+            if not OmegaConf.is_missing(value, place) and isinstance(value[place], DictConfig):
+                yield from _of_section(f"{name}[{place}]", value[place], schemas)
+
+
+def _unknown_keys(path: str, section: DictConfig, signature: Signature) -> Iterator[Problem]:
+    if signature.open:
+        return
+    known = list(signature.parameters)
+    for key in map(str, section):
+        if key in _HYDRA_KEYS or key in known or (not path and key == "hydra"):
+            continue
+        if not path and _is_group(section, key):
+            continue
+        meant = [] if path else meant_keys(key, section, [])
+        near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest(key, known)
+        yield Problem(
+            _join(path, key),
+            None,
+            f"unknown key{near}",
+            f"the keys of {path or 'the top level'} are {', '.join(sorted(known)) or 'none'}",
+        )
+
+
+def _absent_keys(path: str, section: DictConfig, signature: Signature) -> Iterator[Problem]:
+    given = set(map(str, section))  # "in" would deny keys whose value is still ???
+    for name, parameter in signature.parameters.items():
+        if parameter.required and name not in given:
+            key = _join(path, name)
+            yield Problem(
+                key,
+                None,
+                f"has to be given: {describe(parameter.annotation)}",
+                f"add +{key}=... to the command line",
+            )
+
+
+def _is_group(section: DictConfig, key: str) -> bool:
+    """Whether a top-level key holds sections (loss, trainer, ...) or an emptied one (logger: null)."""
+    value = _plain(section, key)
+    return value is None or (isinstance(value, Container) and (not value or _holds_sections(value)))
+
+
+def _holds_sections(value: Any) -> bool:
+    if isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
+        return "_target_" in value or any(_holds_sections(_plain(value, key)) for key in value)
+    if isinstance(value, ListConfig) and not (value._is_none() or value._is_missing()):
+        return any(isinstance(item, DictConfig) and "_target_" in item for item in value._iter_ex(resolve=False))
+    return False
+
+
+def _plain(section: DictConfig, key: Any) -> Any:
+    """The value of ``key`` where there is one that resolves, else None."""
+    if key not in section or OmegaConf.is_missing(section, key):
+        return None
+    try:
+        return section[key]
+    except InterpolationResolutionError:
+        return None
+
+
+def _shown(section: DictConfig, key: str) -> str:
+    """The value as it may be shown: without secrets, and with where it was taken from."""
+    reference = _reference(section, key)
+    if reference and "oc.env" in reference:
+        return reference
+    value = section[key]
+    text = MASK if is_secret_name(key) and isinstance(value, str) else redact_text(_yaml_text(value))
+    return f"{text} (from {reference})" if reference else text
+
+
+def _yaml_text(value: Any) -> str:
+    spelled = {True: "true", False: "false"}
+    return "null" if value is None else spelled[value] if isinstance(value, bool) else str(value)
+
+
+def _reference(section: DictConfig, key: str) -> str | None:
+    """The interpolation written at ``key``, if there is one."""
+    node = section._get_node(key)
+    return redact_text(str(node._value())) if OmegaConf.is_interpolation(section, key) else None  # type: ignore[union-attr]
+
+
+def _first_line(error: Exception) -> str:
+    return redact_text(str(error).splitlines()[0])
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

@@ -1,0 +1,138 @@
+"""Preference pairs of a tabular environment, and how far a trained table is from the known optimum."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from transformers import PreTrainedModel
+
+from caldpo.config.bounds import Bound, NonNegative, NonNegativeInt, Positive, PositiveInt
+from caldpo.config.signatures import validated
+from caldpo.data.raw_row import RawRow
+from caldpo.environments.bradley_terry import prefers_first
+from caldpo.environments.tabular_environment import (
+    Table,
+    TabularEnvironment,
+    exact_metrics,
+    log_partition,
+    prompt_text,
+    response_text,
+)
+from caldpo.errors import CaldpoError
+
+
+class TabularPairs:
+    """Pairs of a finite environment (see ``caldpo.environments.tabular_environment``).
+
+    A table does not generalise, so both splits are about the same prompts; their pairs are drawn apart.
+
+    Args:
+        prompts, responses: sizes of the table.
+        environment_seed: of the reference policy and the rewards.
+        reference_spread: standard deviation of the reference's logits.
+        reward_spread: standard deviation of the rewards.
+        pairs_per_prompt: of the training split.
+        test_pairs_per_prompt: of the held-out split.
+        proposal: where the two (different) responses of a pair are drawn from.
+        label_sharpness: P(chosen is better) = sigmoid(sharpness x reward gap); None always prefers the better.
+        partition_beta: None gives true rewards as scores; a number gives ``r - beta log Z(x)``, whose quotient by
+            beta is the optimum's log-ratio itself.
+        seed: of pairs and labels.
+    """
+
+    name = "tabular"
+
+    @validated
+    def __init__(
+        self,
+        prompts: PositiveInt,
+        responses: Annotated[int, Bound(ge=2)],
+        environment_seed: NonNegativeInt,
+        reference_spread: NonNegative,
+        reward_spread: Positive,
+        pairs_per_prompt: PositiveInt,
+        test_pairs_per_prompt: PositiveInt,
+        proposal: Literal["reference", "uniform"],
+        label_sharpness: Positive | None,
+        partition_beta: Positive | None,
+        seed: NonNegativeInt,
+    ) -> None:
+        self.environment = TabularEnvironment(prompts, responses, environment_seed, reference_spread, reward_spread)
+        self.pairs_per_prompt = {"train": pairs_per_prompt, "test": test_pairs_per_prompt}
+        self.proposal, self.label_sharpness = proposal, label_sharpness
+        self.partition_beta, self.seed = partition_beta, seed
+
+    def rows(self, split: str) -> Iterator[RawRow]:
+        """Yields the pairs of ``train`` or ``test``, prompt by prompt.
+
+        Raises:
+            CaldpoError: another split.
+        """
+        if split not in self.pairs_per_prompt:
+            raise CaldpoError("no such split: the tabular environment has train and test", key=split)
+        return self._rows(split)
+
+    def reward(self, prompt: str, response: str) -> float:
+        """The true reward; of a response that is not in the table, the prompt's lowest."""
+        e = self.environment
+        prompts = {prompt_text(x): x for x in range(e.prompts)}
+        responses = {response_text(y).strip(): y for y in range(e.responses)}
+        row = e.rewards()[prompts[prompt.strip()]]
+        return row[responses[response.strip()]].item() if response.strip() in responses else row.min().item()
+
+    def exact_metrics(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> dict[str, float]:
+        """See :func:`caldpo.environments.tabular_environment.exact_metrics`.
+
+        Args:
+            policy, reference: models with a ``table`` of logits, as ``caldpo.models.tabular_model`` has.
+            beta: of the objective, reward per nat.
+
+        Raises:
+            CaldpoError: the policy is no table of these sizes.
+        """
+        rewards = self.environment.rewards()
+        return exact_metrics(self._table(policy), self._table(reference), rewards, beta)
+
+    def _table(self, model: PreTrainedModel) -> Table:
+        sizes = (self.environment.prompts, self.environment.responses)
+        table = getattr(model, "table", None)
+        if table is None or tuple(table.shape) != sizes:
+            raise CaldpoError(
+                f"the policy is no table of {sizes[0]} prompts x {sizes[1]} responses",
+                key="data",
+                value=self.name,
+                remedy="use model=tabular with its sizes taken from the data",
+            )
+        return table.detach().cpu()
+
+    def _rows(self, split: str) -> Iterator[RawRow]:
+        e, rng = self.environment, random.Random(f"{self.seed}/{split}")
+        rewards, reference = e.rewards(), e.reference()
+        scores = rewards
+        if self.partition_beta is not None:
+            partition = log_partition(reference, rewards, self.partition_beta)
+            scores = rewards - self.partition_beta * partition[:, None]
+        weights = reference.exp().tolist() if self.proposal == "reference" else [[1.0] * e.responses] * e.prompts
+        for x in range(e.prompts):
+            for i in range(self.pairs_per_prompt[split]):
+                first, second = _two_different(weights[x], rng)
+                if not prefers_first(rewards[x, first].item(), rewards[x, second].item(), self.label_sharpness, rng):
+                    first, second = second, first
+                row = {
+                    "prompt": prompt_text(x),
+                    "chosen": response_text(first),
+                    "rejected": response_text(second),
+                    "score_chosen": scores[x, first].item(),
+                    "score_rejected": scores[x, second].item(),
+                }
+                yield RawRow(f"{split}[{x}, {i}]", row)
+
+
+def _two_different(weights: list[float], rng: random.Random) -> tuple[int, int]:
+    """Two independent draws, given that they differ."""
+    while True:
+        first, second = rng.choices(range(len(weights)), weights, k=2)
+        if first != second:
+            return first, second

@@ -1,0 +1,113 @@
+"""Special tokens that a text spells out, and that stay text.
+
+A tokenizer makes BOS of ``<s>`` wherever it stands, be it HTML in somebody's answer. What a chat template writes around
+a conversation is meant so; what the conversation says is not. So a mark, a character that occurs nowhere else, is put
+into special tokens in the data's own text before a template sees it; the rendered text is cut at the special tokens
+that are left, which are the template's, and what lies between is tokenised as plain text, without the mark.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from caldpo.data.raw_row import RowError
+
+_MARKS = range(0xE000, 0xE100)  # code points for private use, of which no text has all
+
+
+class SpecialText:
+    """The special tokens of a tokenizer, as text.
+
+    Args:
+        tokenizer: whose tokens; they must not change afterwards.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        added = {str(token.content): token for token in tokenizer.added_tokens_decoder.values() if token.special}
+        names = [name for name in dict.fromkeys((*added, *tokenizer.all_special_tokens)) if name]
+        numbers: Any = tokenizer.convert_tokens_to_ids(names)
+        self._ids: dict[str, int] = dict(zip(names, numbers, strict=True))
+        self._left = {name for name, token in added.items() if token.lstrip}
+        self._right = {name for name, token in added.items() if token.rstrip}
+        special = set(self._ids.values())
+        # A vocabulary of words may have the token as a word: there its text cannot be told from the token.
+        written = self._plain(names) if names else []
+        self.writable = frozenset(n for n, ids in zip(names, written, strict=True) if special.isdisjoint(ids))
+        self._any, self._writable = _pattern(names), _pattern(self.writable)
+        self._apart: bool | None = None
+
+    def found(self, text: str) -> list[str]:
+        """The special tokens that a text spells out, in order."""
+        return self._any.findall(text) if self._any else []
+
+    def mark_for(self, *texts: str) -> str:
+        """A mark for these texts: empty where none of them has a special token that could stay text.
+
+        Raises:
+            RowError: no character is left for it.
+        """
+        if self._writable is None or not any(self._writable.search(text) for text in texts):
+            return ""
+        used = set(chain.from_iterable(texts))
+        mark = next((chr(code) for code in _MARKS if chr(code) not in used), None)
+        if mark is None:
+            raise RowError("uses all characters for private use")
+        return mark
+
+    def marked(self, value: Any, mark: str) -> Any:
+        """A text, or all texts in a value, with the mark in every special token that can stay text."""
+        if not mark or self._writable is None:
+            return value
+        if isinstance(value, str):
+            return self._writable.sub(lambda match: match[0][:1] + mark + match[0][1:], value)
+        if isinstance(value, Mapping):
+            return {name: self.marked(item, mark) for name, item in value.items()}
+        return [self.marked(item, mark) for item in value] if isinstance(value, list | tuple) else value
+
+    def encode(self, text: str, mark: str) -> list[int]:
+        """Token ids of a marked text: its special tokens as such, the rest as plain text without the mark."""
+        pieces = self._any.split(text) if self._any else [text]
+        tokens = [*(self._any.findall(text) if self._any else ()), None]
+        ids: list[int] = []
+        for place, (piece, token) in enumerate(zip(pieces, tokens, strict=True)):
+            if place and tokens[place - 1] in self._right:
+                piece = piece.lstrip()
+            if token in self._left:
+                piece = piece.rstrip()
+            if piece := piece.replace(mark, ""):
+                ids += self._plain([piece])[0] if not ids or self._stands_apart() else self._continued(piece)
+            if token is not None:
+                ids.append(self._ids[token])
+        return ids
+
+    def _plain(self, texts: list[str]) -> list[list[int]]:
+        keys: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True}
+        return self._tokenizer(texts, **keys, return_attention_mask=False, verbose=False)["input_ids"]
+
+    def _continued(self, text: str) -> list[int]:
+        """Ids of a text after a special token, which is not the beginning of a text to every tokenizer."""
+        for word in ("\n", "a", "="):
+            before, both = self._plain([word, word + text])
+            if both[: len(before)] == before:
+                return both[len(before) :]
+        return self._plain([text])[0]
+
+    def _stands_apart(self) -> bool:
+        """Whether text after a special token has the ids that it has alone."""
+        if self._apart is None:
+            token = next(iter(self._ids))
+            keys: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+            after, alone = self._tokenizer([f"{token}a", "a"], **keys)["input_ids"]
+            self._apart = after[1:] == alone
+        return self._apart
+
+
+def _pattern(names: Iterable[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

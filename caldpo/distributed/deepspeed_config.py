@@ -1,0 +1,96 @@
+"""What DeepSpeed is told, and what is refused. No import of DeepSpeed here: it takes seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from caldpo.config.hydra_errors import install
+from caldpo.errors import CaldpoError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+STAGES = {"deepspeed_stage_2": 2}
+"""Values of ``trainer.strategy``, and which stage of ZeRO each is."""
+
+_BUCKET = 200_000_000  # elements that are reduced, or gathered, at once
+
+
+def check_zero(strategy: str, precision: str) -> None:
+    """Refuse what cannot be done, before any weights load.
+
+    Raises:
+        CaldpoError: DeepSpeed is not installed, or the precision is none that it does here.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise CaldpoError(
+            "needs DeepSpeed, which is not installed",
+            key="trainer.strategy",
+            value=strategy,
+            remedy=f"{install('trainer', 'deepspeed_zero2')}, or use trainer=fsdp",
+        )
+    why = {
+        "16-mixed": "DeepSpeed would scale the loss in a way of its own and leave steps out without saying so",
+        "64-true": "DeepSpeed updates float32 copies of the weights",
+    }.get(precision)
+    if why is not None:
+        raise CaldpoError(
+            f"cannot be combined with trainer.strategy={strategy}: {why}",
+            key="trainer.precision",
+            value=precision,
+            remedy="set trainer.precision=bf16-mixed, bf16-true or 32-true",
+        )
+
+
+def require_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Refuse trained weights that DeepSpeed's optimiser would take for others: it looks at the first one alone.
+
+    Raises:
+        CaldpoError: some of them have another dtype.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    others = sorted({str(p.dtype).removeprefix("torch.") for p in trained if p.dtype != dtype})
+    if others:
+        wanted = str(dtype).removeprefix("torch.")
+        raise CaldpoError(
+            f"trains weights in {wanted} with this trainer.precision, and some are in {', '.join(others)}",
+            key="trainer.strategy",
+            value="deepspeed_stage_2",
+            remedy=f"set model.dtype={wanted}, or another trainer.precision",
+        )
+
+
+def engine_config(stage: int, *, half: bool, offload: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration.
+
+    What this project counts and judges itself is off there: accumulation (Lightning's), clipping, skipped steps.
+
+    Args:
+        stage: of ZeRO.
+        half: the weights are bfloat16, with float32 copies that are sharded over the ranks and updated.
+        offload: keep gradients and optimiser in main memory, where PyTorch's own optimiser updates them.
+    """
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "overlap_comm": False,  # gradients in the order in which they come, so that every run sums up alike
+        "reduce_bucket_size": _BUCKET,
+        "allgather_bucket_size": _BUCKET,
+        "compute_grad_norm": offload,  # it is computed once, by the project; offloading insists
+    }
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # read by its clocks alone
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "bf16": {"enabled": half, "check_grad_overflow": False},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 2**31,
+    }

@@ -1,0 +1,145 @@
+"""The SFT stage: a small Llama fitted by maximum likelihood to reviews of mostly plain writers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from caldpo.environments.reviews.review_prompts import sample_prompts
+from caldpo.environments.reviews.review_tokenizer import MAX_LENGTH, build_tokenizer
+from caldpo.environments.reviews.writers import WRITERS, write
+
+CORPUS: dict[str, float] = {"weak": 0.1, "plain": 0.7, "good": 0.2}
+"""Shares of the writers in the SFT corpus; the preference data draws on all writers alike, experts too."""
+
+# Of what this file does, to the last bit; the cached model is found by it (SftRecipe.digest).
+_VERSION = 3
+_WARMUP_STEPS = 20
+_BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True, slots=True)
+class SftRecipe:
+    """Everything that defines the SFT model, beside the grammar.
+
+    Attributes:
+        hidden_size, intermediate_size, num_layers, num_heads: of the Llama.
+        initializer_range: standard deviation of the first weights. Transformers' 0.02 suits widths in the
+            thousands; at a width of 64 the attention to the prompt forms far later with it.
+        steps: optimiser steps (AdamW, linear decay to 0), each on new samples.
+        batch_size: reviews a step.
+        lr: peak learning rate.
+        seed: of weights and samples.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    initializer_range: float
+    steps: int
+    batch_size: int
+    lr: float
+    seed: int
+
+    def digest(self) -> str:
+        """Twelve hex digits that change with anything that would change the fitted weights.
+
+        Grammar and writers enter by a sample of their text. PyTorch's version is part of it, since its
+        kernels are.
+        """
+        rng = random.Random(0)
+        sample = [(str(p), *(write(p, w, rng) for w in WRITERS.values())) for p in sample_prompts("train", 200, rng)]
+        parts = [_VERSION, asdict(self), CORPUS, build_tokenizer().get_vocab(), sample, torch.__version__]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def fit_sft(recipe: SftRecipe) -> LlamaForCausalLM:
+    """The fitted model, in evaluation mode. Bit for bit the same on the same machine; global state is kept."""
+    tokenizer = build_tokenizer()
+    with _reproducible(recipe.seed):
+        model = LlamaForCausalLM(model_config(recipe, tokenizer))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=_BETAS, weight_decay=0.0)
+        batches = track(
+            sft_batches(recipe, tokenizer),
+            total=recipe.steps,
+            description="Fitting the SFT model (once, then cached)",
+            console=Console(stderr=True),
+            transient=True,
+        )
+        for step, (input_ids, attended, response) in enumerate(batches):
+            warmup = min(1.0, (step + 1) / _WARMUP_STEPS)
+            optimizer.param_groups[0]["lr"] = recipe.lr * warmup * (1 - step / recipe.steps)
+            # transformers' own loss: the environment stays what it is, whatever becomes of the log-prob engine
+            labels = input_ids.masked_fill(~response, -100)
+            nll = model(input_ids, attention_mask=attended.long(), labels=labels, use_cache=False).loss
+            optimizer.zero_grad()
+            nll.backward()
+            optimizer.step()
+    return model.eval()
+
+
+def save_sft(recipe: SftRecipe, folder: Path) -> None:
+    """Fit the model and write it with its tokenizer as a Hugging Face folder."""
+    fit_sft(recipe).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+
+
+def model_config(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """The architecture that ``recipe`` fits."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads,
+        initializer_range=recipe.initializer_range,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def sft_batches(
+    recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """One batch a step: token ids, attention and response mask (EOS included), each ``(reviews, length)``."""
+    rng = random.Random(recipe.seed)
+    prompts = iter(sample_prompts("train", recipe.steps * recipe.batch_size, rng))
+    for _ in range(recipe.steps):
+        asked = [next(prompts) for _ in range(recipe.batch_size)]
+        writers = rng.choices([WRITERS[name] for name in CORPUS], list(CORPUS.values()), k=recipe.batch_size)
+        heads = tokenizer([str(p) for p in asked])["input_ids"]
+        reviews = [write(p, w, rng) + tokenizer.eos_token for p, w in zip(asked, writers, strict=True)]
+        tails = tokenizer(reviews, add_special_tokens=False)["input_ids"]
+        ends = torch.tensor([len(h) + len(t) for h, t in zip(heads, tails, strict=True)])
+        places = torch.arange(int(ends.max()))
+        rows = [h + t for h, t in zip(heads, tails, strict=True)]
+        input_ids = torch.tensor([r + [tokenizer.pad_token_id] * (len(places) - len(r)) for r in rows])
+        attended = places < ends[:, None]
+        yield input_ids, attended, attended & (places >= torch.tensor([len(h) for h in heads])[:, None])
+
+
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """One thread and an own generator: sums are added in the same order on every machine of a kind."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)

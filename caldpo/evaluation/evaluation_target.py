@@ -1,0 +1,181 @@
+"""What is to be evaluated: a run's folder as its configuration tells it, or a model with pairs chosen for it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.checkpointing.manifest import checkpoint_folders
+from caldpo.config.cache_dirs import CACHE, with_own_caches
+from caldpo.config.find_runs import find_runs, natural
+from caldpo.config.summary_file import read_summary
+from caldpo.config.validation import check_config
+from caldpo.errors import CaldpoError
+from caldpo.evaluation.suite_result import FOLDER
+from caldpo.run_record import DATA_COMMIT, MODEL_COMMIT
+from caldpo.security.paths import require_unlinked
+from caldpo.security.secrets import redact_text
+from caldpo.security.trusted_config import announce_foreign, require_own_code
+from caldpo.utils.yaml_io import read_yaml
+
+SECTIONS = ("model", "adapter", "reference", "data")  # of a run's configuration that an evaluation builds
+
+
+@dataclass(frozen=True)
+class Target:
+    """One policy to look at, before anything of it is loaded.
+
+    Args:
+        name: what it is called on the terminal.
+        folder: ``evaluation/`` is written into it.
+        run: the run's folder; None for a model.
+        config: sections of :data:`SECTIONS`, and ``reward_beta``, ``trainer``, ``callbacks`` of a run.
+        summary: the run's ``summary.json``.
+        own_data: whether it is looked at on the pairs that the run held out itself.
+    """
+
+    name: str
+    folder: Path
+    run: Path | None
+    config: Mapping[str, Any] = field(repr=False)
+    summary: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    own_data: bool = True
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The run's checkpoints by optimiser step, in their order."""
+        return {} if self.run is None else checkpoint_folders(self.run)
+
+    @property
+    def steps(self) -> int | None:
+        """Optimiser steps of the run; None of a model, or where the run did not finish."""
+        steps = self.summary.get("steps")
+        return steps if isinstance(steps, int) else None
+
+    def of_run(self, key: str, default: Any) -> Any:
+        """A value of the run's configuration (``trainer.precision``)."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return default if value is None else value
+
+
+def find_folders(cfg: DictConfig) -> list[Path | None]:
+    """The folders of the runs at or below ``cfg.run``; None alone for the model that ``cfg.model`` names.
+
+    Raises:
+        CaldpoError: there is none, or several where ``output`` holds the results of one.
+    """
+    if cfg.run is None:
+        return [None]
+    folders = sorted(find_runs(_root(cfg), key="run"), key=lambda folder: natural(str(folder)))
+    if cfg.output is not None and len(folders) > 1:
+        raise CaldpoError(
+            f"run={cfg.run} holds {len(folders)} runs, whose results would overwrite one another",
+            key="output",
+            value=cfg.output,
+            remedy="leave it out: results go into each run's own folder",
+        )
+    return [*folders]
+
+
+def name_of(cfg: DictConfig, folder: Path | None) -> str:
+    """What the policy in this folder is called on the terminal."""
+    if folder is None:
+        return str(cfg.model.path)
+    return folder.name if folder == _root(cfg) else str(folder.relative_to(_root(cfg)))
+
+
+def read_target(cfg: DictConfig, folder: Path | None) -> Target:
+    """The run in this folder, or the model that ``cfg`` names.
+
+    Raises:
+        CaldpoError: the run's configuration is missing, damaged, of another version, or would run code.
+    """
+    return _of_model(cfg) if folder is None else _of_run(folder, cfg)
+
+
+def _root(cfg: DictConfig) -> Path:
+    return Path(cfg.run).expanduser()
+
+
+def _of_run(folder: Path, cfg: DictConfig) -> Target:
+    file = folder / "config.yaml"
+    try:
+        config = read_yaml(file)
+    except FileNotFoundError:
+        raise CaldpoError("the run ended before it wrote its configuration", key=str(file)) from None
+    except (OSError, ValueError) as error:
+        raise CaldpoError(f"cannot be read: {error}", key=str(file)) from error
+    if not isinstance(config, dict):
+        raise CaldpoError("holds no configuration", key=str(file))
+    summary = read_summary(folder)
+    _pin(config, summary)
+    require_unlinked(folder, FOLDER)
+    if cfg.allow_untrusted_code:
+        announce_foreign(config, SECTIONS, file)
+    else:
+        require_own_code(config, SECTIONS, file)
+    config, others = with_own_caches(config, cfg.get("cache") or CACHE)
+    for key, other in others.items():
+        if not key.startswith("reference."):  # which no evaluation asks for
+            told = (
+                f"note: {file} keeps files in {redact_text(other)} ({key}); a command does there by cache=FOLDER alone"
+            )
+            print(told, file=sys.stderr)
+    own_data = cfg.get("data") is None
+    if not own_data:
+        config["data"] = OmegaConf.to_container(cfg.data, resolve=True)
+    _check_sections(config, file)
+    place = folder if cfg.output is None else Path(cfg.output)
+    return Target(name_of(cfg, folder), place, folder, config, summary, own_data)
+
+
+def _pin(config: dict[str, Any], summary: Mapping[str, Any]) -> None:
+    """Have model and data loaded at the commits that the run began with, wherever their branches have moved since."""
+    data = config.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    for key, section in ((MODEL_COMMIT, config.get("model")), (DATA_COMMIT, source)):
+        commit = summary.get(key)
+        if isinstance(commit, str) and isinstance(section, dict) and "revision" in section:
+            section["revision"] = commit
+
+
+def _of_model(cfg: DictConfig) -> Target:
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    model = {k: v for k, v in plain["model"].items() if k != "_target_"}
+    config = {
+        "model": {
+            "_target_": "caldpo.models.hub_model.HubModel",
+            **model,
+            "trust_remote_code": cfg.allow_untrusted_code,
+        },
+        "adapter": {"_target_": "caldpo.models.adapters.NoAdapter"},
+        "reference": None,
+        "data": plain.get("data"),
+    }
+    # the whole path: the last part alone is policy of every run
+    own = Path("outputs/evaluation") / re.sub(r"[^A-Za-z0-9=._,+-]+", "-", str(cfg.model.path)).strip("-.")
+    return Target(name_of(cfg, None), own if cfg.output is None else Path(cfg.output), None, config)
+
+
+def _check_sections(config: Mapping[str, Any], file: Path) -> None:
+    """Hold the sections against today's signatures: a run may come from another version, or from other hands."""
+    missing = [name for name in SECTIONS if not isinstance(config.get(name), dict)]
+    if missing:
+        raise CaldpoError(
+            f"has no section {', '.join(missing)}", key=str(file), remedy="name the folder of a training run"
+        )
+    try:
+        check_config(OmegaConf.create({name: config[name] for name in SECTIONS}))
+    except CaldpoError as error:
+        raise CaldpoError(
+            f"does not fit this version of caldpo: {error.key + ': ' if error.key else ''}{error.message}",
+            key=str(file),
+            remedy="evaluate the run with the version that trained it (named in its summary.json)",
+        ) from error

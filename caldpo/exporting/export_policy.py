@@ -1,0 +1,149 @@
+"""Writes a policy as a Hugging Face folder: weights, tokenizer with its template, generation settings."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from caldpo.data.end_tokens import end_tokens, trained_ends
+from caldpo.errors import CaldpoError
+from caldpo.models.adapters import base_model, is_adapted
+from caldpo.models.dropout import checkpoint_settings
+from caldpo.models.generation_settings import listed, mended
+from caldpo.utils.atomic_io import atomic_folder
+
+if TYPE_CHECKING:
+    from caldpo.lightning_module import PreferenceModule
+
+
+def export(module: PreferenceModule, folder: Path, weights: dict[str, Tensor]) -> None:
+    """The policy of a training as a Hugging Face folder, whole or not there.
+
+    Of a policy with an adapter the adapter alone, in PEFT's format, which names its base.
+    """
+    with atomic_folder(folder) as draft:
+        write_policy(module.policy, module.tokenizer, draft, weights=weights)
+
+
+def write_policy(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Fill a folder with a policy, or with its adapter alone, and its tokenizer.
+
+    Args:
+        policy: its configuration is made fit to be used.
+        tokenizer: of the run; it says where a response ends.
+        folder: to be filled.
+        weights: all of the policy's by name; None takes its own.
+        max_shard_size: largest weight file; an adapter is always one.
+    """
+    base = base_model(policy)
+    base.config.use_cache = True
+    arguments: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
+    if is_adapted(policy):
+        arguments["save_embedding_layers"] = False  # PEFT would ask the hub whether the base's embeddings were resized
+        arguments["selected_adapters"] = ["default"]  # a frozen one may lie beside it, which is the reference's
+    else:
+        arguments["max_shard_size"] = max_shard_size
+    own = getattr(base, "generation_config", None)
+    settings, _ = export_settings(policy, tokenizer)
+    transformers.utils.logging.disable_progress_bar()  # a bar a shard says nothing that a user waits for
+    try:
+        if settings is not None:
+            base.generation_config = settings
+        with checkpoint_settings(base):
+            policy.save_pretrained(folder, **arguments)
+    finally:
+        if own is not None:
+            base.generation_config = own
+        transformers.utils.logging.enable_progress_bar()
+    tokenizer.save_pretrained(folder)
+
+
+def complete_generation(
+    settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()
+) -> None:
+    """Let the base's generation settings end where responses end, pad with a token that there is, and be saveable.
+
+    All else that the base says stays, but for what transformers would not save or cannot generate with.
+
+    Args:
+        settings: changed in place.
+        tokenizer: of the run.
+        ends: tokens that end a response, see :mod:`caldpo.data.end_tokens`; those of the settings and the EOS are among
+            them in any case.
+    """
+    known = settings.eos_token_id if isinstance(settings.eos_token_id, list | tuple) else [settings.eos_token_id]
+    eos = list(dict.fromkeys([*trained_ends(tokenizer), *ends, *(token for token in known if _is_id(token))]))
+    settings.eos_token_id = eos[0] if len(eos) == 1 else eos or None
+    if not _is_id(settings.pad_token_id):
+        own = tokenizer.eos_token_id
+        settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else own
+    if not _is_id(settings.bos_token_id):
+        settings.bos_token_id = tokenizer.bos_token_id
+    kept, left_out = mended(settings.to_dict(), saved=True)
+    for name in left_out:
+        setattr(settings, name, None)
+    settings.do_sample = kept.do_sample
+
+
+def export_settings(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[GenerationConfig | None, dict[str, Any]]:
+    """The generation settings that an export of the policy is written with, and what is left out of the policy's own.
+
+    The policy keeps its own. None of a model that has none.
+    """
+    base = base_model(policy)
+    if getattr(base, "generation_config", None) is None:
+        return None, {}
+    completed = copy.deepcopy(base.generation_config)
+    complete_generation(completed, tokenizer, end_tokens(tokenizer, policy))
+    # a new one: a copy would be told from one that was made of the model's configuration, and not be taken as it is
+    settings, _ = mended(completed.to_dict(), saved=True)
+    before, after = base.generation_config.to_dict(), settings.to_dict()
+    gone = {n: v for n, v in before.items() if v is not None and n[0] != "_" and after.get(n) is None}
+    return settings, gone
+
+
+def export_notes(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What an export will leave out of the checkpoint's generation settings, a line; empty where it is nothing."""
+    _, gone = export_settings(policy, tokenizer)
+    what = "transformers does not save it, or cannot generate with it"
+    return [f"exports have no {listed(gone)} in generation_config.json: {what}"] if gone else []
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def in_dtype(policy: PreTrainedModel, name: str | None) -> PreTrainedModel:
+    """The policy with its floating-point weights in another dtype.
+
+    Raises:
+        CaldpoError: a weight is too large for it, naming the weight.
+    """
+    if name is None:
+        return policy
+    torch.nn.Module.to(policy, dtype=getattr(torch, name))
+    for weight, value in policy.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise CaldpoError(
+                f"{weight} holds values that are not finite in {name}",
+                key="dtype",
+                value=name,
+                remedy="take dtype=bfloat16, which reaches as far as float32",
+            )
+    return policy

@@ -1,0 +1,126 @@
+"""``python -m caldpo.export``: finds a run's weights, writes them with their card, uploads them if asked."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import transformers
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from caldpo import __version__
+from caldpo.checkpointing.checkpoint_choice import wanted_checkpoint
+from caldpo.components import build_components
+from caldpo.config.run_lifecycle import write_json
+from caldpo.console import print_notes
+from caldpo.errors import CaldpoError
+from caldpo.evaluation.evaluation_target import Target, find_folders, read_target
+from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
+from caldpo.exporting.export_dir import RECORD, default_place, require_place
+from caldpo.exporting.export_policy import export_notes, in_dtype, write_policy
+from caldpo.exporting.export_settings import ExportSettings
+from caldpo.exporting.hub_upload import Repository
+from caldpo.exporting.model_card import CARD, PICTURE, Exported, draw, published_base, write_card
+from caldpo.models.adapters import is_adapted
+from caldpo.models.hub_model import load_tokenizer
+from caldpo.models.merged_adapter import merged
+from caldpo.utils.atomic_io import atomic_folder
+
+
+def export_run(cfg: DictConfig) -> None:
+    """Export the one run that ``cfg`` names.
+
+    Raises:
+        CaldpoError: the run has not kept the wanted weights, the folder cannot be written, or the hub refuses.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    settings = ExportSettings(**{f.name: plain[f.name] for f in fields(ExportSettings)})
+    transformers.utils.logging.disable_progress_bar()
+    looked_at = OmegaConf.create({"run": cfg.run, "output": None, "allow_untrusted_code": cfg.allow_untrusted_code})
+    (folder,) = find_folders(looked_at)
+    assert folder is not None, "the configuration check saw to it that there is one"
+    target = read_target(looked_at, folder)
+    wanted = wanted_checkpoint(settings.checkpoint)
+    weights = find_weights(target, wanted)
+    middle = weights.step if weights.step != target.steps else None
+    to = default_place(folder, middle, merged=settings.merge) if settings.to is None else Path(settings.to)
+    place = require_place(to, folder)
+
+    parts = build_components(
+        OmegaConf.create({k: target.config[k] for k in ("model", "adapter")}), ("model", "adapter")
+    )
+    parts["adapter"].check()
+    adapted = target.config["adapter"]["_target_"] != "caldpo.models.adapters.NoAdapter"
+    if settings.merge and not adapted:
+        raise CaldpoError("the run trained no adapter that could be merged", key="merge", value=True)
+    repository = None
+    if settings.push_to is not None:
+        if adapted and not settings.merge and published_base(target.config, target.summary) is None:
+            raise CaldpoError(
+                "an adapter alone is of no use on the hub where its base is not there",
+                key="push_to",
+                value=settings.push_to,
+                remedy="add merge=true",
+            )
+        repository = Repository(settings.push_to, private=settings.private)
+        repository.prepare()
+
+    tokenizer = _tokenizer(target, parts["model"])
+    policy = load_weights(weights, parts["model"], parts["adapter"], target)
+    if settings.merge:
+        policy = merged(policy)
+    policy = in_dtype(policy, settings.dtype)
+    if not is_adapted(policy):  # of an adapter no generation settings are written
+        print_notes(export_notes(policy, tokenizer))
+    what = Exported(weights.step, weights.step == target.steps, adapter=is_adapted(policy), merged=settings.merge)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(place) as draft:
+            write_policy(policy, tokenizer, draft, max_shard_size=settings.max_shard_size)
+            picture = settings.picture and draw(folder, draft / PICTURE)
+            write_card(folder, draft / CARD, what, picture=picture)
+            write_json(draft / RECORD, _record(target, weights, settings))
+    except OSError as error:
+        raise CaldpoError(f"cannot be written: {error.strerror or error}", key="to", value=place) from error
+    _tell(place, what, repository)
+
+
+def _tokenizer(target: Target, source: Any) -> PreTrainedTokenizerBase:
+    """The one that the run saved beside its policy, else the one that it was made with."""
+    assert target.run is not None
+    saved = target.run / "policy"
+    if (saved / "tokenizer_config.json").is_file():
+        return load_tokenizer(
+            str(saved), key="run", trust_remote_code=bool(target.of_run("model.trust_remote_code", False))
+        )
+    tokenizer: PreTrainedTokenizerBase = source.load_tokenizer()
+    return tokenizer
+
+
+def _record(target: Target, weights: Weights, settings: ExportSettings) -> dict[str, Any]:
+    return {
+        "caldpo": __version__,
+        "run": target.name,
+        "step": weights.step,
+        "merged": settings.merge,
+        "dtype": settings.dtype,
+    }
+
+
+def _tell(place: Path, what: Exported, repository: Repository | None) -> None:
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    shown = shlex.quote(str(place))
+    size = sum(file.stat().st_size for file in place.glob("*.safetensors"))
+    say(f"{'adapter' if what.adapter else 'policy'} of step {what.step}: {size / 2**20:,.1f} MiB in {place}")
+    if not what.adapter:
+        say(f"serve it with vLLM, if you have it (never run here): vllm serve {shown}")
+    if repository is not None:
+        say(f"uploaded: {repository.upload(place, f'Policy of step {what.step}, exported by caldpo {__version__}')}")

@@ -1,0 +1,106 @@
+"""The plain keys of an export; their signature is the schema. No heavy imports here."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import DictConfig
+
+from caldpo.checkpointing.checkpoint_choice import CheckpointName, wanted_checkpoint
+from caldpo.config.find_runs import find_runs
+from caldpo.config.signatures import validated
+from caldpo.errors import CaldpoError
+from caldpo.exporting.export_dir import require_place
+
+_SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s?(KB|MB|GB|KiB|MiB|GiB)", re.IGNORECASE)
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*(?<![.-])/\w[\w.-]*(?<![.-])", re.ASCII)  # the hub's own rules
+_LONGEST = 96  # characters of a name on the hub
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """An export.
+
+    Args:
+        run: folder of one run.
+        checkpoint: ``final`` (at the run's last step), ``last`` (the last that was saved, also of a run that did not
+            finish), or an optimiser step, ``40`` or ``step-40``.
+        to: folder to write; None names one in ``outputs/exports`` after the run's folder and the step.
+        merge: fold an adapter into its base.
+        dtype: of the weights that are written; None leaves them as they are.
+        max_shard_size: largest weight file, as ``5GB``.
+        picture: draw the curves of the implicit reward beside the card.
+        push_to: ``organisation/name`` on the hub to upload it to.
+        private: whether a repository that is made there is private.
+        allow_untrusted_code: build what a run's configuration names outside caldpo, and run code that comes with its model.
+    """
+
+    run: str | None
+    checkpoint: CheckpointName
+    to: str | None
+    merge: bool
+    dtype: Literal["float32", "bfloat16", "float16"] | None
+    max_shard_size: str
+    picture: bool
+    push_to: str | None
+    private: bool
+    allow_untrusted_code: bool
+
+
+def check_export(cfg: DictConfig) -> None:
+    """What can be said of an export before anything heavy is imported.
+
+    Raises:
+        CaldpoError: there is not one run to export, a value is none, the folder is not to be written over, or the hub
+            could not be spoken to.
+    """
+    if cfg.run is None:
+        raise CaldpoError("there is nothing to export", key="run", remedy="name a run's folder, run=outputs/RUN")
+    runs = find_runs(Path(cfg.run).expanduser(), key="run")
+    if len(runs) != 1:
+        raise CaldpoError(
+            f"{len(runs)} runs lie here, and one is exported at a time",
+            key="run",
+            value=cfg.run,
+            remedy=f"name one of them, for example {runs[0]}",
+        )
+    wanted_checkpoint(cfg.checkpoint)
+    if not _SIZE.fullmatch(str(cfg.max_shard_size)):
+        raise CaldpoError("must be a size such as 5GB or 500MB", key="max_shard_size", value=cfg.max_shard_size)
+    if cfg.to is not None:
+        require_place(Path(cfg.to), runs[0])
+    if cfg.push_to is not None:
+        _require_repository(str(cfg.push_to))
+
+
+def hub_token() -> str:
+    """The token for the hub: of the environment alone, which no file of a run holds.
+
+    Raises:
+        CaldpoError: there is none.
+    """
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not token:
+        raise CaldpoError(
+            "there is no token to upload with",
+            key="push_to",
+            remedy="set the environment variable HF_TOKEN to one that may write (huggingface.co/settings/tokens)",
+        )
+    return token
+
+
+def _require_repository(name: str) -> None:
+    if not _REPOSITORY.fullmatch(name) or len(name) > _LONGEST or name.endswith(".git"):
+        raise CaldpoError(
+            "is no name of a repository on the hub",
+            key="push_to",
+            value=name,
+            remedy="write organisation/name in letters, digits, - _ and . (no -- or .., none at an end), at most 96"
+            " characters",
+        )
+    hub_token()

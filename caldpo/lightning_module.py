@@ -1,0 +1,322 @@
+"""The LightningModule: policy, frozen reference and loss. Steps and their bookkeeping only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from caldpo.checkpointing.frozen_weights import add_frozen, drop_frozen
+from caldpo.distributed.grad_norm import gradients_of
+from caldpo.errors import CaldpoError
+from caldpo.logprobs import LOGITS_CACHE_MIB, LogprobEngine
+from caldpo.losses.base import PreferenceLoss
+from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
+from caldpo.models.dropout import acts
+from caldpo.models.eval_mode import evaluating
+from caldpo.nonfinite.evaluation_guard import HeldOutGuard
+from caldpo.nonfinite.guard import NonFiniteGuard
+from caldpo.nonfinite.start_check import check_start, start_ratios, summed_up
+from caldpo.reference.reference_base import Reference
+from caldpo.step_metrics import StepMetrics
+from caldpo.types import PairBatch, PairLogps, assembler
+from caldpo.utils.collectives import largest_of_all
+
+
+class OptimizerSpec(Protocol):
+    """Builds the optimiser and its schedule for a policy."""
+
+    def build(self, policy: torch.nn.Module, total_steps: int, *, scaled: bool) -> dict[str, Any]:
+        """Lightning's optimiser dictionary; ``scaled`` where float16 arithmetic scales the gradients."""
+        ...
+
+
+class PreferenceModule(pl.LightningModule):
+    """Trains ``policy`` against ``reference`` with ``loss``.
+
+    The reference is held outside the module tree: no optimiser sees it and no checkpoint holds it, while
+    a missing *policy* weight in a checkpoint is still an error.
+
+    Args:
+        policy: the causal language model that is trained.
+        reference: log-probs of the frozen reference.
+        loss: one value per pair.
+        optim: builds optimiser and schedule.
+        tokenizer: saved beside exported weights, and used to generate samples.
+        reward_beta: unit of the logged implicit rewards: reward per nat of log-ratio, one for all losses.
+        same_start: whether policy and reference have to start as the same weights, so that step 0 must show
+            log-ratios of 0.
+        metrics_sync_every: optimiser steps whose rows of metrics are fetched from the device at once.
+        logits_cache_mib: see :class:`LogprobEngine`.
+        numbers: what is done about losses and gradients that are no numbers; None stops.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: Reference,
+        loss: PreferenceLoss,
+        optim: OptimizerSpec,
+        tokenizer: PreTrainedTokenizerBase,
+        reward_beta: float,
+        same_start: bool = True,
+        metrics_sync_every: int = 1,
+        logits_cache_mib: int = LOGITS_CACHE_MIB,
+        nonfinite: NonFiniteGuard | None = None,
+    ) -> None:
+        super().__init__()
+        self.policy, self.loss = policy, loss
+        for name, value in {
+            "reference": reference,
+            "optim": optim,
+            "tokenizer": tokenizer,
+            "engine": LogprobEngine(policy, logits_cache_mib),
+            "train_log": StepMetrics(),
+            "held_out": WeightedMeans(),
+            "held_out_watch": HeldOutGuard(),
+            "nonfinite": nonfinite or NonFiniteGuard(),
+        }.items():
+            object.__setattr__(self, name, value)  # unregistered: neither state nor parameters of this module
+        self.reward_beta, self.same_start = reward_beta, same_start
+        self.metrics_sync_every = (
+            1 if self.nonfinite.skips else metrics_sync_every
+        )  # a step to be skipped is known before its update
+        self.largest_start_ratio = 0.0
+        self.start_ratios: list[Tensor] = []  # of each held-out batch before the first step, see start_ratios
+        self.first_step_ratios: list[Tensor] = []  # the same of the micro-batches of the first step
+        self.latest: dict[str, float] = {}  # the last value of every metric
+        self.shown: dict[str, float] = {}  # what the progress bar shows: the last values fetched
+        self.failure: CaldpoError | None = None  # why these weights must not be saved
+        self.evaluated_at = -1  # optimiser steps at the last evaluation of the held-out pairs
+        self.rows_written = 0  # rows of metrics that the loggers were given, over the whole run
+        self.resumed = False  # these weights have been trained before: they are not the reference's
+
+    engine: LogprobEngine
+    reference: Reference
+    optim: OptimizerSpec
+    tokenizer: PreTrainedTokenizerBase
+    train_log: StepMetrics
+    held_out: WeightedMeans
+    held_out_watch: HeldOutGuard
+    nonfinite: NonFiniteGuard
+
+    # -- set-up
+
+    def configure_optimizers(self) -> Any:
+        return self.optim.build(self.policy, int(self.trainer.estimated_stepping_batches), scaled=self.scales_gradients)
+
+    @property
+    def scales_gradients(self) -> bool:
+        """Whether float16 arithmetic scales the gradients; it also skips the steps in which they overflow."""
+        return self.trainer.precision == "16-mixed"
+
+    def setup(self, stage: str) -> None:
+        # here all ranks are there to share the work, and nothing is trained yet
+        place = getattr(self.trainer.strategy, "shard", None)
+        if place is not None:
+            place(self.policy)
+        self.reference.prepare()
+
+    def configure_model(self) -> None:
+        """Nothing: Lightning asks for this hook where weights are sharded, which :meth:`setup` does before it.
+
+        It comes with another default dtype, in which the reference must not be computed.
+        """
+
+    def on_fit_start(self) -> None:
+        # from_pretrained returns a model in evaluation mode, in which gradient checkpointing is silently off
+        self.policy.train()
+        self.train_log.start(self.device)
+
+    # -- training
+
+    def pair_logps(self, batch: PairBatch, *, with_reference: bool) -> PairLogps:
+        """Log-probs of a batch by the policy and, if it is to be asked, by the reference."""
+        return self._assembler(batch, with_reference)(*self.engine(batch), slice(None))
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        assemble = self._assembler(batch, with_reference=self.loss.needs_reference)
+        # Lightning divides by the accumulation and averages gradients over ranks; the mean wanted is over
+        # the pairs of the whole optimiser step, however they fell into micro-batches.
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.step_pairs
+
+        def summed_loss(chosen: Tensor, rejected: Tensor, rows: slice) -> Tensor:
+            loss = self.loss(assemble(chosen, rejected, rows)).loss
+            return torch.where(batch.weight[rows] > 0, loss, 0).sum() * scale
+
+        # before the first update policy and reference are the same, but for the policy's dropout
+        fresh = self.global_step == 0 and not self.resumed and self.same_start and self.loss.needs_reference
+        at_start = None
+        if fresh and acts(self.policy):
+            with evaluating(self.policy):
+                at_start = self.engine(batch)
+        total, chosen, rejected = self.engine.loss(batch, summed_loss)
+        with torch.no_grad():
+            logps = assemble(chosen, rejected, slice(None))
+            values = loss_metrics(self.loss(logps))
+            self.train_log.add(values | pair_metrics(logps, self.reward_beta), batch)
+            self.nonfinite.keep(batch, logps, values)
+            if fresh:
+                started = logps if at_start is None else assemble(*at_start, slice(None))
+                self.first_step_ratios.append(start_ratios(started, batch.weight))
+        return total
+
+    def _assembler(self, batch: PairBatch, with_reference: bool) -> Callable[[Tensor, Tensor, slice], PairLogps]:
+        return assembler(batch, self.reference.logps(batch) if with_reference else (None, None))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        gradients = gradients_of(self)
+        norm = gradients.norm()
+        # The metrics were measured before the update: they belong to the weights after `global_step` updates.
+        self.train_log.close(self.global_step, norm, gradient_clip_val, float(optimizer.param_groups[0]["lr"]))
+        self.nonfinite.close(self.global_step)
+        if len(self.train_log.pending) >= self.metrics_sync_every:
+            # before the update: with a fetch at every step, no bad gradient meets the weights
+            self.fetch_rows(about_to_update=self.global_step)
+        if gradient_clip_val is not None:
+            gradients.clip(gradient_clip_val, norm)
+
+    def fetch_rows(self, about_to_update: int | None = None, *, alone: bool = False) -> None:
+        """Write the rows that are still on the device, each at its own step.
+
+        Args:
+            about_to_update: the step whose gradients are there and have not met the weights yet, if any.
+            alone: whether the other ranks may be elsewhere: rows are written, and nothing is settled with them.
+
+        Raises:
+            CaldpoError: a loss or a gradient was not a number, naming the first such step.
+        """
+        rows = self.train_log.fetch()
+        if rows and self.first_step_ratios and not alone:
+            ratios, self.first_step_ratios = largest_of_all(*summed_up(self.first_step_ratios)), []
+            try:
+                self.check_start(*ratios, of="training")
+            except CaldpoError as error:
+                self.failure = error
+        for step, metrics in rows:
+            if self.failure is None and not alone:
+                self.failure = self.nonfinite.judge(self, step, metrics, before_update=step == about_to_update)
+            if self.nonfinite.skips or self.scales_gradients:
+                metrics["skipped_steps"] = float(self.nonfinite.skipped)
+            self.write_metrics(metrics, step)
+            self.shown = {"loss": metrics["loss"]}
+            self.shown["chosen"] = metrics.get("log_ratios/chosen", metrics["logps/chosen"])
+        if self.failure is not None:
+            raise self.failure  # again at every attempt to go on or to save: the weights may be spoilt
+
+    def require_good_weights(self) -> None:
+        """Write the rows that are still on the device, and refuse to save weights that a bad gradient has met.
+
+        A step that was caught before its update is no obstacle: the weights are those of the step before.
+
+        Raises:
+            CaldpoError: a bad gradient has met them, or policy and reference were not the same at the start.
+        """
+        try:
+            self.fetch_rows()
+        except CaldpoError:
+            if self.failure is not self.nonfinite.caught:
+                raise
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.require_good_weights()
+        drop_frozen(checkpoint["state_dict"], self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "state_dict" in checkpoint:  # else the strategy has put its parts into the weights
+            add_frozen(checkpoint["state_dict"], self)
+
+    def on_train_end(self) -> None:
+        self.fetch_rows()
+
+    # -- held-out pairs
+
+    def on_validation_start(self) -> None:
+        self.fetch_rows()
+        self.train_log.pause()
+
+    def on_validation_end(self) -> None:
+        self.train_log.resume()
+
+    def on_validation_epoch_start(self) -> None:
+        self.held_out.reset()
+        self.held_out_watch.reset()
+        self.held_out.to(self.device)
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        # The reference is asked whatever the loss, so that the curves of all losses compare.
+        logps = self.pair_logps(batch, with_reference=True)
+        values = loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta)
+        self.held_out.update(values, batch.weight)
+        self.held_out_watch.keep(batch, logps, values)
+        if self.global_step == 0 and not self.resumed:
+            self.start_ratios.append(start_ratios(logps, batch.weight))  # fetched together at the end
+
+    def require_finite_held_out(self) -> None:
+        """Look whether the held-out pairs of this evaluation have come to finite values; all ranks have to ask.
+
+        Raises:
+            CaldpoError: they have not, naming rows and terms.
+        """
+        if self.held_out.names and (failure := self.held_out_watch.judge(self, self.held_out.floats())):
+            self.failure = failure
+            raise failure
+
+    def on_validation_epoch_end(self) -> None:
+        self.require_finite_held_out()
+        if self.start_ratios:
+            # all ranks give up, or none: those that go on would wait for the others
+            self.largest_start_ratio, mean = largest_of_all(*summed_up(self.start_ratios))
+            self.start_ratios.clear()
+            if self.same_start:
+                self.check_start(self.largest_start_ratio, mean, of="held-out")
+        metrics = {f"val/{name}": value for name, value in self.held_out.floats().items()}
+        self.write_metrics(metrics, self.global_step)
+        self.evaluated_at = self.global_step
+        self.log_dict(metrics, logger=False, sync_dist=True)  # for callbacks that watch a metric
+
+    def check_start(self, largest: float, mean: float, of: Literal["held-out", "training"]) -> None:
+        """See the function of this name."""
+        check_start(largest, mean, self.policy.dtype, self.reference.dtype, self.reference.rounding, of)
+
+    def write_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Log metrics measured with the weights after ``step`` optimiser steps, and keep the latest of each."""
+        self.latest.update(metrics)
+        self.rows_written += 1
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step)
+
+    # -- what a resumed run goes on with
+
+    def training_state(self) -> dict[str, Any]:
+        """Counters and last values as plain numbers, without waiting for the device.
+
+        ``rows`` counts those that still have to be fetched. Their metrics and whether they were clipped are known
+        once they were (:meth:`fetch_rows`).
+        """
+        return {
+            "rows": self.rows_written + len(self.train_log.pending),
+            "latest": dict(self.latest),
+            "evaluated_at": self.evaluated_at,
+            "logged_steps": self.train_log.rows,
+            "clipped_steps": self.train_log.clipped,
+            "skipped_steps": self.nonfinite.skipped,
+            "largest_start_ratio": self.largest_start_ratio,
+        }
+
+    def restore_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`training_state` said, with weights that are no longer the reference's."""
+        self.rows_written, self.latest = int(state["rows"]), dict(state["latest"])
+        self.evaluated_at, self.largest_start_ratio = int(state["evaluated_at"]), float(state["largest_start_ratio"])
+        self.train_log.rows, self.train_log.clipped = int(state["logged_steps"]), int(state["clipped_steps"])
+        self.nonfinite.skipped = int(state["skipped_steps"])
+        self.resumed = True

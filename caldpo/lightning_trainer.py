@@ -1,0 +1,256 @@
+"""The Lightning Trainer from its settings."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.strategies import Strategy
+
+from caldpo.checkpointing.checkpoint_io import CheckpointFolders
+from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
+from caldpo.config.signatures import validated
+from caldpo.distributed.deepspeed_config import STAGES, check_zero
+from caldpo.errors import CaldpoError
+from caldpo.models.compilation import CompiledLayers
+from caldpo.utils.devices import settled_accelerator, settled_precision
+
+
+class TrainerSettings:
+    """What a run needs of Lightning's Trainer, in optimiser steps throughout.
+
+    Args:
+        accelerator: cpu, gpu or auto (a CUDA GPU where there is one).
+        devices: processes on this node, one device each.
+        num_nodes: nodes.
+        strategy: how devices work together: ``ddp`` has a whole model on each, ``fsdp`` divides weights, gradients and
+            optimiser over them, ``deepspeed_stage_2`` gradients and optimiser alone (ZeRO-2, by DeepSpeed);
+            ``auto`` is one device, or ``ddp``.
+        precision: Lightning's name; ``bf16-mixed`` keeps float32 weights, ``bf16-true`` does not. ``auto`` is
+            ``bf16-mixed`` on a GPU that has bfloat16, else ``32-true``.
+        max_steps: optimiser steps; None trains for ``max_epochs``.
+        max_epochs: passes over the training pairs, read when ``max_steps`` is None.
+        accumulate_grad_batches: micro-batches per optimiser step and device.
+        gradient_clip_val: largest gradient norm; None does not clip.
+        val_check_interval: optimiser steps between evaluations of the held-out pairs; None: at start and end.
+        num_threads: CPU threads of PyTorch; None leaves its default.
+        deterministic: refuse operations that have no deterministic implementation.
+        progress_bar: show one.
+        metrics_sync_every: optimiser steps whose metrics are fetched from the device at once. With 1 the host waits for
+            every step; a gradient that is not a number is then noticed before it meets the weights.
+        matmul_precision: of float32 matrix products on a GPU: ``highest`` is float32, ``high`` TF32 (10 bits of
+            mantissa), ``medium`` bfloat16 (7 bits).
+        compile: the norms and feed-forward blocks of the policy's decoder layers, with ``torch.compile``.
+        on_nonfinite: what to do where a step's loss or gradient is no number: ``stop`` the run, or ``skip`` the
+            update. Skipping waits for the device at every step, whatever ``metrics_sync_every``.
+        max_skipped_steps: steps that a run may skip before it stops after all, those that float16 arithmetic skips by
+            itself included.
+        cpu_offload: keep each device's parts in main memory: with ``fsdp`` they visit it to compute, with
+            ``deepspeed_stage_2`` they are gradients and optimiser, and the update is computed there.
+    """
+
+    @validated
+    def __init__(
+        self,
+        accelerator: Literal["cpu", "gpu", "auto"] = "cpu",
+        devices: PositiveInt = 1,
+        num_nodes: PositiveInt = 1,
+        strategy: Literal["auto", "ddp", "fsdp", "deepspeed_stage_2"] = "auto",
+        precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true",
+        max_steps: PositiveInt | None = None,
+        max_epochs: PositiveInt = 1,
+        accumulate_grad_batches: PositiveInt = 1,
+        gradient_clip_val: Positive | None = None,
+        val_check_interval: PositiveInt | None = None,
+        num_threads: PositiveInt | None = None,
+        deterministic: bool = False,
+        progress_bar: bool = True,
+        metrics_sync_every: PositiveInt = 1,
+        matmul_precision: Literal["highest", "high", "medium"] = "highest",
+        compile: bool = False,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        max_skipped_steps: NonNegativeInt = 100,
+        cpu_offload: bool = False,
+    ) -> None:
+        self.accelerator, self.devices, self.num_nodes = settled_accelerator(accelerator), devices, num_nodes
+        self.strategy, self.deterministic = strategy, deterministic
+        self.precision = settled_precision(precision, self.accelerator)
+        self.max_steps, self.max_epochs = max_steps, max_epochs
+        self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
+        self.val_check_interval, self.num_threads, self.progress_bar = val_check_interval, num_threads, progress_bar
+        self.metrics_sync_every, self.matmul_precision, self.compile = metrics_sync_every, matmul_precision, compile
+        self.on_nonfinite, self.max_skipped_steps = on_nonfinite, max_skipped_steps
+        self.cpu_offload = cpu_offload
+
+    def check(self) -> None:
+        """Refuse what this machine cannot do, before any weights load.
+
+        Raises:
+            CaldpoError: a GPU is asked for and there is none, or not as many; or the strategy cannot do something.
+        """
+        if self.is_sharded and self.precision == "16-mixed":
+            raise CaldpoError(
+                "scales its gradients, which the sharded ones of trainer.strategy=fsdp are not tested with",
+                key="trainer.precision",
+                value=self.precision,
+                remedy="set trainer.precision=bf16-mixed",
+            )
+        if self._zero_stage is not None:
+            check_zero(self.strategy, self.precision)
+        if self.divides_optimizer and self.compile:
+            raise CaldpoError(
+                f"is not tested with trainer.strategy={self.strategy}",
+                key="trainer.compile",
+                value="true",
+                remedy="leave it out",
+            )
+        if self.cpu_offload and not self.divides_optimizer:
+            raise CaldpoError(
+                "is done by the strategies that divide something",
+                key="trainer.cpu_offload",
+                value="true",
+                remedy="choose trainer=fsdp or trainer=deepspeed_zero2, or leave it out",
+            )
+        if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:
+            raise CaldpoError(
+                f"{self.devices} GPU(s) wanted and {torch.cuda.device_count()} found",
+                key="trainer.devices" if torch.cuda.is_available() else "trainer.accelerator",
+                value=self.devices if torch.cuda.is_available() else "gpu",
+                remedy="use trainer=cpu, or another number of trainer.devices",
+            )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights are sharded over the devices."""
+        return self.strategy == "fsdp"
+
+    @property
+    def divides_optimizer(self) -> bool:
+        """Whether the optimiser's state is sharded over the devices, with the weights or without them."""
+        return self.is_sharded or self._zero_stage is not None
+
+    @property
+    def _zero_stage(self) -> int | None:
+        """DeepSpeed's stage of ZeRO; None where something else trains."""
+        return STAGES.get(self.strategy)
+
+    @property
+    def world_size(self) -> int:
+        """Devices of all nodes together."""
+        return self.devices * self.num_nodes
+
+    def extent(self) -> dict[str, Any]:
+        """What :meth:`caldpo.data.batch_serving.ServedPairs.plan_steps` has to know of the Trainer."""
+        return {
+            "accumulation": self.accumulate_grad_batches,
+            "world_size": self.world_size,
+            "max_epochs": self.max_epochs,
+            "max_steps": self.max_steps,
+        }
+
+    def build(
+        self, run_dir: Path, loggers: list[Logger], callbacks: list[pl.Callback], accumulation: int | None = None
+    ) -> pl.Trainer:
+        """The Trainer; every file it writes lies in ``run_dir``.
+
+        Args:
+            run_dir: the run's folder.
+            loggers: of metrics.
+            callbacks: beside those that every run has.
+            accumulation: micro-batches per optimiser step and device; None: ``accumulate_grad_batches``.
+        """
+        accumulation = self.accumulate_grad_batches if accumulation is None else accumulation
+        _quieten()
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
+        torch.set_float32_matmul_precision(self.matmul_precision)  # a process keeps it: the next run sets its own
+        # Slurm's notice is heeded by the run's checkpoints, and queueing again is left to the launcher
+        slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+        compiled = [CompiledLayers()] if self.compile else []
+        bar = [StepProgress(leave=False)] if self.progress_bar else []
+        plugin = []
+        if self._zero_stage is not None:
+            from caldpo.distributed.deepspeed_strategy import zero_precision
+
+            plugin = [zero_precision(self.precision, self.accelerator)]
+        return pl.Trainer(
+            accelerator=self.accelerator,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=self._strategy(),
+            precision=None if plugin else self.precision,  # type: ignore[arg-type]  # no more "auto" in it
+            max_steps=-1 if self.max_steps is None else self.max_steps,
+            max_epochs=self.max_epochs if self.max_steps is None else -1,
+            accumulate_grad_batches=accumulation,
+            gradient_clip_val=self.gradient_clip_val,
+            # Lightning counts batches here; None in the epochs' field lets the count run across epochs
+            val_check_interval=self.val_check_interval and self.val_check_interval * accumulation,
+            check_val_every_n_epoch=None if self.val_check_interval else 1,
+            limit_val_batches=1.0,
+            num_sanity_val_steps=0,  # step 0 is evaluated in full instead
+            log_every_n_steps=1,
+            deterministic=self.deterministic,
+            use_distributed_sampler=False,  # the data has its own sampler, exact over ranks
+            enable_model_summary=False,
+            enable_progress_bar=self.progress_bar,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            plugins=[CheckpointFolders(), *slurm, *plugin],
+            default_root_dir=run_dir,
+            logger=loggers,
+            callbacks=[*bar, FetchOnException(), *compiled, *callbacks],
+        )
+
+    def _strategy(self) -> str | Strategy:
+        if self._zero_stage is not None:
+            from caldpo.distributed.deepspeed_strategy import ZeroStrategy
+
+            half = self.precision == "bf16-true"
+            return ZeroStrategy(self._zero_stage, cpu_offload=self.cpu_offload, half=half)
+        if not self.is_sharded:
+            return self.strategy
+        from caldpo.distributed.fsdp_strategy import ShardedStrategy
+
+        return ShardedStrategy(self.world_size, cpu_offload=self.cpu_offload)
+
+
+class StepProgress(RichProgressBar):
+    """Lightning's bar of an epoch, with the optimiser steps done of all in its label."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        total = int(self.trainer.estimated_stepping_batches)
+        return f"Epoch {current_epoch} from step {self.trainer.global_step}/{total}"
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)  # Lightning's number of the run, which has a folder instead
+        return items | getattr(pl_module, "shown", {})  # plain numbers: logged tensors would be fetched at every step
+
+
+class FetchOnException(pl.Callback):
+    """Writes the rows that are still on the device before an exception ends the run."""
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        # A device in disorder cannot be read any more, and what ended the run matters more than what follows from it.
+        with contextlib.suppress(Exception):
+            pl_module.fetch_rows(alone=True)
+
+
+def _quieten() -> None:
+    """Drop Lightning's advice that does not apply here; its warnings about anything else stay."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        "does not have many workers",
+        "Checkpoint directory",
+        "Experiment logs directory",
+        "treespec, LeafSpec",
+    ):
+        warnings.filterwarnings("ignore", f".*{text}.*")

@@ -1,0 +1,95 @@
+"""The embedded policy: a small Llama that is fitted to reviews on first use and cached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
+from caldpo.config.signatures import validated
+from caldpo.environments.folder_cache import cached_folder
+from caldpo.environments.reviews.review_tokenizer import build_tokenizer
+from caldpo.environments.reviews.sft_policy import SftRecipe, model_config, save_sft
+from caldpo.errors import CaldpoError
+from caldpo.models.model_source import prepare_for_training
+
+
+class TinyModel:
+    """The SFT model of the reviews environment.
+
+    Its weights are a function of these arguments alone, not of the training seed: runs of a sweep over seeds
+    start from the same policy and are compared with the same reference.
+
+    Args:
+        hidden_size: width of the residual stream.
+        intermediate_size: width inside the feed-forward block.
+        num_layers: transformer blocks.
+        num_heads: attention heads; must divide ``hidden_size``.
+        initializer_range: standard deviation of the weights that fitting starts from.
+        sft_steps: optimiser steps of the fit.
+        sft_batch_size: reviews a step.
+        sft_lr: peak learning rate of the fit.
+        sft_seed: of weights and reviews.
+        cache: folder where the fitted model is kept, under a name that says what defines it.
+    """
+
+    @validated
+    def __init__(
+        self,
+        hidden_size: PositiveInt,
+        intermediate_size: PositiveInt,
+        num_layers: PositiveInt,
+        num_heads: PositiveInt,
+        initializer_range: Positive,
+        sft_steps: PositiveInt,
+        sft_batch_size: PositiveInt,
+        sft_lr: Positive,
+        sft_seed: NonNegativeInt,
+        cache: str,
+    ) -> None:
+        # rotary positions turn the features of a head in pairs
+        if hidden_size % (2 * num_heads):
+            raise CaldpoError(
+                f"model.hidden_size={hidden_size} must be a multiple of twice the heads",
+                key="model.num_heads",
+                value=num_heads,
+            )
+        self.cache = Path(cache)
+        self.recipe = SftRecipe(
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            initializer_range=initializer_range,
+            steps=sft_steps,
+            batch_size=sft_batch_size,
+            lr=sft_lr,
+            seed=sft_seed,
+        )
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return build_tokenizer()
+
+    def load_policy(self) -> PreTrainedModel:
+        folder = cached_folder(self.cache, self._name, lambda f: save_sft(self.recipe, f), key="model.cache")
+        try:
+            policy = LlamaForCausalLM.from_pretrained(folder, use_safetensors=True)
+        except Exception as error:  # safetensors and json have errors of their own
+            raise CaldpoError(
+                f"the cached model in {folder} cannot be read: {str(error).splitlines()[0]}",
+                remedy="delete the folder; the model is then fitted again",
+            ) from error
+        return prepare_for_training(policy, gradient_checkpointing=False, dropout=False)
+
+    def skeleton(self) -> PreTrainedModel:
+        policy = LlamaForCausalLM(model_config(self.recipe, self.load_tokenizer()))
+        return prepare_for_training(policy, gradient_checkpointing=False, dropout=False)
+
+    def identity(self) -> str:
+        r = self.recipe
+        return f"{self._name} (Llama, hidden {r.hidden_size}, {r.num_layers} layers, fitted to reviews)"
+
+    @property
+    def _name(self) -> str:
+        return f"reviews-sft-{self.recipe.digest()}"

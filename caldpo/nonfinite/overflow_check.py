@@ -1,0 +1,174 @@
+"""Overflow that the configuration makes certain: refused before data and weights are there, with the arithmetic.
+
+What is computed in which dtype: log-probs, the loss and its slopes by the log-probs in float32 (float64 with
+``precision=64-true``), whatever the weights' dtype. So ``(1 / (2 beta))^2`` itself never meets float16. What does is
+the gradient on its way from the log-probs into the model, ``slope / pairs x (W_y - sum_v p_v W_v)``, W being the output
+head's rows: it is rounded to the dtype of the hidden states, and under ``16-mixed`` it is multiplied by a scale before,
+which starts at 65,536 and is halved at each step that overflows. With float16 weights there is no such scale, and the
+gradient's norm and the optimiser's state are float16 as well.
+
+Only what no data and no weights can mend is refused: slopes are those of a pair for which policy and reference agree,
+and a log-prob's gradient is taken to be as small as :data:`SMALLEST`, far below any language model's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from caldpo.errors import CaldpoError
+from caldpo.losses.base import PreferenceLoss
+from caldpo.models.adapters import NoAdapter
+from caldpo.types import PairLogps
+
+SMALLEST = 1e-3  # per nat, of a log-prob's gradient by the hidden states, and by all weights together
+SCALE = 2.0**16  # that float16 arithmetic starts with
+SCORES_APART = 1e-3  # of a pair, where the targets are the data's scores
+HALF_MAX, SINGLE_MAX = (torch.finfo(dtype).max for dtype in (torch.float16, torch.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A pair's loss where policy and reference agree, and the larger of its slopes by the two log-probs."""
+
+    loss: float
+    slope: float
+
+
+def at_start(loss: PreferenceLoss, tokens: int, dtype: torch.dtype) -> Start:
+    """Evaluate a loss on a mild pair: 0.1 nats, as many tokens as there can be, scores hardly apart.
+
+    Args:
+        loss: of any kind; its value and slope are found by computing them.
+        tokens: of a response, which divide what is a mean per token.
+        dtype: to compute in.
+    """
+    nats = torch.full((1,), -0.1, dtype=dtype)
+    chosen, rejected = nats.clone().requires_grad_(), nats.clone().requires_grad_()
+    lengths = torch.full_like(nats, tokens)
+    half = torch.full_like(nats, SCORES_APART / 2)
+    value = loss(PairLogps(chosen, rejected, nats, nats, lengths, lengths, half, -half)).loss.sum()
+    if not value.requires_grad:  # refused when it is trained, with a better reason
+        return Start(value.item(), 0.0)
+    slopes = torch.autograd.grad(value, (chosen, rejected), allow_unused=True)
+    return Start(value.item(), max(0.0 if s is None else abs(s.item()) for s in slopes))  # max keeps a leading nan
+
+
+def check_overflow(parts: dict[str, Any]) -> None:
+    """Refuse what is certain to overflow.
+
+    Raises:
+        CaldpoError: a loss, a gradient or the optimiser's state would, from the first step on; or the gradient is 0
+            for rounding alone.
+    """
+    loss, data, trainer = parts["loss"], parts["data"], parts["trainer"]
+    wide = torch.float64 if trainer.precision == "64-true" else torch.float32
+    start = at_start(loss, data.max_length, wide)
+    if not (math.isfinite(start.loss) and math.isfinite(start.slope)):
+        exact = at_start(loss, data.max_length, torch.float64)
+        name, largest = str(wide).removeprefix("torch."), torch.finfo(wide).max
+        raise _certain(
+            loss,
+            f"with policy and reference alike, a pair's loss is {exact.loss:.3g} and its slope {exact.slope:.3g}, and"
+            f" {name}, in which both are computed, ends at {largest:.3g}",
+        )
+    if start.slope == 0 and wide != torch.float64 and at_start(loss, data.max_length, torch.float64).slope > 0:
+        raise CaldpoError(
+            f"the slope of the loss {loss.formula} is 0 in {wide}: nothing would be trained",
+            **_extreme(loss),
+            remedy="raise it: published values of beta begin at 5e-5",
+        )
+    pairs = data.micro_batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    smallest = start.slope / pairs * SMALLEST
+    arithmetic = f"slope {start.slope:.3g} / {pairs} pairs x {SMALLEST:g} = {smallest:.3g}"
+    halves = float16_weights(parts)
+    if wide == torch.float32 and smallest > math.sqrt(SINGLE_MAX):
+        raise _certain(
+            loss,
+            f"the gradient's norm is at least {arithmetic}, and its square is beyond float32's {SINGLE_MAX:.3g}",
+        )
+    if scales_gradients(trainer):
+        if halves:
+            raise CaldpoError(
+                "float16 arithmetic scales its gradients, and cannot take the scale off gradients that are themselves"
+                " float16, as those of model.dtype=float16 are",
+                key="trainer.precision",
+                value="16-mixed",
+                remedy="set model.dtype=float32, or trainer.precision=bf16-mixed",
+            )
+        skipped = steps_to_scale(smallest)
+        if skipped > trainer.max_skipped_steps:
+            raise _certain(
+                loss,
+                f"the gradient by the hidden states is at least {arithmetic}; times float16's first scale of {SCALE:g}"
+                f" it is beyond {HALF_MAX:g}, and {skipped} steps in a row would be skipped to halve that scale until"
+                f" it fits, where trainer.max_skipped_steps={trainer.max_skipped_steps}",
+            )
+    elif halves:
+        if smallest > HALF_MAX:
+            raise _certain(loss, f"the gradient is at least {arithmetic}, and float16 ends at {HALF_MAX:g}")
+        _check_optimizer(parts)
+
+
+def scales_gradients(trainer: Any) -> bool:
+    """Whether float16 arithmetic will scale the gradients: on a CPU, Lightning takes bfloat16 instead."""
+    return bool(trainer.precision == "16-mixed" and trainer.accelerator == "gpu")
+
+
+def float16_weights(parts: dict[str, Any]) -> bool:
+    """Whether the configuration says that the weights are float16, and no precision changes them."""
+    kept = parts["trainer"].precision not in ("bf16-true", "64-true")
+    return kept and getattr(parts["model"], "dtype", None) == "float16"
+
+
+def steps_to_scale(smallest: float) -> int:
+    """Steps whose scaled gradient overflows float16 until the scale has been halved often enough."""
+    return max(0, math.ceil(math.log2(smallest * SCALE / HALF_MAX))) if smallest > 0 else 0
+
+
+def _check_optimizer(parts: dict[str, Any]) -> None:
+    """An epsilon that float16 rounds to 0 divides by 0 wherever a squared gradient does too: at once, and often."""
+    optim = parts["optim"]
+    eps = getattr(optim, "eps", None)
+    in_wide_kernel = getattr(optim, "fused", False) is not False  # fused kernels compute in float32
+    if eps is None or in_wide_kernel or not isinstance(parts["adapter"], NoAdapter):
+        return
+    if float(torch.tensor(eps, dtype=torch.float16)) == 0:
+        raise CaldpoError(
+            "is 0 in float16, in which the optimiser keeps the state of float16 weights; so is the square of any small"
+            " gradient, and the first update divides by their sum",
+            key="optim.eps",
+            value=f"{eps:g}",
+            remedy="set model.dtype=float32 with trainer.precision=bf16-mixed, optim=adamw optim.fused=true, or"
+            " optim.eps=1e-6",
+        )
+
+
+def _certain(loss: PreferenceLoss, why: str) -> CaldpoError:
+    setting = _extreme(loss)
+    too_large = setting["key"] == "loss.beta" and float(setting["value"]) > 1
+    remedy = "lower loss.beta" if too_large else "raise loss.beta, or lower the weight that makes the loss this large"
+    return CaldpoError(
+        f"the loss {loss.formula} is certain to overflow: {why}",
+        **setting,
+        remedy=remedy,
+    )
+
+
+def _extreme(loss: PreferenceLoss) -> dict[str, Any]:
+    """Key and value of the setting that is furthest from 1; the loss alone where none is far."""
+    names = inspect.signature(type(loss).__init__).parameters
+    settings = {
+        found if found in names else f"{part}_{found}": value  # the weight of ``calibration`` is calibration_weight
+        for part, module in loss.named_modules()
+        for found, value in vars(module).items()
+        if isinstance(value, float) and value != 0
+    }
+    far = max(settings, key=lambda name: abs(math.log10(abs(settings[name]))), default=None)
+    if far is None or 1e-6 < abs(settings[far]) < 1e6:
+        return {"key": "loss"}
+    return {"key": f"loss.{far}", "value": f"{settings[far]:g}"}

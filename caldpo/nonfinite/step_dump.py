@@ -1,0 +1,256 @@
+"""A step's batch in a file, to be computed again: token ids, log-probs and where they come from, and no code.
+
+``nonfinite_batches/step-N.safetensors`` in the run's folder, one for each rank where there are several. Tensors: ``tokens``
+(all sequences in a row) and ``ends`` (where each prompt, chosen and rejected response ends), and per pair ``index``,
+``weight``, ``scores`` where the data has them, log-probs (nats), loss and terms. The metadata holds everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from caldpo.data.pair import TokenizedPair
+from caldpo.errors import CaldpoError
+from caldpo.nonfinite.locate import LOGPS, SeenBatch
+from caldpo.resume.config_diff import config_digest, read_config
+from caldpo.types import PairBatch
+from caldpo.utils.atomic_io import atomic_file
+
+FOLDER = "nonfinite_batches"
+FORMAT = "caldpo bad batch 1"
+_TEXTS = ("reason", "loss", "formula")
+_WHOLE, _REAL = (torch.int32, torch.int64), (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Dump:
+    """A step's batch as it was read back.
+
+    Args:
+        pairs: in the order of the micro-batches, their origins in place.
+        micro_batches: how many of the pairs each has.
+        weight: 1 for a real pair, 0 for filler.
+        values: per pair, by name: log-probs as in :class:`PairLogps`, ``loss`` and ``terms/*``.
+        said: the metadata: step, reason, loss, layout and so on.
+    """
+
+    pairs: list[TokenizedPair]
+    micro_batches: list[int]
+    weight: list[float]
+    values: dict[str, Tensor]
+    said: dict[str, Any]
+
+
+def dump_step(
+    run_dir: Path,
+    step: int,
+    seen: Sequence[SeenBatch],
+    *,
+    reason: str,
+    rank: int,
+    ranks: int,
+    loss: str,
+    formula: str,
+    data: Any = None,
+    gradient_scale: float = 1.0,
+) -> Path:
+    """Write this rank's share of a step.
+
+    Args:
+        run_dir: the run's folder.
+        step: optimiser steps before this one.
+        seen: its micro-batches.
+        reason: what was wrong with it, in words.
+        rank, ranks: which of how many this is.
+        loss, formula: of the run, for people.
+        data: says where pairs come from (``origin(index, split)``); None: by their index alone.
+        gradient_scale: of float16 arithmetic.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    pairs = [pair for one in seen for pair in pairs_of(one.batch)]
+    ends = [0]
+    for prompt, chosen, rejected in pairs:
+        for ids in (prompt, chosen, rejected):
+            ends.append(ends[-1] + len(ids))
+    tensors = {
+        "tokens": torch.tensor([t for pair in pairs for ids in pair for t in ids], dtype=torch.int32),
+        "ends": torch.tensor(ends, dtype=torch.int64),
+        "weight": _joined([one.batch.weight for one in seen]),
+        "index": _joined([one.batch.index for one in seen]),
+    }
+    for name in LOGPS:
+        known: list[Tensor] = [value for one in seen if (value := getattr(one.logps, name)) is not None]
+        if known and len(known) == len(seen):
+            tensors[name] = _joined(known)
+    for name in seen[0].values if seen else ():
+        tensors[name] = _joined([one.values[name] for one in seen])
+    scores = [(b.score_chosen, b.score_rejected) for b in (one.batch for one in seen)]
+    both = [torch.stack([c, r]) for c, r in scores if c is not None and r is not None]
+    if both and len(both) == len(seen):
+        tensors["scores"] = torch.cat(both, dim=1).cpu()
+    rows = [(int(i), one.batch.split) for one in seen for i in one.batch.index.tolist()]
+    origin = getattr(data, "origin", None)
+    said = {
+        "format": FORMAT,
+        "step": step,
+        "rank": rank,
+        "ranks": ranks,
+        "reason": reason,
+        "loss": loss,
+        "formula": formula,
+        "layout": "packed" if seen and seen[0].batch.spans is not None else "padded",
+        "micro_batches": [one.batch.pairs for one in seen],
+        "gradient_scale": gradient_scale,
+        "step_pairs": seen[0].batch.step_pairs if seen else 0,
+        "origins": [str(origin(i, split)) if origin and split else f"pair {i}" for i, split in rows],
+        "checkpoint": last_checkpoint(run_dir, step),
+        "config_digest": digest_of_folder(run_dir),
+    }
+    path = run_dir / FOLDER / (f"step-{step}.safetensors" if ranks == 1 else f"step-{step}-rank-{rank}.safetensors")
+    path.parent.mkdir(exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(save(tensors, metadata={"caldpo": json.dumps(said)}))
+    return path
+
+
+def pairs_of(batch: PairBatch) -> list[tuple[list[int], list[int], list[int]]]:
+    """Prompt, chosen and rejected token ids of each pair of a batch, filler included, as they were put together."""
+    count, ids = batch.pairs, batch.input_ids.flatten().tolist()
+    targets, places = batch.targets.tolist(), batch.predicts.tolist()
+    lengths, width = batch.response_lengths.tolist(), batch.input_ids.shape[1]
+    found, at, row = [], 0, 0
+    for i in range(count):
+        # the first token of the chosen response is predicted where its prompt ends
+        begin = row if batch.spans is not None else places[at] // width * width
+        prompt = ids[begin : places[at] + 1]
+        chosen, rejected = (lengths[i], lengths[count + i])
+        found.append((prompt, targets[at : at + chosen], targets[at + chosen : at + chosen + rejected]))
+        at += chosen + rejected
+        row += sum(batch.spans[i]) if batch.spans is not None else 0
+    return found
+
+
+def read_dump(path: Path) -> Dump:
+    """Read a step's batch back.
+
+    Raises:
+        CaldpoError: the file is missing, damaged, or none of these.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        said = json.loads(metadata["caldpo"])
+        if said["format"] != FORMAT:
+            raise _no_dump(path, f"it is of the format {said['format']!r}, and this version reads {FORMAT!r}")
+        return _checked(path, said, tensors)
+    except FileNotFoundError as error:
+        raise _no_dump(path, "there is no such file") from error
+    except OSError as error:
+        raise _no_dump(path, f"it cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        detail = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise _no_dump(path, f"it is damaged, or no batch that a run has written ({detail})") from error
+
+
+def _checked(path: Path, said: dict[str, Any], tensors: dict[str, Tensor]) -> Dump:
+    """The dump, its parts held against each other.
+
+    Raises:
+        ValueError, KeyError, TypeError, ArithmeticError: a part is missing, or has another type than is written.
+    """
+    _require_types(tensors)
+    tokens, ends = tensors.pop("tokens").tolist(), tensors.pop("ends").tolist()
+    index, weight, scores = tensors.pop("index").tolist(), tensors.pop("weight").tolist(), tensors.pop("scores", None)
+    micro_batches, origins = [int(n) for n in said["micro_batches"]], [_shown(o) for o in said["origins"]]
+    count = len(index)
+    sizes = {len(weight), len(origins), sum(micro_batches), *(len(value) for value in tensors.values())}
+    sizes |= set() if scores is None else {scores.shape[1]}
+    said |= {name: int(said[name]) for name in ("step", "rank", "ranks", "step_pairs")}
+    said |= {name: _shown(said[name]) for name in _TEXTS}
+    said["gradient_scale"] = float(said["gradient_scale"])
+    fits = (
+        count > 0
+        and sizes == {count}
+        and min(micro_batches) > 0
+        and len(ends) == 3 * count + 1
+        and ends[0] == 0
+        and ends[-1] == len(tokens)
+        and all(a < b for a, b in pairwise(ends))  # no sequence is empty
+        and min(tokens) >= 0
+        and 0 <= said["step"] < 2**63
+        and 0 <= said["rank"] < said["ranks"] < 2**31
+        and 0 < said["step_pairs"] < 2**63
+        and 0 < said["gradient_scale"] < math.inf
+        and said["layout"] in ("packed", "padded")
+        and (said["checkpoint"] is None or re.fullmatch(r"checkpoints/step-\d+", said["checkpoint"]))
+    )
+    if not fits:
+        raise _no_dump(path, "its parts do not go together")
+    both = [(None, None)] * count if scores is None else list(zip(*scores.tolist(), strict=True))
+    sequences = [tokens[begin:end] for begin, end in pairwise(ends)]
+    pairs = [
+        TokenizedPair(
+            sequences[3 * i], sequences[3 * i + 1], sequences[3 * i + 2], both[i][0], both[i][1], index[i], origins[i]
+        )
+        for i in range(count)
+    ]
+    return Dump(pairs, micro_batches, weight, tensors, said)
+
+
+def _require_types(tensors: dict[str, Tensor]) -> None:
+    """Each tensor has the shape and the kind of number that is written.
+
+    Raises:
+        ValueError: one has not.
+    """
+    for name, value in tensors.items():
+        kinds = _WHOLE if name in ("tokens", "ends", "index") else _REAL
+        if value.dtype not in kinds or value.shape[: value.dim() - 1] != ((2,) if name == "scores" else ()):
+            raise ValueError(f"{name!r} is {value.dtype} of the shape {tuple(value.shape)}")
+
+
+def _shown(value: Any) -> str:
+    """Text that a terminal can show: JSON can hold halves of surrogate pairs."""
+    return str(value).encode("utf-8", "replace").decode()
+
+
+def last_checkpoint(run_dir: Path, step: int) -> str | None:
+    """The latest checkpoint that holds weights from before ``step``'s update, relative to the run's folder."""
+    found = [path.parent.name for path in run_dir.glob("checkpoints/step-*/weights.safetensors")]
+    steps = [int(name.removeprefix("step-")) for name in found if re.fullmatch(r"step-\d+", name)]
+    earlier = [n for n in steps if n <= step]
+    return f"checkpoints/step-{max(earlier)}" if earlier else None
+
+
+def digest_of_folder(run_dir: Path) -> str | None:
+    """The digest of the configuration that a run keeps in its folder; None where there is none."""
+    try:
+        config = read_config(run_dir)
+    except CaldpoError:
+        return None
+    return None if config is None else config_digest(config)
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    return torch.cat([value.detach().cpu() for value in values]) if values else torch.zeros(0)
+
+
+def _no_dump(path: Path, why: str) -> CaldpoError:
+    return CaldpoError(
+        why, key="replay", value=path, remedy=f"name a file of {FOLDER}/ in a run's folder, as the run has written it"
+    )

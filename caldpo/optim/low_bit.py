@@ -1,0 +1,111 @@
+"""Optimisers of bitsandbytes (the extra ``bnb``): states in 8 bits, states that may leave the GPU, and Lion."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import nn
+
+from caldpo.config.bounds import Fraction, NonNegative, Positive
+from caldpo.config.signatures import validated
+from caldpo.optim.lr_schedule import Schedule
+from caldpo.optim.optimizer_base import OptimizerChoice, refuse_sharded, require_package
+from caldpo.optim.param_groups import decay_groups
+
+
+class FromBitsAndBytes(OptimizerChoice):
+    """What these have in common."""
+
+    option: str
+
+    def check(self, precision: str, *, sharded: bool = False, replicas: bool = False) -> None:
+        """Look whether bitsandbytes is installed, and goes with the strategy.
+
+        Raises:
+            CaldpoError: it does not.
+        """
+        require_package("bitsandbytes", self.option)
+        if sharded:
+            refuse_sharded(self.option)  # its kernels know nothing of PyTorch's sharded tensors
+
+
+class LowMemoryAdamW(FromBitsAndBytes):
+    """AdamW with 8-bit moments (Dettmers et al. 2022), in blocks of 256 with a scale each, or with paged ones.
+
+    Weights below 4,096 elements keep 32-bit moments.
+
+    Args:
+        schedule: of the learning rate.
+        lr: peak learning rate.
+        beta1, beta2: decay of the two moments.
+        eps: added to the denominator.
+        weight_decay: decoupled, on matrices.
+        bits: of the moments.
+        paged: moments in memory that CUDA moves to the host when the GPU's runs out, and back.
+    """
+
+    @validated
+    def __init__(
+        self,
+        schedule: Schedule,
+        lr: Positive = 1e-6,
+        beta1: Fraction = 0.9,
+        beta2: Fraction = 0.999,
+        eps: Positive = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        bits: Literal[8, 32] = 8,
+        paged: bool = False,
+    ) -> None:
+        self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
+        self.betas, self.eps, self.bits, self.paged = (beta1, beta2), eps, bits, paged
+        self.option = "adamw_paged" if paged else "adamw_8bit"
+
+    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
+        """The optimiser and its schedule; see :meth:`caldpo.optim.adamw.AdamW.build`."""
+        import bitsandbytes
+
+        optimizer = bitsandbytes.optim.AdamW(
+            decay_groups(policy, self.weight_decay),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            optim_bits=self.bits,
+            is_paged=self.paged,
+        )
+        return self.schedule.attach(optimizer, total_steps)
+
+
+class Lion(FromBitsAndBytes):
+    """Lion, Chen et al. 2023: the sign of a moving average, and one moment in place of AdamW's two.
+
+    Args:
+        schedule: of the learning rate.
+        lr: peak learning rate, which every weight moves by: a third to a tenth of AdamW's.
+        beta1: share of the moment in the update.
+        beta2: decay of the moment.
+        weight_decay: decoupled, on matrices.
+        bits: of the moment.
+    """
+
+    option = "lion"
+
+    @validated
+    def __init__(
+        self,
+        schedule: Schedule,
+        lr: Positive = 1e-7,
+        beta1: Fraction = 0.9,
+        beta2: Fraction = 0.99,
+        weight_decay: NonNegative = 0.0,
+        bits: Literal[8, 32] = 32,
+    ) -> None:
+        self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
+        self.betas, self.bits = (beta1, beta2), bits
+
+    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
+        """The optimiser and its schedule; see :meth:`caldpo.optim.adamw.AdamW.build`."""
+        import bitsandbytes
+
+        groups = decay_groups(policy, self.weight_decay)
+        optimizer = bitsandbytes.optim.Lion(groups, lr=self.lr, betas=self.betas, optim_bits=self.bits)
+        return self.schedule.attach(optimizer, total_steps)

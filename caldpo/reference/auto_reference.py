@@ -1,0 +1,75 @@
+"""Chooses how the reference is kept, by what the run is going to ask of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rich.console import Console
+
+from caldpo.config.bounds import NonNegativeInt
+from caldpo.config.signatures import validated
+from caldpo.models.adapters import is_adapted
+from caldpo.reference.disabled_adapter import Adapter
+from caldpo.reference.frozen_model import Frozen
+from caldpo.reference.precomputed import Precomputed
+from caldpo.reference.reference_base import Reference, ReferenceContext, ReferenceSource
+from caldpo.utils.collectives import is_first_rank
+
+ReferenceMode = Literal["precomputed", "frozen", "adapter"]
+
+
+class Auto:
+    """``reference=auto``: precomputed where the run sees about all of its pairs, else a live model.
+
+    Args:
+        path: hub id or folder of another reference; None is the policy's start.
+        distinct: the reference is meant to be another model than the one the policy starts from. Otherwise
+            log-ratios have to be 0 before the first step.
+        cache: folder of the log-probs, shared by all runs that name it.
+        spot_check: pairs recomputed whenever log-probs are read; 0: none.
+    """
+
+    @validated
+    def __init__(
+        self,
+        path: str | None = None,
+        distinct: bool = False,
+        cache: str = "outputs/cache/reference",
+        spot_check: NonNegativeInt = 8,
+    ) -> None:
+        self.precomputed, self.distinct, self.path = Precomputed(path, distinct, cache, spot_check), distinct, path
+
+    def identity(self, policy: str) -> str:
+        return self.precomputed.identity(policy)
+
+    def check(self) -> None:
+        self.precomputed.check()
+
+    def build(self, context: ReferenceContext) -> Reference:
+        """What was chosen, which is printed with the reason."""
+        way, why = choose(context, own_start=self.path is None)
+        if is_first_rank():
+            Console().print(f"reference=auto: {way}, {why}", soft_wrap=True, highlight=False)
+        ways: dict[ReferenceMode, ReferenceSource] = {
+            "precomputed": self.precomputed,
+            "frozen": Frozen(self.path, "same", self.distinct),
+            "adapter": Adapter(),
+        }
+        return ways[way].build(context)
+
+
+def choose(context: ReferenceContext, *, own_start: bool) -> tuple[ReferenceMode, str]:
+    """How to keep the reference, and why.
+
+    Caching costs one pass over each split that is asked for. A run that sees fewer training pairs than there are
+    would wait for log-probs that it never uses; from nine tenths on, the memory that is saved is worth it.
+    """
+    if "train" not in context.asked:
+        return "precomputed", "the loss needs no reference; the held-out pairs are evaluated with it"
+    pairs = len(context.splits["train"])
+    share = f"the run sees {context.seen:,} pairs of {pairs:,}"
+    if context.seen >= 0.9 * pairs:
+        return "precomputed", f"{share}, so one pass over them serves this run and all that follow"
+    if own_start and is_adapted(context.policy):
+        return "adapter", f"{share}, and the policy without its adapter is the reference"
+    return "frozen", f"{share}, too few to compute log-probs of all first"

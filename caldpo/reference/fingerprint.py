@@ -1,0 +1,165 @@
+"""What determines a reference's log-probs: the key under which they are kept.
+
+What a tokenizer, its chat template and the truncation made of the pairs are token ids, and those enter the key;
+their names are only written beside it, for people. So are the names of models: the weights themselves enter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from caldpo.distributed.fsdp import whole
+from caldpo.models.adapters import base_model, base_weights, reference_adapter
+from caldpo.utils.atomic_io import file_digest
+from caldpo.utils.collectives import gathered, is_first_rank
+from caldpo.utils.delayed_progress import LateBar
+
+ENGINE_VERSION = "2"
+"""Of the log-prob engine: raised when it computes other values from the same weights and tokens."""
+
+MANIFEST = "manifest.json"
+CHUNK = 32 * 2**20  # bytes hashed at a time: large enough for threads to pay, small enough to share them out
+_PASSING = {
+    "_name_or_path",
+    "architectures",
+    "transformers_version",
+    "use_cache",
+    "dtype",
+    "torch_dtype",
+    "_commit_hash",
+}
+
+
+def model_facts(
+    model: PreTrainedModel, device: torch.device, precision: AbstractContextManager[object]
+) -> dict[str, str]:
+    """What determines log-probs, beside the tokens; the state without adapter is what counts.
+
+    Args:
+        model: the reference.
+        device: where it is going to compute.
+        precision: the context in which it is going to compute.
+    """
+    with precision:
+        enabled = torch.is_autocast_enabled(device.type)
+        autocast = str(torch.get_autocast_dtype(device.type)) if enabled else "off"
+    said = model_configuration(model)
+    dtype = said.pop("dtype")
+    return {
+        **said,
+        "weights": weights_digest(model),
+        "dtype": dtype,
+        "attention": str(base_model(model).config._attn_implementation).removeprefix("caldpo_"),  # one for both layouts
+        "autocast": autocast,
+        "device": device.type,
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "engine": ENGINE_VERSION,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+
+
+def model_configuration(model: PreTrainedModel) -> dict[str, str]:
+    """What determines a model's outputs beside its weights, wherever it computes: class, code, settings, dtype.
+
+    An adapter that is trained is left out; that of the reference is in it, with the scale that its weights do not tell.
+    """
+    base = base_model(model)
+    # a model that is sharded has a class made for it, whose base is the model's own
+    own = next(kind for kind in type(base).__mro__ if not issubclass(kind, FSDPModule))
+    config = {k: v for k, v in base.config.to_dict().items() if k not in _PASSING}
+    facts = {"model class": own.__name__, "model configuration": _of_json(config), "dtype": str(base.dtype)}
+    if not own.__module__.startswith("transformers."):  # of which the version is known
+        facts["model code"] = file_digest(Path(inspect.getfile(own)))
+    if (kept := reference_adapter(model)) is not None:
+        facts["adapter"] = _of_json(kept)
+    return facts
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 over the content of all weights without the adapter, with their names, shapes and dtypes.
+
+    Of a model that is sharded over ranks it is the same, and all ranks have to ask: the first one reads.
+    """
+    weights = dict(base_weights(model))
+    sharded = any(isinstance(value, DTensor) for value in weights.values())
+    reads = not sharded or is_first_rank()
+    found: dict[tuple[str, int], str] = {}
+    total = sum(value.nbytes for value in weights.values())
+    # hashlib lets other threads run while it works
+    with LateBar("Reading the reference's weights", total) as bar, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        waiting: dict[Future[str], tuple[str, int, int]] = {}
+
+        def collect() -> None:
+            for done in as_completed(waiting):
+                name, start, size = waiting[done]
+                found[name, start] = done.result()
+                bar.advance(size)
+            waiting.clear()
+
+        for name, value in weights.items():
+            gathered_value = whole(value)
+            if reads:
+                pieces = _pieces(gathered_value)
+                waiting |= {pool.submit(_content, piece): (name, start, piece.nbytes) for start, piece in pieces}
+            if sharded:  # one whole weight at a time
+                collect()
+        collect()
+    shapes = {name: [str(value.dtype), *value.shape] for name, value in weights.items()}
+    contents = [[name, start, digest] for (name, start), digest in sorted(found.items())]
+    digest = _digest(json.dumps([shapes, contents], sort_keys=True).encode())
+    return gathered(digest)[0] if sharded else digest
+
+
+def key_of(facts: Mapping[str, str]) -> str:
+    """Hex digest of everything that determines a split's log-probs."""
+    return _digest(json.dumps(dict(facts), sort_keys=True).encode())
+
+
+def difference(cache: Path, split: str, facts: Mapping[str, str]) -> str | None:
+    """In what the most similar log-probs of ``split`` in ``cache`` differ from ``facts``; None: there are none."""
+    others = [read_manifest(path) for path in cache.glob(f"{split}-*/{MANIFEST}")]
+    differing = [tuple(name for name in facts if other.get(name) != facts[name]) for other in others if other]
+    nearest = min(differing, key=len, default=None)
+    return None if nearest is None else ", ".join(nearest)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The facts that determine the values beside it; empty where they cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["determined by"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _pieces(value: Tensor) -> list[tuple[int, Tensor]]:
+    flat = value.detach().reshape(-1)
+    step = max(CHUNK // value.element_size(), 1)
+    return [(start, flat[start : start + step]) for start in range(0, len(flat), step)]
+
+
+def _content(piece: Tensor) -> str:
+    return _digest(piece.cpu().contiguous().view(torch.uint8).numpy())
+
+
+def _of_json(content: Mapping[str, Any]) -> str:
+    return _digest(json.dumps(content, sort_keys=True, default=str).encode())
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()

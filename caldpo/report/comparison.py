@@ -1,0 +1,186 @@
+"""``python -m caldpo.compare FOLDER``: report, table and pictures of a sweep, from the runs' files alone."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.config.bounds import PositiveInt
+from caldpo.config.find_runs import find_runs, no_folder
+from caldpo.config.signatures import validated
+from caldpo.errors import CaldpoError
+from caldpo.utils.atomic_io import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from caldpo.report.grouping import Setting
+
+
+def compare(cfg: DictConfig) -> None:
+    """Compare the runs that ``conf/compare.yaml`` names.
+
+    Raises:
+        CaldpoError: see :func:`compare_runs`.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    compare_runs(**{str(key): value for key, value in plain.items() if key != "hydra"})  # type: ignore[union-attr]
+
+
+@validated
+def compare_runs(
+    sweep: str | list[str],
+    output: str | None = None,
+    band: Literal["range", "sd"] = "range",
+    dpi: PositiveInt = 150,
+) -> None:
+    """Write ``report.md``, ``comparison.csv`` and the figures, and print the main figures.
+
+    Args:
+        sweep: folder of a sweep, of several sweeps, or of one run, or a list of such; relative to the current folder.
+        output: folder that all is written into; None takes ``sweep``, of several a new one below ``outputs``.
+        band: what is drawn around a mean over seeds: ``range`` (lowest to highest) or ``sd`` (+-1).
+        dpi: resolution of the .png files.
+
+    Raises:
+        CaldpoError: a folder is missing or holds no runs, none of them finished, none logged held-out
+            log-ratios, or the folder cannot be written to.
+    """
+    folders = [Path(name).expanduser().absolute() for name in ([sweep] if isinstance(sweep, str) else sweep)]
+    if not folders:
+        raise no_folder()
+    runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
+    root = folders[0] if len(folders) == 1 else Path(os.path.commonpath(folders))
+    place = root if len(folders) == 1 else Path("outputs").absolute() / f"compare_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    place = place if output is None else Path(output).expanduser().absolute()
+
+    # Heavy from here on: a wrong folder has been answered.
+    from rich.console import Console
+
+    from caldpo.report.comparison_console import print_outcome
+    from caldpo.report.grouping import group
+    from caldpo.report.read_runs import read_runs
+
+    console = Console()
+    with console.status("Reading runs") as status:
+        settings = group(read_runs(runs, root))
+        finished = _require_finished(settings, ", ".join(map(str, folders)))
+        status.update("Drawing")
+        written, failed = _write(place, folders, settings, finished, band, dpi)
+    print_outcome(console, settings, written, failed)
+
+
+def _require_finished(settings: Sequence[Setting], sweep: str) -> list[Setting]:
+    """The settings that have figures to compare."""
+    from caldpo.metric_definitions import CHOSEN
+    from caldpo.utils.text_format import shorten
+
+    runs = [run for setting in settings for run in setting.runs]
+    finished = [setting for setting in settings if setting.finished]
+    if not finished:
+        reasons: dict[str, list[str]] = {}
+        for run in runs:
+            reasons.setdefault(f"{run.status}, {shorten(run.error or '')}", []).append(run.name)
+        why = [f"  {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+        raise CaldpoError(
+            "\n".join(["no run finished, so there is nothing to compare", *why]),
+            key="sweep",
+            value=sweep,
+            remedy="see error.txt and metrics.csv in the runs' folders, mend the cause and train again",
+        )
+    if not any(CHOSEN.curve(run.curves) for setting in finished for run in setting.finished):
+        noted = [f"  {run.name}: {note}" for run in runs if run.finished for note in run.notes]
+        raise CaldpoError(
+            "\n".join([f"no finished run has {CHOSEN.key} in its metrics.csv", *noted]),
+            key="sweep",
+            value=sweep,
+            remedy="check that the runs' metrics.csv were copied whole, or train again",
+        )
+    return finished
+
+
+def _write(
+    place: Path,
+    folders: Sequence[Path],
+    settings: Sequence[Setting],
+    finished: Sequence[Setting],
+    band: Literal["range", "sd"],
+    dpi: int,
+) -> tuple[list[Path], list[str]]:
+    """Write everything; the paths, the report first, and what could not be drawn."""
+    from caldpo.report import comparison_facts as facts
+    from caldpo.report import comparison_table as table
+    from caldpo.report import displacement_plot as displacement
+    from caldpo.report import dynamics_plot as dynamics
+    from caldpo.report import frontier_plot as frontier
+    from caldpo.report import loss_terms_plot as terms
+    from caldpo.report import markdown_report as document
+    from caldpo.report import reliability_plot as calibration
+
+    headline = facts.headline(finished)
+    dynamic = functools.cache(lambda: dynamics.reward_dynamics(finished, headline, band))
+    figures: dict[str, Callable[[], Figure | None]] = {
+        "reward_dynamics.png": dynamic,
+        "reward_dynamics.svg": dynamic,
+        "reward_kl.png": lambda: frontier.reward_kl(finished, headline),
+        "loss_terms.png": lambda: terms.loss_terms(finished, headline),
+        "calibration.png": lambda: calibration.calibration(finished, headline),
+        "displacement.png": lambda: displacement.displacement(finished, headline),
+    }
+    drawn: list[str] = []
+    failed: list[str] = []
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, make in figures.items():
+            if _is_drawn(make, place / name, dpi, failed):
+                drawn.append(name)
+            else:
+                (place / name).unlink(missing_ok=True)  # of an earlier comparison of other runs
+        table.write_comparison(place / "comparison.csv", settings)
+        tasks = [task for folder in folders if (task := _sweep_overrides(folder))]
+        text = document.report(settings, place, band, drawn, tasks, compared=folders, failed=failed)
+        write_text(place / "report.md", text)
+    except OSError as error:
+        raise CaldpoError(
+            f"the report cannot be written: {error.strerror or error}",
+            key="sweep" if place in folders else "output",
+            value=place,
+            remedy="make the folder writable, or name another one: output=FOLDER",
+        ) from error
+    return [place / name for name in ("report.md", *drawn, "comparison.csv")], failed
+
+
+def _is_drawn(make: Callable[[], Figure | None], path: Path, dpi: int, failed: list[str]) -> bool:
+    """Draw a figure. One that cannot be drawn costs that figure, and is named in ``failed``."""
+    from caldpo.config.run_lifecycle import one_line
+    from caldpo.report.plot_style import save
+
+    try:
+        figure = make()
+        if figure is None:
+            return False
+        save(figure, path, dpi)
+    except OSError:
+        raise
+    except Exception as error:  # of whatever is in the runs' files; the other figures and all tables are not to be lost
+        failed.append(f"{path.name} could not be drawn: {one_line(error)}")
+        return False
+    return True
+
+
+def _sweep_overrides(folder: Path) -> list[str] | None:
+    """The overrides that started the sweep, from Hydra's record of it."""
+    from caldpo.security.secrets import redact_text
+    from caldpo.utils.yaml_io import read_yaml
+
+    try:
+        task = read_yaml(folder / "multirun.yaml")["hydra"]["overrides"]["task"]
+        return [redact_text(str(text)) for text in task if not str(text).startswith("-")]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

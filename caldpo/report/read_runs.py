@@ -1,0 +1,194 @@
+"""Reads a run folder into a ``Run``. A damaged file costs what it lacks, never the other runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from caldpo.config.find_runs import natural
+from caldpo.config.run_lifecycle import one_line as one_line_of
+from caldpo.config.run_lifecycle import status_of
+from caldpo.config.summary_file import SUMMARY, read_summary
+from caldpo.errors import CaldpoError
+from caldpo.evaluation.suite_result import read_results
+from caldpo.report.escaping import one_line
+from caldpo.report.evaluation_measures import final_values
+from caldpo.report.figure_data import drawable
+from caldpo.report.inconsistencies import contradictions
+from caldpo.report.read_curves import read_curves
+from caldpo.report.reward_units import in_one_unit
+from caldpo.report.run_files import (
+    DIED,
+    FINISHED,
+    INCOMPLETE,
+    INTERRUPTED,
+    RUNNING,
+    UNREADABLE,
+    Curve,
+    Run,
+    as_float,
+    is_number,
+)
+from caldpo.security.secrets import redact_text
+from caldpo.utils.locks import is_held
+from caldpo.utils.yaml_io import flatten, read_json, read_yaml
+
+__all__ = ["read_curves", "read_run", "read_runs"]
+
+_NAMED = 5  # metrics of a kind that are named, the others counted
+_NO_END = {
+    RUNNING: "it is still training",
+    DIED: "its process ended without a word: killed, out of memory, or the machine went down",
+    INTERRUPTED: "it was stopped from outside",
+    INCOMPLETE: "it left no summary",
+}
+
+
+def read_runs(folders: Iterable[Path], root: Path) -> list[Run]:
+    """The runs of ``folders`` in the order in which their sweeps started them; names relative to ``root``.
+
+    Their rewards are in one unit. A run that cannot be read costs that run, which says why.
+    """
+    runs = in_one_unit([_read_or_named(folder, root) for folder in folders])
+    return sorted(
+        runs,
+        key=lambda run: (
+            natural(str(Path(run.name).parent)),
+            run.job if run.job is not None else len(runs),
+            natural(run.name),
+        ),
+    )
+
+
+def read_run(folder: Path, root: Path) -> Run:
+    """One run folder; what is missing or unreadable is named in ``notes`` or ``error``."""
+    notes: list[str] = []
+    raw, resolved = (_yaml(folder / name, notes) for name in (".hydra/config.yaml", "config.yaml"))
+    hydra = _mapping(_yaml(folder / ".hydra/hydra.yaml", notes), "hydra")
+    summary = _summary(folder, notes)
+    status = _status(folder, summary)
+    curves = read_curves(folder / "metrics.csv", notes)
+    evaluation = drawable(read_results(folder, notes), notes)
+    flat_resolved = flatten(resolved or raw or {})
+    overrides = _overrides(_yaml(folder / ".hydra/overrides.yaml", notes), notes)
+    if status == FINISHED:
+        notes += contradictions(curves, summary, flat_resolved)
+    run = Run(
+        folder=folder,
+        name=_name(folder, root),
+        status=status,
+        error=None if status == FINISHED else one_line(_error(status, summary, notes)),
+        loss=_loss(summary, flat_resolved, overrides),
+        seed=_integer(summary.get("seed", flat_resolved.get("seed"))),
+        config=flatten(raw or resolved or {}),
+        resolved=flat_resolved,
+        overrides=overrides,
+        choices={
+            k: one_line(v) for k, v in _mapping(_mapping(hydra, "runtime"), "choices").items() if isinstance(v, str)
+        },
+        curves=curves,
+        final=_final(curves, _mapping(summary, "metrics"), notes) | final_values(evaluation),
+        summary=summary,
+        evaluation=evaluation,
+        notes=tuple(map(one_line, notes)),
+        job=_integer(_mapping(hydra, "job").get("num")),
+    )
+    beta = run.number("reward_beta")
+    return replace(run, reward_beta=beta if beta is not None and math.isfinite(beta) and beta > 0 else None)
+
+
+def _read_or_named(folder: Path, root: Path) -> Run:
+    try:
+        return read_run(folder, root)
+    except Exception as error:  # the other runs' figures are not to be lost for what nobody foresaw in this one's files
+        said = one_line(f"it cannot be read: {one_line_of(error)}")
+        return Run(folder, _name(folder, root), UNREADABLE, said, "unknown", None, {}, {})
+
+
+def _name(folder: Path, root: Path) -> str:
+    return one_line(folder.relative_to(root).as_posix() if folder != root else folder.name)
+
+
+def _overrides(typed: Any, notes: list[str]) -> tuple[str, ...]:
+    """As they were typed, without secrets: what is read here may be printed, and Hydra keeps them as they were."""
+    given = [redact_text(str(text)) for text in typed] if isinstance(typed, list) else []
+    options = [text for text in given if text.startswith("-")]
+    if options:
+        notes.append(f"overrides.yaml: {', '.join(options[:3])}: an option of a command is no override, and left out")
+    return tuple(text for text in given if text not in options)
+
+
+def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any], notes: list[str]) -> dict[str, float]:
+    """The summary's metrics; the last logged value of those that it lacks. JSON's null is not a number."""
+    last = {name: curve[max(curve)] for name, curve in curves.items() if name != "epoch"}
+    given = {name: as_float(value) for name, value in summarised.items() if value is None or is_number(value)}
+    wrong = [f"{name} {str(value)[:40]!r}" for name, value in summarised.items() if name not in given]
+    if wrong:
+        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        notes.append(f"{SUMMARY}: metrics that are no numbers are left out: {', '.join(wrong[:_NAMED])}{more}")
+    return last | given
+
+
+def _error(status: str, summary: Mapping[str, Any], notes: list[str]) -> str:
+    if summary.get("error"):
+        return redact_text(str(summary["error"]))
+    unreadable = [note for note in notes if note.startswith(SUMMARY)]
+    if unreadable:
+        return unreadable[0]
+    return _NO_END.get(status, "no error was recorded")
+
+
+def _status(folder: Path, summary: Mapping[str, Any]) -> str:
+    """As the summary says; what it says is not believed of a run that nobody runs any more."""
+    if not summary:
+        return RUNNING if is_held(folder) else INCOMPLETE
+    return status_of(folder, str(summary.get("status", INCOMPLETE)))
+
+
+def _loss(summary: Mapping[str, Any], config: Mapping[str, Any], overrides: Iterable[str]) -> str:
+    given = [text.partition("=")[2] for text in overrides if text.startswith("loss=")]
+    names = (summary.get("loss_name"), config.get("loss_name"), *given, config.get("loss._target_"))
+    return next((one_line(name) for name in names if name), "unknown")
+
+
+def _yaml(path: Path, notes: list[str]) -> Any:
+    """The content of a yaml file; None where it is missing, or cannot be read, which is noted."""
+    if not path.is_file():
+        return None
+    try:
+        return read_yaml(path)
+    except (OSError, ValueError):
+        notes.append(f"{path.name} cannot be read")
+        return None
+
+
+def _summary(folder: Path, notes: list[str]) -> Mapping[str, Any]:
+    try:
+        summary = read_summary(folder)
+    except CaldpoError as error:
+        notes.append(f"{SUMMARY} {error.message}")
+        return {}
+    written = read_json(folder / SUMMARY) if summary else {}
+    measured = {key: written.get(key) for key in ("wall_seconds", "peak_memory_bytes")}
+    odd = [key for key, value in written.items() if value is not None and key not in summary]
+    odd += [key for key, value in measured.items() if value is not None and not is_number(value)]
+    if odd:
+        notes.append(f"{SUMMARY}: {', '.join(odd)} {'is' if len(odd) == 1 else 'are'} of another type, and left out")
+    return {key: value for key, value in summary.items() if key not in odd}
+
+
+def _mapping(tree: Any, key: str) -> Mapping[str, Any]:
+    branch = tree.get(key) if isinstance(tree, Mapping) else None
+    return branch if isinstance(branch, Mapping) else {}
+
+
+def _integer(value: Any) -> int | None:
+    """A whole number, also as text; a fraction or true is none."""
+    try:
+        whole = int(value)
+        return whole if not isinstance(value, bool) and (value == whole or str(value) == str(whole)) else None
+    except (TypeError, ValueError, OverflowError):
+        return None

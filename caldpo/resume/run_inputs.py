@@ -1,0 +1,108 @@
+"""What a run's numbers depend on. All of it is kept with a checkpoint, and compared before the run goes on from it.
+
+Nothing has to be named here to be compared: every key of the configuration is, but for those of
+:data:`~caldpo.resume.config_diff.FREE`, and so is the content of every file that such a key names. The keys of
+:data:`COMPARED_AS_READ` name files whose content is compared as what the run made of it: another column in a data
+file, or weights saved in other shards, are the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from caldpo.checkpointing.frozen_weights import frozen_names
+from caldpo.config.path_digests import contents
+from caldpo.console import versions
+from caldpo.data.datamodule import PairDataModule
+from caldpo.data.token_cache import tokenizer_digest
+from caldpo.lightning_module import PreferenceModule
+from caldpo.models.adapters import base_model
+from caldpo.reference.fingerprint import key_of, model_configuration, weights_digest
+from caldpo.reference.reference_base import ReferenceSource
+from caldpo.resume.config_diff import bound, config_digest
+from caldpo.resume.extend_run import without_length
+
+COMPARED_AS_READ = (
+    "model.path",
+    "model.tokenizer",
+    "reference.path",
+    "adapter.init_from",
+    "data.train",
+    "data.test",
+    "data.chat_template",
+    "data.source.path",
+    "data.source.policy",
+)
+_PASSING = ("transformers_version", "_from_model_config", "_commit_hash")  # of generation settings
+
+
+def known_inputs(config: Mapping[str, Any], data: PairDataModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Digests, by what they are of, of all that is known before weights load.
+
+    Args:
+        config: of the run, resolved.
+        data: prepared.
+        tokenizer: with the chat template that the data was rendered by.
+    """
+    named = {k: v for k, v in bound(config).items() if not k.startswith(COMPARED_AS_READ)}
+    texts = [[pair.prompt, pair.chosen, pair.rejected] for pair in data.test_sources]
+    return {
+        "the configuration": config_digest(without_length(config)),
+        "the tokens of the training pairs": data.train_pairs.digest(),
+        "the tokens of the held-out pairs": data.test_pairs.digest(),
+        "the scores of the training pairs": data.train_pairs.scores_digest(),
+        "the scores of the held-out pairs": data.test_pairs.scores_digest(),
+        "the texts of the held-out pairs": _digest(texts),
+        "the tokenizer": tokenizer_digest(tokenizer),
+        **{f"what {key} names": digest for key, digest in contents(named).items()},
+    }
+
+
+def policy_inputs(policy: PreTrainedModel) -> dict[str, str]:
+    """The same of the policy beside its weights, before its first step."""
+    generation = getattr(base_model(policy), "generation_config", None)
+    said = {} if generation is None else {k: v for k, v in generation.to_dict().items() if k not in _PASSING}
+    return {
+        "the policy's configuration": key_of(model_configuration(policy)),
+        "the policy's generation settings": _digest(said),
+    }
+
+
+def model_inputs(module: PreferenceModule, source: ReferenceSource) -> dict[str, str]:
+    """The same of the weights that a checkpoint does not hold: the reference's, and the frozen ones of the policy.
+
+    Every rank has to ask.
+
+    Args:
+        module: whose reference is prepared.
+        source: of that reference.
+    """
+    facts = dict(module.reference.facts())
+    weights = facts.pop("weights")
+    found = {"the reference's weights": weights, "the reference's configuration": key_of(facts)}
+    own_start = getattr(source, "path", None) is None and getattr(source, "dtype", "same") == "same"
+    if frozen_names(module) and not own_start:  # else they are the reference's, and reading them takes long
+        found["the policy's frozen weights"] = weights_digest(module.policy)
+    return found
+
+
+def surroundings(policy: PreTrainedModel, device: torch.device, layout: str) -> dict[str, str]:
+    """What a run's last bits depend on, and may change on its way: told where it does, and not refused."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        **versions(),
+        "CPU threads": str(torch.get_num_threads()),
+        "device": f"{device.type} ({gpu})",
+        "attention": str(base_model(policy).config._attn_implementation),
+        "layout": layout,
+    }
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What keeps secrets, foreign code and paths outside where they belong."""

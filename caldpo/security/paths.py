@@ -1,0 +1,131 @@
+"""What a run writes stays inside its folder: neither a name nor a link leads out of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from caldpo.config.validation import Problem
+from caldpo.errors import CaldpoError
+from caldpo.security.secrets import redact_text
+
+# parts of the paths of a run's files that a command line can set; all lie below the run's or the sweep's folder
+_NAMES = ("hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.name")
+_JOBS = ".submitit"  # in a sweep's folder
+_MADE_ANEW_BY_WANDB = ("debug.log", "debug-internal.log", "latest-run")
+# W&B's service links its own log, in the user's cache folder, into the folder of each run it begins; a run that is
+# gone on with begins a folder of its own, so nothing is written through the link again
+_LEFT_BY_WANDB = ("*run-*/logs/debug-core.log", "replaced/*run-*/logs/debug-core.log")
+
+
+def find_escapes(cfg: DictConfig) -> Iterator[Problem]:
+    """The names of a run's folder and files, and of options, that would lead out of the folder they belong in.
+
+    Args:
+        cfg: one run's configuration, with Hydra's own section in it.
+    """
+    for key in _NAMES:
+        try:
+            name = OmegaConf.select(cfg, key)
+        except OmegaConfBaseException:
+            continue  # made of a value that cannot be resolved, which is reported where it stands
+        if isinstance(name, str) and not stays_inside(name):
+            yield Problem(
+                key,
+                redact_text(name),
+                "would lead out of the output folder",
+                "write a relative path without .. ; hydra.run.dir and hydra.sweep.dir name the folder itself",
+            )
+    for group, option in (OmegaConf.select(cfg, "hydra.runtime.choices") or {}).items():
+        if isinstance(option, str) and not stays_inside(option):
+            remedy = "choose an option by its name; --config-dir adds a folder with options of your own"
+            yield Problem(str(group), redact_text(option), "would lead out of the folder of this group", remedy)
+
+
+def stays_inside(name: str) -> bool:
+    """Whether ``name`` joined to a folder is a path below it, by its text alone."""
+    path = PurePath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
+
+
+def require_no_links_out(folder: Path) -> None:
+    """Refuse a run's folder with a link out of it anywhere, whatever its name, before anything is written there.
+
+    Let be are the links at the top of ``wandb/`` that W&B removes and makes anew instead of writing through them, and
+    its service's log in the folders of its earlier runs.
+
+    Args:
+        folder: may come from other hands, may be a link itself (a person named it), and need not be there yet.
+
+    Raises:
+        CaldpoError: naming the link.
+    """
+    root = folder.resolve()
+    let_be = [f"/wandb/{name}" for name in (*_MADE_ANEW_BY_WANDB, *_LEFT_BY_WANDB)]
+    for link in _links(root):
+        if not any(PurePath("/", link.relative_to(root)).match(pattern) for pattern in let_be):
+            _require_inside(link, root, folder / link.relative_to(root))
+
+
+def require_no_links_out_of_sweep(folder: Path, depth: int = 1) -> None:
+    """The same of what a sweep itself writes, and of its runs' folders; what is in those is looked at as they start.
+
+    Not everything below is, since a sweep may be told to lie in a folder with other things in it.
+
+    Args:
+        folder: of the sweep; need not be there yet.
+        depth: how many folders down its runs' are.
+
+    Raises:
+        CaldpoError: naming the link.
+    """
+    root = folder.resolve()
+    for link in (*_links(root, depth), *_links(root / _JOBS)):
+        _require_inside(link, root, folder / link.relative_to(root))
+
+
+def require_unlinked(folder: Path, *names: str) -> None:
+    """Refuse files that are links out of a folder, through which writing would change what lies elsewhere.
+
+    Args:
+        folder: may come from other hands. It may be a link itself, since that is what a person named.
+        names: of files and folders in it that are going to be written to; those that are not there are none.
+
+    Raises:
+        CaldpoError: one of them, or anything below it, is a link that leads out of ``folder``.
+    """
+    root = folder.resolve()
+    for name in names:
+        top = root / name
+        for link in [top] if top.is_symlink() else _links(top):
+            _require_inside(link, root, folder / link.relative_to(root))
+
+
+def _links(folder: Path, depth: int | None = None) -> Iterator[Path]:
+    """Every link below a folder, or that far below; none is followed, and what is removed meanwhile is none."""
+    if depth == 0:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.is_symlink():
+            yield folder / entry.name
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _links(folder / entry.name, None if depth is None else depth - 1)
+
+
+def _require_inside(link: Path, root: Path, named: Path) -> None:
+    """Raise where ``link`` leads out of ``root``, under the name that the person knows it by."""
+    target = Path(os.path.realpath(link))  # Path.resolve fails at links that lead in a circle
+    if not target.is_relative_to(root):
+        raise CaldpoError(
+            f"is a link to {target}, outside the folder, where writing would change what is there",
+            key=str(named),
+            remedy="put a copy in the place of the link",
+        )

@@ -1,1 +1,0 @@
-"""Policy and reference divided over ranks (PyTorch's FSDP2), and the checkpoints of such a run."""

@@ -1,0 +1,233 @@
+"""The end of a sweep: what became of each run, as a table and ``sweep.json``, from the runs' files alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.config.find_runs import trained_nothing
+from caldpo.config.run_lifecycle import (
+    DIED,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    status_of,
+    write_json,
+)
+from caldpo.config.summary_file import SUMMARY, read_summary
+from caldpo.errors import CaldpoError
+from caldpo.utils.locks import is_held
+
+REPORT = "sweep.json"
+JOBS = ".submitit"  # what submitit keeps of its jobs, in the sweep's folder
+_LOOK_AGAIN = 0.2  # seconds
+_DYING = 3.0  # seconds that workers have to end, which were stopped with the sweep
+_NO_END = {
+    RUNNING: "still running",
+    DIED: "its process ended without a word: killed, out of memory, or the machine went down",
+}
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """A run's folder (relative to the sweep's), its status and, when it did not finish, why, on one line."""
+
+    name: str
+    status: str
+    error: str | None
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A sweep of this process.
+
+    Args:
+        folder: of the sweep.
+        planned: number of its runs, None where it is not known beforehand.
+        jobs_here: whether its runs are jobs of submitit's on this machine, which go on without this process.
+        jobs_elsewhere: the same of a cluster's.
+    """
+
+    folder: Path
+    planned: int | None = None
+    jobs_here: bool = False
+    jobs_elsewhere: bool = False
+
+
+class SweepReport(Callback):
+    """Hydra callback that reports a sweep and ends the command with code 1 when any run failed."""
+
+    # For report_interrupted: Hydra tells no callback of an interruption.
+    under_way: UnderWay | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say where the runs are going to lie."""
+        launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
+        here, elsewhere = (launcher.endswith(f"submitit_launcher.{name}Launcher") for name in ("Local", "Slurm"))
+        sweep = UnderWay(Path(config.hydra.sweep.dir), planned_runs(config), here, elsewhere)
+        if here or elsewhere:
+            with contextlib.suppress(OSError):  # its jobs hold the configuration as it was typed
+                (sweep.folder / JOBS).mkdir(mode=0o700, parents=True, exist_ok=True)
+                (sweep.folder / JOBS).chmod(0o700)  # one that was there already, too
+        SweepReport.under_way = sweep
+        print(f"sweep in {sweep.folder}", flush=True)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Report.
+
+        Raises:
+            SystemExit: with code 1 when any run failed.
+        """
+        sweep, SweepReport.under_way = SweepReport.under_way, None
+        outcomes = _close(sweep or UnderWay(Path(config.hydra.sweep.dir)))
+        if any(run.status != FINISHED for run in outcomes):
+            raise SystemExit(1)
+
+
+def report_interrupted(code: object = None) -> None:
+    """Report the sweep under way, which ended early; nothing when there is none.
+
+    What this process or its workers were running is interrupted. A launcher that lost a run (``code`` 1) gives up on
+    the others as well: those that go on by themselves are waited for, so that the report tells what became of them.
+    """
+    sweep, SweepReport.under_way = SweepReport.under_way, None
+    if sweep is None or not sweep.folder.is_dir():
+        return
+    lost = code == 1
+    if lost:
+        _wait_for_others(sweep)
+    elif not sweep.jobs_here and not sweep.jobs_elsewhere:
+        _wait_for_others(sweep, at_most=_DYING)
+    for path in sorted(sweep.folder.rglob(SUMMARY)):
+        with contextlib.suppress(OSError, CaldpoError):  # torn: told as such
+            summary = read_summary(path.parent)
+            if summary.get("status") == RUNNING and not lost and not is_held(path.parent):
+                write_json(path, summary | {"status": INTERRUPTED})
+    _close(sweep)
+
+
+def _close(sweep: UnderWay) -> list[RunOutcome]:
+    outcomes = report(sweep.folder, sweep.planned)
+    _clear_jobs(sweep)
+    return outcomes
+
+
+def report(folder: Path, planned: int | None = None) -> list[RunOutcome]:
+    """Write ``sweep.json`` and print the table of the runs in ``folder``.
+
+    Args:
+        folder: the sweep's.
+        planned: number of its runs, where it is known: those without a folder were not started.
+    """
+    outcomes = collect(folder)
+    missing = 0 if planned is None else max(0, planned - len(outcomes))
+    content = {"folder": str(folder), "runs": [asdict(run) for run in outcomes], "not_started": missing}
+    try:
+        write_json(folder / REPORT, content)
+    except OSError as error:  # a full disk: the runs' own files are what counts
+        print(f"note: {REPORT} cannot be written: {error}")
+    _print(folder, outcomes, missing)
+    return outcomes
+
+
+def collect(folder: Path) -> list[RunOutcome]:
+    """The runs under ``folder`` in the order of their names (seed=2 before seed=10), from their own files."""
+    runs = sorted({path.parent for path in folder.rglob(SUMMARY)}, key=lambda run: _natural(str(run)))
+    return [_outcome(folder, run) for run in runs]
+
+
+def planned_runs(config: DictConfig) -> int | None:
+    """How many runs a sweep has; None where its sweeper decides as it goes."""
+    if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith(f".{BasicSweeper.__name__}"):
+        return None
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    given = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    try:
+        return len(BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0])
+    except HydraException:  # glob(*) needs to know the options
+        return None
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _outcome(folder: Path, run: Path) -> RunOutcome:
+    try:
+        summary = read_summary(run)
+    except CaldpoError as error:
+        summary = {"status": FAILED, "error": f"{SUMMARY} {error.message}"}
+    status = status_of(run, str(summary.get("status", FINISHED)))
+    why = summary.get("error") or _NO_END.get(status)
+    return RunOutcome(str(run.relative_to(folder)), status, None if why is None else str(why))
+
+
+def _wait_for_others(sweep: UnderWay, at_most: float | None = None) -> None:
+    """Until no run of the sweep is written any more, and none of its jobs on this machine runs."""
+    waited_from = time.monotonic()
+    told = at_most is not None
+    while any(map(_goes_on, _jobs(sweep))) or any(is_held(path.parent) for path in sweep.folder.rglob(SUMMARY)):
+        if at_most is not None and time.monotonic() - waited_from > at_most:
+            return
+        if not told:
+            print("a run was lost; waiting for those that go on by themselves (Ctrl-C leaves them alone)", flush=True)
+            told = True
+        time.sleep(_LOOK_AGAIN)
+
+
+def _jobs(sweep: UnderWay) -> list[Path]:
+    """The folders of jobs on this machine, each named by the number of its process."""
+    return [job for job in (sweep.folder / JOBS).glob("*") if job.name.isdigit()] if sweep.jobs_here else []
+
+
+def _goes_on(job: Path) -> bool:
+    try:
+        return os.waitid(os.P_PID, int(job.name), os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except (OSError, OverflowError):  # waited for already, or of an earlier command in the same folder
+        return False
+
+
+def _clear_jobs(sweep: UnderWay) -> None:
+    """Remove the pickles of jobs that have ended: the one kind of file in a sweep that runs code when it is opened."""
+    ended = [job for job in _jobs(sweep) if not _goes_on(job)]
+    if sweep.jobs_elsewhere:
+        ended = [result.parent for result in (sweep.folder / JOBS).glob("*/*_result.pkl")]
+    for pickle in (pickle for job in ended for pickle in job.glob("*.pkl")):
+        pickle.unlink(missing_ok=True)
+
+
+def _print(folder: Path, outcomes: Sequence[RunOutcome], missing: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table()
+    table.add_column("run", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    table.add_column("error", overflow="fold")
+    styles = {FINISHED: "green", FAILED: "bold red", DIED: "bold red", INTERRUPTED: "yellow", RUNNING: "yellow"}
+    for run in outcomes:
+        error = textwrap.shorten(run.error or "", 200, placeholder=" ...")  # all of it is in the run's folder
+        table.add_row(Text(run.name), Text(run.status, styles.get(run.status, "")), Text(error))
+    console.print(table)
+    finished = sum(run.status == FINISHED for run in outcomes)
+    left = f"; {missing} not started" if missing else ""
+    print(f"{finished} of {len(outcomes) + missing} runs finished{left}; all lie in {folder}")
+    if any(run.status == FINISHED and not trained_nothing(folder / run.name) for run in outcomes):
+        print(f"compare them: python -m caldpo.compare {shlex.quote(str(folder))}")

@@ -1,0 +1,46 @@
+"""A progress bar for work that may be over before anybody looks."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from caldpo.utils.collectives import is_first_rank
+
+PATIENCE = 2.0  # seconds before there is something to see
+
+
+class LateBar:
+    """Counts work done; shows a bar on standard error once it has taken two seconds, on the first rank.
+
+    Args:
+        label: what is being done.
+        total: how much of it there is, in any unit.
+    """
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total, self.done = label, total, 0
+        console = Console(stderr=True)
+        self.shown = console.is_terminal and is_first_rank()
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, transient=True)
+        self.started = time.monotonic()
+
+    def __enter__(self) -> LateBar:
+        return self
+
+    def advance(self, amount: int) -> None:
+        """Note that so much more is done."""
+        self.done += amount
+        if not self.shown or time.monotonic() - self.started < PATIENCE:
+            return
+        if not self.bar.tasks:
+            self.bar.start()
+            self.bar.add_task(self.label, total=self.total)
+        self.bar.update(self.bar.tasks[0].id, completed=self.done)
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar.tasks:  # stopping one that never started writes an empty line where there is no terminal
+            self.bar.stop()

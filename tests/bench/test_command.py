@@ -1,0 +1,197 @@
+"""``python -m caldpo.benchmark`` as a person types it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from caldpo.bench import benchmark_run as run
+from caldpo.bench.benchmark_model import Shape
+from caldpo.bench.benchmark_settings import VariantName
+from caldpo.bench.variants import VARIANTS
+from caldpo.bench.worker_job import Answer, Job, digest
+from caldpo.bench.worker_process import OutOfMemoryError
+from caldpo.benchmark import main
+from caldpo.config.conf_dir import conf_dir
+from caldpo.config.validation import check_config
+
+TINY = ["benchmark_model=tiny", "repeats=1", "steps=2", "micro_batch_size=3", "hydra.run.dir=out"]
+HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "rich")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def stopped(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as end:
+        main(list(overrides))
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    return end.value.code, printed.out + printed.err
+
+
+def result() -> dict:
+    return json.loads(Path("out/benchmark.json").read_text())
+
+
+@pytest.mark.parametrize("shape", [p.stem for p in sorted((conf_dir() / "shape").glob("*.yaml"))])
+def test_every_shape_fits_its_signature(shape: str) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("benchmark", [f"shape={shape}"])
+    check_config(cfg, {"": "caldpo.bench.benchmark_settings.BenchmarkSettings"})
+    assert set(cfg.benchmark_model) - {"_target_"} == set(inspect.signature(Shape).parameters)
+
+
+def test_every_variant_is_named_in_the_settings_and_explained(capsys) -> None:
+    assert set(get_args(VariantName)) == set(VARIANTS)
+    code, text = stopped(capsys, "--help")
+    assert code == 0
+    explained = {line.split()[0] for line in text.splitlines() if line.startswith("  ") and len(line.split()) > 1}
+    assert set(VARIANTS) <= explained
+    assert {p.stem for p in (conf_dir() / "shape").glob("*.yaml")} <= explained
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["variants=[trl,caldpoo]"], "must be a list, each item one of trl, "),
+        (["stepss=3"], "stepss: unknown key (did you mean steps?)"),
+        (["shape=vocab"], "no such option"),
+        (["benchmark_model.hidden=3"], "benchmark_model.hidden: unknown key"),
+        (["warmup_steps=0"], "warmup_steps=0: must be a whole number > 0"),
+        (["variants=[trl,trl]"], "names a variant twice"),
+        (["variants=[]"], "names nothing to run"),
+        ([f"data_file={__file__}"], "tokenizer: has to be given with data_file"),
+        (["data_file=nope.jsonl"], "data_file=nope.jsonl: no such file"),
+        (
+            ["benchmark_model=tiny", "benchmark_model.max_prompt_length=64"],
+            "benchmark_model.max_prompt_length=64: must be below benchmark_model.max_length=64",
+        ),
+        (
+            ["benchmark_model=tiny", "benchmark_model.num_heads=3"],
+            "benchmark_model.num_heads=3: must divide benchmark_model.hidden_size=32",
+        ),
+        (
+            ["benchmark_model.num_heads=4", "benchmark_model.num_key_value_heads=3"],
+            "benchmark_model.num_key_value_heads=3: must divide",
+        ),
+        (
+            ["-m", "benchmark_model=tiny", "benchmark_model.num_heads=2,3"],
+            "benchmark_model.num_heads=3: must divide benchmark_model.hidden_size=32",
+        ),
+        (["+loss=dpo"], "loss: a group of another command"),
+    ],
+)
+def test_a_mistake_is_answered(overrides: list[str], said: str, capsys) -> None:
+    code, text = stopped(capsys, *overrides)
+    assert code == 2
+    assert said in text
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("command", ["caldpo.train", "caldpo.estimate"])
+@pytest.mark.parametrize("override", ["benchmark_model=tiny", "+benchmark_model=tiny", "benchmark_model.num_heads=2"])
+def test_shapes_are_not_of_other_commands(command: str, override: str, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(command).main([override])
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.startswith("error: shape")
+    assert "+shape" not in said
+    assert " shape," not in said
+
+
+def test_nothing_heavy_is_loaded_for_an_answer() -> None:
+    script = f"""
+import sys
+from caldpo.benchmark import main
+for line in (["--help"], ["stepss=3"], ["variants=[x]"], ["benchmark_model.num_heads=3"], ["data_file=x"]):
+    try:
+        main(line)
+    except SystemExit:
+        pass
+print("HEAVY:", *[m for m in {HEAVY} if m in sys.modules])
+"""
+    root = Path(run.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.splitlines()[-1].split() == ["HEAVY:"]
+
+
+def test_a_missing_library_names_its_extra(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    code, text = stopped(capsys, *TINY)
+    assert code == 1
+    assert "variants=[trl,trl_best]: TRL is not installed" in text
+    assert "pip install 'caldpo[bench]'" in text
+    code, text = stopped(capsys, *TINY, "variants=[caldpo]", "benchmark_model.lora_rank=2")
+    assert "pip install 'caldpo[peft]'" in text
+    code, text = stopped(
+        capsys, *TINY, "variants=[caldpo]", "benchmark_model.lora_rank=2", "benchmark_model.base_bits=4"
+    )
+    assert "pip install 'caldpo[qlora]'" in text
+
+
+def test_weights_of_few_bits_need_adapters_beside_them(capsys) -> None:
+    code, text = stopped(capsys, *TINY, "benchmark_model.base_bits=4")
+    assert code == 2
+    assert "benchmark_model.base_bits=4: weights of few bits take no updates" in text
+
+
+class Workers:
+    """Stand-ins for the worker processes: each variant answers as it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, told: dict[str, dict]) -> None:
+        self.told, self.order = told, []
+        monkeypatch.setattr(run, "run_variant", self.variant)
+        monkeypatch.setattr(run, "run_matmul", self.matmul)
+        monkeypatch.setattr(run, "estimated_bytes", lambda job: None)
+
+    def variant(self, job: Job) -> None:
+        self.order.append(job.variant)
+        told = self.told[job.variant]
+        if told.get("too large"):
+            raise OutOfMemoryError
+        Path(job.output).mkdir(parents=True)
+        steps = job.steps
+        plain = Answer([0.5] * steps, [2.0] * steps, [digest([])] * steps, 4.0, None, {"peak": 8, "of": ""}, "", {})
+        replace(plain, **told).write(job.answer)
+
+    def matmul(self, job: Job) -> None:
+        Path(job.output).mkdir(parents=True)
+        job.answer.write_text('{"flops": 1e9}')
+
+
+def test_rounds_are_interleaved_and_memory_may_run_out(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(monkeypatch, {"trl": {"too large": True}, "trl_best": {}, "caldpo": {"seconds": 1.0}})
+    main([*TINY, "repeats=2", "variants=[trl,trl_best,caldpo]"])
+    assert workers.order == ["trl", "trl_best", "caldpo", "trl_best", "caldpo"]
+    facts = result()["facts"]
+    assert facts["trl_best"].endswith("first run, pass included: 1.5 pairs/s, 1.00 times TRL, fastest's")
+    assert facts["caldpo"].endswith("first run, pass included: 6 pairs/s, 4.00 times TRL, fastest's")
+    rows = {row["name"]: row for row in result()["rows"]}
+    assert rows["trl"]["pairs_per_second"] is None
+    assert rows["caldpo"]["speed"] == 4.0, "against the first of TRL that fits"
+    assert "out of memory" in Path("out/benchmark.md").read_text()
+    assert not Path("out/work").exists(), "weights are not left behind"
+
+
+def test_disagreement_fails_after_the_table(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    Workers(monkeypatch, {"trl": {}, "caldpo": {"grad_norms": [2.0, 2.0, 2.1]}})
+    code, text = stopped(capsys, *TINY, "variants=[trl,caldpo]")
+    assert code == 1
+    assert "NO AGREEMENT: gradient norm of step 3 differs by 0.05" in text
+    assert text.index("speed") < text.index("the variants do not compute the same")
+    assert result()["rows"][1]["difference"]["problem"] is not None

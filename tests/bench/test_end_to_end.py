@@ -1,0 +1,65 @@
+"""TRL's trainer and this project's training command, run for real on a tiny model: they compute the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from caldpo.benchmark import main
+
+
+def test_both_trainers_have_the_same_losses_and_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps with a learning rate at which the losses move, so that the updates have to agree as well."""
+    pytest.importorskip("trl", reason="needs the extra 'bench'")
+    monkeypatch.chdir(tmp_path)
+    main(
+        [
+            "benchmark_model=tiny",
+            "variants=[trl,caldpo]",
+            "repeats=1",
+            "steps=2",
+            "micro_batch_size=4",
+            "lr=1e-3",
+            "tolerance=[1e-5,1e-5]",
+            "hydra.run.dir=out",
+        ]
+    )
+    found = json.loads(Path("out/benchmark.json").read_text())
+    (theirs,), (ours,) = found["rounds"]["trl"], found["rounds"]["caldpo"]
+    assert len(theirs["losses"]) == len(ours["losses"]) == 3
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+    assert ours["grad_norms"] == pytest.approx(theirs["grad_norms"], rel=1e-5)
+    assert theirs["losses"][0] == pytest.approx(0.6931472, rel=1e-6)
+    assert abs(theirs["losses"][2] - theirs["losses"][0]) > 1e-4, "nothing was learned, so nothing was compared"
+    assert ours["step_digests"] == theirs["step_digests"]
+    assert len(set(ours["step_digests"])) == 3
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["caldpo"]["speed"] == pytest.approx(theirs["seconds"] / ours["seconds"])
+    assert rows["caldpo"]["memory"] == pytest.approx(theirs["memory"]["peak"] / ours["memory"]["peak"])
+    assert 0 < rows["caldpo"]["peak_share"] < 1
+    told = json.loads(Path("out/runs/caldpo-estimate/estimate.json").read_text())
+    assert rows["caldpo"]["estimated_bytes"] == told["memory_bytes"]["total"] > 0
+    assert rows["trl"]["estimated_bytes"] is None
+
+
+@pytest.mark.slow
+def test_they_do_on_a_base_in_four_bits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command fails by itself where losses or gradient norms differ by more than its tolerance."""
+    for package, extra in (("trl", "bench"), ("bitsandbytes", "qlora")):
+        pytest.importorskip(package, reason=f"needs the extra '{extra}'")
+    monkeypatch.chdir(tmp_path)
+    bits = (
+        "benchmark_model.hidden_size=64",
+        "benchmark_model.intermediate_size=128",
+        "benchmark_model.lora_rank=4",
+        "benchmark_model.base_bits=4",
+    )
+    short = ("variants=[trl,caldpo]", "repeats=1", "steps=1", "micro_batch_size=4", "lr=1e-3", "tolerance=[1e-5,1e-4]")
+    main(["benchmark_model=tiny", *bits, *short, "hydra.run.dir=out"])
+    found = json.loads(Path("out/benchmark.json").read_text())
+    (theirs,), (ours,) = found["rounds"]["trl"], found["rounds"]["caldpo"]
+    assert ours["grad_norms"] == pytest.approx(theirs["grad_norms"], rel=1e-4)
+    assert theirs["losses"][0] == pytest.approx(0.6931472, rel=1e-6)
+    assert abs(theirs["losses"][-1] - theirs["losses"][0]) > 1e-5

@@ -1,0 +1,59 @@
+"""Clock, memory and what is read back from batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from caldpo.bench import measure
+from caldpo.bench.measure import PeakMemory, StepClock
+from caldpo.bench.step_timer import pairs_of, step_digests
+from caldpo.bench.worker_job import digest
+from caldpo.data.collate import collate
+from tests.tiny import tiny_pairs
+
+
+def test_the_clock_leaves_out_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 17.5])
+    monkeypatch.setattr(measure, "now", lambda device: next(times))
+    clock = StepClock(warmup=2, steps=5, device="cpu")
+    for _ in range(5):
+        assert clock.seconds != clock.seconds, "not a number before the end"
+        clock.step_done()
+    assert clock.seconds == 7.5
+
+
+def test_memory_counts_what_training_holds_at_once_and_nothing_before() -> None:
+    if not measure.reset_peak("cpu"):
+        pytest.skip("this system cannot reset a process's peak memory")
+    mib = 2**20
+    memory = PeakMemory("cpu")
+    kept = torch.ones(48 * mib // 4)
+    before = torch.ones(192 * mib // 4)  # a transient of loading
+    del before
+    memory.start_training()
+    for _ in range(3):
+        transient = torch.ones(96 * mib // 4)
+        del transient
+    memory.end_training()
+    found = memory.as_dict()
+    assert kept.sum() > 0
+    assert found["peak"] == pytest.approx(144 * mib, abs=24 * mib)
+    assert found["peak_before_training"] - found["after_imports"] > 200 * mib
+    assert found["peak_of_process"] == found["peak"] + found["after_imports"]
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_ids_are_read_back_from_a_batch(layout: str) -> None:
+    pairs = tiny_pairs(5)
+    expected = [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in pairs]
+    assert pairs_of(collate(pairs, pad_id=0, layout=layout)) == expected
+    filler = collate(pairs, pad_id=0, layout=layout, weight=[1, 1, 0, 1, 0])
+    assert pairs_of(filler) == [expected[0], expected[1], expected[3]]
+
+
+def test_steps_are_put_together_from_micro_batches() -> None:
+    pairs = tiny_pairs(6)
+    expected = [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in pairs]
+    parts = [collate(pairs[i:j], pad_id=0) for i, j in [(0, 1), (1, 3), (3, 6)]]
+    assert step_digests(parts, 3) == [digest(expected[:3]), digest(expected[3:])]

@@ -1,0 +1,181 @@
+"""What is sharded as one, which names are one weight, and what ranks do together: seen by one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from caldpo.checkpointing import collective_write as together
+from caldpo.distributed.fsdp import decoder_layers, full_state_dict, is_sharded, reshard, shard, tied_names, whole
+from caldpo.errors import CaldpoError
+from caldpo.lightning_trainer import TrainerSettings
+from caldpo.reference.fingerprint import weights_digest
+from caldpo.utils import collectives as ranks
+from caldpo.utils.collectives import largest_of_all, settled, share_evenly
+from tests.tiny import tiny_model
+
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+SMALL |= {"num_key_value_heads": 2, "vocab_size": 32, "head_dim": 8, "pad_token_id": 0}
+FAMILIES = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3"), SMALL),
+    "gpt2": {"n_embd": 16, "n_layer": 3, "n_head": 2, "vocab_size": 32},
+    "gpt_neox": {**SMALL, "intermediate_size": 32},
+}
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """A group of one process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decoders_layers_are_divided_one_by_one(family: str) -> None:
+    config = AutoConfig.for_model(family, **FAMILIES[family])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    layers = decoder_layers(model)
+    assert len(layers) == 3
+    assert len({type(layer) for layer in layers}) == 1
+    below = sum(value.numel() for layer in layers for value in layer.parameters())
+    # the rest is what the root gathers: embeddings, the last norm, an output head
+    rest = sum(value.numel() for value in model.parameters()) - below
+    assert rest <= (3 * 32 + 2048) * 16
+
+
+def test_layers_within_layers_are_divided_with_them() -> None:
+    class Block(nn.Module):
+        def __init__(self, inner: nn.Module | None = None) -> None:
+            super().__init__()
+            self.inner = inner
+
+    class Model(nn.Module):
+        _no_split_modules = ("Block",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Block(Block()), Block()])
+
+    model = Model()
+    assert decoder_layers(model) == list(model.blocks)  # type: ignore[arg-type]
+    del Model._no_split_modules
+    assert decoder_layers(model) == []  # type: ignore[arg-type]
+
+
+def test_a_divided_model_says_the_same(group: None) -> None:
+    model, plain = tiny_model(seed=3), tiny_model(seed=3)
+    buffers = dict(plain.named_buffers())
+    shard(model, init_device_mesh("cpu", (1,)), torch.device("cpu"))
+    assert is_sharded(model)
+    assert not is_sharded(plain)
+    assert all(isinstance(value, DTensor) for value in model.parameters())
+    assert all(
+        torch.equal(whole(value), other) for value, other in zip(model.parameters(), plain.parameters(), strict=True)
+    )
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+    assert weights_digest(model) == weights_digest(plain), "log-probs that were cached by a whole model are taken"
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits, rtol=0, atol=0)
+    gathered = model.get_output_embeddings().weight
+    assert not isinstance(gathered, DTensor), "the engine takes the head's weight after the forward pass"
+    reshard(model)
+    assert all(isinstance(value, DTensor) for value in model.parameters())
+    state = full_state_dict(model)
+    assert all(torch.equal(state[name], value) for name, value in plain.state_dict().items())
+    assert full_state_dict(plain).keys() == plain.state_dict().keys()
+
+
+def test_names_of_one_weight() -> None:
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+            self.c.weight = self.a.weight
+
+    assert tied_names(Module()) == {"c.weight": "a.weight"}
+
+
+@pytest.mark.parametrize(
+    ("items", "rank", "share"), [(range(6), 1, [1, 4]), (range(5), 0, [0, 3]), (range(4), 2, [2, 3]), ([], 1, [])]
+)
+def test_every_rank_has_as_many(items: Any, rank: int, share: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_several", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    assert list(share_evenly(items)) == share
+
+
+def test_the_worst_of_all_ranks_is_known_to_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert largest_of_all(1.0, 2.0) == (1.0, 2.0)
+    monkeypatch.setattr(ranks, "gathered", lambda mine: [mine, (3.0, 0.5), (2.0, float("nan"))])
+    worst = largest_of_all(1.0, 2.0)
+    assert worst[0] == 3.0
+    assert worst[1] != worst[1]
+
+
+def test_what_fails_on_one_rank_fails_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settled(lambda: 3) == [3]
+    monkeypatch.setattr(ranks, "gathered", lambda mine: [mine, (None, "No space left on device")])
+    with pytest.raises(OSError, match=r"No space left on device \(rank 1\)"):
+        settled(lambda: 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"strategy": "fsdp", "precision": "16-mixed"}, "trainer.precision"),
+        ({"strategy": "fsdp", "compile": True}, "trainer.compile"),
+        ({"strategy": "ddp", "cpu_offload": True}, "trainer.cpu_offload"),
+    ],
+)
+def test_what_does_not_go_with_a_strategy(settings: dict[str, Any], key: str) -> None:
+    with pytest.raises(CaldpoError) as refused:
+        TrainerSettings(**settings).check()
+    assert refused.value.key == key
+    TrainerSettings(strategy="fsdp", precision="bf16-mixed", cpu_offload=True).check()
+
+
+def test_a_caldpo_error_is_the_same_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "gathered", lambda mine: [mine, (None, CaldpoError("is damaged", key="step-3"))])
+    with pytest.raises(CaldpoError, match="step-3: is damaged"):
+        settled(lambda: 3)
+
+
+def test_parts_that_the_first_rank_cannot_see_are_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes that do not share the folder would leave one that lacks parts."""
+    monkeypatch.setattr(together, "_PATIENCE", 0.2)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "a.safetensors").touch()
+    together._require_shared(tmp_path, ["weights/a.safetensors"])
+    with pytest.raises(OSError, match=r"weights/b\.safetensors of another rank is not there"):
+        together._require_shared(tmp_path, ["weights/a.safetensors", "weights/b.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("rank", "own"), [(0, ["o/rank-00000-of-2", "w/shard-00001-m"]), (1, ["o/rank-00001-of-2", "w/shard-00002-m"])]
+)
+def test_each_rank_describes_what_it_wrote_itself(
+    rank: int, own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("o/rank-00000-of-2", "o/rank-00001-of-2", "w/shard-00001-m", "w/shard-00002-m"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.safetensors").touch()
+    (tmp_path / "training.pt").touch()
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(together, "is_first_rank", lambda: rank == 0)
+    mine = [f"{name}.safetensors" for name in own] + (["training.pt"] if rank == 0 else [])
+    assert together._mine(tmp_path) == sorted(mine)

@@ -1,0 +1,194 @@
+"""What is refused overflows when it is trained all the same; what is just inside does not."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from caldpo.errors import CaldpoError
+from caldpo.lightning_trainer import TrainerSettings
+from caldpo.losses.base import PreferenceLoss
+from caldpo.losses.cal_dpo import CalDPO
+from caldpo.losses.cal_slic import CalSLiC
+from caldpo.losses.cpo import CPO
+from caldpo.losses.dpo import DPO
+from caldpo.losses.f_dpo import FDPO
+from caldpo.losses.ipo import IPO
+from caldpo.losses.sft import SFT
+from caldpo.losses.slic import SLiC
+from caldpo.models.adapters import Lora, NoAdapter
+from caldpo.nonfinite.overflow_check import SCALE, at_start, check_overflow, steps_to_scale
+from caldpo.optim import AdamW, RMSprop, Schedule
+from caldpo.reference.frozen_model import FrozenReference
+from tests.harness import Pairs, fit, make_module
+from tests.tiny import tiny_model, tiny_pairs
+
+PAIRS = 4
+
+
+def parts(loss: PreferenceLoss, dtype: str = "float32", **keys: Any) -> dict[str, Any]:
+    optim, adapter = keys.pop("optim", AdamW(Schedule())), keys.pop("adapter", NoAdapter())
+    return {
+        "loss": loss,
+        "model": SimpleNamespace(dtype=dtype),
+        "optim": optim,
+        "adapter": adapter,
+        "data": SimpleNamespace(max_length=16, micro_batch_size=PAIRS),
+        "trainer": TrainerSettings(**keys),
+    }
+
+
+def refusal(*args: Any, **keys: Any) -> str:
+    with pytest.raises(CaldpoError) as error:
+        check_overflow(parts(*args, **keys))
+    return str(error.value)
+
+
+def trained(loss: PreferenceLoss, folder: Path, dtype: torch.dtype = torch.float32, optim: Any = None) -> Any:
+    """The module after two steps that nothing was refused for."""
+    module = make_module(loss)
+    module.policy.to(dtype)
+    object.__setattr__(module, "reference", FrozenReference(tiny_model(dtype=dtype)))
+    module.optim, module.same_start = optim or AdamW(Schedule("constant", warmup_steps=0), lr=1e-6), False
+    fit(module, Pairs(tiny_pairs(8), tiny_pairs(2), PAIRS), folder, max_steps=2, gradient_clip_val=1.0)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (CalDPO(beta=2e-20), "a pair's loss is 1.25e+39"),  # 2 (1 / (2 beta))^2
+        (CalDPO(beta=1e-10, calibration_weight=1e20), "a pair's loss is 5e+39"),
+        (IPO(beta=2e-20), "a pair's loss is 6.25e+38"),  # (1 / (2 beta))^2
+        (SLiC(delta=1e39), "a pair's loss is 1e+39"),
+    ],
+    ids=lambda x: getattr(x, "formula", ""),
+)
+def test_a_loss_beyond_float32(loss: PreferenceLoss, said: str, tmp_path: Path) -> None:
+    text = refusal(loss)
+    assert said in text
+    assert "float32, in which both are computed, ends at 3.4e+38" in text
+    assert "raise loss.beta" in text
+    with pytest.raises(CaldpoError, match="the loss is not a number at optimiser step 0"):
+        trained(loss, tmp_path)
+
+
+@pytest.mark.parametrize("loss", [CalDPO(beta=1e-16), IPO(beta=1e-16), SLiC(delta=1e30), DPO(beta=1e15)])
+def test_what_float32_can_hold_is_trained(loss: PreferenceLoss, tmp_path: Path) -> None:
+    check_overflow(parts(loss))
+    module = trained(loss, tmp_path)
+    assert all(p.isfinite().all() for p in module.policy.parameters())
+
+
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [
+        (DPO(beta=1e-320), "loss.beta=9.99989e-321"),
+        (DPO(beta=1e308), "loss.beta=1e+308"),
+        (IPO(beta=1e-320), "loss.beta=9.99989e-321"),
+        (CalDPO(beta=1e-46), "loss.beta=1e-46"),
+        (CPO(nll_weight=1e300), "loss.nll_weight=1e+300"),
+        (CalDPO(calibration_weight=1e300), "loss.calibration_weight=1e+300"),
+        (CalSLiC(calibration_weight=1e300, nll_weight=2.0), "loss.calibration_weight=1e+300"),
+        (CalDPO(targets="scores", score_center=0.0, score_scale=1e300), "loss.score_scale=1e+300"),
+    ],
+    ids=lambda x: getattr(x, "formula", ""),
+)
+def test_a_setting_that_float32_cannot_hold_is_named(loss: PreferenceLoss, named: str) -> None:
+    assert refusal(loss).startswith(f"{named}: ")
+
+
+@pytest.mark.parametrize(("beta", "remedy"), [(1e308, "lower loss.beta"), (1e-46, "raise loss.beta")])
+def test_beta_is_changed_the_way_that_helps(beta: float, remedy: str) -> None:
+    assert remedy in refusal(DPO(beta=beta) if beta > 1 else IPO(beta=beta))
+
+
+def test_float64_goes_further() -> None:
+    check_overflow(parts(CalDPO(beta=1e-100), precision="64-true"))
+    assert "float64" in refusal(CalDPO(beta=1e-200), precision="64-true")
+
+
+def test_a_gradient_whose_square_is_beyond_float32(tmp_path: Path) -> None:
+    text = refusal(DPO(beta=1e25))
+    assert "slope 5e+24 / 4 pairs x 0.001 = 1.25e+21, and its square is beyond float32's 3.4e+38" in text
+    with pytest.raises(CaldpoError, match="not a number at optimiser step 0"):
+        trained(DPO(beta=1e25), tmp_path)
+
+
+def test_float16_weights_have_no_scale_to_save_them(tmp_path: Path) -> None:
+    loss = CalDPO(beta=1e-10)
+    assert "slope 1e+10 / 4 pairs x 0.001 = 2.5e+06, and float16 ends at 65504" in refusal(loss, "float16")
+    check_overflow(parts(loss, "float32"))  # float32 has room for it
+    check_overflow(parts(loss, "float16", precision="bf16-true"))  # as has what Lightning makes of the weights
+    with pytest.raises(CaldpoError, match="not a number at optimiser step 0"):
+        trained(loss, tmp_path / "refused", torch.float16)
+    check_overflow(parts(CalDPO(beta=0.5), "float16"))
+    module = trained(CalDPO(beta=0.5), tmp_path / "inside", torch.float16)
+    assert all(p.isfinite().all() for p in module.policy.parameters())
+
+
+def test_an_epsilon_that_float16_rounds_to_zero(tmp_path: Path) -> None:
+    """Tokens that are in no pair have a gradient of 0: 0 / (0 + eps)."""
+    refused, inside = (RMSprop(Schedule("constant", warmup_steps=0), lr=1e-6, eps=eps) for eps in (1e-8, 1e-6))
+    text = refusal(CalDPO(beta=0.5), "float16", optim=refused)
+    assert text.startswith("optim.eps=1e-08: is 0 in float16")
+    module = make_module(CalDPO(beta=0.5))
+    module.optim = refused
+    with pytest.raises(CaldpoError):
+        trained(CalDPO(beta=0.5), tmp_path / "refused", torch.float16, refused)
+    check_overflow(parts(CalDPO(beta=0.5), "float16", optim=inside))
+    module = trained(CalDPO(beta=0.5), tmp_path / "inside", torch.float16, inside)
+    assert all(p.isfinite().all() for p in module.policy.parameters())
+    check_overflow(parts(CalDPO(), "float16", optim=refused, adapter=Lora()))  # PEFT keeps adapters in float32
+    check_overflow(parts(CalDPO(), "float16", optim=AdamW(Schedule())))  # the fused kernel computes in float32
+    assert "optim.eps" in refusal(CalDPO(), "float16", optim=AdamW(Schedule(), fused=False))
+
+
+def test_scaled_gradients_cannot_be_float16() -> None:
+    text = refusal(CalDPO(), "float16", precision="16-mixed", accelerator="gpu")
+    assert text.startswith("trainer.precision=16-mixed: float16 arithmetic scales its gradients")
+    check_overflow(parts(CalDPO(), "float16", precision="16-mixed"))  # a CPU computes in bfloat16 instead
+    weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD([weight])
+    scaler.scale(weight.float().sum()).backward()
+    with pytest.raises(ValueError, match="unscale FP16 gradients"):  # it is so
+        scaler.unscale_(optimizer)
+
+
+@pytest.mark.parametrize("smallest", [1e-9, 0.9, 1.0, 3.0, 250.0, 1e12])
+def test_steps_that_float16_needs_to_find_its_scale(smallest: float) -> None:
+    scale, skipped = SCALE, 0
+    while float(torch.tensor(smallest * scale, dtype=torch.float32).half()) == math.inf:
+        scale, skipped = scale / 2, skipped + 1
+    assert abs(steps_to_scale(smallest) - skipped) <= (0 if smallest != 1.0 else 1)  # 65,519 still rounds to 65,504
+
+
+def test_a_scale_that_cannot_be_found_in_time() -> None:
+    on_gpu: dict[str, Any] = {"precision": "16-mixed", "accelerator": "gpu"}
+    check_overflow(parts(CalDPO(beta=1e-12), **on_gpu))
+    assert "and 28 steps in a row would be skipped" in refusal(CalDPO(beta=1e-12), max_skipped_steps=27, **on_gpu)
+    check_overflow(parts(CalDPO(beta=1e-12), max_skipped_steps=28, **on_gpu))
+
+
+@pytest.mark.parametrize(
+    ("loss", "value", "slope"),
+    [
+        (CalDPO(beta=0.1), math.log(2) + 50, 10.5),
+        (IPO(beta=0.1), 25.0, 10 / 16),
+        (DPO(beta=0.1), math.log(2), 0.05),
+        (FDPO(beta=0.1, divergence="js"), math.log(2), 0.025),
+        (SFT(), 0.1 / 16, 1 / 16),
+        (SLiC(), 10 + 0.1 / 16, 1 + 1 / 16),
+        (CPO(beta=0.1), math.log(2) + 0.1 / 16, 0.05 + 1 / 16),
+        (CalDPO(beta=0.1, targets="scores"), math.log(2) + 2 * 0.005**2, 0.5 + 0.01),
+    ],
+    ids=lambda x: getattr(x, "formula", ""),
+)
+def test_value_and_slope_at_the_start(loss: PreferenceLoss, value: float, slope: float) -> None:
+    found = at_start(loss, 16, torch.float64)
+    assert (found.loss, found.slope) == (pytest.approx(value), pytest.approx(slope))

@@ -1,0 +1,97 @@
+"""Run folders are told from folders beside and inside them, and mistakes are answered with what exists."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from caldpo.config.find_runs import find_runs, natural, no_folder
+from caldpo.errors import CaldpoError
+from tests.report.runs import held_out, write_run
+
+ROWS = [held_out(0, 0, 0)]
+
+
+def test_runs_at_any_depth_and_nothing_else(tmp_path):
+    runs = [write_run(tmp_path / name, rows=ROWS) for name in ("a/seed=2", "a/seed=10", "b/c/seed=0")]
+    # what training leaves beside and inside runs, and what looks half like a run
+    (tmp_path / "multirun.yaml").write_text("hydra: {}")
+    tracker = runs[0] / "wandb" / "offline-run-1" / "files"
+    tracker.mkdir(parents=True)
+    (tracker / "config.yaml").write_text("a: 1")
+    (runs[0] / "policy").mkdir()
+    (runs[0] / "policy" / "config.json").write_text("{}")
+    (tmp_path / ".trash").mkdir()
+    write_run(tmp_path / ".trash" / "old", rows=ROWS)
+    assert find_runs(tmp_path) == runs
+
+
+def test_a_single_run_is_found_at_the_folder_itself(tmp_path):
+    run = write_run(tmp_path / "run", rows=ROWS)
+    assert find_runs(run) == [run]
+
+
+def test_a_run_that_failed_before_writing_anything_is_found(tmp_path):
+    (tmp_path / "loss=dpo" / ".hydra").mkdir(parents=True)
+    assert find_runs(tmp_path) == [tmp_path / "loss=dpo"]
+
+
+def test_an_estimate_and_a_dry_run_are_no_runs(tmp_path):
+    """The first leaves Hydra's folder and its figures, the second also a summary that says finished."""
+    run = write_run(tmp_path / "run", rows=ROWS, config={"dry_run": False})
+    estimate = write_run(tmp_path / "estimate", config={"dry_run": True}, status=None)
+    dry = write_run(tmp_path / "dry", config={"dry_run": True}, status="finished")
+    for folder in (estimate, dry):
+        (folder / "config.yaml").unlink()
+        (folder / "estimate.json").write_text("{}")
+    assert find_runs(tmp_path) == [run]
+    with pytest.raises(CaldpoError, match="no runs in this folder"):
+        find_runs(dry)
+
+
+def test_a_folder_that_was_estimated_again_is_still_a_run(tmp_path):
+    run = write_run(tmp_path / "run", rows=ROWS, config={"dry_run": True})
+    assert find_runs(tmp_path) == [run]
+
+
+def test_a_copy_without_hidden_folders_is_found(tmp_path):
+    run = write_run(tmp_path / "run", rows=ROWS, hydra=False)
+    assert find_runs(tmp_path) == [run]
+
+
+def test_missing_folder_names_what_exists(tmp_path, monkeypatch):
+    write_run(tmp_path / "outputs" / "sweep_one" / "seed=0", rows=ROWS)
+    (tmp_path / "outputs" / "cache" / "weights").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CaldpoError, match="no such folder") as error:
+        find_runs(tmp_path / "outputs" / "sweep_onw")
+    assert "did you mean sweep_one?" in str(error.value)
+    assert "outputs/sweep_one" in str(error.value)
+    assert "cache" not in str(error.value)
+    # a sweep's name alone is answered with where it lies
+    with pytest.raises(CaldpoError, match="outputs/sweep_one"):
+        find_runs(tmp_path / "sweep_one")
+
+
+def test_nothing_trained_yet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CaldpoError, match=r"python -m caldpo\.train"):
+        find_runs(tmp_path / "outputs" / "demo")
+    (tmp_path / "outputs" / "demo").mkdir(parents=True)
+    with pytest.raises(CaldpoError, match="no runs in this folder"):
+        find_runs(tmp_path / "outputs" / "demo")
+
+
+def test_numbers_sort_by_value():
+    assert sorted(["seed=10", "seed=9", "beta=0.1"], key=natural) == ["beta=0.1", "seed=9", "seed=10"]
+
+
+def test_no_folder_is_answered_with_the_newest_five(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "name a folder: python -m caldpo.compare outputs/SWEEP." in str(no_folder()), "there is nothing to list"
+    for age, name in enumerate("abcdefg"):
+        write_run(tmp_path / "outputs" / name / "seed=0", rows=ROWS)
+        os.utime(tmp_path / "outputs" / name, (1000 - age, 1000 - age))
+    (tmp_path / "outputs" / "cache").mkdir()
+    assert "the newest: outputs/a, outputs/b, outputs/c, outputs/d, outputs/e and 2 more" in str(no_folder())
