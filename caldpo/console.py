@@ -101,9 +101,7 @@ def print_line(name: str, summary: dict[str, Any]) -> None:
         fallen = ", ".join(f"{value:+.2f}" for value in alarm["log_ratios/chosen"])
         print(f"  alarm at step {alarm['step']}: {alarm['alarm']}, the chosen log-ratio fell: {fallen} nats")
     if summary["skipped_steps"]:
-        print(
-            f"  {summary['skipped_steps']} optimiser steps were skipped: nonfinite_batches/ has those that were no numbers"
-        )
+        print(f"  {summary['skipped_steps']} optimiser steps were skipped: nonfinite_batches/ has the non-finite ones")
     if summary["upload"]:
         print(f"  upload to W&B: {summary['upload']}")
 

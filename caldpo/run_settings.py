@@ -23,7 +23,7 @@ class RunSettings:
         console: ``full`` prints tables and a preview of the data; ``line`` keeps those in ``output.txt`` of the run's
             folder and prints one line at the start and one at the end, for many runs side by side.
         export: write the trained policy as a Hugging Face folder, ``policy/`` in the run's folder.
-        optimized_metric: the final metric that a sweeper which searches gets (its ``direction`` says which way is better).
+        optimized_metric: the final metric that a searching sweeper gets (its ``direction`` says which way is better).
         suites: what ``caldpo.evaluate`` measures of the run where its own command line names nothing.
         dry_run: print what the run would need instead of training, as ``caldpo.estimate`` does.
         resume: folder of a run to go on with; ``auto`` goes on where the folder of this very command holds a run that

@@ -78,7 +78,8 @@ class PairBatch:
         inputs: dict[str, Any] = {"input_ids": self.input_ids, "position_ids": self.position_ids}
         if self.spans is None:
             mask = self.attention_mask.long()
-            # padding stays at the last token's position: a row's positions say how long it is, see caldpo.models.rope_frequencies
+            # padding stays at the last token's position: a row's positions say how long it is, see
+            # caldpo.models.rope_frequencies
             inputs["position_ids"] = self.position_ids.minimum(mask.sum(dim=1, keepdim=True) - 1)
             return inputs | {"attention_mask": mask}
         # A mask with four dimensions is final for transformers, which else would make one of tokens x tokens.

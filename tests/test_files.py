@@ -27,7 +27,8 @@ LARGE = 300_000  # characters: more than one write of the system's
 
 def child(code: str, *arguments: object, wrapped: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """A process that runs ``code`` with the project's files at hand."""
-    head = "import hashlib, json, os, resource, signal, sys\nfrom pathlib import Path\nfrom caldpo.utils.atomic_io import *\n"
+    head = "import hashlib, json, os, resource, signal, sys\nfrom pathlib import Path\n"
+    head += "from caldpo.utils.atomic_io import *\n"
     command = [*wrapped, sys.executable, "-c", head + dedent(code), *map(str, arguments)]
     return subprocess.Popen(
         command,

@@ -95,7 +95,7 @@ class ServedPairs(LightningDataModule):
         """
         self.layout = layout
         lengths = self.train_pairs.lengths() if lengths is None else lengths
-        self._plan = plan = self._divided(lengths, accumulation, world_size, max_epochs, max_steps)
+        self._plan = plan = self._step_plan(lengths, accumulation, world_size, max_epochs, max_steps)
         if plan.pairs < plan.step_size and is_first_rank():
             parts = (
                 f"data.micro_batch_size={self.micro_batch_size} x accumulation {accumulation} x {world_size} devices"
@@ -156,9 +156,9 @@ class ServedPairs(LightningDataModule):
         if self.max_tokens_per_micro_batch is not None:
             raise RuntimeError("plan_steps has to be called first: a budget of tokens settles the accumulation")
         accumulation = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        return self._divided(self.train_pairs.lengths(), accumulation, world_size, max_epochs=1, max_steps=None)
+        return self._step_plan(self.train_pairs.lengths(), accumulation, world_size, max_epochs=1, max_steps=None)
 
-    def _divided(
+    def _step_plan(
         self, lengths: np.ndarray, accumulation: int, world_size: int, max_epochs: int, max_steps: int | None
     ) -> StepPlan:
         return plan_steps(

@@ -4,7 +4,8 @@ Conversations are rendered by the tokenizer's chat template, always through tran
 ``apply_chat_template``, since templates come from the hub with the tokenizer. A template is a program, and what the
 sandbox does not stop is bounded here: memory, time and the length of what it writes. Plain text is taken as it is.
 
-Special tokens that a conversation or a response spells out stay text (:mod:`caldpo.data.special_text`), with two exceptions.
+Special tokens that a conversation or a response spells out stay text (:mod:`caldpo.data.special_text`), with two
+exceptions.
 A text prompt that spells some out was written by a template of somebody's own, so that it and its responses are taken
 with them. And EOS at the end of a response is taken off and counted, since a response ends once.
 """

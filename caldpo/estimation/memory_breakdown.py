@@ -33,6 +33,7 @@ from caldpo.models.hub_model import causal_lm_skeleton
 from caldpo.models.model_source import floating_dtype
 from caldpo.reference.auto_reference import Auto, ReferenceMode, choose
 from caldpo.reference.disabled_adapter import Adapter
+from caldpo.reference.frozen_model import Frozen
 from caldpo.reference.reference_base import ReferenceContext
 from caldpo.types import PairBatch
 

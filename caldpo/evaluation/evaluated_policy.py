@@ -201,7 +201,7 @@ class EvaluatedPolicy:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """The tokens that end a response, of the policy and of its reference alike; see :mod:`caldpo.data.end_tokens`."""
+        """The tokens that end a response, for policy and reference alike; see :mod:`caldpo.data.end_tokens`."""
         return end_tokens(self.tokenizer, self.policy)
 
     def at(self, weights: Weights) -> EvaluatedPolicy:

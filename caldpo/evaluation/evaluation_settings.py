@@ -33,7 +33,7 @@ class TargetSettings:
         max_pairs: held-out pairs to look at, the first ones; None takes all.
         batch: responses a forward pass or a step of sampling has at most; None takes twice ``eval_micro_batch_size``.
         seed: of sampling and resampling.
-        allow_untrusted_code: build what a run's configuration names outside caldpo, and run code that comes with its model.
+        allow_untrusted_code: build classes outside caldpo that a run's configuration names, and run its model's code.
     """
 
     run: str | None

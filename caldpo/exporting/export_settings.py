@@ -37,7 +37,7 @@ class ExportSettings:
         picture: draw the curves of the implicit reward beside the card.
         push_to: ``organisation/name`` on the hub to upload it to.
         private: whether a repository that is made there is private.
-        allow_untrusted_code: build what a run's configuration names outside caldpo, and run code that comes with its model.
+        allow_untrusted_code: build classes outside caldpo that a run's configuration names, and run its model's code.
     """
 
     run: str | None

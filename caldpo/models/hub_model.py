@@ -48,8 +48,8 @@ class HubModel:
         tokenizer: hub id or folder of another tokenizer; None takes the model's own.
         dtype: of the weights; ``auto`` keeps the checkpoint's.
         attention: attention implementation of transformers. ``auto`` takes the fastest that is right here and says
-            which and why, see :mod:`caldpo.models.attention_choice`; None lets transformers choose. Packed rows have PyTorch's
-            SDPA in place of all but ``eager``, see :mod:`caldpo.logprobs.packed_attention`.
+            which and why, see :mod:`caldpo.models.attention_choice`; None lets transformers choose. Packed rows have
+            PyTorch's SDPA in place of all but ``eager``, see :mod:`caldpo.logprobs.packed_attention`.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         dropout: keep the checkpoint's dropout while training.
         trust_remote_code: run Python code that comes with the model, announced on the terminal and named in the

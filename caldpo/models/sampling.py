@@ -1,7 +1,7 @@
 """Sampling responses from a causal language model, reproducibly and without touching global generators.
 
 Samples are of the model's whole distribution at a temperature: none of the checkpoint's own generation settings (top-p,
-penalties, beams, ...) has a part in them. A response ends with the first of the tokens of :mod:`caldpo.data.end_tokens`.
+penalties, beams, ...) has a part in them. A response ends with the first token of :mod:`caldpo.data.end_tokens`.
 """
 
 from __future__ import annotations

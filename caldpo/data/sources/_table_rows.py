@@ -119,8 +119,8 @@ def _rows_of(batch: pyarrow.RecordBatch, path: Path, first: int) -> Iterator[Raw
 def read_csv(path: Path) -> Iterator[RawRow]:
     """The rows of a comma-separated file with a header; a row's origin is its line, or the range of its lines.
 
-    All cells are text, of the type :class:`~caldpo.data.cell_parsing.Cell`, but for two cases in which csv has no other way
-    to say it: ``score_chosen`` and ``score_rejected`` are numbers, and a cell of a column that may hold a conversation
+    All cells are text, of the type :class:`~caldpo.data.cell_parsing.Cell`, but for two cases in which csv has no
+    other way to say it: ``score_chosen`` and ``score_rejected`` are numbers, and a cell of a column that may hold a conversation
     is that conversation where it is the JSON or Python notation of one.
 
     Every line is in one row or blank. Of a row that is no CSV, or has another number of cells than the header, each
