@@ -86,8 +86,8 @@ def plan_steps(
     """Settle how the steps of a run are divided.
 
     An optimiser step has ``micro_batch_size x accumulation x world_size`` pairs either way. With
-    ``max_tokens_per_micro_batch`` it is cut anew, into as many micro-batches as the step needs that needs most: the same number in every step, so
-    that accumulation is a constant of the run.
+    ``max_tokens_per_micro_batch`` it is cut anew, into as many micro-batches as the step needs that needs most: the
+    same number in every step, so that accumulation is a constant of the run.
 
     Args:
         lengths: tokens of prompt, chosen and rejected response of each pair, ``(pairs, 3)``.

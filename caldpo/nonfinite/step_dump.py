@@ -1,8 +1,9 @@
 """A step's batch in a file, to be computed again: token ids, log-probs and where they come from, and no code.
 
 ``nonfinite_batches/step-N.safetensors`` in the run's folder, one for each rank where there are several. Tensors:
-``tokens`` (all sequences in a row) and ``ends`` (where each prompt, chosen and rejected response ends), and per pair ``index``,
-``weight``, ``scores`` where the data has them, log-probs (nats), loss and terms. The metadata holds everything else.
+``tokens`` (all sequences in a row) and ``ends`` (where each prompt, chosen and rejected response ends), and per pair
+``index``, ``weight``, ``scores`` where the data has them, log-probs (nats), loss and terms. The metadata holds
+everything else.
 """
 
 from __future__ import annotations

@@ -120,8 +120,8 @@ def read_csv(path: Path) -> Iterator[RawRow]:
     """The rows of a comma-separated file with a header; a row's origin is its line, or the range of its lines.
 
     All cells are text, of the type :class:`~caldpo.data.cell_parsing.Cell`, but for two cases in which csv has no
-    other way to say it: ``score_chosen`` and ``score_rejected`` are numbers, and a cell of a column that may hold a conversation
-    is that conversation where it is the JSON or Python notation of one.
+    other way to say it: ``score_chosen`` and ``score_rejected`` are numbers, and a cell of a column that may hold a
+    conversation is that conversation where it is the JSON or Python notation of one.
 
     Every line is in one row or blank. Of a row that is no CSV, or has another number of cells than the header, each
     line is a bad row of its own: where a quote is never closed, the rows after it are read as text of its cell.
