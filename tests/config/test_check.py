@@ -12,14 +12,14 @@ from caldpo.errors import CaldpoError
 
 pytestmark = pytest.mark.usefixtures("package")
 
-LOSS = {"_target_": "caldpo.components.Loss", "beta": 0.1, "targets": "half"}
+LOSS = {"_target_": "caldpo.parts.Loss", "beta": 0.1, "targets": "half"}
 OPTIM = {
-    "_target_": "caldpo.components.Optim",
+    "_target_": "caldpo.parts.Optim",
     "lr": 1e-3,
-    "schedule": {"_target_": "caldpo.components.Schedule", "decay": "cosine"},
+    "schedule": {"_target_": "caldpo.parts.Schedule", "decay": "cosine"},
 }
 TOP = {"name": "demo", "seed": 0, "reward_beta": 0.1}
-SCHEMAS = {"": "caldpo.components.Settings"}
+SCHEMAS = {"": "caldpo.parts.Settings"}
 
 
 def config(loss: dict[str, Any] | None = None, optim: dict[str, Any] | None = None, **top: Any) -> DictConfig:
@@ -48,7 +48,7 @@ def test_a_good_configuration_passes() -> None:
         (config(seed=-1), "seed", "must be a whole number >= 0"),
         (config(sed=1), "sed", "unknown key (did you mean seed?)"),
         (config(extra={"a": 1}), "extra", "unknown key"),
-        (config(loss={"_target_": "caldpo.components.Los"}), "loss._target_", "did you mean Loss?"),
+        (config(loss={"_target_": "caldpo.parts.Los"}), "loss._target_", "did you mean Loss?"),
         (config(loss={"beta": "${nowhere}"}), "loss.beta", "cannot be resolved"),
         (config(optim={"betas": {"x": 1}}), "optim.betas", "unknown key (did you mean beta1?)"),
     ],
@@ -60,7 +60,7 @@ def test_each_mistake_is_named_by_its_full_key(cfg: DictConfig, key: str, said: 
 
 
 def test_nested_sections_and_lists_of_sections() -> None:
-    nested = config(optim={"schedule": {"_target_": "caldpo.components.Schedule", "decay": "cos"}})
+    nested = config(optim={"schedule": {"_target_": "caldpo.parts.Schedule", "decay": "cos"}})
     assert list(problems(nested)) == ["optim.schedule.decay"]
     listed = config(losses=[LOSS, LOSS | {"beta": 0}])
     assert list(problems(listed)) == ["losses[1].beta"]
@@ -83,12 +83,12 @@ def test_one_problem_is_an_error_about_its_key() -> None:
 
 
 def test_a_required_argument_has_to_be_in_the_yaml_unless_code_supplies_it() -> None:
-    hub = {"_target_": "caldpo.components.Model"}
+    hub = {"_target_": "caldpo.parts.Model"}
     assert problems(config(model=hub)) == {"model.path": "has to be given: text"}
     assert problems(config(model={**hub, "path": "???"})) == {"model.path": "has to be given: text"}
     assert problems(config(model={**hub, "_partial_": True})) == {}
     # policy and loss are objects; a number has to come from the yaml
-    module = {"_target_": "caldpo.components.Module"}
+    module = {"_target_": "caldpo.parts.Module"}
     assert problems(config(module=module)) == {"module.scale": "has to be given: a number"}
 
 

@@ -33,24 +33,24 @@ CONF = {
         seed: 0
         reward_beta: ${loss.beta}
         trainer:
-          _target_: caldpo.components.Trainer
+          _target_: caldpo.parts.Trainer
           devices: 1
     """,
-    "loss/cal.yaml": "{_target_: caldpo.components.Loss, beta: 0.1, targets: fixed}",
-    "loss/smooth.yaml": "{_target_: caldpo.components.Smooth, beta: 0.1, label_smoothing: 0.0}",
-    "loss/narrow.yaml": "{_target_: caldpo.components.Narrow, beta: 0.1}",
+    "loss/cal.yaml": "{_target_: caldpo.parts.Loss, beta: 0.1, targets: fixed}",
+    "loss/smooth.yaml": "{_target_: caldpo.parts.Smooth, beta: 0.1, label_smoothing: 0.0}",
+    "loss/narrow.yaml": "{_target_: caldpo.parts.Narrow, beta: 0.1}",
     "optim/adamw.yaml": """
-        _target_: caldpo.components.Optim
+        _target_: caldpo.parts.Optim
         lr: 1.0e-3
         beta1: 0.9
-        schedule: {_target_: caldpo.components.Schedule, decay: cosine}
+        schedule: {_target_: caldpo.parts.Schedule, decay: cosine}
     """,
     "data/made.yaml": "{}",
-    "data/local.yaml": "{_target_: caldpo.components.Model, path: '???'}",
+    "data/local.yaml": "{_target_: caldpo.parts.Model, path: '???'}",
     "logger/csv.yaml": "{}",
     # a group of which several options can be chosen at once
-    "suite/first.yaml": "# @package first\n_target_: caldpo.components.Schedule\ndecay: linear\n",
-    "suite/second.yaml": "# @package second\n_target_: caldpo.components.Schedule\ndecay: linear\n",
+    "suite/first.yaml": "# @package first\n_target_: caldpo.parts.Schedule\ndecay: linear\n",
+    "suite/second.yaml": "# @package second\n_target_: caldpo.parts.Schedule\ndecay: linear\n",
     "experiment/grid.yaml": """
         # @package _global_
         hydra:
@@ -87,7 +87,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def check(*overrides: str, m: bool = False) -> list[str]:
     path = create_config_search_path(str(Path("../conf").resolve()))
-    return preflight("main", path, overrides, multirun=m, schemas={"": "caldpo.components.Settings"})
+    return preflight("main", path, overrides, multirun=m, schemas={"": "caldpo.parts.Settings"})
 
 
 def answer(*overrides: str, m: bool = False) -> str:
