@@ -5,6 +5,7 @@ Imported by the server that forks these processes, so that each starts within mi
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
 import signal
@@ -20,6 +21,7 @@ import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama  # noqa: F401
 from pytorch_lightning.utilities import rank_zero_only
 
+import caldpo.train
 import caldpo.training_run
 from caldpo.callbacks.sample_table import SampleTable
 from caldpo.callbacks.true_reward import OracleEvaluation
@@ -27,7 +29,6 @@ from caldpo.checkpointing import checkpoint_io as checkpoint_folder
 from caldpo.checkpointing import collective_write as together
 from caldpo.lightning_module import PreferenceModule
 from caldpo.metrics_file import RowWriter
-from caldpo.train import main
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,15 @@ class Kill:
     number: int
 
 
-def run(arguments: list[str], folder: str, output: str, environment: dict[str, str], kill: Kill | None) -> None:
-    """Train in ``folder``; everything said goes to the file ``output``."""
+def run(
+    arguments: list[str],
+    folder: str,
+    output: str,
+    environment: dict[str, str],
+    kill: Kill | None,
+    command: str = "caldpo.train",
+) -> None:
+    """Run a command (the module that holds its ``main``) in ``folder``; everything said goes to the file ``output``."""
     os.environ.update(environment)
     rank_zero_only.rank = int(environment.get("RANK", 0))  # read when imported, before this process was forked
     os.chdir(folder)
@@ -56,11 +64,11 @@ def run(arguments: list[str], folder: str, output: str, environment: dict[str, s
     with Path(output).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.argv = ["train", *arguments]
+    sys.argv = [command.rpartition(".")[2], *arguments]
     if kill is not None:
         os.setpgid(0, 0)  # a group of its own, that a signal to it reaches nobody else
         _arm(kill)
-    main(arguments)
+    importlib.import_module(command).main(arguments)
 
 
 def _arm(kill: Kill) -> None:

@@ -56,8 +56,15 @@ class Ended:
     said: str
 
 
-def train(folder: Path, *arguments: str, kill: Kill | None = None, ranks: int = 1, patience: float = 240) -> Ended:
-    """Train in ``folder`` in processes of its own, one a rank; ``kill`` strikes the first, SIGKILL then the others."""
+def train(
+    folder: Path,
+    *arguments: str,
+    kill: Kill | None = None,
+    ranks: int = 1,
+    patience: float = 240,
+    command: str = "caldpo.train",
+) -> Ended:
+    """Run a command in ``folder`` in processes of its own, one a rank; ``kill`` strikes the first, SIGKILL then the others."""
     output = folder / "said.txt"
     output.unlink(missing_ok=True)
     port = _free_port()
@@ -74,7 +81,9 @@ def train(folder: Path, *arguments: str, kill: Kill | None = None, ranks: int = 
             }
             environment |= {"TORCHELASTIC_RUN_ID": "test"}
         mine = kill if rank == 0 else None
-        process = _forking().Process(target=run, args=([*arguments], str(folder), str(output), environment, mine))
+        process = _forking().Process(
+            target=run, args=([*arguments], str(folder), str(output), environment, mine, command)
+        )
         process.start()
         processes.append(process)
     until = time.monotonic() + patience
