@@ -9,7 +9,7 @@ RUNS   ?= $(NEWEST)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo evaluate test lint secrets audit format types clean
+.PHONY: help demo evaluate test lint docs secrets audit format types clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -30,6 +30,10 @@ lint: $(VENV)/.dev-installed secrets ## ruff, formatting, types, and secrets
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(VENV)/.dev-installed ## the pages of docs/ as a site, in build/site; writes the page of all keys anew
+	$(PY) docs/configuration.py
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --config-file .mkdocs.yml
 
 # The baseline holds hashes of the made-up ones in tests. A copy, since the hook writes line numbers that moved into it
 # and then says 3.

@@ -32,7 +32,7 @@ class TrainingResult:
 
     Args:
         folder: of the run; ``folder / "policy"`` is the trained policy.
-        metrics: final metrics by their logged names, held-out ones under ``val/``; units as in the README.
+        metrics: final metrics by their logged names, held-out ones under ``val/``; units as in docs/training.md.
         summary: all of ``summary.json``.
     """
 

@@ -17,6 +17,7 @@ from caldpo.config.conf_dir import conf_dir
 from caldpo.errors import CaldpoError
 from tests.command import RANDOM_MODEL
 from tests.command import train as command
+from tests.messages import names, refused
 
 SMALL = (
     *RANDOM_MODEL,
@@ -43,7 +44,7 @@ def test_a_run_from_python_is_that_of_the_command(folder: Path) -> None:
     assert not HydraConfig.initialized(), "nothing is left behind for the next one"
     with pytest.raises(CaldpoError) as taken:  # as for the command, a folder that holds a run is never written over
         train(cfg)
-    assert "here" in str(taken.value)
+    names(taken, key="hydra.run.dir", value=folder / "here", remedy="resume=auto")
 
 
 def test_folders_without_a_name_are_apart(folder: Path) -> None:
@@ -57,8 +58,7 @@ def test_folders_without_a_name_are_apart(folder: Path) -> None:
 def test_mistakes_are_errors_to_catch(folder: Path) -> None:
     with pytest.raises(CaldpoError) as wrong:
         caldpo.compose(["loss=dqo", "lr=3"])
-    assert "loss=dqo" in str(wrong.value)
-    assert "optim.lr" in str(wrong.value)
+    names(wrong, "loss=dqo:", "lr:", "did you mean optim.lr?")
     cfg = caldpo.compose(list(SMALL))
     cfg.optim.lr = -1
     with pytest.raises(CaldpoError) as wrong:
@@ -68,7 +68,7 @@ def test_mistakes_are_errors_to_catch(folder: Path) -> None:
 
 @pytest.mark.parametrize("overrides", ["loss=dpo", [Path("loss=dpo")], [("loss", "dpo")]])
 def test_what_is_no_list_of_overrides_is_said_once(overrides: object) -> None:
-    with pytest.raises(CaldpoError, match=r"no list of overrides[\s\S]*compose\(\["):
+    with refused("overrides", remedy="compose(["):
         caldpo.compose(overrides)  # type: ignore[arg-type]
 
 
@@ -78,9 +78,8 @@ def test_a_configuration_of_hydra_alone_is_refused_in_one_line(folder: Path) -> 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = hydra_compose("train", list(SMALL))
     for call in (run, caldpo.train):
-        with pytest.raises(CaldpoError) as refused:
+        with refused("compose("):
             call(cfg)
-        assert "compose(" in str(refused.value)
     assert not Path("outputs").exists()
 
 

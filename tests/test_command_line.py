@@ -14,6 +14,7 @@ from caldpo.compare import main as compare
 from caldpo.evaluate import main as evaluate
 from caldpo.generate import main as generate
 from caldpo.train import main as train
+from tests.messages import names
 
 ROOT = Path(__file__).parents[1]
 # A run that would need no generated data; nothing of it is ever loaded here.
@@ -43,47 +44,45 @@ def answer(capsys: pytest.CaptureFixture[str], command, *arguments: str) -> tupl
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["loss.betta=1"], ["loss.betta: unknown key (did you mean beta?)", "calibration_weight"]),
-        (["sed=1"], ["sed: unknown key (did you mean seed?)", "reward_beta"]),
-        (["los=dpo"], ["los: unknown key (did you mean loss?)"]),
-        (["loss=dppo"], ["loss=dppo: no such option (did you mean dpo?)", "cal_dpo, ", "slic"]),
-        (["loss.beta=-1"], ["loss.beta=-1: must be a number > 0"]),
-        (["loss.beta=nan"], ["loss.beta=nan: must be a number > 0"]),
-        (["loss.beta=abc"], ["loss.beta=abc: must be a number > 0"]),
-        (["loss.targets=foo"], ["loss.targets=foo: must be one of half, scores"]),
-        (["+loss.label_smoothing=0.1"], ["loss.label_smoothing: unknown key"]),
+        (["loss.betta=1"], ["loss.betta:", "did you mean beta?", "calibration_weight"]),
+        (["sed=1"], ["sed:", "did you mean seed?", "reward_beta"]),
+        (["los=dpo"], ["los:", "did you mean loss?"]),
+        (["loss=dppo"], ["loss=dppo:", "did you mean dpo?", "cal_dpo, ", "slic"]),
+        (["loss.beta=-1"], ["loss.beta=-1:", "> 0"]),
+        (["loss.beta=nan"], ["loss.beta=nan:", "> 0"]),
+        (["loss.beta=abc"], ["loss.beta=abc:", "> 0"]),
+        (["loss.targets=foo"], ["loss.targets=foo:", "half, scores"]),
+        (["+loss.label_smoothing=0.1"], ["loss.label_smoothing:"]),
         (
             ["loss=dpo", "loss.label_smoothing=0.7"],
-            ["loss.label_smoothing=0.7: must be a number >= 0 and < 0.5"],
+            ["loss.label_smoothing=0.7:", ">= 0", "< 0.5"],
         ),
-        (["trainer.max_steps=1.5"], ["trainer.max_steps=1.5: must be a whole number"]),
+        (["trainer.max_steps=1.5"], ["trainer.max_steps=1.5:", "number"]),
         (["optim.schedule.decay=cos"], ["optim.schedule.decay=cos", "cosine"]),
-        (["name=../.."], ["name=../..: must be a folder name"]),
-        (["data.train=???"], ["data.train: has to be given"]),
-        (["loss.beta=[1,"], ["loss.beta=[1,: cannot be read"]),
-        (["nonsense"], ["nonsense: an override is written key=value"]),
-        (["loss=dpo,ipo"], ["loss=dpo,ipo: several values for one run", "-m"]),
-        (["-m", "loss=dpo,ippo"], ["loss=ippo: no such option (did you mean ipo?)"]),
-        (["loss=dpo,ipo", "seed=0,-1", "-m"], ["seed=-1: must be a whole number >= 0"]),
+        (["name=../.."], ["name=../..:", "folder"]),
+        (["data.train=???"], ["data.train:", "data.train=..."]),
+        (["loss.beta=[1,"], ["loss.beta=[1,:"]),
+        (["nonsense"], ["nonsense:", "key=value"]),
+        (["loss=dpo,ipo"], ["loss=dpo,ipo:", "-m"]),
+        (["-m", "loss=dpo,ippo"], ["loss=ippo:", "did you mean ipo?"]),
+        (["loss=dpo,ipo", "seed=0,-1", "-m"], ["seed=-1:", ">= 0"]),
         (["-m", "seed=0,1", "trainer.devices=2"], ["trainer.devices=2", "submitit"]),
-        (["-m", "--cfg", "job"], ["exclude each other"]),
-        (["--config-dir", "nowhere"], ["--config-dir=nowhere: there is no such folder"]),
+        (["-m", "--cfg", "job"], ["-m", "--cfg"]),
+        (["--config-dir", "nowhere"], ["--config-dir=nowhere:"]),
         (["--mulltirun"], ["unrecognized arguments: --mulltirun"]),
     ],
 )
 def test_a_mistake_is_answered(arguments: list[str], said: list[str], capsys) -> None:
     code, text = answer(capsys, train, *RUN, *arguments)
     assert code == 2
-    for fragment in said:
-        assert fragment in text
+    names(text, *said)
     assert not Path("outputs").exists()
 
 
 def test_data_of_ones_own_has_to_be_named(capsys) -> None:
     code, text = answer(capsys, train, *RUN[:3], "logger=none")
     assert code == 2
-    assert "data.train: has to be given" in text
-    assert "add data.train=..." in text
+    names(text, "error: data.train:", remedy="data.train=...")
 
 
 def test_help_lists_groups_options_and_examples(capsys) -> None:
@@ -112,14 +111,13 @@ def test_compare_takes_a_folder(capsys) -> None:
     assert "no such, folder" in text
     code, text = answer(capsys, compare)
     assert code == 2
-    assert "name a folder: python -m caldpo.compare outputs/SWEEP" in text
+    names(text, "error: sweep:", remedy="python -m caldpo.compare outputs/SWEEP")
     code, text = answer(capsys, compare, "band=both")
-    assert "band=both: must be one of" in text, "with a second problem, both are told"
-    assert "sweep: has to be given" in text
+    names(text, "band=both:", "sweep:")  # with a second problem, both are told
     code, text = answer(capsys, compare, "x", "bandd=sd")
-    assert "bandd: unknown key (did you mean band?)" in text
+    names(text, "error: bandd:", "did you mean band?")
     code, text = answer(capsys, compare, "x", "band=both")
-    assert "band=both: must be one of range, sd" in text
+    names(text, "error: band=both:", "range, sd")
 
 
 @pytest.mark.parametrize("place", range(len(cli._COMMANDS)))
@@ -142,86 +140,81 @@ def made_run(name: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], ["run: there is nothing to look at", "run=outputs/RUN, or give model.path"]),
-        (["nowhere"], ["nowhere: no such folder"]),
-        (["run", "sed=1"], ["sed: unknown key (did you mean seed?)"]),
-        (["run", "model.pth=x"], ["model.pth: unknown key (did you mean path?)"]),
-        (["run", "device=gpu"], ["device=gpu: must be one of auto, cpu, cuda"]),
-        (["run", "checkpoint=best"], ["checkpoint=best: must be one of final, last or a whole number >= 0"]),
-        (["run", "batch=0"], ["batch=0: must be a whole number > 0"]),
-        (["run", "model.path=x"], ["model.path=x: run=run names a policy already"]),
-        (["model.path=x", "data=hh", "checkpoint=3"], ["checkpoint=3: only a run has checkpoints"]),
-        (["run", "data=hhh"], ["data=hhh: no such option (did you mean hh?)"]),
-        (["run", "+loss=dpo"], ["loss: a group of another command"]),
+        ([], ["error: run:", "run=outputs/RUN", "model.path"]),
+        (["nowhere"], ["nowhere:"]),
+        (["run", "sed=1"], ["sed:", "did you mean seed?"]),
+        (["run", "model.pth=x"], ["model.pth:", "did you mean path?"]),
+        (["run", "device=gpu"], ["device=gpu:", "auto, cpu, cuda"]),
+        (["run", "checkpoint=best"], ["checkpoint=best:", "final, last", ">= 0"]),
+        (["run", "batch=0"], ["batch=0:", "> 0"]),
+        (["run", "model.path=x"], ["model.path=x:", "run=run"]),
+        (["model.path=x", "data=hh", "checkpoint=3"], ["checkpoint=3:", "run"]),
+        (["run", "data=hhh"], ["data=hhh:", "did you mean hh?"]),
+        (["run", "+loss=dpo"], ["loss:", "group"]),
     ],
 )
 def test_a_mistake_about_what_to_look_at_is_answered(command, arguments: list[str], said: list[str], capsys) -> None:
     made_run("run")
     code, text = answer(capsys, command, *arguments)
     assert code == 2
-    for fragment in said:
-        assert fragment in text
+    names(text, *said)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["suite=preferense"], ["suite=preferense: no such option (did you mean preference?)", "displacement"]),
-        (["suite=[preference,orakle]"], ["suite=orakle: no such option (did you mean oracle?)"]),
-        (["suites=oracle"], ["suites: unknown key (did you mean suite?)"]),
-        (["suite=preference,oracle"], ["several values for one run", "suite=[...]"]),
-        (["preference.binns=3"], ["preference.binns: unknown key (did you mean bins?)"]),
-        (["preference.confidence=95"], ["preference.confidence=95: must be a number > 0 and < 1"]),
-        (["report=maybe"], ["report=maybe: must be true or false"]),
-        (["prompts=[a]"], ["prompts: unknown key"]),
+        (["suite=preferense"], ["suite=preferense:", "did you mean preference?", "displacement"]),
+        (["suite=[preference,orakle]"], ["suite=orakle:", "did you mean oracle?"]),
+        (["suites=oracle"], ["suites:", "did you mean suite?"]),
+        (["suite=preference,oracle"], ["suite=preference,oracle:", "suite=[...]"]),
+        (["preference.binns=3"], ["preference.binns:", "did you mean bins?"]),
+        (["preference.confidence=95"], ["preference.confidence=95:", "> 0", "< 1"]),
+        (["report=maybe"], ["report=maybe:", "true", "false"]),
+        (["prompts=[a]"], ["prompts:"]),
     ],
 )
 def test_a_mistake_about_suites_is_answered(arguments: list[str], said: list[str], capsys) -> None:
     code, text = answer(capsys, evaluate, made_run("run"), *arguments)
     assert code == 2
-    for fragment in said:
-        assert fragment in text
+    names(text, *said)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["temprature=1"], ["temprature: unknown key (did you mean temperature?)"]),
-        (["temperature=-1"], ["temperature=-1: must be a number >= 0"]),
-        (["count=0"], ["count=0: must be a whole number > 0"]),
-        (["prompts=[1]"], ["prompts=[1]: must be a list, each item text or text or null; quote it to make it text"]),
-        (["prompts=[]"], ["prompts=[]: holds no prompt"]),
-        (["prompts=nowhere.txt"], ["prompts=nowhere.txt: there is no such file"]),
-        (["prompts=Hello"], ["prompts=Hello: neither a list of texts nor a .txt or .jsonl file"]),
-        (["prompts=[a]", "chat=true"], ["prompts: chat=true reads prompts from the terminal"]),
-        (["samples=2", "chat=true"], ["samples=2: chat=true gives one response a turn"]),
-        (["as_chat=maybe"], ["as_chat=maybe: must be true or false or null"]),
-        (["suite=preference"], ["suite: unknown key"]),
+        (["temprature=1"], ["temprature:", "did you mean temperature?"]),
+        (["temperature=-1"], ["temperature=-1:", ">= 0"]),
+        (["count=0"], ["count=0:", "> 0"]),
+        (["prompts=[1]"], ["prompts=[1]:", "list", "text", "quote"]),
+        (["prompts=[]"], ["prompts=[]:", "prompt"]),
+        (["prompts=nowhere.txt"], ["prompts=nowhere.txt:", "file"]),
+        (["prompts=Hello"], ["prompts=Hello:", "list", ".txt", ".jsonl"]),
+        (["prompts=[a]", "chat=true"], ["prompts:", "chat=true"]),
+        (["samples=2", "chat=true"], ["samples=2:", "chat=true"]),
+        (["as_chat=maybe"], ["as_chat=maybe:", "true", "false", "null"]),
+        (["suite=preference"], ["suite:"]),
     ],
 )
 def test_a_mistake_about_generating_is_answered(arguments: list[str], said: list[str], capsys) -> None:
     code, text = answer(capsys, generate, made_run("run"), *arguments)
     assert code == 2
-    for fragment in said:
-        assert fragment in text
+    names(text, *said)
 
 
 def test_responses_are_read_of_one_run(capsys) -> None:
-    names = [made_run(f"sweep/loss=dpo,seed={seed}") for seed in range(10)]
+    runs = [made_run(f"sweep/loss=dpo,seed={seed}") for seed in range(10)]
     code, text = answer(capsys, generate, "sweep")
     assert code == 2
-    assert "run=sweep: 10 runs lie here" in text
-    assert all(f"'{name}'" in text for name in names[:8])
-    assert "and 2 more" in text
+    names(text, "error: run=sweep:", "10 runs", *(f"'{run}'" for run in runs[:8]), "2 more")
 
 
 def test_a_model_is_asked_something(capsys) -> None:
     code, text = answer(capsys, generate, "model.path=x")
     assert code == 2
-    assert "prompts: model.path has no held-out prompts of its own" in text
+    names(text, "error: prompts:", "model.path")
     code, text = answer(capsys, evaluate, "model.path=x")
     assert code == 2
-    assert "data: model.path needs pairs" in text
+    names(text, "error: data:", "model.path", "pairs")
 
 
 @pytest.mark.parametrize(("command", "keys"), [(evaluate, ["suite=", "displacement"]), (generate, ["chat", "as_chat"])])
@@ -246,7 +239,7 @@ class TestConsoleScript:
     def test_unknown_commands(self, capsys) -> None:
         code, text = answer(capsys, cli.main, "trian", "loss=dpo")
         assert code == 2
-        assert "trian: no such command (did you mean train?)" in text
+        names(text, "trian:", "did you mean train?")
 
     def test_hands_over(self, capsys) -> None:
         code, text = answer(capsys, cli.main, "train", *RUN, "loss.betta=1")
@@ -283,7 +276,7 @@ print("HEAVY:", *[m for m in {HEAVY} if m in sys.modules])
         check=True,
     )
     assert done.stdout.splitlines()[-1].split() == ["HEAVY:"]
-    assert "loss.beta=-1: must be" in done.stderr
+    names(done.stderr, "loss.beta=-1:", "> 0")
 
 
 def test_python_dash_m_from_any_folder(tmp_path: Path) -> None:
@@ -296,5 +289,6 @@ def test_python_dash_m_from_any_folder(tmp_path: Path) -> None:
         text=True,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    said = "(the log-ratios are pulled to rewards / beta, +-1 / (2 beta) nats)"  # what the yaml says of it
-    assert done.stderr == f"error: loss.beta=-1: must be a number > 0 {said}.\n"
+    unit = "(the log-ratios are pulled to rewards / beta, +-1 / (2 beta) nats)"  # what the yaml says of it
+    (line,) = done.stderr.splitlines()
+    names(line, "error: loss.beta=-1:", "> 0", unit)

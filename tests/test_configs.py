@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,18 @@ from omegaconf import DictConfig, OmegaConf
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.run_dir import register_resolvers
 from caldpo.config.validation import check_config
+from tests.documents import DOCUMENTS, commands
 
 register_resolvers()  # as a command does
 
 CONF = conf_dir()
-README = CONF.parent / "README.md"
 TOP_LEVEL = {"": "caldpo.run_settings.RunSettings"}
 EVALUATION = {"": "caldpo.evaluation.evaluation_settings.EvaluateSettings"}
 GENERATION = {"": "caldpo.evaluation.evaluation_settings.GenerateSettings"}
 EXPORT = {"": "caldpo.exporting.export_settings.ExportSettings"}
 ESTIMATE = {"": "caldpo.estimation.estimate_settings.EstimateSettings"}
+COMPARE = {"": "caldpo.report.comparison.compare_runs"}
+BENCHMARK = {"": "caldpo.bench.benchmark_settings.BenchmarkSettings"}
 # what a person has to name on the command line, for options that cannot work without it
 NAMED = {
     "data=local": ["data.train=train.jsonl"],
@@ -158,21 +159,12 @@ def test_every_file_says_what_it_is() -> None:
         assert head[0].startswith("#"), f"{file.relative_to(CONF)} begins without a comment"
 
 
-def readme_commands(command: str = "train") -> list[list[str]]:
-    """The overrides of every ``python -m caldpo.train`` (or another command) in the README."""
-    if not README.exists():  # an installed wheel
-        return []
-    text = README.read_text().replace("\\\n", " ")
-    lines = re.finditer(rf"^\s*python -m caldpo\.{command}(.*)$", text, re.M)
-    return [shlex.split(match[1], comments=True) for match in lines]
+def test_the_pages_have_commands() -> None:
+    assert not DOCUMENTS or len(commands("train")) >= 5
 
 
-def test_the_readme_has_commands() -> None:
-    assert len(readme_commands()) >= 5
-
-
-@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
-def test_commands_of_the_readme_compose(words: list[str]) -> None:
+@pytest.mark.parametrize("words", commands("train"), ids=" ".join)
+def test_documented_trainings_compose(words: list[str]) -> None:
     if "--help" in words:
         return
     sweep = "-m" in words
@@ -182,35 +174,52 @@ def test_commands_of_the_readme_compose(words: list[str]) -> None:
         check_config(composed(list(job)), TOP_LEVEL)
 
 
-@pytest.mark.parametrize("words", readme_commands("evaluate"), ids=" ".join)
-def test_evaluations_of_the_readme_compose(words: list[str]) -> None:
+@pytest.mark.parametrize("words", commands("evaluate"), ids=" ".join)
+def test_documented_evaluations_compose(words: list[str]) -> None:
     cfg = composed([word for word in words if "=" in word], "evaluate")
     check_config(cfg, EVALUATION)
     if cfg.model.path is None:
         assert cfg.run is not None or "=" not in words[0], "a run is named"
 
 
-@pytest.mark.parametrize("words", readme_commands("generate"), ids=" ".join)
-def test_generations_of_the_readme_compose(words: list[str]) -> None:
+@pytest.mark.parametrize("words", commands("generate"), ids=" ".join)
+def test_documented_generations_compose(words: list[str]) -> None:
     check_config(composed([word for word in words if "=" in word], "generate"), GENERATION)
 
 
-@pytest.mark.parametrize("words", readme_commands("export"), ids=" ".join)
-def test_exports_of_the_readme_compose(words: list[str]) -> None:
+@pytest.mark.parametrize("words", commands("export"), ids=" ".join)
+def test_documented_exports_compose(words: list[str]) -> None:
     assert "=" not in words[0], "a run is named"
     check_config(composed([word for word in words if "=" in word], "export"), EXPORT)
 
 
-@pytest.mark.parametrize("words", readme_commands("estimate"), ids=" ".join)
-def test_estimates_of_the_readme_compose(words: list[str]) -> None:
+@pytest.mark.parametrize("words", commands("estimate"), ids=" ".join)
+def test_documented_estimates_compose(words: list[str]) -> None:
     check_config(composed(words, "estimate"), ESTIMATE)
 
 
-def test_suites_named_in_the_text_of_the_readme_have_such_keys() -> None:
-    if not README.exists():
-        return
+@pytest.mark.parametrize("words", commands("compare"), ids=" ".join)
+def test_documented_comparisons_compose(words: list[str]) -> None:
+    assert "=" not in words[0], "a sweep is named"
+    folders = f"sweep=[{','.join(word for word in words if '=' not in word)}]"
+    check_config(composed([folders, *(word for word in words if "=" in word)], "compare"), COMPARE)
+
+
+@pytest.mark.parametrize("words", commands("benchmark"), ids=" ".join)
+def test_documented_benchmarks_compose(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from caldpo.bench.instantiate import read
+
+    monkeypatch.chdir(tmp_path)
+    Path("train.jsonl").touch()
+    cfg = composed(words, "benchmark")
+    check_config(cfg, BENCHMARK)
+    read(cfg)
+
+
+def test_suites_named_in_the_text_of_the_pages_have_such_keys() -> None:
     suites = options("suite")
     cfg = composed([f"suite=[{','.join(suites)}]"], "evaluate")
-    named = set(re.findall(rf"\b({'|'.join(suites)})\.(\w+)=", README.read_text()))
-    assert len(named) > 6
+    text = "".join(path.read_text() for path in DOCUMENTS)
+    named = set(re.findall(rf"\b({'|'.join(suites)})\.(\w+)=", text))
+    assert not DOCUMENTS or len(named) > 6
     assert {key for suite, key in named if key not in cfg[suite]} == set()

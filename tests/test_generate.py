@@ -19,6 +19,7 @@ from caldpo.models.sampling import chat
 from caldpo.models.sampling import generation_run as module
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.runs import inside, reference_model, tiny_run, write_data
+from tests.messages import names
 from tests.test_generate_prompts import chat_tokenizer
 
 
@@ -149,7 +150,7 @@ class TestGivenPrompts:
         held_out = generate(trained, "count=3")
         typed = generate(trained, as_list(first_prompts(trained, 3)))
         pd.testing.assert_frame_equal(held_out, typed)
-        assert "a text is taken as it is: the data's prompts are plain text" in capsys.readouterr().out
+        assert "template" not in capsys.readouterr().out
 
     def test_in_a_conversational_run_a_text_is_a_users_turn(self, conversed: Path, capsys) -> None:
         held_out = generate(conversed, "count=3")
@@ -157,7 +158,7 @@ class TestGivenPrompts:
         typed = generate(conversed, as_list(texts))
         pd.testing.assert_frame_equal(held_out, typed)
         assert json.loads(typed["prompt"][0]) == [{"role": "user", "content": texts[0]}]
-        assert "a user's turn in the chat template: the data's prompts are conversations" in capsys.readouterr().out
+        names(capsys.readouterr().out, "chat template", "conversations")
         plain = generate(conversed, as_list(texts), "as_chat=false")
         assert list(plain["prompt"][::2]) == texts
         assert list(plain["log_ratio"]) != list(typed["log_ratio"])
@@ -170,7 +171,7 @@ class TestGivenPrompts:
         with pytest.raises(SystemExit) as stopped:
             generate(trained, as_list([" ".join(["w1"] * 64)]))
         assert stopped.value.code == 1
-        assert "the prompt has 64 tokens, and the model reads 64 at most" in capsys.readouterr().err
+        names(capsys.readouterr().err, "error:", "64 tokens", "64")
         found = generate(trained, as_list([" ".join(["w1"] * 61)]), "samples=8")
         assert found["tokens"].max() == 3  # what there is room for
 
@@ -185,7 +186,7 @@ def test_true_rewards_where_the_data_knows_them(trained: Path, monkeypatch: pyte
     found = generate(trained, "count=2")
     expected = [reward(row.prompt, row.response) for row in found.itertuples()]
     assert list(found["true_reward"].astype(float)) == expected
-    assert "the true one, in the data's units" in capsys.readouterr().out
+    names(capsys.readouterr().out, "reward", "true")
     assert set(generate(trained, as_list(["w1"]))["true_reward"]) == {""}
 
 
@@ -210,7 +211,7 @@ class TestModel:
         found = pd.read_csv(tmp_path / "evaluation" / "generations.csv", keep_default_na=False)
         assert list(found["who"]) == ["policy"]
         assert found["prompt"][0] == '[{"role": "user", "content": "w1"}]'
-        assert "the tokenizer has a chat template" in capsys.readouterr().out
+        names(capsys.readouterr().out, "tokenizer", "chat template")
 
 
 class Typed(io.StringIO):
@@ -242,7 +243,7 @@ class TestChat:
         assert list(rows["who"]) == ["policy", "reference"] * 2
         assert list(rows["turn"]) == [0, 0, 1, 1]
         assert list(rows["seed"]) == [3, 3, 4, 4]  # the same question may get another answer
-        assert "no such command: /qiut" in capsys.readouterr().out
+        names(capsys.readouterr().out, "/qiut")
         again = self.converse(trained, monkeypatch, Typed("w1 w2"), "seed=4")
         for name in ("response", "log_ratio"):
             assert list(again[name]) == list(rows[name][2:])
@@ -250,12 +251,12 @@ class TestChat:
     def test_nothing_is_lost_at_an_interrupt(self, trained: Path, monkeypatch, capsys) -> None:
         rows = self.converse(trained, monkeypatch, Typed("w3", "w4", interrupt=True), "compare=false")
         assert list(rows["prompt"]) == ["w3", "w4"]
-        assert "written to run/evaluation/chat.csv" in capsys.readouterr().out
+        names(capsys.readouterr().out, "run/evaluation/chat.csv")
 
     def test_a_turn_that_cannot_be_answered_ends_nothing(self, trained: Path, monkeypatch, capsys) -> None:
         rows = self.converse(trained, monkeypatch, Typed(" ".join(["w1"] * 70), "w4"), "compare=false")
         assert list(rows["prompt"]) == ["w4"]
-        assert "the prompt has 70 tokens" in capsys.readouterr().out
+        names(capsys.readouterr().out, "70 tokens")
 
     def test_a_conversation_goes_on_with_the_policys_answers(self, conversed: Path, monkeypatch) -> None:
         asked: list[Any] = []

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.tokenize import encode_prompt, tokenize_pairs
 from caldpo.environments.reviews.review_tokenizer import build_tokenizer
-from caldpo.errors import CaldpoError
 from caldpo.generation.generation_console import print_prompt, print_responses
 from caldpo.generation.responses import Response
 from caldpo.generation.user_prompts import read_prompts
+from tests.messages import names, refused
 from tests.tiny import tiny_tokenizer
 
 
@@ -40,15 +40,15 @@ def test_rows_are_texts_or_conversations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', ["p.jsonl:2", "column `prompt` is missing"]),
-        ("p.jsonl", '{"prompt": [{"role": "bot", "content": "b"}]}', ["p.jsonl:1", "unknown role ('bot')"]),
-        ("p.jsonl", '{"prompt": 3}', ["p.jsonl:1", "`prompt` is not a list of messages (but a number)"]),
-        ("p.jsonl", "{nothing", ["p.jsonl:1", "not JSON"]),
-        ("p.jsonl", '{"prompt": " "}', ["p.jsonl:1", "the prompt has no text"]),
-        ("p.jsonl", "\n", ["p.jsonl", "holds no prompt"]),
-        ("p.txt", b"\xff\xfe", ["p.txt", "cannot be read as UTF-8"]),
-        ("p.md", "a", ["p.md", "neither a list of texts nor a .txt or .jsonl file"]),
-        ("p.txt", None, ["p.txt", "there is no such file"]),
+        ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', ["p.jsonl:2", "`prompt`"]),
+        ("p.jsonl", '{"prompt": [{"role": "bot", "content": "b"}]}', ["p.jsonl:1", "role", "'bot'"]),
+        ("p.jsonl", '{"prompt": 3}', ["p.jsonl:1", "`prompt`", "list", "number"]),
+        ("p.jsonl", "{nothing", ["p.jsonl:1", "JSON"]),
+        ("p.jsonl", '{"prompt": " "}', ["p.jsonl:1", "text"]),
+        ("p.jsonl", "\n", ["p.jsonl", "prompt"]),
+        ("p.txt", b"\xff\xfe", ["p.txt", "UTF-8"]),
+        ("p.md", "a", ["p.md", ".txt", ".jsonl"]),
+        ("p.txt", None, ["p.txt", "file"]),
     ],
 )
 def test_what_is_no_prompt(
@@ -57,16 +57,14 @@ def test_what_is_no_prompt(
     monkeypatch.chdir(tmp_path)
     if content is not None:
         Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(CaldpoError) as caught:
+    with refused(*said):
         read_prompts(name)
-    for fragment in said:
-        assert fragment in str(caught.value)
 
 
 def test_a_list_needs_texts() -> None:
-    with pytest.raises(CaldpoError, match=r"prompts\[1\]: the prompt has no text"):
+    with refused("text", key="prompts[1]"):
         read_prompts(["a", " "])
-    with pytest.raises(CaldpoError, match=r"prompts=\[\]: holds no prompt"):
+    with refused("prompt", key="prompts", value="[]"):
         read_prompts([])
 
 
@@ -119,7 +117,7 @@ def test_a_model_cannot_drive_the_terminal() -> None:
 def test_the_end_of_a_long_prompt_is_shown() -> None:
     console, out = shown()
     print_prompt(console, "prompt", "a" * 2000 + " the question")
-    assert "(513 characters before)" in out.getvalue()
+    names(out.getvalue(), "513 characters")
     assert out.getvalue().endswith(" the question\n")
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from caldpo.evaluate import main as evaluate
 from tests.command import RANDOM_MODEL, call, train
+from tests.messages import names
 
 QUICK = (
     *(text for text in RANDOM_MODEL if not text.startswith("data")),
@@ -75,7 +76,7 @@ def test_a_mix_by_weight_is_trained_and_evaluated() -> None:
     train(*QUICK, "data=local", mix, "data.test=d/test", "hydra.run.dir=run")
     found = told("run")
     assert found["train"]["pairs"] == 12
-    assert "66.7%: 8 of 8 pairs" in found["notes"][0]
+    names(found["notes"][0], "66.7%", "8 of 8 pairs")
     config = yaml.safe_load(Path("run/config.yaml").read_text())
     assert config["data"]["train"] == {"d/train-00000-of-00002.jsonl": 1, "d/train-00001-of-00002.jsonl": 0.5}
     call(evaluate, ["run", "suite=preference", "device=cpu"], None)
@@ -86,15 +87,15 @@ def test_a_mix_by_weight_is_trained_and_evaluated() -> None:
     ("asked", "said"),
     [
         (("data.train=d/train-[0-9].jsonl",), ("data.train=", """'data.train="d/train-[0-9].jsonl"'""")),
-        (("data.train=nowhere/*.jsonl",), ("data.train=nowhere/*.jsonl: ", "matches no file")),
-        (("data.train=[d/train,d/tset]",), ("data.train=d/tset: d has no split tset (did you mean test?)",)),
-        (("data.train={d/train: 0.5, d/test: -1}",), ("data.train: ", "weight of d/test must be a number > 0")),
-        (("data.train=owner/name",), ("data.train=owner/name: ", "data=hub data.path=owner/name")),
-        (("data.train=d", "data.path=d"), ("data.path=d: this source reads no data set of the hub",)),
-        (("data.train=d", "data.revision=x"), ("data.revision: unknown key",)),
-        (("data=hub", "data.path=d", "data.revision=x"), ("data.revision: ", "did you mean data.source.revision?")),
-        (("data=hub",), ("data.path: has to be given",)),
-        (("data=hub", "data.path=./nowhere"), ("data.path=./nowhere: there is no such folder",)),
+        (("data.train=nowhere/*.jsonl",), ("data.train=nowhere/*.jsonl:", "file")),
+        (("data.train=[d/train,d/tset]",), ("data.train=d/tset:", "tset", "did you mean test?")),
+        (("data.train={d/train: 0.5, d/test: -1}",), ("data.train:", "weight", "d/test", "> 0")),
+        (("data.train=owner/name",), ("data.train=owner/name:", "data=hub data.path=owner/name")),
+        (("data.train=d", "data.path=d"), ("data.path=d:", "hub")),
+        (("data.train=d", "data.revision=x"), ("data.revision:",)),
+        (("data=hub", "data.path=d", "data.revision=x"), ("data.revision:", "did you mean data.source.revision?")),
+        (("data=hub",), ("data.path:",)),
+        (("data=hub", "data.path=./nowhere"), ("data.path=./nowhere:", "folder")),
     ],
 )
 def test_mistakes_are_answered_at_once(
@@ -102,20 +103,18 @@ def test_mistakes_are_answered_at_once(
 ) -> None:
     train(*QUICK, *(() if "data=hub" in asked else ("data=local",)), *asked, fails=2)
     printed = capsys.readouterr().err
-    assert all(text in printed for text in said), printed
-    assert "problems" not in printed
+    assert printed.startswith(f"error: {said[0]}")  # as one problem of several does not
+    names(printed, *said[1:])
 
 
 def test_a_batch_larger_than_the_data_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     quick = [text for text in QUICK if text != "console=compact"]
     train(*quick, "data=local", "data.train=d", "data.micro_batch_size=50", "hydra.run.dir=run", "export=false")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "an optimiser step asks for 50 pairs (data.micro_batch_size=50 x accumulation 1 x 1 devices)" in printed
-    assert "the training split has 16" in printed
+    names(printed, "50 pairs", "data.micro_batch_size=50", 16)
 
 
 def test_without_network_the_short_key_and_a_remedy_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     train(*QUICK, "data=hub", "data.path=owner/name", "hydra.run.dir=run", fails=1)
     printed = capsys.readouterr().err
-    assert "data.path=owner/name: the hub cannot be reached" in printed
-    assert "with data.path=FOLDER" in printed
+    names(printed, "error: data.path=owner/name:", "hub", remedy="data.path=FOLDER")

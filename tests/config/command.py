@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 from caldpo.config.main import hydra_entry
 from caldpo.errors import CaldpoError
 
+MISTAKE = CaldpoError("must not be 7", key="seed", value=7, remedy="take 8")
+
 
 class SIGTERMException(SystemExit):
     """What Lightning raises on SIGTERM."""
@@ -23,7 +25,7 @@ def main(cfg: DictConfig) -> float:
     """Finish, fail, or wait to be stopped."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if cfg.behave == "mistake":
-        raise CaldpoError("must not be 7", key="seed", value=7, remedy="take 8")
+        raise MISTAKE
     if cfg.behave == "crash":
         raise ValueError(f"boom with {os.environ.get('SOME_API_KEY')}\nsecond line")
     if cfg.behave == "sigterm":

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.validation import check_config, find_problems
 from caldpo.errors import CaldpoError
+from tests.messages import names
 
 pytestmark = pytest.mark.usefixtures("package")
 
@@ -35,28 +36,28 @@ def test_a_good_configuration_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cfg", "key", "said"),
+    ("cfg", "key", "facts"),
     [
-        (config(loss={"beta": -1}), "loss.beta", "must be a number > 0"),
-        (config(loss={"beta": float("nan")}), "loss.beta", "must be a number > 0"),
-        (config(loss={"targets": "haf"}), "loss.targets", "half, scores (did you mean half?)"),
-        (config(loss={"betta": 1}), "loss.betta", "unknown key (did you mean beta?)"),
-        (config(loss={"label_smoothing": 1}), "loss.label_smoothing", "unknown key"),
-        (config(loss={"beta": "???"}), "loss.beta", "has to be given: a number > 0"),
-        (config(optim={"schedule": "linear"}), "optim.schedule", "a section of its own keys"),
-        (config(name="../x"), "name", "no slash"),
-        (config(seed=-1), "seed", "must be a whole number >= 0"),
-        (config(sed=1), "sed", "unknown key (did you mean seed?)"),
-        (config(extra={"a": 1}), "extra", "unknown key"),
-        (config(loss={"_target_": "caldpo.parts.Los"}), "loss._target_", "did you mean Loss?"),
-        (config(loss={"beta": "${nowhere}"}), "loss.beta", "cannot be resolved"),
-        (config(optim={"betas": {"x": 1}}), "optim.betas", "unknown key (did you mean beta1?)"),
+        (config(loss={"beta": -1}), "loss.beta", ["> 0"]),
+        (config(loss={"beta": float("nan")}), "loss.beta", ["> 0"]),
+        (config(loss={"targets": "haf"}), "loss.targets", ["half, scores", "did you mean half?"]),
+        (config(loss={"betta": 1}), "loss.betta", ["did you mean beta?"]),
+        (config(loss={"label_smoothing": 1}), "loss.label_smoothing", []),
+        (config(loss={"beta": "???"}), "loss.beta", ["> 0"]),
+        (config(optim={"schedule": "linear"}), "optim.schedule", ["Schedule"]),
+        (config(name="../x"), "name", ["slash"]),
+        (config(seed=-1), "seed", [">= 0"]),
+        (config(sed=1), "sed", ["did you mean seed?"]),
+        (config(extra={"a": 1}), "extra", []),
+        (config(loss={"_target_": "caldpo.parts.Los"}), "loss._target_", ["did you mean Loss?"]),
+        (config(loss={"beta": "${nowhere}"}), "loss.beta", ["nowhere"]),
+        (config(optim={"betas": {"x": 1}}), "optim.betas", ["did you mean beta1?"]),
     ],
 )
-def test_each_mistake_is_named_by_its_full_key(cfg: DictConfig, key: str, said: str) -> None:
+def test_each_mistake_is_named_by_its_full_key(cfg: DictConfig, key: str, facts: list[str]) -> None:
     found = problems(cfg)
     assert list(found) == [key]
-    assert said in found[key]
+    names(found[key], *facts)
 
 
 def test_nested_sections_and_lists_of_sections() -> None:
@@ -70,10 +71,10 @@ def test_all_problems_in_one_error() -> None:
     with pytest.raises(CaldpoError) as caught:
         check_config(config(loss={"beta": 0, "targets": "x", "foo": 1}, sed=3), SCHEMAS)
     text = str(caught.value)
-    assert text.startswith("4 problems")
+    assert text.startswith("4 ")
     for key in ("loss.beta=0", "loss.targets=x", "loss.foo", "sed"):
         assert f"\n  {key}:" in text
-    assert "the keys of loss are beta, targets" in text
+    names(text, "beta, targets")
 
 
 def test_one_problem_is_an_error_about_its_key() -> None:
@@ -84,12 +85,16 @@ def test_one_problem_is_an_error_about_its_key() -> None:
 
 def test_a_required_argument_has_to_be_in_the_yaml_unless_code_supplies_it() -> None:
     hub = {"_target_": "caldpo.parts.Model"}
-    assert problems(config(model=hub)) == {"model.path": "has to be given: text"}
-    assert problems(config(model={**hub, "path": "???"})) == {"model.path": "has to be given: text"}
+    for absent in (hub, {**hub, "path": "???"}):
+        found = problems(config(model=absent))
+        assert list(found) == ["model.path"]
+        names(found["model.path"], "text")
     assert problems(config(model={**hub, "_partial_": True})) == {}
     # policy and loss are objects; a number has to come from the yaml
     module = {"_target_": "caldpo.parts.Module"}
-    assert problems(config(module=module)) == {"module.scale": "has to be given: a number"}
+    found = problems(config(module=module))
+    assert list(found) == ["module.scale"]
+    names(found["module.scale"], "number")
 
 
 def test_interpolations_are_resolved_and_a_bad_value_is_told_once() -> None:
@@ -112,7 +117,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CaldpoError) as caught:
         check_config(cfg, SCHEMAS)
     assert "s3cr3t" not in str(caught.value)
-    assert "loss.beta=${oc.env:MY_TOKEN}: must be a number" in str(caught.value)
+    names(caught, "loss.beta=${oc.env:MY_TOKEN}:", "> 0")
 
 
 def test_emptied_groups_and_other_packages_pass() -> None:

@@ -14,6 +14,7 @@ from caldpo.config.preflight import composed
 from caldpo.config.value_checks import problem
 from caldpo.errors import CaldpoError
 from caldpo.train import SCHEMAS, agree, main
+from tests.messages import names
 from tests.test_configs import CONF
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
@@ -35,12 +36,12 @@ def told(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     ],
 )
 def test_usual_names_of_precisions(value: object, meant: str) -> None:
-    assert f"(did you mean {meant}?)" in str(problem(Precision, value))
+    names(problem(Precision, value), f"did you mean {meant}?")
 
 
 @pytest.mark.parametrize(("value", "meant"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")])
 def test_the_same_name_of_a_dtype(value: str, meant: str) -> None:
-    assert f"(did you mean {meant}?)" in str(problem(Literal["auto", "float32", "bfloat16", "float16"], value))
+    names(problem(Literal["auto", "float32", "bfloat16", "float16"], value), f"did you mean {meant}?")
 
 
 @pytest.mark.parametrize(
@@ -65,19 +66,25 @@ def test_the_same_name_of_a_dtype(value: str, meant: str) -> None:
 def test_usual_names_of_keys(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = ["model=hf"] if written.startswith("model.") else []
     said = told(written, *model, capsys=capsys)
-    assert f"{written.partition('=')[0]}: unknown key" in said
-    assert f"(did you mean {meant}?)" in said
+    names(line_of(written.partition("=")[0], said), f"did you mean {meant}?")
 
 
 def test_each_of_several_keys_has_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
     said = told("lr=1", "epochs=2", "loss.beat=3", capsys=capsys)
-    assert said.startswith("error: 3 problems")
-    for meant in ("optim.lr", "trainer.max_epochs", "beta"):
-        assert f"(did you mean {meant}?)" in said
+    assert said.startswith("error: 3 ")
+    for written, meant in (("lr", "optim.lr"), ("epochs", "trainer.max_epochs"), ("loss.beat", "beta")):
+        names(line_of(written, said), f"did you mean {meant}?")
+
+
+def line_of(key: str, said: str) -> str:
+    """The line about the one problem, or about one of several."""
+    (line,) = (line for line in said.splitlines() if line.strip().removeprefix("error: ").startswith(f"{key}:"))
+    return line
 
 
 def test_a_key_in_several_places_names_them(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean callbacks.samples.temperature or callbacks.oracle" in told("temperature=1", capsys=capsys)
+    said = told("temperature=1", capsys=capsys)
+    names(said, "error: temperature:", "callbacks.samples.temperature", "callbacks.oracle.temperature")
 
 
 def test_hints_lead_somewhere() -> None:
@@ -102,16 +109,16 @@ def _search_path() -> ConfigSearchPath:
 
 def test_wrong_options_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
     said = told("loss=calDPO", "model=zefyr", "lr=3", "optim.smoothing=3", capsys=capsys)
-    assert said.startswith("error: 3 problems")  # whether there is optim.smoothing, the right model would say
-    assert "loss=calDPO: no such option" in said
-    assert "model=zefyr: no such option (did you mean zephyr?)" in said
-    assert "lr: unknown key (did you mean optim.lr?)" in said
+    assert said.startswith("error: 3 ")  # whether there is optim.smoothing, the right model would say
+    names(line_of("loss=calDPO", said), "did you mean cal_dpo?")
+    names(line_of("model=zefyr", said), "did you mean zephyr?")
+    names(line_of("lr", said), "did you mean optim.lr?")
 
 
 def test_wrong_options_of_a_sweep_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
     said = told("-m", "loss=dpo,calDPO", "optim=adam,adamw", capsys=capsys)
-    assert "loss=calDPO: no such option" in said
-    assert "optim=adam: no such option" in said
+    names(line_of("loss=calDPO", said), "did you mean cal_dpo?")
+    names(line_of("optim=adam", said), "did you mean adamw?")
 
 
 @pytest.mark.parametrize(
@@ -119,8 +126,8 @@ def test_wrong_options_of_a_sweep_are_named_together(capsys: pytest.CaptureFixtu
 )
 def test_spaces_around_the_sign(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = told(*words, capsys=capsys)
-    assert said.startswith("error: loss: an override has no spaces around =")
-    assert "write loss=dpo" in said
+    assert said.startswith("error: loss: ")
+    names(said, "loss=dpo")
 
 
 def test_nothing_is_read_into_good_commands() -> None:
@@ -132,7 +139,7 @@ def test_nothing_is_read_into_good_commands() -> None:
 
 @pytest.mark.parametrize("written", ["calDPO", "CAL-DPO", "Cal_DPO"])
 def test_options_are_meant_whatever_their_case(written: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean cal_dpo?" in told(f"loss={written}", capsys=capsys)
+    names(told(f"loss={written}", capsys=capsys), f"error: loss={written}:", "did you mean cal_dpo?")
 
 
 def test_a_folder_to_write_is_the_key_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,8 +149,8 @@ def test_a_folder_to_write_is_the_key_of_its_command(capsys: pytest.CaptureFixtu
     for main_of, key in ((export, "to"), (evaluate, "output")):
         with pytest.raises(SystemExit):
             main_of(["run=x", "output_dir=y"])
-        assert f"output_dir: unknown key (did you mean {key}?)" in capsys.readouterr().err
+        names(capsys.readouterr().err, "output_dir:", f"did you mean {key}?")
 
 
 def test_of_an_option_that_is_chosen_twice_the_last_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "loss.beta: unknown key with loss=slic" in told("loss=dpo", "loss=slic", "loss.beta=1", capsys=capsys)
+    names(told("loss=dpo", "loss=slic", "loss.beta=1", capsys=capsys), "error: loss.beta:", "loss=slic")

@@ -22,6 +22,7 @@ from caldpo.config.process_rank import LAUNCHERS, process_rank
 from caldpo.errors import CaldpoError
 from caldpo.utils import locks as lock
 from caldpo.utils.locks import EVALUATION, RUN, is_held, read_owner, require_free, run_lock
+from tests.messages import names, refused
 
 HOLD = """
     import os, signal, sys
@@ -75,7 +76,7 @@ def another(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             pipe.close()
 
 
-def refused(folder: Path, what: str = RUN) -> CaldpoError:
+def refused_lock(folder: Path, what: str = RUN) -> CaldpoError:
     with pytest.raises(CaldpoError) as caught, run_lock(folder, what):
         pass
     return caught.value
@@ -85,14 +86,11 @@ def test_the_second_process_is_told_who_has_it(tmp_path: Path) -> None:
     with another(tmp_path, "api_key=very-secret", "loss=dpo") as process:
         before = {entry: entry.read_bytes() for entry in tmp_path.iterdir()}
         assert is_held(tmp_path)
-        error = refused(tmp_path)
-        text = str(error)
-        assert f"another process trains there (process {process.pid} on {socket.gethostname()}, since 20" in text
-        assert "loss=dpo" in text
-        assert f"kill {process.pid}" in text
-        assert error.value == str(tmp_path)
-        assert "very-secret" not in text + json.dumps(read_owner(tmp_path))
-        with pytest.raises(CaldpoError, match=rf"hydra.run.dir=.*process {process.pid} "):
+        error = refused_lock(tmp_path)
+        names(error, process.pid, socket.gethostname(), read_owner(tmp_path)["since"], "loss=dpo")
+        names(error, key="folder", value=tmp_path, remedy=f"kill {process.pid}")
+        assert "very-secret" not in str(error) + json.dumps(read_owner(tmp_path))
+        with refused(process.pid, key="hydra.run.dir", value=tmp_path, remedy=f"kill {process.pid}"):
             require_free(tmp_path, "hydra.run.dir")
         assert {entry: entry.read_bytes() for entry in tmp_path.iterdir()} == before, (
             "nothing of the first's is touched"
@@ -140,12 +138,12 @@ def test_different_things_do_not_exclude_each_other(tmp_path: Path) -> None:
     with run_lock(tmp_path), run_lock(tmp_path, EVALUATION):
         assert is_held(tmp_path)
         assert is_held(tmp_path, EVALUATION)
-        assert "evaluates there" in str(refused(tmp_path, EVALUATION))
+        assert refused_lock(tmp_path, EVALUATION).message != refused_lock(tmp_path, RUN).message, "what is done there"
     assert not is_held(tmp_path)
 
 
 def fail_while_it_is_held(folder: Path) -> None:
-    assert f"process {os.getpid()}" in str(refused(folder)), "nor twice in one process"
+    names(refused_lock(folder), os.getpid())  # nor twice in one process
     raise ValueError("boom")
 
 
@@ -185,7 +183,7 @@ def test_further_processes_of_a_run_go_on_without_it(
             assert owner["pid"] != os.getpid()
             assert is_held(tmp_path), "and do not let go of what is the first one's"
         else:
-            refused(tmp_path)
+            refused_lock(tmp_path)
 
 
 def test_a_look_at_the_lock_refuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,9 +232,11 @@ def test_where_files_have_no_locks_that_is_said(
         gone.wait()
         (tmp_path / ".run.owner.json").write_text(json.dumps(owner | {"pid": gone.pid}))
         assert not is_held(tmp_path)
-    assert f"note: {tmp_path} lies where files have no locks" in capsys.readouterr().err
+    names(capsys.readouterr().err, "note:", tmp_path, "locks")
 
 
 def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / ".run.lock").mkdir()
-    assert "its lock cannot be made" in str(refused(tmp_path))
+    error = refused_lock(tmp_path)
+    names(error, "lock", os.strerror(errno.EISDIR), key="folder", value=tmp_path)
+    assert error.remedy

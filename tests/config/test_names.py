@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.run_dir import LONGEST, claimed_folder, naming_overrides, register_resolvers, run_name
-from caldpo.errors import CaldpoError
 from caldpo.utils.locks import run_lock
+from tests.messages import refused
 
 SUBDIR = "${run_name:${hydra.overrides.task},${hydra.job.config.override_dirname.exclude_keys}}"
 
@@ -154,29 +156,30 @@ class TestClaiming:
         records.hydra.output_subdir, reads.hydra.output_subdir = ".hydra", None
         (tmp_path / "mine").mkdir()
         with run_lock(tmp_path / "mine"):
-            with pytest.raises(CaldpoError, match=r"hydra\.run\.dir=mine: another process trains there"):
+            with refused(f"kill {os.getpid()}", key="hydra.run.dir", value="mine"):
                 claimed_folder(records, "run")
             assert claimed_folder(reads, "run") == [], "a report of it can be had"
         assert claimed_folder(records, "run") == []
 
     def test_a_file_in_the_way_is_told(self, tmp_path: Path) -> None:
         (tmp_path / "outputs").touch()
-        with pytest.raises(CaldpoError, match=r"hydra\.run\.dir=outputs/x_2026: cannot be made"):
+        with refused(os.strerror(errno.ENOTDIR), key="hydra.run.dir", value="outputs/x_2026"):
             claimed_folder(self.cfg("outputs/x_${now:%Y}"), "run")
 
     def test_a_named_folder_that_cannot_be_made_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("")
         for taken in ("file", "file/run"):
-            with pytest.raises(CaldpoError, match=r"cannot be made: .*file is no folder"):
+            with refused(tmp_path / "file", key="hydra.run.dir", value=tmp_path / taken):
                 claimed_folder(self.cfg(str(tmp_path / taken)), "run")
         assert claimed_folder(self.cfg(str(tmp_path / "new/run")), "run") == []
         monkeypatch.setattr("os.access", lambda *_: False)  # as on a disk that is only read
-        with pytest.raises(CaldpoError, match="cannot be written to"):
+        nearest = f"{tmp_path} "  # not only the folder in it that was asked for
+        with refused(nearest, key="hydra.run.dir", value=tmp_path / "new/run"):
             claimed_folder(self.cfg(str(tmp_path / "new/run")), "run")
         assert claimed_folder(self.cfg(str(tmp_path)), "run") == [], "a report of what is there can be had"
 
     def test_processes_from_outside_need_a_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(CaldpoError, match="torchrun"):
+        with refused("torchrun", key="hydra.run.dir", remedy="hydra.run.dir=outputs/NAME"):
             claimed_folder(self.cfg("outputs/x_${now:%Y}"), "run")
         assert claimed_folder(self.cfg("outputs/mine"), "run") == []

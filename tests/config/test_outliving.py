@@ -25,7 +25,7 @@ def test_a_reader_that_has_gone_is_outlived(capfd: pytest.CaptureFixture[str]) -
             stream.write("b" * 10_000)
             stream.flush()
         assert Path(f"/proc/self/fd/{stream.fileno()}").samefile(os.devnull)
-    assert capfd.readouterr().err.count("it goes on") == 1
+    assert capfd.readouterr().err.count("note: ") == 1
 
 
 def test_a_terminal_that_is_closed_is_outlived() -> None:
@@ -40,7 +40,7 @@ def test_a_disk_without_room_is_not() -> None:
         def write(self, text: str) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         OutlivingStream(Full()).write("a")
 
 

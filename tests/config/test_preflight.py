@@ -15,6 +15,7 @@ from caldpo.config import preflight as module
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.preflight import check_composes, preflight
 from caldpo.errors import CaldpoError
+from tests.messages import names, refused
 
 pytestmark = pytest.mark.usefixtures("package")
 
@@ -117,52 +118,51 @@ def test_a_group_in_which_a_list_is_chosen_can_be_added_to() -> None:
     [
         (
             ["loss.betta=1"],
-            ["loss.betta: unknown key (did you mean beta?)", "the keys of loss are beta, targets"],
+            ["loss.betta:", "did you mean beta?", "beta, targets"],
         ),
-        (["sed=1"], ["sed: unknown key (did you mean seed?)", "data", "reward_beta"]),
-        (["los=cal"], ["los: unknown key (did you mean loss?)"]),
+        (["sed=1"], ["sed:", "did you mean seed?", "data", "reward_beta"]),
+        (["los=cal"], ["los:", "did you mean loss?"]),
         (["optim.schedul.decay=x"], ["optim.schedul.decay", "(did you mean schedule?)"]),
-        (["loss=calm"], ["loss=calm: no such option (did you mean cal?)", "choose one of cal, narrow, smooth"]),
-        (["loss=3"], ["loss=3: has to be an option", "cal, narrow, smooth"]),
-        (["suite=frist"], ["suite=frist: no such option (did you mean first?)", "choose one of first, second"]),
+        (["loss=calm"], ["loss=calm:", "did you mean cal?", "cal, narrow, smooth"]),
+        (["loss=3"], ["loss=3:", "cal, narrow, smooth"]),
+        (["suite=frist"], ["suite=frist:", "did you mean first?", "first, second"]),
         (
             ["suite=[first,secnd]"],
-            ["suite=secnd: no such option (did you mean second?)", "choose one of first, second"],
+            ["suite=secnd:", "did you mean second?", "first, second"],
         ),
-        (["suit=first"], ["suit: unknown key (did you mean suite?)"]),
-        (["first.deca=cosine"], ["first.deca: unknown key (did you mean decay?)"]),
-        (["loss.beta=-1"], ["loss.beta=-1: must be a number > 0"]),
-        (["loss.beta=nan"], ["loss.beta=nan: must be a number > 0"]),
-        (["loss.beta=abc"], ["loss.beta=abc: must be a number > 0"]),
-        (["loss.targets=foo"], ["loss.targets=foo: must be one of half, scores"]),
-        (["+loss.label_smoothing=1"], ["loss.label_smoothing: unknown key"]),
-        (["+loss.beta=1"], ["loss.beta: is in the configuration already", "leave out the +: loss.beta=1"]),
-        (["+sed=1"], ["sed: unknown key (did you mean seed?)"]),
-        (["~loss.betta"], ["loss.betta: unknown key (did you mean beta?)"]),
-        (["name=../x"], ["name=../x: must be a folder name"]),
-        (["data=local"], ["data.path: has to be given: text", "add data.path=..."]),
-        (["loss.beta=[1,"], ["loss.beta=[1,: cannot be read"]),
-        (["loss.targets='\udcff'"], [r"loss.targets='\udcff': is not text in UTF-8"]),  # as argv has other bytes
-        (["seed=" + "9" * 5000], ["seed=9999", "9: cannot be read"]),  # Python reads no such numbers
-        (["suite=[1,2]"], ["suite=[1,2]: has to be an option", "choose one of first, second"]),
-        (["loss.beta"], ["loss.beta: an override is written key=value"]),
-        (["=3"], ["=3: an override is written key=value"]),
-        (["loss=cal,smooth"], ["loss=cal,smooth: several values for one run", "-m"]),
-        (["seed=range(0,3)"], ["seed=range(0,3): several values for one run"]),
-        (["seed=${nope}"], ["seed=${nope}: cannot be resolved"]),
-        (["hydra/launcher=joblob"], ["hydra/launcher=joblob: no such option (did you mean joblib?)"]),
-        (["hydra.run.dirr=x"], ["hydra.run.dirr: unknown key (did you mean dir?)"]),
-        (["+experiment=grid"], ["experiment: is in the configuration already"]),
-        (["loss@here=cal"], ["loss@here: unknown package"]),
-        (["trainer={a: 1}"], ["trainer.a: unknown key"]),
-        (["optim.schedule={decay: linear, b: 2}"], ["optim.schedule.b: unknown key", "decay"]),
+        (["suit=first"], ["suit:", "did you mean suite?"]),
+        (["first.deca=cosine"], ["first.deca:", "did you mean decay?"]),
+        (["loss.beta=-1"], ["loss.beta=-1:", "> 0"]),
+        (["loss.beta=nan"], ["loss.beta=nan:", "> 0"]),
+        (["loss.beta=abc"], ["loss.beta=abc:", "> 0"]),
+        (["loss.targets=foo"], ["loss.targets=foo:", "half, scores"]),
+        (["+loss.label_smoothing=1"], ["loss.label_smoothing:", "beta, targets"]),
+        (["+loss.beta=1"], ["loss.beta:", "loss.beta=1"]),
+        (["+sed=1"], ["sed:", "did you mean seed?"]),
+        (["~loss.betta"], ["loss.betta:", "did you mean beta?"]),
+        (["name=../x"], ["name=../x:", "folder"]),
+        (["data=local"], ["data.path:", "data.path=..."]),
+        (["loss.beta=[1,"], ["loss.beta=[1,:"]),
+        (["loss.targets='\udcff'"], [r"loss.targets='\udcff':", "UTF-8"]),  # as argv has other bytes
+        (["seed=" + "9" * 5000], ["seed=9999"]),  # Python reads no such numbers
+        (["suite=[1,2]"], ["suite=[1,2]:", "first, second"]),
+        (["loss.beta"], ["loss.beta:", "key=value"]),
+        (["=3"], ["=3:", "key=value"]),
+        (["loss=cal,smooth"], ["loss=cal,smooth:", "-m"]),
+        (["seed=range(0,3)"], ["seed=range(0,3):", "-m"]),
+        (["seed=${nope}"], ["seed=${nope}:"]),
+        (["hydra/launcher=joblob"], ["hydra/launcher=joblob:", "did you mean joblib?"]),
+        (["hydra.run.dirr=x"], ["hydra.run.dirr:", "did you mean dir?"]),
+        (["+experiment=grid"], ["experiment:", "experiment=grid"]),
+        (["loss@here=cal"], ["loss@here:", "package"]),
+        (["trainer={a: 1}"], ["trainer.a:", "devices"]),
+        (["optim.schedule={decay: linear, b: 2}"], ["optim.schedule.b:", "decay"]),
     ],
 )
 def test_one_mistake(overrides: list[str], said: list[str]) -> None:
     text = answer(*overrides)
-    for fragment in said:
-        assert fragment in text
-    assert "problems" not in text
+    assert text.startswith(said[0])  # as one problem of several does not
+    names(text, *said[1:])
 
 
 def test_all_mistakes_at_once() -> None:
@@ -173,8 +173,8 @@ def test_all_mistakes_at_once() -> None:
 
 def test_a_group_that_cannot_be_chosen_hides_nothing_misleading() -> None:
     text = answer("loss=smoth", "loss.label_smoothing=0.1")
-    assert "did you mean smooth?" in text
-    assert "unknown key" not in text
+    names(text, "loss=smoth:", "did you mean smooth?")
+    assert "label_smoothing" not in text
 
 
 def test_an_option_of_a_missing_extra_names_the_extra(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,8 +182,7 @@ def test_an_option_of_a_missing_extra_names_the_extra(conf: Path, monkeypatch: p
     (conf / "hydra" / "launcher" / "ours.yaml").write_text("defaults: [shuttle, _self_]\nname: x\n")
     for option in ("shuttle", "ours"):  # itself, and as what a yaml of ours builds on
         text = answer(f"hydra/launcher={option}")
-        assert "hydra/launcher=shuttle: not installed" in text
-        assert "pip install 'caldpo[space]'" in text
+        names(text, "hydra/launcher=shuttle:", "pip install 'caldpo[space]'")
 
 
 def test_secrets_in_overrides_are_not_repeated() -> None:
@@ -198,40 +197,39 @@ class TestSweeps:
     @pytest.mark.parametrize(
         ("overrides", "said"),
         [
-            (["loss=cal,smoth"], "loss=smoth: no such option (did you mean smooth?)"),
-            (["loss=cal", "loss.beta=0.1,-1"], "loss.beta=-1: must be a number > 0"),
-            (["loss=cal,smooth", "loss.label_smoothing=0.1"], "loss.label_smoothing: unknown key with loss=cal"),
-            (["seed=0,1", "loss.betta=1,2"], "loss.betta: unknown key (did you mean beta?)"),
-            (["seed=interval(0,1)"], "seed: an interval has no single values to run"),
-            (["hydra.run.dir=a,b"], "hydra.run.dir=a,b: a key of Hydra itself has one value"),
-            (["seed=0,1", "data=local"], "data.path: has to be given"),
-            (["seed=range(-1,2)"], "seed=-1: must be a whole number >= 0"),
-            (["optim.schedule.decay=choice(cosine,cosin)"], "decay=cosin: must be one of"),
+            (["loss=cal,smoth"], ["loss=smoth:", "did you mean smooth?"]),
+            (["loss=cal", "loss.beta=0.1,-1"], ["loss.beta=-1:", "> 0"]),
+            (["loss=cal,smooth", "loss.label_smoothing=0.1"], ["loss.label_smoothing:", "loss=cal"]),
+            (["seed=0,1", "loss.betta=1,2"], ["loss.betta:", "did you mean beta?"]),
+            (["seed=interval(0,1)"], ["seed:", "interval"]),
+            (["hydra.run.dir=a,b"], ["hydra.run.dir=a,b:"]),
+            (["seed=0,1", "data=local"], ["data.path:"]),
+            (["seed=range(-1,2)"], ["seed=-1:", ">= 0"]),
+            (["optim.schedule.decay=choice(cosine,cosin)"], ["optim.schedule.decay=cosin:", "cosine"]),
         ],
     )
-    def test_a_mistake_in_any_run_stops_all(self, overrides: list[str], said: str) -> None:
+    def test_a_mistake_in_any_run_stops_all(self, overrides: list[str], said: list[str]) -> None:
         text = answer(*overrides, m=True)
-        assert said in text
-        assert "problems" not in text  # told once, not once per run
+        assert text.startswith(said[0])
+        names(text, *said[1:])  # told once, not once per run
 
     def test_a_sweep_asked_for_by_the_configuration(self) -> None:
         (override,) = check("experiment=grid")
         assert override.startswith("hydra.sweep.dir=")
-        assert "loss.beta=-3" in answer("experiment=grid", "loss.beta=0.1,-3")
+        names(answer("experiment=grid", "loss.beta=0.1,-3"), "loss.beta=-3:")
 
     def test_a_sweeper_that_draws_values_is_checked_at_its_ends(self) -> None:
         numbered, _ = check("hydra/sweeper=drawing", "seed=0,1", m=True)
         assert numbered.startswith("hydra.sweep.subdir=")
         text = answer("hydra/sweeper=drawing", "loss.beta=interval(-1,2)", "seed=0,1,-2", m=True)
-        assert "loss.beta=-1.0: must be a number > 0" in text
-        assert "seed=-2" in text
+        names(text, "loss.beta=-1.0:", "> 0", "seed=-2:")
 
     def test_several_devices_need_a_launcher_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "trainer.devices=2" in answer("trainer.devices=1,2", m=True)
         assert "hydra/launcher=slurm" in answer("hydra/launcher=joblib", "trainer.devices=2", m=True)
         one, four = (f"hydra.launcher.tasks_per_node={count}" for count in (1, 4))
         slurm = ["hydra/launcher=rocket", "trainer.devices=4"]
-        assert "hydra.launcher.tasks_per_node=1: the cluster is to start 4" in answer(*slurm, one, m=True)
+        names(answer(*slurm, one, m=True), "hydra.launcher.tasks_per_node=1:", 4)
         assert check(*slurm, four, m=True)
         assert check("hydra/launcher=cluster", "trainer.devices=2", m=True)
         assert check("trainer.devices=2")  # one run may have as many as there are
@@ -254,20 +252,19 @@ class TestSweeps:
 
     def test_a_mistake_in_one_combination_alone_is_found(self) -> None:
         # 5 is a good beta of cal, and narrow is good with 0.1
-        assert "loss.beta=5: must be a number >= 0 and <= 1" in answer("loss=cal,narrow", "loss.beta=0.1,5", m=True)
+        names(answer("loss=cal,narrow", "loss.beta=0.1,5", m=True), "loss.beta=5:", ">= 0", "<= 1")
 
 
 def test_showing_a_configuration_needs_no_values() -> None:
     path = create_config_search_path(str(Path("../conf").resolve()))
     check_composes("main", path, ["data=local"])
-    with pytest.raises(CaldpoError, match="did you mean beta"):
+    with refused("did you mean beta", key="loss.betta"):
         check_composes("main", path, ["loss.betta=1"])
-    with pytest.raises(CaldpoError, match="there is no man"):
+    with refused("man", key="configuration"):
         check_composes("man", path, [])
 
 
 def test_a_broken_file_is_named(conf: Path) -> None:
     (conf / "loss" / "broken.yaml").write_text("beta: [1\n")
     text = answer("loss=broken")
-    assert str(conf / "loss" / "broken.yaml") in text
-    assert "line 2" in text
+    names(text, conf / "loss" / "broken.yaml", "line 2")

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from caldpo.utils.yaml_io import flatten, read_json, read_yaml
+from tests.messages import names
 
 
 def test_flatten() -> None:
@@ -31,12 +32,12 @@ def test_what_a_run_writes_is_read(tmp_path: Path) -> None:
     [
         (b"a: [1", "line 1"),
         (b"a: \xff", "utf-8"),
-        (b"a: &x [1]\nb: *x", "line 2 refers to another part"),
-        (b"&x [*x]", "refers to another part"),
-        (b"a:\n" + b"- " * 101, "line 2 is nested more than 100 deep"),
-        (b"!!int ''", "not what its tag says"),
-        (b"!!bool x", "not what its tag says"),
-        (b"!!timestamp x", "not what its tag says"),
+        (b"a: &x [1]\nb: *x", "line 2"),
+        (b"&x [*x]", "line 1"),
+        (b"a:\n" + b"- " * 101, "line 2 .*100"),
+        (b"!!int ''", r"\btag\b"),
+        (b"!!bool x", r"\btag\b"),
+        (b"!!timestamp x", r"\btag\b"),
         (b"a: 2020-99-99", "month"),
         (b"a: 0x_", "invalid literal"),
         (b"a\n---\nb", "document"),
@@ -57,7 +58,7 @@ def test_depth_that_libyaml_does_not_survive(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from caldpo.utils.yaml_io import read_yaml; read_yaml(Path({str(path)!r}))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1, "and not by a signal"
-    assert "nested more than 100 deep" in ended.stderr
+    names(ended.stderr, "ValueError", "line 1", 100)
 
 
 def test_json(tmp_path: Path) -> None:

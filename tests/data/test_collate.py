@@ -14,6 +14,7 @@ from caldpo.data.batch_sampler import MicroBatch
 from caldpo.data.collate import Layout, PairBatches, collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
+from tests.messages import refused
 
 EOS = 2
 FIRST = TokenizedPair([5, 6], [7, EOS], [8, 9, EOS], 0.75, 0.25, 0, "f:1")
@@ -160,7 +161,7 @@ def test_pairs_come_out_of_storage_as_they_went_in() -> None:
     assert stored.origin(1) == "f:2"
     with pytest.raises(IndexError):
         stored[3]
-    with pytest.raises(ValueError, match="f:2 has index 1 at place 0"):
+    with refused("f:2", "index 1", "0", kind=ValueError):
         TokenizedPairs([SECOND])
     assert list(TokenizedPairs()) == []
     assert not TokenizedPairs().has_scores

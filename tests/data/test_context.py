@@ -11,6 +11,7 @@ from caldpo.data.load import load_pairs
 from tests.data.format_rows import assistant, system, user
 from tests.data.small import byte_tokenizer, tokenized
 from tests.data.test_demonstrations import Rows
+from tests.messages import names
 
 TURNS = (
     "{% for m in messages %}{{ m.role + ':' + m.content }}"
@@ -62,18 +63,17 @@ def test_tools_and_what_turns_call_reach_the_template() -> None:
     written = prompt_of(row, TOOLS)
     assert written.startswith('[{"type": "function", "function": {"name": "weather", "description"')
     assert 'assistant:<call>{"name": "weather", "arguments": {"city": "Oslo"}}</s>tool:14</s>assistant:' in written
-    assert refusal(row, TURNS) == "the chat template does not write the list of tools"
+    names(refusal(row, TURNS), "chat template", "tools")
     plain = TURNS.replace("m.tool_calls", "[]")
-    assert refusal({"prompt": CALLED, **SIDES}, plain) == "the chat template does not write tool_calls"
-    assert "`tools` is for messages" in refusal(
-        {"prompt": "Oslo?", "chosen": "a", "rejected": "b", "tools": [TOOL]}, TOOLS
-    )
+    names(refusal({"prompt": CALLED, **SIDES}, plain), "chat template", "tool_calls")
+    plain_text = {"prompt": "Oslo?", "chosen": "a", "rejected": "b", "tools": [TOOL]}
+    names(refusal(plain_text, TOOLS), "`tools`", "messages")
     as_text = {
         **row,
         "tools": '[{"type": "function", "function": {"name": "weather", "description": "Weather of a city"}}]',
     }
     assert prompt_of(as_text, TOOLS) == written
-    assert "`tools` is no list of tools" in refusal({**row, "tools": "a hammer"}, TOOLS)
+    names(refusal({**row, "tools": "a hammer"}, TOOLS), "`tools`", "list of tools")
 
 
 def test_a_response_may_be_a_call_and_has_to_stand() -> None:
@@ -81,11 +81,10 @@ def test_a_response_may_be_a_call_and_has_to_stand() -> None:
     row = {"prompt": [user("Oslo?")], "chosen": [calls], "rejected": [assistant("No.")], "tools": [TOOL]}
     assert render_pair(pair_of(row), byte_tokenizer(template=TOOLS)).chosen.startswith('<call>{"name": "weather"')
     template = TOOLS.replace("m.tool_calls", "[]")
-    assert refusal(row, template) == "the chat template does not write tool_calls (weather)"
-    assert "the chosen response has no text" in refusal({**row, "chosen": [assistant("")]}, TOOLS)
-    assert "does not alternate" in refusal(
-        {"messages": [user("a"), {"role": "tool", "content": "b"}, assistant("c")]}, TURNS
-    )
+    names(refusal(row, template), "chat template", "tool_calls", "weather")
+    names(refusal({**row, "chosen": [assistant("")]}, TOOLS), "chosen response", "text")
+    turns = [user("a"), {"role": "tool", "content": "b"}, assistant("c")]
+    names(refusal({"messages": turns}, TURNS), "`messages`", "user, tool, assistant")
 
 
 def test_variables_reach_the_template() -> None:
@@ -95,24 +94,23 @@ def test_variables_reach_the_template() -> None:
     )
     assert prompt_of(row, template).endswith("assistant:<think></think>")
     assert not prompt_of({**row, "chat_template_kwargs": None}, template).endswith("</think>")
-    assert refusal(row, TURNS) == "the chat template does not read chat_template_kwargs.enable_thinking"
+    names(refusal(row, TURNS), "chat template", "chat_template_kwargs.enable_thinking")
     taken = {**row, "chat_template_kwargs": {"messages": []}}
-    assert "names what is not the data's to say (messages)" in refusal(taken, TURNS)
-    assert "is for messages, and the prompt is text" in refusal(
-        {"prompt": "a", "chosen": "b", "rejected": "c", "chat_template_kwargs": {"x": 1}}, TURNS
-    )
+    names(refusal(taken, TURNS), "chat_template_kwargs", "messages")
+    plain_text = {"prompt": "a", "chosen": "b", "rejected": "c", "chat_template_kwargs": {"x": 1}}
+    names(refusal(plain_text, TURNS), "chat_template_kwargs", "messages", "prompt", "text")
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
 def test_reasoning_reaches_the_template(name: str) -> None:
     row = {"prompt": [user("Why?")], **SIDES, "chosen": [{**assistant("Rain."), name: "Clouds."}]}
     assert render_pair(pair_of(row), byte_tokenizer(template=THINKS)).chosen == "<think>Clouds.</think>Rain.</s>"
-    assert refusal(row, TURNS) == "the chat template leaves out the chosen response's reasoning_content"
+    names(refusal(row, TURNS), "chat template", "chosen response", "reasoning_content")
 
 
 def test_a_response_that_a_template_cuts_is_refused() -> None:
     row = {"prompt": [user("Why?")], **SIDES, "rejected": [assistant("<think>\nHm.\n</think>\n\nNo.")]}
-    assert refusal(row, STRIPS) == "the chat template leaves out or rewrites part of the rejected response"
+    names(refusal(row, STRIPS), "chat template", "rejected response")
     assert render_pair(pair_of(row), byte_tokenizer(template=TURNS)).rejected.startswith("<think>\nHm.")
     spaced = {**row, "rejected": [assistant("  No. \n")]}  # trimmed, and not rewritten
     assert render_pair(
@@ -123,17 +121,16 @@ def test_a_response_that_a_template_cuts_is_refused() -> None:
 def test_other_turns_stand_too_but_for_earlier_ones_of_the_assistant() -> None:
     row = {"prompt": [system("Be brief."), user("Why?")], **SIDES}
     leaves_out = "{% for m in messages if m.role != 'system' %}" + TURNS.removeprefix("{% for m in messages %}")
-    assert refusal(row, leaves_out) == "the chat template leaves out or rewrites the text of a system turn"
+    names(refusal(row, leaves_out), "chat template", "system turn")
     cuts = TURNS.replace("m.content", "m.content[:3]")
-    assert "the text of a user turn" in refusal(
-        {"prompt": [user("Why is it so?")], "chosen": [assistant("a")], "rejected": [assistant("b")]}, cuts
-    )
+    asked = {"prompt": [user("Why is it so?")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
+    names(refusal(asked, cuts), "chat template", "user turn")
     short = {"prompt": [system("Be"), user("Be brief.")], **SIDES}  # its text stands in another turn
-    assert refusal(short, leaves_out) == "the chat template leaves out or rewrites the text of a system turn"
+    names(refusal(short, leaves_out), "chat template", "system turn")
     again = [user("go on"), assistant("no"), user("go on")]
     assert prompt_of({"prompt": again, **SIDES}, TURNS).count("go on") == 2
     last = TURNS.replace("in messages %}", "in messages[1:] %}", 1)
-    assert "the text of a user turn" in refusal({"prompt": again, **SIDES}, last)
+    names(refusal({"prompt": again, **SIDES}, last), "chat template", "user turn")
     earlier = {"prompt": [user("a?"), assistant("<think>Hm.</think>b"), user("c?")], **SIDES}
     split = tokenized([pair_of(earlier)], byte_tokenizer(template=STRIPS))
     assert split.counts.turns_rewritten == 1
@@ -149,7 +146,7 @@ def test_what_stands_after_the_end_of_a_turn_is_not_trained_on_and_refused() -> 
     assert tokenizer.decode(kept.chosen_ids) == "Rain.<end>"
     called = pair_of({**row, "chosen": [{**assistant("Rain."), "tool_calls": [CALL]}]})
     [rejection] = tokenized([called], tokenizer).rejections
-    assert rejection.reason == "the chat template does not write tool_calls (weather)"
+    names(rejection.reason, "chat template", "tool_calls", "weather")
 
 
 def test_one_system_turn() -> None:

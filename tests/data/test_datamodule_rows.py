@@ -13,6 +13,7 @@ from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 from tests.data.prepared import TEST, TRAIN, Conversations, prepared, rejected
 from tests.data.small import RowsSource, ids, word_tokenizer
+from tests.messages import names, refused
 from tests.shared import shared
 
 
@@ -35,17 +36,22 @@ def test_counts_of_what_was_cut_and_dropped_reach_report_file_and_terminal(
     reason = "chosen and rejected are the same tokens once truncated"
     assert report["train"]["dropped"] == {reason: 1}
     assert rejected(tmp_path) == [{"split": "train", "origin": "train:3", "kind": "degenerate", "reason": reason}]
-    assert "truncated: 1 prompts, 2 chosen, 1 rejected" in capsys.readouterr().out
+    names(capsys.readouterr().out, "1 prompts, 2 chosen, 1 rejected")
     kept, _ = prepared(tmp_path, source=source, max_length=6, max_prompt_length=2, on_degenerate="keep")
     assert len(kept.train_pairs) == 3
 
 
 def test_prompts_in_both_splits(tmp_path: Path) -> None:
     source = RowsSource(train=[*TRAIN, ("Z  b ?", " e", " f")], test=TEST)
-    with pytest.raises(CaldpoError, match="1 prompts of the test split") as caught:
+    with refused(
+        "1 prompts",
+        "train:11",
+        "test:1",
+        key="data.on_shared_prompts",
+        value="error",
+        remedy=("data.on_shared_prompts=drop_train", "data.test=null"),
+    ):
         prepared(tmp_path, source=source)
-    assert caught.value.key == "data.on_shared_prompts"
-    assert "train:11 and test:1" in str(caught.value)
     module, report = prepared(tmp_path, source=source, on_shared_prompts="drop_train")
     assert len(module.train_pairs) == report["train"]["pairs"] == 10
     assert report["train"]["dropped"] == {"the test split has the same prompt": 1}
@@ -53,18 +59,21 @@ def test_prompts_in_both_splits(tmp_path: Path) -> None:
         ("train:11", "the test split has the same prompt")
     ]
     assert len(prepared(tmp_path, source=source, on_shared_prompts="keep")[0].train_pairs) == 11
-    with pytest.raises(CaldpoError, match="all 3 training pairs"):
+    with refused(
+        "3 training pairs", key="data.on_shared_prompts", value="drop_train", remedy=("data.train", "data.test")
+    ):
         prepared(tmp_path, source=RowsSource(train=TEST, test=TEST), on_shared_prompts="drop_train")
 
 
 def test_a_loss_with_score_targets_needs_scores_in_every_row(tmp_path: Path) -> None:
     scored = [(*row, 2.0, 1.0) for row in TRAIN]
-    with pytest.raises(CaldpoError, match=r"loss\.targets=scores: loss cal_dpo .*10 of 10 pairs of train") as caught:
+    scores: dict[str, Any] = {"key": "loss.targets", "value": "scores"}
+    scores["remedy"] = ("loss.targets=fixed", "score_chosen", "score_rejected")
+    with refused("cal_dpo", "10 of 10 pairs", "train:1", **scores):
         prepared(tmp_path, needs_scores=True)
-    assert "loss.targets=fixed" in str(caught.value)
-    with pytest.raises(CaldpoError, match="1 of 11 pairs of train have none, first train:11"):
+    with refused("cal_dpo", "1 of 11 pairs", "train:11", **scores):
         prepared(tmp_path, source=RowsSource(train=[*scored, ("c", " d", " e")], test=TEST), needs_scores=True)
-    with pytest.raises(CaldpoError, match="3 of 3 pairs of test"):
+    with refused("cal_dpo", "3 of 3 pairs", "test:1", **scores):
         prepared(tmp_path, source=RowsSource(train=scored, test=TEST), needs_scores=True)
     source = RowsSource(train=scored, test=[(*row, 2.0, 1.0) for row in TEST])
     module, _ = prepared(tmp_path, source=source, needs_scores=True)
@@ -75,7 +84,7 @@ def test_a_loss_with_score_targets_needs_scores_in_every_row(tmp_path: Path) -> 
 def test_conversations_need_a_chat_template(tmp_path: Path) -> None:
     source = Conversations(train=TRAIN, test=TEST)
     tokenizer = word_tokenizer(template=None)
-    with pytest.raises(CaldpoError, match="no chat template"):
+    with refused("chat template", key="data.chat_template", remedy="data.chat_template=FILE"):
         prepared(tmp_path, tokenizer, source=source)
     file = tmp_path / "mine.jinja"
     file.write_text("{% for m in messages %}{{ m.content + ' : ' }}{% endfor %}")
@@ -92,14 +101,14 @@ def test_conversations_the_template_refuses(tmp_path: Path) -> None:
         template="{{ raise_exception('no c') if 'c' in messages[0].content }}"
         "{% for m in messages %}{{ m.content + ' ' + eos_token + ' ' }}{% endfor %}"
     )
-    with pytest.raises(CaldpoError, match=r"1 pairs cannot be used .*\n    train:2: .*\(no c\)"):
+    with refused("1 pairs", "train:2", "no c", key="train", remedy=("data.chat_template=FILE", "data.on_invalid=skip")):
         prepared(tmp_path, tokenizer, source=source)
     module, report = prepared(tmp_path, tokenizer, source=source, on_invalid="skip")
     assert len(module.train_pairs) == report["train"]["pairs"] == 9
     assert report["test"]["dropped"] == {"the chat template refuses the conversation": 1}
     assert [r["origin"] for r in rejected(tmp_path)] == ["train:2", "test:2"]
     refuses_all = word_tokenizer(template="{{ raise_exception('never') }}")
-    with pytest.raises(CaldpoError, match="no pair is left: 10 pairs cannot be used"):
+    with refused("no pair", "10 pairs", "never", key="train", remedy="data.chat_template=FILE"):
         prepared(tmp_path, refuses_all, source=source, on_invalid="skip")
 
 
@@ -117,12 +126,14 @@ def test_all_bad_rows_of_both_files_are_told_before_the_run_stops(tmp_path: Path
     message, rows = str(caught.value), rejected(tmp_path)
     assert (caught.value.key, caught.value.value) == ("data.on_invalid", "error")
     count = len(bad_lines) + 2
-    assert f"{count} of 65 rows cannot be used" in message  # 64 lines less two blank ones, and 3
-    assert f"{train}: {len(bad_lines)} of 62 rows\n    {train}:2: column `rejected` is missing" in message
-    assert f"{test}: 2 of 3 rows\n    {test}:2: not JSON" in message
-    assert f"{tmp_path / 'rejected_rows.jsonl'} lists every one" in message
-    by_reason = message.split("By reason: ")[1].splitlines()[0]
-    assert sum(int(n) for n in re.findall(r"(?:^|; )(\d+) ", by_reason)) == count
+    names(message, f"{count} of 65 rows", tmp_path / "rejected_rows.jsonl")  # 64 lines less two blank ones, and 3
+    lines = message.splitlines()
+    for file, fraction, *facts in ((train, f"{len(bad_lines)} of 62", "`rejected`"), (test, "2 of 3", "not JSON")):
+        (place,) = (i for i, line in enumerate(lines) if f"{fraction} rows" in line)
+        names(lines[place], file)
+        names(lines[place + 1], f"{file}:2", *facts)
+    (by_reason,) = (line for line in lines if re.search(r"; \d+ ", line))
+    assert sum(int(n) for n in re.findall(r"(?:: |; )(\d+) ", by_reason)) == count
     bad = {r["origin"] for r in rows if r["kind"] in ("line", "row")}
     assert bad == {f"{train}:{line}" for line in bad_lines} | {f"{test}:2", f"{test}:3"}
     assert {r["split"] for r in rows} == {train, str(test)}
@@ -135,7 +146,7 @@ def test_all_bad_rows_of_both_files_are_told_before_the_run_stops(tmp_path: Path
 
 def test_a_split_without_pairs_stops_after_the_list_is_written(tmp_path: Path) -> None:
     source = RowsSource(train=TRAIN, test=[("a", " b", " b")])
-    with pytest.raises(CaldpoError, match="test: none of its 1 rows is a usable pair"):
+    with refused("1 rows", "1 chosen and rejected are identical", key="test"):
         prepared(tmp_path, source=source, on_invalid="skip")
     assert [(r["origin"], r["reason"]) for r in rejected(tmp_path)] == [("test:1", "chosen and rejected are identical")]
 
@@ -149,4 +160,4 @@ def test_a_missing_file_is_told_by_its_key_with_names_close_to_it(
     Path("pairs.jsonl").write_text(json.dumps(row))
     with pytest.raises(CaldpoError) as caught:
         prepared(tmp_path, source=LocalFiles(), **({"train": "pairs.jsonl"} | {key: "pair.jsonl"}))
-    assert str(caught.value).startswith(f"data.{key}=pair.jsonl: no such file; did you mean pairs.jsonl")
+    names(caught, "pairs.jsonl", key=f"data.{key}", value="pair.jsonl")

@@ -11,9 +11,9 @@ from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import RawRow
 from caldpo.data.sources.review_texts import ReviewTexts
-from caldpo.errors import CaldpoError
 from tests.data.prepared import rejected, settings
 from tests.data.small import TEMPLATE, word_tokenizer
+from tests.messages import names, refused
 from tests.tiny import tiny_tokenizer
 
 EOS = 2
@@ -71,9 +71,9 @@ def test_what_is_counted_is_what_was_done_to_responses_that_are_there(tmp_path: 
 def test_a_loss_that_compares_refuses_them_row_by_row(tmp_path: Path) -> None:
     pairs = [{"prompt": f"a {w} ?", "chosen": f" yes {w}", "rejected": " no"} for w in "hijk"]
     rows = Rows(train=[*pairs, *told("bc")], test=[{"prompt": "z ?", "chosen": " yes", "rejected": " no"}])
-    with pytest.raises(CaldpoError, match="2 of 7 rows cannot be used") as refused:
+    with refused("2 of 7 rows", "train[4]", "train[5]", key="data.on_invalid", remedy="data.on_invalid=skip") as caught:
         module(tmp_path, True, rows)
-    assert "has no rejected response, which this loss needs" in str(refused.value)
+    names(caught, "rejected response", "loss", tmp_path / "rejected_rows.jsonl")
     data = module(tmp_path, True, rows, on_invalid="skip")
     assert len(data.train_pairs) == 4
     assert [row["origin"] for row in rejected(tmp_path)] == ["train[4]", "train[5]"]
@@ -82,7 +82,7 @@ def test_a_loss_that_compares_refuses_them_row_by_row(tmp_path: Path) -> None:
 
 def test_an_empty_rejected_response_is_still_a_fault(tmp_path: Path) -> None:
     blank = [{"prompt": "a ?", "chosen": " yes", "rejected": ""}]
-    with pytest.raises(CaldpoError, match="the rejected response has no text"):
+    with refused("1 of 4 rows", "train[0]", "rejected response", "text", key="data.on_invalid"):
         module(tmp_path, False, Rows(train=[*blank, *told("bc")], test=told("d")))
     assert not PreferencePair("a", "b", "").demonstration
 
@@ -110,5 +110,5 @@ def test_a_review_is_cut_after_its_first_tokens(tmp_path: Path, monkeypatch: pyt
 
 
 def test_bounds_of_a_prompt() -> None:
-    with pytest.raises(CaldpoError, match="must not exceed max_prompt_tokens=3"):
+    with refused("max_prompt_tokens=3", key="data.source.min_prompt_tokens", value=4):
         ReviewTexts("reviews", tokenizer="t", min_prompt_tokens=4, max_prompt_tokens=3)

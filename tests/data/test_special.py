@@ -14,6 +14,7 @@ from caldpo.data.chat_template import render_pair
 from caldpo.data.special_text import SpecialText
 from caldpo.data.tokenize import encode_prompt
 from tests.data.small import byte_tokenizer, chat, gpt2, letter_tokenizer, pair, tokenized, word_tokenizer, zephyr
+from tests.messages import names
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role + ':' + m.content + eos_token + '\\n' }}{% endfor %}"
@@ -70,7 +71,7 @@ def test_an_endless_row_of_eos_takes_no_time() -> None:
 def test_a_token_that_is_a_word_of_the_vocabulary_cannot_stay_text() -> None:
     split = tokenized([pair(chat("a"), "b <bos> c", "d")], word_tokenizer())
     [left] = split.rejections
-    assert left.reason == "a response spells out a special token that the tokenizer takes for one (<bos>)"
+    names(left.reason, "response", "special token", "<bos>")
 
 
 parts = st.lists(st.sampled_from(["a", " b", "<s>", "</s>", "\n", "  ", "é", "<think>", "yes"]), max_size=8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 import pytest
@@ -12,8 +11,10 @@ from hypothesis import strategies as st
 from caldpo.data.chat_template import render_pair, require_template, without_token
 from caldpo.data.raw_row import RowError
 from caldpo.data.template_file import read_template
-from caldpo.errors import CaldpoError
 from tests.data.small import chat, pair, word_tokenizer
+from tests.messages import refused
+
+FILE = {"key": "data.chat_template", "remedy": "data.chat_template=FILE"}
 
 
 def test_a_conversation_is_rendered_up_to_the_reply_and_the_reply_as_what_follows() -> None:
@@ -61,51 +62,49 @@ def test_a_text_made_of_nested_tokens_takes_no_time() -> None:
 
 def test_a_template_that_raises_names_its_reason() -> None:
     tokenizer = word_tokenizer(template="{{ raise_exception('only one turn') if messages|length > 2 }}x")
-    with pytest.raises(RowError, match=r"refuses the conversation \(only one turn\)"):
+    with refused("chat template", "only one turn", kind=RowError):
         render_pair(pair(chat("a", "b", "c"), "yes", "no"), tokenizer)
 
 
 def test_a_template_that_does_not_continue_its_own_prompt_is_refused_where_they_part() -> None:
     template = "assistant : {{ 'think' if add_generation_prompt else messages[-1].content }}"
-    with pytest.raises(RowError, match=re.escape("after 12 characters 'yes' instead of 'think'")):
+    with refused(12, "'yes'", "'think'", "data.chat_template=FILE", kind=RowError):
         render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
 
 
 def test_a_conversation_shorter_than_its_prompt_is_refused() -> None:
     template = "{{ 'abc' if add_generation_prompt else 'ab' }}"
-    with pytest.raises(RowError, match="after 2 characters '' instead of 'c'"):
+    with refused(2, "''", "'c'", "data.chat_template=FILE", kind=RowError):
         render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
 
 
 def test_a_template_runs_in_the_sandbox() -> None:
     template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
-    with pytest.raises(CaldpoError, match=r"reaches for what the sandbox keeps from it .*unsafe"):
+    with refused("sandbox", "'__class__'", "unsafe", **FILE):
         render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
 
 
 def test_a_syntax_error_blames_the_template_and_not_the_row() -> None:
-    with pytest.raises(CaldpoError, match=r"data\.chat_template: .*no valid Jinja: line 2"):
+    with refused("Jinja", "line 2", **FILE):
         render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template="x\n{% if %}"))
 
 
 def test_a_tokenizer_without_template_is_refused_with_the_ways_out() -> None:
     tokenizer = word_tokenizer(template=None)
-    with pytest.raises(CaldpoError, match=r"no chat template.*\n.*data\.chat_template=FILE") as caught:
+    with refused("conversations", "the policy's tokenizer", **FILE):
         require_template(tokenizer)
-    told = str(caught.value)
-    assert told.startswith("data.chat_template: the data has conversations, and the policy's tokenizer has no")
     named = word_tokenizer(template=None)
     named.name_or_path = "some/base-model"
-    with pytest.raises(CaldpoError, match=r"the policy's tokenizer \(some/base-model\) has no chat template"):
+    with refused("the policy's tokenizer", "some/base-model", **FILE):
         require_template(named)
     require_template(word_tokenizer())
 
 
 def test_absurdly_long_templates_are_refused(tmp_path) -> None:
-    with pytest.raises(CaldpoError, match="400,000 characters"):
+    with refused("400,000 characters", remedy="data.chat_template=FILE"):
         require_template(word_tokenizer(template="x" * 400_000))
     (tmp_path / "long.jinja").write_text("x" * 400_000)
-    with pytest.raises(CaldpoError, match="more than 200,000 characters"):
+    with refused("200,000 characters", key="data.chat_template", value=tmp_path / "long.jinja"):
         read_template(str(tmp_path / "long.jinja"))
 
 
@@ -115,9 +114,8 @@ def test_reading_a_template_file(tmp_path) -> None:
     assert read_template(str(file)) == "{{ messages[0].content }} ä"
     file.write_bytes(b"\xff\xfe\xff")
     for path in (file, tmp_path / "missing.jinja", tmp_path):
-        with pytest.raises(CaldpoError, match="cannot be read") as caught:
+        with refused("chat template", key="data.chat_template", value=path, remedy="UTF-8"):
             read_template(str(path))
-        assert (caught.value.key, caught.value.value) == ("data.chat_template", str(path))
     file.write_text(" \n")
-    with pytest.raises(CaldpoError, match="has 2 characters"):
+    with refused("2 characters", key="data.chat_template", value=file):
         read_template(str(file))

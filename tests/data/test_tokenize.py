@@ -14,7 +14,6 @@ from caldpo.data.tokenize import (
     end_once,
     leading_special_tokens,
 )
-from caldpo.errors import CaldpoError
 from tests.data.small import (
     byte_tokenizer,
     chat,
@@ -27,6 +26,7 @@ from tests.data.small import (
     word_tokenizer,
     zephyr,
 )
+from tests.messages import names, refused
 
 
 def test_words_in_a_conversation() -> None:
@@ -223,8 +223,10 @@ def test_conversations_a_template_refuses_are_reported_with_their_origin() -> No
     rows = [pair(chat("a"), "c", "d", "f:1"), pair(chat("b"), "c", "d", "f:2"), pair("b", "c", "d", "f:3")]
     split = tokenized(rows, tokenizer, on_degenerate="keep")
     assert [(r.origin, r.kind) for r in split.rejections] == [("f:1", "row"), ("f:2", "row")]
-    assert "otherwise than the prompt" in split.rejections[0].reason  # it counts turns: 1, then 2
-    assert "(no b)" in split.rejections[1].reason
+    names(
+        split.rejections[0].reason, "chat template", "1", "2", "data.chat_template=FILE"
+    )  # it counts turns: 1, then 2
+    names(split.rejections[1].reason, "chat template", "no b")
     assert [p.origin for p in split.pairs] == ["f:3"]
 
 
@@ -249,5 +251,5 @@ def test_chunks_make_no_difference() -> None:
 def test_a_tokenizer_without_eos_is_refused() -> None:
     tokenizer = word_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(CaldpoError, match="no EOS token"):
+    with refused("EOS", remedy="eos_token"):
         tokenized([pair("a", "b", "c")], tokenizer)

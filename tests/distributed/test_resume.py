@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.checkpointing.manifest import DamagedCheckpointError, checkpoint_folders, newest_whole, verify
 from tests.evaluation.runs import write_data
+from tests.messages import names
 from tests.resume.child import Kill
 from tests.resume.runs import BASE, NOT_THE_RUN, train
 
@@ -120,10 +122,10 @@ def test_a_damaged_or_missing_part_is_named_and_the_checkpoint_before_it_taken(r
     for part in parts:
         good = part.read_bytes()
         part.write_bytes(good[:-5] + bytes([good[-5] ^ 1]) + good[-4:])
-        with pytest.raises(DamagedCheckpointError, match=rf"{part.parent.name}/{part.name} is not what was written"):
+        with pytest.raises(DamagedCheckpointError, match=re.escape(f"{part.parent.name}/{part.name}")):
             verify(last)
         part.unlink()
-        with pytest.raises(DamagedCheckpointError, match=rf"{part.name} is missing"):
+        with pytest.raises(DamagedCheckpointError, match=rf"{re.escape(part.name)} .*missing"):
             verify(last)
         folder, manifest, damages = newest_whole(copy)
         assert (folder, manifest and manifest.step) == (checkpoint_folders(copy)[10], 10)
@@ -141,13 +143,12 @@ def test_a_full_disk_on_one_rank_stops_all(tmp_path: Path) -> None:
     given = (*BASE, *RANKS, "hydra.run.dir=run")
     ended = train(tmp_path, *given, kill=Kill("quota", 2, 20_000), ranks=2)
     assert all(code not in (0, None) for code in ended.codes), ended.said
-    assert "the checkpoint of step 5 cannot be written" in ended.said
-    assert "the last good one is that of step 3" in ended.said
+    names(ended.said, "step 5", "step 3", f"resume={tmp_path / 'run'}")
     assert list(checkpoint_folders(tmp_path / "run")) == [3]
     for changed in ("trainer.devices=1", "trainer.strategy=ddp"):
-        refused = train(tmp_path, "resume=run", changed)
-        assert refused.codes == (2,), refused.said
-        assert changed.partition("=")[0] in refused.said
+        refusal = train(tmp_path, "resume=run", changed)
+        assert refusal.codes == (2,), refusal.said
+        names(refusal.said, changed.partition("=")[0])
     resumed = train(tmp_path, "resume=run", ranks=2)
     assert resumed.codes == (0, 0), resumed.said
 
@@ -174,12 +175,11 @@ def test_bad_numbers_stop_all_ranks_and_are_replayed_by_one(tmp_path: Path) -> N
             tmp_path, *BASE, *RANKS, *wild, f"trainer.strategy={strategy}", f"hydra.run.dir={strategy}", ranks=2
         )
         assert ended.codes == (1, 1), ended.said
-        told = [line for line in ended.said.splitlines() if line.startswith("error: the loss is not a number")]
+        told = [line for line in ended.said.splitlines() if line.startswith("error: ")]
         assert len(set(told)) == 1
         said[strategy] = told[0]
     assert said["fsdp"] == said["ddp"]
-    assert "optimiser step 1" in said["fsdp"]
-    assert "8 of 8 pairs" in said["fsdp"]
+    names(said["fsdp"], "loss", "step 1", "8 of 8 pairs")
     (batch, *_) = sorted((tmp_path / "fsdp" / "nonfinite_batches").glob("*.safetensors"))
     replayed = train(tmp_path, "resume=fsdp", f"replay={batch}")
     assert replayed.codes == (0,), replayed.said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.checkpointing.manifest import DamagedCheckpointError, checkpoint_folders, newest_whole, verify
 from tests.distributed.test_resume import KILLS, kill_and_resume, outcome
 from tests.evaluation.runs import write_data
+from tests.messages import names
 from tests.resume.child import Kill
 from tests.resume.runs import BASE, train
 
@@ -75,10 +77,10 @@ def test_a_damaged_or_missing_part_is_named_and_the_checkpoint_before_it_taken(r
     for part in (last / "weights.safetensors", *sorted((last / "optimizer").iterdir())):
         good = part.read_bytes()
         part.write_bytes(good[:-5] + bytes([good[-5] ^ 1]) + good[-4:])
-        with pytest.raises(DamagedCheckpointError, match=rf"{part.name} is not what was written"):
+        with pytest.raises(DamagedCheckpointError, match=re.escape(part.name)):
             verify(last)
         part.unlink()
-        with pytest.raises(DamagedCheckpointError, match=rf"{part.name} is missing"):
+        with pytest.raises(DamagedCheckpointError, match=rf"{re.escape(part.name)} .*missing"):
             verify(last)
         assert newest_whole(copy)[0] == checkpoint_folders(copy)[10]
         part.write_bytes(good)
@@ -90,11 +92,11 @@ def test_a_full_disk_on_one_rank_stops_all_and_others_cannot_go_on(tmp_path: Pat
     write_data(tmp_path)
     ended = train(tmp_path, *BASE, *RANKS, "hydra.run.dir=run", kill=Kill("quota", 2, 20_000), ranks=2)
     assert all(code not in (0, None) for code in ended.codes), ended.said
-    assert "the checkpoint of step 6 cannot be written" in ended.said
+    names(ended.said, "step 6", "step 5", f"resume={tmp_path / 'run'}")
     assert list(checkpoint_folders(tmp_path / "run")) == [3, 5]
     for changed in ("trainer.devices=1", "trainer.strategy=ddp", "trainer.cpu_offload=true"):
-        refused = train(tmp_path, "resume=run", changed)
-        assert refused.codes == (2,), refused.said
-        assert changed.partition("=")[0] in refused.said
+        refusal = train(tmp_path, "resume=run", changed)
+        assert refusal.codes == (2,), refusal.said
+        names(refusal.said, changed.partition("=")[0])
     resumed = train(tmp_path, "resume=run", ranks=2)
     assert resumed.codes == (0, 0), resumed.said

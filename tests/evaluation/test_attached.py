@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from caldpo.evaluation.default_suites import with_attached_suites
+from tests.messages import names
 
 
 def run_folder(path: Path, **config: Any) -> Path:
@@ -62,13 +63,13 @@ def test_of_ones_own_where_its_folder_is_named(tmp_path: Path, capsys: pytest.Ca
     found = with_attached_suites([f"run={run}"], False, str(tmp_path / "conf"))
     assert found[1:] == ["suite=[preference,own]"]
     assert added(f"run={run}") == ["suite=[preference]"]
-    assert "suite own of this run is left out" in capsys.readouterr().err
+    names(capsys.readouterr().err, "own", remedy="--config-dir=FOLDER")
 
 
 def test_a_judge_has_to_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_folder(tmp_path / "run", suites=["displacement", "judge"])
     assert added(f"run={run}") == ["suite=[displacement]"]
-    assert "suite judge of this run is left out" in capsys.readouterr().err
+    names(capsys.readouterr().err, "judge", remedy=("judge.base_url=URL", "judge.model=NAME"))
     assert added(f"run={run}", "judge.mock=true") == ["suite=[displacement,judge]"]
     assert capsys.readouterr().err == ""
 

@@ -7,10 +7,10 @@ from string import Template
 
 import pytest
 
-from caldpo.errors import CaldpoError
 from caldpo.evaluation.judge.judge_template import built_in, fill, load_template, readable
 from caldpo.evaluation.judge.pair_comparison import JudgeModel, Pair, both_orders
 from caldpo.evaluation.judge.parse_verdict import read_verdict
+from tests.messages import refused
 
 READ = [
     ("Verdict: A", "A"),
@@ -74,22 +74,20 @@ def test_own_texts_show_all_three_once_and_say_how_to_end(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "facts"),
     [
-        (b"$prompt $first", "has no $second"),
-        (b"nothing", "has no $prompt and no $first and no $second"),
-        (b"$prompt $first $second $third", "nothing is put in place of $third"),
-        (b"$prompt ${first} $second for $5", "write $$ for a dollar sign"),
-        (b"\xff\xfe $prompt", "not UTF-8"),
+        (b"$prompt $first", ["$second"]),
+        (b"nothing", ["$prompt", "$first", "$second"]),
+        (b"$prompt $first $second $third", ["$third"]),
+        (b"$prompt ${first} $second for $5", ["$$"]),
+        (b"\xff\xfe $prompt", ["UTF-8"]),
     ],
 )
-def test_a_persons_text_is_checked(tmp_path: Path, content: bytes, complaint: str) -> None:
+def test_a_persons_text_is_checked(tmp_path: Path, content: bytes, facts: list[str]) -> None:
     file = tmp_path / "mine.txt"
     file.write_bytes(content)
-    with pytest.raises(CaldpoError) as error:
+    with refused(*facts, key="judge.prompt", value=file):
         load_template(str(file))
-    assert complaint in str(error.value)
-    assert error.value.key == "judge.prompt"
 
 
 def test_a_persons_text_is_used(tmp_path: Path) -> None:
@@ -98,7 +96,7 @@ def test_a_persons_text_is_used(tmp_path: Path) -> None:
 
 
 def test_no_such_text_names_the_choices() -> None:
-    with pytest.raises(CaldpoError, match=r"judge\.prompt=tdlr: .*\n.*general, hh, tldr"):
+    with refused(key="judge.prompt", value="tdlr", remedy="general, hh, tldr"):
         load_template("tdlr")
 
 

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldpo.data.chat_template import render_pair
 from caldpo.data.pair import PreferencePair
-from caldpo.errors import CaldpoError
 from caldpo.evaluation.lm_eval.in_process import run_inside
 from caldpo.evaluation.lm_eval.pairs_task import pairs_task
 from caldpo.evaluation.lm_eval.read_results import read_task
@@ -28,6 +27,7 @@ from caldpo.evaluation.lm_eval.task_plan import PAIRS, Wanted
 from caldpo.models.adapters import Lora
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.harness_tasks import ASKED, data_sets_in, write_tasks
+from tests.messages import refused
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("lm_eval")
@@ -194,9 +194,9 @@ def test_own_task_that_is_broken(tmp_path: Path) -> None:
     (own / "no_data.yaml").write_text((own / "word_choice.yaml").read_text().replace("word_choice", "no_data"))
     (own / "odd_key.yaml").write_text("include: word_choice.yaml\ntask: odd_key\nshots: 3\n")
     subject, options = _subject(tmp_path, tiny_tokenizer()), _options(tmp_path, own=own)
-    with pytest.raises(CaldpoError, match=r"leaderboard.tasks=no_data: its data cannot be had: .*no_data.jsonl"):
+    with refused("no_data.jsonl", key="leaderboard.tasks", value="no_data"):
         run_inside([Wanted("no_data", None)], subject, options)
-    with pytest.raises(CaldpoError, match=r"leaderboard.tasks=odd_key: cannot be loaded: .*shots.*\n.*mend its yaml"):
+    with refused("shots", key="leaderboard.tasks", value="odd_key", remedy="yaml"):
         run_inside([Wanted("odd_key", None)], subject, options)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.runs import TINY_RUN, evaluate, inside, result, value, write_data
+from tests.messages import names
 
 CODE = """
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def test_is_named_by_a_run_and_measures_it(home: Path, capsys: pytest.CaptureFix
     with inside(home):
         with pytest.raises(SystemExit):
             main(command)
-        assert "suites=longest: no such suite" in capsys.readouterr().err
+        names(capsys.readouterr().err, "error: suites=longest:")
         main([*command, "--config-dir", "own"])
         evaluate("run", "--config-dir", "own", "longest.unit=1")
     longest = max(len(json.loads(line)["chosen"].split()) for line in (home / "test.jsonl").read_text().splitlines())

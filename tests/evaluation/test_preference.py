@@ -14,6 +14,7 @@ from scipy.special import expit
 
 from caldpo.evaluation.bootstrap import Bootstrap
 from tests.evaluation.runs import evaluate, inside, result, value
+from tests.messages import names
 
 BETA = 0.1  # of the run's loss
 
@@ -157,8 +158,10 @@ def test_a_changed_reference_is_noticed(trained: Path, tmp_path: Path) -> None:
     finally:
         config.write_text(kept)
     named, *_ = json.loads((tmp_path / "evaluation" / "preference.json").read_text())["notes"]
-    assert "the run was trained against the policy's starting weights, random" in named
-    assert "its configuration now builds" in named
+    then = json.loads((trained / "summary.json").read_text())["reference"]
+    now = then.replace("seed 0", "seed 5")
+    assert now != then
+    names(named, then, now)
 
 
 def test_changed_pairs_are_noticed(trained: Path, tmp_path: Path) -> None:
@@ -171,4 +174,5 @@ def test_changed_pairs_are_noticed(trained: Path, tmp_path: Path) -> None:
     finally:
         file.write_text(kept)
     written = json.loads((tmp_path / "evaluation" / "preference.json").read_text())
-    assert written["notes"] == ["30 held-out pairs are looked at where the run had 40"]
+    (note,) = written["notes"]
+    names(note, 30, 40)

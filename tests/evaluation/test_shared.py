@@ -13,6 +13,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from tests.evaluation.runs import QUICK, evaluate, inside, result, tiny_run, write_data
+from tests.messages import names
 
 
 def other_tokenizer(folder: Path) -> None:
@@ -76,9 +77,9 @@ def test_a_policy_that_was_edited_in_place_is_measured_anew(
         assert file.stat().st_size == before.st_size
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
         evaluate(*arguments)
-        assert "as before" not in capsys.readouterr().out
+        assert "again=true" not in capsys.readouterr().out
         evaluate(*arguments)
-        assert "as before" in capsys.readouterr().out
+        assert "again=true" in capsys.readouterr().out
 
 
 def with_places(config: dict, place: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_run_does_not_say_where_a_command_writes(
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         shutil.rmtree("outputs", ignore_errors=True)
         evaluate(str(run), "suite=preference", *more, QUICK[0])
-        assert f"{tmp_path / 'elsewhere' / 'data'} (data.cache)" in capsys.readouterr().err
+        names(capsys.readouterr().err, tmp_path / "elsewhere" / "data", "data.cache")
         assert not (tmp_path / "elsewhere").exists()
         assert list(Path(more[0].partition("=")[2] if more else "outputs/cache").glob("tokens-*.safetensors"))
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.errors import CaldpoError
 from caldpo.evaluation import evaluated_policy as subject
 from caldpo.evaluation.evaluation_target import SECTIONS, Target
 from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
@@ -23,6 +22,7 @@ from caldpo.models.random_init import RandomModel
 from caldpo.security.trusted_config import own_targets
 from tests.command import call
 from tests.evaluation.runs import QUICK, evaluate, inside, tiny_run, write_data
+from tests.messages import names, refused
 
 
 def target_of(run: Path) -> Target:
@@ -73,9 +73,8 @@ def test_a_checkpoint_before_the_end_is_not_taken_for_the_end(copy: Path) -> Non
     shutil.rmtree(copy / "policy")
     shutil.rmtree(copy / "checkpoints" / "step-8")
     assert find_weights(target_of(copy), "last").step == 5  # the end of the first epoch
-    with pytest.raises(CaldpoError, match="holds no policy/, and it has checkpoints of step 4, 5") as stopped:
+    with refused("policy/", "4, 5", key="checkpoint", value="final", remedy="checkpoint=last"):
         find_weights(target_of(copy), "final")
-    assert "checkpoint=last" in str(stopped.value)
 
 
 def test_a_run_without_any_weights(copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,16 +82,14 @@ def test_a_run_without_any_weights(copy: Path, trained: Path, capsys: pytest.Cap
     shutil.rmtree(copy / "checkpoints")
     with inside(trained.parent):
         evaluate(str(copy), "suite=preference", fails=1)
-    said = capsys.readouterr().err
-    assert "checkpoint=final" in said
-    assert "(status: finished) holds no policy/, and it has no checkpoint" in said
-    assert "export=true or callbacks.checkpoint.every=N" in said
+    remedy = ("export=true", "callbacks.checkpoint.every=N")
+    names(capsys.readouterr().err, "checkpoint=final:", "finished", "policy/", "no checkpoint", remedy=remedy)
 
 
 def test_a_step_that_was_not_saved(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with inside(trained.parent):
         evaluate("run", "suite=preference", "checkpoint=6", fails=1)
-    assert "checkpoint=6: no checkpoint of this step: it has checkpoints of step 4, 5, 8" in capsys.readouterr().err
+    names(capsys.readouterr().err, "checkpoint=6:", "4, 5, 8")
 
 
 def test_damaged_weights_are_named(copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,9 +97,7 @@ def test_damaged_weights_are_named(copy: Path, trained: Path, capsys: pytest.Cap
     file.write_bytes(file.read_bytes()[:200])
     with inside(trained.parent):
         evaluate(str(copy), "suite=preference", fails=1)
-    said = capsys.readouterr().err
-    assert f"policy={copy}/policy: model.safetensors is cut off" in said
-    assert "the file has 200" in said
+    names(capsys.readouterr().err, f"policy={copy}/policy:", "model.safetensors", 200)
 
 
 class Trap:
@@ -129,7 +124,7 @@ def test_a_pickle_in_a_run_is_not_executed(
         evaluate(str(copy), "suite=preference", f"checkpoint={wanted}", fails=1 if wanted == "4" else None)
     assert not sprung.exists()
     if wanted == "4":
-        assert "step-4: this checkpoint is damaged: training.pt has" in capsys.readouterr().err
+        names(capsys.readouterr().err, "step-4:", "damaged", "training.pt")
     torch.load(copy / place, weights_only=False)
     assert sprung.exists(), "a trap that would have sprung"
 
@@ -142,17 +137,21 @@ def rewrite(run: Path, **sections: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "news", "said"),
+    ("section", "news", "facts"),
     [
-        ("model", {"_target_": "os.system", "command": "touch sprung"}, "model is built by os.system"),
-        ("data", {"source": {"_target_": "subprocess.run", "args": "touch sprung"}}, "data.source is built by subproc"),
+        ("model", {"_target_": "os.system", "command": "touch sprung"}, ["model", "os.system"]),
+        ("data", {"source": {"_target_": "subprocess.run", "args": "touch sprung"}}, ["data.source", "subprocess.run"]),
         (
             "reference",
             {"_target_": "caldpo.config.run_lifecycle.write_json"},
-            "which no configuration of caldpo builds there",
+            ["reference", "caldpo.config.run_lifecycle.write_json"],
         ),
-        ("data", {"source": {"_target_": "caldpo.data.load.os.system", "command": "touch sprung"}}, "os.system, which"),
-        ("model", {"trust_remote_code": True}, "model.trust_remote_code: the model of this run brings Python code"),
+        (
+            "data",
+            {"source": {"_target_": "caldpo.data.load.os.system", "command": "touch sprung"}},
+            ["data.source", "caldpo.data.load.os.system"],
+        ),
+        ("model", {"trust_remote_code": True}, ["model.trust_remote_code:", "code"]),
         (
             "model",
             {
@@ -162,7 +161,7 @@ def rewrite(run: Path, **sections: dict) -> None:
                     "trust_remote_code": True,
                 }
             },
-            "model.tokenizer is built by caldpo.models.hub_model.load_causal_lm",
+            ["model.tokenizer", "caldpo.models.hub_model.load_causal_lm"],
         ),
         (
             "data",
@@ -172,21 +171,21 @@ def rewrite(run: Path, **sections: dict) -> None:
                     "_args_": [{"_target_": "torch.load"}],
                 }
             },
-            "data.source._args_: is no key that a run writes",
+            ["data.source._args_:"],
         ),
-        ("data", {"test": "${oc.env:HOME}.jsonl"}, "refers to something outside the run"),
+        ("data", {"test": "${oc.env:HOME}.jsonl"}, ["data.test=${oc.env:HOME}.jsonl:"]),
     ],
 )
 def test_a_configuration_of_other_hands_runs_no_code(
-    section: str, news: dict, said: str, copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+    section: str, news: dict, facts: list[str], copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rewrite(copy, **{section: news})
     with inside(trained.parent):
         evaluate(str(copy), "suite=preference", fails=1)
         assert not Path("sprung").exists()
     printed = capsys.readouterr().err
-    assert said in printed
-    assert "allow_untrusted_code=true" in printed or "write the value itself" in printed
+    remedy = "value" if "test" in news else "allow_untrusted_code=true"
+    names(printed, copy / "config.yaml", *facts, remedy=remedy)
     assert str(Path.home()) not in printed.replace("${oc.env:HOME}", "")
 
 
@@ -206,7 +205,7 @@ def test_a_configuration_of_another_version(copy: Path, trained: Path, capsys: p
     with inside(trained.parent):
         evaluate(str(copy), "suite=preference", fails=1)
     printed = capsys.readouterr().err
-    assert "config.yaml: does not fit this version of caldpo: model.wings: unknown key" in printed
+    names(printed, f"{copy}/config.yaml:", "model.wings:")
 
 
 def test_an_adapter_is_evaluated_on_its_base(tmp_path: Path) -> None:
@@ -224,19 +223,19 @@ def test_an_adapter_is_evaluated_on_its_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "weight", "named"),
+    ("command", "weight", "facts"),
     [
-        ("evaluate", "model.norm.weight", "log-probs are not finite: 40 of 40 pairs, test.jsonl:1, "),
-        ("evaluate", "lm_head.weight", "the model's logits are not numbers"),
+        ("evaluate", "model.norm.weight", ["log-probs", "40 of 40 pairs", "test.jsonl:1"]),
+        ("evaluate", "lm_head.weight", ["logits"]),
         (
             "generate",
             "lm_head.weight",
-            "logits in sampling, from token 1 of a response on, are not finite: 2 of 2 prompts, ",
+            ["logits", "sampling", "token 1", "2 of 2 prompts"],
         ),
     ],
 )
 def test_weights_that_are_not_finite_are_named_with_run_step_and_rows(
-    copy: Path, trained: Path, command: str, weight: str, named: str, capsys: pytest.CaptureFixture[str]
+    copy: Path, trained: Path, command: str, weight: str, facts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = copy / "policy" / "model.safetensors"
     state = load_file(file)
@@ -247,9 +246,7 @@ def test_weights_that_are_not_finite_are_named_with_run_step_and_rows(
             evaluate(str(copy), "suite=preference", "preference.resamples=20", fails=1)
         else:
             call(generate, [str(copy), "count=2", "compare=false"], fails=1)
-    said = capsys.readouterr().err
-    assert "copy at step 8: the policy's" in said
-    assert named in said
+    names(capsys.readouterr().err, "copy at step 8", "policy's", *facts)
 
 
 def test_a_checkpoint_has_the_spellings_that_an_export_takes(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +254,7 @@ def test_a_checkpoint_has_the_spellings_that_an_export_takes(trained: Path, caps
     with inside(trained.parent):
         evaluate("run", "checkpoint=step-4", *quick)
         evaluate("run", "checkpoint=4", *quick)
-        assert "as before" in capsys.readouterr().out
+        names(capsys.readouterr().out, "again=true")  # measures anew what is there
         call(generate, ["run", "checkpoint=step-4", "count=1", "compare=false"], None)
     assert (trained / "evaluation/step-4/preference.json").is_file()
     assert (trained / "evaluation/step-4/generations.csv").is_file()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from caldpo.config.summary_file import read_summary
-from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import load_causal_lm
 from tests.evaluation.runs import write_data
+from tests.messages import refused
 from tests.resume.child import Kill
 from tests.resume.runs import BASE, outcome, train
 
@@ -63,6 +63,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(more: tuple[str, ...], place
 
 def test_an_adapters_folder_is_no_model(place: Path) -> None:
     """Transformers would load it by itself, whatever its configuration says."""
-    with pytest.raises(CaldpoError, match="is an adapter, and no model") as refused:
+    with refused(
+        "adapter", key="model.path", value=place / "sft" / "policy", remedy=("model.path", "adapter.init_from=FOLDER")
+    ):
         load_causal_lm(str(place / "sft" / "policy"), key="model.path")
-    assert "adapter.init_from=FOLDER" in str(refused.value)

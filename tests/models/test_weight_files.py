@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caldpo.errors import CaldpoError
 from caldpo.models.adapter_folder import load_adapter
 from caldpo.models.adapters import Lora
 from caldpo.models.hub_model import HubModel
+from tests.messages import names, refused
 from tests.tiny import tiny_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -35,32 +35,33 @@ def of(dtype: str, shape: list[int], size: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("content", "facts"),
     [
-        (lambda whole: whole[:-10], r"cut off: its header tells of [\d,]+ bytes, and the file has [\d,]+"),
-        (lambda whole: whole[:20], r"cut off: its header alone takes [\d,]+ bytes, and the file has 20"),
-        (lambda whole: b"", "is empty"),
-        (lambda whole: b"PK\x03\x04" + bytes(60), "does not begin as safetensors do"),
-        (lambda whole: header(b"{abcd") + bytes(8), "no JSON"),
-        (lambda whole: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
-        (lambda whole: of("X9", [2], 8), r"dtype that is not known \(lm_head\.weight: X9\)"),
-        (lambda whole: of("F32", [3], 8), r"lm_head\.weight of shape \[3\] in F32 takes 12 bytes, and has 8"),
-        (lambda whole: whole + b"more", "damaged"),
+        (lambda whole: whole[:-10], ("{whole:,} bytes", "{cut:,}")),
+        (lambda whole: whole[:20], ("header", "bytes", 20)),
+        (lambda whole: b"", ("empty",)),
+        (lambda whole: b"PK\x03\x04" + bytes(60), ("safetensors",)),
+        (lambda whole: header(b"{abcd") + bytes(8), ("header", "JSON")),
+        (lambda whole: b"version https://git-lfs.github.com/spec/v1\n", ("Git LFS", "git lfs pull")),
+        (lambda whole: of("X9", [2], 8), ("dtype", "lm_head.weight", "X9")),
+        (lambda whole: of("F32", [3], 8), ("lm_head.weight", [3], "F32", "12 bytes", 8)),
+        (lambda whole: whole + b"more", ("damaged", "SafetensorError")),
     ],
 )
-def test_a_damaged_file_is_named(content: Callable[[bytes], bytes], why: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(content: Callable[[bytes], bytes], facts: tuple[Any, ...], tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     file = tmp_path / WEIGHTS
+    whole = file.stat().st_size
     file.write_bytes(content(file.read_bytes()))
-    refused(tmp_path, rf"{WEIGHTS} .*{why}")
+    sizes = {"whole": whole, "cut": whole - 10}
+    load(tmp_path, WEIGHTS, *(str(fact).format(**sizes) for fact in facts), remedy="file")
 
 
-def refused(folder: Path, why: str) -> CaldpoError:
-    with pytest.raises(CaldpoError, match=why) as caught:
+def load(folder: Path, *facts: Any, remedy: str | None = None) -> None:
+    """Load a policy whose folder is refused with all these facts and a remedy."""
+    with refused(*facts, key="model.path", value=folder, remedy=remedy) as caught:
         HubModel(str(folder)).load_policy()
-    assert (caught.value.key, str(caught.value.value)) == ("model.path", str(folder))
-    assert caught.value.remedy
-    return caught.value
+    assert getattr(caught.value, "remedy", None)
 
 
 def changed(folder: Path, change: Callable[[dict[str, Tensor]], object], name: str = WEIGHTS) -> Path:
@@ -73,11 +74,11 @@ def changed(folder: Path, change: Callable[[dict[str, Tensor]], object], name: s
 def test_shapes_and_kinds_of_numbers_that_are_not_the_models_are_named(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     changed(tmp_path, lambda tensors: tensors.update({QUERY: torch.zeros(8, 16)}))
-    refused(tmp_path, rf"{QUERY} in {WEIGHTS} has the shape \[8, 16\], .* \[16, 16\]")
+    load(tmp_path, QUERY, WEIGHTS, [8, 16], [16, 16], remedy="config.json")
     changed(tmp_path, lambda tensors: tensors.update({QUERY: torch.zeros(16, 16).to(torch.float8_e4m3fn)}))
-    refused(tmp_path, rf"{QUERY} in {WEIGHTS} is stored as F8_E4M3")
+    load(tmp_path, QUERY, WEIGHTS, "F8_E4M3", "quantization_config", remedy="F64, F32, BF16, F16")
     changed(tmp_path, lambda tensors: tensors.update({QUERY: torch.zeros(16, 16, dtype=torch.int64)}))
-    refused(tmp_path, "stored as I64")
+    load(tmp_path, QUERY, WEIGHTS, "I64", remedy="F64, F32, BF16, F16")
 
 
 def test_experts_that_do_not_make_one_tensor_are_named(tmp_path: Path) -> None:
@@ -85,10 +86,10 @@ def test_experts_that_do_not_make_one_tensor_are_named(tmp_path: Path) -> None:
     tiny_experts("mixtral").save_pretrained(tmp_path)
     whole = (tmp_path / WEIGHTS).read_bytes()
     changed(tmp_path, lambda tensors: tensors.update({EXPERT: torch.zeros(8, 16)}))
-    refused(tmp_path, rf"{EXPERT} in {WEIGHTS} has the shape \[8, 16\], .* \[16, 16\]")
+    load(tmp_path, EXPERT, WEIGHTS, [8, 16], [16, 16], remedy="config.json")
     (tmp_path / WEIGHTS).write_bytes(whole)
     changed(tmp_path, lambda tensors: tensors.pop(EXPERT))
-    refused(tmp_path, f"lack {EXPERT}")
+    load(tmp_path, EXPERT, remedy="checkpoint")
 
 
 def tiny_experts(kind: str) -> Any:
@@ -106,27 +107,26 @@ def test_tensors_that_the_model_has_no_place_for_are_said(tmp_path: Path, capsys
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     HubModel(str(tmp_path)).load_policy()
     said = capsys.readouterr().out
-    assert "9 tensors" in said
-    assert "model.layers.*.mlp.down_proj.weight" in said
+    names(said, "9 tensors", tmp_path, WEIGHTS, "config.json", "model.layers.*.mlp.down_proj.weight")
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "fact"),
     [
-        (lambda places, first: places.update({first: "pytorch_model.bin"}), r"no safetensors \(.*pytorch_model\.bin\)"),
-        (lambda places, first: places.update({first: "../other.safetensors"}), "outside of the folder"),
-        (lambda places, first: places.update({first: "/other.safetensors"}), "outside of the folder"),
-        (lambda places, first: places.update({first: "gone.safetensors"}), r"gone\.safetensors, which is not there"),
-        (lambda places, first: places.update({"extra.weight": places[first]}), r"says that extra\.weight is in .*not"),
+        (lambda places, first: places.update({first: "pytorch_model.bin"}), "pytorch_model.bin"),
+        (lambda places, first: places.update({first: "../other.safetensors"}), "../other.safetensors"),
+        (lambda places, first: places.update({first: "/other.safetensors"}), "/other.safetensors"),
+        (lambda places, first: places.update({first: "gone.safetensors"}), "gone.safetensors"),
+        (lambda places, first: places.update({"extra.weight": places[first]}), "extra.weight"),
         (lambda places, first: places.clear(), "weight_map"),
     ],
 )
-def test_an_index_is_held_against_its_files(change: Callable[..., object], why: str, tmp_path: Path) -> None:
+def test_an_index_is_held_against_its_files(change: Callable[..., object], fact: str, tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path, max_shard_size="5KB")
     said = json.loads((tmp_path / INDEX).read_text())
     change(said["weight_map"], next(iter(said["weight_map"])))
     (tmp_path / INDEX).write_text(json.dumps(said))
-    refused(tmp_path, why)
+    load(tmp_path, INDEX, fact)
 
 
 def test_one_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_one_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     one, two = sorted(tmp_path.glob("*.safetensors"))[:2]
     name, value = next(iter(load_file(one).items()))
     changed(tmp_path, lambda tensors: tensors.update({name: value}), two.name)
-    refused(tmp_path, f"{name} is in {one.name} and in {two.name}")
+    load(tmp_path, name, one.name, two.name, remedy="file")
 
 
 @pytest.mark.parametrize("change", [{"num_attention_heads": 3}, {"hidden_size": "16"}, {"hidden_act": "none such"}])
@@ -143,29 +143,33 @@ def test_a_configuration_that_is_none_is_refused(change: dict[str, Any], tmp_pat
     tiny_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
-    assert "config.json" in str(refused(tmp_path, "cannot load a model").remedy)
+    load(tmp_path, "model", remedy="config.json")
 
 
 LORA_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+OTHER = LORA_A.replace("0", "7")
+ADAPTER = "adapter_model.safetensors"
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "facts"),
     [
-        (lambda tensors: tensors.update({LORA_A: torch.zeros(5, 16)}), r"q_proj\.lora_A.* \[5, 16\] .*\[4, 16\]"),
-        (lambda tensors: tensors.pop(LORA_A), f"lacks {LORA_A}"),
-        (lambda tensors: tensors.update({LORA_A.replace("0", "7"): torch.zeros(4, 16)}), r"no place .*layers\.7"),
+        (lambda tensors: tensors.update({LORA_A: torch.zeros(5, 16)}), ("q_proj.lora_A", [5, 16], [4, 16])),
+        (lambda tensors: tensors.pop(LORA_A), (LORA_A,)),
+        (lambda tensors: tensors.update({OTHER: torch.zeros(4, 16)}), (OTHER,)),
     ],
 )
-def test_an_adapter_that_is_not_whole_is_refused(change: Callable[..., object], why: str, tmp_path: Path) -> None:
+def test_an_adapter_that_is_not_whole_is_refused(
+    change: Callable[..., object], facts: tuple[Any, ...], tmp_path: Path
+) -> None:
     """PEFT leaves out what it has no place for, and leaves at its start what is missing, with a warning."""
     Lora(rank=4).apply(tiny_model()).save_pretrained(tmp_path, save_embedding_layers=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_adapter(tiny_model(), tmp_path)
-    changed(tmp_path, change, "adapter_model.safetensors")
-    with pytest.raises(CaldpoError, match=why):
+    changed(tmp_path, change, ADAPTER)
+    with refused("LlamaForCausalLM", ADAPTER, *facts, key=tmp_path, remedy="model.path"):
         load_adapter(tiny_model(), tmp_path)
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(CaldpoError, match="is empty"):
+    (tmp_path / ADAPTER).write_bytes(b"")
+    with refused(ADAPTER, "empty", key="adapter", value=tmp_path, remedy="file"):
         load_adapter(tiny_model(), tmp_path)

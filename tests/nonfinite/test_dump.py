@@ -22,6 +22,7 @@ from caldpo.nonfinite.locate import SeenBatch
 from caldpo.nonfinite.step_dump import digest_of_folder, dump_step, last_checkpoint, read_dump
 from caldpo.resume.config_diff import config_digest
 from caldpo.types import PairLogps
+from tests.messages import refused
 from tests.tiny import tiny_pairs
 
 
@@ -94,30 +95,28 @@ def test_the_digest_is_of_what_a_step_computes(tmp_path: Path) -> None:
     assert digest_of_folder(tmp_path) == config_digest(config)
 
 
-def refused(path: Path) -> str:
-    with pytest.raises(CaldpoError) as error:
+def require_refused(path: Path, *facts: Any) -> None:
+    with refused(*facts, key="replay", value=path, remedy="nonfinite_batches/"):
         read_dump(path)
-    assert error.value.key == "replay"
-    return str(error.value)
 
 
 def test_files_that_are_no_dump_are_refused(tmp_path: Path) -> None:
-    assert "there is no such file" in refused(tmp_path / "nowhere.safetensors")
+    require_refused(tmp_path / "nowhere.safetensors")
     other = tmp_path / "other.safetensors"
     save_file({"w": torch.ones(2)}, other)
-    assert "no batch that a run has written" in refused(other)
+    require_refused(other)
     save_file({"w": torch.ones(2)}, other, metadata={"caldpo": json.dumps({"format": "caldpo bad batch 9"})})
-    assert "caldpo bad batch 9" in refused(other)
-    assert "replay=" in refused(tmp_path)  # a folder
+    require_refused(other, "caldpo bad batch 9")
+    require_refused(tmp_path)  # a folder
 
     class Marker:
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "executed",)
 
     other.write_bytes(pickle.dumps(Marker()))
-    refused(other)
+    require_refused(other)
     torch.save({"caldpo": Marker()}, other)
-    refused(other)
+    require_refused(other)
     assert not (tmp_path / "executed").exists()
 
 
@@ -149,7 +148,7 @@ def test_parts_that_do_not_go_together_are_refused(change: str, to: Any, tmp_pat
         said = json.loads(file.metadata()["caldpo"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     save_file(tensors, path, metadata={"caldpo": json.dumps({**said, change: to})})
-    assert "replay=" in refused(path)
+    require_refused(path)
 
 
 def test_damage_is_an_error_of_ours_or_harmless(tmp_path: Path) -> None:
@@ -158,7 +157,7 @@ def test_damage_is_an_error_of_ours_or_harmless(tmp_path: Path) -> None:
     whole, rng = path.read_bytes(), random.Random(0)
     for length in range(0, len(whole), 97):
         path.write_bytes(whole[:length])
-        refused(path)
+        require_refused(path)
     refusals = 0
     for _ in range(300):
         broken = bytearray(whole)

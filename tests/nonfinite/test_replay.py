@@ -24,6 +24,7 @@ from caldpo.reference.frozen_model import FrozenReference
 from caldpo.types import assembler
 from tests.command import RANDOM_MODEL, train
 from tests.harness import make_module
+from tests.messages import names
 from tests.tiny import batch_of, tiny_model, tiny_pairs
 
 RUN = [*RANDOM_MODEL, "loss=dpo", "optim.lr=1e30", "optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null"]
@@ -107,7 +108,8 @@ def test_a_run_that_went_bad_is_replayed(folder: Path, capsys: pytest.CaptureFix
 
     said = replayed(path)
     assert said["reproduced"] == {"32-true": True}
-    assert said["weights"] == f"checkpoints/step-{step}, those of the step itself"
+    names(said["weights"], f"checkpoints/step-{step}")
+    assert "before" not in said["weights"], "those of the step itself"
     (one,) = said["passes"]
     assert len(one["pairs"]) == 6
     assert all(pair["origin"].startswith("pairs.jsonl:") for pair in one["pairs"])
@@ -117,8 +119,8 @@ def test_a_run_that_went_bad_is_replayed(folder: Path, capsys: pytest.CaptureFix
     assert isinstance(one["pairs"][0]["reference_chosen"], float)
     assert "lm_head.weight" in one["bad_gradients"]
     printed = capsys.readouterr().out
-    assert "reproduced in 32-true" in printed
-    assert "not the run's configuration" not in printed
+    names(printed, "reproduced in 32-true")
+    assert "note:" not in printed, "it is the run's configuration"
     now = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
     assert now == before | {path.with_suffix(".replay.json"): path.with_suffix(".replay.json").read_bytes()}
     assert not is_run(Path("other"))  # nothing was trained there: no report takes it for a run
@@ -126,19 +128,21 @@ def test_a_run_that_went_bad_is_replayed(folder: Path, capsys: pytest.CaptureFix
     shutil.rmtree("run/checkpoints")
     said = replayed(path, "trainer.precision=bf16-mixed")
     assert said["reproduced"] == {"bf16-mixed": False, "32-true": False}
-    assert said["weights"].startswith("those that the run started from (checkpoints/step-")
+    assert "start" in said["weights"]
+    assert f"(checkpoints/step-{step} " in said["weights"], "which is no longer there"
     values = [one["pairs"][0]["policy_chosen"] for one in said["passes"]]
     assert values[0] == pytest.approx(values[1], rel=0.05)
     assert values[0] != values[1]
     norms = [one["gradient_norms"] for one in said["passes"]]
     assert norms[0].keys() == norms[1].keys() >= {"lm_head", "model.layers.0", "model.embed_tokens"}
     assert all(0 < norms[1][name] == pytest.approx(norms[0][name], rel=0.2) for name in norms[0])
-    assert "trainer.precision was 32-true, is bf16-mixed" in capsys.readouterr().out
+    (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note:"))
+    names(note, "trainer.precision", "32-true", "bf16-mixed")
 
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
     train(*RUN, *QUIET, f"replay={path}", "hydra.run.dir=other", fails=1)
-    assert "it is damaged, or no batch that a run has written" in capsys.readouterr().err
+    names(capsys.readouterr().err, f"error: replay={path}:", remedy="nonfinite_batches/")
 
 
 def test_what_does_not_go_together_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +159,7 @@ def test_what_does_not_go_together_is_refused(folder: Path, capsys: pytest.Captu
     checkpoint.mkdir(parents=True)
     save_file({"policy.lm_head.weight": torch.ones(2, 2)}, checkpoint / "weights.safetensors")
     train(*command, fails=1)
-    assert f"replay={checkpoint.absolute()}: it is damaged" in capsys.readouterr().err
+    names(capsys.readouterr().err, f"replay={checkpoint.absolute()}:", "damaged")
     shutil.rmtree(checkpoint)
 
     tensors = load_file(path)
@@ -164,4 +168,4 @@ def test_what_does_not_go_together_is_refused(folder: Path, capsys: pytest.Captu
     tensors["tokens"][1] = 44
     save_file(tensors, path, metadata=metadata)
     train(*command, fails=1)
-    assert "has the token 44, and this policy's vocabulary has 44" in capsys.readouterr().err
+    names(capsys.readouterr().err, f"replay={path}:", "token 44", "vocabulary has 44")

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from caldpo.report.read_runs import read_curves, read_run, read_runs
+from tests.messages import names
 from tests.report.results import content, measure
 from tests.report.runs import finals, held_out, write_run
 
@@ -51,7 +52,8 @@ def test_results_of_evaluation_stand_beside_those_of_training(tmp_path):
     assert run.final["evaluation/oracle/reward"] == 1.5
     assert math.isnan(run.final["evaluation/oracle/kl"])
     assert run.evaluation == results
-    assert [note.split(":")[0] for note in run.notes] == ["evaluation/torn.json cannot be read"]
+    (note,) = run.notes
+    names(note, "evaluation/torn.json")
 
 
 def test_the_summary_wins_over_the_last_row(tmp_path):
@@ -66,7 +68,8 @@ def test_a_half_written_last_line_is_left_out_and_noted(tmp_path):
     metrics.write_text(whole + "0.5,0.2,-0")
     run = read_run(folder, tmp_path)
     assert run.curves == read_run(write_run(tmp_path / "y", rows=ROWS), tmp_path).curves
-    assert run.notes == ("metrics.csv:6 is incomplete and left out",)
+    (note,) = run.notes
+    names(note, "metrics.csv:6")
 
 
 def test_cells_that_were_not_logged_and_cells_that_are_no_number_differ(tmp_path):
@@ -85,7 +88,8 @@ def test_a_table_without_steps_is_noted(tmp_path, text):
     (tmp_path / "metrics.csv").write_text(text)
     notes = []
     assert read_curves(tmp_path / "metrics.csv", notes) == {}
-    assert notes == ["metrics.csv has no column named step"]
+    (note,) = notes
+    names(note, "metrics.csv", "step")
 
 
 def test_runs_that_did_not_finish(tmp_path):
@@ -108,10 +112,10 @@ def test_runs_that_did_not_finish(tmp_path):
     }
     assert runs["failed"].error == "CaldpoError: loss.beta=0: no"
     assert runs["failed"].loss == "ipo"
-    assert runs["busy"].error.startswith("its process ended without a word")
-    assert runs["killed"].error == "it left no summary"
-    assert runs["stopped"].error == "it was stopped from outside"
-    assert runs["torn"].error.startswith("summary.json cannot be read")
+    names(runs["busy"].error, "process")
+    names(runs["killed"].error, "no summary")
+    names(runs["stopped"].error, "stopped")
+    names(runs["torn"].error, "summary.json")
     assert runs["early"].loss == "cpo"
     assert not any(run.finished for run in runs.values())
 
@@ -134,6 +138,7 @@ def test_a_configuration_that_cannot_be_read_is_noted(tmp_path):
     folder = write_run(tmp_path / "x", "ipo", rows=ROWS)
     (folder / ".hydra" / "config.yaml").write_text("a: [1")
     run = read_run(folder, tmp_path)
-    assert run.notes == ("config.yaml cannot be read",)
+    (note,) = run.notes
+    names(note, "config.yaml")
     assert run.config == run.resolved, "the resolved one takes its place"
     assert run.loss == "ipo"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 
-import pytest
-
 from caldpo.config.find_runs import find_runs, natural, no_folder
-from caldpo.errors import CaldpoError
+from tests.messages import names, refused
 from tests.report.runs import held_out, write_run
 
 ROWS = [held_out(0, 0, 0)]
@@ -46,7 +44,7 @@ def test_an_estimate_and_a_dry_run_are_no_runs(tmp_path):
         (folder / "config.yaml").unlink()
         (folder / "estimate.json").write_text("{}")
     assert find_runs(tmp_path) == [run]
-    with pytest.raises(CaldpoError, match="no runs in this folder"):
+    with refused(key="sweep", value=dry):
         find_runs(dry)
 
 
@@ -64,22 +62,21 @@ def test_missing_folder_names_what_exists(tmp_path, monkeypatch):
     write_run(tmp_path / "outputs" / "sweep_one" / "seed=0", rows=ROWS)
     (tmp_path / "outputs" / "cache" / "weights").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CaldpoError, match="no such folder") as error:
-        find_runs(tmp_path / "outputs" / "sweep_onw")
-    assert "did you mean sweep_one?" in str(error.value)
-    assert "outputs/sweep_one" in str(error.value)
+    missing = tmp_path / "outputs" / "sweep_onw"
+    with refused("did you mean sweep_one?", key="sweep", value=missing, remedy="outputs/sweep_one") as error:
+        find_runs(missing)
     assert "cache" not in str(error.value)
     # a sweep's name alone is answered with where it lies
-    with pytest.raises(CaldpoError, match="outputs/sweep_one"):
+    with refused(key="sweep", value=tmp_path / "sweep_one", remedy="outputs/sweep_one"):
         find_runs(tmp_path / "sweep_one")
 
 
 def test_nothing_trained_yet(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CaldpoError, match=r"python -m caldpo\.train"):
+    with refused(key="sweep", value=tmp_path / "outputs" / "demo", remedy="python -m caldpo.train"):
         find_runs(tmp_path / "outputs" / "demo")
     (tmp_path / "outputs" / "demo").mkdir(parents=True)
-    with pytest.raises(CaldpoError, match="no runs in this folder"):
+    with refused(key="sweep", value=tmp_path / "outputs" / "demo"):
         find_runs(tmp_path / "outputs" / "demo")
 
 
@@ -89,9 +86,11 @@ def test_numbers_sort_by_value():
 
 def test_no_folder_is_answered_with_the_newest_five(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "name a folder: python -m caldpo.compare outputs/SWEEP." in str(no_folder()), "there is nothing to list"
+    names(no_folder(), key="sweep", remedy="python -m caldpo.compare outputs/SWEEP")
+    assert "newest" not in str(no_folder()), "there is nothing to list"
     for age, name in enumerate("abcdefg"):
         write_run(tmp_path / "outputs" / name / "seed=0", rows=ROWS)
         os.utime(tmp_path / "outputs" / name, (1000 - age, 1000 - age))
     (tmp_path / "outputs" / "cache").mkdir()
-    assert "the newest: outputs/a, outputs/b, outputs/c, outputs/d, outputs/e and 2 more" in str(no_folder())
+    newest = ", ".join(f"outputs/{name}" for name in "abcde")
+    names(no_folder(), remedy=("python -m caldpo.compare outputs/SWEEP", newest, "2 more"))

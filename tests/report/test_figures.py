@@ -12,6 +12,7 @@ from caldpo.report.grouping import Setting, group
 from caldpo.report.loss_terms_plot import loss_terms, term_shares
 from caldpo.report.plot_style import COLOURS, linear_limit, looks, round_up, save, set_symmetric_log
 from caldpo.report.read_runs import read_runs
+from tests.messages import names
 from tests.report.runs import finals, held_out, write_run
 
 
@@ -61,7 +62,7 @@ def test_labels_of_the_dynamics(tmp_path):
     assert found["Displacement"].get_xlabel() == "optimiser step"
     title = figure.get_suptitle()
     assert "data x" in title
-    assert "mean over 1 to 2 seeds, band: ± 1 standard deviation" in title
+    names(title, "1 to 2 seeds", "± 1 standard deviation")
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["dpo (2 seeds)", "cal_dpo (1 seed)"]
 

@@ -13,6 +13,7 @@ from tests.command import train
 from tests.data.format_rows import assistant, user
 from tests.data.small import byte_tokenizer
 from tests.evaluation.runs import evaluate, inside
+from tests.messages import names
 from tests.resume.runs import BASE
 from tests.resume.stopped import stopped
 
@@ -54,7 +55,7 @@ def test_a_run_that_goes_on_tomorrow_keeps_its_tokens(tmp_path: Path, monkeypatc
         train("resume=run")
         summary = json.loads(Path("run/summary.json").read_text())
         assert (summary["status"], summary["date"]) == ("finished", "2024-02-28")
-        assert "which writes the date: this run's is 2024-02-28" in summary["data"]["prompts"]
+        names(summary["data"]["prompts"], "date", "2024-02-28")
         assert prompts_of(Path("run")).startswith("28 Feb 2024")
         caches = len(list(Path("outputs/cache").glob("tokens-*.safetensors")))
         evaluate("run", "suite=preference")  # of the same tokens, as yet another file would say otherwise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 
 from caldpo.checkpointing.manifest import TRAINING, checkpoint_folders, newest_whole
 from tests.evaluation.runs import write_data
+from tests.messages import names
 from tests.resume.child import Kill
 from tests.resume.runs import BASE, outcome, train
 
@@ -39,10 +42,8 @@ def test_no_file_may_grow_beyond_a_quota(place: Path) -> None:
     ended = train(place, *RUN, "hydra.run.dir=full", kill=Kill("quota", 3, quota))
     said = " ".join(ended.said.split())
     assert ended.codes == (1,)
-    assert "the checkpoint of step 6 cannot be written (" in said
-    assert "the last good one is that of step 5" in said
-    assert "MiB are free there" in said
-    assert "callbacks.checkpoint.keep says how many are kept" in said
+    names(said, "step 6", os.strerror(errno.EFBIG), "MiB", "step 5")
+    names(said, remedy=("callbacks.checkpoint.keep", f"python -m caldpo.train resume={place / 'full'}"))
     found, manifest, damages = newest_whole(place / "full")
     assert found is not None
     assert manifest is not None
@@ -74,7 +75,6 @@ def test_a_file_system_that_is_full(place: Path) -> None:
         pytest.skip("no tmpfs may be mounted here")
     said = " ".join((place / "first.txt").read_text().split())
     assert (place / "code.txt").read_text() == "1\n", said
-    assert "cannot be written (" in said
-    assert "resume=" in said
+    names(said, "step 6", "step 5", remedy=f"resume={disk}/run")
     assert (place / "left.txt").read_text().split() == ["step-3", "step-5"], "the last good ones, and no draft"
     same(place, kept)

@@ -17,6 +17,7 @@ from caldpo.resume.config_diff import FREE, bound
 from caldpo.resume.run_inputs import COMPARED_AS_READ
 from tests.command import train
 from tests.evaluation.runs import inside, write_data
+from tests.messages import names
 from tests.resume.stopped import RUN, stopped
 from tests.resume.stopped import contents as files_of
 
@@ -56,7 +57,7 @@ def test_what_is_known_before_weights_load(
     change()
     kept = files_of(half / "checkpoints")
     train("resume=half", fails=1)
-    assert f"resume: {named} changed since the checkpoint was written" in capsys.readouterr().err
+    names(capsys.readouterr().err, "error: resume", named, "changed")
     assert files_of(half / "checkpoints") == kept
 
 
@@ -144,7 +145,7 @@ def test_what_a_checkpoint_does_not_hold(
     capsys.readouterr()
     train(f"resume={run}", fails=None if named is None else 1)
     if named is not None:
-        assert re.search(rf"resume: .*{named}.* changed since the checkpoint was written", capsys.readouterr().err)
+        assert re.search(rf"error: resume.*{named}.* changed", capsys.readouterr().err)
 
 
 def test_another_number_of_threads_is_noted(copied: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +155,8 @@ def test_another_number_of_threads_is_noted(copied: None, capsys: pytest.Capture
         train("resume=full")
     finally:
         torch.set_num_threads(before)
-    assert f"note: CPU threads was {before}, is {before + 1}" in capsys.readouterr().err
+    (note,) = (line for line in capsys.readouterr().err.splitlines() if "threads" in line)
+    names(note, "note:", before, before + 1)
 
 
 def test_a_key_that_nobody_has_thought_of_is_compared() -> None:

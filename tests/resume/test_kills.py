@@ -16,6 +16,7 @@ import pytest
 
 from caldpo.checkpointing.manifest import checkpoint_folders
 from tests.evaluation.runs import write_data
+from tests.messages import names
 from tests.resume.child import Kill
 from tests.resume.runs import BASE, outcome, train
 
@@ -127,7 +128,9 @@ def test_a_signal_to_one_rank_in_the_first_evaluation_stops_all(place: Path) -> 
     given = arguments(("trainer.max_steps=12",), 2)
     ended = train(place, *given, "hydra.run.dir=early", kill=Kill("evaluation", 1, TERM), ranks=2, patience=120)
     assert ended.codes == (143, 143), ended.said
-    assert "after 0 optimiser steps: nothing to save yet" in ended.said
+    names(ended.said, "0 optimiser steps")
+    assert "checkpoints/step-" not in ended.said
+    assert not checkpoint_folders(place / "early")
     assert json.loads((place / "early" / "summary.json").read_text())["status"] == "interrupted"
 
 
@@ -136,8 +139,8 @@ def test_a_second_ctrl_c_quits_at_once(place: Path) -> None:
     given = arguments(("trainer.max_steps=12",), 1)
     ended = train(place, *given, "hydra.run.dir=twice", kill=Kill("update twice", 5, INT))
     assert ended.codes == (130,)
-    assert "Ctrl-C again quits at once" in ended.said
-    assert "saved in" not in ended.said
+    names(ended.said, "Ctrl-C")
+    assert "checkpoints/step-" not in ended.said
     assert list(checkpoint_folders(place / "twice")) == [3]
 
 

@@ -11,6 +11,7 @@ import torch
 
 from caldpo.checkpointing.manifest import TRAINING, Manifest, describe_files, read_manifest
 from tests.command import train
+from tests.messages import names
 from tests.resume.stopped import RUN, refused, same
 from tests.security.traps import Trap, plant
 
@@ -23,39 +24,38 @@ def test_a_pickle_in_a_checkpoint_is_not_executed(half: Path, capsys: pytest.Cap
     Manifest(**manifest).write(folder)
     train("resume=half", fails=1)
     assert not sprung.exists()
-    assert "training.pt: cannot be read: it is damaged, or holds something else than tensors" in capsys.readouterr().err
+    names(capsys.readouterr().err, folder / TRAINING, "tensors")
     torch.load(folder / TRAINING, weights_only=False)
     assert sprung.exists(), "a trap that would have sprung"
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "term"),
     [
-        ("+callbacks.x={_target_: pathlib.Path}", "names a class"),
-        ("callbacks.samples._target_=pathlib.Path", "names a class"),
-        ("name=${oc.env:HOME}", "refers to something outside the run"),
-        ("name=x$\\{oc.env:HOME\\}", "refers to something outside the run"),
-        ("experiment=[/abs/x]", "chooses options by a list"),
-        ("hydra.job_logging.x=1", "sets what is Hydra's own"),
-        ("model=../../secret", "chooses an option by a path"),
+        ("+callbacks.x={_target_: pathlib.Path}", "class"),
+        ("callbacks.samples._target_=pathlib.Path", "class"),
+        ("name=${oc.env:HOME}", "outside"),
+        ("name=x$\\{oc.env:HOME\\}", "outside"),
+        ("experiment=[/abs/x]", "list"),
+        ("hydra.job_logging.x=1", "Hydra"),
+        ("model=../../secret", "path"),
     ],
 )
 def test_somebody_elses_run_cannot_bring_code(
-    override: str, said: str, half: Path, capsys: pytest.CaptureFixture[str]
+    override: str, term: str, half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = json.loads((half / "summary.json").read_text())
     summary["overrides"].append(override)
     (half / "summary.json").write_text(json.dumps(summary))
     refusal = refused(capsys, half, "resume=half")
-    assert said in refusal
-    assert "allow_untrusted_code=true" in refusal
+    names(refusal, half / "summary.json", override, term, remedy="allow_untrusted_code=true")
 
 
 def test_a_run_cannot_say_itself_that_it_is_trusted(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = json.loads((half / "summary.json").read_text())
     summary["overrides"] += ["allow_untrusted_code=true", "callbacks.samples._target_=pathlib.Path"]
     (half / "summary.json").write_text(json.dumps(summary))
-    assert "names a class" in refused(capsys, half, "resume=half")
+    names(refused(capsys, half, "resume=half"), half / "summary.json", remedy="allow_untrusted_code=true")
 
 
 def test_what_is_planted_in_a_run_is_not_executed(home: Path, half: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_run_that_links_elsewhere_writes_nothing_there(
         elsewhere.mkdir()
     link.symlink_to(elsewhere)
     train(*command, fails=2 if command == ("resume=half",) else 1)
-    assert "outside the folder" in capsys.readouterr().err
+    names(capsys.readouterr().err, link, elsewhere)
     assert not elsewhere.exists() or list(elsewhere.iterdir()) == []
 
 
@@ -92,4 +92,4 @@ def test_a_secret_has_to_be_typed_again(half: Path, capsys: pytest.CaptureFixtur
     summary = json.loads((half / "summary.json").read_text())
     summary["overrides"].append("+logger.api_key=***")
     (half / "summary.json").write_text(json.dumps(summary))
-    assert "logger.api_key: was left out of the run's files, being a secret" in refused(capsys, half, "resume=half")
+    names(refused(capsys, half, "resume=half"), "error: logger.api_key:", "secret", remedy="resume=")

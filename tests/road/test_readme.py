@@ -1,4 +1,4 @@
-"""Every command of the README that takes a model or a run, run: on a tiny model in a folder, on one CPU.
+"""Every command of README.md and docs/ that takes a model or a run, run: on a tiny model in a folder, on one CPU.
 
 What a command names and is not here has a stand-in: a folder for a model's id, two files for the hub's pairs, the CPU
 for GPUs, one step for hundreds.
@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.command import call, train
+from tests.documents import commands
 from tests.evaluation.runs import evaluate, inside
 from tests.road.folders import rows, write_classifier, write_model, write_rows
-from tests.test_configs import readme_commands
 
 SMALL = (
     "trainer.max_steps=1",
@@ -35,6 +35,10 @@ SMALL = (
 )
 PAIRS = ("data=local", "data.train=train.jsonl", "data.test=test.jsonl")
 NOT_HERE = ("trainer=", "trainer.devices=", "trainer.num_nodes=", "trainer.max_steps=", "hydra/launcher=", "hydra.")
+ASKS_OTHERS = (
+    "suite=judge",
+    "suite=leaderboard",
+)  # an endpoint, the hub; tests/evaluation has servers and tasks for them
 MEASURES = ("preference.resamples=5", "displacement.resamples=5", "oracle.resamples=5", "oracle.prompts=4")
 
 
@@ -89,8 +93,9 @@ def takes_a_model(words: list[str]) -> bool:
     return any(w.startswith(("model=", "experiment=")) for w in words) and "experiment=demo" not in words
 
 
-TRAININGS = [w for w in readme_commands() if takes_a_model(w) and "experiment=tabular" not in w]
-ESTIMATES = [w for w in readme_commands("estimate") if takes_a_model(w)]
+TRAININGS = [w for w in commands("train") if takes_a_model(w) and "experiment=tabular" not in w]
+EVALUATIONS = [w for w in commands("evaluate") if not any(word.startswith(ASKS_OTHERS) for word in w)]
+ESTIMATES = [w for w in commands("estimate") if takes_a_model(w)]
 
 
 @pytest.mark.slow
@@ -119,7 +124,7 @@ def test_estimate(words: list[str], home: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", readme_commands("evaluate"), ids=" ".join)
+@pytest.mark.parametrize("words", EVALUATIONS, ids=" ".join)
 def test_evaluation(words: list[str], home: Path) -> None:
     for file in Path("outputs").rglob("evaluation/**/*.json"):
         file.unlink()
@@ -136,7 +141,7 @@ def test_evaluation(words: list[str], home: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", readme_commands("generate"), ids=" ".join)
+@pytest.mark.parametrize("words", commands("generate"), ids=" ".join)
 def test_generation(words: list[str], home: Path) -> None:
     from caldpo.generate import main
 
@@ -145,7 +150,7 @@ def test_generation(words: list[str], home: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", readme_commands("export"), ids=" ".join)
+@pytest.mark.parametrize("words", commands("export"), ids=" ".join)
 def test_export(words: list[str], home: Path) -> None:
     from caldpo.export import main
 
@@ -158,7 +163,7 @@ def test_export(words: list[str], home: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [w for w in readme_commands("compare") if w], ids=" ".join)
+@pytest.mark.parametrize("words", [w for w in commands("compare") if w], ids=" ".join)
 def test_comparison(words: list[str], home: Path) -> None:
     from caldpo.compare import main
 

@@ -84,5 +84,5 @@ def test_audit_without_network_says_that_nothing_was_checked(project: Path) -> N
     nowhere = "http://127.0.0.1:9"
     code, said = make(project, "audit", HTTPS_PROXY=nowhere, HTTP_PROXY=nowhere, https_proxy=nowhere, NO_PROXY="")
     assert code != 0
-    assert "audit: NOT CHECKED, the advisory database did not answer" in said
+    assert "NOT CHECKED" in said
     assert "No known vulnerabilities" not in said

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers.dynamic_module_utils
 
-from caldpo.errors import CaldpoError
 from caldpo.models.hub_files import announce_code, code_of, commit_of, require_safe
 from caldpo.models.hub_model import HubModel, causal_lm_skeleton, check_causal_lm, load_causal_lm
+from tests.messages import names, refused
 from tests.tiny import tiny_model, tiny_tokenizer
 
 CODE = """
@@ -54,23 +54,25 @@ def rewrite(folder: Path, **news: object) -> None:
 def test_it_is_off_and_refused(folder: Path, mark: Path) -> None:
     source = HubModel(str(folder))
     for load in (source.load_policy, source.skeleton, lambda: load_causal_lm(str(folder), key="reference.path")):
-        with pytest.raises(CaldpoError, match=r"(model|reference)\.path="):
+        with refused(value=folder) as error:
             load()
+        assert error.value.key in ("model.path", "reference.path")  # type: ignore[attr-defined]
     assert not mark.exists()
     assert "code" not in source.identity()
 
 
 def test_it_is_announced_and_part_of_the_identity(folder: Path, mark: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = HubModel(str(folder), trust_remote_code=True)
-    assert source.identity() == f"{folder} (with Python code of its own: modeling_own.py)"
+    assert source.identity().startswith(f"{folder} ")
+    names(source.identity(), "code", "modeling_own.py")
     assert not mark.exists(), "the identity alone runs nothing"
     source.load_tokenizer()
     policy = source.load_policy()
     source.load_policy()
     assert mark.exists()
     assert type(policy).__name__ == "OwnModel"
-    told = capsys.readouterr().err
-    assert told.count(f"trust_remote_code: runs Python code that comes with {folder}: modeling_own.py") == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "trust_remote_code:" in line)
+    names(line, folder, "modeling_own.py")
 
 
 def test_a_trusted_model_without_code_is_said_to_have_none(
@@ -79,7 +81,7 @@ def test_a_trusted_model_without_code_is_said_to_have_none(
     tiny_model().save_pretrained(tmp_path / "plain")
     source = HubModel(str(tmp_path / "plain"), trust_remote_code=True)
     source.load_policy()
-    assert "plain brings no Python code of its own" in capsys.readouterr().err
+    names(capsys.readouterr().err, "trust_remote_code:", tmp_path / "plain", "no")
     assert source.identity() == str(tmp_path / "plain")
 
 
@@ -105,9 +107,9 @@ def test_kernels_of_the_hub_are_code_too(news: dict, place: str, tmp_path: Path)
     tiny_model().save_pretrained(tmp_path)
     rewrite(tmp_path, **news)
     for load in (load_causal_lm, causal_lm_skeleton, lambda path, key: check_causal_lm(path, key=key)):
-        with pytest.raises(CaldpoError, match="code of another repository") as refused:
+        kernel, remedy = "some/kernel", ("config.json", "model.trust_remote_code=true")
+        with refused("config.json", f"({place}: ", kernel, key="model.path", value=tmp_path, remedy=remedy):
             load(str(tmp_path), key="model.path")
-        assert f"({place}: " in refused.value.message
     require_safe(str(tmp_path), key="model.path", trusted=True)
     rewrite(tmp_path, attn_implementation="sdpa", _attn_implementation=None, text_config=None)
     assert load_causal_lm(str(tmp_path), key="model.path").dtype == torch.float32

@@ -17,6 +17,7 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.judge.judge_template import fill, load_template
 from caldpo.utils.resource_limits import TooLong, bounded
 from tests.data.small import chat, pair, word_tokenizer
+from tests.messages import refused
 
 
 def render(template: str) -> str:
@@ -50,10 +51,8 @@ def render(template: str) -> str:
     ],
 )
 def test_escapes_fail_by_our_own_error(template: str) -> None:
-    with pytest.raises(CaldpoError, match="reaches for what the sandbox keeps from it") as refused:
+    with refused("sandbox", key="data.chat_template", remedy="data.chat_template=FILE"):
         render(template)
-    assert refused.value.key == "data.chat_template"
-    assert "data.chat_template=FILE" in str(refused.value.remedy)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +73,9 @@ def test_what_is_merely_named_is_nothing(template: str) -> None:
     "template", ["{% include '/etc/passwd' %}", "{% import 'os' as os %}{{ os }}", "{% extends '/etc/passwd' %}"]
 )
 def test_no_other_file_is_read(template: str) -> None:
-    with pytest.raises((CaldpoError, RowError)) as refused:
+    with pytest.raises((CaldpoError, RowError)) as error:
         render(template)
-    assert "root:" not in str(refused.value)
+    assert "root:" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_no_other_file_is_read(template: str) -> None:
 )
 def test_what_takes_too_much_memory_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "MAX_MEBIBYTES", 100)
-    with pytest.raises(CaldpoError, match="takes what no chat template takes"):
+    with refused(key="data.chat_template", remedy="data.chat_template=FILE"):
         render(template)
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
@@ -117,7 +116,7 @@ def test_what_takes_too_much_memory_is_stopped(template: str, monkeypatch: pytes
 def test_what_takes_too_long_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "MAX_SECONDS", 0.3)
     started = time.process_time()
-    with pytest.raises(CaldpoError, match=r"takes what no chat template takes .*more than 0\.3 seconds"):
+    with refused("0.3 seconds", key="data.chat_template", remedy="data.chat_template=FILE"):
         render(template)
     assert time.process_time() - started < 5
     assert signal.getsignal(signal.SIGPROF) is signal.SIG_IGN
@@ -125,7 +124,7 @@ def test_what_takes_too_long_is_stopped(template: str, monkeypatch: pytest.Monke
 
 
 def test_nesting_too_deep_for_python_is_the_templates_fault() -> None:
-    with pytest.raises(CaldpoError, match="nested too deep"):
+    with refused("nested", key="data.chat_template", remedy="data.chat_template=FILE"):
         render("{% for i in [1] %}" * 25 + "x" + "{% endfor %}" * 25)
 
 
@@ -185,5 +184,5 @@ def test_judges_templates_are_no_programs(tmp_path: Path) -> None:
     assert text == "{{ ().__class__ }} {prompt.__class__} %(prompt)s $first {{ 9**9 }} $prompt"
     for trick in ("${prompt.__class__}", "$prompt.__class__ ${first}[0] $$second"):
         file.write_text(trick)
-        with pytest.raises(CaldpoError, match=r"judge\.prompt"):
+        with refused(key="judge.prompt"):
             load_template(str(file))

@@ -1,0 +1,244 @@
+"""README.md and docs/: every command is known, every name and link is real, every recipe works, the site builds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import types
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+
+import caldpo.data.formats
+import caldpo.losses
+from caldpo.config.validation import check_config
+from caldpo.data.formats import detect, formats
+from caldpo.types import PairLogps
+from tests.data import test_formats
+from tests.documents import DOCUMENTS, ROOT, blocks, commands, recipe, shell_lines
+from tests.losses import test_losses
+from tests.test_configs import CONF, TOP_LEVEL
+
+pytestmark = pytest.mark.skipif(not DOCUMENTS, reason="an installed wheel has no pages")
+
+COMPOSED = ("train", "evaluate", "generate", "export", "compare", "estimate", "benchmark")  # by tests/test_configs.py
+# files that the recipes would add, and placeholders
+NOT_HERE = re.compile(r"/(x|simpo|ranked|longest|mine)\.|[A-Z]{2,}|^caldpo/conf$")
+
+
+def text_of(path: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("line", shell_lines())
+def test_every_command_is_known(line: str) -> None:
+    words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+    for part in " ".join(words).split(" && "):
+        check_command(part.split())
+
+
+def check_command(words: list[str]) -> None:
+    """Fail unless a command is composed by another test, or names a target, an extra or a file that is there."""
+    match words:
+        case ["make", *targets]:
+            named = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+            assert set(targets) <= named
+        case ["pip", "install", *rest]:
+            extras = re.findall(r"\.\[([\w,]+)\]", " ".join(rest))
+            assert extras
+            assert set(extras[0].split(",")) <= set(optional_dependencies())
+        case ["python" | "srun" | "torchrun", *_, module] | ["python" | "srun" | "torchrun", *_, module, _, _] if (
+            module in ("caldpo.benchmark", "caldpo.train")
+        ):
+            pass
+        case ["python", "-m", "pytest", *rest]:
+            assert all((ROOT / word).exists() for word in rest if word.startswith("tests/"))
+        case ["python", "-m", module, *_] if module.startswith("tests."):
+            path = ROOT / module.replace(".", "/")
+            assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+        case ["python", script] if script.endswith(".py"):
+            assert (ROOT / script).is_file()
+        case ["pre-commit", "install"]:
+            assert (ROOT / ".pre-commit-config.yaml").is_file()
+        case _:
+            module = words[words.index("-m") + 1]
+            assert module.startswith("caldpo.")
+            assert module.removeprefix("caldpo.") in COMPOSED
+
+
+def optional_dependencies() -> dict[str, list[str]]:
+    import tomllib
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def test_every_kind_of_command_is_composed() -> None:
+    assert all(commands(name) for name in COMPOSED)
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_pages_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        path = page.parent / file if file else page
+        assert path.is_file(), target
+        headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M) if anchor else []
+        assert not anchor or anchor in [slug(heading) for heading in headings], target
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets, here as on a code host."""
+    return re.sub(r"[^\w -]", "", heading.lower().replace("`", "")).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    "page", [path for path in DOCUMENTS if path.name != "changelog.md"], ids=lambda path: path.name
+)
+def test_files_that_are_named_are_there(page: Path) -> None:
+    named = re.findall(r"`((?:caldpo|conf|docs|tests)/[\w./-]*)`", page.read_text())
+    for name in named:
+        assert NOT_HERE.search(name) or (ROOT / name).exists(), name
+    for module in re.findall(r"\b(?:from|import) (caldpo[\w.]*)", page.read_text()):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or path.is_dir(), module
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in DOCUMENTS if p.name not in ("changelog.md", "configuration.md")], ids=lambda path: path.name
+)
+def test_keys_that_are_named_are_keys(page: Path) -> None:
+    known = set(re.findall(r"^\| `([\w./]+)` \|", (ROOT / "docs/configuration.md").read_text(), re.M))
+    known |= {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.params", "data.source.config", "data.source.revision"}
+    named = set(re.findall(r"(?:^|[\s`'])((?:[a-z_]+\.)+[a-z_]+)=", page.read_text(), re.M))
+    groups = {"data", "loss", "model", "optim", "trainer", "adapter", "reference", "callbacks", "logger", "shape"}
+    assert {key for key in named if key.split(".")[0] in groups} <= known
+
+
+def test_the_readme_is_short_and_begins_with_the_picture() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 200
+    assert any(line.startswith("![") and "docs/reward_dynamics.svg" in line for line in lines[:6])
+    assert (ROOT / "docs/reward_dynamics.svg").stat().st_size < 2**19
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert {page for page in pages if f"docs/{page}" not in readme} == set()
+
+
+def test_the_page_of_all_keys_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "docs/configuration.py"))["page"]()
+    assert page == (ROOT / "docs/configuration.md").read_text(), "python docs/configuration.py"
+
+
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="needs mkdocs-material, of the [docs] extra")
+    config = (ROOT / ".mkdocs.yml").as_posix()
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", config, "-d", str(tmp_path)]
+    done = subprocess.run(
+        command, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    outside = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))', (tmp_path / "index.html").read_text())
+    assert outside == [], "the site is read without the network"
+
+
+def test_every_format_has_an_example_row() -> None:
+    text = (ROOT / "docs/data.md").read_text()
+    parts = text.split("```json\n")
+    rows = {re.findall(r"^`(\w+)` \(", before, re.M)[-1]: after.split("\n")[0] for before, after in pairwise(parts)}
+    assert set(rows) == set(formats())
+    for name, row in rows.items():
+        assert detect(json.loads(row)) == name
+        assert formats()[name].parse(json.loads(row)).chosen.strip()
+    (readme,) = blocks(ROOT / "README.md", "json")
+    assert detect(json.loads(readme)) == "trl_conversational"
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: path.name)
+def test_python_compiles(page: Path) -> None:
+    for block in blocks(page, "python"):
+        if not block.lstrip("# \n").startswith(("tests/losses", "caldpo/metrics.py")):  # lines of a table
+            compile(block, page.name, "exec")
+
+
+def test_the_loss_of_the_python_page_computes(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = (block for block in blocks(ROOT / "docs/python_api.md", "python") if "PairLogps" in block)
+    exec(compile(block, "python_api.md", "exec"), {})
+    assert "calibration" in capsys.readouterr().out
+
+
+def test_recipe_of_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "simpo.py").write_text(recipe("caldpo/losses/simpo.py"))
+    monkeypatch.setattr(caldpo.losses, "__path__", [*caldpo.losses.__path__, str(tmp_path)])
+    loss = instantiate(yaml.safe_load(recipe("conf/loss/simpo.yaml")))
+    row = eval("{" + recipe("tests/losses/test_losses.py") + "}", vars(test_losses))["simpo"]
+    logps = test_losses.to_logps(test_losses.PAIRS)
+    expected = torch.tensor([row.value(pair) for pair in test_losses.PAIRS], dtype=torch.float64)
+    torch.testing.assert_close(loss(logps).loss.detach(), expected, rtol=1e-12, atol=1e-12)
+    for gradient, sign in zip(test_losses.gradients(loss, logps), row.signs, strict=True):
+        assert (gradient.sign() == sign).all()
+    assert not loss.needs_reference
+    sys.modules.pop("caldpo.losses.simpo", None)
+
+
+def test_recipe_of_a_row_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ranked.py").write_text(recipe("caldpo/data/formats/ranked.py"))
+    package = caldpo.data.formats
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    formats.cache_clear()
+    try:
+        names = {**vars(test_formats)}
+        exec(recipe("tests/data/test_formats.py"), names)
+        name, row, pair = names["EXAMPLES"][-1]
+        assert detect(row) == name
+        assert formats()[name].parse(row) == pair
+        assert set(formats()[name].COLUMNS) <= set(row)
+    finally:
+        formats.cache_clear()
+        sys.modules.pop("caldpo.data.formats.ranked", None)
+
+
+def test_recipe_of_a_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("longest_suite")
+    monkeypatch.setitem(sys.modules, "longest_suite", module)
+    exec(compile(recipe("longest_suite.py"), "longest_suite.py", "exec"), vars(module))
+    text = recipe("own/suite/longest.yaml")
+    suite = instantiate(yaml.safe_load(text))
+    assert text.startswith(f"# @package {suite.name}\n")
+    subject = types.SimpleNamespace(texts=[types.SimpleNamespace(chosen=c) for c in ("a", "a b c")], pairs=[1, 2])
+    result = suite.run(subject)
+    assert {name: measure.value for name, measure in result.measures.items()} == {"words": 3}
+
+
+def test_recipe_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine.yaml").write_text(recipe("conf/model/mine.yaml"))
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"hydra.searchpath=[file://{tmp_path}]", "model=mine"])
+    check_config(cfg, TOP_LEVEL)
+    assert (cfg.model.path, cfg.data.train) == ("Qwen/Qwen3-0.6B", "train_prefs")
+
+
+def test_recipe_of_a_metric() -> None:
+    ones = torch.ones(2)
+    logps = PairLogps(ones, ones, ones - 3, ones, 2 * ones, ones)
+    names = {"a": logps.chosen_log_ratio, "logps": logps}
+    metrics = eval("{" + recipe("caldpo/metrics.py, in pair_metrics") + "}", names)
+    assert {name: value.tolist() for name, value in metrics.items()} == {"log_ratios/per_token": [1.5, 1.5]}
