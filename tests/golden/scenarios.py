@@ -1,11 +1,11 @@
 """Golden runs: what is run, under which keys, and which numbers of it are recorded in ``recorded.json``.
 
-A recorded number is found by its meaning, not by its column or key: a rename is one edit in the tables below and changes
-nothing in ``recorded.json``, so that the diff of a rename cannot hide a changed number. ``python -m tests.golden``
-records anew; only a change that is meant to alter numbers does that, and says so.
+A recorded number is found by its meaning, not by its column or key: a rename is one edit in the tables below and
+changes nothing in ``recorded.json``, so that the diff of a rename cannot hide a changed number. ``python -m
+tests.golden`` records anew; only a change that is meant to alter numbers does that, and says so.
 
-On the machine of the recording every number is compared bit by bit. Other processors and other versions of PyTorch round
-otherwise: there numbers are compared to ``TOLERANCE``, the weights by their norms, and a warning says so.
+On the machine of the recording every number is compared bit by bit. Other processors and other versions of PyTorch
+round otherwise: there numbers are compared to ``TOLERANCE``, the weights by their norms, and a warning says so.
 """
 
 from __future__ import annotations
