@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from caldpo.config.run_lock import EVALUATION, run_lock
 from caldpo.evaluation import evaluated_policy as subjects
-from caldpo.utils.locks import EVALUATION, run_lock
 from tests.evaluation.runs import QUICK, evaluate, inside, result, runs, value
 from tests.messages import holds, names
 
