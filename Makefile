@@ -18,7 +18,7 @@ demo: $(VENV)/.run-installed ## nine losses, three seeds, on the embedded data; 
 	$(PY) -m caldpo.train -m experiment=demo hydra.sweep.dir=$(DEMO) $(ARGS)
 	$(PY) -m caldpo.compare $(DEMO)
 
-evaluate: $(VENV)/.eval-installed ## every suite on the newest demo (or RUNS=outputs/SWEEP), the judge rehearsed; its report anew
+evaluate: $(VENV)/.eval-installed ## every suite on the newest demo (or RUNS=outputs/SWEEP), a mock judge; its report anew
 	@test -n "$(RUNS)" || { echo "there is no demo to evaluate yet: make demo"; exit 2; }
 	$(PY) -m caldpo.evaluate $(RUNS) 'suite=[preference,displacement,oracle,judge,leaderboard]' \
 	  oracle.checkpoints=all judge.mock=true 'leaderboard.tasks=[held_out_pairs]' $(ARGS)

@@ -140,7 +140,8 @@ class Lora:
     def identity(self, policy: str) -> str:
         where = self.target_modules if isinstance(self.target_modules, str) else ", ".join(self.target_modules)
         if self.keeps_reference:
-            return f"{self.kind} (rank {self.rank}, alpha {self.alpha}) going on from {named(str(self.init_from))} on {policy}"
+            trained = named(str(self.init_from))
+            return f"{self.kind} (rank {self.rank}, alpha {self.alpha}) going on from {trained} on {policy}"
         return f"{self.kind} (rank {self.rank}, alpha {self.alpha}, {where}, seed {self.seed}) on {policy}"
 
     def started_from(self, policy: str) -> str:
