@@ -49,7 +49,8 @@ def find_missing_paths(cfg: DictConfig, more: Iterable[PathKey] = ()) -> Iterato
         more: keys beside those of models, caches and a replay.
     """
     seen: set[tuple[object, str]] = set()
-    for path_key in (*more, *_MODELS_AND_CACHES):
+    # a key of a section within a section last: it mostly refers to another, which is where the path was given
+    for path_key in sorted((*more, *_MODELS_AND_CACHES), key=lambda path_key: path_key.key.count(".")):
         try:
             paths = _paths(cfg, path_key)
         except CaldpoError as error:
