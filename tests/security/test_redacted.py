@@ -207,6 +207,6 @@ def test_other_processes_get_no_secret_that_they_do_not_need(monkeypatch: pytest
 
 
 def test_benchmark_workers_get_no_secret() -> None:
-    job = type("AnyJob", (), {"threads": 1})()
+    job = type("AnyJob", (), {"num_threads": 1})()
     assert not ENVIRONMENT.keys() & of_benchmark(job).keys()
     assert of_benchmark(job)["WANDB_MODE"] == "disabled"
