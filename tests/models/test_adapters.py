@@ -202,7 +202,7 @@ def test_a_skeleton_has_the_bytes_of_the_rounded_model() -> None:
 
 
 def test_what_is_missing_or_cannot_be_is_said_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    with refused(key="adapter", value="qlora", remedy=("trainer.strategy=ddp", "adapter=lora")):
+    with refused("devices", key="adapter", value="qlora", remedy=("trainer.strategy=ddp", "adapter=lora")):
         check_quantized(QLora(), sharded=True)
     check_quantized(QLora(), sharded=False)
     check_quantized(NoAdapter(), sharded=True)
