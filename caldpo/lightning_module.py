@@ -25,7 +25,7 @@ from caldpo.optim.optimizer_base import OptimizerChoice
 from caldpo.reference.reference_base import Reference
 from caldpo.step_metrics import StepMetrics
 from caldpo.types import PairBatch, PairLogps, assembler
-from caldpo.utils.collectives import largest_of_all
+from caldpo.utils.collectives import largest_over_ranks
 
 
 class PreferenceModule(pl.LightningModule):
@@ -190,7 +190,7 @@ class PreferenceModule(pl.LightningModule):
         """
         rows = self.train_log.fetch()
         if rows and self.first_step_ratios and not alone:
-            ratios, self.first_step_ratios = largest_of_all(*summed_up(self.first_step_ratios)), []
+            ratios, self.first_step_ratios = largest_over_ranks(*summed_up(self.first_step_ratios)), []
             try:
                 self.check_start(*ratios, of="training")
             except CaldpoError as error:
@@ -268,7 +268,7 @@ class PreferenceModule(pl.LightningModule):
         self.require_finite_held_out()
         if self.start_ratios:
             # all ranks give up, or none: those that go on would wait for the others
-            self.largest_start_ratio, mean = largest_of_all(*summed_up(self.start_ratios))
+            self.largest_start_ratio, mean = largest_over_ranks(*summed_up(self.start_ratios))
             self.start_ratios.clear()
             if self.same_start:
                 self.check_start(self.largest_start_ratio, mean, of="held-out")

@@ -64,7 +64,7 @@ from caldpo.run_settings import RunSettings
 from caldpo.security.redacted_streams import RedactedStream
 from caldpo.startup_table import on_one_line, print_training, recipe_note, training_facts
 from caldpo.utils.collectives import is_first_rank
-from caldpo.utils.devices import settle_devices
+from caldpo.utils.devices import resolve_devices
 from caldpo.utils.notes import print_notes
 from caldpo.utils.out_of_memory import is_out_of_memory
 
@@ -85,7 +85,7 @@ def run(cfg: DictConfig) -> float | None:
             "a run needs a folder, which a configuration that is composed by Hydra alone does not name",
             remedy='from Python: from caldpo import compose, train; train(compose(["loss=dpo"]))',
         ) from None
-    settle_devices(cfg)
+    resolve_devices(cfg)
     settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})
     if settings.dry_run:
         estimate(cfg)

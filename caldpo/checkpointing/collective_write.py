@@ -14,7 +14,7 @@ import torch.distributed as dist
 from caldpo.checkpointing.checkpoint_io import write_training
 from caldpo.checkpointing.manifest import TRAINING, WEIGHTS, Manifest, describe_files
 from caldpo.utils.atomic_io import atomic_folder
-from caldpo.utils.collectives import is_first_rank, settled
+from caldpo.utils.collectives import call_on_all_ranks, is_first_rank
 
 _PATIENCE = 60.0  # seconds that a network's file system may take to show a file to another machine
 
@@ -55,10 +55,10 @@ def write_together(
                 replace(manifest, same=same, files=files).write(draft)
                 naming.pop_all().close()
 
-        draft = Path(str(settled(begin)[0]))
-        settled(lambda: write(draft))
-        described: Sequence[dict[str, Any]] = settled(describe)
-        settled(end)
+        draft = Path(str(call_on_all_ranks(begin)[0]))
+        call_on_all_ranks(lambda: write(draft))
+        described: Sequence[dict[str, Any]] = call_on_all_ranks(describe)
+        call_on_all_ranks(end)
 
 
 def _mine(draft: Path) -> list[str]:

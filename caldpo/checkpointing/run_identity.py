@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from caldpo.errors import CaldpoError
-from caldpo.utils.collectives import gathered
+from caldpo.utils.collectives import all_gather
 
 
 def require_same(then: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -36,7 +36,7 @@ def require_agreement(step: int) -> None:
     Raises:
         CaldpoError: they have, with the steps.
     """
-    found = sorted({int(other) for other in gathered(step)})
+    found = sorted({int(other) for other in all_gather(step)})
     if len(found) > 1:
         raise CaldpoError(
             f"the processes of the run found checkpoints of different steps ({', '.join(map(str, found))})",

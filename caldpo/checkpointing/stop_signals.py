@@ -8,7 +8,7 @@ import signal
 import threading
 from typing import Any
 
-from caldpo.utils.collectives import any_rank_says
+from caldpo.utils.collectives import max_over_ranks
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # SIGUSR1 is what Slurm gives notice with
 HANGUP = (
@@ -52,7 +52,7 @@ class StopSignals:
 
     def asked(self) -> int | None:
         """The signal that any rank has received; the same answer on all ranks, which all have to ask."""
-        return any_rank_says(self.received)
+        return max_over_ranks(self.received)
 
     def _note(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and self.received is not None:

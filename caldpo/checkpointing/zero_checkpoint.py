@@ -20,7 +20,7 @@ from caldpo.checkpointing.collective_write import write_together
 from caldpo.checkpointing.frozen_weights import add_frozen
 from caldpo.checkpointing.manifest import OPTIMIZER_PARTS, WEIGHTS, Manifest
 from caldpo.errors import CaldpoError
-from caldpo.utils.collectives import is_first_rank, settled
+from caldpo.utils.collectives import call_on_all_ranks, is_first_rank
 
 PLAIN = "optimizer_plain"  # key of the optimiser's settings
 _MASTER = "master"  # the float32 copy of this rank's part of the weights
@@ -66,7 +66,7 @@ def load_zero(folder: Path, module: nn.Module, zero: Any) -> dict[str, Any]:
         CaldpoError: it was written by another strategy, by another number of ranks, or of another model.
     """
     read: dict[str, Any] = {}
-    settled(lambda: read.update(_read(folder, module, zero)))  # what one rank cannot read stops all
+    call_on_all_ranks(lambda: read.update(_read(folder, module, zero)))  # what one rank cannot read stops all
     return read
 
 

@@ -13,7 +13,7 @@ from caldpo.config.hydra_errors import compose_or_explain
 from caldpo.config.hydra_session import HydraSession, hydra_session
 from caldpo.config.overrides import parse_overrides
 from caldpo.config.path_checks import find_escapes
-from caldpo.config.run_dir import claimed_folder, naming_overrides
+from caldpo.config.run_dir import claim_folder, naming_overrides
 from caldpo.config.run_lifecycle import as_caldpo_error
 from caldpo.config.search_checks import find_search_problems
 from caldpo.config.sweep_jobs import Job, expand_sweep, find_process_problems, fixed_keys, representative_jobs
@@ -60,7 +60,7 @@ def preflight(
         _raise_all(cfg, problems, schemas, agree)
         assert cfg is not None
         with own_ranks(cfg):
-            return RunMode.RUN, claimed_folder(cfg, "run")
+            return RunMode.RUN, claim_folder(cfg, "run")
     finally:
         HydraConfig.instance().cfg = None
 
@@ -147,13 +147,11 @@ def _check_sweep(
     with own_ranks(sweep_cfg):
         return [
             *naming_overrides(sweep.jobs, sweep_cfg, all_known=sweep.complete),
-            *claimed_folder(sweep_cfg, "sweep"),
+            *claim_folder(sweep_cfg, "sweep"),
         ]
 
 
-def _run_problems(
-    cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None, number: int = 0
-) -> list[Problem]:
+def _run_problems(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None, number: int = 0) -> list[Problem]:
     """List the problems of one run's configuration, with the values that Hydra sets at its start in place."""
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.runtime.output_dir = str(Path.cwd())

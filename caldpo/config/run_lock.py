@@ -1,4 +1,4 @@
-"""One process at a time writes a run's folder, and the next one is told who does. No heavy imports.
+"""Lock a run's folder for one writing process; the next one is told who holds it. No heavy imports.
 
 The lock is a ``FileLock`` on a hidden file of the folder: it goes with the process that holds it, however that ends, so
 that what a killed one leaves behind stops nobody. Who holds it stands in a small file beside it.
@@ -33,7 +33,7 @@ _LONGEST = 300  # characters of a command line that are told
 
 @contextlib.contextmanager
 def run_lock(folder: Path, what: str = RUN) -> Iterator[None]:
-    """Be the one process that writes ``folder``, until the context ends.
+    """Hold the lock of ``folder`` until the context ends, on the first rank.
 
     Of the several processes of one run the first takes it; the others, which write nothing of the run's, go on without.
     Where the file system knows no locks that is said, and nothing stops a second process.
@@ -64,7 +64,7 @@ def run_lock(folder: Path, what: str = RUN) -> Iterator[None]:
 
 
 def is_held(folder: Path, what: str = RUN) -> bool:
-    """Whether a living process, this one included, writes ``folder``; folders that cannot be written tell it, too."""
+    """Tell whether a living process, this one included, holds the lock of ``folder``, which may be read-only."""
     owner = read_owner(folder, what)
     if owner is not None and owner.get("locked") is False:
         return owner.get("host") != socket.gethostname() or is_alive(int(owner.get("pid", 0)))
@@ -92,7 +92,7 @@ def require_free(folder: Path, key: str, what: str = RUN) -> None:
 
 
 def read_owner(folder: Path, what: str = RUN) -> dict[str, Any] | None:
-    """Who holds the lock, or held it last and was killed: pid, host, since, command; None where nobody says."""
+    """Read who holds the lock, or held it last and was killed: pid, host, since, command; None where unknown."""
     try:
         content = json.loads(_owner_file(folder, what).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -101,7 +101,7 @@ def read_owner(folder: Path, what: str = RUN) -> dict[str, Any] | None:
 
 
 def _acquire(lock: FileLock, folder: Path, what: str) -> bool:
-    """Whether the lock is held now; False where there are no locks.
+    """Acquire the lock; False where the file system has none.
 
     Raises:
         CaldpoError: another process has it, or it cannot be made.
@@ -126,12 +126,12 @@ def _acquire(lock: FileLock, folder: Path, what: str) -> bool:
 def _taken(folder: Path, what: str, key: str) -> CaldpoError:
     owner = read_owner(folder, what) or {}
     pid, host = owner.get("pid", "unknown"), owner.get("host", "unknown")
-    told = f"process {pid} on {host}, since {owner.get('since', 'unknown')}"
+    holder = f"process {pid} on {host}, since {owner.get('since', 'unknown')}"
     command = f": {owner['command']}" if owner.get("command") else ""
     doing = {RUN: "trains there", EVALUATION: "evaluates there", GENERATION: "samples there"}.get(what, "writes there")
     stop = f"kill {pid}" + (f" on {host}" if host != socket.gethostname() else "")
     return CaldpoError(
-        f"another process {doing} ({told}{command})",
+        f"another process {doing} ({holder}{command})",
         key=key,
         value=str(folder),
         remedy=f"wait until it has ended, stop it ({stop}), or name another folder",
@@ -149,7 +149,7 @@ def _owner(*, locked: bool) -> dict[str, Any]:
 
 
 def _command_line() -> str:
-    """As it was typed, without secrets."""
+    """Write the command line as it was typed, without secrets."""
     return " ".join(redact_text(shlex.join(sys.orig_argv)).split())[:_LONGEST]
 
 

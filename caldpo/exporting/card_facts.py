@@ -109,7 +109,7 @@ def tracking(summary: Mapping[str, Any]) -> str:
     return f"W&B: kept offline; from the run's folder, `wandb sync wandb/{Path(sync.split()[-1]).name}`"
 
 
-def without_places(text: str, *folders: Path) -> str:
+def without_cache_dirs(text: str, *folders: Path) -> str:
     """``text`` with paths from the root or from home cut to their last part; addresses of the web stay.
 
     Args:

@@ -19,7 +19,7 @@ from caldpo.exporting.card_facts import (
     published_data,
     settings_of,
     tracking,
-    without_places,
+    without_cache_dirs,
 )
 from caldpo.report import shown_metrics
 from caldpo.report.escaping import code, command, plain, shell_block
@@ -82,7 +82,7 @@ def draw(run_dir: Path, path: Path) -> bool:
     from caldpo.report.plot_style import save
 
     settings = group([replace(run, status=FINISHED)])  # one that was stopped has curves, too; the card says that it was
-    save(reward_dynamics(settings, without_places(headline(settings)), "range"), path, _DPI)
+    save(reward_dynamics(settings, without_cache_dirs(headline(settings)), "range"), path, _DPI)
     return True
 
 
@@ -102,7 +102,7 @@ def card(run: Run, what: Exported, *, picture: bool) -> str:
         _again(run),
         f"## What it is not\n\n{_NOT}",
     ]
-    return without_places(redact_text("\n\n".join(part for part in sections if part)), run.folder) + "\n"
+    return without_cache_dirs(redact_text("\n\n".join(part for part in sections if part)), run.folder) + "\n"
 
 
 def _front_matter(run: Run, what: Exported) -> str:

@@ -13,7 +13,7 @@ from caldpo.errors import CaldpoError
 from caldpo.nonfinite.guard import origin_of
 from caldpo.nonfinite.locate import SeenBatch, find, merged, not_finite, some_of
 from caldpo.types import PairBatch, PairLogps
-from caldpo.utils.collectives import gathered
+from caldpo.utils.collectives import all_gather
 from caldpo.utils.notes import print_notes
 
 REMEDY = "take an earlier checkpoint; to train again, lower optim.lr, raise loss.beta, or use trainer.precision=32-true"
@@ -76,7 +76,7 @@ class HeldOutGuard:
             return None
         weights = not_finite((name, p.detach()) for name, p in module.policy.named_parameters())
         mine = replace(find(self._seen, None, origin_of(module)), weights=tuple(weights))
-        finding = merged(gathered(mine))
+        finding = merged(all_gather(mine))
         if not finding.bad:
             return None  # a mean over so many pairs overflowed, or has none
         text = f"held-out values are not finite after {module.global_step} optimiser steps: {finding}"

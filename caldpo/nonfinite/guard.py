@@ -15,7 +15,7 @@ from caldpo.errors import CaldpoError
 from caldpo.nonfinite.locate import Finding, SeenBatch, find, merged
 from caldpo.nonfinite.step_dump import dump_step
 from caldpo.types import PairBatch, PairLogps
-from caldpo.utils.collectives import gathered
+from caldpo.utils.collectives import all_gather
 
 MAX_SKIPPED_STEPS = 100
 """Float16 arithmetic skips some steps at the start and then one every 2,000: it looks for its gradients' scale."""
@@ -90,7 +90,7 @@ class NonFiniteGuard:
         return error
 
     def _find(self, module: Any, seen: list[SeenBatch], gradients: bool) -> Finding:
-        return merged(gathered(find(seen, module.policy if gradients else None, origin_of(module))))
+        return merged(all_gather(find(seen, module.policy if gradients else None, origin_of(module))))
 
     def _dump(self, module: Any, step: int, seen: list[SeenBatch], reason: str) -> tuple[Path | None, str]:
         """The file, and what to say where there is none: a full disk must not hide why the run stopped."""

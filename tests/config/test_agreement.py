@@ -26,7 +26,10 @@ def breaks(cfg: DictConfig) -> Iterator[Problem]:
 
 
 def test_problems_and_an_error_are_told_together() -> None:
-    assert _disagreements(CONFIG, refuses, doubtful=False) == [FIRST, Problem("b", "2", "contradicts a", "leave it out")]
+    assert _disagreements(CONFIG, refuses, doubtful=False) == [
+        FIRST,
+        Problem("b", "2", "contradicts a", "leave it out"),
+    ]
 
 
 @pytest.mark.parametrize("agree", [refuses, breaks])

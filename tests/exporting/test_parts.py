@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from caldpo.checkpointing.checkpoint_choice import wanted_checkpoint
 from caldpo.errors import CaldpoError
-from caldpo.exporting.card_facts import citations, published_base, published_data, tracking, without_places
+from caldpo.exporting.card_facts import citations, published_base, published_data, tracking, without_cache_dirs
 from caldpo.exporting.export_dir import default_place
 from caldpo.exporting.export_policy import complete_generation, in_dtype
 from caldpo.exporting.export_settings import check_export
@@ -61,7 +61,7 @@ def test_a_bad_value_is_told_before_anything_loads(
     ],
 )
 def test_places_are_cut_and_addresses_stay(text: str, left: str) -> None:
-    assert without_places(text, Path("/data/my runs/r1")) == left
+    assert without_cache_dirs(text, Path("/data/my runs/r1")) == left
 
 
 def test_papers_are_those_at_the_head_of_a_loss() -> None:

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.hydra_extensions import register_with_hydra
-from caldpo.config.required_groups import NEEDED as SECTIONS
 from caldpo.config.trusted_config import announce_foreign, own_targets, require_own_code, require_plain_overrides
+from caldpo.config.validation import NEEDED as SECTIONS
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
 from tests.evaluation.runs import evaluate, inside
