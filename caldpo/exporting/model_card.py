@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from caldpo.config.run_lifecycle import FINISHED
 from caldpo.exporting.card_facts import (
     citations,
     data_lines,
@@ -24,7 +25,7 @@ from caldpo.exporting.card_facts import (
 from caldpo.report import shown_metrics
 from caldpo.report.escaping import code, command, plain, shell_block
 from caldpo.report.read_runs import read_run
-from caldpo.report.run_files import FINISHED, Run, as_float
+from caldpo.report.run_files import Run, as_float
 from caldpo.report.table_cells import markdown_table
 from caldpo.security.secrets import redact_text
 from caldpo.utils.atomic_io import write_text
@@ -78,11 +79,13 @@ def draw(run_dir: Path, path: Path) -> bool:
         return False
     from caldpo.report.comparison_facts import headline
     from caldpo.report.dynamics_plot import reward_dynamics
-    from caldpo.report.grouping import group
+    from caldpo.report.grouping import group_runs
     from caldpo.report.plot_style import save
 
-    settings = group([replace(run, status=FINISHED)])  # one that was stopped has curves, too; the card says that it was
-    save(reward_dynamics(settings, without_places(headline(settings)), "range"), path, _DPI)
+    groups = group_runs(
+        [replace(run, status=FINISHED)]
+    )  # one that was stopped has curves, too; the card says that it was
+    save(reward_dynamics(groups, without_places(headline(groups)), "range"), path, _DPI)
     return True
 
 

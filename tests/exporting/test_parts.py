@@ -11,13 +11,14 @@ from omegaconf import OmegaConf
 from transformers import GenerationConfig
 
 from caldpo.checkpointing.checkpoint_choice import wanted_checkpoint
+from caldpo.config.run_lifecycle import FINISHED
 from caldpo.errors import CaldpoError
 from caldpo.exporting.card_facts import citations, published_base, published_data, tracking, without_places
 from caldpo.exporting.export_dir import default_place
 from caldpo.exporting.export_policy import complete_generation, in_dtype
 from caldpo.exporting.export_settings import check_export
 from caldpo.exporting.model_card import Exported, card
-from caldpo.report.run_files import FINISHED, Run
+from caldpo.report.run_files import Run
 from tests.messages import names, refused
 from tests.tiny import tiny_model, tiny_tokenizer
 
