@@ -11,6 +11,7 @@ from typing import Any
 from caldpo.config.find_runs import natural
 from caldpo.config.run_lifecycle import DIED, FINISHED, INTERRUPTED, RUNNING, status_of
 from caldpo.config.run_lifecycle import one_line as describe_error
+from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import SUMMARY, read_summary
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.suite_result import read_results
@@ -19,7 +20,6 @@ from caldpo.report.evaluation_results import drawable, final_values
 from caldpo.report.read_curves import contradictions, read_curves
 from caldpo.report.run_files import INCOMPLETE, UNREADABLE, Curve, Run, as_float, in_one_unit, is_number
 from caldpo.security.secrets import redact_text
-from caldpo.utils.locks import is_held
 from caldpo.utils.yaml_io import flatten, read_json, read_yaml
 
 _NAMED = 5  # metrics of a kind that are named, the others counted
