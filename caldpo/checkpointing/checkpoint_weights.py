@@ -1,4 +1,4 @@
-"""Select the weights a checkpoint holds: tied tensors once, and of a policy with an adapter the trainable ones alone."""
+"""Select the weights a checkpoint holds: tied tensors once, and without the frozen base of an adapter."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 ``step-N/`` holds ``weights/`` and ``optimizer/``, each with a safetensors file per rank (PyTorch's distributed
 checkpoint in its Hugging Face format, whose header tells which slice of a tensor a file has), ``training.pt`` with the
-rest, and the manifest. It is loaded by as many ranks as wrote it; :func:`caldpo.checkpointing.checkpoint_io.load_weights`
-merges the weights in one process.
+rest, and the manifest. It is loaded by as many ranks as wrote it;
+:func:`caldpo.checkpointing.checkpoint_io.load_weights` merges the weights in one process.
 """
 
 from __future__ import annotations
