@@ -47,10 +47,10 @@ from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.metrics_file import NAME
 from caldpo.model_data_checks import check_fit
-from caldpo.models.adapter_coverage import print_coverage
-from caldpo.models.adapters import is_adapted
-from caldpo.models.model_probes import require_sound
-from caldpo.models.policy_placement import load_policy
+from caldpo.models.adapted_policy import print_adapter_coverage
+from caldpo.models.adapted_policy import is_adapted
+from caldpo.models.model_probes import require_valid_logprobs
+from caldpo.models.model_source import load_on_rank
 from caldpo.models.revision import keep_commit, keep_data_commit
 from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
@@ -166,8 +166,8 @@ def run_in(
 
     try:
         sharded = parts["trainer"].is_sharded
-        policy = parts["adapter"].apply(load_policy(source, sharded=sharded))
-        print_coverage(policy)
+        policy = parts["adapter"].apply(load_on_rank(source, sharded=sharded))
+        print_adapter_coverage(policy)
         print_notes(sampling_notes(policy, tokenizer))
         print_notes(inner_end_notes(tokenizer, policy, data.train_pairs))
         print_notes(export_notes(policy, tokenizer) if settings.export else [])
@@ -175,7 +175,7 @@ def run_in(
         tracked = parts["logger"].open(run_dir, name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]
         noise = bool(cfg.model.get("dropout"))
-        require_sound(policy, training=True, max_length=data.max_length, dropout=noise)
+        require_valid_logprobs(policy, training=True, max_length=data.max_length, dropout=noise)
         layout, why = settle_layout(settings.layout, policy, data.max_length, sharded=sharded)
         print_layout(layout, why)
         steps = parts["trainer"]

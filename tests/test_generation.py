@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from caldpo.data.end_tokens import end_tokens, inner_end_notes, response_text, trained_ends
 from caldpo.data.pair import TokenizedPair
-from caldpo.models.left_padding import ALONE, EQUAL, prompts_together
+from caldpo.models.sampling import ALONE, EQUAL, prompt_batching
 from caldpo.models.sampling import LEAST_TEMPERATURE, sample_responses, sampling_notes
 from tests.messages import names, refused
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -290,7 +290,7 @@ def other_model(kind: str, **sizes: Any) -> PreTrainedModel:
 )
 def test_a_recurrent_model_continues_prompts_as_alone(kind: str, together: str, sizes: dict[str, Any]) -> None:
     model = other_model(kind, **sizes)
-    assert prompts_together(model, device=model.device) == together
+    assert prompt_batching(model, device=model.device) == together
     prompts = [*PROMPTS, [15, 16, 17], [20]]
     settings = {"max_new_tokens": 8, "temperature": 0.0, "seed": 0}
     alone = [sample_responses(model, tiny_tokenizer(), [p], **settings)[0] for p in prompts]
@@ -307,7 +307,7 @@ class Crowd(torch.nn.Module):
 def test_what_depends_on_its_batch_mates_is_continued_alone() -> None:
     model = tiny_model()
     model.model.norm = torch.nn.Sequential(model.model.norm, Crowd())
-    assert prompts_together(model, device=model.device) == ALONE
+    assert prompt_batching(model, device=model.device) == ALONE
     settings = {"max_new_tokens": 8, "temperature": 0.0, "seed": 0}
     alone = [sample_responses(model, tiny_tokenizer(), [p], **settings)[0] for p in PROMPTS]
     assert sample_responses(model, tiny_tokenizer(), PROMPTS, **settings) == alone

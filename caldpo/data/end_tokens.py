@@ -21,7 +21,7 @@ from caldpo.data.chat_template import render_pair
 from caldpo.data.pair import Message, PreferencePair, TokenizedPair
 from caldpo.data.raw_row import RowError
 from caldpo.errors import CaldpoError
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 
 _MARK = "response"  # stands for what an assistant says
 

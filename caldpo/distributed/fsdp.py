@@ -22,7 +22,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 
 _log = logging.getLogger("caldpo")
 

@@ -34,10 +34,10 @@ from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
 from caldpo.evaluation.reference_model import load_reference, require_vocabulary
 from caldpo.evaluation.suite_result import FOLDER
 from caldpo.evaluation.true_rewards import true_rewards
-from caldpo.logprobs.head import NotNumbersError
+from caldpo.models.model_forward import NonFiniteLogitsError
 from caldpo.model_data_checks import check_fit, require_prompts
-from caldpo.models.adapters import adapter_off, is_adapted
-from caldpo.models.model_probes import require_sound
+from caldpo.models.adapted_policy import adapter_off, is_adapted
+from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.sampling import reference_seed, sample_responses, sampling_notes
 from caldpo.report.comparison_facts import OWN_BETA
 from caldpo.report.run_files import is_number
@@ -330,8 +330,8 @@ class EvaluatedPolicy:
         return f"{self.target.name}{step}: the {who}'s"
 
     def _require_sound(self, model: PreTrainedModel, key: str = "model") -> None:
-        with contextlib.suppress(NotNumbersError):  # whoever asks for values names run, step and rows
-            require_sound(model, training=False, max_length=self._longest, key=key)
+        with contextlib.suppress(NonFiniteLogitsError):  # whoever asks for values names run, step and rows
+            require_valid_logprobs(model, training=False, max_length=self._longest, key=key)
 
     @contextmanager
     def model(self, who: Who) -> Iterator[PreTrainedModel]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from caldpo.logprobs.chunked import token_logprobs
 from caldpo.logprobs.fused_loss import PairLoss, ResponseTokens, require_dependence, streamed_loss
 from caldpo.logprobs.head import NoHeadError, OutputHead, head_layer, hooked, output_head
-from caldpo.models.rope_frequencies import frequencies_by_row
+from caldpo.models.model_forward import use_rowwise_frequencies
 from caldpo.types import PairBatch
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class LogprobEngine:
 
     def __init__(self, model: nn.Module, logits_cache_mib: int = LOGITS_CACHE_MIB) -> None:
         self.model, self.kept_bytes = model, logits_cache_mib * 2**20
-        frequencies_by_row(model)
+        use_rowwise_frequencies(model)
         self._accepted = accepted_names(model)  # looked up here once, rather than at every forward
         self._head: OutputHead | None = None
         self._asked = False

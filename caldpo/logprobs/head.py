@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from caldpo.errors import CaldpoError
 from caldpo.logprobs.lm_head_ops import LogitTransform
-from caldpo.models.eval_mode import evaluating
+from caldpo.models.model_forward import evaluating
 
 _LOUD = 64.0  # largest logit of the question: twice the usual caps, so that a cap of 30 or 50 shows
 _CAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logit_softcap", "softcap")

@@ -22,7 +22,7 @@ from caldpo.console import versions
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_cache import tokenizer_digest
 from caldpo.lightning_module import PreferenceModule
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 from caldpo.reference.fingerprint import key_of, model_configuration, weights_digest
 from caldpo.reference.reference_base import ReferenceSource
 from caldpo.resume.config_diff import bound, config_digest

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo.models import attention_choice as attention
 from caldpo.models import revision as pinned
-from caldpo.models.attention_choice import choose_attention
+from caldpo.models.architecture import choose_attention
 from caldpo.models.hub_model import HubModel, causal_lm_skeleton, check_causal_lm, load_tokenizer
 from caldpo.run_record import DATA_COMMIT, MODEL_COMMIT
 from tests.messages import names, refused
