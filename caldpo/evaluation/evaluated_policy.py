@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from caldpo.components import build_components
-from caldpo.console import print_notes
+from caldpo.components import build_model, build_optional
 from caldpo.data.datamodule import REJECTED_ROWS, HeldOutPrompt, PairDataModule
 from caldpo.data.end_tokens import end_tokens, response_text
 from caldpo.data.pair import PreferencePair, TokenizedPair
@@ -34,17 +33,19 @@ from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
 from caldpo.evaluation.reference_model import load_reference, require_vocabulary
 from caldpo.evaluation.suite_result import FOLDER
 from caldpo.evaluation.true_rewards import true_rewards
-from caldpo.models.model_forward import NonFiniteLogitsError
 from caldpo.model_data_checks import check_fit, require_prompts
 from caldpo.models.adapted_policy import adapter_off, is_adapted
+from caldpo.models.model_forward import NonFiniteLogitsError
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.sampling import reference_seed, sample_responses, sampling_notes
+from caldpo.reference.reference_base import ReferenceSource
 from caldpo.report.comparison_facts import OWN_BETA
 from caldpo.report.run_files import is_number
 from caldpo.resume.config_diff import bound
 from caldpo.resume.template_date import clock_of
 from caldpo.run_record import DATE
 from caldpo.utils.delayed_progress import LateBar
+from caldpo.utils.notes import print_notes
 
 Who = Literal["policy", "reference"]
 
@@ -71,9 +72,10 @@ class EvaluatedPolicy:
         self.precision = settings.precision or str(target.of_run("trainer.precision", "32-true"))
         self.reward_beta = float(settings.reward_beta or target.of_run("reward_beta", 0.1))
         self.weights = find_weights(target, settings.wanted)
-        sections = [name for name in ("model", "adapter", "reference", "data") if target.config[name] is not None]
-        parts = build_components(OmegaConf.create({name: target.config[name] for name in sections}), sections)
-        self.source, self.adapter, self._own_reference = parts["model"], parts["adapter"], parts.get("reference")
+        config = OmegaConf.create({name: target.config[name] for name in ("model", "adapter", "reference", "data")})
+        self.source, self.adapter = build_model(config)
+        self._own_reference: ReferenceSource | None = build_optional(config, "reference")
+        data: PairDataModule | None = build_optional(config, "data")
         self.adapter.check()
         self.identity: str = self.source.identity()
         self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time
@@ -82,7 +84,7 @@ class EvaluatedPolicy:
         date = str(self.target.summary.get(DATE))  # which a chat template may write
         self._data_key = self._key("data", "model") + tokenizer_digest(self.tokenizer) + date
         self._data: PairDataModule | None
-        self.tokenizer, self._data = bench.once(self._data_key, lambda: self._prepare(parts.get("data")))
+        self.tokenizer, self._data = bench.once(self._data_key, lambda: self._prepare(data))
 
     # -- places
 
@@ -196,7 +198,7 @@ class EvaluatedPolicy:
             self._loaded.clear()
             own = load_weights(self.weights, self.source, self.adapter, self.target)
             self._loaded[self.weights] = placed(own, self.precision, self.device)
-            self._require_sound(self._loaded[self.weights])
+            self._require_valid_logprobs(self._loaded[self.weights])
         return self._loaded[self.weights]
 
     @cached_property
@@ -305,7 +307,7 @@ class EvaluatedPolicy:
         Raises:
             CaldpoError: logits are not finite.
         """
-        for line in sampling_notes(self.policy, self.tokenizer):
+        for line in sampling_notes(self.policy, self.tokenizer, self.ends):
             self.bench.once(f"note {line}", partial(print_notes, [line]))
         ends = self.ends  # of the policy: it is loaded before its reference, which may lie in it
         with self.model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
@@ -321,7 +323,7 @@ class EvaluatedPolicy:
                 ends=ends,
                 whose=self._named(who),
                 names=names,
-                done=bar.advance,
+                on_batch=bar.advance,
             )
 
     def _named(self, who: Who) -> str:
@@ -329,7 +331,7 @@ class EvaluatedPolicy:
         step = "" if self.weights.step is None else f" at step {self.weights.step}"
         return f"{self.target.name}{step}: the {who}'s"
 
-    def _require_sound(self, model: PreTrainedModel, key: str = "model") -> None:
+    def _require_valid_logprobs(self, model: PreTrainedModel, key: str = "model") -> None:
         with contextlib.suppress(NonFiniteLogitsError):  # whoever asks for values names run, step and rows
             require_valid_logprobs(model, training=False, max_length=self._longest, key=key)
 
@@ -344,7 +346,7 @@ class EvaluatedPolicy:
 
     def _load_reference(self, path: str | None) -> PreTrainedModel:
         model = placed(load_reference(path, self._own_reference, self.source), self.precision, self.device)
-        self._require_sound(model, key="reference.path")
+        self._require_valid_logprobs(model, key="reference.path")
         return model.eval().requires_grad_(False)
 
     def _key(self, *sections: str) -> str:

@@ -14,8 +14,7 @@ from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
-from caldpo.models.model_forward import NonFiniteLogitsError
-from caldpo.models.model_forward import evaluating
+from caldpo.models.model_forward import NonFiniteLogitsError, evaluating
 from caldpo.nonfinite.evaluation_guard import not_finite_error
 from caldpo.utils.delayed_progress import LateBar
 

@@ -16,7 +16,7 @@ from caldpo.data.end_tokens import end_tokens, trained_ends
 from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import base_model, is_adapted
 from caldpo.models.dropout import checkpoint_settings
-from caldpo.models.generation_settings import format_settings, valid_settings
+from caldpo.models.generation_settings import valid_settings
 from caldpo.utils.atomic_io import atomic_folder
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def export_notes(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """What an export will leave out of the checkpoint's generation settings, a line; empty where it is nothing."""
     _, gone = export_settings(policy, tokenizer)
     what = "transformers does not save it, or cannot generate with it"
-    return [f"exports have no {listed(gone)} in generation_config.json: {what}"] if gone else []
+    return [f"exports have no {format_settings(gone)} in generation_config.json: {what}"] if gone else []
 
 
 def _is_id(value: object) -> bool:

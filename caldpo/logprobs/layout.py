@@ -16,10 +16,8 @@ from caldpo.data.collate import Layout, collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.logprobs.engine import LogprobEngine
-from caldpo.models.model_forward import NonFiniteLogitsError
 from caldpo.logprobs.packed_attention import EAGER, SDPA, use_packed_attention
-from caldpo.models.model_forward import evaluating
-from caldpo.models.model_forward import frequency_change_length
+from caldpo.models.model_forward import NonFiniteLogitsError, evaluating, frequency_change_length
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}

@@ -134,9 +134,8 @@ class Lora:
     def identity(self, policy: str) -> str:
         where = self.target_modules if isinstance(self.target_modules, str) else ", ".join(self.target_modules)
         if self.keeps_reference:
-            return (
-                f"{self.kind} (rank {self.rank}, alpha {self.alpha}) going on from {named_with_digest(str(self.init_from))} on {policy}"
-            )
+            trained = named_with_digest(str(self.init_from))
+            return f"{self.kind} (rank {self.rank}, alpha {self.alpha}) going on from {trained} on {policy}"
         return f"{self.kind} (rank {self.rank}, alpha {self.alpha}, {where}, seed {self.seed}) on {policy}"
 
     def started_from(self, policy: str) -> str:
@@ -185,10 +184,14 @@ class Lora:
             use_dora=self.decomposed,
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "fan_in_fan_out")  # GPT-2 keeps its matrices transposed, which PEFT handles
+            warnings.filterwarnings(
+                "ignore", "fan_in_fan_out"
+            )  # GPT-2 keeps its matrices transposed, which PEFT handles
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # PEFT asks by a name of transformers 4
             warnings.filterwarnings("ignore", "The following .* keys did not match")  # no modules, but parameters
-            warnings.filterwarnings("ignore", "target_parameters=.* were set but")  # the coverage printed at the start names what is left out
+            warnings.filterwarnings(
+                "ignore", "target_parameters=.* were set but"
+            )  # the coverage printed at the start names what is left out
             torch.manual_seed(self.seed)
             try:
                 adapted: Any = get_peft_model(policy, config)
@@ -215,7 +218,7 @@ class Lora:
         if self.decomposed:
             key, value, first = "adapter", self.option, "set adapter=lora"
         return CaldpoError(
-            f"the experts of {type(policy).__name__} are single tensors, for which PEFT supports LoRA without dropout only",
+            f"the experts of {type(policy).__name__} are single tensors, for which PEFT has LoRA without dropout only",
             key=key,
             value=value,
             remedy=f"{first}, {alternative}",

@@ -1,4 +1,4 @@
-"""What a configuration tells before weights load: whether it is a decoder-only language model, and which attention fits.
+"""Check by its configuration that a model is a decoder-only language model, and choose its attention.
 
 Where ``model.attention=auto`` leaves the attention open: FlashAttention where the package, the GPU and the weights'
 dtype allow; else PyTorch's SDPA, which has FlashAttention kernels of its own; and FlexAttention for the few models that

@@ -95,7 +95,9 @@ def require_safe(path: str, *, key: str, revision: str | None = None, trusted: b
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         if pickles:
-            raise no_safetensors_error(path, key, f"its weights are a pickle ({pickles[0]}), which can run code when opened")
+            raise no_safetensors_error(
+                path, key, f"its weights are a pickle ({pickles[0]}), which can run code when opened"
+            )
     stored_tensors(path, key=key, revision=revision)
 
 

@@ -1,6 +1,6 @@
 """Progress bars, notes and errors of a model that loads.
 
-transformers maps safetensors into memory and brings one tensor at a time into the dtype enabled for and onto the default
+transformers maps safetensors into memory and brings one tensor at a time into the requested dtype and onto the default
 device, so that weights are never held twice.
 """
 
@@ -71,7 +71,9 @@ def note_unused(names: Iterable[str], files: Mapping[str, StoredTensor], path: s
     if not unused:
         return
     groups = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in unused)
-    kinds = ", ".join(f"{name} ({count} of them)" if count > 1 else name for name, count in groups.most_common(_MAX_KINDS))
+    kinds = ", ".join(
+        f"{name} ({count} of them)" if count > 1 else name for name, count in groups.most_common(_MAX_KINDS)
+    )
     more = f" and {len(groups) - _MAX_KINDS} other kinds" if len(groups) > _MAX_KINDS else ""
     where = f" ({files[unused[0]].file})" if unused[0] in files else ""
     print_notes(
@@ -141,7 +143,7 @@ def _in_bytes(count: float) -> str:
 
 
 def attention_error(attention: str, error: Exception) -> CaldpoError | None:
-    """Explain that an attention implementation cannot be used; None where an error of loading is about something else."""
+    """Explain that an attention implementation cannot be used; None where the error is about something else."""
     if _ATTENTION.search(str(error)) is None:
         return None
     package = ", or install the package flash-attn, built for this PyTorch and CUDA" if "flash" in attention else ""

@@ -1,4 +1,4 @@
-"""Forward passes under which a row's log-probs are its own: evaluation mode, accepted inputs, rotary frequencies by row.
+"""Run forward passes in which rows are independent: evaluation mode, accepted inputs, rotary frequencies by row.
 
 LongRoPE (Ding et al. 2024) has one set of frequencies for sequences up to the original length and another beyond it;
 dynamic NTK scaling has another for every length beyond. transformers takes one set for a whole batch, by its longest
@@ -20,7 +20,7 @@ from caldpo.errors import CaldpoError
 
 Model = TypeVar("Model", bound=nn.Module)
 _LENGTH_DEPENDENT = ("longrope", "dynamic")
-_HOOKED = "frequencies_by_row"  # attribute of a module that has the hook
+_HOOKED = "rowwise_frequencies"  # attribute of a module that has the hook
 
 
 class NonFiniteLogitsError(CaldpoError):

@@ -62,8 +62,8 @@ def require_valid_logprobs(
     """Refuse a model whose log-probs would be wrong.
 
     Args:
-        policy: a causal language model with its weights, with or without adapters. On the meta device nothing is checked:
-            the rank with the weights does it.
+        policy: a causal language model with its weights, with or without adapters. Skipped on the meta device: the
+            rank with the weights checks them.
         training: whether it is going to be trained.
         max_length: tokens of the longest sequence; 0: not known.
         dropout: whether noise in training is intended.

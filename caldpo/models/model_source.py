@@ -75,8 +75,8 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
     """Set gradient checkpointing and dropout of a loaded policy.
 
     Dropout is off by default, as in the DPO reference implementation: the policy's log-probs are compared
-    with a reference that has none, and noise in them is noise in the implicit reward. Noise by another name than dropout
-    or jitter stays on, and is refused by :func:`caldpo.models.model_probes.require_valid_logprobs`.
+    with a reference that has none, and noise in them is noise in the implicit reward. Noise by other names than
+    dropout or jitter stays on, and is refused by :func:`caldpo.models.model_probes.require_valid_logprobs`.
     """
     copy_configuration(policy)
     if gradient_checkpointing:

@@ -156,14 +156,14 @@ def quantize(model: PreTrainedModel, adapter: QLora) -> PreTrainedModel:
     import bitsandbytes
 
     _require_full_blocks(model, adapter.bits)
-    compute_dtype = model.dtype if adapter.compute_dtype == "same" else floating_dtype(adapter.compute_dtype)
+    dtype = model.dtype if adapter.compute_dtype == "same" else floating_dtype(adapter.compute_dtype)
     for parent, name, layer in _matrices(model):
         weight = layer.weight.detach()
         matrix = weight.T.contiguous() if isinstance(layer, Conv1D) else weight
         inputs, outputs = _features(layer)
         quantized: Any
         if adapter.bits == 4:
-            quantized = bitsandbytes.nn.Linear4bit(inputs, outputs, bias=False, compute_dtype=compute_dtype, device="meta")
+            quantized = bitsandbytes.nn.Linear4bit(inputs, outputs, bias=False, compute_dtype=dtype, device="meta")
             quantized.weight = bitsandbytes.nn.Params4bit(
                 matrix, False, compress_statistics=adapter.double_quant, quant_type=adapter.quant_type, module=quantized
             )
@@ -219,7 +219,7 @@ def _require_full_blocks(model: PreTrainedModel, bits: Bits) -> None:
     partial = [_features(layer)[0] for _, _, layer in _matrices(model) if _features(layer)[0] % BLOCK]
     if bits == 4 and partial and model.device.type == "cpu" and not torch.cuda.is_available():
         raise CaldpoError(
-            f"on a CPU bitsandbytes cannot dequantise a matrix whose inputs ({partial[0]}) are not a multiple of {BLOCK}",
+            f"bitsandbytes on a CPU cannot dequantise a matrix whose inputs ({partial[0]}) are no multiple of {BLOCK}",
             key="adapter.bits",
             value=bits,
             remedy="set adapter.bits=8 or adapter=lora",

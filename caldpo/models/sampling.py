@@ -59,9 +59,7 @@ def reference_seed(seed: int) -> int:
 def token_names(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Name tokens as ``</s> (2), <|im_end|> (32001)``."""
     names = tokenizer.convert_ids_to_tokens(list(ids))
-    return ", ".join(
-        f"{'unknown' if name is None else name} ({token})" for name, token in zip(names, ids, strict=True)
-    )
+    return ", ".join(f"{'unknown' if name is None else name} ({token})" for name, token in zip(names, ids, strict=True))
 
 
 def sampling_notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> list[str]:
@@ -162,7 +160,7 @@ def _sample_batch(
     *,
     synced_gpus: bool,
 ) -> tuple[list[list[int]], list[int]]:
-    """Sample responses; also return the first token of each with non-finite logits, past its end where there is none."""
+    """Sample responses; also return the first token of each with non-finite logits, past its end if there is none."""
     pad, ends = settings.pad_token_id, settings.eos_token_id
     assert isinstance(pad, int)
     assert isinstance(ends, list)
@@ -263,9 +261,9 @@ def prompt_batching(model: PreTrainedModel, *, device: torch.device, **generatio
     if model not in _trials:
         _trials[model] = _try_batching(model, device, generation)
         if _trials[model] != "any" and is_first_rank():
-            name, prompts = type(base_model(model)).__name__, {"equal lengths": "prompts of equal lengths"}
-            line = f"generation: {prompts.get(_trials[model], 'prompts one at a time')}, since this {name} reads padding"
-            Console().print(f"{line} on their left", soft_wrap=True, highlight=False, markup=False)
+            name = type(base_model(model)).__name__
+            line = f"generation: prompts of {_trials[model]}, since this {name} reads the padding on their left"
+            Console().print(line.replace("of one", "one"), soft_wrap=True, highlight=False, markup=False)
     return _trials[model]
 
 

@@ -189,7 +189,8 @@ def _read_index(file: Path, key: str, folder: Path) -> dict[str, str]:
         if PurePosixPath(name).name != name or "\\" in name or name in ("", ".", ".."):
             raise _error(key, folder, f"{INDEX} names a file outside of the folder ({tensor}: {name})", remedy)
         if not name.endswith(".safetensors"):
-            message = f"{INDEX} names a file that is not safetensors ({tensor}: {name}), and others can run code when opened"
+            danger = "and others can run code when opened"
+            message = f"{INDEX} names a file that is not safetensors ({tensor}: {name}), {danger}"
             raise _error(key, folder, message, remedy)
     return weight_map
 

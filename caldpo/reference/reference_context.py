@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 from caldpo.data.datamodule import PairDataModule
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.adapted_policy import set_dora_magnitudes
-from caldpo.models.model_source import ModelSource
-from caldpo.models.model_source import load_on_rank
+from caldpo.models.model_source import ModelSource, load_on_rank
 from caldpo.reference.reference_base import ReferenceContext
 
 

@@ -17,10 +17,9 @@ import torch
 from caldpo.data.collate import collate
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import settle_layout
-from caldpo.models.sampling import prompt_batching
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import prepare_for_training
-from caldpo.models.sampling import sample_responses
+from caldpo.models.sampling import prompt_batching
 from tests.architectures.examine import apart, gradients, one_by_one, relative, some_pairs
 from tests.architectures.families import POSITIONS, build
 from tests.command import train
@@ -29,7 +28,7 @@ from tests.resume.child import Kill
 from tests.resume.runs import train as train_apart
 from tests.road.folders import write_model, write_rows
 from tests.road.test_real_run import call_export, call_generate, logprobs
-from tests.tiny import tiny_tokenizer
+from tests.tiny import sample_responses, tiny_tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

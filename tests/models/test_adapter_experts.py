@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from caldpo.models.adapted_policy import adapter_coverage
+from caldpo.models.adapted_policy import adapter_coverage, adapter_off, base_copy, base_weights
 from caldpo.models.adapter_folder import load_adapter
 from caldpo.models.adapters import Dora, Lora
-from caldpo.models.adapted_policy import adapter_off, base_copy, base_weights
 from caldpo.models.hub_model import HubModel
 from caldpo.models.merged_adapter import merged
 from tests.messages import names, refused

@@ -17,9 +17,9 @@ from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapters import Lora
 from caldpo.models.dropout import has_dropout
-from caldpo.models.sampling import padded_batch_size, prompt_batches
 from caldpo.models.model_probes import probe, require_valid_logprobs, tolerance
 from caldpo.models.model_source import prepare_for_training
+from caldpo.models.sampling import padded_batch_size, prompt_batches
 from caldpo.models.tabular_model import TabularConfig, TabularLM
 from tests.architectures.examine import one_by_one, relative
 from tests.architectures.families import build
@@ -42,7 +42,7 @@ def test_a_usual_model_is_sound_and_left_as_it_was(kind: str, dtype: torch.dtype
     before, numbers = {n: v.clone() for n, v in model.state_dict().items()}, torch.get_rng_state()
     require_valid_logprobs(model, training=True, max_length=64)
     found = probe(model)
-    assert max(found.future, found.mates, found.noise) < tolerance(model)
+    assert max(found.future, found.batch, found.noise) < tolerance(model)
     assert torch.equal(torch.get_rng_state(), numbers)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM
 from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.checkpointing.frozen_weights import add_frozen
 from caldpo.logprobs import pair_logprobs
+from caldpo.models.adapted_policy import adapter_off, base_weights, set_dora_magnitudes
 from caldpo.models.adapters import Dora, Lora, NoAdapter
-from caldpo.models.adapted_policy import adapter_off, base_weights
-from caldpo.models.adapted_policy import set_dora_magnitudes
 from caldpo.models.model_source import prepare_for_training
 from caldpo.models.tabular_model import TabularModel
 from caldpo.reference.disabled_adapter import Adapter, AdapterReference
