@@ -16,7 +16,7 @@ from caldpo.data.end_tokens import end_tokens, trained_ends
 from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import base_model, is_adapted
 from caldpo.models.dropout import checkpoint_settings
-from caldpo.models.generation_settings import valid_settings
+from caldpo.models.generation_settings import format_settings, valid_settings
 from caldpo.utils.atomic_io import atomic_folder
 
 if TYPE_CHECKING:
