@@ -15,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from caldpo.config.validation import Problem, raise_problems
 from caldpo.data.mixtures import AUTO, parts_of
-from caldpo.data.sources._file_discovery import find_files
-from caldpo.data.sources._file_names import expanded, is_there
-from caldpo.data.template_file import read_template
+from caldpo.data.sources.file_discovery import find_files
+from caldpo.data.sources.file_names import expanded, is_there
+from caldpo.data.template_source import read_template
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
 
