@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -21,18 +21,11 @@ from caldpo.models.eval_mode import evaluating
 from caldpo.nonfinite.evaluation_guard import HeldOutGuard
 from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.nonfinite.start_check import check_start, start_ratios, summed_up
+from caldpo.optim.optimizer_base import OptimizerChoice
 from caldpo.reference.reference_base import Reference
 from caldpo.step_metrics import StepMetrics
 from caldpo.types import PairBatch, PairLogps, assembler
 from caldpo.utils.collectives import largest_of_all
-
-
-class OptimizerSpec(Protocol):
-    """Builds the optimiser and its schedule for a policy."""
-
-    def build(self, policy: torch.nn.Module, total_steps: int, *, scaled: bool) -> dict[str, Any]:
-        """Lightning's optimiser dictionary; ``scaled`` where float16 arithmetic scales the gradients."""
-        ...
 
 
 class PreferenceModule(pl.LightningModule):
@@ -60,7 +53,7 @@ class PreferenceModule(pl.LightningModule):
         policy: PreTrainedModel,
         reference: Reference,
         loss: PreferenceLoss,
-        optim: OptimizerSpec,
+        optim: OptimizerChoice,
         tokenizer: PreTrainedTokenizerBase,
         reward_beta: float,
         same_start: bool = True,
@@ -97,7 +90,7 @@ class PreferenceModule(pl.LightningModule):
 
     engine: LogprobEngine
     reference: Reference
-    optim: OptimizerSpec
+    optim: OptimizerChoice
     tokenizer: PreTrainedTokenizerBase
     train_log: StepMetrics
     held_out: WeightedMeans

@@ -105,16 +105,16 @@ class TrainerSettings:
             )
         if self._zero_stage is not None:
             check_zero(self.strategy, self.precision)
-        if self.divides_optimizer and self.compile:
+        if self.shards_optimizer and self.compile:
             raise CaldpoError(
                 f"is not tested with trainer.strategy={self.strategy}",
                 key="trainer.compile",
                 value="true",
                 remedy="leave it out",
             )
-        if self.cpu_offload and not self.divides_optimizer:
+        if self.cpu_offload and not self.shards_optimizer:
             raise CaldpoError(
-                "is done by the strategies that divide something",
+                "requires a sharded strategy",
                 key="trainer.cpu_offload",
                 value="true",
                 remedy="choose trainer=fsdp or trainer=deepspeed_zero2, or leave it out",
@@ -133,7 +133,7 @@ class TrainerSettings:
         return self.strategy == "fsdp"
 
     @property
-    def divides_optimizer(self) -> bool:
+    def shards_optimizer(self) -> bool:
         """Whether the optimiser's state is sharded over the devices, with the weights or without them."""
         return self.is_sharded or self._zero_stage is not None
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from caldpo.config.bounds import NonNegativeInt, Pattern
+from pydantic import Field
+
+from caldpo.config.bounds import NonNegativeInt
 from caldpo.errors import CaldpoError
 
 _STEP = r"(?:step-)?([0-9]{1,18})"
-CheckpointName = (
-    Literal["final", "last"] | NonNegativeInt | Annotated[str, Pattern(r"(?:step-)?[0-9]{1,18}", "a step as step-40")]
-)
+StepName = Annotated[str, Field(pattern=r"\A(?:step-)?[0-9]{1,18}\Z", description="a step as step-40")]
+CheckpointName = Literal["final", "last"] | NonNegativeInt | StepName
 
 
 def wanted_checkpoint(said: int | str) -> Literal["final", "last"] | int:

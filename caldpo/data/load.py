@@ -20,7 +20,7 @@ from caldpo.data.pair import PreferencePair
 from caldpo.data.pair_checks import DegeneracyCheck, check_pair, has_reversed_scores
 from caldpo.data.raw_row import PairSource, RawRow, RowError
 from caldpo.data.row_parsing import map_row, parse_row
-from caldpo.data.sources.file_names import no_rows
+from caldpo.data.sources.file_checks import no_rows
 from caldpo.errors import CaldpoError
 
 OnDegenerate = Literal["drop", "keep"]

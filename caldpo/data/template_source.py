@@ -6,8 +6,8 @@ import json
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from caldpo.data.sources.file_names import expanded
 from caldpo.errors import CaldpoError
+from caldpo.utils.file_names import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from caldpo.components import build_components
-from caldpo.console import print_notes
+from caldpo.components import build_model, build_optional
 from caldpo.data.datamodule import REJECTED_ROWS, HeldOutPrompt, PairDataModule
 from caldpo.data.end_tokens import end_tokens, response_text
 from caldpo.data.pair import PreferencePair, TokenizedPair
@@ -39,12 +38,14 @@ from caldpo.model_data_checks import check_fit, require_prompts
 from caldpo.models.adapters import adapter_off, is_adapted
 from caldpo.models.model_probes import require_sound
 from caldpo.models.sampling import reference_seed, sample_responses, sampling_notes
+from caldpo.reference.reference_base import ReferenceSource
 from caldpo.report.comparison_facts import OWN_BETA
 from caldpo.report.run_files import is_number
 from caldpo.resume.config_diff import bound
 from caldpo.resume.template_date import clock_of
 from caldpo.run_record import DATE
 from caldpo.utils.delayed_progress import LateBar
+from caldpo.utils.notes import print_notes
 
 Who = Literal["policy", "reference"]
 
@@ -71,9 +72,10 @@ class EvaluatedPolicy:
         self.precision = settings.precision or str(target.of_run("trainer.precision", "32-true"))
         self.reward_beta = float(settings.reward_beta or target.of_run("reward_beta", 0.1))
         self.weights = find_weights(target, settings.wanted)
-        sections = [name for name in ("model", "adapter", "reference", "data") if target.config[name] is not None]
-        parts = build_components(OmegaConf.create({name: target.config[name] for name in sections}), sections)
-        self.source, self.adapter, self._own_reference = parts["model"], parts["adapter"], parts.get("reference")
+        config = OmegaConf.create({name: target.config[name] for name in ("model", "adapter", "reference", "data")})
+        self.source, self.adapter = build_model(config)
+        self._own_reference: ReferenceSource | None = build_optional(config, "reference")
+        data: PairDataModule | None = build_optional(config, "data")
         self.adapter.check()
         self.identity: str = self.source.identity()
         self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time
@@ -82,7 +84,7 @@ class EvaluatedPolicy:
         date = str(self.target.summary.get(DATE))  # which a chat template may write
         self._data_key = self._key("data", "model") + tokenizer_digest(self.tokenizer) + date
         self._data: PairDataModule | None
-        self.tokenizer, self._data = bench.once(self._data_key, lambda: self._prepare(parts.get("data")))
+        self.tokenizer, self._data = bench.once(self._data_key, lambda: self._prepare(data))
 
     # -- places
 

@@ -14,9 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo import __version__
 from caldpo.checkpointing.checkpoint_choice import wanted_checkpoint
-from caldpo.components import build_components
+from caldpo.components import build_model
 from caldpo.config.run_lifecycle import write_json
-from caldpo.console import print_notes
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_target import Target, find_folders, read_target
 from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
@@ -29,6 +28,7 @@ from caldpo.models.adapters import is_adapted
 from caldpo.models.hub_model import load_tokenizer
 from caldpo.models.merged_adapter import merged
 from caldpo.utils.atomic_io import atomic_folder
+from caldpo.utils.notes import print_notes
 
 
 def export_run(cfg: DictConfig) -> None:
@@ -50,10 +50,8 @@ def export_run(cfg: DictConfig) -> None:
     to = default_place(folder, middle, merged=settings.merge) if settings.to is None else Path(settings.to)
     place = require_place(to, folder)
 
-    parts = build_components(
-        OmegaConf.create({k: target.config[k] for k in ("model", "adapter")}), ("model", "adapter")
-    )
-    parts["adapter"].check()
+    source, adapter = build_model(OmegaConf.create({k: target.config[k] for k in ("model", "adapter")}))
+    adapter.check()
     adapted = target.config["adapter"]["_target_"] != "caldpo.models.adapters.NoAdapter"
     if settings.merge and not adapted:
         raise CaldpoError("the run trained no adapter that could be merged", key="merge", value=True)
@@ -69,8 +67,8 @@ def export_run(cfg: DictConfig) -> None:
         repository = Repository(settings.push_to, private=settings.private)
         repository.prepare()
 
-    tokenizer = _tokenizer(target, parts["model"])
-    policy = load_weights(weights, parts["model"], parts["adapter"], target)
+    tokenizer = _tokenizer(target, source)
+    policy = load_weights(weights, source, adapter, target)
     if settings.merge:
         policy = merged(policy)
     policy = in_dtype(policy, settings.dtype)

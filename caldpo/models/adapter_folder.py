@@ -16,10 +16,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from caldpo.config.hydra_errors import install
-from caldpo.console import print_notes
 from caldpo.errors import CaldpoError
 from caldpo.models.hub_files import only_pickles
 from caldpo.models.weight_files import read_header
+from caldpo.utils.notes import print_notes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REFERENCE = "reference"  # name, in PEFT's model, of the frozen adapter under which a policy is its reference

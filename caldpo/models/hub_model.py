@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from caldpo.config.signatures import validated
-from caldpo.console import print_notes
 from caldpo.errors import CaldpoError, one_line
 from caldpo.models.architecture_check import require_decoder
 from caldpo.models.attention_choice import NEEDS_GPU, choose_attention
@@ -36,6 +35,7 @@ from caldpo.models.load_report import (
 )
 from caldpo.models.model_source import floating_dtype, prepare_for_training
 from caldpo.models.weight_files import require_even, require_numbers, require_shapes
+from caldpo.utils.notes import print_notes
 from caldpo.utils.out_of_memory import is_out_of_memory
 
 

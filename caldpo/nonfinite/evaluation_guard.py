@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from caldpo.console import print_notes
 from caldpo.errors import CaldpoError
 from caldpo.nonfinite.guard import origin_of
 from caldpo.nonfinite.locate import SeenBatch, find, merged, not_finite, some_of
 from caldpo.types import PairBatch, PairLogps
 from caldpo.utils.collectives import gathered
+from caldpo.utils.notes import print_notes
 
 REMEDY = "take an earlier checkpoint; to train again, lower optim.lr, raise loss.beta, or use trainer.precision=32-true"
 

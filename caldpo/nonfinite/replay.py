@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.checkpointing.manifest import DamagedCheckpointError, verify
-from caldpo.components import build_components, check_components
+from caldpo.components import Components
 from caldpo.config.run_lifecycle import write_json
 from caldpo.data.collate import collate
 from caldpo.data.token_arrays import TokenizedPairs
@@ -34,7 +35,6 @@ from caldpo.run_settings import RunSettings
 from caldpo.types import PairBatch
 
 FILE = ".replay.json"  # in place of a dump's ending: several may lie in a folder
-SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "data", "model")
 FLOAT32 = "32-true"
 
 
@@ -56,29 +56,29 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     """
     dump, run_dir, console = read_dump(path), path.absolute().parent.parent, Console()
     pl.seed_everything(settings.seed, workers=True, verbose=False)
-    parts = build_components(cfg, SECTIONS)
-    steps = parts["trainer"]
+    components = Components.from_config(cfg, tracked=False)
+    steps = components.trainer
     steps.devices, steps.num_nodes, steps.strategy, steps.progress_bar = 1, 1, "auto", False  # one rank's share
     steps.cpu_offload = False  # of strategies that divide something
     steps.check()
-    check_components(parts)
+    components.check()
     for line in differences(cfg, run_dir, dump):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    keep_commit(parts["model"], run_dir, resumed=True)
-    tokenizer = parts["model"].load_tokenizer()
-    policy = parts["adapter"].apply(parts["model"].load_policy())
+    keep_commit(components.model, run_dir, resumed=True)
+    tokenizer = components.model.load_tokenizer()
+    policy = components.adapter.apply(components.model.load_policy())
     require_vocabulary(dump, policy, path)
-    require_scores(dump, parts["loss"], path)
-    layout, _ = settle_layout(dump.said["layout"], policy, parts["data"].max_length)
+    require_scores(dump, components.loss, path)
+    layout, _ = settle_layout(dump.said["layout"], policy, components.data.max_length)
     trainer = steps.build(run_dir, [], [])
     policy = in_run_dtype(trainer, policy)
     device = trainer.strategy.root_device
     reference = None
-    if parts["loss"].needs_reference:  # before other weights are loaded: it may be the policy's start
+    if components.loss.needs_reference:  # before other weights are loaded: it may be the policy's start
         with contextlib.redirect_stdout(io.StringIO()):  # how a run would keep it is not what a replay does
-            reference = parts["reference"].build(_context(parts, policy, trainer))
+            reference = components.reference.build(_context(components, policy, trainer))
     weights = load_trained(run_dir, dump, policy)
-    policy.to(device).train()
+    torch.nn.Module.to(policy, device).train()
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     batches = [batch.to(device) for batch in batches_of(dump, int(pad), layout)]
     passes: list[Pass] = []
@@ -88,7 +88,7 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
             run_pass(
                 policy,
                 reference,
-                parts["loss"],
+                components.loss,
                 batches,
                 precision=str(precision),
                 context=trainer.precision_plugin.forward_context if own else contextlib.nullcontext,
@@ -209,11 +209,11 @@ def require_scores(dump: Dump, loss: Any, path: Path) -> None:
         )
 
 
-def _context(parts: dict[str, Any], policy: PreTrainedModel, trainer: pl.Trainer) -> ReferenceContext:
+def _context(components: Components, policy: PreTrainedModel, trainer: pl.Trainer) -> ReferenceContext:
     """For a reference that is only asked live: it is told of no pairs, and has nothing to prepare."""
     return ReferenceContext(
         policy=policy,
-        reload=lambda: in_run_dtype(trainer, parts["model"].load_policy()),
+        reload=lambda: in_run_dtype(trainer, components.model.load_policy()),
         splits={"train": TokenizedPairs(), "test": TokenizedPairs()},
         asked=("train", "test"),
         batches=lambda split, rows: [],

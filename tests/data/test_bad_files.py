@@ -16,7 +16,7 @@ from caldpo.data import load
 from caldpo.data.data_report import LoadReport
 from caldpo.data.load import load_pairs, require_pairs
 from caldpo.data.sources import file_opening
-from caldpo.data.sources.file_names import ENDINGS, folder_digest
+from caldpo.data.sources.file_checks import ENDINGS, folder_digest
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.data.sources.local_files import READERS, LocalFiles
 from tests.data.prepared import prepared

@@ -18,11 +18,13 @@ from caldpo.data.data_report import LoadReport
 from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import PreferencePair
 from caldpo.data.sources import file_opening, json_rows
-from caldpo.data.sources.file_names import ENDINGS
+from caldpo.data.sources.file_checks import ENDINGS
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import good_rows, mutated, mutations, of_tables, rows
+
+pytestmark = pytest.mark.slow
 
 LONGEST = 600  # characters of a reason: it is shown, listed and counted by
 policies = st.fixed_dictionaries(

@@ -15,19 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from caldpo.config.did_you_mean import suggest
 from caldpo.config.find_runs import natural
-from caldpo.config.value_checks import suggest
-from caldpo.data.sources.file_names import (
+from caldpo.data.sources.file_checks import (
     ENDINGS,
     ending,
-    expanded,
-    is_there,
     list_names,
     require_all_shards,
     require_file,
     without_shard,
 )
 from caldpo.errors import CaldpoError
+from caldpo.utils.file_names import expanded, is_there
 
 _TRAIN = frozenset(("train", "training"))
 _TEST = frozenset(("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"))

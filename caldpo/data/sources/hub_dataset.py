@@ -12,8 +12,8 @@ from huggingface_hub import HfApi
 
 from caldpo.config.signatures import validated
 from caldpo.data.raw_row import PairSource, RawRow
+from caldpo.data.sources.file_checks import folder_digest, no_rows
 from caldpo.data.sources.file_discovery import require_split_shards
-from caldpo.data.sources.file_names import folder_digest, no_rows
 from caldpo.errors import CaldpoError
 
 _BATCH = 1000  # rows decoded at a time

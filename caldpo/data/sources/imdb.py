@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.raw_row import RawRow, RewardSource
-from caldpo.data.sources.file_names import folder_digest
+from caldpo.data.sources.file_checks import folder_digest
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.data.sources.json_rows import read_jsonl
 from caldpo.data.sources.review_texts import decode_exactly, first_tokens, prompt_lengths

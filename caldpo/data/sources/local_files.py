@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from caldpo.data.raw_row import PairSource, RawRow
+from caldpo.data.sources.file_checks import ending, no_rows
 from caldpo.data.sources.file_discovery import find_files
-from caldpo.data.sources.file_names import ending, expanded, no_rows
 from caldpo.data.sources.json_rows import read_json, read_jsonl
 from caldpo.data.sources.table_rows import read_arrow, read_csv, read_parquet
+from caldpo.utils.file_names import expanded
 
 READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
     ".jsonl": read_jsonl,

@@ -1,4 +1,4 @@
-"""Data files and folders as settings name them, checked without opening them. No heavy imports here."""
+"""Check data files, folders and shards by name, without opening them. No heavy imports here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import file_digest
+from caldpo.utils.file_names import expanded, is_there
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".csv.gz")
 
@@ -49,22 +50,6 @@ def no_rows(split: str) -> CaldpoError:
     """Return the error of a file or another split without rows."""
     what = "file" if ending(Path(split)) in ENDINGS else "split"
     return CaldpoError(f"the {what} has no rows", key=split, remedy=_REMEDY if what == "file" else "name another split")
-
-
-def expanded(path: str) -> Path:
-    """Expand ``~`` in a path; leave it where there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
-def is_there(path: Path) -> bool:
-    """Whether a path exists; one that cannot be a name (too long) does not."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def ending(path: Path) -> str:
