@@ -13,7 +13,7 @@ from caldpo.models.hub_model import causal_lm_skeleton, check_causal_lm, load_ca
 from caldpo.models.model_probes import require_sound
 from caldpo.reference.reference_base import ReferenceContext
 from caldpo.types import PairBatch
-from caldpo.utils.collectives import any_rank_says, is_first_rank
+from caldpo.utils.collectives import is_first_rank, max_over_ranks
 
 
 def require_path(path: str | None, distinct: bool) -> None:
@@ -117,7 +117,7 @@ class HeldOutMemory:
         if batch.split != "test":
             return None
         kept = self._answers.get(tuple(batch.index.tolist()))
-        if self.together and any_rank_says(1 if kept is None else None):
+        if self.together and max_over_ranks(1 if kept is None else None):
             return None
         return kept
 
