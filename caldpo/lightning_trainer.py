@@ -148,7 +148,7 @@ class TrainerSettings:
         return self.devices * self.num_nodes
 
     def extent(self) -> dict[str, Any]:
-        """What :meth:`caldpo.data.batch_serving.ServedPairs.plan_steps` has to know of the Trainer."""
+        """What :meth:`caldpo.data.data_loading.TokenizedDataModule.plan_steps` has to know of the Trainer."""
         return {
             "accumulation": self.accumulate_grad_batches,
             "world_size": self.world_size,

@@ -12,7 +12,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.data.step_plan import StepPlan
+from caldpo.data.batching import StepPlan
 from caldpo.models.adapted_policy import count_parameters
 
 _OWN_ROWS = ("lr", "schedule", "_target_")  # of an optimiser's section

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.batch_sampler import MicroBatch
-from caldpo.data.step_plan import StepPlan, plan_steps, steps_per_epoch
+from caldpo.data.batching import StepPlan, plan_steps, steps_per_epoch
+from caldpo.data.microbatching import MicroBatch
 from caldpo.estimation.step_schedule import packed_tokens, padded_tokens
 from tests.messages import refused
 

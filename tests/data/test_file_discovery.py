@@ -10,7 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from caldpo.data.sources._file_discovery import find_files
+from caldpo.data.columns import Columns
+from caldpo.data.sources.file_discovery import find_files
 from caldpo.data.sources.local_files import LocalFiles
 from tests.messages import names, refused
 
@@ -174,7 +175,7 @@ def test_what_save_to_disk_wrote() -> None:
     data = datasets.Dataset.from_list([{**row(i), "score_chosen": None if i else 1.0} for i in range(5)])
     data.save_to_disk("one", num_shards=2)
     found = list(LocalFiles().rows("one"))
-    assert [r.value for r in found] == [{k: v for k, v in r.items() if v is not None} for r in data]
+    assert [Columns().of_table(r.value) for r in found] == [{k: v for k, v in r.items() if v is not None} for r in data]
     assert [r.origin for r in found][2:4] == [f"one/data-0000{s}-of-00002.arrow[{i}]" for s, i in ((0, 2), (1, 0))]
     datasets.DatasetDict({"train": data, "test": data.select([4])}).save_to_disk("both")
     assert (prompts("both"), prompts("both/train"), prompts("both/test")) == ([*range(5)], [*range(5)], [4])

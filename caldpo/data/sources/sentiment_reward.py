@@ -1,4 +1,4 @@
-"""A sentiment classifier as a reward: the log-odds that a text is positive."""
+"""Use a sentiment classifier as reward: the log-odds that a text is positive."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class SentimentReward:
 
     Args:
         path: hub id or folder of a sequence classifier.
-        positive_label: its name for the positive class, upper or lower case.
-        device: where it runs.
+        positive_label: the classifier's name for the positive class, upper or lower case.
+        device: of the classifier.
         batch_size: texts at a time.
         key: configuration key of ``path``, for errors.
 
     Raises:
-        CaldpoError: it cannot be loaded, or has no such class.
+        CaldpoError: the classifier cannot be loaded, or has no such class.
     """
 
     def __init__(self, path: str, positive_label: str, device: str, batch_size: int, *, key: str) -> None:
@@ -49,7 +49,7 @@ class SentimentReward:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """The reward of each text; of one longer than the classifier reads, that of its beginning."""
+        """Return the reward of each text; for one longer than the classifier reads, that of its beginning."""
         rewards: list[float] = []
         console = Console(stderr=True)
         for start in track(
@@ -74,11 +74,11 @@ class SentimentReward:
 
     def _class(self, label: str, key: str) -> int:
         names = {i: str(name) for i, name in self.model.config.id2label.items()}
-        found = [i for i, name in names.items() if name.lower() == label.lower()]
-        if len(found) != 1 or len(names) < 2:
+        classes = [i for i, name in names.items() if name.lower() == label.lower()]
+        if len(classes) != 1 or len(names) < 2:
             raise CaldpoError(
                 f"the classifier has no such class beside others (its classes: {', '.join(names.values())})",
                 key=key.replace("classifier", "positive_label"),
                 value=label,
             )
-        return int(found[0])
+        return int(classes[0])

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.chat_template import render_pair, require_template, without_token
+from caldpo.data.chat_template import render_pair, without_token
 from caldpo.data.raw_row import RowError
-from caldpo.data.template_file import read_template
+from caldpo.data.template_source import read_template, require_template
 from tests.data.small import chat, pair, word_tokenizer
 from tests.messages import refused
 

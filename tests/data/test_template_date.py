@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from caldpo.data.chat_template import render_pair
-from caldpo.data.template_clock import stopped
+from caldpo.data.template_source import with_fixed_date
 from caldpo.data.token_cache import cached_tokens
 from caldpo.resume.template_date import clock_of, keep_clock
 from tests.data.prepared import TEST, TRAIN, Conversations, prepared
@@ -34,7 +34,8 @@ def test_the_clock_is_stopped_for_any_format() -> None:
     formats = ("%Y-%m-%d", "%d %B %Y", "%-d %b", "%%d %H:%M", "%A %j %y")
     for form in formats:
         template = f"{{{{ strftime_now('{form}') }}}}{{{{ messages[-1].content }}}}"
-        text = byte_tokenizer(template=stopped(template, THEN)).apply_chat_template(list(chat("a")), tokenize=False)
+        tokenizer = byte_tokenizer(template=with_fixed_date(template, THEN))
+        text = tokenizer.apply_chat_template(list(chat("a")), tokenize=False)
         assert text == f"{THEN.strftime(form)}a"
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.batch_sampler import MicroBatch, StepBatchSampler
+from caldpo.data.batching import StepBatchSampler
+from caldpo.data.microbatching import MicroBatch
 from tests.messages import refused
 
 

@@ -10,10 +10,10 @@ import torch
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from caldpo.data.batch_sampler import StepBatchSampler
+from caldpo.data.batching import StepBatchSampler
 from caldpo.data.collate import PairBatches
+from caldpo.data.data_loading import PairLoader
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.pair_loader import PairLoader
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.types import PairBatch
 

@@ -1,4 +1,4 @@
-"""Opening data files, and turning what can go wrong with one into an error for a person."""
+"""Open data files of text, and explain what can go wrong with one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 from caldpo.errors import CaldpoError
 
-# Bytes (or characters) of one row. Longer than any real one: without a limit a small compressed file can hold a row
-# larger than memory, and Python's objects take up to twenty times the room of the JSON that they were made of.
+# Bytes (or characters) of one row, longer than any real one: without a limit a small compressed file can hold a row
+# larger than memory, and Python's objects take up to twenty times the memory of their JSON.
 MAX_ROW = 16 * 2**20
 
-# gzip makes text 3 to 20 times smaller. It cannot do more than 1,032 times, which takes endless repetition.
+# gzip makes text 3 to 20 times smaller, and endless repetition at most 1,032 times.
 MAX_EXPANSION = 200
-_INNOCENT = 256 * 2**20  # bytes that may come of any file, however small
+_ALWAYS_ALLOWED = 256 * 2**20  # bytes that any file may expand to, however small
 
 _MARKS = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark begins this one
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
@@ -38,17 +38,17 @@ _OTHER_KINDS = (
 
 
 def too_long(what: str) -> str:
-    """The reason for which a line or row is left out."""
+    """Return the reason for leaving out a line or row over the limit."""
     return f"{what} too long (over {MAX_ROW // 2**20} MiB)"
 
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[io.BufferedReader[Any]]:
-    """A text file opened for reading bytes, decompressed where its name ends in ``.gz``.
+    """Open a text file for reading bytes, decompressed where its name ends in ``.gz``.
 
     Raises:
-        CaldpoError: (while reading, too) no access, damaged or truncated compression, compression that expands
-            beyond what text does, no text in UTF-8 to judge by the first bytes.
+        CaldpoError: (while reading, too) no access, damaged or truncated compression, more expansion than text has, no
+            UTF-8 text judging by the first bytes.
     """
     try:
         with path.open("rb") as file:
@@ -67,45 +67,45 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader[Any]]:
 
 
 class _Expanded(io.RawIOBase):
-    """What a gzip file holds, as long as that is in proportion to its size."""
+    """The content of a gzip file, as long as it is in proportion to the size of the file."""
 
     def __init__(self, file: io.BufferedReader[Any], path: Path) -> None:
         self._file, self._path = file, path
         self._inner = gzip.GzipFile(fileobj=file, mode="rb")
-        self._given = 0
+        self._read = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         count = self._inner.readinto(buffer)
-        self._given += count
-        if self._given > _INNOCENT and self._given > MAX_EXPANSION * self._file.tell():
+        self._read += count
+        if self._read > _ALWAYS_ALLOWED and self._read > MAX_EXPANSION * self._file.tell():
             raise CaldpoError(
                 f"expands to more than {MAX_EXPANSION} times its size, which no text does",
                 key=str(self._path),
-                remedy="look at where it comes from; if it is what you mean to train on, decompress it first",
+                remedy="check its origin; if it is the intended training data, decompress it first",
             )
         return count
 
 
 def _require_text(beginning: bytes, path: Path) -> None:
-    """Refuse what is no UTF-8 from its first bytes on: else every single line would be reported."""
+    """Refuse a file whose first bytes are not UTF-8: otherwise every single line would be reported."""
     for magic, kind, suffix in _OTHER_KINDS:
         if beginning.startswith(magic):
             raise CaldpoError(
-                f"is {kind} data, which its name does not say",
+                f"is {kind} data, but not named so",
                 key=str(path),
                 remedy=f"let its name end in {suffix}" if suffix else "decompress it first",
             )
-    found = next((name for mark, name in _MARKS if beginning.startswith(mark)), None)
-    if found is None and _alternates(beginning):
-        found = "UTF-16"  # without a mark: every second byte of English text is zero
-    if found:
+    encoding = next((name for mark, name in _MARKS if beginning.startswith(mark)), None)
+    if encoding is None and _alternates(beginning):
+        encoding = "UTF-16"  # without a mark: every second byte of English text is zero
+    if encoding:
         raise CaldpoError(
-            f"is text in {found}, where UTF-8 is expected",
+            f"is text in {encoding}, where UTF-8 is expected",
             key=str(path),
-            remedy=f"convert it: iconv -f {found} -t UTF-8 FILE > NEW",
+            remedy=f"convert it: iconv -f {encoding} -t UTF-8 FILE > NEW",
         )
 
 

@@ -1,63 +1,37 @@
-"""Rows of parquet and csv files. A table has a cell in every column, so an empty one means: not given."""
+"""Read rows of parquet, Arrow and csv files. A table has a cell in every column, so an empty one means: not given."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from caldpo.data.cell_parsing import TURNS, Cell, decoded
-from caldpo.data.columns import in_force
-from caldpo.data.formats import require_columns
-from caldpo.data.raw_row import RawRow, RowError, shown
-from caldpo.data.sources import _file_open as _open
-from caldpo.data.sources._file_open import open_bytes, too_long
+from caldpo.data.raw_row import Cell, RawRow, shown
+from caldpo.data.sources import file_opening
+from caldpo.data.sources.file_opening import open_bytes, too_long
 from caldpo.errors import CaldpoError
 
 _BATCH = 128  # rows in memory at a time
-_NO_UTF8 = re.compile("[\udc80-\udcff]")  # what the error handler "surrogateescape" makes of such bytes
-
-
-def given(row: Mapping[str, Any]) -> dict[str, Any]:
-    """``row`` without its nulls, those inside its cells included: a table cannot leave a column out of one row.
-
-    The null of a column that may hold the prompt stays: its lack is a fault of the row. A conversation that a table
-    holds as text, in JSON or Python notation, is decoded, since many a table has been through csv.
-    """
-    stays = in_force().may_ask
-    found = {name: _given(value) for name, value in row.items() if value is not None or name in stays}
-    for name in TURNS:
-        if isinstance(found.get(name), str):
-            with contextlib.suppress(RowError):  # left as the text it is, which the format refuses
-                found[name] = decoded(name, found[name])
-    return found
-
-
-def _given(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _given(item) for name, item in value.items() if item is not None}
-    return [_given(item) for item in value] if isinstance(value, list) else value
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # the error handler "surrogateescape" decodes such bytes to these
 
 
 def read_parquet(path: Path) -> Iterator[RawRow]:
-    """The rows of a parquet file, counted from 0.
+    """Read the rows of a parquet file, counted from 0.
 
     Raises:
-        CaldpoError: (while reading, too) no such file, or columns that no format has.
+        CaldpoError: (while reading, too) no such file, a damaged one, or two columns of one name.
     """
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
                 raise CaldpoError("it has two columns of one name", key=str(path), remedy="rename one of them")
-            require_columns(names, str(path))
             number = 0
             for batch in file.iter_batches(batch_size=_BATCH):
                 yield from _rows_of(batch, path, number)
@@ -71,14 +45,13 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
 
 
 def read_arrow(path: Path) -> Iterator[RawRow]:
-    """The rows of an Arrow file in a folder that ``datasets`` saved, counted from 0.
+    """Read the rows of an Arrow file in a folder that ``datasets`` saved, counted from 0.
 
     Raises:
-        CaldpoError: (while reading, too) no such file, or columns that no format has.
+        CaldpoError: (while reading, too) no such file, or a damaged one.
     """
     try:
         with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as stream:
-            require_columns(stream.schema.names, str(path))
             number = 0
             for batch in stream:
                 batch.validate(full=True)  # offsets of a damaged file may point outside of it
@@ -92,19 +65,19 @@ def read_arrow(path: Path) -> Iterator[RawRow]:
 
 
 def _rows_of(batch: pyarrow.RecordBatch, path: Path, first: int) -> Iterator[RawRow]:
-    """The rows of a batch, one after another where one of them may be too long or cannot be read."""
-    if batch.nbytes <= _open.MAX_ROW:
+    """Yield the rows of a batch, converted one by one where one of them may be too long or cannot be read."""
+    if batch.nbytes <= file_opening.MAX_ROW:
         try:
             rows = batch.to_pylist()
         except (ValueError, OverflowError):  # text that is not UTF-8, a date beyond Python's; of which row?
             pass
         else:
             for number, row in enumerate(rows, first):
-                yield RawRow(f"{path}[{number}]", given(row))
+                yield RawRow(f"{path}[{number}]", row, table=str(path))
             return
     for place in range(len(batch)):
         origin, one = f"{path}[{first + place}]", batch.slice(place, 1)
-        if one.nbytes > _open.MAX_ROW:
+        if one.nbytes > file_opening.MAX_ROW:
             yield RawRow(origin, None, too_long("row"))
             continue
         try:
@@ -113,26 +86,25 @@ def _rows_of(batch: pyarrow.RecordBatch, path: Path, first: int) -> Iterator[Raw
             what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "a value cannot be read"
             yield RawRow(origin, None, f"{what} ({_first_line(error)})")
         else:
-            yield RawRow(origin, given(row))
+            yield RawRow(origin, row, table=str(path))
 
 
 def read_csv(path: Path) -> Iterator[RawRow]:
-    """The rows of a comma-separated file with a header; a row's origin is its line, or the range of its lines.
+    """Read the rows of a comma-separated file with a header; a row's origin is its line, or the range of its lines.
 
-    All cells are text, of the type :class:`~caldpo.data.cell_parsing.Cell`, but for two cases in which csv has no
-    other way to say it: ``score_chosen`` and ``score_rejected`` are numbers, and a cell of a column that may hold a
-    conversation is that conversation where it is the JSON or Python notation of one.
+    All cells are text, of the type :class:`~caldpo.data.raw_row.Cell`, except ``score_chosen`` and
+    ``score_rejected``, which are numbers.
 
-    Every line is in one row or blank. Of a row that is no CSV, or has another number of cells than the header, each
+    Every line is in one row or blank. Of a row that is not CSV, or has another number of cells than the header, each
     line is a bad row of its own: where a quote is never closed, the rows after it are read as text of its cell.
 
     Raises:
-        CaldpoError: (while reading, too) a damaged file, or a header without the columns of any format.
+        CaldpoError: (while reading, too) a damaged file, or a header with one name twice.
     """
     # characters; the csv module's own limit of 128 KiB is shorter than long responses
-    csv.field_size_limit(max(csv.field_size_limit(), _open.MAX_ROW + 1))
+    csv.field_size_limit(max(csv.field_size_limit(), file_opening.MAX_ROW + 1))
     with open_bytes(path) as handle:
-        # Bytes that are no UTF-8 become lone surrogates, so that they cost their row and not the file.
+        # Bytes that are not UTF-8 become lone surrogates, so that they cost their row and not the file.
         lines = _Lines(io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline=""))
         reader = csv.reader(lines, strict=True)
         header = _header(reader, path)
@@ -152,17 +124,18 @@ def read_csv(path: Path) -> Iterator[RawRow]:
                 yield from _lost(path, lines, "not CSV", str(error))
                 continue
             origin = f"{path}:{lines.first}" + (f"-{lines.read}" if lines.read > lines.first else "")
-            if found := next((match for cell in cells if (match := _NO_UTF8.search(cell))), None):
-                yield RawRow(origin, None, f"not UTF-8 (byte 0x{ord(found[0]) - 0xDC00:02X})")
+            if bad := next((match for cell in cells if (match := _NO_UTF8.search(cell))), None):
+                yield RawRow(origin, None, f"not UTF-8 (byte 0x{ord(bad[0]) - 0xDC00:02X})")
             elif len(cells) == len(header):
-                yield RawRow(origin, _typed(dict(zip(header, cells, strict=True))), note=lines.note(len(header)))
+                row = _typed(dict(zip(header, cells, strict=True)))
+                yield RawRow(origin, row, note=lines.note(len(header)), table=str(path))
             elif cells:  # an empty list is a blank line
                 counted = f"{len(cells)} of {len(header)}"
                 yield from _lost(path, lines, "not as many cells as the header has", counted)
 
 
 def _lost(path: Path, lines: _Lines, why: str, detail: str) -> Iterator[RawRow]:
-    """A bad row for each line of the one that was read last."""
+    """Yield a bad row for each line of the row read last."""
     if lines.read > lines.first:
         why += ", most likely for a quote that is never closed"
         detail += f"; lines {lines.first:,} to {lines.read:,}"
@@ -172,7 +145,7 @@ def _lost(path: Path, lines: _Lines, why: str, detail: str) -> Iterator[RawRow]:
 
 
 class _RowTooLongError(Exception):
-    """A row that goes on beyond the limit, in which it has these lines."""
+    """A row over the limit, with the number of its lines up to there."""
 
     def __init__(self, lines: int) -> None:
         super().__init__(f"{lines} lines")
@@ -180,19 +153,19 @@ class _RowTooLongError(Exception):
 
 
 class _Lines:
-    """The lines of a text, of which a row may have so many characters and no more."""
+    """The lines of a text, counted, with a limit on the characters of a row."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
-        self._text, self._left, self.read, self.first = text, _open.MAX_ROW, 0, 1
+        self._text, self._left, self.read, self.first = text, file_opening.MAX_ROW, 0, 1
         self._cells: set[int] = set()
 
     def begin_row(self) -> None:
-        """What follows is another row."""
-        self._left, self.first = _open.MAX_ROW, self.read + 1
+        """Start another row."""
+        self._left, self.first = file_opening.MAX_ROW, self.read + 1
         self._cells.clear()
 
     def note(self, cells: int) -> str | None:
-        """What to say of a good row of so many cells that has several lines; None of one that has not."""
+        """Note what is odd about a good row of several lines; None for a row of one line."""
         if self.read <= self.first:
             return None
         if self._cells == {cells}:
@@ -217,6 +190,7 @@ class _Lines:
 
 
 def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
+    """Read the header: the first row that is not blank."""
     try:
         header = next((cells for cells in reader if any(map(str.strip, cells))), [])
     except (csv.Error, _RowTooLongError) as error:
@@ -224,18 +198,16 @@ def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
         raise CaldpoError(f"its first line is no CSV header ({why})", key=str(path)) from error
     if repeated := sorted({name for name in header if header.count(name) > 1}):
         raise CaldpoError(f"its header names a column twice ({shown(repeated[0])})", key=str(path))
-    if header:
-        require_columns(header, str(path))
     return header
 
 
 def _typed(cells: dict[str, str]) -> dict[str, Any]:
-    row = given({name: Cell(cell) if cell != "" else None for name, cell in cells.items()})
+    row: dict[str, Any] = {name: Cell(cell) if cell != "" else None for name, cell in cells.items()}
     for name in ("score_chosen", "score_rejected"):
         try:
             row[name] = float(row[name])
-        except (KeyError, ValueError):
-            continue  # absent, or left as the text it is, which the format refuses
+        except (KeyError, TypeError, ValueError):
+            continue  # absent, empty, or left as the text it is, which the format refuses
     return row
 
 
