@@ -148,7 +148,7 @@ class TrainerSettings:
         return self.devices * self.num_nodes
 
     def extent(self) -> dict[str, Any]:
-        """What :meth:`caldpo.data.batch_serving.ServedPairs.plan_steps` has to know of the Trainer."""
+        """What :meth:`caldpo.data.data_loading.TokenizedDataModule.plan_steps` has to know of the Trainer."""
         return {
             "accumulation": self.accumulate_grad_batches,
             "world_size": self.world_size,
@@ -216,9 +216,9 @@ class TrainerSettings:
             return ZeroStrategy(self._zero_stage, cpu_offload=self.cpu_offload, half=half)
         if not self.is_sharded:
             return self.strategy
-        from caldpo.distributed.fsdp_strategy import ShardedStrategy
+        from caldpo.distributed.fsdp_strategy import FsdpStrategy
 
-        return ShardedStrategy(self.world_size, cpu_offload=self.cpu_offload)
+        return FsdpStrategy(self.world_size, cpu_offload=self.cpu_offload)
 
 
 class StepProgress(RichProgressBar):

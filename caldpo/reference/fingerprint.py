@@ -23,8 +23,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from caldpo.distributed.fsdp import whole
-from caldpo.models.adapters import base_model, base_weights, reference_adapter
+from caldpo.distributed.fsdp import full_tensor
+from caldpo.models.adapted_policy import base_model, base_weights, reference_adapter
 from caldpo.utils.atomic_io import file_digest
 from caldpo.utils.collectives import all_gather, is_first_rank
 from caldpo.utils.delayed_progress import DelayedProgress
@@ -116,7 +116,7 @@ def weights_digest(model: PreTrainedModel) -> str:
             waiting.clear()
 
         for name, value in weights.items():
-            gathered_value = whole(value)
+            gathered_value = full_tensor(value)
             if reads:
                 pieces = _pieces(gathered_value)
                 waiting |= {pool.submit(_content, piece): (name, start, piece.nbytes) for start, piece in pieces}
