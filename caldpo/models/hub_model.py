@@ -105,9 +105,17 @@ class HubModel:
         return prepare_for_training(policy, gradient_checkpointing=self.gradient_checkpointing, dropout=self.dropout)
 
     def identity(self) -> str:
-        commit = commit_of(self.path, self.revision)
+        commit = self.commit()
         identity = f"{self.path}@{commit}" if commit else self.path
         return with_code(identity, self.path, self.revision) if self.trust_remote_code else identity
+
+    def commit(self) -> str | None:
+        """Return the commit that the revision stands for now; None for a folder, or where the hub does not tell."""
+        return commit_of(self.path, self.revision)
+
+    def pin(self, commit: str) -> None:
+        """Load this commit from now on."""
+        self.revision = commit
 
 
 def load_causal_lm(

@@ -92,6 +92,10 @@ class HubDataset:
         except Exception:  # loading has the word about what is wrong, or reads what is cached
             return None
 
+    def pin(self, commit: str) -> None:
+        """Read this commit from now on."""
+        self.revision = commit
+
     def load(self, split: str) -> datasets.Dataset:
         """The split as ``datasets`` gives it; raises as :meth:`rows` does."""
         path = self._place()
