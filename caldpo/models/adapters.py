@@ -115,7 +115,7 @@ class Lora:
         dropout: on the input of the update while training; noise in the policy's log-probs.
         target_modules: ``all-linear`` (all but the output head), or the last parts of the layers' names.
         seed: of the initial weights; runs with other training seeds start from the same adapter.
-        start: folder of an adapter that was trained on this base before; None: there is none.
+        init_from: folder of an adapter that was trained on this base before; None: there is none.
         init_mode: ``merged``: the earlier adapter is added to the base's weights, and a new one begins at 0 on them.
             ``reference``: the policy goes on with a copy of it, and it stays, frozen, as the reference's adapter; rank
             and alpha then have to be its own, and its layers are taken.
@@ -131,27 +131,26 @@ class Lora:
         dropout: Rate = 0.0,
         target_modules: str | list[str] = "all-linear",
         seed: NonNegativeInt = 0,
-        start: str | None = None,
+        init_from: str | None = None,
         init_mode: Literal["merged", "reference"] = "merged",
     ) -> None:
         self.rank, self.alpha, self.dropout, self.seed = rank, alpha, dropout, seed
-        self.target_modules, self.start, self.init_mode = target_modules, start, init_mode
+        self.target_modules, self.init_from, self.init_mode = target_modules, init_from, init_mode
 
     def identity(self, policy: str) -> str:
         where = self.target_modules if isinstance(self.target_modules, str) else ", ".join(self.target_modules)
         if self.keeps_reference:
-            return (
-                f"{self.kind} (rank {self.rank}, alpha {self.alpha}) going on from {named(str(self.start))} on {policy}"
-            )
+            trained = named(str(self.init_from))
+            return f"{self.kind} (rank {self.rank}, alpha {self.alpha}) going on from {trained} on {policy}"
         return f"{self.kind} (rank {self.rank}, alpha {self.alpha}, {where}, seed {self.seed}) on {policy}"
 
     def started_from(self, policy: str) -> str:
-        return f"{named(str(self.start))}, frozen, on {policy}" if self.keeps_reference else policy
+        return f"{named(str(self.init_from))}, frozen, on {policy}" if self.keeps_reference else policy
 
     @property
     def keeps_reference(self) -> bool:
         """Whether an earlier adapter stays beside the one that is trained, as the reference's."""
-        return self.start is not None and self.init_mode == "reference"
+        return self.init_from is not None and self.init_mode == "reference"
 
     def check(self) -> None:
         """Look whether PEFT is installed, and the earlier adapter there.
@@ -162,12 +161,12 @@ class Lora:
         if importlib.util.find_spec("peft") is None:
             remedy = install("adapter", self.option)
             raise CaldpoError("not installed", key="adapter", value=self.option, remedy=remedy)
-        if self.start is not None:
-            check_start(self.start)
+        if self.init_from is not None:
+            check_start(self.init_from)
 
     def base(self, source: ModelSource) -> ModelSource:
         """The source itself, or with the earlier adapter merged into its weights."""
-        return source if self.start is None or self.keeps_reference else MergedStart(source, self.start)
+        return source if self.init_from is None or self.keeps_reference else MergedStart(source, self.init_from)
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
         """The policy as PEFT's model around its base, whose weights no longer take gradients.
@@ -180,7 +179,7 @@ class Lora:
 
         _let_inputs_take_gradients(policy)
         if self.keeps_reference:
-            return self._with_reference(policy, Path(str(self.start)))
+            return self._with_reference(policy, Path(str(self.init_from)))
 
         config = LoraConfig(
             r=self.rank,
@@ -211,7 +210,7 @@ class Lora:
                     else "name linear layers of the model, such as [q_proj, v_proj], or take all-linear",
                 ) from error
         measure_lengths(adapted)
-        if self.start is not None:  # the base has that adapter in it: no model of this name is what it belongs on
+        if self.init_from is not None:  # the base has that adapter in it: no model of this name is what it belongs on
             adapted.peft_config["default"].base_model_name_or_path = None
         return adapted.train(policy.training)  # the new modules, too
 
@@ -239,7 +238,7 @@ class Lora:
         """A trained copy of the adapter in ``folder``, and the earlier one frozen beside it."""
         expected = {"r": self.rank, "lora_alpha": self.alpha, "use_dora": self.decomposed}
         return load_adapter(
-            policy, folder, trained=True, dropout=self.dropout, expected=expected, reference=Path(str(self.start))
+            policy, folder, trained=True, dropout=self.dropout, expected=expected, reference=Path(str(self.init_from))
         ).train(policy.training)
 
 

@@ -47,14 +47,14 @@ class QLora(Lora):
         dropout: Rate = 0.0,
         target_modules: str | list[str] = "all-linear",
         seed: NonNegativeInt = 0,
-        start: str | None = None,
+        init_from: str | None = None,
         init_mode: Literal["merged", "reference"] = "merged",
         bits: Bits = 4,
         quant_type: Literal["nf4", "fp4"] = "nf4",
         double_quant: bool = True,
         compute_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same",
     ) -> None:
-        super().__init__(rank, alpha, dropout, target_modules, seed, start, init_mode)
+        super().__init__(rank, alpha, dropout, target_modules, seed, init_from, init_mode)
         self.bits, self.quant_type, self.double_quant, self.compute_dtype = (
             bits,
             quant_type,

@@ -26,7 +26,7 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import tokenize_pairs
-from caldpo.errors import CaldpoError
+from tests.messages import refused
 from tests.shared import shared
 
 LIMITS = {"max_length": 64, "max_prompt_length": 32}
@@ -92,7 +92,7 @@ def test_real_pairs_keep_their_lengths(tmp_path: Path) -> None:
     pairs = pairs_of_file(str(path), str(tokenizer), 40, vocab_size=8192, seed=0, folder=tmp_path, **LIMITS)
     assert len(pairs) == 40
     assert ids(through_text(pairs, 8192, tmp_path)) == ids(pairs)
-    with pytest.raises(CaldpoError, match="usable pairs, and"):
+    with refused("600", "1,000,000", key="data_file", value=path, remedy=("steps", "micro_batch_size")):
         pairs_of_file(str(path), str(tokenizer), 10**6, vocab_size=8192, seed=0, folder=tmp_path, **LIMITS)
 
 

@@ -11,9 +11,9 @@ import pytest
 from caldpo.checkpointing.checkpoint_callback import Checkpoints
 from caldpo.checkpointing.manifest import checkpoint_folders, verify
 from caldpo.checkpointing.run_identity import other_versions, require_same
-from caldpo.errors import CaldpoError
 from caldpo.losses.dpo import DPO
 from tests.harness import make_module
+from tests.messages import names, refused
 from tests.train_ranks import Pairs
 
 
@@ -68,15 +68,15 @@ def test_it_says_in_time_that_the_disk_has_no_room(
     )
     saved(tmp_path / "scarce", every=2)
     said = " ".join(capsys.readouterr().err.split())
-    assert said.count("note: a checkpoint takes") == 1
-    assert "of the 2 that there has to be room for" in said
-    assert "hold 1: make room" in said
+    assert said.count("note:") == 1
+    names(said, "checkpoint", "MiB", "2", "1", remedy="callbacks.checkpoint.keep")
 
 
 def test_what_may_not_change_between_two_stretches() -> None:
     require_same({"a": "1"}, {"a": "1", "b": "2"})
-    with pytest.raises(CaldpoError, match="resume: a and c changed since the checkpoint was written"):
+    with refused("a and c", "checkpoint", key="resume", remedy="config.yaml"):
         require_same({"a": "1", "b": "2", "c": "3"}, {"a": "9", "b": "2"})
     assert other_versions({"torch": "2.13"}, {"torch": "2.13"}) is None
     said = other_versions({"torch": "2.13", "python": "3.11"}, {"torch": "2.14", "python": "3.11"})
-    assert said == "note: torch was 2.13, is 2.14: the run goes on, but not bit for bit as it would have"
+    names(said, "torch was 2.13, is 2.14")
+    assert "python" not in said

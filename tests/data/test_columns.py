@@ -155,7 +155,7 @@ def test_a_prompt_of_the_responses_is_taken_where_nothing_else_could_be_it_and_s
     row = {"chosen": "The sky is blue.", "rejected": "The sky is green.", "source": "a set of skies", "id": "a b"}
     pairs, report = load(row)
     assert pairs[0].prompt == "The sky is"
-    assert report.remarks["rows whose prompt is their responses' shared beginning"] == 1
+    assert [count for remark, count in report.remarks.items() if "prompt" in remark and "beginning" in remark] == [1]
     names(reason({**row, "problem": "What is the sky?"}), "`problem`", "data.columns.prompt=problem")
     assert only({**row, "problem": "What is it?"}, prompt="problem").prompt == "What is it?"
     assert only({**row, "problem": "What is it?"}, ignored=["problem"]).prompt == "The sky is"
@@ -231,7 +231,9 @@ def test_a_prompt_that_its_responses_repeat_is_cut_or_refused() -> None:
     asked = "\n\nHuman: a?\n\nAssistant:"
     pairs, report = load({"prompt": asked, "chosen": f"{asked} b", "rejected": f"{asked.strip()} c"})
     assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [(asked, " b", " c")]
-    assert report.remarks == {"rows whose prompt was cut from the beginning of their responses": 1}
+    [(remark, count)] = report.remarks.items()
+    assert count == 1
+    names(remark, "prompt", "cut", "responses")
     long = "Name a colour of the sky.\n"
     assert only({"prompt": long, "chosen": f"{long}Blue.", "rejected": f"{long}Red."}).chosen == "Blue."
     assert only({"prompt": long, "completion": f"{long}Blue."}).chosen == "Blue."
@@ -241,7 +243,9 @@ def test_a_prompt_that_its_responses_repeat_is_cut_or_refused() -> None:
     whole = {"prompt": list(Q), "chosen": [*Q, assistant("Because.")], "rejected": [*Q, assistant("No.")]}
     pairs, report = load(whole)
     assert [(p.prompt, p.chosen) for p in pairs] == [(Q, "Because.")]
-    assert report.remarks == {"rows whose prompt was cut from the beginning of their responses": 1}
+    [(remark, count)] = report.remarks.items()
+    assert count == 1
+    names(remark, "prompt", "cut", "responses")
 
 
 def test_a_formats_own_rating_column_is_a_number_in_csv_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,8 +152,8 @@ def test_what_stands_after_the_end_of_a_turn_is_not_trained_on_and_refused() -> 
 def test_one_system_turn() -> None:
     own = {"prompt": [system("Be brief."), user("Why?")], **SIDES}
     assert pair_of({**own, "system": "Be brief."}).prompt == tuple(own["prompt"])
-    assert "another one than the system turn" in refusal({**own, "system": "Be long."}, TURNS)
+    names(refusal({**own, "system": "Be long."}, TURNS), "`system`", "system turn")
     transcript = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c", "system": "Hi"}
-    assert "the prompt is a transcript" in refusal(transcript, TURNS)
+    names(refusal(transcript, TURNS), "`system`", "prompt", "transcript")
     text = pair_of({"system": "Be brief.", "prompt": "Why?", "chosen": " Rain.", "rejected": " No."})
     assert (text.prompt, text.chosen) == ((system("Be brief."), user("Why?")), "Rain.")

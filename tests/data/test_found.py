@@ -163,7 +163,7 @@ def test_where_there_is_nothing_to_read_what_is_there_is_named(name: str, facts:
 
 @pytest.mark.parametrize("name", ["owner/name", "hf://datasets/owner/name/x.parquet"])
 def test_a_name_of_the_hub_is_told_from_a_missing_file(name: str) -> None:
-    with refused("file", key=name, remedy="data=hub data.path=owner/name"):
+    with refused("no such file", key=name, remedy="data=hub data.path=owner/name"):
         find_files(name)
 
 

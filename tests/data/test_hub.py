@@ -18,7 +18,7 @@ from caldpo.config.conf_dir import conf_dir
 from caldpo.data.load import load_pairs
 from caldpo.data.raw_row import PairSource
 from caldpo.data.sources.hub_dataset import HubDataset
-from tests.messages import refused
+from tests.messages import names, refused
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,9 @@ def test_ultrafeedback(ultrafeedback):
     assert [p.chosen for p in pairs] == [f"good {i}" for i in range(5)]
     assert [p.origin for p in pairs] == [f"train_prefs[{i}]" for i in range(5)]
     assert pairs[3].score_chosen == pairs[3].score_rejected == 8.5
-    assert report.degenerate_kept == {"equal scores, so no preference": 1}
+    [(reason, count)] = report.degenerate_kept.items()
+    assert count == 1
+    names(reason, "equal scores")
     assert pairs[0].prompt == ({"role": "user", "content": "Q0"},)
     pairs, _ = load("ultrafeedback", ultrafeedback, "test")
     assert [p.chosen for p in pairs] == ["good 9"]
@@ -100,7 +102,9 @@ def test_hh(tmp_path):
     pairs, report = load("hh", tmp_path / "hh", "train")
     assert [p.prompt[9:21] for p in pairs] == ["harmless-bas", "helpful-base"]
     assert {p.chosen for p in pairs} == {" yes"}
-    assert report.counts() == {"the chosen response has no text": 1}
+    [(reason, count)] = report.counts().items()
+    assert count == 1
+    names(reason, "chosen response", "no text")
     pairs, _ = load("hh", tmp_path / "hh", "test", data_dir="helpful-base")
     assert [p.prompt for p in pairs] == ["\n\nHuman: helpful-base\n\nAssistant:"]
 
@@ -170,8 +174,9 @@ def test_unknown_split_names_the_splits(ultrafeedback):
 def test_unknown_subset_and_folder(ultrafeedback, tmp_path):
     with refused("default", ultrafeedback, key="data.source.config", value="other"):
         HubDataset(str(ultrafeedback), config="other").rows("train_prefs")
-    with refused("folder", key="data.source.path", value=tmp_path / "nowhere", remedy="data.source.path=FOLDER"):
-        HubDataset(str(tmp_path / "nowhere")).rows("train")
+    nowhere = tmp_path / "nowhere"
+    with refused("no such data set", key="data.source.path", value=nowhere, remedy="data.source.path=FOLDER"):
+        HubDataset(str(nowhere)).rows("train")
     (tmp_path / "bare").mkdir()
     with refused("data files", key="data.source.path", value=tmp_path / "bare", remedy="data.source.path=FOLDER"):
         HubDataset(str(tmp_path / "bare")).rows("train")

@@ -280,7 +280,7 @@ def test_settings_are_checked_at_once(make, change, key, fact):
 def test_missing_parts_are_named(make, folders, tmp_path):
     with refused("NEGATIVE, POSITIVE", key="data.source.positive_label", value="HAPPY"):
         make(positive_label="HAPPY").reward("a", "b")
-    with refused("classifier", key="data.source.classifier", value=tmp_path, remedy="save_pretrained"):
+    with refused("cannot load", key="data.source.classifier", value=tmp_path, remedy="save_pretrained"):
         make(classifier=str(tmp_path)).reward("a", "b")
     with refused(key="data.source.policy", value=tmp_path / "none"):
         make(policy=str(tmp_path / "none")).rows("train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from transformers import AutoTokenizer
 from caldpo.data.token_preview import pieces, print_preview
 from caldpo.data.tokenize import tokenize_pairs
 from tests.data.small import chat, pair, word_tokenizer
+from tests.messages import names
 from tests.shared import shared
 
 
@@ -29,33 +31,36 @@ def printed(pairs: list[Any], tokenizer: Any, count: int = 2, **limits: int) -> 
 
 def test_loss_bearing_tokens_are_in_brackets_without_any_colour() -> None:
     text = printed([pair(chat("a ?"), "yes b", "no", "f:7"), pair("c", " d", " e", "f:9")], word_tokenizer())
-    assert text.splitlines()[1:] == [
-        "pair 0 (f:7)",
-        "  prompt   8 tokens: user : a ? <eos> z assistant :",
-        "  chosen   3 tokens: [ yes][ b][ <eos>]",
-        "  rejected 2 tokens: [ no][ <eos>]",
-        "pair 1 (f:9)",
-        "  prompt   1 tokens: c",
-        "  chosen   2 tokens: [ d][ <eos>]",
-        "  rejected 2 tokens: [ e][ <eos>]",
+    facts = [
+        (0, "f:7"),
+        ("prompt", 8, "user : a ? <eos> z assistant :"),
+        ("chosen", 3, "[ yes][ b][ <eos>]"),
+        ("rejected", 2, "[ no][ <eos>]"),
+        (1, "f:9"),
+        ("prompt", 1, "c"),
+        ("chosen", 2, "[ d][ <eos>]"),
+        ("rejected", 2, "[ e][ <eos>]"),
     ]
+    for line, expected in zip(text.splitlines()[1:], facts, strict=True):
+        names(line, *expected)
 
 
 def test_only_as_many_as_asked_for() -> None:
     rows = [pair("a", " b", " c"), pair("d", " e", " f")]
-    assert "pair 0" in printed(rows, word_tokenizer(), count=1)
-    assert "pair 1" not in printed(rows, word_tokenizer(), count=1)
+    text = printed(rows, word_tokenizer(), count=1)
+    names(text, "[ b]", "[ c]")
+    assert "[ e]" not in text
     assert printed(rows, word_tokenizer(), count=0) == ""
 
 
 def test_cuts_are_told_and_the_middle_of_long_texts_is_left_out() -> None:
     rows = [pair("a b c d", " " + " ".join("efgh" * 20), " i")]
     lines = printed(rows, word_tokenizer(), max_length=62, max_prompt_length=2).splitlines()
-    assert lines[2] == "  prompt   2 tokens, cut from the left: c d"
-    assert lines[3].startswith("  chosen   60 tokens, cut from the right: [ e][ f][ g]")
-    assert "[ h] ... 12 tokens ... [ e]" in lines[3]
+    names(lines[2], "prompt", "2 tokens", "left", "c d")
+    names(lines[3], "chosen", "60 tokens", "right", "[ e][ f][ g]", "12 tokens")
+    assert re.search(r"\[ h\] .*12 tokens.* \[ e\]", lines[3])
     assert lines[3].count("[") == 48
-    assert lines[4] == "  rejected 2 tokens: [ i][ <eos>]"
+    names(lines[4], "rejected", "2 tokens", "[ i][ <eos>]")
 
 
 def test_real_pieces_show_spaces_bytes_and_no_control_characters() -> None:
@@ -77,5 +82,5 @@ def test_data_is_not_read_as_markup() -> None:
     tokenizer = word_tokenizer()
     tokenizer.add_tokens(["[bold]", "[/bold]"])
     text = printed([pair("[/bold] a", " [bold] b", " [/bold]", "t[1]:3")], tokenizer)
-    assert "pair 0 (t[1]:3)" in text
+    names(text, "t[1]:3")
     assert "[[bold]]" in text.replace(" ", "")

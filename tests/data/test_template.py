@@ -104,7 +104,7 @@ def test_absurdly_long_templates_are_refused(tmp_path) -> None:
     with refused("400,000 characters", remedy="data.chat_template=FILE"):
         require_template(word_tokenizer(template="x" * 400_000))
     (tmp_path / "long.jinja").write_text("x" * 400_000)
-    with refused("200,000 characters", key="data.chat_template", value=tmp_path / "long.jinja"):
+    with refused("more than 200,000 characters", key="data.chat_template", value=tmp_path / "long.jinja"):
         read_template(str(tmp_path / "long.jinja"))
 
 
@@ -114,8 +114,9 @@ def test_reading_a_template_file(tmp_path) -> None:
     assert read_template(str(file)) == "{{ messages[0].content }} ä"
     file.write_bytes(b"\xff\xfe\xff")
     for path in (file, tmp_path / "missing.jinja", tmp_path):
-        with refused("chat template", key="data.chat_template", value=path, remedy="UTF-8"):
+        with refused("cannot be read", key="data.chat_template", value=path, remedy="UTF-8") as caught:
             read_template(str(path))
+        assert getattr(caught.value, "value", None) == str(path)
     file.write_text(" \n")
     with refused("2 characters", key="data.chat_template", value=file):
         read_template(str(file))

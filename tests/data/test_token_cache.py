@@ -188,7 +188,7 @@ def test_a_tokenizer_without_eos_is_refused_as_ever(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with refused(key="data.cache", value=tmp_path / "file" / "cache", remedy="folder"):
+    with refused("cannot write", key="data.cache", value=tmp_path / "file" / "cache", remedy="folder"):
         split(tmp_path / "file" / "cache")
 
 

@@ -212,7 +212,8 @@ def test_pairs_of_the_same_tokens_can_be_kept() -> None:
     assert kept.pairs[0].chosen_ids == kept.pairs[0].rejected_ids
     assert kept.counts == TokenCounts(identical=1)
     dropped = tokenized(rows, word_tokenizer())
-    assert [r.reason for r in dropped.rejections] == ["chosen and rejected are the same tokens"]
+    [rejection] = dropped.rejections
+    names(rejection.reason, "chosen", "rejected", "same tokens")
     assert [p.origin for p in dropped.pairs] == ["data:1"]
 
 

@@ -10,6 +10,7 @@ from caldpo.data.tokenize import (
     truncate,
 )
 from tests.data.small import chat, ids, pair, tokenized, word_tokenizer, zephyr
+from tests.messages import names
 
 
 def test_truncation_as_in_the_dpo_reference() -> None:
@@ -60,9 +61,9 @@ def test_truncated_pairs_are_counted_and_a_cut_response_has_no_eos() -> None:
     assert second.chosen_ids == ids(tokenizer, "f g h i j k")
     assert second.rejected_ids == ids(tokenizer, "m <eos>")
     assert split.counts == TokenCounts(prompts_truncated=1, chosen_truncated=2, rejected_truncated=1, identical=1)
-    assert [(r.kind, r.reason) for r in split.rejections] == [
-        ("degenerate", "chosen and rejected are the same tokens once truncated")
-    ]
+    [rejection] = split.rejections
+    assert rejection.kind == "degenerate"
+    names(rejection.reason, "chosen", "rejected", "same tokens", "truncated")
     assert [p.index for p in (first, second, last)] == [0, 1, 2]
     assert split.sources == [rows[0], rows[1], rows[3]]
     assert split.cut_prompts == {0}

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from caldpo.environments.reward_agreement import reward_agreement
+from tests.messages import refused
 
 
 def test_against_scipy_on_residuals_of_prompt_means() -> None:
@@ -73,5 +74,5 @@ def test_undefined_values_are_nan(
 
 
 def test_lengths_must_agree() -> None:
-    with pytest.raises(ValueError, match="2 implicit, 1 true rewards, 2 prompts"):
+    with refused("2 implicit", "1 true", "2 prompts", kind=ValueError):
         reward_agreement([1.0, 2.0], [1.0], ["a", "a"])

@@ -15,8 +15,8 @@ from caldpo.data.sources.review_pairs import ReviewPairs
 from caldpo.data.sources.tabular_pairs import TabularPairs
 from caldpo.environments.reviews.review_reward import reward
 from caldpo.environments.tabular_environment import log_partition, optimum
-from caldpo.errors import CaldpoError
 from caldpo.models.tabular_model import TabularModel
+from tests.messages import refused
 
 TABLE: dict[str, Any] = {
     "prompts": 4,
@@ -69,15 +69,15 @@ def test_review_rows_are_a_function_of_split_and_seed() -> None:
 
 @pytest.mark.parametrize("source", [ReviewPairs(1, 1, 8.0, 0), TabularPairs(**TABLE)], ids=["reviews", "tabular"])
 def test_another_split_is_refused(source: PairSource) -> None:
-    with pytest.raises(CaldpoError, match="train and test"):
+    with refused("train", "test", key="validation"):
         source.rows("validation")
 
 
 @pytest.mark.parametrize("sharpness", [0.0, -1.0])
 def test_the_sharpness_is_positive_or_null(sharpness: float) -> None:
-    with pytest.raises(CaldpoError, match="must be"):
+    with refused("> 0", "null", key="label_sharpness", value=sharpness):
         ReviewPairs(1, 1, sharpness, 0)
-    with pytest.raises(CaldpoError, match="must be"):
+    with refused("> 0", "null", key="label_sharpness", value=sharpness):
         TabularPairs(**{**TABLE, "label_sharpness": sharpness})
 
 
@@ -148,5 +148,5 @@ def test_exact_metrics_of_models() -> None:
 
 def test_a_table_of_other_sizes_is_refused() -> None:
     other = TabularModel(4, 5, 2, 1.0).load_policy()
-    with pytest.raises(CaldpoError, match="4 prompts x 6 responses"):
+    with refused("4 prompts", "6 responses", key="data", value="tabular", remedy="model=tabular"):
         TabularPairs(**TABLE).exact_metrics(other, other, beta=0.1)

@@ -17,6 +17,7 @@ from caldpo.logprobs import pair_logprobs
 from caldpo.models.sampling import sample_responses
 from caldpo.models.tabular_model import TabularLM, TabularModel
 from caldpo.types import PairBatch
+from tests.messages import names
 
 SOURCE = TabularModel(prompts=3, responses=5, environment_seed=1, reference_spread=1.0)
 TOKENIZER = SOURCE.load_tokenizer()
@@ -133,4 +134,4 @@ def test_each_load_is_a_policy_of_its_own() -> None:
     with torch.no_grad():
         first.table.zero_()
     assert second.table.abs().sum() > 0
-    assert SOURCE.identity() == "table of 3 prompts x 5 responses (seed 1, spread 1)"
+    names(SOURCE.identity(), "3 prompts", "5 responses", "seed 1", "spread 1")

@@ -10,6 +10,7 @@ import pytest
 
 from caldpo.estimate import main
 from caldpo.estimation.sharded_memory import Division, Groups, gathered
+from tests.messages import names
 from tests.tiny import tiny_model
 
 GROUPS = Groups(layer=100, root=1000, layer_trained=10, root_trained=500)
@@ -71,4 +72,4 @@ def test_an_estimate_is_of_one_device(folder: Path, capsys: pytest.CaptureFixtur
     away = estimated(*keys, "trainer.cpu_offload=true")
     assert away["memory_bytes"]["optimiser state"] == 0
     assert away["host_bytes"] == sum(sharded[part] for part in ("policy: weights", "gradients", "optimiser state"))
-    assert "of each process in main memory" in capsys.readouterr().out
+    names(capsys.readouterr().out, "each process", "main memory")

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from tests.callbacks.oracle_data import naive_logprob
 from tests.command import call
 from tests.evaluation.runs import inside, tiny_run, write_data
+from tests.messages import names
 
 TEXTS = ("w1 w2 w3", "w9  w8 <eos> w39")
 
@@ -77,7 +78,7 @@ def test_a_checkpoint_in_the_middle_has_its_own_weights(trained: Path) -> None:
     end = loaded(trained / "policy").state_dict()
     assert any(not torch.equal(found[name], end[name]) for name in end)
     card = (folder / "README.md").read_text()
-    assert "a checkpoint in the middle of a run of 8 steps" in card
+    names(card, "checkpoint", "8 steps")
     assert not (folder / "reward_dynamics.png").exists()
 
 
@@ -147,12 +148,12 @@ def test_nothing_but_an_export_is_written_over(trained: Path, capsys: pytest.Cap
     (foreign / "thesis.tex").write_text("years")
     for to in ("foreign", "run", "run/policy", ".", "train.jsonl"):
         export(trained, f"to={to}", fails=2)
-        assert f"to={to}" in capsys.readouterr().err
+        names(capsys.readouterr().err, f"to={to}", remedy="to=exports/NAME")
     assert (foreign / "thesis.tex").read_text() == "years"
     folder = export(trained, "to=again", "picture=false")
     (folder / "old.txt").write_text("of the earlier one")
     export(trained, "to=again", "picture=false")
     assert not (folder / "old.txt").exists()
     export(trained, "merge=true", "to=none", fails=1)
-    assert "no adapter" in capsys.readouterr().err
+    names(capsys.readouterr().err, "merge=True", "no adapter")
     assert not (trained.parent / "none").exists()

@@ -25,6 +25,8 @@ from caldpo.train import agree
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import anything, texts
 
+pytestmark = pytest.mark.slow
+
 SCHEMAS = {"": "caldpo.run_settings.RunSettings"}
 GROUPS = {path.name: sorted(file.stem for file in path.iterdir()) for path in conf_dir().iterdir() if path.is_dir()}
 VALUES = (

@@ -36,6 +36,8 @@ from tests.fuzz.effort import fuzz
 from tests.fuzz.run_folder import DUMP, FILES, ROWS, STEPS, damaged, harms, write_folder
 from tests.fuzz.values import anything
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINT = f"checkpoints/step-{max(STEPS)}"
 
 

@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.golden.scenarios import RECORDED, RUNS, differences, inputs, machine, observe, observe_comparison, record
+from tests.golden.observe import RECORDED, differences, inputs, machine, observe, observe_comparison, record
+from tests.golden.scenarios import RUNS
 
 COMPARISON = "comparison"
 

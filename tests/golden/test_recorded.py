@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.golden.scenarios import (
+from tests.golden.observe import (
     DIGEST,
     RECORDED,
-    RUNS,
     TOLERANCE,
     differences,
     inputs,
@@ -22,6 +21,7 @@ from tests.golden.scenarios import (
     observe,
     observe_comparison,
 )
+from tests.golden.scenarios import RUNS
 
 pytest.importorskip("peft")
 GOLDEN = json.loads(RECORDED.read_text())

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caldpo.errors import CaldpoError
 from caldpo.logprobs import fused_loss as streamed
 from caldpo.logprobs import lm_head_ops as softmax
 from caldpo.logprobs.fused_loss import ResponseTokens, streamed_loss
 from caldpo.logprobs.lm_head_ops import HeadGradient, LogitTransform
 from tests.logprobs.heads import KEPT, PARTS, TOKENS, TRANSFORMS, Head, draw
+from tests.messages import refused
 
 # chosen and rejected tokens of four pairs, in all as many as a drawn head has; the third is longer than most parts
 LENGTHS = [(1, 1), (2, 1), (1, 5), (1, 1)]
@@ -143,7 +143,7 @@ def test_a_second_backward_is_refused() -> None:
     head = draw()
     value, _ = ours(head, dpo)
     value.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="once; compute the loss again"):
+    with refused("streamed loss", "once", kind=RuntimeError):
         value.backward()
 
 
@@ -215,5 +215,5 @@ def test_a_loss_of_something_else_is_refused() -> None:
     """Detached log-probs, or none at all, give nothing to train on."""
     head = draw()
     for loss in (lambda c, r, rows: -c.detach().sum(), lambda c, r, rows: torch.ones(())):
-        with pytest.raises(CaldpoError, match=r"loss: does not depend on the policy's log-probs"):
+        with refused("log-probs", key="loss", remedy=("policy_chosen", "policy_rejected")):
             ours(head, loss)

@@ -147,7 +147,7 @@ def test_starting_from_an_earlier_adapter(kind: Any, init_mode: Any, tmp_path: P
     """Log-ratios are 0 at step 0, both are the earlier adapter, and training moves the policy alone."""
     sft = trained(applied(kind(rank=3, alpha=5)))
     sft.save_pretrained(tmp_path, save_embedding_layers=False)
-    adapter = kind(rank=3, alpha=5, start=str(tmp_path), init_mode=init_mode)
+    adapter = kind(rank=3, alpha=5, init_from=str(tmp_path), init_mode=init_mode)
     adapter.check()
     policy = applied(adapter)
     if kind is not QLora or init_mode == "reference":  # else the sum of base and update is rounded
@@ -180,15 +180,15 @@ def test_starting_from_an_earlier_adapter(kind: Any, init_mode: Any, tmp_path: P
 def test_an_earlier_adapter_of_other_settings_is_refused(tmp_path: Path) -> None:
     applied(Lora(rank=3, alpha=5)).save_pretrained(tmp_path, save_embedding_layers=False)
     for adapter, key, value, remedy in [
-        (Lora(rank=4, alpha=5, start=str(tmp_path), init_mode="reference"), "adapter.rank", 4, "adapter.rank=3"),
-        (Dora(rank=3, alpha=5, start=str(tmp_path), init_mode="reference"), "adapter", "dora", "adapter=lora"),
+        (Lora(rank=4, alpha=5, init_from=str(tmp_path), init_mode="reference"), "adapter.rank", 4, "adapter.rank=3"),
+        (Dora(rank=3, alpha=5, init_from=str(tmp_path), init_mode="reference"), "adapter", "dora", "adapter=lora"),
     ]:
         with refused(tmp_path, key=key, value=value, remedy=(remedy, "adapter.init_mode=merged")):
             applied(adapter)
     with refused("adapter_config.json", key="adapter.init_from", value=tmp_path / "nowhere", remedy="model.path"):
-        Lora(start=str(tmp_path / "nowhere")).check()
+        Lora(init_from=str(tmp_path / "nowhere")).check()
     with refused("GPT2LMHeadModel", key=tmp_path, remedy="model.path"):
-        applied(Lora(start=str(tmp_path)), "gpt2")
+        applied(Lora(init_from=str(tmp_path)), "gpt2")
 
 
 def test_a_skeleton_has_the_bytes_of_the_rounded_model() -> None:
@@ -202,7 +202,7 @@ def test_a_skeleton_has_the_bytes_of_the_rounded_model() -> None:
 
 
 def test_what_is_missing_or_cannot_be_is_said_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    with refused(key="adapter", value="qlora", remedy=("trainer.strategy=ddp", "adapter=lora")):
+    with refused("devices", key="adapter", value="qlora", remedy=("trainer.strategy=ddp", "adapter=lora")):
         check_quantized(QLora(), sharded=True)
     check_quantized(QLora(), sharded=False)
     check_quantized(NoAdapter(), sharded=True)

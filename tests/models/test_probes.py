@@ -51,8 +51,9 @@ def test_a_usual_model_is_sound_and_left_as_it_was(kind: str, dtype: torch.dtype
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("kind", ["xlnet", "roberta"])
 def test_what_sees_later_tokens_is_refused_with_its_type(kind: str, dtype: torch.dtype) -> None:
-    with refused("causal", key="reference.path", value=kind, remedy="is_decoder"):
+    with refused("causal", key="reference.path", value=kind, remedy="is_decoder") as caught:
         require_sound(build(kind).to(dtype), training=False, key="reference.path")
+    assert getattr(caught.value, "value", None) == kind
 
 
 def test_an_encoder_that_is_a_decoder_is_none() -> None:
@@ -63,8 +64,9 @@ def test_what_does_not_heed_the_mask_is_refused() -> None:
     """Every token gets the row's mean length, padding counted: causal, and another alone."""
     model: Any = prepared("llama")
     model.get_input_embeddings().register_forward_hook(lambda _, ids, out: out * (1 + ids[0].shape[1] / 10))
-    with refused("attention_mask", key="model", value="llama", remedy="model"):
+    with refused("attention_mask", key="model", value="llama", remedy="model") as caught:
         require_sound(model, training=False)
+    assert getattr(caught.value, "value", None) == "llama"
 
 
 @pytest.mark.parametrize("adapted", [False, True])

@@ -40,7 +40,7 @@ def of(dtype: str, shape: list[int], size: int) -> bytes:
         (lambda whole: whole[:-10], ("{whole:,} bytes", "{cut:,}")),
         (lambda whole: whole[:20], ("header", "bytes", 20)),
         (lambda whole: b"", ("empty",)),
-        (lambda whole: b"PK\x03\x04" + bytes(60), ("safetensors",)),
+        (lambda whole: b"PK\x03\x04" + bytes(60), ("begin",)),
         (lambda whole: header(b"{abcd") + bytes(8), ("header", "JSON")),
         (lambda whole: b"version https://git-lfs.github.com/spec/v1\n", ("Git LFS", "git lfs pull")),
         (lambda whole: of("X9", [2], 8), ("dtype", "lm_head.weight", "X9")),
@@ -111,22 +111,24 @@ def test_tensors_that_the_model_has_no_place_for_are_said(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize(
-    ("change", "fact"),
+    ("change", "facts"),
     [
-        (lambda places, first: places.update({first: "pytorch_model.bin"}), "pytorch_model.bin"),
-        (lambda places, first: places.update({first: "../other.safetensors"}), "../other.safetensors"),
-        (lambda places, first: places.update({first: "/other.safetensors"}), "/other.safetensors"),
-        (lambda places, first: places.update({first: "gone.safetensors"}), "gone.safetensors"),
-        (lambda places, first: places.update({"extra.weight": places[first]}), "extra.weight"),
-        (lambda places, first: places.clear(), "weight_map"),
+        (lambda places, first: places.update({first: "pytorch_model.bin"}), ("pytorch_model.bin", "no safetensors")),
+        (lambda places, first: places.update({first: "../other.safetensors"}), ("../other.safetensors", "outside")),
+        (lambda places, first: places.update({first: "/other.safetensors"}), ("/other.safetensors", "outside")),
+        (lambda places, first: places.update({first: "gone.safetensors"}), ("gone.safetensors",)),
+        (lambda places, first: places.update({"extra.weight": places[first]}), ("extra.weight",)),
+        (lambda places, first: places.clear(), ("weight_map",)),
     ],
 )
-def test_an_index_is_held_against_its_files(change: Callable[..., object], fact: str, tmp_path: Path) -> None:
+def test_an_index_is_held_against_its_files(
+    change: Callable[..., object], facts: tuple[str, ...], tmp_path: Path
+) -> None:
     tiny_model().save_pretrained(tmp_path, max_shard_size="5KB")
     said = json.loads((tmp_path / INDEX).read_text())
     change(said["weight_map"], next(iter(said["weight_map"])))
     (tmp_path / INDEX).write_text(json.dumps(said))
-    load(tmp_path, INDEX, fact)
+    load(tmp_path, INDEX, *facts)
 
 
 def test_one_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_a_configuration_that_is_none_is_refused(change: dict[str, Any], tmp_pat
     tiny_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
-    load(tmp_path, "model", remedy="config.json")
+    load(tmp_path, "cannot load", remedy="config.json")
 
 
 LORA_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"

@@ -12,13 +12,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
-from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
 from caldpo.losses.dpo import DPO
 from caldpo.optim import AdamW, RMSprop, Schedule, can_fuse, decay_groups
 from caldpo.optim.lr_schedule import share_of
 from tests.harness import Pairs, make_module
+from tests.messages import refused
 from tests.tiny import tiny_model, tiny_pairs
 
 
@@ -99,7 +99,8 @@ def test_fused_where_it_can_be() -> None:
 
 
 def test_fused_under_float16_scaling_is_refused_before_anything_loads() -> None:
-    with pytest.raises(CaldpoError, match=r"optim\.fused=true: cannot be combined with trainer\.precision=16-mixed"):
+    remedy = ("optim.fused=auto", "trainer.precision=bf16-mixed")
+    with refused("trainer.precision=16-mixed", key="optim.fused", value="true", remedy=remedy):
         adamw(fused=True).check("16-mixed")
     for fused, precision in [("auto", "16-mixed"), (False, "16-mixed"), (True, "bf16-mixed"), (True, "32-true")]:
         adamw(fused=fused).check(precision)

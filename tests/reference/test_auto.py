@@ -11,6 +11,7 @@ from caldpo.reference.auto_reference import Auto, choose
 from caldpo.reference.disabled_adapter import AdapterReference
 from caldpo.reference.frozen_model import FrozenReference
 from caldpo.reference.precomputed import PrecomputedReference
+from tests.messages import names
 from tests.reference.contexts import TRAIN, make_context
 from tests.tiny import tiny_model
 
@@ -36,13 +37,15 @@ def test_choice(seen: int, adapted: bool, own_start: bool, asked: tuple[str, ...
 def test_it_says_what_it_chose_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = Auto(cache=str(tmp_path / "cache"), spot_check=0)
     assert isinstance(spec.build(make_context(seen=10)), FrozenReference)
-    said = capsys.readouterr().out
-    assert said == "reference=auto: frozen, the run sees 10 pairs of 23, too few to compute log-probs of all first\n"
+    (line,) = capsys.readouterr().out.splitlines()
+    names(line, "reference=auto", "frozen", "10 pairs of 23")
     lora = make_context(Lora(rank=2).apply(tiny_model()), seen=10, reload=tiny_model)
     assert isinstance(spec.build(lora), AdapterReference)
     reference = spec.build(make_context(seen=1000))
     assert isinstance(reference, PrecomputedReference)
-    assert "reference=auto: precomputed, the run sees 1,000 pairs of 23" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    for line, way, pairs in zip(lines, ("adapter", "precomputed"), ("10 pairs", "1,000 pairs"), strict=True):
+        names(line, "reference=auto", way, f"{pairs} of 23")
     assert not (tmp_path / "cache").exists()
     reference.prepare()
     assert len(list((tmp_path / "cache").glob("*/manifest.json"))) == 2

@@ -64,7 +64,10 @@ def train(
     patience: float = 240,
     command: str = "caldpo.train",
 ) -> Ended:
-    """Run a command in ``folder``, one process a rank; ``kill`` strikes the first, SIGKILL then the others."""
+    """Run a command in ``folder`` in processes of its own, one a rank.
+
+    ``kill`` strikes the first, SIGKILL then the others.
+    """
     output = folder / "said.txt"
     output.unlink(missing_ok=True)
     port = _free_port()

@@ -8,7 +8,7 @@ import pytest
 
 from caldpo.environments.reviews.review_prompts import TITLES, Prompt, parse_prompt, sample_prompts
 from caldpo.environments.reviews.vocabulary import ASPECTS, TITLE_FIRST, TITLE_SECOND, TONES
-from caldpo.errors import CaldpoError
+from tests.messages import refused
 
 EXAMPLE = "Write a warm review of silent garden : plot , music , acting ."
 
@@ -42,9 +42,8 @@ def test_no_title_is_in_both_splits_but_every_word_is() -> None:
 def test_all_prompts_can_be_drawn_and_no_more() -> None:
     everything = len(TITLES["test"]) * 8 * 7 * 6 * len(TONES)
     assert len(set(sample_prompts("test", everything, random.Random(0)))) == everything
-    with pytest.raises(CaldpoError, match=f"has {everything:,} different test prompts") as error:
+    with refused(f"{everything:,}", "test prompts", key="data.source.test_pairs", value=everything + 1):
         sample_prompts("test", everything + 1, random.Random(0))
-    assert error.value.key == "data.source.test_pairs"
 
 
 @pytest.mark.parametrize(
