@@ -216,9 +216,9 @@ class TrainerSettings:
             return ZeroStrategy(self._zero_stage, cpu_offload=self.cpu_offload, half=half)
         if not self.is_sharded:
             return self.strategy
-        from caldpo.distributed.fsdp_strategy import ShardedStrategy
+        from caldpo.distributed.fsdp_strategy import FsdpStrategy
 
-        return ShardedStrategy(self.world_size, cpu_offload=self.cpu_offload)
+        return FsdpStrategy(self.world_size, cpu_offload=self.cpu_offload)
 
 
 class StepProgress(RichProgressBar):

@@ -16,8 +16,8 @@ from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.head import NotNumbersError
 from caldpo.models.eval_mode import evaluating
-from caldpo.nonfinite.evaluation_guard import not_finite_error
 from caldpo.utils.delayed_progress import LateBar
+from caldpo.utils.finite_checks import not_finite_error
 
 
 def score_pairs(

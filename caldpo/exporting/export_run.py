@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from caldpo import __version__
-from caldpo.checkpointing.checkpoint_choice import wanted_checkpoint
+from caldpo.checkpointing.manifest import wanted_checkpoint
 from caldpo.components import build_model
 from caldpo.config.run_lifecycle import write_json
 from caldpo.errors import CaldpoError

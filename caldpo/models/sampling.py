@@ -27,7 +27,7 @@ from caldpo.models.compilation import uncompiled
 from caldpo.models.eval_mode import evaluating
 from caldpo.models.generation_settings import listed, unused_settings, without_own_settings
 from caldpo.models.left_padding import forget, left_padded, prompt_batches
-from caldpo.nonfinite.evaluation_guard import not_finite_error
+from caldpo.utils.finite_checks import not_finite_error
 from caldpo.utils.out_of_memory import is_out_of_memory
 
 LEAST_TEMPERATURE = 1e-6

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from caldpo.distributed.fsdp import whole
+from caldpo.distributed.fsdp import full_tensor
 from caldpo.models.adapters import base_model, base_weights, reference_adapter
 from caldpo.utils.atomic_io import file_digest
 from caldpo.utils.collectives import gathered, is_first_rank
@@ -113,7 +113,7 @@ def weights_digest(model: PreTrainedModel) -> str:
             waiting.clear()
 
         for name, value in weights.items():
-            gathered_value = whole(value)
+            gathered_value = full_tensor(value)
             if reads:
                 pieces = _pieces(gathered_value)
                 waiting |= {pool.submit(_content, piece): (name, start, piece.nbytes) for start, piece in pieces}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from caldpo.checkpointing.manifest import FOLDER, SAMPLES, Manifest, checkpoint_folders, newest_whole
-from caldpo.checkpointing.run_identity import require_same
+from caldpo.checkpointing.manifest import FOLDER, SAMPLES, Manifest, checkpoint_folders, newest_intact
+from caldpo.checkpointing.checkpoint_plan import require_same
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME, keep_rows, read_rows
 from caldpo.utils.collectives import is_first_rank
@@ -46,7 +46,7 @@ class ResumePoint:
         if not resumed:
             return cls(run_dir)
         try:
-            folder, manifest, damages = newest_whole(run_dir)
+            folder, manifest, damages = newest_intact(run_dir)
         except OSError as error:
             raise CaldpoError(
                 f"a checkpoint cannot be read: {error}",

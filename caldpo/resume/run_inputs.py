@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from caldpo.checkpointing.frozen_weights import frozen_names
+from caldpo.checkpointing.checkpoint_weights import frozen_names
 from caldpo.config.path_digests import contents
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_cache import tokenizer_digest
-from caldpo.lightning_module import PreferenceModule
 from caldpo.models.adapters import base_model
 from caldpo.reference.fingerprint import key_of, model_configuration, weights_digest
-from caldpo.reference.reference_base import ReferenceSource
+from caldpo.reference.reference_base import Reference, ReferenceSource
 from caldpo.resume.config_diff import compared_keys, config_digest, without_length
 from caldpo.utils.versions import versions
 
@@ -73,21 +72,22 @@ def policy_inputs(policy: PreTrainedModel) -> dict[str, str]:
     }
 
 
-def frozen_inputs(module: PreferenceModule, source: ReferenceSource) -> dict[str, str]:
+def frozen_inputs(policy: PreTrainedModel, reference: Reference, source: ReferenceSource) -> dict[str, str]:
     """Digest the weights that a checkpoint does not hold: the reference's, and the frozen ones of the policy.
 
     All ranks have to call.
 
     Args:
-        module: whose reference is prepared.
-        source: of that reference.
+        policy: that is trained.
+        reference: prepared.
+        source: of the reference.
     """
-    facts = dict(module.reference.facts())
+    facts = dict(reference.facts())
     weights = facts.pop("weights")
     inputs = {"the reference's weights": weights, "the reference's configuration": key_of(facts)}
     own_start = getattr(source, "path", None) is None and getattr(source, "dtype", "same") == "same"
-    if frozen_names(module) and not own_start:  # else they are the reference's, and reading them takes long
-        inputs["the policy's frozen weights"] = weights_digest(module.policy)
+    if frozen_names(policy) and not own_start:  # else they are the reference's, and reading them takes long
+        inputs["the policy's frozen weights"] = weights_digest(policy)
     return inputs
 
 

@@ -14,8 +14,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caldpo.checkpointing import collective_write as together
-from caldpo.distributed.fsdp import decoder_layers, full_state_dict, is_sharded, reshard, shard, tied_names, whole
+from caldpo.checkpointing import checkpoint_io
+from caldpo.distributed.fsdp import (
+    decoder_layers,
+    full_state_dict,
+    full_tensor,
+    is_sharded,
+    reshard,
+    shard,
+    tied_names,
+)
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.reference.fingerprint import weights_digest
@@ -82,7 +90,8 @@ def test_a_divided_model_says_the_same(group: None) -> None:
     assert not is_sharded(plain)
     assert all(isinstance(value, DTensor) for value in model.parameters())
     assert all(
-        torch.equal(whole(value), other) for value, other in zip(model.parameters(), plain.parameters(), strict=True)
+        torch.equal(full_tensor(value), other)
+        for value, other in zip(model.parameters(), plain.parameters(), strict=True)
     )
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
     assert weights_digest(model) == weights_digest(plain), "log-probs that were cached by a whole model are taken"
@@ -157,12 +166,12 @@ def test_parts_that_the_first_rank_cannot_see_are_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nodes that do not share the folder would leave one that lacks parts."""
-    monkeypatch.setattr(together, "_PATIENCE", 0.2)
+    monkeypatch.setattr(checkpoint_io, "_VISIBLE_WITHIN", 0.2)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "a.safetensors").touch()
-    together._require_shared(tmp_path, ["weights/a.safetensors"])
+    checkpoint_io._wait_for_files(tmp_path, ["weights/a.safetensors"])
     with refused("weights/b.safetensors", "rank", kind=OSError):
-        together._require_shared(tmp_path, ["weights/a.safetensors", "weights/b.safetensors"])
+        checkpoint_io._wait_for_files(tmp_path, ["weights/a.safetensors", "weights/b.safetensors"])
 
 
 @pytest.mark.parametrize(
@@ -176,6 +185,6 @@ def test_each_rank_describes_what_it_wrote_itself(
         (tmp_path / f"{name}.safetensors").touch()
     (tmp_path / "training.pt").touch()
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
-    monkeypatch.setattr(together, "is_first_rank", lambda: rank == 0)
+    monkeypatch.setattr(checkpoint_io, "is_first_rank", lambda: rank == 0)
     mine = [f"{name}.safetensors" for name in own] + (["training.pt"] if rank == 0 else [])
-    assert together._mine(tmp_path) == sorted(mine)
+    assert checkpoint_io._own_files(tmp_path) == sorted(mine)

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import GenerationConfig
 
-from caldpo.checkpointing.checkpoint_choice import wanted_checkpoint
+from caldpo.checkpointing.manifest import wanted_checkpoint
 from caldpo.errors import CaldpoError
 from caldpo.exporting.card_facts import citations, published_base, published_data, tracking, without_places
 from caldpo.exporting.export_dir import default_place

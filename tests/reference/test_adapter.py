@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from caldpo.checkpointing.checkpoint_io import load_weights
-from caldpo.checkpointing.frozen_weights import add_frozen
+from caldpo.checkpointing.checkpoint_weights import add_frozen
+from caldpo.errors import CaldpoError
 from caldpo.logprobs import pair_logprobs
 from caldpo.models.adapters import Dora, Lora, NoAdapter, adapter_off, base_weights
 from caldpo.models.dora import measure_lengths

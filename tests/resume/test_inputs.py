@@ -13,13 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from caldpo.config.path_digests import contents
-from caldpo.resume.config_diff import FREE, bound
+from caldpo.resume.config_diff import FREE, bound, config_digest
 from caldpo.resume.run_inputs import COMPARED_AS_READ
 from tests.command import train
 from tests.evaluation.runs import inside, write_data
 from tests.messages import names
 from tests.resume.stopped import RUN, stopped
 from tests.resume.stopped import contents as files_of
+
+
+def test_the_digest_is_of_what_a_step_computes() -> None:
+    config = {"loss": {"beta": 0.1}, "trainer": {"precision": "32-true"}, "replay": None, "console": "full"}
+    assert config_digest(config) == config_digest(config | {"replay": "x", "console": "line", "logger": {}})
+    assert config_digest(config) != config_digest(config | {"loss": {"beta": 0.2}})
 
 
 def edited(file: str, change: Callable[[dict], dict]) -> None:
