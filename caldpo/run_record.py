@@ -21,7 +21,7 @@ from caldpo.resume.resume_overrides import OVERRIDES, recorded_config, recorded_
 from caldpo.run_settings import RunSettings
 from caldpo.utils.atomic_io import write_text
 from caldpo.utils.collectives import is_first_rank
-from caldpo.utils.devices import peak_memory
+from caldpo.utils.devices import peak_memory, reset_peak_memory
 from caldpo.utils.versions import versions
 
 # Keys of summary.json: how often the run was started, and its optimiser steps from end to end
@@ -46,6 +46,7 @@ class RunRecord:
         self.loss_name, self.resumed = loss_name, resumed
         self._entries: dict[str, Any] = {}  # of summary.json, since this start
         self._started = time.perf_counter()
+        reset_peak_memory()
 
     @classmethod
     def open(cls, run_dir: Path, cfg: DictConfig, settings: RunSettings, components: Components) -> RunRecord:
@@ -72,9 +73,17 @@ class RunRecord:
         if is_first_rank():
             write_text(run_dir / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         starts = summary.get(STRETCHES, 0)
-        record.note({OVERRIDES: recorded_overrides(hydra.overrides.task), STRETCHES: starts + 1})
-        record.note(pin(components.source, components.data, summary))
-        record.note({"notes": settings.notes, "tags": settings.tags, **components.describe(), "versions": versions()})
+        record.note(
+            {
+                OVERRIDES: recorded_overrides(hydra.overrides.task),
+                STRETCHES: starts + 1,
+                "notes": config.get("notes"),
+                "tags": config.get("tags"),
+                **pin(components.source, components.data, summary),
+                **components.describe(),
+                "versions": versions(),
+            }
+        )
         return record
 
     def __getitem__(self, key: str) -> Any:
@@ -89,9 +98,8 @@ class RunRecord:
 
     @property
     def tracked_name(self) -> str:
-        """Name of the run in a tracker: its folder's, with loss and seed where that does not name them."""
-        choices = (f"loss={self.loss_name}", f"seed={self.settings.seed}")
-        return " ".join([*(c for c in choices if c not in self.run_dir.name.split(",")), self.run_dir.name])
+        """Name of the run in a tracker, see :func:`tracked_name`."""
+        return tracked_name(self.run_dir, self.loss_name, self.settings.seed)
 
     @property
     def sweep_name(self) -> str | None:
@@ -99,25 +107,25 @@ class RunRecord:
         hydra = HydraConfig.get()
         if hydra.mode == RunMode.MULTIRUN:
             return Path(hydra.sweep.dir).name
-        is_resumed_one = (self.run_dir / "multirun.yaml").is_file() or (self.run_dir.parent / "multirun.yaml").is_file()
-        return self.run_dir.absolute().parent.name if is_resumed_one else None
+        resumed_from_sweep = (self.run_dir.parent / "multirun.yaml").is_file()
+        return self.run_dir.absolute().parent.name if resumed_from_sweep else None
 
-    def finish(self, module: PreferenceModule, **entries: Any) -> dict[str, Any]:
+    def finish(self, module: PreferenceModule, *, earlier_seconds: float, **entries: Any) -> dict[str, Any]:
         """Write the final ``summary.json`` and return it.
 
         Args:
             module: trained.
+            earlier_seconds: of the run before it was resumed.
             entries: further ones.
         """
         memory, memory_of = peak_memory()
-        seconds = time.perf_counter() - self._started
         summary = {
             "status": FINISHED,
             "loss_name": self.loss_name,
             "seed": self.settings.seed,
             "steps": module.global_step,
             "metrics": module.latest,
-            "wall_seconds": seconds,
+            "wall_seconds": time.perf_counter() - self._started + earlier_seconds,
             "peak_memory_bytes": memory,
             "peak_memory_of": memory_of,
             "start_difference": module.largest_start_ratio,
@@ -128,3 +136,9 @@ class RunRecord:
         if is_first_rank():
             write_json(self.run_dir / SUMMARY, summary)
         return summary
+
+
+def tracked_name(run_dir: Path, loss_name: str, seed: int) -> str:
+    """Name a run in a tracker: by its folder, with loss and seed where that does not name them."""
+    choices = (f"loss={loss_name}", f"seed={seed}")
+    return " ".join([*(choice for choice in choices if choice not in run_dir.name.split(",")), run_dir.name])

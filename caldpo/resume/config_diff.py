@@ -103,9 +103,7 @@ def require_same_config(began: Mapping[str, Any], config: Mapping[str, Any], run
     )
 
 
-def differences(
-    began: Mapping[str, Any], config: Mapping[str, Any], exempt: Collection[str] = ()
-) -> Iterator[str]:
+def differences(began: Mapping[str, Any], config: Mapping[str, Any], exempt: Collection[str] = ()) -> Iterator[str]:
     """Describe each compared key that differs, except those ``exempt``, sorted by name, with both values."""
     before, after = flatten(began), flatten(config)
     for key in sorted(before.keys() | after.keys()):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from caldpo.checkpointing.manifest import FOLDER, SAMPLES, Manifest, checkpoint_folders, newest_intact
 from caldpo.checkpointing.checkpoint_plan import require_same
+from caldpo.checkpointing.manifest import FOLDER, SAMPLES, Manifest, checkpoint_folders, newest_intact
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME, keep_rows, read_rows
 from caldpo.utils.collectives import is_first_rank

@@ -85,7 +85,7 @@ def frozen_inputs(policy: PreTrainedModel, reference: Reference, source: Referen
     facts = dict(reference.facts())
     weights = facts.pop("weights")
     inputs = {"the reference's weights": weights, "the reference's configuration": key_of(facts)}
-    own_start = getattr(source, "path", None) is None and getattr(source, "dtype", "same") == "same"
+    own_start = source.path is None and source.dtype == "same"
     if frozen_names(policy) and not own_start:  # else they are the reference's, and reading them takes long
         inputs["the policy's frozen weights"] = weights_digest(policy)
     return inputs

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from caldpo import training_run as run_module
+from caldpo import training_command as run_module
 from caldpo.config import metric_names as logged
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.metric_names import objective_problems
@@ -107,7 +107,7 @@ def test_what_the_data_knows_is_accepted() -> None:
     assert refused(*own) is None  # a source outside the package may have an optimum of its own
 
 
-@pytest.mark.parametrize("console", ["full", "line"])
+@pytest.mark.parametrize("console", ["full", "compact"])
 def test_a_searching_sweeper_gets_it(console: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else was measured; and nothing where a run did not come to measure it."""
     place = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)))
@@ -115,5 +115,5 @@ def test_a_searching_sweeper_gets_it(console: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(run_module, "print_line", lambda *_: None)
     cfg = config("optimized_metric=val/logps/chosen", f"console={console}")
     for metrics, told in (({"val/loss": 1.0, "val/logps/chosen": -2.5}, -2.5), ({"val/loss": 1.0}, None)):
-        monkeypatch.setattr(run_module, "run_in", lambda *_, found=metrics: {"metrics": found})
+        monkeypatch.setattr(run_module, "train_run", lambda *_, found=metrics: {"metrics": found})
         assert run_module.run(cfg) == told

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.checkpointing.checkpoint_weights import add_frozen
-from caldpo.errors import CaldpoError
 from caldpo.logprobs import pair_logprobs
 from caldpo.models.adapters import Dora, Lora, NoAdapter, adapter_off, base_weights
 from caldpo.models.dora import measure_lengths
