@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import create_config_search_path
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from caldpo.config.conf_dir import conf_dir
 from caldpo.config.overrides import parse_override_value, with_quoted_paths
 from caldpo.config.preflight import check_run, composed
 from caldpo.config.run_dir import claimed_folder
@@ -59,8 +57,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
             remedy='write compose(["loss=dpo", "seed=1"])',
         )
     expanded = with_run_overrides(with_quoted_paths(list(overrides)))
-    search_path = create_config_search_path(str(conf_dir()))
-    return composed("train", search_path, expanded, schemas=SCHEMAS, agree=find_config_problems)
+    return composed("train", expanded, schemas=SCHEMAS, agree=find_config_problems)
 
 
 def train(cfg: DictConfig) -> TrainingResult:

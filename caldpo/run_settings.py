@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from omegaconf import DictConfig
+from pydantic import Field
 
-from caldpo.config.bounds import FolderName, NonNegativeInt, Pattern, Positive
+from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
 from caldpo.config.metric_names import objective_problems
-from caldpo.config.path_checks import find_misplaced
 from caldpo.config.required_groups import find_missing_groups
 from caldpo.config.signatures import validated
 from caldpo.config.validation import Problem
+from caldpo.data.source_paths import find_misplaced
 from caldpo.evaluation.default_suites import find_unknown_suites
 from caldpo.resume.resume_overrides import require_same_run
 
-SuiteName = Annotated[str, Pattern(r"[A-Za-z0-9_]+", "the name of a suite, of letters, digits and _")]
-Tag = Annotated[str, Pattern(r".{1,64}", "a text of 1 to 64 characters")]  # as W&B bounds them
+SuiteName = Annotated[
+    str, Field(pattern=r"\A[A-Za-z0-9_]+\Z", description="the name of a suite, of letters, digits and _")
+]
+Tag = Annotated[str, Field(min_length=1, max_length=64, description="a text of 1 to 64 characters")]  # as in W&B
 SCHEMAS = {"": "caldpo.run_settings.RunSettings"}  # of the plain top-level keys
 
 

@@ -8,13 +8,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from caldpo.checkpointing.manifest import FOLDER
-from caldpo.config.process_rank import process_rank
 from caldpo.config.run_lifecycle import FINISHED, Done
 from caldpo.config.summary_file import known_summary
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME
 from caldpo.resume.config_diff import CONFIG, is_longer, read_config, require_same_config
 from caldpo.resume.resume_overrides import AUTO, recorded_config
+from caldpo.utils.process_rank import process_rank
 
 
 def finished_outcome(cfg: DictConfig, folder: Path) -> Done | None:

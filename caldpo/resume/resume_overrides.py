@@ -22,6 +22,7 @@ from caldpo.config.overrides import quoted
 from caldpo.config.required_groups import NEEDED
 from caldpo.config.run_lifecycle import FINISHED
 from caldpo.config.summary_file import SUMMARY, known_summary
+from caldpo.config.trusted_config import require_own_code, require_plain_overrides
 from caldpo.errors import CaldpoError
 from caldpo.resume.config_diff import (
     CONFIG,
@@ -33,7 +34,6 @@ from caldpo.resume.config_diff import (
 )
 from caldpo.security.paths import require_no_links_out
 from caldpo.security.secrets import MASK, redact, redact_text
-from caldpo.security.trusted_config import require_own_code, require_plain_overrides
 from caldpo.utils.yaml_io import read_yaml
 
 AUTO = "auto"

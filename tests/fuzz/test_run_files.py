@@ -18,7 +18,6 @@ from caldpo.checkpointing.checkpoint_io import CheckpointFolders
 from caldpo.checkpointing.manifest import DamagedCheckpointError, newest_intact, read_manifest
 from caldpo.config.summary_file import known_summary, read_summary
 from caldpo.errors import CaldpoError
-from caldpo.metric_definitions import CHOSEN
 from caldpo.metrics_file import RowWriter, keep_rows, read_rows
 from caldpo.nonfinite.step_dump import Dump, read_dump
 from caldpo.replay.replay_run import batches_of
@@ -27,9 +26,10 @@ from caldpo.report.grouping import group
 from caldpo.report.markdown_report import report
 from caldpo.report.read_runs import read_run
 from caldpo.report.run_files import Run
+from caldpo.report.shown_metrics import CHOSEN
 from caldpo.resume.config_diff import config_digest, differences, read_config
-from caldpo.resume.resume_overrides import with_run
-from caldpo.resume.resume_point import find_start
+from caldpo.resume.resume_overrides import with_run_overrides
+from caldpo.resume.resume_point import ResumePoint
 from caldpo.sweep_report import collect
 from caldpo.utils.atomic_io import write_text
 from tests.fuzz.effort import fuzz
@@ -89,11 +89,11 @@ def metrics_are_sound(run: Path) -> None:
 
 
 def resuming_is_sound(run: Path) -> None:
-    found = outcome(lambda: with_run([f"resume={run}"]))
+    found = outcome(lambda: with_run_overrides([f"resume={run}"]))
     if not isinstance(found, CaldpoError):
         assert all(isinstance(text, str) for text in found)
         assert found[-1].startswith("hydra.run.dir=")
-    start = outcome(lambda: find_start(run, resumed=True, first_rank=False))
+    start = outcome(lambda: ResumePoint.find(run, resumed=True))
     if not isinstance(start, CaldpoError):
         assert start.manifest.step == int(start.checkpoint.name.partition("-")[2])
         assert start.manifest.rows == len(start.earlier) == 9
