@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -54,6 +54,15 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Not kept here: ``config.yaml`` has them."""
+
+
+@runtime_checkable
+class TableLogger(Protocol):
+    """A Lightning logger that takes tables, as W&B's does."""
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int) -> None:
+        """Replace the table of this name."""
+        ...
 
 
 class Tracker(Protocol):

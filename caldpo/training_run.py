@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ from caldpo.utils.out_of_memory import is_out_of_memory
 Announce = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class PreparedData:
+    """What training needs of the prepared data beside the pairs.
+
+    Args:
+        tokenizer: with the chat template that the pairs were rendered by.
+        inputs: digests by name, for checkpoints, see :func:`data_inputs`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    inputs: dict[str, str]
+
+
 def train_run(
     cfg: DictConfig, settings: RunSettings, run_dir: Path, announce: Announce | None = None
 ) -> dict[str, Any]:
@@ -78,15 +92,14 @@ def train_run(
     record = RunRecord.open(run_dir, cfg, settings, components)
     announce_start(cfg, record, announce)
     resume = ResumePoint.find(run_dir, resumed=record.resumed)
-    tokenizer, inputs = prepare_data(cfg, components, record, resume)
+    data = prepare_data(cfg, components, record, resume)
     with closing(components), oom_explained(cfg, components):
-        policy = load_checked_policy(components, tokenizer, settings)
+        policy = load_checked_policy(components, data.tokenizer, settings)
         loggers = open_loggers(components, record, resume)
         plan = plan_steps(cfg, components, record, policy)
         callbacks = [Reseed(settings.seed), *components.callbacks.values()]
         trainer = components.trainer.build(run_dir, loggers, callbacks, plan.accumulation)
-        module = build_module(components, record, trainer, policy, tokenizer, plan)
-        module.checkpoint_plan = checkpoint_plan(components, resume, module, inputs)
+        module = build_module(components, record, resume, trainer, policy, plan, data)
         announce_training(cfg, record, module, plan, announce)
         fit(trainer, module, components.data, resume)
     export_policy(module, record)
@@ -112,14 +125,8 @@ def announce_start(cfg: DictConfig, record: RunRecord, announce: Announce | None
         (announce or functools.partial(print, flush=True))(note)
 
 
-def prepare_data(
-    cfg: DictConfig, components: Components, record: RunRecord, resume: ResumePoint
-) -> tuple[PreTrainedTokenizerBase, dict[str, str]]:
-    """Read, check, split and tokenise the pairs, and compare them with the models and with the resumed run.
-
-    Returns:
-        The tokenizer, and digests of the data for checkpoints, see :func:`data_inputs`.
-    """
+def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, resume: ResumePoint) -> PreparedData:
+    """Read, check, split and tokenise the pairs, and compare them with the models and with the resumed run."""
     tokenizer, loss, data = components.model.load_tokenizer(), components.loss, components.data
     report = data.prepare_pairs(
         tokenizer,
@@ -139,7 +146,7 @@ def prepare_data(
     )
     inputs = data_inputs(record.config, data, tokenizer)
     resume.require_same_inputs(inputs)  # before weights load; the others are compared when the checkpoint does
-    return tokenizer, inputs
+    return PreparedData(tokenizer, inputs)
 
 
 def load_checked_policy(
@@ -176,46 +183,41 @@ def plan_steps(cfg: DictConfig, components: Components, record: RunRecord, polic
 def build_module(
     components: Components,
     record: RunRecord,
+    resume: ResumePoint,
     trainer: pl.Trainer,
     policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     plan: StepPlan,
+    data: PreparedData,
 ) -> PreferenceModule:
     """Build the training module, with the policy in the run's dtype and the reference beside it."""
     loss, optim, settings = components.loss, components.optim, components.trainer
     policy = in_run_dtype(trainer, policy)
+    inputs = {**data.inputs, **policy_inputs(policy)}
     if not optim.rounds_stochastically:
         note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), optim.lr)
     facts = {
         "model": components.model.identity(),
-        "tokenizer": tokenizer.name_or_path,
+        "tokenizer": data.tokenizer.name_or_path,
         "prompts": record["data"]["prompts"],
     }
     context = reference_context(policy, components.model, loss, components.data, trainer, plan.pairs_seen, facts)
+    reference = components.reference.build(context)
     return PreferenceModule(
         policy,
-        components.reference.build(context),
+        reference,
         loss,
         optim,
-        tokenizer,
+        data.tokenizer,
         record.settings.reward_beta,
         same_start=not components.reference.distinct,
         metrics_sync_every=settings.metrics_sync_every,
         logits_cache_mib=record.settings.logits_cache_mib,
         nonfinite=NonFiniteGuard(settings.on_nonfinite, settings.max_skipped_steps),
-    )
-
-
-def checkpoint_plan(
-    components: Components, resume: ResumePoint, module: PreferenceModule, inputs: dict[str, str]
-) -> CheckpointPlan:
-    """Say what checkpoints record of the run, and what happens once one is known to be this run's."""
-    policy, reference = module.policy, module.reference
-    known = {**inputs, **policy_inputs(policy)}
-    return CheckpointPlan(
-        inputs=lambda: {**known, **frozen_inputs(policy, reference, components.reference)},
-        environment=environment(policy, module.trainer.strategy.root_device, components.data.layout),
-        cut=resume.truncate_files,
+        checkpoint_plan=CheckpointPlan(
+            inputs=lambda: {**inputs, **frozen_inputs(policy, reference, components.reference)},
+            environment=environment(policy, trainer.strategy.root_device, components.data.layout),
+            cut=resume.truncate_files,
+        ),
     )
 
 

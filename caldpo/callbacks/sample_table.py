@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import WandbLogger
 
 from caldpo.callbacks.callback_base import PromptSampling, response_texts
 from caldpo.checkpointing.manifest import SAMPLES
@@ -14,6 +13,7 @@ from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.datamodule import PairDataModule
 from caldpo.lightning_module import PreferenceModule
+from caldpo.loggers import TableLogger
 
 
 class SampleTable(PromptSampling):
@@ -61,7 +61,7 @@ class SampleTable(PromptSampling):
         with file.open("a", encoding="utf-8") as opened:
             opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, TableLogger):
                 # a table is replaced, not appended to: every row of the run so far, at the step they belong to
                 table = [json.loads(line) for line in file.open(encoding="utf-8")]  # not splitlines(): U+2028
                 logger.log_table(
