@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from caldpo.data.chat_template import render_pair
 from caldpo.data.template_source import with_fixed_date
 from caldpo.data.token_cache import cached_tokens
-from caldpo.resume.template_date import clock_of, keep_clock
+from caldpo.resume.pins import first_day, pin
 from tests.data.prepared import TEST, TRAIN, Conversations, prepared
 from tests.data.small import byte_tokenizer, chat, pair
 from tests.messages import names
@@ -60,9 +59,9 @@ def test_a_resumed_run_keeps_the_day_it_began_on(tmp_path: Path, capsys: pytest.
     names(report["prompts"], "chat template", "date")
     names(capsys.readouterr().out, f"{datetime.now():%Y-%m-%d}")
     data.now = THEN
-    keep_clock(data, tmp_path, resumed=False)
-    assert json.loads((tmp_path / "summary.json").read_text())["date"] == "2024-02-29"
+    recorded = pin(object(), data, {})
+    assert recorded == {"date": "2024-02-29"}
     data.now = datetime(2024, 3, 1)
-    keep_clock(data, tmp_path, resumed=True)
+    assert pin(object(), data, recorded) == recorded
     assert data.now == THEN
-    assert clock_of({"date": "no date"}) is None
+    assert first_day({"date": "no date"}) is None
