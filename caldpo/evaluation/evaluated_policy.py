@@ -24,7 +24,7 @@ from caldpo.data.end_tokens import end_tokens, response_text
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.data.split import prompt_key
 from caldpo.data.token_cache import tokenizer_digest
-from caldpo.environments.true_rewards import true_rewards
+from caldpo.data.true_rewards import true_rewards
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.eval_precision import find_device, forward_context, placed
 from caldpo.evaluation.evaluation_cache import EvaluationCache, Sampling
@@ -72,8 +72,7 @@ class EvaluatedPolicy:
         self.reward_beta = float(settings.reward_beta or target.of_run("reward_beta", 0.1))
         self.weights = find_weights(target, settings.wanted)
         config = OmegaConf.create({name: target.config[name] for name in ("model", "adapter", "reference", "data")})
-        configured, self.adapter = build_model(config)
-        self.source = self.adapter.base(configured)
+        self.source, self.adapter = build_model(config)
         self._own_reference: ReferenceSource | None = build_optional(config, "reference")
         data: PairDataModule | None = build_optional(config, "data")
         self.adapter.check()

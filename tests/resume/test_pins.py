@@ -16,6 +16,7 @@ from caldpo.resume.pins import DATA_COMMIT, MODEL_COMMIT, pin, pin_model
 from tests.messages import names
 
 OLD, NEW = "a" * 40, "b" * 40
+TABLE = TabularModel(prompts=2, responses=3, environment_seed=0, reference_spread=1.0)  # it has no repository
 
 
 def test_a_resumed_run_loads_the_commit_that_it_began_with(
@@ -31,7 +32,7 @@ def test_a_resumed_run_loads_the_commit_that_it_began_with(
     assert pin_model(resumed, {MODEL_COMMIT: OLD}) == OLD
     assert resumed.revision == OLD
     names(capsys.readouterr().out, "some/model", "main", OLD, NEW)
-    assert pin_model(TabularModel(), {MODEL_COMMIT: OLD}) is None  # it has no repository
+    assert pin_model(TABLE, {MODEL_COMMIT: OLD}) is None
 
 
 def test_a_resumed_run_reads_the_commit_of_its_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +41,7 @@ def test_a_resumed_run_reads_the_commit_of_its_data_set(monkeypatch: pytest.Monk
         monkeypatch.setattr(HubDataset, "commit", lambda self: commit)
         data = PairDataModule.__new__(PairDataModule)
         data.source, data.now = source, datetime(2024, 2, 29)
-        entry = pin(TabularModel(), data, recorded).get(DATA_COMMIT)
+        entry = pin(TABLE, data, recorded).get(DATA_COMMIT)
         assert isinstance(data.source, HubDataset)
         return entry, data.source.revision
 

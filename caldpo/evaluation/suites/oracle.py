@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from caldpo.config.bounds import NonNegative, PositiveInt, Share
 from caldpo.config.signatures import validated
 from caldpo.data.pair import TokenizedPair
+from caldpo.data.raw_row import ExactSource
 from caldpo.data.sources.sentiment_reward import SentimentReward
-from caldpo.environments.true_rewards import true_rewards, wins
+from caldpo.data.true_rewards import true_rewards, wins
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
@@ -256,12 +257,12 @@ class Oracle(Suite):
 
 def exact_measures(subject: EvaluatedPolicy) -> dict[str, Measure]:
     """What the environment knows without sampling (a table's expected reward and KL), where it knows anything."""
-    exact = getattr(subject.data.source, "exact_metrics", None)
-    if exact is None:
+    source = subject.data.source
+    if not isinstance(source, ExactSource):
         return {}
     policy = subject.policy
     with subject.reference() as reference:
-        found = exact(policy, reference, subject.own_reward_beta or subject.reward_beta)
+        found = source.exact_metrics(policy, reference, subject.own_reward_beta or subject.reward_beta)
     return {
         name: Measure(
             value=value,
