@@ -24,7 +24,7 @@ from caldpo.data.end_tokens import end_tokens, response_text
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.data.split import prompt_key
 from caldpo.data.token_cache import tokenizer_digest
-from caldpo.environments.true_rewards import true_rewards
+from caldpo.data.true_rewards import true_rewards
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.eval_precision import find_device, forward_context, placed
 from caldpo.evaluation.evaluation_cache import EvaluationCache, Sampling

@@ -13,7 +13,7 @@ from caldpo.config.bounds import NonNegative, PositiveInt, Share
 from caldpo.config.signatures import validated
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.sources.sentiment_reward import SentimentReward
-from caldpo.environments.true_rewards import true_rewards, wins
+from caldpo.data.true_rewards import true_rewards, wins
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
