@@ -53,8 +53,7 @@ from caldpo.models.revision import keep_commit, keep_data_commit
 from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.nonfinite.replay import replay
-from caldpo.reference.reference_base import ReferenceSource
-from caldpo.reference.reference_context import in_run_dtype, reference_context
+from caldpo.reference.reference_base import ReferenceSource, in_run_dtype, reference_context
 from caldpo.resume.resume_point import find_start
 from caldpo.resume.run_inputs import known_inputs, model_inputs, policy_inputs, surroundings
 from caldpo.resume.template_date import keep_clock

@@ -26,8 +26,7 @@ from caldpo.models.revision import keep_commit
 from caldpo.nonfinite.inspected_pass import Pass, run_pass
 from caldpo.nonfinite.replay_report import as_dict, print_replay, verdict
 from caldpo.nonfinite.step_dump import Dump, last_checkpoint, read_dump
-from caldpo.reference.reference_base import ReferenceContext
-from caldpo.reference.reference_context import in_run_dtype
+from caldpo.reference.reference_base import ReferenceContext, in_run_dtype
 from caldpo.resume.config_diff import config_digest, read_config
 from caldpo.resume.config_diff import differences as differing_keys
 from caldpo.resume.resume_overrides import as_kept
@@ -215,10 +214,10 @@ def _context(components: Components, policy: PreTrainedModel, trainer: pl.Traine
         policy=policy,
         reload=lambda: in_run_dtype(trainer, components.model.load_policy()),
         splits={"train": TokenizedPairs(), "test": TokenizedPairs()},
-        asked=("train", "test"),
+        needed_splits=("train", "test"),
         batches=lambda split, rows: [],
         device=trainer.strategy.root_device,
         precision=trainer.precision_plugin.forward_context,
-        seen=0,
+        pairs_seen=0,
         facts={},
     )

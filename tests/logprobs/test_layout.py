@@ -12,7 +12,6 @@ import torch
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.logprobs import LogprobEngine, pair_logprobs, response_logprobs
-from caldpo.logprobs import layout as layout_module
 from caldpo.logprobs.layout import settle_layout, why_not_packed
 from caldpo.logprobs.packed_attention import EAGER, SDPA
 from caldpo.models.adapters import Lora
@@ -130,7 +129,7 @@ def test_what_the_configuration_does_not_say_is_found_by_trying(monkeypatch: pyt
     assert layout == "padded"
     names(reason, "packed", "log-probs")
     assert model.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(layout_module, "why_not_packed", lambda *_: None)
+    monkeypatch.setattr("caldpo.logprobs.layout.why_not_packed", lambda *_: None)
     for architecture in ("mamba", "bloom", "falcon", "gpt_oss", "qwen3_next"):
         assert settle_layout("auto", make(architecture), LIMIT)[0] == "padded"
 

@@ -80,7 +80,7 @@ def test_no_second_model_is_made_until_one_is_asked_for(tmp_path: Path, passes: 
 
 
 def test_a_split_that_nobody_asked_for_is_answered_live(tmp_path: Path, passes: CountedEngine) -> None:
-    context = make_context(asked=("test",))
+    context = make_context(needed_splits=("test",))
     reference = prepared(tmp_path, context)
     assert [p.name.split("-")[0] for p in tmp_path.iterdir()] == ["test"]
     assert (passes.pairs("train"), passes.pairs("test")) == (0, TEST)
@@ -235,7 +235,7 @@ def test_other_libraries_are_another_key(
 def test_what_is_read_and_what_is_computed_is_said(
     tmp_path: Path, passes: CountedEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    context = make_context(asked=("train",))
+    context = make_context(needed_splits=("train",))
     prepared(tmp_path, context)
     (folder,) = tmp_path.iterdir()
     (folder / "part-00001.safetensors").unlink()
