@@ -16,7 +16,7 @@ from caldpo.models.adapted_policy import count_parameters
 from caldpo.models.adapters import Lora
 from caldpo.resume.config_diff import differences
 from caldpo.startup_table import recipe_note
-from caldpo.utils.devices import settled_accelerator, settled_precision
+from caldpo.utils.devices import resolve_accelerator, resolve_precision
 from tests.command import train
 from tests.messages import names
 from tests.road.folders import write_model, write_rows
@@ -60,9 +60,9 @@ def test_auto_is_settled_by_the_device(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16)
     settings = TrainerSettings(accelerator="auto", precision="auto")
     assert (settings.accelerator, settings.precision) == (accelerator, precision)
-    assert settled_accelerator("cpu") == "cpu"
-    assert settled_precision("auto", "cpu") == "32-true"
-    assert settled_precision("16-mixed", "cpu") == "16-mixed"
+    assert resolve_accelerator("cpu") == "cpu"
+    assert resolve_precision("auto", "cpu") == "32-true"
+    assert resolve_precision("16-mixed", "cpu") == "16-mixed"
 
 
 def test_auto_of_a_resumed_run_is_what_it_began_with() -> None:

@@ -44,7 +44,7 @@ from caldpo.report.run_files import is_number
 from caldpo.resume.config_diff import bound
 from caldpo.resume.template_date import clock_of
 from caldpo.run_record import DATE
-from caldpo.utils.delayed_progress import LateBar
+from caldpo.utils.delayed_progress import DelayedProgress
 from caldpo.utils.notes import print_notes
 
 Who = Literal["policy", "reference"]
@@ -310,7 +310,7 @@ class EvaluatedPolicy:
         for line in sampling_notes(self.policy, self.tokenizer, self.ends):
             self.bench.once(f"note {line}", partial(print_notes, [line]))
         ends = self.ends  # of the policy: it is loaded before its reference, which may lie in it
-        with self.model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
+        with self.model(who) as model, DelayedProgress(f"{who}: sampling", len(prompts)) as bar, self.context():
             require_prompts(model, self.tokenizer, prompts, sampling.max_new_tokens)
             return sample_responses(
                 model,

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from caldpo.utils.atomic_io import atomic_file
-from caldpo.utils.collectives import is_first_rank, settled
+from caldpo.utils.collectives import call_on_all_ranks, is_first_rank
 
 PAIRS_PER_PART = 1024
 _POLL_SECONDS = 0.1  # between looks for parts that others compute
@@ -166,10 +166,10 @@ class LogpStore:
             return stored
 
         try:
-            result = settled(read_or_lock)[0]
+            result = call_on_all_ranks(read_or_lock)[0]
             if result is None:
                 values = compute(part.rows)
-                result = settled(lambda: self.write(part, values) if is_first_rank() else None)[0]
+                result = call_on_all_ranks(lambda: self.write(part, values) if is_first_rank() else None)[0]
         finally:
             lock.release()
         assert result is not None  # the first rank has read it or written it

@@ -26,8 +26,8 @@ from caldpo.reference.reference_base import Logps, ReferenceContext
 from caldpo.reference.reference_load import check_path, describe_reference, load_other, match_policy, require_path
 from caldpo.reference.tolerances import beyond, relative, rounding_of
 from caldpo.types import PairBatch
-from caldpo.utils.collectives import fresh_seed, gathered, is_first_rank, share_evenly, true_on_any_rank
-from caldpo.utils.delayed_progress import LateBar
+from caldpo.utils.collectives import all_gather, fresh_seed, is_first_rank, shard_items, true_on_any_rank
+from caldpo.utils.delayed_progress import DelayedProgress
 
 
 class PrecomputedReference:
@@ -151,7 +151,7 @@ class PrecomputedReference:
     def _fill(self, split: str, store: LogpStore, engine: LogprobEngine) -> Tensor:
         """Read or compute all values of a split; compute them again where the model gives others."""
         pairs = self.context.splits[split]
-        with LateBar(f"Reference log-probs, {split}", len(pairs)) as bar:
+        with DelayedProgress(f"Reference log-probs, {split}", len(pairs)) as bar:
 
             def compute(rows: range) -> Tensor:
                 return self._compute(split, list(rows), engine, bar)
@@ -185,7 +185,9 @@ class PrecomputedReference:
             return None
         return f"of {len(rows)} pairs, recomputed, log-probs differ by up to {differences.max().item():.3g} nats"
 
-    def _compute(self, split: str, rows: list[int], engine: LogprobEngine, bar: LateBar | None = None) -> Tensor:
+    def _compute(
+        self, split: str, rows: list[int], engine: LogprobEngine, bar: DelayedProgress | None = None
+    ) -> Tensor:
         """Compute log-probs of these rows, shape ``(2, rows)``, in batches of similar length."""
         context, pairs = self.context, self.context.splits[split]
         lengths = pairs.lengths()[rows].sum(axis=1)
@@ -193,13 +195,13 @@ class PrecomputedReference:
         by_row: dict[int, Tensor] = {}
         batches = context.batches(split, by_length)
         with context.precision(), torch.no_grad():
-            for batch in share_evenly(batches) if context.sharded else batches:
+            for batch in shard_items(batches) if context.sharded else batches:
                 both = torch.stack(engine(batch.to(context.device))).cpu()
                 by_row |= zip(batch.index.tolist(), both.T, strict=True)
                 if bar is not None:
                     bar.advance(batch.pairs)
         if context.sharded:
-            by_row = {row: value for part in gathered(by_row) for row, value in part.items()}
+            by_row = {row: value for part in all_gather(by_row) for row, value in part.items()}
         values = torch.stack([by_row[row] for row in rows], dim=1)
         if not bool(values.isfinite().all()):
             bad = rows[int((~values.isfinite()).any(dim=0).nonzero()[0])]

@@ -13,7 +13,7 @@ from caldpo.models.hub_model import causal_lm_skeleton, check_causal_lm, load_ca
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.reference.reference_base import ReferenceContext
 from caldpo.types import PairBatch
-from caldpo.utils.collectives import any_rank_says, is_first_rank
+from caldpo.utils.collectives import is_first_rank, max_over_ranks
 
 
 def require_path(path: str | None, distinct: bool) -> None:
@@ -116,7 +116,7 @@ class HeldOutCache:
         if batch.split != "test":
             return None
         cached = self._logps.get(tuple(batch.index.tolist()))
-        if self.sharded and any_rank_says(1 if cached is None else None):
+        if self.sharded and max_over_ranks(1 if cached is None else None):
             return None
         return cached
 

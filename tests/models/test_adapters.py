@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caldpo.checkpointing.frozen_weights import add_frozen, drop_frozen
+from caldpo.checkpointing.checkpoint_weights import add_frozen, drop_frozen
 from caldpo.logprobs import pair_logprobs
 from caldpo.models.adapted_policy import adapter_off, base_copy
 from caldpo.models.adapters import Dora, Lora, NoAdapter

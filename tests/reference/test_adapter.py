@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from caldpo.checkpointing.checkpoint_io import load_weights
-from caldpo.checkpointing.frozen_weights import add_frozen
+from caldpo.checkpointing.checkpoint_weights import add_frozen
 from caldpo.logprobs import pair_logprobs
 from caldpo.models.adapted_policy import adapter_off, base_weights, set_dora_magnitudes
 from caldpo.models.adapters import Dora, Lora, NoAdapter

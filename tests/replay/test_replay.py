@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from caldpo.config.find_runs import is_run
 from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.losses.cal_dpo import CalDPO
-from caldpo.nonfinite.inspected_pass import group_of, run_pass
 from caldpo.nonfinite.locate import SeenBatch
-from caldpo.nonfinite.replay import batches_of
 from caldpo.nonfinite.step_dump import dump_step, read_dump
 from caldpo.reference.frozen_model import FrozenReference
+from caldpo.replay.inspected_pass import group_of, run_pass
+from caldpo.replay.replay_run import batches_of
 from caldpo.types import assembler
 from tests.command import RANDOM_MODEL, train
 from tests.harness import make_module
@@ -71,7 +71,7 @@ def test_the_pass_is_that_of_training(layout: Any, tmp_path: Path) -> None:
         for name in ("policy_chosen", "policy_rejected", "reference_chosen", "loss"):
             torch.testing.assert_close(found.values[name], dump.values[name], rtol=1e-4, atol=1e-4)
         assert found.norms == pytest.approx({group: square**0.5 for group, square in squares.items()}, rel=1e-3)
-        assert not found.is_bad(dump.weight)
+        assert not found.is_nonfinite(dump.weight)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def replayed(path: Path, *overrides: str) -> dict[str, Any]:
 def test_a_run_that_went_bad_is_replayed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(*RUN, *QUIET, *MORE, "hydra.run.dir=run", fails=1)
     path = found_in("run")
-    step = read_dump(path).said["step"]
+    step = read_dump(path).metadata["step"]
     before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
     capsys.readouterr()
 

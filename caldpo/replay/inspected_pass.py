@@ -1,4 +1,4 @@
-"""One pass over a step's batch, forward and backward, with everything in it looked at."""
+"""Run one forward and backward pass over a step's batch, and inspect every value and gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from caldpo.logprobs import LogprobEngine
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import loss_metrics
 from caldpo.models.model_forward import evaluating
-from caldpo.nonfinite.locate import LOGPS, bad_gradients
+from caldpo.nonfinite.locate import LOGPS, nonfinite_gradients
 from caldpo.reference.reference_base import Logps, Reference
 from caldpo.types import PairBatch, assembler
 
@@ -23,32 +23,32 @@ _LAYER = re.compile(r".*?\.\d+(?=\.)")  # model.layers.3 of model.layers.3.mlp.u
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What a pass gave.
+class InspectedPass:
+    """Values and gradients of one pass.
 
     Args:
-        precision: in which it was computed, Lightning's name.
+        precision: Lightning's name.
         values: per pair, by name: log-probs as in :class:`caldpo.types.PairLogps` (nats), ``loss``, ``terms/*``.
         norms: of the gradient, by group of parameters: a layer, or a module outside the layers.
-        bad: parameters whose gradient is not finite.
+        nonfinite: parameters whose gradient is not finite.
     """
 
     precision: str
     values: dict[str, Tensor]
     norms: dict[str, float]
-    bad: list[str]
+    nonfinite: list[str]
 
-    def wrong(self, pair: int) -> list[str]:
-        """What of a pair is not finite."""
+    def nonfinite_values(self, pair: int) -> list[str]:
+        """Name the values of a pair that are not finite."""
         return [name for name, value in self.values.items() if not bool(value[pair].isfinite())]
 
-    def bad_pairs(self, weight: list[float]) -> list[int]:
-        """Real pairs that have something which is not finite."""
-        return [i for i, real in enumerate(weight) if real > 0 and self.wrong(i)]
+    def nonfinite_pairs(self, weight: list[float]) -> list[int]:
+        """List the real pairs with a non-finite value."""
+        return [i for i, real in enumerate(weight) if real > 0 and self.nonfinite_values(i)]
 
-    def is_bad(self, weight: list[float]) -> bool:
-        """Whether anything at all is not finite."""
-        return bool(self.bad or self.bad_pairs(weight))
+    def is_nonfinite(self, weight: list[float]) -> bool:
+        """Whether any value or gradient is not finite."""
+        return bool(self.nonfinite or self.nonfinite_pairs(weight))
 
 
 def run_pass(
@@ -61,29 +61,29 @@ def run_pass(
     context: Callable[[], AbstractContextManager[object]],
     logits_cache_mib: int,
     scale: float = 1.0,
-    wide: bool = False,
-) -> Pass:
-    """The loss summed over the step's pairs, divided by their number, and its gradient, as in training.
+    to_float32: bool = False,
+) -> InspectedPass:
+    """Compute the step's loss (the mean over its pairs) and its gradient, as in training.
 
     Args:
         policy: on its device, in training mode; its gradients are those of this pass afterwards.
-        reference: asked live; None where the loss needs none.
+        reference: run live; None where the loss needs none.
         loss: of the run.
         batches: the micro-batches, on the device.
-        precision: what the pass is called.
+        precision: name of the pass.
         context: in which forward passes have that precision.
         logits_cache_mib: of the engine.
-        scale: the gradient is multiplied by it while it is computed, as under float16 arithmetic.
-        wide: convert the weights of both models to float32 first, for good.
+        scale: of the gradient while it is computed, as under float16 arithmetic.
+        to_float32: convert the weights of both models to float32 first, for good.
     """
-    if wide:
+    if to_float32:
         policy.float()
     policy.zero_grad(set_to_none=True)
-    answers = _asked(reference, batches, context, wide)
+    references = _reference_logps(reference, batches, context, to_float32)
     engine = LogprobEngine(policy, logits_cache_mib)
-    found: dict[str, list[Tensor]] = {}
-    for batch, answer in zip(batches, answers, strict=True):
-        assemble = assembler(batch, answer)
+    columns: dict[str, list[Tensor]] = {}
+    for batch, reference_logps in zip(batches, references, strict=True):
+        assemble = assembler(batch, reference_logps)
         weight, factor = batch.weight, scale / batch.step_pairs
 
         def summed(chosen: Tensor, rejected: Tensor, rows: slice) -> Tensor:
@@ -95,18 +95,19 @@ def run_pass(
         total.backward()
         with torch.no_grad(), context():
             logps = assemble(chosen, rejected, slice(None))
-            values = {name: getattr(logps, name) for name in LOGPS} | loss_metrics(loss(logps))
-        for name, value in values.items():
+            of_batch = {name: getattr(logps, name) for name in LOGPS} | loss_metrics(loss(logps))
+        for name, value in of_batch.items():
             if value is not None:
-                found.setdefault(name, []).append(value.detach().float().cpu())
+                columns.setdefault(name, []).append(value.detach().float().cpu())
     for parameter in policy.parameters():
         if parameter.grad is not None:
             parameter.grad /= scale
-    return Pass(precision, {n: torch.cat(v) for n, v in found.items()}, group_norms(policy), bad_gradients(policy))
+    values = {name: torch.cat(parts) for name, parts in columns.items()}
+    return InspectedPass(precision, values, group_norms(policy), nonfinite_gradients(policy))
 
 
 def group_norms(policy: PreTrainedModel) -> dict[str, float]:
-    """Norm of the gradient of each layer, and of each module outside the layers, in float64."""
+    """Compute the gradient's norm of each layer, and of each module outside the layers, in float64."""
     squares: dict[str, Tensor] = {}
     for name, parameter in policy.named_parameters():
         if parameter.grad is not None:
@@ -116,21 +117,21 @@ def group_norms(policy: PreTrainedModel) -> dict[str, float]:
 
 
 def group_of(name: str) -> str:
-    """The layer that a parameter lies in, or the module where it lies in none."""
+    """Name the layer of a parameter, or its module where it is in none."""
     layer = _LAYER.match(name)
     return layer[0] if layer else name.rpartition(".")[0] or name
 
 
 @torch.no_grad()
-def _asked(
+def _reference_logps(
     reference: Reference | None,
     batches: Iterable[PairBatch],
     context: Callable[[], AbstractContextManager[object]],
-    wide: bool,
+    to_float32: bool,
 ) -> list[Logps | tuple[None, None]]:
-    """The reference's log-probs of each batch; the model may be the policy itself, its adapter switched off."""
+    """Compute the reference's log-probs of each batch; its model may be the policy with its adapter disabled."""
     if reference is None:
         return [(None, None) for _ in batches]
     with reference.live() as model, evaluating(model), context():
-        engine = LogprobEngine(model.float() if wide else model)
+        engine = LogprobEngine(model.float() if to_float32 else model)
         return [engine(batch) for batch in batches]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from caldpo.checkpointing.checkpoint_callback import Checkpoints
+from caldpo.checkpointing.checkpoint_plan import environment_note, require_same
 from caldpo.checkpointing.manifest import checkpoint_folders, verify
-from caldpo.checkpointing.run_identity import other_versions, require_same
 from caldpo.losses.dpo import DPO
 from tests.harness import make_module
 from tests.messages import names, refused
@@ -67,16 +67,17 @@ def test_it_says_in_time_that_the_disk_has_no_room(
         "caldpo.checkpointing.checkpoint_callback.shutil.disk_usage", lambda _: usage(0, 0, size + size // 2)
     )
     saved(tmp_path / "scarce", every=2)
-    said = " ".join(capsys.readouterr().err.split())
-    assert said.count("note:") == 1
-    names(said, "checkpoint", "MiB", "2", "1", remedy="callbacks.checkpoint.keep")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert len(warnings) == 1
+    names(warnings[0], "MiB", 1, "of the 2", "callbacks.checkpoint.keep")
 
 
 def test_what_may_not_change_between_two_stretches() -> None:
     require_same({"a": "1"}, {"a": "1", "b": "2"})
-    with refused("a and c", "checkpoint", key="resume", remedy="config.yaml"):
+    with refused("a and c", key="resume", remedy="config.yaml"):
         require_same({"a": "1", "b": "2", "c": "3"}, {"a": "9", "b": "2"})
-    assert other_versions({"torch": "2.13"}, {"torch": "2.13"}) is None
-    said = other_versions({"torch": "2.13", "python": "3.11"}, {"torch": "2.14", "python": "3.11"})
-    names(said, "torch was 2.13, is 2.14")
-    assert "python" not in said
+    assert environment_note({"torch": "2.13"}, {"torch": "2.13"}) is None
+    note = environment_note({"torch": "2.13", "python": "3.11"}, {"torch": "2.14", "python": "3.11"})
+    assert note is not None
+    names(note, "torch", "2.13", "2.14")
+    assert "python" not in note

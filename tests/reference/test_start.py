@@ -16,8 +16,8 @@ from caldpo.data.pair_loader import PairLoader
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.losses.dpo import DPO
-from caldpo.nonfinite.start_check import check_start, start_ratios, summed_up
 from caldpo.reference.frozen_model import FrozenReference
+from caldpo.reference.start_check import check_start, largest_and_mean, start_ratios
 from caldpo.reference.tolerances import HALF
 from caldpo.types import PairLogps
 from tests.harness import Pairs, fit, make_module
@@ -50,7 +50,7 @@ def test_a_wrong_table_of_training_pairs_is_noticed_with_the_first_row(metrics_s
     """The held-out pairs' log-probs are right, so that the first evaluation shows nothing."""
     module = make_module(DPO())
     module.metrics_sync_every = metrics_sync_every
-    object.__setattr__(module, "reference", WrongFor("train", tiny_model()))
+    module.reference = WrongFor("train", tiny_model())
     data = Named(tiny_pairs(12), tiny_pairs(4), 2)
     settings: dict[str, Any] = {"max_steps": 5, "accumulate_grad_batches": 2}
     with refused("reference", "log-probs", "training pairs", remedy="reference.cache"):
@@ -76,7 +76,7 @@ def test_dropout_hides_no_wrong_table(tmp_path: Path) -> None:
     module.policy.model.layers[0].mlp.down_proj = torch.nn.Sequential(
         module.policy.model.layers[0].mlp.down_proj, torch.nn.Dropout(0.5)
     )
-    object.__setattr__(module, "reference", WrongFor("train", tiny_model()))
+    module.reference = WrongFor("train", tiny_model())
     with refused("reference", "log-probs", "training pairs", remedy="reference.cache"):
         fit(module, Named(tiny_pairs(12), tiny_pairs(4), 2), tmp_path, max_steps=2)
 
@@ -88,7 +88,7 @@ def test_half_precision_hides_no_other_start(scale: float, is_refused: bool) -> 
     """Log-probs of a table that is off by more than half precision's rounding are refused."""
     policy = -torch.linspace(5, 300, 40)
     logps = PairLogps(policy, policy, policy * scale, policy * scale, *torch.ones(2, 40), None, None)
-    top, mean = summed_up([start_ratios(logps, torch.ones(40))] * 2)
+    top, mean = largest_and_mean([start_ratios(logps, torch.ones(40))] * 2)
     if scale == scale:
         sizes = (scale - 1) * policy.abs() / (1 + policy.abs())
         assert (top, mean) == pytest.approx((sizes.abs().max().item(), sizes.abs().mean().item()), rel=1e-3, abs=1e-6)

@@ -1,4 +1,4 @@
-"""A replayed step on the terminal and as plain values."""
+"""Report a replayed step: tables on the terminal, and plain values for ``step-N.replay.json``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caldpo.nonfinite.inspected_pass import Pass, group_of
 from caldpo.nonfinite.step_dump import Dump
+from caldpo.replay.inspected_pass import InspectedPass, group_of
 
-SHOWN = 20  # pairs in the table, those that went bad first; the file has all
-WIDTH = 150  # of the tables, in which numbers that are cut say nothing
+MAX_PAIRS = 20  # in a table, the non-finite ones first; the file has all
+WIDTH = 150  # of the tables, at the least: numbers must not be cut
 _SHORT = {"policy_chosen": "p_w", "policy_rejected": "p_l", "reference_chosen": "r_w", "reference_rejected": "r_l"}
 
 
-def verdict(dump: Dump, weights: str, passes: list[Pass]) -> str:
-    """Whether the bad number came again, and what that says."""
-    bad = [one.precision for one in passes if one.is_bad(dump.weight)]
+def verdict(dump: Dump, weights: str, passes: list[InspectedPass]) -> str:
+    """Judge whether the non-finite values were reproduced, and whether precision causes them."""
+    bad = [one.precision for one in passes if one.is_nonfinite(dump.weight)]
     good = [one.precision for one in passes if one.precision not in bad]
     if not bad:
         return f"not reproduced: everything is finite in {' and in '.join(good)} (weights: {weights})"
@@ -29,18 +29,18 @@ def verdict(dump: Dump, weights: str, passes: list[Pass]) -> str:
     return f"reproduced in {' and in '.join(bad)}, and not in {' and in '.join(good)}: the precision is too narrow"
 
 
-def print_replay(dump: Dump, weights: str, passes: list[Pass]) -> None:
-    """A table of the pairs and one of the gradient for each pass."""
+def print_replay(dump: Dump, weights: str, passes: list[InspectedPass]) -> None:
+    """Print a table of the pairs and one of the gradient for each pass."""
     console = Console()
     console.width = max(console.width, WIDTH)
-    said = dump.said
+    metadata = dump.metadata
     facts = Table(title="Replay: nothing is trained", title_justify="left", show_header=False)
     for name, value in {
-        "step": f"{said['step']}, rank {said.get('rank', 0)} of {said.get('ranks', 1)}",
-        "said then": said.get("reason", ""),
-        "loss": said.get("formula", ""),
+        "step": f"{metadata['step']}, rank {metadata.get('rank', 0)} of {metadata.get('ranks', 1)}",
+        "reason then": metadata.get("reason", ""),
+        "loss": metadata.get("formula", ""),
         "weights": weights,
-        "pairs": f"{sum(w > 0 for w in dump.weight)} in {len(dump.micro_batches)} micro-batches ({said['layout']})",
+        "pairs": f"{sum(w > 0 for w in dump.weight)} in {len(dump.micro_batches)} micro-batches ({metadata['layout']})",
     }.items():
         facts.add_row(name, Text(str(value)))
     console.print(facts)
@@ -51,19 +51,19 @@ def print_replay(dump: Dump, weights: str, passes: list[Pass]) -> None:
         norms.add_column("norm", justify="right")
         norms.add_column("not finite in")
         for group, norm in one.norms.items():
-            names = [name.removeprefix(f"{group}.") for name in one.bad if group_of(name) == group]
+            names = [name.removeprefix(f"{group}.") for name in one.nonfinite if group_of(name) == group]
             norms.add_row(group, f"{norm:.4g}", Text(", ".join(names)))
         console.print(norms)
 
 
-def _pairs(dump: Dump, one: Pass) -> Table:
-    """The pairs of a pass: those that are bad now, or were then, first."""
+def _pairs(dump: Dump, one: InspectedPass) -> Table:
+    """Tabulate the pairs of a pass, those that are not finite now, or were not then, first."""
     then = [
         i for i, w in enumerate(dump.weight) if w > 0 and any(not bool(v[i].isfinite()) for v in dump.values.values())
     ]
     real = [i for i, weight in enumerate(dump.weight) if weight > 0]
-    first = list(dict.fromkeys([*one.bad_pairs(dump.weight), *then, *real]))
-    more = f", {SHOWN} of {len(real)} pairs" if len(real) > SHOWN else ""
+    first = list(dict.fromkeys([*one.nonfinite_pairs(dump.weight), *then, *real]))
+    more = f", {MAX_PAIRS} of {len(real)} pairs" if len(real) > MAX_PAIRS else ""
     table = Table(title=f"Pairs in {one.precision}{more}; nats", title_justify="left")
     table.add_column("pair")
     table.add_column("tokens", justify="right")
@@ -75,41 +75,41 @@ def _pairs(dump: Dump, one: Pass) -> Table:
         table.add_column(side, justify="right")
     table.add_column("loss then", justify="right")
     table.add_column("not finite")
-    for i in first[:SHOWN]:
+    for i in first[:MAX_PAIRS]:
         pair = dump.pairs[i]
         cells = [f"{one.values[name][i].item():.4g}" for name in names]
         if has_reference:
             cells += [f"{ratio:.4g}" for ratio in _ratios(one, i)]
         earlier = f"{dump.values['loss'][i].item():.4g}" if "loss" in dump.values else ""
         lengths = f"{len(pair.prompt_ids)}+{len(pair.chosen_ids)}/{len(pair.rejected_ids)}"
-        wrong = ", ".join(_SHORT.get(name, name) for name in one.wrong(i))
-        table.add_row(Text(pair.origin), lengths, *cells, earlier, Text(wrong, style="bold red"))
+        nonfinite = ", ".join(_SHORT.get(name, name) for name in one.nonfinite_values(i))
+        table.add_row(Text(pair.origin), lengths, *cells, earlier, Text(nonfinite, style="bold red"))
     return table
 
 
-def as_dict(path: Path, dump: Dump, weights: str, passes: list[Pass]) -> dict[str, Any]:
-    """Plain values, as ``step-N.replay.json`` holds them: log-probs in nats; what is not finite as text."""
+def as_dict(path: Path, dump: Dump, weights: str, passes: list[InspectedPass]) -> dict[str, Any]:
+    """Convert to plain values: log-probs in nats; non-finite numbers as text."""
     return {
         "dump": str(path),
-        **{name: dump.said.get(name) for name in ("step", "rank", "ranks", "reason", "loss", "formula")},
+        **{name: dump.metadata.get(name) for name in ("step", "rank", "ranks", "reason", "loss", "formula")},
         "weights": weights,
         "verdict": verdict(dump, weights, passes),
-        "reproduced": {one.precision: one.is_bad(dump.weight) for one in passes},
+        "reproduced": {one.precision: one.is_nonfinite(dump.weight) for one in passes},
         "passes": [
             {
                 "precision": one.precision,
                 "pairs": [_pair(dump, one, i) for i in range(len(dump.pairs))],
                 "gradient_norms": {group: _number(norm) for group, norm in one.norms.items()},
-                "bad_gradients": one.bad,
+                "bad_gradients": one.nonfinite,
             }
             for one in passes
         ],
     }
 
 
-def _pair(dump: Dump, one: Pass, i: int) -> dict[str, Any]:
+def _pair(dump: Dump, one: InspectedPass, i: int) -> dict[str, Any]:
     pair = dump.pairs[i]
-    known: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "origin": pair.origin,
         "real": dump.weight[i] > 0,
         "tokens": {
@@ -119,15 +119,15 @@ def _pair(dump: Dump, one: Pass, i: int) -> dict[str, Any]:
         },
         **{name: _number(value[i].item()) for name, value in one.values.items()},
         "then": {name: _number(value[i].item()) for name, value in dump.values.items()},
-        "not_finite": one.wrong(i),
+        "not_finite": one.nonfinite_values(i),
     }
     if "reference_chosen" in one.values:
-        known["log_ratio_chosen"], known["log_ratio_rejected"] = map(_number, _ratios(one, i))
-    return known
+        fields["log_ratio_chosen"], fields["log_ratio_rejected"] = map(_number, _ratios(one, i))
+    return fields
 
 
-def _ratios(one: Pass, i: int) -> tuple[float, float]:
-    """Log-ratios policy/reference of a pair's chosen and rejected response, nats."""
+def _ratios(one: InspectedPass, i: int) -> tuple[float, float]:
+    """Compute the log-ratios policy/reference of a pair's chosen and rejected response, nats."""
     v = one.values
     sides = ("chosen", "rejected")
     chosen, rejected = ((v[f"policy_{side}"][i] - v[f"reference_{side}"][i]).item() for side in sides)
