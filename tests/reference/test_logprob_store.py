@@ -86,7 +86,7 @@ def swap(path: Path) -> None:
         (Path.unlink, None),
     ],
 )
-def test_a_harmed_part_alone_is_computed_anew(harm: Callable[[Path], None], named: str | None, tmp_path: Path) -> None:
+def test_a_harmed_part_alone_is_computed_again(harm: Callable[[Path], None], named: str | None, tmp_path: Path) -> None:
     Worker().fill(tmp_path)
     harm(parts(tmp_path)[1])
     worker = Worker()
