@@ -43,7 +43,7 @@ from caldpo.exporting.export_policy import export, export_notes
 from caldpo.exporting.model_card import CARD, Exported, write_card
 from caldpo.lightning_module import PreferenceModule
 from caldpo.loggers import csv_logger
-from caldpo.logprobs.layout import settle_layout
+from caldpo.logprobs.layout import choose_layout
 from caldpo.metrics_file import NAME
 from caldpo.model_data_checks import check_fit
 from caldpo.models.adapted_policy import is_adapted, print_adapter_coverage
@@ -173,7 +173,7 @@ def run_in(
         loggers = [csv_logger(run_dir), *tracked]
         noise = bool(cfg.model.get("dropout"))
         require_valid_logprobs(policy, training=True, max_length=data.max_length, dropout=noise)
-        layout, why = settle_layout(settings.layout, policy, data.max_length, sharded=sharded)
+        layout, why = choose_layout(settings.layout, policy, data.max_length, sharded=sharded)
         print_layout(layout, why)
         steps = components.trainer
         plan = data.plan_steps(layout, **steps.extent())

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from caldpo.errors import CaldpoError
-from caldpo.logprobs.layout import settle_layout
+from caldpo.logprobs.layout import choose_layout
 from caldpo.logprobs.packed_attention import EAGER, SDPA
 from caldpo.models.adapted_policy import base_model
 from caldpo.models.hub_model import causal_lm_skeleton, check_causal_lm, load_causal_lm
@@ -65,7 +65,7 @@ def load_other(path: str, context: ReferenceContext) -> PreTrainedModel:
     require_valid_logprobs(model, training=False, max_length=longest, key="reference.path")
     attention = base_model(policy).config._attn_implementation
     if attention in (SDPA, EAGER) and model.config._attn_implementation != attention:
-        layout, reason = settle_layout("auto", model, longest, sharded=context.sharded)
+        layout, reason = choose_layout("auto", model, longest, sharded=context.sharded)
         if layout != "packed":
             raise CaldpoError(
                 f"this {type(model).__name__} cannot take the policy's packed batches: {reason}",

@@ -23,7 +23,7 @@ from caldpo.config.run_lifecycle import write_json
 from caldpo.data.collate import collate
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
-from caldpo.logprobs.layout import settle_layout
+from caldpo.logprobs.layout import choose_layout
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.revision import keep_commit
 from caldpo.nonfinite.step_dump import Dump, last_checkpoint, read_dump
@@ -71,7 +71,7 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     tokenizer = components.model.load_tokenizer()
     policy = components.adapter.apply(components.model.load_policy())
     require_fit(dump, policy, loss, path)
-    layout, _ = settle_layout(dump.metadata["layout"], policy, components.data.max_length)
+    layout, _ = choose_layout(dump.metadata["layout"], policy, components.data.max_length)
     trainer = trainer_settings.build(run_dir, [], [])
     policy = in_run_dtype(trainer, policy)
     reference = None

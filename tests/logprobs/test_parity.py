@@ -33,7 +33,7 @@ F32, BF16 = torch.float32, torch.bfloat16
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several parts, some of groups of pairs, some of a pair too long for one."""
-    monkeypatch.setitem(lm_head_ops.PART_BYTES, "cpu", PART_ROWS * ROW_BYTES)
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PART_ROWS * ROW_BYTES)
 
 
 @functools.cache

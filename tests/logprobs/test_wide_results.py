@@ -28,7 +28,7 @@ def wide_results(monkeypatch: pytest.MonkeyPatch) -> None:
         return a.float() @ b.float()
 
     monkeypatch.setitem(lm_head_ops.WIDE_RESULTS, "cpu", True)
-    monkeypatch.setitem(lm_head_ops.PART_BYTES, "cpu", PARTS["uneven"])
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS["uneven"])
     monkeypatch.setattr(HeadProducts, "product", product)
 
 
@@ -56,7 +56,7 @@ def test_log_probs(dtype: torch.dtype, frozen: bool, kept: str, transform: str) 
     head = draw(dtype=dtype, frozen=frozen)
     exact, factors = exact_copy(head), torch.linspace(-1, 2, TOKENS)
     values = token_logprobs(
-        head.hidden, head.weight, head.bias, head.targets, transform=TRANSFORMS[transform], kept_bytes=KEPT[kept]
+        head.hidden, head.weight, head.bias, head.targets, transform=TRANSFORMS[transform], cache_bytes=KEPT[kept]
     )
     wanted = exact.full(TRANSFORMS[transform])
     torch.testing.assert_close(values.double(), wanted, rtol=1e-6, atol=1e-6)
