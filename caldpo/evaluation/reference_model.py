@@ -8,7 +8,7 @@ from caldpo.estimation.step_memory import fake_tensors
 from caldpo.models.hub_model import causal_lm_skeleton, load_causal_lm
 from caldpo.models.model_source import ModelSource, floating_dtype
 from caldpo.reference.reference_base import ReferenceSource
-from caldpo.reference.reference_load import frozen, other_vocabulary
+from caldpo.reference.reference_load import freeze, vocabulary_error
 
 KEY = "reference.path"
 
@@ -23,7 +23,7 @@ def require_vocabulary(path: str, source: ModelSource) -> None:
         theirs = causal_lm_skeleton(path, key=KEY).config.vocab_size
         ours = source.skeleton().config.vocab_size
     if theirs != ours:
-        raise other_vocabulary(path, theirs, ours)
+        raise vocabulary_error(path, theirs, ours)
 
 
 def load_reference(path: str | None, own: ReferenceSource | None, source: ModelSource) -> PreTrainedModel:
@@ -39,4 +39,4 @@ def load_reference(path: str | None, own: ReferenceSource | None, source: ModelS
     """
     model = source.load_policy() if path is None else load_causal_lm(path, key=KEY, dtype="auto")
     dtype = getattr(own, "dtype", "same")
-    return model if dtype == "same" else frozen(model, floating_dtype(dtype))
+    return model if dtype == "same" else freeze(model, floating_dtype(dtype))
