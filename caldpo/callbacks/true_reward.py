@@ -29,9 +29,9 @@ from caldpo.data.collate import collate
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.end_tokens import end_tokens, response_text
 from caldpo.data.pair import TokenizedPair
+from caldpo.data.true_rewards import true_rewards, wins
 from caldpo.distributed.fsdp import is_sharded
 from caldpo.environments.reward_agreement import reward_agreement
-from caldpo.evaluation.true_rewards import true_rewards, wins
 from caldpo.models.sampling import reference_seed, sample_responses
 from caldpo.types import PairLogps
 

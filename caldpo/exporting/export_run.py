@@ -19,7 +19,7 @@ from caldpo.config.run_lifecycle import write_json
 from caldpo.console import print_notes
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_target import Target, find_folders, read_target
-from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
+from caldpo.evaluation.model_loading import Weights, find_weights, load_weights
 from caldpo.exporting.export_dir import RECORD, default_place, require_place
 from caldpo.exporting.export_policy import export_notes, in_dtype, write_policy
 from caldpo.exporting.export_settings import ExportSettings

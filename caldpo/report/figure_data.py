@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from caldpo.evaluation.suite_result import FOLDER
+from caldpo.evaluation.suite_base import FOLDER
 from caldpo.report.run_files import as_float, is_number
 from caldpo.report.statistics import LARGEST
 

@@ -13,7 +13,7 @@ from caldpo.config.run_lifecycle import one_line as one_line_of
 from caldpo.config.run_lifecycle import status_of
 from caldpo.config.summary_file import SUMMARY, read_summary
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.suite_result import read_results
+from caldpo.evaluation.suite_base import read_results
 from caldpo.report.escaping import one_line
 from caldpo.report.evaluation_measures import final_values
 from caldpo.report.figure_data import drawable
