@@ -9,22 +9,25 @@ RUNS   ?= $(NEWEST)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo evaluate test lint docs secrets audit format types clean
+.PHONY: help demo evaluate test test-all lint docs secrets audit format types clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.run-installed ## nine losses, three seeds, on the embedded data; ends with the picture and the report
 	$(PY) -m caldpo.train -m experiment=demo hydra.sweep.dir=$(DEMO) $(ARGS)
 	$(PY) -m caldpo.compare $(DEMO)
 
-evaluate: $(VENV)/.eval-installed ## every suite on the newest demo (or RUNS=outputs/SWEEP), the judge rehearsed; its report anew
+evaluate: $(VENV)/.eval-installed ## every suite on the newest demo (or RUNS=outputs/SWEEP), a mock judge; its report anew
 	@test -n "$(RUNS)" || { echo "there is no demo to evaluate yet: make demo"; exit 2; }
 	$(PY) -m caldpo.evaluate $(RUNS) 'suite=[preference,displacement,oracle,judge,leaderboard]' \
 	  oracle.checkpoints=all judge.mock=true 'leaderboard.tasks=[held_out_pairs]' $(ARGS)
 
-test: $(VENV)/.dev-installed ## all tests, offline, on the CPU
+test: $(VENV)/.dev-installed ## the fast tests, offline, on the CPU
 	$(PY) -m pytest -n 2 $(ARGS)
+
+test-all: $(VENV)/.dev-installed ## all tests: also runs that are killed and resumed, fuzzing, every architecture
+	$(PY) -m pytest -n 2 -m "slow or not slow" $(ARGS)
 
 lint: $(VENV)/.dev-installed secrets ## ruff, formatting, types, and secrets
 	$(PY) -m ruff check .

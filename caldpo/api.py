@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import create_config_search_path
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from caldpo.config.conf_dir import conf_dir
 from caldpo.config.overrides import parse_override_value, with_quoted_paths
 from caldpo.config.preflight import check_run, composed
-from caldpo.config.run_dir import claimed_folder
+from caldpo.config.run_dir import claim_folder
 from caldpo.config.run_lifecycle import run_job
 from caldpo.config.summary_file import known_summary
 from caldpo.errors import CaldpoError
@@ -59,7 +57,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
             remedy='write compose(["loss=dpo", "seed=1"])',
         )
     given = with_run(with_quoted_paths(list(overrides)))
-    return composed("train", create_config_search_path(str(conf_dir())), given, schemas=SCHEMAS, agree=agree)
+    return composed("train", given, schemas=SCHEMAS, agree=agree)
 
 
 def train(cfg: DictConfig) -> TrainingResult:
@@ -80,7 +78,7 @@ def train(cfg: DictConfig) -> TrainingResult:
     before = Singleton.get_state()
     try:
         check_run(cfg, SCHEMAS, agree)
-        named = claimed_folder(cfg, "run")
+        named = claim_folder(cfg, "run")
         folder = Path(parse_override_value(named[0]) if named else str(cfg.hydra.run.dir)).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
         with read_write(cfg.hydra), open_dict(cfg.hydra):

@@ -1,36 +1,126 @@
-"""The objects that a run is made of, from the sections of its configuration."""
+"""The objects that a run is made of, each built from its section of the configuration."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
+import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pytorch_lightning import Callback
 
+from caldpo.data.datamodule import PairDataModule
 from caldpo.errors import CaldpoError
+from caldpo.lightning_trainer import TrainerSettings
+from caldpo.loggers import NoTracker, Tracker
+from caldpo.losses.base import PreferenceLoss
+from caldpo.models.adapters import AdapterSource
+from caldpo.models.model_source import ModelSource
 from caldpo.models.qlora import check_quantized
 from caldpo.nonfinite.overflow_check import check_overflow
+from caldpo.optim.optimizer_base import OptimizerChoice
 from caldpo.reference.disabled_adapter import check_adapter
+from caldpo.reference.reference_base import ReferenceSource
 
 _CALL = re.compile(r"(?:missing \d+ required|unexpected keyword|got multiple values|takes \d+ positional)")
 
 
-def build_components(cfg: DictConfig, sections: Iterable[str]) -> dict[str, Any]:
-    """The object of each of these sections, by the section's name."""
-    parts = {name: build(cfg[name], name) for name in sections}
-    if "callbacks" in parts:  # null takes one out
-        parts["callbacks"] = {name: part for name, part in parts["callbacks"].items() if part is not None}
-    if "adapter" in parts and "model" in parts:  # the model under the adapter, as everything else sees it
-        parts["model"] = parts["adapter"].base(parts["model"])
-    return parts
+@dataclass(frozen=True)
+class Components:
+    """What the groups of a training configuration choose. Nothing is loaded yet.
+
+    Args:
+        loss: one value per pair.
+        model: where the weights under the adapter come from; without an adapter, the policy's.
+        adapter: put on the policy, or none.
+        reference: of the log-ratios.
+        data: pairs of both splits.
+        optim: optimiser and schedule.
+        trainer: settings of Lightning's Trainer.
+        logger: tracker beside ``metrics.csv``.
+        callbacks: by name, without those that the configuration sets to null.
+    """
+
+    loss: PreferenceLoss
+    model: ModelSource
+    adapter: AdapterSource
+    reference: ReferenceSource
+    data: PairDataModule
+    optim: OptimizerChoice
+    trainer: TrainerSettings
+    logger: Tracker = field(default_factory=NoTracker)
+    callbacks: dict[str, pl.Callback] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, *, tracked: bool = True) -> Components:
+        """Build every component.
+
+        Args:
+            cfg: of a training run.
+            tracked: build the sections ``logger`` and ``callbacks`` too; an estimate and a replay need neither.
+
+        Raises:
+            CaldpoError: a class cannot be imported, does not take its section's keys, or refuses a value.
+        """
+        loss, reference = build(cfg.loss, "loss"), build(cfg.reference, "reference")
+        model, adapter = build_model(cfg)
+        optim, trainer, data = (build(cfg[name], name) for name in ("optim", "trainer", "data"))
+        rest: dict[str, Any] = {}
+        if tracked:
+            callbacks = build(cfg.callbacks, "callbacks")
+            rest["logger"] = build(cfg.logger, "logger")
+            rest["callbacks"] = {name: part for name, part in callbacks.items() if part is not None}
+        return cls(loss, model, adapter, reference, data, optim, trainer, **rest)
+
+    def check(self) -> None:
+        """Refuse what can be refused before data and weights load.
+
+        Raises:
+            CaldpoError: a component needs what is not installed or not allowed, or components exclude each other.
+        """
+        for name, callback in self.callbacks.items():
+            if not isinstance(callback, pl.Callback):
+                raise CaldpoError(
+                    f"builds {type(callback).__name__}, which is no callback of Lightning",
+                    key=f"callbacks.{name}._target_",
+                    remedy="name a subclass of pytorch_lightning.Callback",
+                )
+        sharded = self.trainer.shards_optimizer
+        replicas = self.trainer.world_size > 1 and not sharded
+        self.optim.check(self.trainer.precision, sharded=sharded, replicas=replicas)
+        self.adapter.check()
+        self.reference.check()
+        check_adapter(self.reference, self.adapter)
+        check_quantized(self.adapter, sharded=sharded)
+        check_overflow(
+            loss=self.loss,
+            model=self.model,
+            adapter=self.adapter,
+            optim=self.optim,
+            data=self.data,
+            trainer=self.trainer,
+        )
+
+
+def build_model(cfg: DictConfig) -> tuple[ModelSource, AdapterSource]:
+    """Build the sections ``model`` and ``adapter``: the source of the weights under the adapter, and the adapter.
+
+    Raises:
+        CaldpoError: as :func:`build`.
+    """
+    adapter: AdapterSource = build(cfg["adapter"], "adapter")
+    return adapter.base(build(cfg["model"], "model")), adapter
+
+
+def build_optional(cfg: DictConfig, name: str) -> Any:
+    """Build the object of a section; None where the section is null."""
+    return None if cfg[name] is None else build(cfg[name], name)
 
 
 def build(section: DictConfig, key: str) -> Any:
-    """The object, or objects by name, of a section.
+    """Build the object of a section, or its objects by name.
 
     Args:
         section: of a configuration.
@@ -38,50 +128,27 @@ def build(section: DictConfig, key: str) -> Any:
 
     Raises:
         CaldpoError: a class cannot be imported, or does not take the section's keys.
-        InstantiationException: from what went wrong inside a constructor.
+        InstantiationException: from an exception inside a constructor.
     """
     try:
         return instantiate(section, _convert_="all")
     except InstantiationException as error:
-        said, _, place = str(error).partition("full_key: ")
-        place, target = place.strip() or key, re.search(r"target,? (?:got )?'([^']*)'", said)
+        message, _, place = str(error).partition("full_key: ")
+        place, target = place.strip() or key, re.search(r"target,? (?:got )?'([^']*)'", message)
         cause = error.__cause__
-        named = target[1] if target else "?"
-        if "Error locating target" in said or "Expected a callable" in said:
-            why = " ".join(str(cause).split())[:200] if cause is not None else "it is no class or function"
+        name = target[1] if target else "?"
+        if "Error locating target" in message or "Expected a callable" in message:
+            reason = " ".join(str(cause).split())[:200] if cause is not None else "it is no class or function"
             raise CaldpoError(
-                f"cannot be imported ({why})",
+                f"cannot be imported ({reason})",
                 key=f"{place}._target_",
-                value=named,
+                value=name,
                 remedy="name a class as MODULE.CLASS, of a package that is installed here",
             ) from error
         if isinstance(cause, TypeError) and _CALL.search(str(cause)):
             raise CaldpoError(
-                f"{named} does not take these keys: {cause}",
+                f"{name} does not take these keys: {cause}",
                 key=place,
                 remedy="add the key that is missing, or take the unknown one out",
             ) from error
         raise
-
-
-def check_components(parts: dict[str, Any]) -> None:
-    """Look as far as one can before data and weights are there.
-
-    Raises:
-        CaldpoError: a part cannot be had, or parts do not go together.
-    """
-    for name, callback in parts.get("callbacks", {}).items():  # a replay has none
-        if not isinstance(callback, Callback):
-            raise CaldpoError(
-                f"builds {type(callback).__name__}, which is no callback of Lightning",
-                key=f"callbacks.{name}._target_",
-                remedy="name a subclass of pytorch_lightning.Callback",
-            )
-    trainer = parts["trainer"]
-    replicas = trainer.world_size > 1 and not trainer.divides_optimizer
-    parts["optim"].check(trainer.precision, sharded=trainer.divides_optimizer, replicas=replicas)
-    parts["adapter"].check()
-    parts["reference"].check()
-    check_adapter(parts["reference"], parts["adapter"])
-    check_quantized(parts["adapter"], sharded=trainer.divides_optimizer)
-    check_overflow(parts)

@@ -6,7 +6,6 @@ import math
 import platform
 import resource
 import sys
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from rich.table import Table
 
 from caldpo import __version__
 from caldpo.metrics_file import read_rows
-from caldpo.utils.collectives import is_first_rank
 
 VERSIONED = ("torch", "pytorch-lightning", "transformers", "datasets", "hydra-core", "wandb")
 SHOWN = ("log_ratios/chosen", "log_ratios/rejected", "rewards/margins", "rewards/accuracies", "displacement")
@@ -34,12 +32,6 @@ def print_start(facts: dict[str, str]) -> None:
 def print_layout(layout: str, why: str) -> None:
     """Which layout the batches have."""
     Console().print(f"layout: {layout} ({why})", soft_wrap=True, highlight=False, markup=False)
-
-
-def print_notes(lines: Iterable[str]) -> None:
-    """Print lines that a user should have read once, on the first rank."""
-    for line in lines if is_first_rank() else ():
-        Console().print(f"note: {line}", soft_wrap=True, highlight=False, markup=False)
 
 
 def note_rounding(dtype: torch.dtype, lr: float) -> None:

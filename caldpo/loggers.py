@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -54,6 +54,26 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Not kept here: ``config.yaml`` has them."""
+
+
+class Tracker(Protocol):
+    """What ``logger=`` chooses: a tracker beside ``metrics.csv``."""
+
+    url: str | None  # of the run's page, once it is open and online
+
+    def open(
+        self, run_dir: Path, name: str, group: str | None, config: dict[str, Any], earlier: Rows | None = None
+    ) -> list[Logger]:
+        """Start the tracked run, or go on with it; see :meth:`WandB.open`."""
+        ...
+
+    def close(self) -> str | None:
+        """Finish the tracked run; the command that uploads it if it is offline."""
+        ...
+
+    def add_summary(self, run_dir: Path, values: Mapping[str, float]) -> str | None:
+        """Add figures to the summary of the tracked run of a training; see :meth:`WandB.add_summary`."""
+        ...
 
 
 class NoTracker:

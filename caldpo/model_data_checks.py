@@ -13,14 +13,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.callbacks.true_reward import OracleEvaluation
-from caldpo.console import print_notes
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 from caldpo.models.hub_model import causal_lm_skeleton
 from caldpo.models.model_source import ModelSource
 from caldpo.models.position_limit import position_limit
+from caldpo.utils.notes import print_notes
 
 _PADDING = 0.05  # of an embedding may be rows that no token has: they are rounded up to a multiple of 64 or more
 

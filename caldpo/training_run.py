@@ -17,11 +17,11 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from transformers import PreTrainedModel
 
 from caldpo.callbacks.reseed import Reseed
-from caldpo.checkpointing.checkpoint_callback import Checkpoints
-from caldpo.checkpointing.run_identity import require_same
-from caldpo.components import build_components, check_components
+from caldpo.checkpointing.checkpoint_plan import CheckpointPlan, require_same
+from caldpo.components import Components
 from caldpo.config.run_lifecycle import FINISHED, write_json
 from caldpo.config.summary_file import SUMMARY
 from caldpo.console import (
@@ -31,11 +31,10 @@ from caldpo.console import (
     print_end,
     print_layout,
     print_line,
-    print_notes,
     print_start,
     versions,
 )
-from caldpo.data.end_tokens import inner_end_notes
+from caldpo.data.end_tokens import end_tokens, inner_end_notes
 from caldpo.distributed.fsdp import full_state_dict
 from caldpo.errors import CaldpoError
 from caldpo.estimation.estimate_run import estimate
@@ -47,17 +46,15 @@ from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.metrics_file import NAME
 from caldpo.model_data_checks import check_fit
-from caldpo.models.adapter_coverage import print_coverage
-from caldpo.models.adapters import is_adapted
-from caldpo.models.model_probes import require_sound
-from caldpo.models.policy_placement import load_policy
+from caldpo.models.adapted_policy import is_adapted, print_adapter_coverage
+from caldpo.models.model_probes import require_valid_logprobs
+from caldpo.models.model_source import load_on_rank
 from caldpo.models.revision import keep_commit, keep_data_commit
 from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
-from caldpo.nonfinite.replay import replay
-from caldpo.reference.reference_base import ReferenceSource
+from caldpo.reference.reference_base import Reference, ReferenceSource
 from caldpo.reference.reference_context import in_run_dtype, reference_context
-from caldpo.resume.resume_overrides import SECTIONS
+from caldpo.replay.replay_run import replay
 from caldpo.resume.resume_point import find_start
 from caldpo.resume.run_inputs import known_inputs, model_inputs, policy_inputs, surroundings
 from caldpo.resume.template_date import keep_clock
@@ -66,7 +63,8 @@ from caldpo.run_settings import RunSettings
 from caldpo.security.redacted_streams import RedactedStream
 from caldpo.startup_table import on_one_line, print_training, recipe_note, training_facts
 from caldpo.utils.collectives import is_first_rank
-from caldpo.utils.devices import settle_devices
+from caldpo.utils.devices import resolve_devices
+from caldpo.utils.notes import print_notes
 from caldpo.utils.out_of_memory import is_out_of_memory
 
 
@@ -86,7 +84,7 @@ def run(cfg: DictConfig) -> float | None:
             "a run needs a folder, which a configuration that is composed by Hydra alone does not name",
             remedy='from Python: from caldpo import compose, train; train(compose(["loss=dpo"]))',
         ) from None
-    settle_devices(cfg)
+    resolve_devices(cfg)
     settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})
     if settings.dry_run:
         estimate(cfg)
@@ -126,17 +124,17 @@ def run_in(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
-    parts = build_components(cfg, SECTIONS)
-    loss, data, source = parts["loss"], parts["data"], parts["model"]
-    parts["trainer"].check()
-    check_components(parts)
+    components = Components.from_config(cfg)
+    loss, data, source = components.loss, components.data, components.model
+    components.trainer.check()
+    components.check()
     keep_commit(source, run_dir, resumed=resumed)
     keep_data_commit(data.source, run_dir, resumed=resumed)
     keep_clock(data, run_dir, resumed=resumed)
     tokenizer = source.load_tokenizer()
     start_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
-    policy_identity = parts["adapter"].identity(start_identity)
-    reference_identity = parts["reference"].identity(parts["adapter"].started_from(start_identity))
+    policy_identity = components.adapter.identity(start_identity)
+    reference_identity = components.reference.identity(components.adapter.started_from(start_identity))
     print_start(
         {
             "loss": f"{loss_name}: {loss.formula}",
@@ -159,73 +157,68 @@ def run_in(
     formula = {"formula": loss.formula, "implicit_reward_beta": loss.implicit_reward_beta}
     told = {**formula, "policy": policy_identity, "reference": reference_identity}
     note(run_dir, {**told, "data": report.as_dict(), "versions": versions()})
-    check_fit(source, tokenizer, data, reference=parts["reference"], callbacks=parts["callbacks"])
+    check_fit(source, tokenizer, data, reference=components.reference, callbacks=components.callbacks)
     known = known_inputs(config, data, tokenizer)
     if start.manifest is not None:  # what is known before weights load; the reference's are held against it later
         require_same({key: value for key, value in start.manifest.identity.items() if key in known}, known)
 
     try:
-        sharded = parts["trainer"].is_sharded
-        policy = parts["adapter"].apply(load_policy(source, sharded=sharded))
-        print_coverage(policy)
-        print_notes(sampling_notes(policy, tokenizer))
+        sharded = components.trainer.is_sharded
+        policy = components.adapter.apply(load_on_rank(source, sharded=sharded))
+        print_adapter_coverage(policy)
+        print_notes(sampling_notes(policy, tokenizer, end_tokens(tokenizer, policy)))
         print_notes(inner_end_notes(tokenizer, policy, data.train_pairs))
         print_notes(export_notes(policy, tokenizer) if settings.export else [])
         name = tracked_name(run_dir, loss_name, settings.seed)
-        tracked = parts["logger"].open(run_dir, name, sweep_name(run_dir), config, start.earlier)
+        tracked = components.logger.open(run_dir, name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]
         noise = bool(cfg.model.get("dropout"))
-        require_sound(policy, training=True, max_length=data.max_length, dropout=noise)
+        require_valid_logprobs(policy, training=True, max_length=data.max_length, dropout=noise)
         layout, why = settle_layout(settings.layout, policy, data.max_length, sharded=sharded)
         print_layout(layout, why)
-        steps = parts["trainer"]
+        steps = components.trainer
         plan = data.plan_steps(layout, **steps.extent())
         note(run_dir, {PLANNED: plan.steps})
-        callbacks = [Reseed(settings.seed), *parts["callbacks"].values()]
+        callbacks = [Reseed(settings.seed), *components.callbacks.values()]
         trainer = steps.build(run_dir, loggers, callbacks, plan.accumulation)
         policy = in_run_dtype(trainer, policy)
         known |= policy_inputs(policy)
-        if not parts["optim"].rounds_stochastically:
-            note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), parts["optim"].lr)
+        if not components.optim.rounds_stochastically:
+            note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), components.optim.lr)
         facts = {"model": start_identity, "tokenizer": tokenizer.name_or_path, "prompts": report.prompts}
         context = reference_context(policy, source, loss, data, trainer, plan.pairs_seen, facts)
+        reference = components.reference.build(context)
+        inputs = functools.partial(run_inputs, policy, reference, components.reference, known)
+        environment = surroundings(policy, trainer.strategy.root_device, layout)
         module = PreferenceModule(
             policy,
-            parts["reference"].build(context),
+            reference,
             loss,
-            parts["optim"],
+            components.optim,
             tokenizer,
             settings.reward_beta,
-            same_start=not parts["reference"].distinct,
-            metrics_sync_every=parts["trainer"].metrics_sync_every,
+            same_start=not components.reference.distinct,
+            metrics_sync_every=components.trainer.metrics_sync_every,
             logits_cache_mib=settings.logits_cache_mib,
             nonfinite=NonFiniteGuard(steps.on_nonfinite, steps.max_skipped_steps),
+            checkpoint_plan=CheckpointPlan(inputs, environment, start.cut),
         )
-        reference = type(module.reference).__name__.removesuffix("Reference").lower()
-        training = training_facts(cfg, policy, plan, optimizer=str(chosen.get("optim")), reference=reference)
+        reference_mode = type(reference).__name__.removesuffix("Reference").lower()
+        training = training_facts(cfg, policy, plan, optimizer=str(chosen.get("optim")), reference=reference_mode)
         if is_first_rank():
             print_training(training)
         if tell:
             tell(f"{run_dir.name}: {on_one_line(training)}")
-        for callback in callbacks:
-            if isinstance(callback, Checkpoints):
-                around = surroundings(policy, trainer.strategy.root_device, layout)
-                callback.of_run(
-                    functools.partial(inputs, module, parts["reference"], known),
-                    around,
-                    steps.val_check_interval,
-                    start.cut,
-                )
         if start.checkpoint is None and is_first_rank():
             start.cut()
         train(trainer, module, data, start.checkpoint)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory_error(error, cfg, parts) from error
+        raise out_of_memory_error(error, cfg, components) from error
     finally:
         data.close_loaders()
-        sync = parts["logger"].close()
+        sync = components.logger.close()
 
     places = {"metrics": str(run_dir / "metrics.csv")}
     weights = full_state_dict(module.policy) if settings.export else {}
@@ -250,7 +243,7 @@ def run_in(
         "reference": reference_identity,
         "start_difference": module.largest_start_ratio,
         "upload": sync,
-        "tracker_url": parts["logger"].url,
+        "tracker_url": components.logger.url,
         "skipped_steps": module.nonfinite.skipped,
         "alarms": [alarm for callback in callbacks for alarm in getattr(callback, "alarms", [])],
         **begun(run_dir),
@@ -300,6 +293,8 @@ def train(
             callback.on_trained(trainer, module)
 
 
-def inputs(module: PreferenceModule, reference: ReferenceSource, known: dict[str, str]) -> dict[str, str]:
-    """All that must not change between two stretches of a run; every rank has to ask."""
-    return {**known, **model_inputs(module, reference)}
+def run_inputs(
+    policy: PreTrainedModel, reference: Reference, source: ReferenceSource, known: dict[str, str]
+) -> dict[str, str]:
+    """Digest all that must not change between two stretches of a run; all ranks have to ask."""
+    return {**known, **model_inputs(policy, reference, source)}

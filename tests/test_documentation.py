@@ -53,7 +53,7 @@ def check_command(words: list[str]) -> None:
     """Fail unless a command is composed by another test, or names a target, an extra or a file that is there."""
     match words:
         case ["make", *targets]:
-            named = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+            named = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
             assert set(targets) <= named
         case ["pip", "install", *rest]:
             extras = re.findall(r"\.\[([\w,]+)\]", " ".join(rest))
@@ -124,7 +124,18 @@ def test_keys_that_are_named_are_keys(page: Path) -> None:
     known = set(re.findall(r"^\| `([\w./]+)` \|", (ROOT / "docs/configuration.md").read_text(), re.M))
     known |= {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.params", "data.source.config", "data.source.revision"}
     named = set(re.findall(r"(?:^|[\s`'])((?:[a-z_]+\.)+[a-z_]+)=", page.read_text(), re.M))
-    groups = {"data", "loss", "model", "optim", "trainer", "adapter", "reference", "callbacks", "logger", "shape"}
+    groups = {
+        "data",
+        "loss",
+        "model",
+        "optim",
+        "trainer",
+        "adapter",
+        "reference",
+        "callbacks",
+        "logger",
+        "benchmark_model",
+    }
     assert {key for key in named if key.split(".")[0] in groups} <= known
 
 

@@ -29,5 +29,5 @@ def test_alarms_and_skipped_steps_are_told_with_the_line(capsys: pytest.CaptureF
     print_line("dpo", summary(alarms=[alarm], skipped_steps=2))
     assert capsys.readouterr().out.splitlines()[1:] == [
         "  alarm at step 75: displacement, the chosen log-ratio fell: +0.58, -3.38, -4.83 nats",
-        "  2 optimiser steps were skipped: nonfinite_batches/ has those that were no numbers",
+        "  2 optimiser steps were skipped: nonfinite_batches/ has the non-finite ones",
     ]

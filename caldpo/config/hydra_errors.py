@@ -1,11 +1,14 @@
-"""Hydra's composition errors in the words of the project: which key, which choices, did you mean."""
+"""Explain Hydra's composition errors: which key, which choices, did you mean."""
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import (
@@ -19,27 +22,27 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.did_you_mean import meant_keys
+from caldpo.config.did_you_mean import meant_keys, suggest, suggest_known
 from caldpo.config.overrides import parse_overrides
-from caldpo.config.required_groups import NEEDED, taken_out
-from caldpo.config.validation import Problem
-from caldpo.config.value_checks import suggest
+from caldpo.config.validation import NEEDED, Problem, missing_group_problem
 from caldpo.security.secrets import redact_text
 
 Compose = Callable[[list[str]], DictConfig]
+_GLOBAL = re.compile(r"^# *@package +_global_", re.MULTILINE)  # of a file that sets keys of other sections
 _FAULTS = (HydraException, OSError, TypeError, ValueError, yaml.YAMLError)  # what Hydra lets out while composing
 
 
 def compose_or_explain(
-    compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]
+    compose: Compose, loader: ConfigLoader, overrides: Sequence[str]
 ) -> tuple[DictConfig | None, list[Problem]]:
-    """Compose; on a faulty override, explain it, leave it out and try again, so that all are found at once.
+    """Compose; explain each faulty override, leave it out and try again, so that all are reported at once.
 
     An option that is not there leaves open which keys there are: of dotted ones nothing is said then, nor of values.
 
     Returns:
         The configuration without the faulty overrides (None when it cannot be composed) and their problems.
     """
+    compose = _remembering(compose)
     texts = [override for override in overrides if _is_text(override)]
     problems, foreign = _of_other_commands(compose, loader, texts)
     without = _taken_out(compose, loader, texts)
@@ -62,8 +65,21 @@ def compose_or_explain(
                 remaining = [override for override in remaining if "." not in override.partition("=")[0]]
 
 
+def _remembering(compose: Compose) -> Compose:
+    """Cache compositions by their overrides; none of them is changed in this module."""
+    composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def remembered(overrides: list[str]) -> DictConfig:
+        key = tuple(overrides)
+        if key not in composed:
+            composed[key] = compose(overrides)
+        return composed[key]
+
+    return remembered
+
+
 def _is_text(override: str) -> bool:
-    """Whether it can be written into a file: bytes of a command line that are not UTF-8 cannot."""
+    """Tell whether an override can be written into a file: bytes that are not UTF-8 cannot."""
     try:
         override.encode()
     except UnicodeEncodeError:
@@ -77,9 +93,9 @@ def _no_text(override: str) -> Problem:
 
 
 def _of_other_commands(
-    compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]
+    compose: Compose, loader: ConfigLoader, overrides: Sequence[str]
 ) -> tuple[list[Problem], list[str]]:
-    """Added groups that no configuration of this command names, and that nothing would read."""
+    """Refuse added groups that no configuration of this command names, and that nothing would read."""
     added = [o for o in parse_overrides(loader, overrides) if o.is_add() and _options(loader, o.key_or_group)]
     if not added:
         return [], []
@@ -93,8 +109,8 @@ def _of_other_commands(
     return problems, [o.input_line or "" for o in foreign]
 
 
-def _taken_out(compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]) -> dict[str, Problem]:
-    """Overrides that take out a group of which a run needs an option; a model may have set keys of it all the same."""
+def _taken_out(compose: Compose, loader: ConfigLoader, overrides: Sequence[str]) -> dict[str, Problem]:
+    """Refuse deletions of a group of which a run needs an option; a model may have set keys of it all the same."""
     deleted = [o for o in parse_overrides(loader, overrides) if o.is_delete() and o.key_or_group in NEEDED]
     if not deleted:
         return {}
@@ -103,13 +119,17 @@ def _taken_out(compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[s
     except _FAULTS:
         return {}
     # a command that can do without has no option of it to begin with
-    return {o.input_line or "": taken_out(o.key_or_group) for o in deleted if choices.get(o.key_or_group) is not None}
+    return {
+        o.input_line or "": missing_group_problem(o.key_or_group)
+        for o in deleted
+        if choices.get(o.key_or_group) is not None
+    }
 
 
 def _explain(
-    error: Exception, compose: Compose, loader: ConfigLoaderImpl, overrides: list[str]
+    error: Exception, compose: Compose, loader: ConfigLoader, overrides: list[str]
 ) -> tuple[Problem, str | None]:
-    """The problem, and the override to leave out (None: nothing else can be checked)."""
+    """Explain an error of composing; return the override to leave out (None: nothing else can be checked)."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override), error.override
     if isinstance(error, yaml.YAMLError):
@@ -123,13 +143,13 @@ def _explain(
         line = override.input_line or ""
         if found := _of_override(override, str(error), compose, loader, [o for o in overrides if o != line]):
             return found, line
-    return Problem("configuration", None, _tidy(error)), None
+    return Problem("configuration", None, without_search_paths(error)), None
 
 
 def _of_override(
-    override: Override, text: str, compose: Compose, loader: ConfigLoaderImpl, others: list[str]
+    override: Override, text: str, compose: Compose, loader: ConfigLoader, others: list[str]
 ) -> Problem | None:
-    """The problem of ``override`` if Hydra's ``text`` is about it."""
+    """Explain ``override`` if Hydra's ``text`` is about it."""
     key, line = override.key_or_group, override.input_line or ""
     no_option = "Config group override must be" in text or "is not iterable" in text  # the second for a list of numbers
     if no_option and not _are_names(override.value()):
@@ -178,7 +198,7 @@ EXTRAS = {
 
 
 def install(group: str, option: str) -> str:
-    """What to do where the packages behind an option are missing."""
+    """Name the extra to install where the packages behind an option are missing."""
     return f"install the extra that brings it: pip install 'caldpo[{EXTRAS[group, option]}]'"
 
 
@@ -192,9 +212,9 @@ def _unreadable(text: str) -> Problem:
 
 
 def _missing_option(
-    error: MissingConfigException, loader: ConfigLoaderImpl, overrides: list[str]
+    error: MissingConfigException, loader: ConfigLoader, overrides: list[str]
 ) -> tuple[Problem, str | None]:
-    """The problem of an option that is not there, and the override that names it."""
+    """Explain an unknown option; return the override that names it."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options or (_options(loader, group) if group else ()))  # of a list, Hydra names none
     if not group:
@@ -204,13 +224,13 @@ def _missing_option(
         return Problem(group, option, f"no such option, and no options in {group}"), written
     if (group, option) in EXTRAS:
         return Problem(group, option, "not installed", install(group, option)), written
-    wrong = f"no such option{suggest(option, options)}"
+    wrong = f"no such option{suggest_known(option, options)}"
     shown = _value(written) if written and "=[" not in written else option  # of a list, the one that is wrong
     return Problem(group, shown, wrong, f"choose one of {', '.join(options)}"), written
 
 
-def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl, others: list[str]) -> Problem:
-    """The key is not in the configuration: name the keys beside which it would stand."""
+def _unknown_key(override: Override, compose: Compose, loader: ConfigLoader, others: list[str]) -> Problem:
+    """Explain an unknown key by the keys beside which it would stand."""
     key, value = override.key_or_group, override.value()
     cfg = _composed_without_faults(compose, loader, others)
     if cfg is None:
@@ -240,8 +260,8 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl,
     return Problem(key, None, wrong, f"write {meant[0]}=..." if meant else f"the keys of {where} are {listed}")
 
 
-def _composed_without_faults(compose: Compose, loader: ConfigLoaderImpl, overrides: list[str]) -> DictConfig | None:
-    """The configuration of these overrides, or of those alone that choose an option, where others are faulty, too."""
+def _composed_without_faults(compose: Compose, loader: ConfigLoader, overrides: list[str]) -> DictConfig | None:
+    """Compose these overrides, or those alone that choose an option, where others are faulty, too."""
     chosen = [o for o in overrides if _options(loader, o.partition("=")[0].lstrip("+~").partition("@")[0])]
     for given in (overrides, chosen):
         try:
@@ -251,27 +271,28 @@ def _composed_without_faults(compose: Compose, loader: ConfigLoaderImpl, overrid
     return None
 
 
-def _options(loader: ConfigLoaderImpl, group: str) -> list[str]:
+def _options(loader: ConfigLoader, group: str) -> list[str]:
     return loader.get_group_options(group, ObjectType.CONFIG) if "." not in group else []
 
 
-def _groups(cfg: DictConfig, loader: ConfigLoaderImpl) -> list[str]:
-    """The groups of the command that ``cfg`` was composed for."""
+def _groups(cfg: DictConfig, loader: ConfigLoader) -> list[str]:
+    """List the groups of the command that ``cfg`` was composed for."""
     return [group for group in loader.list_groups("") if group != "hydra" and _has_group(cfg, loader, group)]
 
 
-def _has_group(cfg: DictConfig, loader: ConfigLoaderImpl, group: str) -> bool:
-    """Whether the command's defaults choose from the group, or it is a person's own that changes what they chose."""
-    if "/" in group or group in cfg.hydra.runtime.choices or group in _listed(cfg, loader):
+def _has_group(cfg: DictConfig, loader: ConfigLoader, group: str) -> bool:
+    """Tell whether the command's defaults choose from the group, or a user's own option changes what they chose."""
+    if "/" in group or group in cfg.hydra.runtime.choices or group in _listed(loader, cfg.hydra.job.config_name):
         return True
-    found = [loader.repository.load_config(f"{group}/{option}") for option in _options(loader, group)]
-    own = [option for option in found if option is not None and not option.path.endswith(str(conf_dir()))]
-    return any(option.header.get("package") == "_global_" for option in own)
+    own = [Path(source.path, group) for source in loader.get_sources() if source.scheme() == "file"]
+    files = [file for folder in own if folder.parent != conf_dir() for file in folder.glob("*.yaml")]
+    return any(_GLOBAL.search(file.read_text(encoding="utf-8", errors="replace")) for file in files)
 
 
-def _listed(cfg: DictConfig, loader: ConfigLoaderImpl) -> set[str]:
-    """Groups that several options are chosen from at once: a list in the defaults, which Hydra counts as no choice."""
-    chosen = loader.compute_defaults_list(cfg.hydra.job.config_name, [], RunMode.RUN).defaults
+@functools.lru_cache(maxsize=1)
+def _listed(loader: ConfigLoader, config_name: str) -> set[str]:
+    """List the groups with several options at once: a list in the defaults, which Hydra counts as no choice."""
+    chosen = loader.compute_defaults_list(config_name, [], RunMode.RUN).defaults
     return {path.rpartition("/")[0] for default in chosen if (path := default.config_path)}
 
 
@@ -279,8 +300,8 @@ def _value(line: str) -> str:
     return redact_text(line).split("=", 1)[-1]
 
 
-def _tidy(error: Exception) -> str:
-    """Hydra's own words on one line, without its search paths and links."""
+def without_search_paths(error: Exception) -> str:
+    """Shorten Hydra's message to one line, without its search paths and links."""
     text = str(error) or type(error).__name__
     if isinstance(error, ConfigCompositionException | CompactHydraException) and error.__cause__ is not None:
         text = f"{text}: {error.__cause__}"

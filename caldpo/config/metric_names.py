@@ -12,9 +12,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo import metric_definitions as m
-from caldpo.config.signature_source import read_signature
+from caldpo.config.did_you_mean import suggest
+from caldpo.config.signatures import read_signature
 from caldpo.config.validation import Problem
-from caldpo.config.value_checks import suggest
 from caldpo.errors import CaldpoError
 
 _ORACLE = "oracle/"

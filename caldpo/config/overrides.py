@@ -1,10 +1,9 @@
-"""Overrides of the command line: reading them as Hydra does, and writing values so that Hydra reads them."""
+"""Read overrides of the command line as Hydra does, and quote values for it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,10 +11,11 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import OverrideParseException
 
 from caldpo.errors import CaldpoError
+from caldpo.utils.file_names import is_there
 
 
 def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them; those it cannot read are skipped."""
+    """Parse overrides as Hydra does; skip those that it cannot read."""
     parser = OverridesParser.create(config_loader=loader)
     parsed = []
     for text in overrides:
@@ -27,7 +27,7 @@ def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Over
 
 
 def parse_override_value(text: str) -> str:
-    """The value of an override that names a path, without its quotes."""
+    """Parse the value of an override that names a path, without its quotes."""
     return str(OverridesParser.create().parse_override(text).value())
 
 
@@ -41,12 +41,12 @@ def require_unspaced(overrides: Sequence[str]) -> None:
         before = overrides[place - 1] if place else ""
         after = overrides[place + 1] if place + 1 < len(overrides) else ""
         key, given, value = text.partition("=")
-        bare_after = after if after and "=" not in after and not _is_there(after) else ""
+        bare_after = after if after and "=" not in after and not is_there(after) else ""
         if given and not key.strip():  # of `key =value` and `key = value`
             key, value = before, value or bare_after
         elif given and not value and bare_after:  # of `key= value`
             value = bare_after
-        elif not (given and key != key.rstrip() and not _is_there(text)):  # of `'key = value'`
+        elif not (given and key != key.rstrip() and not is_there(text)):  # of `'key = value'`
             continue
         if not key:
             raise CaldpoError("an override is written key=value", key=text, remedy="see --help for examples")
@@ -56,7 +56,7 @@ def require_unspaced(overrides: Sequence[str]) -> None:
 
 
 def with_positional(overrides: Sequence[str], key: str, *, several: bool = False) -> list[str]:
-    """Overrides with the first bare argument as the value of ``key``.
+    """Make the first bare argument the value of ``key``.
 
     Bare is what has no ``=``, or names a file or folder: those of runs have ``=`` in their names.
 
@@ -67,7 +67,7 @@ def with_positional(overrides: Sequence[str], key: str, *, several: bool = False
     """
     found = list(overrides)
     bare = [
-        place for place, text in enumerate(found) if "=" not in text or _is_there(text) or (several and _is_list(text))
+        place for place, text in enumerate(found) if "=" not in text or is_there(text) or (several and _is_list(text))
     ]
     given = [name for place in bare for name in _listed(found[place])] if several else [found[i] for i in bare[:1]]
     if not bare or not given:
@@ -77,44 +77,37 @@ def with_positional(overrides: Sequence[str], key: str, *, several: bool = False
 
 
 def _is_list(text: str) -> bool:
-    return text.startswith("[") and text.endswith("]") and not _is_there(text)
+    return text.startswith("[") and text.endswith("]") and not is_there(text)
 
 
 def _listed(text: str) -> list[str]:
-    """The names in ``[a,b]``; a comma that stands in the name of a folder divides nothing."""
+    """Split ``[a,b]`` into names; a comma in the name of a folder separates nothing."""
     if not _is_list(text):
         return [text]
     names: list[str] = []
     parts = text[1:-1].split(",")
     while parts:
-        most = next((n for n in range(len(parts), 0, -1) if _is_there(",".join(parts[:n]).strip(" '\""))), 1)
+        most = next((n for n in range(len(parts), 0, -1) if is_there(",".join(parts[:n]).strip(" '\""))), 1)
         names.append(",".join(parts[:most]).strip(" '\""))
         del parts[:most]
     return [name for name in names if name]
 
 
 def with_quoted_paths(overrides: Sequence[str]) -> list[str]:
-    """Overrides with quotes around values that name a file or folder and that Hydra's grammar would read more into.
+    """Quote values that name a file or folder and that Hydra's grammar would read otherwise.
 
     The folders of a sweep's runs are named after their overrides: ``run=outputs/SWEEP/loss=dpo,seed=0``.
     """
     found = []
     for text in overrides:
         key, given, value = text.partition("=")
-        special = given and re.search("[=,]", value) and not _is_there(text) and _is_there(value)
+        special = given and re.search("[=,]", value) and not is_there(text) and is_there(value)
         found.append(f"{key}={quoted(value)}" if special else text)
     return found
 
 
-def _is_there(text: str) -> bool:
-    try:
-        return Path(text).exists()
-    except OSError:  # too long to be the name of anything
-        return False
-
-
 def quoted(text: str) -> str:
-    """``text`` as the value of an override, quoted where Hydra's grammar would read more into it."""
+    """Quote ``text`` as the value of an override where Hydra's grammar would read it otherwise."""
     # Without a slash it might be a number, or null.
     if re.fullmatch(r"[A-Za-z0-9_./-]+", text) and "/" in text:
         return text

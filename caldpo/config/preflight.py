@@ -1,50 +1,42 @@
-"""Every run of a command line composed and checked before the first one starts."""
+"""Compose and check every run of a command line before the first one starts."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.core.utils import setup_globals
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import MISSING, DictConfig, open_dict, read_write
 
 from caldpo.config.hydra_errors import compose_or_explain
-from caldpo.config.launcher_checks import find_processes
+from caldpo.config.hydra_session import HydraSession, hydra_session
 from caldpo.config.overrides import parse_overrides
-from caldpo.config.process_rank import own_ranks
-from caldpo.config.run_dir import claimed_folder, naming_overrides, register_resolvers
+from caldpo.config.path_checks import find_escapes
+from caldpo.config.run_dir import claim_folder, naming_overrides
 from caldpo.config.run_lifecycle import as_caldpo_error
 from caldpo.config.search_checks import find_search_problems
+from caldpo.config.sweep_jobs import Job, expand_sweep, find_process_problems, fixed_keys, representative_jobs
 from caldpo.config.validation import Problem, find_problems, raise_problems
-from caldpo.security.paths import find_escapes
 from caldpo.security.secrets import redact_text
+from caldpo.utils.process_rank import own_ranks
 
 Agree = Callable[[DictConfig], Iterable[Problem] | None]
+_MANY = 20  # runs that are checked in about two seconds; more get a progress bar
 
 
 def preflight(
-    config_name: str,
-    search_path: ConfigSearchPath,
+    session: HydraSession,
     overrides: Sequence[str],
     *,
     multirun: bool,
     schemas: Mapping[str, str],
     agree: Agree | None = None,
-) -> list[str]:
+) -> tuple[RunMode, list[str]]:
     """Compose and check every run, and make the folder that this command line is going to fill.
 
     Args:
-        config_name: the primary configuration.
-        search_path: where Hydra looks for configurations.
+        session: of the command.
         overrides: as given on the command line.
         multirun: whether ``-m`` was given; a configuration may ask for a sweep too (``hydra.mode``).
         schemas: as for :func:`caldpo.config.validation.check_config`.
@@ -52,52 +44,45 @@ def preflight(
             or what lies on this machine.
 
     Returns:
-        Overrides to add, which name the folders.
+        Whether it is a run or a sweep, and overrides to add, which name the folders.
 
     Raises:
         CaldpoError: all problems of all runs at once.
     """
-    loader = _loader(search_path)
-    compose = functools.partial(_compose, loader, config_name, overrides)
     try:
-        # As a sweep first: only the composed configuration knows whether it is one.
-        master, problems = compose(RunMode.MULTIRUN, sweeps=multirun)
-        if multirun or (master is not None and master.hydra.mode == RunMode.MULTIRUN):
-            return _of_sweep(loader, master, problems, schemas, agree)
-        cfg = master
-        if not problems:
-            cfg, problems = compose(RunMode.RUN)  # only this one refuses several values for one key
-        unread = {problem.key for problem in problems}  # left out to read the others: of these keys nothing is known
-        of_run = [] if cfg is None else _of_run(cfg, schemas, agree)
-        raise_problems([*problems, *(problem for problem in of_run if problem.key not in unread)])
+        # As a sweep: only the composed configuration knows whether it is one.
+        cfg, problems = _compose(session, overrides, RunMode.MULTIRUN, refuse_sweeps=multirun)
+        if multirun or (cfg is not None and cfg.hydra.mode == RunMode.MULTIRUN):
+            return RunMode.MULTIRUN, _check_sweep(session, cfg, problems, schemas, agree)
+        several = any(override.is_sweep_override() for override in parse_overrides(session.loader, overrides))
+        if not problems and (cfg is None or several or MISSING in cfg.hydra.runtime.choices.values()):
+            cfg, problems = _compose(session, overrides, RunMode.RUN)  # which says what is wrong with them
+        _raise_all(cfg, problems, schemas, agree)
         assert cfg is not None
         with own_ranks(cfg):
-            return claimed_folder(cfg, "run")
+            return RunMode.RUN, claim_folder(cfg, "run")
     finally:
         HydraConfig.instance().cfg = None
 
 
 def composed(
-    config_name: str,
-    search_path: ConfigSearchPath,
-    overrides: Sequence[str],
-    *,
-    schemas: Mapping[str, str],
-    agree: Agree | None = None,
+    config_name: str, overrides: Sequence[str], *, schemas: Mapping[str, str], agree: Agree | None = None
 ) -> DictConfig:
-    """The checked configuration of a single run, with Hydra's own section; nothing is made.
+    """Compose and check the configuration of a single run, with Hydra's own section; nothing is made.
 
     Args:
-        config_name, search_path, overrides, schemas, agree: as for :func:`preflight`.
+        config_name: the primary configuration.
+        overrides, schemas, agree: as for :func:`preflight`.
 
     Raises:
         CaldpoError: all problems at once.
     """
-    try:
-        cfg, problems = _compose(_loader(search_path), config_name, overrides, RunMode.RUN)
-        raise_problems([*problems, *(_of_run(cfg, schemas, agree) if cfg is not None else [])])
-    finally:
-        HydraConfig.instance().cfg = None
+    with hydra_session(config_name) as session:
+        try:
+            cfg, problems = _compose(session, overrides, RunMode.RUN)
+            _raise_all(cfg, problems, schemas, agree)
+        finally:
+            HydraConfig.instance().cfg = None
     assert cfg is not None
     return cfg
 
@@ -108,166 +93,93 @@ def check_run(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None =
     Raises:
         CaldpoError: all problems at once.
     """
-    raise_problems(_of_run(cfg, schemas, agree))
+    raise_problems(_run_problems(cfg, schemas, agree))
 
 
-def check_composes(config_name: str, search_path: ConfigSearchPath, overrides: Sequence[str]) -> None:
+def check_composes(session: HydraSession, overrides: Sequence[str]) -> None:
     """Check the keys alone: a configuration can be shown while values are still missing.
 
     Raises:
         CaldpoError: all faulty overrides at once.
     """
-    raise_problems(_compose(_loader(search_path), config_name, overrides, RunMode.RUN)[1])
-
-
-def _loader(search_path: ConfigSearchPath) -> ConfigLoaderImpl:
-    version.setbase("1.3")
-    setup_globals()
-    register_resolvers()
-    return ConfigLoaderImpl(config_search_path=search_path)
+    raise_problems(_compose(session, overrides, RunMode.RUN)[1])
 
 
 def _compose(
-    loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str], mode: RunMode, sweeps: bool = True
+    session: HydraSession, overrides: Sequence[str], mode: RunMode, *, refuse_sweeps: bool = True
 ) -> tuple[DictConfig | None, list[Problem]]:
     return compose_or_explain(
-        lambda given: loader.load_configuration(config_name, given, mode, validate_sweep_overrides=sweeps),
-        loader,
-        overrides,
+        lambda texts: session.compose(texts, mode, refuse_sweeps=refuse_sweeps), session.loader, overrides
     )
 
 
-def _of_sweep(
-    loader: ConfigLoaderImpl,
-    master: DictConfig | None,
+def _raise_all(
+    cfg: DictConfig | None, problems: list[Problem], schemas: Mapping[str, str], agree: Agree | None
+) -> None:
+    """Raise the problems of composing, and those of what was composed without the faulty overrides."""
+    unread = {problem.key for problem in problems}  # left out to read the others: of these keys nothing is known
+    of_run = [] if cfg is None else _run_problems(cfg, schemas, agree)
+    raise_problems([*problems, *(problem for problem in of_run if problem.key not in unread)])
+
+
+def _check_sweep(
+    session: HydraSession,
+    sweep_cfg: DictConfig | None,
     problems: list[Problem],
     schemas: Mapping[str, str],
     agree: Agree | None,
 ) -> list[str]:
-    """Check the sweep that ``master`` describes; the overrides that name its folders."""
-    if master is None:
+    """Check a sweep; return the overrides that name its folders."""
+    if sweep_cfg is None:
         raise_problems(problems)
-    assert master is not None
-    jobs, all_known, found = _jobs(loader, master)
-    searched = {text.split("=")[0] for job in jobs for text in job} - _fixed(loader, master)
-    problems += [*found, *find_search_problems(master, searched)]
-    for batch in _telling(loader, jobs):
+    assert sweep_cfg is not None
+    loader, sweep = session.loader, expand_sweep(session.loader, sweep_cfg)
+    searched = {text.split("=")[0] for job in sweep.jobs for text in job} - fixed_keys(loader, sweep_cfg)
+    problems += [*sweep.problems, *find_search_problems(sweep_cfg, searched)]
+    for batch in representative_jobs(loader, sweep.jobs):
         for number, job in _with_progress(batch):
-            cfg, found = compose_or_explain(lambda given: loader.load_sweep_config(master, given), loader, job)
-            problems += found
+            cfg, of_job = compose_or_explain(lambda texts: loader.load_sweep_config(sweep_cfg, texts), loader, job)
+            problems += of_job
             if cfg is not None:
-                problems += [*_of_run(cfg, schemas, agree, number), *find_processes(cfg)]
+                problems += [*_run_problems(cfg, schemas, agree, number), *find_process_problems(cfg)]
         raise_problems(list(dict.fromkeys(problems)))
-    HydraConfig.instance().set_config(master)
-    with own_ranks(master):
-        return [*naming_overrides(jobs, master, all_known=all_known), *claimed_folder(master, "sweep")]
+    HydraConfig.instance().set_config(sweep_cfg)
+    with own_ranks(sweep_cfg):
+        return [
+            *naming_overrides(sweep.jobs, sweep_cfg, all_known=sweep.complete),
+            *claim_folder(sweep_cfg, "sweep"),
+        ]
 
 
-def _of_run(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None, number: int = 0) -> list[Problem]:
-    """The problems of one run's configuration, with the values that Hydra sets at its start in place."""
+def _run_problems(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None, number: int = 0) -> list[Problem]:
+    """List the problems of one run's configuration, with the values that Hydra sets at its start in place."""
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.runtime.output_dir = str(Path.cwd())
         cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
     HydraConfig.instance().set_config(cfg)
     problems = [*find_problems(cfg, schemas), *find_escapes(cfg)]
-    return problems if agree is None else [*problems, *_of_agreement(cfg, agree, doubtful=bool(problems))]
+    return problems if agree is None else [*problems, *_disagreements(cfg, agree, doubtful=bool(problems))]
 
 
-def _of_agreement(cfg: DictConfig, agree: Agree, *, doubtful: bool) -> list[Problem]:
-    """What ``agree`` says; of a configuration that is ``doubtful`` already, no more than the problems it returns."""
-    found: list[Problem] = []
+def _disagreements(cfg: DictConfig, agree: Agree, *, doubtful: bool) -> list[Problem]:
+    """List the problems of ``agree``; its error too, unless the configuration is ``doubtful`` already."""
+    problems: list[Problem] = []
     try:
-        found.extend(agree(cfg) or [])  # keeps what comes before an error
+        problems.extend(agree(cfg) or [])  # keeps what comes before an error
     except Exception as error:
         if doubtful:
-            return found  # the error is most likely due to a value that is reported already
+            return problems  # the error is most likely due to a value that is reported already
         known = as_caldpo_error(error)
         if known is None:
             raise
         value = None if known.value_or_none is None else redact_text(str(known.value))
-        found.append(Problem(known.key or "configuration", value, known.message, known.remedy))
-    return found
+        problems.append(Problem(known.key or "configuration", value, known.message, known.remedy))
+    return problems
 
 
-def _jobs(loader: ConfigLoaderImpl, master: DictConfig) -> tuple[list[list[str]], bool, list[Problem]]:
-    """The overrides of each run, whether these are all runs, and the problems of expanding them."""
-    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
-    given = [*(f"{key}={value}" for key, value in params.items()), *master.hydra.overrides.task]
-    parsed = parse_overrides(loader, given)
-    if str(master.hydra.sweeper.get("_target_")).rpartition(".")[2] != BasicSweeper.__name__:
-        return list(_one_at_a_time(parsed)), False, []
-    problems = [
-        Problem(
-            override.key_or_group,
-            None,
-            "an interval has no single values to run",
-            "list values, or choose a sweeper that draws them (hydra/sweeper=...)",
-        )
-        for override in parsed
-        if override.is_sweep_override() and not override.is_discrete_sweep()
-    ]
-    if problems:
-        return [], True, problems
-    return BasicSweeper.split_arguments(parsed, None)[0], True, []
-
-
-def _fixed(loader: ConfigLoaderImpl, master: DictConfig) -> set[str]:
-    """Keys that the command line gives a single value, the same in every run of a sweep."""
-    parsed = parse_overrides(loader, list(master.hydra.overrides.task))
-    return {override.get_key_element() for override in parsed if not override.is_sweep_override()}
-
-
-def _telling(loader: ConfigLoaderImpl, jobs: list[list[str]]) -> list[list[tuple[int, list[str]]]]:
-    """The jobs that can show a problem which no earlier one shows, with their numbers, in two batches.
-
-    What keys there are, and what their values may be, follows from the choice of groups: each other override
-    is composed once per choice, instead of once per combination with all others. The first batch shows each
-    override at least once, so that most mistakes are answered soon; the second the rest.
-    """
-    groups = {text for text in {t for job in jobs for t in job} if _chooses_group(loader, text)}
-    shown: set[str] = set()
-    seen: set[tuple[frozenset[str], str]] = set()
-    first, second = [], []
-    for number, job in enumerate(jobs):
-        if not set(job) <= shown or not job:
-            first.append((number, job))
-            shown |= set(job)
-            seen |= {(frozenset(job) & groups, text) for text in [*job, ""]}
-    for number, job in enumerate(jobs):
-        news = {(frozenset(job) & groups, text) for text in [*job, ""]} - seen
-        if news:
-            second.append((number, job))
-            seen |= news
-    return [first, second]
-
-
-def _with_progress(batch: list[tuple[int, list[str]]]) -> Iterable[tuple[int, list[str]]]:
-    if len(batch) <= 20:  # about two seconds
+def _with_progress(batch: list[tuple[int, Job]]) -> Iterable[tuple[int, Job]]:
+    if len(batch) <= _MANY:
         return batch
     from rich.progress import track
 
     return track(batch, description="Checking the sweep", transient=True)
-
-
-def _chooses_group(loader: ConfigLoaderImpl, text: str) -> bool:
-    key = text.split("=")[0].lstrip("+~").split("@")[0]
-    return "." not in key and bool(loader.get_group_options(key))
-
-
-def _one_at_a_time(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """Runs that show every value of every override once, for sweepers that choose combinations themselves."""
-    values = {o.get_key_element(): _values(o) for o in overrides}
-    first = {key: shown[0] for key, shown in values.items() if shown}
-    yield [f"{key}={value}" for key, value in first.items()]
-    for key, shown in values.items():
-        for value in shown[1:]:
-            yield [f"{k}={v}" for k, v in {**first, key: value}.items()]
-
-
-def _values(override: Override) -> list[str]:
-    if not override.is_sweep_override():
-        return [override.get_value_element_as_str()]
-    if override.is_discrete_sweep():
-        return list(override.sweep_string_iterator())
-    interval: Any = override.value()
-    return [str(interval.start), str(interval.end)] if isinstance(interval, IntervalSweep) else []

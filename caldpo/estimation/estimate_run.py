@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from caldpo.components import build_components, check_components
+from caldpo.components import Components
 from caldpo.config.run_lifecycle import write_json
 from caldpo.data.collate import Layout, collate
 from caldpo.data.pair import TokenizedPair
@@ -29,7 +29,6 @@ from caldpo.logprobs.layout import why_not_packed
 from caldpo.model_data_checks import check_fit
 
 FILE = "estimate.json"
-_SECTIONS = ("loss", "reference", "adapter", "optim", "trainer", "data", "model")
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,9 @@ def estimate(
     """
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
-    parts = build_components(cfg, _SECTIONS)
-    source, data = parts["model"], parts["data"]
-    check_components(parts)
+    components = Components.from_config(cfg, tracked=False)
+    source, data = components.model, components.data
+    components.check()
     tokenizer = source.load_tokenizer()
     with (run_dir / "output.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         sample = take_sample(
@@ -92,18 +91,21 @@ def estimate(
             tokenizer,
             run_dir,
             pairs=sample_pairs,
-            needs_scores=parts["loss"].needs_scores,
+            needs_scores=components.loss.needs_scores,
             loss_name=str(hydra.runtime.choices["loss"]),
-            needs_rejected=parts["loss"].needs_rejected,
+            needs_rejected=components.loss.needs_rejected,
         )
-    check_fit(source, tokenizer, data, reference=parts["reference"])
-    sketch = needs_of(cfg, parts, sample.train_pairs, memory_gib)
-    flops = flops_of(sketch, parts, sample.test_pairs, cfg.logits_cache_mib)
+    check_fit(source, tokenizer, data, reference=components.reference)
+    sketch = needs_of(cfg, components, sample.train_pairs, memory_gib)
+    flops = flops_of(sketch, components, sample.test_pairs, cfg.logits_cache_mib)
     hours = None
     if flops is not None and device_tflops is not None:
-        hours = Hours.of(flops.total, device_tflops, utilisation, parts["trainer"].world_size)
+        hours = Hours.of(flops.total, device_tflops, utilisation, components.trainer.world_size)
     schedule, needs, has = sketch.schedule, sketch.needs, sketch.capacity
-    policy, verdict = parts["adapter"].identity(source.identity()), judge(needs, has, parts, len(schedule.largest))
+    policy, verdict = (
+        components.adapter.identity(source.identity()),
+        judge(needs, has, components, len(schedule.largest)),
+    )
     found = Estimate(policy, sample, schedule, needs, has, verdict, sketch.layout, flops, hours)
     write_json(run_dir / FILE, as_dict(found))
     if cfg.console == "full":
@@ -124,22 +126,22 @@ class Sketch:
     layout: Layout
 
 
-def needs_of(cfg: DictConfig, parts: dict[str, Any], pairs: int, memory_gib: float | None = None) -> Sketch:
+def needs_of(cfg: DictConfig, components: Components, pairs: int, memory_gib: float | None = None) -> Sketch:
     """Steps and memory of a run, from the pairs that its data has loaded.
 
     Args:
         cfg: the configuration of the run.
-        parts: its sections as objects; the data is prepared, with all of its pairs or a sample of them.
+        components: of the run; the data is prepared, with all of its pairs or a sample of them.
         pairs: of the whole training split.
         memory_gib: memory of a device to compare with; None takes what is free here.
     """
-    trainer, data = parts["trainer"], parts["data"]
-    lengths, layout = data.train_pairs.lengths(), layout_of(cfg, parts, data.max_length)
+    trainer, data = components.trainer, components.data
+    lengths, layout = data.train_pairs.lengths(), layout_of(cfg, components, data.max_length)
     plan = data.plan_steps(layout, **trainer.extent(), lengths=whole_split(lengths, pairs))
     schedule = schedule_of(lengths, plan, layout, exact_steps=trainer.max_steps is not None)
     has = capacity(trainer.accelerator, trainer.devices, memory_gib)
     needs = memory_needs(
-        parts,
+        components,
         collate([data.train_pairs[place] for place in schedule.largest], 0, layout=layout),
         collate(longest(data.test_pairs, data.eval_micro_batch_size), 0, layout=layout),
         layout=layout,
@@ -152,16 +154,16 @@ def needs_of(cfg: DictConfig, parts: dict[str, Any], pairs: int, memory_gib: flo
     return Sketch(schedule, needs, has, layout)
 
 
-def flops_of(sketch: Sketch, parts: dict[str, Any], test_pairs: int, logits_cache_mib: int) -> Flops | None:
+def flops_of(sketch: Sketch, components: Components, test_pairs: int, logits_cache_mib: int) -> Flops | None:
     """Operations of a run, its evaluations and its reference's passes included; None where they are not known.
 
     Args:
         sketch: of the run.
-        parts: its sections as objects; the data is prepared.
+        components: of the run; the data is prepared.
         test_pairs: of the whole test split.
         logits_cache_mib: of the log-prob engine.
     """
-    schedule, needs, data = sketch.schedule, sketch.needs, parts["data"]
+    schedule, needs, data = sketch.schedule, sketch.needs, components.data
     if needs.cost is None or needs.reference_cost is None:
         return None
     lengths = data.train_pairs.lengths()
@@ -172,8 +174,8 @@ def flops_of(sketch: Sketch, parts: dict[str, Any], test_pairs: int, logits_cach
         schedule.response_tokens * logits_again(lengths, needs.vocabulary, logits_cache_mib),
     )
     trained, evaluated = epoch * schedule.epochs, evaluation_work(data, sketch.layout, test_pairs)
-    evaluations = evaluations_of(schedule.steps, parts["trainer"].val_check_interval)
-    asked = bool(parts["loss"].needs_reference)
+    evaluations = evaluations_of(schedule.steps, components.trainer.val_check_interval)
+    asked = bool(components.loss.needs_reference)
     if needs.reference == "precomputed":  # once for each pair
         reference_work = evaluated + epoch * (min(1.0, schedule.epochs) * asked)
     else:
@@ -200,12 +202,12 @@ def evaluations_of(steps: int, val_check_interval: int | None) -> int:
     return 1 + (-(-steps // val_check_interval) if val_check_interval else 1)
 
 
-def layout_of(cfg: DictConfig, parts: dict[str, Any], max_length: int) -> Layout:
+def layout_of(cfg: DictConfig, components: Components, max_length: int) -> Layout:
     """The layout of the run's batches, by what the model's class and configuration say."""
     if cfg.layout != "auto":
         return cfg.layout
     with fake_tensors("cpu") as mode:
-        model = made_of(parts["model"])
+        model = made_of(components.model)
         packed = why_not_packed(model, max_length) is None and takes_packed(model, mode)
     return "packed" if packed else "padded"
 

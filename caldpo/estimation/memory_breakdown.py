@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from caldpo.components import Components
 from caldpo.data.collate import Layout
 from caldpo.errors import CaldpoError, one_line
 from caldpo.estimation.optimizer_memory import optimizer_memory
@@ -28,7 +29,7 @@ from caldpo.estimation.step_memory import (
     without_content,
 )
 from caldpo.logprobs.packed_attention import use_packed_attention
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 from caldpo.models.hub_model import causal_lm_skeleton
 from caldpo.models.model_source import floating_dtype
 from caldpo.reference.auto_reference import Auto, ReferenceMode, choose
@@ -81,7 +82,7 @@ UPDATE, EVALUATION = "more during the optimiser's update", "more during evaluati
 
 
 def memory_needs(
-    parts: dict[str, Any],
+    components: Components,
     batch: PairBatch,
     evaluation: PairBatch,
     *,
@@ -95,7 +96,7 @@ def memory_needs(
     """Go through a step of the run without content and add up what it takes.
 
     Args:
-        parts: the sections of the configuration as objects.
+        components: of the run.
         batch: the largest micro-batch of training.
         evaluation: the largest batch of held-out pairs.
         layout: of both.
@@ -104,14 +105,14 @@ def memory_needs(
         accumulates: whether a step has several micro-batches.
         logits_cache_mib: of the log-prob engine.
     """
-    trainer, loss, spec = parts["trainer"], parts["loss"], parts["reference"]
+    trainer, loss, spec = components.trainer, components.loss, components.reference
     dtype = WEIGHT_DTYPES.get(trainer.precision)
     with fake_tensors(device) as mode:
-        policy = converted(parts["adapter"].apply(made_of(parts["model"])), dtype)
+        policy = converted(components.adapter.apply(made_of(components.model)), dtype)
         policy.train()
         trained = [p for p in policy.parameters() if p.requires_grad]
         way = way_of_reference(spec, policy, bool(loss.needs_reference), pairs, seen)
-        reference = reference_skeleton(spec, way, policy, parts["model"], dtype)
+        reference = reference_skeleton(spec, way, policy, components.model, dtype)
         if layout == "packed":
             for model in filter(None, (policy, reference)):
                 use_packed_attention(base_model(model))
@@ -119,7 +120,7 @@ def memory_needs(
         groups = Groups.of(policy)
         division = Division.of(trainer.strategy, trainer.world_size, cpu_offload=trainer.cpu_offload)
         cost, reference_cost, uncounted = costs(policy, reference, spec)
-        optimizer = optimizer_memory(parts["optim"], trained, device, scaled=trainer.precision == "16-mixed")
+        optimizer = optimizer_memory(components.optim, trained, device, scaled=trainer.precision == "16-mixed")
         asked = {"adapter": policy, "frozen": reference}.get(way) if loss.needs_reference else None
         step, evaluated, unknown = StepMemory(0, 0, 0, 0), 0, ""
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from caldpo.components import Components
 from caldpo.estimation.memory_breakdown import (
     ACTIVATIONS,
     CASTS,
@@ -40,13 +40,13 @@ class Verdict:
     advice: tuple[str, ...]
 
 
-def judge(needs: Needs, has: Capacity, parts: dict[str, Any], largest: int) -> Verdict:
+def judge(needs: Needs, has: Capacity, components: Components, largest: int) -> Verdict:
     """Compare what is needed with what there is.
 
     Args:
         needs: of the run.
         has: memory of a device.
-        parts: the sections of the configuration as objects, for the advice.
+        components: of the run, for the advice.
         largest: pairs of the largest micro-batch.
     """
     total = f"{needs.total / GIB:,.2f} GiB"
@@ -54,21 +54,21 @@ def judge(needs: Needs, has: Capacity, parts: dict[str, Any], largest: int) -> V
         known = "at least " if needs.unknown else "about "
         return Verdict(None, f"needs {known}{total}; what a device has is not known ({has.what})", ())
     room = f"{has.bytes / GIB:,.2f} GiB ({has.what})"
-    ways = tuple(advice(needs, parts, largest))
+    ways = tuple(advice(needs, components, largest))
     if needs.total > has.bytes:
         return Verdict(False, f"does not fit: about {total} of {room}", ways)
     if needs.unknown:
         return Verdict(None, f"not known: at least {total} of {room}, without activations", ())
     if needs.total > TIGHT * has.bytes:
         return Verdict(
-            True, f"tight: about {total} of {room}, and memory may fragment", tuple(advice(needs, parts, largest))
+            True, f"tight: about {total} of {room}, and memory may fragment", tuple(advice(needs, components, largest))
         )
     return Verdict(True, f"fits: about {total} of {room}", ())
 
 
-def advice(needs: Needs, parts: dict[str, Any], largest: int) -> list[str]:
+def advice(needs: Needs, components: Components, largest: int) -> list[str]:
     """What would make the largest parts smaller."""
-    trainer, data, model = parts["trainer"], parts["data"], parts["model"]
+    trainer, data, model = components.trainer, components.data, components.model
     found = needs.parts
     ways: dict[str, int] = {}
     per_batch = found[ACTIVATIONS] + found[WORKING]

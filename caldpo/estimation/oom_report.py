@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from caldpo.components import Components
 from caldpo.errors import CaldpoError
 from caldpo.estimation.estimate_run import needs_of
 from caldpo.estimation.memory_breakdown import Needs
@@ -17,7 +18,7 @@ from caldpo.estimation.memory_capacity import GIB
 from caldpo.estimation.memory_verdict import advice
 
 
-def out_of_memory_error(error: BaseException, cfg: DictConfig, parts: dict[str, Any]) -> CaldpoError:
+def out_of_memory_error(error: BaseException, cfg: DictConfig, components: Components) -> CaldpoError:
     """What to raise from ``error``: the estimate by part, and what would make the largest parts smaller.
 
     What the failed run holds is let go first, as far as its frames hold it.
@@ -25,7 +26,7 @@ def out_of_memory_error(error: BaseException, cfg: DictConfig, parts: dict[str, 
     Args:
         error: for which :func:`is_out_of_memory` is true.
         cfg: the run's configuration.
-        parts: its sections as objects, the data prepared.
+        components: of the run; the data is prepared, unless memory ran out before.
     """
     traceback.clear_frames(error.__traceback__)  # activations and gradients hang on the frames of the failed step
     gc.collect()
@@ -33,9 +34,9 @@ def out_of_memory_error(error: BaseException, cfg: DictConfig, parts: dict[str, 
         torch.cuda.empty_cache()
     said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     try:
-        sketch = needs_of(cfg, parts, len(parts["data"].train_pairs))
-        ways = advice(sketch.needs, parts, len(sketch.schedule.largest))
-        text = f"{by_part(sketch.needs)}, and {_there(parts['trainer'])}"
+        sketch = needs_of(cfg, components, len(components.data.train_pairs))
+        ways = advice(sketch.needs, components, len(sketch.schedule.largest))
+        text = f"{by_part(sketch.needs)}, and {_there(components.trainer)}"
     except Exception as why:  # memory is short, or the data was not there yet: what ran out matters more
         text = f"where it goes cannot be told ({type(why).__name__}: {str(why).splitlines()[0] if str(why) else ''})"
         ways = ["a smaller data.micro_batch_size with more trainer.accumulate_grad_batches"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from caldpo.estimation.live_bytes import OTHER, LiveBytes
-from caldpo.lightning_module import OptimizerSpec
+from caldpo.optim.optimizer_base import OptimizerChoice
 
 _WIDTH = 64  # of the stand-in's square matrices
 
@@ -28,7 +28,7 @@ class OptimizerMemory:
 
 
 def optimizer_memory(
-    spec: OptimizerSpec, parameters: Iterable[Tensor], device: str, *, scaled: bool = False
+    spec: OptimizerChoice, parameters: Iterable[Tensor], device: str, *, scaled: bool = False
 ) -> OptimizerMemory:
     """What ``spec`` needs for ``parameters``, of which only shapes and dtypes are looked at.
 
@@ -51,7 +51,7 @@ def optimizer_memory(
     return OptimizerMemory(state, temporary)
 
 
-def _rates(spec: OptimizerSpec, dtype: torch.dtype, device: str, scaled: bool) -> tuple[float, float, float, float]:
+def _rates(spec: OptimizerChoice, dtype: torch.dtype, device: str, scaled: bool) -> tuple[float, float, float, float]:
     """Bytes of state a tensor and an element; temporary bytes an element of all, and of the largest tensor.
 
     What an optimiser keeps by rows and columns counts as much an element as it is of a small matrix: 1/16 byte.
@@ -66,7 +66,7 @@ def _rates(spec: OptimizerSpec, dtype: torch.dtype, device: str, scaled: bool) -
 
 
 def _measure(
-    spec: OptimizerSpec, dtype: torch.dtype, device: str, scaled: bool, matrices: int, rows: int = _WIDTH
+    spec: OptimizerChoice, dtype: torch.dtype, device: str, scaled: bool, matrices: int, rows: int = _WIDTH
 ) -> tuple[int, int]:
     """Bytes of the state of the first matrix, and the temporary bytes of a step that creates no state."""
     model = nn.ParameterList(nn.Parameter(torch.ones(rows, _WIDTH, dtype=dtype)) for _ in range(matrices))

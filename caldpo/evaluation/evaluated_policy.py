@@ -40,16 +40,16 @@ from caldpo.evaluation.model_loading import (
 )
 from caldpo.evaluation.pair_scoring import score_pairs
 from caldpo.evaluation.suite_base import FOLDER
-from caldpo.logprobs.head import NotNumbersError
 from caldpo.model_data_checks import check_fit, require_prompts
-from caldpo.models.adapters import adapter_off, is_adapted
-from caldpo.models.model_probes import require_sound
+from caldpo.models.adapted_policy import adapter_off, is_adapted
+from caldpo.models.model_forward import NonFiniteLogitsError
+from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.sampling import reference_seed, sample_responses, sampling_notes
 from caldpo.reference.reference_base import ReferenceSource
 from caldpo.resume.config_diff import bound
 from caldpo.resume.template_date import clock_of
 from caldpo.run_record import DATE
-from caldpo.utils.delayed_progress import LateBar
+from caldpo.utils.delayed_progress import DelayedProgress
 from caldpo.utils.notes import print_notes
 
 Role = Literal["policy", "reference"]
@@ -198,7 +198,7 @@ class EvaluatedPolicy:
             self._loaded.clear()
             model = load_weights(self.weights, self.source, self.adapter, self.target)
             self._loaded[self.weights] = place(model, self.precision, self.device)
-            self._require_sound(self._loaded[self.weights])
+            self._require_valid_logprobs(self._loaded[self.weights])
         return self._loaded[self.weights]
 
     @contextmanager
@@ -295,10 +295,10 @@ class EvaluatedPolicy:
         Raises:
             CaldpoError: logits are not finite.
         """
-        for line in sampling_notes(self.model, self.tokenizer):
+        for line in sampling_notes(self.model, self.tokenizer, self.ends):
             self.cache.once(f"note {line}", partial(print_notes, [line]))
         ends = self.ends  # loads the policy, which may contain the reference
-        with self.model_of(role) as model, LateBar(f"{role}: sampling", len(prompts)) as bar, self.context():
+        with self.model_of(role) as model, DelayedProgress(f"{role}: sampling", len(prompts)) as bar, self.context():
             require_prompts(model, self.tokenizer, prompts, sampling.max_new_tokens)
             return sample_responses(
                 model,
@@ -311,7 +311,7 @@ class EvaluatedPolicy:
                 ends=ends,
                 whose=self._owner(role),
                 names=names,
-                done=bar.advance,
+                on_batch=bar.advance,
             )
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -332,16 +332,16 @@ class EvaluatedPolicy:
         model = place(load_reference(path, dtype, self.source), self.precision, self.device)
         if path is not None:
             check_vocabulary(path, model, self.model)
-        self._require_sound(model, key="reference.path")
+        self._require_valid_logprobs(model, key="reference.path")
         return model.eval().requires_grad_(False)
 
-    def _require_sound(self, model: PreTrainedModel, key: str = "model") -> None:
+    def _require_valid_logprobs(self, model: PreTrainedModel, key: str = "model") -> None:
         longest = 0
         if self.has_data:
             lengths = self.data.test_pairs.lengths()
             longest = int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
-        with contextlib.suppress(NotNumbersError):  # scoring and sampling name run, step and rows as well
-            require_sound(model, training=False, max_length=longest, key=key)
+        with contextlib.suppress(NonFiniteLogitsError):  # scoring and sampling name run, step and rows as well
+            require_valid_logprobs(model, training=False, max_length=longest, key=key)
 
     def _key(self, *sections: str) -> str:
         """Key of what policies share: all of these sections but what no number depends on, and the data's seed."""

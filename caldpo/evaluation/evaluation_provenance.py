@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from caldpo.config.path_digests import contents
+from caldpo.config.path_digests import path_digests
 from caldpo.console import versions
 from caldpo.data.token_cache import tokenizer_digest
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
@@ -45,7 +45,7 @@ def provenance_of(suite: Suite, policy: EvaluatedPolicy) -> dict[str, Any]:
         "configuration": config_digest(config),
         "tokenizer": tokenizer_digest(policy.tokenizer),
         "device": policy.device.type,
-        "files": contents({"suite": suite_settings, "reference": policy.cache.reference, "config": models}),
+        "files": path_digests({"suite": suite_settings, "reference": policy.cache.reference, "config": models}),
         "versions": versions() | {name: version(name) for name in _LIBRARIES},
     }
 

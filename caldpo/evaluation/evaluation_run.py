@@ -19,6 +19,7 @@ from rich.console import Console
 
 from caldpo.components import build
 from caldpo.config.run_lifecycle import one_line, write_json
+from caldpo.config.run_lock import EVALUATION, run_lock
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_cache import EvaluationCache
@@ -28,7 +29,6 @@ from caldpo.evaluation.evaluation_settings import EvaluateSettings
 from caldpo.evaluation.evaluation_target import Target, find_folders, name_of, read_target
 from caldpo.evaluation.model_loading import find_device
 from caldpo.evaluation.suite_base import FOLDER, Result, Suite, read_results
-from caldpo.utils.locks import EVALUATION, run_lock
 
 _NO_SUITES = ("model", "reference", "data")  # sections that build something else
 # by name, not by package: nothing else that a run's file may name is built for its summary

@@ -13,16 +13,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.checkpointing.manifest import checkpoint_folders
-from caldpo.config.cache_dirs import CACHE, with_own_caches
+from caldpo.config.cache_dirs import CACHE, with_cache_dirs
 from caldpo.config.find_runs import find_runs, natural
 from caldpo.config.summary_file import read_summary
+from caldpo.config.trusted_config import announce_foreign, require_own_code
 from caldpo.config.validation import check_config
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.suite_base import FOLDER
 from caldpo.run_record import DATA_COMMIT, MODEL_COMMIT
 from caldpo.security.paths import require_unlinked
 from caldpo.security.secrets import redact_text
-from caldpo.security.trusted_config import announce_foreign, require_own_code
 from caldpo.utils.yaml_io import read_yaml
 
 SECTIONS = ("model", "adapter", "reference", "data")  # of a run's configuration that an evaluation builds
@@ -132,7 +132,7 @@ def _of_run(folder: Path, cfg: DictConfig) -> Target:
         announce_foreign(config, SECTIONS, file)
     else:
         require_own_code(config, SECTIONS, file)
-    config, replaced = with_own_caches(config, cfg.get("cache") or CACHE)
+    config, replaced = with_cache_dirs(config, cfg.get("cache") or CACHE)
     for key, place in replaced.items():
         if not key.startswith("reference."):  # no evaluation reads that cache
             message = f"note: {file} sets {key} to {redact_text(place)}, which is ignored: set cache=FOLDER to use it"

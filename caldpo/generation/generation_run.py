@@ -8,6 +8,7 @@ import transformers
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from caldpo.config.run_lock import GENERATION, run_lock
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_cache import EvaluationCache
 from caldpo.evaluation.evaluation_console import print_policy
@@ -24,7 +25,6 @@ from caldpo.generation.generation_output import (
     write_table,
 )
 from caldpo.generation.responses import Prompt, find_form, held_out_prompts, respond, true_reward, user_prompts
-from caldpo.utils.locks import GENERATION, run_lock
 
 
 def generate(cfg: DictConfig) -> None:

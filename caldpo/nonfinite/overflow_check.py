@@ -22,7 +22,9 @@ import torch
 
 from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
-from caldpo.models.adapters import NoAdapter
+from caldpo.models.adapters import AdapterSource, NoAdapter
+from caldpo.models.model_source import ModelSource
+from caldpo.optim.optimizer_base import OptimizerChoice
 from caldpo.types import PairLogps
 
 SMALLEST = 1e-3  # per nat, of a log-prob's gradient by the hidden states, and by all weights together
@@ -58,14 +60,26 @@ def at_start(loss: PreferenceLoss, tokens: int, dtype: torch.dtype) -> Start:
     return Start(value.item(), max(0.0 if s is None else abs(s.item()) for s in slopes))  # max keeps a leading nan
 
 
-def check_overflow(parts: dict[str, Any]) -> None:
+def check_overflow(
+    *,
+    loss: PreferenceLoss,
+    model: ModelSource,
+    adapter: AdapterSource,
+    optim: OptimizerChoice,
+    data: Any,
+    trainer: Any,
+) -> None:
     """Refuse what is certain to overflow.
+
+    Args:
+        loss, model, adapter, optim: of the run.
+        data: of the run: its ``max_length`` and ``micro_batch_size`` are read.
+        trainer: its settings: precision, accelerator, devices, accumulation and ``max_skipped_steps`` are read.
 
     Raises:
         CaldpoError: a loss, a gradient or the optimiser's state would, from the first step on; or the gradient is 0
             for rounding alone.
     """
-    loss, data, trainer = parts["loss"], parts["data"], parts["trainer"]
     wide = torch.float64 if trainer.precision == "64-true" else torch.float32
     start = at_start(loss, data.max_length, wide)
     if not (math.isfinite(start.loss) and math.isfinite(start.slope)):
@@ -85,7 +99,7 @@ def check_overflow(parts: dict[str, Any]) -> None:
     pairs = data.micro_batch_size * trainer.accumulate_grad_batches * trainer.world_size
     smallest = start.slope / pairs * SMALLEST
     arithmetic = f"slope {start.slope:.3g} / {pairs} pairs x {SMALLEST:g} = {smallest:.3g}"
-    halves = float16_weights(parts)
+    halves = float16_weights(model, trainer.precision)
     if wide == torch.float32 and smallest > math.sqrt(SINGLE_MAX):
         raise _certain(
             loss,
@@ -111,7 +125,7 @@ def check_overflow(parts: dict[str, Any]) -> None:
     elif halves:
         if smallest > HALF_MAX:
             raise _certain(loss, f"the gradient is at least {arithmetic}, and float16 ends at {HALF_MAX:g}")
-        _check_optimizer(parts)
+        _check_optimizer(optim, adapter)
 
 
 def scales_gradients(trainer: Any) -> bool:
@@ -119,10 +133,9 @@ def scales_gradients(trainer: Any) -> bool:
     return bool(trainer.precision == "16-mixed" and trainer.accelerator == "gpu")
 
 
-def float16_weights(parts: dict[str, Any]) -> bool:
+def float16_weights(model: ModelSource, precision: str) -> bool:
     """Whether the configuration says that the weights are float16, and no precision changes them."""
-    kept = parts["trainer"].precision not in ("bf16-true", "64-true")
-    return kept and getattr(parts["model"], "dtype", None) == "float16"
+    return precision not in ("bf16-true", "64-true") and getattr(model, "dtype", None) == "float16"
 
 
 def steps_to_scale(smallest: float) -> int:
@@ -130,12 +143,11 @@ def steps_to_scale(smallest: float) -> int:
     return max(0, math.ceil(math.log2(smallest * SCALE / HALF_MAX))) if smallest > 0 else 0
 
 
-def _check_optimizer(parts: dict[str, Any]) -> None:
+def _check_optimizer(optim: OptimizerChoice, adapter: AdapterSource) -> None:
     """An epsilon that float16 rounds to 0 divides by 0 wherever a squared gradient does too: at once, and often."""
-    optim = parts["optim"]
     eps = getattr(optim, "eps", None)
     in_wide_kernel = getattr(optim, "fused", False) is not False  # fused kernels compute in float32
-    if eps is None or in_wide_kernel or not isinstance(parts["adapter"], NoAdapter):
+    if eps is None or in_wide_kernel or not isinstance(adapter, NoAdapter):
         return
     if float(torch.tensor(eps, dtype=torch.float16)) == 0:
         raise CaldpoError(

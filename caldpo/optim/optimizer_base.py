@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import nn
 
 from caldpo.config.hydra_errors import install
 from caldpo.errors import CaldpoError
 
 
-class OptimizerChoice:
+class OptimizerChoice(ABC):
     """What ``optim=`` chooses: refuses early what it cannot do, and builds the optimiser with its schedule."""
 
+    lr: float  # largest learning rate of the schedule
     rounds_stochastically = False  # half-precision weights take an update's digits beyond their last with its odds
     compiled_step = False  # torch.compile makes a kernel for each weight: nothing of a copy's size beside them
 
-    def check(self, precision: str, *, sharded: bool = False, replicas: bool = False) -> None:
+    def check(  # noqa: B027 (most refuse nothing)
+        self, precision: str, *, sharded: bool = False, replicas: bool = False
+    ) -> None:
         """Refuse what cannot be right, before any weights load.
 
         Args:
@@ -24,6 +31,16 @@ class OptimizerChoice:
 
         Raises:
             CaldpoError: it cannot.
+        """
+
+    @abstractmethod
+    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
+        """Build Lightning's optimiser dictionary.
+
+        Args:
+            policy: whose trainable parameters are updated.
+            total_steps: optimiser steps of the run, for the schedule.
+            scaled: whether float16 arithmetic scales the gradients.
         """
 
 

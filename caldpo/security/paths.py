@@ -1,4 +1,4 @@
-"""What a run writes stays inside its folder: neither a name nor a link leads out of it."""
+"""Keep what a run writes inside its folder: refuse names and links that lead out of it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from caldpo.config.validation import Problem
 from caldpo.errors import CaldpoError
-from caldpo.security.secrets import redact_text
 
-# parts of the paths of a run's files that a command line can set; all lie below the run's or the sweep's folder
-_NAMES = ("hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.name")
 _JOBS = ".submitit"  # in a sweep's folder
 _MADE_ANEW_BY_WANDB = ("debug.log", "debug-internal.log", "latest-run")
 # W&B's service links its own log, in the user's cache folder, into the folder of each run it begins; a run that is
@@ -22,32 +15,8 @@ _MADE_ANEW_BY_WANDB = ("debug.log", "debug-internal.log", "latest-run")
 _LEFT_BY_WANDB = ("*run-*/logs/debug-core.log", "replaced/*run-*/logs/debug-core.log")
 
 
-def find_escapes(cfg: DictConfig) -> Iterator[Problem]:
-    """The names of a run's folder and files, and of options, that would lead out of the folder they belong in.
-
-    Args:
-        cfg: one run's configuration, with Hydra's own section in it.
-    """
-    for key in _NAMES:
-        try:
-            name = OmegaConf.select(cfg, key)
-        except OmegaConfBaseException:
-            continue  # made of a value that cannot be resolved, which is reported where it stands
-        if isinstance(name, str) and not stays_inside(name):
-            yield Problem(
-                key,
-                redact_text(name),
-                "would lead out of the output folder",
-                "write a relative path without .. ; hydra.run.dir and hydra.sweep.dir name the folder itself",
-            )
-    for group, option in (OmegaConf.select(cfg, "hydra.runtime.choices") or {}).items():
-        if isinstance(option, str) and not stays_inside(option):
-            remedy = "choose an option by its name; --config-dir adds a folder with options of your own"
-            yield Problem(str(group), redact_text(option), "would lead out of the folder of this group", remedy)
-
-
 def stays_inside(name: str) -> bool:
-    """Whether ``name`` joined to a folder is a path below it, by its text alone."""
+    """Tell whether ``name`` joined to a folder is a path below it, by its text alone."""
     path = PurePath(name)
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
 
@@ -72,7 +41,7 @@ def require_no_links_out(folder: Path) -> None:
 
 
 def require_no_links_out_of_sweep(folder: Path, depth: int = 1) -> None:
-    """The same of what a sweep itself writes, and of its runs' folders; what is in those is looked at as they start.
+    """Refuse links out of a sweep's folder in what the sweep itself writes; runs check their own folders.
 
     Not everything below is, since a sweep may be told to lie in a folder with other things in it.
 
@@ -106,7 +75,7 @@ def require_unlinked(folder: Path, *names: str) -> None:
 
 
 def _links(folder: Path, depth: int | None = None) -> Iterator[Path]:
-    """Every link below a folder, or that far below; none is followed, and what is removed meanwhile is none."""
+    """Yield every link below a folder, to a depth, following none."""
     if depth == 0:
         return
     try:

@@ -24,7 +24,7 @@ def test_a_few_types(kind: str) -> None:
         assert row["long rows"] < 1e-6
 
 
-@pytest.mark.architectures
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL)
 def test_all_types(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tests import conftest
 from tests.fuzz import effort
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:

@@ -24,6 +24,8 @@ from caldpo.errors import CaldpoError
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import good_rows, mutated, mutations, of_tables, rows
 
+pytestmark = pytest.mark.slow
+
 LONGEST = 600  # characters of a reason: it is shown, listed and counted by
 policies = st.fixed_dictionaries(
     {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 
 from caldpo.data.formats import detect, formats, require_columns
@@ -15,6 +16,8 @@ from caldpo.data.split_checks import settle_shared_prompts
 from caldpo.errors import CaldpoError
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import columns, of_tables, rows, texts
+
+pytestmark = pytest.mark.slow
 
 
 class Given:

@@ -22,6 +22,8 @@ from tests.fuzz.test_rows import Given
 from tests.fuzz.values import texts
 from tests.shared import SHARED
 
+pytestmark = pytest.mark.slow
+
 QUIET = Console(quiet=True)
 SNIPPETS = (
     "{% for m in messages %}", "{% endfor %}", "{{ m['content'] }}", "{{ m.role }}", "{{ eos_token }}",

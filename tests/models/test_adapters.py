@@ -12,11 +12,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caldpo.checkpointing.frozen_weights import add_frozen, drop_frozen
+from caldpo.checkpointing.checkpoint_weights import add_frozen, drop_frozen
 from caldpo.logprobs import pair_logprobs
-from caldpo.models.adapters import Dora, Lora, NoAdapter, adapter_off, base_copy
+from caldpo.models.adapted_policy import adapter_off, base_copy
+from caldpo.models.adapters import Dora, Lora, NoAdapter
 from caldpo.models.merged_adapter import merged, save_merged
-from caldpo.models.qlora import QLora, check_quantized, is_quantized, widened
+from caldpo.models.qlora import QLora, check_quantized, dequantized, is_quantized
 from caldpo.reference.disabled_adapter import Adapter
 from caldpo.reference.fingerprint import weights_digest
 from tests.messages import names, refused
@@ -121,8 +122,8 @@ def test_rounding_keeps_the_matrix_and_leaves_the_rest(bits: Any) -> None:
     found = rounded.model.layers[1].mlp.up_proj
     matrix = plain.model.layers[1].mlp.up_proj.weight
     step = {4: 0.2, 8: 0.51 / 127}[bits]  # half the widest gap between levels, relative to the largest weight
-    assert (widened(found) - matrix).abs().max() <= step * matrix.abs().max()
-    assert (widened(found) - matrix).abs().max() > 0
+    assert (dequantized(found) - matrix).abs().max() <= step * matrix.abs().max()
+    assert (dequantized(found) - matrix).abs().max() > 0
     assert sum(map(is_quantized, rounded.modules())) == 14
     assert torch.equal(rounded.lm_head.weight, plain.lm_head.weight)
     assert "bits" in QLora(bits=bits).base(Source()).identity()
@@ -147,7 +148,7 @@ def test_starting_from_an_earlier_adapter(kind: Any, init_mode: Any, tmp_path: P
     """Log-ratios are 0 at step 0, both are the earlier adapter, and training moves the policy alone."""
     sft = trained(applied(kind(rank=3, alpha=5)))
     sft.save_pretrained(tmp_path, save_embedding_layers=False)
-    adapter = kind(rank=3, alpha=5, start=str(tmp_path), init_mode=init_mode)
+    adapter = kind(rank=3, alpha=5, init_from=str(tmp_path), init_mode=init_mode)
     adapter.check()
     policy = applied(adapter)
     if kind is not QLora or init_mode == "reference":  # else the sum of base and update is rounded
@@ -180,15 +181,15 @@ def test_starting_from_an_earlier_adapter(kind: Any, init_mode: Any, tmp_path: P
 def test_an_earlier_adapter_of_other_settings_is_refused(tmp_path: Path) -> None:
     applied(Lora(rank=3, alpha=5)).save_pretrained(tmp_path, save_embedding_layers=False)
     for adapter, key, value, remedy in [
-        (Lora(rank=4, alpha=5, start=str(tmp_path), init_mode="reference"), "adapter.rank", 4, "adapter.rank=3"),
-        (Dora(rank=3, alpha=5, start=str(tmp_path), init_mode="reference"), "adapter", "dora", "adapter=lora"),
+        (Lora(rank=4, alpha=5, init_from=str(tmp_path), init_mode="reference"), "adapter.rank", 4, "adapter.rank=3"),
+        (Dora(rank=3, alpha=5, init_from=str(tmp_path), init_mode="reference"), "adapter", "dora", "adapter=lora"),
     ]:
         with refused(tmp_path, key=key, value=value, remedy=(remedy, "adapter.init_mode=merged")):
             applied(adapter)
     with refused("adapter_config.json", key="adapter.init_from", value=tmp_path / "nowhere", remedy="model.path"):
-        Lora(start=str(tmp_path / "nowhere")).check()
+        Lora(init_from=str(tmp_path / "nowhere")).check()
     with refused("GPT2LMHeadModel", key=tmp_path, remedy="model.path"):
-        applied(Lora(start=str(tmp_path)), "gpt2")
+        applied(Lora(init_from=str(tmp_path)), "gpt2")
 
 
 def test_a_skeleton_has_the_bytes_of_the_rounded_model() -> None:

@@ -54,7 +54,7 @@ def marked_pairs(count: int, marked: Iterable[int] = ()) -> list[TokenizedPair]:
 
 def watched(on_bad: Any = "stop", max_skipped: int = 100, metrics_sync_every: int = 1) -> PreferenceModule:
     module = make_module(Marked(beta=0.5), decay="linear")
-    object.__setattr__(module, "numbers", NonFiniteGuard(on_bad, max_skipped))
+    module.nonfinite = NonFiniteGuard(on_bad, max_skipped)
     module.metrics_sync_every = 1 if on_bad == "skip" else metrics_sync_every
     return module
 

@@ -46,7 +46,7 @@ def parts(loss: PreferenceLoss, dtype: str = "float32", **keys: Any) -> dict[str
 
 def refusal(*args: Any, **keys: Any) -> CaldpoError:
     with pytest.raises(CaldpoError) as error:
-        check_overflow(parts(*args, **keys))
+        check_overflow(**parts(*args, **keys))
     return error.value
 
 
@@ -54,7 +54,7 @@ def trained(loss: PreferenceLoss, folder: Path, dtype: torch.dtype = torch.float
     """The module after two steps that nothing was refused for."""
     module = make_module(loss)
     module.policy.to(dtype)
-    object.__setattr__(module, "reference", FrozenReference(tiny_model(dtype=dtype)))
+    module.reference = FrozenReference(tiny_model(dtype=dtype))
     module.optim, module.same_start = optim or AdamW(Schedule("constant", warmup_steps=0), lr=1e-6), False
     fit(module, Pairs(tiny_pairs(8), tiny_pairs(2), PAIRS), folder, max_steps=2, gradient_clip_val=1.0)
     return module
@@ -78,7 +78,7 @@ def test_a_loss_beyond_float32(loss: PreferenceLoss, value: str, tmp_path: Path)
 
 @pytest.mark.parametrize("loss", [CalDPO(beta=1e-16), IPO(beta=1e-16), SLiC(delta=1e30), DPO(beta=1e15)])
 def test_what_float32_can_hold_is_trained(loss: PreferenceLoss, tmp_path: Path) -> None:
-    check_overflow(parts(loss))
+    check_overflow(**parts(loss))
     module = trained(loss, tmp_path)
     assert all(p.isfinite().all() for p in module.policy.parameters())
 
@@ -108,7 +108,7 @@ def test_beta_is_changed_the_way_that_helps(beta: float, remedy: str) -> None:
 
 
 def test_float64_goes_further() -> None:
-    check_overflow(parts(CalDPO(beta=1e-100), precision="64-true"))
+    check_overflow(**parts(CalDPO(beta=1e-100), precision="64-true"))
     names(refusal(CalDPO(beta=1e-200), precision="64-true"), "float64")
 
 
@@ -122,11 +122,11 @@ def test_a_gradient_whose_square_is_beyond_float32(tmp_path: Path) -> None:
 def test_float16_weights_have_no_scale_to_save_them(tmp_path: Path) -> None:
     loss = CalDPO(beta=1e-10)
     names(refusal(loss, "float16"), "slope 1e+10 / 4 pairs x 0.001 = 2.5e+06", "float16", 65504, key="loss.beta")
-    check_overflow(parts(loss, "float32"))  # float32 has room for it
-    check_overflow(parts(loss, "float16", precision="bf16-true"))  # as has what Lightning makes of the weights
+    check_overflow(**parts(loss, "float32"))  # float32 has room for it
+    check_overflow(**parts(loss, "float16", precision="bf16-true"))  # as has what Lightning makes of the weights
     with refused("step 0"):
         trained(loss, tmp_path / "refused", torch.float16)
-    check_overflow(parts(CalDPO(beta=0.5), "float16"))
+    check_overflow(**parts(CalDPO(beta=0.5), "float16"))
     module = trained(CalDPO(beta=0.5), tmp_path / "inside", torch.float16)
     assert all(p.isfinite().all() for p in module.policy.parameters())
 
@@ -140,11 +140,11 @@ def test_an_epsilon_that_float16_rounds_to_zero(tmp_path: Path) -> None:
     module.optim = rounded
     with pytest.raises(CaldpoError):
         trained(CalDPO(beta=0.5), tmp_path / "refused", torch.float16, rounded)
-    check_overflow(parts(CalDPO(beta=0.5), "float16", optim=inside))
+    check_overflow(**parts(CalDPO(beta=0.5), "float16", optim=inside))
     module = trained(CalDPO(beta=0.5), tmp_path / "inside", torch.float16, inside)
     assert all(p.isfinite().all() for p in module.policy.parameters())
-    check_overflow(parts(CalDPO(), "float16", optim=rounded, adapter=Lora()))  # PEFT keeps adapters in float32
-    check_overflow(parts(CalDPO(), "float16", optim=AdamW(Schedule())))  # the fused kernel computes in float32
+    check_overflow(**parts(CalDPO(), "float16", optim=rounded, adapter=Lora()))  # PEFT keeps adapters in float32
+    check_overflow(**parts(CalDPO(), "float16", optim=AdamW(Schedule())))  # the fused kernel computes in float32
     names(refusal(CalDPO(), "float16", optim=AdamW(Schedule(), fused=False)), key="optim.eps")
 
 
@@ -152,7 +152,7 @@ def test_scaled_gradients_cannot_be_float16() -> None:
     error = refusal(CalDPO(), "float16", precision="16-mixed", accelerator="gpu")
     remedies = ("model.dtype=float32", "trainer.precision=bf16-mixed")
     names(error, "model.dtype=float16", key="trainer.precision", value="16-mixed", remedy=remedies)
-    check_overflow(parts(CalDPO(), "float16", precision="16-mixed"))  # a CPU computes in bfloat16 instead
+    check_overflow(**parts(CalDPO(), "float16", precision="16-mixed"))  # a CPU computes in bfloat16 instead
     weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
     scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD([weight])
     scaler.scale(weight.float().sum()).backward()
@@ -170,9 +170,9 @@ def test_steps_that_float16_needs_to_find_its_scale(smallest: float) -> None:
 
 def test_a_scale_that_cannot_be_found_in_time() -> None:
     on_gpu: dict[str, Any] = {"precision": "16-mixed", "accelerator": "gpu"}
-    check_overflow(parts(CalDPO(beta=1e-12), **on_gpu))
+    check_overflow(**parts(CalDPO(beta=1e-12), **on_gpu))
     names(refusal(CalDPO(beta=1e-12), max_skipped_steps=27, **on_gpu), 28, "trainer.max_skipped_steps=27")
-    check_overflow(parts(CalDPO(beta=1e-12), max_skipped_steps=28, **on_gpu))
+    check_overflow(**parts(CalDPO(beta=1e-12), max_skipped_steps=28, **on_gpu))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from caldpo.data.end_tokens import end_tokens
 from caldpo.errors import CaldpoError
 from caldpo.models.sampling import sample_responses
 
@@ -75,6 +76,7 @@ def sample_continuations(
             model,
             tokenizer,
             ids,
+            ends=end_tokens(tokenizer, model),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=random.Random(f"sample {seed} {start}").getrandbits(31),

@@ -26,7 +26,7 @@ from caldpo.evaluation.judge.pair_comparison import (
     read_verdict,
 )
 from caldpo.evaluation.judge.verdict_cache import Prices, Usage, VerdictCache
-from caldpo.utils.delayed_progress import LateBar
+from caldpo.utils.delayed_progress import DelayedProgress
 
 _MAX_REFUSALS = 3  # before the first answer, until every question is taken to be refused
 _RARE = 0.05  # share of pairs below which a regression on length extrapolates
@@ -163,7 +163,7 @@ def ask_all(
         CaldpoError: the endpoint stopped answering; says how many verdicts are saved.
     """
     missing = [(digest, question) for digest, question in questions.items() if digest not in cache]
-    with LateBar("judge", len(missing)) as bar:
+    with DelayedProgress("judge", len(missing)) as bar:
         query = _Query(endpoint, cache, bar, answered=len(missing) < len(questions))
         if missing:
             query.ask(*missing[0])
@@ -181,7 +181,7 @@ def ask_all(
 class _Query:
     """State that the threads of one query share."""
 
-    def __init__(self, endpoint: Endpoint, cache: VerdictCache, bar: LateBar, *, answered: bool) -> None:
+    def __init__(self, endpoint: Endpoint, cache: VerdictCache, bar: DelayedProgress, *, answered: bool) -> None:
         self.endpoint, self.cache, self.bar, self.answered = endpoint, cache, bar, answered
         self.counts = QueryCounts()
         self.failure: EndpointError | None = None

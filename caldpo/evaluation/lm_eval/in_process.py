@@ -22,8 +22,8 @@ from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT
 from caldpo.evaluation.lm_eval.task_index import task_manager
 from caldpo.evaluation.lm_eval.task_plan import PAIRS, Options, PlannedTask, TaskResults, require_some, write_samples
-from caldpo.models.eval_mode import evaluating
-from caldpo.models.left_padding import foreign_batch
+from caldpo.models.model_forward import evaluating
+from caldpo.models.sampling import padded_batch_size
 
 _DATA_REMEDY = (
     "data sets come from the Hugging Face hub: connect once (and log in, if a set is gated), or set HF_HOME to a cache"
@@ -48,7 +48,7 @@ def run_in_process(plan: list[PlannedTask], policy: EvaluatedPolicy, options: Op
         results: list[tuple[PlannedTask, Mapping[str, Any]]] = []
         with evaluating(policy.model) as model:
             with policy.context():
-                batch = foreign_batch(model, options.batch, device=policy.device)
+                batch = padded_batch_size(model, options.batch, device=policy.device)
             lm = HFLM(
                 pretrained=model,
                 tokenizer=bound_template(copy.deepcopy(policy.tokenizer)),  # it may get a padding token

@@ -21,7 +21,7 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.lm_eval.in_process import count_truncations
 from caldpo.evaluation.lm_eval.task_plan import PAIRS, SAMPLES, Options, PlannedTask, TaskResults, require_some
-from caldpo.models.adapters import is_adapted
+from caldpo.models.adapted_policy import is_adapted
 from caldpo.security.redacted_streams import HUB_TOKENS, environment_without_secrets
 from caldpo.utils.atomic_io import atomic_file
 

@@ -9,7 +9,9 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from caldpo.config.bounds import NonNegative, NonNegativeInt, Pattern, Positive, PositiveInt, Share
+from pydantic import Field
+
+from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt, Share
 from caldpo.config.hydra_errors import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
@@ -24,7 +26,9 @@ from caldpo.evaluation.judge.win_rates import rate_measures
 from caldpo.evaluation.scored_samples import truncation_notes
 from caldpo.evaluation.suite_base import Measure, Result, Suite
 
-Variable = Annotated[str, Pattern(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
+Variable = Annotated[
+    str, Field(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z", description="the name of an environment variable")
+]
 _NO_EFFECT = ("api_key_env", "concurrency", "timeout", "max_retries")  # keys that verdicts do not depend on
 
 

@@ -1,0 +1,15 @@
+"""Notes of a run: lines on the terminal, printed by the first rank alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+
+from caldpo.utils.collectives import is_first_rank
+
+
+def print_notes(lines: Iterable[str]) -> None:
+    """Print lines that a user should have read once, on the first rank."""
+    for line in lines if is_first_rank() else ():
+        Console().print(f"note: {line}", soft_wrap=True, highlight=False, markup=False)
