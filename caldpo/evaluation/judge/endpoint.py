@@ -217,7 +217,8 @@ class Endpoint:
             )
         if status == 429:
             return EndpointError(
-                f"rate limit or quota reached: {message}", "lower judge.concurrency, or wait, or check the account"
+                f"it accepts no more calls (rate limit or quota): {message}",
+                "lower judge.concurrency, or wait, or check the account",
             )
         return EndpointError(f"status {status}: {message}", "check the server")
 
