@@ -27,8 +27,7 @@ from caldpo.config.signatures import validated
 from caldpo.data.collate import collate
 from caldpo.data.datamodule import HeldOutPrompt, PairDataModule
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.raw_row import ExactSource
-from caldpo.data.true_rewards import true_rewards, wins
+from caldpo.data.true_rewards import ExactSource, true_rewards, wins
 from caldpo.environments.reward_agreement import reward_agreement
 from caldpo.lightning_module import PreferenceModule
 from caldpo.models.sampling import reference_seed

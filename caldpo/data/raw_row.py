@@ -9,10 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from typing import Any, Literal
 
 TURNS = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")  # may hold conversations
 MAX_ENCODED = 2_000_000  # characters; Python's own parser takes a hundred times the memory of what it reads
@@ -121,20 +118,6 @@ class RewardSource(PairSource):
     def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Return the true rewards of many responses, one to each prompt."""
         return [self.reward(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-
-
-class ExactSource(RewardSource):
-    """A generated source that can compute metrics of a policy exactly, without sampling."""
-
-    @abstractmethod
-    def exact_metrics(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> dict[str, float]:
-        """Compute exact metrics of a policy by name, such as its expected true reward.
-
-        Args:
-            policy: trained.
-            reference: frozen.
-            beta: of the optimum that the policy is compared with.
-        """
 
 
 class Cell(str):

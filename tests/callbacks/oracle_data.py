@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +13,6 @@ import torch
 from caldpo import training_run
 from caldpo.data.datamodule import HeldOutPrompt
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.raw_row import RawRow, RewardSource
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
 from caldpo.lightning_trainer import TrainerSettings
@@ -48,18 +48,6 @@ def words(ids: list[int]) -> str:
     return " ".join(f"w{i - 4}" for i in ids if i >= 4)
 
 
-class Rewarded(RewardSource):
-    """Knows the true reward of any response; has no rows of its own."""
-
-    name = "rewarded"
-
-    def rows(self, split: str) -> Iterator[RawRow]:
-        return iter(())
-
-    def reward(self, prompt: str, response: str) -> float:
-        return reward(prompt, response)
-
-
 class OracleData(Pairs):
     """A data module with held-out prompts, and a known reward where one is given."""
 
@@ -68,7 +56,7 @@ class OracleData(Pairs):
     def __init__(self, oracle: Callable[[str, str], float] | None) -> None:
         pairs = scored_pairs()
         super().__init__(pairs[:8], pairs, 4)
-        self.oracle, self.source, self.test_pairs = oracle, Rewarded(), TokenizedPairs(pairs)
+        self.oracle, self.source, self.test_pairs = oracle, SimpleNamespace(), TokenizedPairs(pairs)
 
     def held_out_prompts(self, count: int) -> list[HeldOutPrompt]:
         """The first prompts, each once."""

@@ -12,14 +12,12 @@ import pytest
 from scipy import stats
 
 from caldpo.callbacks.true_reward import OracleEvaluation
-from caldpo.data.raw_row import ExactSource
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
 from caldpo.models.sampling import reference_seed
 from tests.callbacks.oracle_data import (
     BETA,
     OracleData,
-    Rewarded,
     fit,
     make_module,
     naive_logprob,
@@ -138,12 +136,11 @@ def test_without_scores_of_the_pairs_there_is_no_agreement(tmp_path: Path) -> No
 def test_what_the_environment_knows_exactly_is_added(tmp_path: Path) -> None:
     data, module, asked = OracleData(reward), make_module(), []
 
-    class Exact(Rewarded, ExactSource):
-        def exact_metrics(self, policy: Any, reference: Any, beta: float) -> dict[str, float]:
-            asked.append((policy, reference, beta))
-            return {"exact_kl": 1.5}
+    def exact_metrics(policy: Any, reference: Any, beta: float) -> dict[str, float]:
+        asked.append((policy, reference, beta))
+        return {"exact_kl": 1.5}
 
-    data.source = Exact()
+    data.source.exact_metrics = exact_metrics
     fit(module, data, tmp_path, OracleEvaluation(prompts=2, max_new_tokens=2), max_steps=1)
     own = module.loss.beta  # whose optimum it is; the unit of rewards is another
     assert own != BETA

@@ -11,12 +11,12 @@ from caldpo.data.datamodule import PairDataModule
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.models import hub_model
 from caldpo.models.hub_model import HubModel
-from caldpo.models.tabular_model import TabularModel
+from caldpo.models.model_source import NoRepository
 from caldpo.resume.pins import DATA_COMMIT, MODEL_COMMIT, pin, pin_model
 from tests.messages import names
 
 OLD, NEW = "a" * 40, "b" * 40
-TABLE = TabularModel(prompts=2, responses=3, environment_seed=0, reference_spread=1.0)  # it has no repository
+EMBEDDED: Any = NoRepository()
 
 
 def test_a_resumed_run_loads_the_commit_that_it_began_with(
@@ -32,7 +32,7 @@ def test_a_resumed_run_loads_the_commit_that_it_began_with(
     assert pin_model(resumed, {MODEL_COMMIT: OLD}) == OLD
     assert resumed.revision == OLD
     names(capsys.readouterr().out, "some/model", "main", OLD, NEW)
-    assert pin_model(TABLE, {MODEL_COMMIT: OLD}) is None
+    assert pin_model(EMBEDDED, {MODEL_COMMIT: OLD}) is None  # it has no repository
 
 
 def test_a_resumed_run_reads_the_commit_of_its_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_a_resumed_run_reads_the_commit_of_its_data_set(monkeypatch: pytest.Monk
         monkeypatch.setattr(HubDataset, "commit", lambda self: commit)
         data = PairDataModule.__new__(PairDataModule)
         data.source, data.now = source, datetime(2024, 2, 29)
-        entry = pin(TABLE, data, recorded).get(DATA_COMMIT)
+        entry = pin(EMBEDDED, data, recorded).get(DATA_COMMIT)
         assert isinstance(data.source, HubDataset)
         return entry, data.source.revision
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
-from caldpo.data.raw_row import ExactSource, RawRow
+from caldpo.data.raw_row import RawRow, RewardSource
 from caldpo.environments.bradley_terry import prefers_first
 from caldpo.environments.tabular_environment import (
     Table,
@@ -24,7 +24,7 @@ from caldpo.environments.tabular_environment import (
 from caldpo.errors import CaldpoError
 
 
-class TabularPairs(ExactSource):
+class TabularPairs(RewardSource):
     """Pairs of a finite environment (see ``caldpo.environments.tabular_environment``).
 
     A table does not generalise, so both splits are about the same prompts; their pairs are drawn apart.
