@@ -281,7 +281,7 @@ def print_error(error: Exception, folder: Path | None = None) -> None:
     trace = "".join(traceback.format_exception(error)).rstrip()
     print(f"error: {redact_error(known)}" if known else redact_text(trace), file=sys.stderr)
     if folder:
-        print(f"  Traceback: {folder / ERROR}", file=sys.stderr)
+        print(f"  Details: {folder / ERROR}", file=sys.stderr)
 
 
 def _exit_code(stop: BaseException) -> int:
