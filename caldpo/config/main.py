@@ -64,7 +64,7 @@ def hydra_entry(
         def main(argv: Sequence[str] | None = None) -> None:
             try:
                 arguments = sys.argv[1:] if argv is None else argv
-                if any(len(text) > 2 and "--version".startswith(text) for text in arguments):  # Hydra would print its own
+                if any(len(text) > 2 and "--version".startswith(text) for text in arguments):  # not Hydra's
                     print(f"caldpo {__version__}")
                     return
                 with exit_on_signals():
