@@ -30,7 +30,7 @@ from caldpo.nonfinite.step_dump import Dump, last_checkpoint, read_dump
 from caldpo.reference.reference_base import ReferenceContext
 from caldpo.reference.reference_context import in_run_dtype
 from caldpo.replay.inspected_pass import InspectedPass, run_pass
-from caldpo.replay.replay_report import as_dict, print_replay, verdict
+from caldpo.replay.replay_report import print_replay, replay_facts
 from caldpo.resume.config_diff import differences, read_config
 from caldpo.resume.resume_overrides import as_kept
 from caldpo.run_settings import RunSettings
@@ -100,11 +100,11 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
                 to_float32=not own,
             )
         )
-    content, output = as_dict(path, dump, weights, passes), path.with_suffix(ENDING)
-    print_replay(dump, weights, passes)
-    write_json(output, content)
-    _print([verdict(dump, weights, passes), f"written to {output}"])
-    return content
+    facts, output = replay_facts(path, dump, weights, passes), path.with_suffix(ENDING)
+    write_json(output, facts)
+    print_replay(facts)
+    _print([f"written to {output}"])
+    return facts
 
 
 def batches_of(dump: Dump, pad_id: int, layout: Any) -> list[PairBatch]:
