@@ -22,7 +22,7 @@ from caldpo.losses.ipo import IPO
 from caldpo.losses.sft import SFT
 from caldpo.losses.slic import SLiC
 from caldpo.models.adapters import Lora, NoAdapter
-from caldpo.nonfinite.overflow_check import SCALE, at_start, check_overflow, steps_to_scale
+from caldpo.nonfinite.overflow_check import SCALE, check_overflow, initial_loss, steps_to_scale
 from caldpo.optim import AdamW, RMSprop, Schedule
 from caldpo.reference.frozen_model import FrozenReference
 from tests.harness import Pairs, fit, make_module
@@ -39,7 +39,8 @@ def parts(loss: PreferenceLoss, dtype: str = "float32", **keys: Any) -> dict[str
         "model": SimpleNamespace(dtype=dtype),
         "optim": optim,
         "adapter": adapter,
-        "data": SimpleNamespace(max_length=16, micro_batch_size=PAIRS),
+        "max_length": 16,
+        "micro_batch_size": PAIRS,
         "trainer": TrainerSettings(**keys),
     }
 
@@ -190,5 +191,5 @@ def test_a_scale_that_cannot_be_found_in_time() -> None:
     ids=lambda x: getattr(x, "formula", ""),
 )
 def test_value_and_slope_at_the_start(loss: PreferenceLoss, value: float, slope: float) -> None:
-    found = at_start(loss, 16, torch.float64)
+    found = initial_loss(loss, 16, torch.float64)
     assert (found.loss, found.slope) == (pytest.approx(value), pytest.approx(slope))
