@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import create_config_search_path
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from caldpo.config.conf_dir import conf_dir
 from caldpo.config.overrides import parse_override_value, with_quoted_paths
 from caldpo.config.preflight import check_run, composed
 from caldpo.config.run_dir import claimed_folder
@@ -59,7 +57,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
             remedy='write compose(["loss=dpo", "seed=1"])',
         )
     given = with_run(with_quoted_paths(list(overrides)))
-    return composed("train", create_config_search_path(str(conf_dir())), given, schemas=SCHEMAS, agree=agree)
+    return composed("train", given, schemas=SCHEMAS, agree=agree)
 
 
 def train(cfg: DictConfig) -> TrainingResult:

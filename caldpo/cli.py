@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from caldpo import __version__
-from caldpo.config.value_checks import suggest
+from caldpo.config.did_you_mean import suggest
 
 _COMMANDS = {
     "train": ("caldpo.train", "train a policy with one loss, or a sweep of them"),

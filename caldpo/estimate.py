@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from caldpo.config.main import hydra_entry
-from caldpo.config.path_checks import find_misplaced
+from caldpo.data.source_paths import find_misplaced
 
 
 @hydra_entry(

@@ -1,110 +1,205 @@
-"""The figures that are compared: logged name, title, unit, meaning, and whether more of it is better."""
+"""Define every logged metric once: name, title, unit, meaning, and which direction is better. No heavy imports.
+
+A name is the logged one (a column of ``metrics.csv``). Metrics of pairs and of the loss are logged at each optimiser
+step under the name itself, and for held-out pairs under ``val/`` + name. ``terms/*`` and ``diagnostics/*`` stand for
+whatever a loss adds. Suites of evaluation take what they share with these from here, by :attr:`MetricDefinition.words`;
+what a suite alone measures, it defines in its own file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from caldpo.report.run_files import Curve
+HELD_OUT = "val/"  # prefix of metrics of held-out pairs
+Direction = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
-class Quantity:
+class MetricDefinition:
     """A logged metric, or the difference of two.
 
     Attributes:
-        key: its logged name.
+        name: as it is logged; ``terms/*`` for every name that begins with ``terms/``.
         title: as tables and axes show it.
         unit: of its values.
         meaning: one sentence for a reader who has not seen it before.
         better: the direction that is plainly better; None where there is none.
+        optimize: the direction of a search where none is plainly better: a larger margin is no success by itself, but
+            a search for the smallest is a mistake.
         minus: a second metric to subtract.
     """
 
-    key: str
+    name: str
     title: str
     unit: str
     meaning: str
-    better: Literal["higher", "lower"] | None = None
+    better: Direction | None = None
+    optimize: Direction | None = None
     minus: str | None = None
 
-    def final(self, metrics: Mapping[str, float]) -> float | None:
-        """Its value among final metrics, None where it was not logged."""
-        if self.key not in metrics or (self.minus is not None and self.minus not in metrics):
-            return None
-        return metrics[self.key] - (metrics[self.minus] if self.minus else 0.0)
+    @property
+    def direction(self) -> Direction | None:
+        """The only direction in which a search may optimise it; None allows both."""
+        return self.better or self.optimize
 
-    def curve(self, curves: Mapping[str, Curve]) -> dict[int, float]:
-        """Its values over optimiser steps, empty where it was not logged."""
-        main = curves.get(self.key, {})
+    @property
+    def held_out(self) -> MetricDefinition:
+        """The same metric of held-out pairs, under ``val/``."""
+        return replace(self, name=f"{HELD_OUT}{self.name}", minus=self.minus and f"{HELD_OUT}{self.minus}")
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """Title, unit, meaning and better: what a measure of an evaluation suite shares with it."""
+        return {"title": self.title, "unit": self.unit, "meaning": self.meaning, "better": self.better}
+
+    def final(self, metrics: Mapping[str, float]) -> float | None:
+        """Return the value among final metrics, None where it was not logged."""
+        if self.name not in metrics or (self.minus is not None and self.minus not in metrics):
+            return None
+        return metrics[self.name] - (metrics[self.minus] if self.minus else 0.0)
+
+    def curve(self, curves: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
+        """Return the values over optimiser steps, empty where it was not logged."""
+        main = curves.get(self.name, {})
         if self.minus is None:
             return dict(sorted(main.items()))
         other = curves.get(self.minus, {})
         return {step: main[step] - other[step] for step in sorted(main) if step in other}
 
 
+Metric = MetricDefinition
 REWARD_UNIT = "reward_beta x nats"
 
-CHOSEN = Quantity(
-    "val/log_ratios/chosen",
+# ---- of every pair, in training and held out
+
+CHOSEN_LOGP = Metric(
+    "logps/chosen",
+    "chosen log-prob",
+    "nats",
+    "log pi(chosen), summed over the response's tokens, mean over pairs",
+    optimize="higher",
+)
+REJECTED_LOGP = Metric("logps/rejected", "rejected log-prob", "nats", "the same of the rejected response")
+LOGPS = (CHOSEN_LOGP, REJECTED_LOGP)
+
+# ---- of pairs with reference log-probs: held out always, in training where the loss reads the reference
+
+CHOSEN_LOG_RATIO = Metric(
+    "log_ratios/chosen",
     "chosen log-ratio",
     "nats",
-    "log pi(chosen) - log pi_ref(chosen), summed over the response's tokens, mean over held-out pairs;"
-    " below 0 the trained policy finds the preferred response less likely than the reference does",
+    "log pi(chosen) - log pi_ref(chosen), summed over the response's tokens, mean over pairs; below 0 the trained"
+    " policy finds the preferred response less likely than the reference does",
+    optimize="higher",
 )
-REJECTED = Quantity("val/log_ratios/rejected", "rejected log-ratio", "nats", "the same of the rejected response")
-MARGIN = Quantity(
-    CHOSEN.key,
-    "log-ratio margin",
-    "nats",
-    "chosen minus rejected log-ratio, in nats whatever the loss's beta",
-    minus=REJECTED.key,
-)
-REWARD_CHOSEN = Quantity(
-    "val/rewards/chosen",
+REJECTED_LOG_RATIO = Metric("log_ratios/rejected", "rejected log-ratio", "nats", "the same of the rejected response")
+CHOSEN_REWARD = Metric(
+    "rewards/chosen",
     "chosen reward",
     REWARD_UNIT,
-    "the implicit reward: reward_beta times the log-ratio, one reward_beta for all losses, whatever their own beta",
+    "implicit reward: reward_beta times the log-ratio, one reward_beta for all losses, whatever their own beta",
+    optimize="higher",
 )
-REWARD_REJECTED = Quantity(
-    "val/rewards/rejected", "rejected reward", REWARD_UNIT, "the implicit reward of the rejected response"
+REJECTED_REWARD = Metric(
+    "rewards/rejected", "rejected reward", REWARD_UNIT, "the implicit reward of the rejected response"
 )
-REWARD_MARGIN = Quantity(
-    "val/rewards/margins",
+REWARD_MARGIN = Metric(
+    "rewards/margins",
     "reward margin",
     REWARD_UNIT,
     "reward_beta times the log-ratio margin; the same unit for all losses, not that of each loss's own beta",
+    optimize="higher",
 )
-ACCURACY = Quantity(
-    "val/rewards/accuracies",
+ACCURACY = Metric(
+    "rewards/accuracies",
     "accuracy",
     "share of pairs",
-    "share of held-out pairs whose chosen response has the higher implicit reward, ties counted half",
+    "share of pairs whose chosen response has the higher implicit reward, ties counted half",
     better="higher",
 )
-DISPLACEMENT = Quantity(
-    "val/displacement",
+DISPLACEMENT = Metric(
+    "displacement",
     "displacement",
     "share of pairs",
-    "share of held-out pairs whose chosen response became less likely than under the reference",
+    "share of pairs whose chosen response became less likely than under the reference",
+    optimize="lower",
 )
-HELD_OUT = (CHOSEN, REJECTED, MARGIN, REWARD_MARGIN, ACCURACY, DISPLACEMENT)
+WITH_REFERENCE = (
+    *(CHOSEN_LOG_RATIO, REJECTED_LOG_RATIO),
+    *(CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN),
+    *(ACCURACY, DISPLACEMENT),
+)
 
-TRUE_REWARD = Quantity(
+# ---- of the loss, in training and held out
+
+LOSS = Metric(
+    "loss",
+    "loss",
+    "the loss's own",
+    "mean over pairs of the loss that is trained; comparable among runs of one loss with equal settings alone",
+    optimize="lower",
+)
+TERM = Metric(
+    "terms/*",
+    "loss term",
+    "the loss's own",
+    "one of the terms that add up to the loss, mean over pairs",
+    optimize="lower",
+)
+DIAGNOSTIC = Metric(
+    "diagnostics/*",
+    "diagnostic",
+    "the loss's own",
+    "a value that the loss computes on its way, mean over pairs (f_dpo's clamped: share of pairs whose log-ratio was"
+    " clamped)",
+)
+OF_LOSS = (TERM, DIAGNOSTIC)
+
+# ---- of an optimiser step
+
+STEP_METRICS = (
+    Metric("grad_norm", "gradient norm", "L2 norm", "norm of the gradient of all trained weights, before clipping"),
+    Metric(
+        "clip_fraction",
+        "clipped steps",
+        "share of steps",
+        "share of the optimiser steps so far whose gradient was clipped to trainer.gradient_clip_val",
+    ),
+    Metric("lr", "learning rate", "1", "learning rate of the update"),
+    Metric(
+        "tokens_per_second",
+        "throughput",
+        "response tokens per second",
+        "response tokens of real pairs, over all ranks, by wall-clock time since the metrics were last fetched",
+        better="higher",
+    ),
+)
+SKIPPED_STEPS = Metric(
+    "skipped_steps",
+    "skipped steps",
+    "steps",
+    "optimiser steps so far that were skipped because loss or gradient was not finite; logged where steps may be"
+    " skipped (trainer.on_nonfinite=skip, float16)",
+)
+
+# ---- of samples of the trained policy, where the true reward is known
+
+TRUE_REWARD = Metric(
     "oracle/reward",
     "true reward",
     "data's units",
     "mean true reward of one sample of the policy per held-out prompt",
     better="higher",
 )
-REFERENCE_REWARD = Quantity(
+REFERENCE_REWARD = Metric(
     "oracle/reference_reward",
     "reference's reward",
     "data's units",
     "the same of the reference, where training started",
 )
-WIN_RATE = Quantity(
+WIN_RATE = Metric(
     "oracle/win_rate",
     "win rate",
     "share of prompts",
@@ -112,31 +207,87 @@ WIN_RATE = Quantity(
     " ties counted half",
     better="higher",
 )
-KL = Quantity(
+KL = Metric(
     "oracle/kl",
     "KL to reference",
     "nats",
     "how far the policy moved: mean log-ratio of the policy's own samples, per sequence",
+    optimize="lower",
 )
-SLOPE = Quantity(
+SAMPLED = (TRUE_REWARD, REFERENCE_REWARD, WIN_RATE, KL)
+
+# ---- of held-out responses whose true rewards are known: caldpo.environments.reward_agreement
+
+SLOPE = Metric(
     "oracle/slope",
     "slope",
     "implicit per true reward",
     "slope of implicit (reward_beta x log-ratio) on true rewards of held-out responses, both centred within each"
     " prompt; 1 is the true scale, less is compressed",
 )
-PEARSON = Quantity(
+PEARSON = Metric(
     "oracle/pearson",
     "Pearson r",
     "-1 to 1",
     "correlation of implicit with true rewards of held-out responses, centred likewise",
     better="higher",
 )
-REWARD_ERROR = Quantity(
+SPEARMAN = Metric("oracle/spearman", "Spearman rho", "-1 to 1", "rank correlation of the same", better="higher")
+REWARD_ERROR = Metric(
     "oracle/error",
     "reward error",
     "data's units",
     "mean absolute difference of implicit and true rewards of held-out responses, centred likewise",
     better="lower",
 )
-ORACLE = (TRUE_REWARD, REFERENCE_REWARD, WIN_RATE, KL, SLOPE, PEARSON, REWARD_ERROR)
+AGREEMENT = (SLOPE, PEARSON, SPEARMAN, REWARD_ERROR)
+
+# ---- where the optimum is known, too: sums over the whole distribution, without sampling (tabular environment)
+
+EXACT = (
+    Metric("oracle/exact_reward", "exact true reward", "data's units", "expected true reward of the policy", "higher"),
+    Metric(
+        "oracle/exact_kl", "exact KL to reference", "nats", "KL(policy || reference), mean over prompts", None, "lower"
+    ),
+    Metric(
+        "oracle/objective",
+        "objective",
+        "data's units",
+        "expected true reward less beta times KL(policy || reference), beta being the loss's own",
+    ),
+    Metric(
+        "oracle/objective_optimum",
+        "objective of the optimum",
+        "data's units",
+        "the largest value that the objective can have, which the optimal policy pi* reaches",
+    ),
+    Metric("oracle/kl_to_optimum", "KL to the optimum", "nats", "KL(policy || pi*)", None, "lower"),
+    Metric("oracle/kl_from_optimum", "KL from the optimum", "nats", "KL(pi* || policy)", None, "lower"),
+)
+
+DEFINITIONS = (
+    *(LOSS, *OF_LOSS, *LOGPS, *WITH_REFERENCE),
+    *(*STEP_METRICS, SKIPPED_STEPS),
+    *(*SAMPLED, *AGREEMENT, *EXACT),
+)
+_BY_NAME = {metric.name: metric for metric in DEFINITIONS}
+
+# ---- differences of logged metrics, which tables and figures show beside them
+
+LOG_RATIO_MARGIN = Metric(
+    CHOSEN_LOG_RATIO.name,
+    "log-ratio margin",
+    "nats",
+    "chosen minus rejected log-ratio, in nats whatever the loss's beta",
+    minus=REJECTED_LOG_RATIO.name,
+)
+
+
+def definition_of(name: str) -> MetricDefinition | None:
+    """Find the definition of a logged name, ``val/`` or not; None where no metric of that name is defined.
+
+    Every term and every diagnostic of a loss has the definition of ``terms/*`` or ``diagnostics/*``.
+    """
+    name = name.removeprefix(HELD_OUT)
+    group, slash, _ = name.partition("/")
+    return _BY_NAME.get(name) or _BY_NAME.get(f"{group}{slash}*")

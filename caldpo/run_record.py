@@ -9,12 +9,12 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from caldpo.config.process_rank import process_rank
 from caldpo.config.run_lifecycle import write_json
 from caldpo.config.summary_file import SUMMARY, known_summary
 from caldpo.resume.config_diff import CONFIG, read_config, require_same_config
 from caldpo.resume.resume_overrides import OVERRIDES, as_kept, kept_overrides
 from caldpo.utils.atomic_io import write_text
+from caldpo.utils.process_rank import process_rank
 
 # keys of summary.json: how often the run was started, and its optimiser steps from end to end
 STRETCHES, PLANNED = "stretches", "planned_steps"

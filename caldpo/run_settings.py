@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from caldpo.config.bounds import FolderName, NonNegativeInt, Pattern, Positive
+from pydantic import Field
+
+from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
 from caldpo.config.signatures import validated
 
-SuiteName = Annotated[str, Pattern(r"[A-Za-z0-9_]+", "the name of a suite, of letters, digits and _")]
+SuiteName = Annotated[
+    str, Field(pattern=r"\A[A-Za-z0-9_]+\Z", description="the name of a suite, of letters, digits and _")
+]
 
 
 @validated

@@ -29,9 +29,9 @@ from caldpo.config.run_lifecycle import (
     status_of,
     write_json,
 )
+from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import SUMMARY, read_summary
 from caldpo.errors import CaldpoError
-from caldpo.utils.locks import is_held
 
 REPORT = "sweep.json"
 JOBS = ".submitit"  # what submitit keeps of its jobs, in the sweep's folder

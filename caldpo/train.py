@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from caldpo.config.main import hydra_entry
 from caldpo.config.metric_names import objective_problems
-from caldpo.config.path_checks import find_misplaced
 from caldpo.config.required_groups import find_missing_groups
 from caldpo.config.validation import Problem
+from caldpo.data.source_paths import find_misplaced
 from caldpo.evaluation.default_suites import find_unknown_suites
 from caldpo.resume.restart_policy import settle
 from caldpo.resume.resume_overrides import require_same_run, with_run

@@ -15,11 +15,11 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.run_dir import register_resolvers
+from caldpo.config.hydra_extensions import register_with_hydra
 from caldpo.config.validation import check_config
 from tests.documents import DOCUMENTS, commands
 
-register_resolvers()  # as a command does
+register_with_hydra()  # as a command does
 
 CONF = conf_dir()
 TOP_LEVEL = {"": "caldpo.run_settings.RunSettings"}

@@ -124,7 +124,18 @@ def test_keys_that_are_named_are_keys(page: Path) -> None:
     known = set(re.findall(r"^\| `([\w./]+)` \|", (ROOT / "docs/configuration.md").read_text(), re.M))
     known |= {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.params", "data.source.config", "data.source.revision"}
     named = set(re.findall(r"(?:^|[\s`'])((?:[a-z_]+\.)+[a-z_]+)=", page.read_text(), re.M))
-    groups = {"data", "loss", "model", "optim", "trainer", "adapter", "reference", "callbacks", "logger", "benchmark_model"}
+    groups = {
+        "data",
+        "loss",
+        "model",
+        "optim",
+        "trainer",
+        "adapter",
+        "reference",
+        "callbacks",
+        "logger",
+        "benchmark_model",
+    }
     assert {key for key in named if key.split(".")[0] in groups} <= known
 
 

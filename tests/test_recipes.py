@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
+from caldpo.config.hydra_extensions import per_loss_options
 from caldpo.evaluate import main as evaluate
 from tests.command import train
 from tests.messages import names
@@ -201,12 +204,25 @@ def test_each_loss_has_its_own_beta_in_each_recipe(loss: str) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_loss_of_a_recipe_says_where_its_settings_are_from(experiment: str) -> None:
     swept = composed_with_hydra(experiment).hydra.sweeper.params.loss.split(",")
-    files = {path.stem.removeprefix(f"{experiment}_") for path in (CONF / "tuned").glob(f"{experiment}_*.yaml")}
-    assert files == set(swept) == {"dpo", "f_dpo", "ipo", "slic", "cpo", "cal_dpo"}
+    text = (CONF / "per_loss.yaml").read_text()
+    _, _, recipe = text.partition(f"\n{experiment}:\n")
+    settings = dict(re.findall(r"^  (\w+):\n((?:    .*\n)+)", recipe.partition("\n\n")[0] + "\n", re.MULTILINE))
+    assert settings.keys() == set(swept) == {"dpo", "f_dpo", "ipo", "slic", "cpo", "cal_dpo"}
     sources = ("# ours", "published", "Rafailov", "release", "alignment-handbook", "huggingface.co")
-    for loss in swept:
-        said = (CONF / "tuned" / f"{experiment}_{loss}.yaml").read_text()
-        assert any(source in said for source in sources), loss
+    for loss, lines in settings.items():
+        assert any(source in lines for source in sources), loss
+
+
+@pytest.mark.parametrize("option", sorted(per_loss_options()))
+def test_settings_of_a_loss_are_taken_by_its_recipe_and_fit_it(option: str) -> None:
+    """What a recipe sets for a loss arrives where that loss is chosen, whatever sets it: a model or an experiment."""
+    recipe = next(name for name in (*EXPERIMENTS, "tiny", "hf") if option.startswith(f"{name}_"))
+    chosen = [f"experiment={recipe}"] if recipe in EXPERIMENTS else [f"model={recipe}"]
+    cfg = composed([*chosen, f"loss={option.removeprefix(f'{recipe}_')}"])
+    for section, keys in per_loss_options()[option].items():
+        written = OmegaConf.to_container(cfg[section], resolve=False)
+        assert written | keys == written
+    assert "per_loss" not in cfg
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -14,10 +14,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from caldpo.config.run_lifecycle import write_json
+from caldpo.config.run_lock import run_lock
 from caldpo.config.summary_file import SUMMARY
 from caldpo.report.comparison import compare_runs
 from caldpo.sweep_report import SweepReport, UnderWay, planned_runs, report, report_interrupted
-from caldpo.utils.locks import run_lock
 from tests.command import train
 from tests.messages import names
 

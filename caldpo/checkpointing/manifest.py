@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from caldpo.config.bounds import NonNegativeInt, Pattern
+from pydantic import Field
+
+from caldpo.config.bounds import NonNegativeInt
 from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import file_digest, write_text
 
@@ -28,9 +30,8 @@ FORMAT = 1
 _FOLDER_NAME = re.compile(r"step-(\d+)")
 _STEP = r"(?:step-)?([0-9]{1,18})"
 
-CheckpointName = (
-    Literal["final", "last"] | NonNegativeInt | Annotated[str, Pattern(r"(?:step-)?[0-9]{1,18}", "a step as step-40")]
-)
+StepName = Annotated[str, Field(pattern=rf"\A{_STEP}\Z", description="a step as step-40")]
+CheckpointName = Literal["final", "last"] | NonNegativeInt | StepName
 
 
 class DamagedCheckpointError(Exception):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,13 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 # part are found in the configuration itself (lr: optim.lr).
 KEYS: Mapping[str, tuple[str, ...]] = {
     "learning_rate": ("optim.lr",),
-    "batch_size": ("data.pairs_per_batch", "batch"),
-    "bs": ("data.pairs_per_batch",),
-    "micro_batch_size": ("data.pairs_per_batch",),
-    "train_batch_size": ("data.pairs_per_batch",),
-    "per_device_train_batch_size": ("data.pairs_per_batch",),
-    "eval_batch_size": ("data.eval_pairs_per_batch", "batch"),
-    "per_device_eval_batch_size": ("data.eval_pairs_per_batch",),
+    "batch_size": ("data.micro_batch_size", "batch"),
+    "bs": ("data.micro_batch_size",),
+    "train_batch_size": ("data.micro_batch_size",),
+    "per_device_train_batch_size": ("data.micro_batch_size",),
+    "eval_batch_size": ("data.eval_micro_batch_size", "batch"),
+    "per_device_eval_batch_size": ("data.eval_micro_batch_size",),
     "accumulation": ("trainer.accumulate_grad_batches",),
     "grad_accum": ("trainer.accumulate_grad_batches",),
     "gradient_accumulation_steps": ("trainer.accumulate_grad_batches",),
@@ -29,8 +29,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "max_grad_norm": ("trainer.gradient_clip_val",),
     "grad_clip": ("trainer.gradient_clip_val",),
     "gradient_clipping": ("trainer.gradient_clip_val",),
-    "eval_every": ("trainer.val_every",),
-    "eval_steps": ("trainer.val_every",),
+    "eval_every": ("trainer.val_check_interval",),
+    "eval_steps": ("trainer.val_check_interval",),
     "save_every": ("callbacks.checkpoint.every",),
     "save_steps": ("callbacks.checkpoint.every",),
     "save_total_limit": ("callbacks.checkpoint.keep",),
@@ -89,6 +89,23 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "resume_from_checkpoint": ("resume",),
     "checkpoint_path": ("resume", "checkpoint"),
     "base_url": ("judge.base_url",),
+    # names that keys of ours had once
+    "fetch_every": ("trainer.metrics_sync_every",),
+    "val_every": ("trainer.val_check_interval",),
+    "threads": ("trainer.num_threads",),
+    "on_bad_numbers": ("trainer.on_nonfinite",),
+    "pairs_per_batch": ("data.micro_batch_size",),
+    "eval_pairs_per_batch": ("data.eval_micro_batch_size",),
+    "tokens_per_batch": ("data.max_tokens_per_micro_batch",),
+    "kept_logits_mib": ("logits_cache_mib",),
+    "differs": ("reference.distinct",),
+    "start": ("adapter.init_from",),
+    "start_as": ("adapter.init_mode",),
+    "trust_code": ("allow_untrusted_code",),
+    "rehearse": ("judge.mock",),
+    "objective": ("optimized_metric",),
+    "shape": ("benchmark_model",),
+    "tuned": ("per_loss",),
 }
 
 # Usual names of others for values; of several, the one that the key takes.
@@ -98,7 +115,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "bf16-amp": ("bf16-mixed",),
     "16": ("16-mixed", "float16"),
     "fp16": ("16-mixed", "float16"),
-    "half": ("16-mixed", "float16"),
+    "half": ("16-mixed", "float16", "fixed"),
     "float16": ("16-mixed", "float16"),
     "32": ("32-true", "float32"),
     "fp32": ("32-true", "float32"),
@@ -113,8 +130,44 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "flash": ("flash_attention_2",),
     "flash_attention": ("flash_attention_2",),
     "fa2": ("flash_attention_2",),
-    "zero2": ("deepspeed_stage_2",),
+    "zero2": ("deepspeed_stage_2", "deepspeed_zero2"),
+    "deepspeed": ("deepspeed_zero2",),
+    # names that values of ours had once
+    "resident": ("frozen",),
+    "cached": ("precomputed",),
+    "line": ("compact",),
 }
+
+
+def suggest_known(word: object, choices: Iterable[object]) -> str:
+    """As :func:`suggest`; what somebody else calls one of the choices comes before what is written alike."""
+    names = list(choices)
+    known = KEYS.get(str(word), ()) + VALUES.get(str(word).lower(), ())
+    return next((f" (did you mean {last}?)" for name in known if (last := name.rpartition(".")[2]) in names), "") or (
+        suggest(word, names)
+    )
+
+
+def suggest(word: object, choices: Iterable[object]) -> str:
+    """`` (did you mean X?)`` for the choice closest to ``word``, or nothing when none is close."""
+    names = [as_yaml(choice) for choice in choices]
+    plain = {_plain(name): name for name in names}
+    if _plain(str(word)) in plain:
+        return f" (did you mean {plain[_plain(str(word))]}?)"
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    near = near or [plain[name] for name in difflib.get_close_matches(_plain(str(word)), plain, n=1, cutoff=0.6)]
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def as_yaml(value: object) -> str:
+    """A value as yaml and the command line write it."""
+    spelled = {None: "null", True: "true", False: "false"}
+    return spelled[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _plain(word: str) -> str:
+    """A word without what is most often written otherwise: ``CalDPO`` and ``cal-dpo`` are ``cal_dpo``."""
+    return word.lower().replace("_", "").replace("-", "")
 
 
 def meant_keys(key: str, cfg: DictConfig, groups: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from caldpo.config.value_checks import suggest
+from caldpo.config.did_you_mean import suggest
 from caldpo.errors import CaldpoError
 
 RUN_FILES = ("config.yaml", "metrics.csv", "summary.json")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import (
@@ -19,19 +22,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.did_you_mean import meant_keys
+from caldpo.config.did_you_mean import meant_keys, suggest, suggest_known
 from caldpo.config.overrides import parse_overrides
 from caldpo.config.required_groups import NEEDED, taken_out
 from caldpo.config.validation import Problem
-from caldpo.config.value_checks import suggest
 from caldpo.security.secrets import redact_text
 
 Compose = Callable[[list[str]], DictConfig]
+_GLOBAL = re.compile(r"^# *@package +_global_", re.MULTILINE)  # of a file that sets keys of other sections
 _FAULTS = (HydraException, OSError, TypeError, ValueError, yaml.YAMLError)  # what Hydra lets out while composing
 
 
 def compose_or_explain(
-    compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]
+    compose: Compose, loader: ConfigLoader, overrides: Sequence[str]
 ) -> tuple[DictConfig | None, list[Problem]]:
     """Compose; on a faulty override, explain it, leave it out and try again, so that all are found at once.
 
@@ -40,6 +43,7 @@ def compose_or_explain(
     Returns:
         The configuration without the faulty overrides (None when it cannot be composed) and their problems.
     """
+    compose = _remembering(compose)
     texts = [override for override in overrides if _is_text(override)]
     problems, foreign = _of_other_commands(compose, loader, texts)
     without = _taken_out(compose, loader, texts)
@@ -62,6 +66,19 @@ def compose_or_explain(
                 remaining = [override for override in remaining if "." not in override.partition("=")[0]]
 
 
+def _remembering(compose: Compose) -> Compose:
+    """The same, which composes what it was asked before no second time; nobody here changes what it gives."""
+    composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def remembered(overrides: list[str]) -> DictConfig:
+        key = tuple(overrides)
+        if key not in composed:
+            composed[key] = compose(overrides)
+        return composed[key]
+
+    return remembered
+
+
 def _is_text(override: str) -> bool:
     """Whether it can be written into a file: bytes of a command line that are not UTF-8 cannot."""
     try:
@@ -77,7 +94,7 @@ def _no_text(override: str) -> Problem:
 
 
 def _of_other_commands(
-    compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]
+    compose: Compose, loader: ConfigLoader, overrides: Sequence[str]
 ) -> tuple[list[Problem], list[str]]:
     """Added groups that no configuration of this command names, and that nothing would read."""
     added = [o for o in parse_overrides(loader, overrides) if o.is_add() and _options(loader, o.key_or_group)]
@@ -93,7 +110,7 @@ def _of_other_commands(
     return problems, [o.input_line or "" for o in foreign]
 
 
-def _taken_out(compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[str]) -> dict[str, Problem]:
+def _taken_out(compose: Compose, loader: ConfigLoader, overrides: Sequence[str]) -> dict[str, Problem]:
     """Overrides that take out a group of which a run needs an option; a model may have set keys of it all the same."""
     deleted = [o for o in parse_overrides(loader, overrides) if o.is_delete() and o.key_or_group in NEEDED]
     if not deleted:
@@ -107,7 +124,7 @@ def _taken_out(compose: Compose, loader: ConfigLoaderImpl, overrides: Sequence[s
 
 
 def _explain(
-    error: Exception, compose: Compose, loader: ConfigLoaderImpl, overrides: list[str]
+    error: Exception, compose: Compose, loader: ConfigLoader, overrides: list[str]
 ) -> tuple[Problem, str | None]:
     """The problem, and the override to leave out (None: nothing else can be checked)."""
     if isinstance(error, OverrideParseException):
@@ -123,11 +140,11 @@ def _explain(
         line = override.input_line or ""
         if found := _of_override(override, str(error), compose, loader, [o for o in overrides if o != line]):
             return found, line
-    return Problem("configuration", None, _tidy(error)), None
+    return Problem("configuration", None, without_search_paths(error)), None
 
 
 def _of_override(
-    override: Override, text: str, compose: Compose, loader: ConfigLoaderImpl, others: list[str]
+    override: Override, text: str, compose: Compose, loader: ConfigLoader, others: list[str]
 ) -> Problem | None:
     """The problem of ``override`` if Hydra's ``text`` is about it."""
     key, line = override.key_or_group, override.input_line or ""
@@ -192,7 +209,7 @@ def _unreadable(text: str) -> Problem:
 
 
 def _missing_option(
-    error: MissingConfigException, loader: ConfigLoaderImpl, overrides: list[str]
+    error: MissingConfigException, loader: ConfigLoader, overrides: list[str]
 ) -> tuple[Problem, str | None]:
     """The problem of an option that is not there, and the override that names it."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
@@ -204,12 +221,12 @@ def _missing_option(
         return Problem(group, option, f"no such option, and no options in {group}"), written
     if (group, option) in EXTRAS:
         return Problem(group, option, "not installed", install(group, option)), written
-    wrong = f"no such option{suggest(option, options)}"
+    wrong = f"no such option{suggest_known(option, options)}"
     shown = _value(written) if written and "=[" not in written else option  # of a list, the one that is wrong
     return Problem(group, shown, wrong, f"choose one of {', '.join(options)}"), written
 
 
-def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl, others: list[str]) -> Problem:
+def _unknown_key(override: Override, compose: Compose, loader: ConfigLoader, others: list[str]) -> Problem:
     """The key is not in the configuration: name the keys beside which it would stand."""
     key, value = override.key_or_group, override.value()
     cfg = _composed_without_faults(compose, loader, others)
@@ -240,7 +257,7 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoaderImpl,
     return Problem(key, None, wrong, f"write {meant[0]}=..." if meant else f"the keys of {where} are {listed}")
 
 
-def _composed_without_faults(compose: Compose, loader: ConfigLoaderImpl, overrides: list[str]) -> DictConfig | None:
+def _composed_without_faults(compose: Compose, loader: ConfigLoader, overrides: list[str]) -> DictConfig | None:
     """The configuration of these overrides, or of those alone that choose an option, where others are faulty, too."""
     chosen = [o for o in overrides if _options(loader, o.partition("=")[0].lstrip("+~").partition("@")[0])]
     for given in (overrides, chosen):
@@ -251,27 +268,28 @@ def _composed_without_faults(compose: Compose, loader: ConfigLoaderImpl, overrid
     return None
 
 
-def _options(loader: ConfigLoaderImpl, group: str) -> list[str]:
+def _options(loader: ConfigLoader, group: str) -> list[str]:
     return loader.get_group_options(group, ObjectType.CONFIG) if "." not in group else []
 
 
-def _groups(cfg: DictConfig, loader: ConfigLoaderImpl) -> list[str]:
+def _groups(cfg: DictConfig, loader: ConfigLoader) -> list[str]:
     """The groups of the command that ``cfg`` was composed for."""
     return [group for group in loader.list_groups("") if group != "hydra" and _has_group(cfg, loader, group)]
 
 
-def _has_group(cfg: DictConfig, loader: ConfigLoaderImpl, group: str) -> bool:
+def _has_group(cfg: DictConfig, loader: ConfigLoader, group: str) -> bool:
     """Whether the command's defaults choose from the group, or it is a person's own that changes what they chose."""
-    if "/" in group or group in cfg.hydra.runtime.choices or group in _listed(cfg, loader):
+    if "/" in group or group in cfg.hydra.runtime.choices or group in _listed(loader, cfg.hydra.job.config_name):
         return True
-    found = [loader.repository.load_config(f"{group}/{option}") for option in _options(loader, group)]
-    own = [option for option in found if option is not None and not option.path.endswith(str(conf_dir()))]
-    return any(option.header.get("package") == "_global_" for option in own)
+    own = [Path(source.path, group) for source in loader.get_sources() if source.scheme() == "file"]
+    files = [file for folder in own if folder.parent != conf_dir() for file in folder.glob("*.yaml")]
+    return any(_GLOBAL.search(file.read_text(encoding="utf-8", errors="replace")) for file in files)
 
 
-def _listed(cfg: DictConfig, loader: ConfigLoaderImpl) -> set[str]:
+@functools.lru_cache(maxsize=1)
+def _listed(loader: ConfigLoader, config_name: str) -> set[str]:
     """Groups that several options are chosen from at once: a list in the defaults, which Hydra counts as no choice."""
-    chosen = loader.compute_defaults_list(cfg.hydra.job.config_name, [], RunMode.RUN).defaults
+    chosen = loader.compute_defaults_list(config_name, [], RunMode.RUN).defaults
     return {path.rpartition("/")[0] for default in chosen if (path := default.config_path)}
 
 
@@ -279,7 +297,7 @@ def _value(line: str) -> str:
     return redact_text(line).split("=", 1)[-1]
 
 
-def _tidy(error: Exception) -> str:
+def without_search_paths(error: Exception) -> str:
     """Hydra's own words on one line, without its search paths and links."""
     text = str(error) or type(error).__name__
     if isinstance(error, ConfigCompositionException | CompactHydraException) and error.__cause__ is not None:

@@ -8,13 +8,14 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hydra import version
-from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
-from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.errors import HydraException
+from hydra.types import RunMode
 
 from caldpo import __version__
-from caldpo.config.conf_dir import conf_dir
+from caldpo.config.help_text import help_text
 from caldpo.config.hydra_dir import NOT_BY_HYDRA
+from caldpo.config.hydra_errors import without_search_paths
+from caldpo.config.hydra_session import HydraSession, hydra_session, options_parser
 from caldpo.config.overrides import require_unspaced, with_positional, with_quoted_paths
 from caldpo.config.preflight import Agree, check_composes, preflight
 from caldpo.config.run_lifecycle import IsDone, Task, exit_on_signals, run_job
@@ -70,14 +71,25 @@ def hydra_entry(
                     args = _parse(command, given, positional, several)
                     if expand:
                         args.overrides = expand(args.overrides, args.multirun, args.config_dir)
-                    try:
-                        _check(command, args, {"": settings} if settings else {}, agree)
-                    except CaldpoError as error:
-                        # Without a value it is the missing one; several problems have no key in common.
-                        if absent and error.key == positional and error.value_or_none is None:
-                            raise absent() from None
-                        raise
-                    _launch(args, task, records, done)
+                    if args.help:
+                        print(help_text(args.config_name, args.config_path, args.config_dir))
+                        raise SystemExit(0)
+                    with hydra_session(
+                        args.config_name, job_name=command, conf=args.config_path, extra=args.config_dir
+                    ) as session:
+                        if args.cfg or args.hydra_help or args.info or args.shell_completion:
+                            if args.cfg:
+                                check_composes(session, args.overrides)
+                            session.show(args, args.parser)
+                            return
+                        try:
+                            mode = _check(command, session, args, {"": settings} if settings else {}, agree)
+                        except CaldpoError as error:
+                            # Without a value it is the missing one; several problems have no key in common.
+                            if absent and error.key == positional and error.value_or_none is None:
+                                raise absent() from None
+                            raise
+                        _launch(session, args, mode, functools.partial(run_job, task, records, done=done))
             except CaldpoError as error:
                 print(f"error: {redact_error(error)}", file=sys.stderr)
                 raise SystemExit(BAD_COMMAND_LINE) from None
@@ -94,8 +106,7 @@ def hydra_entry(
 
 
 def _parse(command: str, argv: Sequence[str], positional: str | None, several: bool) -> Namespace:
-    parser = get_args_parser()
-    parser.prog = f"python -m caldpo.{command}"
+    parser = options_parser(f"python -m caldpo.{command}")
     args = parser.parse_intermixed_args(list(argv))  # options may stand between overrides
     modes = {"-m": args.multirun, "--run": args.run, "--cfg": args.cfg, "--info": args.info}
     chosen = [name for name, given in modes.items() if given]
@@ -107,47 +118,34 @@ def _parse(command: str, argv: Sequence[str], positional: str | None, several: b
     args.overrides = with_quoted_paths(args.overrides)
     if positional:
         args.overrides = with_positional(args.overrides, positional, several=several)
-    if args.config_path:
-        # Relative to where the person is; Hydra would start from this package.
-        args.config_path = str(Path(args.config_path).absolute())
-    else:
-        args.config_path = str(conf_dir())
+    # Relative to where the person is; Hydra would start from this package.
+    args.config_path = Path(args.config_path).absolute() if args.config_path else None
+    args.config_dir = Path(args.config_dir) if args.config_dir else None
+    if args.config_dir and not args.config_dir.is_dir():
+        raise CaldpoError("there is no such folder", key="--config-dir", value=args.config_dir)
     args.config_name = args.config_name or command
     args.parser = parser
     return args
 
 
-def _check(command: str, args: Namespace, schemas: dict[str, str], agree: Agree | None) -> None:
-    """Check the command line, and complete it by what names the job and its folders."""
-    if args.hydra_help or args.info or args.shell_completion:
-        return
-    search_path = _search_path(args)
-    if args.help or args.cfg:
-        check_composes(args.config_name, search_path, args.overrides)
-        return
-    folders = preflight(
-        args.config_name, search_path, args.overrides, multirun=args.multirun, schemas=schemas, agree=agree
-    )
+def _check(
+    command: str, session: HydraSession, args: Namespace, schemas: dict[str, str], agree: Agree | None
+) -> RunMode:
+    """Check the command line, and complete it by what names the job and its folders; whether it is a sweep."""
+    mode, folders = preflight(session, args.overrides, multirun=args.multirun, schemas=schemas, agree=agree)
     # The job's name first: Lightning gives its child processes another one.
     args.overrides = [f"hydra.job.name={command}", NOT_BY_HYDRA, *args.overrides, *folders]
+    return mode
 
 
-def _search_path(args: Namespace) -> ConfigSearchPath:
-    path = create_config_search_path(args.config_path)
-    if args.config_dir:
-        extra = Path(args.config_dir).absolute()
-        if not extra.is_dir():
-            raise CaldpoError("there is no such folder", key="--config-dir", value=args.config_dir)
-        path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
-    return path
-
-
-def _launch(args: Namespace, task: Task, records: bool, done: IsDone | None = None) -> None:
-    version.setbase("1.3")
-    job = functools.update_wrapper(functools.partial(run_job, task, records, done=done), task)
-    # What hydra.main calls, without its reading of sys.argv: Lightning starts child processes by sys.argv,
-    # which therefore has to stay as it was typed, with the subcommand of the console script.
-    _run_hydra(args, args.parser, job, args.config_path, args.config_name)
+def _launch(session: HydraSession, args: Namespace, mode: RunMode, job: Task) -> None:
+    # Not by hydra.main, which reads sys.argv: Lightning starts child processes by sys.argv, which therefore has to
+    # stay as it was typed, with the subcommand of the console script.
+    try:
+        session.run(job, args.overrides, mode)
+    except HydraException as error:  # of a launcher or a sweeper: errors of a run are dealt with in its job
+        print(f"error: {without_search_paths(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _close_sweep(code: object = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,6 +11,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import OverrideParseException
 
 from caldpo.errors import CaldpoError
+from caldpo.utils.file_names import is_there
 
 
 def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Override]:
@@ -41,12 +41,12 @@ def require_unspaced(overrides: Sequence[str]) -> None:
         before = overrides[place - 1] if place else ""
         after = overrides[place + 1] if place + 1 < len(overrides) else ""
         key, given, value = text.partition("=")
-        bare_after = after if after and "=" not in after and not _is_there(after) else ""
+        bare_after = after if after and "=" not in after and not is_there(after) else ""
         if given and not key.strip():  # of `key =value` and `key = value`
             key, value = before, value or bare_after
         elif given and not value and bare_after:  # of `key= value`
             value = bare_after
-        elif not (given and key != key.rstrip() and not _is_there(text)):  # of `'key = value'`
+        elif not (given and key != key.rstrip() and not is_there(text)):  # of `'key = value'`
             continue
         if not key:
             raise CaldpoError("an override is written key=value", key=text, remedy="see --help for examples")
@@ -67,7 +67,7 @@ def with_positional(overrides: Sequence[str], key: str, *, several: bool = False
     """
     found = list(overrides)
     bare = [
-        place for place, text in enumerate(found) if "=" not in text or _is_there(text) or (several and _is_list(text))
+        place for place, text in enumerate(found) if "=" not in text or is_there(text) or (several and _is_list(text))
     ]
     given = [name for place in bare for name in _listed(found[place])] if several else [found[i] for i in bare[:1]]
     if not bare or not given:
@@ -77,7 +77,7 @@ def with_positional(overrides: Sequence[str], key: str, *, several: bool = False
 
 
 def _is_list(text: str) -> bool:
-    return text.startswith("[") and text.endswith("]") and not _is_there(text)
+    return text.startswith("[") and text.endswith("]") and not is_there(text)
 
 
 def _listed(text: str) -> list[str]:
@@ -87,7 +87,7 @@ def _listed(text: str) -> list[str]:
     names: list[str] = []
     parts = text[1:-1].split(",")
     while parts:
-        most = next((n for n in range(len(parts), 0, -1) if _is_there(",".join(parts[:n]).strip(" '\""))), 1)
+        most = next((n for n in range(len(parts), 0, -1) if is_there(",".join(parts[:n]).strip(" '\""))), 1)
         names.append(",".join(parts[:most]).strip(" '\""))
         del parts[:most]
     return [name for name in names if name]
@@ -101,16 +101,9 @@ def with_quoted_paths(overrides: Sequence[str]) -> list[str]:
     found = []
     for text in overrides:
         key, given, value = text.partition("=")
-        special = given and re.search("[=,]", value) and not _is_there(text) and _is_there(value)
+        special = given and re.search("[=,]", value) and not is_there(text) and is_there(value)
         found.append(f"{key}={quoted(value)}" if special else text)
     return found
-
-
-def _is_there(text: str) -> bool:
-    try:
-        return Path(text).exists()
-    except OSError:  # too long to be the name of anything
-        return False
 
 
 def quoted(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Files and folders that a configuration names, looked for before anything heavy is imported.
+"""Paths that a configuration names, looked at before anything heavy is imported: files, folders, names of outputs.
 
 What is no path of this machine, such as the id of a model on the hub, is left to whoever loads it.
 """
@@ -6,84 +6,67 @@ What is no path of this machine, such as the id of a model on the hub, is left t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from caldpo.config.validation import Problem, raise_problems
-from caldpo.data.mixtures import AUTO, parts_of
-from caldpo.data.sources._file_discovery import find_files
-from caldpo.data.sources._file_names import expanded, is_there
-from caldpo.data.template_file import read_template
+from caldpo.config.validation import Problem
 from caldpo.errors import CaldpoError
+from caldpo.security.paths import stays_inside
 from caldpo.security.secrets import redact_text
+from caldpo.utils.file_names import expanded, is_there
 
-_SPLITS = ("data.train", "data.test")
 _WEIGHTS = ("config.json", "adapter_config.json")  # one of them lies in every folder that save_pretrained wrote
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# parts of the paths of a run's files that a command line can set; all lie below the run's or the sweep's folder
+_OUTPUT_NAMES = ("hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.name")
 
 
-def check_places(cfg: DictConfig) -> None:
-    """Whether the files and folders that ``cfg`` names are there.
+@dataclass(frozen=True)
+class PathKey:
+    """A key whose value may name a path.
 
-    Raises:
-        CaldpoError: with all problems at once.
+    Args:
+        key: dotted.
+        check: raises CaldpoError where the path is not as it should be.
+        names: the paths in a value that is no text; raises CaldpoError where it is not understood.
     """
-    raise_problems(list(find_misplaced(cfg)))
+
+    key: str
+    check: Callable[[str], object]
+    names: Callable[[Any], list[str]] | None = None
 
 
-def find_misplaced(cfg: DictConfig) -> Iterator[Problem]:
-    """The problems that :func:`check_places` raises; one a path, however many keys refer to it."""
-    yield from _of_hub(cfg)
-    said: set[tuple[object, str]] = set()
-    for key, look in _places(cfg):
+def find_missing_paths(cfg: DictConfig, more: Iterable[PathKey] = ()) -> Iterator[Problem]:
+    """Problems of the paths in a configuration; one a path, however many keys refer to it.
+
+    Args:
+        cfg: the composed configuration.
+        more: keys beside those of models, caches and a replay.
+    """
+    seen: set[tuple[object, str]] = set()
+    for path_key in (*more, *_MODELS_AND_CACHES):
         try:
-            values = _texts(cfg, key)
+            paths = _paths(cfg, path_key)
         except CaldpoError as error:
-            yield Problem(key, error.value_or_none, error.message, error.remedy)
+            yield Problem(path_key.key, error.value_or_none, error.message, error.remedy)
             continue
-        for value in values:
-            if (look, value) in said:
+        for path in paths:
+            if (path_key.check, path) in seen:
                 continue
-            said.add((look, value))
+            seen.add((path_key.check, path))
             try:
-                look(value)
+                path_key.check(path)
             except CaldpoError as error:
-                yield Problem(key, redact_text(value), error.message, error.remedy)
+                yield Problem(path_key.key, redact_text(path), error.message, error.remedy)
 
 
-def _of_hub(cfg: DictConfig) -> Iterator[Problem]:
-    """Whether ``data.path`` is given where the source reads a data set of the hub, and only there."""
-    path, source = _text(cfg, "data.path"), OmegaConf.select(cfg, "data.source", throw_on_missing=False)
-    if not isinstance(source, DictConfig):
-        return
-    if path is not None and "path" not in source:
-        remedy = "choose data=hub with it, or name files: data=local data.train=FILE_OR_FOLDER"
-        yield Problem("data.path", redact_text(path), "this source reads no data set of the hub", remedy)
-    if path is None and "path" in source and _text(cfg, "data.source.path") is None:
-        what = "has to be given: the id of a data set on the hub, or a folder laid out like one"
-        yield Problem("data.path", None, what, "add data.path=OWNER/NAME to the command line")
-
-
-def _places(cfg: DictConfig) -> Iterator[tuple[str, Callable[[str], object]]]:
-    """Keys that may name a place, and what raises CaldpoError where it is not as it should be."""
-    local = str(_text(cfg, "data.source._target_")).endswith(".LocalFiles")
-    yield from zip(_SPLITS, (find_files, _held_out) if local else (_split, _split), strict=True)
-    yield "replay", _batch
-    yield "data.chat_template", read_template
-    yield from ((key, _data_folder) for key in ("data.path", "data.source.path"))
-    yield from ((key, _model_folder) for key in ("model.path", "reference.path"))
-    yield from ((key, _model_folder) for key in ("data.source.policy", "data.source.classifier"))
-    yield "model.tokenizer", _tokenizer_folder
-    for key in ("data.cache", "data.source.cache_dir", "model.cache", "reference.cache"):
-        yield key, _cache
-
-
-def _text(cfg: DictConfig, key: str) -> str | None:
-    """The value of ``key`` where it is text; a missing or wrong value is somebody else's to report."""
+def text_at(cfg: DictConfig, key: str) -> str | None:
+    """The value of ``key`` where it is text; a missing or wrong value is reported elsewhere."""
     try:
         value = OmegaConf.select(cfg, key)
     except OmegaConfBaseException:
@@ -91,68 +74,46 @@ def _text(cfg: DictConfig, key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _texts(cfg: DictConfig, key: str) -> list[str]:
-    """The value of ``key`` where it is text; of ``data.train`` and ``data.test`` all that they name.
-
-    Raises:
-        CaldpoError: they name it in no way that is understood.
-    """
-    found = _text(cfg, key)
-    if found is not None or key not in _SPLITS:
-        return [] if found is None else [found]
+def _paths(cfg: DictConfig, path_key: PathKey) -> list[str]:
+    text = text_at(cfg, path_key.key)
+    if text is not None or path_key.names is None:
+        return [] if text is None else [text]
     try:
-        value = OmegaConf.select(cfg, key)
-        named: Any = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else None
+        value = OmegaConf.select(cfg, path_key.key)
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else None
     except OmegaConfBaseException:
         return []
-    return [part.name for part in parts_of(named, key)] if isinstance(named, list | dict) else []
+    return path_key.names(plain) if isinstance(plain, list | dict) else []
 
 
-def _held_out(name: str) -> None:
-    if name != AUTO:
-        find_files(name, training=False)
-
-
-def _split(name: str) -> None:
-    """Whether a source has a split of this name, only the source can tell."""
-
-
-def _batch(path: str) -> None:
-    if not is_there(expanded(path)):
-        raise CaldpoError("no such file", remedy="name a file of nonfinite_batches/ in a run's folder")
-
-
-def _folder(path: str, remedy: str) -> Path | None:
+def require_folder(path: str, remedy: str) -> Path | None:
     """The folder of this machine that ``path`` names, None where it may be an id of the hub.
 
     Raises:
         CaldpoError: a path of this machine at which there is no folder.
     """
-    there = expanded(path)
-    if there.is_dir() if is_there(there) else False:
-        return there
-    if is_there(there):
+    place = expanded(path)
+    if is_there(place) and place.is_dir():
+        return place
+    if is_there(place):
         raise CaldpoError("a file, not a folder", remedy=remedy)
     if path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1:
         raise CaldpoError("there is no such folder", remedy=remedy)
     return None
 
 
-def _data_folder(path: str) -> None:
-    _folder(path, "name a folder of data files, or the id of a data set on the hub")
+def require_model_folder(path: str) -> None:
+    """Refuse a folder that holds no model; an id of the hub is none."""
+    _require_holding(path, _WEIGHTS, "model")
 
 
-def _model_folder(path: str) -> None:
-    _holding(path, _WEIGHTS, "model")
+def _require_tokenizer_folder(path: str) -> None:
+    _require_holding(path, _TOKENIZER, "tokenizer")
 
 
-def _tokenizer_folder(path: str) -> None:
-    _holding(path, _TOKENIZER, "tokenizer")
-
-
-def _holding(path: str, one_of: tuple[str, ...], what: str) -> None:
+def _require_holding(path: str, one_of: tuple[str, ...], what: str) -> None:
     remedy = f"name a folder written by save_pretrained, or the id of a {what} on the hub"
-    folder = _folder(path, remedy)
+    folder = require_folder(path, remedy)
     if folder is None:
         return
     if path.startswith("~"):
@@ -163,13 +124,52 @@ def _holding(path: str, one_of: tuple[str, ...], what: str) -> None:
         raise CaldpoError(f"this folder holds no {what}: it has no {' or '.join(one_of)}{near}", remedy=remedy)
 
 
-def _cache(path: str) -> None:
-    """Whether files can be kept in the folder, which need not be there yet."""
-    there = expanded(path)
+def require_writable_cache(path: str) -> None:
+    """Refuse a folder that files cannot be written into; it need not be there yet."""
+    place = expanded(path)
     try:
-        nearest = next(p for p in (there, *there.absolute().parents) if is_there(p))
+        nearest = next(p for p in (place, *place.absolute().parents) if is_there(p))
     except (StopIteration, ValueError):
         return
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         why = "is no folder" if not nearest.is_dir() else "cannot be written to"
         raise CaldpoError(f"nothing can be kept there: {nearest} {why}", remedy="name a folder that you may write to")
+
+
+def _require_batch(path: str) -> None:
+    if not is_there(expanded(path)):
+        raise CaldpoError("no such file", remedy="name a file of nonfinite_batches/ in a run's folder")
+
+
+_MODELS_AND_CACHES = (
+    PathKey("replay", _require_batch),
+    PathKey("model.path", require_model_folder),
+    PathKey("reference.path", require_model_folder),
+    PathKey("model.tokenizer", _require_tokenizer_folder),
+    PathKey("model.cache", require_writable_cache),
+    PathKey("reference.cache", require_writable_cache),
+)
+
+
+def find_escapes(cfg: DictConfig) -> Iterator[Problem]:
+    """The names of a run's folder and files, and of options, that would lead out of the folder they belong in.
+
+    Args:
+        cfg: one run's configuration, with Hydra's own section in it.
+    """
+    for key in _OUTPUT_NAMES:
+        try:
+            name = OmegaConf.select(cfg, key)
+        except OmegaConfBaseException:
+            continue  # made of a value that cannot be resolved, which is reported where it stands
+        if isinstance(name, str) and not stays_inside(name):
+            yield Problem(
+                key,
+                redact_text(name),
+                "would lead out of the output folder",
+                "write a relative path without .. ; hydra.run.dir and hydra.sweep.dir name the folder itself",
+            )
+    for group, option in (OmegaConf.select(cfg, "hydra.runtime.choices") or {}).items():
+        if isinstance(option, str) and not stays_inside(option):
+            remedy = "choose an option by its name; --config-dir adds a folder with options of your own"
+            yield Problem(str(group), redact_text(option), "would lead out of the folder of this group", remedy)

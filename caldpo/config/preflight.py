@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.core.utils import setup_globals
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 
 from caldpo.config.hydra_errors import compose_or_explain
+from caldpo.config.hydra_session import HydraSession, hydra_session
 from caldpo.config.launcher_checks import find_processes
 from caldpo.config.overrides import parse_overrides
-from caldpo.config.process_rank import own_ranks
-from caldpo.config.run_dir import claimed_folder, naming_overrides, register_resolvers
+from caldpo.config.path_checks import find_escapes
+from caldpo.config.run_dir import claimed_folder, naming_overrides
 from caldpo.config.run_lifecycle import as_caldpo_error
 from caldpo.config.search_checks import find_search_problems
 from caldpo.config.validation import Problem, find_problems, raise_problems
-from caldpo.security.paths import find_escapes
 from caldpo.security.secrets import redact_text
+from caldpo.utils.process_rank import own_ranks
 
 Agree = Callable[[DictConfig], Iterable[Problem] | None]
 
 
 def preflight(
-    config_name: str,
-    search_path: ConfigSearchPath,
+    session: HydraSession,
     overrides: Sequence[str],
     *,
     multirun: bool,
     schemas: Mapping[str, str],
     agree: Agree | None = None,
-) -> list[str]:
+) -> tuple[RunMode, list[str]]:
     """Compose and check every run, and make the folder that this command line is going to fill.
 
     Args:
-        config_name: the primary configuration.
-        search_path: where Hydra looks for configurations.
+        session: of the command.
         overrides: as given on the command line.
         multirun: whether ``-m`` was given; a configuration may ask for a sweep too (``hydra.mode``).
         schemas: as for :func:`caldpo.config.validation.check_config`.
@@ -52,54 +47,56 @@ def preflight(
             or what lies on this machine.
 
     Returns:
-        Overrides to add, which name the folders.
+        Whether it is a run or a sweep, and overrides to add, which name the folders.
 
     Raises:
         CaldpoError: all problems of all runs at once.
     """
-    loader = _loader(search_path)
-    compose = functools.partial(_compose, loader, config_name, overrides)
     try:
-        # As a sweep first: only the composed configuration knows whether it is one.
-        master, problems = compose(RunMode.MULTIRUN, sweeps=multirun)
-        if multirun or (master is not None and master.hydra.mode == RunMode.MULTIRUN):
-            return _of_sweep(loader, master, problems, schemas, agree)
-        cfg = master
-        if not problems:
-            cfg, problems = compose(RunMode.RUN)  # only this one refuses several values for one key
-        unread = {problem.key for problem in problems}  # left out to read the others: of these keys nothing is known
-        of_run = [] if cfg is None else _of_run(cfg, schemas, agree)
-        raise_problems([*problems, *(problem for problem in of_run if problem.key not in unread)])
+        # As a sweep: only the composed configuration knows whether it is one.
+        cfg, problems = _compose(session, overrides, RunMode.MULTIRUN, refuse_sweeps=multirun)
+        if multirun or (cfg is not None and cfg.hydra.mode == RunMode.MULTIRUN):
+            return RunMode.MULTIRUN, _of_sweep(session.loader, cfg, problems, schemas, agree)
+        several = any(override.is_sweep_override() for override in parse_overrides(session.loader, overrides))
+        if not problems and (cfg is None or several or MISSING in cfg.hydra.runtime.choices.values()):
+            cfg, problems = _compose(session, overrides, RunMode.RUN)  # which says what is wrong with them
+        _raise_all(cfg, problems, schemas, agree)
         assert cfg is not None
         with own_ranks(cfg):
-            return claimed_folder(cfg, "run")
+            return RunMode.RUN, claimed_folder(cfg, "run")
     finally:
         HydraConfig.instance().cfg = None
 
 
 def composed(
-    config_name: str,
-    search_path: ConfigSearchPath,
-    overrides: Sequence[str],
-    *,
-    schemas: Mapping[str, str],
-    agree: Agree | None = None,
+    config_name: str, overrides: Sequence[str], *, schemas: Mapping[str, str], agree: Agree | None = None
 ) -> DictConfig:
     """The checked configuration of a single run, with Hydra's own section; nothing is made.
 
     Args:
-        config_name, search_path, overrides, schemas, agree: as for :func:`preflight`.
+        config_name: the primary configuration.
+        overrides, schemas, agree: as for :func:`preflight`.
 
     Raises:
         CaldpoError: all problems at once.
     """
-    try:
-        cfg, problems = _compose(_loader(search_path), config_name, overrides, RunMode.RUN)
-        raise_problems([*problems, *(_of_run(cfg, schemas, agree) if cfg is not None else [])])
-    finally:
-        HydraConfig.instance().cfg = None
+    with hydra_session(config_name) as session:
+        try:
+            cfg, problems = _compose(session, overrides, RunMode.RUN)
+            _raise_all(cfg, problems, schemas, agree)
+        finally:
+            HydraConfig.instance().cfg = None
     assert cfg is not None
     return cfg
+
+
+def _raise_all(
+    cfg: DictConfig | None, problems: list[Problem], schemas: Mapping[str, str], agree: Agree | None
+) -> None:
+    """Raise the problems of composing, and those of what was composed without the faulty overrides."""
+    unread = {problem.key for problem in problems}  # left out to read the others: of these keys nothing is known
+    of_run = [] if cfg is None else _of_run(cfg, schemas, agree)
+    raise_problems([*problems, *(problem for problem in of_run if problem.key not in unread)])
 
 
 def check_run(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None = None) -> None:
@@ -111,34 +108,25 @@ def check_run(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None =
     raise_problems(_of_run(cfg, schemas, agree))
 
 
-def check_composes(config_name: str, search_path: ConfigSearchPath, overrides: Sequence[str]) -> None:
+def check_composes(session: HydraSession, overrides: Sequence[str]) -> None:
     """Check the keys alone: a configuration can be shown while values are still missing.
 
     Raises:
         CaldpoError: all faulty overrides at once.
     """
-    raise_problems(_compose(_loader(search_path), config_name, overrides, RunMode.RUN)[1])
-
-
-def _loader(search_path: ConfigSearchPath) -> ConfigLoaderImpl:
-    version.setbase("1.3")
-    setup_globals()
-    register_resolvers()
-    return ConfigLoaderImpl(config_search_path=search_path)
+    raise_problems(_compose(session, overrides, RunMode.RUN)[1])
 
 
 def _compose(
-    loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str], mode: RunMode, sweeps: bool = True
+    session: HydraSession, overrides: Sequence[str], mode: RunMode, *, refuse_sweeps: bool = True
 ) -> tuple[DictConfig | None, list[Problem]]:
     return compose_or_explain(
-        lambda given: loader.load_configuration(config_name, given, mode, validate_sweep_overrides=sweeps),
-        loader,
-        overrides,
+        lambda some: session.compose(some, mode, refuse_sweeps=refuse_sweeps), session.loader, overrides
     )
 
 
 def _of_sweep(
-    loader: ConfigLoaderImpl,
+    loader: ConfigLoader,
     master: DictConfig | None,
     problems: list[Problem],
     schemas: Mapping[str, str],
@@ -189,12 +177,12 @@ def _of_agreement(cfg: DictConfig, agree: Agree, *, doubtful: bool) -> list[Prob
     return found
 
 
-def _jobs(loader: ConfigLoaderImpl, master: DictConfig) -> tuple[list[list[str]], bool, list[Problem]]:
+def _jobs(loader: ConfigLoader, master: DictConfig) -> tuple[list[list[str]], bool, list[Problem]]:
     """The overrides of each run, whether these are all runs, and the problems of expanding them."""
     params = OmegaConf.select(master, "hydra.sweeper.params") or {}
     given = [*(f"{key}={value}" for key, value in params.items()), *master.hydra.overrides.task]
     parsed = parse_overrides(loader, given)
-    if str(master.hydra.sweeper.get("_target_")).rpartition(".")[2] != BasicSweeper.__name__:
+    if not str(master.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
         return list(_one_at_a_time(parsed)), False, []
     problems = [
         Problem(
@@ -208,16 +196,17 @@ def _jobs(loader: ConfigLoaderImpl, master: DictConfig) -> tuple[list[list[str]]
     ]
     if problems:
         return [], True, problems
-    return BasicSweeper.split_arguments(parsed, None)[0], True, []
+    values = {o.get_key_element(): [f"{o.get_key_element()}={value}" for value in _values(o)] for o in parsed}
+    return [list(job) for job in itertools.product(*values.values())], True, []
 
 
-def _fixed(loader: ConfigLoaderImpl, master: DictConfig) -> set[str]:
+def _fixed(loader: ConfigLoader, master: DictConfig) -> set[str]:
     """Keys that the command line gives a single value, the same in every run of a sweep."""
     parsed = parse_overrides(loader, list(master.hydra.overrides.task))
     return {override.get_key_element() for override in parsed if not override.is_sweep_override()}
 
 
-def _telling(loader: ConfigLoaderImpl, jobs: list[list[str]]) -> list[list[tuple[int, list[str]]]]:
+def _telling(loader: ConfigLoader, jobs: list[list[str]]) -> list[list[tuple[int, list[str]]]]:
     """The jobs that can show a problem which no earlier one shows, with their numbers, in two batches.
 
     What keys there are, and what their values may be, follows from the choice of groups: each other override
@@ -249,7 +238,7 @@ def _with_progress(batch: list[tuple[int, list[str]]]) -> Iterable[tuple[int, li
     return track(batch, description="Checking the sweep", transient=True)
 
 
-def _chooses_group(loader: ConfigLoaderImpl, text: str) -> bool:
+def _chooses_group(loader: ConfigLoader, text: str) -> bool:
     key = text.split("=")[0].lstrip("+~").split("@")[0]
     return "." not in key and bool(loader.get_group_options(key))
 

@@ -17,28 +17,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.overrides import quoted
+from caldpo.config.run_lock import require_free
 from caldpo.errors import CaldpoError
 from caldpo.security.paths import require_no_links_out_of_sweep
 from caldpo.security.secrets import is_secret_name, redact_text
-from caldpo.utils.locks import require_free
 
 LONGEST = 120  # characters; file systems allow 255, but checkpoints and caches append to it
-_RESOLVER = "run_name"
+RUN_NAME = "run_name"  # the resolver of the yamls
 _NAMELESS = ("resume",)  # how a run is started, not what it is: begun and gone on with, it has one folder
-
-
-def register_resolvers() -> None:
-    """Make ``${run_name:overrides,excluded keys}`` and ``${whole_or_adapter:value,value}`` known to OmegaConf."""
-    OmegaConf.register_new_resolver(
-        _RESOLVER, lambda overrides, excluded=(): run_name(list(overrides), list(excluded)), replace=True
-    )
-    OmegaConf.register_new_resolver("whole_or_adapter", _whole_or_adapter, replace=True)
-
-
-def _whole_or_adapter(whole: Any, adapter: Any, *, _root_: DictConfig) -> Any:
-    """The first value where all weights of the policy are trained, the second where an adapter is."""
-    target = OmegaConf.select(_root_, "adapter._target_")
-    return whole if target is None or str(target).endswith(".NoAdapter") else adapter
 
 
 def run_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
@@ -63,7 +49,7 @@ def naming_overrides(jobs: Sequence[Sequence[str]], master: DictConfig, *, all_k
         all_known: whether ``jobs`` are all runs of the sweep.
     """
     subdir = _written(master, "hydra.sweep.subdir")
-    if f"${{{_RESOLVER}:" not in subdir:
+    if f"${{{RUN_NAME}:" not in subdir:
         return []
     added = []
     excluded = tuple(master.hydra.job.config.override_dirname.exclude_keys)

@@ -21,15 +21,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from caldpo.config.hydra_dir import keep_command
-from caldpo.config.process_rank import own_ranks, process_rank
-from caldpo.config.run_dir import register_resolvers
+from caldpo.config.hydra_extensions import register_with_hydra
+from caldpo.config.run_lock import is_held, run_lock
 from caldpo.config.summary_file import SUMMARY, known_summary
 from caldpo.errors import CaldpoError
 from caldpo.security.paths import require_no_links_out
 from caldpo.security.redacted_streams import redacted_output
 from caldpo.security.secrets import redact_error, redact_file, redact_files, redact_text
 from caldpo.utils.atomic_io import write_text
-from caldpo.utils.locks import is_held, run_lock
+from caldpo.utils.process_rank import own_ranks, process_rank
 
 ERROR = "error.txt"
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
@@ -52,7 +52,7 @@ Task = Callable[[DictConfig], Any]
 IsDone = Callable[[DictConfig, Path], Done | None]
 
 # Worker processes of parallel launchers import this module with the task, and name the run's folder later.
-register_resolvers()
+register_with_hydra()
 
 
 def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None = None, reraise: bool = False) -> Any:

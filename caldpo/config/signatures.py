@@ -1,29 +1,232 @@
 """The constructor's signature is the schema of its yaml.
 
-``read_signature`` lets a yaml be checked before anything heavy is imported; ``validated`` checks the
-arguments once more when the constructor is called, also from plain Python.
+``read_signature`` reads it from source text, so that a bad value is answered without importing torch: of targets inside
+``caldpo.`` alone. Their annotations are resolved through the module's own imports and assignments, among which only
+builtins, ``typing``, ``collections.abc``, pydantic and other ``caldpo`` modules are followed; an annotation that names
+anything else (a tensor, a model) is left unchecked. ``validated`` checks the arguments of a call from plain Python.
 """
 
 from __future__ import annotations
 
+import ast
+import builtins
+import collections.abc
 import functools
 import inspect
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from caldpo.config.signature_source import Parameter, Signature, read_signature
-from caldpo.config.value_checks import problem
+import pydantic
+
+from caldpo.config import bounds
+from caldpo.config.did_you_mean import suggest
+from caldpo.config.value_checks import Section, is_config_type, is_section, problem
 from caldpo.errors import CaldpoError
 
-__all__ = ["Parameter", "Signature", "read_signature", "resolved_hints", "validated"]
-
+_PACKAGE = Path(__file__).parents[1]
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+_LIBRARIES: dict[str, Any] = {
+    "typing": typing,
+    "collections.abc": collections.abc,
+    "caldpo.config.bounds": bounds,
+    "pydantic": pydantic,
+}
+# Bases that add no constructor arguments of their own.
+_PLAIN_BASES = {"object", "ABC", "abc.ABC", "Module", "nn.Module", "torch.nn.Module", "Protocol", "Generic"}
+# Classes whose values a yaml writes without a _target_.
+_VALUE_BASES = {"TypedDict", "Enum", "StrEnum", "IntEnum", "NamedTuple"}
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+_UNREADABLE: Any = object()  # stands for an annotation that names an object which only code can supply
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One keyword argument: its annotation and whether it has a default."""
+
+    name: str
+    annotation: Any
+    has_default: bool
+
+    @property
+    def checked(self) -> bool:
+        """Whether a yaml value can be held against the annotation."""
+        return is_config_type(self.annotation)
+
+    @property
+    def required(self) -> bool:
+        """Whether the yaml has to give it. An object without a default (a model) is supplied by code."""
+        return self.checked and not self.has_default and not is_section(self.annotation)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The keyword arguments of a target; ``open`` when it takes others too (``**kwargs``, a foreign base)."""
+
+    target: str
+    parameters: Mapping[str, Parameter]
+    open: bool = False
+
+
+@functools.cache
+def read_signature(target: str) -> Signature | None:
+    """The signature of ``caldpo.lightning_module.Class``, ``.function`` or ``.Class.method``; None outside caldpo.
+
+    A class without ``__init__`` has its base's signature; dataclasses add up the fields of theirs.
+
+    Raises:
+        CaldpoError: when caldpo has no such module, class or function.
+    """
+    if not target.startswith("caldpo."):
+        return None
+    module, names = _locate(target)
+    node: ast.AST = module.tree
+    owner: ast.ClassDef | None = None
+    for name in names:
+        owner = node if isinstance(node, ast.ClassDef) else None
+        found = _members(node).get(name)
+        if found is None:
+            near = suggest(name, (known for known in _members(node) if not known.startswith("_")))
+            raise CaldpoError(f"there is no {name} in {module.path}{near}", key="_target_", value=target)
+        node = found
+    if isinstance(node, ast.ClassDef):
+        return Signature(target, *_of_class(module, node))
+    assert isinstance(node, _Function)
+    return Signature(target, *_of_function(module, node, bound=owner is not None and not _is_static(node)))
+
+
+class _Module:
+    """A parsed file of the package; resolves the names its annotations use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        self.imports: dict[str, tuple[str, str]] = {}
+        self.assigned: dict[str, ast.expr] = {}
+        for node in self.tree.body:
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                self.imports |= {a.asname or a.name: (node.module, a.name) for a in node.names}
+            elif isinstance(node, ast.Assign) and len(node.targets) == 1:
+                if isinstance(node.targets[0], ast.Name):
+                    self.assigned[node.targets[0].id] = node.value
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+                self.assigned[node.target.id] = node.value
+
+    def __getitem__(self, name: str) -> Any:
+        """The object a name in an annotation stands for; KeyError when it is not to be followed."""
+        if name in self.assigned:
+            return self.evaluate(self.assigned[name])
+        if name in self.imports:
+            source, original = self.imports[name]
+            if source in _LIBRARIES:
+                return getattr(_LIBRARIES[source], original)
+            if source.startswith("caldpo.") and (path := _module_file(source.split("."))):
+                return _parsed(path)[original]
+        if (found := self.find_class(name)) and not _VALUE_BASES & {ast.unparse(b) for b in found[1].bases}:
+            return type(found[1].name, (Section,), {})
+        if name in ("typing", "bool", "int", "float", "str", "list", "tuple", "dict"):
+            return typing if name == "typing" else getattr(builtins, name)
+        raise KeyError(name)
+
+    def evaluate(self, annotation: ast.expr | None) -> Any:
+        """The annotation as an object, or a mark that no yaml value can be held against."""
+        if annotation is None:
+            return _UNREADABLE
+        code = compile(ast.Expression(annotation), str(self.path), "eval")
+        try:
+            value = eval(code, {"__builtins__": {}}, self)  # type: ignore[arg-type]  # has __getitem__
+            return self.evaluate(ast.parse(value, mode="eval").body) if isinstance(value, str) else value
+        except (NameError, AttributeError, TypeError, SyntaxError):
+            return _UNREADABLE
+
+    def find_class(self, name: str) -> tuple[_Module, ast.ClassDef] | None:
+        """A class of the package by the name it has in this module."""
+        node = _members(self.tree).get(name)
+        if isinstance(node, ast.ClassDef):
+            return self, node
+        source, original = self.imports.get(name, ("", ""))
+        path = _module_file(source.split(".")) if source.startswith("caldpo.") else None
+        return _parsed(path).find_class(original) if path else None
+
+
+_parsed = functools.cache(_Module)
+
+
+def _locate(target: str) -> tuple[_Module, list[str]]:
+    parts = target.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        if path := _module_file(parts[:cut]):
+            return _parsed(path), parts[cut:]
+    raise CaldpoError("the package has no such module", key="_target_", value=target)
+
+
+def _module_file(parts: list[str]) -> Path | None:
+    stem = _PACKAGE.joinpath(*parts[1:])
+    return next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
+
+
+def _members(node: ast.AST) -> dict[str, ast.AST]:
+    body = node.body if isinstance(node, ast.Module | ast.ClassDef) else []
+    return {item.name: item for item in body if isinstance(item, ast.ClassDef | _Function)}
+
+
+def _of_class(module: _Module, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
+    init = _members(node).get("__init__")
+    if isinstance(init, _Function):
+        return _of_function(module, init, bound=True)
+    parameters: dict[str, Parameter] = {}
+    is_open = False
+    for base in reversed(node.bases):
+        written = ast.unparse(base).split("[")[0]
+        if found := module.find_class(written):
+            inherited, base_open = _of_class(*found)
+            parameters |= inherited
+            is_open |= base_open
+        elif written not in _PLAIN_BASES:
+            is_open = True
+    if any(ast.unparse(d).split("(")[0] in ("dataclass", "dataclasses.dataclass") for d in node.decorator_list):
+        parameters |= {field.name: field for field in _fields(module, node)}
+    return parameters, is_open
+
+
+def _fields(module: _Module, node: ast.ClassDef) -> Iterator[Parameter]:
+    for item in node.body:
+        if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
+            continue
+        if ast.unparse(item.annotation).split("[")[0].split(".")[-1] in ("ClassVar", "KW_ONLY"):
+            continue
+        has_default = item.value is not None
+        if isinstance(item.value, ast.Call) and ast.unparse(item.value.func).split(".")[-1] == "field":
+            options = {k.arg: ast.unparse(k.value) for k in item.value.keywords}
+            if options.get("init") == "False":
+                continue
+            has_default = bool({"default", "default_factory"} & set(options))
+        yield Parameter(item.target.id, module.evaluate(item.annotation), has_default)
+
+
+def _of_function(module: _Module, node: _Function, bound: bool) -> tuple[dict[str, Parameter], bool]:
+    given = node.args
+    positional = [*given.posonlyargs, *given.args]
+    plain = len(positional) - len(given.defaults)
+    defaults = {a.arg for a in positional[plain:]}
+    defaults |= {a.arg for a, value in zip(given.kwonlyargs, given.kw_defaults, strict=True) if value is not None}
+    by_keyword = [*positional[max(len(given.posonlyargs), int(bound)) :], *given.kwonlyargs]
+    parameters = {a.arg: Parameter(a.arg, module.evaluate(a.annotation), a.arg in defaults) for a in by_keyword}
+    return parameters, given.kwarg is not None
+
+
+def _is_static(node: _Function) -> bool:
+    return any(ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list)
 
 
 def validated(decorated: Decorated) -> Decorated:
     """Check the arguments of an ``__init__``, a function or a dataclass against their annotations.
 
-    Only given arguments are checked, and only against annotations that :mod:`caldpo.config.value_checks` knows.
+    Only given arguments are checked, and only against annotations that a yaml value can fit.
     On a dataclass it stands above ``@dataclass``.
 
     Raises:

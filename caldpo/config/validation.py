@@ -10,9 +10,9 @@ from typing import Any
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
 
-from caldpo.config.did_you_mean import meant_keys
-from caldpo.config.signature_source import Signature, read_signature
-from caldpo.config.value_checks import describe, is_quantity, problem, suggest
+from caldpo.config.did_you_mean import meant_keys, suggest_known
+from caldpo.config.signatures import Signature, read_signature
+from caldpo.config.value_checks import describe, is_quantity, problem
 from caldpo.config.yaml_comments import meaning
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import MASK, is_secret_name, redact_text
@@ -157,7 +157,7 @@ def _unknown_keys(path: str, section: DictConfig, signature: Signature) -> Itera
         if not path and _is_group(section, key):
             continue
         meant = [] if path else meant_keys(key, section, [])
-        near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest(key, known)
+        near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest_known(key, known)
         yield Problem(
             _join(path, key),
             None,

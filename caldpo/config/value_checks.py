@@ -1,54 +1,60 @@
-"""Whether a value fits an annotation, said in words: ``problem(Positive, -1)`` is ``must be a number > 0``.
+"""Whether a value fits an annotation, and what would: ``problem(Positive, -1)`` is ``must be a number > 0``.
 
-Known annotations are ``bool``, ``int``, ``float``, ``str``, ``Annotated`` with a ``Bound`` or ``Pattern``,
-``Literal``, ``X | None`` and other unions, ``list[X]``, ``tuple[X, ...]`` and ``dict[str, X]``. Every other
-one (a tensor, a model) stands for an object that code supplies, and any value fits it.
+Pydantic checks, without its conversions: ``true`` is no number and ``"1"`` neither. An annotation that it is not asked
+about (a tensor, a model) stands for an object that code supplies, and any value fits it.
 """
 
 from __future__ import annotations
 
-import difflib
+import functools
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from caldpo.config.bounds import Bound, Pattern
-from caldpo.config.did_you_mean import VALUES
+from pydantic import BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError, WithJsonSchema
+
+from caldpo.config.did_you_mean import as_yaml, suggest_known
 
 
 class Section:
     """Base of stand-ins for classes of the package: a yaml gives one as a section with its ``_target_``."""
 
 
-_SEQUENCES = (list, tuple, Sequence)
-_MAPPINGS = (dict, Mapping)
+_CONFIG = ConfigDict(regex_engine="python-re", arbitrary_types_allowed=True)
+_CONTAINERS = (list, tuple, Sequence, dict, Mapping)
+_NOUNS = {
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "null": "null",
+}
+_INTERVAL = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 
 
 def is_config_type(annotation: Any) -> bool:
     """Whether a yaml value can be held against ``annotation``; False for tensors, models and ``Any``."""
-    if annotation in (bool, int, float, str, None, type(None), *_SEQUENCES, *_MAPPINGS):
-        return True
-    if is_section(annotation):
-        return True
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
-        return all(is_config_type(member) for member in get_args(annotation))
+    origin, members = get_origin(annotation), _members(annotation)
+    if len(members) > 1:
+        return all(map(is_config_type, members))
     if origin is Annotated:
         return is_config_type(get_args(annotation)[0])
-    return origin is Literal or origin in _SEQUENCES or origin in _MAPPINGS
+    return (
+        annotation in (bool, int, float, str, None, type(None), *_CONTAINERS)
+        or is_section(annotation)
+        or origin in (Literal, *_CONTAINERS)
+    )
 
 
 def is_section(annotation: Any) -> bool:
     """Whether ``annotation`` is, or allows, an object that a section describes."""
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return any(isinstance(member, type) and issubclass(member, Section) for member in members)
+    return any(isinstance(member, type) and issubclass(member, Section) for member in _members(annotation))
 
 
 def is_quantity(annotation: Any) -> bool:
     """Whether ``annotation`` is, or allows, a number: what it means then depends on its unit."""
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return any((get_args(m)[0] if get_origin(m) is Annotated else m) in (int, float) for m in members)
+    return any((get_args(m)[0] if get_origin(m) is Annotated else m) in (int, float) for m in _members(annotation))
 
 
 def problem(annotation: Any, value: Any) -> str | None:
@@ -61,111 +67,86 @@ def problem(annotation: Any, value: Any) -> str | None:
 
 def describe(annotation: Any) -> str:
     """The values that fit ``annotation``, in the words of a yaml file."""
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    if annotation in names:
-        return names[annotation]
-    if annotation in (None, type(None)):
-        return "null"
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return f"a section of its own keys ({annotation.__name__})"
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return f"one of {', '.join(_yaml(choice) for choice in arguments)}"
-    if origin is Annotated:
-        return _describe_constrained(describe(arguments[0]), _constraint(annotation))
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(member) for member in arguments)
-    if annotation in _SEQUENCES or origin in _SEQUENCES:
-        return _describe_sequence(origin, arguments)
-    if annotation in _MAPPINGS or origin in _MAPPINGS:
-        return f"a mapping to {describe(arguments[1])}" if arguments and arguments[1] is not Any else "a mapping"
-    return "an object"
+    return _described(_adapter(annotation).json_schema())
 
 
-def suggest(word: object, choices: Iterable[object]) -> str:
-    """`` (did you mean X?)`` for the choice closest to ``word``, or nothing when none is close."""
-    names = [_yaml(choice) for choice in choices]
-    plain = {_plain(name): name for name in names}
-    if _plain(str(word)) in plain:
-        return f" (did you mean {plain[_plain(str(word))]}?)"
-    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
-    near = near or [plain[name] for name in difflib.get_close_matches(_plain(str(word)), plain, n=1, cutoff=0.6)]
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _plain(word: str) -> str:
-    """A word without what is most often written otherwise: ``CalDPO`` and ``cal-dpo`` are ``cal_dpo``."""
-    return word.lower().replace("_", "").replace("-", "")
+def _described(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in words."""
+    if "description" in schema:
+        return str(schema["description"])
+    if "anyOf" in schema:
+        return " or ".join(map(_described, schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        return f"one of {', '.join(map(as_yaml, schema.get('enum', [schema.get('const')])))}"
+    kind = schema.get("type")
+    if kind == "array" and "prefixItems" in schema:
+        items = schema["prefixItems"]
+        return f"a list of {len(items)}: {', '.join(map(_described, items))}"
+    if kind == "array":
+        return f"a list, each item {_described(schema['items'])}" if schema.get("items") else "a list"
+    if kind == "object":
+        values = schema.get("additionalProperties")
+        return f"a mapping to {_described(values)}" if isinstance(values, Mapping) and values else "a mapping"
+    if kind not in _NOUNS:
+        return "an object"
+    interval = " and ".join(f"{sign} {schema[name]:g}" for name, sign in _INTERVAL.items() if name in schema)
+    return f"{_NOUNS[kind]} {interval}".strip()
 
 
 def _fits(annotation: Any, value: Any) -> bool:
     if not is_config_type(annotation):
-        # A union with an unknown member accepts whatever that member might be.
-        return True
-    if annotation in (None, type(None)):
-        return value is None
-    if annotation is bool:
-        return isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, Integral) and not isinstance(value, bool)
-    if annotation is float:
-        return isinstance(value, Real) and not isinstance(value, bool)
-    if annotation is str:
-        return isinstance(value, str)
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return isinstance(value, Mapping) and "_target_" in value
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        # True == 1 in Python, but not on the command line.
-        return any(type(value) is type(choice) and value == choice for choice in arguments)
-    if origin is Annotated:
-        constraint = _constraint(annotation)
-        return _fits(arguments[0], value) and (constraint is None or constraint.holds(value))
-    if origin in (Union, types.UnionType):
-        return any(_fits(member, value) for member in arguments)
-    if annotation in _MAPPINGS or origin in _MAPPINGS:
-        return isinstance(value, Mapping) and (
-            not arguments or all(_fits(arguments[0], k) and _fits(arguments[1], v) for k, v in value.items())
-        )
-    return _fits_sequence(origin, arguments, value)
-
-
-def _fits_sequence(origin: Any, arguments: tuple[Any, ...], value: Any) -> bool:
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return True  # also a union, whose unknown member accepts whatever that might be
+    if isinstance(value, Real) and not isinstance(value, bool):  # a number of NumPy's
+        value = int(value) if isinstance(value, Integral) else float(value)
+    try:
+        _adapter(annotation).validate_python(value)
+    except ValidationError:
         return False
-    if origin is tuple and arguments[-1] is not Ellipsis:
-        return len(value) == len(arguments) and all(map(_fits, arguments, value))
-    return not arguments or all(_fits(arguments[0], item) for item in value)
+    return True
 
 
-def _describe_sequence(origin: Any, arguments: tuple[Any, ...]) -> str:
-    if not arguments or arguments[0] is Any:
-        return "a list"
-    if origin is tuple and arguments[-1] is not Ellipsis:
-        return f"a list of {len(arguments)}: {', '.join(describe(item) for item in arguments)}"
-    return f"a list, each item {describe(arguments[0])}"
+@functools.lru_cache(maxsize=1024)
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(_strict(annotation), config=_CONFIG)
 
 
-def _describe_constrained(noun: str, constraint: Bound | Pattern | None) -> str:
-    if constraint is None:
-        return noun
-    if isinstance(constraint, Pattern):
-        return str(constraint)
-    return f"{noun} {constraint}" if constraint != Bound() else noun.replace("a ", "a finite ", 1)
+def _strict(annotation: Any) -> Any:
+    """The annotation for pydantic: no conversion but of a list to a tuple; an object that code supplies is anything."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in (bool, int, float, str):
+        return Annotated[annotation, Strict()]
+    if annotation in (None, type(None), *_CONTAINERS):
+        return annotation
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        words = f"a section of its own keys ({annotation.__name__})"
+        return Annotated[Any, BeforeValidator(_section), WithJsonSchema({"description": words})]
+    if origin is Literal:  # True == 1 in Python, but not on the command line
+        return Annotated[annotation, BeforeValidator(functools.partial(_choice, arguments))]
+    if origin is Annotated:
+        return Annotated[_strict(arguments[0]), *annotation.__metadata__]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(map(_strict, arguments))]  # noqa: UP007 - of a number of members that is not known
+    if origin in _CONTAINERS:
+        return origin[tuple(item if item is Ellipsis else _strict(item) for item in arguments)]
+    return Any
 
 
-def _constraint(annotation: Any) -> Bound | Pattern | None:
-    return next((extra for extra in annotation.__metadata__ if isinstance(extra, Bound | Pattern)), None)
+def _section(value: Any) -> Any:
+    if not isinstance(value, Mapping) or "_target_" not in value:
+        raise ValueError("no section")
+    return value
+
+
+def _choice(choices: tuple[Any, ...], value: Any) -> Any:
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError("no choice")
+    return value
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def _near_choice(annotation: Any, value: Any) -> str:
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    choices = [choice for m in members if get_origin(m) is Literal for choice in get_args(m)]
-    usual = next((name for name in VALUES.get(str(value).lower(), ()) if name in choices), None)
-    return f" (did you mean {usual}?)" if usual else suggest(value, choices)
-
-
-def _yaml(value: object) -> str:
-    """A value as yaml and the command line write it."""
-    spelled = {None: "null", True: "true", False: "false"}
-    return spelled[value] if value is None or isinstance(value, bool) else str(value)
+    choices = [choice for m in _members(annotation) if get_origin(m) is Literal for choice in get_args(m)]
+    return suggest_known(value, choices)

@@ -11,9 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
+from caldpo.config.did_you_mean import suggest
 from caldpo.config.find_runs import find_runs
 from caldpo.config.validation import Problem
-from caldpo.config.value_checks import suggest
 from caldpo.errors import CaldpoError
 from caldpo.utils.yaml_io import read_yaml
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from caldpo.components import build
 from caldpo.config.run_lifecycle import write_json
+from caldpo.config.run_lock import EVALUATION, run_lock
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.consistency_checks import doubts
 from caldpo.evaluation.eval_precision import find_device
@@ -29,7 +30,6 @@ from caldpo.evaluation.suite_base import Suite
 from caldpo.evaluation.suite_result import Result
 from caldpo.evaluation.wandb_summary import tell_tracker
 from caldpo.report.comparison import compare_runs
-from caldpo.utils.locks import EVALUATION, run_lock
 
 
 def evaluate(cfg: DictConfig) -> None:

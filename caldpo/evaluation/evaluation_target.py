@@ -15,13 +15,13 @@ from caldpo.checkpointing.manifest import checkpoint_folders
 from caldpo.config.cache_dirs import CACHE, with_own_caches
 from caldpo.config.find_runs import find_runs, natural
 from caldpo.config.summary_file import read_summary
+from caldpo.config.trusted_config import announce_foreign, require_own_code
 from caldpo.config.validation import check_config
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.suite_result import FOLDER
 from caldpo.run_record import DATA_COMMIT, MODEL_COMMIT
 from caldpo.security.paths import require_unlinked
 from caldpo.security.secrets import redact_text
-from caldpo.security.trusted_config import announce_foreign, require_own_code
 from caldpo.utils.yaml_io import read_yaml
 
 SECTIONS = ("model", "adapter", "reference", "data")  # of a run's configuration that an evaluation builds

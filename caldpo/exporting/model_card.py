@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from caldpo import metric_definitions as q
 from caldpo.exporting.card_facts import (
     citations,
     data_lines,
@@ -22,12 +21,14 @@ from caldpo.exporting.card_facts import (
     tracking,
     without_places,
 )
+from caldpo.report import shown_metrics
 from caldpo.report.escaping import code, command, plain, shell_block
 from caldpo.report.read_runs import read_run
 from caldpo.report.run_files import FINISHED, Run, as_float
+from caldpo.report.table_cells import markdown_table
 from caldpo.security.secrets import redact_text
 from caldpo.utils.atomic_io import write_text
-from caldpo.utils.text_format import markdown_table, number, with_interval
+from caldpo.utils.text_format import number, with_interval
 
 __all__ = ["CARD", "PICTURE", "Exported", "card", "draw", "published_base", "write_card"]
 
@@ -73,7 +74,7 @@ def write_card(run_dir: Path, path: Path, what: Exported, *, picture: bool) -> N
 def draw(run_dir: Path, path: Path) -> bool:
     """Draw the run's curves on held-out pairs; False where it has none. Imports matplotlib."""
     run = read_run(run_dir, run_dir.parent)
-    if not q.CHOSEN.curve(run.curves):
+    if not shown_metrics.CHOSEN.curve(run.curves):
         return False
     from caldpo.report.comparison_facts import headline
     from caldpo.report.dynamics_plot import reward_dynamics
@@ -176,13 +177,13 @@ def _loss(run: Run) -> str:
 def _held_out(run: Run, what: Exported) -> str:
     """Metrics at the exported step; those of a checkpoint between two evaluations are the ones before it, said so."""
     rows = []
-    for quantity in (*q.HELD_OUT, *(q.ORACLE if what.is_end else ())):
-        curve = {s: v for s, v in quantity.curve(run.curves).items() if what.step is None or s <= what.step}
-        final = quantity.final(run.final) if what.is_end else None
+    for metric in (*shown_metrics.HELD_OUT, *(shown_metrics.ORACLE if what.is_end else ())):
+        curve = {s: v for s, v in metric.curve(run.curves).items() if what.step is None or s <= what.step}
+        final = metric.final(run.final) if what.is_end else None
         step = what.step if final is not None else max(curve, default=None)
         value = final if final is not None else None if step is None else curve[step]
         if value is not None:
-            rows.append([quantity.title, number(value), quantity.unit, str(step), quantity.meaning])
+            rows.append([metric.title, number(value), metric.unit, str(step), metric.meaning])
     if not rows:
         return "## Held-out metrics\n\nNone were logged."
     head = ["metric", "value", "unit", "step", "meaning"]

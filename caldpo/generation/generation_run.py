@@ -8,6 +8,7 @@ import transformers
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from caldpo.config.run_lock import GENERATION, run_lock
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_cache import EvaluationCache
 from caldpo.evaluation.evaluation_console import print_subject
@@ -19,7 +20,6 @@ from caldpo.generation.generation_table import GENERATIONS, rows_of, write_table
 from caldpo.generation.prompt_forms import find_form, given, held_out
 from caldpo.generation.responses import Prompt, respond, true_reward
 from caldpo.generation.user_prompts import read_prompts
-from caldpo.utils.locks import GENERATION, run_lock
 
 
 def generate(cfg: DictConfig) -> None:

@@ -21,16 +21,17 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
-from caldpo.config.bounds import Bound, Positive
+from caldpo.config.bounds import Positive
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.terms import logistic
 from caldpo.types import LossOutput, PairLogps
 
-Alpha = Annotated[float, Bound(gt=0, le=1e8)]  # of an f-divergence; published ones are below 1
+Alpha = Annotated[float, Field(gt=0, le=1e8, allow_inf_nan=False)]  # of an f-divergence; published ones are below 1
 
 
 class FDPO(PreferenceLoss):

@@ -78,8 +78,8 @@ def compare_runs(
 
 def _require_finished(settings: Sequence[Setting], sweep: str) -> list[Setting]:
     """The settings that have figures to compare."""
-    from caldpo.metric_definitions import CHOSEN
-    from caldpo.utils.text_format import shorten
+    from caldpo.report.shown_metrics import CHOSEN
+    from caldpo.report.table_cells import shorten
 
     runs = [run for setting in settings for run in setting.runs]
     finished = [setting for setting in settings if setting.finished]
@@ -97,7 +97,7 @@ def _require_finished(settings: Sequence[Setting], sweep: str) -> list[Setting]:
     if not any(CHOSEN.curve(run.curves) for setting in finished for run in setting.finished):
         noted = [f"  {run.name}: {note}" for run in runs if run.finished for note in run.notes]
         raise CaldpoError(
-            "\n".join([f"no finished run has {CHOSEN.key} in its metrics.csv", *noted]),
+            "\n".join([f"no finished run has {CHOSEN.name} in its metrics.csv", *noted]),
             key="sweep",
             value=sweep,
             remedy="check that the runs' metrics.csv were copied whole, or train again",

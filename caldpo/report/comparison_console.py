@@ -10,15 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caldpo import metric_definitions as q
+from caldpo.report import shown_metrics
 from caldpo.report.comparison_facts import finished_runs, headline, seeds_text
 from caldpo.report.escaping import one_line
 from caldpo.report.evaluation_measures import evaluated, suites_of
 from caldpo.report.evaluation_mismatches import faults
 from caldpo.report.grouping import Setting
-from caldpo.utils.text_format import cells, shorten
-
-SHOWN = (q.CHOSEN, q.REJECTED, q.ACCURACY, q.TRUE_REWARD, q.WIN_RATE, q.KL)
+from caldpo.report.table_cells import cells, shorten
 
 
 def print_outcome(
@@ -26,19 +24,19 @@ def print_outcome(
 ) -> None:
     """Print a table of final figures (mean and spread over seeds), the runs left out, and the files."""
     finished = [setting for setting in settings if setting.finished]
-    columns = [quantity for quantity in SHOWN if any(s.finals(quantity.final) for s in finished)]
+    columns = [metric for metric in shown_metrics.CONSOLE if any(s.finals(metric.final) for s in finished)]
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.title = Text(f"Final held-out figures: {headline(finished)} · {seeds_text(finished)}")
     # labels break between overrides, never inside one: which setting a row is has to be readable
     widest = max((len(word) for setting in finished for word in setting.label.split()), default=0)
     table.add_column("setting", min_width=widest, overflow="fold")
-    for quantity in columns:
-        header = Text(f"{quantity.title}\n{quantity.unit}")
+    for metric in columns:
+        header = Text(f"{metric.title}\n{metric.unit}")
         # On a narrow terminal cells wrap between mean and spread, and headers between words.
-        table.add_column(header, justify="right", min_width=max(map(len, quantity.title.split())))
-    by_quantity = [cells(finished, quantity) for quantity in columns]
+        table.add_column(header, justify="right", min_width=max(map(len, metric.title.split())))
+    by_metric = [cells(finished, metric) for metric in columns]
     for setting in finished:
-        figures = (column[setting.label].replace("± ", "±") for column in by_quantity)
+        figures = (column[setting.label].replace("± ", "±") for column in by_metric)
         table.add_row(Text(setting.label), *map(Text, figures))
     console.print(table)
     for run in (run for setting in settings for run in setting.runs if not run.finished):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from caldpo.metric_definitions import REWARD_UNIT, Quantity
+from caldpo.metric_definitions import REWARD_UNIT, MetricDefinition
 from caldpo.report.grouping import Setting
 from caldpo.report.run_files import Run, is_number
 from caldpo.utils.yaml_io import flatten
@@ -75,9 +75,9 @@ def reward_unit(settings: Iterable[Setting]) -> str:
     return REWARD_UNIT if len(betas) != 1 else f"{betas.pop():g} x nats"
 
 
-def unit(quantity: Quantity, settings: Iterable[Setting]) -> str:
-    """The unit of a quantity in a comparison of these settings."""
-    return reward_unit(settings) if quantity.unit == REWARD_UNIT else quantity.unit
+def unit(metric: MetricDefinition, settings: Iterable[Setting]) -> str:
+    """The unit of a metric in a comparison of these settings."""
+    return reward_unit(settings) if metric.unit == REWARD_UNIT else metric.unit
 
 
 def unit_text(runs: Iterable[Run]) -> str | None:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from caldpo import metric_definitions as q
-from caldpo.metric_definitions import Quantity
+from caldpo.metric_definitions import MetricDefinition
+from caldpo.report import shown_metrics
 from caldpo.report.comparison_facts import seeds_text
 from caldpo.report.comparison_facts import unit as unit_of
 from caldpo.report.grouping import Setting
@@ -27,7 +27,7 @@ BAND_TEXT = {"range": "band: lowest to highest seed", "sd": "band: ± 1 standard
 class Panel:
     """One small multiple: what it shows, its title, and the value that its curves start from or hinge on."""
 
-    quantity: Quantity
+    metric: MetricDefinition
     title: str
     neutral: float
     shaded: bool = False  # tint the side where the chosen response lost likelihood
@@ -36,16 +36,16 @@ class Panel:
 
 PANELS = (
     (
-        Panel(q.CHOSEN, "Chosen log-ratio", 0.0, shaded=True),
-        Panel(q.REJECTED, "Rejected log-ratio", 0.0),
-        Panel(q.MARGIN, "Log-ratio margin", 0.0),
-        Panel(q.ACCURACY, "Accuracy", 0.5, share=True),
+        Panel(shown_metrics.CHOSEN, "Chosen log-ratio", 0.0, shaded=True),
+        Panel(shown_metrics.REJECTED, "Rejected log-ratio", 0.0),
+        Panel(shown_metrics.MARGIN, "Log-ratio margin", 0.0),
+        Panel(shown_metrics.ACCURACY, "Accuracy", 0.5, share=True),
     ),
     (
-        Panel(q.REWARD_CHOSEN, "Chosen implicit reward", 0.0, shaded=True),
-        Panel(q.REWARD_REJECTED, "Rejected implicit reward", 0.0),
-        Panel(q.REWARD_MARGIN, "Reward margin", 0.0),
-        Panel(q.DISPLACEMENT, "Displacement", 0.0, share=True),
+        Panel(shown_metrics.CHOSEN_REWARD, "Chosen implicit reward", 0.0, shaded=True),
+        Panel(shown_metrics.REJECTED_REWARD, "Rejected implicit reward", 0.0),
+        Panel(shown_metrics.REWARD_MARGIN, "Reward margin", 0.0),
+        Panel(shown_metrics.DISPLACEMENT, "Displacement", 0.0, share=True),
     ),
 )
 
@@ -91,13 +91,13 @@ def reward_dynamics(settings: Sequence[Setting], headline: str, kind: BandKind) 
 
 
 def _draw_panel(axes: Axes, panel: Panel, settings: Sequence[Setting], styles: Sequence[Look], kind: BandKind) -> None:
-    bands = [band(setting.curves(panel.quantity.curve), kind) for setting in settings]
+    bands = [band(setting.curves(panel.metric.curve), kind) for setting in settings]
     for place, (look, found) in enumerate(zip(styles, bands, strict=True)):
         if found is not None:
             _draw_band(axes, look, found, place)
     axes.axhline(panel.neutral, color="#222222", linewidth=1.6 if panel.shaded else 0.9, zorder=1.5)
     axes.set_title(panel.title)
-    unit = unit_of(panel.quantity, settings)
+    unit = unit_of(panel.metric, settings)
     limit = linear_limit([float(np.abs(b.mean).max()) for b in bands if b is not None])
     if limit is not None and not panel.share:
         set_symmetric_log(axes, limit)

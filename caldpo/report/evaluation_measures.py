@@ -1,11 +1,11 @@
-"""What the runs' ``evaluation/*.json`` say: measures as quantities in the files' own words, whatever the suite."""
+"""What the runs' ``evaluation/*.json`` say: measures as metric definitions in the files' words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from caldpo.metric_definitions import Quantity
+from caldpo.metric_definitions import MetricDefinition
 from caldpo.report.grouping import Setting, by_seed
 from caldpo.report.run_files import Run, as_float
 
@@ -38,19 +38,19 @@ def suites_of(settings: Sequence[Setting]) -> list[str]:
     return sorted({suite for setting in settings for run in setting.finished for suite in run.evaluation})
 
 
-def quantities(settings: Sequence[Setting], suite: str) -> list[Quantity]:
+def main_metrics(settings: Sequence[Setting], suite: str) -> list[MetricDefinition]:
     """The main measures of a suite, in the order of its files, with the titles and meanings that they give."""
-    found: dict[str, Quantity] = {}
+    found: dict[str, MetricDefinition] = {}
     for run in (run for setting in settings for run in evaluated(setting, suite)):
         for name, measure in _measures(run.evaluation[suite]):
             if measure.get("main"):
-                found.setdefault(name, _quantity(f"{PREFIX}/{suite}/{name}", measure))
+                found.setdefault(name, _main_metric(f"{PREFIX}/{suite}/{name}", measure))
     return list(found.values())
 
 
-def own_intervals(settings: Sequence[Setting], quantity: Quantity) -> dict[str, Interval]:
+def own_intervals(settings: Sequence[Setting], metric: MetricDefinition) -> dict[str, Interval]:
     """Interval of a measure within its one run, by label of the settings that have one run with it."""
-    _, suite, name = quantity.key.split("/", 2)
+    _, suite, name = metric.name.split("/", 2)
     found = {}
     for setting in settings:
         measures = [dict(_measures(run.evaluation[suite])).get(name) for run in evaluated(setting, suite)]
@@ -76,9 +76,9 @@ def _has_interval(measure: Mapping[str, Any]) -> bool:
     return all(isinstance(measure.get(end), int | float) for end in ("low", "high"))
 
 
-def _quantity(key: str, measure: Mapping[str, Any]) -> Quantity:
+def _main_metric(key: str, measure: Mapping[str, Any]) -> MetricDefinition:
     better = measure.get("better")
-    return Quantity(
+    return MetricDefinition(
         key,
         str(measure.get("title", key.rpartition("/")[2])),
         str(measure.get("unit", "")),

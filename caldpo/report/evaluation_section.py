@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from caldpo.metric_definitions import REWARD_UNIT, Quantity
+from caldpo.metric_definitions import REWARD_UNIT, MetricDefinition
 from caldpo.report.escaping import code, plain
-from caldpo.report.evaluation_measures import evaluated, evaluated_seeds, own_intervals, quantities, suites_of
+from caldpo.report.evaluation_measures import evaluated, evaluated_seeds, main_metrics, own_intervals, suites_of
 from caldpo.report.evaluation_mismatches import faults, names, reward_units
 from caldpo.report.grouping import Setting, by_seed
 from caldpo.report.run_files import Run
-from caldpo.utils.text_format import NONE, cells, markdown_table
+from caldpo.report.table_cells import NONE, cells, markdown_table
 
 # Figures of single suites, with their captions.
 PICTURES = {
@@ -38,14 +38,14 @@ def section(settings: Sequence[Setting], pictures: Sequence[str]) -> str:
 def meanings(settings: Sequence[Setting]) -> list[str]:
     """A bullet per main measure, for the list of what figures mean."""
     return [
-        f"- **{plain(quantity.title)}** ({plain(suite)}, {plain(quantity.unit)}): {plain(quantity.meaning)}."
+        f"- **{plain(metric.title)}** ({plain(suite)}, {plain(metric.unit)}): {plain(metric.meaning)}."
         for suite in suites_of(settings)
-        for quantity in quantities(settings, suite)
+        for metric in main_metrics(settings, suite)
     ]
 
 
 def _of_suite(settings: Sequence[Setting], suite: str, pictures: Sequence[str]) -> str:
-    table = _table(settings, suite) if quantities(settings, suite) else "No main measures; all are in comparison.csv."
+    table = _table(settings, suite) if main_metrics(settings, suite) else "No main measures; all are in comparison.csv."
     said = [f"### {plain(suite)}", table, *(f"**{fault}**" for fault in faults(settings, suite))]
     if noted := _notes(settings, suite):
         said.append("\n".join(noted))
@@ -56,21 +56,21 @@ def _of_suite(settings: Sequence[Setting], suite: str, pictures: Sequence[str]) 
 
 
 def _table(settings: Sequence[Setting], suite: str) -> str:
-    shown = quantities(settings, suite)
+    shown = main_metrics(settings, suite)
     mark = "**{}**" if len(reward_units(settings, suite)) < 2 else "{}"  # of several units none is the best
-    columns = [cells(settings, quantity, mark, own_intervals(settings, quantity)) for quantity in shown]
+    columns = [cells(settings, metric, mark, own_intervals(settings, metric)) for metric in shown]
     rows = [
         [code(s.label), _seeds(s, suite), _examples(s, suite), *(column[s.label] for column in columns)]
         for s in settings
     ]
-    header = [_header(quantity, reward_units(settings, suite)) for quantity in shown]
+    header = [_header(metric, reward_units(settings, suite)) for metric in shown]
     return markdown_table(["setting", "seeds", "examples", *header], rows)
 
 
-def _header(quantity: Quantity, betas: set[str]) -> str:
+def _header(metric: MetricDefinition, betas: set[str]) -> str:
     """Title and unit; that of rewards with its number where the evaluations have one in common."""
-    unit = f"{min(betas)} x nats" if quantity.unit == REWARD_UNIT and len(betas) == 1 else quantity.unit
-    return f"{quantity.title} ({unit})" if unit else quantity.title
+    unit = f"{min(betas)} x nats" if metric.unit == REWARD_UNIT and len(betas) == 1 else metric.unit
+    return f"{metric.title} ({unit})" if unit else metric.title
 
 
 def _seeds(setting: Setting, suite: str) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from caldpo import metric_definitions as q
-from caldpo.metric_definitions import Quantity
+from caldpo import metric_definitions as m
+from caldpo.metric_definitions import MetricDefinition
 from caldpo.report.evaluation_measures import PREFIX, details, evaluated
 from caldpo.report.grouping import Setting
 from caldpo.report.statistics import LARGEST, Estimate, band, estimate
@@ -64,7 +64,7 @@ def beta(setting: Setting) -> float | None:
 
 def _place(setting: Setting, *, measured: bool) -> Place | None:
     kl, reward, reference = (
-        estimated_by(quantity) if measured else quantity for quantity in (q.KL, q.TRUE_REWARD, q.REFERENCE_REWARD)
+        estimated_by(metric) if measured else metric for metric in (m.KL, m.TRUE_REWARD, m.REFERENCE_REWARD)
     )
     x, y = estimate(setting.finals(kl.final)), estimate(setting.finals(reward.final))
     if x is None or y is None or not max(abs(x.mean), abs(y.mean)) <= LARGEST:
@@ -72,9 +72,9 @@ def _place(setting: Setting, *, measured: bool) -> Place | None:
     return Place(x, y, measured, setting.finals(reference.final), _path(setting) if measured else np.empty((2, 0)))
 
 
-def estimated_by(quantity: Quantity) -> Quantity:
+def estimated_by(metric: MetricDefinition) -> MetricDefinition:
     """A figure of training as the suite measures it: ``evaluation/oracle/kl`` for ``oracle/kl``."""
-    return replace(quantity, key=f"{PREFIX}/{quantity.key}")
+    return replace(metric, name=f"{PREFIX}/{metric.name}")
 
 
 def _path(setting: Setting) -> NDArray[np.float64]:

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from caldpo import metric_definitions as q
-from caldpo.metric_definitions import Quantity
+from caldpo.metric_definitions import MetricDefinition
 from caldpo.report import comparison_facts as facts
 from caldpo.report import evaluation_section as evaluation
+from caldpo.report import shown_metrics
 from caldpo.report.escaping import code, command, plain, shell_block
 from caldpo.report.grouping import Setting, by_seed, differences
 from caldpo.report.run_files import as_float
 from caldpo.report.statistics import BandKind, estimate
-from caldpo.utils.text_format import NONE, cells, markdown_table, number, shorten, spread
+from caldpo.report.table_cells import NONE, cells, markdown_table, shorten, spread
+from caldpo.utils.text_format import number
 
 RULE = (
     "Bold: the mean is better than that of every other setting by more than the 95 % interval of their"
@@ -128,7 +129,7 @@ def _dynamics(settings: Sequence[Setting], kind: BandKind, picture: bool) -> str
 
 def _end(setting: Setting) -> str:
     """One bullet: the sign of the final chosen log-ratio by seed, and the change of the margin."""
-    chosen = setting.finals(q.CHOSEN.final)
+    chosen = setting.finals(shown_metrics.CHOSEN.final)
     if not chosen:
         return f"- {code(setting.label)}: no held-out log-ratios."
     counts = {
@@ -140,7 +141,7 @@ def _end(setting: Setting) -> str:
     signs = ", ".join(f"{side} in {count} of {len(chosen)}" for side, count in counts.items() if count)
     mean = estimate(chosen)
     said = f"- {code(setting.label)}: chosen {signs} seed{'s' if len(chosen) > 1 else ''} ({spread(mean)} nats)"
-    margins = setting.curves(q.MARGIN.curve)
+    margins = setting.curves(shown_metrics.MARGIN.curve)
     ends = [(curve[min(curve)], curve[max(curve)]) for curve in margins]
     if ends:
         first, last = (sum(values) / len(values) for values in zip(*ends, strict=True))
@@ -150,11 +151,11 @@ def _end(setting: Setting) -> str:
 
 
 def _held_out(settings: Sequence[Setting]) -> str:
-    return f"## Final figures on held-out pairs\n\n{_figures(settings, q.HELD_OUT)}\n\n{_statistics()}"
+    return f"## Final figures on held-out pairs\n\n{_figures(settings, shown_metrics.HELD_OUT)}\n\n{_statistics()}"
 
 
 def _oracle(settings: Sequence[Setting], picture: bool) -> str:
-    present = [quantity for quantity in q.ORACLE if any(s.finals(quantity.final) for s in settings)]
+    present = [metric for metric in shown_metrics.ORACLE if any(s.finals(metric.final) for s in settings)]
     if not present:
         return ""
     said = ["## Against the known reward", _figures(settings, present), "Measured by each run when its training ended."]
@@ -163,9 +164,9 @@ def _oracle(settings: Sequence[Setting], picture: bool) -> str:
     return "\n\n".join(said)
 
 
-def _figures(settings: Sequence[Setting], quantities: Sequence[Quantity]) -> str:
-    columns = [cells(settings, quantity, "**{}**") for quantity in quantities]
-    header = ["setting", "seeds", *(f"{quantity.title} ({facts.unit(quantity, settings)})" for quantity in quantities)]
+def _figures(settings: Sequence[Setting], metrics: Sequence[MetricDefinition]) -> str:
+    columns = [cells(settings, metric, "**{}**") for metric in metrics]
+    header = ["setting", "seeds", *(f"{metric.title} ({facts.unit(metric, settings)})" for metric in metrics)]
     rows = [[code(s.label), _seeds(s), *(column[s.label] for column in columns)] for s in settings]
     return markdown_table(header, rows)
 
@@ -231,10 +232,10 @@ def _remarks(settings: Sequence[Setting], failed: Sequence[str]) -> str:
 
 def _how_to_read(settings: Sequence[Setting]) -> str:
     shown = [
-        *q.HELD_OUT,
-        *(quantity for quantity in q.ORACLE if any(s.finals(quantity.final) for s in settings)),
+        *shown_metrics.HELD_OUT,
+        *(metric for metric in shown_metrics.ORACLE if any(s.finals(metric.final) for s in settings)),
     ]
-    lines = [f"- **{quantity.title}** ({facts.unit(quantity, settings)}): {quantity.meaning}." for quantity in shown]
+    lines = [f"- **{metric.title}** ({facts.unit(metric, settings)}): {metric.meaning}." for metric in shown]
     lines += evaluation.meanings(settings)
     return (
         "## How to read this\n\n"

@@ -11,6 +11,7 @@ from typing import Any
 from caldpo.config.find_runs import natural
 from caldpo.config.run_lifecycle import one_line as one_line_of
 from caldpo.config.run_lifecycle import status_of
+from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import SUMMARY, read_summary
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.suite_result import read_results
@@ -33,7 +34,6 @@ from caldpo.report.run_files import (
     is_number,
 )
 from caldpo.security.secrets import redact_text
-from caldpo.utils.locks import is_held
 from caldpo.utils.yaml_io import flatten, read_json, read_yaml
 
 __all__ = ["read_curves", "read_run", "read_runs"]

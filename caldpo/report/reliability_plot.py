@@ -20,7 +20,7 @@ from caldpo.report.grouping import Setting
 from caldpo.report.plot_style import Look, drawing, grid_shape, looks
 from caldpo.report.run_files import is_number
 from caldpo.report.statistics import estimate
-from caldpo.utils.text_format import spread
+from caldpo.report.table_cells import spread
 
 SUITE = "preference"
 _ERROR = f"{PREFIX}/{SUITE}/calibration_error"

@@ -8,7 +8,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from caldpo.checkpointing.manifest import FOLDER
-from caldpo.config.process_rank import process_rank
 from caldpo.config.run_lifecycle import FINISHED, Done
 from caldpo.config.summary_file import known_summary
 from caldpo.errors import CaldpoError
@@ -16,6 +15,7 @@ from caldpo.metrics_file import NAME
 from caldpo.resume.config_diff import CONFIG, read_config, require_same_config
 from caldpo.resume.extend_run import is_longer
 from caldpo.resume.resume_overrides import AUTO, as_kept
+from caldpo.utils.process_rank import process_rank
 
 
 def settle(cfg: DictConfig, folder: Path) -> Done | None:

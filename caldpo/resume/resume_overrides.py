@@ -23,12 +23,12 @@ from caldpo.config.overrides import quoted
 from caldpo.config.required_groups import NEEDED
 from caldpo.config.run_lifecycle import FINISHED
 from caldpo.config.summary_file import SUMMARY, known_summary
+from caldpo.config.trusted_config import require_own_code, require_plain_overrides
 from caldpo.errors import CaldpoError
 from caldpo.resume.config_diff import CONFIG, read_config, require_same_config
 from caldpo.resume.extend_run import depends_on_length, from_its_policy, is_longer
 from caldpo.security.paths import require_no_links_out
 from caldpo.security.secrets import MASK, redact, redact_text
-from caldpo.security.trusted_config import require_own_code, require_plain_overrides
 from caldpo.utils.yaml_io import read_yaml
 
 AUTO = "auto"

@@ -6,44 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from caldpo.config.validation import Problem
 from caldpo.errors import CaldpoError
-from caldpo.security.secrets import redact_text
 
-# parts of the paths of a run's files that a command line can set; all lie below the run's or the sweep's folder
-_NAMES = ("hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.name")
 _JOBS = ".submitit"  # in a sweep's folder
 _MADE_ANEW_BY_WANDB = ("debug.log", "debug-internal.log", "latest-run")
 # W&B's service links its own log, in the user's cache folder, into the folder of each run it begins; a run that is
 # gone on with begins a folder of its own, so nothing is written through the link again
 _LEFT_BY_WANDB = ("*run-*/logs/debug-core.log", "replaced/*run-*/logs/debug-core.log")
-
-
-def find_escapes(cfg: DictConfig) -> Iterator[Problem]:
-    """The names of a run's folder and files, and of options, that would lead out of the folder they belong in.
-
-    Args:
-        cfg: one run's configuration, with Hydra's own section in it.
-    """
-    for key in _NAMES:
-        try:
-            name = OmegaConf.select(cfg, key)
-        except OmegaConfBaseException:
-            continue  # made of a value that cannot be resolved, which is reported where it stands
-        if isinstance(name, str) and not stays_inside(name):
-            yield Problem(
-                key,
-                redact_text(name),
-                "would lead out of the output folder",
-                "write a relative path without .. ; hydra.run.dir and hydra.sweep.dir name the folder itself",
-            )
-    for group, option in (OmegaConf.select(cfg, "hydra.runtime.choices") or {}).items():
-        if isinstance(option, str) and not stays_inside(option):
-            remedy = "choose an option by its name; --config-dir adds a folder with options of your own"
-            yield Problem(str(group), redact_text(option), "would lead out of the folder of this group", remedy)
 
 
 def stays_inside(name: str) -> bool:

@@ -7,7 +7,7 @@ from textwrap import dedent
 
 import pytest
 
-from caldpo.config import signature_source as source
+from caldpo.config import signatures as source
 
 FILES = {
     "losses/base.py": """
@@ -31,10 +31,11 @@ FILES = {
         import typing
         from dataclasses import dataclass, field
         from typing import Annotated, ClassVar, Literal, TypedDict
-        from caldpo.config.bounds import Bound, Positive as Above
+        from pydantic import Field
+        from caldpo.config.bounds import Positive as Above
         from caldpo.losses.base import Base, Bare, Divergence
 
-        Rate = Annotated[float, Bound(ge=0, lt=0.5)]
+        Rate = Annotated[float, Field(ge=0, lt=0.5)]
 
         class Inherits(Base):
             pass

@@ -13,7 +13,7 @@ from tests.messages import names
 
 pytestmark = pytest.mark.usefixtures("package")
 
-LOSS = {"_target_": "caldpo.parts.Loss", "beta": 0.1, "targets": "half"}
+LOSS = {"_target_": "caldpo.parts.Loss", "beta": 0.1, "targets": "fixed"}
 OPTIM = {
     "_target_": "caldpo.parts.Optim",
     "lr": 1e-3,
@@ -40,7 +40,7 @@ def test_a_good_configuration_passes() -> None:
     [
         (config(loss={"beta": -1}), "loss.beta", ["> 0"]),
         (config(loss={"beta": float("nan")}), "loss.beta", ["> 0"]),
-        (config(loss={"targets": "haf"}), "loss.targets", ["half, scores", "did you mean half?"]),
+        (config(loss={"targets": "fixd"}), "loss.targets", ["fixed, scores", "did you mean fixed?"]),
         (config(loss={"betta": 1}), "loss.betta", ["did you mean beta?"]),
         (config(loss={"label_smoothing": 1}), "loss.label_smoothing", []),
         (config(loss={"beta": "???"}), "loss.beta", ["> 0"]),

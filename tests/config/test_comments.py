@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import pytest
 
-from caldpo.config.bounds import Bound, FolderName, PositiveInt
+from caldpo.config.bounds import Finite, FolderName, PositiveInt
 from caldpo.config.value_checks import is_quantity
 from caldpo.config.yaml_comments import meaning
 
@@ -42,7 +42,7 @@ def test_the_target_tells_which_of_several_files_is_meant() -> None:
     [
         (int, True),
         (PositiveInt, True),
-        (Annotated[float, Bound()] | None, True),
+        (Finite | None, True),
         (Literal["last"] | PositiveInt, True),
         (str, False),
         (bool, False),

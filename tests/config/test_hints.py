@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import pytest
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import OmegaConf
 
 from caldpo.config.did_you_mean import KEYS
@@ -61,12 +59,43 @@ def test_the_same_name_of_a_dtype(value: str, meant: str) -> None:
         ("optim.learning_rate=3", "optim.lr"),
         ("trainer.epochs=3", "trainer.max_epochs"),
         ("model.attn_implementation=sdpa", "model.attention"),
+        # the names that keys had once
+        ("trainer.fetch_every=3", "trainer.metrics_sync_every"),
+        ("val_every=3", "trainer.val_check_interval"),
+        ("trainer.threads=1", "trainer.num_threads"),
+        ("data.pairs_per_batch=3", "data.micro_batch_size"),
+        ("eval_pairs_per_batch=3", "data.eval_micro_batch_size"),
+        ("data.tokens_per_batch=3", "data.max_tokens_per_micro_batch"),
+        ("kept_logits_mib=3", "logits_cache_mib"),
+        ("reference.differs=true", "reference.distinct"),
+        ("trainer.on_bad_numbers=skip", "trainer.on_nonfinite"),
+        ("trust_code=true", "allow_untrusted_code"),
+        ("objective=val/loss", "optimized_metric"),
     ],
 )
 def test_usual_names_of_keys(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = ["model=hf"] if written.startswith("model.") else []
     said = told(written, *model, capsys=capsys)
     names(line_of(written.partition("=")[0], said), f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("reference=resident", "frozen"),
+        ("reference=cached", "precomputed"),
+        ("console=line", "compact"),
+        ("loss.targets=half", "fixed"),
+    ],
+)
+def test_names_that_values_had_once(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names(told(written, capsys=capsys), f"error: {written}:", f"did you mean {meant}?")
+
+
+def test_names_that_keys_of_an_adapter_had_once(capsys: pytest.CaptureFixture[str]) -> None:
+    said = told("adapter=lora", "adapter.start=x", "adapter.start_as=merged", capsys=capsys)
+    names(line_of("adapter.start", said), "did you mean adapter.init_from?")
+    names(line_of("adapter.start_as", said), "did you mean adapter.init_mode?")
 
 
 def test_each_of_several_keys_has_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +119,7 @@ def test_a_key_in_several_places_names_them(capsys: pytest.CaptureFixture[str]) 
 def test_hints_lead_somewhere() -> None:
     """Each key that is named is one of a training run, an evaluation or an export."""
     cfgs = [
-        composed("train", _search_path(), ["adapter=lora", *chosen], schemas=SCHEMAS, agree=None)
+        composed("train", ["adapter=lora", *chosen], schemas=SCHEMAS, agree=None)
         for chosen in ((), ("model=hf", "model.path=a/b", "data.train=x"))
     ]
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
@@ -101,10 +130,6 @@ def test_hints_lead_somewhere() -> None:
         return key in known or any(OmegaConf.select(c, key, default=missing) is not missing for c in cfgs)
 
     assert {key for keys in KEYS.values() for key in keys if not there(key)} == set()
-
-
-def _search_path() -> ConfigSearchPath:
-    return create_config_search_path(str(CONF))
 
 
 def test_wrong_options_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,10 +156,10 @@ def test_spaces_around_the_sign(words: list[str], capsys: pytest.CaptureFixture[
 
 
 def test_nothing_is_read_into_good_commands() -> None:
-    cfg = composed("train", _search_path(), ["loss=dpo", "data.test=", "name=a"], schemas=SCHEMAS, agree=agree)
+    cfg = composed("train", ["loss=dpo", "data.test=", "name=a"], schemas=SCHEMAS, agree=agree)
     assert cfg.loss.beta == 0.1
     with pytest.raises(CaldpoError):
-        composed("train", _search_path(), ["loss=dpo", "loss.beta=-1"], schemas=SCHEMAS, agree=agree)
+        composed("train", ["loss=dpo", "loss.beta=-1"], schemas=SCHEMAS, agree=agree)
 
 
 @pytest.mark.parametrize("written", ["calDPO", "CAL-DPO", "Cal_DPO"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from caldpo.config.process_rank import LAUNCHERS, own_ranks, process_rank
+from caldpo.utils.process_rank import LAUNCHERS, own_ranks, process_rank
 from tests.config.jobs import run, write_conf
 from tests.messages import names
 

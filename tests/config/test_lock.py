@@ -18,16 +18,16 @@ from textwrap import dedent
 
 import pytest
 
-from caldpo.config.process_rank import LAUNCHERS, process_rank
+from caldpo.config import run_lock as lock
+from caldpo.config.run_lock import EVALUATION, RUN, is_held, read_owner, require_free, run_lock
 from caldpo.errors import CaldpoError
-from caldpo.utils import locks as lock
-from caldpo.utils.locks import EVALUATION, RUN, is_held, read_owner, require_free, run_lock
+from caldpo.utils.process_rank import LAUNCHERS, process_rank
 from tests.messages import names, refused
 
 HOLD = """
     import os, signal, sys
     from pathlib import Path
-    from caldpo.utils.locks import run_lock
+    from caldpo.config.run_lock import run_lock
     with run_lock(Path(sys.argv[1])):
         if "fork" in sys.argv:
             come, say = os.pipe()

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from caldpo import metric_definitions
 from caldpo import training_run as run_module
-from caldpo.config import metric_names as logged
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.metric_names import objective_problems
 from caldpo.data.sources.tabular_pairs import TabularPairs
@@ -70,7 +70,7 @@ def test_names_of_a_step() -> None:
     log.means.update({"loss": torch.ones(2)}, torch.ones(2))
     log.close(0, torch.tensor(1.0), 1.0, 0.1)
     ((_, row),) = log.fetch()
-    assert {"loss", *logged.OF_STEP} == set(row)
+    assert {"loss", *(metric.name for metric in metric_definitions.STEP_METRICS)} == set(row)
     cfg = config()
     assert all(said_of(cfg, name) is None for name in row)
 
@@ -78,7 +78,8 @@ def test_names_of_a_step() -> None:
 def test_names_of_the_exact_optimum() -> None:
     source = TabularPairs(2, 3, 0, 1.0, 1.0, 1, 1, "uniform", None, None, 0)
     table = source.environment.reference()
-    assert set(logged.EXACT) == set(exact_metrics(table, table, source.environment.rewards(), 0.1))
+    metrics = exact_metrics(table, table, source.environment.rewards(), 0.1)
+    assert [metric.name for metric in metric_definitions.EXACT] == [f"oracle/{name}" for name in metrics]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_what_the_data_knows_is_accepted() -> None:
     assert refused(*own) is None  # a source outside the package may have an optimum of its own
 
 
-@pytest.mark.parametrize("console", ["full", "line"])
+@pytest.mark.parametrize("console", ["full", "compact"])
 def test_a_searching_sweeper_gets_it(console: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else was measured; and nothing where a run did not come to measure it."""
     place = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)))

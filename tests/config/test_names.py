@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.run_dir import LONGEST, claimed_folder, naming_overrides, register_resolvers, run_name
-from caldpo.utils.locks import run_lock
+from caldpo.config.hydra_extensions import register_with_hydra
+from caldpo.config.run_dir import LONGEST, claimed_folder, naming_overrides, run_name
+from caldpo.config.run_lock import run_lock
 from tests.messages import refused
 
 SUBDIR = "${run_name:${hydra.overrides.task},${hydra.job.config.override_dirname.exclude_keys}}"
@@ -123,7 +124,7 @@ def test_a_subdir_of_the_users_own_is_left_alone() -> None:
 
 
 def test_the_resolver_names_a_run() -> None:
-    register_resolvers()
+    register_with_hydra()
     assert sweep().hydra.sweep.subdir == "loss=dpo,seed=1"
     assert sweep(excluded=("loss",)).hydra.sweep.subdir == "seed=1"
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.path_checks import check_places, find_misplaced
+from caldpo.config.validation import raise_problems
+from caldpo.data.source_paths import find_misplaced
 from tests.messages import refused
 
 
@@ -26,6 +27,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(name).write_text("{}")
     Path("template.jinja").write_text("{{ messages }}")
     return tmp_path
+
+
+def check_places(cfg: DictConfig) -> None:
+    raise_problems(list(find_misplaced(cfg)))
 
 
 def config(**keys: object) -> DictConfig:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from hydra._internal.utils import create_config_search_path
 from hydra.core.hydra_config import HydraConfig
 
 from caldpo.config import hydra_errors as explain
 from caldpo.config import preflight as module
 from caldpo.config.conf_dir import conf_dir
+from caldpo.config.hydra_session import HydraSession, hydra_session
 from caldpo.config.preflight import check_composes, preflight
 from caldpo.errors import CaldpoError
 from tests.messages import names, refused
@@ -86,9 +87,13 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "conf"
 
 
+def session(config_name: str = "main") -> AbstractContextManager[HydraSession]:
+    return hydra_session(config_name, conf=Path("../conf"))
+
+
 def check(*overrides: str, m: bool = False) -> list[str]:
-    path = create_config_search_path(str(Path("../conf").resolve()))
-    return preflight("main", path, overrides, multirun=m, schemas={"": "caldpo.parts.Settings"})
+    with session() as ours:
+        return preflight(ours, overrides, multirun=m, schemas={"": "caldpo.parts.Settings"})[1]
 
 
 def answer(*overrides: str, m: bool = False) -> str:
@@ -135,7 +140,7 @@ def test_a_group_in_which_a_list_is_chosen_can_be_added_to() -> None:
         (["loss.beta=-1"], ["loss.beta=-1:", "> 0"]),
         (["loss.beta=nan"], ["loss.beta=nan:", "> 0"]),
         (["loss.beta=abc"], ["loss.beta=abc:", "> 0"]),
-        (["loss.targets=foo"], ["loss.targets=foo:", "half, scores"]),
+        (["loss.targets=foo"], ["loss.targets=foo:", "fixed, scores"]),
         (["+loss.label_smoothing=1"], ["loss.label_smoothing:", "beta, targets"]),
         (["+loss.beta=1"], ["loss.beta:", "loss.beta=1"]),
         (["+sed=1"], ["sed:", "did you mean seed?"]),
@@ -256,12 +261,12 @@ class TestSweeps:
 
 
 def test_showing_a_configuration_needs_no_values() -> None:
-    path = create_config_search_path(str(Path("../conf").resolve()))
-    check_composes("main", path, ["data=local"])
-    with refused("did you mean beta", key="loss.betta"):
-        check_composes("main", path, ["loss.betta=1"])
-    with refused("man", key="configuration"):
-        check_composes("man", path, [])
+    with session() as ours:
+        check_composes(ours, ["data=local"])
+        with refused("did you mean beta", key="loss.betta"):
+            check_composes(ours, ["loss.betta=1"])
+    with session("man") as ours, refused("man", key="configuration"):
+        check_composes(ours, [])
 
 
 def test_a_broken_file_is_named(conf: Path) -> None:

@@ -66,7 +66,7 @@ def test_good_arguments_pass_through_unchanged() -> None:
     [
         (lambda: Loss(-1), "beta", -1, "> 0"),
         (lambda: Loss(beta=True), "beta", True, "> 0"),
-        (lambda: Loss(1, "hlf"), "targets", "hlf", "did you mean half?"),
+        (lambda: Loss(1, "fixd"), "targets", "fixd", "did you mean fixed?"),
         (lambda: Loss(1, betas=OmegaConf.create([1])), "betas", [1], 2),
         (lambda: scale(1.0, by=0), "by", 0, "> 0"),
         (lambda: Settings(0), "seed", 0, "> 0"),

@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 from caldpo.config import run_lifecycle as job
 from caldpo.config.main import Main, hydra_entry
 from caldpo.config.run_lifecycle import Done, write_json
+from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import read_summary
 from caldpo.errors import CaldpoError
-from caldpo.utils.locks import is_held
 from tests.config.command import main
 from tests.config.jobs import JOBLIB, SECRET, everything_written, run, start, write_conf
 from tests.messages import names

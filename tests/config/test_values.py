@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
 from caldpo.config.bounds import (
-    Bound,
     Finite,
     FolderName,
     Fraction,
@@ -16,7 +16,8 @@ from caldpo.config.bounds import (
     Positive,
     PositiveInt,
 )
-from caldpo.config.value_checks import Section, describe, is_config_type, is_section, problem, suggest
+from caldpo.config.did_you_mean import suggest
+from caldpo.config.value_checks import Section, describe, is_config_type, is_section, problem
 from tests.messages import names
 
 NAN, INF = float("nan"), float("inf")
@@ -34,8 +35,8 @@ NAN, INF = float("nan"), float("inf")
         (NonNegative, [0, 0.0, 2], [-1e-12, NAN]),
         (Fraction, [0, 1, 0.5], [-0.1, 1.0001, NAN]),
         (PositiveInt, [1, 7], [0, -1, 1.0, True]),
-        (Annotated[float, Bound(gt=0, lt=1)], [0.5], [0, 1]),
-        (Literal["half", "scores"], ["half"], ["HALF", 1, None]),
+        (Annotated[float, Field(gt=0, lt=1)], [0.5], [0, 1]),
+        (Literal["fixed", "scores"], ["fixed"], ["FIXED", 1, None]),
         (Literal[1, 2], [1], [True, 1.0, "1"]),
         (Positive | None, [None, 2], [0, "x"]),
         (Finite | Literal["pair"], [0, -1.5, "pair"], [NAN, "pairs", None]),
@@ -63,8 +64,8 @@ def test_values_fit_or_not(annotation: Any, good: list[Any], bad: list[Any]) -> 
         (bool, 1, ["true", "false"]),
         (str, 7, ["text", "quote"]),
         (Positive | None, 0, ["number", "> 0", "null"]),
-        (Literal["half", "scores"], "foo", ["half, scores"]),
-        (Literal["half", "scores"], "halve", ["half, scores", "did you mean half?"]),
+        (Literal["fixed", "scores"], "foo", ["fixed, scores"]),
+        (Literal["fixed", "scores"], "fixd", ["fixed, scores", "did you mean fixed?"]),
         (
             Literal["linear", "cosine"] | None,
             "cosin",

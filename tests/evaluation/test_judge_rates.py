@@ -152,7 +152,7 @@ def test_against_the_chosen_responses(subject: FakeSubject) -> None:
     with serving(policy_wins(0)) as server:
         found = judge(server, against="chosen").run(subject)
     assert {b for _, a, b in server.shown() if a.startswith("ours")} == {f"chosen {i}" for i in range(12)}
-    assert found.measures["win_rate"].title == "win rate over the chosen response"
+    names(found.measures["win_rate"].title, "win rate", "chosen")
 
 
 def test_conversations_are_shown_as_turns(subject: FakeSubject) -> None:

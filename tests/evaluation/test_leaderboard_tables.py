@@ -225,7 +225,7 @@ def test_ifeval_is_the_mean_of_two() -> None:
     measure = measures[task.name]
     assert (measure.value, measure.low) == (pytest.approx(0.4), None)
     assert measure.unit == "prompt_level_strict_acc and inst_level_strict_acc"
-    assert measure.meaning.endswith("0-shot, with chat template")
+    names(measure.meaning, "0-shot", "chat template")
     assert details["normalised"] == pytest.approx(40)
 
 

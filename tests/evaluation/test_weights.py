@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from caldpo.config.conf_dir import conf_dir
+from caldpo.config.trusted_config import own_targets
 from caldpo.evaluation import evaluated_policy as subject
 from caldpo.evaluation.evaluation_target import SECTIONS, Target
 from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
 from caldpo.generate import main as generate
 from caldpo.models.adapters import NoAdapter
 from caldpo.models.random_init import RandomModel
-from caldpo.security.trusted_config import own_targets
 from tests.command import call
 from tests.evaluation.runs import QUICK, evaluate, inside, tiny_run, write_data
 from tests.messages import names, refused

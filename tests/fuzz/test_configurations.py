@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra._internal.utils import create_config_search_path
 from hypothesis import assume
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from caldpo.config.conf_dir import conf_dir
+from caldpo.config.hydra_session import hydra_session
 from caldpo.config.overrides import with_quoted_paths
-from caldpo.config.path_checks import find_misplaced
 from caldpo.config.preflight import preflight
 from caldpo.config.validation import find_problems
+from caldpo.data.source_paths import find_misplaced
 from caldpo.errors import CaldpoError
 from caldpo.train import agree
 from tests.fuzz.effort import fuzz
@@ -92,10 +92,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def outcome(overrides: list[str], multirun: bool) -> list[str] | str:
     """What the check adds to a command line, or the message with which it refuses it."""
-    search_path = create_config_search_path(str(conf_dir()))
     try:
         quoted = with_quoted_paths(overrides)
-        return preflight("train", search_path, quoted, multirun=multirun, schemas=SCHEMAS, agree=agree)
+        with hydra_session("train") as session:
+            return preflight(session, quoted, multirun=multirun, schemas=SCHEMAS, agree=agree)[1]
     except CaldpoError as error:
         return str(error)
 

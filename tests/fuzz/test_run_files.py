@@ -18,7 +18,6 @@ from caldpo.checkpointing.checkpoint_io import CheckpointFolders
 from caldpo.checkpointing.manifest import DamagedCheckpointError, newest_intact, read_manifest
 from caldpo.config.summary_file import known_summary, read_summary
 from caldpo.errors import CaldpoError
-from caldpo.metric_definitions import CHOSEN
 from caldpo.metrics_file import RowWriter, keep_rows, read_rows
 from caldpo.nonfinite.step_dump import Dump, read_dump
 from caldpo.replay.replay_run import batches_of
@@ -27,6 +26,7 @@ from caldpo.report.grouping import group
 from caldpo.report.markdown_report import report
 from caldpo.report.read_runs import read_run
 from caldpo.report.run_files import Run
+from caldpo.report.shown_metrics import CHOSEN
 from caldpo.resume.config_diff import config_digest, differences, read_config
 from caldpo.resume.resume_overrides import with_run
 from caldpo.resume.resume_point import find_start

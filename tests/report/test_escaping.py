@@ -10,7 +10,8 @@ import pytest
 
 from caldpo.report.escaping import Markdown, cell, code, command, one_line, plain, shell_block, spreadsheet_cell
 from caldpo.report.statistics import Estimate
-from caldpo.utils.text_format import markdown_table, number, spread, with_interval
+from caldpo.report.table_cells import markdown_table, spread
+from caldpo.utils.text_format import number, with_interval
 
 
 @pytest.mark.parametrize(

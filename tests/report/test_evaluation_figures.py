@@ -12,6 +12,7 @@ from caldpo.report.grouping import group
 from caldpo.report.markdown_report import report
 from caldpo.report.read_runs import read_runs
 from caldpo.report.reliability_plot import calibration
+from tests.messages import names
 from tests.report.results import content, measure, reliability
 from tests.report.runs import finals, held_out, write_run
 
@@ -51,9 +52,9 @@ def test_reliability_of_all_seeds_counts_every_pair_alike(tmp_path):
     run(tmp_path, "ipo", 0)
     run(tmp_path, "dpo", 2)
     figure = calibration(settings_in(tmp_path), "data x")
-    assert figure.get_suptitle() == "Calibration of the preference probability\ndata x · mean over 2 seeds"
+    names(figure.get_suptitle(), "data x", "2 seeds")
     (axes,) = figure.axes
-    assert axes.get_title() == "dpo\ncalibration error 0.30 ± 0.14"
+    names(axes.get_title(), "dpo", "0.30 ± 0.14")
     diagonal, first, second, whole = axes.get_lines()
     assert xy(diagonal) == [[0, 1], [0, 1]]
     assert xy(first) == [pytest.approx([0.22, 0.78]), [0.0, 1.0]]
@@ -114,7 +115,7 @@ def test_an_outlier_keeps_the_other_ranges_readable(tmp_path):
         run(tmp_path, loss, 0, displaced(values, values))
     axes = displacement(settings_in(tmp_path), "").axes[0]
     assert axes.get_xscale() == "symlog"
-    assert axes.get_xlabel() == "log-ratio to the reference, nats (logarithmic beyond ±1)"
+    names(axes.get_xlabel(), "log-ratio", "nats", "±1")
     ends = axes.transAxes.inverted().transform(axes.transData.transform([(-1, 0), (0.5, 0), (-200, 0), (100, 0)]))[:, 0]
     assert ends[1] - ends[0] > 0.15
     assert 0 < ends[2] < ends[3] < 1

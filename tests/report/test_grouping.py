@@ -7,9 +7,9 @@ import json
 import pytest
 
 from caldpo.config.find_runs import find_runs
-from caldpo.metric_definitions import CHOSEN
 from caldpo.report.grouping import differences, group
 from caldpo.report.read_runs import read_runs
+from caldpo.report.shown_metrics import CHOSEN
 from tests.report.runs import finals, held_out, write_run
 
 ROWS = [held_out(0, 0.0, 0.0), held_out(10, -2.0, -5.0)]

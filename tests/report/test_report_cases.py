@@ -11,8 +11,8 @@ import os
 import pytest
 
 from caldpo.compare import main
+from caldpo.config.run_lock import run_lock
 from caldpo.report.comparison import compare_runs
-from caldpo.utils.locks import run_lock
 from tests.messages import names, refused
 from tests.report.runs import finals, held_out, table, write_run
 

@@ -161,8 +161,7 @@ def test_another_number_of_threads_is_noted(copied: None, capsys: pytest.Capture
         train("resume=full")
     finally:
         torch.set_num_threads(before)
-    (note,) = (line for line in capsys.readouterr().err.splitlines() if "threads" in line)
-    names(note, "note:", before, before + 1)
+    assert re.search(rf"note: .*threads\D+{before}\D+{before + 1}\b", capsys.readouterr().err)
 
 
 def test_a_key_that_nobody_has_thought_of_is_compared() -> None:

@@ -167,15 +167,15 @@ def test_a_foreign_rank_writes_over_no_run(
     monkeypatch.setenv(name, "1")
     with inside(home):
         said = refused(capsys, home / "whole", *RUN, "hydra.run.dir=whole", code=1)
-        names(said, key="hydra.run.dir", value=home / "whole", remedy="resume=auto")
+        names(said, key="hydra.run.dir", value="whole", remedy="resume=auto")
 
 
 def test_a_run_is_never_written_over(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more in (["loss=ipo", "seed=5"], ["dry_run=true"], ["replay=pairs.jsonl"]):
         Path("pairs.jsonl").touch()
-        names(refused(capsys, half, *RUN, *more, "hydra.run.dir=half", code=1), key="hydra.run.dir", value=half)
+        names(refused(capsys, half, *RUN, *more, "hydra.run.dir=half", code=1), key="hydra.run.dir", value="half")
     said = refused(capsys, half, *RUN, "hydra.run.dir=half", code=1)
-    names(said, key="hydra.run.dir", value=half, remedy="resume=auto")
+    names(said, key="hydra.run.dir", value="half", remedy="resume=auto")
 
 
 @pytest.mark.parametrize("again", [("resume=half",), (*RUN, "hydra.run.dir=half", "resume=auto")])
@@ -189,7 +189,7 @@ def test_a_run_that_lost_its_configuration_is_not_begun_anew(
     else:
         (half / "metrics.csv").unlink()
     said = refused(capsys, half, *again, code=1)
-    names(said, "error: resume", half, "config.yaml", "missing")
+    names(said, "error: resume", "half", "config.yaml", "missing")
 
 
 @pytest.mark.parametrize("file", ["metrics.csv", "samples.jsonl"])

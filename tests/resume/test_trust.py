@@ -48,14 +48,14 @@ def test_somebody_elses_run_cannot_bring_code(
     summary["overrides"].append(override)
     (half / "summary.json").write_text(json.dumps(summary))
     refusal = refused(capsys, half, "resume=half")
-    names(refusal, half / "summary.json", override, term, remedy="allow_untrusted_code=true")
+    names(refusal, "half/summary.json", override, term, remedy="allow_untrusted_code=true")
 
 
 def test_a_run_cannot_say_itself_that_it_is_trusted(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = json.loads((half / "summary.json").read_text())
     summary["overrides"] += ["allow_untrusted_code=true", "callbacks.samples._target_=pathlib.Path"]
     (half / "summary.json").write_text(json.dumps(summary))
-    names(refused(capsys, half, "resume=half"), half / "summary.json", remedy="allow_untrusted_code=true")
+    names(refused(capsys, half, "resume=half"), "half/summary.json", remedy="allow_untrusted_code=true")
 
 
 def test_what_is_planted_in_a_run_is_not_executed(home: Path, half: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_run_that_links_elsewhere_writes_nothing_there(
         elsewhere.mkdir()
     link.symlink_to(elsewhere)
     train(*command, fails=2 if command == ("resume=half",) else 1)
-    names(capsys.readouterr().err, link, elsewhere)
+    names(capsys.readouterr().err, f"half/{name}", elsewhere)
     assert not elsewhere.exists() or list(elsewhere.iterdir()) == []
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from caldpo.config.run_lock import EVALUATION, GENERATION, RUN, is_held, run_lock
 from caldpo.security.paths import (
     require_no_links_out,
     require_no_links_out_of_sweep,
@@ -17,7 +18,6 @@ from caldpo.security.paths import (
     stays_inside,
 )
 from caldpo.sweep_report import SweepReport
-from caldpo.utils.locks import EVALUATION, GENERATION, RUN, is_held, run_lock
 from tests.command import call, train
 from tests.evaluation.runs import evaluate, inside
 from tests.messages import names, refused

@@ -27,6 +27,7 @@ from caldpo.security.redacted_streams import (
 )
 from caldpo.security.secrets import MASK, redact_text
 from caldpo.security.wrapped_secrets import mask_folded
+from tests.messages import refused
 from tests.security.secrets import ENVIRONMENT, set_environment
 
 
@@ -198,7 +199,7 @@ def test_other_processes_get_no_secret_that_they_do_not_need(monkeypatch: pytest
     monkeypatch.setattr("subprocess.run", run)
     with pytest.raises(OSError):  # noqa: PT011 - the one above
         outside._run(["python", "-m", "lm_eval"], tmp_path / "x", tmp_path / "log")
-    with pytest.raises(Exception, match="no Python interpreter"):
+    with refused(key="leaderboard.python", value="/no/such/python"):
         installation._of_other("/no/such/python")
     (_, of_harness), (_, of_probe) = given
     assert ENVIRONMENT.keys() & of_harness.keys() == {"HF_TOKEN"}

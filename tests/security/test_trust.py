@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.run_dir import register_resolvers
+from caldpo.config.hydra_extensions import register_with_hydra
+from caldpo.config.trusted_config import announce_foreign, own_targets, require_own_code, require_plain_overrides
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
-from caldpo.security.trusted_config import announce_foreign, own_targets, require_own_code, require_plain_overrides
 from caldpo.training_run import SECTIONS
 from tests.evaluation.runs import evaluate, inside
 from tests.messages import names, refused
@@ -27,7 +27,7 @@ FILE = Path("run/config.yaml")
 @functools.cache
 def composed(*overrides: str) -> dict[str, Any]:
     """The resolved configuration of a training; not to be changed."""
-    register_resolvers()
+    register_with_hydra()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
     return {name: OmegaConf.to_container(cfg[name], resolve=True) for name in SECTIONS}

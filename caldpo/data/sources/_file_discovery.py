@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from caldpo.config.did_you_mean import suggest
 from caldpo.config.find_runs import natural
-from caldpo.config.value_checks import suggest
 from caldpo.data.sources import _saved_datasets as _saved
 from caldpo.data.sources._file_names import ENDINGS, ending, expanded, is_there, require_file
 from caldpo.data.sources._file_shards import require_whole, without_shard

@@ -6,9 +6,10 @@ import random
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
+from pydantic import Field
 from transformers import PreTrainedModel
 
-from caldpo.config.bounds import Bound, NonNegative, NonNegativeInt, Positive, PositiveInt
+from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.raw_row import RawRow
 from caldpo.environments.bradley_terry import prefers_first
@@ -48,7 +49,7 @@ class TabularPairs:
     def __init__(
         self,
         prompts: PositiveInt,
-        responses: Annotated[int, Bound(ge=2)],
+        responses: Annotated[int, Field(ge=2)],
         environment_seed: NonNegativeInt,
         reference_spread: NonNegative,
         reward_spread: Positive,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from caldpo.config.value_checks import suggest
+from caldpo.config.did_you_mean import suggest
 from caldpo.errors import CaldpoError
 
 _NAME = rb"""["']?([^\s"'#,{}\[\]]+)"""

@@ -9,7 +9,9 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from caldpo.config.bounds import NonNegative, NonNegativeInt, Pattern, Positive, PositiveInt, Share
+from pydantic import Field
+
+from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt, Share
 from caldpo.config.hydra_errors import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
@@ -28,7 +30,9 @@ from caldpo.evaluation.scored_samples import cut_notes
 from caldpo.evaluation.suite_base import Suite
 from caldpo.evaluation.suite_result import Measure, Result
 
-Variable = Annotated[str, Pattern(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
+Variable = Annotated[
+    str, Field(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z", description="the name of an environment variable")
+]
 # how calls are made, and not what is asked
 _NOT_TELLING = ("api_key_env", "concurrency", "timeout", "max_retries")
 

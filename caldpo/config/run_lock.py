@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from caldpo.config.process_rank import process_rank
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
 from caldpo.utils.atomic_io import NO_LOCKS, is_alive, write_text
+from caldpo.utils.process_rank import process_rank
 
 RUN, EVALUATION, GENERATION = "run", "evaluation", "generation"  # what is written, each by one process at a time
 _PATIENCE = 1.0  # seconds: another one may be looking whether the lock is held, which takes it for a moment

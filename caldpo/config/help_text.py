@@ -1,0 +1,53 @@
+"""``--help`` of a command, from its yaml and the file names of the configuration folders: nothing is composed."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from caldpo.config.conf_dir import conf_dir
+from caldpo.utils.yaml_io import read_yaml
+
+_BASE = "hydra_base"  # has the parts of the help that a command's own yaml leaves out
+_SHARED = "base"  # an option that others are made of, and no choice
+
+
+def help_text(config_name: str, conf: Path | None = None, extra: Path | None = None) -> str:
+    """The help of a command.
+
+    Args:
+        config_name: of its primary configuration.
+        conf: folder of configurations; None: the project's.
+        extra: one with options of a person's own.
+
+    Raises:
+        FileNotFoundError: there is no such configuration.
+    """
+    folder = conf or conf_dir()
+    primary = read_yaml(folder / f"{config_name}.yaml")
+    base = folder / f"{_BASE}.yaml"
+    parts = {**_help_of(read_yaml(base) if base.is_file() else {}), **_help_of(primary)}
+    lines = []
+    for group in sorted({*_groups(primary), *(_folders(extra) if extra else ())}):
+        options = {path.stem for place in (folder, extra) if place for path in (place / group).glob("*.yaml")}
+        lines += [f"{group}: {', '.join(sorted(options - {_SHARED}))}"] if options - {_SHARED} else []
+    text = str(parts.get("template", "")).replace("${hydra.help.", "${").replace("$APP_CONFIG_GROUPS", "${groups}")
+    return string.Template(text).safe_substitute(parts, groups="\n".join([*lines, ""]))
+
+
+def _help_of(config: Mapping[str, Any]) -> dict[str, str]:
+    return (config.get("hydra") or {}).get("help") or {}
+
+
+def _groups(primary: Mapping[str, Any]) -> Iterable[str]:
+    """The groups of a defaults list: ``loss`` of ``- loss: dpo``."""
+    for entry in primary.get("defaults", ()):
+        if isinstance(entry, Mapping):
+            name = str(next(iter(entry)))
+            yield name.removeprefix("optional ").removeprefix("override ").removeprefix("/").split("@")[0]
+
+
+def _folders(place: Path) -> Iterable[str]:
+    return (path.name for path in place.iterdir() if path.is_dir())

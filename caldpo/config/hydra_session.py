@@ -1,0 +1,113 @@
+"""Hydra, initialised by its public interface for one command: its loader, and its ways to run and to show."""
+
+from __future__ import annotations
+
+import contextlib
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser  # Hydra's own options: no public name lists them
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from caldpo.config.conf_dir import conf_dir
+from caldpo.config.hydra_extensions import register_with_hydra
+
+HYDRA_VERSION = "1.3"
+
+
+class ConfigDirPlugin(SearchPathPlugin):
+    """Add the folder of ``--config-dir`` after the project's own; ``hydra.searchpath`` would not list its options."""
+
+    folder: ClassVar[Path | None] = None  # of the session that begins: Hydra makes the plugin itself
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.folder is not None:
+            search_path.append(provider="command-line", path=f"file://{self.folder}")
+
+
+class HydraSession:
+    """What a command asks of Hydra.
+
+    Args:
+        config_name: name of the primary configuration.
+    """
+
+    def __init__(self, config_name: str) -> None:
+        self.config_name = config_name
+        self._hydra: Any = GlobalHydra.instance().hydra
+        self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
+
+    def compose(self, overrides: Sequence[str], mode: RunMode, *, refuse_sweeps: bool = True) -> DictConfig:
+        """Compose the configuration of a run, or of a sweep as a whole, with Hydra's own section.
+
+        Args:
+            overrides: as on the command line.
+            mode: of the two. As a sweep, options that are chosen by several values are left out.
+            refuse_sweeps: refuse values that the mode has no use for: several for a run.
+        """
+        return self.loader.load_configuration(
+            self.config_name, list(overrides), mode, validate_sweep_overrides=refuse_sweeps
+        )
+
+    def run(self, task: Callable[[DictConfig], Any], overrides: Sequence[str], mode: RunMode) -> None:
+        """Run a task once, or once for each run of a sweep."""
+        start = self._hydra.multirun if mode == RunMode.MULTIRUN else self._hydra.run
+        start(config_name=self.config_name, task_function=task, overrides=[*overrides, f"hydra.mode={mode.name}"])
+
+    def show(self, args: Namespace, parser: ArgumentParser) -> None:
+        """Print what ``--cfg``, ``--info``, ``--hydra-help`` or ``--shell-completion`` ask for."""
+        if args.cfg:
+            self._hydra.show_cfg(
+                self.config_name, args.overrides, cfg_type=args.cfg, package=args.package, resolve=args.resolve
+            )
+        elif args.info:
+            self._hydra.show_info(args.info, config_name=self.config_name, overrides=args.overrides)
+        elif args.hydra_help:
+            self._hydra.hydra_help(config_name=self.config_name, args_parser=parser, args=args)
+        else:
+            self._hydra.shell_completion(config_name=self.config_name, overrides=args.overrides)
+
+
+@contextlib.contextmanager
+def hydra_session(
+    config_name: str, *, job_name: str | None = None, conf: Path | None = None, extra: Path | None = None
+) -> Iterator[HydraSession]:
+    """Initialise Hydra until the context ends; a program's own that is initialised already is back afterwards.
+
+    Args:
+        config_name: name of the primary configuration.
+        job_name: of the runs; None: as the configuration.
+        conf: folder of configurations; None: the project's.
+        extra: one with options of a person's own.
+    """
+    register_with_hydra()
+    Plugins.instance().register(ConfigDirPlugin)
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    ConfigDirPlugin.folder = extra and extra.absolute()
+    try:
+        with initialize_config_dir(
+            str((conf or conf_dir()).absolute()), job_name=job_name or config_name, version_base=HYDRA_VERSION
+        ):
+            yield HydraSession(config_name)
+    finally:
+        ConfigDirPlugin.folder = None
+        GlobalHydra.instance().clear()
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
+
+
+def options_parser(program: str) -> ArgumentParser:
+    """The parser of Hydra's own options, for a program's name."""
+    parser: ArgumentParser = get_args_parser()
+    parser.prog = program
+    return parser

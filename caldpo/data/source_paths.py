@@ -1,0 +1,65 @@
+"""Files and folders of data that a configuration names, looked for before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.config.path_checks import (
+    PathKey,
+    find_missing_paths,
+    require_folder,
+    require_model_folder,
+    require_writable_cache,
+    text_at,
+)
+from caldpo.config.validation import Problem
+from caldpo.data.mixtures import AUTO, parts_of
+from caldpo.data.sources._file_discovery import find_files
+from caldpo.data.template_file import read_template
+from caldpo.security.secrets import redact_text
+
+
+def find_misplaced(cfg: DictConfig) -> Iterator[Problem]:
+    """The problems of all paths in a configuration, of data and of all else; one a path, whatever keys refer to it."""
+    yield from _of_hub(cfg)
+    yield from find_missing_paths(cfg, _data_paths(cfg))
+
+
+def _of_hub(cfg: DictConfig) -> Iterator[Problem]:
+    """Whether ``data.path`` is given where the source reads a data set of the hub, and only there."""
+    path, source = text_at(cfg, "data.path"), OmegaConf.select(cfg, "data.source", throw_on_missing=False)
+    if not isinstance(source, DictConfig):
+        return
+    if path is not None and "path" not in source:
+        remedy = "choose data=hub with it, or name files: data=local data.train=FILE_OR_FOLDER"
+        yield Problem("data.path", redact_text(path), "this source reads no data set of the hub", remedy)
+    if path is None and "path" in source and text_at(cfg, "data.source.path") is None:
+        what = "has to be given: the id of a data set on the hub, or a folder laid out like one"
+        yield Problem("data.path", None, what, "add data.path=OWNER/NAME to the command line")
+
+
+def _data_paths(cfg: DictConfig) -> Iterator[PathKey]:
+    local = str(text_at(cfg, "data.source._target_")).endswith(".LocalFiles")
+    checks = (find_files, _require_held_out) if local else (_leave_to_source, _leave_to_source)
+    for key, check in zip(("data.train", "data.test"), checks, strict=True):
+        yield PathKey(key, check, lambda value, key=key: [part.name for part in parts_of(value, key)])  # type: ignore[misc]
+    yield PathKey("data.chat_template", read_template)
+    yield from (PathKey(key, _require_data_folder) for key in ("data.path", "data.source.path"))
+    yield from (PathKey(key, require_model_folder) for key in ("data.source.policy", "data.source.classifier"))
+    yield from (PathKey(key, require_writable_cache) for key in ("data.cache", "data.source.cache_dir"))
+
+
+def _require_held_out(name: str) -> None:
+    if name != AUTO:
+        find_files(name, training=False)
+
+
+def _leave_to_source(name: str) -> Any:
+    """Only the source can tell whether it has a split of this name."""
+
+
+def _require_data_folder(path: str) -> None:
+    require_folder(path, "name a folder of data files, or the id of a data set on the hub")
