@@ -45,7 +45,7 @@ class InitialLoss:
 class TrainerNumerics(Protocol):
     """What decides on dtypes and the size of a step among the Trainer's settings."""
 
-    precision: Any
+    precision: str
     accelerator: str
     accumulate_grad_batches: int
     max_skipped_steps: int
@@ -145,7 +145,7 @@ def check_overflow(
         _check_optimizer(optim, adapter)
 
 
-def scales_gradients(trainer: Any) -> bool:
+def scales_gradients(trainer: TrainerNumerics) -> bool:
     """Whether float16 arithmetic will scale the gradients: on a CPU, Lightning takes bfloat16 instead."""
     return bool(trainer.precision == "16-mixed" and trainer.accelerator == "gpu")
 

@@ -1,4 +1,4 @@
-"""A step's batch in a file: what was computed comes back, and nothing else can come out of it."""
+"""A dumped batch is read back as it was, and other or damaged files are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def dumped(folder: Path, seen: list[SeenBatch], **keys: Any) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_what_was_computed_comes_back(layout: str, tmp_path: Path) -> None:
+def test_a_dump_round_trips(layout: str, tmp_path: Path) -> None:
     pairs = tiny_pairs(7)
 
     def origin(row: int, split: str) -> str:
@@ -68,12 +68,12 @@ def test_what_was_computed_comes_back(layout: str, tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no draft is left
 
 
-def test_each_rank_has_a_file_of_its_own(tmp_path: Path) -> None:
+def test_each_rank_writes_its_own_file(tmp_path: Path) -> None:
     names = [dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")], rank=r, ranks=2).name for r in (0, 1)]
     assert names == ["step-12-rank-0.safetensors", "step-12-rank-1.safetensors"]
 
 
-def test_the_last_checkpoint_from_before_the_step_is_named(tmp_path: Path) -> None:
+def test_the_last_checkpoint_before_the_step_is_found(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path, 12) is None
     for step in (3, 12, 13, 100):
         folder = tmp_path / "checkpoints" / f"step-{step}"
@@ -91,7 +91,7 @@ def require_refused(path: Path, *facts: Any) -> None:
         read_dump(path)
 
 
-def test_files_that_are_no_dump_are_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     require_refused(tmp_path / "nowhere.safetensors")
     other = tmp_path / "other.safetensors"
     save_file({"w": torch.ones(2)}, other)
@@ -133,16 +133,16 @@ def test_files_that_are_no_dump_are_refused(tmp_path: Path) -> None:
         ("ranks", "one"),
     ],
 )
-def test_parts_that_do_not_go_together_are_refused(change: str, to: Any, tmp_path: Path) -> None:
+def test_inconsistent_parts_are_refused(change: str, to: Any, tmp_path: Path) -> None:
     path = dumped(tmp_path, [seen_of(tiny_pairs(3), "padded")])
     with safe_open(path, framework="pt") as file:
-        said = json.loads(file.metadata()["caldpo"])
+        metadata = json.loads(file.metadata()["caldpo"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file(tensors, path, metadata={"caldpo": json.dumps({**said, change: to})})
+    save_file(tensors, path, metadata={"caldpo": json.dumps({**metadata, change: to})})
     require_refused(path)
 
 
-def test_damage_is_an_error_of_ours_or_harmless(tmp_path: Path) -> None:
+def test_a_damaged_dump_is_refused_or_well_formed(tmp_path: Path) -> None:
     """Cut anywhere, or a few bytes changed: either the file is refused, or what comes out has the right shape."""
     path = dumped(tmp_path, [seen_of(tiny_pairs(3), "packed")])
     whole, rng = path.read_bytes(), random.Random(0)
