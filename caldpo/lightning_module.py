@@ -17,15 +17,15 @@ from caldpo.errors import CaldpoError
 from caldpo.logprobs import LOGITS_CACHE_MIB, LogprobEngine
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
-from caldpo.models.dropout import acts
-from caldpo.models.eval_mode import evaluating
+from caldpo.models.dropout import has_dropout
+from caldpo.models.model_forward import evaluating
 from caldpo.nonfinite.guard import HeldOutGuard, NonFiniteGuard
 from caldpo.optim.optimizer_base import OptimizerChoice
 from caldpo.reference.reference_base import Reference
 from caldpo.reference.start_check import check_start, largest_and_mean, start_ratios
 from caldpo.step_metrics import StepMetrics
 from caldpo.types import PairBatch, PairLogps, assembler
-from caldpo.utils.collectives import largest_of_all
+from caldpo.utils.collectives import largest_over_ranks
 
 
 class PreferenceModule(pl.LightningModule):
@@ -145,7 +145,7 @@ class PreferenceModule(pl.LightningModule):
         # before the first update policy and reference are the same, but for the policy's dropout
         fresh = self.global_step == 0 and not self.resumed and self.same_start and self.loss.needs_reference
         at_start = None
-        if fresh and acts(self.policy):
+        if fresh and has_dropout(self.policy):
             with evaluating(self.policy):
                 at_start = self.engine(batch)
         total, chosen, rejected = self.engine.loss(batch, summed_loss)
@@ -191,7 +191,7 @@ class PreferenceModule(pl.LightningModule):
         """
         rows = self.train_log.fetch()
         if rows and self.first_step_ratios and not alone:
-            ratios, self.first_step_ratios = largest_of_all(*largest_and_mean(self.first_step_ratios)), []
+            ratios, self.first_step_ratios = largest_over_ranks(*largest_and_mean(self.first_step_ratios)), []
             try:
                 self.check_start(*ratios, of="training")
             except CaldpoError as error:
@@ -274,7 +274,7 @@ class PreferenceModule(pl.LightningModule):
         self.require_finite_held_out()
         if self.start_ratios:
             # all ranks give up, or none: those that go on would wait for the others
-            self.largest_start_ratio, mean = largest_of_all(*largest_and_mean(self.start_ratios))
+            self.largest_start_ratio, mean = largest_over_ranks(*largest_and_mean(self.start_ratios))
             self.start_ratios.clear()
             if self.same_start:
                 self.check_start(self.largest_start_ratio, mean, of="held-out")

@@ -34,7 +34,7 @@ from caldpo.checkpointing.manifest import (
 )
 from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import atomic_folder
-from caldpo.utils.collectives import is_first_rank, settled
+from caldpo.utils.collectives import call_on_all_ranks, is_first_rank
 
 OWN_KEY = "caldpo"  # of a checkpoint: what it holds beside Lightning's own entries
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # of a full disk: the system's, torch's, safetensors' own
@@ -152,10 +152,10 @@ def write_collectively(
                 replace(manifest, same=ties, files=files).write(draft)
                 naming.pop_all().close()
 
-        draft = Path(str(settled(begin)[0]))
-        settled(lambda: write(draft))
-        described = settled(describe)
-        settled(finish)
+        draft = Path(str(call_on_all_ranks(begin)[0]))
+        call_on_all_ranks(lambda: write(draft))
+        described = call_on_all_ranks(describe)
+        call_on_all_ranks(finish)
 
 
 def save_error(folder: Path, step: int, needed: int, error: BaseException) -> CaldpoError:

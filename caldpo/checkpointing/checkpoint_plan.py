@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caldpo.errors import CaldpoError
-from caldpo.utils.collectives import gathered
+from caldpo.utils.collectives import all_gather
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def require_agreement(step: int) -> None:
     Raises:
         CaldpoError: they did, with the steps.
     """
-    steps = sorted({int(other) for other in gathered(step)})
+    steps = sorted({int(other) for other in all_gather(step)})
     if len(steps) > 1:
         raise CaldpoError(
             f"the run's ranks loaded checkpoints of different steps ({', '.join(map(str, steps))})",

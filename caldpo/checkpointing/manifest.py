@@ -30,7 +30,7 @@ FORMAT = 1
 _FOLDER_NAME = re.compile(r"step-(\d+)")
 _STEP = r"(?:step-)?([0-9]{1,18})"
 
-StepName = Annotated[str, Field(pattern=rf"\A{_STEP}\Z", description="a step as step-40")]
+StepName = Annotated[str, Field(pattern=r"\A(?:step-)?[0-9]{1,18}\Z", description="a step as step-40")]
 CheckpointName = Literal["final", "last"] | NonNegativeInt | StepName
 
 

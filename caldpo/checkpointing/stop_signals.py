@@ -8,7 +8,7 @@ import signal
 import threading
 from typing import Any
 
-from caldpo.utils.collectives import any_rank_says
+from caldpo.utils.collectives import max_over_ranks
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # Slurm announces the end of its time with SIGUSR1
 HANGUP = signal.SIGHUP  # the terminal was closed, or its connection lost; nohup ignores it, and then so does the run
@@ -50,7 +50,7 @@ class StopSignals:
 
     def asked(self) -> int | None:
         """Return the signal that any rank has received, the same on all ranks, which all have to ask."""
-        return any_rank_says(self.received)
+        return max_over_ranks(self.received)
 
     def _receive(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and self.received is not None:

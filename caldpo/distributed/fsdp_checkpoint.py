@@ -28,7 +28,7 @@ from caldpo.checkpointing.checkpoint_weights import frozen_names, tensor_bytes
 from caldpo.checkpointing.manifest import OPTIMIZER_PARTS, WEIGHT_PARTS, Manifest
 from caldpo.distributed.fsdp import reshard, tied_names
 from caldpo.errors import CaldpoError
-from caldpo.utils.collectives import settled
+from caldpo.utils.collectives import call_on_all_ranks
 
 PLAIN = "optimizer_plain"  # key of the optimisers' values that are no tensors
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -72,7 +72,7 @@ def load_sharded(folder: Path, module: nn.Module, optimizers: Sequence[torch.opt
         CaldpoError: it was not written by a run with sharded weights, or is of another model.
     """
     training: dict[str, Any] = {}
-    settled(lambda: training.update(_load_rest(folder)))  # a read error on one rank stops all
+    call_on_all_ranks(lambda: training.update(_load_rest(folder)))  # a read error on one rank stops all
     frozen, ties = frozen_names(module), tied_names(module)
     weights = {name: value for name, value in module.state_dict().items() if name not in frozen and name not in ties}
     _read(weights, folder / WEIGHT_PARTS)

@@ -20,7 +20,7 @@ from caldpo.losses.base import PreferenceLoss
 from caldpo.nonfinite.locate import SeenBatch, locate, merged
 from caldpo.nonfinite.step_dump import dump_step
 from caldpo.types import PairBatch, PairLogps
-from caldpo.utils.collectives import gathered
+from caldpo.utils.collectives import all_gather
 from caldpo.utils.finite_checks import REMEDY, nonfinite_names
 from caldpo.utils.notes import print_notes
 
@@ -103,7 +103,7 @@ class NonFiniteGuard:
         if module.scales_gradients and math.isfinite(loss):  # the scale was too large, and will be halved
             self.skipped += 1
             return self._check_limit(f"float16 gradients overflowed at optimiser step {step}, as at steps before")
-        finding = merged(gathered(locate(seen, module.policy if before_update else None, origins_of(module.trainer))))
+        finding = merged(all_gather(locate(seen, module.policy if before_update else None, origins_of(module.trainer))))
         path, dump_failure = self._dump(module, step, seen, str(finding))
         what = "loss" if not math.isfinite(loss) else "gradient"
         values = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "grad_norm", "lr") if name in metrics)
@@ -213,7 +213,7 @@ class HeldOutGuard:
             return None
         weights = nonfinite_names((name, p.detach()) for name, p in _parameters(module))
         finding = merged(
-            gathered(replace(locate(self._seen, None, origins_of(module.trainer)), weights=tuple(weights)))
+            all_gather(replace(locate(self._seen, None, origins_of(module.trainer)), weights=tuple(weights)))
         )
         if not finding.bad:
             return None  # a mean over so many pairs overflowed, or is undefined

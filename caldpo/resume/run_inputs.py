@@ -17,11 +17,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.checkpointing.checkpoint_weights import frozen_names
-from caldpo.config.path_digests import contents
+from caldpo.config.path_digests import path_digests
 from caldpo.console import versions
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_cache import tokenizer_digest
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 from caldpo.reference.fingerprint import key_of, model_configuration, weights_digest
 from caldpo.reference.reference_base import Reference, ReferenceSource
 from caldpo.resume.config_diff import bound, config_digest
@@ -59,7 +59,7 @@ def known_inputs(config: Mapping[str, Any], data: PairDataModule, tokenizer: Pre
         "the scores of the held-out pairs": data.test_pairs.scores_digest(),
         "the texts of the held-out pairs": _digest(texts),
         "the tokenizer": tokenizer_digest(tokenizer),
-        **{f"what {key} names": digest for key, digest in contents(named).items()},
+        **{f"what {key} names": digest for key, digest in path_digests(named).items()},
     }
 
 

@@ -28,7 +28,7 @@ from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.reference.fingerprint import weights_digest
 from caldpo.utils import collectives as ranks
-from caldpo.utils.collectives import largest_of_all, settled, share_evenly
+from caldpo.utils.collectives import call_on_all_ranks, largest_over_ranks, shard_items
 from tests.messages import refused
 from tests.tiny import tiny_model
 
@@ -124,22 +124,22 @@ def test_every_rank_has_as_many(items: Any, rank: int, share: list[int], monkeyp
     monkeypatch.setattr(ranks, "_several", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
-    assert list(share_evenly(items)) == share
+    assert list(shard_items(items)) == share
 
 
 def test_the_worst_of_all_ranks_is_known_to_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert largest_of_all(1.0, 2.0) == (1.0, 2.0)
-    monkeypatch.setattr(ranks, "gathered", lambda mine: [mine, (3.0, 0.5), (2.0, float("nan"))])
-    worst = largest_of_all(1.0, 2.0)
+    assert largest_over_ranks(1.0, 2.0) == (1.0, 2.0)
+    monkeypatch.setattr(ranks, "all_gather", lambda mine: [mine, (3.0, 0.5), (2.0, float("nan"))])
+    worst = largest_over_ranks(1.0, 2.0)
     assert worst[0] == 3.0
     assert worst[1] != worst[1]
 
 
 def test_what_fails_on_one_rank_fails_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert settled(lambda: 3) == [3]
-    monkeypatch.setattr(ranks, "gathered", lambda mine: [mine, (None, "No space left on device")])
+    assert call_on_all_ranks(lambda: 3) == [3]
+    monkeypatch.setattr(ranks, "all_gather", lambda mine: [mine, (None, "No space left on device")])
     with refused("No space left on device", "rank 1", kind=OSError):
-        settled(lambda: 3)
+        call_on_all_ranks(lambda: 3)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,9 @@ def test_settings_that_exclude_a_strategy_are_refused(settings: dict[str, Any], 
 
 
 def test_a_caldpo_error_is_the_same_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "gathered", lambda mine: [mine, (None, CaldpoError("is damaged", key="step-3"))])
+    monkeypatch.setattr(ranks, "all_gather", lambda mine: [mine, (None, CaldpoError("is damaged", key="step-3"))])
     with refused("is damaged", key="step-3"):
-        settled(lambda: 3)
+        call_on_all_ranks(lambda: 3)
 
 
 def test_shards_that_the_first_rank_cannot_see_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
