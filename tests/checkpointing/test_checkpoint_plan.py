@@ -37,7 +37,7 @@ def test_nothing_is_cut_where_a_checkpoint_is_refused(monkeypatch: pytest.Monkey
     calls: list[str] = []
     with refused("the tokenizer", key="resume"):
         plan(calls).accept(manifest(identity={"the tokenizer": "2"}), first_rank=True)
-    monkeypatch.setattr(checkpoint_plan, "gathered", lambda step: [step, 8])
+    monkeypatch.setattr(checkpoint_plan, "all_gather", lambda step: [step, 8])
     with refused(4, 8, key="resume"):
         plan(calls).accept(manifest(), first_rank=True)
     assert "cut" not in calls
