@@ -144,6 +144,8 @@ class NonFiniteGuard:
 
     def _dump(self, module: GuardedModule, step: int, seen: list[SeenBatch], reason: str) -> tuple[Path | None, str]:
         """Write this rank's share of the step; a full disk must not hide why the run stopped."""
+        if not seen:
+            return None, ""
         trainer = module.trainer
         plugin = trainer.precision_plugin
         scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None

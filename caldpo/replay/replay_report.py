@@ -28,11 +28,10 @@ def replay_facts(path: Path, dump: Dump, weights: str, passes: list[InspectedPas
         weights: which weights were used.
         passes: the first in the run's precision.
     """
-    copied = ("step", "rank", "ranks", "reason", "loss", "formula", "layout")
+    copied = {"step", "rank", "ranks", "reason", "loss", "formula", "layout", "micro_batches"}
     return {
         "dump": str(path),
-        **{name: dump.metadata[name] for name in copied},
-        "micro_batches": dump.micro_batches,
+        **dump.header.model_dump(include=copied),
         "weights": weights,
         "verdict": verdict(dump, weights, passes),
         "reproduced": {one.precision: one.is_nonfinite(dump.weight) for one in passes},

@@ -72,7 +72,7 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     tokenizer = components.model.load_tokenizer()
     policy = components.adapter.apply(components.model.load_policy())
     require_fit(dump, policy, loss, path)
-    layout, _ = settle_layout(dump.metadata["layout"], policy, components.data.max_length)
+    layout, _ = settle_layout(dump.header.layout, policy, components.data.max_length)
     trainer = trainer_settings.build(run_dir, [], [])
     policy = in_run_dtype(trainer, policy)
     reference = None
@@ -96,7 +96,7 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
                 precision=precision,
                 context=trainer.precision_plugin.forward_context if own else contextlib.nullcontext,
                 logits_cache_mib=settings.logits_cache_mib,
-                scale=dump.metadata["gradient_scale"] if own else 1.0,
+                scale=dump.header.gradient_scale if own else 1.0,
                 to_float32=not own,
             )
         )
@@ -110,10 +110,10 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
 def batches_of(dump: Dump, pad_id: int, layout: Any) -> list[PairBatch]:
     """Collate the dumped micro-batches, without a split, so that the reference is run live."""
     batches, start = [], 0
-    for size in dump.micro_batches:
+    for size in dump.header.micro_batches:
         rows = slice(start, start + size)
         start += size
-        step_pairs = dump.metadata["step_pairs"]
+        step_pairs = dump.header.step_pairs
         batches.append(
             collate(dump.pairs[rows], pad_id, layout=layout, weight=dump.weight[rows], step_pairs=step_pairs)
         )
@@ -146,9 +146,9 @@ def load_checkpoint_before(dump: Dump, run_dir: Path, policy: PreTrainedModel) -
     Raises:
         CaldpoError: the checkpoint is damaged, or of another policy.
     """
-    name = last_checkpoint(run_dir, dump.metadata["step"])
+    name = last_checkpoint(run_dir, dump.header.step)
     if name is None:
-        missing = "" if dump.metadata["checkpoint"] is None else f" ({dump.metadata['checkpoint']} no longer exists)"
+        missing = "" if dump.header.checkpoint is None else f" ({dump.header.checkpoint} no longer exists)"
         return f"those that the run started from{missing}"
     folder = run_dir / name
     try:
@@ -164,7 +164,7 @@ def load_checkpoint_before(dump: Dump, run_dir: Path, policy: PreTrainedModel) -
     except RuntimeError as error:  # a shape differs
         detail = " ".join(str(error).split())[:300]
         raise CaldpoError(f"is of another policy: {detail}", key="replay", value=folder, remedy=_REMEDY) from error
-    before = dump.metadata["step"] - int(name.rpartition("-")[2])
+    before = dump.header.step - int(name.rpartition("-")[2])
     return f"{name}, {before} optimiser steps before the batch" if before else f"{name}, those of the step itself"
 
 

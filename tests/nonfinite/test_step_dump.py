@@ -58,13 +58,13 @@ def test_a_dump_round_trips(layout: str, tmp_path: Path) -> None:
         )
         assert found.score_chosen == pytest.approx(pair.score_chosen)
         assert found.origin == f"train.jsonl:{pair.index + 1}"
-    assert dump.micro_batches == [3, 4]
+    assert dump.header.micro_batches == [3, 4]
     assert dump.weight == [1, 1, 1, 1, 1, 0, 1]
     assert dump.values["reference_rejected"].tolist() == [-i - 0.75 for i in range(7)]
     assert torch.equal(dump.values["loss"], torch.cat([s.values["loss"] for s in seen]))
     assert {"terms/contrast", "terms/calibration"} <= dump.values.keys()
-    facts = dump.metadata
-    assert (facts["step"], facts["step_pairs"], facts["layout"], facts["gradient_scale"]) == (12, 7, layout, 1024.0)
+    header = dump.header
+    assert (header.step, header.step_pairs, header.layout, header.gradient_scale) == (12, 7, layout, 1024.0)
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no draft is left
 
 
@@ -81,9 +81,7 @@ def test_the_last_checkpoint_before_the_step_is_found(tmp_path: Path) -> None:
         (folder / "weights.safetensors").touch()
     (tmp_path / "checkpoints" / "step-11").mkdir()  # nothing in it
     assert last_checkpoint(tmp_path, 12) == "checkpoints/step-12"  # weights that have seen 12 steps, as the batch's had
-    assert (
-        read_dump(dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")])).metadata["checkpoint"] == "checkpoints/step-12"
-    )
+    assert read_dump(dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")])).header.checkpoint == "checkpoints/step-12"
 
 
 def require_refused(path: Path, *facts: Any) -> None:

@@ -102,7 +102,7 @@ def replayed(path: Path, *overrides: str) -> dict[str, Any]:
 def test_a_nonfinite_step_is_replayed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(*RUN, *QUIET, *MORE, "hydra.run.dir=run", fails=1)
     path = found_in("run")
-    step = read_dump(path).metadata["step"]
+    step = read_dump(path).header.step
     before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
     capsys.readouterr()
 
