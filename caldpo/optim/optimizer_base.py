@@ -16,6 +16,7 @@ class OptimizerChoice(ABC):
     """What ``optim=`` chooses: refuses early what it cannot do, and builds the optimiser with its schedule."""
 
     lr: float  # largest learning rate of the schedule
+    eps: float | None = None  # added to the denominator
     rounds_stochastically = False  # half-precision weights take an update's digits beyond their last with its odds
     compiled_step = False  # torch.compile makes a kernel for each weight: nothing of a copy's size beside them
 
