@@ -17,14 +17,15 @@ from caldpo.errors import CaldpoError
 from caldpo.logprobs import LOGITS_CACHE_MIB, LogprobEngine
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
-from caldpo.models.dropout import acts
-from caldpo.models.eval_mode import evaluating
+from caldpo.models.dropout import has_dropout
+from caldpo.models.model_forward import evaluating
 from caldpo.nonfinite.guard import HeldOutGuard, NonFiniteGuard
 from caldpo.optim.optimizer_base import OptimizerChoice
 from caldpo.reference.reference_base import Reference
 from caldpo.reference.start_check import check_start, largest_and_mean, start_ratios
 from caldpo.step_metrics import StepMetrics
 from caldpo.types import PairBatch, PairLogps, assembler
+from caldpo.utils.collectives import largest_over_ranks
 
 
 class PreferenceModule(pl.LightningModule):
@@ -144,7 +145,7 @@ class PreferenceModule(pl.LightningModule):
         # before the first update policy and reference are the same, but for the policy's dropout
         fresh = self.global_step == 0 and not self.resumed and self.same_start and self.loss.needs_reference
         at_start = None
-        if fresh and acts(self.policy):
+        if fresh and has_dropout(self.policy):
             with evaluating(self.policy):
                 at_start = self.engine(batch)
         total, chosen, rejected = self.engine.loss(batch, summed_loss)

@@ -34,7 +34,7 @@ from caldpo.console import (
     print_start,
     versions,
 )
-from caldpo.data.end_tokens import inner_end_notes
+from caldpo.data.end_tokens import end_tokens, inner_end_notes
 from caldpo.distributed.fsdp import full_state_dict
 from caldpo.errors import CaldpoError
 from caldpo.estimation.estimate_run import estimate
@@ -46,10 +46,9 @@ from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.metrics_file import NAME
 from caldpo.model_data_checks import check_fit
-from caldpo.models.adapter_coverage import print_coverage
-from caldpo.models.adapters import is_adapted
-from caldpo.models.model_probes import require_sound
-from caldpo.models.policy_placement import load_policy
+from caldpo.models.adapted_policy import is_adapted, print_adapter_coverage
+from caldpo.models.model_probes import require_valid_logprobs
+from caldpo.models.model_source import load_on_rank
 from caldpo.models.revision import keep_commit, keep_data_commit
 from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
@@ -165,16 +164,16 @@ def run_in(
 
     try:
         sharded = components.trainer.is_sharded
-        policy = components.adapter.apply(load_policy(source, sharded=sharded))
-        print_coverage(policy)
-        print_notes(sampling_notes(policy, tokenizer))
+        policy = components.adapter.apply(load_on_rank(source, sharded=sharded))
+        print_adapter_coverage(policy)
+        print_notes(sampling_notes(policy, tokenizer, end_tokens(tokenizer, policy)))
         print_notes(inner_end_notes(tokenizer, policy, data.train_pairs))
         print_notes(export_notes(policy, tokenizer) if settings.export else [])
         name = tracked_name(run_dir, loss_name, settings.seed)
         tracked = components.logger.open(run_dir, name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]
         noise = bool(cfg.model.get("dropout"))
-        require_sound(policy, training=True, max_length=data.max_length, dropout=noise)
+        require_valid_logprobs(policy, training=True, max_length=data.max_length, dropout=noise)
         layout, why = settle_layout(settings.layout, policy, data.max_length, sharded=sharded)
         print_layout(layout, why)
         steps = components.trainer

@@ -8,6 +8,8 @@ import signal
 import threading
 from typing import Any
 
+from caldpo.utils.collectives import max_over_ranks
+
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # Slurm announces the end of its time with SIGUSR1
 HANGUP = signal.SIGHUP  # the terminal was closed, or its connection lost; nohup ignores it, and then so does the run
 REQUEUING = signal.SIGUSR2  # of launchers that handle it themselves: submitit queues the job again

@@ -21,7 +21,8 @@ from caldpo.data.chat_template import render_pair
 from caldpo.data.pair import Message, PreferencePair, TokenizedPair
 from caldpo.data.raw_row import RowError
 from caldpo.errors import CaldpoError
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
+from caldpo.models.sampling import token_names
 
 _PROBE = "response"  # text of an assistant turn
 
@@ -84,16 +85,8 @@ def inner_end_notes(
             count += bool(inner)
     if not count:
         return []
-    where = f"{count:,} training responses hold {named(tokenizer, sorted(tokens))} before their end"
+    where = f"{count:,} training responses hold {token_names(tokenizer, sorted(tokens))} before their end"
     return [f"{where}, at which samples end: they are trained on whole"]
-
-
-def named(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str:
-    """Format tokens for a message: ``</s> (2), <|im_end|> (32001)``."""
-    names = tokenizer.convert_ids_to_tokens(list(ends))
-    return ", ".join(
-        f"{'unknown' if name is None else name} ({token})" for name, token in zip(names, ends, strict=True)
-    )
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
 _log = logging.getLogger("caldpo")
 
 

@@ -19,7 +19,7 @@ from caldpo.checkpointing.checkpoint_io import OWN_KEY, load_training, load_weig
 from caldpo.checkpointing.checkpoint_weights import add_frozen, deduplicate_tied, tensor_bytes
 from caldpo.checkpointing.manifest import OPTIMIZER_PARTS, WEIGHTS, Manifest
 from caldpo.errors import CaldpoError
-from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.collectives import call_on_all_ranks, is_first_rank
 
 PLAIN = "optimizer_plain"  # key of the optimiser's settings
 _MASTER = "master"  # the float32 copy of this rank's partition of the weights

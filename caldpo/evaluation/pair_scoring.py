@@ -14,8 +14,7 @@ from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
-from caldpo.logprobs.head import NotNumbersError
-from caldpo.models.eval_mode import evaluating
+from caldpo.models.model_forward import NonFiniteLogitsError, evaluating
 from caldpo.utils.delayed_progress import DelayedProgress
 from caldpo.utils.finite_checks import not_finite_error
 
@@ -58,7 +57,7 @@ def score_pairs(
             try:
                 with context():
                     chosen, rejected = engine(rows)
-            except NotNumbersError as error:  # the output head is looked at with the first batch
+            except NonFiniteLogitsError as error:  # the output head is looked at with the first batch
                 raise CaldpoError(f"{whose}: {error.message}", remedy=error.remedy) from error
             found[:, places] = torch.stack([chosen, rejected]).double().cpu().numpy()
             bar.advance(len(places))

@@ -23,7 +23,7 @@ from caldpo.exporting.export_policy import export_notes, in_dtype, write_policy
 from caldpo.exporting.export_settings import RECORD, ExportSettings, default_dir, export_dir
 from caldpo.exporting.hub_upload import Repository
 from caldpo.exporting.model_card import CARD, PICTURE, Exported, draw, published_base, write_card
-from caldpo.models.adapters import is_adapted
+from caldpo.models.adapted_policy import is_adapted
 from caldpo.models.hub_model import load_tokenizer
 from caldpo.models.merged_adapter import merged
 from caldpo.utils.atomic_io import atomic_folder

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from caldpo.distributed.fsdp import full_tensor
-from caldpo.models.adapters import base_model, base_weights, reference_adapter
+from caldpo.models.adapted_policy import base_model, base_weights, reference_adapter
 from caldpo.utils.atomic_io import file_digest
 from caldpo.utils.collectives import all_gather, is_first_rank
 from caldpo.utils.delayed_progress import DelayedProgress

@@ -18,8 +18,8 @@ from caldpo.config.run_lifecycle import write_json
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
-from caldpo.models.adapters import adapter_off, is_adapted
-from caldpo.models.eval_mode import evaluating
+from caldpo.models.adapted_policy import adapter_off, is_adapted
+from caldpo.models.model_forward import evaluating
 from caldpo.reference.fingerprint import MANIFEST, difference, key_of, model_configuration, model_facts, weights_digest
 from caldpo.reference.logprob_store import LogpStore
 from caldpo.reference.reference_base import Logps, ReferenceContext

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from caldpo.logprobs import LogprobEngine
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import loss_metrics
-from caldpo.models.eval_mode import evaluating
+from caldpo.models.model_forward import evaluating
 from caldpo.nonfinite.locate import LOGPS, nonfinite_gradients
 from caldpo.reference.reference_base import Logps, Reference
 from caldpo.types import PairBatch, assembler

@@ -21,7 +21,7 @@ from caldpo.config.path_digests import path_digests
 from caldpo.console import versions
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_cache import tokenizer_digest
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 from caldpo.reference.fingerprint import key_of, model_configuration, weights_digest
 from caldpo.reference.reference_base import Reference, ReferenceSource
 from caldpo.resume.config_diff import bound, config_digest

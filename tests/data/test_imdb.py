@@ -223,6 +223,7 @@ def test_the_space_after_the_prompt_is_the_continuations(monkeypatch):
         prompts.extend(ids)
         return [[was, was, eos]] * len(ids)
 
+    monkeypatch.setattr(imdb, "end_tokens", lambda *_: ())
     monkeypatch.setattr(imdb, "sample_responses", respond)
     found = imdb.sample_continuations(
         None, tok, ["this movie", "bad"], max_new_tokens=3, temperature=1.0, seed=0, batch_size=1
@@ -234,6 +235,7 @@ def test_the_space_after_the_prompt_is_the_continuations(monkeypatch):
 def test_every_batch_and_seed_samples_afresh(monkeypatch):
     """Else a prompt in two batches would get one continuation twice. Equal seeds give equal samples."""
     seeds = []
+    monkeypatch.setattr(imdb, "end_tokens", lambda *_: ())
     monkeypatch.setattr(imdb, "sample_responses", lambda *_, seed, **__: seeds.append(seed) or [[5]])
     for seed in (0, 0, 1):
         imdb.sample_continuations(

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
+from caldpo.data.end_tokens import end_tokens
 from caldpo.data.raw_row import RawRow, RewardSource
 from caldpo.data.sources.file_checks import folder_digest
 from caldpo.data.sources.hub_dataset import HubDataset
@@ -220,6 +221,7 @@ def sample_continuations(
             model,
             tokenizer,
             ids,
+            ends=end_tokens(tokenizer, model),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=random.Random(f"sample {seed} {start}").getrandbits(31),
