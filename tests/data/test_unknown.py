@@ -8,7 +8,7 @@ import pytest
 
 from caldpo.data.data_report import TokenCounts
 from caldpo.data.tokenize import unknown_token
-from caldpo.environments.reviews.review_tokenizer import build_tokenizer
+from caldpo.environments.reviews.sft_policy import build_tokenizer
 from tests.data.prepared import TEST, TRAIN, prepared
 from tests.data.small import RowsSource, gpt2, word_tokenizer
 from tests.messages import names, refused

@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from caldpo.environments.reviews import sft_policy as sft
 from caldpo.environments.reviews.review_prompts import TITLES, parse_prompt
 from caldpo.environments.reviews.review_reward import parse_sentence
-from caldpo.environments.reviews.review_tokenizer import build_tokenizer
-from caldpo.environments.reviews.sft_policy import SftRecipe, fit_sft, sft_batches
+from caldpo.environments.reviews.sft_policy import SftRecipe, build_tokenizer, fit_sft, sft_batches
 from caldpo.models.tiny_model import TinyModel
 from tests.messages import refused
 
