@@ -24,6 +24,7 @@ from caldpo.data.end_tokens import end_tokens, response_text
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.data.split import prompt_key
 from caldpo.data.token_cache import tokenizer_digest
+from caldpo.data.true_rewards import true_rewards
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.eval_precision import find_device, forward_context, placed
 from caldpo.evaluation.evaluation_cache import EvaluationCache, Sampling
@@ -32,8 +33,7 @@ from caldpo.evaluation.pair_scoring import score_pairs
 from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
 from caldpo.evaluation.reference_model import load_reference, require_vocabulary
 from caldpo.evaluation.suite_result import FOLDER
-from caldpo.evaluation.true_rewards import true_rewards
-from caldpo.model_data_checks import check_fit, require_prompts
+from caldpo.model_data_checks import check_fit, require_prompts, tokenizer_key
 from caldpo.models.adapted_policy import adapter_off, is_adapted
 from caldpo.models.model_forward import NonFiniteLogitsError
 from caldpo.models.model_probes import require_valid_logprobs
@@ -41,9 +41,8 @@ from caldpo.models.sampling import reference_seed, sample_responses, sampling_no
 from caldpo.reference.reference_base import ReferenceSource
 from caldpo.report.comparison_facts import OWN_BETA
 from caldpo.report.run_files import is_number
-from caldpo.resume.config_diff import bound
-from caldpo.resume.template_date import clock_of
-from caldpo.run_record import DATE
+from caldpo.resume.config_diff import compared_keys
+from caldpo.resume.pins import DATE, first_day
 from caldpo.utils.delayed_progress import DelayedProgress
 from caldpo.utils.notes import print_notes
 
@@ -73,7 +72,8 @@ class EvaluatedPolicy:
         self.reward_beta = float(settings.reward_beta or target.of_run("reward_beta", 0.1))
         self.weights = find_weights(target, settings.wanted)
         config = OmegaConf.create({name: target.config[name] for name in ("model", "adapter", "reference", "data")})
-        self.source, self.adapter = build_model(config)
+        configured, self.adapter = build_model(config)
+        self.source = self.adapter.base(configured)
         self._own_reference: ReferenceSource | None = build_optional(config, "reference")
         data: PairDataModule | None = build_optional(config, "data")
         self.adapter.check()
@@ -352,7 +352,7 @@ class EvaluatedPolicy:
     def _key(self, *sections: str) -> str:
         """What the policies of one command share is kept under all that they were configured by: nothing is left out
         but what no number depends on, and the seed that orders training pairs."""
-        told = bound({name: self.target.config[name] for name in sections})
+        told = compared_keys({name: self.target.config[name] for name in sections})
         return json.dumps([self.identity, told | {"data.seed": None}], sort_keys=True, default=str)
 
     @property
@@ -367,11 +367,17 @@ class EvaluatedPolicy:
         tokenizer = self.tokenizer
         if data is None:
             return tokenizer, None
-        data.now = clock_of(self.target.summary) or data.now
+        data.now = first_day(self.target.summary) or data.now
         told_before = self.target.run is not None and self.target.own_data  # and rows left out are listed in the run
         with contextlib.redirect_stdout(io.StringIO()) if told_before else contextlib.nullcontext():
             data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none", needs_rejected=False)
         if told_before:
             (self.folder / REJECTED_ROWS).unlink()
-        check_fit(self.source, tokenizer, data, reference=self._own_reference)
+        check_fit(
+            self.source,
+            tokenizer,
+            data,
+            reference=self._own_reference,
+            tokenizer_key=tokenizer_key(self.target.config["model"]),
+        )
         return tokenizer, data

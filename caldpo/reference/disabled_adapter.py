@@ -53,7 +53,7 @@ class AdapterReference:
 class Adapter:
     """``reference=adapter``: the weights under the policy's adapter."""
 
-    distinct = False
+    distinct, path, dtype = False, None, "same"
 
     @validated
     def __init__(self) -> None:

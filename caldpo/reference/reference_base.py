@@ -98,6 +98,8 @@ class ReferenceSource(Protocol):
     """What ``reference=`` chooses: says what the reference is, and builds it."""
 
     distinct: bool  # the reference is meant to be another model than the one the policy starts from
+    path: str | None  # of that other model; None has the weights that the policy starts from
+    dtype: str  # of the weights; ``same`` as the policy's
 
     def identity(self, policy: str) -> str:
         """One line that says what the reference is, however it is kept; ``policy`` is the policy's own."""

@@ -13,6 +13,7 @@ from caldpo.config.bounds import NonNegative, PositiveInt, Share
 from caldpo.config.signatures import validated
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.sources.sentiment_reward import SentimentReward
+from caldpo.data.true_rewards import true_rewards, wins
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
@@ -22,7 +23,6 @@ from caldpo.evaluation.policy_weights import Weights
 from caldpo.evaluation.scored_samples import SAMPLES, Outcome, cut_notes, write_samples
 from caldpo.evaluation.suite_base import Suite
 from caldpo.evaluation.suite_result import Measure, Result
-from caldpo.evaluation.true_rewards import true_rewards, wins
 
 Values = NDArray[np.float64]
 

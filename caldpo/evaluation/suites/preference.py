@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from caldpo.config.bounds import PositiveInt, Share
 from caldpo.config.signatures import validated
+from caldpo.data.true_rewards import wins
 from caldpo.environments.reward_agreement import agreement_of_centred, centred, rank_correlation
 from caldpo.evaluation.bootstrap import Bootstrap, Rows
 from caldpo.evaluation.calibration_error import calibration_error, expected_error, reliability_curve
@@ -19,7 +20,6 @@ from caldpo.evaluation.consistency_checks import logged_otherwise
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.suite_base import Suite
 from caldpo.evaluation.suite_result import Measure, Result
-from caldpo.evaluation.true_rewards import wins
 from caldpo.metric_definitions import REWARD_UNIT
 from caldpo.report.comparison_facts import OWN_BETA
 from caldpo.utils.atomic_io import atomic_text
