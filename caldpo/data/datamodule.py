@@ -232,6 +232,10 @@ class PairDataModule(TokenizedDataModule):
         """The source's known true reward of (prompt, response), where it has one."""
         return self.source.reward if isinstance(self.source, RewardSource) else None
 
+    def pin_source(self, commit: str) -> None:
+        """Read a hub data set at ``commit`` from now on; to be called before :meth:`prepare_pairs`."""
+        self.source = self.source.pinned(commit)
+
     @property
     def test_sources(self) -> list[PreferencePair]:
         """The pairs of the test split as text, in the order of :attr:`test_pairs`."""

@@ -99,6 +99,14 @@ class PairSource(ABC):
         """Whether the rows exist already, or need no language model to make them."""
         return True
 
+    def commit(self) -> str | None:
+        """Return the commit of the hub that would be read now; None where the data has none."""
+        return None
+
+    def pinned(self, commit: str) -> PairSource:
+        """Return the source that reads ``commit``, whatever its branch has moved on to."""
+        return self
+
 
 class RewardSource(PairSource):
     """A generated source whose true reward is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -87,9 +88,11 @@ class HubDataset(PairSource):
         except Exception:  # loading will explain what is wrong, or read the cache
             return None
 
-    def pin(self, commit: str) -> None:
-        """Read this commit from now on, wherever the branch moves."""
-        self.revision = commit
+    def pinned(self, commit: str) -> HubDataset:
+        """Return a copy that reads ``commit``."""
+        source = copy.copy(self)
+        source.revision = commit
+        return source
 
     def load(self, split: str) -> datasets.Dataset:
         """Load a split with ``datasets``; raises as :meth:`rows` does."""
