@@ -25,7 +25,7 @@ from typing import Any, Protocol, cast
 
 from caldpo.data.columns import Columns
 from caldpo.data.pair import PreferencePair
-from caldpo.data.raw_row import RowError, shown
+from caldpo.data.raw_row import TURNS, RowError, shown
 from caldpo.errors import CaldpoError
 
 USUAL = ("trl_standard",)  # named first where several formats are equally near
@@ -70,8 +70,8 @@ def detect(row: Row) -> str:
         return names[0]
     if names:
         raise RowError(f"matches several formats ({', '.join(names)})")
-    if len(row) == 1 and _is_list_of_rows(next(iter(row.values()))):
-        raise RowError(f"one object around the rows (write the list of its key {shown(next(iter(row)))} alone)")
+    if outer := [name for name, value in row.items() if len(row) == 1 and name not in TURNS and _are_rows(value)]:
+        raise RowError(f"one object around the rows (write the list of its key {shown(outer[0])} alone)")
     nearest, missing = _nearest(row)
     lacks = f", which needs {', '.join(f'`{column}`' for column in missing)}" if missing else ""
     raise RowError(
@@ -80,7 +80,7 @@ def detect(row: Row) -> str:
     )
 
 
-def _is_list_of_rows(value: Any) -> bool:
+def _are_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 

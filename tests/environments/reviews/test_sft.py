@@ -131,7 +131,7 @@ def test_the_policy_is_fitted_once_and_loaded_afresh(tmp_path: Path, monkeypatch
         TinyModel(**{**ARGUMENTS, "sft_seed": 1}, cache=str(tmp_path)).load_policy()
 
 
-def test_a_damaged_cache_says_what_to_delete(tmp_path: Path) -> None:
+def test_a_damaged_cache_names_the_folder_to_delete(tmp_path: Path) -> None:
     source = TinyModel(**ARGUMENTS, cache=str(tmp_path))
     source.load_policy()
     (weights,) = tmp_path.glob("*/model.safetensors")
