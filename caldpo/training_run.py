@@ -38,7 +38,7 @@ from caldpo.exporting.export_policy import export, export_notes
 from caldpo.exporting.model_card import CARD, Exported, write_card
 from caldpo.lightning_module import PreferenceModule
 from caldpo.loggers import csv_logger
-from caldpo.logprobs.layout import settle_layout
+from caldpo.logprobs.layout import choose_layout
 from caldpo.metrics_file import NAME
 from caldpo.model_data_checks import check_fit, tokenizer_key
 from caldpo.models.adapted_policy import is_adapted, print_adapter_coverage
@@ -46,7 +46,7 @@ from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import load_on_rank
 from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
-from caldpo.reference.reference_context import in_run_dtype, reference_context
+from caldpo.reference.reference_base import in_run_dtype, reference_context
 from caldpo.resume.resume_point import ResumePoint
 from caldpo.resume.run_inputs import data_inputs, environment, frozen_inputs, policy_inputs
 from caldpo.run_record import PLANNED, RunRecord
@@ -172,7 +172,7 @@ def plan_steps(cfg: DictConfig, components: Components, record: RunRecord, polic
     """Probe the policy, choose the layout of its batches, and plan the optimiser steps."""
     data, trainer = components.data, components.trainer
     require_valid_logprobs(policy, training=True, max_length=data.max_length, dropout=bool(cfg.model.get("dropout")))
-    layout, reason = settle_layout(record.settings.layout, policy, data.max_length, sharded=trainer.is_sharded)
+    layout, reason = choose_layout(record.settings.layout, policy, data.max_length, sharded=trainer.is_sharded)
     print_layout(layout, reason)
     plan = data.plan_steps(layout, **trainer.extent())
     record.note({PLANNED: plan.steps})

@@ -20,7 +20,7 @@ from caldpo.models.compilation import CompileClock, compile_layers
 from caldpo.models.model_source import prepare_for_training
 from caldpo.models.tabular_model import TabularModel
 from caldpo.reference.frozen_model import Frozen
-from caldpo.reference.reference_context import in_run_dtype
+from caldpo.reference.reference_base import in_run_dtype
 from tests.harness import Pairs, fit, make_module
 from tests.messages import refused
 from tests.reference.contexts import make_context

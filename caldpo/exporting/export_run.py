@@ -18,7 +18,7 @@ from caldpo.components import build_model
 from caldpo.config.run_lifecycle import write_json
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_target import Target, find_folders, read_target
-from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
+from caldpo.evaluation.model_loading import Weights, find_weights, load_weights
 from caldpo.exporting.export_policy import export_notes, in_dtype, write_policy
 from caldpo.exporting.export_settings import RECORD, ExportSettings, default_dir, export_dir
 from caldpo.exporting.hub_upload import Repository

@@ -24,11 +24,10 @@ from caldpo.config.summary_file import known_summary
 from caldpo.data.collate import collate
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
-from caldpo.logprobs.layout import settle_layout
+from caldpo.logprobs.layout import choose_layout
 from caldpo.losses.base import PreferenceLoss
 from caldpo.nonfinite.step_dump import Dump, last_checkpoint, read_dump
-from caldpo.reference.reference_base import ReferenceContext
-from caldpo.reference.reference_context import in_run_dtype
+from caldpo.reference.reference_base import ReferenceContext, in_run_dtype
 from caldpo.replay.inspected_pass import InspectedPass, run_pass
 from caldpo.replay.replay_report import as_dict, print_replay, verdict
 from caldpo.resume.config_diff import differences, read_config
@@ -72,7 +71,7 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     tokenizer = components.model.load_tokenizer()
     policy = components.adapter.apply(components.model.load_policy())
     require_fit(dump, policy, loss, path)
-    layout, _ = settle_layout(dump.metadata["layout"], policy, components.data.max_length)
+    layout, _ = choose_layout(dump.metadata["layout"], policy, components.data.max_length)
     trainer = trainer_settings.build(run_dir, [], [])
     policy = in_run_dtype(trainer, policy)
     reference = None
@@ -187,11 +186,11 @@ def _live_context(components: Components, policy: PreTrainedModel, trainer: pl.T
         policy=policy,
         reload=lambda: in_run_dtype(trainer, components.model.load_policy()),
         splits={"train": TokenizedPairs(), "test": TokenizedPairs()},
-        asked=("train", "test"),
+        needed_splits=("train", "test"),
         batches=lambda split, rows: [],
         device=trainer.strategy.root_device,
         precision=trainer.precision_plugin.forward_context,
-        seen=0,
+        pairs_seen=0,
         facts={},
     )
 

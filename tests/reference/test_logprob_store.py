@@ -13,7 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from caldpo.reference import logprob_store as store
+from caldpo.reference import logprob_store
 from caldpo.reference.logprob_store import DamagedPartError, LogpStore
 from tests.messages import names
 
@@ -22,7 +22,7 @@ PAIRS = 21  # three parts of eight, the last one shorter
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PAIRS_PER_PART", 8)
+    monkeypatch.setattr(logprob_store, "PAIRS_PER_PART", 8)
 
 
 class Worker:
@@ -86,7 +86,7 @@ def swap(path: Path) -> None:
         (Path.unlink, None),
     ],
 )
-def test_a_harmed_part_alone_is_computed_anew(harm: Callable[[Path], None], named: str | None, tmp_path: Path) -> None:
+def test_a_harmed_part_alone_is_computed_again(harm: Callable[[Path], None], named: str | None, tmp_path: Path) -> None:
     Worker().fill(tmp_path)
     harm(parts(tmp_path)[1])
     worker = Worker()
@@ -139,7 +139,7 @@ def test_distrusted_values_are_replaced_and_others_kept(tmp_path: Path) -> None:
 
 
 def build_slowly(folder: Path) -> torch.Tensor:
-    store.PAIRS_PER_PART = 4
+    logprob_store.PAIRS_PER_PART = 4
 
     def compute(rows: range) -> torch.Tensor:
         with (folder.parent / "asked").open("a") as file:
@@ -162,7 +162,7 @@ def test_processes_at_once_share_the_parts(tmp_path: Path) -> None:
 
 
 def build_and_die(folder: Path) -> None:
-    store.PAIRS_PER_PART = 8
+    logprob_store.PAIRS_PER_PART = 8
 
     def compute(rows: range) -> torch.Tensor:
         if rows.start == 16:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from caldpo.reference import logprob_store as store
+from caldpo.reference import logprob_store
 from caldpo.reference.precomputed import Precomputed
 from tests.reference.contexts import CountedEngine, make_context, prepared, rewrite, same
 
@@ -16,7 +16,7 @@ from tests.reference.contexts import CountedEngine, make_context, prepared, rewr
 def on_a_rank(rank: int, folder: Path) -> None:
     """Two parts are there, both wrong, a third is missing; this rank trusts nothing, the other everything."""
     torch.distributed.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    store.PAIRS_PER_PART = 8
+    logprob_store.PAIRS_PER_PART = 8
     reference = Precomputed(cache=str(folder / "cache"), spot_check=3).build(make_context())
     looked_at: list[Any] = []
     judge = reference._fault

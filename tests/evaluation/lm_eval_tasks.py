@@ -1,4 +1,4 @@
-"""Two tasks about words in the harness's own yaml, and an interpreter whose harness knows these alone."""
+"""Two tasks about words in LM Eval's own yaml, and an interpreter whose harness knows these alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 
 ASKED = 20
 _LAUNCHER = """#!{python}
-# runs what an interpreter is asked to run; the harness's command line does without its 14,000 own tasks, to be fast
+# runs what an interpreter is asked to run; LM Eval's command line does without its 14,000 own tasks, to be fast
 import runpy, sys
 sys.argv = sys.argv[1:]
 if sys.argv[0] == "-m":

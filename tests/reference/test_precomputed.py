@@ -80,7 +80,7 @@ def test_no_second_model_is_made_until_one_is_asked_for(tmp_path: Path, passes: 
 
 
 def test_a_split_that_nobody_asked_for_is_answered_live(tmp_path: Path, passes: CountedEngine) -> None:
-    context = make_context(asked=("test",))
+    context = make_context(needed_splits=("test",))
     reference = prepared(tmp_path, context)
     assert [p.name.split("-")[0] for p in tmp_path.iterdir()] == ["test"]
     assert (passes.pairs("train"), passes.pairs("test")) == (0, TEST)
@@ -144,7 +144,7 @@ def other_dtype(context: Any) -> Any:
         (other_dtype, "weights, dtype", True),
     ],
 )
-def test_anything_that_would_change_them_makes_them_anew(
+def test_anything_that_would_change_them_computes_them_again(
     change: Callable[[Any], Any],
     named: str,
     test_too: bool,
@@ -188,7 +188,7 @@ def test_half_precision_weights_are_summed_in_float32(tmp_path: Path, passes: Co
     same(reference.logps(batch), Frozen().build(context).logps(batch), rel=2e-2)
 
 
-def test_well_kept_but_wrong_values_are_found_and_made_anew(
+def test_well_kept_but_wrong_values_are_computed_again(
     tmp_path: Path, passes: CountedEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = make_context()
@@ -197,7 +197,7 @@ def test_well_kept_but_wrong_values_are_found_and_made_anew(
     passes.calls.clear()
     reference = prepared(tmp_path, context, spot_check=3)
     said = capsys.readouterr().out
-    names(said, *tmp_path.glob("train-*"), "3 pairs", "0.5 nats", "anew")
+    names(said, *tmp_path.glob("train-*"), "3 pairs", "0.5 nats", "again")
     assert passes.pairs("train") == 3 + TRAIN
     batch = batch_of(context, "train", range(TRAIN))
     same(reference.logps(batch), Frozen().build(context).logps(batch))
@@ -216,10 +216,10 @@ def test_half_precision_hides_no_wrong_values(
     context = make_context(policy, **precision)
     for attempt in range(2):
         prepared(tmp_path, context, spot_check=TRAIN)
-        assert not re.search("nats|anew", capsys.readouterr().out), attempt
+        assert not re.search("nats|again", capsys.readouterr().out), attempt
     rewrite(tmp_path, "train", lambda values: values * 0.985)
     prepared(tmp_path, context, spot_check=8)
-    names(capsys.readouterr().out, *tmp_path.glob("train-*"), "8 pairs", "nats", "anew")
+    names(capsys.readouterr().out, *tmp_path.glob("train-*"), "8 pairs", "nats", "again")
 
 
 def test_other_libraries_are_another_key(
@@ -235,7 +235,7 @@ def test_other_libraries_are_another_key(
 def test_what_is_read_and_what_is_computed_is_said(
     tmp_path: Path, passes: CountedEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    context = make_context(asked=("train",))
+    context = make_context(needed_splits=("train",))
     prepared(tmp_path, context)
     (folder,) = tmp_path.iterdir()
     (folder / "part-00001.safetensors").unlink()
@@ -246,7 +246,7 @@ def test_what_is_read_and_what_is_computed_is_said(
     names(capsys.readouterr().out, f"{TRAIN} train pairs", folder)
 
 
-def test_rounding_is_no_reason_to_compute_anew(tmp_path: Path, passes: CountedEngine) -> None:
+def test_rounding_is_no_reason_to_compute_again(tmp_path: Path, passes: CountedEngine) -> None:
     context = make_context()
     prepared(tmp_path, context)
     rewrite(tmp_path, "train", lambda values: values * (1 + 1e-5))
@@ -274,7 +274,7 @@ def test_weights_that_changed_under_the_run_are_refused(tmp_path: Path, passes: 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for attempt in (lambda cache: Precomputed(cache=str(cache)).check(), lambda cache: prepared(cache, make_context())):
-        with refused("cannot write", key="reference.cache", value=tmp_path / "file" / "cache", remedy="folder"):
+        with refused("cannot be written", key="reference.cache", value=tmp_path / "file" / "cache", remedy="folder"):
             attempt(tmp_path / "file" / "cache")
     Precomputed(cache=str(tmp_path / "new" / "cache")).check()
     assert not (tmp_path / "new").exists()

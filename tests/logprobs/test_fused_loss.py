@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caldpo.logprobs import fused_loss as streamed
-from caldpo.logprobs import lm_head_ops as softmax
-from caldpo.logprobs.fused_loss import ResponseTokens, streamed_loss
+from caldpo.logprobs import fused_loss, lm_head_ops
+from caldpo.logprobs.fused_loss import ResponseTokens, fused_pair_loss
 from caldpo.logprobs.lm_head_ops import HeadGradient, LogitTransform
 from tests.logprobs.heads import KEPT, PARTS, TOKENS, TRANSFORMS, Head, draw
 from tests.messages import refused
@@ -58,8 +57,8 @@ def tokens_of(head: Head) -> ResponseTokens:
 def ours(
     head: Head, loss: Loss, transform: LogitTransform = TRANSFORMS["identity"], kept: int = 0
 ) -> tuple[Tensor, Tensor]:
-    return streamed_loss(
-        head.hidden, head.weight, head.bias, tokens_of(head), loss, transform=transform, kept_bytes=kept
+    return fused_pair_loss(
+        head.hidden, head.weight, head.bias, tokens_of(head), loss, transform=transform, cache_bytes=kept
     )
 
 
@@ -88,7 +87,7 @@ def test_losses_log_probs_and_gradients(
     loss: str, transform: str, kept: str, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any grouping: a pair at a time, and one larger than a part; two and one and one; all at once."""
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", PARTS[part])
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS[part])
     for head in (draw(), draw(bias=False), draw(frozen=True)):
         assert_exact(head, LOSSES[loss], TRANSFORMS[transform], KEPT[kept])
 
@@ -103,7 +102,7 @@ def test_losses_log_probs_and_gradients(
 )
 def test_the_loss_is_asked_group_by_group(part: str, groups: list[slice], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the log-probs of those pairs alone, in order, at once with their chosen and rejected."""
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", PARTS[part])
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS[part])
     head, asked = draw(), []
 
     def seen(chosen: Tensor, rejected: Tensor, rows: slice) -> Tensor:
@@ -118,7 +117,7 @@ def test_the_loss_is_asked_group_by_group(part: str, groups: list[slice], monkey
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_gradients_are_the_slopes_of_the_loss(transform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against differences along random directions, so that not even autograd's own formulas are shared."""
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", PARTS["uneven"])
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS["uneven"])
     head, step = draw(), 1e-6
 
     def value() -> Tensor:
@@ -143,7 +142,7 @@ def test_a_second_backward_is_refused() -> None:
     head = draw()
     value, _ = ours(head, dpo)
     value.backward(retain_graph=True)
-    with refused("streamed loss", "once", kind=RuntimeError):
+    with refused("fused loss", "once", kind=RuntimeError):
         value.backward()
 
 
@@ -162,7 +161,7 @@ def test_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
             super().add(part, hidden, dz)
             made.extend(x.numel() for x in (self.hidden, self.matrix, self.bias) if x is not None)
 
-    monkeypatch.setattr(streamed, "HeadGradient", Counted)
+    monkeypatch.setattr(fused_loss, "HeadGradient", Counted)
     with torch.no_grad():
         torch.testing.assert_close(ours(draw(), dpo)[0], wanted, rtol=1e-12, atol=0)
     assert made == []

@@ -14,7 +14,7 @@ from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.exporting.export_policy import write_policy
 from caldpo.logprobs import LogprobEngine
-from caldpo.logprobs.layout import settle_layout
+from caldpo.logprobs.layout import choose_layout
 from caldpo.models.adapters import Lora
 from caldpo.models.dropout import has_dropout
 from caldpo.models.model_probes import probe, require_valid_logprobs, tolerance
@@ -131,10 +131,10 @@ def test_dynamic_frequencies_are_a_rows_own_whatever_came_before() -> None:
     lengths = ((10, 20, 9), (3, 4, 2), (8, 8, 7))  # of each pair; with and beyond 16 tokens, and just 16
     pairs = [TokenizedPair([5] * p, [*range(9, 9 + c)], [*range(7, 7 + r)], None, None, 0, "") for p, c, r in lengths]
     wanted = one_by_one(build("llama", max_position_embeddings=16, **DYNAMIC), pairs, fresh=True)
-    layout, why = settle_layout("auto", model, 30)
+    layout, why = choose_layout("auto", model, 30)
     assert layout == "padded"
     names(why, "16 tokens")
-    assert settle_layout("auto", model, 16)[0] == "packed"
+    assert choose_layout("auto", model, 16)[0] == "packed"
     engine = LogprobEngine(model)
     with torch.no_grad():
         for order in ([0, 1, 2], [2, 0], [2], [1]):
@@ -155,7 +155,7 @@ def test_a_temperature_by_place_gets_padded_rows() -> None:
     model = prepared("llama4_text", **keys)
     pairs = [TokenizedPair([5] * 8, [6, 7, 8, 9], [9, 8], None, None, i, "") for i in range(3)]
     wanted = one_by_one(build("llama4_text", **keys), pairs)
-    layout, why = settle_layout("auto", model, 12)
+    layout, why = choose_layout("auto", model, 12)
     assert layout == "padded"
     names(why, "temperature")
     with torch.no_grad():
