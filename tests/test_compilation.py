@@ -70,7 +70,7 @@ def test_a_resident_reference_is_the_compiled_policys_start_in_half_precision(pr
     trainer = settings.build(tmp_path, [csv_logger(tmp_path)], [])
     policy = in_run_dtype(trainer, module.policy)
     context = make_context(policy, precision=trainer.precision_plugin.forward_context)
-    object.__setattr__(module, "reference", Frozen().build(context))
+    module.reference = Frozen().build(context)
     data = Pairs(tiny_pairs(16), tiny_pairs(24, longest=20), 8)
     trainer.validate(module, data, verbose=False)
     assert 0 < module.largest_start_ratio < 2e-2  # there is something to forgive

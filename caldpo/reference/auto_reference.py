@@ -29,6 +29,8 @@ class Auto:
         spot_check: pairs recomputed whenever log-probs are read; 0: none.
     """
 
+    dtype = "same"
+
     @validated
     def __init__(
         self,

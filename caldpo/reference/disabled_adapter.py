@@ -53,7 +53,7 @@ class AdapterReference:
 class Adapter:
     """``reference=adapter``: the policy with its adapter disabled."""
 
-    distinct = False
+    distinct, path, dtype = False, None, "same"
 
     @validated
     def __init__(self) -> None:

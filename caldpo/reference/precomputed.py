@@ -223,6 +223,8 @@ class Precomputed:
         spot_check: pairs recomputed whenever log-probs are read; 0: none.
     """
 
+    dtype = "same"
+
     @validated
     def __init__(
         self,

@@ -13,7 +13,7 @@ from tests.messages import names
 CODE = """
 from dataclasses import dataclass
 
-from caldpo.evaluation.suite_result import Measure, Result
+from caldpo.evaluation.suite_base import Measure, Result
 from caldpo.evaluation.suite_base import Suite
 
 
@@ -22,10 +22,10 @@ class Longest(Suite):
     name = "longest"
     unit: int = 1
 
-    def run(self, subject):
-        longest = max(len(pair.chosen.split()) for pair in subject.texts)
+    def run(self, policy):
+        longest = max(len(pair.chosen.split()) for pair in policy.texts)
         measure = Measure(value=longest / self.unit, title="longest", unit="words", meaning="Of the chosen responses.")
-        return Result(measures={"words": measure}, examples=len(subject.pairs))
+        return Result(measures={"words": measure}, examples=len(policy.pairs))
 """
 
 
