@@ -30,6 +30,8 @@ class FsdpStrategy(ModelParallelStrategy, PolicyStrategy):
         super().__init__(data_parallel_size=ranks, tensor_parallel_size=1, process_group_backend=backend)
         self.cpu_offload = cpu_offload
 
+    shards_weights = True
+
     def shard(self, model: PreTrainedModel) -> None:
         if not is_sharded(model):
             shard(model, self.device_mesh["data_parallel"], self.root_device, cpu_offload=self.cpu_offload)
