@@ -24,13 +24,13 @@ class FsdpStrategy(ModelParallelStrategy, PolicyStrategy):
         cpu_offload: keep the shards in main memory.
     """
 
+    shards_weights = True
+
     def __init__(self, ranks: int, *, cpu_offload: bool = False) -> None:
         # shards in main memory are gathered and reduced there, too
         backend = "cpu:gloo,cuda:nccl" if cpu_offload and torch.cuda.is_available() else None
         super().__init__(data_parallel_size=ranks, tensor_parallel_size=1, process_group_backend=backend)
         self.cpu_offload = cpu_offload
-
-    shards_weights = True
 
     def shard(self, model: PreTrainedModel) -> None:
         if not is_sharded(model):
