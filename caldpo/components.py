@@ -33,8 +33,9 @@ class Components:
 
     Args:
         loss: one value per pair.
-        model: where the weights under the adapter come from; without an adapter, the policy's.
+        source: of the configured weights.
         adapter: put on the policy, or none.
+        model: source of the weights under the adapter: those of ``source``, or made of them.
         reference: of the log-ratios.
         data: pairs of both splits.
         optim: optimiser and schedule.
@@ -44,8 +45,9 @@ class Components:
     """
 
     loss: PreferenceLoss
-    model: ModelSource
+    source: ModelSource
     adapter: AdapterSource
+    model: ModelSource
     reference: ReferenceSource
     data: PairDataModule
     optim: OptimizerChoice
@@ -65,21 +67,26 @@ class Components:
             CaldpoError: a class cannot be imported, does not take its section's keys, or refuses a value.
         """
         loss, reference = build(cfg.loss, "loss"), build(cfg.reference, "reference")
-        model, adapter = build_model(cfg)
+        source, adapter = build_model(cfg)
         optim, trainer, data = (build(cfg[name], name) for name in ("optim", "trainer", "data"))
         rest: dict[str, Any] = {}
         if tracked:
             callbacks = build(cfg.callbacks, "callbacks")
             rest["logger"] = build(cfg.logger, "logger")
             rest["callbacks"] = {name: part for name, part in callbacks.items() if part is not None}
-        return cls(loss, model, adapter, reference, data, optim, trainer, **rest)
+        return cls(loss, source, adapter, adapter.base(source), reference, data, optim, trainer, **rest)
 
-    def check(self) -> None:
+    def check(self, *, on_this_machine: bool = True) -> None:
         """Refuse what can be refused before data and weights load.
+
+        Args:
+            on_this_machine: check the trainer's settings against this machine's devices, too; an estimate does not.
 
         Raises:
             CaldpoError: a component needs what is not installed or not allowed, or components exclude each other.
         """
+        if on_this_machine:
+            self.trainer.check()
         for name, callback in self.callbacks.items():
             if not isinstance(callback, pl.Callback):
                 raise CaldpoError(
@@ -103,15 +110,24 @@ class Components:
             trainer=self.trainer,
         )
 
+    def describe(self) -> dict[str, Any]:
+        """Describe loss, policy and reference as ``summary.json`` records them; may ask the hub for a commit."""
+        weights = self.model.identity()
+        return {
+            "formula": self.loss.formula,
+            "implicit_reward_beta": self.loss.implicit_reward_beta,
+            "policy": self.adapter.identity(weights),
+            "reference": self.reference.identity(self.adapter.started_from(weights)),
+        }
+
 
 def build_model(cfg: DictConfig) -> tuple[ModelSource, AdapterSource]:
-    """Build the sections ``model`` and ``adapter``: the source of the weights under the adapter, and the adapter.
+    """Build the sections ``model`` and ``adapter``; ``adapter.base`` has the weights under the adapter.
 
     Raises:
         CaldpoError: as :func:`build`.
     """
-    adapter: AdapterSource = build(cfg["adapter"], "adapter")
-    return adapter.base(build(cfg["model"], "model")), adapter
+    return build(cfg["model"], "model"), build(cfg["adapter"], "adapter")
 
 
 def build_optional(cfg: DictConfig, name: str) -> Any:

@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from caldpo.checkpointing.checkpoint_callback import Checkpoints
 from caldpo.checkpointing.checkpoint_io import load_weights
-from caldpo.data.batch_sampler import StepBatchSampler
+from caldpo.data.batching import StepBatchSampler
 from caldpo.data.collate import PairBatches, collate
-from caldpo.data.pair_loader import PairLoader
+from caldpo.data.data_loading import PairLoader
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
 from caldpo.lightning_trainer import StepProgress
@@ -56,7 +56,7 @@ def test_rows_are_those_of_a_fetch_at_every_step(metrics_sync_every: int, tmp_pa
         keys = {"max_steps": 11, "val_check_interval": 3, "gradient_clip_val": 100.0, "accumulate_grad_batches": 2}
         module = delayed(every)
         fit(module, data(), folder, **keys)
-        assert module.train_log.pending == []
+        assert module.train_metrics.pending == []
         found.append((rows_of(folder).drop(columns=TIMES), module.latest))
     pd.testing.assert_frame_equal(found[0][0], found[1][0])
     train = found[1][0].dropna(subset="loss")

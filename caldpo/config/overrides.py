@@ -14,7 +14,7 @@ from caldpo.errors import CaldpoError
 from caldpo.utils.file_names import is_there
 
 
-def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Override]:
+def parse_overrides(loader: ConfigLoader | None, overrides: Sequence[str]) -> list[Override]:
     """Parse overrides as Hydra does; skip those that it cannot read."""
     parser = OverridesParser.create(config_loader=loader)
     parsed = []

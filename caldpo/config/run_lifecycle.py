@@ -49,6 +49,8 @@ class AlreadyDone:
 
 
 Task = Callable[[DictConfig], Any]
+EarlyEnd = Callable[[object], None]  # takes the exit code of the command
+early_ends: list[EarlyEnd] = []  # of the sweep under way: called where it ends early, which Hydra tells no callback
 IsDone = Callable[[DictConfig, Path], AlreadyDone | None]
 
 # Worker processes of parallel launchers import this module with the task, and name the run's folder later.
@@ -135,7 +137,7 @@ def _run(
 
 def _end_of_failure(error: Exception, recorded: Path | None, in_sweep: bool) -> None:
     """Report a failure and end the run by it; ``recorded``: the folder that holds the traceback."""
-    _print_error(error, recorded)
+    print_error(error, recorded)
     if not in_sweep:
         raise SystemExit(1) from None
     if not str(HydraConfig.get().sweeper.get("_target_")).endswith(".BasicSweeper"):
@@ -268,7 +270,13 @@ def as_caldpo_error(error: BaseException) -> CaldpoError | None:
     return cause if isinstance(cause, CaldpoError) else None
 
 
-def _print_error(error: Exception, folder: Path | None) -> None:
+def print_error(error: Exception, folder: Path | None = None) -> None:
+    """Print an error without secrets: one meant for a person as it is, any other as a traceback.
+
+    Args:
+        error: of a run, or of what starts it.
+        folder: that holds the traceback, where it was recorded.
+    """
     known = as_caldpo_error(error)
     trace = "".join(traceback.format_exception(error)).rstrip()
     print(f"error: {redact_error(known)}" if known else redact_text(trace), file=sys.stderr)

@@ -40,15 +40,14 @@ from caldpo.evaluation.model_loading import (
 )
 from caldpo.evaluation.pair_scoring import score_pairs
 from caldpo.evaluation.suite_base import FOLDER
-from caldpo.model_data_checks import check_fit, require_prompts
+from caldpo.model_data_checks import check_fit, require_prompts, tokenizer_key
 from caldpo.models.adapted_policy import adapter_off, is_adapted
 from caldpo.models.model_forward import NonFiniteLogitsError
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.sampling import reference_seed, sample_responses, sampling_notes
 from caldpo.reference.reference_base import ReferenceSource
-from caldpo.resume.config_diff import bound
-from caldpo.resume.template_date import clock_of
-from caldpo.run_record import DATE
+from caldpo.resume.config_diff import compared_keys
+from caldpo.resume.pins import DATE, first_day
 from caldpo.utils.delayed_progress import DelayedProgress
 from caldpo.utils.notes import print_notes
 
@@ -78,7 +77,8 @@ class EvaluatedPolicy:
         self.reward_beta = float(settings.reward_beta or target.of_run("reward_beta", 0.1))
         self.weights = find_weights(target, settings.wanted)
         config = OmegaConf.create({name: target.config[name] for name in SECTIONS})
-        self.source, self.adapter = build_model(config)
+        configured, self.adapter = build_model(config)
+        self.source = self.adapter.base(configured)
         self._own_reference: ReferenceSource | None = build_optional(config, "reference")
         data: PairDataModule | None = build_optional(config, "data")
         self.adapter.check()
@@ -345,7 +345,7 @@ class EvaluatedPolicy:
 
     def _key(self, *sections: str) -> str:
         """Key of what policies share: all of these sections but what no number depends on, and the data's seed."""
-        config = bound({name: self.target.config[name] for name in sections})
+        config = compared_keys({name: self.target.config[name] for name in sections})
         return json.dumps([self.identity, config | {"data.seed": None}], sort_keys=True, default=str)
 
     @property
@@ -361,11 +361,17 @@ class EvaluatedPolicy:
         tokenizer = self.tokenizer
         if data is None:
             return tokenizer, None
-        data.now = clock_of(self.target.summary) or data.now
+        data.now = first_day(self.target.summary) or data.now
         reported = self.target.run is not None and self.target.own_data
         with contextlib.redirect_stdout(io.StringIO()) if reported else contextlib.nullcontext():
             data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none", needs_rejected=False)
         if reported:
             (self.folder / REJECTED_ROWS).unlink()  # the run's folder lists them
-        check_fit(self.source, tokenizer, data, reference=self._own_reference)
+        check_fit(
+            self.source,
+            tokenizer,
+            data,
+            reference=self._own_reference,
+            tokenizer_key=tokenizer_key(self.target.config["model"]),
+        )
         return tokenizer, data

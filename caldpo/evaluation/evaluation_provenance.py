@@ -9,11 +9,11 @@ from importlib.metadata import version
 from typing import Any
 
 from caldpo.config.path_digests import path_digests
-from caldpo.console import versions
 from caldpo.data.token_cache import tokenizer_digest
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.suite_base import Suite
 from caldpo.resume.config_diff import config_digest
+from caldpo.utils.versions import versions
 from caldpo.utils.yaml_io import flatten
 
 _SETTINGS = ("max_pairs", "batch", "seed")  # keys of the command that results depend on

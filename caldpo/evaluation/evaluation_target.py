@@ -20,7 +20,7 @@ from caldpo.config.trusted_config import announce_foreign, require_own_code
 from caldpo.config.validation import check_config
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.suite_base import FOLDER
-from caldpo.run_record import DATA_COMMIT, MODEL_COMMIT
+from caldpo.resume.pins import DATA_COMMIT, MODEL_COMMIT
 from caldpo.security.paths import require_unlinked
 from caldpo.security.secrets import redact_text
 from caldpo.utils.yaml_io import read_yaml

@@ -22,7 +22,7 @@ from caldpo.model_data_checks import skeleton_of
 from caldpo.models.adapters import AdapterSource
 from caldpo.models.hub_model import causal_lm_skeleton, load_causal_lm
 from caldpo.models.model_source import ModelSource, floating_dtype
-from caldpo.reference.reference_load import frozen, other_vocabulary
+from caldpo.reference.reference_load import freeze, vocabulary_error
 from caldpo.utils.atomic_io import known_digest
 
 _SUFFIXES = (".safetensors", ".json", ".py", ".jinja", ".model", ".txt")  # of the files that a model is loaded from
@@ -106,7 +106,7 @@ def find_weights(target: Target, wanted: Literal["final", "last"] | int) -> Weig
 
 
 def load_weights(weights: Weights, source: ModelSource, adapter: AdapterSource, target: Target) -> PreTrainedModel:
-    """Load the policy with these weights, frozen and in evaluation mode.
+    """Load the policy with these weights, freeze and in evaluation mode.
 
     Raises:
         CaldpoError: the files are damaged, or of another model than the run's configuration names.
@@ -144,7 +144,7 @@ def check_vocabulary(path: str, reference: PreTrainedModel, policy: PreTrainedMo
         CaldpoError: it has another number.
     """
     if reference.config.vocab_size != policy.config.vocab_size:
-        raise other_vocabulary(path, reference.config.vocab_size, policy.config.vocab_size)
+        raise vocabulary_error(path, reference.config.vocab_size, policy.config.vocab_size)
 
 
 def load_reference(path: str | None, dtype: str, source: ModelSource) -> PreTrainedModel:
@@ -159,7 +159,7 @@ def load_reference(path: str | None, dtype: str, source: ModelSource) -> PreTrai
         CaldpoError: it cannot be loaded.
     """
     model = source.load_policy() if path is None else load_causal_lm(path, key=_REFERENCE_KEY, dtype="auto")
-    return model if dtype == "same" else frozen(model, floating_dtype(dtype))
+    return model if dtype == "same" else freeze(model, floating_dtype(dtype))
 
 
 def _load(weights: Weights, source: ModelSource, adapter: AdapterSource, target: Target) -> PreTrainedModel:

@@ -50,6 +50,7 @@ def export_run(cfg: DictConfig) -> None:
     place = export_dir(to, folder)
 
     source, adapter = build_model(OmegaConf.create({k: target.config[k] for k in ("model", "adapter")}))
+    model = adapter.base(source)
     adapter.check()
     adapted = target.config["adapter"]["_target_"] != "caldpo.models.adapters.NoAdapter"
     if settings.merge and not adapted:
@@ -66,8 +67,8 @@ def export_run(cfg: DictConfig) -> None:
         repository = Repository(settings.push_to, private=settings.private)
         repository.prepare()
 
-    tokenizer = _tokenizer(target, source)
-    policy = load_weights(weights, source, adapter, target)
+    tokenizer = _tokenizer(target, model)
+    policy = load_weights(weights, model, adapter, target)
     if settings.merge:
         policy = merged(policy)
     policy = in_dtype(policy, settings.dtype)

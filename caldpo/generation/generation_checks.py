@@ -11,7 +11,7 @@ from caldpo.config.find_runs import find_runs
 from caldpo.data.formats._fields import messages, text
 from caldpo.data.pair import Message
 from caldpo.data.raw_row import RowError
-from caldpo.data.sources._json_rows import read_jsonl
+from caldpo.data.sources.json_rows import read_jsonl
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_settings import check_target
 

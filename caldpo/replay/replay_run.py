@@ -20,19 +20,19 @@ from caldpo.checkpointing.checkpoint_weights import add_frozen
 from caldpo.checkpointing.manifest import DamagedCheckpointError, verify
 from caldpo.components import Components
 from caldpo.config.run_lifecycle import write_json
+from caldpo.config.summary_file import known_summary
 from caldpo.data.collate import collate
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
-from caldpo.logprobs.layout import settle_layout
+from caldpo.logprobs.layout import choose_layout
 from caldpo.losses.base import PreferenceLoss
-from caldpo.models.revision import keep_commit
 from caldpo.nonfinite.step_dump import Dump, last_checkpoint, read_dump
-from caldpo.reference.reference_base import ReferenceContext
-from caldpo.reference.reference_context import in_run_dtype
+from caldpo.reference.reference_base import ReferenceContext, in_run_dtype
 from caldpo.replay.inspected_pass import InspectedPass, run_pass
 from caldpo.replay.replay_report import as_dict, print_replay, verdict
 from caldpo.resume.config_diff import differences, read_config
-from caldpo.resume.resume_overrides import as_kept
+from caldpo.resume.pins import pin_model
+from caldpo.resume.resume_overrides import recorded_config
 from caldpo.run_settings import RunSettings
 from caldpo.types import PairBatch
 
@@ -65,14 +65,13 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     # one rank's share, on one device
     trainer_settings.devices, trainer_settings.num_nodes, trainer_settings.strategy = 1, 1, "auto"
     trainer_settings.progress_bar = trainer_settings.cpu_offload = False
-    trainer_settings.check()
     components.check()
     _print(_changed_keys(cfg, run_dir))
-    keep_commit(components.model, run_dir, resumed=True)
+    pin_model(components.source, known_summary(run_dir))
     tokenizer = components.model.load_tokenizer()
     policy = components.adapter.apply(components.model.load_policy())
     require_fit(dump, policy, loss, path)
-    layout, _ = settle_layout(dump.metadata["layout"], policy, components.data.max_length)
+    layout, _ = choose_layout(dump.metadata["layout"], policy, components.data.max_length)
     trainer = trainer_settings.build(run_dir, [], [])
     policy = in_run_dtype(trainer, policy)
     reference = None
@@ -176,7 +175,7 @@ def _changed_keys(cfg: DictConfig, run_dir: Path) -> list[str]:
         run_config = None
     if run_config is None:
         return ["note: the run's configuration cannot be read: it is not known whether this is the same"]
-    keys = list(differences(run_config, as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"]))))
+    keys = list(differences(run_config, recorded_config(cfg, str(HydraConfig.get().runtime.choices["loss"]))))
     more = f" and {len(keys) - _MAX_KEYS} more" if len(keys) > _MAX_KEYS else ""
     return [f"note: not the run's configuration: {'; '.join(keys[:_MAX_KEYS])}{more}"] if keys else []
 
@@ -187,11 +186,11 @@ def _live_context(components: Components, policy: PreTrainedModel, trainer: pl.T
         policy=policy,
         reload=lambda: in_run_dtype(trainer, components.model.load_policy()),
         splits={"train": TokenizedPairs(), "test": TokenizedPairs()},
-        asked=("train", "test"),
+        needed_splits=("train", "test"),
         batches=lambda split, rows: [],
         device=trainer.strategy.root_device,
         precision=trainer.precision_plugin.forward_context,
-        seen=0,
+        pairs_seen=0,
         facts={},
     )
 

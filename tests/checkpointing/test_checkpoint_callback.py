@@ -20,12 +20,12 @@ from tests.train_ranks import Pairs
 def saved(folder: Path, *, epochs: int = 2, steps: int | None = None, **settings: Any) -> list[int]:
     """Optimiser steps at which there is a checkpoint after training; an epoch has 3 of them."""
     from caldpo.lightning_trainer import TrainerSettings
-    from caldpo.training_run import train
+    from caldpo.training_run import fit
 
     folder.mkdir(exist_ok=True)
     callback = Checkpoints(**settings)
     trainer = TrainerSettings(progress_bar=False, max_epochs=epochs, max_steps=steps).build(folder, [], [callback])
-    train(trainer, make_module(DPO()), Pairs(8, None))
+    fit(trainer, make_module(DPO()), Pairs(8, None))
     found = checkpoint_folders(folder)
     assert all(verify(path).step == step for step, path in found.items())
     return list(found)

@@ -7,11 +7,12 @@ from typing import Literal
 import pytest
 from omegaconf import OmegaConf
 
+from caldpo.benchmark import agree
 from caldpo.config.did_you_mean import KEYS
 from caldpo.config.preflight import composed
 from caldpo.config.value_checks import problem
 from caldpo.errors import CaldpoError
-from caldpo.train import SCHEMAS, agree, main
+from caldpo.train import SCHEMAS, main
 from tests.messages import names
 from tests.test_configs import CONF
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from caldpo.config.run_lifecycle import as_caldpo_error, exit_on_signals, one_line, write_json
 from caldpo.config.summary_file import read_summary
 from caldpo.errors import CaldpoError
-from caldpo.sweep_report import collect, report_interrupted
+from caldpo.sweep_report import UnderWay, collect, report_interrupted
 from tests.config.command import MISTAKE
 from tests.config.jobs import JOBLIB, SECRET, everything_written, run, start, statuses, write_conf
 from tests.messages import names
@@ -220,5 +220,6 @@ def test_a_launchers_handler_that_lets_sigterm_pass_gives_way_while_a_run_is_on(
             signal.signal(number, handler)
 
 
-def test_nothing_to_report_without_a_sweep() -> None:
-    report_interrupted()
+def test_nothing_to_report_without_a_sweep(tmp_path: Path) -> None:
+    report_interrupted(UnderWay(tmp_path / "sweep"))
+    assert not list(tmp_path.iterdir())

@@ -28,8 +28,8 @@ from caldpo.report.read_runs import read_run
 from caldpo.report.run_files import Run
 from caldpo.report.shown_metrics import CHOSEN
 from caldpo.resume.config_diff import config_digest, differences, read_config
-from caldpo.resume.resume_overrides import with_run
-from caldpo.resume.resume_point import find_start
+from caldpo.resume.resume_overrides import with_run_overrides
+from caldpo.resume.resume_point import ResumePoint
 from caldpo.sweep_report import collect
 from caldpo.utils.atomic_io import write_text
 from tests.fuzz.effort import fuzz
@@ -89,11 +89,11 @@ def metrics_are_sound(run: Path) -> None:
 
 
 def resuming_is_sound(run: Path) -> None:
-    found = outcome(lambda: with_run([f"resume={run}"]))
+    found = outcome(lambda: with_run_overrides([f"resume={run}"]))
     if not isinstance(found, CaldpoError):
         assert all(isinstance(text, str) for text in found)
         assert found[-1].startswith("hydra.run.dir=")
-    start = outcome(lambda: find_start(run, resumed=True, first_rank=False))
+    start = outcome(lambda: ResumePoint.find(run, resumed=True))
     if not isinstance(start, CaldpoError):
         assert start.manifest.step == int(start.checkpoint.name.partition("-")[2])
         assert start.manifest.rows == len(start.earlier) == 9

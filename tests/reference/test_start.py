@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from caldpo.data.batch_sampler import StepBatchSampler
+from caldpo.data.batching import StepBatchSampler
 from caldpo.data.collate import PairBatches
-from caldpo.data.pair_loader import PairLoader
+from caldpo.data.data_loading import PairLoader
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.losses.dpo import DPO

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.hydra_extensions import register_with_hydra
 from caldpo.config.trusted_config import announce_foreign, own_targets, require_own_code, require_plain_overrides
-from caldpo.config.validation import NEEDED as SECTIONS
+from caldpo.config.validation import NEEDED
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
 from tests.evaluation.runs import evaluate, inside
@@ -30,7 +30,7 @@ def composed(*overrides: str) -> dict[str, Any]:
     register_with_hydra()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
-    return {name: OmegaConf.to_container(cfg[name], resolve=True) for name in SECTIONS}
+    return {name: OmegaConf.to_container(cfg[name], resolve=True) for name in NEEDED}
 
 
 def options(group: str) -> list[str]:
@@ -42,7 +42,7 @@ def options(group: str) -> list[str]:
 )
 def test_every_configuration_of_the_project_is_its_own(override: str) -> None:
     needed = ["model.tokenizer=x"] if override == "model=random" else []
-    require_own_code(composed(override, *needed), SECTIONS, FILE)
+    require_own_code(composed(override, *needed), NEEDED, FILE)
 
 
 @pytest.mark.parametrize("group", ["loss", "reference", "adapter", "optim", "trainer", "logger"])
@@ -52,7 +52,7 @@ def test_every_option_of_a_group_is_its_own(group: str) -> None:
         require_own_code({group: content}, [group], FILE)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", NEEDED)
 def test_no_other_class_is_built_in_any_section(section: str) -> None:
     """Neither at the section's own place nor below it, nor a class of the project's that belongs elsewhere."""
     plain = composed()
@@ -65,14 +65,14 @@ def test_no_other_class_is_built_in_any_section(section: str) -> None:
         for place in ((), ("extra",), ("deep", "er")):
             config = {**plain, section: {**plain[section], **nested(place, {"_target_": target})}}
             with refused(".".join((section, *place)), target, key=FILE, remedy="allow_untrusted_code=true"):
-                require_own_code(config, SECTIONS, FILE)
+                require_own_code(config, NEEDED, FILE)
 
 
 def nested(place: tuple[str, ...], content: dict[str, Any]) -> dict[str, Any]:
     return content if not place else {place[0]: nested(place[1:], content)}
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", NEEDED)
 @pytest.mark.parametrize(
     ("news", "place", "facts", "remedy"),
     [
@@ -89,7 +89,7 @@ def test_nothing_else_is_passed_on(
 ) -> None:
     plain = composed()
     with refused(FILE, section, place, *facts, remedy=remedy):
-        require_own_code({**plain, section: {**plain[section], **news}}, SECTIONS, FILE)
+        require_own_code({**plain, section: {**plain[section], **news}}, NEEDED, FILE)
 
 
 def test_a_class_belongs_to_its_place() -> None:
@@ -178,5 +178,5 @@ def test_what_a_trusted_run_has_built_is_announced(
         )  # it is no reference, but it is built
     told = capsys.readouterr().err
     names(told, "allow_untrusted_code:", run / "config.yaml", "reference", "collections.OrderedDict")
-    announce_foreign(composed(), SECTIONS, FILE)
+    announce_foreign(composed(), NEEDED, FILE)
     assert capsys.readouterr().err == ""

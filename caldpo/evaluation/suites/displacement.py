@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from caldpo.config.bounds import PositiveInt, Share
 from caldpo.config.signatures import validated
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.sources._json_rows import read_jsonl
+from caldpo.data.sources.json_rows import read_jsonl
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
