@@ -104,7 +104,8 @@ class Components:
             model=self.model,
             adapter=self.adapter,
             optim=self.optim,
-            data=self.data,
+            max_length=self.data.max_length,
+            micro_batch_size=self.data.micro_batch_size,
             trainer=self.trainer,
         )
 
