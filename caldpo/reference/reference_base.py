@@ -104,8 +104,16 @@ class ReferenceSource(Protocol):
     """Identifies and builds the reference: what ``reference=`` chooses."""
 
     distinct: bool  # the reference is meant to be another model than the one the policy starts from
-    path: str | None  # of that other model; None has the weights that the policy starts from
-    dtype: str  # of the weights; ``same`` as the policy's
+
+    @property
+    def path(self) -> str | None:
+        """Of another model; None has the weights that the policy starts from."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights; ``same`` is the policy's."""
+        ...
 
     def identity(self, policy: str) -> str:
         """Describe the reference in one line, the same in every mode; ``policy`` is the policy's identity."""
