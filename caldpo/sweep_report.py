@@ -1,10 +1,10 @@
-"""The end of a sweep: what became of each run, as a table and ``sweep.json``, from the runs' files alone."""
+"""Report the end of a sweep: the outcome of each run, as a table and ``sweep.json``, from the runs' files alone."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import re
 import shlex
 import textwrap
 import time
@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.find_runs import trained_nothing
+from caldpo.config.find_runs import natural, trained_nothing
 from caldpo.config.run_lifecycle import (
     DIED,
     FAILED,
@@ -76,7 +75,7 @@ class SweepReport(Callback):
     under_way: UnderWay | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say where the runs are going to lie."""
+        """Print where the runs are going to lie."""
         launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
         here, elsewhere = (launcher.endswith(f"submitit_launcher.{name}Launcher") for name in ("Local", "Slurm"))
         sweep = UnderWay(Path(config.hydra.sweep.dir), planned_runs(config), here, elsewhere)
@@ -103,7 +102,7 @@ def report_interrupted(code: object = None) -> None:
     """Report the sweep under way, which ended early; nothing when there is none.
 
     What this process or its workers were running is interrupted. A launcher that lost a run (``code`` 1) gives up on
-    the others as well: those that go on by themselves are waited for, so that the report tells what became of them.
+    the others as well: those that go on by themselves are waited for, so that the report has their outcome.
     """
     sweep, SweepReport.under_way = SweepReport.under_way, None
     if sweep is None or not sweep.folder.is_dir():
@@ -114,7 +113,7 @@ def report_interrupted(code: object = None) -> None:
     elif not sweep.jobs_here and not sweep.jobs_elsewhere:
         _wait_for_others(sweep, at_most=_DYING)
     for path in sorted(sweep.folder.rglob(SUMMARY)):
-        with contextlib.suppress(OSError, CaldpoError):  # torn: told as such
+        with contextlib.suppress(OSError, CaldpoError):  # torn: reported as such
             summary = read_summary(path.parent)
             if summary.get("status") == RUNNING and not lost and not is_held(path.parent):
                 write_json(path, summary | {"status": INTERRUPTED})
@@ -146,25 +145,25 @@ def report(folder: Path, planned: int | None = None) -> list[RunOutcome]:
 
 
 def collect(folder: Path) -> list[RunOutcome]:
-    """The runs under ``folder`` in the order of their names (seed=2 before seed=10), from their own files."""
-    runs = sorted({path.parent for path in folder.rglob(SUMMARY)}, key=lambda run: _natural(str(run)))
+    """Read the runs under ``folder`` in the order of their names (seed=2 before seed=10), from their own files."""
+    runs = sorted({path.parent for path in folder.rglob(SUMMARY)}, key=lambda run: natural(str(run)))
     return [_outcome(folder, run) for run in runs]
 
 
 def planned_runs(config: DictConfig) -> int | None:
-    """How many runs a sweep has; None where its sweeper decides as it goes."""
-    if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith(f".{BasicSweeper.__name__}"):
+    """Count the runs of a sweep; None where its sweeper decides as it goes."""
+    if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith(".BasicSweeper"):
         return None
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    given = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    texts = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     try:
-        return len(BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0])
+        values = {  # of a key that is given twice the last ones
+            override.get_key_element(): len([*override.sweep_iterator()]) if override.is_sweep_override() else 1
+            for override in OverridesParser.create().parse_overrides(texts)
+        }
     except HydraException:  # glob(*) needs to know the options
         return None
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return math.prod(values.values())
 
 
 def _outcome(folder: Path, run: Path) -> RunOutcome:
@@ -173,20 +172,20 @@ def _outcome(folder: Path, run: Path) -> RunOutcome:
     except CaldpoError as error:
         summary = {"status": FAILED, "error": f"{SUMMARY} {error.message}"}
     status = status_of(run, str(summary.get("status", FINISHED)))
-    why = summary.get("error") or _NO_END.get(status)
-    return RunOutcome(str(run.relative_to(folder)), status, None if why is None else str(why))
+    reason = summary.get("error") or _NO_END.get(status)
+    return RunOutcome(str(run.relative_to(folder)), status, None if reason is None else str(reason))
 
 
 def _wait_for_others(sweep: UnderWay, at_most: float | None = None) -> None:
-    """Until no run of the sweep is written any more, and none of its jobs on this machine runs."""
+    """Wait until no run of the sweep is written any more, and none of its jobs on this machine runs."""
     waited_from = time.monotonic()
-    told = at_most is not None
+    announced = at_most is not None
     while any(map(_goes_on, _jobs(sweep))) or any(is_held(path.parent) for path in sweep.folder.rglob(SUMMARY)):
         if at_most is not None and time.monotonic() - waited_from > at_most:
             return
-        if not told:
+        if not announced:
             print("a run was lost; waiting for those that go on by themselves (Ctrl-C leaves them alone)", flush=True)
-            told = True
+            announced = True
         time.sleep(_LOOK_AGAIN)
 
 
