@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -83,12 +82,8 @@ def _whole(split: SplitReport, drawn: int, asked: int | None) -> int:
 
 
 def _refuse_generation(data: PairDataModule) -> None:
-    cache_file: Any = getattr(data.source, "cache_file", None)
     for key, split in (("data.train", data.train), ("data.test", data.test)):
-        made = (
-            cache_file is None or split is None or all(cache_file(part.name).is_file() for part in parts_of(split, key))
-        )
-        if not made:
+        if split is not None and not all(data.source.is_generated(part.name) for part in parts_of(split, key)):
             raise CaldpoError(
                 "these pairs are made by a language model when they are first used, and are not made yet, so that"
                 " nothing is known of their lengths",

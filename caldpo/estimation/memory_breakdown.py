@@ -29,7 +29,7 @@ from caldpo.estimation.step_memory import (
     without_content,
 )
 from caldpo.logprobs.packed_attention import use_packed_attention
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 from caldpo.models.hub_model import causal_lm_skeleton
 from caldpo.models.model_source import floating_dtype
 from caldpo.reference.auto_reference import Auto, ReferenceMode, choose

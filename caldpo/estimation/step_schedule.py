@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from caldpo.data.batching import StepPlan
 from caldpo.data.collate import Layout
-from caldpo.data.step_plan import StepPlan
 from caldpo.estimation.run_flops import work_of
 
 _MOST_PAIRS = 1_000_000  # looked at in search of the largest micro-batch: some epochs of a usual data set

@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from caldpo import __version__
-from caldpo.checkpointing.checkpoint_choice import wanted_checkpoint
+from caldpo.checkpointing.manifest import wanted_checkpoint
 from caldpo.components import build_model
 from caldpo.config.run_lifecycle import write_json
 from caldpo.errors import CaldpoError
@@ -23,7 +23,7 @@ from caldpo.exporting.export_policy import export_notes, in_dtype, write_policy
 from caldpo.exporting.export_settings import RECORD, ExportSettings, default_dir, export_dir
 from caldpo.exporting.hub_upload import Repository
 from caldpo.exporting.model_card import CARD, PICTURE, Exported, draw, published_base, write_card
-from caldpo.models.adapters import is_adapted
+from caldpo.models.adapted_policy import is_adapted
 from caldpo.models.hub_model import load_tokenizer
 from caldpo.models.merged_adapter import merged
 from caldpo.utils.atomic_io import atomic_folder

@@ -13,7 +13,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from caldpo.checkpointing.checkpoint_choice import CheckpointName, wanted_checkpoint
+from caldpo.checkpointing.manifest import CheckpointName, wanted_checkpoint
 from caldpo.config.find_runs import find_runs, is_run
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from caldpo.config.bounds import NonNegativeInt
 from caldpo.config.signatures import validated
-from caldpo.models.adapters import is_adapted
+from caldpo.models.adapted_policy import is_adapted
 from caldpo.reference.disabled_adapter import Adapter
 from caldpo.reference.frozen_model import Frozen
 from caldpo.reference.precomputed import Precomputed

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.bounds import PositiveInt
-from caldpo.config.find_runs import find_runs, no_folder
+from caldpo.config.find_runs import find_runs, no_folder_error
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import write_text
@@ -54,7 +54,7 @@ def compare_runs(
     """
     folders = [Path(name).expanduser().absolute() for name in ([sweep] if isinstance(sweep, str) else sweep)]
     if not folders:
-        raise no_folder()
+        raise no_folder_error()
     runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
     root = folders[0] if len(folders) == 1 else Path(os.path.commonpath(folders))
     place = root if len(folders) == 1 else Path("outputs").absolute() / f"compare_{datetime.now():%Y-%m-%d_%H-%M-%S}"

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from caldpo.data.batching import StepPlan, plan_steps
 from caldpo.data.collate import Layout, collate
-from caldpo.data.step_plan import StepPlan, plan_steps
 from caldpo.estimation.step_schedule import Schedule, padded_tokens, schedule_of, whole_split
 from tests.tiny import tiny_pairs
 

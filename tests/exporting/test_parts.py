@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import GenerationConfig
 
-from caldpo.checkpointing.checkpoint_choice import wanted_checkpoint
+from caldpo.checkpointing.manifest import wanted_checkpoint
 from caldpo.config.run_lifecycle import FINISHED
 from caldpo.errors import CaldpoError
 from caldpo.exporting.export_policy import complete_generation, in_dtype
