@@ -26,7 +26,7 @@ from caldpo.estimation.run_flops import Flops, Hours, Work, logits_again, run_fl
 from caldpo.estimation.step_memory import fake_tensors, made_of, takes_packed
 from caldpo.estimation.step_schedule import Schedule, schedule_of, whole_split
 from caldpo.logprobs.layout import why_not_packed
-from caldpo.model_data_checks import check_fit
+from caldpo.model_data_checks import check_fit, tokenizer_key
 
 FILE = "estimate.json"
 
@@ -83,7 +83,7 @@ def estimate(
     run_dir = Path(hydra.runtime.output_dir)
     components = Components.from_config(cfg, tracked=False)
     source, data = components.model, components.data
-    components.check()
+    components.check(on_this_machine=False)
     tokenizer = source.load_tokenizer()
     with (run_dir / "output.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         sample = take_sample(
@@ -95,7 +95,7 @@ def estimate(
             loss_name=str(hydra.runtime.choices["loss"]),
             needs_rejected=components.loss.needs_rejected,
         )
-    check_fit(source, tokenizer, data, reference=components.reference)
+    check_fit(source, tokenizer, data, reference=components.reference, tokenizer_key=tokenizer_key(cfg.model))
     sketch = needs_of(cfg, components, sample.train_pairs, memory_gib)
     flops = flops_of(sketch, components, sample.test_pairs, cfg.logits_cache_mib)
     hours = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +28,12 @@ from caldpo.estimation.step_memory import (
     without_content,
 )
 from caldpo.logprobs.packed_attention import use_packed_attention
-from caldpo.models.adapted_policy import base_model
+from caldpo.models.adapted_policy import base_model, is_adapted
 from caldpo.models.hub_model import causal_lm_skeleton
 from caldpo.models.model_source import floating_dtype
-from caldpo.reference.auto_reference import Auto, ReferenceMode, choose
+from caldpo.reference.auto_reference import Auto, ReferenceMode, choose_mode
 from caldpo.reference.disabled_adapter import Adapter
 from caldpo.reference.frozen_model import Frozen
-from caldpo.reference.reference_base import ReferenceContext
 from caldpo.types import PairBatch
 
 
@@ -204,18 +202,8 @@ def way_of_reference(spec: Any, policy: PreTrainedModel, needed: bool, pairs: in
         return "adapter"
     if not isinstance(spec, Auto):
         return "precomputed"
-    context = ReferenceContext(
-        policy=policy,
-        reload=lambda: policy,
-        splits={"train": range(pairs)},  # type: ignore[dict-item]  # only its length is looked at
-        asked=("train", "test") if needed else ("test",),
-        batches=lambda split, rows: [],
-        device=torch.device("cpu"),
-        precision=contextlib.nullcontext,
-        seen=seen,
-        facts={},
-    )
-    return choose(context, own_start=spec.path is None)[0]
+    in_policy = spec.path is None and is_adapted(policy)
+    return choose_mode(trains=needed, pairs=pairs, pairs_seen=seen, in_policy=in_policy)[0]
 
 
 def reference_skeleton(

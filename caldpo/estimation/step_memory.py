@@ -29,7 +29,7 @@ from caldpo.errors import CaldpoError, one_line
 from caldpo.estimation.live_bytes import CASTS, HEAD, OTHER, WEIGHTS, LiveBytes
 from caldpo.logprobs import LOGITS_CACHE_MIB, LogprobEngine
 from caldpo.logprobs.head import OutputHead, head_layer
-from caldpo.logprobs.lm_head_ops import PART_BYTES, WIDE_RESULTS, LogitTransform
+from caldpo.logprobs.lm_head_ops import CHUNK_BYTES, WIDE_RESULTS, LogitTransform
 from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.models.model_source import ModelSource
 from caldpo.types import PairBatch
@@ -82,7 +82,7 @@ def fake_tensors(device: str) -> Iterator[FakeTensorMode]:
     They claim to lie on the CPU, whose kernels keep the same tensors for the backward pass; PyTorch knows those of
     a GPU only where it was built for one.
     """
-    tables: tuple[dict[str, Any], ...] = (PART_BYTES, WIDE_RESULTS)
+    tables: tuple[dict[str, Any], ...] = (CHUNK_BYTES, WIDE_RESULTS)
     exchange = nn.Module._apply
     before = [table["cpu"] for table in tables]
     for table in tables:
