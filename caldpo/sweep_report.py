@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-<<<<<<< HEAD
-import math
-=======
 import functools
->>>>>>> main
 import os
 import shlex
 import textwrap
@@ -17,12 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-=======
 from hydra.core.global_hydra import GlobalHydra
->>>>>>> main
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -161,30 +152,10 @@ def collect(folder: Path) -> list[RunOutcome]:
 
 
 def planned_runs(config: DictConfig) -> int | None:
-<<<<<<< HEAD
     """Count the runs of a sweep; None where its sweeper decides as it goes."""
-    if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith(".BasicSweeper"):
-        return None
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    texts = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    try:
-        values = {  # of a key that is given twice the last ones
-            override.get_key_element(): len([*override.sweep_iterator()]) if override.is_sweep_override() else 1
-            for override in OverridesParser.create().parse_overrides(texts)
-        }
-    except HydraException:  # glob(*) needs to know the options
-        return None
-    return math.prod(values.values())
-=======
-    """How many runs a sweep has; None where its sweeper decides as it goes."""
     hydra = GlobalHydra.instance()
     sweep = expand_sweep(hydra.config_loader() if hydra.is_initialized() else None, config)
     return len(sweep.jobs) if sweep.complete and not sweep.problems else None
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
->>>>>>> main
 
 
 def _outcome(folder: Path, run: Path) -> RunOutcome:
