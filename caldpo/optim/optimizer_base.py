@@ -16,6 +16,7 @@ class OptimizerChoice(ABC):
     """Checks settings early, and builds the optimiser with its schedule: what ``optim=`` chooses."""
 
     lr: float  # largest learning rate of the schedule
+    eps: float | None = None  # added to the denominator
     rounds_stochastically = False  # updates of half-precision weights are rounded at random, without bias
     compiled_step = False  # torch.compile makes a kernel for each weight, without a temporary copy
 
