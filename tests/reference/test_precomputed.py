@@ -25,7 +25,7 @@ CHANGED = r"\b(weights|tokens|autocast|dtype)\b"  # what a message names of stor
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_values_are_those_of_a_frozen_model_in_any_order_and_for_filler(split: str, tmp_path: Path, passes: CountedEngine) -> None:
+def test_values_are_those_of_a_frozen_model_in_any_order(split: str, tmp_path: Path, passes: CountedEngine) -> None:
     context = make_context()
     reference, frozen = prepared(tmp_path, context), Frozen().build(context)
     rows = list(range(len(context.splits[split])))
