@@ -103,16 +103,19 @@ class ReferenceContext:
 class ReferenceSource(Protocol):
     """Identifies and builds the reference: what ``reference=`` chooses."""
 
-    distinct: bool  # the reference is meant to be another model than the one the policy starts from
+    @property
+    def distinct(self) -> bool:
+        """Whether the reference is meant to be another model than the one that the policy starts from."""
+        ...
 
     @property
     def path(self) -> str | None:
-        """Of another model; None has the weights that the policy starts from."""
+        """Hub id or folder of another model; None: the weights that the policy starts from."""
         ...
 
     @property
     def dtype(self) -> str:
-        """Of the weights; ``same`` is the policy's."""
+        """Of the weights; ``same``: the policy's."""
         ...
 
     def identity(self, policy: str) -> str:
