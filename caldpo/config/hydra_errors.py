@@ -154,7 +154,7 @@ def _of_override(
     no_option = "Config group override must be" in text or "is not iterable" in text  # the second for a list of numbers
     if no_option and not _are_names(override.value()):
         options = _options(loader, key) if key else []
-        wrong = Problem(key, _value(line), "has to be an option", f"choose one of {', '.join(options)}")
+        wrong = Problem(key, _value(line), "must be the name of an option", f"choose one of {', '.join(options)}")
         return wrong if options else _unreadable(line) if not key else None
     if f"Multiple values for {key}." in text or ("Could not append" in text and f"'{key}'" in text):
         return Problem(
