@@ -23,10 +23,10 @@ from caldpo.security.redacted_streams import (
     RedactedStream,
     UnlinkedLogHandler,
     environment_without_secrets,
+    mask_wrapped,
     redacted_output,
 )
 from caldpo.security.secrets import MASK, redact_text
-from caldpo.security.wrapped_secrets import mask_wrapped
 from tests.messages import refused
 from tests.security.secrets import ENVIRONMENT, set_environment
 
