@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from caldpo import metric_definitions
 from caldpo import training_command as run_module
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.metric_names import objective_problems
+from caldpo.config.metric_names import find_metric_problems
 from caldpo.data.sources.tabular_pairs import TabularPairs
 from caldpo.environments.tabular_environment import exact_metrics
 from caldpo.metrics import loss_metrics, pair_metrics
@@ -38,7 +38,7 @@ def problems(*overrides: str) -> str | None:
 def problems_of(cfg: DictConfig, objective: str | None = None) -> str | None:
     """Messages about ``objective``, or the one in ``cfg``; None where it is accepted."""
     cfg.optimized_metric = objective or cfg.optimized_metric
-    yielded = list(objective_problems(cfg))
+    yielded = list(find_metric_problems(cfg))
     assert all(problem.key == "optimized_metric" for problem in yielded)
     return "; ".join(f"{problem.message} | {problem.remedy}" for problem in yielded) or None
 
