@@ -144,7 +144,7 @@ class TrainerSettings:
         return self.devices * self.num_nodes
 
     def extent(self) -> dict[str, Any]:
-        """Return the arguments of :meth:`caldpo.data.batch_serving.ServedPairs.plan_steps` that are the Trainer's."""
+        """Return the Trainer's arguments of :meth:`caldpo.data.data_loading.TokenizedDataModule.plan_steps`."""
         return {
             "accumulation": self.accumulate_grad_batches,
             "world_size": self.world_size,

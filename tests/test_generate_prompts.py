@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.tokenize import encode_prompt, tokenize_pairs
-from caldpo.environments.reviews.review_tokenizer import build_tokenizer
+from caldpo.environments.reviews.sft_policy import build_tokenizer
 from caldpo.generation.generation_checks import read_prompts
 from caldpo.generation.generation_output import print_prompt, print_responses
 from caldpo.generation.responses import Response

@@ -27,7 +27,7 @@ from caldpo.config.signatures import validated
 from caldpo.data.collate import collate
 from caldpo.data.datamodule import HeldOutPrompt, PairDataModule
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.true_rewards import true_rewards, wins
+from caldpo.data.true_rewards import ExactSource, true_rewards, wins
 from caldpo.environments.reward_agreement import reward_agreement
 from caldpo.lightning_module import PreferenceModule
 from caldpo.models.sampling import reference_seed
@@ -63,11 +63,10 @@ class OracleEvaluation(PromptSampling):
         if data.test_pairs.has_scores:
             with trainer.precision_plugin.forward_context():  # as the log-probs of the reference were computed
                 metrics |= agreement(data, module)
-        exact = getattr(data.source, "exact_metrics", None)  # optional in the interface of sources
-        if exact is not None:
+        if isinstance(data.source, ExactSource):
+            beta = module.loss.implicit_reward_beta or module.reward_beta
             with module.reference.live() as reference:
-                # the optimum is that of the loss's own beta, where it has one
-                metrics |= exact(module.policy, reference, module.loss.implicit_reward_beta or module.reward_beta)
+                metrics |= data.source.exact_metrics(module.policy, reference, beta)
         module.write_metrics({f"oracle/{name}": value for name, value in metrics.items()}, module.global_step)
 
     def score_samples(self, data: PairDataModule, module: PreferenceModule) -> dict[str, float]:

@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from caldpo.data.raw_row import RewardSource
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from caldpo.data.datamodule import PairDataModule
 
 Values = NDArray[np.float64]
-
-
-@runtime_checkable
-class BatchRewardSource(Protocol):
-    """A source that computes many true rewards at once, which is cheaper than one by one."""
-
-    def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> Sequence[float]:
-        """Return the true reward of each response to its prompt."""
-        ...
 
 
 @runtime_checkable
@@ -47,7 +40,7 @@ def true_rewards(data: PairDataModule, prompts: Sequence[str], responses: Sequen
         prompts: as text.
         responses: one to each prompt.
     """
-    if isinstance(data.source, BatchRewardSource):
+    if isinstance(data.source, RewardSource):
         return np.asarray(data.source.rewards(prompts, responses), dtype=np.float64)
     assert data.oracle is not None
     return np.array([data.oracle(p, r) for p, r in zip(prompts, responses, strict=True)], dtype=np.float64)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.distributed.strategy_interface import policy_strategy
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.adapted_policy import set_dora_magnitudes
 from caldpo.models.model_source import ModelSource, load_on_rank
@@ -102,9 +103,20 @@ class ReferenceContext:
 class ReferenceSource(Protocol):
     """Identifies and builds the reference: what ``reference=`` chooses."""
 
-    distinct: bool  # the reference is meant to be another model than the one the policy starts from
-    path: str | None  # of that other model; None has the weights that the policy starts from
-    dtype: str  # of the weights; ``same`` as the policy's
+    @property
+    def distinct(self) -> bool:
+        """Whether the reference is meant to be another model than the one that the policy starts from."""
+        ...
+
+    @property
+    def path(self) -> str | None:
+        """Hub id or folder of another model; None: the weights that the policy starts from."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights; ``same``: the policy's."""
+        ...
 
     def identity(self, policy: str) -> str:
         """Describe the reference in one line, the same in every mode; ``policy`` is the policy's identity."""
@@ -155,7 +167,8 @@ def reference_context(
         facts: sources of the tokens, for people, beside the limits of truncation.
     """
     limits = f"at most {data.max_length} tokens, of which {data.max_prompt_length} of the prompt"
-    shard = getattr(trainer.strategy, "shard", None)
+    strategy = policy_strategy(trainer.strategy)
+    shard = strategy.shard if strategy.shards_weights else None
     return ReferenceContext(
         policy=policy,
         reload=lambda: in_run_dtype(trainer, load_on_rank(source, sharded=shard is not None)),

@@ -67,7 +67,7 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     trainer_settings.progress_bar = trainer_settings.cpu_offload = False
     components.check()
     _print(_changed_keys(cfg, run_dir))
-    pin_model(components.source, known_summary(run_dir))
+    pin_model(components.model, known_summary(run_dir))
     tokenizer = components.model.load_tokenizer()
     policy = components.adapter.apply(components.model.load_policy())
     require_fit(dump, policy, loss, path)

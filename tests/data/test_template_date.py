@@ -29,7 +29,7 @@ THEN = datetime(2024, 2, 29)
 EMBEDDED: Any = NoRepository()
 
 
-def test_the_clock_is_stopped_for_any_format() -> None:
+def test_the_date_is_fixed_in_any_format() -> None:
     rendered = render_pair(pair(chat("a"), "b", "c"), byte_tokenizer(template=DATED), THEN)
     assert rendered.prompt.lstrip("\n").startswith("29 Feb 2024 Thursday, 100%% user:a</s>")
     now = render_pair(pair(chat("a"), "b", "c"), byte_tokenizer(template=DATED))

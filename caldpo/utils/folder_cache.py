@@ -1,4 +1,4 @@
-"""Folders that are dear to make, made once: whole or not there, also with two runs starting at once."""
+"""Cache folders that are expensive to make: complete or absent, also with two runs starting at once."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from caldpo.utils.atomic_io import atomic_folder
 
 
 def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key: str) -> Path:
-    """The folder ``cache / name``, made by ``make`` if it is not there yet.
+    """Return the folder ``cache / name``, made by ``make`` if it does not exist yet.
 
-    ``make`` fills a folder beside it, which gets its name once it is complete. One process makes it; others
-    that want the same one wait for it. What a killed process left behind is cleared away by the next one.
+    ``make`` fills a temporary folder, which is renamed once it is complete. One process makes it; others wait for it.
+    The next process removes what a killed one left behind.
 
     Args:
         cache: parent folder; created if need be.
-        name: says what is inside and, by a digest, what it was made from.
-        make: fills the empty folder that it is given.
+        name: of the content, with a digest of its inputs.
+        make: fills an empty folder.
         key: configuration key of ``cache``, for the message.
 
     Raises:
@@ -32,7 +32,7 @@ def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key
     if folder.is_dir():
         return folder
     with locked(cache, name, key=key):
-        if not folder.is_dir():  # another process may have made it while this one waited
+        if not folder.is_dir():  # another process may have made it meanwhile
             with atomic_folder(folder) as draft:
                 make(draft)
     return folder
@@ -40,11 +40,11 @@ def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key
 
 @contextmanager
 def locked(cache: Path, name: str, *, key: str) -> Iterator[None]:
-    """Holds the lock of what is to be made in ``cache``: taken at once, or after saying that it waits.
+    """Hold the lock of an entry of ``cache``: taken at once, or after a message that the process waits.
 
     Args:
         cache: parent folder; created if need be.
-        name: of what is to be made.
+        name: of the entry.
         key: configuration key of ``cache``, for the message.
 
     Raises:

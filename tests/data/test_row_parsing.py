@@ -76,7 +76,7 @@ def test_tools_and_what_turns_call_reach_the_template() -> None:
     names(refusal({**row, "tools": "a hammer"}, TOOLS), "`tools`", "list of tools")
 
 
-def test_a_response_may_be_a_call_and_has_to_stand() -> None:
+def test_a_response_may_be_a_tool_call_and_has_to_occur() -> None:
     calls = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     row = {"prompt": [user("Oslo?")], "chosen": [calls], "rejected": [assistant("No.")], "tools": [TOOL]}
     assert render_pair(pair_of(row), byte_tokenizer(template=TOOLS)).chosen.startswith('<call>{"name": "weather"')
@@ -118,7 +118,7 @@ def test_a_response_that_a_template_cuts_is_refused() -> None:
     ).rejected
 
 
-def test_other_turns_stand_too_but_for_earlier_ones_of_the_assistant() -> None:
+def test_other_turns_occur_except_earlier_ones_of_the_assistant() -> None:
     row = {"prompt": [system("Be brief."), user("Why?")], **SIDES}
     leaves_out = "{% for m in messages if m.role != 'system' %}" + TURNS.removeprefix("{% for m in messages %}")
     names(refusal(row, leaves_out), "chat template", "system turn")
@@ -138,7 +138,7 @@ def test_other_turns_stand_too_but_for_earlier_ones_of_the_assistant() -> None:
     assert prompt_of({"prompt": [user('"a"\n?')], **SIDES}, escapes).startswith('user:"\\"a\\"\\n?"')
 
 
-def test_what_stands_after_the_end_of_a_turn_is_not_trained_on_and_refused() -> None:
+def test_text_after_the_end_of_a_turn_is_refused() -> None:
     tokenizer = byte_tokenizer(template=TURNS.replace("m.content }}", "m.content + '<end>' }}"))
     tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
     row = {"prompt": [user("Oslo?")], "rejected": [assistant("No.")], "chosen": [assistant("Rain.")]}

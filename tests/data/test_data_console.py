@@ -53,7 +53,7 @@ def test_only_as_many_as_asked_for() -> None:
     assert printed(rows, word_tokenizer(), count=0) == ""
 
 
-def test_cuts_are_told_and_the_middle_of_long_texts_is_left_out() -> None:
+def test_truncation_is_noted_and_the_middle_of_long_texts_is_left_out() -> None:
     rows = [pair("a b c d", " " + " ".join("efgh" * 20), " i")]
     lines = printed(rows, word_tokenizer(), max_length=62, max_prompt_length=2).splitlines()
     names(lines[2], "prompt", "2 tokens", "left", "c d")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from caldpo.environments import folder_cache as cache
-from caldpo.environments.folder_cache import cached_folder
+from caldpo.utils import folder_cache
+from caldpo.utils.folder_cache import cached_folder
 from tests.messages import refused
 
 
@@ -72,7 +72,7 @@ def test_the_lock_is_let_go_of_and_not_merely_collected(
 ) -> None:
     """As where an exception, kept by a notebook, keeps the lock alive."""
     kept: list[FileLock] = []
-    monkeypatch.setattr(cache, "FileLock", lambda path: kept.append(FileLock(path)) or kept[-1])
+    monkeypatch.setattr(folder_cache, "FileLock", lambda path: kept.append(FileLock(path)) or kept[-1])
 
     def make(folder: Path) -> None:
         assert kept[0].is_locked
