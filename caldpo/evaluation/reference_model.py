@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from caldpo.estimation.step_memory import fake_tensors
+from caldpo.estimation.fake_model import fake_tensors
 from caldpo.models.hub_model import causal_lm_skeleton, load_causal_lm
 from caldpo.models.model_source import ModelSource, floating_dtype
 from caldpo.reference.reference_base import ReferenceSource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,17 @@ A CPU's are below the 32 MiB from which the C library takes every block anew fro
 
 WIDE_RESULTS = {"cpu": False, "cuda": True}
 """Whether narrow matrices are multiplied into a float32 result; where they are not, they are widened first."""
+
+
+@contextlib.contextmanager
+def cpu_as(device: str) -> Iterator[None]:
+    """Split and widen products on the CPU as on ``device``, for estimates of its memory."""
+    before = PART_BYTES["cpu"], WIDE_RESULTS["cpu"]
+    PART_BYTES["cpu"], WIDE_RESULTS["cpu"] = PART_BYTES[device], WIDE_RESULTS[device]
+    try:
+        yield
+    finally:
+        PART_BYTES["cpu"], WIDE_RESULTS["cpu"] = before
 
 
 @dataclass(frozen=True, slots=True)
