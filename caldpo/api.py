@@ -15,7 +15,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from caldpo.config.overrides import parse_override_value, with_quoted_paths
 from caldpo.config.preflight import check_run, composed
-from caldpo.config.run_dir import claimed_folder
+from caldpo.config.run_dir import claim_folder
 from caldpo.config.run_lifecycle import run_job
 from caldpo.config.summary_file import known_summary
 from caldpo.errors import CaldpoError
@@ -78,7 +78,7 @@ def train(cfg: DictConfig) -> TrainingResult:
     before = Singleton.get_state()
     try:
         check_run(cfg, SCHEMAS, agree)
-        named = claimed_folder(cfg, "run")
+        named = claim_folder(cfg, "run")
         folder = Path(parse_override_value(named[0]) if named else str(cfg.hydra.run.dir)).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
         with read_write(cfg.hydra), open_dict(cfg.hydra):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from caldpo.config.find_runs import no_folder
+from caldpo.config.find_runs import no_folder_error
 from caldpo.config.main import hydra_entry
 
 
@@ -12,7 +12,7 @@ from caldpo.config.main import hydra_entry
     "compare",
     positional="sweep",
     several=True,
-    absent=no_folder,
+    absent=no_folder_error,
     settings="caldpo.report.comparison.compare_runs",
     records=False,
 )

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from caldpo.checkpointing.frozen_weights import add_frozen, drop_frozen
-from caldpo.distributed.grad_norm import gradients_of
+from caldpo.checkpointing.checkpoint_plan import CheckpointPlan
+from caldpo.checkpointing.checkpoint_weights import add_frozen, drop_frozen
+from caldpo.distributed.strategy_interface import policy_strategy
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LOGITS_CACHE_MIB, LogprobEngine
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
-from caldpo.models.dropout import acts
-from caldpo.models.eval_mode import evaluating
-from caldpo.nonfinite.evaluation_guard import HeldOutGuard
-from caldpo.nonfinite.guard import NonFiniteGuard
-from caldpo.nonfinite.start_check import check_start, start_ratios, summed_up
+from caldpo.models.dropout import has_dropout
+from caldpo.models.model_forward import evaluating
+from caldpo.nonfinite.guard import HeldOutGuard, NonFiniteGuard
 from caldpo.optim.optimizer_base import OptimizerChoice
 from caldpo.reference.reference_base import Reference
+from caldpo.reference.start_check import check_start, largest_and_mean, start_ratios
 from caldpo.step_metrics import StepMetrics
 from caldpo.types import PairBatch, PairLogps, assembler
-from caldpo.utils.collectives import largest_of_all
+from caldpo.utils.collectives import largest_over_ranks
 
 
 class PreferenceModule(pl.LightningModule):
@@ -45,7 +45,8 @@ class PreferenceModule(pl.LightningModule):
             log-ratios of 0.
         metrics_sync_every: optimiser steps whose rows of metrics are fetched from the device at once.
         logits_cache_mib: see :class:`LogprobEngine`.
-        numbers: what is done about losses and gradients that are no numbers; None stops.
+        nonfinite: stops the run at a non-finite loss or gradient, or skips the step; None stops.
+        checkpoint_plan: what checkpoints record of the run, and compare at resume.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class PreferenceModule(pl.LightningModule):
         metrics_sync_every: int = 1,
         logits_cache_mib: int = LOGITS_CACHE_MIB,
         nonfinite: NonFiniteGuard | None = None,
+        checkpoint_plan: CheckpointPlan | None = None,
     ) -> None:
         super().__init__()
         self.policy, self.loss = policy, loss
@@ -74,6 +76,7 @@ class PreferenceModule(pl.LightningModule):
             "nonfinite": nonfinite or NonFiniteGuard(),
         }.items():
             object.__setattr__(self, name, value)  # unregistered: neither state nor parameters of this module
+        self.checkpoint_plan = checkpoint_plan or CheckpointPlan()
         self.reward_beta, self.same_start = reward_beta, same_start
         self.metrics_sync_every = (
             1 if self.nonfinite.skips else metrics_sync_every
@@ -109,9 +112,7 @@ class PreferenceModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         # here all ranks are there to share the work, and nothing is trained yet
-        place = getattr(self.trainer.strategy, "shard", None)
-        if place is not None:
-            place(self.policy)
+        policy_strategy(self.trainer.strategy).shard(self.policy)
         self.reference.prepare()
 
     def configure_model(self) -> None:
@@ -144,7 +145,7 @@ class PreferenceModule(pl.LightningModule):
         # before the first update policy and reference are the same, but for the policy's dropout
         fresh = self.global_step == 0 and not self.resumed and self.same_start and self.loss.needs_reference
         at_start = None
-        if fresh and acts(self.policy):
+        if fresh and has_dropout(self.policy):
             with evaluating(self.policy):
                 at_start = self.engine(batch)
         total, chosen, rejected = self.engine.loss(batch, summed_loss)
@@ -152,7 +153,7 @@ class PreferenceModule(pl.LightningModule):
             logps = assemble(chosen, rejected, slice(None))
             values = loss_metrics(self.loss(logps))
             self.train_log.add(values | pair_metrics(logps, self.reward_beta), batch)
-            self.nonfinite.keep(batch, logps, values)
+            self.nonfinite.record(batch, logps, values)
             if fresh:
                 started = logps if at_start is None else assemble(*at_start, slice(None))
                 self.first_step_ratios.append(start_ratios(started, batch.weight))
@@ -167,11 +168,11 @@ class PreferenceModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        gradients = gradients_of(self)
+        gradients = policy_strategy(self.trainer.strategy).gradients(self.policy)
         norm = gradients.norm()
         # The metrics were measured before the update: they belong to the weights after `global_step` updates.
         self.train_log.close(self.global_step, norm, gradient_clip_val, float(optimizer.param_groups[0]["lr"]))
-        self.nonfinite.close(self.global_step)
+        self.nonfinite.end_step(self.global_step)
         if len(self.train_log.pending) >= self.metrics_sync_every:
             # before the update: with a fetch at every step, no bad gradient meets the weights
             self.fetch_rows(about_to_update=self.global_step)
@@ -190,14 +191,14 @@ class PreferenceModule(pl.LightningModule):
         """
         rows = self.train_log.fetch()
         if rows and self.first_step_ratios and not alone:
-            ratios, self.first_step_ratios = largest_of_all(*summed_up(self.first_step_ratios)), []
+            ratios, self.first_step_ratios = largest_over_ranks(*largest_and_mean(self.first_step_ratios)), []
             try:
                 self.check_start(*ratios, of="training")
             except CaldpoError as error:
                 self.failure = error
         for step, metrics in rows:
             if self.failure is None and not alone:
-                self.failure = self.nonfinite.judge(self, step, metrics, before_update=step == about_to_update)
+                self.failure = self.nonfinite.check(self, step, metrics, before_update=step == about_to_update)
             if self.nonfinite.skips or self.scales_gradients:
                 metrics["skipped_steps"] = float(self.nonfinite.skipped)
             self.write_metrics(metrics, step)
@@ -217,8 +218,13 @@ class PreferenceModule(pl.LightningModule):
         try:
             self.fetch_rows()
         except CaldpoError:
-            if self.failure is not self.nonfinite.caught:
+            if not self.caught_before_update:
                 raise
+
+    @property
+    def caught_before_update(self) -> bool:
+        """Whether a non-finite step stopped the run before its update, so that the weights are good."""
+        return self.failure is not None and self.failure is self.nonfinite.caught
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.require_good_weights()
@@ -250,7 +256,7 @@ class PreferenceModule(pl.LightningModule):
         logps = self.pair_logps(batch, with_reference=True)
         values = loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta)
         self.held_out.update(values, batch.weight)
-        self.held_out_watch.keep(batch, logps, values)
+        self.held_out_watch.record(batch, logps, values)
         if self.global_step == 0 and not self.resumed:
             self.start_ratios.append(start_ratios(logps, batch.weight))  # fetched together at the end
 
@@ -260,7 +266,7 @@ class PreferenceModule(pl.LightningModule):
         Raises:
             CaldpoError: they have not, naming rows and terms.
         """
-        if self.held_out.names and (failure := self.held_out_watch.judge(self, self.held_out.floats())):
+        if self.held_out.names and (failure := self.held_out_watch.check(self, self.held_out.floats())):
             self.failure = failure
             raise failure
 
@@ -268,7 +274,7 @@ class PreferenceModule(pl.LightningModule):
         self.require_finite_held_out()
         if self.start_ratios:
             # all ranks give up, or none: those that go on would wait for the others
-            self.largest_start_ratio, mean = largest_of_all(*summed_up(self.start_ratios))
+            self.largest_start_ratio, mean = largest_over_ranks(*largest_and_mean(self.start_ratios))
             self.start_ratios.clear()
             if self.same_start:
                 self.check_start(self.largest_start_ratio, mean, of="held-out")

@@ -21,7 +21,7 @@ from caldpo.config.signatures import validated
 from caldpo.distributed.deepspeed_config import STAGES, check_zero
 from caldpo.errors import CaldpoError
 from caldpo.models.compilation import CompiledLayers
-from caldpo.utils.devices import settled_accelerator, settled_precision
+from caldpo.utils.devices import resolve_accelerator, resolve_precision
 
 
 class TrainerSettings:
@@ -80,9 +80,9 @@ class TrainerSettings:
         max_skipped_steps: NonNegativeInt = 100,
         cpu_offload: bool = False,
     ) -> None:
-        self.accelerator, self.devices, self.num_nodes = settled_accelerator(accelerator), devices, num_nodes
+        self.accelerator, self.devices, self.num_nodes = resolve_accelerator(accelerator), devices, num_nodes
         self.strategy, self.deterministic = strategy, deterministic
-        self.precision = settled_precision(precision, self.accelerator)
+        self.precision = resolve_precision(precision, self.accelerator)
         self.max_steps, self.max_epochs = max_steps, max_epochs
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.val_check_interval, self.num_threads, self.progress_bar = val_check_interval, num_threads, progress_bar
@@ -148,7 +148,7 @@ class TrainerSettings:
         return self.devices * self.num_nodes
 
     def extent(self) -> dict[str, Any]:
-        """What :meth:`caldpo.data.batch_serving.ServedPairs.plan_steps` has to know of the Trainer."""
+        """What :meth:`caldpo.data.data_loading.TokenizedDataModule.plan_steps` has to know of the Trainer."""
         return {
             "accumulation": self.accumulate_grad_batches,
             "world_size": self.world_size,
@@ -216,9 +216,9 @@ class TrainerSettings:
             return ZeroStrategy(self._zero_stage, cpu_offload=self.cpu_offload, half=half)
         if not self.is_sharded:
             return self.strategy
-        from caldpo.distributed.fsdp_strategy import ShardedStrategy
+        from caldpo.distributed.fsdp_strategy import FsdpStrategy
 
-        return ShardedStrategy(self.world_size, cpu_offload=self.cpu_offload)
+        return FsdpStrategy(self.world_size, cpu_offload=self.cpu_offload)
 
 
 class StepProgress(RichProgressBar):

@@ -16,7 +16,7 @@ from caldpo.callbacks.true_reward import OracleEvaluation
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 from caldpo.models.hub_model import causal_lm_skeleton
 from caldpo.models.model_source import ModelSource
 from caldpo.models.position_limit import position_limit

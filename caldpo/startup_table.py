@@ -12,8 +12,8 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.data.step_plan import StepPlan
-from caldpo.models.trainable_parameters import find_trainable
+from caldpo.data.batching import StepPlan
+from caldpo.models.adapted_policy import count_parameters
 
 _OWN_ROWS = ("lr", "schedule", "_target_")  # of an optimiser's section
 
@@ -36,7 +36,7 @@ def training_facts(
         "pairs per step": _pairs(plan, cfg.data.get("max_tokens_per_micro_batch")),
         "steps": _steps(plan),
         "precision": f"{cfg.trainer.precision} on {cfg.trainer.accelerator}, weights in {_dtype(policy)}",
-        "trained": str(find_trainable(policy)),
+        "trained": str(count_parameters(policy)),
     }
     clip = cfg.trainer.gradient_clip_val
     return facts | {"clipping": "none" if clip is None else f"gradient norms above {clip:g}", "reference": reference}

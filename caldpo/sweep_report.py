@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.find_runs import trained_nothing
+from caldpo.config.find_runs import holds_no_training
 from caldpo.config.run_lifecycle import (
     DIED,
     FAILED,
@@ -229,5 +229,5 @@ def _print(folder: Path, outcomes: Sequence[RunOutcome], missing: int) -> None:
     finished = sum(run.status == FINISHED for run in outcomes)
     left = f"; {missing} not started" if missing else ""
     print(f"{finished} of {len(outcomes) + missing} runs finished{left}; all lie in {folder}")
-    if any(run.status == FINISHED and not trained_nothing(folder / run.name) for run in outcomes):
+    if any(run.status == FINISHED and not holds_no_training(folder / run.name) for run in outcomes):
         print(f"compare them: python -m caldpo.compare {shlex.quote(str(folder))}")

@@ -11,8 +11,7 @@ from omegaconf import DictConfig
 
 from caldpo.config.main import hydra_entry
 from caldpo.config.metric_names import objective_problems
-from caldpo.config.required_groups import find_missing_groups
-from caldpo.config.validation import Problem
+from caldpo.config.validation import Problem, find_missing_groups
 from caldpo.data.source_paths import find_misplaced
 from caldpo.evaluation.default_suites import find_unknown_suites
 from caldpo.resume.restart_policy import settle

@@ -17,10 +17,10 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from transformers import PreTrainedModel
 
 from caldpo.callbacks.reseed import Reseed
-from caldpo.checkpointing.checkpoint_callback import Checkpoints
-from caldpo.checkpointing.run_identity import require_same
+from caldpo.checkpointing.checkpoint_plan import CheckpointPlan, require_same
 from caldpo.components import Components
 from caldpo.config.run_lifecycle import FINISHED, write_json
 from caldpo.config.summary_file import SUMMARY
@@ -34,7 +34,7 @@ from caldpo.console import (
     print_start,
     versions,
 )
-from caldpo.data.end_tokens import inner_end_notes
+from caldpo.data.end_tokens import end_tokens, inner_end_notes
 from caldpo.distributed.fsdp import full_state_dict
 from caldpo.errors import CaldpoError
 from caldpo.estimation.estimate_run import estimate
@@ -46,16 +46,15 @@ from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import settle_layout
 from caldpo.metrics_file import NAME
 from caldpo.model_data_checks import check_fit
-from caldpo.models.adapter_coverage import print_coverage
-from caldpo.models.adapters import is_adapted
-from caldpo.models.model_probes import require_sound
-from caldpo.models.policy_placement import load_policy
+from caldpo.models.adapted_policy import is_adapted, print_adapter_coverage
+from caldpo.models.model_probes import require_valid_logprobs
+from caldpo.models.model_source import load_on_rank
 from caldpo.models.revision import keep_commit, keep_data_commit
 from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
-from caldpo.nonfinite.replay import replay
-from caldpo.reference.reference_base import ReferenceSource
+from caldpo.reference.reference_base import Reference, ReferenceSource
 from caldpo.reference.reference_context import in_run_dtype, reference_context
+from caldpo.replay.replay_run import replay
 from caldpo.resume.resume_point import find_start
 from caldpo.resume.run_inputs import known_inputs, model_inputs, policy_inputs, surroundings
 from caldpo.resume.template_date import keep_clock
@@ -64,7 +63,7 @@ from caldpo.run_settings import RunSettings
 from caldpo.security.redacted_streams import RedactedStream
 from caldpo.startup_table import on_one_line, print_training, recipe_note, training_facts
 from caldpo.utils.collectives import is_first_rank
-from caldpo.utils.devices import settle_devices
+from caldpo.utils.devices import resolve_devices
 from caldpo.utils.notes import print_notes
 from caldpo.utils.out_of_memory import is_out_of_memory
 
@@ -85,7 +84,7 @@ def run(cfg: DictConfig) -> float | None:
             "a run needs a folder, which a configuration that is composed by Hydra alone does not name",
             remedy='from Python: from caldpo import compose, train; train(compose(["loss=dpo"]))',
         ) from None
-    settle_devices(cfg)
+    resolve_devices(cfg)
     settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})
     if settings.dry_run:
         estimate(cfg)
@@ -165,16 +164,16 @@ def run_in(
 
     try:
         sharded = components.trainer.is_sharded
-        policy = components.adapter.apply(load_policy(source, sharded=sharded))
-        print_coverage(policy)
-        print_notes(sampling_notes(policy, tokenizer))
+        policy = components.adapter.apply(load_on_rank(source, sharded=sharded))
+        print_adapter_coverage(policy)
+        print_notes(sampling_notes(policy, tokenizer, end_tokens(tokenizer, policy)))
         print_notes(inner_end_notes(tokenizer, policy, data.train_pairs))
         print_notes(export_notes(policy, tokenizer) if settings.export else [])
         name = tracked_name(run_dir, loss_name, settings.seed)
         tracked = components.logger.open(run_dir, name, sweep_name(run_dir), config, start.earlier)
         loggers = [csv_logger(run_dir), *tracked]
         noise = bool(cfg.model.get("dropout"))
-        require_sound(policy, training=True, max_length=data.max_length, dropout=noise)
+        require_valid_logprobs(policy, training=True, max_length=data.max_length, dropout=noise)
         layout, why = settle_layout(settings.layout, policy, data.max_length, sharded=sharded)
         print_layout(layout, why)
         steps = components.trainer
@@ -188,9 +187,12 @@ def run_in(
             note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), components.optim.lr)
         facts = {"model": start_identity, "tokenizer": tokenizer.name_or_path, "prompts": report.prompts}
         context = reference_context(policy, source, loss, data, trainer, plan.pairs_seen, facts)
+        reference = components.reference.build(context)
+        inputs = functools.partial(run_inputs, policy, reference, components.reference, known)
+        environment = surroundings(policy, trainer.strategy.root_device, layout)
         module = PreferenceModule(
             policy,
-            components.reference.build(context),
+            reference,
             loss,
             components.optim,
             tokenizer,
@@ -199,22 +201,14 @@ def run_in(
             metrics_sync_every=components.trainer.metrics_sync_every,
             logits_cache_mib=settings.logits_cache_mib,
             nonfinite=NonFiniteGuard(steps.on_nonfinite, steps.max_skipped_steps),
+            checkpoint_plan=CheckpointPlan(inputs, environment, start.cut),
         )
-        reference = type(module.reference).__name__.removesuffix("Reference").lower()
-        training = training_facts(cfg, policy, plan, optimizer=str(chosen.get("optim")), reference=reference)
+        reference_mode = type(reference).__name__.removesuffix("Reference").lower()
+        training = training_facts(cfg, policy, plan, optimizer=str(chosen.get("optim")), reference=reference_mode)
         if is_first_rank():
             print_training(training)
         if tell:
             tell(f"{run_dir.name}: {on_one_line(training)}")
-        for callback in callbacks:
-            if isinstance(callback, Checkpoints):
-                around = surroundings(policy, trainer.strategy.root_device, layout)
-                callback.of_run(
-                    functools.partial(inputs, module, components.reference, known),
-                    around,
-                    steps.val_check_interval,
-                    start.cut,
-                )
         if start.checkpoint is None and is_first_rank():
             start.cut()
         train(trainer, module, data, start.checkpoint)
@@ -299,6 +293,8 @@ def train(
             callback.on_trained(trainer, module)
 
 
-def inputs(module: PreferenceModule, reference: ReferenceSource, known: dict[str, str]) -> dict[str, str]:
-    """All that must not change between two stretches of a run; every rank has to ask."""
-    return {**known, **model_inputs(module, reference)}
+def run_inputs(
+    policy: PreTrainedModel, reference: Reference, source: ReferenceSource, known: dict[str, str]
+) -> dict[str, str]:
+    """Digest all that must not change between two stretches of a run; all ranks have to ask."""
+    return {**known, **model_inputs(policy, reference, source)}

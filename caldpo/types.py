@@ -79,7 +79,7 @@ class PairBatch:
         if self.spans is None:
             mask = self.attention_mask.long()
             # padding stays at the last token's position: a row's positions say how long it is, see
-            # caldpo.models.rope_frequencies
+            # caldpo.models.model_forward
             inputs["position_ids"] = self.position_ids.minimum(mask.sum(dim=1, keepdim=True) - 1)
             return inputs | {"attention_mask": mask}
         # A mask with four dimensions is final for transformers, which else would make one of tokens x tokens.

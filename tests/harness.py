@@ -8,10 +8,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from caldpo.data.batch_sampler import StepBatchSampler
+from caldpo.data.batching import StepBatchSampler
 from caldpo.data.collate import PairBatches
+from caldpo.data.data_loading import PairLoader
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.pair_loader import PairLoader
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
 from caldpo.lightning_trainer import TrainerSettings

@@ -18,7 +18,6 @@ from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.models.compilation import CompileClock, compile_layers
 from caldpo.models.model_source import prepare_for_training
-from caldpo.models.sampling import sample_responses
 from caldpo.models.tabular_model import TabularModel
 from caldpo.reference.frozen_model import Frozen
 from caldpo.reference.reference_context import in_run_dtype
@@ -26,7 +25,7 @@ from tests.harness import Pairs, fit, make_module
 from tests.messages import refused
 from tests.reference.contexts import make_context
 from tests.test_progress import Packed
-from tests.tiny import tiny_model, tiny_pairs, tiny_tokenizer
+from tests.tiny import sample_responses, tiny_model, tiny_pairs, tiny_tokenizer
 
 
 @pytest.mark.slow

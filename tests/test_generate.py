@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldpo.data.datamodule import PairDataModule
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
-from caldpo.models.sampling import chat
-from caldpo.models.sampling import generation_run as module
+from caldpo.generation import chat
+from caldpo.generation import generation_run as module
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.runs import inside, reference_model, tiny_run, write_data
 from tests.messages import names

@@ -12,10 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from caldpo.data.end_tokens import end_tokens, inner_end_notes, response_text, trained_ends
 from caldpo.data.pair import TokenizedPair
-from caldpo.models.left_padding import ALONE, EQUAL, prompts_together
-from caldpo.models.sampling import LEAST_TEMPERATURE, sample_responses, sampling_notes
+from caldpo.models.sampling import LEAST_TEMPERATURE, prompt_batching, sampling_notes
 from tests.messages import names, refused
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import sample_responses, tiny_model, tiny_tokenizer
 
 MODEL = tiny_model()
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
@@ -170,14 +169,14 @@ def test_an_adapter_takes_part_in_sampling_and_its_bases_settings_do_not() -> No
 
 def test_what_a_checkpoint_asks_for_is_said() -> None:
     model = tiny_model()
-    assert sampling_notes(model, tiny_tokenizer()) == []
+    assert sampling_notes(model, tiny_tokenizer(), end_tokens(tiny_tokenizer(), model)) == []
     model.generation_config = GenerationConfig(
         eos_token_id=2, repetition_penalty=1.3, num_beams=4, top_k=0, temperature=1.0, min_length=0, use_cache=True
     )
-    (line,) = sampling_notes(model, tiny_tokenizer())
+    (line,) = sampling_notes(model, tiny_tokenizer(), end_tokens(tiny_tokenizer(), model))
     names(line, "generation_config.json", "num_beams=4, repetition_penalty=1.3")
     model.generation_config = GenerationConfig(eos_token_id=[2, 9])
-    (line,) = sampling_notes(model, tiny_tokenizer())
+    (line,) = sampling_notes(model, tiny_tokenizer(), end_tokens(tiny_tokenizer(), model))
     assert line.endswith("<eos> (2), w5 (9)")
 
 
@@ -280,17 +279,17 @@ def other_model(kind: str, **sizes: Any) -> PreTrainedModel:
     ("kind", "together", "sizes"),
     [
         # its state of a batch is not that of its rows (transformers 5.24)
-        ("rwkv", ALONE, {"num_hidden_layers": 2, "attention_hidden_size": 16, "intermediate_size": 32}),
+        ("rwkv", "one at a time", {"num_hidden_layers": 2, "attention_hidden_size": 16, "intermediate_size": 32}),
         (
             "recurrent_gemma",
-            EQUAL,
+            "equal lengths",
             {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "attention_window_size": 8},
         ),
     ],
 )
 def test_a_recurrent_model_continues_prompts_as_alone(kind: str, together: str, sizes: dict[str, Any]) -> None:
     model = other_model(kind, **sizes)
-    assert prompts_together(model, device=model.device) == together
+    assert prompt_batching(model, device=model.device) == together
     prompts = [*PROMPTS, [15, 16, 17], [20]]
     settings = {"max_new_tokens": 8, "temperature": 0.0, "seed": 0}
     alone = [sample_responses(model, tiny_tokenizer(), [p], **settings)[0] for p in prompts]
@@ -307,7 +306,7 @@ class Crowd(torch.nn.Module):
 def test_what_depends_on_its_batch_mates_is_continued_alone() -> None:
     model = tiny_model()
     model.model.norm = torch.nn.Sequential(model.model.norm, Crowd())
-    assert prompts_together(model, device=model.device) == ALONE
+    assert prompt_batching(model, device=model.device) == "one at a time"
     settings = {"max_new_tokens": 8, "temperature": 0.0, "seed": 0}
     alone = [sample_responses(model, tiny_tokenizer(), [p], **settings)[0] for p in PROMPTS]
     assert sample_responses(model, tiny_tokenizer(), PROMPTS, **settings) == alone

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from caldpo.distributed.grad_norm import OwnGradients, clip_factor
+from caldpo.distributed.step_gradients import LocalGradients, clip_factor
 
 
 def trained() -> nn.Sequential:
@@ -19,13 +19,13 @@ def trained() -> nn.Sequential:
 
 
 def test_the_norm_is_that_of_all_gradients_together() -> None:
-    assert OwnGradients(trained()).norm().item() == 5.0
+    assert LocalGradients(trained()).norm().item() == 5.0
 
 
 @pytest.mark.parametrize(("largest", "scale"), [(2.5, 0.5), (5.1, 1.0)])
 def test_clipping_scales_by_the_norm_at_hand_and_never_up(largest: float, scale: float) -> None:
     model = trained()
-    OwnGradients(model).clip(largest, torch.tensor(5.0))
+    LocalGradients(model).clip(largest, torch.tensor(5.0))
     assert model[0].bias.grad is not None
     assert model[0].bias.grad.item() == pytest.approx(4 * scale, rel=1e-6)
     assert clip_factor(largest, torch.tensor(5.0)).item() == pytest.approx(scale, rel=1e-6)
@@ -44,7 +44,7 @@ def test_a_step_that_is_left_out_changes_neither_weights_nor_moments() -> None:
     model = trained()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
     before = model[0].weight.item()
-    OwnGradients(model).discard()
+    LocalGradients(model).discard()
     optimizer.step()
     assert model[0].weight.item() == before
     assert not optimizer.state

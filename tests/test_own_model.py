@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 
 from caldpo.console import print_clipping
 from caldpo.lightning_trainer import TrainerSettings
+from caldpo.models.adapted_policy import count_parameters
 from caldpo.models.adapters import Lora
-from caldpo.models.trainable_parameters import find_trainable
 from caldpo.resume.config_diff import differences
 from caldpo.startup_table import recipe_note
-from caldpo.utils.devices import settled_accelerator, settled_precision
+from caldpo.utils.devices import resolve_accelerator, resolve_precision
 from tests.command import train
 from tests.messages import names
 from tests.road.folders import write_model, write_rows
@@ -60,9 +60,9 @@ def test_auto_is_settled_by_the_device(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16)
     settings = TrainerSettings(accelerator="auto", precision="auto")
     assert (settings.accelerator, settings.precision) == (accelerator, precision)
-    assert settled_accelerator("cpu") == "cpu"
-    assert settled_precision("auto", "cpu") == "32-true"
-    assert settled_precision("16-mixed", "cpu") == "16-mixed"
+    assert resolve_accelerator("cpu") == "cpu"
+    assert resolve_precision("auto", "cpu") == "32-true"
+    assert resolve_precision("16-mixed", "cpu") == "16-mixed"
 
 
 def test_auto_of_a_resumed_run_is_what_it_began_with() -> None:
@@ -95,14 +95,14 @@ def test_pairs_of_ones_own_on_the_embedded_model() -> None:
 class TestTrainable:
     def test_all_weights(self) -> None:
         policy = tiny_model()
-        found = find_trainable(policy)
+        found = count_parameters(policy)
         assert found.trained == found.total == policy.num_parameters()
 
     def test_an_adapter(self) -> None:
         pytest.importorskip("peft")
         policy = tiny_model("llama")
         base = policy.num_parameters()
-        found = find_trainable(Lora(rank=2).apply(policy))
+        found = count_parameters(Lora(rank=2).apply(policy))
         width, hidden = 16, 32  # four square projections, three of the feed-forward block, in each of two layers
         assert found.trained == 2 * 2 * (4 * (width + width) + 3 * (width + hidden))
         assert found.total == base + found.trained

@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from caldpo.checkpointing.checkpoint_callback import Checkpoints
 from caldpo.checkpointing.checkpoint_io import load_weights
-from caldpo.data.batch_sampler import StepBatchSampler
+from caldpo.data.batching import StepBatchSampler
 from caldpo.data.collate import PairBatches, collate
-from caldpo.data.pair_loader import PairLoader
+from caldpo.data.data_loading import PairLoader
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
 from caldpo.lightning_trainer import StepProgress

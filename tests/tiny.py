@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -11,7 +12,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from caldpo.data.collate import collate
+from caldpo.data.end_tokens import end_tokens
 from caldpo.data.pair import TokenizedPair
+from caldpo.models import sampling
 from caldpo.types import PairBatch
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -78,3 +81,9 @@ def tiny_batch(count: int = 5, seed: int = 0) -> PairBatch:
 def batch_of(pairs: list[TokenizedPair]) -> PairBatch:
     """These pairs, padded together."""
     return collate(pairs, pad_id=0)
+
+
+def sample_responses(model: Any, tokenizer: Any, prompts: Any, **settings: Any) -> list[list[int]]:
+    """Sample until one of the model's own end tokens, unless ``ends`` names others."""
+    ends = {"ends": end_tokens(tokenizer, model), **settings}
+    return sampling.sample_responses(model, tokenizer, prompts, **ends)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from caldpo.data.batch_serving import ServedPairs
 from caldpo.data.collate import Layout
+from caldpo.data.data_loading import TokenizedDataModule
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
@@ -21,7 +21,7 @@ from tests.harness import make_module
 from tests.tiny import tiny_pairs
 
 
-class Pairs(ServedPairs):
+class Pairs(TokenizedDataModule):
     """Random pairs, 21 in steps of 8: the last has 5, which no division evens out."""
 
     def __init__(self, micro: int, tokens: int | None) -> None:

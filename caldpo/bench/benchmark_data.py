@@ -10,12 +10,13 @@ import numpy as np
 from rich.console import Console
 
 from caldpo.bench.word_ids import EOS, SPECIAL, as_text
-from caldpo.data.batch_sampler import StepBatchSampler
-from caldpo.data.chat_template import require_template
+from caldpo.data.batching import StepBatchSampler
 from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import TokenizedPair
+from caldpo.data.pair_checks import refuse_untokenized
 from caldpo.data.sources.local_files import LocalFiles
-from caldpo.data.split_checks import refuse_untokenized, subset
+from caldpo.data.split import subset
+from caldpo.data.template_source import require_template
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import tokenize_pairs, truncate
 from caldpo.errors import CaldpoError

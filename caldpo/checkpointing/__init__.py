@@ -1,1 +1,1 @@
-"""Checkpoints from which a run goes on as if it had never been stopped."""
+"""Checkpoints from which a run resumes bit for bit, and the signals that stop it."""

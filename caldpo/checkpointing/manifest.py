@@ -1,9 +1,9 @@
-"""What a checkpoint's folder says of itself, and whether it tells the truth. No heavy imports.
+"""Describe a checkpoint's folder and verify its files; parse ``checkpoint=``. No heavy imports.
 
-``checkpoints/step-N/`` holds ``weights.safetensors``, ``training.pt`` and ``manifest.json``; of a model that is sharded
-over ranks ``weights/`` and ``optimizer/`` with a file a rank in place of the first, and where the optimiser alone is
-sharded ``optimizer/`` beside it. The folder gets its name when all are complete; the manifest has the size and the
-SHA-256 of the others, and one of itself.
+``checkpoints/step-N/`` holds ``weights.safetensors``, ``training.pt`` and ``manifest.json``. With sharded weights
+``weights/`` and ``optimizer/`` replace the first, with a file per rank; where the optimiser alone is sharded
+``optimizer/`` lies beside it. The folder gets its name when all are complete; the manifest has the size and the SHA-256
+of the others, and a digest of itself.
 """
 
 from __future__ import annotations
@@ -11,23 +11,31 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from caldpo.config.bounds import NonNegativeInt
+from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import file_digest, write_text
 
 FOLDER = "checkpoints"
 WEIGHTS, TRAINING, MANIFEST = "weights.safetensors", "training.pt", "manifest.json"
-WEIGHT_PARTS, OPTIMIZER_PARTS = "weights", "optimizer"  # folders, of a model that is sharded over ranks
+WEIGHT_PARTS, OPTIMIZER_PARTS = "weights", "optimizer"  # folders of shards, a file per rank
 SAMPLES = "samples.jsonl"
 FORMAT = 1
-_NAME = re.compile(r"step-(\d+)")
+_FOLDER_NAME = re.compile(r"step-(\d+)")
+_STEP = r"(?:step-)?([0-9]{1,18})"
+
+StepName = Annotated[str, Field(pattern=r"\A(?:step-)?[0-9]{1,18}\Z", description="a step as step-40")]
+CheckpointName = Literal["final", "last"] | NonNegativeInt | StepName
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint that does not hold what was written; says why."""
+    """A checkpoint that does not hold what was written; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +44,14 @@ class Manifest:
 
     Args:
         step: optimiser steps that the weights have seen.
-        rows: rows of ``metrics.csv`` at that moment.
-        samples: bytes of ``samples.jsonl`` at that moment.
-        seconds: of the run until then, all its stretches together.
-        identity: what has to be the same for the run to go on: the reference's weights, the tokens.
-        versions: of what determines a run's numbers.
-        same: names of tied weights, each with the name under which the tensor is kept.
+        rows: rows of ``metrics.csv`` at that step.
+        samples: bytes of ``samples.jsonl`` at that step.
+        seconds: training time until then, over all stretches of the run.
+        identity: digests of what must not change for the run to resume: configuration, reference weights, tokens, ...
+        versions: of software and devices that determine the last bits.
+        same: further names of tied weights, each with the name under which the tensor is stored.
         files: size and digest of each file.
-        format: of this folder.
+        format: version of this folder's format.
     """
 
     step: int
@@ -57,32 +65,31 @@ class Manifest:
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
-        """Into the folder, with a digest of itself."""
+        """Write ``manifest.json`` with a digest of itself."""
         content = asdict(self)
         write_text(folder / MANIFEST, json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n")
 
 
 def describe_files(folder: Path, names: Iterable[str] = (WEIGHTS, TRAINING)) -> dict[str, dict[str, Any]]:
-    """Size and digest of the tensors' files."""
+    """Compute size and digest of each file."""
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)} for name in names}
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What the folder says of itself.
+    """Read a checkpoint's manifest.
 
     Raises:
-        DamagedCheckpointError: it makes no sense, or was changed.
-        OSError: the disk does not give it: whether it is whole is not known.
+        DamagedCheckpointError: it is malformed, or was changed.
+        OSError: it cannot be read, so that it is not known whether it is intact.
     """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        said = content.pop("sha256")
-        if said != _digest(content):
+        if content.pop("sha256") != _digest(content):
             raise DamagedCheckpointError(f"{MANIFEST} is not what was written")
         if content["format"] != FORMAT:
             raise DamagedCheckpointError(f"its format is {content['format']}, this version of caldpo reads {FORMAT}")
         manifest = Manifest(**content)
-        if not _is_plain(manifest):
+        if not _has_valid_values(manifest):
             raise DamagedCheckpointError(f"{MANIFEST} holds other kinds of values than are written")
         return manifest
     except FileNotFoundError as error:
@@ -92,20 +99,20 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest of a checkpoint whose files are what was written; reads all of them.
+    """Compare every file of a checkpoint with its manifest; reads all of them.
 
     Raises:
-        DamagedCheckpointError: they are not.
-        OSError: the disk does not give them: whether they are whole is not known.
+        DamagedCheckpointError: a file is missing or changed.
+        OSError: a file cannot be read, so that it is not known whether it is intact.
     """
     manifest = read_manifest(folder)
-    for name, said in manifest.files.items():
+    for name, written in manifest.files.items():
         path = folder / name
         try:
             size = path.stat().st_size
-            if size != said["bytes"]:
-                raise DamagedCheckpointError(f"{name} has {size:,} bytes, {said['bytes']:,} were written")
-            if file_digest(path) != said["sha256"]:
+            if size != written["bytes"]:
+                raise DamagedCheckpointError(f"{name} has {size:,} bytes, {written['bytes']:,} were written")
+            if file_digest(path) != written["sha256"]:
                 raise DamagedCheckpointError(f"{name} is not what was written (its SHA-256 differs)")
         except FileNotFoundError as error:
             raise DamagedCheckpointError(f"{name} is missing") from error
@@ -113,19 +120,22 @@ def verify(folder: Path) -> Manifest:
 
 
 def checkpoint_folders(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run by optimiser step, in their order, whole or damaged."""
-    found = {int(m[1]): p for p in (run / FOLDER).glob("step-*") if (m := _NAME.fullmatch(p.name)) and p.is_dir()}
-    return dict(sorted(found.items()))
+    """List a run's checkpoints by optimiser step, in ascending order, intact or damaged."""
+    folders = (run / FOLDER).glob("step-*")
+    return dict(sorted((int(m[1]), p) for p in folders if (m := _FOLDER_NAME.fullmatch(p.name)) and p.is_dir()))
 
 
-def newest_whole(run: Path) -> tuple[Path | None, Manifest | None, list[str]]:
-    """The last checkpoint of a run that is what was written, its manifest, and what is wrong with later ones.
+def newest_intact(run: Path) -> tuple[Path | None, Manifest | None, list[str]]:
+    """Find a run's last intact checkpoint.
+
+    Returns:
+        Its folder and manifest, or None, and the damage of each later one.
 
     Raises:
-        OSError: the disk does not give one of them.
+        OSError: a file cannot be read.
     """
     damages: list[str] = []
-    for step, folder in _newest_first(run):
+    for step, folder in reversed(checkpoint_folders(run).items()):
         try:
             manifest = verify(folder)
             if manifest.step != step:
@@ -136,17 +146,27 @@ def newest_whole(run: Path) -> tuple[Path | None, Manifest | None, list[str]]:
     return None, None, damages
 
 
-def _newest_first(run: Path) -> Iterator[tuple[int, Path]]:
-    return iter(sorted(checkpoint_folders(run).items(), reverse=True))
+def wanted_checkpoint(value: int | str) -> Literal["final", "last"] | int:
+    """Parse ``checkpoint=``: ``final``, ``last``, or an optimiser step as a number or ``step-40``.
+
+    Raises:
+        CaldpoError: it is none of them.
+    """
+    if value == "final" or value == "last":
+        return "final" if value == "final" else "last"
+    step = re.fullmatch(_STEP, str(value))
+    if step is None:
+        raise CaldpoError("must be final, last or an optimiser step (40 or step-40)", key="checkpoint", value=value)
+    return int(step[1])
 
 
-def _is_plain(manifest: Manifest) -> bool:
-    """Whether counts are counts, names are texts, and both files are described."""
-    texts = [text for said in (manifest.identity, manifest.same) for text in said.values()]
+def _has_valid_values(manifest: Manifest) -> bool:
+    """Check the types of all values that are read later, and the names of the files."""
+    texts = [text for digests in (manifest.identity, manifest.same) for text in digests.values()]
     files = list(manifest.files.values())
     counts = [manifest.step, manifest.rows, manifest.samples, *(file["bytes"] for file in files)]
     return (
-        _are_all_there(manifest.files.keys())
+        _names_all_files(manifest.files.keys())
         and all(type(count) is int and 0 <= count < 2**63 for count in counts)
         and all(isinstance(text, str) for text in (*texts, *(file["sha256"] for file in files)))
         and isinstance(manifest.seconds, int | float)
@@ -154,8 +174,8 @@ def _is_plain(manifest: Manifest) -> bool:
     )
 
 
-def _are_all_there(names: Collection[str]) -> bool:
-    """Whether a checkpoint's files are named, whole weights or parts, and none that is elsewhere."""
+def _names_all_files(names: Collection[str]) -> bool:
+    """Check that all files of one of the three layouts are named, and none outside the folder."""
     parts = {name.partition("/")[0] for name in names}
     inside = all(not {"", ".", ".."} & set(name.split("/")) and "\\" not in name for name in names)
     sharded = ({WEIGHT_PARTS, OPTIMIZER_PARTS, TRAINING}, {WEIGHTS, OPTIMIZER_PARTS, TRAINING})

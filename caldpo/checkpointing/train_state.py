@@ -1,8 +1,8 @@
-"""A place between two optimiser steps at which a run can go on.
+"""Capture the training state at the end of each optimiser step.
 
-Between two steps the weights and the optimiser do not change. So a run that has to stop inside an accumulation window
-or an evaluation is saved as it was at the last step's end: what it did since then is done again, with the same outcome.
-What is small and does change is remembered at each step's end.
+Between two steps weights and optimiser do not change. A run that has to stop inside an accumulation window or an
+evaluation is therefore saved as of the last step's end: what it did since then is repeated, with the same outcome. What
+is small and does change is captured at each step's end.
 """
 
 from __future__ import annotations
@@ -10,11 +10,37 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 
+from caldpo.checkpointing.checkpoint_plan import CheckpointPlan
 from caldpo.checkpointing.manifest import SAMPLES
+
+
+class CheckpointedModule(Protocol):
+    """What checkpointing needs of the training module beside its weights."""
+
+    checkpoint_plan: CheckpointPlan
+    evaluated_at: int
+    """Optimiser steps at the last evaluation of the held-out pairs."""
+
+    @property
+    def caught_before_update(self) -> bool:
+        """Whether a non-finite step stopped the run before its update, so that the weights are good."""
+        ...
+
+    def require_good_weights(self) -> None:
+        """Raise where a non-finite gradient has met the weights, or they started from another reference."""
+        ...
+
+    def training_state(self) -> dict[str, Any]:
+        """Return the module's own counters as plain numbers."""
+        ...
+
+    def restore_training_state(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`training_state` returned."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -23,11 +49,11 @@ class TrainState:
 
     Args:
         step: optimiser steps so far.
-        loops: Lightning's counters and the loader's place, settled (see :func:`settled`).
+        loops: Lightning's counters and the loader's position, see :func:`completed_loops`.
         callbacks: their states.
-        module: the training module's own counters.
+        module: the training module's counters.
         samples: bytes of ``samples.jsonl``.
-        evaluate: whether the held-out pairs are due to be evaluated here.
+        evaluate: whether an evaluation of the held-out pairs is due after this step.
     """
 
     step: int
@@ -38,32 +64,30 @@ class TrainState:
     evaluate: bool
 
     @classmethod
-    def of(cls, trainer: pl.Trainer, module: Any, *, evaluate_every: int | None) -> TrainState:
-        """The end of an optimiser step, inside ``on_train_batch_end`` of its last micro-batch.
-
-        Args:
-            trainer: of the run.
-            module: the training module.
-            evaluate_every: optimiser steps between evaluations; None: at the end of each epoch.
-        """
-        step, ends = trainer.global_step, trainer.is_last_batch
+    def capture(cls, trainer: pl.Trainer, module: CheckpointedModule) -> TrainState:
+        """Capture the end of an optimiser step, inside ``on_train_batch_end`` of its last micro-batch."""
+        step, epoch_ends = trainer.global_step, trainer.is_last_batch
         callbacks = {c.state_key: copy.deepcopy(c.state_dict()) for c in _all_callbacks(trainer)}
         samples = Path(trainer.default_root_dir) / SAMPLES
         return cls(
             step=step,
-            loops=settled(trainer.fit_loop.state_dict(), epoch_ends=ends),
+            loops=completed_loops(trainer.fit_loop.state_dict(), epoch_ends=epoch_ends),
             callbacks={key: state for key, state in callbacks.items() if state},
             module=module.training_state(),
             samples=samples.stat().st_size if samples.exists() else 0,
-            evaluate=ends if evaluate_every is None else step % evaluate_every == 0,
+            evaluate=epoch_ends if (every := _evaluate_every(trainer)) is None else step % every == 0,
         )
 
 
-def settled(loops: dict[str, Any], *, epoch_ends: bool) -> dict[str, Any]:
-    """The counters of Lightning's training loop as they are when the batch at hand, and maybe its epoch, is over.
+def completed_loops(loops: dict[str, Any], *, epoch_ends: bool) -> dict[str, Any]:
+    """Complete the counters of Lightning's fit loop as they are once the current batch, and its epoch, are over.
 
-    Taken inside the hook of a batch's end they say that the batch is not completed. Lightning then has to guess where
-    it was, and its guesses leave out an evaluation that was due, and count an epoch that ends here in two ways.
+    Taken inside the hook of a batch's end they count the batch as not completed. Lightning then has to guess where it
+    was, and its guesses leave out an evaluation that was due, and count an epoch that ends here in two ways.
+
+    Args:
+        loops: state of the fit loop; not changed.
+        epoch_ends: whether the current batch is the epoch's last.
     """
     loops = copy.deepcopy(loops)
     batch, epoch = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
@@ -71,15 +95,22 @@ def settled(loops: dict[str, Any], *, epoch_ends: bool) -> dict[str, Any]:
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = optimizer["step"]["total"]["completed"]
     for count in (batch["total"], batch["current"]):
         count["completed"] = count["processed"]
-    evaluation = loops["epoch_loop.val_loop.batch_progress"]  # one that is due is run from its beginning
+    evaluation = loops["epoch_loop.val_loop.batch_progress"]  # one that is due starts from its beginning
     evaluation |= {name: dict.fromkeys(evaluation[name], 0) for name in ("total", "current")} | {"is_last_batch": False}
-    if epoch_ends:  # what counts within the epoch begins anew
+    if epoch_ends:  # counters within the epoch restart
         for progress in (batch, *optimizer.values(), loops["epoch_loop.scheduler_progress"]):
             progress["current"] = dict.fromkeys(progress["current"], 0)
         batch["is_last_batch"] = False
         for count in (epoch["total"], epoch["current"]):
             count["processed"] = count["completed"] = count["ready"]
     return loops
+
+
+def _evaluate_every(trainer: pl.Trainer) -> int | None:
+    """Optimiser steps between evaluations; None: at the end of each epoch."""
+    if trainer.check_val_every_n_epoch is not None:
+        return None
+    return int(trainer.val_check_interval) // trainer.accumulate_grad_batches  # Lightning counts micro-batches
 
 
 def _all_callbacks(trainer: pl.Trainer) -> list[pl.Callback]:

@@ -1,4 +1,4 @@
-"""Folders that are written into beside a run's own: the command says where, and never the files of a run.
+"""Cache folders of a command, which never come from the files of a run that it reads.
 
 A run's folder may come from other hands. What is kept in a cache is named after what determines it, so that another
 folder changes no result. No heavy imports.
@@ -22,8 +22,8 @@ CACHE = "outputs/cache"
 PLACES = {"data.cache": "", "data.source.cache_dir": "", "model.cache": "", "reference.cache": "reference"}
 
 
-def with_own_caches(config: Mapping[str, Any], cache: str = CACHE) -> tuple[dict[str, Any], dict[str, str]]:
-    """A run's configuration with ``cache`` in place of the folders that it names, and what it named otherwise, by key.
+def with_cache_dirs(config: Mapping[str, Any], cache: str = CACHE) -> tuple[dict[str, Any], dict[str, str]]:
+    """Replace the cache folders of a run's configuration by ``cache``; return it with what was replaced, by key.
 
     Args:
         config: of a run; sections alone will do. A cache that is switched off (null) stays so.
@@ -43,17 +43,17 @@ def with_own_caches(config: Mapping[str, Any], cache: str = CACHE) -> tuple[dict
     return own, others
 
 
-def without_places(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Overrides that a run's folder gives for its own: those that name no such folder, and those that name one.
+def without_cache_dirs(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Split the overrides that a run's folder records into those without and those with a cache folder.
 
     Raises:
         CaldpoError: one names it among other values.
     """
-    kept, left_out = [], []
+    without, with_cache = [], []
     for text in overrides:
         named = _named(text)
         if text.partition("=")[0].lstrip("+~") in named:
-            left_out.append(text)
+            with_cache.append(text)
         elif named:
             raise CaldpoError(
                 f"names a folder to write into ({', '.join(sorted(named))}), which only the command may",
@@ -61,12 +61,12 @@ def without_places(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
                 remedy="type this override again beside resume=",
             )
         else:
-            kept.append(text)
-    return kept, left_out
+            without.append(text)
+    return without, with_cache
 
 
 def _named(text: str) -> set[str]:
-    """The places that an override sets, or may set."""
+    """List the cache keys that an override sets, or may set."""
     try:
         override = OverridesParser.create().parse_override(text)
     except (HydraException, ValueError):

@@ -1,4 +1,4 @@
-"""Where the configuration folder lies."""
+"""The configuration folder of the package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from caldpo.errors import CaldpoError
 
 
 def conf_dir() -> Path:
-    """The absolute ``conf`` folder: inside the package in an installed wheel, beside it in a checkout.
+    """Find the absolute ``conf`` folder: inside the package in an installed wheel, beside it in a checkout.
 
     Raises:
         CaldpoError: when neither is there.

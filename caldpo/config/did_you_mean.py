@@ -1,4 +1,4 @@
-"""What somebody means by a key or value that is not there: the field's usual names, and where they are here."""
+"""Suggestions for unknown keys and values: other frameworks' names, earlier names, and spelling."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from omegaconf import DictConfig, OmegaConf
 
-# Usual names of others (TRL, transformers, Lightning, PEFT) for keys of ours; those of another section by their last
-# part are found in the configuration itself (lr: optim.lr).
+# Names in TRL, transformers, Lightning and PEFT, and the keys here. A key of another section is found in the
+# configuration itself by its last part (lr: optim.lr).
 KEYS: Mapping[str, tuple[str, ...]] = {
     "learning_rate": ("optim.lr",),
     "batch_size": ("data.micro_batch_size", "batch"),
@@ -89,7 +89,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "resume_from_checkpoint": ("resume",),
     "checkpoint_path": ("resume", "checkpoint"),
     "base_url": ("judge.base_url",),
-    # names that keys of ours had once
+    # earlier names of keys
     "fetch_every": ("trainer.metrics_sync_every",),
     "val_every": ("trainer.val_check_interval",),
     "threads": ("trainer.num_threads",),
@@ -108,7 +108,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "tuned": ("per_loss",),
 }
 
-# Usual names of others for values; of several, the one that the key takes.
+# Names of values elsewhere, and the values here; of several, the one that the key takes.
 VALUES: Mapping[str, tuple[str, ...]] = {
     "bf16": ("bf16-mixed", "bfloat16"),
     "bfloat16": ("bf16-mixed", "bfloat16"),
@@ -132,7 +132,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "fa2": ("flash_attention_2",),
     "zero2": ("deepspeed_stage_2", "deepspeed_zero2"),
     "deepspeed": ("deepspeed_zero2",),
-    # names that values of ours had once
+    # earlier names of values
     "resident": ("frozen",),
     "cached": ("precomputed",),
     "line": ("compact",),
@@ -140,7 +140,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
 
 
 def suggest_known(word: object, choices: Iterable[object]) -> str:
-    """As :func:`suggest`; what somebody else calls one of the choices comes before what is written alike."""
+    """Suggest the choice that another framework, or an earlier version, calls ``word``; else one spelled alike."""
     names = list(choices)
     known = KEYS.get(str(word), ()) + VALUES.get(str(word).lower(), ())
     return next((f" (did you mean {last}?)" for name in known if (last := name.rpartition(".")[2]) in names), "") or (
@@ -149,7 +149,7 @@ def suggest_known(word: object, choices: Iterable[object]) -> str:
 
 
 def suggest(word: object, choices: Iterable[object]) -> str:
-    """`` (did you mean X?)`` for the choice closest to ``word``, or nothing when none is close."""
+    """Suggest the choice spelled most like ``word``, as `` (did you mean X?)``; nothing when none is close."""
     names = [as_yaml(choice) for choice in choices]
     plain = {_plain(name): name for name in names}
     if _plain(str(word)) in plain:
@@ -160,18 +160,18 @@ def suggest(word: object, choices: Iterable[object]) -> str:
 
 
 def as_yaml(value: object) -> str:
-    """A value as yaml and the command line write it."""
+    """Write a value as yaml and the command line do."""
     spelled = {None: "null", True: "true", False: "false"}
     return spelled[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _plain(word: str) -> str:
-    """A word without what is most often written otherwise: ``CalDPO`` and ``cal-dpo`` are ``cal_dpo``."""
+    """Drop what is most often written otherwise: ``CalDPO`` and ``cal-dpo`` are ``cal_dpo``."""
     return word.lower().replace("_", "").replace("-", "")
 
 
 def meant_keys(key: str, cfg: DictConfig, groups: list[str]) -> list[str]:
-    """Keys and groups of the configuration that somebody may mean by one that is not there.
+    """Find the keys and groups of a configuration that may be meant by an unknown key.
 
     Args:
         key: as it was written, dotted or not.

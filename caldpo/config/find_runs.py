@@ -1,4 +1,4 @@
-"""Where runs lie, by the names of their files, and what to say when there are none. No heavy imports."""
+"""Find run folders by the names of their files, and explain when there are none. No heavy imports."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _SHOWN = 8  # sweeps named in an error message
 
 
 def is_run(folder: Path) -> bool:
-    """Whether ``folder`` holds a run's files.
+    """Tell whether ``folder`` holds a run's files.
 
     One of the three alone is not enough: experiment trackers keep a ``config.yaml`` of their own. Hydra's
     folder is, so that a run that failed before it wrote anything is still seen. An estimate, or a dry run, is none.
     """
     if (folder / ".hydra").is_dir():
-        return not trained_nothing(folder)
+        return not holds_no_training(folder)
     return sum((folder / name).is_file() for name in RUN_FILES) >= 2
 
 
 def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
-    """The run folders at or below ``folder``, in the order of their names, numbers by value.
+    """List the run folders at or below ``folder``, in the order of their names, numbers by value.
 
     Args:
         folder: a run's, or one that holds runs.
@@ -51,8 +51,8 @@ def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
     return runs
 
 
-def no_folder() -> CaldpoError:
-    """The answer to a command that names no folder: how to name one, and the newest that there are."""
+def no_folder_error() -> CaldpoError:
+    """Build the error of a command that names no folder: how to name one, and the newest sweeps."""
     there = [str(sweep) for sweep in existing_sweeps(Path("outputs"))]
     listed = f"; the newest: {', '.join(there[:_NEWEST])}" if there else ""
     more = f" and {len(there) - _NEWEST} more" if len(there) > _NEWEST else ""
@@ -64,12 +64,12 @@ def no_folder() -> CaldpoError:
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
-    """A sort key under which ``seed=10`` comes after ``seed=9``."""
+    """Make a sort key under which ``seed=10`` comes after ``seed=9``."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
 
 
 def existing_sweeps(place: Path) -> list[Path]:
-    """The folders in ``place`` that are a run or hold one directly, newest first."""
+    """List the folders in ``place`` that are a run or hold one directly, newest first."""
     sweeps = [f for f in _folders(place) if is_run(f) or any(map(is_run, _folders(f)))]
     return sorted(sweeps, key=lambda f: f.stat().st_mtime, reverse=True)
 
@@ -81,8 +81,8 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield Path(path)
 
 
-def trained_nothing(folder: Path) -> bool:
-    """Whether a folder was made with ``dry_run: true``, as estimates are, or ``replay=``, and holds no metrics."""
+def holds_no_training(folder: Path) -> bool:
+    """Tell whether a folder was made with ``dry_run: true``, as estimates are, or ``replay=``, and holds no metrics."""
     config = folder / ".hydra" / "config.yaml"
     if (folder / "metrics.csv").is_file() or not config.is_file():
         return False
@@ -96,7 +96,7 @@ def _folders(place: Path) -> list[Path]:
 
 
 def _others(folder: Path) -> list[Path]:
-    """Sweeps beside ``folder`` and in ``outputs``, as they are typed from the current folder."""
+    """List the sweeps beside ``folder`` and in ``outputs``, as they are typed from the current folder."""
     places = dict.fromkeys(place.resolve() for place in (folder.parent, Path("outputs")))
     here = Path.cwd()
     return [

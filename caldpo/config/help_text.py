@@ -15,7 +15,7 @@ _SHARED = "base"  # an option that others are made of, and no choice
 
 
 def help_text(config_name: str, conf: Path | None = None, extra: Path | None = None) -> str:
-    """The help of a command.
+    """Write the help of a command.
 
     Args:
         config_name: of its primary configuration.
@@ -42,7 +42,7 @@ def _help_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _groups(primary: Mapping[str, Any]) -> Iterable[str]:
-    """The groups of a defaults list: ``loss`` of ``- loss: dpo``."""
+    """List the groups of a defaults list: ``loss`` of ``- loss: dpo``."""
     for entry in primary.get("defaults", ()):
         if isinstance(entry, Mapping):
             name = str(next(iter(entry)))

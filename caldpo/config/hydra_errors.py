@@ -1,4 +1,4 @@
-"""Hydra's composition errors in the words of the project: which key, which choices, did you mean."""
+"""Explain Hydra's composition errors: which key, which choices, did you mean."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.did_you_mean import meant_keys, suggest, suggest_known
 from caldpo.config.overrides import parse_overrides
-from caldpo.config.required_groups import NEEDED, taken_out
-from caldpo.config.validation import Problem
+from caldpo.config.validation import NEEDED, Problem, missing_group_problem
 from caldpo.security.secrets import redact_text
 
 Compose = Callable[[list[str]], DictConfig]
@@ -36,7 +35,7 @@ _FAULTS = (HydraException, OSError, TypeError, ValueError, yaml.YAMLError)  # wh
 def compose_or_explain(
     compose: Compose, loader: ConfigLoader, overrides: Sequence[str]
 ) -> tuple[DictConfig | None, list[Problem]]:
-    """Compose; on a faulty override, explain it, leave it out and try again, so that all are found at once.
+    """Compose; explain each faulty override, leave it out and try again, so that all are reported at once.
 
     An option that is not there leaves open which keys there are: of dotted ones nothing is said then, nor of values.
 
@@ -67,7 +66,7 @@ def compose_or_explain(
 
 
 def _remembering(compose: Compose) -> Compose:
-    """The same, which composes what it was asked before no second time; nobody here changes what it gives."""
+    """Cache compositions by their overrides; none of them is changed in this module."""
     composed: dict[tuple[str, ...], DictConfig] = {}
 
     def remembered(overrides: list[str]) -> DictConfig:
@@ -80,7 +79,7 @@ def _remembering(compose: Compose) -> Compose:
 
 
 def _is_text(override: str) -> bool:
-    """Whether it can be written into a file: bytes of a command line that are not UTF-8 cannot."""
+    """Tell whether an override can be written into a file: bytes that are not UTF-8 cannot."""
     try:
         override.encode()
     except UnicodeEncodeError:
@@ -96,7 +95,7 @@ def _no_text(override: str) -> Problem:
 def _of_other_commands(
     compose: Compose, loader: ConfigLoader, overrides: Sequence[str]
 ) -> tuple[list[Problem], list[str]]:
-    """Added groups that no configuration of this command names, and that nothing would read."""
+    """Refuse added groups that no configuration of this command names, and that nothing would read."""
     added = [o for o in parse_overrides(loader, overrides) if o.is_add() and _options(loader, o.key_or_group)]
     if not added:
         return [], []
@@ -111,7 +110,7 @@ def _of_other_commands(
 
 
 def _taken_out(compose: Compose, loader: ConfigLoader, overrides: Sequence[str]) -> dict[str, Problem]:
-    """Overrides that take out a group of which a run needs an option; a model may have set keys of it all the same."""
+    """Refuse deletions of a group of which a run needs an option; a model may have set keys of it all the same."""
     deleted = [o for o in parse_overrides(loader, overrides) if o.is_delete() and o.key_or_group in NEEDED]
     if not deleted:
         return {}
@@ -120,13 +119,17 @@ def _taken_out(compose: Compose, loader: ConfigLoader, overrides: Sequence[str])
     except _FAULTS:
         return {}
     # a command that can do without has no option of it to begin with
-    return {o.input_line or "": taken_out(o.key_or_group) for o in deleted if choices.get(o.key_or_group) is not None}
+    return {
+        o.input_line or "": missing_group_problem(o.key_or_group)
+        for o in deleted
+        if choices.get(o.key_or_group) is not None
+    }
 
 
 def _explain(
     error: Exception, compose: Compose, loader: ConfigLoader, overrides: list[str]
 ) -> tuple[Problem, str | None]:
-    """The problem, and the override to leave out (None: nothing else can be checked)."""
+    """Explain an error of composing; return the override to leave out (None: nothing else can be checked)."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override), error.override
     if isinstance(error, yaml.YAMLError):
@@ -146,7 +149,7 @@ def _explain(
 def _of_override(
     override: Override, text: str, compose: Compose, loader: ConfigLoader, others: list[str]
 ) -> Problem | None:
-    """The problem of ``override`` if Hydra's ``text`` is about it."""
+    """Explain ``override`` if Hydra's ``text`` is about it."""
     key, line = override.key_or_group, override.input_line or ""
     no_option = "Config group override must be" in text or "is not iterable" in text  # the second for a list of numbers
     if no_option and not _are_names(override.value()):
@@ -195,7 +198,7 @@ EXTRAS = {
 
 
 def install(group: str, option: str) -> str:
-    """What to do where the packages behind an option are missing."""
+    """Name the extra to install where the packages behind an option are missing."""
     return f"install the extra that brings it: pip install 'caldpo[{EXTRAS[group, option]}]'"
 
 
@@ -211,7 +214,7 @@ def _unreadable(text: str) -> Problem:
 def _missing_option(
     error: MissingConfigException, loader: ConfigLoader, overrides: list[str]
 ) -> tuple[Problem, str | None]:
-    """The problem of an option that is not there, and the override that names it."""
+    """Explain an unknown option; return the override that names it."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options or (_options(loader, group) if group else ()))  # of a list, Hydra names none
     if not group:
@@ -227,7 +230,7 @@ def _missing_option(
 
 
 def _unknown_key(override: Override, compose: Compose, loader: ConfigLoader, others: list[str]) -> Problem:
-    """The key is not in the configuration: name the keys beside which it would stand."""
+    """Explain an unknown key by the keys beside which it would stand."""
     key, value = override.key_or_group, override.value()
     cfg = _composed_without_faults(compose, loader, others)
     if cfg is None:
@@ -258,7 +261,7 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoader, oth
 
 
 def _composed_without_faults(compose: Compose, loader: ConfigLoader, overrides: list[str]) -> DictConfig | None:
-    """The configuration of these overrides, or of those alone that choose an option, where others are faulty, too."""
+    """Compose these overrides, or those alone that choose an option, where others are faulty, too."""
     chosen = [o for o in overrides if _options(loader, o.partition("=")[0].lstrip("+~").partition("@")[0])]
     for given in (overrides, chosen):
         try:
@@ -273,12 +276,12 @@ def _options(loader: ConfigLoader, group: str) -> list[str]:
 
 
 def _groups(cfg: DictConfig, loader: ConfigLoader) -> list[str]:
-    """The groups of the command that ``cfg`` was composed for."""
+    """List the groups of the command that ``cfg`` was composed for."""
     return [group for group in loader.list_groups("") if group != "hydra" and _has_group(cfg, loader, group)]
 
 
 def _has_group(cfg: DictConfig, loader: ConfigLoader, group: str) -> bool:
-    """Whether the command's defaults choose from the group, or it is a person's own that changes what they chose."""
+    """Tell whether the command's defaults choose from the group, or a user's own option changes what they chose."""
     if "/" in group or group in cfg.hydra.runtime.choices or group in _listed(loader, cfg.hydra.job.config_name):
         return True
     own = [Path(source.path, group) for source in loader.get_sources() if source.scheme() == "file"]
@@ -288,7 +291,7 @@ def _has_group(cfg: DictConfig, loader: ConfigLoader, group: str) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _listed(loader: ConfigLoader, config_name: str) -> set[str]:
-    """Groups that several options are chosen from at once: a list in the defaults, which Hydra counts as no choice."""
+    """List the groups with several options at once: a list in the defaults, which Hydra counts as no choice."""
     chosen = loader.compute_defaults_list(config_name, [], RunMode.RUN).defaults
     return {path.rpartition("/")[0] for default in chosen if (path := default.config_path)}
 
@@ -298,7 +301,7 @@ def _value(line: str) -> str:
 
 
 def without_search_paths(error: Exception) -> str:
-    """Hydra's own words on one line, without its search paths and links."""
+    """Shorten Hydra's message to one line, without its search paths and links."""
     text = str(error) or type(error).__name__
     if isinstance(error, ConfigCompositionException | CompactHydraException) and error.__cause__ is not None:
         text = f"{text}: {error.__cause__}"

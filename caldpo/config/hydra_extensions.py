@@ -1,4 +1,4 @@
-"""What the project adds to Hydra: resolvers of its yamls, and the settings of a loss in one experiment or model."""
+"""Resolvers of the yamls, and the settings of a loss in one experiment or model, as Hydra's options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PER_LOSS = "per_loss"  # a group of Hydra's and the file that has its options
 
 
 def register_with_hydra() -> None:
-    """Make known ``${run_name:...}``, ``${full_or_adapter:...}`` and the options of ``per_loss``."""
+    """Register ``${run_name:...}``, ``${full_or_adapter:...}`` and the options of ``per_loss``."""
     OmegaConf.register_new_resolver(
         RUN_NAME, lambda overrides, excluded=(): run_name(list(overrides), list(excluded)), replace=True
     )
@@ -28,7 +28,7 @@ def register_with_hydra() -> None:
 
 @functools.cache
 def per_loss_options() -> dict[str, dict[str, Any]]:
-    """The sections that each option sets, by its name: ``tldr_pythia_dpo`` as ``{"loss": {"beta": 0.5}}``.
+    """Read the settings of each option, by its name: ``tldr_pythia_dpo`` as ``{"loss": {"beta": 0.5}}``.
 
     ``per_loss.yaml`` has them by experiment or model and by loss, with keys as on the command line.
     """
@@ -43,6 +43,6 @@ def per_loss_options() -> dict[str, dict[str, Any]]:
 
 
 def _full_or_adapter(full: Any, adapter: Any, *, _root_: DictConfig) -> Any:
-    """The first value where all weights of the policy are trained, the second where an adapter is."""
+    """Choose the first value where all weights of the policy are trained, the second where an adapter is."""
     target = OmegaConf.select(_root_, "adapter._target_")
     return full if target is None or str(target).endswith(".NoAdapter") else adapter

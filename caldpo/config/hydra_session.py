@@ -35,7 +35,7 @@ class ConfigDirPlugin(SearchPathPlugin):
 
 
 class HydraSession:
-    """What a command asks of Hydra.
+    """Compose, run and show configurations by an initialised Hydra.
 
     Args:
         config_name: name of the primary configuration.
@@ -81,7 +81,7 @@ class HydraSession:
 def hydra_session(
     config_name: str, *, job_name: str | None = None, conf: Path | None = None, extra: Path | None = None
 ) -> Iterator[HydraSession]:
-    """Initialise Hydra until the context ends; a program's own that is initialised already is back afterwards.
+    """Initialise Hydra until the context ends, then restore the one of the calling program, if any.
 
     Args:
         config_name: name of the primary configuration.
@@ -107,7 +107,7 @@ def hydra_session(
 
 
 def options_parser(program: str) -> ArgumentParser:
-    """The parser of Hydra's own options, for a program's name."""
+    """Make the parser of Hydra's own options."""
     parser: ArgumentParser = get_args_parser()
     parser.prog = program
     return parser

@@ -1,4 +1,4 @@
-"""Commands: a function of a configuration becomes a ``main`` that checks its command line before it runs."""
+"""Make a command of a function of a configuration: check the command line, then run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hydra.types import RunMode
 
 from caldpo import __version__
 from caldpo.config.help_text import help_text
-from caldpo.config.hydra_dir import NOT_BY_HYDRA
 from caldpo.config.hydra_errors import without_search_paths
 from caldpo.config.hydra_session import HydraSession, hydra_session, options_parser
 from caldpo.config.overrides import require_unspaced, with_positional, with_quoted_paths
 from caldpo.config.preflight import Agree, check_composes, preflight
+from caldpo.config.run_dir import NOT_BY_HYDRA
 from caldpo.config.run_lifecycle import IsDone, Task, exit_on_signals, run_job
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_error
@@ -131,7 +131,7 @@ def _parse(command: str, argv: Sequence[str], positional: str | None, several: b
 def _check(
     command: str, session: HydraSession, args: Namespace, schemas: dict[str, str], agree: Agree | None
 ) -> RunMode:
-    """Check the command line, and complete it by what names the job and its folders; whether it is a sweep."""
+    """Check the command line, add the overrides that name the job and its folders, and tell whether it is a sweep."""
     mode, folders = preflight(session, args.overrides, multirun=args.multirun, schemas=schemas, agree=agree)
     # The job's name first: Lightning gives its child processes another one.
     args.overrides = [f"hydra.job.name={command}", NOT_BY_HYDRA, *args.overrides, *folders]

@@ -1,4 +1,4 @@
-"""Overrides of the command line: reading them as Hydra does, and writing values so that Hydra reads them."""
+"""Read overrides of the command line as Hydra does, and quote values for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from caldpo.utils.file_names import is_there
 
 
 def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them; those it cannot read are skipped."""
+    """Parse overrides as Hydra does; skip those that it cannot read."""
     parser = OverridesParser.create(config_loader=loader)
     parsed = []
     for text in overrides:
@@ -27,7 +27,7 @@ def parse_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[Over
 
 
 def parse_override_value(text: str) -> str:
-    """The value of an override that names a path, without its quotes."""
+    """Parse the value of an override that names a path, without its quotes."""
     return str(OverridesParser.create().parse_override(text).value())
 
 
@@ -56,7 +56,7 @@ def require_unspaced(overrides: Sequence[str]) -> None:
 
 
 def with_positional(overrides: Sequence[str], key: str, *, several: bool = False) -> list[str]:
-    """Overrides with the first bare argument as the value of ``key``.
+    """Make the first bare argument the value of ``key``.
 
     Bare is what has no ``=``, or names a file or folder: those of runs have ``=`` in their names.
 
@@ -81,7 +81,7 @@ def _is_list(text: str) -> bool:
 
 
 def _listed(text: str) -> list[str]:
-    """The names in ``[a,b]``; a comma that stands in the name of a folder divides nothing."""
+    """Split ``[a,b]`` into names; a comma in the name of a folder separates nothing."""
     if not _is_list(text):
         return [text]
     names: list[str] = []
@@ -94,7 +94,7 @@ def _listed(text: str) -> list[str]:
 
 
 def with_quoted_paths(overrides: Sequence[str]) -> list[str]:
-    """Overrides with quotes around values that name a file or folder and that Hydra's grammar would read more into.
+    """Quote values that name a file or folder and that Hydra's grammar would read otherwise.
 
     The folders of a sweep's runs are named after their overrides: ``run=outputs/SWEEP/loss=dpo,seed=0``.
     """
@@ -107,7 +107,7 @@ def with_quoted_paths(overrides: Sequence[str]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """``text`` as the value of an override, quoted where Hydra's grammar would read more into it."""
+    """Quote ``text`` as the value of an override where Hydra's grammar would read it otherwise."""
     # Without a slash it might be a number, or null.
     if re.fullmatch(r"[A-Za-z0-9_./-]+", text) and "/" in text:
         return text

@@ -1,4 +1,4 @@
-"""Paths that a configuration names, looked at before anything heavy is imported: files, folders, names of outputs.
+"""Check the paths that a configuration names before anything heavy is imported: files, folders, names of outputs.
 
 What is no path of this machine, such as the id of a model on the hub, is left to whoever loads it.
 """
@@ -42,14 +42,15 @@ class PathKey:
 
 
 def find_missing_paths(cfg: DictConfig, more: Iterable[PathKey] = ()) -> Iterator[Problem]:
-    """Problems of the paths in a configuration; one a path, however many keys refer to it.
+    """Yield the problems of the paths in a configuration; one a path, however many keys refer to it.
 
     Args:
         cfg: the composed configuration.
         more: keys beside those of models, caches and a replay.
     """
     seen: set[tuple[object, str]] = set()
-    for path_key in (*more, *_MODELS_AND_CACHES):
+    # a key of a section within a section last: it mostly refers to another, which is where the path was given
+    for path_key in sorted((*more, *_MODELS_AND_CACHES), key=lambda path_key: path_key.key.count(".")):
         try:
             paths = _paths(cfg, path_key)
         except CaldpoError as error:
@@ -66,7 +67,7 @@ def find_missing_paths(cfg: DictConfig, more: Iterable[PathKey] = ()) -> Iterato
 
 
 def text_at(cfg: DictConfig, key: str) -> str | None:
-    """The value of ``key`` where it is text; a missing or wrong value is reported elsewhere."""
+    """Select the value of ``key`` where it is text; a missing or wrong value is reported elsewhere."""
     try:
         value = OmegaConf.select(cfg, key)
     except OmegaConfBaseException:
@@ -87,7 +88,7 @@ def _paths(cfg: DictConfig, path_key: PathKey) -> list[str]:
 
 
 def require_folder(path: str, remedy: str) -> Path | None:
-    """The folder of this machine that ``path`` names, None where it may be an id of the hub.
+    """Find the folder of this machine that ``path`` names; None where it may be an id of the hub.
 
     Raises:
         CaldpoError: a path of this machine at which there is no folder.
@@ -152,7 +153,7 @@ _MODELS_AND_CACHES = (
 
 
 def find_escapes(cfg: DictConfig) -> Iterator[Problem]:
-    """The names of a run's folder and files, and of options, that would lead out of the folder they belong in.
+    """Yield the names of a run's folder and files, and of options, that would lead out of the folder they belong in.
 
     Args:
         cfg: one run's configuration, with Hydra's own section in it.

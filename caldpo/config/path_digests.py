@@ -13,8 +13,8 @@ from caldpo.utils.yaml_io import flatten, texts_in
 _MOST_FILES = 1000  # of a folder that are read; of what comes after them, the size and the time of the last change
 
 
-def contents(tree: Any, place: str = "") -> dict[str, str]:
-    """For each key whose value is, or holds, the path of something on this machine: a digest of what lies there.
+def path_digests(tree: Any, place: str = "") -> dict[str, str]:
+    """Digest the contents of the paths in a configuration, by the key whose value is, or holds, a path of this machine.
 
     Args:
         tree: a nested mapping, or the value of ``place``.
@@ -28,8 +28,8 @@ def contents(tree: Any, place: str = "") -> dict[str, str]:
     return found
 
 
-def folder_contents(folder: Path) -> str:
-    """SHA-256 of names and contents of all files below ``folder`` but hidden ones.
+def folder_digest(folder: Path) -> str:
+    """Compute the SHA-256 of names and contents of all files below ``folder`` but hidden ones.
 
     Raises:
         OSError: the disk does not give it.
@@ -42,12 +42,12 @@ def folder_contents(folder: Path) -> str:
 
 
 def _digest(path: Path) -> str | None:
-    """Of a file's or folder's content; None where the text is no path of anything, or of nothing that can be read."""
+    """Digest a file or folder; None where the text is no path, or of nothing that can be read."""
     try:
         path = path.expanduser()
         if path.is_file():
             return known_digest(path)
-        return folder_contents(path) if path.is_dir() else None
+        return folder_digest(path) if path.is_dir() else None
     except (OSError, RuntimeError, ValueError):  # too long for a name, no such user's home, a null byte
         return None
 

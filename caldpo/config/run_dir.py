@@ -1,4 +1,4 @@
-"""Folder names of a sweep's runs, made of their overrides: ``loss=dpo,seed=0``."""
+"""Folders of runs and sweeps, named after their overrides (``loss=dpo,seed=0``), and ``.hydra/`` in them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -20,15 +21,20 @@ from caldpo.config.overrides import quoted
 from caldpo.config.run_lock import require_free
 from caldpo.errors import CaldpoError
 from caldpo.security.paths import require_no_links_out_of_sweep
-from caldpo.security.secrets import is_secret_name, redact_text
+from caldpo.security.secrets import is_secret_name, redact, redact_text
+from caldpo.utils.atomic_io import write_text
 
+# override under which Hydra leaves its folder to write_hydra_dir: Hydra would write it before anything is checked, over
+# the one of a run that lies there, and with the secrets in it
+NOT_BY_HYDRA = "hydra.output_subdir=null"
+_HYDRA_DIR = ".hydra"
 LONGEST = 120  # characters; file systems allow 255, but checkpoints and caches append to it
 RUN_NAME = "run_name"  # the resolver of the yamls
 _NAMELESS = ("resume",)  # how a run is started, not what it is: begun and gone on with, it has one folder
 
 
 def run_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
-    """A folder name from overrides: paths by their last component, only ``[A-Za-z0-9=._,+-]``, no ``..``.
+    """Make a folder name of overrides: paths by their last component, only ``[A-Za-z0-9=._,+-]``, no ``..``.
 
     Overrides of Hydra's own keys, of ``resume`` and of ``excluded`` keys are left out. A name beyond ``LONGEST``
     characters is cut and ends in a hash of all of it.
@@ -38,7 +44,7 @@ def run_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
 
 
 def naming_overrides(jobs: Sequence[Sequence[str]], master: DictConfig, *, all_known: bool) -> list[str]:
-    """Hydra overrides that keep the folder names of a sweep short and apart from each other.
+    """Make the overrides that keep the folder names of a sweep short and distinct.
 
     Where names grow too long, the overrides that all runs share are left out of them. Where two runs would
     share a folder, or the sweeper draws values that nobody knows beforehand, the run's number is appended.
@@ -64,8 +70,8 @@ def naming_overrides(jobs: Sequence[Sequence[str]], master: DictConfig, *, all_k
     return added
 
 
-def claimed_folder(cfg: DictConfig, kind: str) -> list[str]:
-    """Make the folder of a run or sweep, and the override that names it.
+def claim_folder(cfg: DictConfig, kind: str) -> list[str]:
+    """Make the folder of a run or sweep; return the override that names it.
 
     Two command lines started in the same second would otherwise write into one folder. A folder that is named
     without the time is the user's own choice and stays as it is.
@@ -80,13 +86,13 @@ def claimed_folder(cfg: DictConfig, kind: str) -> list[str]:
     """
     key = f"hydra.{kind}.dir"
     if "${now:" not in _written(cfg, key):
-        given = Path(str(OmegaConf.select(cfg, key)))
-        _require_makeable(given, key)
+        named = Path(str(OmegaConf.select(cfg, key)))
+        _require_makeable(named, key)
         # Hydra writes its own record of the command there before anything else can refuse.
         if kind == "sweep":
-            require_no_links_out_of_sweep(given, _written(cfg, "hydra.sweep.subdir").count("/") + 1)
+            require_no_links_out_of_sweep(named, _written(cfg, "hydra.sweep.subdir").count("/") + 1)
         elif OmegaConf.select(cfg, "hydra.output_subdir") is not None:
-            require_free(given, key)
+            require_free(named, key)
         return []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CaldpoError(
@@ -94,16 +100,35 @@ def claimed_folder(cfg: DictConfig, kind: str) -> list[str]:
             key=key,
             remedy=f"add {key}=outputs/NAME to the command line",
         )
-    wanted = folder = str(OmegaConf.select(cfg, key))
+    resolved = folder = str(OmegaConf.select(cfg, key))
     for count in itertools.count(2):
         try:
             Path(folder).mkdir(parents=True)
             break
         except FileExistsError:
-            folder = f"{wanted}-{count}"
+            folder = f"{resolved}-{count}"
         except OSError as error:
             raise CaldpoError(f"cannot be made: {error.strerror}", key=key, value=folder) from error
     return [f"{key}={quoted(folder)}"]
+
+
+def write_hydra_dir(cfg: DictConfig, folder: Path) -> None:
+    """Write configuration and overrides, interpolations unresolved and secrets masked, into the files that Hydra would.
+
+    Args:
+        cfg: of the run.
+        folder: the run's.
+    """
+    hydra = HydraConfig.get()
+    place = folder / _HYDRA_DIR
+    place.mkdir(exist_ok=True)
+    contents: dict[str, Any] = {
+        "config.yaml": OmegaConf.to_container(cfg, resolve=False),
+        "hydra.yaml": {"hydra": OmegaConf.to_container(hydra, resolve=False, enum_to_str=True)},
+        "overrides.yaml": list(hydra.overrides.task),
+    }
+    for name, content in contents.items():
+        write_text(place / name, OmegaConf.to_yaml(OmegaConf.create(redact(content))))
 
 
 def _require_makeable(folder: Path, key: str) -> None:
@@ -118,7 +143,7 @@ def _require_makeable(folder: Path, key: str) -> None:
 
 
 def _written(cfg: DictConfig, key: str) -> str:
-    """The value at ``key`` before interpolation."""
+    """Select the value of ``key`` before interpolation."""
     section, _, name = key.rpartition(".")
     return str(OmegaConf.select(cfg, section)._get_node(name)._value())
 
@@ -157,5 +182,5 @@ def _parse(text: str) -> Override:
 
 
 def _digest(overrides: Sequence[str]) -> str:
-    told = [text for text in overrides if text.partition("=")[0].lstrip("+") not in _NAMELESS]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+    telling = [text for text in overrides if text.partition("=")[0].lstrip("+") not in _NAMELESS]
+    return hashlib.sha256("\n".join(telling).encode()).hexdigest()[:8]

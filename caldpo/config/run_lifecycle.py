@@ -1,4 +1,4 @@
-"""One run inside Hydra: its failure is recorded in its folder, and told to a person without noise."""
+"""Run one job of Hydra: record its status in its folder, report a failure without noise."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from caldpo.config.hydra_dir import keep_command
 from caldpo.config.hydra_extensions import register_with_hydra
+from caldpo.config.run_dir import write_hydra_dir
 from caldpo.config.run_lock import is_held, run_lock
 from caldpo.config.summary_file import SUMMARY, known_summary
 from caldpo.errors import CaldpoError
@@ -41,15 +41,15 @@ _ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
-class Done:
-    """A run that needs no starting: the value that its command returns, and a word for the terminal."""
+class AlreadyDone:
+    """A run that has finished already: the value that its command returns, and its status for the terminal."""
 
     value: Any
     status: str = FINISHED
 
 
 Task = Callable[[DictConfig], Any]
-IsDone = Callable[[DictConfig, Path], Done | None]
+IsDone = Callable[[DictConfig, Path], AlreadyDone | None]
 
 # Worker processes of parallel launchers import this module with the task, and name the run's folder later.
 register_with_hydra()
@@ -114,7 +114,7 @@ def _run(
         if hydra.output_subdir is not None:  # somebody has asked Hydra to write it after all
             redact_files(folder / hydra.output_subdir)
         elif record.folder is not None and process_rank() == 0:
-            keep_command(cfg, folder)
+            write_hydra_dir(cfg, folder)
         if in_sweep:
             print(name, flush=True)
         record.start()
@@ -133,9 +133,9 @@ def _run(
         raise SystemExit(_exit_code(stop)) from None
 
 
-def _end_of_failure(error: Exception, told: Path | None, in_sweep: bool) -> None:
-    """Tell of a failure, and end the run by it; ``told``: where the whole story is."""
-    _tell(error, told)
+def _end_of_failure(error: Exception, recorded: Path | None, in_sweep: bool) -> None:
+    """Report a failure and end the run by it; ``recorded``: the folder that holds the traceback."""
+    _print_error(error, recorded)
     if not in_sweep:
         raise SystemExit(1) from None
     if not str(HydraConfig.get().sweeper.get("_target_")).endswith(".BasicSweeper"):
@@ -170,12 +170,12 @@ def _name_of(handler: Any) -> str:
 
 
 def status_of(folder: Path, written: str) -> str:
-    """What became of a run whose summary says ``written``: ``died`` where it says running and nobody runs it."""
+    """Tell the status of a run whose summary says ``written``: ``died`` where no process runs it any more."""
     return DIED if written == RUNNING and not is_held(folder) else written
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically: a reader, or a crash half way, never sees half a file.
+    """Write JSON atomically: a reader, or a crash half way, never sees half a file.
 
     Numbers that are not finite become null, which JSON can hold.
 
@@ -187,7 +187,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 class _Record:
-    """Keeps status and error in the run's folder; with several processes only the first one writes them."""
+    """Record status and error in the run's folder, on the first rank."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -205,13 +205,13 @@ class _Record:
 
     def interrupted(self) -> None:
         if self.started:
-            with self._as_well_as_it_goes():
+            with self._or_note():
                 self._merge({"status": INTERRUPTED})
 
     def failed(self, error: Exception) -> None:
         if not self.folder or not self.started:
             return
-        with self._as_well_as_it_goes():
+        with self._or_note():
             self._merge({"status": FAILED, "error": one_line(error)})
         trace = redact_text("".join(traceback.format_exception(error)))
         try:
@@ -224,8 +224,8 @@ class _Record:
             self.folder = None  # there is nothing to point to
 
     @contextlib.contextmanager
-    def _as_well_as_it_goes(self) -> Iterator[None]:
-        """What cannot be recorded must not hide what was to be."""
+    def _or_note(self) -> Iterator[None]:
+        """Turn a failure to record into a note, so that it does not hide the run's own error."""
         try:
             yield
         except (OSError, CaldpoError) as full:
@@ -235,22 +235,22 @@ class _Record:
         assert self.folder
         return self.folder / (f"error.rank{self.rank}.txt" if self.rank else ERROR)
 
-    def _merge(self, news: dict[str, Any]) -> None:
+    def _merge(self, changes: dict[str, Any]) -> None:
         if not self.folder or self.rank:
             return
-        merged = known_summary(self.folder) | news  # of one that a power cut has torn nothing can be kept
+        merged = known_summary(self.folder) | changes  # of one that a power cut has torn nothing can be kept
         write_json(self.folder / SUMMARY, {k: v for k, v in merged.items() if k != "error" or v is not None})
 
 
 def one_line(error: Exception) -> str:
-    """Type and message of an error on one line; the message alone when it is meant for a person."""
+    """Format type and message of an error on one line; the message alone of a CaldpoError."""
     known = as_caldpo_error(error)
     text = redact_error(known) if known else redact_text(f"{type(error).__name__}: {error}")
     return " ".join(text.split())
 
 
 def as_caldpo_error(error: BaseException) -> CaldpoError | None:
-    """The CaldpoError that ``error`` is or was raised from while Hydra built a section, with its full key."""
+    """Find the CaldpoError that ``error`` is or was raised from while Hydra built a section, with its full key."""
     cause: BaseException | None = error
     while isinstance(cause, InstantiationException):
         section = str(cause).partition("full_key: ")[2].strip()
@@ -268,12 +268,12 @@ def as_caldpo_error(error: BaseException) -> CaldpoError | None:
     return cause if isinstance(cause, CaldpoError) else None
 
 
-def _tell(error: Exception, folder: Path | None) -> None:
+def _print_error(error: Exception, folder: Path | None) -> None:
     known = as_caldpo_error(error)
     trace = "".join(traceback.format_exception(error)).rstrip()
     print(f"error: {redact_error(known)}" if known else redact_text(trace), file=sys.stderr)
     if folder:
-        print(f"  The whole story: {folder / ERROR}", file=sys.stderr)
+        print(f"  Traceback: {folder / ERROR}", file=sys.stderr)
 
 
 def _exit_code(stop: BaseException) -> int:

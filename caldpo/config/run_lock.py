@@ -1,7 +1,7 @@
-"""One process at a time writes a run's folder, and the next one is told who does. No heavy imports.
+"""Lock a run's folder for one writing process; the next one is told who holds it. No heavy imports.
 
-The lock is the system's own (``flock``) on a hidden file of the folder: it goes with the process that holds it, however
-that ends, so that what a killed one leaves behind stops nobody. Who holds it stands in a small file beside it.
+The lock is a ``FileLock`` on a hidden file of the folder: it goes with the process that holds it, however that ends, so
+that what a killed one leaves behind stops nobody. Who holds it stands in a small file beside it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import os
 import shlex
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
@@ -29,12 +30,10 @@ _PATIENCE = 1.0  # seconds: another one may be looking whether the lock is held,
 _LOOK_AGAIN = 0.02
 _LONGEST = 300  # characters of a command line that are told
 
-_held: dict[str, int | None] = {}  # owner's file to the handle of what this process holds; None: without a lock
-
 
 @contextlib.contextmanager
 def run_lock(folder: Path, what: str = RUN) -> Iterator[None]:
-    """Be the one process that writes ``folder``, until the context ends.
+    """Hold the lock of ``folder`` until the context ends, on the first rank.
 
     Of the several processes of one run the first takes it; the others, which write nothing of the run's, go on without.
     Where the file system knows no locks that is said, and nothing stops a second process.
@@ -49,31 +48,27 @@ def run_lock(folder: Path, what: str = RUN) -> Iterator[None]:
     if process_rank():
         yield
         return
-    handle = _take(folder, what)
+    lock = FileLock(_lock_file(folder, what), fallback_to_soft=False)  # of it a killed process leaves the marker
+    locked, process = _acquire(lock, folder, what), os.getpid()
     owner = _owner_file(folder, what)
-    _held[str(owner)] = handle
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            write_text(owner, json.dumps(_owner(locked=handle is not None), indent=2) + "\n")
+            write_text(owner, json.dumps(_owner(locked=locked), indent=2) + "\n")
         yield
     finally:
-        if str(owner) in _held:  # else this is a forked process, and the lock its parent's
+        if os.getpid() == process:  # else this is a forked process, and the lock its parent's
             for file in (owner, _lock_file(folder, what)):  # while it is held, so that nobody else's is removed
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
-            del _held[str(owner)]
-            if handle is not None:
-                os.close(handle)
+            lock.release()
 
 
 def is_held(folder: Path, what: str = RUN) -> bool:
-    """Whether a living process, this one included, writes ``folder``; folders that cannot be written tell it, too."""
-    if str(_owner_file(folder, what)) in _held:
-        return True
+    """Tell whether a living process, this one included, holds the lock of ``folder``, which may be read-only."""
     owner = read_owner(folder, what)
     if owner is not None and owner.get("locked") is False:
         return owner.get("host") != socket.gethostname() or is_alive(int(owner.get("pid", 0)))
-    try:
+    try:  # not by a FileLock, which makes the file and has to write it
         handle = os.open(_lock_file(folder, what), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
@@ -97,7 +92,7 @@ def require_free(folder: Path, key: str, what: str = RUN) -> None:
 
 
 def read_owner(folder: Path, what: str = RUN) -> dict[str, Any] | None:
-    """Who holds the lock, or held it last and was killed: pid, host, since, command; None where nobody says."""
+    """Read who holds the lock, or held it last and was killed: pid, host, since, command; None where unknown."""
     try:
         content = json.loads(_owner_file(folder, what).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -105,70 +100,38 @@ def read_owner(folder: Path, what: str = RUN) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _take(folder: Path, what: str) -> int | None:
-    """A handle that has the lock; None where there are no locks.
+def _acquire(lock: FileLock, folder: Path, what: str) -> bool:
+    """Acquire the lock; False where the file system has none.
 
     Raises:
         CaldpoError: another process has it, or it cannot be made.
     """
-    path = _lock_file(folder, what)
-    if str(_owner_file(folder, what)) in _held:
-        raise _taken(folder, what, "folder")
-    waited_from = time.monotonic()
-    while True:
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            raise CaldpoError(
-                f"its lock cannot be made: {error.strerror or error}",
-                key="folder",
-                value=str(folder),
-                remedy="name a folder that you may write to",
-            ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(handle, path):
-                return handle
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                os.close(handle)
-                print(f"note: {folder} lies where files have no locks: no second process may write it", file=sys.stderr)
-                return None
-            if time.monotonic() - waited_from > _PATIENCE:
-                os.close(handle)
-                raise _taken(folder, what, "folder") from None
-        os.close(handle)
-        time.sleep(_LOOK_AGAIN)
-
-
-def _is_still(handle: int, path: Path) -> bool:
-    """Whether the open file still has its name: who let go of the lock meanwhile has removed it."""
     try:
-        return os.path.samestat(os.fstat(handle), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-def _forget() -> None:
-    """In a forked process (of a data loader): the locks are its parent's alone, and go with the parent."""
-    for handle in _held.values():
-        if handle is not None:
-            os.close(handle)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_forget)
+        lock.acquire(timeout=_PATIENCE, poll_interval=_LOOK_AGAIN)
+    except Timeout:
+        raise _taken(folder, what, "folder") from None
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            print(f"note: {folder} lies where files have no locks: no second process may write it", file=sys.stderr)
+            return False
+        raise CaldpoError(
+            f"its lock cannot be made: {error.strerror or error}",
+            key="folder",
+            value=str(folder),
+            remedy="name a folder that you may write to",
+        ) from error
+    return True
 
 
 def _taken(folder: Path, what: str, key: str) -> CaldpoError:
     owner = read_owner(folder, what) or {}
     pid, host = owner.get("pid", "unknown"), owner.get("host", "unknown")
-    told = f"process {pid} on {host}, since {owner.get('since', 'unknown')}"
+    holder = f"process {pid} on {host}, since {owner.get('since', 'unknown')}"
     command = f": {owner['command']}" if owner.get("command") else ""
     doing = {RUN: "trains there", EVALUATION: "evaluates there", GENERATION: "samples there"}.get(what, "writes there")
     stop = f"kill {pid}" + (f" on {host}" if host != socket.gethostname() else "")
     return CaldpoError(
-        f"another process {doing} ({told}{command})",
+        f"another process {doing} ({holder}{command})",
         key=key,
         value=str(folder),
         remedy=f"wait until it has ended, stop it ({stop}), or name another folder",
@@ -186,7 +149,7 @@ def _owner(*, locked: bool) -> dict[str, Any]:
 
 
 def _command_line() -> str:
-    """As it was typed, without secrets."""
+    """Write the command line as it was typed, without secrets."""
     return " ".join(redact_text(shlex.join(sys.orig_argv)).split())[:_LONGEST]
 
 

@@ -54,12 +54,12 @@ class Parameter:
 
     @property
     def checked(self) -> bool:
-        """Whether a yaml value can be held against the annotation."""
+        """Tell whether a yaml value can be checked against the annotation."""
         return is_config_type(self.annotation)
 
     @property
     def required(self) -> bool:
-        """Whether the yaml has to give it. An object without a default (a model) is supplied by code."""
+        """Tell whether the yaml has to give it. An object without a default (a model) is supplied by code."""
         return self.checked and not self.has_default and not is_section(self.annotation)
 
 
@@ -74,7 +74,7 @@ class Signature:
 
 @functools.cache
 def read_signature(target: str) -> Signature | None:
-    """The signature of ``caldpo.lightning_module.Class``, ``.function`` or ``.Class.method``; None outside caldpo.
+    """Read the signature of ``caldpo.MODULE.Class``, ``.function`` or ``.Class.method``; None outside caldpo.
 
     A class without ``__init__`` has its base's signature; dataclasses add up the fields of theirs.
 
@@ -133,7 +133,7 @@ class _Module:
         raise KeyError(name)
 
     def evaluate(self, annotation: ast.expr | None) -> Any:
-        """The annotation as an object, or a mark that no yaml value can be held against."""
+        """Evaluate an annotation; one that names what only code can supply becomes a mark."""
         if annotation is None:
             return _UNREADABLE
         code = compile(ast.Expression(annotation), str(self.path), "eval")
@@ -144,7 +144,7 @@ class _Module:
             return _UNREADABLE
 
     def find_class(self, name: str) -> tuple[_Module, ast.ClassDef] | None:
-        """A class of the package by the name it has in this module."""
+        """Find a class of the package by the name it has in this module."""
         node = _members(self.tree).get(name)
         if isinstance(node, ast.ClassDef):
             return self, node
@@ -246,10 +246,10 @@ def _checked(function: Callable[..., Any], annotated: Any) -> Callable[..., Any]
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         try:
-            given = signature.bind(*args, **kwargs).arguments
+            arguments = signature.bind(*args, **kwargs).arguments
         except TypeError:
             return function(*args, **kwargs)  # Python's own message for a wrong call names the function
-        for name, value in given.items():
+        for name, value in arguments.items():
             if name in hints() and (wrong := problem(hints()[name], value)):
                 raise CaldpoError(wrong, key=name, value=value)
         return function(*args, **kwargs)
@@ -258,7 +258,7 @@ def _checked(function: Callable[..., Any], annotated: Any) -> Callable[..., Any]
 
 
 def resolved_hints(annotated: Any) -> dict[str, Any]:
-    """Annotations of a function or class as objects, without those whose names cannot be resolved."""
+    """Resolve the annotations of a function or class, without those whose names cannot be."""
     try:
         return get_type_hints(annotated, include_extras=True)
     except NameError:  # a name imported for type checkers alone

@@ -1,4 +1,4 @@
-"""``summary.json`` of a run's folder, read by whoever may find it damaged. No heavy imports."""
+"""Read ``summary.json`` of a run's folder, which may be damaged. No heavy imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENTRIES = {
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The ``summary.json`` of a run's folder, empty when there is none.
+    """Read the ``summary.json`` of a run's folder, empty when there is none.
 
     Entries that the project reads have the type that it writes: what has another is left out, as if it was not there.
 
@@ -41,7 +41,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def known_summary(folder: Path) -> dict[str, Any]:
-    """The same, and empty where it is damaged: for those who can do without.
+    """Read the summary as :func:`read_summary`, and as empty where it is damaged.
 
     Raises:
         CaldpoError: the disk does not give it; what it holds is not known, and must not be written over.

@@ -1,4 +1,4 @@
-"""What a run's own configuration may make a reader do: build the project's own classes, and no more.
+"""Refuse configurations of foreign runs that would build other than the project's own classes.
 
 A run's folder may come from other hands. Its ``config.yaml`` names classes that are built and values that are used, so
 it is held against the configurations that come with the project before anything of it is built.
@@ -25,12 +25,12 @@ from caldpo.security.secrets import redact_text
 TRUST = "if you know that code and want it run, add allow_untrusted_code=true"
 _PRIMARY = "train.yaml"  # its defaults list names the groups that a training run is composed of
 _ROOT = "_global_"
-_OF_A_START = ("resume", "replay", "allow_untrusted_code")  # keys that no run keeps
+_START_KEYS = ("resume", "replay", "allow_untrusted_code")  # keys that no run keeps
 _PACKAGE = "# @package "
 
 
 def require_own_code(config: Mapping[str, Any], sections: Iterable[str], file: Path, remedy: str = TRUST) -> None:
-    """Refuse whatever a configuration of the project would not say.
+    """Refuse what no configuration of the project contains: foreign classes, model code, references outside.
 
     Args:
         config: a run's.
@@ -63,7 +63,7 @@ def require_own_code(config: Mapping[str, Any], sections: Iterable[str], file: P
 
 
 def require_plain_overrides(overrides: Iterable[str], file: Path, remedy: str = TRUST) -> None:
-    """Refuse overrides that a run's folder gives for its own, and that do more than set values and choose options.
+    """Refuse recorded overrides that do more than set values and choose options.
 
     Hydra's own keys are never a run's: they name callbacks, loggers and folders that Hydra makes before anything of the
     configuration can be looked at.
@@ -92,7 +92,7 @@ def _more_than_a_value(parser: OverridesParser, text: str) -> str | None:
     key, package = override.key_or_group, override.package or ""
     if any(re.split("[./]", name)[0] == "hydra" for name in (key, package)) or package.startswith("_"):
         return "sets what is Hydra's own"
-    if key in _OF_A_START:
+    if key in _START_KEYS:
         return "is for whoever starts the run to say, not for its files"
     if any(part.startswith("_") for part in re.split("[./]", key)) or _holds_special(override.value()):
         return "names a class, or another key of Hydra's"
@@ -116,7 +116,7 @@ def _holds_special(value: Any) -> bool:
 
 
 def announce_foreign(config: Mapping[str, Any], sections: Iterable[str], file: Path) -> None:
-    """Tell the terminal what a trusted configuration has built that :func:`require_own_code` would refuse."""
+    """Print what a trusted configuration builds that :func:`require_own_code` would refuse."""
     for section in sections:
         for place, value in _leaves(config.get(section), section):
             built = place.removesuffix("._target_")
@@ -133,7 +133,7 @@ def _require_known(place: str, target: str, file: Path, remedy: str) -> None:
 
 
 def own_targets(section: str) -> Mapping[str, frozenset[str]]:
-    """The ``_target_`` of each place of a section (``data``, ``data.source``) in the project's own configurations.
+    """Collect the ``_target_`` of each place of a section (``data``, ``data.source``) in the project's own yamls.
 
     All that a training is composed of is read, since a model or an experiment may set other sections than its own.
     """
@@ -155,14 +155,14 @@ def _all_targets() -> Mapping[str, set[str]]:
 
 
 def _groups() -> list[str]:
-    """The groups of options that a training is composed of."""
+    """List the option groups that a training is composed of."""
     defaults = yaml.safe_load((conf_dir() / _PRIMARY).read_text(encoding="utf-8"))["defaults"]
     named = [str(next(iter(entry))) for entry in defaults if isinstance(entry, Mapping)]
     return [name.removeprefix("optional ").removeprefix("override ") for name in named]
 
 
 def _package(text: str) -> str | None:
-    """Where Hydra puts the content of a yaml file, if its first lines say so."""
+    """Read the package header of a yaml file, which tells where Hydra puts its content."""
     for line in text.splitlines():
         if not line.startswith("#"):
             return None
@@ -172,7 +172,7 @@ def _package(text: str) -> str | None:
 
 
 def _leaves(node: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Every plain value with its dotted key, and every container under one of Hydra's keys as it is."""
+    """Yield every plain value with its dotted key, and every container under one of Hydra's keys as it is."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             below = f"{place}.{key}" if place else str(key)

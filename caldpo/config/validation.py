@@ -1,4 +1,4 @@
-"""A composed configuration held against the signatures of its targets, before anything heavy is imported."""
+"""Check a composed configuration against the signatures of its targets, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
+from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
 
+from caldpo.config import value_checks
 from caldpo.config.did_you_mean import meant_keys, suggest_known
 from caldpo.config.signatures import Signature, read_signature
-from caldpo.config.value_checks import describe, is_quantity, problem
+from caldpo.config.value_checks import describe, is_quantity
 from caldpo.config.yaml_comments import meaning
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import MASK, is_secret_name, redact_text
 
+NEEDED = ("loss", "reference", "adapter", "optim", "trainer", "logger", "callbacks", "data", "model")  # by a training
+_INSTEAD = {
+    "logger": "choose logger=none: metrics.csv alone is written then",
+    "adapter": "choose adapter=none: all weights are trained then",
+    "callbacks": "take out single ones, such as ~callbacks.samples",
+}
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
 
@@ -57,7 +64,7 @@ def check_config(cfg: DictConfig, schemas: Mapping[str, str] | None = None) -> N
 
 
 def raise_problems(problems: list[Problem]) -> None:
-    """One error for all ``problems``; none for an empty list.
+    """Raise one error for all ``problems``; none for an empty list.
 
     Raises:
         CaldpoError: naming each problem on a line of its own.
@@ -72,14 +79,31 @@ def raise_problems(problems: list[Problem]) -> None:
 
 
 def find_problems(cfg: DictConfig, schemas: Mapping[str, str]) -> Iterator[Problem]:
-    """The problems that :func:`check_config` raises, section by section."""
+    """Yield the problems that :func:`check_config` raises, section by section."""
     problems = list(_of_section("", cfg, schemas))
     wrong = {p.key for p in problems}
-    for found in problems:
+    for problem in problems:
         # A bad value is reported where it was given, not again wherever it is referred to.
-        referred = set(re.findall(r"[\w.]+", found.reference or ""))
-        if not (wrong - {found.key}) & referred:
-            yield found
+        referred = set(re.findall(r"[\w.]+", problem.reference or ""))
+        if not (wrong - {problem.key}) & referred:
+            yield problem
+
+
+def find_missing_groups(cfg: DictConfig) -> Iterator[Problem]:
+    """Yield a problem for each group that a training needs and the configuration does not have."""
+    for group in NEEDED:
+        try:
+            there = OmegaConf.select(cfg, group)
+        except OmegaConfBaseException:
+            continue  # reported where it stands
+        if there is None:
+            yield missing_group_problem(group)
+
+
+def missing_group_problem(group: str) -> Problem:
+    """Make the problem of a required group that was deleted."""
+    remedy = _INSTEAD.get(group, f"leave ~{group} out, and choose an option by {group}=NAME")
+    return Problem(group, None, "is deleted, and a run needs an option of this group", remedy)
 
 
 def _of_section(path: str, section: DictConfig, schemas: Mapping[str, str]) -> Iterator[Problem]:
@@ -132,7 +156,7 @@ def _of_value(name: str, section: DictConfig, key: str, annotation: Any) -> Iter
             value = OmegaConf.to_container(value, resolve=True)
         except InterpolationResolutionError:
             return  # reported item by item
-    if wrong := problem(annotation, value):
+    if wrong := value_checks.problem(annotation, value):
         unit = meaning(name, _plain(section, "_target_")) if is_quantity(annotation) else None
         wrong += f" ({unit})" if unit else ""
         yield Problem(name, _shown(section, key), wrong, reference=_reference(section, key))
@@ -180,7 +204,7 @@ def _absent_keys(path: str, section: DictConfig, signature: Signature) -> Iterat
 
 
 def _is_group(section: DictConfig, key: str) -> bool:
-    """Whether a top-level key holds sections (loss, trainer, ...) or an emptied one (logger: null)."""
+    """Tell whether a top-level key holds sections (loss, trainer, ...) or an emptied one (logger: null)."""
     value = _plain(section, key)
     return value is None or (isinstance(value, Container) and (not value or _holds_sections(value)))
 
@@ -194,7 +218,7 @@ def _holds_sections(value: Any) -> bool:
 
 
 def _plain(section: DictConfig, key: Any) -> Any:
-    """The value of ``key`` where there is one that resolves, else None."""
+    """Select the value of ``key`` where there is one that resolves, else None."""
     if key not in section or OmegaConf.is_missing(section, key):
         return None
     try:
@@ -204,7 +228,7 @@ def _plain(section: DictConfig, key: Any) -> Any:
 
 
 def _shown(section: DictConfig, key: str) -> str:
-    """The value as it may be shown: without secrets, and with where it was taken from."""
+    """Write a value for a message: without secrets, and with the interpolation that it came from."""
     reference = _reference(section, key)
     if reference and "oc.env" in reference:
         return reference
@@ -219,7 +243,7 @@ def _yaml_text(value: Any) -> str:
 
 
 def _reference(section: DictConfig, key: str) -> str | None:
-    """The interpolation written at ``key``, if there is one."""
+    """Select the interpolation written at ``key``, if there is one."""
     node = section._get_node(key)
     return redact_text(str(node._value())) if OmegaConf.is_interpolation(section, key) else None  # type: ignore[union-attr]
 

@@ -1,4 +1,4 @@
-"""Whether a value fits an annotation, and what would: ``problem(Positive, -1)`` is ``must be a number > 0``.
+"""Check values against annotations: ``problem(Positive, -1)`` is ``must be a number > 0``.
 
 Pydantic checks, without its conversions: ``true`` is no number and ``"1"`` neither. An annotation that it is not asked
 about (a tensor, a model) stands for an object that code supplies, and any value fits it.
@@ -34,7 +34,7 @@ _INTERVAL = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", 
 
 
 def is_config_type(annotation: Any) -> bool:
-    """Whether a yaml value can be held against ``annotation``; False for tensors, models and ``Any``."""
+    """Tell whether a yaml value can be checked against ``annotation``; False for tensors, models and ``Any``."""
     origin, members = get_origin(annotation), _members(annotation)
     if len(members) > 1:
         return all(map(is_config_type, members))
@@ -48,17 +48,17 @@ def is_config_type(annotation: Any) -> bool:
 
 
 def is_section(annotation: Any) -> bool:
-    """Whether ``annotation`` is, or allows, an object that a section describes."""
+    """Tell whether ``annotation`` is, or allows, an object that a section describes."""
     return any(isinstance(member, type) and issubclass(member, Section) for member in _members(annotation))
 
 
 def is_quantity(annotation: Any) -> bool:
-    """Whether ``annotation`` is, or allows, a number: what it means then depends on its unit."""
+    """Tell whether ``annotation`` is, or allows, a number: what it means then depends on its unit."""
     return any((get_args(m)[0] if get_origin(m) is Annotated else m) in (int, float) for m in _members(annotation))
 
 
 def problem(annotation: Any, value: Any) -> str | None:
-    """What is wrong with ``value``, as ``must be ...``, or None when it fits."""
+    """Explain why ``value`` does not fit, as ``must be ...``; None when it fits."""
     if _fits(annotation, value):
         return None
     quoting = "; quote it to make it text" if _fits(annotation, str(value)) else ""
@@ -66,12 +66,12 @@ def problem(annotation: Any, value: Any) -> str | None:
 
 
 def describe(annotation: Any) -> str:
-    """The values that fit ``annotation``, in the words of a yaml file."""
+    """Describe the values that fit ``annotation``, in the words of a yaml file."""
     return _described(_adapter(annotation).json_schema())
 
 
 def _described(schema: Mapping[str, Any]) -> str:
-    """A JSON schema in words."""
+    """Describe a JSON schema."""
     if "description" in schema:
         return str(schema["description"])
     if "anyOf" in schema:
@@ -111,7 +111,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 def _strict(annotation: Any) -> Any:
-    """The annotation for pydantic: no conversion but of a list to a tuple; an object that code supplies is anything."""
+    """Adapt an annotation to pydantic: no conversion but of a list to a tuple; objects of code are ``Any``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in (bool, int, float, str):
         return Annotated[annotation, Strict()]

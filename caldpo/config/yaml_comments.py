@@ -1,4 +1,4 @@
-"""What the yaml files say of their keys: units and meanings, for messages about bad values."""
+"""Read units and meanings of keys from the comments of the yamls, for messages about bad values."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _COMMENT = re.compile(r"(?:^|\s)#\s*(?P<text>.*)")
 
 
 def meaning(key: str, target: str | None) -> str | None:
-    """The beginning of the comment on a key, up to its first semicolon; None where no yaml has it.
+    """Read the comment on a key, up to its first semicolon; None where no yaml has it.
 
     Args:
         key: dotted, as on the command line.
         target: ``_target_`` of the section that it stands in: of several files with the key, that with this target
             knows it best.
     """
-    said = [(target is not None and target in targets, words) for targets, words in _said_of(key)]
-    best = max(said, default=(False, ""), key=lambda both: both[0])[1]
+    comments = [(target is not None and target in targets, words) for targets, words in _comments_on(key)]
+    best = max(comments, default=(False, ""), key=lambda both: both[0])[1]
     return best.split(";")[0].strip() or None
 
 
-def _said_of(key: str) -> Iterator[tuple[frozenset[str], str]]:
-    """Comments on a key, each with the targets that its file names."""
+def _comments_on(key: str) -> Iterator[tuple[frozenset[str], str]]:
+    """Yield the comments on a key, each with the targets that its file names."""
     group, _, inner = key.partition(".")
     files = [*sorted((conf_dir() / group).glob("*.yaml"))] if inner else [conf_dir() / "train.yaml"]
     for file in files:
@@ -38,7 +38,7 @@ def _said_of(key: str) -> Iterator[tuple[frozenset[str], str]]:
 
 @functools.cache
 def _comments(file: Path) -> tuple[frozenset[str], dict[str, str]]:
-    """The targets in a file, and the comment on each of its dotted keys: beside it, or on the lines above."""
+    """Read the targets in a file, and the comment on each of its dotted keys: beside it, or on the lines above."""
     targets: set[str] = set()
     found: dict[str, str] = {}
     path: list[tuple[int, str]] = []

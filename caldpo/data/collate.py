@@ -1,4 +1,4 @@
-"""From tokenised pairs to one batch, padded or packed."""
+"""Collate tokenised pairs into one batch, padded or packed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from caldpo.data.batch_sampler import MicroBatch
+from caldpo.data.microbatching import MicroBatch
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.types import PairBatch
@@ -20,11 +20,11 @@ Layout = Literal["packed", "padded"]
 
 
 class PairBatches(Dataset[PairBatch]):
-    """A split seen as batches: the sampler names the rows of a batch, this puts it together.
+    """A split as a dataset of batches: the sampler names the rows of a batch.
 
     Args:
         pairs: the tokenised split.
-        pad_id: what fills the padding; any token will do, since what predicts what is written down.
+        pad_id: fills the padding; any token will do, since a batch lists which positions predict which tokens.
         layout: of the batches.
         split: the split's name.
     """
@@ -57,14 +57,14 @@ def collate(
     step_pairs: int | None = None,
     with_scores: bool | None = None,
 ) -> PairBatch:
-    """Put pairs together.
+    """Collate pairs.
 
     Args:
         pairs: at least one; prompts and responses have at least one token each.
-        pad_id: what fills the padding. It may equal EOS.
-        layout: ``padded``: all chosen, then all rejected responses, each behind its prompt, padded on the right to
+        pad_id: fills the padding; may equal EOS.
+        layout: ``padded``: all chosen, then all rejected responses, each after its prompt, padded on the right to
             the longest; ``packed``: one row of prompt, chosen, rejected of each pair, without padding.
-        split: name of the pairs' split; empty for pairs of none.
+        split: name of the split; empty for pairs of none.
         weight: 1 for a real pair, 0 for filler; default: all real.
         step_pairs: real pairs of the optimiser step the batch belongs to; default: those of this batch.
         with_scores: whether the whole split has scores; default: whether these pairs do.
@@ -80,7 +80,7 @@ def collate(
     counts = lengths[order]
     response = order.repeat_interleave(counts)
     offsets = torch.arange(len(response)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    # The first token of a response is predicted where its prompt ends, each other where the one before it stands.
+    # The first token of a response is predicted at the end of its prompt, each other at the token before it.
     first, later = torch.tensor(rows.ends)[response], torch.tensor(rows.begins)[response] + offsets - 1
     return PairBatch(
         input_ids=rows.input_ids,
@@ -103,11 +103,11 @@ def collate(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Tokens in rows, and for each response, chosen ones first, where its tokens stand in the flattened rows.
+    """Tokens in rows, and for each response, chosen ones first, its position in the flattened rows.
 
     Args:
-        ends: place of the last token of the response's prompt.
-        begins: place of the response's first token.
+        ends: position of the last token of the response's prompt.
+        begins: position of the response's first token.
     """
 
     input_ids: Tensor

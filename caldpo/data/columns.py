@@ -1,19 +1,17 @@
-"""Which column of a row plays which role, by setting or by the names that published data sets use.
+"""Map columns to roles, by setting or by the names that published data sets use.
 
-A row keeps all its columns and gets the names that formats read beside them: ``question`` is there as ``prompt``, too.
-What a format reads of it is watched, so that every column that nobody read can be named. No heavy imports.
+A row keeps all its columns and gets the names that formats read beside them: ``question`` is available as ``prompt``,
+too. Reads are recorded, so that every column that nobody read can be named. No heavy imports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caldpo.config.signatures import validated
-from caldpo.data.cell_parsing import TURNS, Cell, as_turns, decoded, looks_encoded
-from caldpo.data.raw_row import RowError
+from caldpo.data.raw_row import TURNS, Cell, RowError, as_turns, decoded, looks_encoded, without_nulls
 from caldpo.errors import CaldpoError
 
 # Names of the prompt where there is no column `prompt`; `instruction` brings Alpaca's `input` with it.
@@ -26,21 +24,21 @@ SCORES = (  # pairs of columns; one without the other is no score of the pair
     ("score-chosen", "score-rejected"),
 )
 SYSTEMS = ("system", "system_prompt", "system_message")
-# What a text model or a format cannot take, and what nobody may drop from a row without changing its meaning.
+# What a text model or a format cannot take, and what cannot be dropped from a row without changing its meaning.
 MEANING = (
     *("images", "image", "audio", "audios", "video", "videos"),
     *("tool_calls", "functions", "function_call", "documents", "context", "history"),
 )
 
-# what was done to rows, in words that a count goes before
+# what was done to rows, worded to follow a count
 CUT = "rows whose prompt was cut from the beginning of their responses"
 
 
 class Columns:
-    """The mapping from columns to roles; what is not set goes by the usual names.
+    """The mapping from columns to roles; roles that are not set go by the usual names.
 
     Args:
-        prompt: what is asked, text or messages; several columns of text are joined by blank lines.
+        prompt: text or messages; several columns of text are joined by blank lines.
         chosen: the preferred response.
         rejected: the dispreferred one.
         completion: the one response of a row to imitate.
@@ -49,7 +47,7 @@ class Columns:
         tools: a list of tools, as JSON or as objects.
         chat_template_kwargs: variables for the chat template.
         score_chosen, score_rejected: true rewards of the two responses.
-        ignored: columns that are left out on purpose, and not spoken of.
+        ignored: columns left out on purpose, and not reported as unread.
     """
 
     @validated
@@ -86,19 +84,19 @@ class Columns:
         _refuse_twice(self.named)
 
     def mapped(self, row: Mapping[str, Any]) -> MappedRow:
-        """The row under the names that formats read.
+        """Return the row under the names that formats read.
 
-        Null means "not given", but for a prompt or a response, whose lack is for the format to name.
+        Null means "not given", except for a prompt or a response, whose absence the format reports.
 
         Raises:
             RowError: a column that a setting names is not there; two columns could be the prompt; a conversation is
                 encoded where it cannot be decoded.
         """
-        kept = {name: value for name, value in row.items() if name not in self.ignored}
-        sources = self._sources(kept)
-        roles = {role: _joined(kept, names) for role, names in sources.items()}
-        whole = {**kept, **roles}
-        for name in TURNS:  # under a name of its own, a cell is text still
+        columns = {name: value for name, value in row.items() if name not in self.ignored}
+        sources = self._sources(columns)
+        roles = {role: _joined(columns, names) for role, names in sources.items()}
+        whole = {**columns, **roles}
+        for name in TURNS:  # under a name of its own, a cell is still text
             if isinstance(whole.get(name), Cell):
                 whole[name] = decoded(name, whole[name])
         if isinstance(whole.get("conversations"), list) and "conversations" not in sources:
@@ -107,16 +105,25 @@ class Columns:
             if name in whole:
                 whole[name] = as_turns(name, whole[name])
         remarks = _settle_shapes(whole, sources)
-        return MappedRow(_without_nulls(whole), kept, sources, remarks)
+        return MappedRow(_without_missing(whole), columns, sources, remarks)
 
-    @property
-    def may_ask(self) -> frozenset[str]:
-        """Names of columns that may hold the prompt, or a system turn."""
+    def of_table(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Drop the nulls of a table's row, those inside its cells included, and decode conversations held as text.
+
+        The null of a column that may hold the prompt or a system turn stays: its absence is a fault of the row. Many a
+        table with conversations has been through csv, which can only hold them as text.
+        """
         own = (*self.named.get("prompt", ()), *self.named.get("system", ()))
-        return frozenset({"prompt", *PROMPTS, *SYSTEMS, *own})
+        stays = {"prompt", *PROMPTS, *SYSTEMS, *own}
+        cells = {name: without_nulls(value) for name, value in row.items() if value is not None or name in stays}
+        for name in TURNS:
+            if isinstance(cells.get(name), str):
+                with contextlib.suppress(RowError):  # left as text, which the format refuses
+                    cells[name] = decoded(name, cells[name])
+        return cells
 
     def roles(self, columns: Sequence[str]) -> list[str]:
-        """The names that formats may find in rows with these columns.
+        """List the names that formats may find in rows with these columns.
 
         Raises:
             RowError: a column that a setting names is not there; two columns could be the prompt.
@@ -125,55 +132,37 @@ class Columns:
         return [*row, *(role for role in self._sources(row) if role not in row)]
 
     def _sources(self, row: Mapping[str, Any]) -> dict[str, list[str]]:
-        """The columns that each role is taken from, where it does not have the role's own name."""
+        """Return the columns of each role that does not go by its own name."""
         for role, names in self.named.items():
             for name in names:
                 if name not in row:
                     raise RowError(f"column `{name}` is missing, which data.columns.{role} names")
-        found = dict(self.named)
-        compared = "chosen" in row or "chosen" in found or "rejected" in row or "rejected" in found
-        if "prompt" not in row and "prompt" not in found:
+        sources = dict(self.named)
+        compared = "chosen" in row or "chosen" in sources or "rejected" in row or "rejected" in sources
+        if "prompt" not in row and "prompt" not in sources:
             usual = _usual_prompt(row)
-            if usual and (compared or "completion" in found or {"completion", "output", "output_1"} & row.keys()):
-                found["prompt"] = usual
+            if usual and (compared or "completion" in sources or {"completion", "output", "output_1"} & row.keys()):
+                sources["prompt"] = usual
         if not compared and "instruction" in row and "output" in row and not {"completion", "output_1"} & row.keys():
-            found.setdefault("completion", ["output"])
-        if not {"score_chosen", "score_rejected"} & (row.keys() | found.keys()):
-            for both in SCORES:
-                if all(name in row for name in both):
-                    found["score_chosen"], found["score_rejected"] = [both[0]], [both[1]]
+            sources.setdefault("completion", ["output"])
+        if not {"score_chosen", "score_rejected"} & (row.keys() | sources.keys()):
+            for chosen, rejected in SCORES:
+                if chosen in row and rejected in row:
+                    sources["score_chosen"], sources["score_rejected"] = [chosen], [rejected]
                     break
-        if "system" not in found and (systems := [name for name in SYSTEMS if name in row]):
-            found["system"] = systems[:1]
-        return found
-
-
-_IN_FORCE: ContextVar[Columns] = ContextVar("columns")
-
-
-@contextmanager
-def reading_with(columns: Columns) -> Iterator[None]:
-    """What sources ask about columns inside is answered by this mapping."""
-    token = _IN_FORCE.set(columns)
-    try:
-        yield
-    finally:
-        _IN_FORCE.reset(token)
-
-
-def in_force() -> Columns:
-    """The mapping with which a split is being read; the usual names where none is."""
-    return _IN_FORCE.get(None) or Columns()
+        if "system" not in sources and (systems := [name for name in SYSTEMS if name in row]):
+            sources["system"] = systems[:1]
+        return sources
 
 
 class MappedRow(dict[str, Any]):
-    """A row that knows which of its columns were read.
+    """A row that records which of its columns were read.
 
     Args:
         values: under the names that formats read.
-        columns: the row's own.
-        sources: the columns of each role that was found under another name.
-        remarks: what was done to it, in fixed phrases.
+        columns: of the row itself.
+        sources: the columns of each role that goes by another name.
+        remarks: what was done to the row, in fixed phrases.
     """
 
     def __init__(
@@ -191,26 +180,26 @@ class MappedRow(dict[str, Any]):
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As a dictionary's; the column counts as read."""
+        """Return the value of a column, which counts as read."""
         self._read.add(name)
         return super().get(name, default)
 
     def has(self, role: str) -> bool:
-        """Whether the row has a column for this role, be it null."""
+        """Whether the row has a column for this role, null or not."""
         return role in self.columns or role in self._sources
 
     @property
     def unread(self) -> list[str]:
-        """The columns that hold something and that nobody read, sorted."""
-        seen = {name for role in self._read for name in self._sources.get(role, [role])}
-        return sorted(name for name, value in self.columns.items() if name not in seen and not is_empty(value))
+        """The columns that hold something and were not read, sorted."""
+        read = {name for role in self._read for name in self._sources.get(role, [role])}
+        return sorted(name for name, value in self.columns.items() if name not in read and not is_empty(value))
 
 
 def require_meaning(unread: Sequence[str]) -> None:
-    """Refuse a row of which a column was not read that changes what the row means.
+    """Refuse a row with an unread column that changes the meaning of the row.
 
     Raises:
-        RowError: naming it.
+        RowError: naming the column.
     """
     lost = [name for name in unread if name in MEANING]
     if lost:
@@ -218,18 +207,18 @@ def require_meaning(unread: Sequence[str]) -> None:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says nothing: null, blank text, an empty list or object."""
+    """Whether a value is null, blank text, an empty list or object."""
     return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {}, ())
 
 
 def _refuse_twice(named: Mapping[str, Sequence[str]]) -> None:
-    """Refuse one column for two roles: a response that is its own prompt, or that is compared with itself."""
+    """Refuse one column for two roles: a response as its own prompt, or compared with itself."""
     roles: dict[str, str] = {}
     for role, names in named.items():
         for name in names:
             if (other := roles.setdefault(name, role)) != role:
                 raise CaldpoError(
-                    f"names the column of data.columns.{other} once more",
+                    f"names the same column as data.columns.{other}",
                     key=f"data.columns.{role}",
                     value=name,
                     remedy="give each role a column of its own",
@@ -237,19 +226,19 @@ def _refuse_twice(named: Mapping[str, Sequence[str]]) -> None:
 
 
 def _usual_prompt(row: Mapping[str, Any]) -> list[str]:
-    """The column that is the prompt by its usual name, or none."""
-    found = [name for name in PROMPTS if name in row]
-    if "instruction" in found and "input" in found:  # Alpaca's
-        found.remove("input")
-    if len(found) > 1:
-        raise RowError(f"`{found[0]}` and `{found[1]}` could be the prompt (name one with data.columns.prompt)")
-    if found == ["instruction"] and "input" in row:
+    """Return the column that is the prompt by its usual name, or none."""
+    names = [name for name in PROMPTS if name in row]
+    if "instruction" in names and "input" in names:  # Alpaca's
+        names.remove("input")
+    if len(names) > 1:
+        raise RowError(f"`{names[0]}` and `{names[1]}` could be the prompt (name one with data.columns.prompt)")
+    if names == ["instruction"] and "input" in row:
         return ["instruction", "input"]
-    return found
+    return names
 
 
 def _joined(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The value of one column, or several columns of text with blank lines between them."""
+    """Return the value of one column, or join several columns of text by blank lines."""
     if len(names) == 1:
         return row[names[0]]
     parts = [row[name] for name in names if not is_empty(row[name])]
@@ -261,7 +250,7 @@ def _joined(row: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def _place_conversation(row: dict[str, Any], sources: dict[str, list[str]]) -> None:
-    """ShareGPT's ``conversations``: the prompt of responses beside it, or a conversation to imitate."""
+    """Take ShareGPT's ``conversations`` as the prompt of responses beside it, or as a conversation to imitate."""
     compared = "chosen" in row or "rejected" in row
     role = "prompt" if compared else "messages"
     if role not in row and "completion" not in row:
@@ -270,7 +259,7 @@ def _place_conversation(row: dict[str, Any], sources: dict[str, list[str]]) -> N
 
 
 def _settle_shapes(row: dict[str, Any], sources: dict[str, list[str]]) -> tuple[str, ...]:
-    """Bring prompt and responses into shapes that go together, where that is plain; what was done that may matter."""
+    """Bring prompt and responses into matching shapes where that is unambiguous; return remarks on what was done."""
     sides = [name for name in ("chosen", "rejected", "completion") if row.get(name) is not None]
     if sides:
         _answer_turns(row, sources, sides)
@@ -290,7 +279,7 @@ def _settle_shapes(row: dict[str, Any], sources: dict[str, list[str]]) -> tuple[
 
 
 def _answer_turns(row: dict[str, Any], sources: dict[str, list[str]], sides: Sequence[str]) -> None:
-    """Texts that answer messages become the assistant's turns, as a text that messages answer becomes the user's."""
+    """Turn texts that answer messages into turns of the assistant."""
     if any(not isinstance(row[name], str) or looks_encoded(row[name]) for name in sides):
         return
     asked = row.get("prompt" if "prompt" in row else "messages")
@@ -302,8 +291,8 @@ def _answer_turns(row: dict[str, Any], sources: dict[str, list[str]], sides: Seq
     row.update({name: [{"role": "assistant", "content": str(row[name])}] for name in sides})
 
 
-def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """Without columns that are not given; a null prompt or response stays, for the format to name."""
+def _without_missing(row: dict[str, Any]) -> dict[str, Any]:
+    """Drop columns that are not given; a null prompt or response stays, for the format to report."""
     responses = [name for name in ("chosen", "rejected") if row.get(name) is not None]
     stay = {"prompt", "chosen", "rejected"} if responses else {"prompt"}
     return {name: value for name, value in row.items() if value is not None or name in stay}

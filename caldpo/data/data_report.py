@@ -1,22 +1,162 @@
-"""What became of a run's data: for the terminal at its start, and for ``summary.json``."""
+"""Count what became of a run's data, from rows to tokens: for the terminal at the start, and for ``summary.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from caldpo.data.load import LoadReport
-from caldpo.data.split import prompt_key
-from caldpo.data.tokenize import TokenCounts, TokenizedSplit
+Kind = Literal["line", "row", "degenerate", "filtered"]
 
 QUANTILES = {"median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
 PARTS = ("prompt", "chosen", "rejected")
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A row that gave no pair.
+
+    Args:
+        origin: file and line, or split and row.
+        kind: ``line`` (no JSON object), ``row`` (no usable pair), ``degenerate`` (no or contradictory signal)
+            or ``filtered`` (a valid row of another task).
+        reason: a fixed phrase, with this row's details in parentheses at its end.
+    """
+
+    origin: str
+    kind: Kind
+    reason: str
+
+    @property
+    def category(self) -> str:
+        """The reason without its details, to count by."""
+        return self.reason.split(" (")[0]
+
+
+@dataclass
+class LoadReport:
+    """What became of the rows of one split; ``rows == kept + len(rejections)``.
+
+    Args:
+        split: as it was asked for.
+        rows: rows read, blank lines not counted.
+        kept: usable pairs.
+        formats: usable pairs by format.
+        rejections: the other rows, in order.
+        with_scores: usable pairs with both ground-truth rewards.
+        swapped: usable pairs whose sides were exchanged to agree with their scores.
+        degenerate_kept: degenerate pairs that were kept, by reason.
+        notes: which files the split stands for, and what was left out; a line each.
+        odd: usable pairs of odd rows: count and origin of the first, by what is odd about them.
+        unread: rows by the column that holds something in them and was not read.
+        remarks: usable pairs by what was done to make a pair of their row.
+    """
+
+    split: str
+    rows: int = 0
+    kept: int = 0
+    formats: dict[str, int] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+    with_scores: int = 0
+    swapped: int = 0
+    degenerate_kept: dict[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    odd: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
+    remarks: dict[str, int] = field(default_factory=dict)
+
+    def counts(self, *kinds: Kind) -> dict[str, int]:
+        """Count rejections by reason, most frequent first; of the given kinds, or of all."""
+        return count_by_reason(r for r in self.rejections if not kinds or r.kind in kinds)
+
+    def summary(self) -> str:
+        """Summarise in a few lines: formats, usable pairs, and what was left out and why."""
+        detected = ", ".join(f"{name} {n:,}" for name, n in sorted(self.formats.items())) or "none"
+        lines = [
+            f"{self.split}: {self.kept:,} of {self.rows:,} rows kept (format: {detected}; "
+            f"{self.with_scores:,} with scores)",
+            *(f"  {note}" for note in self.notes),
+        ]
+        titles: dict[Kind, str] = {
+            "line": "unreadable lines",
+            "row": "unusable rows",
+            "degenerate": "degenerate pairs dropped",
+            "filtered": "rows of another task left out",
+        }
+        for kind, title in titles.items():
+            if counts := self.counts(kind):
+                lines.append(f"  {title}: {list_counts(counts)}")
+        if self.degenerate_kept:
+            lines.append(f"  degenerate pairs kept: {list_counts(self.degenerate_kept)}")
+        lines += [f"  {what}: {count:,} (first {first})" for what, (count, first) in self.odd.items()]
+        if self.swapped:
+            lines.append(f"  sides exchanged to agree with their scores: {self.swapped:,}")
+        if self.remarks:
+            lines.append(f"  {list_counts(self.remarks)}")
+        if self.unread:
+            lines.append(f"  columns not read: {', '.join(f'{name} ({n:,} rows)' for name, n in self.unread.items())}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for ``summary.json``, rejections and odd rows as counts."""
+        return {
+            "split": self.split,
+            "rows": self.rows,
+            "kept": self.kept,
+            "formats": self.formats,
+            "with_scores": self.with_scores,
+            "swapped": self.swapped,
+            "rejected": self.counts(),
+            "degenerate_kept": self.degenerate_kept,
+            "notes": list(self.notes),
+            "odd": {what: count for what, (count, _) in self.odd.items()},
+            "unread": self.unread,
+            "remarks": self.remarks,
+        }
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """What tokenisation did, counted over all pairs of a split."""
+
+    prompts_truncated: int = 0
+    chosen_truncated: int = 0
+    rejected_truncated: int = 0
+    identical: int = 0  # pairs whose responses are the same tokens, mostly once truncated
+    boundary_merges: int = 0  # responses tokenised apart from their prompt
+    eos_stripped: int = 0  # EOS tokens in the responses' own text
+    eos_appended: int = 0  # responses that the chat template did not end with EOS
+    special_as_text: int = 0  # pairs whose own text spells out special tokens, which stay text
+    special_in_prompts: int = 0  # text prompts that spell out special tokens, which are taken for them
+    turns_rewritten: int = 0  # earlier assistant turns that the chat template rewrote or left out
+    tokens: int = field(default=0, compare=False)  # of all pairs, those dropped later included
+    unknown: int = field(default=0, compare=False)  # of these, tokens for text outside the vocabulary
+
+    @property
+    def unknown_share(self) -> float:
+        """The share of tokens that stand for text outside the vocabulary."""
+        return self.unknown / self.tokens if self.tokens else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for ``summary.json``."""
+        return {
+            "truncated": {
+                "prompt": self.prompts_truncated,
+                "chosen": self.chosen_truncated,
+                "rejected": self.rejected_truncated,
+            },
+            "identical_after_truncation": self.identical,
+            "boundary_merges": self.boundary_merges,
+            "eos_stripped": self.eos_stripped,
+            "eos_appended": self.eos_appended,
+            "special_as_text": self.special_as_text,
+            "special_in_prompts": self.special_in_prompts,
+            "turns_rewritten": self.turns_rewritten,
+            "unknown": self.unknown_share,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +164,7 @@ class SplitReport:
     """The pairs of a split as they go into batches.
 
     Args:
-        pairs, prompts: how many, and how many distinct prompts.
+        pairs, prompts: number of pairs, and of distinct prompts.
         left_out: usable pairs beyond ``max_train_pairs`` or ``max_test_pairs``.
         dropped: pairs dropped after they were read, by reason.
         counts: what tokenisation did.
@@ -38,41 +178,10 @@ class SplitReport:
     counts: TokenCounts
     lengths: dict[str, dict[str, int]]
 
-    @classmethod
-    def of(cls, split: TokenizedSplit, dropped: dict[str, int], left_out: int) -> SplitReport:
-        """The report of a tokenised split."""
-        return cls(
-            pairs=len(split.pairs),
-            prompts=len({prompt_key(pair.prompt) for pair in split.sources}),
-            left_out=left_out,
-            dropped=dropped,
-            counts=split.counts,
-            lengths=length_quantiles(split.pairs.lengths()),
-        )
-
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as ``summary.json`` holds them."""
-        counts = self.counts
-        return {
-            "pairs": self.pairs,
-            "prompts": self.prompts,
-            "left_out": self.left_out,
-            "dropped": self.dropped,
-            "truncated": {
-                "prompt": counts.prompts_truncated,
-                "chosen": counts.chosen_truncated,
-                "rejected": counts.rejected_truncated,
-            },
-            "identical_after_truncation": counts.identical,
-            "boundary_merges": counts.boundary_merges,
-            "eos_stripped": counts.eos_stripped,
-            "eos_appended": counts.eos_appended,
-            "special_as_text": counts.special_as_text,
-            "special_in_prompts": counts.special_in_prompts,
-            "turns_rewritten": counts.turns_rewritten,
-            "unknown": counts.unknown_share,
-            "lengths": self.lengths,
-        }
+        """Return plain values for ``summary.json``."""
+        own = {"pairs": self.pairs, "prompts": self.prompts, "left_out": self.left_out, "dropped": self.dropped}
+        return {**own, **self.counts.as_dict(), "lengths": self.lengths}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +189,11 @@ class DataReport:
     """Everything that happened between the source's rows and the batches.
 
     Args:
-        source: its name.
-        loads: one account for each split that was read; one alone where the test split was cut from it.
+        source: name of the source.
+        loads: a report for each split that was read; only one where the test split was cut from it.
         train, test: the two splits.
         max_length, max_prompt_length: the limits, in tokens.
-        prompts: where they got their form from.
+        prompts: plain text, or the chat template that renders them.
         notes: on how the splits were put together.
     """
 
@@ -98,87 +207,32 @@ class DataReport:
     notes: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as ``summary.json`` holds them."""
+        """Return plain values for ``summary.json``."""
         return {
             "source": self.source,
             "prompts": self.prompts,
             "notes": list(self.notes),
             "max_length": self.max_length,
             "max_prompt_length": self.max_prompt_length,
-            "read": [
-                {
-                    "split": load.split,
-                    "rows": load.rows,
-                    "kept": load.kept,
-                    "formats": load.formats,
-                    "with_scores": load.with_scores,
-                    "swapped": load.swapped,
-                    "rejected": load.counts(),
-                    "degenerate_kept": load.degenerate_kept,
-                    "notes": list(load.notes),
-                    "odd": {what: count for what, (count, _) in load.odd.items()},
-                    "unread": load.unread,
-                    "remarks": load.remarks,
-                }
-                for load in self.loads
-            ],
+            "read": [load.as_dict() for load in self.loads],
             "train": self.train.as_dict(),
             "test": self.test.as_dict(),
         }
 
 
 def length_quantiles(lengths: np.ndarray) -> dict[str, dict[str, int]]:
-    """Lengths in tokens, shape ``(pairs, 3)``, as quantiles by part; each is a length that occurs."""
+    """Compute quantiles by part of lengths in tokens, shape ``(pairs, 3)``; each is a length that occurs."""
     values = np.quantile(lengths, list(QUANTILES.values()), axis=0, method="inverted_cdf").astype(int)
     return {
         part: dict(zip(QUANTILES, column.tolist(), strict=True)) for part, column in zip(PARTS, values.T, strict=True)
     }
 
 
-def print_report(report: DataReport, console: Console) -> None:
-    """Announce the data: formats, what was left out and cut, and how long the pairs are."""
-    console.print(Text.assemble(("Data ", "bold"), f"{report.source}, prompts: {report.prompts}"))
-    for load in report.loads:
-        console.print(Text(load.summary()))
-    for note in report.notes:
-        console.print(Text(note))
-    limits = f"{report.max_length:,} (the prompt of a longer one cut to {report.max_prompt_length:,})"
-    console.print(Text(f"tokens of a pair: at most {limits}"))
-    table = Table()
-    table.add_column("split")
-    table.add_column("tokens of")
-    for name in QUANTILES:
-        table.add_column(name, justify="right")
-    splits = {"train": report.train, "test": report.test}
-    for name, split in splits.items():
-        for part, quantiles in split.lengths.items():
-            label = name if part == PARTS[0] else ""
-            table.add_row(label, part, *(f"{value:,}" for value in quantiles.values()))
-    console.print(table)
-    for name, split in splits.items():
-        console.print(Text(f"{name}: {split.pairs:,} pairs of {split.prompts:,} prompts{_remarks(split)}"))
+def count_by_reason(rejections: Iterable[Rejection]) -> dict[str, int]:
+    """Count rejections by reason without its details, most frequent first."""
+    return dict(Counter(rejection.category for rejection in rejections).most_common())
 
 
-def _remarks(split: SplitReport) -> str:
-    counts = split.counts
-    words = {
-        **{f"dropped: {count:,} {reason}": count for reason, count in split.dropped.items()},
-        f"left out as a subset was asked for: {split.left_out:,} pairs": split.left_out,
-        f"truncated: {counts.prompts_truncated:,} prompts, {counts.chosen_truncated:,} chosen, "
-        f"{counts.rejected_truncated:,} rejected": counts.prompts_truncated
-        + counts.chosen_truncated
-        + counts.rejected_truncated,
-        f"pairs whose responses are the same tokens: {counts.identical:,}": counts.identical,
-        f"responses tokenised apart from their prompt: {counts.boundary_merges:,}": counts.boundary_merges,
-        f"EOS tokens taken out of responses: {counts.eos_stripped:,}": counts.eos_stripped,
-        f"responses the template did not end with EOS: {counts.eos_appended:,}": counts.eos_appended,
-        f"pairs whose own text spells out special tokens, kept as text: {counts.special_as_text:,}": (
-            counts.special_as_text
-        ),
-        f"text prompts that spell out special tokens, which are taken for them: {counts.special_in_prompts:,}": (
-            counts.special_in_prompts
-        ),
-        f"earlier assistant turns that the template rewrote: {counts.turns_rewritten:,}": counts.turns_rewritten,
-        f"tokens outside the vocabulary: {counts.unknown_share:.2%}": counts.unknown,
-    }
-    return "".join(f"\n  {text}" for text, count in words.items() if count)
+def list_counts(counts: Mapping[str, int]) -> str:
+    """List counts on one line: ``3 `chosen` is null; 1 not JSON``."""
+    return "; ".join(f"{n:,} {reason}" for reason, n in counts.items())

@@ -1,4 +1,4 @@
-"""The data of a run: loaded, checked, split and tokenised before any model is."""
+"""Load, check, split and tokenise the data of a run, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import Fraction, NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
-from caldpo.data.batch_serving import ServedPairs
-from caldpo.data.chat_template import require_template
 from caldpo.data.columns import Columns
-from caldpo.data.data_report import DataReport, SplitReport, print_report
-from caldpo.data.joined_sources import Joined, held_out_name, read_joined
-from caldpo.data.load import LoadReport, refuse_bad_rows, require_pairs, write_rejections
+from caldpo.data.data_console import print_preview, print_report
+from caldpo.data.data_loading import TokenizedDataModule
+from caldpo.data.data_report import DataReport, LoadReport, SplitReport, length_quantiles
+from caldpo.data.joined_sources import JoinedPairs, held_out_name, read_joined
+from caldpo.data.load import refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.mixtures import Named
 from caldpo.data.pair import Message, PreferencePair
-from caldpo.data.raw_row import PairSource
-from caldpo.data.split import prompt_key, split_by_prompt
-from caldpo.data.split_checks import refuse_unknown, refuse_untokenized, require_scores, settle_shared_prompts, subset
-from caldpo.data.template_clock import reads_clock
-from caldpo.data.template_file import read_template
+from caldpo.data.pair_checks import refuse_unknown, refuse_untokenized, require_scores
+from caldpo.data.raw_row import PairSource, RewardSource
+from caldpo.data.split import prompt_key, settle_shared_prompts, split_by_prompt, subset
+from caldpo.data.template_source import read_template, reads_clock, require_template
 from caldpo.data.token_cache import cached_tokens
-from caldpo.data.token_preview import print_preview
 from caldpo.data.tokenize import TokenizedSplit
 from caldpo.errors import CaldpoError
 from caldpo.utils.collectives import is_first_rank
@@ -41,10 +39,10 @@ class HeldOutPrompt:
     """A prompt of the test split to generate from.
 
     Args:
-        prompt: the conversation or text as the data has it.
-        prompt_ids: its tokens, truncated as in training.
-        reference: the chosen response of its first pair.
-        origin: where that pair is from, as ``test.jsonl:3``.
+        prompt: the conversation or text of the data.
+        prompt_ids: tokens, truncated as in training.
+        reference: the chosen response of the first pair with this prompt.
+        origin: of that pair, as ``test.jsonl:3``.
     """
 
     prompt: str | tuple[Message, ...]
@@ -53,12 +51,12 @@ class HeldOutPrompt:
     origin: str = ""
 
 
-class PairDataModule(ServedPairs):
+class PairDataModule(TokenizedDataModule):
     """Preference pairs for training and validation.
 
-    The keys are explained in ``conf/data/base.yaml``. :meth:`prepare_pairs` does the work and stops at the
-    first problem; it is called before a model is loaded. ``now`` is the time for chat templates that write the date,
-    which a run sets to that of its first start.
+    ``conf/data/base.yaml`` explains the keys. :meth:`prepare_pairs` does the work and stops at the first problem; it
+    is called before a model is loaded. ``now`` is the time for chat templates that write the date, which a run sets to
+    that of its first start.
 
     Raises:
         CaldpoError: keys that contradict each other.
@@ -116,7 +114,7 @@ class PairDataModule(ServedPairs):
         if max_prompt_length is not None and max_prompt_length != self.max_prompt_length:
             self._notes.append(
                 f"data.max_prompt_length={max_prompt_length} leaves no room for a response in data.max_length="
-                f"{max_length}: half of that is taken, {self.max_prompt_length}"
+                f"{max_length}: using half of that, {self.max_prompt_length}"
             )
         self.source, self.train, self.test = source, train, test
         self.test_fraction, self.split_seed = test_fraction, split_seed
@@ -144,14 +142,14 @@ class PairDataModule(ServedPairs):
         template, if any, into ``tokenizer``, so that generation and the exported model use the same one.
 
         Args:
-            tokenizer: the policy's.
+            tokenizer: of the policy.
             run_dir: the run's folder; it exists.
             needs_scores: whether the loss takes its targets from the pairs' scores.
             loss_name: for the message if there are none.
-            needs_rejected: whether it compares responses; where it does not, rows with a single one do as well.
+            needs_rejected: whether the loss compares responses; otherwise rows with a single one are accepted, too.
 
         Returns:
-            What became of the rows; its ``as_dict()`` goes into ``summary.json``.
+            The report of the rows; its ``as_dict()`` goes into ``summary.json``.
 
         Raises:
             CaldpoError: rows that are no pairs, prompts in both splits, missing scores, a missing or broken
@@ -162,14 +160,14 @@ class PairDataModule(ServedPairs):
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
         rejected = run_dir / REJECTED_ROWS
-        of_train, of_test, notes = self._load(rejected, write=first_rank, demonstrations=not needs_rejected)
-        loads = [*of_train.reports, *of_test.reports]
+        joined_train, joined_test, notes = self._load(rejected, write=first_rank, demonstrations=not needs_rejected)
+        loads = [*joined_train.reports, *joined_test.reports]
         if needs_scores:
-            require_scores(of_train.pairs, of_train.label, loss_name)
-            require_scores(of_test.pairs, of_test.label, loss_name)
-        train, shared = settle_shared_prompts(of_train.pairs, of_test.pairs, self.on_shared_prompts)
-        train, of_weights = of_train.shared_out(train, self.split_seed)
-        test, of_test_weights = of_test.shared_out(of_test.pairs, self.split_seed)
+            require_scores(joined_train.pairs, joined_train.label, loss_name)
+            require_scores(joined_test.pairs, joined_test.label, loss_name)
+        train, shared = settle_shared_prompts(joined_train.pairs, joined_test.pairs, self.on_shared_prompts)
+        train, train_shares = joined_train.shared_out(train, self.split_seed)
+        test, test_shares = joined_test.shared_out(joined_test.pairs, self.split_seed)
         form = "plain text"
         if any(not isinstance(pair.prompt, str) for pair in (*train, *test)):
             require_template(tokenizer)
@@ -177,14 +175,14 @@ class PairDataModule(ServedPairs):
             if reads_clock(str(tokenizer.get_chat_template())):
                 form += f", which writes the date: this run's is {self.now:%Y-%m-%d}"
         splits: dict[str, TokenizedSplit] = {}
-        accounts, left_out = list(loads), {}
+        all_reports, left_out = list(loads), {}
         for name, pairs, at_most, label, dropped in (
-            ("train", train, self.max_train_pairs, of_train.label, shared),
-            ("test", test, self.max_test_pairs, of_test.label, []),
+            ("train", train, self.max_train_pairs, joined_train.label, shared),
+            ("test", test, self.max_test_pairs, joined_test.label, []),
         ):
-            chosen = subset(pairs, at_most, self.split_seed)
+            drawn = subset(pairs, at_most, self.split_seed)
             splits[name] = split = cached_tokens(
-                chosen,
+                drawn,
                 tokenizer,
                 cache=self.cache,
                 max_length=self.max_length,
@@ -195,15 +193,22 @@ class PairDataModule(ServedPairs):
                 label=name,
                 now=self.now,
             )
-            accounts.append(LoadReport(label, rejections=[*dropped, *split.rejections]))
-            left_out[name] = len(pairs) - len(chosen)
+            all_reports.append(LoadReport(label, rejections=[*dropped, *split.rejections]))
+            left_out[name] = len(pairs) - len(drawn)
         if first_rank:
-            write_rejections(accounts, rejected)
+            write_rejections(all_reports, rejected)
         reports: dict[str, SplitReport] = {}
-        for (name, split), later in zip(splits.items(), accounts[-2:], strict=True):
+        for (name, split), later in zip(splits.items(), all_reports[-2:], strict=True):
             refuse_unknown(split.counts.unknown_share, self.max_unknown, later.split, tokenizer)
             refuse_untokenized(split.rejections, len(split.pairs), later.split, self.on_invalid, rejected)
-            reports[name] = SplitReport.of(split, later.counts(), left_out=left_out[name])
+            reports[name] = SplitReport(
+                pairs=len(split.pairs),
+                prompts=len({prompt_key(pair.prompt) for pair in split.sources}),
+                left_out=left_out[name],
+                dropped=later.counts(),
+                counts=split.counts,
+                lengths=length_quantiles(split.pairs.lengths()),
+            )
         self._pairs = {name: split.pairs for name, split in splits.items()}
         self._test_sources = splits["test"].sources
         pad = tokenizer.pad_token_id
@@ -216,7 +221,7 @@ class PairDataModule(ServedPairs):
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             prompts=form,
-            notes=[*self._notes, *notes, *of_weights, *of_test_weights],
+            notes=[*self._notes, *notes, *train_shares, *test_shares],
         )
         print_report(report, console)
         print_preview(splits["train"], tokenizer, self.preview_pairs, console)
@@ -225,7 +230,11 @@ class PairDataModule(ServedPairs):
     @property
     def oracle(self) -> Callable[[str, str], float] | None:
         """The source's known true reward of (prompt, response), where it has one."""
-        return getattr(self.source, "reward", None)
+        return self.source.reward if isinstance(self.source, RewardSource) else None
+
+    def pin_source(self, commit: str) -> None:
+        """Read a hub data set at ``commit`` from now on; to be called before :meth:`prepare_pairs`."""
+        self.source = self.source.pinned(commit)
 
     @property
     def test_sources(self) -> list[PreferencePair]:
@@ -233,17 +242,17 @@ class PairDataModule(ServedPairs):
         return self._test_sources
 
     def held_out_prompts(self, count: int) -> list[HeldOutPrompt]:
-        """The first ``count`` distinct prompts of the test split, in its order, or all if it has fewer."""
-        found: dict[str, HeldOutPrompt] = {}
+        """Return the first ``count`` distinct prompts of the test split, in order, or all if it has fewer."""
+        prompts: dict[str, HeldOutPrompt] = {}
         for pair, tokens in zip(self._test_sources, self.test_pairs, strict=True):
-            if len(found) == count:
+            if len(prompts) == count:
                 break
             held_out = HeldOutPrompt(pair.prompt, tokens.prompt_ids, pair.chosen, pair.origin)
-            found.setdefault(prompt_key(pair.prompt), held_out)
-        return list(found.values())
+            prompts.setdefault(prompt_key(pair.prompt), held_out)
+        return list(prompts.values())
 
-    def _load(self, rejected: Path, *, write: bool, demonstrations: bool) -> tuple[Joined, Joined, list[str]]:
-        """Training pairs, test pairs, and lines about where the latter come from.
+    def _load(self, rejected: Path, *, write: bool, demonstrations: bool) -> tuple[JoinedPairs, JoinedPairs, list[str]]:
+        """Load training pairs, test pairs, and lines about where the latter come from.
 
         All splits are read and the file of rejections is written before bad rows are an error, so that one
         attempt shows everything there is to mend.
@@ -266,18 +275,19 @@ class PairDataModule(ServedPairs):
             require_pairs(report)
         if test is None:
             pairs, held_out = split_by_prompt(train.pairs, self.test_fraction, self.split_seed)
-            train, test = train.with_pairs(pairs), train.cut(held_out)
+            train, test = train.with_pairs(pairs), train.held_out(held_out)
         return train, test, notes
 
 
 def _prompt_limit(max_length: int, max_prompt_length: int | None) -> int:
-    """Tokens left of a prompt that is too long: as given, else (or where that is no less) half of ``max_length``."""
+    """Limit the prompt of a pair that is too long: as configured, if below ``max_length``, else to half of that."""
     if max_length < 2:
         raise CaldpoError(
             "leaves no room for a prompt and a response",
             key="data.max_length",
             value=max_length,
-            remedy="take as many tokens as most pairs have; the published settings are 512 to 1024",
+            remedy="set the length of most pairs; published settings are 512 to 1024",
         )
-    given = max_prompt_length is not None and max_prompt_length < max_length
-    return max_prompt_length if given else max_length // 2  # type: ignore[return-value]
+    if max_prompt_length is not None and max_prompt_length < max_length:
+        return max_prompt_length
+    return max_length // 2

@@ -1,4 +1,4 @@
-"""Which tokens end a response: one definition for training, sampling, log-probs of samples, lengths and exports.
+"""Define the tokens that end a response, for training, sampling, log-probs of samples, lengths and exports alike.
 
 - the tokenizer's EOS;
 - the special token that the chat template writes after an assistant's turn, such as ``<|im_end|>`` or
@@ -21,19 +21,20 @@ from caldpo.data.chat_template import render_pair
 from caldpo.data.pair import Message, PreferencePair, TokenizedPair
 from caldpo.data.raw_row import RowError
 from caldpo.errors import CaldpoError
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
+from caldpo.models.sampling import token_names
 
-_MARK = "response"  # stands for what an assistant says
+_PROBE = "response"  # text of an assistant turn
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template writes after an assistant's turn; None where it writes none."""
+    """Return the special token that the chat template writes after an assistant turn; None where it writes none."""
     if tokenizer.chat_template is None:
         return None
-    probe = PreferencePair((Message(role="user", content="a"),), _MARK, "", demonstration=True)
+    probe = PreferencePair((Message(role="user", content="a"),), _PROBE, "", demonstration=True)
     try:
-        _, mark, after = render_pair(probe, tokenizer).chosen.rpartition(_MARK)
-    except (RowError, CaldpoError, ValueError):  # it refuses so short a conversation: its rows tell why
+        _, mark, after = render_pair(probe, tokenizer).chosen.rpartition(_PROBE)
+    except (RowError, CaldpoError, ValueError):  # refused so short a conversation: its rows tell why
         return None
     if not mark:
         return None
@@ -43,57 +44,49 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def trained_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that a trained response may end with: the EOS first, then that of the chat template."""
+    """Return the tokens that a trained response may end with: EOS first, then the end of turn."""
     return _distinct([tokenizer.eos_token_id, turn_end(tokenizer)])
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
-    """Every token that ends a response of this model, the tokenizer's EOS first.
+    """Return every token that ends a response of this model, the tokenizer's EOS first.
 
     Args:
         tokenizer: of the run, with its chat template.
-        model: with its own settings; of one with an adapter, the base's count.
+        model: with its own settings; with an adapter, those of the base.
     """
     base = base_model(model)
     own = _ids(getattr(getattr(base, "generation_config", None), "eos_token_id", None))
     config = base.config.get_text_config()
     special = _special(tokenizer)
-    told = [token for token in _ids(getattr(config, "eos_token_id", None)) if not own or token in special]
-    return _distinct([*trained_ends(tokenizer), *own, *told])
+    of_config = [token for token in _ids(getattr(config, "eos_token_id", None)) if not own or token in special]
+    return _distinct([*trained_ends(tokenizer), *own, *of_config])
 
 
 def response_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Sequence[int]) -> str:
-    """The text of a response, without the token that ended it and without special tokens."""
-    said = ids[:-1] if len(ids) and ids[-1] in ends else ids
-    return str(tokenizer.decode(list(said), skip_special_tokens=True))
+    """Decode a response without its end token and without special tokens."""
+    body = ids[:-1] if len(ids) and ids[-1] in ends else ids
+    return str(tokenizer.decode(list(body), skip_special_tokens=True))
 
 
 def inner_end_notes(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, pairs: Iterable[TokenizedPair]
 ) -> list[str]:
-    """How many trained responses go on after what ends a sampled one, a line; empty where none does."""
+    """Describe, on a line, how many trained responses go on after a token that ends a sampled one; empty for none."""
     ends = set(end_tokens(tokenizer, model))
     if len(ends) == 1:  # the EOS alone, which stands in no response but at its end
         return []
-    found: set[int] = set()
+    tokens: set[int] = set()
     count = 0
     for pair in pairs:
         for ids in (pair.chosen_ids, pair.rejected_ids):
             inner = ends.intersection(ids[:-1])
-            found |= inner
+            tokens |= inner
             count += bool(inner)
     if not count:
         return []
-    where = f"{count:,} training responses hold {named(tokenizer, sorted(found))} before their end"
+    where = f"{count:,} training responses hold {token_names(tokenizer, sorted(tokens))} before their end"
     return [f"{where}, at which samples end: they are trained on whole"]
-
-
-def named(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str:
-    """The tokens for a person: ``</s> (2), <|im_end|> (32001)``."""
-    names = tokenizer.convert_ids_to_tokens(list(ends))
-    return ", ".join(
-        f"{'unknown' if name is None else name} ({token})" for name, token in zip(names, ends, strict=True)
-    )
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -101,10 +94,10 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {*tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
 
 
-def _ids(said: object) -> list[int]:
-    """Token ids of a setting that is one, or a list; what is no id is left out."""
-    listed = said if isinstance(said, list | tuple) else [said]
-    return [token for token in listed if isinstance(token, int) and not isinstance(token, bool) and token >= 0]
+def _ids(setting: object) -> list[int]:
+    """List the token ids of a setting that is one id or a list; anything else is left out."""
+    items = setting if isinstance(setting, list | tuple) else [setting]
+    return [token for token in items if isinstance(token, int) and not isinstance(token, bool) and token >= 0]
 
 
 def _distinct(tokens: Iterable[int | None]) -> tuple[int, ...]:

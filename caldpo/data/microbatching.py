@@ -1,4 +1,4 @@
-"""How the pairs of one optimiser step are dealt into micro-batches: by count, or by the tokens they hold."""
+"""Divide the pairs of one optimiser step into micro-batches: by count, or by tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,26 @@ from typing import Literal, Protocol
 import numpy as np
 
 
-class Dealing(Protocol):
-    """Deals the rows of a step into micro-batches."""
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward pass of one rank.
 
-    def deal(self, rows: Sequence[int], batches: int) -> list[list[int]]:
-        """The rows in exactly so many micro-batches; some are empty where there are fewer rows than that."""
+    Args:
+        rows: rows of the split.
+        weights: 1 for each real pair, 0 for filler.
+        step_pairs: real pairs of the whole optimiser step, over ranks and accumulation.
+    """
+
+    rows: tuple[int, ...]
+    weights: tuple[float, ...]
+    step_pairs: int
+
+
+class MicroBatching(Protocol):
+    """Divides the rows of an optimiser step into micro-batches."""
+
+    def split(self, rows: Sequence[int], count: int) -> list[list[int]]:
+        """Divide the rows into exactly ``count`` micro-batches; some are empty where there are fewer rows."""
         ...
 
 
@@ -22,27 +37,27 @@ class ByCount:
     """Micro-batches whose sizes differ by one pair at most.
 
     Args:
-        lengths: tokens of each pair; with these, pairs of like length come together, longest first, so that padding
-            them wastes less. None keeps the rows' own order.
+        lengths: tokens of each pair; with these, pairs of similar length share a micro-batch, longest first, which
+            saves padding. None keeps the order of the rows.
     """
 
     lengths: np.ndarray | None = None
 
-    def deal(self, rows: Sequence[int], batches: int) -> list[list[int]]:
+    def split(self, rows: Sequence[int], count: int) -> list[list[int]]:
         ordered = list(rows) if self.lengths is None else _longest_first(rows, self.lengths)
-        return [ordered[len(rows) * i // batches : len(rows) * (i + 1) // batches] for i in range(batches)]
+        return [ordered[len(rows) * i // count : len(rows) * (i + 1) // count] for i in range(count)]
 
 
 @dataclass(frozen=True)
 class ByTokens:
-    """Micro-batches of at most ``budget`` tokens; a pair that is longer than that has one to itself.
+    """Micro-batches of at most ``budget`` tokens; a longer pair has a micro-batch to itself.
 
-    Micro-batches come in the order of their tokens, most first, so that those of ranks beside each other match.
+    Micro-batches are ordered by tokens, most first, so that those of neighbouring ranks take similar time.
 
     Args:
         budget: tokens of a micro-batch, padding included.
         packed: tokens of each pair in a packed row.
-        longest: tokens of each pair's longer sequence, prompt included: what padded rows are as long as.
+        longest: tokens of each pair's longer sequence, prompt included: the length of padded rows.
         layout: which of the two counts.
     """
 
@@ -52,63 +67,63 @@ class ByTokens:
     layout: Literal["packed", "padded"]
 
     def needed(self, rows: Sequence[int]) -> int:
-        """Micro-batches that the rows need; in any larger number :meth:`deal` keeps the budget as well."""
+        """Return the number of micro-batches the rows need; with any larger one :meth:`split` keeps the budget too."""
         if self.layout == "padded":
-            return len(self._neighbours(_longest_first(rows, self.longest), self.budget))
+            return len(self._padded(_longest_first(rows, self.longest), self.budget))
         least = max(1, -(-int(np.minimum(self.packed[list(rows)], self.budget).sum()) // self.budget))
-        while any(len(batch) > 1 and self.tokens(batch) > self.budget for batch in self.deal(rows, least)):
+        while any(len(batch) > 1 and self.tokens(batch) > self.budget for batch in self.split(rows, least)):
             least += 1
         return least
 
-    def deal(self, rows: Sequence[int], batches: int) -> list[list[int]]:
+    def split(self, rows: Sequence[int], count: int) -> list[list[int]]:
         if self.layout == "packed":
-            dealt = self._to_the_emptiest(_longest_first(rows, self.packed), batches)
+            batches = self._least_loaded(_longest_first(rows, self.packed), count)
         else:
-            dealt = self._evenly(_longest_first(rows, self.longest), batches)
-        return sorted(dealt, key=lambda batch: -self.tokens(batch))
+            batches = self._evenly_padded(_longest_first(rows, self.longest), count)
+        return sorted(batches, key=lambda batch: -self.tokens(batch))
 
     def tokens(self, batch: Sequence[int]) -> int:
-        """Tokens that go through the model for a micro-batch."""
+        """Count the tokens of a micro-batch, padding included."""
         if self.layout == "packed":
             return int(self.packed[list(batch)].sum())
         return 2 * len(batch) * max((int(self.longest[row]) for row in batch), default=0)
 
-    def _to_the_emptiest(self, ordered: Sequence[int], batches: int) -> list[list[int]]:
-        """Each row, longest first, to the micro-batch that has least so far."""
-        dealt: list[list[int]] = [[] for _ in range(batches)]
-        loads = np.zeros(batches, dtype=np.int64)
+    def _least_loaded(self, ordered: Sequence[int], count: int) -> list[list[int]]:
+        """Put each row, longest first, into the micro-batch with the fewest tokens so far."""
+        batches: list[list[int]] = [[] for _ in range(count)]
+        loads = np.zeros(count, dtype=np.int64)
         for row in ordered:
             emptiest = int(loads.argmin())
-            dealt[emptiest].append(row)
+            batches[emptiest].append(row)
             loads[emptiest] += self.packed[row]
-        return dealt
+        return batches
 
-    def _neighbours(self, ordered: Sequence[int], most: int) -> list[list[int]]:
-        """Padded micro-batches of at most ``most`` tokens, as few as can be: each takes as many rows as it may."""
-        dealt: list[list[int]] = []
+    def _padded(self, ordered: Sequence[int], limit: int) -> list[list[int]]:
+        """Fill padded micro-batches greedily up to ``limit`` tokens: the fewest possible."""
+        batches: list[list[int]] = []
         start = 0
         while start < len(ordered):
-            fitting = max(1, most // (2 * int(self.longest[ordered[start]])))
-            dealt.append(list(ordered[start : start + fitting]))
+            fitting = max(1, limit // (2 * int(self.longest[ordered[start]])))
+            batches.append(list(ordered[start : start + fitting]))
             start += fitting
-        return dealt
+        return batches
 
-    def _evenly(self, ordered: Sequence[int], batches: int) -> list[list[int]]:
-        """Neighbours in length together, under the lowest limit for which there are micro-batches enough."""
+    def _evenly_padded(self, ordered: Sequence[int], count: int) -> list[list[int]]:
+        """Group rows of similar length under the lowest limit that ``count`` micro-batches suffice for."""
         too_low, limit = 0, self.tokens(ordered)
         while limit - too_low > 1:
             middle = (too_low + limit) // 2
-            if len(self._neighbours(ordered, middle)) <= batches:
+            if len(self._padded(ordered, middle)) <= count:
                 limit = middle
             else:
                 too_low = middle
-        dealt = self._neighbours(ordered, limit)
-        while len(dealt) < batches:  # halve the most loaded of those that can be halved
-            most = max(range(len(dealt)), key=lambda i: (len(dealt[i]) > 1, self.tokens(dealt[i])))
-            batch = dealt.pop(most)
+        batches = self._padded(ordered, limit)
+        while len(batches) < count:  # halve the most loaded one that can be halved
+            most = max(range(len(batches)), key=lambda i: (len(batches[i]) > 1, self.tokens(batches[i])))
+            batch = batches.pop(most)
             half = (len(batch) + 1) // 2
-            dealt += [batch[:half], batch[half:]]
-        return dealt
+            batches += [batch[:half], batch[half:]]
+        return batches
 
 
 def _longest_first(rows: Sequence[int], lengths: np.ndarray) -> list[int]:

@@ -1,4 +1,4 @@
-"""Several data sets under one key, and the shares that they have in a split. No heavy imports here."""
+"""Mix several data sets under one key, each with its share of the split. No heavy imports here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Part:
     """One data set of several.
 
     Args:
-        name: what the source is asked for: a file, a split.
+        name: of a file or split of the source.
         share: of the pairs of the split, all shares adding up to 1; None takes every pair there is.
     """
 
@@ -34,31 +34,31 @@ class Part:
 
 
 def parts_of(named: Named, key: str) -> list[Part]:
-    """The data sets that ``named`` asks for, in their order.
+    """List the data sets that ``named`` asks for, in order.
 
     Args:
         named: value of ``data.train`` or ``data.test``.
-        key: which of them, for the message.
+        key: of the value, for the message.
 
     Raises:
-        CaldpoError: none, one twice, weights for some alone, or a weight that is no positive number.
+        CaldpoError: no data set, one named twice, weights for some alone, or a weight that is no positive number.
     """
     items: list[Any] = [named] if isinstance(named, str) else list(named)
     if isinstance(named, Mapping):
         items = [{"path": name, "weight": weight} for name, weight in named.items()]
-    given = [_name_and_weight(item, key) for item in items]
-    if not given:
+    entries = [_name_and_weight(item, key) for item in items]
+    if not entries:
         raise CaldpoError("names no data", key=key, remedy=_WRITTEN)
-    names = [name for name, _ in given]
+    names = [name for name, _ in entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise CaldpoError(
             "is named twice: its rows would be taken twice", key=key, value=twice, remedy="name each data set once"
         )
-    weights = [weight for _, weight in given if weight is not None]
+    weights = [weight for _, weight in entries if weight is not None]
     if not weights:
         return [Part(name) for name in names]
-    if len(weights) < len(given):
-        bare = next(name for name, weight in given if weight is None)
+    if len(weights) < len(entries):
+        bare = next(name for name, weight in entries if weight is None)
         raise CaldpoError(f"{bare} has no weight, and others have one", key=key, remedy="give each a weight, or none")
     return [Part(name, weight / sum(weights)) for name, weight in zip(names, weights, strict=True)]
 
@@ -81,27 +81,27 @@ def _name_and_weight(item: Any, key: str) -> tuple[str, float | None]:
 
 
 def label(named: Named) -> str:
-    """What is asked for, on one line for a message."""
+    """Name the data sets on one line, for a message."""
     return named if isinstance(named, str) else " + ".join(part.name for part in parts_of(named, "data"))
 
 
 def share_out(
     pairs: Sequence[PreferencePair], part_of: Mapping[str, int], parts: Sequence[Part], seed: int, key: str
 ) -> tuple[list[PreferencePair], str]:
-    """The most pairs of which each data set has its share, none taken twice.
+    """Draw as many pairs as possible with each data set in its share, none taken twice.
 
-    The data set that is smallest for its share is taken whole; of every other one as many as its share asks for are
-    drawn without replacement, by the seed and the number of its pairs alone. Counts are rounded to whole pairs.
+    The data set that is smallest for its share is taken whole; from every other one its share is drawn without
+    replacement, by the seed and the number of its pairs alone. Counts are rounded to whole pairs.
 
     Args:
         pairs: of the split, of all data sets.
-        part_of: from a pair's origin to the place of its data set in ``parts``.
+        part_of: from a pair's origin to the index of its data set in ``parts``.
         parts: data sets, each with its share.
         seed: of the draw.
-        key: the setting that has the weights.
+        key: the setting with the weights.
 
     Returns:
-        The pairs that stay, in their order, and a line with the counts.
+        The drawn pairs, in order, and a line with the counts.
 
     Raises:
         CaldpoError: a data set has no pair, or too few for the others to have any.
@@ -112,16 +112,16 @@ def share_out(
     shares = [part.share or 0.0 for part in parts]
     total = min(len(own) / share for own, share in zip(places, shares, strict=True))
     counts = [min(round(total * share), len(own)) for own, share in zip(places, shares, strict=True)]
-    told = "; ".join(
+    listed = "; ".join(
         f"{part.name} {share:.1%}: {count:,} of {len(own):,} pairs"
         for part, share, count, own in zip(parts, shares, counts, places, strict=True)
     )
     if not all(counts):
         none = parts[counts.index(0)].name
         raise CaldpoError(
-            f"the weights leave no pair of {none} ({told})",
+            f"the weights leave no pair of {none} ({listed})",
             key=key,
             remedy="change the weights, or leave out the data set that has too few pairs",
         )
     drawn = (random.Random(seed).sample(own, count) for own, count in zip(places, counts, strict=True))
-    return [pairs[place] for place in sorted(place for some in drawn for place in some)], told
+    return [pairs[place] for place in sorted(place for some in drawn for place in some)], listed

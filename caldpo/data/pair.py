@@ -1,4 +1,4 @@
-"""A preference pair before and after tokenisation. No torch here: sources stay light."""
+"""Define a preference pair before and after tokenisation. No torch here: sources stay light."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Message(TypedDict):
     tool_calls: NotRequired[list[dict[str, Any]]]  # of an assistant, as OpenAI writes them
     tool_call_id: NotRequired[str]  # of a tool
     name: NotRequired[str]
-    reasoning_content: NotRequired[str]  # what a response was thought out with
+    reasoning_content: NotRequired[str]  # of an assistant
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +24,18 @@ class PreferencePair:
 
     ``prompt`` is a conversation (to be rendered by a chat template) or plain text (taken as it is).
     Scores are ground-truth rewards in the data's own unit; both or neither are given. A demonstration has no
-    dispreferred response: ``rejected`` is empty, and is tokenised as an EOS alone.
+    dispreferred response: ``rejected`` is empty, and tokenised as EOS alone.
 
     Args:
         prompt, chosen, rejected: see above.
         score_chosen, score_rejected: true rewards.
         origin: file and line, or split and row, for messages.
-        demonstration: a response to imitate, with none to compare it with.
-        chosen_extra, rejected_extra: what a response's message has beside its text: ``tool_calls``,
+        demonstration: True for a response to imitate, without one to compare it with.
+        chosen_extra, rejected_extra: fields of a response's message beside its text: ``tool_calls``,
             ``reasoning_content``.
         tools: the list of tools for the chat template.
         template_kwargs: further variables for the chat template.
-        remarks: what was done to make a pair of the row, in fixed phrases, to be counted.
+        remarks: what was done to make a pair of the row, in fixed phrases to count by.
     """
 
     prompt: str | tuple[Message, ...]
@@ -69,7 +69,7 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPair:
-    """Token ids of the shared prompt and of each response; ``index`` is the pair's row in its split."""
+    """Token ids of the shared prompt and of each response; ``index`` is the row of the pair in its split."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]

@@ -1,62 +1,81 @@
-"""What makes a parsed pair unusable, and what makes it useless."""
+"""Check pairs: usable by a tokenizer and a loss, not degenerate, scored where the loss needs it, in the vocabulary."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from caldpo.data.data_report import Rejection
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import RowError
+from caldpo.errors import CaldpoError
+
+_SHOWN = 5  # rows named in a message
 
 
 def check_pair(pair: PreferencePair) -> None:
-    """Refuse a pair that no tokenizer or loss could use, whatever format it came in.
+    """Refuse a pair that no tokenizer or loss could use, whatever its format.
 
     A NUL character is kept: it is legal text.
 
     Raises:
-        RowError: a blank prompt or response (but the one that a demonstration does not have), or text that is not
-            Unicode (half of a surrogate pair).
+        RowError: a blank prompt or response (except the one a demonstration lacks), or text that is not Unicode (half
+            of a surrogate pair).
     """
     if not isinstance(pair.prompt, tuple) and not pair.prompt.strip():
         raise RowError("the prompt has no text")
     for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         extra = pair.chosen_extra if side == "chosen" else pair.rejected_extra
-        calls = extra is not None and bool(extra.get("tool_calls"))  # a response may be a call of a tool alone
+        calls = extra is not None and bool(extra.get("tool_calls"))  # a response may be a tool call alone
         if not response.strip() and not calls and not (pair.demonstration and side == "rejected"):
             raise RowError(f"the {side} response has no text")
-    own = pair.prompt, pair.chosen, pair.rejected
-    beside = pair.chosen_extra, pair.rejected_extra, pair.tools, pair.template_kwargs
-    for value in _texts((own, beside)):
+    texts = pair.prompt, pair.chosen, pair.rejected
+    context = pair.chosen_extra, pair.rejected_extra, pair.tools, pair.template_kwargs
+    for value in _texts((texts, context)):
         try:
-            value.encode()  # what a tokenizer does; its own error would name no row
+            value.encode()  # as a tokenizer does; its own error would name no row
         except UnicodeEncodeError as error:
             raise RowError(f"text with a lone surrogate (U+{ord(value[error.start]):04X})") from None
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in a value, the keys of objects included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(name)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
 def has_reversed_scores(pair: PreferencePair) -> bool:
-    """Whether the scores say that the rejected response is the better one."""
+    """Whether the rejected response has the higher score."""
     return pair.has_scores and pair.score_chosen < pair.score_rejected  # type: ignore[operator]
 
 
 class DegeneracyCheck:
-    """Finds pairs without signal, or with a signal that an earlier pair contradicts.
+    """Finds pairs without signal, and pairs that repeat or contradict an earlier one.
 
-    Keeps 16 bytes a pair. Of two pairs that repeat or contradict each other the first one stands, so a
-    split always gives the same answer. Responses are compared without surrounding white space, because chat
-    templates trim it.
+    Keeps 16 bytes per pair. Of two pairs that repeat or contradict each other the first one stands, so a split always
+    gives the same answer. Responses are compared without surrounding white space, because chat templates trim it.
     """
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
 
     def reason(self, pair: PreferencePair) -> str | None:
-        """Why ``pair`` is degenerate, given the pairs asked about before; None when it is not."""
-        alike = pair.chosen_extra == pair.rejected_extra  # in what they have beside their text
-        if alike and pair.chosen == pair.rejected:
+        """Return why ``pair`` is degenerate, given the pairs checked before; None when it is not."""
+        same_extra = pair.chosen_extra == pair.rejected_extra
+        if same_extra and pair.chosen == pair.rejected:
             return "chosen and rejected are identical"
-        if alike and pair.chosen.strip() == pair.rejected.strip():
+        if same_extra and pair.chosen.strip() == pair.rejected.strip():
             return "chosen and rejected differ in surrounding white space alone"
         if pair.has_scores and pair.score_chosen == pair.score_rejected:
             return "equal scores, so no preference"
@@ -76,14 +95,68 @@ def _digest(*parts: object) -> bytes:
     return hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=16).digest()
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value, the names in objects included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _texts(name)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
+def require_scores(pairs: Sequence[PreferencePair], split: str, loss_name: str) -> None:
+    """Check that every pair has both ground-truth rewards.
+
+    Raises:
+        CaldpoError: naming the loss and how many pairs have none.
+    """
+    missing = [pair for pair in pairs if not pair.has_scores]
+    if missing:
+        raise CaldpoError(
+            f"loss {loss_name} takes its targets from the data's scores, and {len(missing):,} of "
+            f"{len(pairs):,} pairs of {split} have none, first {missing[0].origin}",
+            key="loss.targets",
+            value="scores",
+            remedy="set loss.targets=fixed, or give every row score_chosen and score_rejected",
+        )
+
+
+def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_invalid: str, listed_in: Path) -> None:
+    """Refuse a split of which tokenisation left out unusable rows, or everything.
+
+    Args:
+        rejections: of tokenisation.
+        kept: tokenised pairs.
+        split: for the message.
+        on_invalid: ``error`` refuses conversations that the chat template refuses.
+        listed_in: the file that lists all rejections.
+
+    Raises:
+        CaldpoError: such a conversation under ``error``; no pair left under either setting.
+    """
+    refused = [r for r in rejections if r.kind == "row"]
+    if not (refused and on_invalid == "error") and kept:
+        return
+    listed = refused or rejections
+    lines = "".join(f"\n    {r.origin}: {r.reason}" for r in listed[:_SHOWN])
+    more = f"\n    ... and {len(listed) - _SHOWN:,} more, see {listed_in}" if len(listed) > _SHOWN else ""
+    what = f"{'' if kept else 'no pair is left: '}{len(listed):,} pairs cannot be used"
+    raise CaldpoError(
+        f"{what} once they are tokenised{lines}{more}",
+        key=split,
+        remedy="name another template with data.chat_template=FILE, leave out on purpose what it does not write with "
+        "data.columns.ignored=[COLUMN], raise data.max_length, or set data.on_invalid=skip to leave out such rows",
+    )
+
+
+def refuse_unknown(share: float, limit: float, split: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a split that the vocabulary does not cover.
+
+    Args:
+        share: of the split's tokens that stand for text outside the vocabulary.
+        limit: the largest share allowed.
+        split: for the message.
+        tokenizer: of the policy.
+
+    Raises:
+        CaldpoError: ``share`` is larger.
+    """
+    if share > limit:
+        raise CaldpoError(
+            f"{share:.1%} of the tokens of {split} are {tokenizer.unk_token}: the policy's tokenizer has "
+            f"{len(tokenizer):,} tokens and none for that text, so training would see nothing readable",
+            key="model",
+            remedy="take a model whose vocabulary is that of the data, for instance model=hf model.path=ID_OR_FOLDER,"
+            f" or set data.max_unknown={min(1.0, share + 0.005):.2f} to train on them",
+        )

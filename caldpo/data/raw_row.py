@@ -1,68 +1,48 @@
-"""What a source of preference data yields: rows as they were written, or the reason why there is none."""
+"""Rows as sources yield them: values, table cells, conversations in other notations, and what is wrong with a row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal
 
-_SHOWN = 60  # characters of a value in a message
+TURNS = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")  # may hold conversations
+MAX_ENCODED = 2_000_000  # characters; Python's own parser takes a hundred times the memory of what it reads
+
+_MAX_SHOWN = 60  # characters of a value in a message
+_SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
+_LIST = re.compile(r"\s*(?:array\()?\[\s*\{\s*['\"]\w+['\"]\s*:")
+_OBJECT = re.compile(r"\s*\{\s*['\"](?:role|from|content|value)['\"]\s*:")
+_ROLE = re.compile(r"['\"](?:role|from)['\"]\s*:\s*['\"]")
+_SPEAKER = re.compile(r"['\"](?:role|from)['\"]\s*:\s*['\"](?:system|user|assistant|tool|human|gpt)['\"]")
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
     """One row of a source before its format is known.
 
-    A line that is no JSON object has an ``error`` and no ``value``. A row that was read but cannot be
-    trusted (a key given twice) has both. Every other row has a ``value`` alone.
+    A line that is no JSON object has an ``error`` and no ``value``. A row that was read but cannot be trusted (a key
+    given twice) has both. Every other row has a ``value`` alone.
 
     Args:
-        origin: where the row stands, ``train.jsonl:12``, ``train.csv:12-14`` or ``train_prefs[12]``; lines count from
+        origin: position of the row, ``train.jsonl:12``, ``train.csv:12-14`` or ``train_prefs[12]``; lines count from
             1, rows from 0.
         value: the parsed row; None where there is none.
-        error: what is wrong with it, one phrase for a person; None where it was read well.
-        note: what is odd about a row that was read well, a fixed phrase to count by.
+        error: what is wrong with the row, in one phrase; None for a good row.
+        note: what is odd about a good row, a fixed phrase to count by.
+        table: name of the table, where the row is of one: every row has all columns, and null means not given.
     """
 
     origin: str
     value: object | None
     error: str | None = None
     note: str | None = None
-
-
-@runtime_checkable
-class PairSource(Protocol):
-    """Anything that yields raw rows by split: files, a hub data set, a generated environment.
-
-    A generated source may also define ``reward(prompt: str, response: str) -> float``, its known true reward, and
-    ``rewards(prompts, responses) -> list[float]`` where many at once are cheaper. One whose splits stand for files may
-    define ``files(split) -> Sequence[Path]`` and ``notes(split) -> Sequence[str]``, lines about their choice; one that
-    knows which split is held out beside another ``held_out(split) -> str | None``, which ``data.test=auto`` asks for,
-    and ``as_test(split) -> str`` where a name stands for another split in ``data.test`` than in ``data.train``.
-    """
-
-    name: str  # short, for messages and cache keys
-
-    def rows(self, split: str) -> Iterator[RawRow]:
-        """Yields the rows of ``split`` in a fixed order.
-
-        Args:
-            split: a split's name, or a path where the source reads files.
-
-        Raises:
-            CaldpoError: the split cannot be read at all (a bad row is yielded with its error instead). Its
-                ``key`` is ``split`` where that is the mistake; whoever asked knows which setting it came from.
-        """
-        ...
-
-
-def shown(value: object) -> str:
-    """A value of a row as it may stand in a message: on one line, short, and without what no terminal can print."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deeply, or a whole number of thousands of digits
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    table: str | None = None
 
 
 class RowError(Exception):
@@ -71,9 +51,149 @@ class RowError(Exception):
     Args:
         reason: a fixed phrase, with details in parentheses at its end so that equal faults count together:
             ``unknown role ('bot')``.
-        kind: ``row`` is a fault; ``filtered`` a sound row of another task, left out under every setting.
+        kind: ``row`` is a fault; ``filtered`` a valid row of another task, left out under every setting.
     """
 
     def __init__(self, reason: str, *, kind: Literal["row", "filtered"] = "row") -> None:
         super().__init__(reason)
         self.reason, self.kind = reason, kind
+
+
+class PairSource(ABC):
+    """Yields raw rows by split: files, a hub data set, a generated environment.
+
+    Only ``name`` and :meth:`rows` are required. A source overrides what else it supports.
+    """
+
+    name: str  # short, for messages and cache keys
+
+    @abstractmethod
+    def rows(self, split: str) -> Iterator[RawRow]:
+        """Yield the rows of ``split`` in a fixed order.
+
+        Args:
+            split: a split's name, or a path where the source reads files.
+
+        Raises:
+            CaldpoError: the split cannot be read at all (a bad row is yielded with its error instead). Its
+                ``key`` is ``split`` where the split is at fault; the caller knows which setting names it.
+        """
+
+    def files(self, split: str) -> Sequence[Path]:
+        """List the files that ``split`` stands for; none where the source reads no files."""
+        return ()
+
+    def notes(self, split: str) -> Sequence[str]:
+        """Describe which files were chosen for ``split``, a line each."""
+        return ()
+
+    def held_out(self, split: str) -> str | None:
+        """Name the test split beside ``split``, for ``data.test=auto``; None where none is known."""
+        return None
+
+    def as_test(self, split: str) -> str:
+        """Return what ``split`` stands for in ``data.test``, where that differs from ``data.train``."""
+        return split
+
+    def is_generated(self, split: str) -> bool:
+        """Whether the rows exist already, or need no language model to make them."""
+        return True
+
+    def commit(self) -> str | None:
+        """Return the commit of the hub that would be read now; None where the data has none."""
+        return None
+
+    def pinned(self, commit: str) -> PairSource:
+        """Return the source that reads ``commit``, whatever its branch has moved on to."""
+        return self
+
+
+class RewardSource(PairSource):
+    """A generated source whose true reward is known."""
+
+    @abstractmethod
+    def reward(self, prompt: str, response: str) -> float:
+        """Return the true reward of a response."""
+
+    def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """Return the true rewards of many responses, one to each prompt."""
+        return [self.reward(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+class Cell(str):
+    """A cell of an untyped table (csv), where numbers and lists can only be written as text."""
+
+
+def shown(value: object) -> str:
+    """Format a value of a row for a message: on one line, short, printable."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a whole number of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def without_nulls(value: Any) -> Any:
+    """Drop the nulls of objects, at any depth: a table cannot leave a column out of one row."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def looks_encoded(value: str) -> bool:
+    """Whether a text begins like messages in JSON or Python notation, and names a speaker."""
+    if _LIST.match(value):
+        return _ROLE.search(value) is not None
+    return _OBJECT.match(value) is not None and _SPEAKER.search(value) is not None
+
+
+def decoded(column: str, value: Any) -> Any:
+    """Decode messages that a text holds in JSON or Python notation; return any other value as it is.
+
+    For tables alone: JSON has lists, and messages encoded as text are refused there.
+
+    Raises:
+        RowError: the text looks like messages and cannot be decoded.
+    """
+    if not isinstance(value, str) or not looks_encoded(value):
+        return value
+    result = parsed(value)
+    items = result if isinstance(result, list) else [result]
+    if items and all(isinstance(item, dict) and ("role" in item or "from" in item) for item in items):
+        return items
+    raise RowError(f"`{column}` is a conversation encoded as text, which cannot be decoded")
+
+
+def parsed(value: str) -> Any:
+    """Parse a text as JSON or else as a Python literal; None where it is neither, or too long."""
+    if len(value) > MAX_ENCODED:
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return None
+
+
+def as_turns(column: str, value: Any) -> Any:
+    """Convert ShareGPT's ``from`` and ``value``, or a single object, to messages with ``role`` and ``content``."""
+    if isinstance(value, dict):
+        turn = _turn(value)
+        if "role" not in turn and isinstance(turn.get("content"), str):
+            turn = {"role": "user" if column == "prompt" else "assistant", **turn}
+        return [turn] if "role" in turn else value
+    if isinstance(value, list):
+        return [_turn(item) if isinstance(item, dict) else item for item in value]
+    return value
+
+
+def _turn(item: Mapping[str, Any]) -> dict[str, Any]:
+    if "role" in item or "from" not in item or "value" not in item:
+        return dict(item)
+    speaker = item["from"]
+    role = _SHAREGPT.get(speaker, speaker) if isinstance(speaker, str) else speaker
+    rest = {name: other for name, other in item.items() if name not in ("from", "value")}
+    return {"role": role, "content": item["value"], **rest}

@@ -17,8 +17,8 @@ from caldpo.config.path_checks import (
 )
 from caldpo.config.validation import Problem
 from caldpo.data.mixtures import AUTO, parts_of
-from caldpo.data.sources._file_discovery import find_files
-from caldpo.data.template_file import read_template
+from caldpo.data.sources.file_discovery import find_files
+from caldpo.data.template_source import read_template
 from caldpo.security.secrets import redact_text
 
 

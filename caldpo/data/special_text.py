@@ -1,9 +1,9 @@
-"""Special tokens that a text spells out, and that stay text.
+"""Keep special tokens that the data's own text spells out as text.
 
-A tokenizer makes BOS of ``<s>`` wherever it stands, be it HTML in somebody's answer. What a chat template writes around
-a conversation is meant so; what the conversation says is not. So a mark, a character that occurs nowhere else, is put
-into special tokens in the data's own text before a template sees it; the rendered text is cut at the special tokens
-that are left, which are the template's, and what lies between is tokenised as plain text, without the mark.
+A tokenizer turns ``<s>`` into BOS wherever it occurs, even in HTML within a response. That is right for what a chat
+template writes around a conversation, and wrong for the conversation itself. So a mark, a character that occurs nowhere
+else, is put into special tokens in the data's own text before rendering; the rendered text is cut at the remaining
+special tokens, which are the template's, and the pieces between are tokenised as plain text, without the mark.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SpecialText:
     """The special tokens of a tokenizer, as text.
 
     Args:
-        tokenizer: whose tokens; they must not change afterwards.
+        tokenizer: its special tokens must not change afterwards.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -43,14 +43,14 @@ class SpecialText:
         self._apart: bool | None = None
 
     def found(self, text: str) -> list[str]:
-        """The special tokens that a text spells out, in order."""
+        """List the special tokens that a text spells out, in order."""
         return self._any.findall(text) if self._any else []
 
     def mark_for(self, *texts: str) -> str:
-        """A mark for these texts: empty where none of them has a special token that could stay text.
+        """Choose a mark for these texts: empty where none of them has a special token that could stay text.
 
         Raises:
-            RowError: no character is left for it.
+            RowError: no unused character is left.
         """
         if self._writable is None or not any(self._writable.search(text) for text in texts):
             return ""
@@ -61,7 +61,7 @@ class SpecialText:
         return mark
 
     def marked(self, value: Any, mark: str) -> Any:
-        """A text, or all texts in a value, with the mark in every special token that can stay text."""
+        """Put the mark into every special token that can stay text, in a text or all texts of a value."""
         if not mark or self._writable is None:
             return value
         if isinstance(value, str):
@@ -71,7 +71,7 @@ class SpecialText:
         return [self.marked(item, mark) for item in value] if isinstance(value, list | tuple) else value
 
     def encode(self, text: str, mark: str) -> list[int]:
-        """Token ids of a marked text: its special tokens as such, the rest as plain text without the mark."""
+        """Encode a marked text: unmarked special tokens as such, the rest as plain text without the mark."""
         pieces = self._any.split(text) if self._any else [text]
         tokens = [*(self._any.findall(text) if self._any else ()), None]
         ids: list[int] = []
@@ -91,7 +91,7 @@ class SpecialText:
         return self._tokenizer(texts, **keys, return_attention_mask=False, verbose=False)["input_ids"]
 
     def _continued(self, text: str) -> list[int]:
-        """Ids of a text after a special token, which is not the beginning of a text to every tokenizer."""
+        """Encode a text after a special token, which not every tokenizer treats as the beginning of a text."""
         for word in ("\n", "a", "="):
             before, both = self._plain([word, word + text])
             if both[: len(before)] == before:
@@ -99,7 +99,7 @@ class SpecialText:
         return self._plain([text])[0]
 
     def _stands_apart(self) -> bool:
-        """Whether text after a special token has the ids that it has alone."""
+        """Whether text after a special token has the same ids as alone."""
         if self._apart is None:
             token = next(iter(self._ids))
             keys: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}

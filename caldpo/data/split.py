@@ -1,17 +1,22 @@
-"""Splitting pairs by prompt, so that no prompt is in two splits."""
+"""Split pairs by prompt, so that no prompt is in two splits; draw subsets."""
 
 from __future__ import annotations
 
 import hashlib
+import random
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
+from caldpo.data.data_report import Rejection
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.errors import CaldpoError
 
+_SHOWN = 5  # prompts named in a message
+
 
 def prompt_key(prompt: str | Sequence[Message]) -> str:
-    """A digest that is equal for prompts a reader would call the same.
+    """Return a digest that is equal for prompts a reader would call the same.
 
     Letter case, Unicode composition and the amount of white space do not count.
     """
@@ -53,10 +58,11 @@ def split_by_prompt(
         if key not in positions:
             positions[key] = _position(key, seed)
         splits[positions[key] < test_fraction].append(pair)
-    for name, split in zip(("training", "test"), splits, strict=True):
+    for name, split, share in zip(("training", "test"), splits, (1 - test_fraction, test_fraction), strict=True):
         if not split:
+            expected = share * len(positions)
             raise CaldpoError(
-                f"the {name} split got none of the {len(positions):,} distinct prompts",
+                f"the {name} split got none of the {len(positions):,} distinct prompts ({expected:.2g} expected)",
                 key="data.test_fraction",
                 value=test_fraction,
                 remedy=_remedy(sorted(positions.values()), test_fraction),
@@ -65,7 +71,7 @@ def split_by_prompt(
 
 
 def _remedy(positions: Sequence[float], test_fraction: float) -> str:
-    """What to do where all prompts are on one side: the nearest fraction that parts them, if there is one."""
+    """Return the remedy where all prompts are on one side: the nearest fraction that parts them, if there is one."""
     other = "give a test split of its own with data.test"
     if len(positions) < 2:
         return other
@@ -79,7 +85,7 @@ def _remedy(positions: Sequence[float], test_fraction: float) -> str:
 
 
 def shared_prompts(train: Iterable[PreferencePair], test: Iterable[PreferencePair]) -> dict[str, tuple[str, str]]:
-    """Prompts that two splits have in common.
+    """Find prompts that two splits share.
 
     Returns:
         From the prompt's key to the origins of its first pair in ``train`` and in ``test``; empty is good.
@@ -95,7 +101,61 @@ def shared_prompts(train: Iterable[PreferencePair], test: Iterable[PreferencePai
 
 
 def _position(key: str, seed: int) -> float:
-    """A number in [0, 1), uniform over prompts."""
+    """Draw a number in [0, 1), uniform over prompts."""
     digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
     # 53 bits are what a float holds exactly: more would round up to 1.0.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def settle_shared_prompts(
+    train: list[PreferencePair],
+    test: list[PreferencePair],
+    policy: Literal["error", "drop_train", "keep"],
+) -> tuple[list[PreferencePair], list[Rejection]]:
+    """Apply a policy to training pairs whose prompt is in the test split too.
+
+    Args:
+        train, test: pairs of the two splits.
+        policy: refuse, drop or keep such training pairs.
+
+    Returns:
+        The remaining training pairs, and the rejections of the others.
+
+    Raises:
+        CaldpoError: under ``error`` if a prompt is shared; under ``drop_train`` if no training pair is left.
+    """
+    if policy == "keep" or not (shared := shared_prompts(train, test)):
+        return train, []
+    if policy == "error":
+        examples = "".join(f"\n    {a} and {b}" for a, b in list(shared.values())[:_SHOWN])
+        raise CaldpoError(
+            f"{len(shared):,} prompts of the test split are in the training split too, so the test would "
+            f"reward memorisation; for instance{examples}",
+            key="data.on_shared_prompts",
+            value=policy,
+            remedy="set data.on_shared_prompts=drop_train, or data.test=null to split one file by prompt",
+        )
+    remaining, dropped = [], []
+    for pair in train:
+        if prompt_key(pair.prompt) in shared:
+            dropped.append(Rejection(pair.origin, "filtered", "the test split has the same prompt"))
+        else:
+            remaining.append(pair)
+    if not remaining:
+        raise CaldpoError(
+            f"leaves nothing: all {len(train):,} training pairs have a prompt of the test split",
+            key="data.on_shared_prompts",
+            value=policy,
+            remedy="give data.train and data.test different prompts",
+        )
+    return remaining, dropped
+
+
+def subset(pairs: list[PreferencePair], at_most: int | None, seed: int) -> list[PreferencePair]:
+    """Draw ``at_most`` pairs without replacement, in order; all of them for None.
+
+    The draw is a function of the seed and the number of pairs alone.
+    """
+    if at_most is None or at_most >= len(pairs):
+        return pairs
+    return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), at_most))]

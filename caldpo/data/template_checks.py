@@ -1,8 +1,8 @@
-"""Whether a chat template wrote what it was given: a template is a program, and may leave out or rewrite.
+"""Check that a chat template wrote its whole input: a template is a program, and may leave out or rewrite.
 
-What a response says has to stand in what is trained on, and what a prompt says in what the policy is prompted with, or
-the row is refused. White space is not looked at: templates trim and break lines. An earlier turn of the assistant may
-be rewritten, since templates take its reasoning out by design, when text is generated, too: that is counted.
+The text of a response has to occur in the trained text, and the text of a prompt in the rendered prompt, or the row is
+refused. White space is ignored: templates trim and break lines. An earlier assistant turn may be rewritten, since
+templates strip its reasoning by design, in generation too: such turns are counted.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from caldpo.data.raw_row import RowError
 
 
 def rewritten_turns(prompt: Iterable[Message], written: str) -> int:
-    """How many of the assistant's turns in a prompt do not stand in it as they were given.
+    """Count the assistant turns of a prompt that do not occur in the rendered text verbatim.
 
-    Each text has to stand in a place of its own: a short one may well be part of another turn.
+    Each text needs an occurrence of its own: a short one may well be part of another turn.
 
     Raises:
-        RowError: another turn does not.
+        RowError: a turn of another role does not occur.
     """
-    told = [
+    texts = [
         (text, m["role"]) for m in prompt for text in (m["content"], m.get("reasoning_content", "")) if text.strip()
     ]
-    left, count = _squeezed(written), 0
-    for text, role in sorted(told, key=lambda said: -len(_squeezed(said[0]))):
-        found = next((form for form in _forms(text) if form in left), None)
-        if found is not None:
-            left = left.replace(found, "\n", 1)
+    rest, count = _squeezed(written), 0
+    for text, role in sorted(texts, key=lambda item: -len(_squeezed(item[0]))):
+        form = next((form for form in _forms(text) if form in rest), None)
+        if form is not None:
+            rest = rest.replace(form, "\n", 1)
         elif role != "assistant":
             raise RowError(f"the chat template leaves out or rewrites the text of a {role} turn")
         else:
@@ -40,7 +40,7 @@ def rewritten_turns(prompt: Iterable[Message], written: str) -> int:
 
 
 def require_response(turn: Message, written: str, side: str) -> None:
-    """Check that all of a response stands in what is trained on.
+    """Check that a response occurs in the trained text completely.
 
     Args:
         turn: the response.
@@ -48,20 +48,20 @@ def require_response(turn: Message, written: str, side: str) -> None:
         side: chosen or rejected, for the message.
 
     Raises:
-        RowError: part of it does not.
+        RowError: part of the response does not occur.
     """
-    if not stands(turn["content"], written):
+    if not occurs(turn["content"], written):
         raise RowError(f"the chat template leaves out or rewrites part of the {side} response")
-    if not stands(turn.get("reasoning_content", ""), written):
+    if not occurs(turn.get("reasoning_content", ""), written):
         raise RowError(f"the chat template leaves out the {side} response's reasoning_content")
     require_calls([turn], written)
 
 
 def require_calls(turns: Iterable[Message], written: str) -> None:
-    """Check that the tools that turns call are named in the text.
+    """Check that the text names the tools that turns call.
 
     Raises:
-        RowError: one is not, or a call has no name.
+        RowError: a tool is not named, or a call has no name.
     """
     for call in (call for turn in turns for call in turn.get("tool_calls", ())):
         function = call.get("function", call)
@@ -72,11 +72,11 @@ def require_calls(turns: Iterable[Message], written: str) -> None:
             raise RowError(f"the chat template does not write tool_calls ({name[:40]})")
 
 
-def require_read(variables: Iterable[str], template: str) -> None:
-    """Check that a template asks for variables, by their names in it.
+def require_variables_read(variables: Iterable[str], template: str) -> None:
+    """Check that a template reads the variables, by their names in it.
 
     Raises:
-        RowError: one occurs nowhere.
+        RowError: a name occurs nowhere.
     """
     for name in variables:
         if not re.search(rf"\b{re.escape(name)}\b", template):
@@ -84,18 +84,18 @@ def require_read(variables: Iterable[str], template: str) -> None:
 
 
 def without_calls(turns: Iterable[Message]) -> tuple[Message, ...]:
-    """The turns without what they call."""
+    """Return the turns without their tool calls."""
     bare: list[Any] = [{name: item for name, item in turn.items() if name != "tool_calls"} for turn in turns]
     return tuple(bare)
 
 
-def stands(text: str, written: str) -> bool:
-    """Whether a text occurs in another, white space aside; as the content of a JSON string, too."""
+def occurs(text: str, written: str) -> bool:
+    """Whether a text occurs in another, white space aside, or as the content of a JSON string."""
     return text.strip() in written or any(form in _squeezed(written) for form in _forms(text))
 
 
 def _forms(text: str) -> Iterator[str]:
-    """The ways in which a template may write a text, without white space."""
+    """Yield the ways a template may write a text, without white space."""
     yield _squeezed(text)
     yield _squeezed(json.dumps(text, ensure_ascii=False)[1:-1])
 

@@ -1,7 +1,7 @@
-"""The tokenised pairs of a split in flat arrays.
+"""Hold the tokenised pairs of a split in flat arrays.
 
-Python lists take about 36 bytes a token (2 GB for the 61,135 pairs of UltraFeedback), and every data-loading
-worker copies them as it counts references. Flat arrays take 4 bytes and are shared.
+Python lists take about 36 bytes a token (2 GB for the 61,135 pairs of UltraFeedback), and every data-loading worker
+copies them as it counts references. Flat arrays take 4 bytes a token and are shared.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from caldpo.data.pair import PreferencePair, TokenizedPair
 
 
 class TokenizedPairs(Sequence[TokenizedPair]):
-    """An immutable sequence of tokenised pairs; each is put together when it is asked for.
+    """An immutable sequence of tokenised pairs; each is built on access.
 
     Args:
-        pairs: in order; ``pair.index`` must be its place.
+        pairs: in order; ``pair.index`` must be its position.
     """
 
     def __init__(self, pairs: Iterable[TokenizedPair] = ()) -> None:
@@ -42,7 +42,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 
     @classmethod
     def of_arrays(cls, tokens: np.ndarray, ends: np.ndarray, sources: Sequence[PreferencePair]) -> TokenizedPairs:
-        """What :meth:`arrays` gave, with scores and origins of the pairs that the tokens were made of."""
+        """Rebuild from :meth:`arrays`, with scores and origins of the source pairs."""
         if len(ends) != 3 * len(sources) + 1 or ends[-1] != len(tokens):
             raise ValueError(f"{len(sources)} pairs and {len(tokens)} tokens do not go with {len(ends)} ends")
         made = cls()
@@ -53,7 +53,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return made
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """All tokens in a row (int32), and where each prompt, chosen and rejected response ends in it (int64)."""
+        """Return all tokens in a row (int32), and the end of each prompt, chosen and rejected response (int64)."""
         return self._tokens, self._ends
 
     def __len__(self) -> int:
@@ -79,19 +79,19 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         )
 
     def lengths(self) -> np.ndarray:
-        """Tokens of prompt, chosen and rejected response: integers of shape ``(pairs, 3)``."""
+        """Return the tokens of prompt, chosen and rejected response: integers of shape ``(pairs, 3)``."""
         return np.diff(self._ends).reshape(-1, 3)
 
     def digest(self) -> str:
-        """SHA-256 of all tokens and where they end: the same for the same pairs in the same order."""
+        """Return the SHA-256 of all tokens and ends: the same for the same pairs in the same order."""
         content = hashlib.sha256(self._ends.astype("<i8").tobytes())
         content.update(self._tokens.astype("<i4").tobytes())
         return content.hexdigest()
 
     def scores_digest(self) -> str:
-        """SHA-256 of the true rewards of all pairs: what a loss or a metric may read of a row beside its tokens."""
+        """Return the SHA-256 of the true rewards of all pairs, which losses and metrics read beside the tokens."""
         return hashlib.sha256(json.dumps(self._scores).encode()).hexdigest()
 
     def origin(self, index: int) -> str:
-        """Where the pair at ``index`` comes from."""
+        """Return the origin of the pair at ``index``."""
         return self._origins[index]

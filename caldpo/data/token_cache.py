@@ -1,9 +1,9 @@
-"""Tokenised pairs on disk, so that the second run of a sweep does not tokenise again.
+"""Cache tokenised pairs on disk, so that the second run of a sweep does not tokenise again.
 
-Reading, checking and rendering are done in every run: they take an eighth of the time, and what they count and
-refuse stays the truth about the data of this very run, wherever that came from. Token ids are kept under a
-digest of what determines them: the rendered texts, the tokenizer, the limits and the code. So a changed row,
-chat template (also one that writes today's date) or tokenizer is another digest, and nothing can go stale.
+Every run reads, checks and renders its data: that takes an eighth of the time, and keeps counts and refusals true for
+this run. Token ids are cached under a digest of everything they depend on: the rendered texts, the tokenizer, the
+limits and the code. So a changed row, chat template (also one that writes today's date) or tokenizer gives another
+digest, and no entry can go stale.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
-from caldpo.data import chat_template as template
-from caldpo.data import end_tokens, tokenize
-from caldpo.data import special_text as special
-from caldpo.data import template_checks as faithful
-from caldpo.data import template_clock as clock
-from caldpo.data import token_arrays as tokens
+from caldpo.data import (
+    chat_template,
+    end_tokens,
+    special_text,
+    template_checks,
+    template_source,
+    token_arrays,
+    tokenize,
+)
 from caldpo.data.chat_template import Renderer
-from caldpo.data.load import Rejection
+from caldpo.data.data_report import Rejection, TokenCounts
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import RowError
 from caldpo.data.token_arrays import TokenizedPairs
-from caldpo.data.tokenize import TokenCounts, TokenizedSplit, tokenize_pairs
+from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from caldpo.environments.folder_cache import locked
 from caldpo.utils.atomic_io import atomic_file
 
@@ -44,7 +47,7 @@ _ARRAYS = ("tokens", "ends", "places", "cut_prompts")
 
 
 class DamagedTokensError(Exception):
-    """A file that does not hold what it should; says why."""
+    """A cache file whose content is damaged."""
 
 
 def cached_tokens(
@@ -60,18 +63,18 @@ def cached_tokens(
     label: str,
     now: datetime | None = None,
 ) -> TokenizedSplit:
-    """What :func:`~caldpo.data.tokenize.tokenize_pairs` makes of ``pairs``, read from ``cache`` if it is there.
+    """Tokenise ``pairs`` by :func:`~caldpo.data.tokenize.tokenize_pairs`, or read the result from ``cache``.
 
-    One process tokenises; others that want the same wait for it. A file that is damaged is replaced.
+    One process tokenises; others with the same pairs wait for it. A damaged file is replaced.
 
     Args:
         pairs, tokenizer, max_length, max_prompt_length, on_degenerate: as for ``tokenize_pairs``.
-        cache: folder of the files; None keeps nothing, and neither does a tokenizer whose content cannot be told
-            (one that is written in Python).
-        console: is told where the ids come from.
-        bar: where progress is shown.
-        label: the words before it.
-        now: as for ``tokenize_pairs``; what a template writes of it is in the rendered texts.
+        cache: folder of the files; None caches nothing, and neither does a tokenizer whose content is unknown (one
+            written in Python).
+        console: for a line on where the ids come from.
+        bar: for progress bars.
+        label: of the progress bars.
+        now: as for ``tokenize_pairs``; dates that a template writes are in the rendered texts.
 
     Raises:
         CaldpoError: as ``tokenize_pairs``; the folder cannot be written to.
@@ -81,16 +84,16 @@ def cached_tokens(
         "max_prompt_length": max_prompt_length,
         "on_degenerate": on_degenerate,
     }
-    told: dict[str, Any] = {"console": bar, "label": f"Tokenising {label}"}
-    make = functools.partial(tokenize_pairs, pairs, tokenizer, **settings, **told, now=now)
+    progress: dict[str, Any] = {"console": bar, "label": f"Tokenising {label}"}
+    make = functools.partial(tokenize_pairs, pairs, tokenizer, **settings, **progress, now=now)
     identity = tokenizer_identity(tokenizer)
-    if cache is None or identity is None or tokenizer.eos_token is None:  # the last is refused in there
+    if cache is None or identity is None or tokenizer.eos_token is None:  # tokenize_pairs refuses the last
         return make()
-    shown = track(pairs, f"Rendering {label}", console=bar, transient=True, disable=not bar.is_terminal)
+    tracked = track(pairs, f"Rendering {label}", console=bar, transient=True, disable=not bar.is_terminal)
     renderer = Renderer(tokenizer, now)
     digest = _digest(
         json.dumps([identity, settings, code_identity()], sort_keys=True).encode(),
-        *(_rendered(pair, renderer) for pair in shown),
+        *(_rendered(pair, renderer) for pair in tracked),
     )
     name = f"tokens-{digest[:32]}"
     path = cache / f"{name}.safetensors"
@@ -99,20 +102,20 @@ def cached_tokens(
             try:
                 split = _read(path, pairs, digest)
             except DamagedTokensError as damage:
-                console.print(f"{path} is damaged ({damage}): tokenised again", soft_wrap=True, highlight=False)
+                console.print(f"{path} is damaged ({damage}): tokenising again", soft_wrap=True, highlight=False)
             else:
                 console.print(f"{label}: token ids from {path}", soft_wrap=True, highlight=False)
                 return split
         split = make()
         try:
             _write(path, split, digest)
-        except (OSError, SafetensorError) as error:  # a full disk: the run itself has all it needs
-            console.print(f"{path} cannot be kept ({error})", soft_wrap=True, highlight=False)
+        except (OSError, SafetensorError) as error:  # a full disk: the run itself has its tokens
+            console.print(f"{path} cannot be written ({error})", soft_wrap=True, highlight=False)
         return split
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-    """Everything about a tokenizer that texts and limits leave open; None where it cannot be told."""
+    """Return everything about a tokenizer that token ids depend on; None where that is unknown."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -126,21 +129,21 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | N
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of all that texts and ids are to each other, of any tokenizer, and of its chat template."""
+    """Return the SHA-256 of a tokenizer's vocabulary, merges, special tokens and chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        said: Any = sorted(tokenizer.get_vocab().items())
-    else:  # how it pads and truncates is what its last call has asked for
-        said = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
+        content: Any = sorted(tokenizer.get_vocab().items())
+    else:  # padding and truncation are those of its last call
+        content = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    told = [type(tokenizer).__name__, said, special, tokenizer.chat_template]
-    return _digest(json.dumps(told, sort_keys=True).encode())
+    parts = [type(tokenizer).__name__, content, special, tokenizer.chat_template]
+    return _digest(json.dumps(parts, sort_keys=True).encode())
 
 
 @functools.cache
 def code_identity() -> str:
-    """A digest of the code that turns texts into ids: whoever changes it need not remember these files."""
-    modules = (clock, faithful, special, template, tokenize, tokens, end_tokens)
+    """Return a digest of the code that turns texts into ids, so that a change of it needs no version number."""
+    modules = (template_source, template_checks, special_text, chat_template, tokenize, token_arrays, end_tokens)
     return _digest(*(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
@@ -155,16 +158,16 @@ def _rendered(pair: PreferencePair, renderer: Renderer) -> bytes:
 def _read(path: Path, pairs: Sequence[PreferencePair], digest: str) -> TokenizedSplit:
     try:
         with safe_open(path, "np") as file:
-            said = file.metadata() or {}
+            metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
     except (SafetensorError, OSError, KeyError) as error:
         raise DamagedTokensError(f"cannot be read: {str(error).splitlines()[0]}") from error
-    if said.get("checksum") != _checksum(digest, arrays, said.get("account", "")):
+    if metadata.get("checksum") != _checksum(digest, arrays, metadata.get("account", "")):
         raise DamagedTokensError("its checksum is wrong")
-    account = json.loads(said["account"])
+    account = json.loads(metadata["account"])
     places = arrays["places"].tolist()
-    kept = set(places)
-    left_out = [pair for place, pair in enumerate(pairs) if place not in kept]
+    tokenized = set(places)
+    left_out = [pair for place, pair in enumerate(pairs) if place not in tokenized]
     sources = [pairs[place] for place in places]
     return TokenizedSplit(
         pairs=TokenizedPairs.of_arrays(arrays["tokens"], arrays["ends"], sources),
@@ -180,7 +183,7 @@ def _read(path: Path, pairs: Sequence[PreferencePair], digest: str) -> Tokenized
 
 
 def _write(path: Path, split: TokenizedSplit, digest: str) -> None:
-    """The file appears whole under its name, or not at all."""
+    """Write the file atomically."""
     flat, ends = split.pairs.arrays()
     arrays = {
         "tokens": flat,
@@ -195,12 +198,12 @@ def _write(path: Path, split: TokenizedSplit, digest: str) -> None:
 
 
 def _checksum(digest: str, arrays: dict[str, np.ndarray], account: str) -> str:
-    """Of the content and of what it was made from, so that a file under another's name is noticed, too."""
+    """Digest the content and its inputs, so that a file under another's name is noticed, too."""
     return _digest(digest.encode(), account.encode(), *(arrays[name].tobytes() for name in _ARRAYS))
 
 
 def _digest(*parts: bytes) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
-        found.update(len(part).to_bytes(8, "big") + part)
-    return found.hexdigest()
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()

@@ -1,17 +1,17 @@
-"""From pairs to token ids: one prompt shared by two responses, each ending in exactly one EOS.
+"""Tokenise pairs: one prompt shared by two responses, each ending in exactly one EOS.
 
-- The prompt's ids are the tokenisation of the prompt alone: what generation sees. A response's ids are what
-  the tokenisation of the whole adds to them. Where a token would straddle the boundary, the response is
-  tokenised by itself instead (counted as a boundary merge).
-- A template decides about BOS. For plain text the tokenizer does: its leading special tokens stand once
-  before the prompt, its trailing ones nowhere.
-- What a template writes after a response's end token is cut: after the EOS, or the special token with which it ends a
-  turn (``<|im_end|>``). A missing one is appended as EOS; one that ends the response's own text is removed (counted).
+- The prompt's ids are the tokenisation of the prompt alone, as in generation. A response's ids are what the
+  tokenisation of the whole sequence adds to them. Where a token would straddle the boundary, the response is tokenised
+  apart instead (counted as a boundary merge).
+- A template decides about BOS. For plain text the tokenizer does: its leading special tokens come once before the
+  prompt, its trailing ones nowhere.
+- Text that a template writes after a response's end token is cut: after EOS, or the special token that ends a turn
+  (``<|im_end|>``). A missing one is appended as EOS; one at the end of the response's own text is removed (counted).
   Other special tokens that the data spells out stay text (counted).
 - Truncation follows the DPO reference code (Rafailov et al. 2023): only a pair too long for ``max_length``
-  loses the left part of its prompt, then the right part of its responses. A response that was cut has no
-  EOS, because its text does not end there. A leading BOS survives the cut: a model trained with one has never
-  seen a text begin otherwise.
+  loses the left part of its prompt, then the right part of its responses. A truncated response has no EOS, because its
+  text does not end there. A leading BOS survives truncation: a model trained with one has never seen a text begin
+  otherwise.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.chat_template import RenderedPair, Renderer
+from caldpo.data.data_report import Rejection, TokenCounts
 from caldpo.data.end_tokens import turn_end
-from caldpo.data.load import Rejection
 from caldpo.data.pair import Message, PreferencePair, TokenizedPair
 from caldpo.data.raw_row import RowError
 from caldpo.data.special_text import SpecialText
 from caldpo.data.token_arrays import TokenizedPairs
-from caldpo.data.token_counts import TokenCounts as TokenCounts
 from caldpo.errors import CaldpoError
 
 CHUNK = 256  # pairs tokenised in one call: enough to be fast, few enough for a smooth progress bar
@@ -44,13 +43,13 @@ class TokenizedSplit:
     """The tokenised pairs of a split, what was counted, and the pairs that are missing.
 
     Args:
-        pairs: those that were kept.
-        sources: what they were made of, in the same order.
-        counts: see :class:`TokenCounts`.
-        rejections: pairs that the template refuses (kind ``row``) and pairs whose two responses are the same
-            tokens and that were to be dropped (kind ``degenerate``), in order.
+        pairs: the tokenised pairs.
+        sources: the pairs they were made of, in the same order.
+        counts: see :class:`~caldpo.data.data_report.TokenCounts`.
+        rejections: pairs that the template refuses (kind ``row``), and pairs to be dropped because both responses are
+            the same tokens (kind ``degenerate``), in order.
         cut_prompts: indices of the pairs in ``pairs`` whose prompt was truncated.
-        places: which of the given pairs were kept; the others are the rejections.
+        places: positions of the tokenised pairs among all pairs; the others are the rejections.
     """
 
     pairs: TokenizedPairs
@@ -72,17 +71,17 @@ def tokenize_pairs(
     label: str = "tokenising",
     now: datetime | None = None,
 ) -> TokenizedSplit:
-    """Tokenise ``pairs`` as the module's docstring says, with a progress bar on ``console``.
+    """Tokenise ``pairs`` as this module describes, with a progress bar on ``console``.
 
     Args:
         pairs: checked pairs; conversations need a tokenizer with a chat template.
         tokenizer: it must have an EOS token.
         max_length: tokens a prompt and a response may have together.
-        max_prompt_length: tokens that are left of the prompt of a pair that is too long; below
-            ``max_length``, so that a response keeps at least one token.
-        on_degenerate: what to do with a pair whose responses are the same tokens.
-        console: where the progress bar is drawn.
-        label: the words before it.
+        max_prompt_length: tokens left of the prompt of a pair that is too long; below ``max_length``, so that a
+            response keeps at least one token.
+        on_degenerate: whether to drop a pair whose responses are the same tokens.
+        console: for the progress bar.
+        label: of the progress bar.
         now: the time for chat templates that write the date; None is that of each call.
 
     Raises:
@@ -95,10 +94,9 @@ def tokenize_pairs(
         )
     worker = _Worker(tokenizer, max_length, max_prompt_length, on_degenerate, now)
     starts = range(0, len(pairs), CHUNK)
-    shown = track(starts, label, console=console, transient=True, disable=not console.is_terminal)
-    kept = TokenizedPairs(pair for i in shown for pair in worker.tokenize(i, pairs[i : i + CHUNK]))
+    tracked = track(starts, label, console=console, transient=True, disable=not console.is_terminal)
     return TokenizedSplit(
-        pairs=kept,
+        pairs=TokenizedPairs(pair for i in tracked for pair in worker.tokenize(i, pairs[i : i + CHUNK])),
         sources=[pairs[place] for place in worker.kept],
         counts=worker.counts,
         rejections=[worker.rejections[place] for place in sorted(worker.rejections)],
@@ -116,13 +114,13 @@ def truncate(
     max_prompt_length: int,
     bos: int | None,
 ) -> tuple[list[int], list[int], list[int]]:
-    """Cut a pair that is too long: the prompt from the left, then the responses from the right.
+    """Truncate a pair that is too long: the prompt from the left, then the responses from the right.
 
     Args:
         prompt, chosen, rejected: token ids; the responses include their EOS.
         max_length: tokens of the prompt and the longer response together.
         max_prompt_length: tokens left of the prompt of a pair that is too long.
-        bos: a first token to keep in front of a cut prompt; None if there is none.
+        bos: a first token to keep in front of a truncated prompt; None if there is none.
 
     Returns:
         The three, shortened where necessary; a response keeps at least one token.
@@ -130,31 +128,31 @@ def truncate(
     if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
         return prompt, chosen, rejected
     if len(prompt) > max_prompt_length:
-        kept = prompt[len(prompt) - max_prompt_length :]
-        prompt = [bos, *kept[1:]] if bos is not None and prompt[0] == bos else kept
+        tail = prompt[len(prompt) - max_prompt_length :]
+        prompt = [bos, *tail[1:]] if bos is not None and prompt[0] == bos else tail
     room = max_length - len(prompt)
     return prompt, chosen[:room], rejected[:room]
 
 
 def end_once(ids: list[int], eos: int, *, templated: bool, turn: int | None = None) -> list[int]:
-    """A response's ids with exactly one end token, at the end.
+    """End a response's ids with exactly one end token.
 
     Args:
-        ids: what follows the prompt.
+        ids: tokens after the prompt.
         eos: the tokenizer's EOS.
-        templated: the first end token is the template's, and what it wrote after it is cut; otherwise no EOS belongs.
+        templated: the first end token is the template's, and the rest is cut; otherwise every EOS is removed.
         turn: the token with which the template ends a turn, if it is another than the EOS.
     """
     if templated:
         for place, token in enumerate(ids):
             if token in (eos, turn):
                 return ids[: place + 1]
-    said = [token for token in ids if token != eos]
-    return said if said and said[-1] == turn else [*said, eos]
+    body = [token for token in ids if token != eos]
+    return body if body and body[-1] == turn else [*body, eos]
 
 
 def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a prompt without responses, uncut: those that :func:`tokenize_pairs` gives the prompt of a pair.
+    """Encode a prompt without responses, untruncated, as :func:`tokenize_pairs` encodes the prompt of a pair.
 
     Raises:
         RowError: the template refuses the conversation, or there are no tokens.
@@ -171,7 +169,7 @@ def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokeni
 
 
 def leading_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that the tokenizer itself puts before a plain text, BOS or nothing as a rule."""
+    """Return the ids that the tokenizer itself puts before a plain text, BOS or nothing as a rule."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     pairs = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
     return [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
@@ -180,16 +178,16 @@ def leading_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def encode_continuation(
     tokenizer: PreTrainedTokenizerBase, text: str, special: SpecialText | None = None, mark: str = ""
 ) -> list[int]:
-    """Ids of a text that continues another one.
+    """Encode a text that continues another one.
 
-    SentencePiece-style tokenizers write a space before whatever stands first. So the text is tokenised behind
-    a short word, whose own tokens are then taken off, provided that they did not merge with the text.
+    SentencePiece-style tokenizers put a space before the beginning of a text. So the text is tokenised after a short
+    word, whose tokens are then removed, provided that they did not merge with the text.
 
     Args:
         tokenizer: of the ids.
         text: marked where ``special`` is given.
         special: tokenises a marked text.
-        mark: in the text.
+        mark: of the text.
     """
     for word in ("\n", "a", "="):
         texts = [word, word + text]
@@ -200,16 +198,16 @@ def encode_continuation(
 
 
 def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id of text outside the vocabulary; None where there is none.
+    """Return the id of text outside the vocabulary; None where there is none.
 
-    Some tokenizers name their end token as the unknown one as well: those have bytes for everything.
+    Some tokenizers name their end token as the unknown one, too: those cover every byte.
     """
     unknown = tokenizer.unk_token_id
     return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
 
 
 def _encodable(texts: RenderedPair) -> RenderedPair:
-    """The texts, if a tokenizer can take them: the pair's own were looked at, but a template writes what it likes."""
+    """Check that a tokenizer can encode the texts: the pair's own were checked, but a template writes any text."""
     try:
         "".join((texts.prompt, texts.chosen, texts.rejected)).encode()
     except UnicodeEncodeError:
@@ -222,13 +220,13 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[i
 
 
 def _led(prompt: list[int], leading: list[int]) -> list[int]:
-    """``prompt`` with the tokenizer's leading special tokens in front, once."""
+    """Put the tokenizer's leading special tokens in front of ``prompt``, once."""
     return prompt if prompt[: len(leading)] == leading else leading + prompt
 
 
 @dataclass(slots=True)
 class _Worker:
-    """Carries the counts from chunk to chunk."""
+    """Tokenises chunk by chunk, and counts."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
@@ -236,11 +234,11 @@ class _Worker:
     on_degenerate: str
     now: datetime | None
     counts: TokenCounts = field(default_factory=TokenCounts)
-    rejections: dict[int, Rejection] = field(default_factory=dict)  # by the place of the pair
+    rejections: dict[int, Rejection] = field(default_factory=dict)  # by the position of the pair
     cut_prompts: set[int] = field(default_factory=set)
-    kept: list[int] = field(default_factory=list)  # places of the pairs
+    kept: list[int] = field(default_factory=list)  # positions of the tokenised pairs
     leading: list[int] = field(init=False)
-    turn: int | None = field(init=False)  # the token with which the template ends a turn, if it is not the EOS
+    turn: int | None = field(init=False)  # the token with which the template ends a turn, if it is not EOS
     unknown: int | None = field(init=False)
     renderer: Renderer = field(init=False)
 
@@ -253,7 +251,7 @@ class _Worker:
         self.unknown = unknown_token(self.tokenizer)
 
     def tokenize(self, start: int, chunk: Sequence[PreferencePair]) -> Iterator[TokenizedPair]:
-        """Tokenise the pairs at the places from ``start`` on."""
+        """Tokenise the pairs at the positions from ``start`` on."""
         rendered: list[tuple[int, PreferencePair, RenderedPair]] = []
         for place, pair in enumerate(chunk, start):
             try:
@@ -265,15 +263,15 @@ class _Worker:
         for (place, pair, texts_of_pair), prompt, chosen, rejected in zip(rendered, ids, ids, ids, strict=True):
             if texts_of_pair.marked is not None:
                 prompt, chosen, rejected = self._as_text(texts_of_pair, texts_of_pair.marked)
-            found = self._pair(pair, texts_of_pair, prompt, chosen, rejected)
-            if isinstance(found, Rejection):
-                self.rejections[place] = found
+            result = self._pair(pair, texts_of_pair, prompt, chosen, rejected)
+            if isinstance(result, Rejection):
+                self.rejections[place] = result
             else:
                 self.kept.append(place)
-                yield found
+                yield result
 
     def _unended(self, pair: PreferencePair) -> PreferencePair:
-        """The pair without the template's end of a turn where its own responses end with it: a response ends once."""
+        """Strip the template's end of turn from responses whose own text ends with it: a response ends once."""
         if self.turn is None or isinstance(pair.prompt, str):
             return pair
         token = str(self.tokenizer.convert_ids_to_tokens(self.turn))
@@ -285,7 +283,7 @@ class _Worker:
         return replace(pair, chosen=chosen, rejected=rejected) if ended else pair
 
     def _as_text(self, texts: RenderedPair, marked: tuple[str, str, str]) -> list[list[int]]:
-        """Ids of the prompt and of both whole sequences, special tokens of their own text as text."""
+        """Encode the prompt and both whole sequences, with special tokens of their own text as text."""
         prompt, *responses = marked
         return [self.renderer.special.encode(text, texts.mark) for text in (prompt, *(prompt + r for r in responses))]
 

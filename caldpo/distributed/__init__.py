@@ -1,1 +1,1 @@
-"""Policy and reference sharded over ranks (PyTorch's FSDP2), and the checkpoints of such a run."""
+"""Strategies that shard policy, gradients and optimiser over ranks (FSDP2, ZeRO-2), and their checkpoints."""

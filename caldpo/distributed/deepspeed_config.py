@@ -1,4 +1,4 @@
-"""What DeepSpeed is told, and what is refused. No import of DeepSpeed here: it takes seconds."""
+"""Configure DeepSpeed, and refuse what it cannot do. DeepSpeed is not imported here: it takes seconds."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 STAGES = {"deepspeed_stage_2": 2}
-"""Values of ``trainer.strategy``, and which stage of ZeRO each is."""
+"""ZeRO's stage, by the value of ``trainer.strategy``."""
 
-_BUCKET = 200_000_000  # elements that are reduced, or gathered, at once
+_BUCKET = 200_000_000  # elements reduced, or gathered, at once
 
 
 def check_zero(strategy: str, precision: str) -> None:
-    """Refuse what cannot be done, before any weights load.
+    """Refuse a run that DeepSpeed cannot train, before any weights load.
 
     Raises:
-        CaldpoError: DeepSpeed is not installed, or the precision is none that it does here.
+        CaldpoError: DeepSpeed is not installed, or does not support the precision.
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise CaldpoError(
@@ -31,13 +31,13 @@ def check_zero(strategy: str, precision: str) -> None:
             value=strategy,
             remedy=f"{install('trainer', 'deepspeed_zero2')}, or use trainer=fsdp",
         )
-    why = {
-        "16-mixed": "DeepSpeed would scale the loss in a way of its own and leave steps out without saying so",
+    reason = {
+        "16-mixed": "DeepSpeed scales the loss by a schedule of its own and skips steps silently",
         "64-true": "DeepSpeed updates float32 copies of the weights",
     }.get(precision)
-    if why is not None:
+    if reason is not None:
         raise CaldpoError(
-            f"cannot be combined with trainer.strategy={strategy}: {why}",
+            f"cannot be combined with trainer.strategy={strategy}: {reason}",
             key="trainer.precision",
             value=precision,
             remedy="set trainer.precision=bf16-mixed, bf16-true or 32-true",
@@ -45,10 +45,10 @@ def check_zero(strategy: str, precision: str) -> None:
 
 
 def require_dtype(model: nn.Module, dtype: torch.dtype) -> None:
-    """Refuse trained weights that DeepSpeed's optimiser would take for others: it looks at the first one alone.
+    """Refuse trainable weights of mixed dtypes: DeepSpeed's optimiser takes all to have that of the first one.
 
     Raises:
-        CaldpoError: some of them have another dtype.
+        CaldpoError: some of them are not of ``dtype``.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     others = sorted({str(p.dtype).removeprefix("torch.") for p in trained if p.dtype != dtype})
@@ -63,27 +63,27 @@ def require_dtype(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def engine_config(stage: int, *, half: bool, offload: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration.
+    """Build DeepSpeed's configuration.
 
-    What this project counts and judges itself is off there: accumulation (Lightning's), clipping, skipped steps.
+    Accumulation (Lightning's), clipping and skipping of steps are off: the project does them itself.
 
     Args:
         stage: of ZeRO.
-        half: the weights are bfloat16, with float32 copies that are sharded over the ranks and updated.
+        half: the weights are bfloat16, with float32 copies that are partitioned over the ranks and updated.
         offload: keep gradients and optimiser in main memory, where PyTorch's own optimiser updates them.
     """
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
-        "overlap_comm": False,  # gradients in the order in which they come, so that every run sums up alike
+        "overlap_comm": False,  # reduce gradients in a fixed order, so that every run sums alike
         "reduce_bucket_size": _BUCKET,
         "allgather_bucket_size": _BUCKET,
-        "compute_grad_norm": offload,  # it is computed once, by the project; offloading insists
+        "compute_grad_norm": offload,  # the project computes it once; offloading requires it
     }
     if offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     return {
-        "train_micro_batch_size_per_gpu": 1,  # read by its clocks alone
+        "train_micro_batch_size_per_gpu": 1,  # read by its timers alone
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,

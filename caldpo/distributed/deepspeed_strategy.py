@@ -1,8 +1,8 @@
-"""Lightning's DeepSpeed strategy with this project's counting, clipping and checkpoints.
+"""Train with DeepSpeed's ZeRO-2 under Lightning, with the project's step counting, clipping and checkpoints.
 
-DeepSpeed divides, reduces and updates. Micro-batches are counted by Lightning, as under every other strategy, and
-DeepSpeed is told which of them is a step's last; gradients are judged and clipped by the training module, between the
-backward pass and the update; nothing is saved as a pickle.
+DeepSpeed partitions, reduces and updates. Lightning counts micro-batches, as under every other strategy, and passes
+DeepSpeed the end of each step; the training module checks and clips gradients, between the backward pass and the
+update; nothing is saved as a pickle.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Paralle
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from caldpo.checkpointing.zero_checkpoint import load_zero, save_zero
 from caldpo.distributed.deepspeed_config import engine_config, require_dtype
-from caldpo.distributed.zero_gradients import PartitionedGradients
+from caldpo.distributed.step_gradients import Gradients, LocalGradients, ZeroGradients
+from caldpo.distributed.strategy_interface import PolicyStrategy
+from caldpo.distributed.zero_checkpoint import load_zero, save_zero
 
 
 def zero_precision(precision: str, accelerator: str) -> Precision:
-    """The plugin of other strategies, by Lightning's name: DeepSpeed's own makes ``bf16-mixed`` something else.
+    """Build the precision plugin of other strategies: DeepSpeed's own makes ``bf16-mixed`` something else.
 
     Args:
-        precision: 32-true, bf16-mixed or bf16-true.
+        precision: Lightning's name: 32-true, bf16-mixed or bf16-true.
         accelerator: cpu, gpu or auto.
     """
     if precision == "bf16-mixed":
@@ -39,13 +40,13 @@ def zero_precision(precision: str, accelerator: str) -> Precision:
     return HalfPrecision("bf16-true") if precision == "bf16-true" else Precision()
 
 
-class ZeroStrategy(DeepSpeedStrategy):
-    """ZeRO's stage 2: every rank has the whole weights, and its part of gradients and optimiser.
+class ZeroStrategy(DeepSpeedStrategy, PolicyStrategy):
+    """Keep the full weights on every rank, and its partition of gradients and optimiser (ZeRO's stage 2).
 
     Args:
         stage: of ZeRO.
         cpu_offload: keep gradients and optimiser in main memory.
-        half: the weights are bfloat16; float32 copies of them are sharded over the ranks and updated.
+        half: the weights are bfloat16; float32 copies of them are partitioned over the ranks and updated.
     """
 
     def __init__(self, stage: int, *, cpu_offload: bool, half: bool) -> None:
@@ -53,11 +54,14 @@ class ZeroStrategy(DeepSpeedStrategy):
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
         super().__init__(config=engine_config(stage, half=half, offload=cpu_offload))
         self.half = half
-        self.gradients: PartitionedGradients | None = None  # of the step at hand, while the run trains
+        self._gradients: ZeroGradients | None = None  # while the run trains
         self._engine: Any = None
         self._last_micro_batch = False
 
     # -- set-up
+
+    def shard(self, model: Any) -> None:
+        """Do nothing: every rank has the full weights."""
 
     def connect(self, model: Any) -> None:
         require_dtype(model, torch.bfloat16 if self.half else torch.float32)
@@ -79,18 +83,18 @@ class ZeroStrategy(DeepSpeedStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
             self._start_engine()
-            self.gradients = PartitionedGradients(self._engine.optimizer, self.root_device)
+            self._gradients = ZeroGradients(self._engine.optimizer, self.root_device)
         self.setup_precision_plugin()
         self.barrier()
 
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         Strategy.setup_optimizers(self, trainer)  # Lightning's own leaves them to DeepSpeed
-        assert len(self.optimizers) == 1, "DeepSpeed divides one optimiser"
+        assert len(self.optimizers) == 1, "DeepSpeed partitions one optimiser"
 
     def _start_engine(self) -> None:
-        """Hand model and optimiser to DeepSpeed.
+        """Start DeepSpeed's engine with model and optimiser.
 
-        The optimiser gets this rank's part of float32 copies of the weights, in place of the weights.
+        The optimiser gets this rank's partition of float32 copies of the weights, in place of the weights.
         """
         import deepspeed
 
@@ -102,20 +106,20 @@ class ZeroStrategy(DeepSpeedStrategy):
             optimizer=self.optimizers[0],
             dist_init_required=False,
         )
-        self.optimizers = [self._engine.optimizer]  # which knows what of a gradient is to be kept
+        self.optimizers = [self._engine.optimizer]  # DeepSpeed's wrapper
 
     def teardown(self) -> None:
         if self._engine is not None:
             for hook in (self._engine.module_forward_pre_hook, self._engine.module_forward_post_hook):
                 hook.remove()
             self._engine.destroy()
-            self._engine = self.gradients = None
+            self._engine = self._gradients = None
         super().teardown()
         self.optimizers, self.lr_scheduler_configs = [], []  # they hold copies of the weights
 
     @contextmanager
     def model_sharded_context(self) -> Generator[None, None, None]:
-        """Nothing: weights are loaded before the strategy knows of them."""
+        """Do nothing: weights are loaded before the strategy is connected."""
         yield
 
     @property
@@ -124,14 +128,15 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     # -- a step
 
+    def gradients(self, policy: torch.nn.Module) -> Gradients:
+        return LocalGradients(policy) if self._gradients is None else self._gradients
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         module: Any = self._module
         original, step = module.forward, module.training_step
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            with (
-                self.precision_plugin.train_step_context()
-            ):  # inside the engine, which ends an autocast that is not its own
+            with self.precision_plugin.train_step_context():  # inside the engine, which exits any other autocast
                 return step(*args, **kwargs)
 
         module.forward = forward
@@ -150,20 +155,20 @@ class ZeroStrategy(DeepSpeedStrategy):
         return closure_loss
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
-        assert self.gradients is not None
-        self._last_micro_batch, self.gradients.discarded = True, False
+        assert self._gradients is not None
+        self._last_micro_batch, self._gradients.discarded = True, False
         try:
             result = self.precision_plugin._wrap_closure(self._module, optimizer, closure)  # ends with the clipping
         finally:
             self._last_micro_batch = False
-        if not self.gradients.discarded:
+        if not self._gradients.discarded:
             self._engine.step()
         return result
 
     # -- checkpoints
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Nothing yet: each rank writes its own part, see :func:`save_zero`."""
+        """Return nothing: each rank writes its own partition, see :func:`save_zero`."""
         return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""Lightning's strategy for models sharded by FSDP2, with this project's checkpoints."""
+"""Train a policy sharded by FSDP2 under Lightning, with the project's sharded checkpoints."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from transformers import PreTrainedModel
 
-from caldpo.checkpointing.fsdp_checkpoint import load_sharded, save_sharded
 from caldpo.distributed.fsdp import is_sharded, reshard, shard
+from caldpo.distributed.fsdp_checkpoint import load_sharded, save_sharded
+from caldpo.distributed.step_gradients import LocalGradients
+from caldpo.distributed.strategy_interface import PolicyStrategy
 
 
-class ShardedStrategy(ModelParallelStrategy):
-    """Every rank keeps a part of each weight, gradient and optimiser state.
+class FsdpStrategy(ModelParallelStrategy, PolicyStrategy):
+    """Keep a shard of each weight, gradient and optimiser state on every rank.
 
     Args:
         ranks: of all nodes together; the weights are sharded over all of them.
-        cpu_offload: keep the parts in main memory.
+        cpu_offload: keep the shards in main memory.
     """
 
     def __init__(self, ranks: int, *, cpu_offload: bool = False) -> None:
-        # parts in main memory are gathered and summed up there, too
+        # shards in main memory are gathered and reduced there, too
         backend = "cpu:gloo,cuda:nccl" if cpu_offload and torch.cuda.is_available() else None
         super().__init__(data_parallel_size=ranks, tensor_parallel_size=1, process_group_backend=backend)
         self.cpu_offload = cpu_offload
 
     def shard(self, model: PreTrainedModel) -> None:
-        """Divide a model, unless it is already; all ranks have to take part. Known once the environment is set up."""
         if not is_sharded(model):
-            mesh = self.device_mesh["data_parallel"]
-            shard(model, mesh, self.root_device, cpu_offload=self.cpu_offload)
+            shard(model, self.device_mesh["data_parallel"], self.root_device, cpu_offload=self.cpu_offload)
+
+    def gradients(self, policy: torch.nn.Module) -> LocalGradients:
+        return LocalGradients(policy)
 
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
-        reshard(self._trained)  # an evaluation may have come before
+        reshard(self._module)  # an evaluation may have come before
         super().setup_optimizers(trainer)
-        own = {id(value) for value in self._trained.parameters()}
-        held = {
-            id(value) for optimizer in self.optimizers for group in optimizer.param_groups for value in group["params"]
-        }
-        assert held <= own, "the optimiser holds weights that are not trained"
+        own = {id(value) for value in self._module.parameters()}
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        assert all(id(value) in own for group in groups for value in group["params"]), "an optimiser of other weights"
 
     def model_to_device(self) -> None:
-        """Nothing: parts are where they belong since they were sharded."""
+        """Do nothing: shards are placed when a model is sharded."""
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Nothing yet: a state is asked for in the form in which it is written, see :func:`save_sharded`."""
+        """Return nothing: the state is read in the form in which it is written, see :func:`save_sharded`."""
         return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         checkpoint.pop("optimizer_states", None)
-        save_sharded(checkpoint, Path(filepath), self._trained, self.optimizers)
+        save_sharded(checkpoint, Path(filepath), self._module, self.optimizers)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return load_sharded(Path(checkpoint_path), self._trained, self.optimizers)
+        return load_sharded(Path(checkpoint_path), self._module, self.optimizers)
 
     @property
-    def _trained(self) -> torch.nn.Module:
+    def _module(self) -> pl.LightningModule:
         assert self.lightning_module is not None
         return self.lightning_module

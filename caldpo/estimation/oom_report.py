@@ -41,8 +41,8 @@ def out_of_memory_error(error: BaseException, cfg: DictConfig, components: Compo
         changes = ["a smaller data.micro_batch_size with more trainer.accumulate_grad_batches"]
     return CaldpoError(
         f"out of memory ({cause.rstrip('.')}); {text}",
-        remedy="; or ".join(changes) or "free memory on the device or take a larger one: the estimate has no change"
-        " to advise",
+        remedy="; or ".join(changes)
+        or "free memory on the device or take a larger one: the estimate has no change to advise",
     )
 
 

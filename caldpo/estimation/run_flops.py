@@ -1,8 +1,9 @@
 """FLOPs of a run, from token counts, weight shapes and attention; GPU-hours under an assumed utilisation.
 
-A product of ``[m, k]`` and ``[k, n]`` counts ``2 m k n``; everything else counts 0. Counted is what is computed: padding
-of padded rows, the forward pass again under gradient checkpointing, logits that are not cached, the reference's passes
-and the evaluations. Not counted: sampling during training, and what fused attention kernels recompute internally.
+A product of ``[m, k]`` and ``[k, n]`` counts ``2 m k n``; everything else counts 0. Counted is what is computed:
+padding of padded rows, the forward pass again under gradient checkpointing, logits that are not cached, the
+reference's passes and the evaluations. Not counted: sampling during training, and what fused attention kernels
+recompute internally.
 
 The formulas scale to a whole run and hold for any layout; :mod:`torch.utils.flop_counter` counts one executed step, and
 the tests compare the two.
@@ -225,7 +226,7 @@ def forward_flops(cost: ModelCost, work: Workload) -> float:
 
 
 def backward_flops(cost: ModelCost, work: Workload) -> float:
-    """FLOPs of a backward pass: for each product ``y = W x`` the gradient of ``x``, and of ``W`` where it is trained."""
+    """FLOPs of a backward pass: per product ``y = W x`` the gradient of ``x``, and of ``W`` where it is trained."""
     head = 2 * cost.head * work.response_tokens * (1 + cost.head_trained)
     attention = 2 * 4 * cost.attention * work.attended
     return 2 * (cost.body + cost.trained) * work.positions + attention + head

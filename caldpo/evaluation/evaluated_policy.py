@@ -33,10 +33,10 @@ from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
 from caldpo.evaluation.reference_model import load_reference, require_vocabulary
 from caldpo.evaluation.suite_result import FOLDER
 from caldpo.evaluation.true_rewards import true_rewards
-from caldpo.logprobs.head import NotNumbersError
 from caldpo.model_data_checks import check_fit, require_prompts
-from caldpo.models.adapters import adapter_off, is_adapted
-from caldpo.models.model_probes import require_sound
+from caldpo.models.adapted_policy import adapter_off, is_adapted
+from caldpo.models.model_forward import NonFiniteLogitsError
+from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.sampling import reference_seed, sample_responses, sampling_notes
 from caldpo.reference.reference_base import ReferenceSource
 from caldpo.report.comparison_facts import OWN_BETA
@@ -44,7 +44,7 @@ from caldpo.report.run_files import is_number
 from caldpo.resume.config_diff import bound
 from caldpo.resume.template_date import clock_of
 from caldpo.run_record import DATE
-from caldpo.utils.delayed_progress import LateBar
+from caldpo.utils.delayed_progress import DelayedProgress
 from caldpo.utils.notes import print_notes
 
 Who = Literal["policy", "reference"]
@@ -198,7 +198,7 @@ class EvaluatedPolicy:
             self._loaded.clear()
             own = load_weights(self.weights, self.source, self.adapter, self.target)
             self._loaded[self.weights] = placed(own, self.precision, self.device)
-            self._require_sound(self._loaded[self.weights])
+            self._require_valid_logprobs(self._loaded[self.weights])
         return self._loaded[self.weights]
 
     @cached_property
@@ -307,10 +307,10 @@ class EvaluatedPolicy:
         Raises:
             CaldpoError: logits are not finite.
         """
-        for line in sampling_notes(self.policy, self.tokenizer):
+        for line in sampling_notes(self.policy, self.tokenizer, self.ends):
             self.bench.once(f"note {line}", partial(print_notes, [line]))
         ends = self.ends  # of the policy: it is loaded before its reference, which may lie in it
-        with self.model(who) as model, LateBar(f"{who}: sampling", len(prompts)) as bar, self.context():
+        with self.model(who) as model, DelayedProgress(f"{who}: sampling", len(prompts)) as bar, self.context():
             require_prompts(model, self.tokenizer, prompts, sampling.max_new_tokens)
             return sample_responses(
                 model,
@@ -323,7 +323,7 @@ class EvaluatedPolicy:
                 ends=ends,
                 whose=self._named(who),
                 names=names,
-                done=bar.advance,
+                on_batch=bar.advance,
             )
 
     def _named(self, who: Who) -> str:
@@ -331,9 +331,9 @@ class EvaluatedPolicy:
         step = "" if self.weights.step is None else f" at step {self.weights.step}"
         return f"{self.target.name}{step}: the {who}'s"
 
-    def _require_sound(self, model: PreTrainedModel, key: str = "model") -> None:
-        with contextlib.suppress(NotNumbersError):  # whoever asks for values names run, step and rows
-            require_sound(model, training=False, max_length=self._longest, key=key)
+    def _require_valid_logprobs(self, model: PreTrainedModel, key: str = "model") -> None:
+        with contextlib.suppress(NonFiniteLogitsError):  # whoever asks for values names run, step and rows
+            require_valid_logprobs(model, training=False, max_length=self._longest, key=key)
 
     @contextmanager
     def model(self, who: Who) -> Iterator[PreTrainedModel]:
@@ -346,7 +346,7 @@ class EvaluatedPolicy:
 
     def _load_reference(self, path: str | None) -> PreTrainedModel:
         model = placed(load_reference(path, self._own_reference, self.source), self.precision, self.device)
-        self._require_sound(model, key="reference.path")
+        self._require_valid_logprobs(model, key="reference.path")
         return model.eval().requires_grad_(False)
 
     def _key(self, *sections: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from caldpo.config.path_digests import contents
+from caldpo.config.path_digests import path_digests
 from caldpo.console import versions
 from caldpo.data.token_cache import tokenizer_digest
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
@@ -41,7 +41,7 @@ def determined_by(suite: Suite, subject: EvaluatedPolicy) -> dict[str, Any]:
         "configuration": config_digest(config),
         "tokenizer": tokenizer_digest(subject.tokenizer),
         "device": subject.device.type,
-        "files": contents(named),
+        "files": path_digests(named),
         "versions": versions() | {name: version(name) for name in _LIBRARIES},
     }
 

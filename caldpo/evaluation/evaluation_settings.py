@@ -8,7 +8,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from caldpo.checkpointing.checkpoint_choice import CheckpointName, wanted_checkpoint
+from caldpo.checkpointing.manifest import CheckpointName, wanted_checkpoint
 from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt
 from caldpo.config.find_runs import find_runs
 from caldpo.config.signatures import validated

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.checkpointing.manifest import checkpoint_folders
-from caldpo.config.cache_dirs import CACHE, with_own_caches
+from caldpo.config.cache_dirs import CACHE, with_cache_dirs
 from caldpo.config.find_runs import find_runs, natural
 from caldpo.config.summary_file import read_summary
 from caldpo.config.trusted_config import announce_foreign, require_own_code
@@ -121,7 +121,7 @@ def _of_run(folder: Path, cfg: DictConfig) -> Target:
         announce_foreign(config, SECTIONS, file)
     else:
         require_own_code(config, SECTIONS, file)
-    config, others = with_own_caches(config, cfg.get("cache") or CACHE)
+    config, others = with_cache_dirs(config, cfg.get("cache") or CACHE)
     for key, other in others.items():
         if not key.startswith("reference."):  # which no evaluation asks for
             told = (

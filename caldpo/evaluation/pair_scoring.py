@@ -14,10 +14,9 @@ from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
-from caldpo.logprobs.head import NotNumbersError
-from caldpo.models.eval_mode import evaluating
-from caldpo.nonfinite.evaluation_guard import not_finite_error
-from caldpo.utils.delayed_progress import LateBar
+from caldpo.models.model_forward import NonFiniteLogitsError, evaluating
+from caldpo.utils.delayed_progress import DelayedProgress
+from caldpo.utils.finite_checks import not_finite_error
 
 
 def score_pairs(
@@ -51,14 +50,14 @@ def score_pairs(
     lengths = [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
     order = np.argsort(lengths, kind="stable")[::-1]  # the longest first: memory runs out at once or not at all
     engine = LogprobEngine(model)
-    with evaluating(model), LateBar(label, len(pairs)) as bar:
+    with evaluating(model), DelayedProgress(label, len(pairs)) as bar:
         for start in range(0, len(pairs), size):
             places = order[start : start + size]
             rows = collate([pairs[int(i)] for i in places], pad_id).to(model.device)
             try:
                 with context():
                     chosen, rejected = engine(rows)
-            except NotNumbersError as error:  # the output head is looked at with the first batch
+            except NonFiniteLogitsError as error:  # the output head is looked at with the first batch
                 raise CaldpoError(f"{whose}: {error.message}", remedy=error.remedy) from error
             found[:, places] = torch.stack([chosen, rejected]).double().cpu().numpy()
             bar.advance(len(places))

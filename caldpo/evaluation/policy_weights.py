@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from caldpo.checkpointing.checkpoint_io import load_weights as load_weights_of
-from caldpo.checkpointing.frozen_weights import add_frozen
+from caldpo.checkpointing.checkpoint_weights import add_frozen
 from caldpo.checkpointing.manifest import MANIFEST, OPTIMIZER_PARTS, DamagedCheckpointError, verify
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_target import Target

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.sources._json_rows import read_jsonl
+from caldpo.data.sources.json_rows import read_jsonl
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 

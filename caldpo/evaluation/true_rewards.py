@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caldpo.data.raw_row import RewardSource
+
 Values = NDArray[np.float64]
 
 
@@ -24,7 +26,6 @@ def true_rewards(data: Any, prompts: Sequence[str], responses: Sequence[str]) ->
         prompts: as text.
         responses: one to each prompt.
     """
-    at_once = getattr(data.source, "rewards", None)
-    if at_once is not None:
-        return np.asarray(at_once(prompts, responses), dtype=np.float64)
+    if isinstance(data.source, RewardSource):
+        return np.asarray(data.source.rewards(prompts, responses), dtype=np.float64)
     return np.array([data.oracle(p, r) for p, r in zip(prompts, responses, strict=True)], dtype=np.float64)

@@ -14,9 +14,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from caldpo.data.end_tokens import end_tokens, trained_ends
 from caldpo.errors import CaldpoError
-from caldpo.models.adapters import base_model, is_adapted
+from caldpo.models.adapted_policy import base_model, is_adapted
 from caldpo.models.dropout import checkpoint_settings
-from caldpo.models.generation_settings import listed, mended
+from caldpo.models.generation_settings import format_settings, valid_settings
 from caldpo.utils.atomic_io import atomic_folder
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def complete_generation(
         settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else own
     if not _is_id(settings.bos_token_id):
         settings.bos_token_id = tokenizer.bos_token_id
-    kept, left_out = mended(settings.to_dict(), saved=True)
+    kept, left_out = valid_settings(settings.to_dict(), saved=True)
     for name in left_out:
         setattr(settings, name, None)
     settings.do_sample = kept.do_sample
@@ -112,7 +112,7 @@ def export_settings(
     completed = copy.deepcopy(base.generation_config)
     complete_generation(completed, tokenizer, end_tokens(tokenizer, policy))
     # a new one: a copy would be told from one that was made of the model's configuration, and not be taken as it is
-    settings, _ = mended(completed.to_dict(), saved=True)
+    settings, _ = valid_settings(completed.to_dict(), saved=True)
     before, after = base.generation_config.to_dict(), settings.to_dict()
     gone = {n: v for n, v in before.items() if v is not None and n[0] != "_" and after.get(n) is None}
     return settings, gone
@@ -122,7 +122,7 @@ def export_notes(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """What an export will leave out of the checkpoint's generation settings, a line; empty where it is nothing."""
     _, gone = export_settings(policy, tokenizer)
     what = "transformers does not save it, or cannot generate with it"
-    return [f"exports have no {listed(gone)} in generation_config.json: {what}"] if gone else []
+    return [f"exports have no {format_settings(gone)} in generation_config.json: {what}"] if gone else []
 
 
 def _is_id(value: object) -> bool:

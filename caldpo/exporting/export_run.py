@@ -1,4 +1,4 @@
-"""``python -m caldpo.export``: finds a run's weights, writes them with their card, uploads them if asked."""
+"""``python -m caldpo.export``: find a run's weights, write them with their card, upload them if asked."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from caldpo import __version__
-from caldpo.checkpointing.checkpoint_choice import wanted_checkpoint
+from caldpo.checkpointing.manifest import wanted_checkpoint
 from caldpo.components import build_model
 from caldpo.config.run_lifecycle import write_json
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_target import Target, find_folders, read_target
 from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
-from caldpo.exporting.export_dir import RECORD, default_place, require_place
 from caldpo.exporting.export_policy import export_notes, in_dtype, write_policy
-from caldpo.exporting.export_settings import ExportSettings
+from caldpo.exporting.export_settings import RECORD, ExportSettings, default_dir, export_dir
 from caldpo.exporting.hub_upload import Repository
 from caldpo.exporting.model_card import CARD, PICTURE, Exported, draw, published_base, write_card
-from caldpo.models.adapters import is_adapted
+from caldpo.models.adapted_policy import is_adapted
 from caldpo.models.hub_model import load_tokenizer
 from caldpo.models.merged_adapter import merged
 from caldpo.utils.atomic_io import atomic_folder
@@ -40,15 +39,15 @@ def export_run(cfg: DictConfig) -> None:
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     settings = ExportSettings(**{f.name: plain[f.name] for f in fields(ExportSettings)})
     transformers.utils.logging.disable_progress_bar()
-    looked_at = OmegaConf.create({"run": cfg.run, "output": None, "allow_untrusted_code": cfg.allow_untrusted_code})
-    (folder,) = find_folders(looked_at)
+    find_keys = OmegaConf.create({"run": cfg.run, "output": None, "allow_untrusted_code": cfg.allow_untrusted_code})
+    (folder,) = find_folders(find_keys)
     assert folder is not None, "the configuration check saw to it that there is one"
-    target = read_target(looked_at, folder)
+    target = read_target(find_keys, folder)
     wanted = wanted_checkpoint(settings.checkpoint)
     weights = find_weights(target, wanted)
     middle = weights.step if weights.step != target.steps else None
-    to = default_place(folder, middle, merged=settings.merge) if settings.to is None else Path(settings.to)
-    place = require_place(to, folder)
+    to = default_dir(folder, middle, merged=settings.merge) if settings.to is None else Path(settings.to)
+    place = export_dir(to, folder)
 
     source, adapter = build_model(OmegaConf.create({k: target.config[k] for k in ("model", "adapter")}))
     adapter.check()
@@ -84,11 +83,11 @@ def export_run(cfg: DictConfig) -> None:
             write_json(draft / RECORD, _record(target, weights, settings))
     except OSError as error:
         raise CaldpoError(f"cannot be written: {error.strerror or error}", key="to", value=place) from error
-    _tell(place, what, repository)
+    _print_export(place, what, repository)
 
 
 def _tokenizer(target: Target, source: Any) -> PreTrainedTokenizerBase:
-    """The one that the run saved beside its policy, else the one that it was made with."""
+    """Load the one that the run saved beside its policy, else the one that it was made with."""
     assert target.run is not None
     saved = target.run / "policy"
     if (saved / "tokenizer_config.json").is_file():
@@ -109,7 +108,7 @@ def _record(target: Target, weights: Weights, settings: ExportSettings) -> dict[
     }
 
 
-def _tell(place: Path, what: Exported, repository: Repository | None) -> None:
+def _print_export(place: Path, what: Exported, repository: Repository | None) -> None:
     console = Console()
 
     def say(line: str) -> None:

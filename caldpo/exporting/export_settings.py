@@ -1,4 +1,7 @@
-"""The plain keys of an export; their signature is the schema. No heavy imports here."""
+"""Keys of an export, and where it may be written: a new folder, an empty one, or an earlier export.
+
+The signature of :class:`ExportSettings` is the schema of its configuration. No heavy imports here.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from caldpo.checkpointing.checkpoint_choice import CheckpointName, wanted_checkpoint
-from caldpo.config.find_runs import find_runs
+from caldpo.checkpointing.manifest import CheckpointName, wanted_checkpoint
+from caldpo.config.find_runs import find_runs, is_run
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
-from caldpo.exporting.export_dir import require_place
 
+RECORD = "caldpo_export.json"  # in each export: whose it is; a folder with it may be written over by another export
 _SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s?(KB|MB|GB|KiB|MiB|GiB)", re.IGNORECASE)
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*(?<![.-])/\w[\w.-]*(?<![.-])", re.ASCII)  # the hub's own rules
 _LONGEST = 96  # characters of a name on the hub
@@ -53,7 +56,7 @@ class ExportSettings:
 
 
 def check_export(cfg: DictConfig) -> None:
-    """What can be said of an export before anything heavy is imported.
+    """Check what can be checked before anything heavy is imported.
 
     Raises:
         CaldpoError: there is not one run to export, a value is none, the folder is not to be written over, or the hub
@@ -73,13 +76,55 @@ def check_export(cfg: DictConfig) -> None:
     if not _SIZE.fullmatch(str(cfg.max_shard_size)):
         raise CaldpoError("must be a size such as 5GB or 500MB", key="max_shard_size", value=cfg.max_shard_size)
     if cfg.to is not None:
-        require_place(Path(cfg.to), runs[0])
+        export_dir(Path(cfg.to), runs[0])
     if cfg.push_to is not None:
         _require_repository(str(cfg.push_to))
 
 
+def export_dir(to: Path, run: Path) -> Path:
+    """Resolve the folder ``to``, if an export may take its place.
+
+    Args:
+        to: of the command line.
+        run: the folder of the run that is exported.
+
+    Raises:
+        CaldpoError: it holds something else than an earlier export, or lies in a run's folder.
+    """
+    place = to.expanduser().resolve()
+    elsewhere = "name a folder that is new, empty, or an earlier export, such as to=exports/NAME"
+    for folder in (place, *place.parents):
+        if folder == run.resolve() or is_run(folder):
+            raise CaldpoError(
+                "lies in the folder of a run, which keeps what the run itself wrote",
+                key="to",
+                value=to,
+                remedy=elsewhere,
+            )
+    if place.is_dir():
+        if any(place.iterdir()) and not (place / RECORD).is_file():
+            raise CaldpoError("holds something that is no export", key="to", value=to, remedy=elsewhere)
+    elif place.exists():
+        raise CaldpoError("is a file", key="to", value=to, remedy=elsewhere)
+    if place in (*run.resolve().parents, Path.cwd().resolve()):
+        raise CaldpoError("holds the run, or is where you are", key="to", value=to, remedy=elsewhere)
+    return place
+
+
+def default_dir(run: Path, step: int | None, *, merged: bool) -> Path:
+    """Name ``outputs/exports/SWEEP-RUN-step-40-merged``: by the run's folder, and what tells this export from others.
+
+    Args:
+        step: None at the run's end.
+    """
+    folder = run.resolve()
+    of_sweep = (folder.parent / "multirun.yaml").is_file()
+    parts = [folder.parent.name if of_sweep else "", folder.name, "" if step is None else f"step-{step}"]
+    return Path("outputs/exports") / "-".join([part for part in parts if part] + ["merged"] * merged)
+
+
 def hub_token() -> str:
-    """The token for the hub: of the environment alone, which no file of a run holds.
+    """Read the token for the hub from the environment alone: no file of a run holds it.
 
     Raises:
         CaldpoError: there is none.

@@ -1,10 +1,14 @@
-"""The model card of a run, made of the run's own files: what was trained, how, what came of it, and what is not known.
+"""Write the model card of a run from the run's own files: what was trained, how, what came of it, what is not known.
 
-Nothing of the machine is in it: paths are cut to their last part, and secrets are masked.
+All words are in ``model_card.md.j2``; here is what fills it. Nothing of the machine is in a card: paths are cut to
+their last part, and secrets are masked.
 """
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,33 +16,29 @@ from typing import Any
 
 import yaml
 
-from caldpo.exporting.card_facts import (
-    citations,
-    data_lines,
-    published_base,
-    published_data,
-    settings_of,
-    tracking,
-    without_places,
-)
+import caldpo
+from caldpo.config.run_lifecycle import FINISHED
 from caldpo.report import shown_metrics
-from caldpo.report.escaping import code, command, plain, shell_block
+from caldpo.report.escaping import Markdown, code, command, plain, render
+from caldpo.report.evaluation_results import has_interval
 from caldpo.report.read_runs import read_run
-from caldpo.report.run_files import FINISHED, Run, as_float
+from caldpo.report.run_files import Run, as_float
 from caldpo.report.table_cells import markdown_table
 from caldpo.security.secrets import redact_text
 from caldpo.utils.atomic_io import write_text
 from caldpo.utils.text_format import number, with_interval
-
-__all__ = ["CARD", "PICTURE", "Exported", "card", "draw", "published_base", "write_card"]
+from caldpo.utils.yaml_io import flatten
 
 CARD, PICTURE = "README.md", "reward_dynamics.png"
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 _DPI = 90
-_NOT = (
-    "It is not claimed to be better than its base or than policies of other losses: the figures above are those of one"
-    " run, on held-out pairs of the data that it was trained on. It was not looked at for harm, bias or facts unless"
-    " a table above says so, and what the base and the data bring, it has. No licence is given here, because the run"
-    " does not know it: those of the base and of the data apply."
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+_PATH = re.compile(r"(?:file://|(?<![\w./\\:>)]))~?/(?:[^\s/'\"`,;:|<>()\[\]{}]+/)+(?=[^\s/'\"`,;:|<>()\[\]{}])")
+_ARXIV = re.compile(r"arXiv:?\s+(\d{4}\.\d{4,5})", re.IGNORECASE)
+_URL = re.compile(r"https?://[^\s<>]+")
+_SHOWN = ("loss", "optim", "adapter", "reference", "trainer", "model", "data", "reward_beta", "layout", "seed")
+_NO_SETTING = re.compile(
+    r"trainer\.(progress_bar|metrics_sync_every)|.*\.(cache|_partial_|_convert_)|data\.num_workers"
 )
 
 
@@ -78,72 +78,131 @@ def draw(run_dir: Path, path: Path) -> bool:
         return False
     from caldpo.report.comparison_facts import headline
     from caldpo.report.dynamics_plot import reward_dynamics
-    from caldpo.report.grouping import group
+    from caldpo.report.grouping import group_runs
     from caldpo.report.plot_style import save
 
-    settings = group([replace(run, status=FINISHED)])  # one that was stopped has curves, too; the card says that it was
-    save(reward_dynamics(settings, without_places(headline(settings)), "range"), path, _DPI)
+    # a run that was stopped has curves, too; the card says that it was stopped
+    groups = group_runs([replace(run, status=FINISHED)])
+    save(reward_dynamics(groups, without_paths(headline(groups)), "range"), path, _DPI)
     return True
 
 
 def card(run: Run, what: Exported, *, picture: bool) -> str:
-    """The card as Markdown with its front matter."""
-    sections = [
-        _front_matter(run, what),
-        f"# {_title(run, what)}",
-        _remarks(run, what),
-        _loss(run),
-        "## Data\n\n" + "\n".join(f"- {line}" for line in data_lines(run.summary.get("data"), run)),
-        _held_out(run, what),
-        f"![Log-ratios and implicit rewards of held-out pairs over training]({PICTURE})" if picture else "",
-        *_evaluations(run, what),
-        "## Settings\n\n" + markdown_table(["key", "value"], settings_of(run), text_columns=2),
-        _use(run, what),
-        _again(run),
-        f"## What it is not\n\n{_NOT}",
-    ]
-    return without_places(redact_text("\n\n".join(part for part in sections if part)), run.folder) + "\n"
-
-
-def _front_matter(run: Run, what: Exported) -> str:
-    base, data = published_base(run.resolved, run.summary), published_data(run.resolved)
-    facts: dict[str, Any] = {"library_name": "peft" if what.adapter else "transformers"}
-    facts["pipeline_tag"] = "text-generation"
-    if base is not None:
-        facts |= {"base_model": base, "base_model_relation": "adapter" if what.adapter else "finetune"}
-    if data:
-        facts["datasets"] = data
-    facts["tags"] = ["caldpo", "preference-learning", run.loss.replace("_", "-")]
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
-
-
-def _title(run: Run, what: Exported) -> str:
-    base = published_base(run.resolved, run.summary)
-    on = f" on {base}" if base else ""
-    kind = " (adapter)" if what.adapter else " (adapter merged)" if what.merged else ""
-    return f"{run.loss}{on}{kind}, {_after(what)}"
-
-
-def _after(what: Exported) -> str:
-    return "number of steps unknown" if what.step is None else f"after {what.step} optimiser steps"
-
-
-def _remarks(run: Run, what: Exported) -> str:
-    """What has to be known before anything else is believed."""
-    told = list(_doubts(run, what))
-    who = run.summary.get("policy", "unknown")
-    return f"Policy: {who}. Reference: {run.summary.get('reference', 'unknown')}." + "".join(
-        f"\n\n> **Note.** {plain(text)}" for text in told
+    """Fill the card: Markdown with its front matter."""
+    base, data_sets = published_base(run.resolved, run.summary), published_data(run.resolved)
+    typed = [str(text) for text in run.summary.get("overrides") or run.overrides]
+    overrides = [text for text in typed if not text.startswith(("resume=", "hydra."))]
+    versions = run.summary.get("versions")
+    text = render(
+        TEMPLATE,
+        front_matter=_front_matter(run, what, base, data_sets),
+        what=what,
+        run=run,
+        base=None if base is None else Markdown(base),  # letters, digits and - _ . / alone
+        caveats=list(_caveats(run, what)),
+        papers=citations(str(run.resolved.get("loss._target_", ""))),
+        data=_data(run),
+        data_sets=data_sets,
+        held_out=_held_out(run, what),
+        picture=PICTURE if picture else None,
+        suites=list(_evaluations(run)) if what.is_end else [],  # they measured the run's end
+        settings=markdown_table(["key", "value"], _settings(run), text_columns=2),
+        train=command(["python", "-m", "caldpo.train", *overrides]),
+        versions=[f"{name} {value}" for name, value in versions.items()] if isinstance(versions, Mapping) else [],
+        tracking=tracking(run.summary),
     )
+    return without_paths(redact_text(text), run.folder)
 
 
-def _doubts(run: Run, what: Exported) -> Iterator[str]:
+def published_base(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
+    """Return the hub id of the model that training started from; None of a folder, or of an embedded model.
+
+    A folder that is no longer there may look like an id, so the run's summary decides: of the hub it has the commit.
+
+    Args:
+        config: of a run, nested or flat.
+        summary: of a run.
+    """
+    path, policy = flatten(config).get("model.path"), summary.get("policy")
+    if not _is_published(path):
+        return None
+    if flatten(config).get("adapter.init_from") and flatten(config).get("adapter.init_mode") == "merged":
+        return None  # the base with an earlier adapter in it, which is nowhere but here
+    return path if not isinstance(policy, str) or f"{path}@" in policy else None
+
+
+def published_data(config: Mapping[str, Any]) -> list[str]:
+    """List the hub ids of the data sets, without repeats."""
+    paths = [v for k, v in flatten(config).items() if k.startswith("data.") and k.endswith(".path")]
+    return list(dict.fromkeys(path for path in paths if _is_published(path) and "/" in path))
+
+
+def _is_published(path: Any) -> bool:
+    return isinstance(path, str) and _HUB_ID.fullmatch(path) is not None and not Path(path).exists()
+
+
+def citations(target: str) -> list[str]:
+    """List the arXiv numbers in the docstring of a loss's file; none of a loss outside caldpo.
+
+    Args:
+        target: dotted name of the loss's class.
+    """
+    module = target.rpartition(".")[0]
+    if not re.fullmatch(r"caldpo\.losses\.\w+", module):
+        return []
+    file = Path(caldpo.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    try:
+        head = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    except (OSError, SyntaxError):
+        return []
+    return list(dict.fromkeys(_ARXIV.findall(head)))
+
+
+def tracking(summary: Mapping[str, Any]) -> Markdown | None:
+    """Return the run's address at W&B, or how whoever has the run's folder uploads it; None without W&B."""
+    if isinstance(url := summary.get("tracker_url"), str):
+        return Markdown(f"W&B: <{url}>") if _URL.fullmatch(url) else Markdown(f"W&B: {plain(url)}")
+    upload = summary.get("upload")
+    if not isinstance(upload, str) or not upload:
+        return None
+    sync = code(f"wandb sync wandb/{Path(upload.split()[-1]).name}")
+    return Markdown(f"W&B: kept offline; from the run's folder, {sync}")
+
+
+def without_paths(text: str, *folders: Path) -> str:
+    """Cut paths from the root or from home to their last part; addresses of the web stay.
+
+    Args:
+        folders: these are cut wherever they stand, whatever their names hold.
+    """
+    for folder in (*folders, *(f.resolve() for f in folders)):
+        if not folder.is_absolute():
+            continue
+        for write in (str, plain):  # as it is, and as it stands in Markdown
+            text = text.replace(write(folder), write(folder.name))
+            text = text.replace(f"{write(folder.parent)}/", "") if folder.parent != Path("/") else text
+    return _PATH.sub("", text)
+
+
+def _front_matter(run: Run, what: Exported, base: str | None, data_sets: list[str]) -> Markdown:
+    entries: dict[str, Any] = {"library_name": "peft" if what.adapter else "transformers"}
+    entries["pipeline_tag"] = "text-generation"
+    if base is not None:
+        entries |= {"base_model": base, "base_model_relation": "adapter" if what.adapter else "finetune"}
+    if data_sets:
+        entries["datasets"] = data_sets
+    entries["tags"] = ["caldpo", "preference-learning", run.loss.replace("_", "-")]
+    return Markdown(f"---\n{yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)}---")
+
+
+def _caveats(run: Run, what: Exported) -> Iterator[str]:
+    """What has to be known before anything else is believed."""
     if not run.finished:
         yield f"The run is incomplete: {run.status}, {run.progress}."
     elif not what.is_end:
         yield f"This is a checkpoint in the middle of a run of {run.summary.get('steps')} steps."
     for alarm in run.summary.get("alarms") or []:
-        if isinstance(alarm, Mapping) and _is_of(alarm.get("step"), what):
+        if isinstance(alarm, Mapping) and _is_before(alarm.get("step"), what):
             yield f"Alarm at step {alarm.get('step')}: {alarm.get('text', alarm.get('alarm'))}"
     if run.summary.get("skipped_steps"):
         yield f"{run.summary['skipped_steps']} optimiser steps were left out because loss or gradient was not finite."
@@ -159,23 +218,33 @@ def _doubts(run: Run, what: Exported) -> Iterator[str]:
         yield f"Of the run's files: {note}."
 
 
-def _is_of(step: Any, what: Exported) -> bool:
+def _is_before(step: Any, what: Exported) -> bool:
     return what.step is None or not isinstance(step, int) or step <= what.step
 
 
-def _loss(run: Run) -> str:
-    formula = run.summary.get("formula")
-    lines = [f"## Loss\n\n{code(run.loss)}" + (f", per pair: {code(formula)}" if formula else "")]
-    if formula:
-        lines.append("a, b: log pi(y|x) - log pi_ref(y|x) of the chosen and the rejected response, nats.")
-    cited = citations(str(run.resolved.get("loss._target_", "")))
-    if cited:
-        lines.append("Defined in " + ", ".join(f"[arXiv {key}](https://arxiv.org/abs/{key})" for key in cited) + ".")
-    return "\n\n".join(lines)
+def _data(run: Run) -> list[str]:
+    """Where the pairs came from, how many there were, and what became of them."""
+    summarised = run.summary.get("data")
+    facts = summarised if isinstance(summarised, Mapping) else {}
+    lines = [f"source: {facts.get('source', run.choices.get('data', 'unknown'))}"]
+    for name, title in (("train", "trained on"), ("test", "held out")):
+        part = facts.get(name)
+        if isinstance(part, Mapping):
+            lines.append(f"{title}: {part.get('pairs')} pairs of {part.get('prompts')} prompts")
+            cut = {key: value for key, value in flatten(part.get("truncated")).items() if value}
+            if cut:
+                lines.append(f"{title}, cut to length: " + ", ".join(f"{value} {key}" for key, value in cut.items()))
+    for part in facts.get("read") or []:
+        if isinstance(part, Mapping) and part.get("rejected"):
+            counts = ", ".join(f"{value} {key}" for key, value in flatten(part["rejected"]).items())
+            lines.append(f"rows of {part.get('split')} that were no usable pairs: {counts}")
+    if "max_length" in facts:
+        lines.append(f"longest sequence: {facts['max_length']} tokens, its prompt {facts.get('max_prompt_length')}")
+    return lines
 
 
-def _held_out(run: Run, what: Exported) -> str:
-    """Metrics at the exported step; those of a checkpoint between two evaluations are the ones before it, said so."""
+def _held_out(run: Run, what: Exported) -> Markdown | None:
+    """Metrics at the exported step; those of a checkpoint between two evaluations are the ones before it, marked so."""
     rows = []
     for metric in (*shown_metrics.HELD_OUT, *(shown_metrics.ORACLE if what.is_end else ())):
         curve = {s: v for s, v in metric.curve(run.curves).items() if what.step is None or s <= what.step}
@@ -184,55 +253,28 @@ def _held_out(run: Run, what: Exported) -> str:
         value = final if final is not None else None if step is None else curve[step]
         if value is not None:
             rows.append([metric.title, number(value), metric.unit, str(step), metric.meaning])
-    if not rows:
-        return "## Held-out metrics\n\nNone were logged."
-    head = ["metric", "value", "unit", "step", "meaning"]
-    seed = f"One run, seed {run.seed}: nothing here says how much another seed would differ."
-    return f"## Held-out metrics\n\n{markdown_table(head, rows)}\n\n{seed}"
+    return markdown_table(["metric", "value", "unit", "step", "meaning"], rows) if rows else None
 
 
-def _evaluations(run: Run, what: Exported) -> Iterator[str]:
-    """The suites that measured the run's end; they are no figures of a checkpoint."""
-    for suite, content in run.evaluation.items() if what.is_end else ():
+def _evaluations(run: Run) -> Iterator[tuple[str, Markdown, list[str]]]:
+    """Suites with a table of their main measures, and their notes."""
+    for suite, content in run.evaluation.items():
         rows = []
         for name, measure in content["measures"].items():
             if isinstance(measure, Mapping) and measure.get("main"):
-                value, ends = as_float(measure.get("value")), [measure.get("low"), measure.get("high")]
-                known = all(isinstance(end, int | float) for end in ends)
-                text = with_interval(value, *map(as_float, ends)) if known else number(value)
-                n = measure.get("n")
+                value, n = as_float(measure.get("value")), measure.get("n")
+                ends = [as_float(measure[end]) for end in ("low", "high")] if has_interval(measure) else []
+                text = with_interval(value, *ends) if ends else number(value)
                 rows.append([str(measure.get("title", name)), text, str(measure.get("unit", "")), f"{n if n else ''}"])
         if rows:
-            notes = "".join(f"\n\n> {plain(note)}" for note in content.get("notes") or [])
-            table = markdown_table(["measure", "value [interval]", "unit", "n"], rows)
-            yield f"## Evaluation: {plain(suite)}\n\n{table}{notes}"
+            yield suite, markdown_table(["measure", "value [interval]", "unit", "n"], rows), content.get("notes") or []
 
 
-def _use(run: Run, what: Exported) -> str:
-    if what.adapter:
-        base = published_base(run.resolved, run.summary) or "BASE"
-        code = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "FOLDER")\n'
-        )
-        serve = ""
-    else:
-        code = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'policy = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
-        )
-        serve = "\n\nWith vLLM (not tried): `vllm serve FOLDER`."
-    code += 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'
-    return f"## Use\n\n```python\n{code}\n```{serve}"
-
-
-def _again(run: Run) -> str:
-    said = [str(text) for text in run.summary.get("overrides") or run.overrides]
-    kept = [text for text in said if not text.startswith(("resume=", "hydra."))]
-    lines = [f"## Train it again\n\n{shell_block([command(['python', '-m', 'caldpo.train', *kept])])}"]
-    lines.append(f"Seed {run.seed}. Names of folders and files are cut to their last part.")
-    versions = run.summary.get("versions")
-    if isinstance(versions, Mapping):
-        lines.append("Versions: " + ", ".join(f"{name} {value}" for name, value in versions.items()) + ".")
-    lines.append(tracking(run.summary))
-    return "\n\n".join(line for line in lines if line)
+def _settings(run: Run) -> list[list[str]]:
+    """Key and value of what decides a run's numbers, in the order of the command line's groups."""
+    return [
+        [key, value if isinstance(value, str) else json.dumps(value, default=str)]
+        for group in _SHOWN
+        for key, value in run.resolved.items()
+        if (key == group or key.startswith(f"{group}.")) and not _NO_SETTING.fullmatch(key)
+    ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from caldpo.data.formats._fields import messages, text
 from caldpo.data.pair import Message
 from caldpo.data.raw_row import RowError
-from caldpo.data.sources._json_rows import read_jsonl
+from caldpo.data.sources.json_rows import read_jsonl
 from caldpo.errors import CaldpoError
 
 Asked = str | tuple[Message, ...]  # text, or a conversation that ends where the policy is to answer

@@ -7,7 +7,6 @@ own forward is run with its output head short-circuited: the hidden states are t
 
 from __future__ import annotations
 
-import inspect
 import logging
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from caldpo.logprobs.chunked import token_logprobs
 from caldpo.logprobs.fused_loss import PairLoss, ResponseTokens, require_dependence, streamed_loss
 from caldpo.logprobs.head import NoHeadError, OutputHead, head_layer, hooked, output_head
-from caldpo.models.rope_frequencies import frequencies_by_row
+from caldpo.models.model_forward import accepted_names, use_rowwise_frequencies
 from caldpo.types import PairBatch
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class LogprobEngine:
 
     def __init__(self, model: nn.Module, logits_cache_mib: int = LOGITS_CACHE_MIB) -> None:
         self.model, self.kept_bytes = model, logits_cache_mib * 2**20
-        frequencies_by_row(model)
+        use_rowwise_frequencies(model)
         self._accepted = accepted_names(model)  # looked up here once, rather than at every forward
         self._head: OutputHead | None = None
         self._asked = False
@@ -179,12 +178,3 @@ def response_logprobs(
         attention_mask=attention_mask.long(),
         position_ids=(attention_mask.long().cumsum(1) - 1).clamp_min(0),
     )
-
-
-def accepted_names(model: Any) -> set[str] | None:
-    """Names that a model's forward takes; None if it takes any."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    parameters = inspect.signature(inner.forward).parameters.values()
-    if any(p.kind == p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters}

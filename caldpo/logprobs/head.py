@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caldpo.errors import CaldpoError
 from caldpo.logprobs.lm_head_ops import LogitTransform
-from caldpo.models.eval_mode import evaluating
+from caldpo.models.model_forward import NonFiniteLogitsError, evaluating
 
 _LOUD = 64.0  # largest logit of the question: twice the usual caps, so that a cap of 30 or 50 shows
 _CAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logit_softcap", "softcap")
@@ -36,28 +35,13 @@ class NoHeadError(Exception):
     """The head cannot be taken apart from the model; the message says why."""
 
 
-class NotNumbersError(CaldpoError):
-    """A model computes NaN or infinite logits, so that nothing about it can be found out, or trained."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the model's logits are not numbers (NaN or infinite)",
-            key="model",
-            remedy="check its weights, which may be broken; a model in float16 may overflow: load it in bfloat16 or"
-            " float32",
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return NotNumbersError, ()
-
-
 @torch.no_grad()
 def output_head(model: nn.Module) -> OutputHead:
     """The output head of a model, found by asking it.
 
     Raises:
         NoHeadError: there is none, it is no plain linear layer, or the logits are another function of its output.
-        NotNumbersError: of finite hidden states it makes logits that are not.
+        NonFiniteLogitsError: of finite hidden states it makes logits that are not.
     """
     layer = head_layer(model)
     if layer is None:
@@ -103,7 +87,7 @@ def _ask(model: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
         drawn = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
         largest = nn.functional.linear(drawn, layer.weight).abs().max().clamp_min(_QUIET)
         if not largest.isfinite():
-            raise NotNumbersError
+            raise NonFiniteLogitsError
         seen["hidden"] = (drawn * (_LOUD / largest)).to(inputs[0].dtype)
         return (seen["hidden"], *inputs[1:])
 
@@ -123,7 +107,7 @@ def _ask(model: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
     # -inf is a number's absence by intent: some models rule out tokens so
     broken = any(bool((x.isnan() | (x == torch.inf)).any()) for x in (seen["raw"], logits))
     if broken and bool(seen["hidden"].isfinite().all()):
-        raise NotNumbersError
+        raise NonFiniteLogitsError
     return seen["hidden"].flatten(), seen["raw"].flatten().to(wide), logits.flatten().to(wide)
 
 

@@ -16,10 +16,8 @@ from caldpo.data.collate import Layout, collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.logprobs.engine import LogprobEngine
-from caldpo.logprobs.head import NotNumbersError
 from caldpo.logprobs.packed_attention import EAGER, SDPA, use_packed_attention
-from caldpo.models.eval_mode import evaluating
-from caldpo.models.rope_frequencies import same_up_to
+from caldpo.models.model_forward import NonFiniteLogitsError, evaluating, frequency_change_length
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -79,7 +77,7 @@ def why_not_packed(model: PreTrainedModel, max_length: int) -> str | None:
         windowed = getattr(config, "use_sliding_window", True)
         if window is not None and windowed and window < max_length:
             return f"its {name} of {window:,} tokens is shorter than the {max_length:,} of the longest sequences"
-    limit = same_up_to(model)
+    limit = frequency_change_length(model)
     if limit is not None and limit < max_length:
         return f"its rotary frequencies are others for sequences of more than {limit:,} tokens"
     if getattr(config, "attn_temperature_tuning", False):
@@ -104,7 +102,7 @@ def _disagreement(policy: Any, model: PreTrainedModel) -> str | None:
         else:
             with evaluating(policy):
                 reason = _compare(policy, model)
-    except NotNumbersError:
+    except NonFiniteLogitsError:
         raise
     except Exception as error:  # whatever a model of unknown make raises, padded batches remain
         reason = f"packed rows fail in it ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
@@ -127,7 +125,7 @@ def _compare(policy: Any, model: PreTrainedModel) -> str | None:
         torch.cat(engine(collate(pairs, 0, layout=layout).to(model.device))) for layout in ("padded", "packed")
     )
     if padded.isnan().any() or not padded.isfinite().any():
-        raise NotNumbersError
+        raise NonFiniteLogitsError
     difference = float(((padded - packed).abs() / padded.abs().clamp_min(1)).max())
     if difference <= _TOLERANCE.get(model.dtype, _COARSE):
         return None

@@ -1,7 +1,7 @@
-"""A saved adapter on its base: the LoRA or DoRA that this project trains, and nothing else that PEFT's format can say.
+"""Load a saved adapter: a LoRA or DoRA of the kind that this project trains, and nothing else in PEFT's format.
 
-PEFT's configuration may name a Python module to import and kinds of adapters that compile code, and where the weights
-are no safetensors PEFT opens a pickle. A folder may come from other hands, so all of that is refused.
+PEFT's configuration may name a Python module to import and kinds of adapters that compile code, and PEFT opens a pickle
+where the weights are not safetensors. A folder may come from others, so all of that is refused.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.config.hydra_errors import install
 from caldpo.errors import CaldpoError
-from caldpo.models.hub_files import only_pickles
+from caldpo.models.adapted_policy import REFERENCE
+from caldpo.models.hub_files import no_safetensors_error
+from caldpo.models.model_source import ModelSource, Repository
 from caldpo.models.weight_files import read_header
+from caldpo.utils.atomic_io import file_digest
 from caldpo.utils.notes import print_notes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-REFERENCE = "reference"  # name, in PEFT's model, of the frozen adapter under which a policy is its reference
-# what a LoRA of this project has of its own, and names that nothing is done with
+# settings that an adapter of this project sets, and names that nothing is done with
 _OWN = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out", "peft_type", "use_dora"}
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
 _NAMES = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
@@ -38,7 +40,7 @@ def load_adapter(
     expected: Mapping[str, Any] | None = None,
     reference: Path | None = None,
 ) -> PreTrainedModel:
-    """``base`` under the adapter in ``folder``.
+    """Put the adapter in ``folder`` on ``base``.
 
     Args:
         base: the model that the adapter was trained on.
@@ -56,18 +58,18 @@ def load_adapter(
     except ImportError:
         raise CaldpoError("not installed", key="adapter", value="lora", remedy=install("adapter", "lora")) from None
     stored: dict[Path, set[str]] = {}
-    for place in (folder, *([] if reference is None else [reference])):
-        said = _require_plain(place / CONFIG, LoraConfig().to_dict())
-        _require_expected(said, expected or {}, place)
-        if not (place / WEIGHTS).is_file():
-            raise only_pickles(str(place), "adapter", f"there is no {WEIGHTS}")
-        stored[place] = set(read_header(place / WEIGHTS, key="adapter", value=place))
-        _note_other_base(said, base, place)
+    for source in (folder, *([] if reference is None else [reference])):
+        settings = _plain_settings(source / CONFIG, LoraConfig().to_dict())
+        _require_expected(settings, expected or {}, source)
+        if not (source / WEIGHTS).is_file():
+            raise no_safetensors_error(str(source), "adapter", f"there is no {WEIGHTS}")
+        stored[source] = set(read_header(source / WEIGHTS, key="adapter", value=source))
+        _note_other_base(settings, base, source)
     config = LoraConfig.from_pretrained(str(folder))
     if dropout is not None:
         config.lora_dropout = dropout
     try:
-        with warnings.catch_warnings():  # of what is refused below, and of settings that are of parameters
+        with warnings.catch_warnings():  # about what is refused below, and about settings of parameters
             warnings.filterwarnings("ignore", "Found missing adapter keys|The following .* keys did not match")
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # PEFT asks by a name of transformers 4
             adapted: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=trained, config=config)
@@ -75,45 +77,45 @@ def load_adapter(
                 adapted.load_adapter(str(reference), REFERENCE, is_trainable=False)
                 adapted.set_adapter("default")
     except (RuntimeError, ValueError) as error:
-        raise _of_another(base, folder, _first_size(error) or str(error).strip().splitlines()[0]) from error
-    for place, name in ((folder, "default"), *([] if reference is None else [(reference, REFERENCE)])):
-        wanted = set(get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False))
-        if stored[place] != wanted:  # PEFT leaves what is missing as it was drawn, and what is too much out
-            first = sorted(stored[place] ^ wanted)[0]
-            why = f"{WEIGHTS} lacks" if first in wanted else f"it has no place for what is in {WEIGHTS}:"
-            raise _of_another(base, place, f"{why} {first}")
+        raise _mismatch(base, folder, _size_mismatch(error) or str(error).strip().splitlines()[0]) from error
+    for source, name in ((folder, "default"), *([] if reference is None else [(reference, REFERENCE)])):
+        needed = set(get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False))
+        if stored[source] != needed:  # PEFT initialises what is missing, and ignores what it does not know
+            first = sorted(stored[source] ^ needed)[0]
+            difference = f"{WEIGHTS} lacks" if first in needed else f"it has no place for what is in {WEIGHTS}:"
+            raise _mismatch(base, source, f"{difference} {first}")
     return adapted
 
 
-def _note_other_base(said: Mapping[str, Any], base: PreTrainedModel, folder: Path) -> None:
-    """Say that an adapter names another base: what has its sizes takes it, and a base may lie elsewhere by now."""
-    name, here = said.get("base_model_name_or_path"), base.config.name_or_path
-    if isinstance(name, str) and name and here and Path(name).name != Path(here).name:
-        print_notes([f"the adapter in {folder} was trained on {name} by its {CONFIG}, and is put on {here}"])
+def _note_other_base(settings: Mapping[str, Any], base: PreTrainedModel, folder: Path) -> None:
+    """Print that an adapter names another base: any of its sizes takes it, and a base may have moved since."""
+    name, path = settings.get("base_model_name_or_path"), base.config.name_or_path
+    if isinstance(name, str) and name and path and Path(name).name != Path(path).name:
+        print_notes([f"the adapter in {folder} was trained on {name} by its {CONFIG}, and is put on {path}"])
 
 
 _SIZES = re.compile(r"size mismatch for (\S+): [^\n]*?Size\((\[[\d, ]*\])\)[^\n]*?Size\((\[[\d, ]*\])\)")
 
 
-def _of_another(base: PreTrainedModel, folder: Path, why: str) -> CaldpoError:
+def _mismatch(base: PreTrainedModel, folder: Path, reason: str) -> CaldpoError:
     return CaldpoError(
-        f"is no adapter of this {type(base).__name__}: {why}",
+        f"is not an adapter of this {type(base).__name__}: {reason}",
         key=str(folder),
-        remedy="name the base that it was trained on by model.path, and a whole adapter",
+        remedy="name the base that it was trained on by model.path, and a complete adapter",
     )
 
 
-def _first_size(error: Exception) -> str:
-    """Tensor and both shapes, where PyTorch says them; the list that they stand in has a title of its own."""
-    found = _SIZES.search(str(error))
-    return "" if found is None else f"{found[1]} has the shape {found[2]} in {WEIGHTS}, and {found[3]} in the model"
+def _size_mismatch(error: Exception) -> str:
+    """Name the first tensor of PyTorch's list of size mismatches, with both shapes; empty where there is none."""
+    match = _SIZES.search(str(error))
+    return "" if match is None else f"{match[1]} has the shape {match[2]} in {WEIGHTS}, and {match[3]} in the model"
 
 
-def _of_fused_experts(key: str, value: Any) -> bool:
-    """Whether it is what PEFT itself notes of experts that transformers keeps as one tensor (Mixtral, Qwen2-MoE).
+def _is_about_fused_experts(key: str, value: Any) -> bool:
+    """Whether a setting is what PEFT itself writes for experts that transformers keeps as one tensor (Mixtral).
 
-    Names alone and ranks: PEFT takes the keys of its patterns for regular expressions, so that only its own form is
-    let through, ``.*\\.gate_up_proj``.
+    Names and ranks alone: PEFT takes the keys of its patterns for regular expressions, so that only its own form is
+    accepted, ``.*\\.gate_up_proj``.
     """
     if key == "target_parameters":
         return isinstance(value, list) and all(isinstance(name, str) and _NAME.fullmatch(name) for name in value)
@@ -122,35 +124,91 @@ def _of_fused_experts(key: str, value: Any) -> bool:
     return all(_NAME.fullmatch(name.removeprefix(".*\\.")) and type(rank) is int for name, rank in value.items())
 
 
-def _require_expected(said: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
+def _require_expected(settings: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
     keys = {"r": "adapter.rank", "lora_alpha": "adapter.alpha", "use_dora": "adapter"}
     for name, value in expected.items():
-        found = said.get(name) or False if isinstance(value, bool) else said.get(name)
-        if found != value:
-            wanted = ("dora" if found else "lora") if isinstance(value, bool) else found
+        stored = settings.get(name) or False if isinstance(value, bool) else settings.get(name)
+        if stored != value:
+            matching = ("dora" if stored else "lora") if isinstance(value, bool) else stored
             raise CaldpoError(
-                f"another than that of the adapter in {folder}, which the policy goes on with",
+                f"differs from the adapter in {folder}, which the policy continues",
                 key=keys[name],
                 value=("dora" if value else "lora") if isinstance(value, bool) else value,
-                remedy=f"set {keys[name]}={wanted}, or adapter.init_mode=merged to begin a new one",
+                remedy=f"set {keys[name]}={matching}, or adapter.init_mode=merged to start a new one",
             )
 
 
-def _require_plain(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
+def _plain_settings(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Read the settings of an adapter, and refuse any that this project does not train with."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CaldpoError(f"cannot be read: {str(error).splitlines()[0]}", key=str(file)) from error
-    if not isinstance(said, dict) or said.get("peft_type") != "LORA":
-        raise CaldpoError("is no LoRA, the only adapter that is trained here", key=str(file))
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
+        raise CaldpoError("is not a LoRA, the only kind of adapter that is supported", key=str(file))
     plain = json.loads(json.dumps(defaults, default=str))
-    for key, value in said.items():
-        off = value in (None, False, {}, []) or (key in plain and value == plain[key])
-        if key not in _OWN | _NAMES and not off and not _of_fused_experts(key, value):
+    for key, value in settings.items():
+        unset = value in (None, False, {}, []) or (key in plain and value == plain[key])
+        if key not in _OWN | _NAMES and not unset and not _is_about_fused_experts(key, value):
             raise CaldpoError(
-                "no adapter that is trained here has this setting",
+                "is not a setting of the adapters that are supported",
                 key=f"{file}: {key}",
                 value=value,
-                remedy="take it out, or merge the adapter into its base with the program that wrote it",
+                remedy="remove it, or merge the adapter into its base with the program that wrote it",
             )
-    return said
+    return settings
+
+
+class MergedAdapter:
+    """A model source that merges an earlier adapter into its base: the start of policy and reference alike.
+
+    Args:
+        source: of the base that the earlier adapter was trained on.
+        folder: of that adapter, usually of an SFT run.
+    """
+
+    def __init__(self, source: ModelSource, folder: str) -> None:
+        self.source, self.folder = source, folder
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.source.load_tokenizer()
+
+    def load_policy(self) -> PreTrainedModel:
+        """Load the base and add the adapter's updates to its weights, in its own dtype.
+
+        Raises:
+            CaldpoError: as :func:`load_adapter`.
+        """
+        adapted: Any = load_adapter(self.source.load_policy(), Path(self.folder))
+        model: PreTrainedModel = adapted.merge_and_unload()
+        return model.requires_grad_(True)  # PEFT has frozen the base
+
+    def skeleton(self) -> PreTrainedModel:
+        return self.source.skeleton()  # merging changes values, no shapes
+
+    def identity(self) -> str:
+        return f"{self.source.identity()} with {named_with_digest(self.folder)} merged into it"
+
+    def repository(self) -> Repository | None:
+        return self.source.repository()
+
+
+def named_with_digest(folder: str) -> str:
+    """Name an adapter's folder with the first digits of its weights' SHA-256, since it may be overwritten."""
+    file = Path(folder) / WEIGHTS
+    return f"{folder} ({file_digest(file)[:12]})" if file.is_file() else folder
+
+
+def require_adapter_folder(folder: str) -> None:
+    """Refuse an ``adapter.init_from`` without an adapter, before weights load.
+
+    Raises:
+        CaldpoError: there is none.
+    """
+    if not (Path(folder) / CONFIG).is_file():
+        raise CaldpoError(
+            f"holds no adapter: there is no {CONFIG}",
+            key="adapter.init_from",
+            value=folder,
+            remedy="name the policy/ of a run with adapter=lora or dora, and its base by model.path",
+        )

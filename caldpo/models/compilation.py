@@ -1,7 +1,7 @@
-"""``trainer.compile=true``: norms and feed-forward blocks through ``torch.compile``, and what that costs.
+"""Compile norms and feed-forward blocks by ``torch.compile`` (``trainer.compile=true``), and time it.
 
-The attention is left as it is. Its kernels are fused already, and packed pairs have other lengths in every batch,
-which enter it as plain numbers: compiled, it would be compiled again for each kind of batch.
+The attention is not compiled. Its kernels are fused already, and packed pairs have other lengths in every batch, which
+enter it as plain numbers: it would be recompiled for each kind of batch.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from caldpo.errors import CaldpoError
 
 
 def compile_layers(policy: nn.Module) -> list[nn.Module]:
-    """Compile the parts of every decoder layer but its attention, in place, for any length; returns the parts.
+    """Compile all parts of each decoder layer but its attention, in place, for any length; return the parts.
 
     Layers share their code, so that each kind of part is compiled once for all of them. The modules stay the same
     objects: no name in a checkpoint or an export changes.
 
     Raises:
-        CaldpoError: the model has no decoder layers that can be told from its other parts.
+        CaldpoError: the model's decoder layers cannot be told from its other parts.
     """
     layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
     parts = [part for layer in layers for part in layer.children() if "attention" not in type(part).__name__.lower()]
@@ -44,18 +44,16 @@ def compile_layers(policy: nn.Module) -> list[nn.Module]:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Where it is entered, compiled parts run as they were written: generation has a shape of its own at every token,
-    and each would be compiled.
-    """
+    """Run compiled parts eagerly while active: generation has another shape at every token, and would compile each."""
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
 
 
 class CompileClock:
-    """Seconds that ``torch.compile`` spent, from :meth:`start` to :meth:`stop`, in the whole process."""
+    """Measures the seconds that ``torch.compile`` takes in this process, from :meth:`start` to :meth:`stop`."""
 
     def __init__(self) -> None:
-        self.seconds, self.count, self._began = 0.0, 0, 0.0
+        self.seconds, self.count, self._started = 0.0, 0, 0.0
 
     def start(self) -> None:
         callback_handler.register_start_callback(self._begin)
@@ -67,15 +65,15 @@ class CompileClock:
             callback_handler.remove_end_callback(self._end)
 
     def _begin(self, _: CallbackArgs) -> None:
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
 
     def _end(self, _: CallbackArgs) -> None:
-        self.seconds += time.perf_counter() - self._began
+        self.seconds += time.perf_counter() - self._started
         self.count += 1
 
 
 class CompiledLayers(pl.Callback):
-    """Compiles the policy's layers and says how long it took: after the first step, and at the end if more came.
+    """Compiles the policy's layers and prints the time: after the first step, and at the end if there was more.
 
     Compilation happens where a compiled part is first called: in the first evaluation, and again in the first
     step, forward and backward.
@@ -84,7 +82,7 @@ class CompiledLayers(pl.Callback):
     def __init__(self) -> None:
         self.clock = CompileClock()
         self.parts: list[nn.Module] = []
-        self._said = 0.0
+        self._printed_seconds = 0.0
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if not self.parts:
@@ -92,17 +90,17 @@ class CompiledLayers(pl.Callback):
         self.clock.start()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        if not self._said:
-            self._say()
+        if not self._printed_seconds:
+            self._print_time()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.clock.seconds > self._said:
-            self._say()
+        if self.clock.seconds > self._printed_seconds:
+            self._print_time()
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         self.clock.stop()
 
-    def _say(self) -> None:
-        self._said = self.clock.seconds
+    def _print_time(self) -> None:
+        self._printed_seconds = self.clock.seconds
         seconds, count = self.clock.seconds, self.clock.count
         Console().print(f"torch.compile: compiled in {seconds:.1f} s ({count} graphs for {len(self.parts)} parts)")

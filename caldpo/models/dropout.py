@@ -1,7 +1,7 @@
-"""Noise that a model adds while it trains: dropout, dropped layers, jitter. Found by its names, and switched off.
+"""Find and disable the noise of training mode: dropout, dropped layers, jitter.
 
-transformers has no one place for it: modules of torch, numbers beside them that are handed to functions, and rates that
-are read from the configuration at every forward. What goes by none of these names is found by a probe, see
+transformers has no single place for it: modules of torch, attributes that are passed to functions, and rates that are
+read from the configuration at every forward. Noise by other names is detected by a probe, see
 :mod:`caldpo.models.model_probes`.
 """
 
@@ -16,61 +16,61 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
-_DROP, _NOISE = re.compile(r"drop"), re.compile(r"drop|jitter")
+_CONFIG_RATE, _MODULE_RATE = re.compile(r"drop"), re.compile(r"drop|jitter")
 _NO_NOISE = {"router_jitter_noise"}  # phimoe's bound on near ties between experts, which evaluation reads as well
-_KEPT = "settings_of_checkpoint"
+_ORIGINAL = "settings_of_checkpoint"  # attribute of a model, so that copies of it have their own
 
 Rate = tuple[Any, str, float]
-"""What holds a rate, its name there, and its value."""
+"""The module or configuration that holds a rate, its name there, and its value."""
 
 
-def rates(model: nn.Module) -> list[Rate]:
-    """Every rate above 0 of the model's modules, which act in training mode alone, and of its configuration."""
-    found: list[Rate] = []
+def dropout_rates(model: nn.Module) -> list[Rate]:
+    """List the rates above 0 of the model's modules, which act in training mode alone, and of its configuration."""
+    rates: list[Rate] = []
     seen: set[int] = set()
     for module in model.modules():
         drops = "drop" in type(module).__name__.lower()
         for name, value in list(vars(module).items()):
             if isinstance(value, PretrainedConfig):
-                found += _in_config(value, seen)
-            elif _is_rate(value) and name not in _NO_NOISE and (_NOISE.search(name) or (drops and name == "p")):
-                found.append((module, name, value))
-    return found
+                rates += _config_rates(value, seen)
+            elif _is_rate(value) and name not in _NO_NOISE and (_MODULE_RATE.search(name) or (drops and name == "p")):
+                rates.append((module, name, value))
+    return rates
 
 
-def acts(model: nn.Module) -> bool:
-    """Whether the model has a rate above 0, so that training mode may be another model than evaluation mode."""
-    return bool(rates(model))
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a rate is above 0, so that outputs in training mode may differ from those in evaluation mode."""
+    return bool(dropout_rates(model))
 
 
-def switch_off(model: nn.Module) -> None:
-    """Set every rate to 0. :func:`checkpoint_settings` puts those of the configuration back where it is written."""
-    set_to_zero(model, rates(model))
+def disable_dropout(model: nn.Module) -> None:
+    """Set every rate to 0. :func:`checkpoint_settings` restores those of the configuration while it is written."""
+    zero_settings(model, dropout_rates(model))
 
 
-def set_to_zero(model: nn.Module, settings: list[Rate]) -> None:
-    """Set numbers to 0, of which those of configurations come back where they are written."""
+def zero_settings(model: nn.Module, settings: list[Rate]) -> None:
+    """Set numbers to 0; :func:`checkpoint_settings` restores those of configurations while they are written."""
     for holder, name, value in settings:
-        setattr(holder, name, type(value)(0))  # some configurations hold whole numbers alone
-    kept = [setting for setting in settings if isinstance(setting[0], PretrainedConfig)]
-    setattr(model, _KEPT, [*getattr(model, _KEPT, ()), *kept])
+        setattr(holder, name, type(value)(0))  # some configurations accept integers alone
+    of_config = [setting for setting in settings if isinstance(setting[0], PretrainedConfig)]
+    setattr(model, _ORIGINAL, [*getattr(model, _ORIGINAL, ()), *of_config])
 
 
 @contextmanager
 def checkpoint_settings(model: nn.Module) -> Iterator[None]:
-    """The configuration with the numbers that the checkpoint came with, for as long as it is written."""
-    kept: list[Rate] = getattr(model, _KEPT, [])
-    for config, name, rate in kept:
+    """Restore the configuration's numbers of the original checkpoint, while it is written."""
+    original: list[Rate] = getattr(model, _ORIGINAL, [])
+    for config, name, rate in original:
         setattr(config, name, rate)
     try:
         yield
     finally:
-        for config, name, rate in kept:
+        for config, name, rate in original:
             setattr(config, name, type(rate)(0))
 
 
-def own_configuration(model: nn.Module) -> None:
-    """Give a model a copy of its configuration: whoever handed it in may build other models from it."""
+def copy_configuration(model: nn.Module) -> None:
+    """Give a model its own copy of its configuration, from which the caller may build other models."""
     copies: dict[int, Any] = {}
     for module in model.modules():
         for name, value in list(vars(module).items()):
@@ -78,17 +78,17 @@ def own_configuration(model: nn.Module) -> None:
                 vars(module)[name] = copy.deepcopy(value, copies)
 
 
-def _in_config(config: PretrainedConfig, seen: set[int]) -> list[Rate]:
+def _config_rates(config: PretrainedConfig, seen: set[int]) -> list[Rate]:
     if id(config) in seen:
         return []
     seen.add(id(config))
-    found: list[Rate] = []
+    rates: list[Rate] = []
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
-            found += _in_config(value, seen)
-        elif _is_rate(value) and _DROP.search(name):
-            found.append((config, name, value))
-    return found
+            rates += _config_rates(value, seen)
+        elif _is_rate(value) and _CONFIG_RATE.search(name):
+            rates.append((config, name, value))
+    return rates
 
 
 def _is_rate(value: object) -> bool:

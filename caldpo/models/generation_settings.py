@@ -1,8 +1,8 @@
-"""The generation settings that come with a checkpoint (generation_config.json): not sampled by, and kept in exports.
+"""Handle the generation settings of a checkpoint (generation_config.json): ignored in sampling, kept in exports.
 
-Samples are of the policy's whole distribution, so that log-ratios of samples estimate a KL. transformers fills whatever
-a caller leaves open from ``model.generation_config`` (5.24, ``GenerationMixin._prepare_generation_config``); so while
-this project samples, that is an empty one.
+Samples are of the policy's full distribution, so that log-ratios of samples estimate a KL. transformers fills settings
+that a caller leaves open from ``model.generation_config`` (5.24, ``GenerationMixin._prepare_generation_config``); so it
+is an empty one while this project samples.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 
-# Values at which a setting changes nothing; None, False and empty ones never do.
+# Values at which a setting has no effect; None, False and empty ones never have one.
 _NEUTRAL: dict[str, float] = {
     "temperature": 1,
     "top_k": 0,
@@ -55,15 +55,15 @@ _NEUTRAL: dict[str, float] = {
     "min_new_tokens": 0,
     "penalty_alpha": 0,
 }
-# Settings that change neither which tokens are drawn nor with which probability; end tokens are honoured.
+# Settings that change neither the tokens nor their probabilities; end tokens are honoured.
 _HARMLESS = re.compile(
     r"_.*|do_sample|use_cache|transformers_version|max_length|max_new_tokens|\w*cache\w*|\w*compile\w*|output_\w+"
     r"|return_dict_in_generate|(?:eos|pad|bos|decoder_start)_token_id|prefill_chunk_size|is_assistant|low_memory"
     r"|num_assistant_\w+|assistant_(?:confidence|lookbehind)\w*|target_lookbehind|max_matching_ngram_size"
     r"|continuous_batching_config"
 )
-# What makes the step of ``generate`` that a setting asks for, and refuses values that it cannot generate with.
-_STEPS: dict[str, Any] = {
+# Classes that ``generate`` builds for a setting; they refuse values that it cannot generate with.
+_PROCESSORS: dict[str, Any] = {
     "temperature": TemperatureLogitsWarper,
     "top_k": TopKLogitsWarper,
     "top_p": TopPLogitsWarper,
@@ -77,18 +77,18 @@ _SAMPLED = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cuto
 
 
 def unused_settings(model: PreTrainedModel) -> dict[str, Any]:
-    """What the model's own settings ask for that samples of its plain distribution do not follow, by name."""
+    """Find the model's own settings, by name, that samples of its plain distribution do not follow."""
     own = getattr(base_model(model), "generation_config", None)
     if own is None:
         return {}
     known = vars(GenerationConfig())
-    asked = {name: value for name, value in own.to_dict().items() if name in known and not _HARMLESS.fullmatch(name)}
-    return {name: value for name, value in asked.items() if not _changes_nothing(name, value)}
+    settings = {name: value for name, value in own.to_dict().items() if name in known and not _HARMLESS.fullmatch(name)}
+    return {name: value for name, value in settings.items() if not _is_neutral(name, value)}
 
 
 @contextmanager
 def without_own_settings(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The model to call ``generate`` on, its adapter active, with none of its checkpoint's settings meanwhile."""
+    """Reset the checkpoint's settings while active; yields the model to call ``generate`` on, its adapter active."""
     base = base_model(model)
     own = base.generation_config
     base.generation_config = GenerationConfig()
@@ -98,95 +98,98 @@ def without_own_settings(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         base.generation_config = own
 
 
-def mended(asked: Mapping[str, Any], *, saved: bool) -> tuple[GenerationConfig, dict[str, Any]]:
-    """The settings that transformers accepts, nearest to those asked for, and what was left out of them.
+def valid_settings(settings: Mapping[str, Any], *, saved: bool) -> tuple[GenerationConfig, dict[str, Any]]:
+    """Drop settings until transformers accepts the others; return its configuration, and what was dropped.
 
     Args:
-        asked: settings by name, as generation_config.json has them.
-        saved: whether they have to be such as transformers saves and generates with; else such as it reads.
+        settings: by name, as generation_config.json has them.
+        saved: whether transformers has to save them and generate with them; else it has to read them.
     """
-    kept = {name: value for name, value in asked.items() if value is not None and not name.startswith("_")}
-    left_out: dict[str, Any] = {}
+    valid = {name: value for name, value in settings.items() if value is not None and not name.startswith("_")}
+    dropped: dict[str, Any] = {}
     if saved:
-        left_out = {name: kept.pop(name) for name in _unusable(kept)}
-    told = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # what is wrong is mended here, and said by the caller
+        dropped = {name: valid.pop(name) for name in _unusable(valid)}
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # faults are handled here, and reported by the caller
     try:
         while True:
             try:
-                settings = GenerationConfig(**kept)
+                config = GenerationConfig(**valid)
                 if saved:
-                    settings.validate(strict=True)
-                return settings, left_out
-            except Exception as error:  # of whatever kind the values lead to
-                left_out |= {name: kept.pop(name) for name in _blamed(str(error), kept)}
+                    config.validate(strict=True)
+                return config, dropped
+            except Exception as error:  # of any kind, depending on the values
+                dropped |= {name: valid.pop(name) for name in _names_at_fault(str(error), valid)}
     finally:
-        transformers.utils.logging.set_verbosity(told)
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def readable_settings(path: str, revision: str | None) -> tuple[GenerationConfig | None, dict[str, Any]]:
-    """Settings in place of a generation_config.json that transformers cannot load, and what was left out of them.
+    """Replace a generation_config.json that transformers cannot load; return its valid settings, and what was dropped.
 
-    None where it can, or where there is no such file: a setting that is about nothing but generation must not keep a
-    model from being loaded.
+    None where transformers can load it, or where there is no such file: a setting of generation alone must not prevent
+    a model from loading.
     """
     try:
         GenerationConfig.from_pretrained(path, revision=revision or "main")
         return None, {}
     except OSError:
         return None, {}
-    except Exception:  # ValueError, TypeError, ...: it is found out below what it is about
+    except Exception:  # ValueError, TypeError, ...: examined below
         file = cached_file(path, GENERATION_CONFIG_NAME, revision=revision or "main")
-        asked = json.loads(Path(str(file)).read_text(encoding="utf-8"))
-        return mended(asked, saved=False) if isinstance(asked, dict) else (GenerationConfig(), {"all": "no settings"})
+        content = json.loads(Path(str(file)).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            return GenerationConfig(), {"all": "no settings"}
+        return valid_settings(content, saved=False)
 
 
-def listed(settings: dict[str, Any]) -> str:
-    """``repetition_penalty=1.3, num_beams=4``, long values elided."""
+def format_settings(settings: dict[str, Any]) -> str:
+    """Format as ``repetition_penalty=1.3, num_beams=4``, long values truncated."""
     texts = {name: str(value) for name, value in settings.items()}
     return ", ".join(f"{name}={text if len(text) <= 40 else text[:37] + '...'}" for name, text in texts.items())
 
 
-def _changes_nothing(name: str, value: Any) -> bool:
+def _is_neutral(name: str, value: Any) -> bool:
     if value is None or value is False or value in ([], {}, ""):
         return True
     return name in _NEUTRAL and isinstance(value, int | float) and value == _NEUTRAL[name]
 
 
-def _unusable(kept: dict[str, Any]) -> list[str]:
-    """Names of the settings that nothing can be generated with; whether to sample is settled in ``kept`` on the way.
+def _unusable(settings: dict[str, Any]) -> list[str]:
+    """Name the settings that ``generate`` refuses, and set ``do_sample`` in ``settings``.
 
-    A temperature without a word on sampling plainly means to sample. Temperature 0 means the likeliest token.
+    A temperature without ``do_sample`` means to sample. Temperature 0 means the likeliest token.
     """
-    if kept.get("temperature") == 0:
-        kept["do_sample"] = False
-    elif "do_sample" not in kept and any(not _changes_nothing(name, kept.get(name)) for name in _SAMPLED):
-        kept["do_sample"] = True
-    steps = {name: make for name, make in _STEPS.items() if kept.get("do_sample") is True or name not in _SAMPLED}
-    return [name for name, make in steps.items() if name in kept and not _generates(name, kept[name], make)]
+    if settings.get("temperature") == 0:
+        settings["do_sample"] = False
+    elif "do_sample" not in settings and any(not _is_neutral(name, settings.get(name)) for name in _SAMPLED):
+        settings["do_sample"] = True
+    sampled = settings.get("do_sample") is True
+    processors = {name: kind for name, kind in _PROCESSORS.items() if sampled or name not in _SAMPLED}
+    return [name for name, kind in processors.items() if name in settings and not _accepts(name, settings[name], kind)]
 
 
-def _generates(name: str, value: Any, make: Callable[[Any], object]) -> bool:
-    if _changes_nothing(name, value):
+def _accepts(name: str, value: Any, processor: Callable[[Any], object]) -> bool:
+    if _is_neutral(name, value):
         return True
     try:
-        make(value)
-    except Exception:  # of whatever kind the value leads to
+        processor(value)
+    except Exception:  # of any kind, depending on the value
         return False
     return math.isfinite(value)
 
 
-def _blamed(problem: str, kept: Mapping[str, Any]) -> list[str]:
-    """Which of the settings an error is about: it names them in backticks, or they fail alone; else all."""
-    first = re.findall(r"^- `(\w+)`", problem, re.MULTILINE) or re.findall(r"`(\w+)`", problem)
+def _names_at_fault(message: str, settings: Mapping[str, Any]) -> list[str]:
+    """Name the settings that an error is about: it has them in backticks, or they fail alone; else all."""
+    quoted = re.findall(r"^- `(\w+)`", message, re.MULTILINE) or re.findall(r"`(\w+)`", message)
     return (
-        [name for name in dict.fromkeys(first) if name in kept]
-        or [name for name, value in kept.items() if not _stands_alone(name, value)]
-        or list(kept)
+        [name for name in dict.fromkeys(quoted) if name in settings]
+        or [name for name, value in settings.items() if not _is_valid_alone(name, value)]
+        or list(settings)
     )
 
 
-def _stands_alone(name: str, value: Any) -> bool:
+def _is_valid_alone(name: str, value: Any) -> bool:
     try:
         GenerationConfig(**{name: value})
     except Exception:

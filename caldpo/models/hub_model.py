@@ -1,11 +1,9 @@
-"""A model of the Hugging Face hub, or a folder in its format."""
+"""Load a model of the Hugging Face hub, or of a folder in its format."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,22 +17,22 @@ from transformers import (
 )
 
 from caldpo.config.signatures import validated
-from caldpo.errors import CaldpoError, one_line
-from caldpo.models.architecture_check import require_decoder
-from caldpo.models.attention_choice import NEEDS_GPU, choose_attention
-from caldpo.models.generation_settings import listed, readable_settings
-from caldpo.models.hub_files import announce_code, commit_of, only_pickles, require_safe, stored_tensors, with_code
+from caldpo.errors import CaldpoError
+from caldpo.models.architecture import NEEDS_GPU, choose_attention, require_decoder
+from caldpo.models.generation_settings import format_settings, readable_settings
+from caldpo.models.hub_files import announce_code, commit_of, require_safe, stored_tensors, with_code_files
 from caldpo.models.load_report import (
+    attention_error,
+    delayed_progress_bars,
     describe_loaded,
-    leave_out_router_loss,
+    load_error,
     note_router_loss,
     note_unused,
-    patient_bar,
     print_loaded,
-    quiet_report,
+    without_load_report,
 )
 from caldpo.models.model_source import floating_dtype, prepare_for_training
-from caldpo.models.weight_files import require_even, require_numbers, require_shapes
+from caldpo.models.weight_files import require_equal_experts, require_float_weights, require_shapes
 from caldpo.utils.notes import print_notes
 from caldpo.utils.out_of_memory import is_out_of_memory
 
@@ -47,9 +45,9 @@ class HubModel:
         revision: branch, tag or commit of a hub model; pin a commit to repeat a run.
         tokenizer: hub id or folder of another tokenizer; None takes the model's own.
         dtype: of the weights; ``auto`` keeps the checkpoint's.
-        attention: attention implementation of transformers. ``auto`` takes the fastest that is right here and says
-            which and why, see :mod:`caldpo.models.attention_choice`; None lets transformers choose. Packed rows have
-            PyTorch's SDPA in place of all but ``eager``, see :mod:`caldpo.logprobs.packed_attention`.
+        attention: attention implementation of transformers. ``auto`` takes the fastest that fits, and prints which and
+            why, see :mod:`caldpo.models.architecture`; None lets transformers choose. Packed rows have PyTorch's SDPA
+            in place of all but ``eager``, see :mod:`caldpo.logprobs.packed_attention`.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         dropout: keep the checkpoint's dropout while training.
         trust_remote_code: run Python code that comes with the model, announced on the terminal and named in the
@@ -73,12 +71,10 @@ class HubModel:
         self.gradient_checkpointing, self.dropout = gradient_checkpointing, dropout
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        own = self.tokenizer is None
+        if self.tokenizer is not None:
+            return load_tokenizer(self.tokenizer, key="model.tokenizer", trust_remote_code=self.trust_remote_code)
         return load_tokenizer(
-            self.path if own else str(self.tokenizer),
-            key="model.path" if own else "model.tokenizer",
-            revision=self.revision if own else None,
-            trust_remote_code=self.trust_remote_code,
+            self.path, key="model.path", revision=self.revision, trust_remote_code=self.trust_remote_code
         )
 
     def load_policy(self) -> PreTrainedModel:
@@ -104,10 +100,17 @@ class HubModel:
         )
         return prepare_for_training(policy, gradient_checkpointing=self.gradient_checkpointing, dropout=self.dropout)
 
+    def repository(self) -> HubModel:
+        return self
+
+    def pin(self, commit: str) -> None:
+        """Load tokenizer and weights of this commit from now on."""
+        self.revision = commit
+
     def identity(self) -> str:
         commit = commit_of(self.path, self.revision)
         identity = f"{self.path}@{commit}" if commit else self.path
-        return with_code(identity, self.path, self.revision) if self.trust_remote_code else identity
+        return with_code_files(identity, self.path, self.revision) if self.trust_remote_code else identity
 
 
 def load_causal_lm(
@@ -120,7 +123,7 @@ def load_causal_lm(
     announce: bool = False,
     **arguments: Any,
 ) -> PreTrainedModel:
-    """A causal language model of the hub or a folder, from safetensors alone, on the default device.
+    """Load a causal language model of the hub or a folder, from safetensors alone, on the default device.
 
     Args:
         path: hub id or folder.
@@ -128,26 +131,26 @@ def load_causal_lm(
         revision: of a hub id.
         trust_remote_code: run Python code that comes with the model.
         attn_implementation: ``auto`` chooses; None lets transformers choose.
-        announce: print one line that says what was loaded.
+        announce: print a line on what was loaded.
         arguments: of ``from_pretrained``.
 
     Raises:
-        CaldpoError: naming ``key``: it is not there, holds no causal language model, or is a pickle.
+        CaldpoError: naming ``key``: it does not exist, holds no causal language model, or is a pickle.
     """
     config = _read_config(path, key, revision, trust_remote_code)
-    attention, why = attn_implementation, ""
+    attention, reason = attn_implementation, ""
     if attention == "auto":
         dtype = arguments.get("dtype")
-        attention, why = choose_attention(config, dtype if isinstance(dtype, torch.dtype) else None)
-    settings, left_out = readable_settings(path, revision)
+        attention, reason = choose_attention(config, dtype if isinstance(dtype, torch.dtype) else None)
+    settings, rejected = readable_settings(path, revision)
     if settings is not None:
         arguments["generation_config"] = settings
         if announce:
-            print_notes([f"generation_config.json cannot be loaded with {listed(left_out)}: left out"])
+            print_notes([f"generation_config.json cannot be loaded with {format_settings(rejected)}: left out"])
     started = time.perf_counter()
     files = stored_tensors(path, key=key, revision=revision)
     try:
-        with patient_bar(), quiet_report():
+        with delayed_progress_bars(), without_load_report():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 revision=revision or "main",
@@ -161,25 +164,25 @@ def load_causal_lm(
     except Exception as error:  # of transformers, safetensors, or the model's own code
         if is_out_of_memory(error):
             raise
-        if attention is not None and _is_about_attention(error):
-            raise _cannot_attend(attention, error) from error
-        require_even(stored_tensors(path, key=key, revision=revision), key=key, value=path)
-        raise _cannot_load("model", path, key, error) from error
+        if attention is not None and (problem := attention_error(attention, error)) is not None:
+            raise problem from error
+        require_equal_experts(stored_tensors(path, key=key, revision=revision), key=key, value=path)
+        raise load_error("model", path, key, error) from error
     policy: PreTrainedModel = loaded[0]
-    leave_out_router_loss(policy.config)
+    _disable_router_loss(policy.config)
     require_shapes({name: (a, b) for name, a, b in loaded[1]["mismatched_keys"]}, files, key=key, value=path)
-    _require_whole(loaded[1]["missing_keys"], key, path)
+    _require_all_weights(loaded[1]["missing_keys"], key, path)
     if not hasattr(config, "quantization_config"):
-        require_numbers((name for name, _ in policy.named_parameters()), files, key=key, value=path)
+        require_float_weights((name for name, _ in policy.named_parameters()), files, key=key, value=path)
     note_unused(loaded[1]["unexpected_keys"], files, path)
     if announce:
-        print_loaded(describe_loaded(policy, time.perf_counter() - started, why), path, revision)
+        print_loaded(describe_loaded(policy, time.perf_counter() - started, reason), path, revision)
         note_router_loss(config)
     return policy
 
 
 def _read_config(path: str, key: str, revision: str | None, trusted: bool) -> PretrainedConfig:
-    """The model's configuration, with all that can be refused before weights load."""
+    """Read the model's configuration, and refuse what can be refused before weights load."""
     require_safe(path, key=key, revision=revision, trusted=trusted)
     if trusted:
         announce_code(path, revision)
@@ -187,22 +190,22 @@ def _read_config(path: str, key: str, revision: str | None, trusted: bool) -> Pr
         config: PretrainedConfig = AutoConfig.from_pretrained(
             path, revision=revision or "main", trust_remote_code=trusted
         )
-    except Exception as error:  # each kind of configuration checks itself, with errors of its own
-        raise _cannot_load("model", path, key, error) from error
+    except Exception as error:  # each configuration class validates itself, with errors of its own
+        raise load_error("model", path, key, error) from error
     require_decoder(config, key=key, path=path)
     return config
 
 
-def _require_whole(missing: Collection[str], key: str, path: str) -> None:
-    """Refuse a model some of whose weights were in no file: transformers has drawn them at random."""
+def _require_all_weights(missing: Collection[str], key: str, path: str) -> None:
+    """Refuse a model with weights that are in no file: transformers has initialised them at random."""
     if missing:
-        few = sorted(missing)[:3]
-        more = f" and {len(missing) - len(few)} more" if len(missing) > len(few) else ""
+        first = sorted(missing)[:3]
+        more = f" and {len(missing) - len(first)} more" if len(missing) > len(first) else ""
         raise CaldpoError(
-            f"its files lack weights of the model ({', '.join(few)}{more})",
+            f"its files lack weights of the model ({', '.join(first)}{more})",
             key=key,
             value=path,
-            remedy="take a checkpoint that is whole, and of the architecture that its config.json names",
+            remedy="take a complete checkpoint, of the architecture that its config.json names",
         )
 
 
@@ -215,18 +218,18 @@ def causal_lm_skeleton(
     dtype: torch.dtype | None = None,
     attention: str | None = None,
 ) -> PreTrainedModel:
-    """A model of the hub or a folder by its configuration alone, with weights of no meaning.
+    """Build a model of the hub or a folder from its configuration alone, with uninitialised weights.
 
     Args:
         dtype: of the weights; None takes the one that the configuration names.
-        attention: kernels that need a GPU are replaced by transformers' choice, which keeps the same tensors; not on
-            the meta device, where a model is made that a GPU is going to compute with.
+        attention: kernels that need a GPU are replaced by transformers' choice, which keeps the same tensors in memory;
+            not on the meta device, where the model is built that a GPU is going to run.
 
     Raises:
-        CaldpoError: naming ``key``: there is no such configuration, or a model of it would not be loaded either.
+        CaldpoError: naming ``key``: the configuration does not exist, or its model would not be loaded either.
     """
     config = _read_config(path, key, revision, trust_remote_code)
-    leave_out_router_loss(config)
+    _disable_router_loss(config)
     weights = dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
     if attention == "auto":
         attention, _ = choose_attention(config, weights)
@@ -238,10 +241,10 @@ def causal_lm_skeleton(
 
 
 def check_causal_lm(path: str, *, key: str) -> None:
-    """Read a model's configuration, which is small, to learn early whether it is there.
+    """Check early that a model exists, by its configuration, which is small.
 
     Raises:
-        CaldpoError: naming ``key``: it is not.
+        CaldpoError: naming ``key``: it does not.
     """
     _read_config(path, key, None, trusted=False)
 
@@ -249,10 +252,10 @@ def check_causal_lm(path: str, *, key: str) -> None:
 def load_tokenizer(
     path: str, *, key: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer of the hub or a folder, with a padding token (any: masks never read it).
+    """Load a tokenizer of the hub or a folder, with a padding token (any: masks never read it).
 
     Raises:
-        CaldpoError: naming ``key``: it is not there, or has no EOS token.
+        CaldpoError: naming ``key``: it does not exist, or has no EOS token.
     """
     if trust_remote_code:
         announce_code(path, revision)
@@ -261,7 +264,7 @@ def load_tokenizer(
             path, revision=revision or "main", trust_remote_code=trust_remote_code
         )
     except Exception as error:  # the library behind it raises plain ones
-        raise _cannot_load("tokenizer", path, key, error) from error
+        raise load_error("tokenizer", path, key, error) from error
     if tokenizer.eos_token_id is None:
         raise CaldpoError(
             "the tokenizer has no EOS token, so that responses could not end",
@@ -274,53 +277,8 @@ def load_tokenizer(
     return tokenizer
 
 
-def _is_about_attention(error: Exception) -> bool:
-    return re.search(r"flash.?att|flex.?att|attn_implementation|scaled_dot_product", str(error), re.I) is not None
-
-
-def _cannot_attend(attention: str, error: Exception) -> CaldpoError:
-    package = ", or install the package flash-attn, built for this PyTorch and CUDA" if "flash" in attention else ""
-    return CaldpoError(
-        f"cannot be used here: {_first_sentence(error)}",
-        key="model.attention",
-        value=attention,
-        remedy="set model.attention=sdpa, which on a GPU uses PyTorch's own FlashAttention kernels" + package,
-    )
-
-
-def _first_sentence(error: Exception) -> str:
-    if not isinstance(error, OSError | ValueError | ImportError):
-        return one_line(error)
-    return one_line(error).partition(": ")[2] or type(error).__name__
-
-
-def _cannot_load(what: str, path: str, key: str, error: Exception) -> CaldpoError:
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not Path(path).expanduser().exists():
-        return CaldpoError(f"there is no such folder to load a {what} from", key=key, value=path)
-    if "safetensors" in str(error) and what == "model":
-        return only_pickles(path, key, f"it has no weights as safetensors: {_first_sentence(error)}")
-    if what == "tokenizer" and Path(path).is_dir() and not _tokenizer_files(Path(path)):
-        return CaldpoError(
-            "this folder holds no tokenizer",
-            key=key,
-            value=path,
-            remedy="save the model's tokenizer there, too (save_pretrained of transformers), or name one by"
-            " model.tokenizer=ID_OR_FOLDER",
-        )
-    if Path(path).is_dir():
-        file = "config.json" if what == "model" else "tokenizer_config.json and tokenizer.json"
-        remedy = f"mend its {file}, or name a folder that save_pretrained of transformers has written"
-        return CaldpoError(f"cannot load a {what}: {_first_sentence(error)}", key=key, value=path, remedy=remedy)
-    return CaldpoError(
-        f"cannot load a {what}: {_first_sentence(error)}",
-        key=key,
-        value=path,
-        remedy="give the id of a causal language model on the hub (check the spelling, the network and, for a"
-        " gated model, HF_TOKEN) or a folder written by save_pretrained",
-    )
-
-
-def _tokenizer_files(folder: Path) -> list[Path]:
-    patterns = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
-    return [file for pattern in patterns for file in folder.glob(pattern)]
+def _disable_router_loss(config: PretrainedConfig) -> None:
+    """Disable the router loss of a mixture of experts, which training does not use and packed rows cannot have."""
+    text = config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False

@@ -1,6 +1,6 @@
-"""What is seen of a model while it loads, and what is said of it afterwards.
+"""Progress bars, notes and errors of a model that loads.
 
-transformers maps safetensors into memory and brings one tensor at a time into the dtype asked for and onto the default
+transformers maps safetensors into memory and brings one tensor at a time into the requested dtype and onto the default
 device, so that weights are never held twice.
 """
 
@@ -10,34 +10,38 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from caldpo.models.hub_files import commit_of
-from caldpo.models.weight_files import Stored
+from caldpo.errors import CaldpoError, one_line
+from caldpo.models.hub_files import commit_of, no_safetensors_error
+from caldpo.models.weight_files import StoredTensor
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.notes import print_notes
 
-PATIENCE = 2.0
-"""Seconds that loading may take without a progress bar."""
+BAR_DELAY = 2.0
+"""Seconds of loading before a progress bar appears."""
 _ROUTER_LOSS = re.compile(r"(aux|z|moe|balanc\w*)_loss_?\w*(coef|alpha|weight)|output_router_logits")
-_SHOWN = 4  # kinds of tensors that are named in a line
+_ATTENTION = re.compile(r"flash.?att|flex.?att|attn_implementation|scaled_dot_product", re.IGNORECASE)
+_MAX_KINDS = 4  # of tensors, in a line
 
 
 @contextmanager
-def patient_bar() -> Iterator[None]:
-    """transformers' progress bars appear only where loading takes longer than :data:`PATIENCE`, and leave no trace."""
+def delayed_progress_bars() -> Iterator[None]:
+    """Show transformers' progress bars only where loading takes longer than :data:`BAR_DELAY`, and clear them after."""
     hook: Callable[..., Any] | None = getattr(logging, "set_tqdm_hook", None)
     if hook is None:  # they are then shown from the start
         yield
         return
 
-    def patient(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        return factory(*args, **{"delay": PATIENCE, "leave": False, **options})
+    def delayed(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return factory(*args, **{"delay": BAR_DELAY, "leave": False, **options})
 
-    before = hook(patient)
+    before = hook(delayed)
     try:
         yield
     finally:
@@ -45,8 +49,8 @@ def patient_bar() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_report() -> Iterator[None]:
-    """Without transformers' table of tensors that do not fit: they are refused or named by whoever loads the model."""
+def without_load_report() -> Iterator[None]:
+    """Silence transformers' table of tensors that do not match, which the caller refuses or names."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -55,50 +59,43 @@ def quiet_report() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def note_unused(names: Iterable[str], files: Mapping[str, Stored], path: str) -> None:
-    """Name the tensors of the files that the model has no place for, on the first rank.
+def note_unused(names: Iterable[str], files: Mapping[str, StoredTensor], path: str) -> None:
+    """Print which tensors of the files the model does not use, on the first rank.
 
     Args:
-        names: in the model's terms.
+        names: by the model's naming.
         files: tensors of the files.
         path: of the model.
     """
     unused = sorted(names)
-    if not unused or not is_first_rank():
+    if not unused:
         return
     groups = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in unused)
-    shown = ", ".join(f"{name} ({count} of them)" if count > 1 else name for name, count in groups.most_common(_SHOWN))
-    more = f" and {len(groups) - _SHOWN} other kinds" if len(groups) > _SHOWN else ""
+    kinds = ", ".join(
+        f"{name} ({count} of them)" if count > 1 else name for name, count in groups.most_common(_MAX_KINDS)
+    )
+    more = f" and {len(groups) - _MAX_KINDS} other kinds" if len(groups) > _MAX_KINDS else ""
     where = f" ({files[unused[0]].file})" if unused[0] in files else ""
-    Console().print(
-        f"note: {len(unused):,} tensors of {path}{where} have no place in the model that its config.json describes, and"
-        f" are left out: {shown}{more}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
+    print_notes(
+        [
+            f"{len(unused):,} tensors of {path}{where} have no place in the model that its config.json describes, and"
+            f" are left out: {kinds}{more}"
+        ]
     )
 
 
 def note_router_loss(config: PretrainedConfig) -> None:
-    """Say of a mixture of experts that the load-balancing loss of its configuration is no part of training here."""
-    asked = dict(_router_losses(config.get_text_config().to_dict()))
-    if not asked or not is_first_rank():
+    """Print for a mixture of experts that the router loss of its configuration is not added in training."""
+    enabled = dict(_router_losses(config.get_text_config().to_dict()))
+    if not enabled:
         return
-    named = ", ".join(f"{name}={'true' if value is True else f'{value:g}'}" for name, value in asked.items())
-    Console().print(
-        f"note: its config.json asks for a load-balancing loss of the experts' router ({named}), which is not added:"
-        " the loss is of the pairs' log-probs alone (and the policy's output_router_logits is off)",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
+    named = ", ".join(f"{name}={'true' if value is True else f'{value:g}'}" for name, value in enabled.items())
+    print_notes(
+        [
+            f"its config.json asks for a load-balancing loss of the experts' router ({named}), which is not added:"
+            " the loss is of the pairs' log-probs alone (and the policy's output_router_logits is off)"
+        ]
     )
-
-
-def leave_out_router_loss(config: PretrainedConfig) -> None:
-    """Have a mixture of experts not compute that loss, which would be for nothing, and cannot be of packed rows."""
-    text = config.get_text_config()
-    if getattr(text, "output_router_logits", False):
-        text.output_router_logits = False
 
 
 def _router_losses(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -109,18 +106,18 @@ def _router_losses(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield str(name), value
 
 
-def describe_loaded(policy: PreTrainedModel, seconds: float, why: str) -> str:
-    """Class, parameters, dtype, memory, time and attention of a loaded model, in one line.
+def describe_loaded(policy: PreTrainedModel, seconds: float, reason: str) -> str:
+    """Describe a loaded model in one line: class, parameters, dtype, memory, time and attention.
 
     Args:
         policy: as it was loaded.
-        seconds: that it took.
-        why: of its attention; empty where it was configured.
+        seconds: taken to load it.
+        reason: for its attention; empty where it was configured.
     """
     sizes: Counter[str] = Counter()
     for parameter in policy.parameters():  # tied ones once
         sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel() * parameter.element_size()
-    attention = f"{policy.config._attn_implementation} attention" + (f" ({why})" if why else "")
+    attention = f"{policy.config._attn_implementation} attention" + (f" ({reason})" if reason else "")
     return (
         f"loaded: {type(policy).__name__}, {policy.num_parameters():,} parameters in"
         f" {' and '.join(name for name, _ in sizes.most_common())}, {_in_bytes(sizes.total())}"
@@ -143,3 +140,62 @@ def _in_bytes(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def attention_error(attention: str, error: Exception) -> CaldpoError | None:
+    """Explain that an attention implementation cannot be used; None where the error is about something else."""
+    if _ATTENTION.search(str(error)) is None:
+        return None
+    package = ", or install the package flash-attn, built for this PyTorch and CUDA" if "flash" in attention else ""
+    return CaldpoError(
+        f"cannot be used here: {_first_sentence(error)}",
+        key="model.attention",
+        value=attention,
+        remedy="set model.attention=sdpa, which on a GPU uses PyTorch's own FlashAttention kernels" + package,
+    )
+
+
+def _first_sentence(error: Exception) -> str:
+    if not isinstance(error, OSError | ValueError | ImportError):
+        return one_line(error)
+    return one_line(error).partition(": ")[2] or type(error).__name__
+
+
+def load_error(what: str, path: str, key: str, error: Exception) -> CaldpoError:
+    """Explain why a model or tokenizer cannot be loaded.
+
+    Args:
+        what: ``model`` or ``tokenizer``.
+        path: hub id or folder.
+        key: configuration key of ``path``.
+        error: of the library.
+    """
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).expanduser().exists():
+        return CaldpoError(f"there is no such folder to load a {what} from", key=key, value=path)
+    if "safetensors" in str(error) and what == "model":
+        return no_safetensors_error(path, key, f"it has no weights as safetensors: {_first_sentence(error)}")
+    if what == "tokenizer" and Path(path).is_dir() and not _tokenizer_files(Path(path)):
+        return CaldpoError(
+            "this folder holds no tokenizer",
+            key=key,
+            value=path,
+            remedy="save the model's tokenizer there, too (save_pretrained of transformers), or name one by"
+            " model.tokenizer=ID_OR_FOLDER",
+        )
+    if Path(path).is_dir():
+        file = "config.json" if what == "model" else "tokenizer_config.json and tokenizer.json"
+        remedy = f"correct its {file}, or name a folder that save_pretrained of transformers has written"
+        return CaldpoError(f"cannot load a {what}: {_first_sentence(error)}", key=key, value=path, remedy=remedy)
+    return CaldpoError(
+        f"cannot load a {what}: {_first_sentence(error)}",
+        key=key,
+        value=path,
+        remedy="give the id of a causal language model on the hub (check the spelling, the network and, for a"
+        " gated model, HF_TOKEN) or a folder written by save_pretrained",
+    )
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    patterns = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
+    return [file for pattern in patterns for file in folder.glob(pattern)]

@@ -1,4 +1,4 @@
-"""The policy as one model, its adapter's updates added to the weights: what other programs load without PEFT."""
+"""Merge the policy's adapter into its weights: one model, which other programs load without PEFT."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from caldpo.models.adapters import base_model, is_adapted
-from caldpo.models.qlora import is_quantized, widened
+from caldpo.models.adapted_policy import base_model, is_adapted
+from caldpo.models.qlora import dequantized, is_quantized
 
 _log = logging.getLogger("caldpo")
 
 
 def merged(policy: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A copy of the policy with its adapter merged, in main memory; the policy stays as it is.
+    """Copy the policy with its adapter merged, in main memory; the policy is left unchanged.
 
-    Updates are added in float32. A base of 4 or 8 bits is widened first: no bits come back that rounding has taken,
-    and only ``dtype`` is lost on top of it. Where ``dtype`` is narrower than float32, the last digits of small updates
-    are lost, too.
+    Updates are added in float32. A base of 4 or 8 bits is dequantised first, which restores no precision that rounding
+    has lost. Where ``dtype`` is narrower than float32, the last digits of small updates are lost, too.
 
     Args:
         policy: not sharded over ranks.
-        dtype: of the result; None: that of the base's weights that are not rounded.
+        dtype: of the result; None: that of the base's weights that are not quantised.
     """
     dtype = base_model(policy).dtype if dtype is None else dtype
-    whole = copy.deepcopy(policy).to("cpu") if not _rounded(policy) else copy.deepcopy(policy)
-    if _rounded(whole):
-        _log.warning("merged: the base was rounded to few bits; the merged weights are the rounded ones, in %s", dtype)
-        whole = _widen(whole)
-    nn.Module.to(whole, dtype=torch.float32)
-    model: Any = whole.merge_and_unload(adapter_names=["default"]) if is_adapted(whole) else whole
+    copied = copy.deepcopy(policy)
+    if _has_quantized(copied):
+        _log.warning("merged: the base is quantised; the merged weights are its dequantised ones, in %s", dtype)
+        copied = _dequantize(copied)
+    else:
+        copied = copied.to("cpu")
+    nn.Module.to(copied, dtype=torch.float32)
+    model: Any = copied.merge_and_unload(adapter_names=["default"]) if is_adapted(copied) else copied
     nn.Module.to(model, device="cpu", dtype=dtype)
     model.config.dtype = dtype
     return model
@@ -48,17 +49,17 @@ def save_merged(policy: Any, folder: Path, dtype: torch.dtype | None = None) -> 
     model.save_pretrained(folder)
 
 
-def _rounded(policy: nn.Module) -> bool:
+def _has_quantized(policy: nn.Module) -> bool:
     return any(map(is_quantized, policy.modules()))
 
 
-def _widen(policy: Any) -> Any:
-    """The same policy with whole matrices under PEFT's layers, the updates already added to them."""
+def _dequantize(policy: Any) -> Any:
+    """Replace quantised matrices under PEFT's layers by full ones, with the updates already added to them."""
     for parent in [m for m in policy.modules() if not hasattr(m, "base_layer")]:
         for name, layer in list(parent.named_children()):
             base = getattr(layer, "base_layer", layer)
             if is_quantized(base):
-                matrix = widened(base)
+                matrix = dequantized(base)
                 if base is not layer:
                     matrix = matrix + layer.get_delta_weight("default").float().to(matrix.device)
                 setattr(parent, name, _linear(base, matrix))
@@ -69,13 +70,13 @@ def _widen(policy: Any) -> Any:
 
 
 def _linear(base: Any, matrix: torch.Tensor) -> nn.Module:
-    made: Any
+    layer: Any
     if base.transposed:
-        made = Conv1D(base.out_features, base.in_features)
-        made.weight = nn.Parameter(matrix.T.contiguous())
+        layer = Conv1D(base.out_features, base.in_features)
+        layer.weight = nn.Parameter(matrix.T.contiguous())
     else:
-        made = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-        made.weight = nn.Parameter(matrix)
+        layer = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+        layer.weight = nn.Parameter(matrix)
     if base.bias is not None or not base.transposed:
-        made.bias = base.bias
-    return made
+        layer.bias = base.bias
+    return layer

@@ -1,4 +1,4 @@
-"""Where a policy comes from: one interface for hub models, random ones and the embedded ones."""
+"""Load a policy: one interface for hub models, random ones and the embedded ones."""
 
 from __future__ import annotations
 
@@ -8,63 +8,100 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.errors import CaldpoError
-from caldpo.models.dropout import own_configuration, set_to_zero, switch_off
+from caldpo.models.dropout import copy_configuration, disable_dropout, zero_settings
+from caldpo.utils.collectives import is_first_rank
 
 
 class ModelSource(Protocol):
-    """Loads a tokenizer (cheap) and a policy (dear), and says what it loads."""
+    """Loads a tokenizer (cheap) and a policy (expensive), and identifies them."""
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, without touching any weights."""
+        """Load the tokenizer, without reading weights."""
         ...
 
     def load_policy(self) -> PreTrainedModel:
-        """The causal language model to train; new weights at each call."""
+        """Load the causal language model to train; a new copy at each call."""
         ...
 
     def skeleton(self) -> PreTrainedModel:
-        """The same model with weights of no meaning: nothing is read but its configuration.
+        """Build the same model from its configuration alone, with uninitialised weights.
 
         To be called where tensors are fake, so that it takes no memory either.
         """
         ...
 
     def identity(self) -> str:
-        """One line: name and revision or settings of these weights."""
+        """Describe in one line the name and revision, or the settings, of these weights."""
+        ...
+
+    def repository(self) -> Repository | None:
+        """Return the repository or folder of the weights; None where they are of this project's own making."""
         ...
 
 
+class Repository(Protocol):
+    """A repository of the hub, or a folder in its format."""
+
+    path: str
+    revision: str | None
+
+    def pin(self, commit: str) -> None:
+        """Load tokenizer and weights of this commit from now on."""
+        ...
+
+
+class NoRepository:
+    """Base of the model sources that make their own weights."""
+
+    def repository(self) -> None:
+        return None
+
+
+def load_on_rank(source: ModelSource, *, sharded: bool) -> PreTrainedModel:
+    """Load the policy as each rank holds it before training.
+
+    Args:
+        source: of the model.
+        sharded: the weights are going to be sharded over ranks: only the first one loads them, and the others get a
+            model on the meta device, which takes no memory.
+    """
+    if sharded and not is_first_rank():
+        with torch.device("meta"):
+            return source.skeleton()
+    return source.load_policy()
+
+
 def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: bool, dropout: bool) -> PreTrainedModel:
-    """Switch gradient checkpointing and dropout of a loaded policy.
+    """Set gradient checkpointing and dropout of a loaded policy.
 
     Dropout is off by default, as in the DPO reference implementation: the policy's log-probs are compared
-    with a reference that has none, and noise in them is noise in the implicit reward. What goes by another name than
-    dropout or jitter stays on, and is refused by :func:`caldpo.models.model_probes.require_sound`.
+    with a reference that has none, and noise in them is noise in the implicit reward. Noise by other names than
+    dropout or jitter stays on, and is refused by :func:`caldpo.models.model_probes.require_valid_logprobs`.
     """
-    own_configuration(policy)
+    copy_configuration(policy)
     if gradient_checkpointing:
-        require_checkpointing(policy)
+        _require_checkpointing(policy)
         # renamed in transformers 5; both names take torch.utils.checkpoint's keywords first
         enable = getattr(policy, "activation_checkpointing_enable", None) or policy.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     if not dropout:
-        switch_off(policy)
-    # RWKV divides weights in place when it is evaluated, against overflow in float16: they would be saved like that
+        disable_dropout(policy)
+    # RWKV divides weights in place in evaluation mode, against overflow in float16, and would be saved so
     if getattr(policy.config, "rescale_every", 0):
-        set_to_zero(policy, [(policy.config, "rescale_every", policy.config.rescale_every)])
+        zero_settings(policy, [(policy.config, "rescale_every", policy.config.rescale_every)])
     policy.config.use_cache = False
     return policy
 
 
-def require_checkpointing(policy: PreTrainedModel) -> None:
-    """Refuse gradient checkpointing of a model whose layers have none, before its weights load.
+def _require_checkpointing(policy: PreTrainedModel) -> None:
+    """Refuse gradient checkpointing for a model that does not support it.
 
     Raises:
         CaldpoError: naming ``model.gradient_checkpointing``.
     """
     if not policy.supports_gradient_checkpointing:
         raise CaldpoError(
-            f"{type(policy).__name__} has no gradient checkpointing: its layers cannot compute their activations again",
+            f"{type(policy).__name__} does not support gradient checkpointing: its layers cannot recompute activations",
             key="model.gradient_checkpointing",
             value="true",
             remedy="set model.gradient_checkpointing=false; activations are then kept, which takes more memory",
@@ -72,7 +109,7 @@ def require_checkpointing(policy: PreTrainedModel) -> None:
 
 
 def floating_dtype(name: str) -> torch.dtype:
-    """``float32`` and its like as a torch dtype."""
+    """Parse ``float32``, ``bfloat16``, ... as a torch dtype."""
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype

@@ -1,4 +1,4 @@
-"""A random-weight model of a chosen architecture: dry runs, tests, benchmarks."""
+"""A randomly initialised model of a chosen architecture, for dry runs, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from caldpo.config.bounds import NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import load_tokenizer
-from caldpo.models.model_source import floating_dtype, prepare_for_training
+from caldpo.models.model_source import NoRepository, floating_dtype, prepare_for_training
 
-# What transformers' own configurations call the five sizes, where they differ from Llama's names.
+# Names of the five sizes in GPT-2's configuration, where they differ from Llama's.
 _GPT2_NAMES = {
     "hidden_size": "n_embd",
     "num_layers": "n_layer",
@@ -23,7 +23,7 @@ _GPT2_NAMES = {
 }
 
 
-class RandomModel:
+class RandomModel(NoRepository):
     """Weights drawn from ``seed``; the vocabulary is the tokenizer's.
 
     Args:
@@ -85,7 +85,7 @@ class RandomModel:
     def load_policy(self) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self.skeleton()  # whose weights are those drawn now
+            return self.skeleton()  # whose weights are drawn now
 
     def skeleton(self) -> PreTrainedModel:
         tokenizer = self.load_tokenizer()
@@ -105,7 +105,7 @@ class RandomModel:
         return f"random {self.architecture} (seed {self.seed}; {sizes})"
 
     def _architecture_sizes(self) -> dict[str, Any]:
-        """The sizes under the names that the architecture's configuration knows."""
+        """Rename the sizes to the keys of the architecture's configuration."""
         if self.architecture == "gpt2":
             return {_GPT2_NAMES.get(k, k): v for k, v in self.sizes.items() if k != "num_key_value_heads"}
         renamed = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}

@@ -1,4 +1,4 @@
-"""The commit of a hub model or data set that a run begins with is the one that it goes on with, if the branch moves."""
+"""Pin a resumed run to the commits of model and data set that it began with, also if their branch has moved."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from rich.console import Console
 
 from caldpo.config.summary_file import known_summary
 from caldpo.models.hub_files import commit_of
+from caldpo.models.model_source import ModelSource
 from caldpo.run_record import DATA_COMMIT, MODEL_COMMIT, note
 from caldpo.utils.collectives import is_first_rank
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def keep_commit(source: Any, run_dir: Path, *, resumed: bool) -> None:
-    """Write down which commit a new run loads, and have a resumed one load that.
+def keep_commit(source: ModelSource, run_dir: Path, *, resumed: bool) -> None:
+    """Record which commit a new run loads, and pin a resumed run to it.
 
     To be called before the tokenizer is loaded, which comes from the same commit.
 
     Args:
-        source: of the model; one that is not of the hub has no commit, and is left alone.
+        source: of the model.
         run_dir: the run's folder, with its ``summary.json``.
         resumed: whether the run was begun before.
     """
-    while hasattr(source, "source"):  # an adapter has put something around it
-        source = source.source
-    path, revision = getattr(source, "path", None), getattr(source, "revision", None)
-    if not isinstance(path, str) or not hasattr(source, "revision"):
+    repository = source.repository()
+    if repository is None:
         return
+    path, revision = repository.path, repository.revision
     begun_with = known_summary(run_dir).get(MODEL_COMMIT) if resumed else None
     if isinstance(begun_with, str) and _COMMIT.fullmatch(begun_with):
         if begun_with != revision:
-            _tell_moved(path, revision, begun_with)
-        source.revision = begun_with
+            _print_moved(path, revision, begun_with)
+        repository.pin(begun_with)
         return
     commit = commit_of(path, revision)
     if commit is not None and _COMMIT.fullmatch(commit):
-        source.revision = commit  # also for whatever is loaded later in this run
+        repository.pin(commit)  # also for what is loaded later in this run
         note(run_dir, {MODEL_COMMIT: commit})
 
 
@@ -59,7 +59,7 @@ def keep_data_commit(source: Any, run_dir: Path, *, resumed: bool) -> None:
         note(run_dir, {DATA_COMMIT: commit})
 
 
-def _tell_moved(path: str, revision: str | None, begun_with: str) -> None:
+def _print_moved(path: str, revision: str | None, begun_with: str) -> None:
     now = commit_of(path, revision)
     if now is None or now == begun_with or not is_first_rank():
         return

@@ -1,6 +1,6 @@
-"""A table of logits as a causal language model, so that it goes through the very pipeline of any other.
+"""A table of logits as a causal language model, trained by the same pipeline as any other.
 
-A text is ``BOS prompt response EOS``, one token each. The next token depends on the present one alone: after
+A text is ``BOS prompt response EOS``, one token each. The next token depends on the current one alone: after
 prompt i the logits of the responses are row i of the table, after anything else EOS is certain. So the
 log-prob of a response is exactly that of its token; EOS adds exactly 0.
 """
@@ -26,9 +26,10 @@ from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.environments.tabular_environment import Table, TabularEnvironment, prompt_text, response_text
 from caldpo.environments.word_tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, word_tokenizer
+from caldpo.models.model_source import NoRepository
 
 IMPOSSIBLE = -1e4
-"""Logit whose probability is exactly 0 in every precision, but finite in float16: -inf times 0 is no number."""
+"""Logit whose probability is exactly 0 in every precision, but finite in float16: -inf times 0 is NaN."""
 
 _FIRST = len(SPECIAL_TOKENS)
 _EOS_ID = SPECIAL_TOKENS.index(EOS)
@@ -38,7 +39,7 @@ class TabularConfig(PretrainedConfig):
     """Sizes of the table."""
 
     model_type = "caldpo_tabular"
-    num_hidden_layers = 0  # asked for when generation sets up a cache
+    num_hidden_layers = 0  # read when generation sets up a cache
 
     def __init__(self, prompts: int = 1, responses: int = 1, **kwargs: Any) -> None:
         self.prompts, self.responses = prompts, responses
@@ -47,9 +48,9 @@ class TabularConfig(PretrainedConfig):
 
 
 class TabularLM(PreTrainedModel, GenerationMixin):
-    """Logits of the next token, a function of the present one.
+    """Logits of the next token, a function of the current one.
 
-    ``lm_head.weight[next, present]`` holds the table and, around it, the logits that are certain or impossible.
+    ``lm_head.weight[next, current]`` holds the table and, around it, the logits that are certain or impossible.
     Those get a gradient of exactly 0, so that training moves the table alone.
     """
 
@@ -77,24 +78,24 @@ class TabularLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutput:
-        """Logits of shape ``(rows, positions, vocabulary)``.
+        """Compute logits of shape ``(rows, positions, vocabulary)``.
 
-        Masks, positions and caches are taken and not needed: nothing but the present token matters.
+        Masks, positions and caches are accepted and ignored: nothing but the current token matters.
 
         Args:
             input_ids: tokens, ``(rows, length)``.
             logits_to_keep: so many last positions (0: all), or the positions.
         """
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        present = F.one_hot(input_ids[:, kept], self.config.vocab_size)
-        return CausalLMOutput(logits=self.lm_head(present.to(self.lm_head.weight.dtype)))
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        current = F.one_hot(input_ids[:, positions], self.config.vocab_size)
+        return CausalLMOutput(logits=self.lm_head(current.to(self.lm_head.weight.dtype)))
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """A uniform table; everything else leads to EOS."""
+        """Initialise a uniform table; everything else leads to EOS."""
         if isinstance(module, nn.Linear):
             prompts = slice(_FIRST, _FIRST + self.config.prompts)
             weight = torch.full_like(module.weight, IMPOSSIBLE)
@@ -109,8 +110,8 @@ AutoConfig.register(TabularConfig.model_type, TabularConfig)
 AutoModelForCausalLM.register(TabularConfig, TabularLM)
 
 
-class TabularModel:
-    """The reference policy of a tabular environment as the policy to start from.
+class TabularModel(NoRepository):
+    """The reference policy of a tabular environment, as the policy to start from.
 
     Args:
         prompts, responses, environment_seed, reference_spread: of the environment, the same as the data's.
@@ -128,7 +129,7 @@ class TabularModel:
         self.environment = TabularEnvironment(prompts, responses, environment_seed, reference_spread, 0.0)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Prompts ``x0, x1, ...`` and responses `` y0``, `` y1``, ..., a token each."""
+        """Build a tokenizer of prompts ``x0, x1, ...`` and responses `` y0``, `` y1``, ..., a token each."""
         sizes = self.environment
         return word_tokenizer(
             map(prompt_text, range(sizes.prompts)),

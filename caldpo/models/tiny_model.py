@@ -1,4 +1,4 @@
-"""The embedded policy: a small Llama that is fitted to reviews on first use and cached."""
+"""The embedded policy: a small Llama that is trained on reviews at first use, and cached."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from caldpo.environments.folder_cache import cached_folder
 from caldpo.environments.reviews.review_tokenizer import build_tokenizer
 from caldpo.environments.reviews.sft_policy import SftRecipe, model_config, save_sft
 from caldpo.errors import CaldpoError
-from caldpo.models.model_source import prepare_for_training
+from caldpo.models.model_source import NoRepository, prepare_for_training
 
 
-class TinyModel:
+class TinyModel(NoRepository):
     """The SFT model of the reviews environment.
 
-    Its weights are a function of these arguments alone, not of the training seed: runs of a sweep over seeds
-    start from the same policy and are compared with the same reference.
+    Its weights are a function of these arguments alone, not of the training seed: the runs of a sweep over seeds start
+    from the same policy and have the same reference.
 
     Args:
         hidden_size: width of the residual stream.
@@ -31,7 +31,7 @@ class TinyModel:
         sft_batch_size: reviews a step.
         sft_lr: peak learning rate of the fit.
         sft_seed: of weights and reviews.
-        cache: folder where the fitted model is kept, under a name that says what defines it.
+        cache: folder of the trained model, under a name with a digest of the arguments.
     """
 
     @validated

@@ -1,1 +1,1 @@
-"""Numbers that go bad: found, named, kept for replay, and refused where they are certain."""
+"""Guard against non-finite values: refuse certain overflow, locate values in a step, stop or skip it, dump it."""

@@ -1,60 +1,96 @@
-"""What a run does about losses and gradients that are no numbers: it stops, or skips the step and counts it."""
+"""Check every optimiser step and every evaluation for non-finite values, and stop the run or skip the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import pytorch_lightning as pl
+from pytorch_lightning.plugins.precision import MixedPrecision
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
-from caldpo.distributed.grad_norm import gradients_of
+from caldpo.distributed.strategy_interface import policy_strategy
 from caldpo.errors import CaldpoError
-from caldpo.nonfinite.locate import Finding, SeenBatch, find, merged
+from caldpo.losses.base import PreferenceLoss
+from caldpo.nonfinite.locate import SeenBatch, locate, merged
 from caldpo.nonfinite.step_dump import dump_step
 from caldpo.types import PairBatch, PairLogps
-from caldpo.utils.collectives import gathered
+from caldpo.utils.collectives import all_gather
+from caldpo.utils.finite_checks import REMEDY, nonfinite_names
+from caldpo.utils.notes import print_notes
 
 MAX_SKIPPED_STEPS = 100
-"""Float16 arithmetic skips some steps at the start and then one every 2,000: it looks for its gradients' scale."""
+"""Float16 arithmetic skips some steps at the start and then one every 2,000, while it adjusts the gradients' scale."""
+
+
+@runtime_checkable
+class PairOrigins(Protocol):
+    """Data that knows where its pairs come from."""
+
+    def origin(self, index: int, split: str) -> str:
+        """Describe the source of the pair at ``index`` of a split, such as ``pairs.jsonl:7``."""
+        ...
+
+
+class GuardedModule(Protocol):
+    """What the guards read of the training module."""
+
+    policy: Any
+    loss: PreferenceLoss
+    nonfinite: NonFiniteGuard
+
+    @property
+    def trainer(self) -> pl.Trainer: ...
+
+    @property
+    def global_step(self) -> int: ...
+
+    @property
+    def scales_gradients(self) -> bool:
+        """Whether float16 arithmetic scales the gradients, and skips the steps in which they overflow."""
+        ...
 
 
 class NonFiniteGuard:
-    """Keeps the micro-batches of steps whose numbers are not known yet, and judges them when they are.
+    """Record the micro-batches of each optimiser step, and check the step once its metrics have been fetched.
 
-    All ranks judge alike: what they judge by, the mean loss and the norm of the reduced gradient, is the same on all.
+    All ranks decide alike: the mean loss and the norm of the reduced gradient are the same on all.
 
     Args:
-        on_bad: ``stop``, or ``skip`` the update of such a step and go on.
+        action: ``stop`` the run at a non-finite step, or ``skip`` its update and go on.
         max_skipped: steps that may be skipped in a run before it stops after all. Those that float16 arithmetic skips
             by itself, because a scaled gradient overflowed, count as well.
     """
 
-    def __init__(self, on_bad: Literal["stop", "skip"] = "stop", max_skipped: int = MAX_SKIPPED_STEPS) -> None:
-        self.skips, self.max_skipped = on_bad == "skip", max_skipped
+    def __init__(self, action: Literal["stop", "skip"] = "stop", max_skipped: int = MAX_SKIPPED_STEPS) -> None:
+        self.skips, self.max_skipped = action == "skip", max_skipped
         self.skipped = 0  # steps whose update was not applied
-        self.caught: CaldpoError | None = None  # why the run stops, before the weights were touched
+        self.caught: CaldpoError | None = None  # why the run stops, where the weights have not met the step
         self._open: list[SeenBatch] = []
         self._steps: dict[int, list[SeenBatch]] = {}
 
-    def keep(self, batch: PairBatch, logps: PairLogps, values: dict[str, Tensor]) -> None:
-        """Remember a micro-batch of the step at hand, with its loss and terms per pair."""
+    def record(self, batch: PairBatch, logps: PairLogps, values: dict[str, Tensor]) -> None:
+        """Keep a micro-batch of the current step, with its loss and terms per pair."""
         self._open.append(SeenBatch(batch, logps, values))
 
-    def close(self, step: int) -> None:
-        """The micro-batches kept so far were those of ``step``."""
+    def end_step(self, step: int) -> None:
+        """Assign the micro-batches recorded so far to ``step``."""
         self._steps[step], self._open = self._open, []
 
-    def judge(self, module: Any, step: int, metrics: dict[str, float], *, before_update: bool) -> CaldpoError | None:
-        """Look at a step's fetched numbers, once, and forget its micro-batches.
+    def check(
+        self, module: GuardedModule, step: int, metrics: Mapping[str, float], *, before_update: bool
+    ) -> CaldpoError | None:
+        """Check a step's fetched metrics, once, and drop its micro-batches; all ranks have to call.
 
         Args:
-            module: the module that trains.
+            module: the training module.
             step: optimiser steps before this one.
             metrics: of the step: ``loss`` is the mean over its pairs, ``grad_norm`` that of the reduced gradient.
-            before_update: the step's gradients are there and have not met the weights.
+            before_update: whether the step's gradients still exist and the update has not been applied.
 
         Returns:
             Why the run has to stop; None where it need not.
@@ -65,37 +101,51 @@ class NonFiniteGuard:
             return None
         if module.scales_gradients and math.isfinite(loss):  # the scale was too large, and will be halved
             self.skipped += 1
-            return self._bound(step, f"float16 gradients overflowed at optimiser step {step}, as at the steps before")
-        finding = self._find(module, seen, before_update)
-        path, unwritten = self._dump(module, step, seen, str(finding))
+            return self._check_limit(f"float16 gradients overflowed at optimiser step {step}, as at steps before")
+        finding = merged(all_gather(locate(seen, module.policy if before_update else None, origins_of(module.trainer))))
+        path, dump_failure = self._dump(module, step, seen, str(finding))
         what = "loss" if not math.isfinite(loss) else "gradient"
-        said = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "grad_norm", "lr") if name in metrics)
-        text = f"the {what} is not a number at optimiser step {step} ({said}): {finding}{unwritten}"
+        values = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "grad_norm", "lr") if name in metrics)
+        message = f"the {what} is not finite at optimiser step {step} ({values}): {finding}{dump_failure}"
         if self.skips and before_update:
-            self.skipped += 1
-            gradients_of(module).discard()
-            if stop := self._bound(step, text):
-                return stop
-            if module.trainer.is_global_zero:
-                count = f"{self.skipped} of at most {self.max_skipped}"
-                Console().print(f"step skipped ({count}): {text}", soft_wrap=True, highlight=False, markup=False)
-            return None
-        unharmed = before_update or module.scales_gradients  # the scaler steps over such gradients by itself
+            return self._skip(module, message)
+        unharmed = before_update or module.scales_gradients  # float16's scaler skips such an update by itself
         if not unharmed:
-            text += (
-                "; it has met the weights, being looked at only now (trainer.metrics_sync_every=1 looks at every step)"
+            message += (
+                "; its update has changed the weights, since metrics were fetched later"
+                " (trainer.metrics_sync_every=1 checks every step before its update)"
             )
-        error = CaldpoError(text, remedy=remedy_of(path))
+        error = CaldpoError(message, remedy=_step_remedy(path))
         self.caught = error if unharmed else None
         return error
 
-    def _find(self, module: Any, seen: list[SeenBatch], gradients: bool) -> Finding:
-        return merged(gathered(find(seen, module.policy if gradients else None, origin_of(module))))
+    def _skip(self, module: GuardedModule, message: str) -> CaldpoError | None:
+        self.skipped += 1
+        policy_strategy(module.trainer.strategy).gradients(module.policy).discard()
+        if stop := self._check_limit(message):
+            return stop
+        if module.trainer.is_global_zero:
+            count = f"{self.skipped} of at most {self.max_skipped}"
+            Console().print(f"step skipped ({count}): {message}", soft_wrap=True, highlight=False, markup=False)
+        return None
 
-    def _dump(self, module: Any, step: int, seen: list[SeenBatch], reason: str) -> tuple[Path | None, str]:
-        """The file, and what to say where there is none: a full disk must not hide why the run stopped."""
+    def _check_limit(self, message: str) -> CaldpoError | None:
+        if self.skipped <= self.max_skipped:
+            return None
+        self.caught = CaldpoError(
+            f"more than {self.max_skipped} optimiser steps would have been skipped: {message}",
+            key="trainer.max_skipped_steps",
+            value=self.max_skipped,
+            remedy="find out why with replay= on the batches in nonfinite_batches, lower optim.lr, or use"
+            " trainer.precision=bf16-mixed",
+        )
+        return self.caught
+
+    def _dump(self, module: GuardedModule, step: int, seen: list[SeenBatch], reason: str) -> tuple[Path | None, str]:
+        """Write this rank's share of the step; a full disk must not hide why the run stopped."""
         trainer = module.trainer
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        plugin = trainer.precision_plugin
+        scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
         try:
             path = dump_step(
                 Path(trainer.default_root_dir),
@@ -106,36 +156,87 @@ class NonFiniteGuard:
                 ranks=trainer.world_size,
                 loss=type(module.loss).__name__,
                 formula=module.loss.formula,
-                data=getattr(trainer, "datamodule", None),
+                origin=origins_of(trainer),
                 gradient_scale=scaler.get_scale() if scaler is not None else 1.0,
             )
         except OSError as error:
             return None, f"; its batch could not be written for replay ({error.strerror or error})"
         return path, ""
 
-    def _bound(self, step: int, text: str) -> CaldpoError | None:
-        if self.skipped <= self.max_skipped:
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What is kept of a held-out :class:`PairBatch`: not its tokens."""
+
+    index: Tensor
+    weight: Tensor
+    split: str
+
+    @property
+    def pairs(self) -> int:
+        return len(self.weight)
+
+
+class HeldOutGuard:
+    """Record the values of held-out pairs, so that rows can be named where their means are not finite.
+
+    A few numbers per pair, which stay on the device: nothing waits for them while all are finite.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[SeenBatch] = []
+
+    def reset(self) -> None:
+        """Drop what the last evaluation recorded."""
+        self._seen = []
+
+    def record(self, batch: PairBatch, logps: PairLogps, values: dict[str, Tensor]) -> None:
+        """Keep a batch with its loss and terms per pair."""
+        rows: Any = _Rows(batch.index, batch.weight, batch.split)
+        self._seen.append(SeenBatch(rows, logps, values))
+
+    def check(self, module: GuardedModule, means: Mapping[str, float]) -> CaldpoError | None:
+        """Check the means of an evaluation; all ranks have to call.
+
+        Where non-finite steps are skipped, non-finite rows are noted and the run goes on, unless weights are not finite
+        either: no later step could be any better.
+
+        Args:
+            module: the training module.
+            means: over all held-out pairs, the same on all ranks.
+
+        Returns:
+            Why the run has to stop; None where it need not.
+        """
+        if all(map(math.isfinite, means.values())):
             return None
-        self.caught = CaldpoError(
-            f"more than {self.max_skipped} optimiser steps would have been skipped: {text}",
-            key="trainer.max_skipped_steps",
-            value=self.max_skipped,
-            remedy="find out why with replay= on the batches in nonfinite_batches, lower optim.lr, or use"
-            " trainer.precision=bf16-mixed",
+        weights = nonfinite_names((name, p.detach()) for name, p in _parameters(module))
+        finding = merged(
+            all_gather(replace(locate(self._seen, None, origins_of(module.trainer)), weights=tuple(weights)))
         )
-        return self.caught
+        if not finding.bad:
+            return None  # a mean over so many pairs overflowed, or is undefined
+        message = f"held-out values are not finite after {module.global_step} optimiser steps: {finding}"
+        if module.nonfinite.skips and not finding.weights:
+            print_notes([message])
+            return None
+        return CaldpoError(message, remedy=REMEDY)
 
 
-def origin_of(module: Any) -> Callable[[PairBatch, int], str]:
-    """What says where the pair at a row of a batch's split comes from, as its data knows."""
-    known = getattr(getattr(module.trainer, "datamodule", None), "origin", None)
-    return lambda batch, row: f"pair {row}" if known is None or not batch.split else str(known(row, batch.split))
+def origins_of(trainer: pl.Trainer) -> Callable[[int, str], str]:
+    """Return a function that describes where a pair comes from, by its row and split."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return lambda row, split: data.origin(row, split) if split and isinstance(data, PairOrigins) else f"pair {row}"
 
 
-def remedy_of(path: Path | None) -> str:
-    """What to do about a bad step, whose batch lies at ``path``."""
-    mend = "lower optim.lr, raise loss.beta, or use trainer.precision=32-true"
+def _parameters(module: GuardedModule) -> list[tuple[str, nn.Parameter]]:
+    return list(module.policy.named_parameters())
+
+
+def _step_remedy(path: Path | None) -> str:
+    """The remedy of a non-finite step, whose dump is at ``path``."""
+    settings = "lower optim.lr, raise loss.beta, or use trainer.precision=32-true"
     if path is None:
-        return mend
+        return settings
     run = path.parent.parent
-    return f"compute the batch again: python -m caldpo.train resume={run} replay={path}; then {mend}"
+    return f"compute the batch again: python -m caldpo.train resume={run} replay={path}; then {settings}"

@@ -1,17 +1,14 @@
-"""Where in an optimiser step a number went bad: in which pairs, in what of them, or only in whose gradient."""
+"""Locate non-finite values in an optimiser step: which pairs, which log-probs or terms, or whose gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from caldpo.types import PairBatch, PairLogps
-
-NAMED = 5  # pairs, or parameters, that a message names
+from caldpo.utils.finite_checks import MAX_NAMED, first_names, nonfinite_names
 
 LOGPS = {
     "policy_chosen": "the policy's log-prob of the chosen",
@@ -23,7 +20,7 @@ LOGPS = {
 
 @dataclass(frozen=True, slots=True)
 class SeenBatch:
-    """A micro-batch as a training step saw it, on its device.
+    """A micro-batch as a training step computed it, on its device.
 
     Args:
         batch: the pairs.
@@ -38,16 +35,16 @@ class SeenBatch:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one rank, or with :func:`merged` all of them, found in a step.
+    """Non-finite values that one rank, or with :func:`merged` all of them, located in a step.
 
     Args:
         pairs: real pairs of the step.
-        bad: pairs that have something which is no finite number.
-        named: some of those: where they come from, and what of them.
+        bad: pairs with a non-finite value.
+        named: some of those: where they come from, and which values.
         origins: where some of all pairs come from.
-        parameters: whose gradient is not finite; none also where gradients could not be looked at.
-        weights: of which parameters the values themselves are not finite.
-        graded: parameters that had a gradient to look at.
+        parameters: whose gradient is not finite; empty also where the gradients were gone.
+        weights: parameters whose own values are not finite.
+        graded: parameters that had a gradient.
     """
 
     pairs: int
@@ -60,97 +57,83 @@ class Finding:
 
     def __str__(self) -> str:
         if self.bad:
-            kinds = {what for _, what in self.named}
-            if len(kinds) == 1:  # said once
-                listed = f"{kinds.pop()} not finite: {some_of([origin for origin, _ in self.named], self.bad)}"
+            kinds = {values for _, values in self.named}
+            if len(kinds) == 1:  # named once
+                listed = f"{kinds.pop()} not finite: {first_names([origin for origin, _ in self.named], self.bad)}"
             else:
-                listed = f"not finite: {some_of([f'{origin} ({what})' for origin, what in self.named], self.bad)}"
-            said = [f"{self.bad} of {self.pairs} pairs, {listed}"]
+                pairs = [f"{origin} ({values})" for origin, values in self.named]
+                listed = f"not finite: {first_names(pairs, self.bad)}"
+            parts = [f"{self.bad} of {self.pairs} pairs, {listed}"]
         else:
-            said = [
-                f"log-probs and losses of all {self.pairs} pairs ({some_of(self.origins, self.pairs)}) are finite, and"
-                " the gradient alone is not"
+            parts = [
+                f"log-probs and losses of all {self.pairs} pairs ({first_names(self.origins, self.pairs)}) are finite,"
+                " and the gradient alone is not"
             ]
         if self.parameters and len(self.parameters) < self.graded:
-            said.append(f"not finite is the gradient of {some_of(self.parameters, len(self.parameters))}")
-        elif self.graded and not self.parameters and not self.bad:
-            said.append("each entry of it is finite, and the norm of all is beyond their dtype")
+            parts.append(f"non-finite gradient of {first_names(self.parameters, len(self.parameters))}")
         elif self.parameters:
-            said.append(f"not finite is the gradient of all {self.graded} parameters")
+            parts.append(f"non-finite gradient of all {self.graded} parameters")
+        elif self.graded and not self.bad:
+            parts.append("each entry of it is finite, and its norm overflows its dtype")
         if self.weights:
-            said.append(f"weights are not finite already: {some_of(self.weights, len(self.weights))}")
-        return "; ".join(said)
+            parts.append(f"non-finite weights already: {first_names(self.weights, len(self.weights))}")
+        return "; ".join(parts)
 
 
-def find(seen: Sequence[SeenBatch], policy: nn.Module | None, origin: Callable[[PairBatch, int], str]) -> Finding:
-    """Look through a step's micro-batches and, where they are still there, its gradients. This waits for the device.
+def locate(seen: Sequence[SeenBatch], policy: nn.Module | None, origin: Callable[[int, str], str]) -> Finding:
+    """Locate non-finite values in a step's micro-batches and gradients. Waits for the device.
 
     Args:
         seen: the micro-batches of this rank.
-        policy: whose gradients are those of the step; None where they are gone.
-        origin: where the pair at a row of a batch's ``index`` comes from.
+        policy: with the step's gradients; None where they are gone.
+        origin: describes where a pair comes from, by its row and split.
     """
     pairs, bad = 0, 0
     named: list[tuple[str, str]] = []
     origins: list[str] = []
     for one in seen:
-        wrong = _wrong(one)
+        flags = _nonfinite_flags(one)
         for place, (row, weight) in enumerate(zip(one.batch.index.tolist(), one.batch.weight.tolist(), strict=True)):
             if weight <= 0:
                 continue
             pairs += 1
-            if len(origins) < NAMED:
-                origins.append(origin(one.batch, row))
-            what = [name for name, flags in wrong.items() if flags[place]]
-            bad += bool(what)
-            if what and len(named) < NAMED:
-                named.append((origin(one.batch, row), ", ".join(what)))
+            if len(origins) < MAX_NAMED:
+                origins.append(origin(row, one.batch.split))
+            values = [name for name, flag in flags.items() if flag[place]]
+            bad += bool(values)
+            if values and len(named) < MAX_NAMED:
+                named.append((origin(row, one.batch.split), ", ".join(values)))
     if policy is None:
         return Finding(pairs, bad, tuple(named), tuple(origins))
-    weights = not_finite((name, p.detach()) for name, p in policy.named_parameters())
+    weights = nonfinite_names((name, p.detach()) for name, p in policy.named_parameters())
     graded = sum(p.grad is not None for p in policy.parameters())
-    return Finding(pairs, bad, tuple(named), tuple(origins), tuple(bad_gradients(policy)), tuple(weights), graded)
+    return Finding(pairs, bad, tuple(named), tuple(origins), tuple(nonfinite_gradients(policy)), tuple(weights), graded)
 
 
 def merged(findings: Sequence[Finding]) -> Finding:
-    """One finding of those of all ranks, whose gradients are the same, or parts of the same."""
+    """Merge the findings of all ranks, whose gradients are the same, or shards of the same."""
     return Finding(
         pairs=sum(f.pairs for f in findings),
         bad=sum(f.bad for f in findings),
-        named=tuple(one for f in findings for one in f.named)[:NAMED],
-        origins=tuple(text for f in findings for text in f.origins)[:NAMED],
+        named=tuple(one for f in findings for one in f.named)[:MAX_NAMED],
+        origins=tuple(text for f in findings for text in f.origins)[:MAX_NAMED],
         parameters=tuple(dict.fromkeys(name for f in findings for name in f.parameters)),
         weights=tuple(dict.fromkeys(name for f in findings for name in f.weights)),
         graded=findings[0].graded,
     )
 
 
-def bad_gradients(policy: nn.Module) -> list[str]:
-    """Names of the parameters whose gradient is not finite."""
-    return not_finite((name, p.grad) for name, p in policy.named_parameters() if p.grad is not None)
+def nonfinite_gradients(policy: nn.Module) -> list[str]:
+    """Name the parameters whose gradient is not finite."""
+    return nonfinite_names((name, p.grad) for name, p in policy.named_parameters() if p.grad is not None)
 
 
-def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of the tensors that are not finite throughout, as far as this rank has them; one transfer."""
-    named = [(name, tensor.to_local() if isinstance(tensor, DTensor) else tensor) for name, tensor in tensors]
-    if not named:
-        return []
-    good = torch.stack([tensor.isfinite().all() for _, tensor in named]).tolist()
-    return [name for (name, _), finite in zip(named, good, strict=True) if not finite]
-
-
-def _wrong(one: SeenBatch) -> dict[str, list[bool]]:
-    """By what it is, in which pairs it is not finite; the loss itself only where nothing that it is made of is."""
+def _nonfinite_flags(one: SeenBatch) -> dict[str, list[bool]]:
+    """Flag the pairs whose log-prob or term is not finite, by name; the loss only where none of its parts is."""
     parts = {words: getattr(one.logps, name) for name, words in LOGPS.items()}
     parts |= {name: value for name, value in one.values.items() if name.startswith("terms/")}
     parts["loss"] = one.values["loss"]
     flags = {name: (~value.isfinite()).tolist() for name, value in parts.items() if value is not None}
-    made_of = [any(flags[name][i] for name in flags if name != "loss") for i in range(one.batch.pairs)]
-    flags["loss"] = [bad and not known for bad, known in zip(flags["loss"], made_of, strict=True)]
+    explained = [any(flags[name][i] for name in flags if name != "loss") for i in range(one.batch.pairs)]
+    flags["loss"] = [bad and not cause for bad, cause in zip(flags["loss"], explained, strict=True)]
     return flags
-
-
-def some_of(named: Sequence[str], count: int) -> str:
-    """The first names, and how many more there are of ``count``."""
-    more = count - len(named[:NAMED])
-    return ", ".join(named[:NAMED]) + (f" and {more} more" if more > 0 else "")

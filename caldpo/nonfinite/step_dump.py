@@ -1,8 +1,8 @@
-"""A step's batch in a file, to be computed again: token ids, log-probs and where they come from, and no code.
+"""Dump a non-finite step's batch for replay, and read it back: token ids, log-probs and their origins, no code.
 
 ``nonfinite_batches/step-N.safetensors`` in the run's folder, one for each rank where there are several. Tensors:
-``tokens`` (all sequences in a row) and ``ends`` (where each prompt, chosen and rejected response ends), and per pair
-``index``, ``weight``, ``scores`` where the data has them, log-probs (nats), loss and terms. The metadata holds
+``tokens`` (all sequences concatenated) and ``ends`` (where each prompt, chosen and rejected response ends), and per
+pair ``index``, ``weight``, ``scores`` where the data has them, log-probs (nats), loss and terms. The metadata holds
 everything else.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,36 +22,37 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from caldpo.checkpointing.manifest import FOLDER as CHECKPOINTS
+from caldpo.checkpointing.manifest import WEIGHT_PARTS, WEIGHTS, checkpoint_folders
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.nonfinite.locate import LOGPS, SeenBatch
-from caldpo.resume.config_diff import config_digest, read_config
 from caldpo.types import PairBatch
 from caldpo.utils.atomic_io import atomic_file
 
 FOLDER = "nonfinite_batches"
 FORMAT = "caldpo bad batch 1"
 _TEXTS = ("reason", "loss", "formula")
-_WHOLE, _REAL = (torch.int32, torch.int64), (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_INTEGERS, _FLOATS = (torch.int32, torch.int64), (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Dump:
-    """A step's batch as it was read back.
+    """A step's batch, read back.
 
     Args:
-        pairs: in the order of the micro-batches, their origins in place.
-        micro_batches: how many of the pairs each has.
-        weight: 1 for a real pair, 0 for filler.
+        pairs: in the order of the micro-batches, with their origins.
+        micro_batches: number of pairs of each.
+        weight: 1 for a real pair, 0 for padding.
         values: per pair, by name: log-probs as in :class:`PairLogps`, ``loss`` and ``terms/*``.
-        said: the metadata: step, reason, loss, layout and so on.
+        metadata: step, reason, loss, layout and so on.
     """
 
     pairs: list[TokenizedPair]
     micro_batches: list[int]
     weight: list[float]
     values: dict[str, Tensor]
-    said: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def dump_step(
@@ -64,7 +65,7 @@ def dump_step(
     ranks: int,
     loss: str,
     formula: str,
-    data: Any = None,
+    origin: Callable[[int, str], str] = lambda row, split: f"pair {row}",
     gradient_scale: float = 1.0,
 ) -> Path:
     """Write this rank's share of a step.
@@ -73,10 +74,10 @@ def dump_step(
         run_dir: the run's folder.
         step: optimiser steps before this one.
         seen: its micro-batches.
-        reason: what was wrong with it, in words.
-        rank, ranks: which of how many this is.
+        reason: why it is dumped, for people.
+        rank, ranks: this rank, and how many there are.
         loss, formula: of the run, for people.
-        data: says where pairs come from (``origin(index, split)``); None: by their index alone.
+        origin: describes where a pair comes from, by its row and split.
         gradient_scale: of float16 arithmetic.
 
     Raises:
@@ -94,18 +95,16 @@ def dump_step(
         "index": _joined([one.batch.index for one in seen]),
     }
     for name in LOGPS:
-        known: list[Tensor] = [value for one in seen if (value := getattr(one.logps, name)) is not None]
-        if known and len(known) == len(seen):
-            tensors[name] = _joined(known)
+        values: list[Tensor] = [value for one in seen if (value := getattr(one.logps, name)) is not None]
+        if values and len(values) == len(seen):
+            tensors[name] = _joined(values)
     for name in seen[0].values if seen else ():
         tensors[name] = _joined([one.values[name] for one in seen])
     scores = [(b.score_chosen, b.score_rejected) for b in (one.batch for one in seen)]
     both = [torch.stack([c, r]) for c, r in scores if c is not None and r is not None]
     if both and len(both) == len(seen):
         tensors["scores"] = torch.cat(both, dim=1).cpu()
-    rows = [(int(i), one.batch.split) for one in seen for i in one.batch.index.tolist()]
-    origin = getattr(data, "origin", None)
-    said = {
+    metadata = {
         "format": FORMAT,
         "step": step,
         "rank": rank,
@@ -117,48 +116,47 @@ def dump_step(
         "micro_batches": [one.batch.pairs for one in seen],
         "gradient_scale": gradient_scale,
         "step_pairs": seen[0].batch.step_pairs if seen else 0,
-        "origins": [str(origin(i, split)) if origin and split else f"pair {i}" for i, split in rows],
+        "origins": [origin(row, one.batch.split) for one in seen for row in one.batch.index.tolist()],
         "checkpoint": last_checkpoint(run_dir, step),
-        "config_digest": digest_of_folder(run_dir),
     }
     path = run_dir / FOLDER / (f"step-{step}.safetensors" if ranks == 1 else f"step-{step}-rank-{rank}.safetensors")
     path.parent.mkdir(exist_ok=True)
     with atomic_file(path) as file:
-        file.write(save(tensors, metadata={"caldpo": json.dumps(said)}))
+        file.write(save(tensors, metadata={"caldpo": json.dumps(metadata)}))
     return path
 
 
 def pairs_of(batch: PairBatch) -> list[tuple[list[int], list[int], list[int]]]:
-    """Prompt, chosen and rejected token ids of each pair of a batch, filler included, as they were put together."""
+    """Split a batch into prompt, chosen and rejected token ids of each pair, padding pairs included."""
     count, ids = batch.pairs, batch.input_ids.flatten().tolist()
-    targets, places = batch.targets.tolist(), batch.predicts.tolist()
+    targets, predicts = batch.targets.tolist(), batch.predicts.tolist()
     lengths, width = batch.response_lengths.tolist(), batch.input_ids.shape[1]
-    found, at, row = [], 0, 0
+    pairs, at, row = [], 0, 0
     for i in range(count):
         # the first token of the chosen response is predicted where its prompt ends
-        begin = row if batch.spans is not None else places[at] // width * width
-        prompt = ids[begin : places[at] + 1]
+        begin = row if batch.spans is not None else predicts[at] // width * width
+        prompt = ids[begin : predicts[at] + 1]
         chosen, rejected = (lengths[i], lengths[count + i])
-        found.append((prompt, targets[at : at + chosen], targets[at + chosen : at + chosen + rejected]))
+        pairs.append((prompt, targets[at : at + chosen], targets[at + chosen : at + chosen + rejected]))
         at += chosen + rejected
         row += sum(batch.spans[i]) if batch.spans is not None else 0
-    return found
+    return pairs
 
 
 def read_dump(path: Path) -> Dump:
-    """Read a step's batch back.
+    """Read a step's batch.
 
     Raises:
-        CaldpoError: the file is missing, damaged, or none of these.
+        CaldpoError: the file is missing, damaged, or no dump.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        said = json.loads(metadata["caldpo"])
-        if said["format"] != FORMAT:
-            raise _no_dump(path, f"it is of the format {said['format']!r}, and this version reads {FORMAT!r}")
-        return _checked(path, said, tensors)
+        metadata = json.loads(header["caldpo"])
+        if metadata["format"] != FORMAT:
+            raise _no_dump(path, f"it is of the format {metadata['format']!r}, and this version reads {FORMAT!r}")
+        return _checked(path, metadata, tensors)
     except FileNotFoundError as error:
         raise _no_dump(path, "there is no such file") from error
     except OSError as error:
@@ -168,8 +166,8 @@ def read_dump(path: Path) -> Dump:
         raise _no_dump(path, f"it is damaged, or no batch that a run has written ({detail})") from error
 
 
-def _checked(path: Path, said: dict[str, Any], tensors: dict[str, Tensor]) -> Dump:
-    """The dump, its parts held against each other.
+def _checked(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Dump:
+    """Build the dump, checking its parts against each other.
 
     Raises:
         ValueError, KeyError, TypeError, ArithmeticError: a part is missing, or has another type than is written.
@@ -177,13 +175,13 @@ def _checked(path: Path, said: dict[str, Any], tensors: dict[str, Tensor]) -> Du
     _require_types(tensors)
     tokens, ends = tensors.pop("tokens").tolist(), tensors.pop("ends").tolist()
     index, weight, scores = tensors.pop("index").tolist(), tensors.pop("weight").tolist(), tensors.pop("scores", None)
-    micro_batches, origins = [int(n) for n in said["micro_batches"]], [_shown(o) for o in said["origins"]]
+    micro_batches, origins = [int(n) for n in metadata["micro_batches"]], [_printable(o) for o in metadata["origins"]]
     count = len(index)
     sizes = {len(weight), len(origins), sum(micro_batches), *(len(value) for value in tensors.values())}
     sizes |= set() if scores is None else {scores.shape[1]}
-    said |= {name: int(said[name]) for name in ("step", "rank", "ranks", "step_pairs")}
-    said |= {name: _shown(said[name]) for name in _TEXTS}
-    said["gradient_scale"] = float(said["gradient_scale"])
+    metadata |= {name: int(metadata[name]) for name in ("step", "rank", "ranks", "step_pairs")}
+    metadata |= {name: _printable(metadata[name]) for name in _TEXTS}
+    metadata["gradient_scale"] = float(metadata["gradient_scale"])
     fits = (
         count > 0
         and sizes == {count}
@@ -193,15 +191,15 @@ def _checked(path: Path, said: dict[str, Any], tensors: dict[str, Tensor]) -> Du
         and ends[-1] == len(tokens)
         and all(a < b for a, b in pairwise(ends))  # no sequence is empty
         and min(tokens) >= 0
-        and 0 <= said["step"] < 2**63
-        and 0 <= said["rank"] < said["ranks"] < 2**31
-        and 0 < said["step_pairs"] < 2**63
-        and 0 < said["gradient_scale"] < math.inf
-        and said["layout"] in ("packed", "padded")
-        and (said["checkpoint"] is None or re.fullmatch(r"checkpoints/step-\d+", said["checkpoint"]))
+        and 0 <= metadata["step"] < 2**63
+        and 0 <= metadata["rank"] < metadata["ranks"] < 2**31
+        and 0 < metadata["step_pairs"] < 2**63
+        and 0 < metadata["gradient_scale"] < math.inf
+        and metadata["layout"] in ("packed", "padded")
+        and (metadata["checkpoint"] is None or re.fullmatch(r"checkpoints/step-\d+", metadata["checkpoint"]))
     )
     if not fits:
-        raise _no_dump(path, "its parts do not go together")
+        raise _no_dump(path, "its parts do not fit each other")
     both = [(None, None)] * count if scores is None else list(zip(*scores.tolist(), strict=True))
     sequences = [tokens[begin:end] for begin, end in pairwise(ends)]
     pairs = [
@@ -210,48 +208,41 @@ def _checked(path: Path, said: dict[str, Any], tensors: dict[str, Tensor]) -> Du
         )
         for i in range(count)
     ]
-    return Dump(pairs, micro_batches, weight, tensors, said)
+    return Dump(pairs, micro_batches, weight, tensors, metadata)
 
 
 def _require_types(tensors: dict[str, Tensor]) -> None:
-    """Each tensor has the shape and the kind of number that is written.
+    """Check shape and dtype of each tensor.
 
     Raises:
-        ValueError: one has not.
+        ValueError: one has another than is written.
     """
     for name, value in tensors.items():
-        kinds = _WHOLE if name in ("tokens", "ends", "index") else _REAL
+        kinds = _INTEGERS if name in ("tokens", "ends", "index") else _FLOATS
         if value.dtype not in kinds or value.shape[: value.dim() - 1] != ((2,) if name == "scores" else ()):
             raise ValueError(f"{name!r} is {value.dtype} of the shape {tuple(value.shape)}")
 
 
-def _shown(value: Any) -> str:
-    """Text that a terminal can show: JSON can hold halves of surrogate pairs."""
+def _printable(value: Any) -> str:
+    """Replace lone surrogates, which JSON can hold and a terminal cannot print."""
     return str(value).encode("utf-8", "replace").decode()
 
 
 def last_checkpoint(run_dir: Path, step: int) -> str | None:
-    """The latest checkpoint that holds weights from before ``step``'s update, relative to the run's folder."""
-    found = [path.parent.name for path in run_dir.glob("checkpoints/step-*/weights.safetensors")]
-    steps = [int(name.removeprefix("step-")) for name in found if re.fullmatch(r"step-\d+", name)]
-    earlier = [n for n in steps if n <= step]
-    return f"checkpoints/step-{max(earlier)}" if earlier else None
-
-
-def digest_of_folder(run_dir: Path) -> str | None:
-    """The digest of the configuration that a run keeps in its folder; None where there is none."""
-    try:
-        config = read_config(run_dir)
-    except CaldpoError:
-        return None
-    return None if config is None else config_digest(config)
+    """Find the latest checkpoint from before ``step``'s update, relative to the run's folder."""
+    steps = [
+        step_before
+        for step_before, folder in checkpoint_folders(run_dir).items()
+        if step_before <= step and ((folder / WEIGHTS).is_file() or (folder / WEIGHT_PARTS).is_dir())
+    ]
+    return f"{CHECKPOINTS}/step-{steps[-1]}" if steps else None
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:
     return torch.cat([value.detach().cpu() for value in values]) if values else torch.zeros(0)
 
 
-def _no_dump(path: Path, why: str) -> CaldpoError:
+def _no_dump(path: Path, reason: str) -> CaldpoError:
     return CaldpoError(
-        why, key="replay", value=path, remedy=f"name a file of {FOLDER}/ in a run's folder, as the run has written it"
+        reason, key="replay", value=path, remedy=f"name a file of {FOLDER}/ in a run's folder, as the run wrote it"
     )

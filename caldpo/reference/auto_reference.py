@@ -8,7 +8,7 @@ from rich.console import Console
 
 from caldpo.config.bounds import NonNegativeInt
 from caldpo.config.signatures import validated
-from caldpo.models.adapters import is_adapted
+from caldpo.models.adapted_policy import is_adapted
 from caldpo.reference.disabled_adapter import Adapter
 from caldpo.reference.frozen_model import Frozen
 from caldpo.reference.precomputed import Precomputed
@@ -47,29 +47,39 @@ class Auto:
 
     def build(self, context: ReferenceContext) -> Reference:
         """What was chosen, which is printed with the reason."""
-        way, why = choose(context, own_start=self.path is None)
+        mode, reason = choose_mode(
+            trains="train" in context.asked,
+            pairs=len(context.splits["train"]),
+            pairs_seen=context.seen,
+            in_policy=self.path is None and is_adapted(context.policy),
+        )
         if is_first_rank():
-            Console().print(f"reference=auto: {way}, {why}", soft_wrap=True, highlight=False)
-        ways: dict[ReferenceMode, ReferenceSource] = {
+            Console().print(f"reference=auto: {mode}, {reason}", soft_wrap=True, highlight=False)
+        sources: dict[ReferenceMode, ReferenceSource] = {
             "precomputed": self.precomputed,
             "frozen": Frozen(self.path, "same", self.distinct),
             "adapter": Adapter(),
         }
-        return ways[way].build(context)
+        return sources[mode].build(context)
 
 
-def choose(context: ReferenceContext, *, own_start: bool) -> tuple[ReferenceMode, str]:
-    """How to keep the reference, and why.
+def choose_mode(*, trains: bool, pairs: int, pairs_seen: int, in_policy: bool) -> tuple[ReferenceMode, str]:
+    """Choose the reference mode, and give the reason.
 
-    Caching costs one pass over each split that is asked for. A run that sees fewer training pairs than there are
+    Precomputing costs one pass over each split that is needed. A run that sees fewer training pairs than there are
     would wait for log-probs that it never uses; from nine tenths on, the memory that is saved is worth it.
+
+    Args:
+        trains: the training loss reads the reference's log-probs.
+        pairs: training pairs that there are.
+        pairs_seen: those that the run will see, repeats counted.
+        in_policy: the policy without its adapter is the reference.
     """
-    if "train" not in context.asked:
+    if not trains:
         return "precomputed", "the loss needs no reference; the held-out pairs are evaluated with it"
-    pairs = len(context.splits["train"])
-    share = f"the run sees {context.seen:,} pairs of {pairs:,}"
-    if context.seen >= 0.9 * pairs:
+    share = f"the run sees {pairs_seen:,} pairs of {pairs:,}"
+    if pairs_seen >= 0.9 * pairs:
         return "precomputed", f"{share}, so one pass over them serves this run and all that follow"
-    if own_start and is_adapted(context.policy):
+    if in_policy:
         return "adapter", f"{share}, and the policy without its adapter is the reference"
     return "frozen", f"{share}, too few to compute log-probs of all first"

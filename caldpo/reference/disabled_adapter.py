@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
-from caldpo.models.adapters import AdapterSource, NoAdapter, adapter_off, is_adapted
-from caldpo.models.eval_mode import evaluating
+from caldpo.models.adapted_policy import adapter_off, is_adapted
+from caldpo.models.adapters import AdapterSource, NoAdapter
+from caldpo.models.model_forward import evaluating
 from caldpo.reference.fingerprint import model_configuration, weights_digest
 from caldpo.reference.reference_base import Logps, ReferenceContext, ReferenceSource
 from caldpo.reference.reference_load import HeldOutMemory, describe

@@ -23,11 +23,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from caldpo.distributed.fsdp import whole
-from caldpo.models.adapters import base_model, base_weights, reference_adapter
+from caldpo.distributed.fsdp import full_tensor
+from caldpo.models.adapted_policy import base_model, base_weights, reference_adapter
 from caldpo.utils.atomic_io import file_digest
-from caldpo.utils.collectives import gathered, is_first_rank
-from caldpo.utils.delayed_progress import LateBar
+from caldpo.utils.collectives import all_gather, is_first_rank
+from caldpo.utils.delayed_progress import DelayedProgress
 
 ENGINE_VERSION = "2"
 """Of the log-prob engine: raised when it computes other values from the same weights and tokens."""
@@ -102,7 +102,10 @@ def weights_digest(model: PreTrainedModel) -> str:
     found: dict[tuple[str, int], str] = {}
     total = sum(value.nbytes for value in weights.values())
     # hashlib lets other threads run while it works
-    with LateBar("Reading the reference's weights", total) as bar, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with (
+        DelayedProgress("Reading the reference's weights", total) as bar,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
         waiting: dict[Future[str], tuple[str, int, int]] = {}
 
         def collect() -> None:
@@ -113,7 +116,7 @@ def weights_digest(model: PreTrainedModel) -> str:
             waiting.clear()
 
         for name, value in weights.items():
-            gathered_value = whole(value)
+            gathered_value = full_tensor(value)
             if reads:
                 pieces = _pieces(gathered_value)
                 waiting |= {pool.submit(_content, piece): (name, start, piece.nbytes) for start, piece in pieces}
@@ -123,7 +126,7 @@ def weights_digest(model: PreTrainedModel) -> str:
     shapes = {name: [str(value.dtype), *value.shape] for name, value in weights.items()}
     contents = [[name, start, digest] for (name, start), digest in sorted(found.items())]
     digest = _digest(json.dumps([shapes, contents], sort_keys=True).encode())
-    return gathered(digest)[0] if sharded else digest
+    return all_gather(digest)[0] if sharded else digest
 
 
 def key_of(facts: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from caldpo.config.signatures import validated
 from caldpo.distributed.fsdp import is_sharded, reshard
 from caldpo.logprobs import LogprobEngine
-from caldpo.models.adapters import base_copy
+from caldpo.models.adapted_policy import base_copy
 from caldpo.models.model_source import floating_dtype
 from caldpo.reference.fingerprint import model_configuration, weights_digest
 from caldpo.reference.reference_base import Logps, ReferenceContext

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from caldpo.utils.atomic_io import atomic_file
-from caldpo.utils.collectives import is_first_rank, settled
+from caldpo.utils.collectives import call_on_all_ranks, is_first_rank
 
 PAIRS_PER_PART = 1024
 _LOOK_AGAIN = 0.1  # seconds between looks at what others compute
@@ -166,10 +166,10 @@ class LogpStore:
             return found
 
         try:
-            found = settled(look)[0]
+            found = call_on_all_ranks(look)[0]
             if found is None:
                 values = compute(part.rows)
-                found = settled(lambda: self.write(part, values) if is_first_rank() else None)[0]
+                found = call_on_all_ranks(lambda: self.write(part, values) if is_first_rank() else None)[0]
         finally:
             lock.release()
         assert found is not None  # the first rank has read it or written it

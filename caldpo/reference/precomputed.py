@@ -18,16 +18,16 @@ from caldpo.config.run_lifecycle import write_json
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
-from caldpo.models.adapters import adapter_off, is_adapted
-from caldpo.models.eval_mode import evaluating
+from caldpo.models.adapted_policy import adapter_off, is_adapted
+from caldpo.models.model_forward import evaluating
 from caldpo.reference.fingerprint import MANIFEST, difference, key_of, model_configuration, model_facts, weights_digest
 from caldpo.reference.logprob_store import LogpStore
 from caldpo.reference.reference_base import Logps, ReferenceContext
 from caldpo.reference.reference_load import check_path, describe, like, load_other, require_path
 from caldpo.reference.tolerances import beyond, relative, rounding_of
 from caldpo.types import PairBatch
-from caldpo.utils.collectives import fresh_seed, gathered, is_first_rank, share_evenly, true_on_any_rank
-from caldpo.utils.delayed_progress import LateBar
+from caldpo.utils.collectives import all_gather, fresh_seed, is_first_rank, shard_items, true_on_any_rank
+from caldpo.utils.delayed_progress import DelayedProgress
 
 
 class PrecomputedReference:
@@ -149,7 +149,7 @@ class PrecomputedReference:
     def _filled(self, split: str, store: LogpStore, engine: LogprobEngine) -> Tensor:
         """All values of a split, computed anew where they are not what the model gives."""
         pairs = self.context.splits[split]
-        with LateBar(f"Reference log-probs, {split}", len(pairs)) as bar:
+        with DelayedProgress(f"Reference log-probs, {split}", len(pairs)) as bar:
 
             def compute(rows: range) -> Tensor:
                 return self._compute(split, list(rows), engine, bar)
@@ -179,7 +179,9 @@ class PrecomputedReference:
             return None
         return f"of {len(rows)} pairs, recomputed, log-probs differ by up to {apart.max().item():.3g} nats"
 
-    def _compute(self, split: str, rows: list[int], engine: LogprobEngine, bar: LateBar | None = None) -> Tensor:
+    def _compute(
+        self, split: str, rows: list[int], engine: LogprobEngine, bar: DelayedProgress | None = None
+    ) -> Tensor:
         """Log-probs of these rows, shape ``(2, rows)``, in batches of similar length."""
         context, pairs = self.context, self.context.splits[split]
         lengths = pairs.lengths()[rows].sum(axis=1)
@@ -187,13 +189,13 @@ class PrecomputedReference:
         found: dict[int, Tensor] = {}
         batches = context.batches(split, by_length)
         with context.precision(), torch.no_grad():
-            for batch in share_evenly(batches) if context.together else batches:
+            for batch in shard_items(batches) if context.together else batches:
                 both = torch.stack(engine(batch.to(context.device))).cpu()
                 found |= zip(batch.index.tolist(), both.T, strict=True)
                 if bar is not None:
                     bar.advance(batch.pairs)
         if context.together:
-            found = {row: value for part in gathered(found) for row, value in part.items()}
+            found = {row: value for part in all_gather(found) for row, value in part.items()}
         values = torch.stack([found[row] for row in rows], dim=1)
         if not bool(values.isfinite().all()):
             bad = rows[int((~values.isfinite()).any(dim=0).nonzero()[0])]

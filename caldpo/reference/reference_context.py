@@ -9,9 +9,8 @@ from transformers import PreTrainedModel
 
 from caldpo.data.datamodule import PairDataModule
 from caldpo.losses.base import PreferenceLoss
-from caldpo.models.dora import measure_lengths
-from caldpo.models.model_source import ModelSource
-from caldpo.models.policy_placement import load_policy
+from caldpo.models.adapted_policy import set_dora_magnitudes
+from caldpo.models.model_source import ModelSource, load_on_rank
 from caldpo.reference.reference_base import ReferenceContext
 
 
@@ -22,7 +21,7 @@ def in_run_dtype(trainer: pl.Trainer, model: PreTrainedModel) -> PreTrainedModel
     """
     converted = trainer.precision_plugin.convert_module(model)
     assert isinstance(converted, type(model))
-    measure_lengths(converted)
+    set_dora_magnitudes(converted)
     return converted
 
 
@@ -50,7 +49,7 @@ def reference_context(
     divide = getattr(trainer.strategy, "shard", None)
     return ReferenceContext(
         policy=policy,
-        reload=lambda: in_run_dtype(trainer, load_policy(source, sharded=divide is not None)),
+        reload=lambda: in_run_dtype(trainer, load_on_rank(source, sharded=divide is not None)),
         splits={"train": data.train_pairs, "test": data.test_pairs},
         asked=("train", "test") if loss.needs_reference else ("test",),
         batches=data.batches,

@@ -8,12 +8,12 @@ from transformers import PreTrainedModel
 from caldpo.errors import CaldpoError
 from caldpo.logprobs.layout import settle_layout
 from caldpo.logprobs.packed_attention import EAGER, SDPA
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 from caldpo.models.hub_model import causal_lm_skeleton, check_causal_lm, load_causal_lm
-from caldpo.models.model_probes import require_sound
+from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.reference.reference_base import ReferenceContext
 from caldpo.types import PairBatch
-from caldpo.utils.collectives import any_rank_says, is_first_rank
+from caldpo.utils.collectives import is_first_rank, max_over_ranks
 
 
 def require_path(path: str | None, distinct: bool) -> None:
@@ -63,7 +63,7 @@ def load_other(path: str, context: ReferenceContext) -> PreTrainedModel:
     if theirs != ours:
         raise other_vocabulary(path, theirs, ours)
     longest = max(int((n[:, 0] + n[:, 1:].max(1)).max()) for n in (s.lengths() for s in context.splits.values()))
-    require_sound(model, training=False, max_length=longest, key="reference.path")
+    require_valid_logprobs(model, training=False, max_length=longest, key="reference.path")
     attention = base_model(policy).config._attn_implementation
     if attention in (SDPA, EAGER) and model.config._attn_implementation != attention:
         layout, why = settle_layout("auto", model, longest, sharded=context.together)
@@ -117,7 +117,7 @@ class HeldOutMemory:
         if batch.split != "test":
             return None
         kept = self._answers.get(tuple(batch.index.tolist()))
-        if self.together and any_rank_says(1 if kept is None else None):
+        if self.together and max_over_ranks(1 if kept is None else None):
             return None
         return kept
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.bounds import PositiveInt
-from caldpo.config.find_runs import find_runs, no_folder
+from caldpo.config.find_runs import find_runs, no_folder_error
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import write_text
@@ -20,7 +20,7 @@ from caldpo.utils.atomic_io import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from caldpo.report.grouping import Setting
+    from caldpo.report.grouping import RunGroup
 
 
 def compare(cfg: DictConfig) -> None:
@@ -54,7 +54,7 @@ def compare_runs(
     """
     folders = [Path(name).expanduser().absolute() for name in ([sweep] if isinstance(sweep, str) else sweep)]
     if not folders:
-        raise no_folder()
+        raise no_folder_error()
     runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
     root = folders[0] if len(folders) == 1 else Path(os.path.commonpath(folders))
     place = root if len(folders) == 1 else Path("outputs").absolute() / f"compare_{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -63,41 +63,41 @@ def compare_runs(
     # Heavy from here on: a wrong folder has been answered.
     from rich.console import Console
 
-    from caldpo.report.comparison_console import print_outcome
-    from caldpo.report.grouping import group
+    from caldpo.report.comparison_console import print_comparison
+    from caldpo.report.grouping import group_runs
     from caldpo.report.read_runs import read_runs
 
     console = Console()
     with console.status("Reading runs") as status:
-        settings = group(read_runs(runs, root))
-        finished = _require_finished(settings, ", ".join(map(str, folders)))
+        groups = group_runs(read_runs(runs, root))
+        finished = _require_finished(groups, ", ".join(map(str, folders)))
         status.update("Drawing")
-        written, failed = _write(place, folders, settings, finished, band, dpi)
-    print_outcome(console, settings, written, failed)
+        written, failed = _write(place, folders, groups, finished, band, dpi)
+    print_comparison(console, groups, written, failed)
 
 
-def _require_finished(settings: Sequence[Setting], sweep: str) -> list[Setting]:
-    """The settings that have figures to compare."""
+def _require_finished(groups: Sequence[RunGroup], sweep: str) -> list[RunGroup]:
+    """Return the groups that have figures to compare."""
+    from caldpo.report.escaping import shorten
     from caldpo.report.shown_metrics import CHOSEN
-    from caldpo.report.table_cells import shorten
 
-    runs = [run for setting in settings for run in setting.runs]
-    finished = [setting for setting in settings if setting.finished]
+    runs = [run for group in groups for run in group.runs]
+    finished = [group for group in groups if group.finished]
     if not finished:
-        reasons: dict[str, list[str]] = {}
+        by_reason: dict[str, list[str]] = {}
         for run in runs:
-            reasons.setdefault(f"{run.status}, {shorten(run.error or '')}", []).append(run.name)
-        why = [f"  {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+            by_reason.setdefault(f"{run.status}, {shorten(run.error or '')}", []).append(run.name)
+        reasons = [f"  {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
         raise CaldpoError(
-            "\n".join(["no run finished, so there is nothing to compare", *why]),
+            "\n".join(["no run finished, so there is nothing to compare", *reasons]),
             key="sweep",
             value=sweep,
             remedy="see error.txt and metrics.csv in the runs' folders, mend the cause and train again",
         )
-    if not any(CHOSEN.curve(run.curves) for setting in finished for run in setting.finished):
-        noted = [f"  {run.name}: {note}" for run in runs if run.finished for note in run.notes]
+    if not any(CHOSEN.curve(run.curves) for group in finished for run in group.finished):
+        notes = [f"  {run.name}: {note}" for run in runs if run.finished for note in run.notes]
         raise CaldpoError(
-            "\n".join([f"no finished run has {CHOSEN.name} in its metrics.csv", *noted]),
+            "\n".join([f"no finished run has {CHOSEN.name} in its metrics.csv", *notes]),
             key="sweep",
             value=sweep,
             remedy="check that the runs' metrics.csv were copied whole, or train again",
@@ -108,30 +108,26 @@ def _require_finished(settings: Sequence[Setting], sweep: str) -> list[Setting]:
 def _write(
     place: Path,
     folders: Sequence[Path],
-    settings: Sequence[Setting],
-    finished: Sequence[Setting],
+    groups: Sequence[RunGroup],
+    finished: Sequence[RunGroup],
     band: Literal["range", "sd"],
     dpi: int,
 ) -> tuple[list[Path], list[str]]:
-    """Write everything; the paths, the report first, and what could not be drawn."""
-    from caldpo.report import comparison_facts as facts
-    from caldpo.report import comparison_table as table
-    from caldpo.report import displacement_plot as displacement
-    from caldpo.report import dynamics_plot as dynamics
-    from caldpo.report import frontier_plot as frontier
-    from caldpo.report import loss_terms_plot as terms
-    from caldpo.report import markdown_report as document
-    from caldpo.report import reliability_plot as calibration
+    """Write everything; return the paths, the report first, and what could not be drawn."""
+    from caldpo.report import dynamics_plot, evaluation_plots, frontier_plot
+    from caldpo.report.comparison_facts import headline as headline_of
+    from caldpo.report.comparison_table import write_comparison
+    from caldpo.report.markdown_report import report
 
-    headline = facts.headline(finished)
-    dynamic = functools.cache(lambda: dynamics.reward_dynamics(finished, headline, band))
+    headline = headline_of(finished)
+    dynamic = functools.cache(lambda: dynamics_plot.reward_dynamics(finished, headline, band))
     figures: dict[str, Callable[[], Figure | None]] = {
         "reward_dynamics.png": dynamic,
         "reward_dynamics.svg": dynamic,
-        "reward_kl.png": lambda: frontier.reward_kl(finished, headline),
-        "loss_terms.png": lambda: terms.loss_terms(finished, headline),
-        "calibration.png": lambda: calibration.calibration(finished, headline),
-        "displacement.png": lambda: displacement.displacement(finished, headline),
+        "reward_kl.png": lambda: frontier_plot.reward_kl(finished, headline),
+        "loss_terms.png": lambda: dynamics_plot.loss_terms(finished, headline),
+        "calibration.png": lambda: evaluation_plots.calibration(finished, headline),
+        "displacement.png": lambda: evaluation_plots.displacement(finished, headline),
     }
     drawn: list[str] = []
     failed: list[str] = []
@@ -142,9 +138,9 @@ def _write(
                 drawn.append(name)
             else:
                 (place / name).unlink(missing_ok=True)  # of an earlier comparison of other runs
-        table.write_comparison(place / "comparison.csv", settings)
+        write_comparison(place / "comparison.csv", groups)
         tasks = [task for folder in folders if (task := _sweep_overrides(folder))]
-        text = document.report(settings, place, band, drawn, tasks, compared=folders, failed=failed)
+        text = report(groups, place, band, drawn, tasks, compared=folders, failed=failed)
         write_text(place / "report.md", text)
     except OSError as error:
         raise CaldpoError(
@@ -175,7 +171,7 @@ def _is_drawn(make: Callable[[], Figure | None], path: Path, dpi: int, failed: l
 
 
 def _sweep_overrides(folder: Path) -> list[str] | None:
-    """The overrides that started the sweep, from Hydra's record of it."""
+    """Read the overrides that started the sweep, from Hydra's record of it."""
     from caldpo.security.secrets import redact_text
     from caldpo.utils.yaml_io import read_yaml
 

@@ -15,54 +15,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from caldpo.metric_definitions import HELD_OUT
 from caldpo.report.escaping import spreadsheet_cell
-from caldpo.report.grouping import Setting
+from caldpo.report.grouping import RunGroup
 from caldpo.utils.atomic_io import atomic_text
 
-IDENTITY = ("loss", "seed", "setting", "status", "run")
-UNIT = "reward_beta"  # column: rewards/* of the row are this times log-ratios in nats
+IDENTITY = ["loss", "seed", "setting", "status", "run"]
+SETTINGS = ["loss.beta", "reward_beta"]  # shown where any run has them
+_SECTIONS = {"val": 1, "oracle": 2, "evaluation": 3, "train": 4}  # order of columns; plain names come first
 
 
 def final_metrics(final: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's final metrics by column."""
-    held_out = {name.removeprefix("val/"): value for name, value in final.items() if name.startswith("val/")}
+    """Name a run's final metrics by column."""
+    held_out = {name.removeprefix(HELD_OUT): value for name, value in final.items() if name.startswith(HELD_OUT)}
     twice = {*held_out, "loss"}  # the column `loss` is the loss's name, whatever was logged
     columns = {f"train/{name}" if name in twice else name: value for name, value in final.items()}
     return columns | {name: value for name, value in held_out.items() if name != "loss"}
 
 
-def comparison_rows(settings: Sequence[Setting]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Columns and rows. A run that did not finish has a row without metrics.
+def comparison_rows(groups: Sequence[RunGroup]) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and one row per run; None was not logged, ``nan`` was.
 
-    Its figures belong to another number of steps, and a mean over the column must not take them in.
+    A run that did not finish has a row without metrics: its figures belong to another number of steps, and a mean over
+    the column must not take them in.
     """
-    runs = [(setting, run) for setting in settings for run in setting.runs]
-    names = {name for _, run in runs if run.finished for name in final_metrics(run.final)}
+    rows = [
+        {
+            **dict(zip(IDENTITY, (run.loss, run.seed, group.label, run.status, run.name), strict=True)),
+            **dict(zip(SETTINGS, (run.number("loss.beta"), run.reward_beta), strict=True)),
+            **(final_metrics(run.final) if run.finished else {}),
+        }
+        for group in groups
+        for run in group.runs
+    ]
+    metrics = {name for row in rows for name in row} - {*IDENTITY, *SETTINGS}
     columns = [
         *IDENTITY,
-        *(["loss.beta"] if any(run.number("loss.beta") is not None for _, run in runs) else []),
-        *([UNIT] if any(run.reward_beta is not None for _, run in runs) else []),
+        *(name for name in SETTINGS if any(row[name] is not None for row in rows)),
+        *sorted(metrics, key=lambda name: (_SECTIONS.get(name.partition("/")[0], 0), name)),
     ]
-    columns += sorted(names, key=lambda name: (_kind(name), name))
-    rows = []
-    for setting, run in runs:
-        identity = (run.loss, run.seed, setting.label, run.status, run.name)
-        row = dict(zip(IDENTITY, identity, strict=True)) | {"loss.beta": run.number("loss.beta"), UNIT: run.reward_beta}
-        if run.finished:
-            row |= final_metrics(run.final)
-        rows.append({column: row.get(column) for column in columns})
-    return columns, rows
+    return columns, [[row.get(column) for column in columns] for row in rows]
 
 
-def write_comparison(path: Path, settings: Sequence[Setting]) -> None:
-    """Write the table; an empty cell was not logged, ``nan`` was."""
-    columns, rows = comparison_rows(settings)
+def write_comparison(path: Path, groups: Sequence[RunGroup]) -> None:
+    """Write the table; an empty cell was not logged, ``nan`` was.
+
+    By csv, not as a pandas frame, which has one value for both and turns the seeds into floats where a run has none.
+    """
+    columns, rows = comparison_rows(groups)
     with atomic_text(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(map(spreadsheet_cell, columns))
-        writer.writerows([spreadsheet_cell(row[column]) for column in columns] for row in rows)
-
-
-def _kind(name: str) -> int:
-    """Metrics under their plain names first, then by where they were measured."""
-    return {"val": 1, "oracle": 2, "evaluation": 3, "train": 4}.get(name.partition("/")[0], 0)
+        csv.writer(file, lineterminator="\n").writerows([*map(spreadsheet_cell, row)] for row in (columns, *rows))

@@ -1,9 +1,11 @@
-"""The central picture: what happens to chosen and rejected responses over training, on held-out pairs."""
+"""Draw what happens over training on held-out pairs: log-ratios and implicit rewards, and the shares of loss terms."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +13,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from caldpo.metric_definitions import MetricDefinition
 from caldpo.report import shown_metrics
 from caldpo.report.comparison_facts import seeds_text
 from caldpo.report.comparison_facts import unit as unit_of
-from caldpo.report.grouping import Setting
-from caldpo.report.plot_style import Look, drawing, linear_limit, looks, set_symmetric_log
+from caldpo.report.grouping import RunGroup
+from caldpo.report.plot_style import Look, drawing, grid_shape, linear_limit, looks, set_symmetric_log
+from caldpo.report.run_files import Curve
 from caldpo.report.statistics import Band, BandKind, band
 
+TERM_COLOURS = ("#88CCEE", "#CC6677", "#DDCC77", "#117733")
 BAND_TEXT = {"range": "band: lowest to highest seed", "sd": "band: ± 1 standard deviation"}
 
 
@@ -50,29 +57,27 @@ PANELS = (
 )
 
 
-def reward_dynamics(settings: Sequence[Setting], headline: str, kind: BandKind) -> Figure:
-    """Log-ratios, implicit rewards, margin, accuracy and displacement of every setting over optimiser steps.
+def reward_dynamics(groups: Sequence[RunGroup], headline: str, kind: BandKind) -> Figure:
+    """Draw log-ratios, implicit rewards, margin, accuracy and displacement of every group over optimiser steps.
 
     Args:
-        settings: with at least one finished run each.
+        groups: with at least one finished run each.
         headline: what was trained on what, for the title.
         kind: what the bands show.
     """
     with drawing():
-        names = [textwrap.fill(label, 60) for label in _legend_labels(settings)]
+        names = [textwrap.fill(label, 60) for label in _legend_labels(groups)]
         columns = _legend_columns(names)
         rows = -(-len(names) // columns)
         # What is beyond two lines a column is added to the figure, not taken from the panels.
         lines = max(sum(name.count("\n") + 1 for name in names[i * rows : (i + 1) * rows]) for i in range(columns))
         size = 15, 7.6 + 0.23 * max(0, lines - 2)
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-        figure.suptitle(
-            f"Held-out reward dynamics\n{headline} · {seeds_text(settings)}, {BAND_TEXT[kind]}", fontsize=11
-        )
-        styles = looks(settings)
+        figure.suptitle(f"Held-out reward dynamics\n{headline} · {seeds_text(groups)}, {BAND_TEXT[kind]}", fontsize=11)
+        styles = looks(groups)
         grid = figure.subplots(2, 4, sharex=True)
         for axes, panel in zip(grid.flat, (panel for row in PANELS for panel in row), strict=True):
-            _draw_panel(axes, panel, settings, styles, kind)
+            _draw_panel(axes, panel, groups, styles, kind)
         for axes in grid[1]:
             axes.set_xlabel("optimiser step")
         handles = [
@@ -90,14 +95,14 @@ def reward_dynamics(settings: Sequence[Setting], headline: str, kind: BandKind) 
     return figure
 
 
-def _draw_panel(axes: Axes, panel: Panel, settings: Sequence[Setting], styles: Sequence[Look], kind: BandKind) -> None:
-    bands = [band(setting.curves(panel.metric.curve), kind) for setting in settings]
-    for place, (look, found) in enumerate(zip(styles, bands, strict=True)):
-        if found is not None:
-            _draw_band(axes, look, found, place)
+def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup], styles: Sequence[Look], kind: BandKind) -> None:
+    bands = [band(group.curves(panel.metric.curve), kind) for group in groups]
+    for place, (look, curve) in enumerate(zip(styles, bands, strict=True)):
+        if curve is not None:
+            _draw_band(axes, look, curve, place)
     axes.axhline(panel.neutral, color="#222222", linewidth=1.6 if panel.shaded else 0.9, zorder=1.5)
     axes.set_title(panel.title)
-    unit = unit_of(panel.metric, settings)
+    unit = unit_of(panel.metric, groups)
     limit = linear_limit([float(np.abs(b.mean).max()) for b in bands if b is not None])
     if limit is not None and not panel.share:
         set_symmetric_log(axes, limit)
@@ -107,15 +112,15 @@ def _draw_panel(axes: Axes, panel: Panel, settings: Sequence[Setting], styles: S
         _shade_below_zero(axes)
 
 
-def _draw_band(axes: Axes, look: Look, found: Band, place: int) -> None:
-    if found.n > 1:
-        axes.fill_between(found.steps, found.low, found.high, color=look.colour, alpha=0.16, linewidth=0)
-    every = max(1, len(found.steps) // 5)
-    # Others for each setting, so that those of equal curves are all seen; the final value always carries its marker.
-    marked = {*range((len(found.steps) - 1 + place) % every, len(found.steps), every), len(found.steps) - 1}
+def _draw_band(axes: Axes, look: Look, curve: Band, place: int) -> None:
+    if curve.n > 1:
+        axes.fill_between(curve.steps, curve.low, curve.high, color=look.colour, alpha=0.16, linewidth=0)
+    every = max(1, len(curve.steps) // 5)
+    # Others for each group, so that those of equal curves are all seen; the final value always carries its marker.
+    marked = {*range((len(curve.steps) - 1 + place) % every, len(curve.steps), every), len(curve.steps) - 1}
     axes.plot(
-        found.steps,
-        found.mean,
+        curve.steps,
+        curve.mean,
         color=look.colour,
         linestyle=look.dash,
         marker=look.marker,
@@ -129,13 +134,13 @@ def _draw_band(axes: Axes, look: Look, found: Band, place: int) -> None:
 def _shade_below_zero(axes: Axes) -> None:
     if axes.get_ylim()[0] >= 0:
         return
-    # Room for the words below every curve, on whatever scale the axis has.
+    # Room for the note below every curve, on whatever scale the axis has.
     low = axes.transData.inverted().transform(axes.transAxes.transform((0, -0.09)))[1]
     high = axes.get_ylim()[1]
     axes.axhspan(low, 0, color="#d9534f", alpha=0.07, zorder=0)
     axes.set_ylim(low, high)
-    words = "below 0: chosen less likely than under the reference"
-    axes.text(0.02, 0.02, words, transform=axes.transAxes, fontsize=7.5, color="#8c2f2c")
+    note = "below 0: chosen less likely than under the reference"
+    axes.text(0.02, 0.02, note, transform=axes.transAxes, fontsize=7.5, color="#8c2f2c")
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
@@ -146,8 +151,62 @@ def _legend_columns(labels: Sequence[str]) -> int:
     return -(-len(labels) // rows)
 
 
-def _legend_labels(settings: Sequence[Setting]) -> list[str]:
+def _legend_labels(groups: Sequence[RunGroup]) -> list[str]:
     """Labels; with the number of seeds where it is not the same for all."""
-    if len({setting.seeds for setting in settings}) == 1:
-        return [setting.label for setting in settings]
-    return [f"{s.label} ({s.seeds} seed{'s' if s.seeds > 1 else ''})" for s in settings]
+    if len({group.seeds for group in groups}) == 1:
+        return [group.label for group in groups]
+    return [f"{group.label} ({group.seeds} seed{'s' if group.seeds > 1 else ''})" for group in groups]
+
+
+# ---- terms of the losses
+
+
+def loss_terms(groups: Sequence[RunGroup], headline: str) -> Figure | None:
+    """Draw the shares of each loss's terms, stacked to 1 over steps; None when no loss has two terms."""
+    with_shares = [(group, terms) for group in groups if (terms := term_shares(group)) is not None]
+    shown = [(group, terms) for group, terms in with_shares if len(terms[1]) > 1]
+    if not shown:
+        return None
+    rows, columns = grid_shape(len(shown))
+    names = dict.fromkeys(name for _, (_, shares) in shown for name in shares)
+    colours = dict(zip(names, itertools.cycle(TERM_COLOURS)))
+    with drawing():
+        figure = Figure(figsize=(max(7.0, 1.0 + 3.2 * columns), 1.5 + 2.4 * rows), layout="constrained")
+        seeds = seeds_text([group for group, _ in shown])
+        figure.suptitle(f"Shares of the loss terms on held-out pairs\n{headline} · {seeds}", fontsize=11)
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axes, (group, (steps, shares)) in zip(grid.flat, shown, strict=False):
+            axes.stackplot(steps, *shares.values(), colors=[colours[name] for name in shares])
+            axes.set(
+                title=textwrap.fill(group.label, 40), ylim=(0, 1), xlim=(steps[0], steps[-1]), xlabel="optimiser step"
+            )
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        for axes in grid.flat[len(shown) :]:
+            axes.set_visible(False)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("share of the loss")
+        handles = [Patch(color=colours[name], label=name) for name in names]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def term_shares(group: RunGroup) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]] | None:
+    """Compute the share of each term in the sum of the terms' absolute values, mean over seeds, shape ``(steps,)``.
+
+    Returns:
+        Steps and shares; terms that are 0 throughout are left out. None where no term was logged, or only
+        at a single step.
+    """
+    prefix = "val/terms/"
+    names = sorted({name for run in group.finished for name in run.curves if name.startswith(prefix)})
+
+    def share(curves: Mapping[str, Curve], name: str) -> dict[int, float]:
+        terms = [curves.get(other, {}) for other in names]
+        totals = {step: sum(abs(term.get(step, 0.0)) for term in terms) for step in set().union(*terms)}
+        own = curves.get(name, {})
+        return {step: abs(own.get(step, 0.0)) / total for step, total in totals.items() if total > 0}
+
+    bands = {name: band(group.curves(functools.partial(share, name=name)), "range") for name in names}
+    shares = {name.removeprefix(prefix): b for name, b in bands.items() if b is not None and b.mean.any()}
+    steps = next((b.steps for b in shares.values()), np.array([], dtype=np.int64))  # the same for every term
+    return (steps, {name: b.mean for name, b in shares.items()}) if len(steps) > 1 else None

@@ -1,15 +1,21 @@
-"""Foreign text on its way into a document: names, errors and overrides are whatever a run's folder holds.
+"""Escape foreign text on its way into a document: names, errors and overrides are whatever a run's folder holds.
 
-The one place where such text becomes part of Markdown, of a command to copy, or of a spreadsheet. No heavy imports.
+The one place where such text becomes part of Markdown, of a command to copy, or of a spreadsheet. In a template every
+value is escaped unless it is :class:`Markdown` already. No heavy imports.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn")  # controls, direction marks, halves of surrogate pairs, unassigned
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -27,13 +33,13 @@ class Markdown(str):
 
 
 def one_line(text: object) -> str:
-    """The text on one line, without characters that a terminal, a browser or a font acts on in place of showing."""
+    """Put text on one line, without characters that a terminal, a browser or a font acts on in place of showing."""
     line = " ".join(str(text).split())
     return "".join(c if c in _JOINERS or unicodedata.category(c) not in _UNSEEN else _REPLACEMENT for c in line)
 
 
 def plain(text: object) -> Markdown:
-    """Text that a Markdown reader shows as it is written: no HTML, link, code or emphasis comes of it."""
+    """Escape text so that a Markdown reader shows it as it is written: no HTML, link, code or emphasis comes of it."""
     if isinstance(text, Markdown):
         return text
     escaped = _SPECIAL.sub(_escape, one_line(text))
@@ -42,7 +48,7 @@ def plain(text: object) -> Markdown:
 
 
 def code(text: object) -> Markdown:
-    """The same in a code span; plain where it has what would end one."""
+    """Put text into a code span; plain where it has what would end one."""
     line = one_line(text)
     if not line or "`" in line or "\\|" in line or line.endswith("\\"):
         return plain(line)
@@ -50,28 +56,66 @@ def code(text: object) -> Markdown:
 
 
 def cell(text: object) -> str:
-    """A cell of a Markdown table."""
+    """Escape a cell of a Markdown table."""
     return plain(text).replace("|", "\\|")
 
 
+def shorten(text: str, limit: int = 300) -> str:
+    """Put text on one line, cut to ``limit`` characters."""
+    line = one_line(text)
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def listed(values: Iterable[object], limit: int | None = None) -> Markdown:
+    """Join escaped values by commas; of more than ``limit`` the first ones, the others counted."""
+    items = [plain(value) for value in values]
+    more = f" and {len(items) - limit} more" if limit is not None and len(items) > limit else ""
+    return Markdown(", ".join(items[:limit]) + more)
+
+
 def command(arguments: Iterable[str]) -> str:
-    """A command on one line, quoted for bash and zsh; line breaks stand as ``\\n`` in ``$'...'``."""
+    """Write a command on one line, quoted for bash and zsh; line breaks stand as ``\\n`` in ``$'...'``."""
     return " ".join(_quoted(str(argument)) for argument in arguments)
 
 
 def shell_block(lines: Sequence[str]) -> Markdown:
-    """Commands to copy, in a fence that nothing in them ends."""
+    """Put commands to copy into a fence that nothing in them ends."""
     body = "\n".join(lines)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", body)), default=0))
     return Markdown(f"{fence}sh\n{body}\n{fence}")
 
 
 def spreadsheet_cell(value: Any) -> Any:
-    """A cell of a csv file: numbers as they are, text on one line and never the beginning of a formula."""
+    """Escape a cell of a csv file: numbers as they are, text on one line and never the beginning of a formula."""
     if not isinstance(value, str):
         return value
     line = one_line(value)
     return f"'{line}" if line.startswith(_FORMULA) else line
+
+
+def render(template: Path, **values: Any) -> str:
+    """Render a template of Markdown. Every value in it is escaped by :func:`plain`; a table, a code span or a block of
+    commands is :class:`Markdown`, and stays. None is ``-``. Blank lines in a row are one, since no value has any.
+    """
+    text = _environment(template.parent).get_template(template.name).render(values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+@functools.cache
+def _environment(folder: Path) -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        finalize=lambda value: plain("-" if value is None else value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # which escapes HTML alone: see finalize
+    )
+    for escape in (code, command, listed, shell_block, shorten):
+        environment.filters[escape.__name__] = escape
+    return environment
 
 
 def _escape(found: re.Match[str]) -> str:

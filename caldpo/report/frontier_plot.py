@@ -1,61 +1,68 @@
-"""What the reward costs: true reward of the policy's samples against their KL to the reference."""
+"""Draw what the reward costs: true reward of the policy's samples against their KL to the reference."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
 
+from caldpo.metric_definitions import KL, REFERENCE_REWARD, TRUE_REWARD, MetricDefinition
 from caldpo.report.comparison_facts import count_text
-from caldpo.report.frontier_points import Place, beta, frontiers, place
-from caldpo.report.grouping import Setting
+from caldpo.report.evaluation_results import PREFIX, details, evaluated
+from caldpo.report.grouping import RunGroup
 from caldpo.report.plot_style import CRUSHING, DASHES, Look, drawing, looks
-from caldpo.report.statistics import Estimate
+from caldpo.report.statistics import LARGEST, Estimate, band, estimate
 
+SUITE = "oracle"
+_FOLLOWS_BETA = ("loss.beta", "reward_beta")
 _REFERENCE = "reference"
 _MOST_BETAS = 8  # that are written beside a frontier
 
 
-def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
-    """Mean true reward over mean KL per setting, bars of one standard deviation over seeds.
+def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
+    """Draw mean true reward over mean KL per group, bars of one standard deviation over seeds.
 
-    Where checkpoints were evaluated, a thin line shows the way there; where settings differ in ``loss.beta`` alone, a
+    Where checkpoints were evaluated, a thin line shows the way there; where groups differ in ``loss.beta`` alone, a
     dashed line joins them in the order of their KL: the frontier.
 
     Returns:
-        None where no setting has both, as on data whose true reward nobody knows.
+        None where no group has both, as on data whose true reward nobody knows.
     """
-    found = [(s, look, p) for s, look in zip(settings, looks(settings), strict=True) if (p := place(s))]
-    if not found:
+    entries = [(s, look, p) for s, look in zip(groups, looks(groups), strict=True) if (p := frontier_point(s))]
+    if not entries:
         return None
-    shown, places = [setting for setting, *_ in found], [p for *_, p in found]
+    shown, points = [group for group, *_ in entries], [p for *_, p in entries]
     with drawing():
-        names = [textwrap.fill(setting.label, 44) for setting in shown]
+        names = [textwrap.fill(group.label, 44) for group in shown]
         longest = max(len(line) for name in names for line in name.splitlines())
         joined = frontiers(shown)
         lines = len(joined) + sum(1 + name.count("\n") for name in names)
         size = 7.6 + 0.07 * max(0, longest - 20), max(5.0, 1.6 + 0.2 * lines)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        seeds = count_text(p.kl.n for p in places)
+        seeds = count_text(p.kl.n for p in points)
         figure.suptitle(f"True reward against KL to the reference\n{headline} · {seeds}, bars: ± 1 sd")
-        mixed = len({p.evaluated for p in places}) > 1
-        for (_, look, p), name in zip(found, names, strict=True):
+        mixed = len({p.evaluated for p in points}) > 1
+        for (_, look, p), name in zip(entries, names, strict=True):
             _draw_path(axes, look, p, 0.4 if joined else 0.7)
             _draw_end(axes, look, p, name + (" (as training logged it)" if mixed and not p.evaluated else ""))
-        _draw_frontiers(axes, found, joined)
-        references = [value for p in places for value in p.references]
+        _draw_frontiers(axes, entries, joined)
+        references = [value for p in points for value in p.references]
         if references:
             level = sum(references) / len(references)
             axes.axhline(level, color="#222222", linewidth=0.9, linestyle="--", label=_REFERENCE)
         label = "KL(policy || reference), nats per sequence"
-        if _wide([p.kl for p in places]):
+        if _wide([p.kl for p in points]):
             axes.set_xscale("log", nonpositive="mask")  # a path starts at a KL of 0
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
@@ -64,7 +71,7 @@ def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
         axes.set_xlabel(label)
         axes.set_ylabel("true reward, units of the data's reward")
         handles, labels = axes.get_legend_handles_labels()
-        # the settings first, then the lines that join them
+        # the groups first, then the lines that join them
         order = sorted(range(len(labels)), key=lambda i: (labels[i] == _REFERENCE, isinstance(handles[i], Line2D)))
         figure.legend(
             [handles[i] for i in order], [labels[i] for i in order], loc="outside right center", frameon=False
@@ -72,12 +79,12 @@ def reward_kl(settings: Sequence[Setting], headline: str) -> Figure | None:
     return figure
 
 
-def _draw_path(axes: Axes, look: Look, p: Place, alpha: float) -> None:
+def _draw_path(axes: Axes, look: Look, p: FrontierPoint, alpha: float) -> None:
     if p.path.shape[1] > 1:
         axes.plot(*p.path, color=look.colour, linewidth=0.9, alpha=alpha, marker=".", markersize=3.5)
 
 
-def _draw_end(axes: Axes, look: Look, p: Place, label: str) -> None:
+def _draw_end(axes: Axes, look: Look, p: FrontierPoint, label: str) -> None:
     axes.errorbar(
         p.kl.mean,
         p.reward.mean,
@@ -93,10 +100,12 @@ def _draw_end(axes: Axes, look: Look, p: Place, label: str) -> None:
     )
 
 
-def _draw_frontiers(axes: Axes, found: Sequence[tuple[Setting, Look, Place]], groups: Sequence[Sequence[int]]) -> None:
+def _draw_frontiers(
+    axes: Axes, entries: Sequence[tuple[RunGroup, Look, FrontierPoint]], joined: Sequence[Sequence[int]]
+) -> None:
     """A dashed line per loss over its betas, in its colour where it has one, and the beta beside each end."""
-    for group, dash in zip(groups, itertools.cycle(DASHES[1:])):
-        ordered = sorted((found[i] for i in group), key=lambda entry: entry[2].kl.mean)
+    for members, dash in zip(joined, itertools.cycle(DASHES[1:])):
+        ordered = sorted((entries[i] for i in members), key=lambda entry: entry[2].kl.mean)
         colours = {look.colour for _, look, _ in ordered}
         ends = [(p.kl.mean, p.reward.mean) for *_, p in ordered]
         axes.plot(
@@ -108,11 +117,11 @@ def _draw_frontiers(axes: Axes, found: Sequence[tuple[Setting, Look, Place]], gr
             label=f"{ordered[0][0].loss} over β",
         )
         labelled = list(enumerate(zip(ends, ordered, strict=True)))
-        for place_of, (end, (setting, *_)) in labelled[:: -(-len(labelled) // _MOST_BETAS)]:
+        for place, (end, (group, *_)) in labelled[:: -(-len(labelled) // _MOST_BETAS)]:
             axes.annotate(
-                f"β {beta(setting):g}",
+                f"β {beta(group):g}",
                 end,
-                xytext=(6, -12 if place_of % 2 else 7),  # neighbours on different sides
+                xytext=(6, -12 if place % 2 else 7),  # neighbours on different sides
                 textcoords="offset points",
                 fontsize=7,
                 path_effects=[withStroke(linewidth=2, foreground="white")],
@@ -124,3 +133,76 @@ def _wide(kls: Sequence[Estimate]) -> bool:
     """Whether the KLs lie so far apart that a linear axis would press the small ones together."""
     lowest = min(kl.mean - (kl.sd or 0.0) for kl in kls)
     return lowest > 0 and max(kl.mean for kl in kls) > CRUSHING * min(kl.mean for kl in kls)
+
+
+# ---- where groups stand: at the end, over checkpoints, and over several beta
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One group between KL and reward.
+
+    Attributes:
+        kl: of the final policy to the reference, nats per sequence.
+        reward: true reward of its samples.
+        evaluated: by the suite; else as training logged it.
+        references: the reference's reward, one per seed.
+        path: KL and reward over checkpoints, mean over seeds, shape ``(2, checkpoints)``; empty where unknown.
+    """
+
+    kl: Estimate
+    reward: Estimate
+    evaluated: bool
+    references: Sequence[float]
+    path: NDArray[np.float64]
+
+
+def frontier_point(group: RunGroup) -> FrontierPoint | None:
+    """Return KL and reward by the suite where the group was evaluated, else as training logged them.
+
+    None where neither knows both, or one is not finite.
+    """
+    return _point(group, measured=True) or _point(group, measured=False)
+
+
+def frontiers(groups: Sequence[RunGroup]) -> list[list[int]]:
+    """Find the places in ``groups`` of those that differ in ``loss.beta`` alone, two or more, in groups."""
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        if beta(group) is None:
+            continue
+        others = {key: value for key, value in group.config.items() if key not in _FOLLOWS_BETA}
+        members.setdefault(json.dumps([group.loss, others], sort_keys=True, default=str), []).append(index)
+    return [places for places in members.values() if len({beta(groups[i]) for i in places}) > 1]
+
+
+def beta(group: RunGroup) -> float | None:
+    """Return the loss's beta, None where it has none."""
+    return group.runs[0].number("loss.beta")
+
+
+def _point(group: RunGroup, *, measured: bool) -> FrontierPoint | None:
+    kl, reward, reference = (
+        estimated_by(metric) if measured else metric for metric in (KL, TRUE_REWARD, REFERENCE_REWARD)
+    )
+    x, y = estimate(group.finals(kl.final)), estimate(group.finals(reward.final))
+    if x is None or y is None or not max(abs(x.mean), abs(y.mean)) <= LARGEST:
+        return None
+    return FrontierPoint(x, y, measured, group.finals(reference.final), _path(group) if measured else np.empty((2, 0)))
+
+
+def estimated_by(metric: MetricDefinition) -> MetricDefinition:
+    """Name a metric of training as the suite measures it: ``evaluation/oracle/kl`` for ``oracle/kl``."""
+    return replace(metric, name=f"{PREFIX}/{metric.name}")
+
+
+def _path(group: RunGroup) -> NDArray[np.float64]:
+    """Over the checkpoints that every evaluated seed has."""
+    runs = [details(run, SUITE).get("points") or () for run in evaluated(group, SUITE)]
+    known = [[point for point in points if _is_known(point)] for points in runs]
+    means = [band([{p["step"]: p[name] for p in points} for points in known], "range") for name in ("kl", "reward")]
+    return np.array([mean.mean for mean in means if mean is not None]).reshape(2, -1)
+
+
+def _is_known(point: Mapping[str, object]) -> bool:
+    return all(point.get(name) is not None for name in ("step", "kl", "reward"))

@@ -1,19 +1,30 @@
-"""Runs that differ in nothing but their seed are one setting; settings get labels that tell them apart."""
+"""Group runs that differ in nothing but their seed, and label the groups by what tells them apart.
+
+Reports call a group a setting.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from caldpo.report.escaping import one_line
 from caldpo.report.run_files import Curve, Run
-from caldpo.report.run_labels import is_ignored, labels, overridden
+
+# What a run is called, how it is seeded and what it leaves behind. No loss, model or data is here.
+NOT_A_SETTING = ("seed", "name", "notes", "tags", "export", "logger", "hydra", "trainer.progress_bar")
+_MOST = 3  # differing keys that a label names; of more, as few as tell the groups apart
+_LONGEST = 28  # characters of a value; of a longer one its end, as paths differ there
+_ABSENT = object()  # value of a key that a configuration lacks
+Differing = dict[str, list[Any]]  # a value per group by key
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunGroup:
     """The runs of one configuration.
 
     Attributes:
@@ -38,8 +49,13 @@ class Setting:
         """Number of independent seeds that finished."""
         return len(by_seed(self.finished))
 
+    @property
+    def started_seeds(self) -> int:
+        """Number of independent seeds that were started."""
+        return len(by_seed(self.runs))
+
     def finals(self, read: Callable[[Mapping[str, float]], float | None]) -> list[float]:
-        """One value per seed of a final figure, in the order of the runs; seeds that lack it are left out.
+        """Return one value per seed of a final figure, in the order of the runs; seeds that lack it are left out.
 
         A seed that was run twice counts once, by its mean: repeats are not independent.
         """
@@ -47,7 +63,7 @@ class Setting:
         return [sum(repeats) / len(repeats) for repeats in values if repeats]
 
     def curves(self, read: Callable[[Mapping[str, Curve]], dict[int, float]]) -> list[dict[int, float]]:
-        """One curve per seed; repeats of a seed are averaged where they share steps."""
+        """Return one curve per seed; repeats of a seed are averaged where they share steps."""
         curves = [[c for run in runs if (c := read(run.curves))] for runs in by_seed(self.finished)]
         return [
             {
@@ -60,33 +76,33 @@ class Setting:
 
 
 def by_seed(runs: Iterable[Run]) -> list[list[Run]]:
-    """Runs of one setting by seed; a run without a known seed stands for itself."""
+    """Split the runs of one group by seed; a run without a known seed stands for itself."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.name if run.seed is None else run.seed, []).append(run)
     return list(groups.values())
 
 
-def group(runs: Sequence[Run]) -> list[Setting]:
-    """The settings of ``runs``, in the order in which they first appear."""
+def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
+    """Group runs, in the order in which the groups first appear."""
     follows_seed = _keys_that_follow_the_seed(runs)
-    groups: dict[str, list[Run]] = {}
+    members: dict[str, list[Run]] = {}
     configs: dict[str, dict[str, Any]] = {}
     for run in runs:
-        config = setting_config(run, follows_seed)
+        config = shared_config(run, follows_seed)
         # A run that failed before its configuration was written is still known by its overrides.
-        known = json.dumps([run.loss, config or list(overridden(run).values())], sort_keys=True, default=str)
-        groups.setdefault(known, []).append(run)
-        configs.setdefault(known, config)
-    names = labels([members[0] for members in groups.values()], list(configs.values()))
+        key = json.dumps([run.loss, config or list(_overridden(run).values())], sort_keys=True, default=str)
+        members.setdefault(key, []).append(run)
+        configs.setdefault(key, config)
+    names = labels([group[0] for group in members.values()], list(configs.values()))
     return [
-        Setting(label, members[0].loss, tuple(members), config)
-        for label, members, config in zip(names, groups.values(), configs.values(), strict=True)
+        RunGroup(label, group[0].loss, tuple(group), config)
+        for label, group, config in zip(names, members.values(), configs.values(), strict=True)
     ]
 
 
-def setting_config(run: Run, follows_seed: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """What of a run's configuration makes its setting, flat.
+def shared_config(run: Run, follows_seed: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Return what of a run's configuration makes its group, flat.
 
     The composed configuration is compared as it is written, so that values which only follow the seed or
     the folder (``${seed}``, ``${hydra:runtime.output_dir}``) are the same in every run. ``follows_seed`` and
@@ -95,29 +111,132 @@ def setting_config(run: Run, follows_seed: frozenset[str] = frozenset()) -> dict
     return {
         key: "${run}" if isinstance(value, str) and run.folder.name in PurePath(value).parts else value
         for key, value in run.config.items()
-        if key not in follows_seed and not is_ignored(key)
+        if key not in follows_seed and not _is_ignored(key)
     }
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Keys in which configurations differ, with their distinct values in order of appearance.
+    """List the keys in which configurations differ, with their distinct values in order of appearance.
 
     A key that a configuration lacks counts as None.
     """
     keys = dict.fromkeys(key for config in configs for key in config)
     values = {key: _distinct(config.get(key) for config in configs) for key in keys}
-    return {key: found for key, found in values.items() if len(found) > 1}
+    return {key: distinct for key, distinct in values.items() if len(distinct) > 1}
 
 
 def _keys_that_follow_the_seed(runs: Sequence[Run]) -> frozenset[str]:
     """Keys named seed (``data.seed``) that equal the run's own seed in every run: one seed, written twice."""
-    named = {key for run in runs for key in run.config if key.endswith(".seed")}
-    return frozenset(k for k in named if all(r.config[k] == r.seed for r in runs if k in r.config))
+    keys = {key for run in runs for key in run.config if key.endswith(".seed")}
+    return frozenset(k for k in keys if all(r.config[k] == r.seed for r in runs if k in r.config))
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
-    found: list[Any] = []
+    distinct: list[Any] = []
     for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+        if value not in distinct:  # values may be lists, which no set holds
+            distinct.append(value)
+    return distinct
+
+
+def _is_ignored(key: str) -> bool:
+    """Whether a key, or an override of it, makes no other group."""
+    return any(key == ignored or key.startswith((f"{ignored}.", f"{ignored}/")) for ignored in NOT_A_SETTING)
+
+
+def _overridden(run: Run) -> dict[str, str]:
+    """The overrides that make a group, by key."""
+    keys = {text.partition("=")[0].lstrip("+~"): text for text in run.overrides}
+    return {key: text for key, text in keys.items() if key != "loss" and not _is_ignored(key)}
+
+
+# ---- labels
+
+
+def labels(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Label groups by the loss and what tells them from the others of that loss, each once, on one line.
+
+    Args:
+        runs: one of each group.
+        configs: what of its configuration makes each group, flat.
+    """
+    found = [""] * len(runs)
+    for loss in dict.fromkeys(run.loss for run in runs):
+        places = [place for place, run in enumerate(runs) if run.loss == loss]
+        members = [runs[place] for place in places]
+        differing = _telling(_differing(members, [configs[place] for place in places]))
+        for place, label in zip(places, _labels_of_loss(one_line(loss), members, differing), strict=True):
+            found[place] = label
+    return [
+        f"{label} ({found[:place].count(label) + 1})" if found.count(label) > 1 else label
+        for place, label in enumerate(found)
+    ]
+
+
+def _differing(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> Differing:
+    """Keys in which groups differ: those of the loss, config groups of which another option was chosen, and others.
+
+    A difference that follows from another option is told by the option.
+    """
+    config_groups = dict.fromkeys(n for run in runs for n in run.choices if n != "loss" and not _is_ignored(n))
+    chosen = {name: [run.choices.get(name) for run in runs] for name in config_groups}
+    options = {name: values for name, values in chosen.items() if len(set(values)) > 1}
+    keys = dict.fromkeys(key for config in configs for key in config)
+    own: Differing = {}
+    for key in keys:
+        values = [config.get(key, _ABSENT) for config in configs]
+        by_option: dict[str, list[Any]] = {}
+        for option, value in zip(options.get(key.partition(".")[0], [""] * len(values)), values, strict=True):
+            by_option.setdefault(str(option), []).append(value)
+        if any(len({_text(value) for value in several}) > 1 for several in by_option.values()):
+            own[key] = values
+    of_loss = {key: values for key, values in own.items() if key.startswith("loss.")}
+    return of_loss | options | own
+
+
+def _telling(differing: Differing) -> Differing:
+    """All of few keys; of many, as few of the first ones as tell the groups apart as well as all do."""
+    if len(differing) <= _MOST:
+        return differing
+    chosen: Differing = {}
+    for key, values in differing.items():
+        if _count_distinct(chosen | {key: values}) > _count_distinct(chosen):
+            chosen[key] = values
+    return chosen
+
+
+def _count_distinct(differing: Differing) -> int:
+    return len(set(zip(*(map(_text, values) for values in differing.values()), strict=True))) if differing else 1
+
+
+def _labels_of_loss(loss: str, runs: Sequence[Run], differing: Differing) -> list[str]:
+    """Labels without what a group has by default, where they tell as much as those with it; else whole values."""
+    overridden = [_overridden(run) for run in runs]
+    moved = {key for key in differing if any(key in keys for keys in overridden)}
+
+    def parts(place: int, shorten: Callable[[str], str], *, default: bool = True) -> list[str]:
+        return [
+            f"{key}={shorten(_text(values[place]))}"
+            for key, values in differing.items()
+            if values[place] is not _ABSENT and (default or key not in moved or key in overridden[place])
+        ]
+
+    places = range(len(runs))
+    candidates = [
+        [" ".join([loss, *parts(place, _short, default=False)]) for place in places],
+        [" ".join([loss, *parts(place, _short)]) for place in places],
+        [" ".join([loss, *parts(place, str)]) for place in places],
+    ]
+    return next((labels for labels in candidates if max(Counter(labels).values()) == 1), candidates[0])
+
+
+def _text(value: Any) -> str:
+    if value is _ABSENT:
+        return ""
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return one_line(value)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"...{text[3 - _LONGEST :]}"

@@ -1,4 +1,4 @@
-"""How settings are told apart in figures, and how axes keep an outlier from crushing the others."""
+"""Style of figures: a look per group that tells it from the others, and axes on which no outlier crushes the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from caldpo.report.grouping import Setting
+from caldpo.report.grouping import RunGroup
 from caldpo.utils.atomic_io import atomic_file
 
 # Paul Tol's "muted" scheme (SRON/EPS/TN/09-002), made to be told apart under colour blindness, and black.
@@ -70,7 +70,7 @@ _STYLE: dict[str, Any] = {
 
 
 def drawing() -> AbstractContextManager[None]:
-    """The context in which figures are made and saved: the project's style over whatever the user has."""
+    """Return the context in which figures are made and saved: the project's style over whatever the user has."""
     return matplotlib.style.context(["default", _STYLE])
 
 
@@ -83,7 +83,7 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
 
 @dataclass(frozen=True)
 class Look:
-    """Colour, dash pattern, marker, depth and width of one setting, the same in every figure of a report."""
+    """Colour, dash pattern, marker, depth and width of one group, the same in every figure of a report."""
 
     colour: str
     dash: Any
@@ -92,20 +92,20 @@ class Look:
     width: float = 1.7
 
 
-def looks(settings: Sequence[Setting]) -> list[Look]:
-    """A look per setting: a colour and a dash pattern per loss, the same in every report.
+def looks(groups: Sequence[RunGroup]) -> list[Look]:
+    """Choose a look per group: a colour and a dash pattern per loss, the same in every report.
 
     Variants of a loss have other dash patterns and markers, and shades of its colour where there are many of them or no
     other loss. Solid lines lie below dashed and dotted ones, so that of two equal curves both are seen.
     """
-    variants = Counter(setting.loss for setting in settings)
+    variants = Counter(group.loss for group in groups)
     seen: Counter[str] = Counter()
     result = []
-    for setting in settings:
-        colour, place, dash = _of_loss(setting.loss)
-        variant, count = seen[setting.loss], variants[setting.loss]
-        seen[setting.loss] += 1
-        shade = _shade(variant, count) if count > len(DASHES) or count == len(settings) else 0.5
+    for group in groups:
+        colour, place, dash = _of_loss(group.loss)
+        variant, count = seen[group.loss], variants[group.loss]
+        seen[group.loss] += 1
+        shade = _shade(variant, count) if count > len(DASHES) or count == len(groups) else 0.5
         dash = (dash + variant) % len(DASHES)
         marker = MARKERS[(place + variant) % len(MARKERS)]
         width = 1.7 if dash else 2.4  # a line below others shows at their sides
@@ -137,7 +137,7 @@ def _shaded(colour: str, shade: float) -> str:
 
 
 def linear_limit(extents: Sequence[float]) -> float | None:
-    """Up to which absolute value a symmetric logarithmic axis is to be linear; None for a linear axis.
+    """Find up to which absolute value a symmetric logarithmic axis is to be linear; None for a linear axis.
 
     Args:
         extents: largest absolute value of each curve.
@@ -150,13 +150,13 @@ def linear_limit(extents: Sequence[float]) -> float | None:
 
 
 def round_up(value: float) -> float:
-    """The next of ..., 0.5, 1, 2, 5, 10, ... at or above a positive ``value``."""
+    """Return the next of ..., 0.5, 1, 2, 5, 10, ... at or above a positive ``value``."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= value * (1 - 1e-9))
 
 
 def set_symmetric_log(axes: Axes, limit: float, *, across: bool = False) -> None:
-    """An axis that is linear within ``+-limit`` and logarithmic beyond, with readable ticks.
+    """Make an axis linear within ``+-limit`` and logarithmic beyond, with readable ticks.
 
     Args:
         axes: whose.
@@ -177,6 +177,6 @@ def set_symmetric_log(axes: Axes, limit: float, *, across: bool = False) -> None
 
 
 def grid_shape(panels: int) -> tuple[int, int]:
-    """Rows and columns of small multiples."""
+    """Return rows and columns of small multiples."""
     columns = panels if panels <= 4 else min(5, -(-panels // 2))
     return -(-panels // columns), columns

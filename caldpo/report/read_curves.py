@@ -1,17 +1,25 @@
-"""``metrics.csv`` as curves. A bad cell costs that cell, a bad line that line; what is left out is named."""
+"""Read ``metrics.csv`` as curves, and compare them with what the other files of the run say.
+
+A bad cell costs that cell, a bad line that line; both are named.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from caldpo.report.run_files import Curve, as_float, is_number
 
 _LAST_STEP = 2**53  # beyond it floats, in which figures are drawn, are no whole numbers any more
-_NAMED = 3  # lines and columns of a kind that are named, the others counted
+_NAMED = 3  # lines, columns and metrics of a kind that are named, the others counted
+_SAME = 1e-6  # relative; summary.json and metrics.csv are written from the same float64
 
 
 def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
-    """Every metric of a ``metrics.csv`` over optimiser steps.
+    """Read every metric of a ``metrics.csv`` over optimiser steps.
 
     An empty cell was not logged in that row; ``nan`` was, and stays. Lines that do not fit the header, as a
     killed run leaves one at the end, and cells that hold no number are left out and noted. A step logged twice
@@ -33,32 +41,64 @@ def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
     for name in dict.fromkeys(name for name in header if header.count(name) > 1):
         notes.append(f"{path.name} has several columns named {name!r}; the last one counts")
     curves: dict[str, dict[int, float]] = {}
-    left_out: list[str] = []
-    wrong: dict[str, list[str]] = {}
+    incomplete: list[str] = []
+    bad_cells: dict[str, list[str]] = {}
     for number, line in enumerate(lines[1:], start=2):
         row = dict(zip(header, line, strict=False))
         step = _step(row.pop("step", "")) if len(line) == len(header) else None
         if step is None:
-            left_out.append(f"{path.name}:{number}")
+            incomplete.append(f"{path.name}:{number}")
             continue
         for name, cell in row.items():
             try:
                 if cell.strip():
                     curves.setdefault(name, {})[step] = float(cell)
             except ValueError:
-                wrong.setdefault(name, []).append(f"{cell[:40]!r} in line {number}")
-    if left_out:
-        verb = "is" if len(left_out) == 1 else "are"
-        notes.append(f"{_some(left_out)} {verb} incomplete and left out")
-    for name, places in list(wrong.items())[:_NAMED]:
-        notes.append(f"{path.name}: {name} is no number: {_some(places)}; left out")
-    if len(wrong) > _NAMED:
-        notes.append(f"{path.name}: so are cells of {len(wrong) - _NAMED} more columns")
+                bad_cells.setdefault(name, []).append(f"{cell[:40]!r} in line {number}")
+    if incomplete:
+        verb = "is" if len(incomplete) == 1 else "are"
+        notes.append(f"{_first_of(incomplete)} {verb} incomplete and left out")
+    for name, places in list(bad_cells.items())[:_NAMED]:
+        notes.append(f"{path.name}: {name} is no number: {_first_of(places)}; left out")
+    if len(bad_cells) > _NAMED:
+        notes.append(f"{path.name}: so are cells of {len(bad_cells) - _NAMED} more columns")
     return curves
 
 
+def contradictions(curves: Mapping[str, Curve], summary: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield where ``summary.json`` of a finished run differs from its other files, with both values.
+
+    Args:
+        curves: of ``metrics.csv``.
+        summary: of ``summary.json``, whose values are used.
+        config: of ``config.yaml``, flat.
+    """
+    for key in ("loss_name", "seed"):
+        summarised, composed = summary.get(key), config.get(key)
+        if summarised is not None and composed is not None and str(summarised) != str(composed):
+            yield f"summary.json says {key} {summarised}, config.yaml {composed}; the summary's counts"
+    last = max((step for curve in curves.values() for step in curve), default=None)
+    steps = summary.get("steps")
+    if is_number(steps) and last is not None and steps != last:
+        yield f"summary.json says that it took {steps} steps, metrics.csv ends at step {last}"
+    metrics = summary.get("metrics")
+    differing = []
+    for name, value in metrics.items() if isinstance(metrics, Mapping) else ():
+        curve = curves.get(name)
+        if curve and (value is None or is_number(value)):
+            logged = curve[max(curve)]
+            if not _same(as_float(value), logged):
+                text = "null" if value is None else f"{as_float(value):.6g}"
+                differing.append(f"{name} {text} against {logged:.6g} at step {max(curve)}")
+    if differing:
+        yield (
+            f"summary.json and the last rows of metrics.csv differ: {_first_of(differing)}; tables show the summary's,"
+            " figures the rows"
+        )
+
+
 def _step(cell: str) -> int | None:
-    """The optimiser step that a cell names, ``5`` or ``5.0``; None where it names none."""
+    """Read the optimiser step of a cell, ``5`` or ``5.0``; None where it names none."""
     try:
         value = float(cell)
     except ValueError:
@@ -66,6 +106,12 @@ def _step(cell: str) -> int | None:
     return int(value) if 0 <= value <= _LAST_STEP and value.is_integer() else None
 
 
-def _some(places: Sequence[str]) -> str:
-    more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
-    return ", ".join(places[:_NAMED]) + more
+def _first_of(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return ", ".join(texts[:_NAMED]) + more
+
+
+def _same(summarised: float, logged: float) -> bool:
+    if not math.isfinite(summarised):  # JSON has null for all that is not finite
+        return not math.isfinite(logged)
+    return math.isclose(summarised, logged, rel_tol=_SAME, abs_tol=1e-12)

@@ -1,4 +1,4 @@
-"""Reads a run folder into a ``Run``. A damaged file costs what it lacks, never the other runs."""
+"""Read run folders. A damaged file costs what it lacks, never the other runs."""
 
 from __future__ import annotations
 
@@ -9,34 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from caldpo.config.find_runs import natural
-from caldpo.config.run_lifecycle import one_line as one_line_of
-from caldpo.config.run_lifecycle import status_of
+from caldpo.config.run_lifecycle import DIED, FINISHED, INTERRUPTED, RUNNING, status_of
+from caldpo.config.run_lifecycle import one_line as describe_error
 from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import SUMMARY, read_summary
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.suite_result import read_results
 from caldpo.report.escaping import one_line
-from caldpo.report.evaluation_measures import final_values
-from caldpo.report.figure_data import drawable
-from caldpo.report.inconsistencies import contradictions
-from caldpo.report.read_curves import read_curves
-from caldpo.report.reward_units import in_one_unit
-from caldpo.report.run_files import (
-    DIED,
-    FINISHED,
-    INCOMPLETE,
-    INTERRUPTED,
-    RUNNING,
-    UNREADABLE,
-    Curve,
-    Run,
-    as_float,
-    is_number,
-)
+from caldpo.report.evaluation_results import drawable, final_values
+from caldpo.report.read_curves import contradictions, read_curves
+from caldpo.report.run_files import INCOMPLETE, UNREADABLE, Curve, Run, as_float, in_one_unit, is_number
 from caldpo.security.secrets import redact_text
 from caldpo.utils.yaml_io import flatten, read_json, read_yaml
-
-__all__ = ["read_curves", "read_run", "read_runs"]
 
 _NAMED = 5  # metrics of a kind that are named, the others counted
 _NO_END = {
@@ -48,7 +32,7 @@ _NO_END = {
 
 
 def read_runs(folders: Iterable[Path], root: Path) -> list[Run]:
-    """The runs of ``folders`` in the order in which their sweeps started them; names relative to ``root``.
+    """Read the runs of ``folders`` in the order in which their sweeps started them; names relative to ``root``.
 
     Their rewards are in one unit. A run that cannot be read costs that run, which says why.
     """
@@ -64,7 +48,7 @@ def read_runs(folders: Iterable[Path], root: Path) -> list[Run]:
 
 
 def read_run(folder: Path, root: Path) -> Run:
-    """One run folder; what is missing or unreadable is named in ``notes`` or ``error``."""
+    """Read one run folder; what is missing or unreadable is named in ``notes`` or ``error``."""
     notes: list[str] = []
     raw, resolved = (_yaml(folder / name, notes) for name in (".hydra/config.yaml", "config.yaml"))
     hydra = _mapping(_yaml(folder / ".hydra/hydra.yaml", notes), "hydra")
@@ -104,8 +88,8 @@ def _read_or_named(folder: Path, root: Path) -> Run:
     try:
         return read_run(folder, root)
     except Exception as error:  # the other runs' figures are not to be lost for what nobody foresaw in this one's files
-        said = one_line(f"it cannot be read: {one_line_of(error)}")
-        return Run(folder, _name(folder, root), UNREADABLE, said, "unknown", None, {}, {})
+        message = one_line(f"it cannot be read: {describe_error(error)}")
+        return Run(folder, _name(folder, root), UNREADABLE, message, "unknown", None, {}, {})
 
 
 def _name(folder: Path, root: Path) -> str:
@@ -113,23 +97,23 @@ def _name(folder: Path, root: Path) -> str:
 
 
 def _overrides(typed: Any, notes: list[str]) -> tuple[str, ...]:
-    """As they were typed, without secrets: what is read here may be printed, and Hydra keeps them as they were."""
-    given = [redact_text(str(text)) for text in typed] if isinstance(typed, list) else []
-    options = [text for text in given if text.startswith("-")]
+    """Mask secrets in the overrides: what is read here may be printed, and Hydra keeps them as they were typed."""
+    overrides = [redact_text(str(text)) for text in typed] if isinstance(typed, list) else []
+    options = [text for text in overrides if text.startswith("-")]
     if options:
         notes.append(f"overrides.yaml: {', '.join(options[:3])}: an option of a command is no override, and left out")
-    return tuple(text for text in given if text not in options)
+    return tuple(text for text in overrides if text not in options)
 
 
 def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any], notes: list[str]) -> dict[str, float]:
     """The summary's metrics; the last logged value of those that it lacks. JSON's null is not a number."""
     last = {name: curve[max(curve)] for name, curve in curves.items() if name != "epoch"}
-    given = {name: as_float(value) for name, value in summarised.items() if value is None or is_number(value)}
-    wrong = [f"{name} {str(value)[:40]!r}" for name, value in summarised.items() if name not in given]
+    numbers = {name: as_float(value) for name, value in summarised.items() if value is None or is_number(value)}
+    wrong = [f"{name} {str(value)[:40]!r}" for name, value in summarised.items() if name not in numbers]
     if wrong:
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         notes.append(f"{SUMMARY}: metrics that are no numbers are left out: {', '.join(wrong[:_NAMED])}{more}")
-    return last | given
+    return last | numbers
 
 
 def _error(status: str, summary: Mapping[str, Any], notes: list[str]) -> str:
@@ -142,20 +126,20 @@ def _error(status: str, summary: Mapping[str, Any], notes: list[str]) -> str:
 
 
 def _status(folder: Path, summary: Mapping[str, Any]) -> str:
-    """As the summary says; what it says is not believed of a run that nobody runs any more."""
+    """The status in the summary, unless it says running and no process holds the run."""
     if not summary:
         return RUNNING if is_held(folder) else INCOMPLETE
     return status_of(folder, str(summary.get("status", INCOMPLETE)))
 
 
 def _loss(summary: Mapping[str, Any], config: Mapping[str, Any], overrides: Iterable[str]) -> str:
-    given = [text.partition("=")[2] for text in overrides if text.startswith("loss=")]
-    names = (summary.get("loss_name"), config.get("loss_name"), *given, config.get("loss._target_"))
+    options = [text.partition("=")[2] for text in overrides if text.startswith("loss=")]
+    names = (summary.get("loss_name"), config.get("loss_name"), *options, config.get("loss._target_"))
     return next((one_line(name) for name in names if name), "unknown")
 
 
 def _yaml(path: Path, notes: list[str]) -> Any:
-    """The content of a yaml file; None where it is missing, or cannot be read, which is noted."""
+    """Read a yaml file; None where it is missing, or cannot be read, which is noted."""
     if not path.is_file():
         return None
     try:
@@ -186,7 +170,7 @@ def _mapping(tree: Any, key: str) -> Mapping[str, Any]:
 
 
 def _integer(value: Any) -> int | None:
-    """A whole number, also as text; a fraction or true is none."""
+    """Read a whole number, also from text; a fraction or true is none."""
     try:
         whole = int(value)
         return whole if not isinstance(value, bool) and (value == whole or str(value) == str(whole)) else None

@@ -1,36 +1,29 @@
-"""One run as its files tell it."""
+"""One run as its files tell it, and all runs of a comparison in one unit of reward."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
-from caldpo.config.run_lifecycle import DIED, FINISHED, INTERRUPTED, RUNNING
-
-__all__ = [
-    "DIED",
-    "FINISHED",
-    "INCOMPLETE",
-    "INTERRUPTED",
-    "RUNNING",
-    "UNREADABLE",
-    "Curve",
-    "Run",
-    "as_float",
-    "is_number",
-]
+from caldpo.config.run_lifecycle import FINISHED
+from caldpo.metric_definitions import CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN
 
 Curve = Mapping[int, float]  # optimiser step -> value
+Values = TypeVar("Values")
 
 INCOMPLETE = "incomplete"  # no readable summary
-UNREADABLE = "unreadable"  # something in its files that nobody foresaw
+UNREADABLE = "unreadable"  # unforeseen content in a file
+DEFAULT_REWARD_BETA = 0.1  # of conf/train.yaml: the unit of runs that do not have one reward_beta in common
+SCALED = tuple(  # logged names whose values are in units of reward_beta
+    name for metric in (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN) for name in (metric.name, metric.held_out.name)
+)
 
 
 def as_float(value: float | None) -> float:
-    """A number out of JSON: null was not finite, and a whole number may be larger than any float."""
+    """Convert a number out of JSON: null was not finite, and a whole number may be larger than any float."""
     try:
         return math.nan if value is None else float(value)
     except OverflowError:
@@ -38,7 +31,7 @@ def as_float(value: float | None) -> float:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value of JSON or yaml is a number; true and false are none."""
+    """Tell whether a value of JSON or yaml is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -48,14 +41,14 @@ class Run:
 
     Attributes:
         folder: where it lies, absolute.
-        name: its folder relative to what is compared.
+        name: its folder relative to the compared one.
         status: ``finished``, ``failed``, ``interrupted``, ``running``, ``died`` (its summary says that it is running,
-            and nobody runs it), ``incomplete`` or ``unreadable``.
+            and no process holds it), ``incomplete`` or ``unreadable``.
         error: why it did not finish.
         loss: the loss's option in its config group.
         config: the composed configuration, flat (``loss.beta``), interpolations kept as they are written.
         resolved: the same with interpolations resolved.
-        overrides: what was given on the command line.
+        overrides: of the command line.
         choices: the option chosen in each config group (``model: tiny``).
         curves: every logged metric over optimiser steps.
         final: every logged metric at the end, and every measure of ``evaluation``.
@@ -97,9 +90,9 @@ class Run:
     @property
     def planned_steps(self) -> int | None:
         """Optimiser steps that it is to have, None where neither summary nor configuration says."""
-        said = self.summary.get("planned_steps")
-        wanted = said if isinstance(said, int) else self.number("trainer.max_steps")
-        return int(wanted) if wanted is not None and math.isfinite(wanted) else None
+        planned = self.summary.get("planned_steps")
+        steps = planned if isinstance(planned, int) else self.number("trainer.max_steps")
+        return int(steps) if steps is not None and math.isfinite(steps) else None
 
     @property
     def progress(self) -> str:
@@ -108,9 +101,46 @@ class Run:
         return f"{last} of {self.planned_steps:,}" if self.planned_steps is not None else last
 
     def number(self, key: str) -> float | None:
-        """A number of the resolved configuration (``loss.beta``), or None where there is none."""
+        """Read a number of the resolved configuration (``loss.beta``), None where there is none."""
         value = self.resolved.get(key)
         try:
             return None if value is None or isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
             return None
+
+
+def in_one_unit(runs: Sequence[Run]) -> list[Run]:
+    """Convert ``rewards/*`` of all runs to one ``reward_beta``; what was converted or left out is in their notes.
+
+    The conversion is exact, since an implicit reward is linear in the log-ratio.
+    """
+    units = {run.reward_beta for run in runs if run.reward_beta is not None and _has_rewards(run)}
+    if len(units) < 2 and not any(run.reward_beta is None and _has_rewards(run) for run in runs if units):
+        return list(runs)
+    unit = units.pop() if len(units) == 1 else DEFAULT_REWARD_BETA
+    return [_converted(run, unit) if _has_rewards(run) else run for run in runs]
+
+
+def _has_rewards(run: Run) -> bool:
+    return any(name in run.final or name in run.curves for name in SCALED)
+
+
+def _converted(run: Run, unit: float) -> Run:
+    if run.reward_beta == unit:
+        return run
+    if run.reward_beta is None:
+        note = "its reward_beta is not known, and with it not the unit of its rewards: they are left out"
+        curves, final = _without_rewards(run.curves), _without_rewards(run.final)
+    else:
+        factor = unit / run.reward_beta
+        curves = {
+            name: {step: value * factor for step, value in curve.items()} if name in SCALED else curve
+            for name, curve in run.curves.items()
+        }
+        final = {name: value * factor if name in SCALED else value for name, value in run.final.items()}
+        note = f"rewards/* were logged with reward_beta {run.reward_beta:g} and are converted to {unit:g}"
+    return replace(run, curves=curves, final=final, notes=(*run.notes, note), reward_beta=unit)
+
+
+def _without_rewards(values: Mapping[str, Values]) -> dict[str, Values]:
+    return {name: value for name, value in values.items() if name not in SCALED}

@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from caldpo.checkpointing.manifest import FOLDER
-from caldpo.config.run_lifecycle import FINISHED, Done
+from caldpo.config.run_lifecycle import FINISHED, AlreadyDone
 from caldpo.config.summary_file import known_summary
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME
@@ -18,7 +18,7 @@ from caldpo.resume.resume_overrides import AUTO, as_kept
 from caldpo.utils.process_rank import process_rank
 
 
-def settle(cfg: DictConfig, folder: Path) -> Done | None:
+def settle(cfg: DictConfig, folder: Path) -> AlreadyDone | None:
     """The outcome of a run that has finished, where ``resume=auto`` leaves it alone; None where there is work to do.
 
     Args:
@@ -46,7 +46,7 @@ def settle(cfg: DictConfig, folder: Path) -> Done | None:
     summary = known_summary(folder)
     if cfg.resume != AUTO or summary.get("status") != FINISHED or is_longer(then, now):
         return None
-    return Done(summary.get("metrics", {}).get(cfg.optimized_metric))
+    return AlreadyDone(summary.get("metrics", {}).get(cfg.optimized_metric))
 
 
 def _require_config(folder: Path) -> None:

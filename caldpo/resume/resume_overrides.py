@@ -17,13 +17,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.cache_dirs import without_places
+from caldpo.config.cache_dirs import without_cache_dirs
 from caldpo.config.find_runs import is_run
 from caldpo.config.overrides import quoted
-from caldpo.config.required_groups import NEEDED
 from caldpo.config.run_lifecycle import FINISHED
 from caldpo.config.summary_file import SUMMARY, known_summary
 from caldpo.config.trusted_config import require_own_code, require_plain_overrides
+from caldpo.config.validation import NEEDED
 from caldpo.errors import CaldpoError
 from caldpo.resume.config_diff import CONFIG, read_config, require_same_config
 from caldpo.resume.extend_run import depends_on_length, from_its_policy, is_longer
@@ -72,7 +72,7 @@ def with_run(overrides: Sequence[str], multirun: bool = False, config_dir: str |
             )
     if not trusted:
         require_plain_overrides(begun, folder / SUMMARY)
-    begun, left_out = without_places(begun)
+    begun, left_out = without_cache_dirs(begun)
     for text in left_out:
         print(f"note: {redact_text(text)} of the run's files is left out: only the command says where else to write")
     if "replay" in typed:  # computed beside the run, in a folder of its own

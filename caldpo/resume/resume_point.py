@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from caldpo.checkpointing.manifest import FOLDER, SAMPLES, Manifest, checkpoint_folders, newest_whole
+from caldpo.checkpointing.manifest import FOLDER, SAMPLES, Manifest, checkpoint_folders, newest_intact
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME, keep_rows, read_rows
 
@@ -59,7 +59,7 @@ def find_start(run_dir: Path, *, resumed: bool, first_rank: bool) -> Start:
     if not resumed:
         return Start(run_dir)
     try:
-        folder, manifest, damages = newest_whole(run_dir)
+        folder, manifest, damages = newest_intact(run_dir)
     except OSError as error:
         raise CaldpoError(
             f"a checkpoint cannot be read: {error}",

@@ -16,15 +16,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from caldpo.checkpointing.frozen_weights import frozen_names
-from caldpo.config.path_digests import contents
+from caldpo.checkpointing.checkpoint_weights import frozen_names
+from caldpo.config.path_digests import path_digests
 from caldpo.console import versions
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_cache import tokenizer_digest
-from caldpo.lightning_module import PreferenceModule
-from caldpo.models.adapters import base_model
+from caldpo.models.adapted_policy import base_model
 from caldpo.reference.fingerprint import key_of, model_configuration, weights_digest
-from caldpo.reference.reference_base import ReferenceSource
+from caldpo.reference.reference_base import Reference, ReferenceSource
 from caldpo.resume.config_diff import bound, config_digest
 from caldpo.resume.extend_run import without_length
 
@@ -60,7 +59,7 @@ def known_inputs(config: Mapping[str, Any], data: PairDataModule, tokenizer: Pre
         "the scores of the held-out pairs": data.test_pairs.scores_digest(),
         "the texts of the held-out pairs": _digest(texts),
         "the tokenizer": tokenizer_digest(tokenizer),
-        **{f"what {key} names": digest for key, digest in contents(named).items()},
+        **{f"what {key} names": digest for key, digest in path_digests(named).items()},
     }
 
 
@@ -74,21 +73,22 @@ def policy_inputs(policy: PreTrainedModel) -> dict[str, str]:
     }
 
 
-def model_inputs(module: PreferenceModule, source: ReferenceSource) -> dict[str, str]:
+def model_inputs(policy: PreTrainedModel, reference: Reference, source: ReferenceSource) -> dict[str, str]:
     """The same of the weights that a checkpoint does not hold: the reference's, and the frozen ones of the policy.
 
     Every rank has to ask.
 
     Args:
-        module: whose reference is prepared.
-        source: of that reference.
+        policy: that is trained.
+        reference: prepared.
+        source: of the reference.
     """
-    facts = dict(module.reference.facts())
+    facts = dict(reference.facts())
     weights = facts.pop("weights")
     found = {"the reference's weights": weights, "the reference's configuration": key_of(facts)}
     own_start = getattr(source, "path", None) is None and getattr(source, "dtype", "same") == "same"
-    if frozen_names(module) and not own_start:  # else they are the reference's, and reading them takes long
-        found["the policy's frozen weights"] = weights_digest(module.policy)
+    if frozen_names(policy) and not own_start:  # else they are the reference's, and reading them takes long
+        found["the policy's frozen weights"] = weights_digest(policy)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The day on which a run began, for chat templates that write the date: see :mod:`caldpo.data.template_clock`."""
+"""The day on which a run began, for chat templates that write the date: see :mod:`caldpo.data.template_source`."""
 
 from __future__ import annotations
 

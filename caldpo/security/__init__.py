@@ -1,1 +1,1 @@
-"""What keeps secrets, foreign code and paths outside where they belong."""
+"""Mask secrets, and keep what a run writes inside its folder."""

@@ -1,4 +1,4 @@
-"""What a run writes stays inside its folder: neither a name nor a link leads out of it."""
+"""Keep what a run writes inside its folder: refuse names and links that lead out of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEFT_BY_WANDB = ("*run-*/logs/debug-core.log", "replaced/*run-*/logs/debug-core
 
 
 def stays_inside(name: str) -> bool:
-    """Whether ``name`` joined to a folder is a path below it, by its text alone."""
+    """Tell whether ``name`` joined to a folder is a path below it, by its text alone."""
     path = PurePath(name)
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
 
@@ -41,7 +41,7 @@ def require_no_links_out(folder: Path) -> None:
 
 
 def require_no_links_out_of_sweep(folder: Path, depth: int = 1) -> None:
-    """The same of what a sweep itself writes, and of its runs' folders; what is in those is looked at as they start.
+    """Refuse links out of a sweep's folder in what the sweep itself writes; runs check their own folders.
 
     Not everything below is, since a sweep may be told to lie in a folder with other things in it.
 
@@ -75,7 +75,7 @@ def require_unlinked(folder: Path, *names: str) -> None:
 
 
 def _links(folder: Path, depth: int | None = None) -> Iterator[Path]:
-    """Every link below a folder, or that far below; none is followed, and what is removed meanwhile is none."""
+    """Yield every link below a folder, to a depth, following none."""
     if depth == 0:
         return
     try:

@@ -1,4 +1,4 @@
-"""Where a process writes text about itself, without secrets: its log, its output, and what it hands to others."""
+"""Mask secrets in logs, output and the environment of child processes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from io import TextIOWrapper
 from typing import Any, TextIO
 
 from caldpo.security.secrets import is_secret_name, redact_text
-from caldpo.security.wrapped_secrets import mask_folded
-from caldpo.utils.resilient_stream import OutlivingStream
+from caldpo.security.wrapped_secrets import mask_wrapped
+from caldpo.utils.resilient_stream import ResilientStream
 
 # Gated models and data need it; a process that is to have them is handed these by name.
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 class RedactedFormatter(logging.Formatter):
-    """Formats log records as :class:`logging.Formatter`, message, traceback and all, and masks the secrets in them."""
+    """Format log records as :class:`logging.Formatter`, traceback included, with secrets masked."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact_text(super().format(record))
 
 
-class OwnLog(logging.FileHandler):
-    """A log file that may be opened before a run's folder has been looked at: never through a link.
+class UnlinkedLogHandler(logging.FileHandler):
+    """Open a log file, but never through a link: it may be opened before the run's folder has been checked.
 
     What is logged then goes nowhere. It would be refused right after, with the link named, if it leads out.
     """
@@ -46,7 +46,7 @@ class OwnLog(logging.FileHandler):
 
 
 class RedactedStream:
-    """A text stream that masks the secrets in what is written to it, one call at a time; in all else the stream.
+    """Wrap a text stream; mask secrets in what is written to it, one call at a time.
 
     Also those that a table's column or a terminal's width has folded.
 
@@ -58,7 +58,7 @@ class RedactedStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(redact_text(mask_folded(text)))  # a first half may have a form of its own
+        self._stream.write(redact_text(mask_wrapped(text)))  # a first half may have a form of its own
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -71,7 +71,7 @@ class RedactedStream:
 
 @contextlib.contextmanager
 def redacted_output(*, outlived: bool = False) -> Iterator[None]:
-    """What this process prints in this context goes through :class:`RedactedStream`: terminals are kept in files, too.
+    """Mask secrets in what this process prints within the context: terminals are kept in files, too.
 
     Hydra's console handlers are made of the streams as they are then, so they are covered when they are made within.
 
@@ -80,7 +80,7 @@ def redacted_output(*, outlived: bool = False) -> Iterator[None]:
     """
 
     def stream(own: Any) -> RedactedStream:
-        return RedactedStream(OutlivingStream(own) if outlived else own)  # type: ignore[arg-type]
+        return RedactedStream(ResilientStream(own) if outlived else own)  # type: ignore[arg-type]
 
     with contextlib.ExitStack() as stack:
         if not isinstance(sys.stdout, RedactedStream):
@@ -91,7 +91,7 @@ def redacted_output(*, outlived: bool = False) -> Iterator[None]:
 
 
 def environment_without_secrets(*keep: str) -> dict[str, str]:
-    """This process's environment variables but those that sound like secrets, for a process that needs none.
+    """Copy the environment without the variables that sound like secrets, for a child process.
 
     Args:
         keep: names of secret ones that it does need.

@@ -1,4 +1,4 @@
-"""Secrets by how they are written: before the host of an address, after a name that sounds like one, in a header.
+"""Mask secrets by how they are written: before the host of an address, after a name, in a header.
 
 What is masked is rather too much than too little: a password may hold any character, and an address with a password
 does not say where that ends.
@@ -52,14 +52,14 @@ _INNOCENT = {
 
 
 def mask_addresses(text: str) -> str:
-    """``text`` with whatever stands before the host of an address masked."""
+    """Mask whatever stands before the host of an address."""
     return (
         _ADDRESS.sub(lambda match: _masked_address(text[: match.start() - 3], match[0]), text) if "@" in text else text
     )
 
 
 def mask_named(text: str, is_secret_name: Callable[[str], bool]) -> str:
-    """``text`` with values masked that follow names of secrets: ``"key": "value"``, ``key: value``, ``--key value``.
+    """Mask values that follow names of secrets: ``"key": "value"``, ``key: value``, ``--key value``.
 
     Overrides, ``key=value``, are left to :func:`caldpo.security.secrets.redact_text`.
 
@@ -91,7 +91,7 @@ def _masked(text: str, pattern: re.Pattern[str], find: Find, is_secret_name: Cal
 
 
 def _after_name(text: str, match: re.Match[str]) -> re.Match[str] | None:
-    """The value after ``key:`` or ``key =``, as far as it goes in whatever is written there."""
+    """Match the value after ``key:`` or ``key =``, as far as its surroundings let it go."""
     end = match.end()
     if match["equals"] == "=":
         return None
@@ -147,7 +147,7 @@ def _can_be_secret(value: str) -> bool:
 
 
 def _quotes(value: str) -> tuple[str, str]:
-    """What a quoted value begins and ends with."""
+    """Split off the quotes around a value."""
     found = re.match(r"\\*[\"']", value)
     if found is None:
         return "", ""
@@ -156,7 +156,7 @@ def _quotes(value: str) -> tuple[str, str]:
 
 
 def _masked_address(before: str, rest: str) -> str:
-    """An address after its ``://``, without what stands before its host."""
+    """Mask what stands before the host of an address, given after its ``://``."""
     end = rest.rfind("@")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if end <= 0 or rest[end + 1 :] == "" or rest.startswith("["):

@@ -1,4 +1,4 @@
-"""Keeps secrets out of what is written or printed.
+"""Mask secrets in what is written or printed.
 
 Masked are the values of keys that sound like secrets, the values of environment variables that do, wherever
 they stand, well-known forms of access tokens, and whatever stands before the host in addresses. A value that was
@@ -78,7 +78,7 @@ _learned: set[str] = set()  # values that stood under secret keys
 
 @functools.lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
-    """Whether a key or variable sounds like a secret: ``api_key``, ``HF_TOKEN``, ``PGPASSWORD``; not ``tokenizer``."""
+    """Tell whether a name sounds like a secret's: ``api_key``, ``HF_TOKEN``, ``PGPASSWORD``; not ``tokenizer``."""
     last = re.split(r"[./@]", name)[-1]
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", last)]
     if _PLACES & set(words):
@@ -97,7 +97,7 @@ def _is_key_of_variable(name: str, words: list[str]) -> bool:
 
 
 def redact(container: Any) -> Any:
-    """A copy of nested mappings and sequences with every secret masked; references to variables stay."""
+    """Copy nested mappings and sequences with every secret masked; references to variables stay."""
     learn(container)  # before anything is masked: a secret may stand in plain text ahead of its key
     return _redacted(container, secret=False)
 
@@ -134,7 +134,7 @@ def _secret_values(node: Any, *, secret: bool) -> Iterator[str]:
 
 
 def redact_text(text: str) -> str:
-    """``text`` with secret environment values, values of secret keys, known forms and addresses' passwords masked."""
+    """Mask secret environment values, values of secret keys, known forms and passwords of addresses."""
     for secret in known_secrets():
         if secret in text:
             text = text.replace(secret, MASK)
@@ -143,13 +143,13 @@ def redact_text(text: str) -> str:
 
 
 def redact_error(error: CaldpoError) -> str:
-    """The text of an error with secrets masked.
+    """Write an error as text, with secrets masked.
 
     ``api_key: unknown key`` says something of a key, and no value: only what follows the key is looked at.
     """
     apart = "\0"  # between a key and its colon there is then no pair
-    told = "" if error.key is None else re.escape(error.key)
-    subject = rf"\A{told}" if told else r"^  [\w.+~@/-]+"  # one problem, or several with a line each
+    subject_key = "" if error.key is None else re.escape(error.key)
+    subject = rf"\A{subject_key}" if subject_key else r"^  [\w.+~@/-]+"  # one problem, or several with a line each
     text = re.sub(rf"(?m)({subject})(?=: )", rf"\1{apart}", str(error))
     return redact_text(text).replace(apart, "")
 
@@ -173,7 +173,7 @@ def redact_file(path: Path) -> None:
 
 
 def _can_be_secret(value: Any) -> bool:
-    """Whether a value under a secret key is one: not where none is given, or a variable is named that holds it."""
+    """Tell whether a value under a secret key is one: not an empty one, nor the name of a variable that holds it."""
     if isinstance(value, int):
         return len(str(value)) >= _SHORTEST  # a password of digits; a short number is a count
     return isinstance(value, str) and value not in ("", "???", MASK) and not _ENVIRONMENT_REFERENCE.fullmatch(value)
@@ -187,7 +187,7 @@ def _mask_pair(match: re.Match[str]) -> str:
 
 
 def known_secrets() -> list[str]:
-    """The values to mask wherever they stand, in every spelling, the longest first."""
+    """List the values to mask wherever they stand, in every spelling, the longest first."""
     return _secrets_among(tuple(os.environ.items()), frozenset(_learned))
 
 

@@ -1,4 +1,4 @@
-"""Finds secrets that a terminal's layout has cut in two: folded or cropped at a column's width, or coloured."""
+"""Mask secrets that a terminal's layout has cut in two: wrapped or cropped at a column's width, or coloured."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _LAYOUT = re.compile(rf"{_COLOURS}|{_FRAME}+|\n+")
 _FOLD = re.compile(rf"(?:{_COLOURS}|{_FRAME})*\n(?:{_COLOURS}|{_FRAME}|\n)*|{_COLOURS}")
 
 
-def mask_folded(text: str) -> str:
-    """``text`` with each character of a secret that layout has cut replaced by ``*``, so that tables keep their form.
+def mask_wrapped(text: str) -> str:
+    """Replace each character of a secret that layout has cut by ``*``, so that tables keep their form.
 
     What is in one piece is left to :func:`caldpo.security.secrets.redact_text`. No other cell of a table may stand
     between the halves: the last column is the one for texts of any length.
@@ -31,7 +31,7 @@ def mask_folded(text: str) -> str:
 
 
 def _cut(text: str) -> Iterator[int]:
-    """The places of the characters of all secrets that do not stand in one piece."""
+    """Yield the positions of the characters of all secrets that do not stand in one piece."""
     secrets = known_secrets()
     # A line breaks where a space was, so secrets with spaces are looked for without.
     joined, places = _without(_LAYOUT, text)
@@ -49,13 +49,13 @@ def _cut(text: str) -> Iterator[int]:
 
 
 def _if_cut(text: str, found: list[int]) -> list[int]:
-    """Characters at these places, if a line's end or a colour is among them and not words of one line alone."""
+    """Keep positions that a line's end or a colour separates; else they are words of one line alone."""
     between = text[found[0] : found[-1]]
     return found if "\n" in between or "\x1b" in between else []
 
 
 def _without(what: re.Pattern[str], text: str) -> tuple[str, list[int]]:
-    """``text`` without something, and where in it each of the characters that are left stood."""
+    """Remove a pattern; return the rest with the original position of each character."""
     places: list[int] = []
     end = 0
     for match in what.finditer(text):

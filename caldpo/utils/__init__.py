@@ -1,1 +1,1 @@
-"""Small tools without a model: atomic files, locks, collectives, text. Nothing here imports another package."""
+"""Small tools without a model: atomic files, collectives, ranks, text. Nothing here imports another package."""

@@ -1,4 +1,4 @@
-"""Files and folders that are whole under their name or not there, and digests of what they hold. No heavy imports.
+"""Write files and folders atomically, and digest files. No heavy imports.
 
 Everything is drafted beside its place, flushed to the disk, and renamed: a reader never sees half of it, and neither a
 kill nor a full disk costs what was there before.
@@ -35,7 +35,7 @@ _drafts: set[str] = set()  # names under which this process writes, or has writt
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which gets its name once it is complete and on the disk.
+    """Open a draft to write to, which gets the file's name once it is complete and on the disk.
 
     Drafts of the same file that killed processes left are cleared away.
 
@@ -63,7 +63,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill, which gets its name once it is complete and on the disk.
+    """Make a draft folder to fill, which gets its name once it is complete and on the disk.
 
     A folder that has the name already is replaced: at every moment one of the two has it, where the system can
     exchange names. Of drafts that killed processes left, those of ``path`` are cleared away: whoever writes it has to
@@ -96,7 +96,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_text(path: Path) -> Iterator[TextIO]:
-    """The same for text in UTF-8, whose line ends are written as they are given (as the csv module wants it)."""
+    """Open a draft as :func:`atomic_file`, for text in UTF-8 with line ends as given (as the csv module wants it)."""
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         yield text
@@ -148,7 +148,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 over the SHA-256 of each chunk of a file: several threads read a large one."""
+    """Digest a file: SHA-256 over the SHA-256 of each chunk, read by several threads."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         pieces = pool.map(lambda start: _piece_digest(path, start), range(0, path.stat().st_size, CHUNK))
         found = hashlib.sha256()
@@ -158,7 +158,7 @@ def file_digest(path: Path) -> str:
 
 
 def known_digest(path: Path) -> str:
-    """The same as :func:`file_digest`, read once a process as long as the system says that the file is unchanged.
+    """Digest a file as :func:`file_digest`, once a process as long as the system says that it is unchanged.
 
     A program can set back the size and the time of writing of a file, but not the time of its last change (ctime).
     """
@@ -172,7 +172,7 @@ def _digest_of(path: Path, *unchanged: int) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put names that were given or taken in a folder on the disk, where the system can."""
+    """Flush a folder's entries to the disk, where the system can."""
     with contextlib.suppress(OSError):  # some file systems cannot, and say so
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -182,7 +182,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs, whosoever it is."""
+    """Tell whether a process of this machine runs, whosoever it is."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -193,7 +193,7 @@ def is_alive(pid: int) -> bool:
 
 
 def _draft(path: Path) -> Path:
-    """A name that no other thread, process or machine takes: a hidden one beside ``path``."""
+    """Make a hidden name beside ``path`` that no other thread, process or machine takes."""
     name = f"{_prefix(path)}{_machine()}-{os.getpid()}-{next(_numbers)}{_PARTIAL}"
     _drafts.add(name)
     return path.with_name(name)
@@ -220,7 +220,7 @@ def _clear_drafts(path: Path, *, alone: bool = False) -> None:
 
 
 def _owner(name: str, path: Path) -> str:
-    """What a draft of ``path`` says of its writer; empty where ``name`` is no such draft."""
+    """Read a draft's writer from its name; empty where ``name`` is no draft of ``path``."""
     if not name.startswith(_prefix(path)) or not name.endswith(_PARTIAL):
         return ""
     said = name[len(_prefix(path)) : -len(_PARTIAL)]

@@ -1,4 +1,4 @@
-"""Which of several processes this is, and what they agree on."""
+"""Collective operations between the ranks of a run; with one process, plain ones."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one that writes files and speaks: known before a Trainer is built."""
+    """Tell whether this is rank 0, which writes files and prints; known before a Trainer is built."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def true_on_any_rank(flags: list[bool], device: torch.device) -> list[bool]:
-    """Each flag as it is on any rank: the same answer on all of them, which all have to ask.
+    """Reduce flags by OR over all ranks; a collective call.
 
     Args:
         flags: as many on every rank.
@@ -37,7 +37,7 @@ def true_on_any_rank(flags: list[bool], device: torch.device) -> list[bool]:
 
 
 def fresh_seed(device: torch.device) -> int:
-    """Another number at every call, whatever the run's seed, and the same on all ranks, which all have to ask."""
+    """Draw a random seed, whatever the run's, and broadcast it from rank 0; a collective call."""
     drawn = random.SystemRandom().getrandbits(32)
     if not _several():
         return drawn
@@ -46,8 +46,8 @@ def fresh_seed(device: torch.device) -> int:
     return int(shared.item())
 
 
-def any_rank_says(number: int | None) -> int | None:
-    """The largest number that any rank says, None where all say nothing: the same answer on all, which all have to ask.
+def max_over_ranks(number: int | None) -> int | None:
+    """Reduce to the largest number over all ranks, None where all have none; a collective call.
 
     Settled between the hosts, so that nobody waits for a GPU.
     """
@@ -60,12 +60,12 @@ def any_rank_says(number: int | None) -> int | None:
 
 @functools.lru_cache(maxsize=1)
 def _host_group(world: object) -> dist.ProcessGroup | None:
-    """Of all ranks, for values in main memory; None where ``world``, the group that all belong to, is one already."""
+    """Make a gloo group of all ranks, for values in main memory; None where ``world`` is one already."""
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
-def gathered(value: Any) -> list[Any]:
-    """What each rank has, on all of them, which all have to ask: plain values, few and seldom."""
+def all_gather(value: Any) -> list[Any]:
+    """Gather a plain value from every rank on every rank; a collective call, for few values and seldom."""
     if not _several():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -73,18 +73,18 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def largest_of_all(first: float, second: float) -> tuple[float, float]:
-    """Each value as it is on the rank where it is largest (NaN counts as such), on all ranks, which all have to ask."""
+def largest_over_ranks(first: float, second: float) -> tuple[float, float]:
+    """Reduce each value to the one of largest size over all ranks, NaN being the largest; a collective call."""
 
     def size(value: float) -> float:
         return math.inf if math.isnan(value) else value
 
-    firsts, seconds = zip(*gathered((first, second)), strict=True)
+    firsts, seconds = zip(*all_gather((first, second)), strict=True)
     return max(firsts, key=size), max(seconds, key=size)
 
 
-def share_evenly(items: Iterable[T]) -> Iterator[T]:
-    """This rank's share of what all ranks have alike, as many on each: where they run out, the last one again."""
+def shard_items(items: Iterable[T]) -> Iterator[T]:
+    """Shard items across ranks, as many on each, padding with the last item."""
     ranks, rank, left = (dist.get_world_size(), dist.get_rank(), []) if _several() else (1, 0, [])
     for item in items:
         left.append(item)
@@ -95,8 +95,8 @@ def share_evenly(items: Iterable[T]) -> Iterator[T]:
         yield left[min(rank, len(left) - 1)]
 
 
-def settled(act: Callable[[], T]) -> list[T]:
-    """What ``act`` gives on each rank, on all of them, which all have to call: they fail together or not at all.
+def call_on_all_ranks(act: Callable[[], T]) -> list[T]:
+    """Call ``act`` on every rank and gather the results; all ranks fail together or none does.
 
     Raises:
         OSError: it failed on a rank, for this reason.
@@ -108,7 +108,7 @@ def settled(act: Callable[[], T]) -> list[T]:
         mine = None, error
     except (OSError, RuntimeError) as error:
         mine = None, getattr(error, "strerror", None) or str(error) or type(error).__name__
-    found = gathered(mine)
+    found = all_gather(mine)
     for rank, (_, failure) in enumerate(found):
         if isinstance(failure, CaldpoError):
             raise failure

@@ -1,4 +1,4 @@
-"""A progress bar for work that may be over before anybody looks."""
+"""A progress bar that appears only for work of more than two seconds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from caldpo.utils.collectives import is_first_rank
 PATIENCE = 2.0  # seconds before there is something to see
 
 
-class LateBar:
-    """Counts work done; shows a bar on standard error once it has taken two seconds, on the first rank.
+class DelayedProgress:
+    """Show a bar on standard error once the work has taken two seconds, on the first rank.
 
     Args:
         label: what is being done.
@@ -28,11 +28,11 @@ class LateBar:
         self.bar = Progress(*columns, console=console, transient=True)
         self.started = time.monotonic()
 
-    def __enter__(self) -> LateBar:
+    def __enter__(self) -> DelayedProgress:
         return self
 
     def advance(self, amount: int) -> None:
-        """Note that so much more is done."""
+        """Advance the bar by ``amount``."""
         self.done += amount
         if not self.shown or time.monotonic() - self.started < PATIENCE:
             return

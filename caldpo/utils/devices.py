@@ -1,4 +1,4 @@
-"""What ``auto`` stands for on this machine, settled before anything dear is loaded."""
+"""Resolve ``auto`` devices and precision on this machine, before anything expensive is loaded."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from omegaconf import DictConfig
 AUTO = "auto"
 
 
-def settled_accelerator(asked: str) -> str:
-    """``cpu`` or ``gpu``: ``auto`` is a CUDA GPU where there is one."""
-    if asked != AUTO:
-        return asked
+def resolve_accelerator(setting: str) -> str:
+    """Resolve the accelerator to ``cpu`` or ``gpu``: ``auto`` is a CUDA GPU where there is one."""
+    if setting != AUTO:
+        return setting
     return "gpu" if torch.cuda.is_available() else "cpu"
 
 
-def settled_precision(asked: str, accelerator: str) -> str:
-    """Lightning's name of a precision; ``auto`` is ``bf16-mixed`` on a GPU that has bfloat16, else ``32-true``.
+def resolve_precision(setting: str, accelerator: str) -> str:
+    """Resolve Lightning's name of a precision; ``auto`` is ``bf16-mixed`` on a GPU with bfloat16, else ``32-true``.
 
     Args:
-        asked: ``trainer.precision``.
+        setting: ``trainer.precision``.
         accelerator: ``cpu`` or ``gpu``; one that is not here, in an estimate, is taken to have bfloat16.
     """
-    if asked != AUTO:
-        return asked
+    if setting != AUTO:
+        return setting
     here = torch.cuda.is_available()
     has_bfloat16 = not here or torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16-mixed" if accelerator == "gpu" and has_bfloat16 else "32-true"
 
 
-def settle_devices(cfg: DictConfig) -> None:
-    """Put what ``auto`` stands for in its place, so that the run's files say it and a resumed run is held to it."""
+def resolve_devices(cfg: DictConfig) -> None:
+    """Replace ``auto`` in the configuration, so that the run's files say it and a resumed run is compared with it."""
     trainer = cfg.trainer
-    trainer.accelerator = settled_accelerator(trainer.accelerator)
-    trainer.precision = settled_precision(trainer.precision, trainer.accelerator)
+    trainer.accelerator = resolve_accelerator(trainer.accelerator)
+    trainer.precision = resolve_precision(trainer.precision, trainer.accelerator)

@@ -1,4 +1,4 @@
-"""Texts as names of files and folders: whatever somebody writes, the answer is no traceback. No heavy imports."""
+"""Look up file names that a user wrote, whatever they are, without a traceback. No heavy imports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def expanded(text: str) -> Path:
-    """``text`` as a path, with ``~`` replaced; as it is where there is no such user."""
+    """Expand ``~`` in a path; leave it where there is no such user."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -14,7 +14,7 @@ def expanded(text: str) -> Path:
 
 
 def is_there(path: str | Path) -> bool:
-    """Whether anything has this name; what cannot be a name (too long, a null byte) has not."""
+    """Tell whether anything has this name; what cannot be a name (too long, a null byte) has not."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):

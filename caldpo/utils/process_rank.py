@@ -1,4 +1,4 @@
-"""Which of a run's processes this is: only what the run's own launcher has set in the environment counts.
+"""The rank of this process, by the environment variables of the run's own launcher alone.
 
 A shell may hold the variables of another program: of a job that has ended, of the interactive job it was opened in, of
 a container. A launcher's variables are this run's where they tell of as many processes as the run has, which is for
@@ -26,12 +26,12 @@ NODES = (_NODE, "GROUP_RANK")
 
 
 def process_rank() -> int:
-    """Which of the processes of a run this is, as the environment says; 0: the first, or only one.
+    """Read the rank of this process from the environment; 0: the first, or only one.
 
     To be asked within :func:`own_ranks`.
     """
-    found = (os.environ.get(name) for name in RANKS)
-    rank = next((int(value) for value in found if value and value.isdigit()), 0)
+    values = (os.environ.get(name) for name in RANKS)
+    rank = next((int(value) for value in values if value and value.isdigit()), 0)
     # Lightning's own processes on a second node, the first of which has no rank yet
     node = next((int(value) for name in NODES if (value := os.environ.get(name, "")).isdigit()), 0)
     return rank or node
@@ -39,7 +39,7 @@ def process_rank() -> int:
 
 @contextlib.contextmanager
 def own_ranks(cfg: DictConfig, *, announce: bool = False) -> Iterator[None]:
-    """Within this context the environment has no launcher's variables but those of this run's launcher.
+    """Hide other launchers' variables from the environment within the context.
 
     Args:
         cfg: of the run; without a section ``trainer`` it is one process.
@@ -47,10 +47,10 @@ def own_ranks(cfg: DictConfig, *, announce: bool = False) -> Iterator[None]:
     """
     devices, nodes = _count(cfg, "trainer.devices"), _count(cfg, "trainer.num_nodes")
     hidden = {name: os.environ.pop(name) for name in _foreign(os.environ, devices * nodes, nodes)}
-    told = [f"{name}={value}" for name, value in hidden.items() if name in (*RANKS, *NODES) and value not in ("", "0")]
-    if told and announce:
+    ranks = [f"{name}={value}" for name, value in hidden.items() if name in (*RANKS, *NODES) and value not in ("", "0")]
+    if ranks and announce:
         print(
-            f"note: {', '.join(told)} in the environment: not of this run, which is {devices * nodes} process(es) by"
+            f"note: {', '.join(ranks)} in the environment: not of this run, which is {devices * nodes} process(es) by"
             " trainer.devices and trainer.num_nodes; left out of account",
             file=sys.stderr,
         )
@@ -64,7 +64,7 @@ def own_ranks(cfg: DictConfig, *, announce: bool = False) -> Iterator[None]:
 
 
 def _foreign(variables: Mapping[str, str], world: int, nodes: int) -> list[str]:
-    """The launchers' variables that are not of a run of so many processes on so many nodes."""
+    """List the launchers' variables that are not of a run of so many processes on so many nodes."""
     ours: set[str] = set()
     size = variables.get("WORLD_SIZE") == str(world)
     if size and set(_TORCHRUN) <= set(variables) and _below(variables, "RANK", world):

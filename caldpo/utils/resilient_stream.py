@@ -1,4 +1,4 @@
-"""Output that a run outlives: what it says may go nowhere, and the run goes on."""
+"""Standard output that may close without ending the run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, TextIO
 
 # of a terminal that is closed, of a reader that has left, and of a stream that was closed on purpose
 _GONE = (errno.EIO, errno.EPIPE, errno.EBADF)
-_SAID = b"\nnote: whoever read this run's output has gone: it goes on, and tells its folder alone\n"
+_NOTE = b"\nnote: whoever read this run's output has gone: it goes on, and tells its folder alone\n"
 
 
-class OutlivingStream:
-    """A text stream that writes nowhere once its reader is gone; in all else the stream.
+class ResilientStream:
+    """Wrap a text stream; write nowhere once its reader is gone.
 
     A terminal is gone after a logout, a pipe when the program at its other end has ended. Neither is a reason to lose a
     run, which keeps all that it finds in files. A disk without room is another matter, and an error as ever.
@@ -28,16 +28,16 @@ class OutlivingStream:
         self._stream: TextIO = stream or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, of the process
 
     def write(self, text: str) -> int:
-        self._outlived(lambda: self._stream.write(text))
+        self._ignoring_closed(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        self._outlived(self._stream.flush)
+        self._ignoring_closed(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _outlived(self, act: Callable[[], Any]) -> None:
+    def _ignoring_closed(self, act: Callable[[], Any]) -> None:
         try:
             act()
         except OSError as error:
@@ -51,4 +51,4 @@ class OutlivingStream:
             os.dup2(nowhere, self._stream.fileno())  # what is buffered goes there, too
             os.close(nowhere)
         with contextlib.suppress(OSError):
-            os.write(2, _SAID)
+            os.write(2, _NOTE)

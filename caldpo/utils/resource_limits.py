@@ -1,4 +1,4 @@
-"""Memory and time that a piece of foreign work may take before it is stopped. No heavy imports.
+"""Bound the memory and processor time of untrusted work, such as a chat template. No heavy imports.
 
 For what is a program without looking like one: a chat template can ask for gigabytes in one expression, or loop for
 years, which Jinja's sandbox does not stop.
@@ -25,7 +25,7 @@ class TooLong(BaseException):
 
 @contextlib.contextmanager
 def bounded(*, mebibytes: int, seconds: float) -> Iterator[None]:
-    """Stop the work inside once it has taken too much. Costs some microseconds; not to be nested.
+    """Stop the work within the context once it has taken too much. Costs microseconds; not to be nested.
 
     Memory is bounded on Linux, for the whole process. Time is bounded in the main thread, where alone Python handles
     signals.
@@ -68,7 +68,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _address_space() -> int:
-    """Bytes that this process has addresses for; 0 where the system does not say."""
+    """Read the size of this process's address space, bytes; 0 where the system does not say."""
     try:
         file = os.open(_STATM, os.O_RDONLY)  # plainly, since this is done for every pair of a data set
     except OSError:

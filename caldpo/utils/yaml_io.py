@@ -1,4 +1,4 @@
-"""Yaml and JSON as a run's files hold them: read within bounds, and laid out flat. No heavy imports."""
+"""Read yaml and JSON files of a run within bounds, and flatten them. No heavy imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster wher
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a yaml file that a run has written, as plain values.
+    """Read a yaml file that a run has written, as plain values.
 
     Aliases are refused, with which a small file can stand for an endless one; no run writes any.
 
@@ -35,7 +35,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Halves of surrogate pairs, which JSON can hold and neither a terminal nor a report can show, become ``?``.
 
@@ -51,7 +51,7 @@ def read_json(path: Path) -> Any:
 
 
 def flatten(tree: Any, place: str = "") -> dict[str, Any]:
-    """A nested mapping as ``{"loss.beta": 0.1}``; lists and empty mappings are leaves. Empty where it is no mapping."""
+    """Flatten a nested mapping to ``{"loss.beta": 0.1}``; lists and empty mappings are leaves."""
     if not isinstance(tree, Mapping) or (not tree and place):
         return {place: tree} if place else {}
     return {
@@ -62,7 +62,7 @@ def flatten(tree: Any, place: str = "") -> dict[str, Any]:
 
 
 def _require_bounded(text: str) -> None:
-    """Look at the file's events, which are read one by one, before anything is built of them."""
+    """Check nesting and aliases on the file's events, before anything is built of them."""
     depth = 0
     for event in yaml.parse(text, _Loader):
         place = f"line {event.start_mark.line + 1}" if event.start_mark else "it"
@@ -74,7 +74,7 @@ def _require_bounded(text: str) -> None:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """All texts in a value, without the names in its objects."""
+    """Yield all texts in a value, without the keys of its mappings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

@@ -16,12 +16,11 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import settle_layout
-from caldpo.models.architecture_check import require_decoder
-from caldpo.models.model_probes import require_sound
+from caldpo.models.architecture import require_decoder
+from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import prepare_for_training
-from caldpo.models.sampling import sample_responses
 from tests.architectures.families import ORIGINAL, POSITIONS, VOCABULARY, build, long_rope, small_config
-from tests.tiny import tiny_tokenizer
+from tests.tiny import sample_responses, tiny_tokenizer
 
 CLOSE, CLOSE_GRADIENTS = 2e-5, 2e-4  # relative; hybrids with long sums of exponentials are the furthest off
 _LENGTHS = ((5, 6, 3), (1, 1, 1), (8, 10, 13), (3, 1, 19))  # prompt, chosen, rejected; two rows beyond ORIGINAL
@@ -36,7 +35,7 @@ def examine(kind: str) -> dict[str, Any]:
         require_decoder(config, key="model.path", path=kind)
         plain = build(kind, rate=0.3)
         policy = prepare_for_training(copy.deepcopy(plain), gradient_checkpointing=False, dropout=False)
-        require_sound(policy, training=True, max_length=POSITIONS)
+        require_valid_logprobs(policy, training=True, max_length=POSITIONS)
     except CaldpoError as error:
         return {"refused": f"{error.key}: {error.message}"}
     pairs = some_pairs()
@@ -129,7 +128,7 @@ def long_rows(kind: str) -> float | str:
     with torch.no_grad():
         wanted = one_by_one(model, pairs, fresh=True)
         prepare_for_training(model, gradient_checkpointing=False, dropout=False)
-        require_sound(model, training=False, max_length=POSITIONS)
+        require_valid_logprobs(model, training=False, max_length=POSITIONS)
         layout, _ = settle_layout("auto", model, POSITIONS)
         found = torch.cat(LogprobEngine(model)(collate(pairs, 0, layout=layout)))
     assert max(p + max(c, r) for p, c, r in _LENGTHS) > ORIGINAL

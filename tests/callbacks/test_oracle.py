@@ -14,7 +14,7 @@ from scipy import stats
 from caldpo.callbacks.true_reward import OracleEvaluation
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
-from caldpo.models.sampling import reference_seed, sample_responses
+from caldpo.models.sampling import reference_seed
 from tests.callbacks.oracle_data import (
     BETA,
     OracleData,
@@ -25,6 +25,7 @@ from tests.callbacks.oracle_data import (
     scored_pairs,
     words,
 )
+from tests.tiny import sample_responses
 
 SAMPLING: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.8, "seed": 3}
 

@@ -13,8 +13,8 @@ import torch
 from pytorch_lightning.loggers import Logger
 
 from caldpo.callbacks.sample_table import SampleTable
-from caldpo.models.sampling import sample_responses
 from tests.callbacks.oracle_data import OracleData, fit, make_module, reward, scored_pairs, words
+from tests.tiny import sample_responses
 
 SAMPLING: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "seed": 4}
 PROMPTS = [p.prompt_ids for p in scored_pairs()[::2][:3]]

@@ -17,7 +17,7 @@ from caldpo.checkpointing.manifest import (
     WEIGHTS,
     DamagedCheckpointError,
     checkpoint_folders,
-    newest_whole,
+    newest_intact,
     verify,
 )
 from caldpo.errors import CaldpoError
@@ -97,13 +97,13 @@ def test_a_single_flipped_bit_anywhere_is_noticed(saved: Path, name: str) -> Non
         file.write_bytes(bytes(flipped))
         with pytest.raises(DamagedCheckpointError):
             verify(saved)
-        found, manifest, damages = newest_whole(saved.parents[1])
+        found, manifest, damages = newest_intact(saved.parents[1])
         assert found is not None
         assert manifest is not None
         assert (found.name, manifest.step) == ("step-5", 5)
         names(damages[0], saved, name)
     file.write_bytes(whole)
-    assert newest_whole(saved.parents[1])[0] == saved
+    assert newest_intact(saved.parents[1])[0] == saved
 
 
 def test_what_is_wrong_is_said(saved: Path) -> None:
@@ -126,7 +126,7 @@ def test_what_is_wrong_is_said(saved: Path) -> None:
 
 def test_a_checkpoint_under_the_name_of_another_step_is_not_taken(saved: Path) -> None:
     saved.rename(saved.with_name("step-9"))
-    found, _, damages = newest_whole(saved.parents[1])
+    found, _, damages = newest_intact(saved.parents[1])
     assert found == saved.with_name("step-5")
     names(damages[0], saved.with_name("step-9"), "step 7")
 

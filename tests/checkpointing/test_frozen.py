@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from caldpo.checkpointing.frozen_weights import add_frozen, drop_frozen, frozen_names
+from caldpo.checkpointing.checkpoint_weights import add_frozen, drop_frozen, frozen_names
 from tests.messages import refused
 
 

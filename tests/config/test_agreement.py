@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.preflight import _of_agreement
+from caldpo.config.preflight import _disagreements
 from caldpo.config.validation import Problem
 from caldpo.errors import CaldpoError
 
@@ -26,18 +26,21 @@ def breaks(cfg: DictConfig) -> Iterator[Problem]:
 
 
 def test_problems_and_an_error_are_told_together() -> None:
-    assert _of_agreement(CONFIG, refuses, doubtful=False) == [FIRST, Problem("b", "2", "contradicts a", "leave it out")]
+    assert _disagreements(CONFIG, refuses, doubtful=False) == [
+        FIRST,
+        Problem("b", "2", "contradicts a", "leave it out"),
+    ]
 
 
 @pytest.mark.parametrize("agree", [refuses, breaks])
 def test_of_values_known_to_be_bad_the_consequences_are_not_told(agree) -> None:
-    assert _of_agreement(CONFIG, agree, doubtful=True) == [FIRST]
+    assert _disagreements(CONFIG, agree, doubtful=True) == [FIRST]
 
 
 def test_a_fault_of_the_check_itself_is_not_hidden() -> None:
     with pytest.raises(TypeError, match="b is no number"):
-        _of_agreement(CONFIG, breaks, doubtful=False)
+        _disagreements(CONFIG, breaks, doubtful=False)
 
 
 def test_checks_that_raise_alone_return_nothing() -> None:
-    assert _of_agreement(CONFIG, lambda cfg: None, doubtful=False) == []
+    assert _disagreements(CONFIG, lambda cfg: None, doubtful=False) == []

@@ -123,7 +123,7 @@ def test_hints_lead_somewhere() -> None:
         for chosen in ((), ("model=hf", "model.path=a/b", "data.train=x"))
     ]
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
-    known = {"to", "output", "batch", "checkpoint", "judge.base_url", *groups}
+    known = {"to", "output", "batch", "checkpoint", "judge.base_url", "judge.mock", "per_loss", *groups}
     missing = object()
 
     def there(key: str) -> bool:

@@ -189,7 +189,7 @@ def test_a_broken_summary_is_a_failed_run(tmp_path: Path) -> None:
     (tmp_path / "a" / "summary.json").write_text('{"status": "fin')
     (run_,) = collect(tmp_path)
     assert run_.status == "failed"
-    names(run_.error, tmp_path / "a" / "summary.json")
+    names(run_.error, "summary.json")
 
 
 def test_a_launchers_handler_that_lets_sigterm_pass_gives_way_while_a_run_is_on() -> None:

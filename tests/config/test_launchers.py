@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.hydra_errors import EXTRAS
-from caldpo.config.launcher_checks import find_processes
+from caldpo.config.sweep_jobs import find_process_problems
 
 PLUGINS = {"workers": "joblib", "jobs": "submitit_local", "slurm": "submitit_slurm"}
 
@@ -37,7 +37,7 @@ def test_jobs_of_a_cluster_ask_for_what_the_run_needs() -> None:
     cfg = composed("hydra/launcher=slurm", "trainer=ddp", "trainer.devices=4", "trainer.num_nodes=2", "name=mine")
     asked = {key: cfg.hydra.launcher[key] for key in ("name", "nodes", "tasks_per_node", "gpus_per_node")}
     assert asked == {"name": "mine", "nodes": 2, "tasks_per_node": 4, "gpus_per_node": 4}
-    assert find_processes(cfg) == []
+    assert find_process_problems(cfg) == []
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ def test_processes_of_a_run(
 ) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     cfg = OmegaConf.create({"hydra": {"launcher": launcher}, "trainer": {"devices": devices}})
-    assert [problem.key for problem in find_processes(cfg)] == ([] if key is None else [key])
+    assert [problem.key for problem in find_process_problems(cfg)] == ([] if key is None else [key])

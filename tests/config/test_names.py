@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.hydra_extensions import register_with_hydra
-from caldpo.config.run_dir import LONGEST, claimed_folder, naming_overrides, run_name
+from caldpo.config.run_dir import LONGEST, claim_folder, naming_overrides, run_name
 from caldpo.config.run_lock import run_lock
 from tests.messages import refused
 
@@ -141,7 +141,7 @@ class TestClaiming:
 
     def test_two_in_one_second_have_two_folders(self, tmp_path: Path) -> None:
         cfg = self.cfg("outputs/x_${now:%Y}")
-        assert [claimed_folder(cfg, "run") for _ in range(3)] == [
+        assert [claim_folder(cfg, "run") for _ in range(3)] == [
             ["hydra.run.dir=outputs/x_2026"],
             ["hydra.run.dir=outputs/x_2026-2"],
             ["hydra.run.dir=outputs/x_2026-3"],
@@ -149,7 +149,7 @@ class TestClaiming:
         assert len(list((tmp_path / "outputs").iterdir())) == 3
 
     def test_a_folder_chosen_by_name_is_used_again(self, tmp_path: Path) -> None:
-        assert claimed_folder(self.cfg("outputs/mine"), "run") == []
+        assert claim_folder(self.cfg("outputs/mine"), "run") == []
         assert list(tmp_path.iterdir()) == []
 
     def test_a_folder_that_another_process_writes_is_refused_before_anything_is_written(self, tmp_path: Path) -> None:
@@ -158,29 +158,29 @@ class TestClaiming:
         (tmp_path / "mine").mkdir()
         with run_lock(tmp_path / "mine"):
             with refused(f"kill {os.getpid()}", key="hydra.run.dir", value="mine"):
-                claimed_folder(records, "run")
-            assert claimed_folder(reads, "run") == [], "a report of it can be had"
-        assert claimed_folder(records, "run") == []
+                claim_folder(records, "run")
+            assert claim_folder(reads, "run") == [], "a report of it can be had"
+        assert claim_folder(records, "run") == []
 
     def test_a_file_in_the_way_is_told(self, tmp_path: Path) -> None:
         (tmp_path / "outputs").touch()
         with refused(os.strerror(errno.ENOTDIR), key="hydra.run.dir", value="outputs/x_2026"):
-            claimed_folder(self.cfg("outputs/x_${now:%Y}"), "run")
+            claim_folder(self.cfg("outputs/x_${now:%Y}"), "run")
 
     def test_a_named_folder_that_cannot_be_made_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("")
         for taken in ("file", "file/run"):
             with refused(tmp_path / "file", key="hydra.run.dir", value=tmp_path / taken):
-                claimed_folder(self.cfg(str(tmp_path / taken)), "run")
-        assert claimed_folder(self.cfg(str(tmp_path / "new/run")), "run") == []
+                claim_folder(self.cfg(str(tmp_path / taken)), "run")
+        assert claim_folder(self.cfg(str(tmp_path / "new/run")), "run") == []
         monkeypatch.setattr("os.access", lambda *_: False)  # as on a disk that is only read
         nearest = f"{tmp_path} "  # not only the folder in it that was asked for
         with refused(nearest, key="hydra.run.dir", value=tmp_path / "new/run"):
-            claimed_folder(self.cfg(str(tmp_path / "new/run")), "run")
-        assert claimed_folder(self.cfg(str(tmp_path)), "run") == [], "a report of what is there can be had"
+            claim_folder(self.cfg(str(tmp_path / "new/run")), "run")
+        assert claim_folder(self.cfg(str(tmp_path)), "run") == [], "a report of what is there can be had"
 
     def test_processes_from_outside_need_a_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORLD_SIZE", "2")
         with refused("torchrun", key="hydra.run.dir", remedy="hydra.run.dir=outputs/NAME"):
-            claimed_folder(self.cfg("outputs/x_${now:%Y}"), "run")
-        assert claimed_folder(self.cfg("outputs/mine"), "run") == []
+            claim_folder(self.cfg("outputs/x_${now:%Y}"), "run")
+        assert claim_folder(self.cfg("outputs/mine"), "run") == []

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from caldpo.security.redacted_streams import redacted_output
-from caldpo.utils.resilient_stream import OutlivingStream
+from caldpo.utils.resilient_stream import ResilientStream
 
 
 def test_a_reader_that_has_gone_is_outlived(capfd: pytest.CaptureFixture[str]) -> None:
     reader, writer = os.pipe()
     with os.fdopen(writer, "w", encoding="utf-8") as pipe:
-        stream = OutlivingStream(pipe)
+        stream = ResilientStream(pipe)
         assert stream.write("a") == 1
         stream.flush()
         assert os.read(reader, 10) == b"a"
@@ -32,7 +32,7 @@ def test_a_terminal_that_is_closed_is_outlived() -> None:
     terminal, side = os.openpty()
     with os.fdopen(side, "w", encoding="utf-8") as file:
         os.close(terminal)
-        print("a line", file=OutlivingStream(file), flush=True)
+        print("a line", file=ResilientStream(file), flush=True)
 
 
 def test_a_disk_without_room_is_not() -> None:
@@ -41,7 +41,7 @@ def test_a_disk_without_room_is_not() -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-        OutlivingStream(Full()).write("a")
+        ResilientStream(Full()).write("a")
 
 
 def test_descriptors_that_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,15 +243,15 @@ class TestSweeps:
 
     def test_each_choice_of_groups_sees_each_value_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         composed = []
-        original = module._of_run
-        monkeypatch.setattr(module, "_of_run", lambda cfg, *rest: composed.append(1) or original(cfg, *rest))
+        original = module._run_problems
+        monkeypatch.setattr(module, "_run_problems", lambda cfg, *rest: composed.append(1) or original(cfg, *rest))
         check("loss=cal,smooth", "seed=range(0,4)", "loss.beta=0.1,0.2,0.3", m=True)
         assert len(composed) == 2 * (4 + 3 - 1)  # of 24 runs
 
     def test_most_mistakes_are_answered_by_one_look_at_each_value(self, monkeypatch: pytest.MonkeyPatch) -> None:
         composed: list[int] = []
-        original = module._of_run
-        monkeypatch.setattr(module, "_of_run", lambda cfg, *rest: composed.append(1) or original(cfg, *rest))
+        original = module._run_problems
+        monkeypatch.setattr(module, "_run_problems", lambda cfg, *rest: composed.append(1) or original(cfg, *rest))
         assert "seed=-1" in answer("loss=cal,smooth", "loss.beta=0.1,0.2,0.3", "seed=0,1,-1", m=True)
         assert len(composed) == 1 + 1 + 2 + 2  # of 18 runs
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from caldpo.config import run_lifecycle as job
 from caldpo.config.main import Main, hydra_entry
-from caldpo.config.run_lifecycle import Done, write_json
+from caldpo.config.run_lifecycle import AlreadyDone, write_json
 from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import read_summary
 from caldpo.errors import CaldpoError
@@ -148,9 +148,9 @@ class TestDone:
     def command(self) -> tuple[Main, list[str]]:
         started: list[str] = []
 
-        def done(cfg: DictConfig, folder: Path) -> Done | None:
+        def done(cfg: DictConfig, folder: Path) -> AlreadyDone | None:
             assert is_held(folder), "asked by who may start it"
-            return Done(value=7.0) if read_summary(folder).get("status") == "finished" else None
+            return AlreadyDone(value=7.0) if read_summary(folder).get("status") == "finished" else None
 
         @hydra_entry("command", done=done)
         def command(cfg: DictConfig) -> float:
@@ -186,7 +186,7 @@ class TestDone:
     def test_an_error_in_asking_is_told_and_the_finished_run_stays_finished(
         self, conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def done(cfg: DictConfig, folder: Path) -> Done | None:
+        def done(cfg: DictConfig, folder: Path) -> AlreadyDone | None:
             raise damaged
 
         damaged = CaldpoError("is damaged", key="checkpoint")

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from caldpo.data.pair import Message, PreferencePair
-from caldpo.data.raw_row import RawRow
+from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from tests.shared import shared
 
@@ -79,7 +79,7 @@ def chat(*turns: str) -> tuple[Message, ...]:
     return tuple(Message(role=("user", "assistant")[i % 2], content=t) for i, t in enumerate(turns))
 
 
-class RowsSource:
+class RowsSource(PairSource):
     """Serves given rows by split; each row is (prompt, chosen, rejected) or one with two scores more."""
 
     name = "rows"

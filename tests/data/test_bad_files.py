@@ -13,9 +13,10 @@ import pyarrow.parquet
 import pytest
 
 from caldpo.data import load
-from caldpo.data.load import LoadReport, load_pairs, require_pairs
-from caldpo.data.sources import _file_open as _open
-from caldpo.data.sources._file_names import ENDINGS, folder_digest
+from caldpo.data.data_report import LoadReport
+from caldpo.data.load import load_pairs, require_pairs
+from caldpo.data.sources import file_opening
+from caldpo.data.sources.file_checks import ENDINGS, folder_digest
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.data.sources.local_files import READERS, LocalFiles
 from tests.data.prepared import prepared
@@ -70,8 +71,8 @@ def test_another_kind_than_the_name_says(tmp_path, name, content, kind, remedy):
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.json.gz"])
 def test_a_small_file_cannot_fill_the_memory(tmp_path, name, monkeypatch):
     """A line without end: read in pieces, and refused once it is out of all proportion to the file."""
-    monkeypatch.setattr(_open, "MAX_ROW", 2**20)
-    monkeypatch.setattr(_open, "_INNOCENT", 2**24)
+    monkeypatch.setattr(file_opening, "MAX_ROW", 2**20)
+    monkeypatch.setattr(file_opening, "_ALWAYS_ALLOWED", 2**24)
     beginning = {"a.jsonl.gz": b'{"a": "', "a.csv.gz": b'chosen,rejected\n"', "a.json.gz": b'[{"a": "'}[name]
     (tmp_path / name).write_bytes(gzip.compress(beginning + b"x" * 2**26))
     assert (tmp_path / name).stat().st_size < 100_000
@@ -84,7 +85,7 @@ def test_a_small_file_cannot_fill_the_memory(tmp_path, name, monkeypatch):
 
 
 def test_well_compressed_pairs_are_no_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr(_open, "_INNOCENT", 1000)
+    monkeypatch.setattr(file_opening, "_ALWAYS_ALLOWED", 1000)
     rows = [{**ROW, "prompt": f"question {i} of the same kind"} for i in range(300)]
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     assert [row.value for row in read(tmp_path / "a.jsonl.gz")] == rows
@@ -96,7 +97,7 @@ def test_a_list_is_read_item_by_item(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
     for block in (1, 2, 7, 64):
-        monkeypatch.setattr("caldpo.data.sources._json_rows._BLOCK", block)
+        monkeypatch.setattr("caldpo.data.sources.json_rows._BLOCK", block)
         assert [row.value for row in read(path)] == rows
     path.write_text("[ ]")
     with refused("no rows", key=path):
@@ -105,8 +106,8 @@ def test_a_list_is_read_item_by_item(tmp_path, monkeypatch):
 
 def test_a_fault_in_a_long_list_is_not_taken_for_a_long_row(tmp_path, monkeypatch):
     """The end of a faulty row is never found, however much is read on."""
-    monkeypatch.setattr(_open, "MAX_ROW", 1000)
-    monkeypatch.setattr("caldpo.data.sources._json_rows._BLOCK", 100)
+    monkeypatch.setattr(file_opening, "MAX_ROW", 1000)
+    monkeypatch.setattr("caldpo.data.sources.json_rows._BLOCK", 100)
     (tmp_path / "a.json").write_text('[{"a": 1}, {"a": 2 "b": 3}' + ', {"a": 4}' * 1000 + "]")
     with refused("','", "row 0", key=tmp_path / "a.json", remedy=".jsonl"):
         read(tmp_path / "a.json")
@@ -135,15 +136,15 @@ def test_a_row_of_many_keys_takes_no_time(tmp_path):
     ],
 )
 def test_a_faulty_list_says_where(tmp_path, text, row, fact, monkeypatch):
-    monkeypatch.setattr(_open, "MAX_ROW", 2000 if fact == "too long" else 2**24)
-    monkeypatch.setattr("caldpo.data.sources._json_rows._BLOCK", 100)
+    monkeypatch.setattr(file_opening, "MAX_ROW", 2000 if fact == "too long" else 2**24)
+    monkeypatch.setattr("caldpo.data.sources.json_rows._BLOCK", 100)
     (tmp_path / "a.json").write_text(text)
     with refused("JSON", f"row {row}", fact, key=tmp_path / "a.json", remedy=".jsonl"):
         read(tmp_path / "a.json")
 
 
 def test_a_row_too_long_costs_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(_open, "MAX_ROW", 1000)
+    monkeypatch.setattr(file_opening, "MAX_ROW", 1000)
     rows = [ROW, {**ROW, "chosen": "x" * 2000}, {**ROW, "prompt": "q"}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     header = "prompt,chosen,rejected\n"
@@ -176,9 +177,9 @@ def test_a_table_without_the_columns_is_one_mistake(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
     (tmp_path / "a.csv").write_text("prompt,Chosen,text\np,a,b\n")
     for attempt in (
-        lambda: read(tmp_path / "train.parquet"),
-        lambda: read(tmp_path / "a.csv"),
-        lambda: list(HubDataset(str(tmp_path)).rows("train")),
+        lambda: load_pairs(LocalFiles(), str(tmp_path / "train.parquet")),
+        lambda: load_pairs(LocalFiles(), str(tmp_path / "a.csv")),
+        lambda: load_pairs(HubDataset(str(tmp_path)), "train"),
     ):
         with refused("prompt, Chosen, text", remedy=("data.columns.prompt=", "data.columns.chosen=")) as caught:
             attempt()

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.batch_sampler import MicroBatch
 from caldpo.data.collate import Layout, PairBatches, collate
+from caldpo.data.microbatching import MicroBatch
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
 from tests.messages import refused

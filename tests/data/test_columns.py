@@ -14,8 +14,9 @@ import pytest
 
 import caldpo.data.formats as package
 from caldpo.data.columns import Columns
+from caldpo.data.data_report import LoadReport
 from caldpo.data.formats import formats
-from caldpo.data.load import LoadReport, load_pairs
+from caldpo.data.load import load_pairs
 from caldpo.data.pair import PreferencePair
 from caldpo.data.sources.local_files import LocalFiles
 from tests.data.format_rows import assistant, system, user

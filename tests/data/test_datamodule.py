@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from caldpo.data.collate import Layout
 from caldpo.data.datamodule import PairDataModule
-from caldpo.data.raw_row import RawRow
+from caldpo.data.raw_row import PairSource, RawRow, RewardSource
 from tests.data.prepared import BASE, TEST, TRAIN, prepared, rejected, settings
 from tests.data.small import RowsSource, ids, word_tokenizer
 from tests.messages import names, refused
@@ -125,8 +125,12 @@ def test_held_out_prompts_are_distinct_and_in_order(tmp_path: Path) -> None:
 def test_the_oracle_is_the_sources_reward(tmp_path: Path) -> None:
     source = RowsSource(train=TRAIN, test=TEST)
     assert PairDataModule(**settings(source=source)).oracle is None
-    source.reward = lambda prompt, response: float(len(response) - len(prompt))  # type: ignore[attr-defined]
-    assert PairDataModule(**settings(source=source)).oracle("ab", "abcde") == 3.0
+
+    class Rewarded(RowsSource, RewardSource):
+        def reward(self, prompt: str, response: str) -> float:
+            return float(len(response) - len(prompt))
+
+    assert PairDataModule(**settings(source=Rewarded())).oracle("ab", "abcde") == 3.0
 
 
 def test_loaders_follow_the_trainers_ranks_and_accumulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +209,7 @@ def test_other_ranks_are_silent_and_write_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-class FirstRows:
+class FirstRows(PairSource):
     """The first rows of a gzipped file."""
 
     name = "first rows"

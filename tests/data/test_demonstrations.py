@@ -9,7 +9,7 @@ import pytest
 
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import PreferencePair
-from caldpo.data.raw_row import RawRow
+from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.sources.review_texts import ReviewTexts
 from tests.data.prepared import rejected, settings
 from tests.data.small import TEMPLATE, word_tokenizer
@@ -19,7 +19,7 @@ from tests.tiny import tiny_tokenizer
 EOS = 2
 
 
-class Rows:
+class Rows(PairSource):
     """The given rows as they are, under every split's name."""
 
     name = "rows"

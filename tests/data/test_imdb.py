@@ -24,7 +24,7 @@ from transformers import (
 
 from caldpo.data.load import load_pairs
 from caldpo.data.raw_row import PairSource
-from caldpo.data.sources import _continuations
+from caldpo.data.sources import imdb
 from caldpo.data.sources.imdb import ImdbSentiment, label_pairs
 from tests.messages import refused
 
@@ -223,10 +223,9 @@ def test_the_space_after_the_prompt_is_the_continuations(monkeypatch):
         prompts.extend(ids)
         return [[was, was, eos]] * len(ids)
 
-    monkeypatch.setattr(_continuations, "sample_responses", respond)
-    found = _continuations.sample_continuations(
-        None, tok, ["this movie", "bad"], max_new_tokens=3, temperature=1.0, seed=0, batch_size=1
-    )
+    monkeypatch.setattr(imdb, "end_tokens", lambda *_: ())
+    monkeypatch.setattr(imdb, "sample_responses", respond)
+    found = imdb.sampleimdb(None, tok, ["this movie", "bad"], max_new_tokens=3, temperature=1.0, seed=0, batch_size=1)
     assert found == [" was was", " was was"]
     assert prompts == [tok.convert_tokens_to_ids(["▁this", "▁movie"]), tok.convert_tokens_to_ids(["▁bad"])]
 
@@ -234,9 +233,10 @@ def test_the_space_after_the_prompt_is_the_continuations(monkeypatch):
 def test_every_batch_and_seed_samples_afresh(monkeypatch):
     """Else a prompt in two batches would get one continuation twice. Equal seeds give equal samples."""
     seeds = []
-    monkeypatch.setattr(_continuations, "sample_responses", lambda *_, seed, **__: seeds.append(seed) or [[5]])
+    monkeypatch.setattr(imdb, "end_tokens", lambda *_: ())
+    monkeypatch.setattr(imdb, "sample_responses", lambda *_, seed, **__: seeds.append(seed) or [[5]])
     for seed in (0, 0, 1):
-        _continuations.sample_continuations(
+        imdb.sample_continuations(
             None, tokenizer(), ["bad"] * 3, max_new_tokens=1, temperature=1.0, seed=seed, batch_size=1
         )
     assert seeds[:3] == seeds[3:6]

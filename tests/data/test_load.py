@@ -8,16 +8,17 @@ from collections import Counter
 
 import pytest
 
-from caldpo.data.load import LoadReport, Rejection, load_pairs, refuse_bad_rows, require_pairs, write_rejections
+from caldpo.data.data_report import LoadReport, Rejection
+from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import PreferencePair
-from caldpo.data.raw_row import RawRow
+from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 from tests.messages import names, refused
 from tests.shared import shared
 
 
-class Rows:
+class Rows(PairSource):
     """A source of given values; an Exception stands for a line that could not be read."""
 
     name = "rows"

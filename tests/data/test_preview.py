@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from caldpo.data.token_preview import pieces, print_preview
+from caldpo.data.data_console import pieces, print_preview
 from caldpo.data.tokenize import tokenize_pairs
 from tests.data.small import chat, pair, word_tokenizer
 from tests.messages import names

@@ -8,12 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
-from caldpo.data.tokenize import (
-    TokenCounts,
-    encode_continuation,
-    end_once,
-    leading_special_tokens,
-)
+from caldpo.data.data_report import TokenCounts
+from caldpo.data.tokenize import encode_continuation, end_once, leading_special_tokens
 from tests.data.small import (
     byte_tokenizer,
     chat,

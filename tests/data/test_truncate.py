@@ -5,10 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.tokenize import (
-    TokenCounts,
-    truncate,
-)
+from caldpo.data.data_report import TokenCounts
+from caldpo.data.tokenize import truncate
 from tests.data.small import chat, ids, pair, tokenized, word_tokenizer, zephyr
 from tests.messages import names
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from caldpo.data.tokenize import TokenCounts, unknown_token
+from caldpo.data.data_report import TokenCounts
+from caldpo.data.tokenize import unknown_token
 from caldpo.environments.reviews.review_tokenizer import build_tokenizer
 from tests.data.prepared import TEST, TRAIN, prepared
 from tests.data.small import RowsSource, gpt2, word_tokenizer

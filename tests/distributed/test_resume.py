@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from caldpo.checkpointing.checkpoint_io import load_weights
-from caldpo.checkpointing.manifest import DamagedCheckpointError, checkpoint_folders, newest_whole, verify
+from caldpo.checkpointing.manifest import DamagedCheckpointError, checkpoint_folders, newest_intact, verify
 from tests.evaluation.runs import write_data
 from tests.messages import names
 from tests.resume.child import Kill
@@ -127,11 +127,11 @@ def test_a_damaged_or_missing_part_is_named_and_the_checkpoint_before_it_taken(r
         part.unlink()
         with pytest.raises(DamagedCheckpointError, match=rf"{re.escape(part.name)} .*missing"):
             verify(last)
-        folder, manifest, damages = newest_whole(copy)
+        folder, manifest, damages = newest_intact(copy)
         assert (folder, manifest and manifest.step) == (checkpoint_folders(copy)[10], 10)
         assert len(damages) == 1
         part.write_bytes(good)
-    assert newest_whole(copy)[2] == []
+    assert newest_intact(copy)[2] == []
 
 
 def test_a_full_disk_on_one_rank_stops_all(tmp_path: Path) -> None:

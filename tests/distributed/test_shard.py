@@ -14,13 +14,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caldpo.checkpointing import collective_write as together
-from caldpo.distributed.fsdp import decoder_layers, full_state_dict, is_sharded, reshard, shard, tied_names, whole
+from caldpo.checkpointing import checkpoint_io
+from caldpo.distributed.fsdp import (
+    decoder_layers,
+    full_state_dict,
+    full_tensor,
+    is_sharded,
+    reshard,
+    shard,
+    tied_names,
+)
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.reference.fingerprint import weights_digest
 from caldpo.utils import collectives as ranks
-from caldpo.utils.collectives import largest_of_all, settled, share_evenly
+from caldpo.utils.collectives import call_on_all_ranks, largest_over_ranks, shard_items
 from tests.messages import refused
 from tests.tiny import tiny_model
 
@@ -82,7 +90,8 @@ def test_a_divided_model_says_the_same(group: None) -> None:
     assert not is_sharded(plain)
     assert all(isinstance(value, DTensor) for value in model.parameters())
     assert all(
-        torch.equal(whole(value), other) for value, other in zip(model.parameters(), plain.parameters(), strict=True)
+        torch.equal(full_tensor(value), other)
+        for value, other in zip(model.parameters(), plain.parameters(), strict=True)
     )
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
     assert weights_digest(model) == weights_digest(plain), "log-probs that were cached by a whole model are taken"
@@ -115,22 +124,22 @@ def test_every_rank_has_as_many(items: Any, rank: int, share: list[int], monkeyp
     monkeypatch.setattr(ranks, "_several", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
-    assert list(share_evenly(items)) == share
+    assert list(shard_items(items)) == share
 
 
 def test_the_worst_of_all_ranks_is_known_to_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert largest_of_all(1.0, 2.0) == (1.0, 2.0)
-    monkeypatch.setattr(ranks, "gathered", lambda mine: [mine, (3.0, 0.5), (2.0, float("nan"))])
-    worst = largest_of_all(1.0, 2.0)
+    assert largest_over_ranks(1.0, 2.0) == (1.0, 2.0)
+    monkeypatch.setattr(ranks, "all_gather", lambda mine: [mine, (3.0, 0.5), (2.0, float("nan"))])
+    worst = largest_over_ranks(1.0, 2.0)
     assert worst[0] == 3.0
     assert worst[1] != worst[1]
 
 
 def test_what_fails_on_one_rank_fails_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert settled(lambda: 3) == [3]
-    monkeypatch.setattr(ranks, "gathered", lambda mine: [mine, (None, "No space left on device")])
+    assert call_on_all_ranks(lambda: 3) == [3]
+    monkeypatch.setattr(ranks, "all_gather", lambda mine: [mine, (None, "No space left on device")])
     with refused("No space left on device", "rank 1", kind=OSError):
-        settled(lambda: 3)
+        call_on_all_ranks(lambda: 3)
 
 
 @pytest.mark.parametrize(
@@ -148,21 +157,21 @@ def test_what_does_not_go_with_a_strategy(settings: dict[str, Any], key: str) ->
 
 
 def test_a_caldpo_error_is_the_same_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "gathered", lambda mine: [mine, (None, CaldpoError("is damaged", key="step-3"))])
+    monkeypatch.setattr(ranks, "all_gather", lambda mine: [mine, (None, CaldpoError("is damaged", key="step-3"))])
     with refused("is damaged", key="step-3"):
-        settled(lambda: 3)
+        call_on_all_ranks(lambda: 3)
 
 
 def test_parts_that_the_first_rank_cannot_see_are_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nodes that do not share the folder would leave one that lacks parts."""
-    monkeypatch.setattr(together, "_PATIENCE", 0.2)
+    monkeypatch.setattr(checkpoint_io, "_VISIBLE_WITHIN", 0.2)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "a.safetensors").touch()
-    together._require_shared(tmp_path, ["weights/a.safetensors"])
+    checkpoint_io._wait_for_files(tmp_path, ["weights/a.safetensors"])
     with refused("weights/b.safetensors", "rank", kind=OSError):
-        together._require_shared(tmp_path, ["weights/a.safetensors", "weights/b.safetensors"])
+        checkpoint_io._wait_for_files(tmp_path, ["weights/a.safetensors", "weights/b.safetensors"])
 
 
 @pytest.mark.parametrize(
@@ -176,6 +185,6 @@ def test_each_rank_describes_what_it_wrote_itself(
         (tmp_path / f"{name}.safetensors").touch()
     (tmp_path / "training.pt").touch()
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
-    monkeypatch.setattr(together, "is_first_rank", lambda: rank == 0)
+    monkeypatch.setattr(checkpoint_io, "is_first_rank", lambda: rank == 0)
     mine = [f"{name}.safetensors" for name in own] + (["training.pt"] if rank == 0 else [])
-    assert together._mine(tmp_path) == sorted(mine)
+    assert checkpoint_io._own_files(tmp_path) == sorted(mine)

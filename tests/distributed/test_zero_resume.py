@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from caldpo.checkpointing.checkpoint_io import load_weights
-from caldpo.checkpointing.manifest import DamagedCheckpointError, checkpoint_folders, newest_whole, verify
+from caldpo.checkpointing.manifest import DamagedCheckpointError, checkpoint_folders, newest_intact, verify
 from tests.distributed.test_resume import KILLS, kill_and_resume, outcome
 from tests.evaluation.runs import write_data
 from tests.messages import names
@@ -82,9 +82,9 @@ def test_a_damaged_or_missing_part_is_named_and_the_checkpoint_before_it_taken(r
         part.unlink()
         with pytest.raises(DamagedCheckpointError, match=rf"{re.escape(part.name)} .*missing"):
             verify(last)
-        assert newest_whole(copy)[0] == checkpoint_folders(copy)[10]
+        assert newest_intact(copy)[0] == checkpoint_folders(copy)[10]
         part.write_bytes(good)
-    assert newest_whole(copy)[2] == []
+    assert newest_intact(copy)[2] == []
 
 
 def test_a_full_disk_on_one_rank_stops_all_and_others_cannot_go_on(tmp_path: Path) -> None:

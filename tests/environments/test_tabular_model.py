@@ -14,10 +14,10 @@ from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.environments.tabular_environment import TabularEnvironment
 from caldpo.logprobs import pair_logprobs
-from caldpo.models.sampling import sample_responses
 from caldpo.models.tabular_model import TabularLM, TabularModel
 from caldpo.types import PairBatch
 from tests.messages import names
+from tests.tiny import sample_responses
 
 SOURCE = TabularModel(prompts=3, responses=5, environment_seed=1, reference_spread=1.0)
 TOKENIZER = SOURCE.load_tokenizer()

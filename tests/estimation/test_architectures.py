@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaModel, PreTraine
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.estimate import main as estimate
-from caldpo.estimation.memory_breakdown import costs
-from caldpo.estimation.run_flops import ModelCost
-from caldpo.estimation.step_memory import StepMemory, fake_tensors, takes_packed, training_step, without_content
+from caldpo.estimation.fake_model import fake_batch, fake_tensors, supports_packing
+from caldpo.estimation.run_flops import ModelCost, model_costs
+from caldpo.estimation.step_memory import StepMemory, training_step
 from caldpo.models.adapters import Lora
 from caldpo.models.model_source import prepare_for_training
 from tests.command import call, train
@@ -52,7 +51,7 @@ def test_experts_in_float32_take_what_real_ones_take(adapted: bool) -> None:
     def step(real: bool) -> StepMemory:
         policy = prepare_for_training(made("mixtral"), gradient_checkpointing=False, dropout=False)
         policy = (Lora(rank=4).apply(policy) if adapted else policy).train()
-        batch = BATCH if real else without_content(BATCH, mode)
+        batch = BATCH if real else fake_batch(BATCH, mode)
         return training_step(policy, batch, precision="32-true", reference=None, accumulates=False)
 
     measured = step(real=True)
@@ -60,13 +59,13 @@ def test_experts_in_float32_take_what_real_ones_take(adapted: bool) -> None:
         estimated = step(real=False)
     assert estimated.activations == pytest.approx(measured.activations, rel=0.03)
     assert estimated.total == pytest.approx(measured.total, rel=0.1)
-    assert torch.nn.functional.grouped_mm.__module__ != "caldpo.estimation.step_memory"
+    assert torch.nn.functional.grouped_mm.__module__ != "caldpo.estimation.fake_model"
 
 
 @pytest.mark.parametrize(("kind", "packed"), [("gpt_oss", False), ("llama", True), ("mixtral", True)])
 def test_attention_with_sinks_is_padded_as_in_the_run(kind: str, packed: bool) -> None:
     with fake_tensors("cpu") as mode:
-        assert takes_packed(made(kind, sliding_window=4096), mode) is packed
+        assert supports_packing(made(kind, sliding_window=4096), mode) is packed
 
 
 def test_operations_of_layers_of_several_sizes_and_of_none() -> None:
@@ -76,7 +75,7 @@ def test_operations_of_layers_of_several_sizes_and_of_none() -> None:
         other = AutoConfig.for_model("xlstm", vocab_size=500, hidden_size=64, num_heads=2, num_blocks=1)
         xlstm = AutoModelForCausalLM.from_config(other)
     assert ModelCost.of(gemma).attention == 4 * 16 + 4 * 32
-    names(costs(xlstm, None, SimpleNamespace(path=None))[2], "attention heads")
+    names(model_costs(xlstm, None, None)[2], "attention heads")
 
 
 def test_a_model_without_checkpointing_is_refused_by_that_key() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from caldpo.data.sources.imdb import ImdbSentiment
 from caldpo.estimate import main
-from caldpo.estimation.memory_breakdown import way_of_reference
+from caldpo.estimation.memory_breakdown import reference_mode_of
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.models.hub_model import HubModel
 from caldpo.models.random_init import RandomModel
@@ -211,18 +211,18 @@ def test_mistakes_are_those_of_a_run(folder: Path, capsys: pytest.CaptureFixture
 
 
 def test_pairs_that_a_model_has_yet_to_make(folder: Path) -> None:
-    from caldpo.estimation.data_sample import _refuse_generation
+    from caldpo.estimation.step_schedule import refuse_ungenerated
 
     class Data:
         source = ImdbSentiment("reviews", policy="p", classifier="c", cache_dir="cache")
         train, test = "train", None
 
     with refused("language model", key="data.train", value="train", remedy="run"):
-        _refuse_generation(Data)  # type: ignore[arg-type]
+        refuse_ungenerated(Data)  # type: ignore[arg-type]
     file = Data.source.cache_file("train")
     file.parent.mkdir(parents=True)
     file.touch()
-    _refuse_generation(Data)  # type: ignore[arg-type]
+    refuse_ungenerated(Data)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_pairs_that_a_model_has_yet_to_make(folder: Path) -> None:
     ],
 )
 def test_how_the_reference_is_kept(spec: Any, needed: bool, seen: int, way: str) -> None:
-    assert way_of_reference(spec, tiny_model(), needed, pairs=100, seen=seen) == way
+    assert reference_mode_of(spec, tiny_model(), needed, pairs=100, pairs_seen=seen) == way
 
 
 @pytest.mark.parametrize("kind", ["hub", "random", "tabular"])

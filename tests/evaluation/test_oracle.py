@@ -12,12 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
 
 from caldpo.environments.tabular_environment import TabularEnvironment
-from caldpo.models.sampling import sample_responses
 from tests.callbacks.oracle_data import naive_logprob
 from tests.command import train
 from tests.evaluation.runs import evaluate, inside, reference_model, result, value
 from tests.messages import holds, names
-from tests.tiny import tiny_model
+from tests.tiny import sample_responses, tiny_model
 
 SAMPLES = 400  # to each of 8 prompts
 

@@ -265,7 +265,7 @@ def test_policy_and_reference_are_probed_at_the_longest_held_out_sequence(
 ) -> None:
     """Frequencies may change with length, and code that comes with a model may have them of a whole batch."""
     asked: list[int] = []
-    monkeypatch.setattr(subject, "require_sound", lambda model, *, max_length, **_: asked.append(max_length))
+    monkeypatch.setattr(subject, "require_valid_logprobs", lambda model, *, max_length, **_: asked.append(max_length))
     rows = [json.loads(line) for line in (trained.parent / "test.jsonl").read_text().splitlines()]
     words = [len(r["prompt"].split()) + max(len(r[side].split()) for side in ("chosen", "rejected")) for r in rows]
     with inside(trained.parent):

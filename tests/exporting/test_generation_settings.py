@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from caldpo.exporting.export_policy import export_notes, write_policy
-from caldpo.models.generation_settings import mended
+from caldpo.models.generation_settings import valid_settings
 from caldpo.models.hub_model import load_causal_lm
 from tests.messages import names
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -138,6 +138,6 @@ def test_what_nothing_can_be_generated_with_is_left_out(own: dict[str, Any]) -> 
     model.generation_config = GenerationConfig(**own, pad_token_id=0)
     with pytest.raises((ValueError, RuntimeError)):
         model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2)
-    model.generation_config, gone = mended(model.generation_config.to_dict(), saved=True)
+    model.generation_config, gone = valid_settings(model.generation_config.to_dict(), saved=True)
     assert set(gone) == set(own) - {"do_sample"}
     model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2)

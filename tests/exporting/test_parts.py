@@ -10,14 +10,21 @@ import torch
 from omegaconf import OmegaConf
 from transformers import GenerationConfig
 
-from caldpo.checkpointing.checkpoint_choice import wanted_checkpoint
+from caldpo.checkpointing.manifest import wanted_checkpoint
+from caldpo.config.run_lifecycle import FINISHED
 from caldpo.errors import CaldpoError
-from caldpo.exporting.card_facts import citations, published_base, published_data, tracking, without_places
-from caldpo.exporting.export_dir import default_place
 from caldpo.exporting.export_policy import complete_generation, in_dtype
-from caldpo.exporting.export_settings import check_export
-from caldpo.exporting.model_card import Exported, card
-from caldpo.report.run_files import FINISHED, Run
+from caldpo.exporting.export_settings import check_export, default_dir
+from caldpo.exporting.model_card import (
+    Exported,
+    card,
+    citations,
+    published_base,
+    published_data,
+    tracking,
+    without_paths,
+)
+from caldpo.report.run_files import Run
 from tests.messages import names, refused
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -61,7 +68,7 @@ def test_a_bad_value_is_told_before_anything_loads(
     ],
 )
 def test_places_are_cut_and_addresses_stay(text: str, left: str) -> None:
-    assert without_places(text, Path("/data/my runs/r1")) == left
+    assert without_paths(text, Path("/data/my runs/r1")) == left
 
 
 def test_papers_are_those_at_the_head_of_a_loss() -> None:
@@ -96,11 +103,34 @@ def test_a_card_tells_what_went_wrong_up_to_its_step() -> None:
     names(card(broken, Exported(5, False, adapter=False), picture=False), "incomplete", "interrupted")
 
 
+def test_foreign_text_in_a_card_is_shown_as_it_is() -> None:
+    """Also where a template puts it between words; paths with characters that Markdown escapes are cut, too."""
+    nasty = "<img src=x> [a](http://x) `b`"
+    folder = Path("/data/_ann_/r*1")
+    summary = {
+        "policy": nasty,
+        "reference": f"{folder}/policy",
+        "formula": "f`(x)",
+        "data": {"source": nasty},
+        "tracker_url": "https://x/> <img>",
+        "overrides": [f"name={nasty}"],
+        "versions": {"torch": nasty},
+    }
+    run = Run(folder, "r1", FINISHED, None, nasty, 0, {}, {}, summary=summary)
+    text = card(run, Exported(1, True, adapter=False), picture=False)
+    body, end = text.split("---", 2)[2].split("## Train it again")
+    for part in (body, end.split("```")[2]):
+        assert "<img" not in part
+        assert "[a](" not in part
+    assert "_ann" not in text
+    names(body, r"Reference: r\*1/policy")
+
+
 def test_a_run_at_wandb_is_told_without_its_place() -> None:
     line = tracking({"upload": "wandb sync /home/ann/outputs/r/wandb/offline-run-1-x"})
     names(line, "wandb sync wandb/offline-run-1-x")
     assert "ann" not in line
-    assert tracking({"upload": None}) == ""
+    assert tracking({"upload": None}) is None
 
 
 def test_generation_ends_where_trained_responses_end() -> None:
@@ -126,6 +156,6 @@ def test_a_weight_too_large_for_float16_is_named() -> None:
 def test_exports_are_named_after_run_and_step(tmp_path: Path) -> None:
     run = tmp_path / "sweep" / "loss=dpo"
     run.mkdir(parents=True)
-    assert default_place(run, None, merged=False) == Path("outputs/exports/loss=dpo")
+    assert default_dir(run, None, merged=False) == Path("outputs/exports/loss=dpo")
     (tmp_path / "sweep" / "multirun.yaml").touch()
-    assert default_place(run, 40, merged=True) == Path("outputs/exports/sweep-loss=dpo-step-40-merged")
+    assert default_dir(run, 40, merged=True) == Path("outputs/exports/sweep-loss=dpo-step-40-merged")

@@ -14,11 +14,11 @@ import pyarrow.parquet
 import pytest
 from hypothesis import strategies as st
 
-from caldpo.data.load import LoadReport, load_pairs, refuse_bad_rows, require_pairs, write_rejections
+from caldpo.data.data_report import LoadReport
+from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import PreferencePair
-from caldpo.data.sources import _file_open as _open
-from caldpo.data.sources import _json_rows as _json
-from caldpo.data.sources._file_names import ENDINGS
+from caldpo.data.sources import file_opening, json_rows
+from caldpo.data.sources.file_checks import ENDINGS
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 from tests.fuzz.effort import fuzz
@@ -134,8 +134,8 @@ def test_good_files_that_something_happened_to(
     if ending.endswith(".gz"):
         content = mutated(gzip.compress(content, compresslevel=1, mtime=0), outside)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_open, "MAX_ROW", longest)
-        patch.setattr(_json, "_BLOCK", block)
+        patch.setattr(file_opening, "MAX_ROW", longest)
+        patch.setattr(json_rows, "_BLOCK", block)
         check(place / f"a{ending}", content, keys)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
+from caldpo.data.columns import Columns
 from caldpo.data.formats import detect, formats, require_columns
 from caldpo.data.load import load_pairs
-from caldpo.data.raw_row import RawRow, RowError
-from caldpo.data.split import prompt_key, split_by_prompt
-from caldpo.data.split_checks import settle_shared_prompts
+from caldpo.data.raw_row import PairSource, RawRow, RowError
+from caldpo.data.split import prompt_key, settle_shared_prompts, split_by_prompt
 from caldpo.errors import CaldpoError
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import columns, of_tables, rows, texts
@@ -20,7 +20,7 @@ from tests.fuzz.values import columns, of_tables, rows, texts
 pytestmark = pytest.mark.slow
 
 
-class Given:
+class Given(PairSource):
     """A source of rows that are already in memory."""
 
     name = "given"
@@ -73,7 +73,7 @@ def test_every_row_is_accounted_for_and_no_prompt_is_in_two_splits(values: Any, 
 @fuzz(150, names=st.lists(texts | st.sampled_from(list(columns)), max_size=20))
 def test_any_header(names: list[str]) -> None:
     try:
-        require_columns(names, "a.csv")
+        require_columns(names, "a.csv", Columns())
     except CaldpoError as error:
         said = str(error)
     else:

@@ -15,14 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from caldpo.checkpointing.checkpoint_io import CheckpointFolders
-from caldpo.checkpointing.manifest import DamagedCheckpointError, newest_whole, read_manifest
+from caldpo.checkpointing.manifest import DamagedCheckpointError, newest_intact, read_manifest
 from caldpo.config.summary_file import known_summary, read_summary
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import RowWriter, keep_rows, read_rows
-from caldpo.nonfinite.replay import batches_of
 from caldpo.nonfinite.step_dump import Dump, read_dump
+from caldpo.replay.replay_run import batches_of
 from caldpo.report.comparison_table import comparison_rows
-from caldpo.report.grouping import group
+from caldpo.report.grouping import group_runs
 from caldpo.report.markdown_report import report
 from caldpo.report.read_runs import read_run
 from caldpo.report.run_files import Run
@@ -100,7 +100,7 @@ def resuming_is_sound(run: Path) -> None:
 
 
 def checkpoint_is_sound(run: Path) -> None:
-    folder, manifest, damages = newest_whole(run)
+    folder, manifest, damages = newest_intact(run)
     assert folder is not None
     assert manifest is not None
     assert len(damages) == (folder.name != Path(CHECKPOINT).name)  # the other one is whole
@@ -124,9 +124,9 @@ def require_sound_dump(dump: Dump) -> None:
     assert sum(batch.pairs for batch in batches) == len(dump.pairs) == len(dump.weight)
     assert all(batch.input_ids.dtype == torch.int64 for batch in batches)
     assert all(isinstance(value[i].item(), float) for value in dump.values.values() for i in range(len(dump.pairs)))
-    assert "".join([*(pair.origin for pair in dump.pairs), dump.said["reason"], dump.said["formula"]]).encode()
-    assert dump.said["gradient_scale"] > 0
-    assert dump.said["rank"] < dump.said["ranks"]
+    assert "".join([*(pair.origin for pair in dump.pairs), dump.metadata["reason"], dump.metadata["formula"]]).encode()
+    assert dump.metadata["gradient_scale"] > 0
+    assert dump.metadata["rank"] < dump.metadata["ranks"]
 
 
 def comparison_is_sound(run: Path) -> None:
@@ -134,9 +134,9 @@ def comparison_is_sound(run: Path) -> None:
     assert isinstance(found, Run)
     assert all(isinstance(value, float) for value in found.final.values())
     assert f"{found.progress} {found.error} {found.notes} {found.loss}".encode()
-    settings = group([found])
+    settings = group_runs([found])
     columns, (row,) = comparison_rows(settings)
-    assert set(row) == set(columns)
+    assert len(row) == len(columns)
     if found.finished and CHOSEN.curve(found.curves):  # else there is nothing to compare, which is said
         write_text(run.parent / "report.md", report(settings, run.parent, "range", [], None))
 
@@ -168,7 +168,7 @@ def check_with(run: Path, name: str, content: bytes) -> None:
 def test_the_folder_itself_is_sound(run: Path) -> None:
     check_with(run, "config.yaml", (run / "config.yaml").read_bytes())
     assert len(read_rows(run / "metrics.csv")) == len(ROWS)
-    assert newest_whole(run)[0] == run / CHECKPOINT
+    assert newest_intact(run)[0] == run / CHECKPOINT
     assert read_run(run, run.parent).notes == ()
     assert read_run(run, run.parent).finished
     assert len(read_dump(run / DUMP).pairs) == 3
@@ -209,7 +209,7 @@ kinds = st.sampled_from([torch.int64, torch.int32, torch.float32, torch.float64,
 names = st.sampled_from(["tokens", "ends", "index", "weight", "loss", "policy_chosen", "scores", "another"])
 keys = st.sampled_from(
     ["format", "step", "rank", "ranks", "reason", "loss", "formula", "layout", "micro_batches", "gradient_scale",
-     "step_pairs", "origins", "checkpoint", "config_digest"]
+     "step_pairs", "origins", "checkpoint"]
 )  # fmt: skip
 
 
@@ -217,7 +217,7 @@ keys = st.sampled_from(
     250,
     said=st.dictionaries(keys, anything, max_size=2),
     tensors=st.dictionaries(names, st.tuples(shapes, kinds, st.integers(0, 3)), max_size=2),
-    left_out=st.sampled_from(["", "", "tokens", "weight", "origins", "gradient_scale", "config_digest", "format"]),
+    left_out=st.sampled_from(["", "", "tokens", "weight", "origins", "gradient_scale", "format"]),
 )
 def test_any_parts_of_a_dump(said: Any, tensors: Any, left_out: str, run: Path) -> None:
     with safe_open(run / DUMP, framework="pt") as file:

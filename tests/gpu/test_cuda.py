@@ -17,10 +17,9 @@ import torch
 from caldpo.data.collate import collate
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import settle_layout
-from caldpo.models.left_padding import prompts_together
-from caldpo.models.model_probes import require_sound
+from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import prepare_for_training
-from caldpo.models.sampling import sample_responses
+from caldpo.models.sampling import prompt_batching
 from tests.architectures.examine import apart, gradients, one_by_one, relative, some_pairs
 from tests.architectures.families import POSITIONS, build
 from tests.command import train
@@ -29,7 +28,7 @@ from tests.resume.child import Kill
 from tests.resume.runs import train as train_apart
 from tests.road.folders import write_model, write_rows
 from tests.road.test_real_run import call_export, call_generate, logprobs
-from tests.tiny import tiny_tokenizer
+from tests.tiny import sample_responses, tiny_tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -48,12 +47,12 @@ def test_float32_as_on_a_cpu(kind: str) -> None:
     wanted = one_by_one(plain, pairs)
     wanted_gradients = gradients((wanted * weights).sum(), plain)
     policy = prepare_for_training(copy.deepcopy(plain), gradient_checkpointing=False, dropout=False).cuda().train()
-    require_sound(policy, training=True, max_length=POSITIONS)
+    require_valid_logprobs(policy, training=True, max_length=POSITIONS)
     layout, _ = settle_layout("auto", policy, POSITIONS)
     found = torch.cat(LogprobEngine(policy)(collate(pairs, 0, layout=layout).to(policy.device)))
     found_gradients = gradients((found * weights.cuda()).sum(), policy)
     off = relative(found.cpu(), wanted), apart({n: g.cpu() for n, g in found_gradients.items()}, wanted_gradients)
-    assert prompts_together(policy, device=policy.device) == prompts_together(plain, device=plain.device)
+    assert prompt_batching(policy, device=policy.device) == prompt_batching(plain, device=plain.device)
     print(f"\n{kind}: {layout}, float32: log-probs {off[0]:.1e}, gradients {off[1]:.1e}")
     assert off[0] < CLOSE
     assert off[1] < CLOSE_GRADIENTS
@@ -66,7 +65,7 @@ def test_bfloat16_is_sound_and_near(kind: str) -> None:
     with torch.no_grad():
         wanted = one_by_one(plain, pairs)
         policy = prepare_for_training(plain, gradient_checkpointing=False, dropout=False).to("cuda", torch.bfloat16)
-        require_sound(policy.train(), training=True, max_length=POSITIONS)
+        require_valid_logprobs(policy.train(), training=True, max_length=POSITIONS)
         layout, why = settle_layout("auto", policy.eval(), POSITIONS)
         found = torch.cat(LogprobEngine(policy)(collate(pairs, 0, layout=layout).to(policy.device))).cpu()
     print(f"\n{kind}: {layout} ({why}), bfloat16: log-probs {relative(found, wanted):.1e}")

@@ -13,8 +13,9 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from caldpo.data.collate import Layout, collate
 from caldpo.logprobs import LogprobEngine, pair_logprobs
-from caldpo.logprobs.head import NoHeadError, NotNumbersError, head_layer, output_head
+from caldpo.logprobs.head import NoHeadError, head_layer, output_head
 from caldpo.logprobs.lm_head_ops import LogitTransform
+from caldpo.models.model_forward import NonFiniteLogitsError
 from tests.logprobs import naive
 from tests.logprobs.models import PARITY, VOCABULARY, kept, make, transformed, wide_copy
 from tests.logprobs.naive import PAIRS
@@ -261,13 +262,13 @@ def test_what_is_found_is_what_the_model_computes() -> None:
 def test_a_head_that_makes_no_numbers_is_no_unknown_kind_of_head(value: float, dtype: torch.dtype) -> None:
     model = make("llama", dtype=dtype)
     model.lm_head.weight.data[5, 1] = value
-    with refused("logits", "NaN", key="model", remedy=("float16", "bfloat16"), kind=NotNumbersError) as caught:
+    with refused("logits", "NaN", key="model", remedy=("float16", "bfloat16"), kind=NonFiniteLogitsError) as caught:
         LogprobEngine(model)(collate(PAIRS, 0))
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_logits_that_overflow_behind_the_head() -> None:
-    with pytest.raises(NotNumbersError):
+    with pytest.raises(NonFiniteLogitsError):
         output_head(Wrapped(lambda z: z * 1e38 * 1e38))
 
 

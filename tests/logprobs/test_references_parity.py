@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldpo.data.batch_sampler import MicroBatch
 from caldpo.data.collate import Layout, PairBatches, collate
+from caldpo.data.microbatching import MicroBatch
 from caldpo.logprobs import pair_logprobs
 from caldpo.logprobs.packed_attention import use_packed_attention
-from caldpo.models.adapters import base_model, is_adapted
+from caldpo.models.adapted_policy import base_model, is_adapted
 from caldpo.reference.disabled_adapter import Adapter
 from caldpo.reference.frozen_model import Frozen
 from caldpo.reference.precomputed import Precomputed

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from caldpo.models.adapter_coverage import coverage
+from caldpo.models.adapted_policy import adapter_coverage, adapter_off, base_copy, base_weights
 from caldpo.models.adapter_folder import load_adapter
-from caldpo.models.adapters import Dora, Lora, adapter_off, base_copy, base_weights
+from caldpo.models.adapters import Dora, Lora
 from caldpo.models.hub_model import HubModel
 from caldpo.models.merged_adapter import merged
 from tests.messages import names, refused
@@ -60,18 +60,18 @@ def test_settings_of_experts_in_a_foreign_folder_are_names_alone(tmp_path: Path)
 
 
 def test_what_an_adapter_leaves_out_is_counted() -> None:
-    assert coverage(tiny_model()) == []
-    trained, left, *more = coverage(Lora(rank=4).apply(tiny_model()))
+    assert adapter_coverage(tiny_model()) == []
+    trained, left, *more = adapter_coverage(Lora(rank=4).apply(tiny_model()))
     assert "model.layers.*.self_attn.q_proj (512)" in trained
     names(trained, "2,176 parameters")
     assert "model.embed_tokens (704)" in left
     names(left, "norms", "biases", 80)
     assert not more
-    trained, left, experts = coverage(Lora(rank=4).apply(tiny_experts("gpt_oss")))
+    trained, left, experts = adapter_coverage(Lora(rank=4).apply(tiny_experts("gpt_oss")))
     assert "experts" not in trained
     assert "model.layers.*.mlp.experts.gate_up_proj (2,048)" in left
     assert "target_modules" in experts
-    trained, left = coverage(Lora(rank=4).apply(tiny_experts("mixtral")))
+    trained, left = adapter_coverage(Lora(rank=4).apply(tiny_experts("mixtral")))
     assert "model.layers.*.mlp.experts.gate_up_proj (2,048)" in trained
     assert "experts" not in left
 

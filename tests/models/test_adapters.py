@@ -12,11 +12,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caldpo.checkpointing.frozen_weights import add_frozen, drop_frozen
+from caldpo.checkpointing.checkpoint_weights import add_frozen, drop_frozen
 from caldpo.logprobs import pair_logprobs
-from caldpo.models.adapters import Dora, Lora, NoAdapter, adapter_off, base_copy
+from caldpo.models.adapted_policy import adapter_off, base_copy
+from caldpo.models.adapters import Dora, Lora, NoAdapter
 from caldpo.models.merged_adapter import merged, save_merged
-from caldpo.models.qlora import QLora, check_quantized, is_quantized, widened
+from caldpo.models.qlora import QLora, check_quantized, dequantized, is_quantized
 from caldpo.reference.disabled_adapter import Adapter
 from caldpo.reference.fingerprint import weights_digest
 from tests.messages import names, refused
@@ -121,8 +122,8 @@ def test_rounding_keeps_the_matrix_and_leaves_the_rest(bits: Any) -> None:
     found = rounded.model.layers[1].mlp.up_proj
     matrix = plain.model.layers[1].mlp.up_proj.weight
     step = {4: 0.2, 8: 0.51 / 127}[bits]  # half the widest gap between levels, relative to the largest weight
-    assert (widened(found) - matrix).abs().max() <= step * matrix.abs().max()
-    assert (widened(found) - matrix).abs().max() > 0
+    assert (dequantized(found) - matrix).abs().max() <= step * matrix.abs().max()
+    assert (dequantized(found) - matrix).abs().max() > 0
     assert sum(map(is_quantized, rounded.modules())) == 14
     assert torch.equal(rounded.lm_head.weight, plain.lm_head.weight)
     assert "bits" in QLora(bits=bits).base(Source()).identity()

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caldpo.models import attention_choice as attention
-from caldpo.models import revision as pinned
-from caldpo.models.attention_choice import choose_attention
+from caldpo.models import architecture, revision
+from caldpo.models.architecture import choose_attention
 from caldpo.models.hub_model import HubModel, causal_lm_skeleton, check_causal_lm, load_tokenizer
+from caldpo.models.model_source import NoRepository
 from caldpo.run_record import DATA_COMMIT, MODEL_COMMIT
 from tests.messages import names, refused
 from tests.tiny import tiny_model
@@ -55,7 +55,7 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "package", "architecture", "dtype", "taken"),
+    ("gpu", "package", "family", "dtype", "taken"),
     [
         (True, True, "llama", torch.bfloat16, "flash_attention_2"),
         (True, True, "llama", torch.float32, "sdpa"),
@@ -66,12 +66,12 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_attention_is_what_package_gpu_and_dtype_allow(
-    gpu: bool, package: bool, architecture: str, dtype: torch.dtype, taken: str, monkeypatch: pytest.MonkeyPatch
+    gpu: bool, package: bool, family: str, dtype: torch.dtype, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: package)
-    config = AutoConfig.for_model(architecture)
+    monkeypatch.setattr(architecture, "is_flash_attn_2_available", lambda: package)
+    config = AutoConfig.for_model(family)
     assert choose_attention(config, dtype)[0] == taken
     config.head_dim = 512
     assert choose_attention(config, dtype)[0] != "flash_attention_2"
@@ -99,19 +99,17 @@ def test_a_resumed_run_loads_the_commit_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     branch = {"main": OLD}
-    monkeypatch.setattr(pinned, "commit_of", lambda path, revision: branch.get(revision or "main", revision))
+    monkeypatch.setattr(revision, "commit_of", lambda path, name: branch.get(name or "main", name))
     source = HubModel("some/model")
-    pinned.keep_commit(source, tmp_path, resumed=False)
+    revision.keep_commit(source, tmp_path, resumed=False)
     assert source.revision == OLD
     assert json.loads((tmp_path / "summary.json").read_text())[MODEL_COMMIT] == OLD
     branch["main"] = NEW
     resumed = HubModel("some/model")
-    pinned.keep_commit(resumed, tmp_path, resumed=True)
+    revision.keep_commit(resumed, tmp_path, resumed=True)
     assert resumed.revision == OLD
     names(capsys.readouterr().out, "some/model", "main", OLD, NEW)
-    embedded = SimpleNamespace(path="x")  # a source without revisions
-    pinned.keep_commit(embedded, tmp_path, resumed=True)
-    assert not hasattr(embedded, "revision")
+    revision.keep_commit(NoRepository(), tmp_path, resumed=True)  # it has none
 
 
 def test_weights_of_a_folder_survive_loading(tmp_path: Path) -> None:
@@ -126,13 +124,13 @@ def test_a_resumed_run_reads_the_commit_of_its_data_set(tmp_path: Path) -> None:
         return SimpleNamespace(revision="main", commit=lambda: commit)
 
     new, resumed, folder = source(OLD), source(NEW), source(None)
-    pinned.keep_data_commit(new, tmp_path, resumed=False)
-    pinned.keep_data_commit(resumed, tmp_path, resumed=True)
+    revision.keep_data_commit(new, tmp_path, resumed=False)
+    revision.keep_data_commit(resumed, tmp_path, resumed=True)
     assert (new.revision, resumed.revision) == (OLD, OLD)
     assert json.loads((tmp_path / "summary.json").read_text())[DATA_COMMIT] == OLD
-    pinned.keep_data_commit(folder, tmp_path / "other", resumed=False)
+    revision.keep_data_commit(folder, tmp_path / "other", resumed=False)
     assert folder.revision == "main"
-    pinned.keep_data_commit(SimpleNamespace(), tmp_path, resumed=True)  # files have none
+    revision.keep_data_commit(SimpleNamespace(), tmp_path, resumed=True)  # files have none
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from caldpo.exporting.export_policy import write_policy
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import settle_layout
 from caldpo.models.adapters import Lora
-from caldpo.models.dropout import acts
-from caldpo.models.left_padding import foreign_batch, prompt_batches
-from caldpo.models.model_probes import probe, require_sound, tolerance
+from caldpo.models.dropout import has_dropout
+from caldpo.models.model_probes import probe, require_valid_logprobs, tolerance
 from caldpo.models.model_source import prepare_for_training
+from caldpo.models.sampling import padded_batch_size, prompt_batches
 from caldpo.models.tabular_model import TabularConfig, TabularLM
 from tests.architectures.examine import one_by_one, relative
 from tests.architectures.families import build
@@ -40,9 +40,9 @@ def test_a_usual_model_is_sound_and_left_as_it_was(kind: str, dtype: torch.dtype
     if dtype == torch.float64 and kind == "mixtral":
         model.set_experts_implementation("eager")  # the others know no float64
     before, numbers = {n: v.clone() for n, v in model.state_dict().items()}, torch.get_rng_state()
-    require_sound(model, training=True, max_length=64)
+    require_valid_logprobs(model, training=True, max_length=64)
     found = probe(model)
-    assert max(found.future, found.mates, found.noise) < tolerance(model)
+    assert max(found.future, found.batch, found.noise) < tolerance(model)
     assert torch.equal(torch.get_rng_state(), numbers)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -52,12 +52,12 @@ def test_a_usual_model_is_sound_and_left_as_it_was(kind: str, dtype: torch.dtype
 @pytest.mark.parametrize("kind", ["xlnet", "roberta"])
 def test_what_sees_later_tokens_is_refused_with_its_type(kind: str, dtype: torch.dtype) -> None:
     with refused("causal", key="reference.path", value=kind, remedy="is_decoder") as caught:
-        require_sound(build(kind).to(dtype), training=False, key="reference.path")
+        require_valid_logprobs(build(kind).to(dtype), training=False, key="reference.path")
     assert getattr(caught.value, "value", None) == kind
 
 
 def test_an_encoder_that_is_a_decoder_is_none() -> None:
-    require_sound(prepared("bert", is_decoder=True), training=True)
+    require_valid_logprobs(prepared("bert", is_decoder=True), training=True)
 
 
 def test_what_does_not_heed_the_mask_is_refused() -> None:
@@ -65,7 +65,7 @@ def test_what_does_not_heed_the_mask_is_refused() -> None:
     model: Any = prepared("llama")
     model.get_input_embeddings().register_forward_hook(lambda _, ids, out: out * (1 + ids[0].shape[1] / 10))
     with refused("attention_mask", key="model", value="llama", remedy="model") as caught:
-        require_sound(model, training=False)
+        require_valid_logprobs(model, training=False)
     assert getattr(caught.value, "value", None) == "llama"
 
 
@@ -74,13 +74,13 @@ def test_noise_without_a_rate_is_refused_unless_it_is_wanted(adapted: bool) -> N
     model = prepared("phimoe", rate=0.3)
     policy: Any = Lora(rank=2, dropout=0.5).apply(model) if adapted else model
     with refused("phimoe", key="model.dropout", value="false", remedy="model.dropout=true"):
-        require_sound(policy, training=True)
-    require_sound(policy, training=True, dropout=True)
-    require_sound(policy, training=False)
+        require_valid_logprobs(policy, training=True)
+    require_valid_logprobs(policy, training=True, dropout=True)
+    require_valid_logprobs(policy, training=False)
 
 
 def test_an_adapters_own_dropout_is_no_noise_of_the_model() -> None:
-    require_sound(Lora(rank=2, dropout=0.5).apply(tiny_model()), training=True)
+    require_valid_logprobs(Lora(rank=2, dropout=0.5).apply(tiny_model()), training=True)
 
 
 def test_a_layer_that_is_rarely_dropped_is_found() -> None:
@@ -92,7 +92,7 @@ def test_a_layer_that_is_rarely_dropped_is_found() -> None:
 
     model.model.layers[1].mlp.register_forward_hook(drop)
     with refused("llama", key="model.dropout", value="false", remedy="model.dropout=true"):
-        require_sound(model, training=True)
+        require_valid_logprobs(model, training=True)
 
 
 @pytest.mark.parametrize("kind", ["opt", "falcon", "mpt"])
@@ -101,9 +101,9 @@ def test_the_checkpoints_own_rates_are_written_again(kind: str, tmp_path: Path) 
     model = build(kind, rate=0.3)
     model.config.save_pretrained(tmp_path / "before")
     prepare_for_training(model, gradient_checkpointing=False, dropout=False)
-    assert not acts(model)
+    assert not has_dropout(model)
     write_policy(model, tiny_tokenizer(), tmp_path / "after")
-    assert not acts(model)
+    assert not has_dropout(model)
     before, after = (json.loads((tmp_path / n / "config.json").read_text()) for n in ("before", "after"))
     assert {k: v for k, v in after.items() if "drop" in k} == {k: v for k, v in before.items() if "drop" in k}
     assert after.get("attn_config") == before.get("attn_config")
@@ -145,9 +145,9 @@ def test_dynamic_frequencies_are_a_rows_own_whatever_came_before() -> None:
 def test_code_of_a_models_own_is_refused_beyond_the_length_where_frequencies_change() -> None:
     model: Any = TabularLM(TabularConfig(3, 4))
     model.config.rope_scaling, model.config.max_position_embeddings = {"type": "dynamic", "factor": 2.0}, 16
-    require_sound(model, training=True, max_length=16)
+    require_valid_logprobs(model, training=True, max_length=16)
     with refused("TabularLM", "16 tokens", key="data.max_length", value=17, remedy="data.max_length=16"):
-        require_sound(model, training=True, max_length=17)
+        require_valid_logprobs(model, training=True, max_length=17)
 
 
 def test_a_temperature_by_place_gets_padded_rows() -> None:
@@ -186,7 +186,7 @@ def test_a_checkpoints_own_generation_settings_do_not_matter() -> None:
 
 def test_others_pad_no_rows_that_would_not_be_as_alone() -> None:
     models = build("llama"), build("llama", max_position_embeddings=16, **DYNAMIC), build("recurrent_gemma")
-    assert [foreign_batch(model, 8, device=model.device) for model in models] == [8, 1, 1]
+    assert [padded_batch_size(model, 8, device=model.device) for model in models] == [8, 1, 1]
 
 
 @pytest.mark.parametrize(("new", "together"), [(1, True), (6, False)])
@@ -202,4 +202,4 @@ def test_a_model_that_cannot_compute_is_named() -> None:
         "mistral", vocab_size=44, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=8
     )
     with refused("MistralForCausalLM", "RuntimeError", key="reference.path", remedy="config.json"):
-        require_sound(AutoModelForCausalLM.from_config(config), training=True, key="reference.path")
+        require_valid_logprobs(AutoModelForCausalLM.from_config(config), training=True, key="reference.path")

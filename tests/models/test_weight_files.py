@@ -113,7 +113,7 @@ def test_tensors_that_the_model_has_no_place_for_are_said(tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("change", "facts"),
     [
-        (lambda places, first: places.update({first: "pytorch_model.bin"}), ("pytorch_model.bin", "no safetensors")),
+        (lambda places, first: places.update({first: "pytorch_model.bin"}), ("pytorch_model.bin", "not safetensors")),
         (lambda places, first: places.update({first: "../other.safetensors"}), ("../other.safetensors", "outside")),
         (lambda places, first: places.update({first: "/other.safetensors"}), ("/other.safetensors", "outside")),
         (lambda places, first: places.update({first: "gone.safetensors"}), ("gone.safetensors",)),

@@ -10,10 +10,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from caldpo.data.batch_sampler import StepBatchSampler
+from caldpo.data.batching import StepBatchSampler
 from caldpo.data.collate import PairBatches
+from caldpo.data.data_loading import PairLoader
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.pair_loader import PairLoader
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
 from caldpo.losses.cal_dpo import CalDPO
@@ -54,7 +54,7 @@ def marked_pairs(count: int, marked: Iterable[int] = ()) -> list[TokenizedPair]:
 
 def watched(on_bad: Any = "stop", max_skipped: int = 100, metrics_sync_every: int = 1) -> PreferenceModule:
     module = make_module(Marked(beta=0.5), decay="linear")
-    object.__setattr__(module, "numbers", NonFiniteGuard(on_bad, max_skipped))
+    module.nonfinite = NonFiniteGuard(on_bad, max_skipped)
     module.metrics_sync_every = 1 if on_bad == "skip" else metrics_sync_every
     return module
 

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from caldpo.data.batch_sampler import StepBatchSampler
+from caldpo.data.batching import StepBatchSampler
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger

@@ -19,8 +19,7 @@ from caldpo.errors import CaldpoError
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.metrics import loss_metrics
 from caldpo.nonfinite.locate import SeenBatch
-from caldpo.nonfinite.step_dump import digest_of_folder, dump_step, last_checkpoint, read_dump
-from caldpo.resume.config_diff import config_digest
+from caldpo.nonfinite.step_dump import dump_step, last_checkpoint, read_dump
 from caldpo.types import PairLogps
 from tests.messages import refused
 from tests.tiny import tiny_pairs
@@ -43,12 +42,11 @@ def dumped(folder: Path, seen: list[SeenBatch], **keys: Any) -> Path:
 def test_what_was_computed_comes_back(layout: str, tmp_path: Path) -> None:
     pairs = tiny_pairs(7)
 
-    class Origins:
-        def origin(self, index: int, split: str) -> str:
-            return f"{split}.jsonl:{index + 1}"
+    def origin(row: int, split: str) -> str:
+        return f"{split}.jsonl:{row + 1}"
 
     seen = [seen_of(pairs[:3], layout), seen_of(pairs[3:], layout, [1, 1, 0, 1])]
-    path = dumped(tmp_path, seen, data=Origins(), gradient_scale=1024.0)
+    path = dumped(tmp_path, seen, origin=origin, gradient_scale=1024.0)
     assert path == tmp_path / "nonfinite_batches" / "step-12.safetensors"
     dump = read_dump(path)
     for found, pair in zip(dump.pairs, pairs, strict=True):
@@ -65,8 +63,8 @@ def test_what_was_computed_comes_back(layout: str, tmp_path: Path) -> None:
     assert dump.values["reference_rejected"].tolist() == [-i - 0.75 for i in range(7)]
     assert torch.equal(dump.values["loss"], torch.cat([s.values["loss"] for s in seen]))
     assert {"terms/contrast", "terms/calibration"} <= dump.values.keys()
-    said = dump.said
-    assert (said["step"], said["step_pairs"], said["layout"], said["gradient_scale"]) == (12, 7, layout, 1024.0)
+    facts = dump.metadata
+    assert (facts["step"], facts["step_pairs"], facts["layout"], facts["gradient_scale"]) == (12, 7, layout, 1024.0)
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no draft is left
 
 
@@ -83,16 +81,9 @@ def test_the_last_checkpoint_from_before_the_step_is_named(tmp_path: Path) -> No
         (folder / "weights.safetensors").touch()
     (tmp_path / "checkpoints" / "step-11").mkdir()  # nothing in it
     assert last_checkpoint(tmp_path, 12) == "checkpoints/step-12"  # weights that have seen 12 steps, as the batch's had
-    assert read_dump(dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")])).said["checkpoint"] == "checkpoints/step-12"
-
-
-def test_the_digest_is_of_what_a_step_computes(tmp_path: Path) -> None:
-    config = {"loss": {"beta": 0.1}, "trainer": {"precision": "32-true"}, "replay": None, "console": "full"}
-    assert config_digest(config) == config_digest(config | {"replay": "x", "console": "line", "logger": {}})
-    assert config_digest(config) != config_digest(config | {"loss": {"beta": 0.2}})
-    assert digest_of_folder(tmp_path) is None
-    (tmp_path / "config.yaml").write_text("loss: {beta: 0.1}\ntrainer: {precision: 32-true}\nname: run\n")
-    assert digest_of_folder(tmp_path) == config_digest(config)
+    assert (
+        read_dump(dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")])).metadata["checkpoint"] == "checkpoints/step-12"
+    )
 
 
 def require_refused(path: Path, *facts: Any) -> None:

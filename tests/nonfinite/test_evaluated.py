@@ -93,7 +93,7 @@ def test_a_single_row_stops_a_run_unless_it_skips(
     bad = [f"test.jsonl:{p.index + 1}" for p in data.test_pairs[:] if len(p.chosen_ids) == 3]
     module = make_module()
     module.loss = Bad(beta=0.5)
-    object.__setattr__(module, "numbers", NonFiniteGuard("skip" if skips else "stop"))
+    module.nonfinite = NonFiniteGuard("skip" if skips else "stop")
     with nullcontext() if skips else pytest.raises(CaldpoError) as stopped:
         fit(module, data, tmp_path, max_steps=1, val_check_interval=1)
     said = capsys.readouterr().out if skips else str(stopped.value)

@@ -54,7 +54,7 @@ def trained(loss: PreferenceLoss, folder: Path, dtype: torch.dtype = torch.float
     """The module after two steps that nothing was refused for."""
     module = make_module(loss)
     module.policy.to(dtype)
-    object.__setattr__(module, "reference", FrozenReference(tiny_model(dtype=dtype)))
+    module.reference = FrozenReference(tiny_model(dtype=dtype))
     module.optim, module.same_start = optim or AdamW(Schedule("constant", warmup_steps=0), lr=1e-6), False
     fit(module, Pairs(tiny_pairs(8), tiny_pairs(2), PAIRS), folder, max_steps=2, gradient_clip_val=1.0)
     return module

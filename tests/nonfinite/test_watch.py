@@ -147,9 +147,9 @@ def test_steps_that_float16_skips_by_itself_are_counted_and_bounded() -> None:
     watch = NonFiniteGuard("stop", max_skipped=2)
     module: Any = SimpleNamespace(scales_gradients=True)
     for step, norm in enumerate([math.inf, 1.0, math.nan]):
-        assert watch.judge(module, step, {"loss": 0.5, "grad_norm": norm}, before_update=False) is None
+        assert watch.check(module, step, {"loss": 0.5, "grad_norm": norm}, before_update=False) is None
     assert watch.skipped == 2
-    error = watch.judge(module, 3, {"loss": 0.5, "grad_norm": math.inf}, before_update=False)
+    error = watch.check(module, 3, {"loss": 0.5, "grad_norm": math.inf}, before_update=False)
     assert error is not None
     names(error, "float16", "step 3", 2, key="trainer.max_skipped_steps")
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from caldpo.checkpointing.checkpoint_io import load_weights
-from caldpo.checkpointing.frozen_weights import add_frozen
+from caldpo.checkpointing.checkpoint_weights import add_frozen
 from caldpo.logprobs import pair_logprobs
-from caldpo.models.adapters import Dora, Lora, NoAdapter, adapter_off, base_weights
-from caldpo.models.dora import measure_lengths
+from caldpo.models.adapted_policy import adapter_off, base_weights, set_dora_magnitudes
+from caldpo.models.adapters import Dora, Lora, NoAdapter
 from caldpo.models.model_source import prepare_for_training
 from caldpo.models.tabular_model import TabularModel
 from caldpo.reference.disabled_adapter import Adapter, AdapterReference
@@ -198,7 +198,7 @@ def test_dora_starts_as_its_base_in_half_precision(dtype: torch.dtype, later: bo
 def test_trained_row_lengths_of_dora_are_left_alone() -> None:
     policy: Any = trained(Dora(rank=2).apply(tiny_model()))
     before = {n: p.clone() for n, p in policy.named_parameters() if "magnitude" in n}
-    measure_lengths(policy)
+    set_dora_magnitudes(policy)
     assert before
     assert all(torch.equal(policy.get_parameter(name), value) for name, value in before.items())
 

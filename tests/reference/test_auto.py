@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from caldpo.models.adapted_policy import is_adapted
 from caldpo.models.adapters import Lora
-from caldpo.reference.auto_reference import Auto, choose
+from caldpo.reference.auto_reference import Auto, choose_mode
 from caldpo.reference.disabled_adapter import AdapterReference
 from caldpo.reference.frozen_model import FrozenReference
 from caldpo.reference.precomputed import PrecomputedReference
@@ -30,8 +31,10 @@ from tests.tiny import tiny_model
 )
 def test_choice(seen: int, adapted: bool, own_start: bool, asked: tuple[str, ...], way: str) -> None:
     policy = Lora(rank=2).apply(tiny_model()) if adapted else tiny_model()
-    context = make_context(policy, asked=asked, seen=seen, reload=tiny_model)
-    assert choose(context, own_start=own_start)[0] == way
+    mode, _ = choose_mode(
+        trains="train" in asked, pairs=TRAIN, pairs_seen=seen, in_policy=own_start and is_adapted(policy)
+    )
+    assert mode == way
 
 
 def test_it_says_what_it_chose_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,10 +16,11 @@ import yaml
 from caldpo.report import read_runs as collect
 from caldpo.report.comparison import compare_runs
 from caldpo.report.dynamics_plot import reward_dynamics
-from caldpo.report.grouping import group
+from caldpo.report.grouping import group_runs
 from caldpo.report.plot_style import save
-from caldpo.report.read_runs import read_curves, read_run, read_runs
-from caldpo.report.reward_units import in_one_unit
+from caldpo.report.read_curves import read_curves
+from caldpo.report.read_runs import read_run, read_runs
+from caldpo.report.run_files import in_one_unit
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import anything, numbers
 from tests.messages import names
@@ -232,7 +233,7 @@ def test_any_summary_gives_a_run(given: Any, metrics: Any, tmp_path_factory: pyt
 def test_any_number_can_be_drawn(value: float, tmp_path: Path) -> None:
     for place, end in enumerate((value, 1.0, -2.0)):
         write_run(tmp_path / str(place), "abc"[place], rows=[ROWS[0], held_out(5, 1.0, end), held_out(10, end, 0.5)])
-    settings = group(read_runs(sorted(tmp_path.iterdir()), tmp_path))
+    settings = group_runs(read_runs(sorted(tmp_path.iterdir()), tmp_path))
     save(reward_dynamics(settings, "", "sd"), tmp_path / "x.png", 30)
 
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from caldpo.report.read_runs import read_curves, read_run, read_runs
+from caldpo.report.read_curves import read_curves
+from caldpo.report.read_runs import read_run, read_runs
 from tests.messages import names
 from tests.report.results import content, measure
 from tests.report.runs import finals, held_out, write_run

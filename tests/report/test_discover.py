@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from caldpo.config.find_runs import find_runs, natural, no_folder
+from caldpo.config.find_runs import find_runs, natural, no_folder_error
 from tests.messages import names, refused
 from tests.report.runs import held_out, write_run
 
@@ -86,11 +86,11 @@ def test_numbers_sort_by_value():
 
 def test_no_folder_is_answered_with_the_newest_five(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names(no_folder(), key="sweep", remedy="python -m caldpo.compare outputs/SWEEP")
-    assert "newest" not in str(no_folder()), "there is nothing to list"
+    names(no_folder_error(), key="sweep", remedy="python -m caldpo.compare outputs/SWEEP")
+    assert "newest" not in str(no_folder_error()), "there is nothing to list"
     for age, name in enumerate("abcdefg"):
         write_run(tmp_path / "outputs" / name / "seed=0", rows=ROWS)
         os.utime(tmp_path / "outputs" / name, (1000 - age, 1000 - age))
     (tmp_path / "outputs" / "cache").mkdir()
     newest = ", ".join(f"outputs/{name}" for name in "abcde")
-    names(no_folder(), remedy=("python -m caldpo.compare outputs/SWEEP", newest, "2 more"))
+    names(no_folder_error(), remedy=("python -m caldpo.compare outputs/SWEEP", newest, "2 more"))

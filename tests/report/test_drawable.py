@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from caldpo.report.comparison import compare_runs
-from caldpo.report.figure_data import drawable
+from caldpo.report.evaluation_results import drawable
 from tests.messages import names
 from tests.report.results import content, measure, reliability
 from tests.report.runs import finals, held_out, write_run

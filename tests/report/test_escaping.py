@@ -7,8 +7,20 @@ import io
 import subprocess
 
 import pytest
+from jinja2 import UndefinedError
 
-from caldpo.report.escaping import Markdown, cell, code, command, one_line, plain, shell_block, spreadsheet_cell
+from caldpo.report.escaping import (
+    Markdown,
+    cell,
+    code,
+    command,
+    listed,
+    one_line,
+    plain,
+    render,
+    shell_block,
+    spreadsheet_cell,
+)
 from caldpo.report.statistics import Estimate
 from caldpo.report.table_cells import markdown_table, spread
 from caldpo.utils.text_format import number, with_interval
@@ -49,6 +61,22 @@ def test_a_table_keeps_its_cells() -> None:
     assert table.splitlines()[2] == "| x\\|y z | **bold** |"
     assert table.splitlines()[3] == "| a\\\\\\|b | &lt;b> |"
     assert cell("a|b") == "a\\|b"
+
+
+def test_a_template_escapes_every_value_that_is_no_markdown(tmp_path) -> None:
+    template = tmp_path / "x.md.j2"
+    template.write_text(
+        "# {{ name }}\n\n\n\n{% for v in values %}\n- {{ v }}\n{% endfor %}\n{{ values | listed(1) }}, {{ left }}\n"
+    )
+    text = render(template, name="a\n# b <c>", values=["*x*", Markdown("**y**"), 3], left=None)
+    assert text == "# a # b &lt;c>\n\n- \\*x\\*\n- **y**\n- 3\n\\*x\\* and 2 more, -\n"
+    with pytest.raises(UndefinedError):
+        render(template, name="a", values=[])
+
+
+def test_a_list_is_escaped_item_by_item() -> None:
+    assert listed(["a<b", Markdown("`c`")]) == "a&lt;b, `c`"
+    assert isinstance(listed([]), Markdown)
 
 
 NASTY = ["a b", "x;rm -rf y", "$(id)`id`", "it's", "a\\b", "line\nbreak\ttab\\'", "é😀\u2028", "", "#x", "~a=!b"]

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from caldpo.config.find_runs import find_runs
 from caldpo.report.comparison import compare_runs
-from caldpo.report.comparison_console import print_outcome
+from caldpo.report.comparison_console import print_comparison
 from caldpo.report.comparison_table import write_comparison
-from caldpo.report.grouping import group
+from caldpo.report.grouping import group_runs
 from caldpo.report.markdown_report import report
 from caldpo.report.read_runs import read_runs
 from tests.messages import names
@@ -38,7 +38,7 @@ def run(folder, loss, seed=0, evaluation=None, **others):
 
 
 def settings_in(folder):
-    return group(read_runs(find_runs(folder), folder))
+    return group_runs(read_runs(find_runs(folder), folder))
 
 
 def report_of(folder):
@@ -48,7 +48,7 @@ def report_of(folder):
 def said_of(folder):
     """What the terminal says."""
     console = Console(file=io.StringIO(), width=200)
-    print_outcome(console, settings_in(folder), [])
+    print_comparison(console, settings_in(folder), [])
     return console.file.getvalue()
 
 

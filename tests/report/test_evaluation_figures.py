@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 
 from caldpo.config.find_runs import find_runs
-from caldpo.report.displacement_plot import by_length, displacement, quantiles
-from caldpo.report.frontier_plot import reward_kl
-from caldpo.report.frontier_points import frontiers
-from caldpo.report.grouping import group
+from caldpo.report.evaluation_plots import by_length, calibration, displacement, quantiles
+from caldpo.report.frontier_plot import frontiers, reward_kl
+from caldpo.report.grouping import group_runs
 from caldpo.report.markdown_report import report
 from caldpo.report.read_runs import read_runs
-from caldpo.report.reliability_plot import calibration
 from tests.messages import names
 from tests.report.results import content, measure, reliability
 from tests.report.runs import finals, held_out, write_run
@@ -21,7 +19,7 @@ LEVELS = [0.05, 0.25, 0.5, 0.75, 0.95]
 
 
 def settings_in(folder):
-    return group(read_runs(find_runs(folder), folder))
+    return group_runs(read_runs(find_runs(folder), folder))
 
 
 def run(folder, loss, seed, evaluation=None, *, beta=None, known=()):

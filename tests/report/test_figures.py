@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from caldpo.config.find_runs import find_runs
-from caldpo.report.dynamics_plot import reward_dynamics
+from caldpo.report.dynamics_plot import loss_terms, reward_dynamics, term_shares
 from caldpo.report.frontier_plot import reward_kl
-from caldpo.report.grouping import Setting, group
-from caldpo.report.loss_terms_plot import loss_terms, term_shares
+from caldpo.report.grouping import RunGroup, group_runs
 from caldpo.report.plot_style import COLOURS, linear_limit, looks, round_up, save, set_symmetric_log
 from caldpo.report.read_runs import read_runs
 from tests.messages import names
@@ -17,7 +16,7 @@ from tests.report.runs import finals, held_out, write_run
 
 
 def settings_in(folder):
-    return group(read_runs(find_runs(folder), folder))
+    return group_runs(read_runs(find_runs(folder), folder))
 
 
 def sweep(folder, ends, **run):
@@ -127,7 +126,7 @@ def test_ticks_of_a_logarithmic_axis():
 
 def test_a_colour_per_loss_and_a_dash_per_variant():
     names = [("dpo", "dpo"), ("cal_dpo a", "cal_dpo"), ("cal_dpo b", "cal_dpo"), ("ipo", "ipo")]
-    found = looks([Setting(label, loss, ()) for label, loss in names])
+    found = looks([RunGroup(label, loss, ()) for label, loss in names])
     assert found[1].colour == found[2].colour
     assert len({look.colour for look in found}) == 3
     assert found[1].dash != found[2].dash
@@ -135,22 +134,22 @@ def test_a_colour_per_loss_and_a_dash_per_variant():
 
 
 def test_variants_of_a_single_loss_get_colours():
-    found = looks([Setting(f"dpo {i}", "dpo", ()) for i in range(12)])
+    found = looks([RunGroup(f"dpo {i}", "dpo", ()) for i in range(12)])
     assert len({look.colour for look in found}) == len(COLOURS)
     assert len(set(found)) == 12
 
 
 def test_a_loss_looks_the_same_in_every_report():
     for losses in (["ipo", "dpo", "new"], ["new", "cal_dpo", "dpo"], ["dpo", "new"]):
-        found = dict(zip(losses, looks([Setting(loss, loss, ()) for loss in losses]), strict=True))
+        found = dict(zip(losses, looks([RunGroup(loss, loss, ()) for loss in losses]), strict=True))
         assert (found["dpo"].colour, found["dpo"].dash) == (COLOURS[0].lower(), "-")
-        assert found["new"] == looks([Setting("new", "new", ())])[0]
+        assert found["new"] == looks([RunGroup("new", "new", ())])[0]
 
 
 def test_of_equal_curves_each_is_seen(tmp_path):
     """Solid lines lie below and are wider, others have gaps; between first and last step markers do not coincide."""
     losses = ("cal_dpo", "cal_ipo", "cal_slic")
-    found = looks([Setting(loss, loss, ()) for loss in losses])
+    found = looks([RunGroup(loss, loss, ()) for loss in losses])
     assert len({str(look.dash) for look in found}) == 3
     assert found[0].dash == "-"
     assert found[0].zorder < min(look.zorder for look in found[1:])

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from caldpo.config.find_runs import find_runs
-from caldpo.report.grouping import differences, group
+from caldpo.report.grouping import differences, group_runs
 from caldpo.report.read_runs import read_runs
 from caldpo.report.shown_metrics import CHOSEN
 from tests.report.runs import finals, held_out, write_run
@@ -16,7 +16,7 @@ ROWS = [held_out(0, 0.0, 0.0), held_out(10, -2.0, -5.0)]
 
 
 def settings_in(folder):
-    return group(read_runs(find_runs(folder), folder))
+    return group_runs(read_runs(find_runs(folder), folder))
 
 
 def test_runs_that_differ_in_seed_and_folder_are_one_setting(tmp_path):

@@ -79,6 +79,16 @@ def test_a_repeated_seed_is_told_and_a_picture_of_earlier_runs_does_not_stay(tmp
     assert not (tmp_path / "loss_terms.png").exists()
 
 
+def test_notes_and_tags_of_runs_stand_in_the_report_and_make_no_setting(tmp_path):
+    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -1.0)]
+    for seed, own in enumerate(({"notes": "first | try", "tags": ["a", "b c"]}, {"notes": None, "tags": []}, {})):
+        write_run(tmp_path / f"r{seed}", seed=seed, rows=rows, metrics=finals(rows[-1]), config=own)
+    compare_runs(str(tmp_path), dpi=40)
+    report = (tmp_path / "report.md").read_text()
+    assert "`dpo`: chosen above 0 in 3 of 3 seeds" in report, "one setting"
+    assert table(report, "Notes and tags") == {"r0": {"run": "`r0`", "tags": "a, b c", "notes": "first \\| try"}}
+
+
 def test_no_run_finished(tmp_path):
     write_run(tmp_path / "x", rows=None, status="failed", error="CaldpoError: loss.beta=0: must be above 0")
     with refused("x:", "failed", "CaldpoError: loss.beta=0: must be above 0", key="sweep"):

@@ -25,8 +25,7 @@ import caldpo.train
 import caldpo.training_run
 from caldpo.callbacks.sample_table import SampleTable
 from caldpo.callbacks.true_reward import OracleEvaluation
-from caldpo.checkpointing import checkpoint_io as checkpoint_folder
-from caldpo.checkpointing import collective_write as together
+from caldpo.checkpointing import checkpoint_io
 from caldpo.lightning_module import PreferenceModule
 from caldpo.metrics_file import RowWriter
 
@@ -105,13 +104,11 @@ def _arm(kill: Kill) -> None:
         case "oracle":
             before(OracleEvaluation, "on_trained")
         case "tensors":
-            for owner in (checkpoint_folder, together):
-                before(owner, "write_training")
+            before(checkpoint_io, "write_training")
         case "manifest":
-            for owner in (checkpoint_folder, together):
-                before(owner, "describe_files")
+            before(checkpoint_io, "describe_files")
         case "rename":
-            before(checkpoint_folder.Manifest, "write")
+            before(checkpoint_io.Manifest, "write")
         case "export":
             before(caldpo.training_run, "export")
         case "fail":
@@ -142,7 +139,7 @@ def _fail(count: int) -> None:
 
 
 def _limit_files(kill: Kill) -> None:
-    seen, original = 0, checkpoint_folder.write_training
+    seen, original = 0, checkpoint_io.write_training
 
     def write(*args: Any) -> None:
         nonlocal seen
@@ -152,7 +149,7 @@ def _limit_files(kill: Kill) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (kill.number, kill.number))
         original(*args)
 
-    checkpoint_folder.write_training = together.write_training = write
+    checkpoint_io.write_training = write
 
 
 def _tear_a_row(strike: Callable[[], None], kill: Kill) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from caldpo.checkpointing.manifest import TRAINING, checkpoint_folders, newest_whole
+from caldpo.checkpointing.manifest import TRAINING, checkpoint_folders, newest_intact
 from tests.evaluation.runs import write_data
 from tests.messages import names
 from tests.resume.child import Kill
@@ -44,7 +44,7 @@ def test_no_file_may_grow_beyond_a_quota(place: Path) -> None:
     assert ended.codes == (1,)
     names(said, "step 6", os.strerror(errno.EFBIG), "MiB", "step 5")
     names(said, remedy=("callbacks.checkpoint.keep", f"python -m caldpo.train resume={place / 'full'}"))
-    found, manifest, damages = newest_whole(place / "full")
+    found, manifest, damages = newest_intact(place / "full")
     assert found is not None
     assert manifest is not None
     assert (manifest.step, damages) == (5, [])

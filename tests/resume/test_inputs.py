@@ -12,14 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from caldpo.config.path_digests import contents
-from caldpo.resume.config_diff import FREE, bound
+from caldpo.config.path_digests import path_digests
+from caldpo.resume.config_diff import FREE, bound, config_digest
 from caldpo.resume.run_inputs import COMPARED_AS_READ
 from tests.command import train
 from tests.evaluation.runs import inside, write_data
 from tests.messages import names
 from tests.resume.stopped import RUN, stopped
 from tests.resume.stopped import contents as files_of
+
+
+def test_the_digest_is_of_what_a_step_computes() -> None:
+    config = {"loss": {"beta": 0.1}, "trainer": {"precision": "32-true"}, "replay": None, "console": "full"}
+    assert config_digest(config) == config_digest(config | {"replay": "x", "console": "line", "logger": {}})
+    assert config_digest(config) != config_digest(config | {"loss": {"beta": 0.2}})
 
 
 def edited(file: str, change: Callable[[dict], dict]) -> None:
@@ -175,12 +181,12 @@ def test_contents_are_what_is_read(tmp_path: Path) -> None:
     file = folder / "below" / "x.bin"
     file.write_bytes(b"abc")
     tree = {"a": {"path": str(folder), "number": 1}, "b": [str(file), "no such thing"], "c": "\0", "d": "x" * 5000}
-    first = contents(tree)
+    first = path_digests(tree)
     assert set(first) == {"a.path", "b"}
-    assert contents(tree) == first
+    assert path_digests(tree) == first
     file.write_bytes(b"abd")
-    assert all(contents(tree)[key] != first[key] for key in first)
+    assert all(path_digests(tree)[key] != first[key] for key in first)
     file.write_bytes(b"abc")
-    assert contents(tree) == first
+    assert path_digests(tree) == first
     file.rename(folder / "x.bin")
-    assert contents(tree)["a.path"] != first["a.path"], "names are read, too"
+    assert path_digests(tree)["a.path"] != first["a.path"], "names are read, too"

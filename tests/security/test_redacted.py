@@ -19,14 +19,14 @@ from caldpo.evaluation.lm_eval import subprocess_run as outside
 from caldpo.security import secrets as redact
 from caldpo.security.redacted_streams import (
     HUB_TOKENS,
-    OwnLog,
     RedactedFormatter,
     RedactedStream,
+    UnlinkedLogHandler,
     environment_without_secrets,
     redacted_output,
 )
 from caldpo.security.secrets import MASK, redact_text
-from caldpo.security.wrapped_secrets import mask_folded
+from caldpo.security.wrapped_secrets import mask_wrapped
 from tests.messages import refused
 from tests.security.secrets import ENVIRONMENT, set_environment
 
@@ -56,13 +56,13 @@ def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
     outside.write_text("kept\n")
     link.symlink_to(outside)
     for path in (link, plain):
-        handler = OwnLog(path)
+        handler = UnlinkedLogHandler(path)
         handler.emit(logging.LogRecord("n", logging.INFO, "x.py", 1, "told", (), None))
         handler.close()
     assert outside.read_text() == "kept\n"
     assert plain.read_text() == "told\n"
     with pytest.raises(IsADirectoryError):
-        OwnLog(tmp_path)
+        UnlinkedLogHandler(tmp_path)
 
 
 def test_a_stream_masks_and_is_the_stream_otherwise() -> None:
@@ -136,7 +136,7 @@ def test_a_table_without_secrets_stays_as_it_is() -> None:
 def test_text_of_many_lines_is_searched_quickly() -> None:
     lines = "\n".join(f"│ {number:6d} │ metrics/of/{number} │ 0.{number:06d} │" for number in range(2000))
     begun = time.perf_counter()
-    assert mask_folded(lines) == lines
+    assert mask_wrapped(lines) == lines
     assert time.perf_counter() - begun < 1.0, "seconds for 80 kB, ten times what it takes"
 
 
@@ -208,6 +208,6 @@ def test_other_processes_get_no_secret_that_they_do_not_need(monkeypatch: pytest
 
 
 def test_benchmark_workers_get_no_secret() -> None:
-    job = type("AnyJob", (), {"threads": 1})()
+    job = type("AnyJob", (), {"num_threads": 1})()
     assert not ENVIRONMENT.keys() & of_benchmark(job).keys()
     assert of_benchmark(job)["WANDB_MODE"] == "disabled"

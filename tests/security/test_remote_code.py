@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers.dynamic_module_utils
 
-from caldpo.models.hub_files import announce_code, code_of, commit_of, require_safe
+from caldpo.models.hub_files import announce_code, code_files, commit_of, require_safe
 from caldpo.models.hub_model import HubModel, causal_lm_skeleton, check_causal_lm, load_causal_lm
 from tests.messages import names, refused
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -89,9 +89,9 @@ def test_code_of_other_repositories_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"auto_map": {"AutoConfig": "some/repo--modeling_x.XConfig"}}))
     tokenizer = {"auto_map": {"AutoTokenizer": ["tokenization_y.Slow", None]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    assert code_of(str(tmp_path), None) == ["some/repo: modeling_x.py", "tokenization_y.py"]
+    assert code_files(str(tmp_path), None) == ["some/repo: modeling_x.py", "tokenization_y.py"]
     (tmp_path / "config.json").write_text("[" * 100_000)  # deeper than Python's parser goes
-    assert code_of(str(tmp_path), None) == ["tokenization_y.py"]
+    assert code_files(str(tmp_path), None) == ["tokenization_y.py"]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ PACKAGE = Path(caldpo.__file__).parent
 ALLOWED = {
     # annotations of the package's own source, read as they stand there; no text of a user's or of a run's
     ("config/signatures.py", "runs text by eval"),
-    ("config/signature_source.py", "runs text by compile"),
-    ("config/signature_source.py", "runs text by eval"),
+    ("config/signatures.py", "runs text by compile"),
+    ("config/signatures.py", "runs text by eval"),
     # _Loader is a SafeLoader, asserted below
     ("utils/yaml_io.py", "yaml.load with _Loader"),
     # behind checks of its own: caldpo.models.adapter_folder

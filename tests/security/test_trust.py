@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.hydra_extensions import register_with_hydra
 from caldpo.config.trusted_config import announce_foreign, own_targets, require_own_code, require_plain_overrides
+from caldpo.config.validation import NEEDED as SECTIONS
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
-from caldpo.training_run import SECTIONS
 from tests.evaluation.runs import evaluate, inside
 from tests.messages import names, refused
 
@@ -34,7 +34,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml") if path.stem != "base")
 
 
 @pytest.mark.parametrize(

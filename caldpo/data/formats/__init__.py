@@ -8,7 +8,7 @@ To add one, say ``ranked``:
    The file is found by being there; nothing else names it. Read columns with the helpers of
    :mod:`~caldpo.data.formats._fields` (``number`` takes what csv can only write as text); those that ``parse`` does
    not read are named at the start of a run. :mod:`caldpo.data.columns` gives usual columns the names of their roles,
-   and :mod:`caldpo.data.prompt_context` adds a system turn, tools and template variables.
+   and :mod:`caldpo.data.row_parsing` adds a system turn, tools and template variables.
 2. ``conf/data/ranked.yaml`` that says where its data lies. Files of one's own need none: ``data=local``
    detects the format.
 3. A row and the pair it must give in ``tests/data/test_formats.py``; a test there asserts none is missing.
@@ -24,68 +24,87 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
-from caldpo.data.columns import in_force
+from caldpo.data.columns import Columns
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import RowError, shown
 from caldpo.errors import CaldpoError
 
+USUAL = ("trl_standard",)  # named first where several formats are equally near
 _SHOWN = 12  # columns named in a message
 
 Row = dict[str, Any]
 
 
 class Format(Protocol):
-    """What each module of this package provides."""
+    """The interface of each module of this package."""
 
-    COLUMNS: tuple[str, ...]  # a table without one of these has no row of this format
+    COLUMNS: tuple[str, ...]  # columns that every row of this format has
 
     def matches(self, row: Row) -> bool:
         """Whether the row's columns are this format's; the values may still be wrong."""
         ...
 
     def parse(self, row: Row) -> PreferencePair:
-        """The pair in ``row`` (``origin`` left empty).
+        """Return the pair of ``row`` (``origin`` left empty).
 
         Raises:
-            RowError: a column is missing or holds something else than the format says.
+            RowError: a column is missing or holds something other than the format says.
         """
         ...
 
 
 @functools.cache
 def formats() -> Mapping[str, Format]:
-    """Every format by its name, which is its file's name; files with a leading underscore are helpers."""
+    """Return every format by its name, which is its file's name; files with a leading underscore are helpers."""
     names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
     return MappingProxyType({name: cast(Format, importlib.import_module(f"{__name__}.{name}")) for name in names})
 
 
 def detect(row: Row) -> str:
-    """The name of the one format that ``row`` has.
+    """Return the name of the one format that ``row`` has.
 
     Raises:
-        RowError: none matches, or several do.
+        RowError: no format matches, or several do.
     """
     names = [name for name, module in formats().items() if module.matches(row)]
     if len(names) == 1:
         return names[0]
     if names:
         raise RowError(f"matches several formats ({', '.join(names)})")
-    told = f"columns: {_listed(sorted(row))}; formats: {', '.join(formats())}"
-    raise RowError(f"no known format ({told}; data.columns.prompt=NAME and its like say which is which)")
+    if len(row) == 1 and _is_list_of_rows(next(iter(row.values()))):
+        raise RowError(f"one object around the rows (write the list of its key {shown(next(iter(row)))} alone)")
+    nearest, missing = _nearest(row)
+    lacks = f", which needs {', '.join(f'`{column}`' for column in missing)}" if missing else ""
+    raise RowError(
+        f"no known format (nearest is {nearest}{lacks}; columns: {_listed(sorted(row))}; data.columns.prompt=NAME and"
+        " the like map columns)"
+    )
 
 
-def require_columns(columns: Sequence[str], key: str) -> None:
-    """Check that the rows of a table can be of some format: one answer for the table, in place of one for each row.
+def _is_list_of_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _nearest(row: Row) -> tuple[str, list[str]]:
+    """Return the format of whose columns a row lacks the smallest share, and the missing columns."""
+    missing = {name: [c for c in module.COLUMNS if c not in row] for name, module in formats().items()}
+    name = min(missing, key=lambda name: (len(missing[name]) / len(formats()[name].COLUMNS), name not in USUAL))
+    return name, missing[name]
+
+
+def require_columns(columns: Sequence[str], key: str, mapping: Columns) -> None:
+    """Check that some format fits the columns of a table: one error for the table instead of one for each row.
 
     Args:
-        columns: the names in its header or schema; roles that the mapping in force finds in them count, too.
-        key: the file or setting that the table comes from, for the message.
+        columns: of the table.
+        key: the file or split of the table, for the message.
+        mapping: from columns to roles, which count as well.
 
     Raises:
-        CaldpoError: no format has these columns; what each would need, and which of that is missing.
+        CaldpoError: no format has these columns; the message lists what each needs and lacks.
     """
     try:
-        roles = set(in_force().roles(columns))
+        roles = set(mapping.roles(columns))
     except RowError as error:
         raise CaldpoError(error.reason, key=key, remedy=f"its columns are {_listed(columns)}") from error
     by_need: dict[tuple[str, ...], list[str]] = {}
@@ -97,7 +116,7 @@ def require_columns(columns: Sequence[str], key: str) -> None:
     for need, names in by_need.items():
         missing = [f"`{column}`{_near(column, columns)}" for column in need if column not in roles]
         lines.append(f"    {', '.join(names)}: {', '.join(need)}; missing {', '.join(missing)}")
-    remedy = "say which is which with data.columns.prompt=..., data.columns.chosen=..., or name another file"
+    remedy = "map them with data.columns.prompt=..., data.columns.chosen=..., or name another file"
     raise CaldpoError("\n".join(lines), key=key, remedy=remedy)
 
 

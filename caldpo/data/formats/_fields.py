@@ -8,9 +8,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from caldpo.data.cell_parsing import Cell, looks_encoded
 from caldpo.data.pair import Message, PreferencePair
-from caldpo.data.raw_row import RowError, shown
+from caldpo.data.raw_row import Cell, RowError, looks_encoded, shown
 
 ROLES = ("system", "user", "assistant", "tool")
 # columns of responses that were compared or judged

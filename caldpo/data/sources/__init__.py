@@ -1,1 +1,1 @@
-"""Where rows come from: files, hub data sets, generated environments."""
+"""Sources of rows: files, hub data sets, generated environments."""

@@ -1,7 +1,8 @@
-"""Preference data from the Hugging Face hub, or from a local folder laid out as a hub repository is."""
+"""Read preference data from the Hugging Face hub, or from a local folder laid out like a hub repository."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -10,21 +11,19 @@ import datasets
 from huggingface_hub import HfApi
 
 from caldpo.config.signatures import validated
-from caldpo.data.formats import require_columns
-from caldpo.data.raw_row import RawRow
-from caldpo.data.sources._file_discovery import require_split_whole
-from caldpo.data.sources._file_names import folder_digest, no_rows
-from caldpo.data.sources._table_rows import given
+from caldpo.data.raw_row import PairSource, RawRow
+from caldpo.data.sources.file_checks import folder_digest, no_rows
+from caldpo.data.sources.file_discovery import require_split_shards
 from caldpo.errors import CaldpoError
 
 _BATCH = 1000  # rows decoded at a time
 
 
-class HubDataset:
+class HubDataset(PairSource):
     """Reads splits with ``datasets``; the row format is detected row by row.
 
-    A token for gated data comes from ``HF_TOKEN`` or ``hf auth login``, never from the configuration, so it
-    cannot end up in a run's files. Without network, splits that were loaded before are read from the cache.
+    A token for gated data comes from ``HF_TOKEN`` or ``hf auth login``, never from the configuration, so that it cannot
+    end up in a run's files. Without network, splits that were loaded before are read from the cache.
 
     Args:
         path: hub id (``owner/name``) or a local folder of parquet or jsonl files named after their splits.
@@ -52,23 +51,20 @@ class HubDataset:
         self.name = path.rstrip("/").rsplit("/", 1)[-1]
 
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yields the rows of a split, counted from 0, downloading it first where it is not cached.
+        """Yield the rows of a split, counted from 0, downloading it first where it is not cached.
 
         Args:
             split: a split's name, or a slice of one (``train_prefs[:1000]``, ``train[10%:]``).
 
         Raises:
-            CaldpoError: no such data set, subset, split or folder, no network or access, or columns that no format
-                has.
+            CaldpoError: no such data set, subset, split or folder, no network or access.
         """
-        if (folder := Path(self._place()) / (self.data_dir or "")).is_dir():
-            require_split_whole(folder, split)
-        data = self.load(split)
-        require_columns(data.column_names, split)
-        return self._rows(data, split)
+        if (folder := Path(self._location()) / (self.data_dir or "")).is_dir():
+            require_split_shards(folder, split)
+        return self._rows(self.load(split), split)
 
     def held_out(self, split: str) -> str | None:
-        """The split ``test`` (or else ``validation``) beside ``train``, ``test_prefs`` beside ``train_prefs``; or None.
+        """Name the split ``test``, or else ``validation``, beside ``train``, as ``test_prefs`` beside ``train_prefs``.
 
         Raises:
             CaldpoError: as :meth:`rows`.
@@ -76,7 +72,7 @@ class HubDataset:
         named = split.split("[")[0]
         try:
             known = datasets.get_dataset_split_names(
-                self._place(), self.config, data_dir=self.data_dir, revision=self.revision
+                self._location(), self.config, data_dir=self.data_dir, revision=self.revision
             )
         except Exception as error:  # as in load
             raise self._explained(error, split) from error
@@ -84,17 +80,23 @@ class HubDataset:
         return next((name for name in beside if name in known), None)
 
     def commit(self) -> str | None:
-        """The hub's commit that the revision stands for now; None of a folder, or where the hub cannot be asked."""
-        if Path(self._place()).is_dir():
+        """Return the commit that the revision stands for now; None for a folder, or where the hub cannot be reached."""
+        if Path(self._location()).is_dir():
             return None
         try:
             return HfApi().dataset_info(self.path, revision=self.revision, timeout=10).sha
-        except Exception:  # loading has the word about what is wrong, or reads what is cached
+        except Exception:  # loading will explain what is wrong, or read the cache
             return None
 
+    def pinned(self, commit: str) -> HubDataset:
+        """Return a copy that reads ``commit``."""
+        source = copy.copy(self)
+        source.revision = commit
+        return source
+
     def load(self, split: str) -> datasets.Dataset:
-        """The split as ``datasets`` gives it; raises as :meth:`rows` does."""
-        path = self._place()
+        """Load a split with ``datasets``; raises as :meth:`rows` does."""
+        path = self._location()
         try:
             cache = _cache_of(Path(path)) if Path(path).is_dir() else None
             return datasets.load_dataset(
@@ -103,8 +105,8 @@ class HubDataset:
         except Exception as error:  # datasets raises a dozen types here, of three libraries
             raise self._explained(error, split) from error
 
-    def _place(self) -> str:
-        """The folder, where there is one, else the id."""
+    def _location(self) -> str:
+        """Return the folder, where there is one, else the id."""
         folder = Path(self.path).expanduser()
         return str(folder) if folder.is_dir() else self.path
 
@@ -112,19 +114,19 @@ class HubDataset:
         number = 0
         for batch in split_data.iter(batch_size=_BATCH):
             for values in zip(*batch.values(), strict=True):
-                yield RawRow(f"{split}[{number}]", given(dict(zip(batch, values, strict=True))))
+                yield RawRow(f"{split}[{number}]", dict(zip(batch, values, strict=True)), table=split)
                 number += 1
 
     def _explained(self, error: Exception, split: str) -> CaldpoError:
         if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
             error = cast(Exception, error.__cause__)  # the wrapper only says that an error occurred
         detail = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-        asked = self.path + (f" ({self.config})" if self.config else "")
+        name = self.path + (f" ({self.config})" if self.config else "")
         if isinstance(error, ValueError) and "corresponds to no data" in detail:
             return no_rows(split)
         if isinstance(error, ValueError) and ("split" in detail or "instruction" in detail):
             return CaldpoError(
-                f"no such split of {asked}: {detail}",
+                f"no such split of {name}: {detail}",
                 key=split,
                 remedy="name one of its splits, or a slice like train[:1000]",
             )
@@ -139,7 +141,7 @@ class HubDataset:
             )
         if isinstance(error, ValueError) and "save_to_disk" in detail:
             return CaldpoError(
-                "one split that was written by save_to_disk",
+                "one split written by save_to_disk",
                 key="data.source.path",
                 value=self.path,
                 remedy=f"read it as files: data=local data.train={self.path}",
@@ -148,7 +150,7 @@ class HubDataset:
 
 
 def _cache_of(folder: Path) -> str:
-    """Where ``datasets`` keeps what it made of a folder: by content, since it would go by the files' times alone."""
+    """Name the cache of a folder by its content, since ``datasets`` itself goes by file times alone."""
     return str(Path(datasets.config.HF_DATASETS_CACHE) / f"folder-{folder_digest(folder)[:32]}")
 
 

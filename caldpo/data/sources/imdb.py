@@ -1,4 +1,4 @@
-"""The controlled sentiment task: pairs of movie-review continuations with a known reward.
+"""Generate the controlled sentiment task: pairs of movie-review continuations with a known reward.
 
 IMDb itself has reviews and labels, no pairs. As in Rafailov et al. 2023 (section 6 and appendix C.1), the
 prompt is the first few tokens of a review, an SFT policy continues it several times, a sentiment classifier's
@@ -18,29 +18,34 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
-from caldpo.data.raw_row import RawRow
-from caldpo.data.sources._continuations import first_tokens, prompt_lengths, sample_continuations
-from caldpo.data.sources._file_names import folder_digest
-from caldpo.data.sources._json_rows import read_jsonl
-from caldpo.data.sources._sentiment_reward import SentimentReward
+from caldpo.data.end_tokens import end_tokens
+from caldpo.data.raw_row import RawRow, RewardSource
+from caldpo.data.sources.file_checks import folder_digest
 from caldpo.data.sources.hub_dataset import HubDataset
+from caldpo.data.sources.json_rows import read_jsonl
+from caldpo.data.sources.review_texts import decode_exactly, first_tokens, prompt_lengths
+from caldpo.data.sources.sentiment_reward import SentimentReward
 from caldpo.environments.bradley_terry import prefers_first
 from caldpo.environments.folder_cache import cached_folder
 from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import load_causal_lm, load_tokenizer
+from caldpo.models.sampling import sample_responses
 
 _PAIRS = "pairs.jsonl"  # in the cache's folder
 _RECIPE = 1  # raised when the same settings would give other pairs
 
 
-class ImdbSentiment:
-    """Makes the pairs of a split once and reads them from ``cache_dir`` from then on.
+class ImdbSentiment(RewardSource):
+    """Generates the pairs of a split once and reads them from ``cache_dir`` from then on.
 
-    The cached folder is named after everything that decides about the pairs; where a model is a local folder,
-    after the size and time of its files. The device is left out: pairs made on one serve on another.
+    The cached folder is named by a digest of everything that determines the pairs, the contents of local models
+    included. The device is left out: pairs generated on one serve on another.
 
     Args:
         path: hub id or folder of the reviews, with a column ``text``.
@@ -48,7 +53,7 @@ class ImdbSentiment:
         classifier: hub id or folder of the sentiment classifier.
         positive_label: the classifier's name for the positive class.
         revision: of the reviews: branch, tag or commit.
-        min_prompt_tokens, max_prompt_tokens: a prompt's length is drawn evenly between them, in tokens
+        min_prompt_tokens, max_prompt_tokens: a prompt's length is drawn uniformly between them, in tokens
             of the policy.
         completions: continuations sampled per prompt; n of them make n (n - 1) / 2 pairs.
         max_new_tokens: longest continuation, tokens.
@@ -93,7 +98,7 @@ class ImdbSentiment:
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yields the pairs made from a split of the reviews, making them if they are not in the cache.
+        """Yield the pairs of a split of the reviews, generating them if they are not in the cache.
 
         Args:
             split: of the reviews (``train``, ``train[:1000]``).
@@ -111,15 +116,19 @@ class ImdbSentiment:
         return read_jsonl(file)
 
     def reward(self, prompt: str, response: str) -> float:
-        """The true reward: log-odds, in nats, that prompt and response together are positive."""
+        """Return the true reward: log-odds, in nats, that prompt and response together are positive."""
         return self._scorer([prompt + response])[0]
 
     def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """The true rewards of many, a batch at a time."""
+        """Return the true rewards of many responses, a batch at a time."""
         return self._scorer([prompt + response for prompt, response in zip(prompts, responses, strict=True)])
 
+    def is_generated(self, split: str) -> bool:
+        """Whether the pairs of ``split`` are in the cache."""
+        return self.cache_file(split).is_file()
+
     def cache_file(self, split: str) -> Path:
-        """Where the pairs of ``split`` are kept under the present settings."""
+        """Return the cache file of ``split`` under the present settings."""
         settings = {
             "recipe": _RECIPE,
             "split": split,
@@ -183,10 +192,60 @@ class ImdbSentiment:
         )
 
 
+def sample_continuations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int,
+) -> list[str]:
+    """Sample one continuation per prompt, with a progress bar on a terminal.
+
+    ``prompt + continuation`` is the text of the whole sequence, spaces between them included.
+    """
+    console = Console(stderr=True)
+    continuations: list[str] = []
+    for start in track(
+        range(0, len(prompts), batch_size),
+        "Sampling continuations",
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ):
+        texts = prompts[start : start + batch_size]
+        ids = [_as_prompt(tokenizer(text)["input_ids"], tokenizer.eos_token_id) for text in texts]
+        responses = sample_responses(
+            model,
+            tokenizer,
+            ids,
+            ends=end_tokens(tokenizer, model),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=random.Random(f"sample {seed} {start}").getrandbits(31),
+            batch_size=batch_size,
+        )
+        continuations += [_continuation(tokenizer, *parts) for parts in zip(texts, ids, responses, strict=True)]
+    return continuations
+
+
+def _as_prompt(ids: list[int], eos: int) -> list[int]:
+    """Remove the EOS that some tokenizers append, after which a model would generate nothing."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int], response: list[int]) -> str:
+    # Decoded with the prompt, because many tokenizers drop a space at the beginning of a text.
+    whole = decode_exactly(tokenizer, ids + response)
+    return whole[len(prompt) :] if whole.startswith(prompt) else decode_exactly(tokenizer, response)
+
+
 def label_pairs(
     prompt: str, scored: Sequence[tuple[str, float]], sharpness: float | None, rng: random.Random
 ) -> Iterator[dict[str, Any]]:
-    """Every two of a prompt's continuations as a labelled row; one without text is in no pair.
+    """Yield every two of a prompt's continuations as a labelled row; one without text is in no pair.
 
     Args:
         scored: continuations and their true rewards, nats.
@@ -206,7 +265,7 @@ def label_pairs(
 
 
 def _identity(path: str) -> list[Any]:
-    """A hub id as it is; a folder with a digest of its files, since it may be trained again."""
+    """Identify a hub id by itself, a folder by a digest of its files, since it may be trained again."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return [path]

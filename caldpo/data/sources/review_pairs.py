@@ -1,4 +1,4 @@
-"""Preference pairs of the embedded reviews environment, generated on the spot."""
+"""Generate preference pairs of the embedded reviews environment."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
-from caldpo.data.raw_row import RawRow
+from caldpo.data.raw_row import RawRow, RewardSource
 from caldpo.environments.reviews.pair_sampling import sample_pairs
 from caldpo.environments.reviews.review_prompts import TITLES, Split
 from caldpo.environments.reviews.review_reward import reward
 from caldpo.errors import CaldpoError
 
 
-class ReviewPairs:
+class ReviewPairs(RewardSource):
     """Pairs of reviews, labelled from a known true reward; see ``caldpo.environments.reviews``.
 
     Args:
-        train_pairs, test_pairs: pairs of the splits ``train`` and ``test``, a prompt of its own for each. No
+        train_pairs, test_pairs: pairs of the splits ``train`` and ``test``, each with its own prompt. No
             title of a test prompt occurs in a training prompt, whatever the seeds.
         label_sharpness: P(chosen is better) = sigmoid(sharpness x reward gap); None always prefers the better.
         seed: of prompts, responses and labels.
@@ -33,7 +33,7 @@ class ReviewPairs:
         self.label_sharpness, self.seed = label_sharpness, seed
 
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yields the pairs of ``train`` or ``test``, text with the scores of both responses.
+        """Yield the pairs of ``train`` or ``test``, text with the scores of both responses.
 
         Raises:
             CaldpoError: another split, or more pairs than there are prompts.
@@ -44,5 +44,5 @@ class ReviewPairs:
         return (RawRow(f"{split}[{i}]", row) for i, row in enumerate(pairs))
 
     def reward(self, prompt: str, response: str) -> float:
-        """The true reward of any response, in standard deviations of the data's responses."""
+        """Return the true reward of any response, in standard deviations of the data's responses."""
         return reward(prompt, response)

@@ -1,30 +1,30 @@
-"""Reviews as demonstrations: the first few tokens of each are a prompt, the rest is the response to imitate.
+"""Read reviews as demonstrations: the first few tokens of each are the prompt, the rest is the response to imitate.
 
-The SFT stage before :mod:`caldpo.data.sources.imdb`, whose prompts are drawn in the same way: so the policy learns to
-go on from just such beginnings. Nothing is generated here, and no label is read.
+The SFT stage before :mod:`caldpo.data.sources.imdb`, whose prompts are drawn in the same way, so that the policy learns
+to continue such beginnings. Nothing is generated here, and no label is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
-from caldpo.data.raw_row import RawRow
-from caldpo.data.sources._continuations import beginning, prompt_lengths
+from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import load_tokenizer
 
 
-class ReviewTexts:
+class ReviewTexts(PairSource):
     """Reads texts and cuts each in two.
 
     Args:
         path: hub id or folder of the texts, with a column ``text``.
-        tokenizer: hub id or folder of the tokenizer that prompts are measured with.
+        tokenizer: hub id or folder of the tokenizer that counts the tokens of prompts.
         revision: of the texts: branch, tag or commit.
         min_prompt_tokens, max_prompt_tokens: a prompt's length is drawn evenly between them, in tokens.
         seed: of prompt lengths.
@@ -47,7 +47,7 @@ class ReviewTexts:
         self.prompt_tokens = prompt_lengths(min_prompt_tokens, max_prompt_tokens)
 
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yields a prompt and a completion for each text of the split; together they are the text.
+        """Yield a prompt and a completion for each text of the split; together they are the text.
 
         Args:
             split: of the texts (``train``, ``train[:1000]``).
@@ -68,5 +68,43 @@ class ReviewTexts:
     def _row(self, origin: str, text: str, place: int, tokenizer: PreTrainedTokenizerBase) -> RawRow:
         prompt = beginning(text, place, tokenizer, *self.prompt_tokens, self.seed)
         if not text.startswith(prompt):  # the last token ends inside a character
-            return RawRow(origin, None, "its first tokens are no text of their own")
+            return RawRow(origin, None, "its first tokens are not text by themselves")
         return RawRow(origin, {"prompt": prompt, "completion": text[len(prompt) :]})
+
+
+def prompt_lengths(shortest: int, longest: int) -> tuple[int, int]:
+    """Check the bounds of a prompt's length in tokens.
+
+    Raises:
+        CaldpoError: the shortest is longer than the longest.
+    """
+    if shortest > longest:
+        raise CaldpoError(
+            f"must not exceed max_prompt_tokens={longest}", key="data.source.min_prompt_tokens", value=shortest
+        )
+    return shortest, longest
+
+
+def first_tokens(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, shortest: int, longest: int, seed: int
+) -> list[str]:
+    """Cut the first few tokens of each text, as text; a text without any gives none.
+
+    Args:
+        shortest, longest: a prompt's length in tokens is drawn uniformly between them, a function of the
+            seed and the text's position.
+    """
+    prompts = [beginning(text, i, tokenizer, shortest, longest, seed) for i, text in enumerate(texts)]
+    return [prompt for prompt in prompts if prompt.strip()]
+
+
+def beginning(text: str, place: int, tokenizer: PreTrainedTokenizerBase, shortest: int, longest: int, seed: int) -> str:
+    """Cut the first few tokens of the text at position ``place``; other arguments as for :func:`first_tokens`."""
+    length = random.Random(f"prompt {seed} {place}").randint(shortest, longest)
+    ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
+    return decode_exactly(tokenizer, ids)
+
+
+def decode_exactly(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Decode tokens to the text they stand for, without special tokens or cleaned-up spaces."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

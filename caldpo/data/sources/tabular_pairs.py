@@ -1,4 +1,4 @@
-"""Preference pairs of a tabular environment, and how far a trained table is from the known optimum."""
+"""Generate preference pairs of a tabular environment, and measure a trained table against the known optimum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
-from caldpo.data.raw_row import RawRow
+from caldpo.data.raw_row import RawRow, RewardSource
 from caldpo.environments.bradley_terry import prefers_first
 from caldpo.environments.tabular_environment import (
     Table,
@@ -24,7 +24,7 @@ from caldpo.environments.tabular_environment import (
 from caldpo.errors import CaldpoError
 
 
-class TabularPairs:
+class TabularPairs(RewardSource):
     """Pairs of a finite environment (see ``caldpo.environments.tabular_environment``).
 
     A table does not generalise, so both splits are about the same prompts; their pairs are drawn apart.
@@ -36,7 +36,7 @@ class TabularPairs:
         reward_spread: standard deviation of the rewards.
         pairs_per_prompt: of the training split.
         test_pairs_per_prompt: of the held-out split.
-        proposal: where the two (different) responses of a pair are drawn from.
+        proposal: distribution of the two (different) responses of a pair.
         label_sharpness: P(chosen is better) = sigmoid(sharpness x reward gap); None always prefers the better.
         partition_beta: None gives true rewards as scores; a number gives ``r - beta log Z(x)``, whose quotient by
             beta is the optimum's log-ratio itself.
@@ -66,7 +66,7 @@ class TabularPairs:
         self.partition_beta, self.seed = partition_beta, seed
 
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yields the pairs of ``train`` or ``test``, prompt by prompt.
+        """Yield the pairs of ``train`` or ``test``, prompt by prompt.
 
         Raises:
             CaldpoError: another split.
@@ -76,7 +76,7 @@ class TabularPairs:
         return self._rows(split)
 
     def reward(self, prompt: str, response: str) -> float:
-        """The true reward; of a response that is not in the table, the prompt's lowest."""
+        """Return the true reward; for a response outside the table, the lowest of the prompt."""
         e = self.environment
         prompts = {prompt_text(x): x for x in range(e.prompts)}
         responses = {response_text(y).strip(): y for y in range(e.responses)}
@@ -84,7 +84,7 @@ class TabularPairs:
         return row[responses[response.strip()]].item() if response.strip() in responses else row.min().item()
 
     def exact_metrics(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> dict[str, float]:
-        """See :func:`caldpo.environments.tabular_environment.exact_metrics`.
+        """Compute :func:`caldpo.environments.tabular_environment.exact_metrics` of a policy.
 
         Args:
             policy, reference: models with a ``table`` of logits, as ``caldpo.models.tabular_model`` has.
@@ -132,7 +132,7 @@ class TabularPairs:
 
 
 def _two_different(weights: list[float], rng: random.Random) -> tuple[int, int]:
-    """Two independent draws, given that they differ."""
+    """Draw two responses independently, given that they differ."""
     while True:
         first, second = rng.choices(range(len(weights)), weights, k=2)
         if first != second:

@@ -11,7 +11,7 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.judge.endpoint import KEY, Endpoint, Refused, Unusable
 from caldpo.evaluation.judge.pair_comparison import Question
 from caldpo.evaluation.judge.verdict_cache import Ledger
-from caldpo.utils.delayed_progress import LateBar
+from caldpo.utils.delayed_progress import DelayedProgress
 
 _REFUSALS = 3  # in a row from the start, until the fault is taken to be in all questions
 
@@ -47,7 +47,7 @@ def ask_all(questions: Mapping[str, Question], endpoint: Endpoint, ledger: Ledge
         CaldpoError: the endpoint gave out; says how many verdicts are saved.
     """
     missing = [(digest, question) for digest, question in questions.items() if digest not in ledger]
-    with LateBar("judge", len(missing)) as bar:
+    with DelayedProgress("judge", len(missing)) as bar:
         work = _Work(endpoint, ledger, bar, answered=len(missing) < len(questions))
         if missing:
             work.ask(*missing[0])
@@ -65,7 +65,7 @@ def ask_all(questions: Mapping[str, Question], endpoint: Endpoint, ledger: Ledge
 class _Work:
     """What the threads share."""
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger, bar: LateBar, *, answered: bool) -> None:
+    def __init__(self, endpoint: Endpoint, ledger: Ledger, bar: DelayedProgress, *, answered: bool) -> None:
         self.endpoint, self.ledger, self.bar, self.answered = endpoint, ledger, bar, answered
         self.round = Round()
         self.failure: Unusable | None = None

@@ -19,8 +19,8 @@ from caldpo.evaluation.lm_eval.isolation import listening, same_generators
 from caldpo.evaluation.lm_eval.run_options import Options, write_samples
 from caldpo.evaluation.lm_eval.task_index import task_manager
 from caldpo.evaluation.lm_eval.task_plan import PAIRS, Wanted, require_some
-from caldpo.models.eval_mode import evaluating
-from caldpo.models.left_padding import foreign_batch
+from caldpo.models.model_forward import evaluating
+from caldpo.models.sampling import padded_batch_size
 
 _DATA = (
     "data sets come from the Hugging Face hub: connect once (and log in, if a set is gated), or set HF_HOME to a cache"
@@ -62,7 +62,7 @@ def run_inside(plan: list[Wanted], subject: EvaluatedPolicy, options: Options) -
         found: list[tuple[Wanted, Mapping[str, Any]]] = []
         with evaluating(subject.policy) as policy:
             with subject.context():
-                batch = foreign_batch(policy, options.batch, device=subject.device)
+                batch = padded_batch_size(policy, options.batch, device=subject.device)
             model = HFLM(
                 pretrained=policy,
                 tokenizer=bound_template(copy.deepcopy(subject.tokenizer)),  # it may be given a padding token

@@ -20,7 +20,7 @@ from caldpo.evaluation.lm_eval.in_process import Ran
 from caldpo.evaluation.lm_eval.isolation import cuts_in
 from caldpo.evaluation.lm_eval.run_options import SAMPLES, Options
 from caldpo.evaluation.lm_eval.task_plan import PAIRS, Wanted, require_some
-from caldpo.models.adapters import is_adapted
+from caldpo.models.adapted_policy import is_adapted
 from caldpo.security.redacted_streams import HUB_TOKENS, environment_without_secrets
 from caldpo.utils.atomic_io import atomic_file
 

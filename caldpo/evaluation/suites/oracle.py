@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from caldpo.config.bounds import NonNegative, PositiveInt, Share
 from caldpo.config.signatures import validated
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.sources._sentiment_reward import SentimentReward
+from caldpo.data.sources.sentiment_reward import SentimentReward
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy

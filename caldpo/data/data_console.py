@@ -1,0 +1,131 @@
+"""Print a run's data at its start: the report, and a few tokenised pairs with the tokens that bear loss.
+
+A doubled BOS or EOS, a missing template or a lost question is seen here in a second, elsewhere in a week.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from caldpo.data.data_report import PARTS, QUANTILES, DataReport, SplitReport
+from caldpo.data.end_tokens import trained_ends
+from caldpo.data.tokenize import TokenizedSplit
+
+HEAD, TAIL = 24, 24  # tokens printed of each end of a text
+LOSS_STYLE = "bold green"
+
+
+def print_report(report: DataReport, console: Console) -> None:
+    """Print formats, what was left out and truncated, and the lengths of the pairs."""
+    console.print(Text.assemble(("Data ", "bold"), f"{report.source}, prompts: {report.prompts}"))
+    for load in report.loads:
+        console.print(Text(load.summary()))
+    for note in report.notes:
+        console.print(Text(note))
+    limits = f"{report.max_length:,} (the prompt of a longer one cut to {report.max_prompt_length:,})"
+    console.print(Text(f"tokens of a pair: at most {limits}"))
+    table = Table()
+    table.add_column("split")
+    table.add_column("tokens of")
+    for name in QUANTILES:
+        table.add_column(name, justify="right")
+    splits = {"train": report.train, "test": report.test}
+    for name, split in splits.items():
+        for part, quantiles in split.lengths.items():
+            label = name if part == PARTS[0] else ""
+            table.add_row(label, part, *(f"{value:,}" for value in quantiles.values()))
+    console.print(table)
+    for name, split in splits.items():
+        console.print(Text(f"{name}: {split.pairs:,} pairs of {split.prompts:,} prompts{_remarks(split)}"))
+
+
+def _remarks(split: SplitReport) -> str:
+    """List what happened to the pairs of a split, a line each; nothing for counts of 0."""
+    counts = split.counts
+    truncated = counts.prompts_truncated, counts.chosen_truncated, counts.rejected_truncated
+    lines = {
+        **{f"dropped: {count:,} {reason}": count for reason, count in split.dropped.items()},
+        f"left out as a subset was asked for: {split.left_out:,} pairs": split.left_out,
+        "truncated: {:,} prompts, {:,} chosen, {:,} rejected".format(*truncated): sum(truncated),
+        f"pairs whose responses are the same tokens: {counts.identical:,}": counts.identical,
+        f"responses tokenised apart from their prompt: {counts.boundary_merges:,}": counts.boundary_merges,
+        f"EOS tokens taken out of responses: {counts.eos_stripped:,}": counts.eos_stripped,
+        f"responses the template did not end with EOS: {counts.eos_appended:,}": counts.eos_appended,
+        f"pairs whose own text spells out special tokens, kept as text: {counts.special_as_text:,}": (
+            counts.special_as_text
+        ),
+        f"text prompts that spell out special tokens, which are taken for them: {counts.special_in_prompts:,}": (
+            counts.special_in_prompts
+        ),
+        f"earlier assistant turns that the template rewrote: {counts.turns_rewritten:,}": counts.turns_rewritten,
+        f"tokens outside the vocabulary: {counts.unknown_share:.2%}": counts.unknown,
+    }
+    return "".join(f"\n  {line}" for line, count in lines.items() if count)
+
+
+def print_preview(split: TokenizedSplit, tokenizer: PreTrainedTokenizerBase, count: int, console: Console) -> None:
+    """Print the first ``count`` pairs of a split, each response token in brackets, long texts elided."""
+    pairs = split.pairs[:count]
+    if not pairs:
+        return
+    ends = trained_ends(tokenizer)
+    heading = Text("Tokenised pairs: the prompt as text, tokens that bear the loss in ")
+    console.print(heading.append("[brackets]", LOSS_STYLE))
+    for pair in pairs:
+        console.print(Text(f"pair {pair.index} ({pair.origin})", style="bold"))
+        line = _line("prompt", pair.prompt_ids, "cut from the left" if pair.index in split.cut_prompts else "")
+        _append(line, pair.prompt_ids, 0, tokenizer, bears_loss=False)
+        console.print(line, soft_wrap=True)
+        for name, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+            line = _line(name, ids, "cut from the right" if ids[-1] not in ends else "")
+            # The last prompt token as context: alone, a text would lose its leading space in some tokenizers.
+            _append(line, pair.prompt_ids[-1:] + ids, 1, tokenizer, bears_loss=True)
+            console.print(line, soft_wrap=True)
+
+
+def pieces(ids: Sequence[int], start: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the text that each token from ``start`` on adds to those before it.
+
+    A token without readable text of its own (one byte of a longer character, a space that decoding swallows) is named
+    as in the vocabulary. Control characters are escaped: data must not drive the terminal.
+    """
+    texts = []
+    before = _decode(tokenizer, ids[:start])
+    for place in range(start, len(ids)):
+        text = _decode(tokenizer, ids[: place + 1])
+        added = text[len(before) :] if text.startswith(before) else ""
+        if not added or "\ufffd" in added:
+            added = str(tokenizer.convert_ids_to_tokens(ids[place]))
+        texts.append("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in added))
+        before = text
+    return texts
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _line(name: str, ids: Sequence[int], note: str) -> Text:
+    return Text.assemble((f"  {name:<8} ", "bold"), f"{len(ids)} tokens{', ' if note else ''}{note}: ")
+
+
+def _append(
+    line: Text, ids: Sequence[int], start: int, tokenizer: PreTrainedTokenizerBase, *, bears_loss: bool
+) -> None:
+    """Add the tokens from ``start`` on to ``line``, without the middle of a long text."""
+
+    def add(texts: list[str]) -> None:
+        line.append("".join(f"[{t}]" if bears_loss else t for t in texts), LOSS_STYLE if bears_loss else "dim")
+
+    left_out = len(ids) - start - HEAD - TAIL
+    if left_out <= 0:
+        add(pieces(ids, start, tokenizer))
+        return
+    add(pieces(ids[: start + HEAD], start, tokenizer))
+    line.append(f" ... {left_out} tokens ... ", "italic")
+    add(pieces(ids[-TAIL - 1 :], 1, tokenizer))

@@ -1,0 +1,288 @@
+"""Load tokenised pairs in batches: for Lightning's loops, and for work beside training."""
+
+from __future__ import annotations
+
+import signal
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from rich.console import Console
+from rich.text import Text
+from torch.utils.data import DataLoader
+
+from caldpo.data.batching import StepBatchSampler, StepPlan, plan_steps
+from caldpo.data.collate import Layout, PairBatches
+from caldpo.data.microbatching import MicroBatch
+from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.types import PairBatch
+from caldpo.utils.collectives import is_first_rank
+
+
+class PairLoader:
+    """Iterates over one epoch of batches at a time and counts them, so that a run resumes in mid-epoch.
+
+    Lightning takes any iterable. It finds ``sampler`` to set the epoch, and ``state_dict`` and ``load_state_dict`` to
+    put the position in the epoch into a checkpoint. Not being a ``DataLoader``, it is never rebuilt with another
+    sampler. Batches are counted here rather than in the sampler, which workers make run ahead of training.
+
+    Args:
+        batches: the split.
+        sampler: names the rows of each batch.
+        workers: processes that collate batches; 0 collates in this one.
+        prefetch: batches that each worker keeps ready.
+        pin_memory: put batches into page-locked memory, for fast copies to a GPU.
+    """
+
+    batch_sampler = None  # Lightning looks at it beside ``sampler``
+
+    def __init__(
+        self,
+        batches: PairBatches,
+        sampler: StepBatchSampler,
+        *,
+        workers: int = 0,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        self.sampler = sampler
+        self._position = (sampler.epoch, sampler.start)  # epoch, batches consumed in it
+        self._loader = DataLoader(
+            batches,
+            batch_size=None,  # the sampler yields whole batches
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers else None,
+            pin_memory=pin_memory,
+            # Each pass draws a seed for its workers; drawn from the global generator, it would shift dropout.
+            generator=torch.Generator(),
+            worker_init_fn=_ignore_signals,
+        )
+        weakref.finalize(self, _end_workers, self._loader)  # at the latest when the process ends
+
+    def __len__(self) -> int:
+        """Count the batches of a whole epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        # A generator starts with the first batch, after Lightning has set the epoch.
+        epoch, start = self.sampler.epoch, self.sampler.start
+        self._position = (epoch, start)
+        try:
+            for consumed, batch in enumerate(self._loader, start + 1):
+                self._position = (epoch, consumed)
+                yield batch
+        finally:
+            self.sampler.start = 0
+
+    def close(self) -> None:
+        """End the workers, whose batches are no longer needed."""
+        _end_workers(self._loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch and the number of batches consumed in it."""
+        return self.sampler.state(*self._position)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the batches that were consumed when the state was taken."""
+        self.sampler.load_state(state_dict)
+        self._position = (self.sampler.epoch, self.sampler.start)
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ignore signals in a worker: one to the whole process group asks the run to save, which needs its workers."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(loader: DataLoader[PairBatch]) -> None:
+    """Kill the workers of a loader: they ignore SIGTERM, and Python would wait for them forever at its exit."""
+    iterator: Any = loader._iterator  # kept where workers persist; a DataLoader has no public way to close it
+    if iterator is not None:
+        iterator._shutdown_workers()  # as Lightning ends those of a DataLoader; does nothing once Python shuts down
+        for worker in iterator._workers:
+            worker.kill()
+        loader._iterator = None
+
+
+class TokenizedDataModule(LightningDataModule):
+    """A training and a test split of tokenised pairs, and how they are batched.
+
+    Args:
+        micro_batch_size: pairs of a micro-batch in training.
+        max_tokens_per_micro_batch: most tokens of a micro-batch in training; None divides by pairs alone.
+        eval_micro_batch_size: pairs of a batch of held-out pairs.
+        drop_last: leave out the last optimiser step of an epoch where it has fewer pairs than the others.
+        num_workers: processes that collate batches; 0 collates in this one.
+        prefetch_factor: batches that each worker keeps ready.
+        seed: with the epoch, determines the order of the training pairs.
+    """
+
+    def __init__(
+        self,
+        *,
+        micro_batch_size: int,
+        max_tokens_per_micro_batch: int | None,
+        eval_micro_batch_size: int,
+        drop_last: bool,
+        num_workers: int,
+        prefetch_factor: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.micro_batch_size, self.max_tokens_per_micro_batch = micro_batch_size, max_tokens_per_micro_batch
+        self.eval_micro_batch_size, self.drop_last, self.seed = eval_micro_batch_size, drop_last, seed
+        self.num_workers, self.prefetch_factor = num_workers, prefetch_factor
+        self.layout: Layout = "padded"  # until the model is known
+        self._plan: StepPlan | None = None
+        self._pairs: dict[str, TokenizedPairs] = {}
+        self._pad_id = 0
+        self._loaders: list[PairLoader] = []
+
+    @property
+    def train_pairs(self) -> TokenizedPairs:
+        """The tokenised training split."""
+        return self._split("train")
+
+    @property
+    def test_pairs(self) -> TokenizedPairs:
+        """The tokenised test split."""
+        return self._split("test")
+
+    def origin(self, index: int, split: Literal["train", "test"] = "train") -> str:
+        """Return file and line, or split and row, of the pair at ``index`` (as in ``PairBatch.index``)."""
+        return self._split(split).origin(index)
+
+    def plan_steps(
+        self,
+        layout: Layout,
+        *,
+        accumulation: int,
+        world_size: int,
+        max_epochs: int,
+        max_steps: int | None,
+        lengths: np.ndarray | None = None,
+    ) -> StepPlan:
+        """Plan the optimiser steps of a run, once the model has settled the layout.
+
+        The Trainer has to accumulate as many micro-batches as the plan says.
+
+        Args:
+            layout: of the batches.
+            accumulation: micro-batches of ``micro_batch_size`` pairs per device in a step.
+            world_size: devices of the run.
+            max_epochs: passes over the pairs, where there is no ``max_steps``.
+            max_steps: optimiser steps.
+            lengths: of the pairs to plan for, ``(pairs, 3)``; None: those of the training split.
+
+        Raises:
+            CaldpoError: ``drop_last`` with fewer pairs than one step has.
+        """
+        self.layout = layout
+        lengths = self.train_pairs.lengths() if lengths is None else lengths
+        self._plan = plan = self._step_plan(lengths, accumulation, world_size, max_epochs, max_steps)
+        if plan.pairs < plan.step_size and is_first_rank():
+            factors = (
+                f"data.micro_batch_size={self.micro_batch_size} x accumulation {accumulation} x {world_size} devices"
+            )
+            note = (
+                f"note: an optimiser step asks for {plan.step_size:,} pairs ({factors}), and the training split has"
+                f" {plan.pairs:,}: every step has these, an epoch is one step; lower data.micro_batch_size or"
+                " trainer.accumulate_grad_batches for more"
+            )
+            Console().print(Text(note))
+        return plan
+
+    def train_dataloader(self) -> PairLoader:
+        """Load this rank's training batches in the order of seed and epoch."""
+        world_size, rank = self._ranks()
+        sampler = (self._plan or self._default_plan(world_size)).sampler(rank)
+        if sampler.dropped and rank == 0:
+            note = f"data.drop_last: each epoch leaves out {sampler.dropped:,} of {len(self.train_pairs):,} pairs"
+            Console().print(Text(note))
+        return self._loader("train", sampler)
+
+    def val_dataloader(self) -> PairLoader:
+        """Load this rank's share of the whole test split; padded batches group pairs of similar length."""
+        world_size, rank = self._ranks()
+        lengths = self.test_pairs.lengths()
+        plan = plan_steps(
+            lengths,
+            micro_batch_size=self.eval_micro_batch_size,
+            max_tokens_per_micro_batch=None,
+            layout=self.layout,
+            accumulation=-(-len(lengths) // (self.eval_micro_batch_size * world_size)),  # one step has all of it
+            world_size=world_size,
+            seed=None,
+            drop_last=False,
+            max_epochs=1,
+            max_steps=None,
+        )
+        return self._loader("test", plan.sampler(rank))
+
+    def batches(self, split: str, rows: Sequence[int]) -> Iterator[PairBatch]:
+        """Yield these rows of a split, in order, in batches of ``eval_micro_batch_size``: for work beside training."""
+        dataset = self._dataset(split)
+        for start in range(0, len(rows), self.eval_micro_batch_size):
+            batch_rows = tuple(rows[start : start + self.eval_micro_batch_size])
+            yield dataset[MicroBatch(batch_rows, (1.0,) * len(batch_rows), len(batch_rows))]
+
+    def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
+        # Lightning waits for the copy of anything but a tensor; from pinned memory nothing has to wait
+        return batch.to(device, non_blocking=device.type == "cuda")
+
+    def close_loaders(self) -> None:
+        """End the workers of every loader so far. Their batches are no longer needed."""
+        while self._loaders:
+            self._loaders.pop().close()
+
+    def _split(self, name: str) -> TokenizedPairs:
+        if name not in self._pairs:
+            raise RuntimeError("prepare_pairs has to be called first")
+        return self._pairs[name]
+
+    def _default_plan(self, world_size: int) -> StepPlan:
+        """Plan for the attached Trainer, where no run has planned its steps."""
+        if self.max_tokens_per_micro_batch is not None:
+            raise RuntimeError("plan_steps has to be called first: a token budget settles the accumulation")
+        accumulation = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return self._step_plan(self.train_pairs.lengths(), accumulation, world_size, max_epochs=1, max_steps=None)
+
+    def _step_plan(
+        self, lengths: np.ndarray, accumulation: int, world_size: int, max_epochs: int, max_steps: int | None
+    ) -> StepPlan:
+        return plan_steps(
+            lengths,
+            micro_batch_size=self.micro_batch_size,
+            max_tokens_per_micro_batch=self.max_tokens_per_micro_batch,
+            layout=self.layout,
+            accumulation=accumulation,
+            world_size=world_size,
+            seed=self.seed,
+            drop_last=self.drop_last,
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+        )
+
+    def _ranks(self) -> tuple[int, int]:
+        """Return the number of ranks, and this rank."""
+        ranks = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
+        return ranks["num_replicas"], ranks["rank"]
+
+    def _dataset(self, name: str) -> PairBatches:
+        return PairBatches(self._split(name), self._pad_id, self.layout, name)
+
+    def _loader(self, name: str, sampler: StepBatchSampler) -> PairLoader:
+        loader = PairLoader(
+            self._dataset(name),
+            sampler,
+            workers=self.num_workers,
+            prefetch=self.prefetch_factor,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+        self._loaders.append(loader)
+        return loader

@@ -1,0 +1,131 @@
+"""Parse a raw row into a preference pair: name its columns, detect its format, settle what stands around the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from caldpo.data.columns import CUT, Columns, MappedRow, is_empty
+from caldpo.data.formats import detect, formats
+from caldpo.data.formats._fields import kind
+from caldpo.data.formats.hh import is_transcript
+from caldpo.data.pair import Message, PreferencePair
+from caldpo.data.raw_row import RawRow, RowError, parsed, shown
+
+# characters from which on two answers that begin with all of a prompt are no coincidence ("Hello", "Hello there!")
+_CERTAIN_LENGTH = 20
+
+
+def map_row(raw: RawRow, columns: Columns) -> MappedRow:
+    """Give the columns of a row the names that formats read.
+
+    Raises:
+        RowError: the row could not be read, is no object, or lacks a column that a setting names.
+    """
+    if raw.error is not None:
+        raise RowError(raw.error)
+    if not isinstance(raw.value, dict):
+        raise RowError(f"not an object (but {type(raw.value).__name__})")
+    return columns.mapped(columns.of_table(raw.value) if raw.table is not None else raw.value)
+
+
+def parse_row(row: MappedRow) -> tuple[PreferencePair, str]:
+    """Return the pair of a row (``origin`` left empty) and the name of its format.
+
+    Raises:
+        RowError: no format, or several, match; a column holds something else than its format says.
+    """
+    name = detect(dict(row))
+    pair = formats()[name].parse(row)
+    pair = replace(pair, remarks=(*row.remarks, *pair.remarks))
+    pair = add_context(cut_repeated_prompt(pair), row)
+    if isinstance(pair.prompt, str) and not (pair.prompt[-1:].isspace() or pair.chosen[:1].isspace()):
+        pair = replace(pair, remarks=(*pair.remarks, "rows whose response follows its prompt without a space"))
+    return pair, name
+
+
+def cut_repeated_prompt(pair: PreferencePair) -> PreferencePair:
+    """Cut a text prompt from the beginning of its responses, where it would stand twice in a sequence and bear loss.
+
+    Raises:
+        RowError: the prompt is too short to tell whether it was repeated.
+    """
+    if not isinstance(pair.prompt, str) or not pair.prompt.strip():
+        return pair  # conversations mark where a prompt ends
+    sides = (pair.chosen,) if pair.demonstration else (pair.chosen, pair.rejected)
+    rests = [_after(pair.prompt, side) for side in sides]
+    if None in rests:
+        return pair
+    if not is_transcript(pair.prompt) and len(pair.prompt.strip()) < _CERTAIN_LENGTH:
+        raise RowError("every response begins with the whole prompt, which would stand twice (cut it from them)")
+    cut = [str(rest) for rest in rests]
+    return replace(
+        pair, chosen=cut[0], rejected=pair.rejected if pair.demonstration else cut[1], remarks=(*pair.remarks, CUT)
+    )
+
+
+def _after(prompt: str, response: str) -> str | None:
+    """Return what follows the prompt in a response that begins with it; None for another response."""
+    core, text = prompt.strip(), response.lstrip()
+    rest = text[len(core) :]
+    if not text.startswith(core) or not rest.strip() or (core[-1].isalnum() and rest[0].isalnum()):
+        return None  # "Do" is no prompt of "Done"
+    return rest.removeprefix(prompt[len(prompt.rstrip()) :])
+
+
+def add_context(pair: PreferencePair, row: MappedRow) -> PreferencePair:
+    """Add the system turn, tools and template variables that a row has in columns of their own.
+
+    A text prompt in a row with a column for the system turn becomes a user turn, also where that column is blank, so
+    that a data set has one form throughout; the space that joins its responses to the prompt is then left out.
+
+    Raises:
+        RowError: one of them cannot be read, or does not go with such a prompt.
+    """
+    system = row.get("system")
+    tools, variables = _tools(row.get("tools")), _variables(row.get("chat_template_kwargs"))
+    if system is not None and not isinstance(system, str):
+        raise RowError(f"`system` is not text (but {kind(system)})")
+    system = system or ""
+    prompt = pair.prompt
+    if isinstance(prompt, str):
+        if tools or variables:
+            raise RowError(f"`{'tools' if tools else 'chat_template_kwargs'}` is for messages, and the prompt is text")
+        if not row.has("system"):
+            return pair
+        if is_transcript(prompt):
+            if system.strip():
+                raise RowError("`system` is for messages, and the prompt is a transcript")
+            return pair
+        prompt = (Message(role="user", content=prompt),)
+        pair = replace(pair, chosen=pair.chosen.lstrip(" "), rejected=pair.rejected.lstrip(" "))
+    if system.strip():
+        if prompt[0]["role"] != "system":
+            prompt = (Message(role="system", content=str(system)), *prompt)
+        elif prompt[0]["content"].strip() != system.strip():
+            raise RowError("`system` differs from the system turn of the conversation")
+    return replace(pair, prompt=prompt, tools=tools, template_kwargs=variables)
+
+
+def _tools(value: Any) -> list[dict[str, Any]] | None:
+    if is_empty(value):
+        return None
+    tools = parsed(value) if isinstance(value, str) else value
+    if is_empty(tools) and tools is not None:
+        return None
+    items = [parsed(item) if isinstance(item, str) else item for item in tools] if isinstance(tools, list) else [tools]
+    if not items or not all(isinstance(item, dict) for item in items):
+        raise RowError(f"`tools` is no list of tools (but {kind(value)})")
+    return items
+
+
+def _variables(value: Any) -> dict[str, Any] | None:
+    if is_empty(value):
+        return None
+    variables = parsed(value) if isinstance(value, str) else value
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        raise RowError(f"`chat_template_kwargs` is no object (but {kind(value)})")
+    if strange := next((name for name in variables if not name.isidentifier()), None):
+        raise RowError(f"`chat_template_kwargs` has a name that no template can read ({shown(strange)})")
+    return {name: item for name, item in variables.items() if item is not None} or None

@@ -1,0 +1,151 @@
+"""Check data files, folders and shards by name, without opening them. No heavy imports here."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from caldpo.errors import CaldpoError
+from caldpo.utils.atomic_io import file_digest
+from caldpo.utils.file_names import expanded, is_there
+
+ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".csv.gz")
+
+_REMEDY = "name a file of preference pairs"
+_SHARD = re.compile(r"(?P<before>.*?)(?P<number>\d+)-of-(?P<total>\d+)(?P<after>.*)", re.DOTALL)
+_SHOWN = 5  # names in a message
+_MAX_SHARDS = 100_000
+
+
+def require_file(split: str) -> Path:
+    """Return the file that ``split`` names.
+
+    Args:
+        split: path of the file, relative to the working directory or absolute; ``~`` is expanded.
+
+    Raises:
+        CaldpoError: no such file, a folder, an unknown ending, no access, or an empty file. Its key is ``split``.
+    """
+    path = expanded(split)
+    if not is_there(path):
+        raise CaldpoError(f"no such file{_neighbours(path)}", key=split, remedy=_remedy_of_missing(split))
+    if path.is_dir():
+        raise CaldpoError(f"a folder, not a file{_listing(path)}", key=split, remedy=_REMEDY)
+    if ending(path) not in ENDINGS:
+        raise CaldpoError(
+            f"unknown kind of file, its name ends in none of {', '.join(ENDINGS)}", key=split, remedy=_REMEDY
+        )
+    if not os.access(path, os.R_OK):
+        raise CaldpoError("no permission to read this file", key=split, remedy=_REMEDY)
+    if path.is_file() and not path.stat().st_size:  # a pipe has no size either
+        raise no_rows(split)
+    return path
+
+
+def no_rows(split: str) -> CaldpoError:
+    """Return the error of a file or another split without rows."""
+    what = "file" if ending(Path(split)) in ENDINGS else "split"
+    return CaldpoError(f"the {what} has no rows", key=split, remedy=_REMEDY if what == "file" else "name another split")
+
+
+def ending(path: Path) -> str:
+    """Return the end of a file's name that tells its kind."""
+    return "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]).lower()
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the SHA-256 of names and contents of all files in a folder: times and sizes may hide a change."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    lines = [f"{file.relative_to(folder)} {file_digest(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def without_shard(stem: str) -> str:
+    """Strip the shard number of a file's name: ``train`` for ``train-00000-of-00003``."""
+    match = _SHARD.fullmatch(stem)
+    return (match["before"] if match else stem).rstrip("-_. 0123456789")
+
+
+def require_all_shards(files: Iterable[Path], name: str) -> None:
+    """Check that no numbered shard is missing.
+
+    A pattern may select some of the shards that exist; one that is not on the disk at all is missing.
+
+    Args:
+        files: to be read.
+        name: as configured; the key of the error.
+
+    Raises:
+        CaldpoError: naming the missing shards, or two numberings of one split side by side.
+    """
+    numbered: dict[tuple[Path, str, str], dict[str, set[int]]] = {}
+    widths: dict[tuple[Path, str, str], int] = {}
+    for file in files:
+        if match := _SHARD.fullmatch(file.name):
+            group = (file.parent, match["before"], match["after"])
+            numbered.setdefault(group, {}).setdefault(match["total"], set()).add(int(match["number"]))
+            widths[group] = len(match["number"])
+    for group, totals in numbered.items():
+        folder, before, after = group
+        if len(totals) > 1:
+            first, second = sorted(totals)[:2]
+            raise CaldpoError(
+                f"shards of {int(first):,} and of {int(second):,} are side by side ({before}*{after}), and may hold the"
+                " same rows",
+                key=name,
+                remedy=f"remove those that are out of date, or name '{folder}/{before}*-of-{second}{after}'",
+            )
+        ((total, present),) = totals.items()
+        names = {n: f"{before}{n:0{widths[group]}d}-of-{total}{after}" for n in range(min(int(total), _MAX_SHARDS) + 1)}
+        existing = {n for n, shard in names.items() if n in present or (folder / shard).exists()}
+        one_too_many = 0 if int(total) in existing and 0 not in existing else max(names)  # counted from 1, or from 0
+        missing = [shard for n, shard in names.items() if n not in existing and n != one_too_many]
+        if missing:
+            raise CaldpoError(
+                f"{len(missing):,} of {int(total):,} shards missing in {folder}: {list_names(missing)}",
+                key=name,
+                remedy="fetch them again; to train without them, name the files in a list (data=local)",
+            )
+
+
+def list_names(names: Sequence[str]) -> str:
+    """List the first few names, and count the others."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _remedy_of_missing(split: str) -> str:
+    """Return the remedy for a missing file whose name may be that of a hub data set."""
+    address = re.fullmatch(r"(?:hf://datasets/|https://huggingface\.co/datasets/)([\w.-]+/[\w.-]+).*", split)
+    if address or (re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", split) and ending(Path(split)) not in ENDINGS):
+        return f"{_REMEDY}; for a data set of the hub: data=hub data.path={address[1] if address else split}"
+    return f"download it and {_REMEDY}" if "://" in split else _REMEDY
+
+
+def _neighbours(path: Path) -> str:
+    """Name data files beside a missing one: those with a similar name if there are any."""
+    try:
+        in_folder = path.parent.is_dir()
+    except (OSError, ValueError):
+        return ""  # not a valid name
+    if not in_folder:
+        return f", and no folder {path.parent}"
+    names = _data_files(path.parent)
+    near = difflib.get_close_matches(path.name, names, n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}" if near else _listing(path.parent)
+
+
+def _listing(folder: Path) -> str:
+    names, folder = _data_files(folder), folder.resolve()  # "." names no folder to a reader
+    return f"; data files in {folder}: {list_names(names)}" if names else f"; {folder} has no data files"
+
+
+def _data_files(folder: Path) -> list[str]:
+    try:
+        return sorted(p.name for p in folder.iterdir() if ending(p) in ENDINGS)
+    except OSError:
+        return []

@@ -1,0 +1,281 @@
+"""Draw evaluations: reliability diagrams (suite ``preference``) and ranges of log-ratios (suite ``displacement``)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from caldpo.report.comparison_facts import count_text
+from caldpo.report.evaluation_results import PREFIX, details, evaluated, evaluated_seeds
+from caldpo.report.grouping import RunGroup
+from caldpo.report.plot_style import Look, drawing, grid_shape, linear_limit, looks, set_symmetric_log
+from caldpo.report.run_files import is_number
+from caldpo.report.statistics import estimate
+from caldpo.report.table_cells import spread
+
+PREFERENCE = "preference"
+_ERROR = f"{PREFIX}/{PREFERENCE}/calibration_error"
+Bins = Sequence[Mapping[str, Any]]  # as caldpo.evaluation.calibration_error.reliability_curve gives them
+DISPLACEMENT = "displacement"
+SIDES = ("chosen", "rejected")
+_SPANS = ((0.05, 0.95, 1.2), (0.25, 0.75, 5.0))  # from level to level, and how thick
+_FAINT = 0.4  # opacity of the rejected side
+_OFFSET = 0.19  # of the two sides from the middle of their row
+
+
+# ---- suite preference
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Bins of claimed probability that have pairs, arrays of shape ``(bins,)``.
+
+    Attributes:
+        low: lower edge.
+        high: upper edge.
+        claimed: mean claimed probability.
+        observed: share that was the preferred one.
+        share: of all pairs.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    claimed: NDArray[np.float64]
+    observed: NDArray[np.float64]
+    share: NDArray[np.float64]
+
+
+def reliability(curves: Iterable[Bins]) -> Reliability:
+    """Pool curves into one: every pair of every seed counts alike, so that bins of few pairs say little."""
+    bins: dict[tuple[float, float], list[Mapping[str, Any]]] = {}
+    for entry in (entry for curve in curves for entry in curve):
+        bins.setdefault((round(entry["low"], 9), round(entry["high"], 9)), []).append(entry)
+    edges = sorted(bins)
+    counts = [[entry["count"] for entry in bins[edge]] for edge in edges]
+    means = [
+        [
+            float(np.average([entry[name] for entry in bins[edge]], weights=n))
+            for edge, n in zip(edges, counts, strict=True)
+        ]
+        for name in ("claimed", "observed")
+    ]
+    totals = np.array([sum(n) for n in counts], dtype=np.float64)
+    low, high = np.array(edges).T
+    return Reliability(low, high, np.array(means[0]), np.array(means[1]), totals / totals.sum())
+
+
+def calibration(groups: Sequence[RunGroup], headline: str) -> Figure | None:
+    """Draw a reliability diagram per group: seeds thin, all seeds together thick, and where the pairs are.
+
+    Returns:
+        None where no run was evaluated by the suite.
+    """
+    curves = [
+        [bins for run in evaluated(group, PREFERENCE) if (bins := details(run, PREFERENCE).get("reliability"))]
+        for group in groups
+    ]
+    shown = [entry for entry in zip(groups, looks(groups), curves, strict=True) if entry[2]]
+    if not shown:
+        return None
+    rows, columns = grid_shape(len(shown))
+    with drawing():
+        side = max(2.5, min(3.4, 6.4 / columns))
+        size = max(7.0, 0.8 + side * columns), 1.5 + (side + 0.6) * rows
+        figure = Figure(figsize=size, layout="constrained")
+        seeds = count_text(evaluated_seeds(group, PREFERENCE) for group, *_ in shown)
+        units = {_unit(group) for group, *_ in shown}
+        shared = f" · {unit}" if len(units) == 1 and (unit := next(iter(units))) else ""
+        figure.suptitle(f"Calibration of the preference probability\n{headline} · {seeds}{shared}", fontsize=11)
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axes, (group, look, bins) in zip(grid.flat, shown, strict=False):
+            _draw_reliability(axes, group, look, bins, "" if shared else _unit(group))
+        for axes in grid.flat[len(shown) :]:
+            axes.set_visible(False)
+        for axes in grid.flat[max(0, len(shown) - columns) : len(shown)]:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("claimed probability")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("observed share")
+        several = any(len(bins) > 1 for *_, bins in shown)
+        figure.legend(handles=_reliability_legend(several), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _unit(group: RunGroup) -> str:
+    """Of which margin the claimed probability is the sigmoid; empty where the evaluations do not say."""
+    betas = {details(run, PREFERENCE).get("reward_beta") for run in evaluated(group, PREFERENCE)}
+    known = sorted(beta for beta in betas if is_number(beta))
+    return f"reward_beta {', '.join(f'{beta:g}' for beta in known)}" if known else ""
+
+
+def _draw_reliability(axes: Axes, group: RunGroup, look: Look, curves: Sequence[Bins], unit: str) -> None:
+    whole = reliability(curves)
+    axes.bar(whole.low, whole.share, whole.high - whole.low, align="edge", color="#dddddd", edgecolor="white")
+    axes.plot([0, 1], [0, 1], color="#222222", linewidth=0.9, linestyle="--")
+    if len(curves) > 1:
+        for own in (reliability([curve]) for curve in curves):
+            axes.plot(own.claimed, own.observed, color=look.colour, linewidth=0.7, alpha=0.55)
+    axes.plot(
+        whole.claimed,
+        whole.observed,
+        color=look.colour,
+        marker=look.marker,
+        markersize=4.5,
+        linewidth=1.9,
+        clip_on=False,  # markers at 0 and 1 are whole
+        zorder=3,
+    )
+    error = estimate(group.finals(lambda final: final.get(_ERROR)))
+    title = "\n".join([textwrap.fill(group.label, 34), *([unit] if unit else [])])
+    axes.set_title(f"{title}\ncalibration error {spread(error)}" if error else title, fontsize=9)
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+
+
+def _reliability_legend(several: bool) -> list[Line2D | Patch]:
+    grey = "#555555"
+    lines = [Line2D([], [], color=grey, linewidth=1.9, marker="o", markersize=4.5, label="observed")]
+    if several:
+        lines[0].set_label("all seeds")
+        lines.append(Line2D([], [], color=grey, linewidth=0.7, alpha=0.55, label="a seed"))
+    return [
+        *lines,
+        Line2D([], [], color="#222222", linewidth=0.9, linestyle="--", label="perfect"),
+        Patch(color="#dddddd", label="share of pairs in the bin"),
+    ]
+
+
+# ---- suite displacement
+
+
+def displacement(groups: Sequence[RunGroup], headline: str) -> Figure | None:
+    """Draw ranges of the log-ratios of each group, and which share of pairs lost both responses, by length.
+
+    Returns:
+        None where no run was evaluated by the suite.
+    """
+    shown = [(s, look) for s, look in zip(groups, looks(groups), strict=True) if quantiles(s, "chosen")]
+    if not shown:
+        return None
+    lengths = [(group, look, by_length(group)) for group, look in shown]
+    with drawing():
+        figure = Figure(figsize=(12.5, max(4.2, 1.7 + 0.52 * len(shown))), layout="constrained")
+        seeds = count_text(evaluated_seeds(group, DISPLACEMENT) for group, _ in shown)
+        figure.suptitle(f"Displacement of held-out responses\n{headline} · {seeds}", fontsize=11)
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        _draw_ranges(left, shown)
+        figure.legend(_side_handles(), SIDES, loc="outside lower center", ncols=2, frameon=False)
+        _draw_lengths(right, [entry for entry in lengths if len(entry[2][0])])
+    return figure
+
+
+def quantiles(group: RunGroup, side: str) -> dict[float, float]:
+    """Average the quantiles of one side's log-ratios, nats, over runs, by level; empty where there are none."""
+    in_runs = [details(run, DISPLACEMENT).get("log_ratios") for run in evaluated(group, DISPLACEMENT)]
+    curves = [dict(zip(ratios["levels"], ratios[side], strict=True)) for ratios in in_runs if ratios]
+    shared = sorted(set.intersection(*map(set, curves))) if curves else []
+    return {level: sum(curve[level] for curve in curves) / len(curves) for level in shared}
+
+
+def by_length(group: RunGroup) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the middle of each bin of lengths, tokens, and share of its pairs whose two responses both fell.
+
+    Bins are matched by their place, since their edges may follow each seed's own pairs; every pair of every seed
+    counts alike. Runs with another number of bins than the first one's are left out.
+    """
+    in_runs: list[Sequence[Mapping[str, Any]]] = [
+        bins for run in evaluated(group, DISPLACEMENT) if (bins := details(run, DISPLACEMENT).get("by_length"))
+    ]
+    runs = [bins for bins in in_runs if len(bins) == len(in_runs[0])]
+    if not runs:
+        return np.array([]), np.array([])
+    columns = {
+        name: np.array([[b[name] for b in bins] for bins in runs]) for name in ("low", "high", "count", "both_fell")
+    }
+    weights = columns["count"] / columns["count"].sum(axis=0)
+    middle = (columns["low"] + columns["high"]) / 2
+    return (weights * middle).sum(axis=0), (weights * columns["both_fell"]).sum(axis=0)
+
+
+def _draw_ranges(axes: Axes, shown: Sequence[tuple[RunGroup, Look]]) -> None:
+    drawn: list[list[float]] = []
+    for row, (group, look) in enumerate(shown):
+        for side, offset in zip(SIDES, (-_OFFSET, _OFFSET), strict=True):
+            values = quantiles(group, side)
+            _draw_range(axes, values, row + offset, look.colour, faint=side == "rejected")
+            drawn.append([value for level, value in values.items() if 0.05 <= level <= 0.95])
+    axes.axvline(0, color="#222222", linewidth=1.2, zorder=1.5)
+    axes.set_yticks(range(len(shown)), [textwrap.fill(group.label, 30) for group, _ in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)  # the first group on top
+    axes.grid(visible=False, axis="y")
+    unit = "log-ratio to the reference, nats"
+    limit = linear_limit([max(map(abs, values)) for values in drawn])
+    if limit is not None:
+        low, high = min(map(min, drawn)), max(map(max, drawn))
+        # The margins of a linear axis would be too wide.
+        axes.set_xlim(1.15 * min(low, -limit / 2), 1.15 * max(high, limit / 2))
+        set_symmetric_log(axes, limit, across=True)
+        unit += f" (logarithmic beyond ±{limit:g})"
+    axes.set(title="5 to 95 %, 25 to 75 % and median of the pairs", xlabel=unit)
+
+
+def _side_handles() -> list[Line2D]:
+    return [
+        Line2D([], [], color="#555555", alpha=alpha, linewidth=5, marker="|", markersize=9, markeredgecolor="#222222")
+        for alpha in (1.0, _FAINT)
+    ]
+
+
+def _draw_range(axes: Axes, values: Mapping[float, float], height: float, colour: str, *, faint: bool) -> None:
+    alpha = _FAINT if faint else 1.0
+    for low, high, width in _SPANS:
+        if low in values and high in values:
+            axes.plot(
+                [values[low], values[high]],
+                [height] * 2,
+                color=colour,
+                alpha=alpha,
+                linewidth=width,
+                solid_capstyle="butt",
+            )
+    if 0.5 in values:
+        outlined = [withStroke(linewidth=3.5, foreground="white")]  # seen on a black range, too
+        axes.plot(
+            values[0.5], height, color="#222222", marker="|", markersize=9, markeredgewidth=1.6, path_effects=outlined
+        )
+
+
+def _draw_lengths(
+    axes: Axes, shown: Sequence[tuple[RunGroup, Look, tuple[NDArray[np.float64], NDArray[np.float64]]]]
+) -> None:
+    if not shown:
+        axes.set_visible(False)
+        return
+    for group, look, (middle, share) in shown:
+        axes.plot(
+            middle,
+            share,
+            color=look.colour,
+            linestyle=look.dash,
+            marker=look.marker,
+            markersize=4.5,
+            label=textwrap.fill(group.label, 40),
+        )
+    axes.set(
+        title="Both responses fell",
+        xlabel="mean length of the two, tokens (middle of the bin)",
+        ylabel="share of pairs",
+    )
+    axes.set_ylim(0, None)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)

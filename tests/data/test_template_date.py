@@ -1,0 +1,68 @@
+"""A template that writes the date writes that of the run's first day."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from caldpo.data.chat_template import render_pair
+from caldpo.data.template_source import with_fixed_date
+from caldpo.data.token_cache import cached_tokens
+from caldpo.resume.template_date import clock_of, keep_clock
+from tests.data.prepared import TEST, TRAIN, Conversations, prepared
+from tests.data.small import byte_tokenizer, chat, pair
+from tests.messages import names
+
+DATED = (
+    "\n{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "{% macro day() %}{{ strftime_now('%A') }}{% endmacro %}{{ date_string + ' ' + day() + ', 100%% ' }}"
+    "{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+THEN = datetime(2024, 2, 29)
+
+
+def test_the_clock_is_stopped_for_any_format() -> None:
+    rendered = render_pair(pair(chat("a"), "b", "c"), byte_tokenizer(template=DATED), THEN)
+    assert rendered.prompt.lstrip("\n").startswith("29 Feb 2024 Thursday, 100%% user:a</s>")
+    now = render_pair(pair(chat("a"), "b", "c"), byte_tokenizer(template=DATED))
+    assert f"{datetime.now():%Y}" in now.prompt
+    formats = ("%Y-%m-%d", "%d %B %Y", "%-d %b", "%%d %H:%M", "%A %j %y")
+    for form in formats:
+        template = f"{{{{ strftime_now('{form}') }}}}{{{{ messages[-1].content }}}}"
+        tokenizer = byte_tokenizer(template=with_fixed_date(template, THEN))
+        text = tokenizer.apply_chat_template(list(chat("a")), tokenize=False)
+        assert text == f"{THEN.strftime(form)}a"
+
+
+def test_the_same_day_is_the_same_tokens_and_another_one_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"max_length": 500, "max_prompt_length": 200, "on_degenerate": "drop", "label": "train"}
+    consoles = {"console": Console(), "bar": Console(quiet=True)}
+    pairs, tokenizer = [pair(chat("a"), "b", "c")], byte_tokenizer(template=DATED)
+    digests = [
+        cached_tokens(pairs, tokenizer, cache=tmp_path, now=now, **keys, **consoles).pairs.digest()
+        for now in (THEN, THEN, datetime(2024, 3, 1))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+    assert capsys.readouterr().out.count(".safetensors") == 1, "read once"
+    assert tokenizer.chat_template == DATED  # what is exported writes the date of its use
+
+
+def test_a_resumed_run_keeps_the_day_it_began_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Conversations(train=TRAIN, test=TEST)
+    data, report = prepared(tmp_path, byte_tokenizer(template=DATED), source=source)
+    names(report["prompts"], "chat template", "date")
+    names(capsys.readouterr().out, f"{datetime.now():%Y-%m-%d}")
+    data.now = THEN
+    keep_clock(data, tmp_path, resumed=False)
+    assert json.loads((tmp_path / "summary.json").read_text())["date"] == "2024-02-29"
+    data.now = datetime(2024, 3, 1)
+    keep_clock(data, tmp_path, resumed=True)
+    assert data.now == THEN
+    assert clock_of({"date": "no date"}) is None

@@ -1,0 +1,171 @@
+"""A batch that went bad, computed again by the command, and what it says of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from caldpo.config.find_runs import is_run
+from caldpo.logprobs.packed_attention import use_packed_attention
+from caldpo.losses.cal_dpo import CalDPO
+from caldpo.nonfinite.locate import SeenBatch
+from caldpo.nonfinite.step_dump import dump_step, read_dump
+from caldpo.reference.frozen_model import FrozenReference
+from caldpo.replay.inspected_pass import group_of, run_pass
+from caldpo.replay.replay_run import batches_of
+from caldpo.types import assembler
+from tests.command import RANDOM_MODEL, train
+from tests.harness import make_module
+from tests.messages import names
+from tests.tiny import batch_of, tiny_model, tiny_pairs
+
+RUN = [*RANDOM_MODEL, "loss=dpo", "optim.lr=1e30", "optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null"]
+QUIET = ["trainer.progress_bar=false", "logger=csv", "callbacks.samples.prompts=0", "data.preview_pairs=0"]
+MORE = ["trainer.max_steps=4", "callbacks.checkpoint.every=1"]
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_the_pass_is_that_of_training(layout: Any, tmp_path: Path) -> None:
+    """Log-probs, loss and gradient of a dumped step in two micro-batches are those of its pairs in one."""
+    pairs, loss = tiny_pairs(6), CalDPO(beta=0.5)
+    reference = FrozenReference(tiny_model(seed=1))
+    module = make_module(loss)
+    seen = []
+    for some in (pairs[:2], pairs[2:]):
+        batch = batch_of(some)
+        batch.step_pairs = 6
+        with torch.no_grad():
+            logps = assembler(batch, reference.logps(batch))(*module.engine(batch), slice(None))
+        seen.append(SeenBatch(batch, logps, {"loss": loss(logps).loss}))
+    path = dump_step(tmp_path, 3, seen, reason="", rank=0, ranks=1, loss="CalDPO", formula="")
+    dump = read_dump(path)
+    policy = tiny_model()
+    if layout == "packed":
+        for model in (policy, reference.model):
+            use_packed_attention(model)
+    plain, whole = make_module(loss), batch_of(pairs)
+    answers = FrozenReference(tiny_model(seed=1)).logps(whole)
+    loss(assembler(whole, answers)(*plain.engine(whole), slice(None))).loss.mean().backward()
+    squares: dict[str, float] = {}
+    for name, parameter in plain.policy.named_parameters():
+        squares[group_of(name)] = squares.get(group_of(name), 0.0) + float(parameter.grad.double().norm()) ** 2
+    for scale in (1.0, 256.0):
+        found = run_pass(
+            policy,
+            reference,
+            loss,
+            batches_of(dump, 0, layout),
+            precision="32-true",
+            context=nullcontext,
+            logits_cache_mib=1,
+            scale=scale,
+        )
+        for name in ("policy_chosen", "policy_rejected", "reference_chosen", "loss"):
+            torch.testing.assert_close(found.values[name], dump.values[name], rtol=1e-4, atol=1e-4)
+        assert found.norms == pytest.approx({group: square**0.5 for group, square in squares.items()}, rel=1e-3)
+        assert not found.is_nonfinite(dump.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("model.layers.3.mlp.up_proj.weight", "model.layers.3"),
+        ("transformer.h.11.attn.c_attn.bias", "transformer.h.11"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "base_model.model.model.layers.0"),
+        ("model.embed_tokens.weight", "model.embed_tokens"),
+        ("lm_head.weight", "lm_head"),
+        ("weight", "weight"),
+    ],
+)
+def test_groups_of_parameters(name: str, group: str) -> None:
+    assert group_of(name) == group
+
+
+def found_in(folder: str) -> Path:
+    (path,) = Path(folder, "nonfinite_batches").glob("step-*.safetensors")
+    return path
+
+
+def replayed(path: Path, *overrides: str) -> dict[str, Any]:
+    train(*RUN, *QUIET, *MORE, *overrides, f"replay={path}", "hydra.run.dir=other")
+    return json.loads(path.with_suffix(".replay.json").read_text())
+
+
+def test_a_run_that_went_bad_is_replayed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(*RUN, *QUIET, *MORE, "hydra.run.dir=run", fails=1)
+    path = found_in("run")
+    step = read_dump(path).metadata["step"]
+    before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+    capsys.readouterr()
+
+    said = replayed(path)
+    assert said["reproduced"] == {"32-true": True}
+    names(said["weights"], f"checkpoints/step-{step}")
+    assert "before" not in said["weights"], "those of the step itself"
+    (one,) = said["passes"]
+    assert len(one["pairs"]) == 6
+    assert all(pair["origin"].startswith("pairs.jsonl:") for pair in one["pairs"])
+    assert all("policy_chosen" in pair["not_finite"] for pair in one["pairs"])
+    assert one["pairs"][0]["policy_chosen"] == "nan"
+    assert one["pairs"][0]["then"]["policy_chosen"] == "nan"
+    assert isinstance(one["pairs"][0]["reference_chosen"], float)
+    assert "lm_head.weight" in one["bad_gradients"]
+    printed = capsys.readouterr().out
+    names(printed, "reproduced in 32-true")
+    assert "note:" not in printed, "it is the run's configuration"
+    now = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+    assert now == before | {path.with_suffix(".replay.json"): path.with_suffix(".replay.json").read_bytes()}
+    assert not is_run(Path("other"))  # nothing was trained there: no report takes it for a run
+
+    shutil.rmtree("run/checkpoints")
+    said = replayed(path, "trainer.precision=bf16-mixed")
+    assert said["reproduced"] == {"bf16-mixed": False, "32-true": False}
+    assert "start" in said["weights"]
+    assert f"(checkpoints/step-{step} " in said["weights"], "which is no longer there"
+    values = [one["pairs"][0]["policy_chosen"] for one in said["passes"]]
+    assert values[0] == pytest.approx(values[1], rel=0.05)
+    assert values[0] != values[1]
+    norms = [one["gradient_norms"] for one in said["passes"]]
+    assert norms[0].keys() == norms[1].keys() >= {"lm_head", "model.layers.0", "model.embed_tokens"}
+    assert all(0 < norms[1][name] == pytest.approx(norms[0][name], rel=0.2) for name in norms[0])
+    (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note:"))
+    names(note, "trainer.precision", "32-true", "bf16-mixed")
+
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    train(*RUN, *QUIET, f"replay={path}", "hydra.run.dir=other", fails=1)
+    names(capsys.readouterr().err, f"error: replay={path}:", remedy="nonfinite_batches/")
+
+
+def test_what_does_not_go_together_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = tiny_pairs(4)
+    batch = batch_of(pairs)
+    zeros = torch.zeros(4)
+    logps = assembler(batch, (zeros, zeros))(zeros, zeros, slice(None))
+    seen = [SeenBatch(batch, logps, {"loss": zeros})]
+    Path("run").mkdir()
+    path = dump_step(Path("run"), 3, seen, reason="", rank=0, ranks=1, loss="DPO", formula="")
+    command = [*RUN, *QUIET, f"replay={path}", "hydra.run.dir=other"]
+
+    checkpoint = Path("run/checkpoints/step-2")
+    checkpoint.mkdir(parents=True)
+    save_file({"policy.lm_head.weight": torch.ones(2, 2)}, checkpoint / "weights.safetensors")
+    train(*command, fails=1)
+    names(capsys.readouterr().err, f"replay={checkpoint.absolute()}:", "damaged")
+    shutil.rmtree(checkpoint)
+
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors["tokens"][1] = 44
+    save_file(tensors, path, metadata=metadata)
+    train(*command, fails=1)
+    names(capsys.readouterr().err, f"replay={path}:", "token 44", "vocabulary has 44")
