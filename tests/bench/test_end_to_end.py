@@ -39,8 +39,8 @@ def test_both_trainers_have_the_same_losses_and_gradients(tmp_path: Path, monkey
     assert rows["caldpo"]["speed"] == pytest.approx(theirs["seconds"] / ours["seconds"])
     assert rows["caldpo"]["memory"] == pytest.approx(theirs["memory"]["peak"] / ours["memory"]["peak"])
     assert 0 < rows["caldpo"]["peak_share"] < 1
-    told = json.loads(Path("out/runs/caldpo-estimate/estimate.json").read_text())
-    assert rows["caldpo"]["estimated_bytes"] == told["memory_bytes"]["total"] > 0
+    estimate = json.loads(Path("out/runs/caldpo-estimate/estimate.json").read_text())
+    assert rows["caldpo"]["estimated_bytes"] == estimate["memory_bytes"]["total"] > 0
     assert rows["trl"]["estimated_bytes"] is None
 
 

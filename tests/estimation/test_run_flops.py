@@ -23,6 +23,7 @@ from caldpo.estimation.run_flops import (
     batch_workload,
     forward_flops,
     logits_recomputed,
+    minimal_workload,
     recompute_flops,
 )
 from caldpo.logprobs import LogprobEngine
@@ -174,3 +175,55 @@ def test_evaluations_are_before_the_first_and_after_the_last_step(steps: int, ev
 def test_hours_are_operations_at_a_share_of_a_peak() -> None:
     """1 PFLOP/s at a half: 1.8e18 operations in an hour."""
     assert GpuHours.of(3.6e18, tflops=1000, utilisation=0.5, devices=8) == GpuHours(2.0, 0.25, 1000, 0.5)
+
+
+class TestMinimalWorkload:
+    """What a pair's forward and backward pass cost at least."""
+
+    COST = ModelCost(body=1000, trained=1000, head=70, head_trained=True, attention=12)
+
+    @staticmethod
+    def step(cost: ModelCost, *lengths: int) -> float:
+        minimal = minimal_workload(np.array([lengths]))
+        return forward_flops(cost, minimal) + backward_flops(cost, minimal)
+
+    @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2"])
+    def test_one_sequence_costs_what_pytorch_counts(self, architecture: str) -> None:
+        """Prompt and response as one row, the head at the response's positions, forward and backward.
+
+        PyTorch counts attention over the whole square; the half above the diagonal is added.
+        """
+        prompt, response = 11, 6
+        model = model_of(architecture)
+        tokens = prompt + response - 1  # the last token of the response predicts nothing
+        ids = torch.arange(tokens)[None] + 3
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            (model.get_output_embeddings()(hidden[0, -response:])).sum().backward()
+        cost = ModelCost.of(model)
+        # of a pair whose rejected response is one token, that token adds the head at one position and nothing else
+        flops = self.step(cost, prompt, response, 1) - 3 * 2 * cost.head
+        above_diagonal = 3 * 4 * cost.attention * (tokens * tokens - tokens * (tokens + 1) // 2)
+        assert flops + above_diagonal == counter.get_total_flops()
+
+    def test_a_shared_prompt_is_attended_to_by_both_responses_and_computed_once(self) -> None:
+        """Positions and attended pairs from the block mask of a packed pair, written out position by position."""
+        prompt, chosen, rejected = 5, 4, 3
+        kinds = ["p"] * prompt + ["c"] * (chosen - 1) + ["r"] * (rejected - 1)
+        attended = sum(
+            1 for i, mine in enumerate(kinds) for j, other in enumerate(kinds) if j <= i and (other in ("p", mine))
+        )
+        expected = 3 * (2 * 1000 * len(kinds) + 4 * 12 * attended + 2 * 70 * (chosen + rejected))
+        assert self.step(self.COST, prompt, chosen, rejected) == expected
+
+    def test_pairs_add_up(self) -> None:
+        assert minimal_workload(np.array([[5, 4, 3], [2, 1, 7]])) == (
+            minimal_workload(np.array([[5, 4, 3]])) + minimal_workload(np.array([[2, 1, 7]]))
+        )
+
+    def test_frozen_weights_need_no_gradient_of_their_own(self) -> None:
+        frozen = ModelCost(body=1000, trained=0, head=70, head_trained=False, attention=12)
+        positions, responses = 5 + 3 + 2, 4 + 3
+        assert self.step(self.COST, 5, 4, 3) - self.step(frozen, 5, 4, 3) == 2 * (1000 * positions + 70 * responses)
+        adapted = ModelCost(body=1008, trained=8, head=70, head_trained=False, attention=12)
+        assert self.step(adapted, 5, 4, 3) - self.step(frozen, 5, 4, 3) == 3 * 2 * 8 * positions
