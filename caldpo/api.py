@@ -19,14 +19,14 @@ from caldpo.config.run_dir import claim_folder
 from caldpo.config.run_lifecycle import run_job
 from caldpo.config.summary_file import known_summary
 from caldpo.errors import CaldpoError
-from caldpo.resume.restart_policy import settle
-from caldpo.resume.resume_overrides import with_run
-from caldpo.train import SCHEMAS, agree
+from caldpo.resume.restart_policy import finished_outcome
+from caldpo.resume.resume_overrides import with_run_overrides
+from caldpo.run_settings import SCHEMAS, find_config_problems
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training run leaves.
+    """The outcome of a training run.
 
     Args:
         folder: of the run; ``folder / "policy"`` is the trained policy.
@@ -40,7 +40,7 @@ class TrainingResult:
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration of a training run, checked as that of the command is.
+    """Compose the configuration of a training run, checked as that of the command is.
 
     Args:
         overrides: as on the command line, ``["loss=dpo", "seed=1"]``.
@@ -56,8 +56,8 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
             f"{overrides!r} is no list of overrides, each a text as on the command line",
             remedy='write compose(["loss=dpo", "seed=1"])',
         )
-    given = with_run(with_quoted_paths(list(overrides)))
-    return composed("train", given, schemas=SCHEMAS, agree=agree)
+    expanded = with_run_overrides(with_quoted_paths(list(overrides)))
+    return composed("train", expanded, schemas=SCHEMAS, agree=find_config_problems)
 
 
 def train(cfg: DictConfig) -> TrainingResult:
@@ -77,9 +77,9 @@ def train(cfg: DictConfig) -> TrainingResult:
     cfg = copy.deepcopy(cfg)
     before = Singleton.get_state()
     try:
-        check_run(cfg, SCHEMAS, agree)
-        named = claim_folder(cfg, "run")
-        folder = Path(parse_override_value(named[0]) if named else str(cfg.hydra.run.dir)).expanduser().absolute()
+        check_run(cfg, SCHEMAS, find_config_problems)
+        claimed = claim_folder(cfg, "run")
+        folder = Path(parse_override_value(claimed[0]) if claimed else str(cfg.hydra.run.dir)).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
         with read_write(cfg.hydra), open_dict(cfg.hydra):
             cfg.hydra.runtime.output_dir, cfg.hydra.output_subdir = str(folder), None
@@ -87,7 +87,7 @@ def train(cfg: DictConfig) -> TrainingResult:
         HydraConfig.instance().set_config(cfg)
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
-        run_job(_run, True, cfg, done=settle, reraise=True)
+        run_job(_run, True, cfg, done=finished_outcome, reraise=True)
     finally:
         Singleton.set_state(before)
     summary = known_summary(folder)
@@ -95,6 +95,6 @@ def train(cfg: DictConfig) -> TrainingResult:
 
 
 def _run(cfg: DictConfig) -> float | None:
-    from caldpo.training_run import run  # torch and transformers load only for a configuration known to be good
+    from caldpo.training_command import run  # torch and transformers load only for a configuration known to be good
 
     return run(cfg)

@@ -33,7 +33,7 @@ class Components:
 
     Args:
         loss: one value per pair.
-        model: where the weights under the adapter come from; without an adapter, the policy's.
+        model: source of the weights under the adapter; without an adapter, of the policy's.
         adapter: put on the policy, or none.
         reference: of the log-ratios.
         data: pairs of both splits.
@@ -74,12 +74,17 @@ class Components:
             rest["callbacks"] = {name: part for name, part in callbacks.items() if part is not None}
         return cls(loss, model, adapter, reference, data, optim, trainer, **rest)
 
-    def check(self) -> None:
+    def check(self, *, on_this_machine: bool = True) -> None:
         """Refuse what can be refused before data and weights load.
+
+        Args:
+            on_this_machine: check the trainer's settings against this machine's devices, too; an estimate does not.
 
         Raises:
             CaldpoError: a component needs what is not installed or not allowed, or components exclude each other.
         """
+        if on_this_machine:
+            self.trainer.check()
         for name, callback in self.callbacks.items():
             if not isinstance(callback, pl.Callback):
                 raise CaldpoError(
@@ -99,9 +104,20 @@ class Components:
             model=self.model,
             adapter=self.adapter,
             optim=self.optim,
-            data=self.data,
+            max_length=self.data.max_length,
+            micro_batch_size=self.data.micro_batch_size,
             trainer=self.trainer,
         )
+
+    def describe(self) -> dict[str, Any]:
+        """Describe loss, policy and reference as ``summary.json`` records them; may ask the hub for a commit."""
+        weights = self.model.identity()
+        return {
+            "formula": self.loss.formula,
+            "implicit_reward_beta": self.loss.implicit_reward_beta,
+            "policy": self.adapter.identity(weights),
+            "reference": self.reference.identity(self.adapter.started_from(weights)),
+        }
 
 
 def build_model(cfg: DictConfig) -> tuple[ModelSource, AdapterSource]:

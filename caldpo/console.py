@@ -1,41 +1,40 @@
-"""What a run leaves behind for people and for reports: summary.json and two tables on the terminal."""
+"""What a training run prints: what is trained, how, and the final figures."""
 
 from __future__ import annotations
 
 import math
-import platform
-import resource
-import sys
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedModel
 
-from caldpo import __version__
+from caldpo.config.conf_dir import conf_dir
+from caldpo.data.batching import StepPlan
 from caldpo.metrics_file import read_rows
+from caldpo.models.adapted_policy import count_parameters
 
-VERSIONED = ("torch", "pytorch-lightning", "transformers", "datasets", "hydra-core", "wandb")
-SHOWN = ("log_ratios/chosen", "log_ratios/rejected", "rewards/margins", "rewards/accuracies", "displacement")
-
-
-def print_start(facts: dict[str, str]) -> None:
-    """What is about to be trained, before anything dear happens."""
-    table = Table(title="Run", show_header=False, title_justify="left")
-    for name, value in facts.items():
-        table.add_row(name, value)
-    Console().print(table)
+END_METRICS = ("log_ratios/chosen", "log_ratios/rejected", "rewards/margins", "rewards/accuracies", "displacement")
+_OWN_ROWS = ("lr", "schedule", "_target_")  # keys of an optimiser that have rows of their own
 
 
-def print_layout(layout: str, why: str) -> None:
-    """Which layout the batches have."""
-    Console().print(f"layout: {layout} ({why})", soft_wrap=True, highlight=False, markup=False)
+def print_start(facts: Mapping[str, str]) -> None:
+    """Print what is going to be trained, before anything expensive."""
+    Console().print(_two_columns("Run", facts))
+
+
+def print_layout(layout: str, reason: str) -> None:
+    """Print the layout of the batches."""
+    Console().print(f"layout: {layout} ({reason})", soft_wrap=True, highlight=False, markup=False)
 
 
 def note_rounding(dtype: torch.dtype, lr: float) -> None:
-    """Say so when most updates will round to nothing: bfloat16 has 8 bits, and small steps fall below the last."""
+    """Warn where most updates will round to nothing: bfloat16 has 8 bits, and small updates fall below the last."""
     if dtype in (torch.bfloat16, torch.float16) and lr < 1e-4:
         Console().print(
             f"[bold]note:[/bold] the policy's weights are {dtype}: with optim.lr={lr:g} most updates are smaller than"
@@ -44,14 +43,24 @@ def note_rounding(dtype: torch.dtype, lr: float) -> None:
         )
 
 
-def print_end(summary: dict[str, Any], places: dict[str, str]) -> None:
-    """Held-out metrics at start and end are in metrics.csv; here the final ones, and where everything lies."""
+def print_training(facts: Mapping[str, str]) -> None:
+    """Print how the policy is trained, as a table; where there is no terminal, without lines that fold."""
+    console = Console()
+    if not console.is_terminal:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            console.print(f"{name:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)
+        return
+    console.print(_two_columns("Training", facts))
+
+
+def print_end(summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
+    """Print the final held-out metrics, time and memory, and where the files are."""
     table = Table(title=f"Held-out pairs after {summary['steps']} steps", title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     metrics = summary["metrics"]
-    names = [f"val/{n}" for n in SHOWN] + [n for n in metrics if n.startswith("oracle/")]
-    for name in names:
+    for name in [f"val/{n}" for n in END_METRICS] + [n for n in metrics if n.startswith("oracle/")]:
         if name in metrics:
             table.add_row(name, f"{metrics[name]:.4g}")
     console = Console()
@@ -65,7 +74,7 @@ def print_end(summary: dict[str, Any], places: dict[str, str]) -> None:
 
 
 def print_clipping(metrics: Path, limit: float | None) -> None:
-    """Say so when most steps were clipped: the limit then decides about the length of every update.
+    """Print how many steps were clipped where most were: the limit then decides about the length of every update.
 
     Args:
         metrics: ``metrics.csv`` of the run.
@@ -84,29 +93,135 @@ def print_clipping(metrics: Path, limit: float | None) -> None:
         )
 
 
-def print_line(name: str, summary: dict[str, Any]) -> None:
-    """One finished run in one line, for sweeps; and the command that uploads it, if it was tracked offline."""
+def print_line(name: str, summary: Mapping[str, Any]) -> None:
+    """Print a finished run in one line, for sweeps; and the command that uploads it, if it was tracked offline."""
     metrics = summary["metrics"]
     ratios = (f"{metrics[f'val/log_ratios/{side}']:+.2f} {side}" for side in ("chosen", "rejected"))
     print(f"{name}: log-ratios {', '.join(ratios)} after {summary['steps']} steps, {summary['wall_seconds']:.1f} s")
     for alarm in summary["alarms"]:
-        fallen = ", ".join(f"{value:+.2f}" for value in alarm["log_ratios/chosen"])
-        print(f"  alarm at step {alarm['step']}: {alarm['alarm']}, the chosen log-ratio fell: {fallen} nats")
+        values = ", ".join(f"{value:+.2f}" for value in alarm["log_ratios/chosen"])
+        print(f"  alarm at step {alarm['step']}: {alarm['alarm']}, the chosen log-ratio fell: {values} nats")
     if summary["skipped_steps"]:
         print(f"  {summary['skipped_steps']} optimiser steps were skipped: nonfinite_batches/ has the non-finite ones")
     if summary["upload"]:
         print(f"  upload to W&B: {summary['upload']}")
 
 
-def versions() -> dict[str, str]:
-    """Versions of what determines a run's numbers."""
-    libraries = {name: version(name) for name in VERSIONED}
-    return {"caldpo": __version__, "python": platform.python_version(), **libraries}
+def recipe_note(model: str | None, path: Any, overrides: Sequence[str], data: str | None = None) -> str | None:
+    """Warn where the settings of an option are made for another model or other data.
+
+    Args:
+        model: the option that ``model=`` chose.
+        path: ``model.path``.
+        overrides: of the command line.
+        data: the option that ``data=`` chose.
+    """
+    if model == "tiny" and data == "local":
+        return (
+            "note: the embedded model knows the words of its generated reviews and no others;"
+            " for pairs of your own take model=hf model.path=ID_OR_FOLDER"
+        )
+    file = conf_dir() / "model" / f"{model}.yaml"
+    if not file.is_file() or not any(text.lstrip("+").startswith("model.path=") for text in overrides):
+        return None
+    own = yaml.safe_load(file.read_text(encoding="utf-8")).get("model", {}).get("path")
+    if own in (None, "???", path):
+        return None
+    return (
+        f"note: optimiser, learning rate, lengths and steps of model={model} are a recipe for {own};"
+        f" model=hf model.path={path} has neutral ones for a model of your own"
+    )
 
 
-def peak_memory() -> tuple[int, str]:
-    """Peak bytes, and of what: the GPU's allocations where there is one, else the whole process so far."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated(), "GPU allocations of this run"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "whole process so far"
+def training_facts(
+    cfg: DictConfig, policy: PreTrainedModel, plan: StepPlan, *, optimizer: str, reference: str
+) -> dict[str, str]:
+    """Describe how the policy is trained, by name.
+
+    Args:
+        cfg: the run's configuration, with ``auto`` resolved.
+        policy: with its adapter.
+        plan: of the optimiser steps.
+        optimizer: the option that ``optim=`` chose.
+        reference: mode of the reference.
+    """
+    clip = cfg.trainer.gradient_clip_val
+    return {
+        "optimiser": _optimizer(cfg.optim, optimizer),
+        "learning rate": _learning_rate(cfg.optim),
+        "pairs per step": _pairs(plan, cfg.data.get("max_tokens_per_micro_batch")),
+        "steps": _steps(plan),
+        "precision": f"{cfg.trainer.precision} on {cfg.trainer.accelerator}, weights in {_dtypes(policy)}",
+        "trained": str(count_parameters(policy)),
+        "clipping": "none" if clip is None else f"gradient norms above {clip:g}",
+        "reference": reference,
+    }
+
+
+def on_one_line(facts: Mapping[str, str]) -> str:
+    """Shorten the facts of :func:`training_facts` to one line, for ``console=compact``."""
+    steps = facts["steps"].partition(" ")[0]
+    return ", ".join(
+        [
+            facts["optimiser"].partition(" (")[0],
+            f"lr {facts['learning rate']}",
+            f"{facts['pairs per step'].partition(' ')[0]} pairs a step",
+            f"{steps} step{'' if steps == '1' else 's'}",
+            facts["precision"].partition(",")[0],
+            facts["trained"],
+            f"reference {facts['reference']}",
+        ]
+    )
+
+
+def _two_columns(title: str, facts: Mapping[str, str]) -> Table:
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table
+
+
+def _optimizer(section: DictConfig, option: str) -> str:
+    settings: dict[str, Any] = OmegaConf.to_container(section, resolve=True)  # type: ignore[assignment]
+    listed = ", ".join(f"{key} {_number(value)}" for key, value in settings.items() if key not in _OWN_ROWS)
+    return f"{option} ({listed})" if listed else option
+
+
+def _learning_rate(section: DictConfig) -> str:
+    schedule = section.get("schedule")
+    lr = _number(section.get("lr"))
+    if schedule is None:
+        return lr
+    steps, ratio = schedule.get("warmup_steps"), schedule.get("warmup_ratio")
+    warmup = f"{_number(ratio)} of the steps" if steps is None else f"{steps} steps"
+    return f"{lr}, {schedule.decay} after a warm-up of {warmup}"
+
+
+def _pairs(plan: StepPlan, tokens: int | None) -> str:
+    if plan.step_size > plan.pairs:  # an epoch is one step
+        return f"{plan.pairs} (all there are; the settings ask for {plan.step_size})"
+    per_device = plan.step_size // plan.world_size
+    devices = f" on each of {plan.world_size} devices" if plan.world_size > 1 else ""
+    if tokens is not None:
+        cut = f"{plan.accumulation} micro-batch{'es' if plan.accumulation > 1 else ''} of at most {tokens:,} tokens"
+        return f"{plan.step_size} ({per_device}{devices}, in {cut})"
+    accumulated = f" x {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
+    return f"{plan.step_size} ({plan.micro_batch_size}{accumulated}{devices})"
+
+
+def _steps(plan: StepPlan) -> str:
+    epochs = plan.steps / max(plan.steps_per_epoch, 1)
+    length = f"{epochs:.3g} epoch{'' if epochs == 1 else 's'} of {plan.steps_per_epoch:,}"
+    return f"{plan.steps:,} ({length}; {plan.pairs:,} training pairs)"
+
+
+def _dtypes(policy: PreTrainedModel) -> str:
+    trained = {str(p.dtype).removeprefix("torch.") for p in policy.parameters() if p.requires_grad}
+    frozen = {str(p.dtype).removeprefix("torch.") for p in policy.parameters() if not p.requires_grad} - trained
+    return " and ".join(sorted(trained)) + (f" (frozen ones in {', '.join(sorted(frozen))})" if frozen else "")
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from caldpo.config.main import hydra_entry
-from caldpo.evaluation.default_suites import with_attached_suites
+from caldpo.evaluation.default_suites import with_default_suites
 from caldpo.evaluation.evaluation_settings import check_evaluation
 
 
@@ -15,13 +15,14 @@ from caldpo.evaluation.evaluation_settings import check_evaluation
     settings="caldpo.evaluation.evaluation_settings.EvaluateSettings",
     records=False,
     agree=check_evaluation,
-    expand=with_attached_suites,
+    expand=with_default_suites,
 )
 def main(cfg: DictConfig) -> None:
-    """Evaluate as ``cfg`` says."""
+    """Evaluate the run, the sweep or the model of ``cfg``, then write a sweep's report."""
     from caldpo.evaluation.evaluation_run import evaluate  # torch and transformers load only for a good configuration
+    from caldpo.report.comparison import compare_runs
 
-    evaluate(cfg)
+    evaluate(cfg, write_report=compare_runs)
 
 
 if __name__ == "__main__":

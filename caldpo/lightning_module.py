@@ -1,4 +1,4 @@
-"""The LightningModule: policy, frozen reference and loss. Steps and their bookkeeping only."""
+"""The LightningModule: policy, frozen reference and loss; training and validation steps and their bookkeeping."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from caldpo.distributed.strategy_interface import policy_strategy
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LOGITS_CACHE_MIB, LogprobEngine
 from caldpo.losses.base import PreferenceLoss
-from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
+from caldpo.metrics import loss_metrics, pair_metrics
 from caldpo.models.dropout import has_dropout
 from caldpo.models.model_forward import evaluating
 from caldpo.nonfinite.guard import HeldOutGuard, NonFiniteGuard
 from caldpo.optim.optimizer_base import OptimizerChoice
 from caldpo.reference.reference_base import Reference
-from caldpo.reference.start_check import check_start, largest_and_mean, start_ratios
-from caldpo.step_metrics import StepMetrics
+from caldpo.reference.tolerances import check_start, largest_and_mean, start_ratios
+from caldpo.step_metrics import HeldOutMetrics, StepMetrics
 from caldpo.types import PairBatch, PairLogps, assembler
 from caldpo.utils.collectives import largest_over_ranks
 
@@ -31,8 +31,8 @@ from caldpo.utils.collectives import largest_over_ranks
 class PreferenceModule(pl.LightningModule):
     """Trains ``policy`` against ``reference`` with ``loss``.
 
-    The reference is held outside the module tree: no optimiser sees it and no checkpoint holds it, while
-    a missing *policy* weight in a checkpoint is still an error.
+    ``policy`` and ``loss`` alone are registered submodules. The reference is a plain object, so that no optimiser and
+    no checkpoint sees its weights, while a missing *policy* weight in a checkpoint is still an error.
 
     Args:
         policy: the causal language model that is trained.
@@ -65,40 +65,23 @@ class PreferenceModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.policy, self.loss = policy, loss
-        for name, value in {
-            "reference": reference,
-            "optim": optim,
-            "tokenizer": tokenizer,
-            "engine": LogprobEngine(policy, logits_cache_mib),
-            "train_log": StepMetrics(),
-            "held_out": WeightedMeans(),
-            "held_out_watch": HeldOutGuard(),
-            "nonfinite": nonfinite or NonFiniteGuard(),
-        }.items():
-            object.__setattr__(self, name, value)  # unregistered: neither state nor parameters of this module
-        self.checkpoint_plan = checkpoint_plan or CheckpointPlan()
+        self.reference, self.optim, self.tokenizer = reference, optim, tokenizer
         self.reward_beta, self.same_start = reward_beta, same_start
-        self.metrics_sync_every = (
-            1 if self.nonfinite.skips else metrics_sync_every
-        )  # a step to be skipped is known before its update
-        self.largest_start_ratio = 0.0
-        self.start_ratios: list[Tensor] = []  # of each held-out batch before the first step, see start_ratios
-        self.first_step_ratios: list[Tensor] = []  # the same of the micro-batches of the first step
+        self.engine = LogprobEngine(policy, logits_cache_mib)
+        self.train_metrics, self.held_out = StepMetrics(), HeldOutMetrics()
+        self.nonfinite, self.held_out_guard = nonfinite or NonFiniteGuard(), HeldOutGuard()
+        # a step is skipped before its update, so that its metrics have to be known
+        self.metrics_sync_every = 1 if self.nonfinite.skips else metrics_sync_every
+        self.checkpoint_plan = checkpoint_plan or CheckpointPlan()
+        self.largest_start_ratio = 0.0  # of held-out pairs before the first step, see start_ratios
+        self.start_ratios: list[Tensor] = []  # of each held-out batch before the first step
+        self.first_step_ratios: list[Tensor] = []  # of the micro-batches of the first step
         self.latest: dict[str, float] = {}  # the last value of every metric
-        self.shown: dict[str, float] = {}  # what the progress bar shows: the last values fetched
+        self.progress: dict[str, float] = {}  # the last fetched values, for the progress bar
         self.failure: CaldpoError | None = None  # why these weights must not be saved
         self.evaluated_at = -1  # optimiser steps at the last evaluation of the held-out pairs
-        self.rows_written = 0  # rows of metrics that the loggers were given, over the whole run
-        self.resumed = False  # these weights have been trained before: they are not the reference's
-
-    engine: LogprobEngine
-    reference: Reference
-    optim: OptimizerChoice
-    tokenizer: PreTrainedTokenizerBase
-    train_log: StepMetrics
-    held_out: WeightedMeans
-    held_out_watch: HeldOutGuard
-    nonfinite: NonFiniteGuard
+        self.rows_written = 0  # rows of metrics that the loggers got, over the whole run
+        self.resumed = False  # the weights have been trained before: they are no longer the reference's
 
     # -- set-up
 
@@ -111,31 +94,31 @@ class PreferenceModule(pl.LightningModule):
         return self.trainer.precision == "16-mixed"
 
     def setup(self, stage: str) -> None:
-        # here all ranks are there to share the work, and nothing is trained yet
+        # all ranks share the work here, and nothing is trained yet
         policy_strategy(self.trainer.strategy).shard(self.policy)
         self.reference.prepare()
 
     def configure_model(self) -> None:
-        """Nothing: Lightning asks for this hook where weights are sharded, which :meth:`setup` does before it.
+        """Do nothing: Lightning requires this hook where weights are sharded, which :meth:`setup` did before.
 
-        It comes with another default dtype, in which the reference must not be computed.
+        Lightning calls it under another default dtype, in which the reference must not be computed.
         """
 
     def on_fit_start(self) -> None:
-        # from_pretrained returns a model in evaluation mode, in which gradient checkpointing is silently off
+        # from_pretrained returns a model in evaluation mode, in which gradient checkpointing is off without a word
         self.policy.train()
-        self.train_log.start(self.device)
+        self.train_metrics.start(self.device)
 
     # -- training
 
     def pair_logps(self, batch: PairBatch, *, with_reference: bool) -> PairLogps:
-        """Log-probs of a batch by the policy and, if it is to be asked, by the reference."""
+        """Compute log-probs of a batch by the policy and, where wanted, by the reference."""
         return self._assembler(batch, with_reference)(*self.engine(batch), slice(None))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         assemble = self._assembler(batch, with_reference=self.loss.needs_reference)
-        # Lightning divides by the accumulation and averages gradients over ranks; the mean wanted is over
-        # the pairs of the whole optimiser step, however they fell into micro-batches.
+        # Lightning divides by the accumulation and averages gradients over ranks; the loss is the mean over the pairs
+        # of the whole optimiser step, whatever their micro-batches.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.step_pairs
 
         def summed_loss(chosen: Tensor, rejected: Tensor, rows: slice) -> Tensor:
@@ -152,7 +135,7 @@ class PreferenceModule(pl.LightningModule):
         with torch.no_grad():
             logps = assemble(chosen, rejected, slice(None))
             values = loss_metrics(self.loss(logps))
-            self.train_log.add(values | pair_metrics(logps, self.reward_beta), batch)
+            self.train_metrics.add(values | pair_metrics(logps, self.reward_beta), batch)
             self.nonfinite.record(batch, logps, values)
             if fresh:
                 started = logps if at_start is None else assemble(*at_start, slice(None))
@@ -171,25 +154,25 @@ class PreferenceModule(pl.LightningModule):
         gradients = policy_strategy(self.trainer.strategy).gradients(self.policy)
         norm = gradients.norm()
         # The metrics were measured before the update: they belong to the weights after `global_step` updates.
-        self.train_log.close(self.global_step, norm, gradient_clip_val, float(optimizer.param_groups[0]["lr"]))
+        self.train_metrics.close(self.global_step, norm, gradient_clip_val, float(optimizer.param_groups[0]["lr"]))
         self.nonfinite.end_step(self.global_step)
-        if len(self.train_log.pending) >= self.metrics_sync_every:
-            # before the update: with a fetch at every step, no bad gradient meets the weights
+        if len(self.train_metrics.pending) >= self.metrics_sync_every:
+            # before the update: with a fetch at every step, no non-finite gradient meets the weights
             self.fetch_rows(about_to_update=self.global_step)
         if gradient_clip_val is not None:
             gradients.clip(gradient_clip_val, norm)
 
     def fetch_rows(self, about_to_update: int | None = None, *, alone: bool = False) -> None:
-        """Write the rows that are still on the device, each at its own step.
+        """Fetch the rows that are still on the device, check them and log each at its own step.
 
         Args:
-            about_to_update: the step whose gradients are there and have not met the weights yet, if any.
-            alone: whether the other ranks may be elsewhere: rows are written, and nothing is settled with them.
+            about_to_update: the step whose update is still to come, if any.
+            alone: whether other ranks may not call: rows are logged, and no check that needs all ranks is made.
 
         Raises:
-            CaldpoError: a loss or a gradient was not a number, naming the first such step.
+            CaldpoError: a loss or a gradient was not finite, naming the first such step.
         """
-        rows = self.train_log.fetch()
+        rows = self.train_metrics.fetch()
         if rows and self.first_step_ratios and not alone:
             ratios, self.first_step_ratios = largest_over_ranks(*largest_and_mean(self.first_step_ratios)), []
             try:
@@ -202,18 +185,18 @@ class PreferenceModule(pl.LightningModule):
             if self.nonfinite.skips or self.scales_gradients:
                 metrics["skipped_steps"] = float(self.nonfinite.skipped)
             self.write_metrics(metrics, step)
-            self.shown = {"loss": metrics["loss"]}
-            self.shown["chosen"] = metrics.get("log_ratios/chosen", metrics["logps/chosen"])
+            self.progress = {"loss": metrics["loss"]}
+            self.progress["chosen"] = metrics.get("log_ratios/chosen", metrics["logps/chosen"])
         if self.failure is not None:
-            raise self.failure  # again at every attempt to go on or to save: the weights may be spoilt
+            raise self.failure  # again at every attempt to continue or to save: the weights may be non-finite
 
     def require_good_weights(self) -> None:
-        """Write the rows that are still on the device, and refuse to save weights that a bad gradient has met.
+        """Fetch the rows that are still on the device, and refuse to save weights that met a non-finite gradient.
 
         A step that was caught before its update is no obstacle: the weights are those of the step before.
 
         Raises:
-            CaldpoError: a bad gradient has met them, or policy and reference were not the same at the start.
+            CaldpoError: a non-finite gradient has met them, or policy and reference were not the same at the start.
         """
         try:
             self.fetch_rows()
@@ -231,7 +214,7 @@ class PreferenceModule(pl.LightningModule):
         drop_frozen(checkpoint["state_dict"], self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "state_dict" in checkpoint:  # else the strategy has put its parts into the weights
+        if "state_dict" in checkpoint:  # else the strategy has loaded its shards into the weights
             add_frozen(checkpoint["state_dict"], self)
 
     def on_train_end(self) -> None:
@@ -241,50 +224,49 @@ class PreferenceModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         self.fetch_rows()
-        self.train_log.pause()
+        self.train_metrics.pause()
 
     def on_validation_end(self) -> None:
-        self.train_log.resume()
+        self.train_metrics.resume()
 
     def on_validation_epoch_start(self) -> None:
-        self.held_out.reset()
-        self.held_out_watch.reset()
-        self.held_out.to(self.device)
+        self.held_out.reset(self.device)
+        self.held_out_guard.reset()
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        # The reference is asked whatever the loss, so that the curves of all losses compare.
+        # With the reference's log-probs whatever the loss, so that the curves of all losses compare.
         logps = self.pair_logps(batch, with_reference=True)
         values = loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta)
-        self.held_out.update(values, batch.weight)
-        self.held_out_watch.record(batch, logps, values)
+        self.held_out.add(values, batch)
+        self.held_out_guard.record(batch, logps, values)
         if self.global_step == 0 and not self.resumed:
             self.start_ratios.append(start_ratios(logps, batch.weight))  # fetched together at the end
 
     def require_finite_held_out(self) -> None:
-        """Look whether the held-out pairs of this evaluation have come to finite values; all ranks have to ask.
+        """Refuse non-finite means of this evaluation; all ranks have to call.
 
         Raises:
-            CaldpoError: they have not, naming rows and terms.
+            CaldpoError: naming rows and terms.
         """
-        if self.held_out.names and (failure := self.held_out_watch.check(self, self.held_out.floats())):
+        if failure := self.held_out_guard.check(self, self.held_out.fetch()):
             self.failure = failure
             raise failure
 
     def on_validation_epoch_end(self) -> None:
         self.require_finite_held_out()
         if self.start_ratios:
-            # all ranks give up, or none: those that go on would wait for the others
+            # all ranks stop, or none: the others would wait for those that stopped
             self.largest_start_ratio, mean = largest_over_ranks(*largest_and_mean(self.start_ratios))
             self.start_ratios.clear()
             if self.same_start:
                 self.check_start(self.largest_start_ratio, mean, of="held-out")
-        metrics = {f"val/{name}": value for name, value in self.held_out.floats().items()}
+        metrics = {f"val/{name}": value for name, value in self.held_out.fetch().items()}
         self.write_metrics(metrics, self.global_step)
         self.evaluated_at = self.global_step
         self.log_dict(metrics, logger=False, sync_dist=True)  # for callbacks that watch a metric
 
     def check_start(self, largest: float, mean: float, of: Literal["held-out", "training"]) -> None:
-        """See the function of this name."""
+        """Refuse log-ratios that are not 0 before the first step; see the function of this name."""
         check_start(largest, mean, self.policy.dtype, self.reference.dtype, self.reference.rounding, of)
 
     def write_metrics(self, metrics: dict[str, float], step: int) -> None:
@@ -294,28 +276,27 @@ class PreferenceModule(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
 
-    # -- what a resumed run goes on with
+    # -- state of a resumed run
 
     def training_state(self) -> dict[str, Any]:
-        """Counters and last values as plain numbers, without waiting for the device.
+        """Return counters and last values as plain numbers, without waiting for the device.
 
-        ``rows`` counts those that still have to be fetched. Their metrics and whether they were clipped are known
-        once they were (:meth:`fetch_rows`).
+        ``rows`` counts those that still have to be fetched; ``latest`` and ``clipped_steps`` do not have them yet.
         """
         return {
-            "rows": self.rows_written + len(self.train_log.pending),
+            "rows": self.rows_written + len(self.train_metrics.pending),
             "latest": dict(self.latest),
             "evaluated_at": self.evaluated_at,
-            "logged_steps": self.train_log.rows,
-            "clipped_steps": self.train_log.clipped,
+            "logged_steps": self.train_metrics.rows,
+            "clipped_steps": self.train_metrics.clipped,
             "skipped_steps": self.nonfinite.skipped,
             "largest_start_ratio": self.largest_start_ratio,
         }
 
     def restore_training_state(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`training_state` said, with weights that are no longer the reference's."""
+        """Restore what :meth:`training_state` returned, with weights that are no longer the reference's."""
         self.rows_written, self.latest = int(state["rows"]), dict(state["latest"])
         self.evaluated_at, self.largest_start_ratio = int(state["evaluated_at"]), float(state["largest_start_ratio"])
-        self.train_log.rows, self.train_log.clipped = int(state["logged_steps"]), int(state["clipped_steps"])
+        self.train_metrics.rows, self.train_metrics.clipped = int(state["logged_steps"]), int(state["clipped_steps"])
         self.nonfinite.skipped = int(state["skipped_steps"])
         self.resumed = True

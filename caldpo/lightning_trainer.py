@@ -20,20 +20,21 @@ from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.distributed.deepspeed_config import STAGES, check_zero
 from caldpo.errors import CaldpoError
+from caldpo.lightning_module import PreferenceModule
 from caldpo.models.compilation import CompiledLayers
 from caldpo.utils.devices import resolve_accelerator, resolve_precision
 
 
 class TrainerSettings:
-    """What a run needs of Lightning's Trainer, in optimiser steps throughout.
+    """Settings of Lightning's Trainer, in optimiser steps throughout.
 
     Args:
         accelerator: cpu, gpu or auto (a CUDA GPU where there is one).
         devices: processes on this node, one device each.
         num_nodes: nodes.
-        strategy: how devices work together: ``ddp`` has a whole model on each, ``fsdp`` divides weights, gradients and
-            optimiser over them, ``deepspeed_stage_2`` gradients and optimiser alone (ZeRO-2, by DeepSpeed);
-            ``auto`` is one device, or ``ddp``.
+        strategy: ``ddp`` has the full model on each device, ``fsdp`` shards weights, gradients and optimiser over
+            devices (FSDP2), ``deepspeed_stage_2`` gradients and optimiser alone (ZeRO-2); ``auto`` is one device, or
+            ``ddp``.
         precision: Lightning's name; ``bf16-mixed`` keeps float32 weights, ``bf16-true`` does not. ``auto`` is
             ``bf16-mixed`` on a GPU that has bfloat16, else ``32-true``.
         max_steps: optimiser steps; None trains for ``max_epochs``.
@@ -45,15 +46,15 @@ class TrainerSettings:
         deterministic: refuse operations that have no deterministic implementation.
         progress_bar: show one.
         metrics_sync_every: optimiser steps whose metrics are fetched from the device at once. With 1 the host waits for
-            every step; a gradient that is not a number is then noticed before it meets the weights.
+            every step; a non-finite gradient is then found before it meets the weights.
         matmul_precision: of float32 matrix products on a GPU: ``highest`` is float32, ``high`` TF32 (10 bits of
             mantissa), ``medium`` bfloat16 (7 bits).
         compile: the norms and feed-forward blocks of the policy's decoder layers, with ``torch.compile``.
-        on_nonfinite: what to do where a step's loss or gradient is no number: ``stop`` the run, or ``skip`` the
-            update. Skipping waits for the device at every step, whatever ``metrics_sync_every``.
+        on_nonfinite: ``stop`` the run at a non-finite loss or gradient, or ``skip`` the update. Skipping waits for the
+            device at every step, whatever ``metrics_sync_every``.
         max_skipped_steps: steps that a run may skip before it stops after all, those that float16 arithmetic skips by
             itself included.
-        cpu_offload: keep each device's parts in main memory: with ``fsdp`` they visit it to compute, with
+        cpu_offload: keep each device's shards in main memory: with ``fsdp`` they are moved to it to compute, with
             ``deepspeed_stage_2`` they are gradients and optimiser, and the update is computed there.
     """
 
@@ -91,10 +92,10 @@ class TrainerSettings:
         self.cpu_offload = cpu_offload
 
     def check(self) -> None:
-        """Refuse what this machine cannot do, before any weights load.
+        """Refuse settings that this machine or the strategy does not support, before any weights load.
 
         Raises:
-            CaldpoError: a GPU is asked for and there is none, or not as many; or the strategy cannot do something.
+            CaldpoError: naming the setting; GPUs that are not there, too.
         """
         if self.is_sharded and self.precision == "16-mixed":
             raise CaldpoError(
@@ -148,7 +149,7 @@ class TrainerSettings:
         return self.devices * self.num_nodes
 
     def extent(self) -> dict[str, Any]:
-        """What :meth:`caldpo.data.data_loading.TokenizedDataModule.plan_steps` has to know of the Trainer."""
+        """Return the Trainer's arguments of :meth:`caldpo.data.data_loading.TokenizedDataModule.plan_steps`."""
         return {
             "accumulation": self.accumulate_grad_batches,
             "world_size": self.world_size,
@@ -159,20 +160,20 @@ class TrainerSettings:
     def build(
         self, run_dir: Path, loggers: list[Logger], callbacks: list[pl.Callback], accumulation: int | None = None
     ) -> pl.Trainer:
-        """The Trainer; every file it writes lies in ``run_dir``.
+        """Build the Trainer; every file it writes is in ``run_dir``.
 
         Args:
             run_dir: the run's folder.
             loggers: of metrics.
-            callbacks: beside those that every run has.
+            callbacks: beside those of every run.
             accumulation: micro-batches per optimiser step and device; None: ``accumulate_grad_batches``.
         """
         accumulation = self.accumulate_grad_batches if accumulation is None else accumulation
-        _quieten()
+        _silence_advice()
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
         torch.set_float32_matmul_precision(self.matmul_precision)  # a process keeps it: the next run sets its own
-        # Slurm's notice is heeded by the run's checkpoints, and queueing again is left to the launcher
+        # the checkpoint callback reacts to Slurm's signal, and requeueing is left to the launcher
         slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
         compiled = [CompiledLayers()] if self.compile else []
         bar = [StepProgress(leave=False)] if self.progress_bar else []
@@ -191,7 +192,7 @@ class TrainerSettings:
             max_epochs=self.max_epochs if self.max_steps is None else -1,
             accumulate_grad_batches=accumulation,
             gradient_clip_val=self.gradient_clip_val,
-            # Lightning counts batches here; None in the epochs' field lets the count run across epochs
+            # in batches, and with None in the field of epochs counted across epochs
             val_check_interval=self.val_check_interval and self.val_check_interval * accumulation,
             check_val_every_n_epoch=None if self.val_check_interval else 1,
             limit_val_batches=1.0,
@@ -231,20 +232,21 @@ class StepProgress(RichProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         items: dict[str, Any] = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)  # Lightning's number of the run, which has a folder instead
-        return items | getattr(pl_module, "shown", {})  # plain numbers: logged tensors would be fetched at every step
+        # plain numbers: logged tensors would be fetched at every step
+        return items | pl_module.progress if isinstance(pl_module, PreferenceModule) else items
 
 
 class FetchOnException(pl.Callback):
-    """Writes the rows that are still on the device before an exception ends the run."""
+    """Logs the rows that are still on the device before an exception ends the run."""
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        # A device in disorder cannot be read any more, and what ended the run matters more than what follows from it.
+        # A failed device cannot be read, and the exception matters more than what follows from it.
         with contextlib.suppress(Exception):
             pl_module.fetch_rows(alone=True)
 
 
-def _quieten() -> None:
-    """Drop Lightning's advice that does not apply here; its warnings about anything else stay."""
+def _silence_advice() -> None:
+    """Silence Lightning's advice that does not apply here; its other warnings stay."""
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (

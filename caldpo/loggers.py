@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -22,7 +22,7 @@ from caldpo.utils.collectives import is_first_rank
 
 Rows = Sequence[Mapping[str, str]]  # of metrics.csv, as they are written there
 ROW = "row"  # what W&B knows the number of a row by, counted from 1
-REPLACED = "replaced"  # folder of stretches that were told again in whole
+REPLACED = "replaced"  # folder of offline stretches that a later one repeats
 
 # a folder in which W&B keeps one stretch of a run; the id in its name may have a number after it, the file's has none
 _STRETCH = re.compile(r"(?P<offline>offline-)?run-(?P<time>\d{8}_\d{6})-.+")
@@ -56,6 +56,15 @@ class MetricsFile(Logger):
         """Not kept here: ``config.yaml`` has them."""
 
 
+@runtime_checkable
+class TableLogger(Protocol):
+    """A Lightning logger that takes tables, as W&B's does."""
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int) -> None:
+        """Replace the table of this name."""
+        ...
+
+
 class Tracker(Protocol):
     """What ``logger=`` chooses: a tracker beside ``metrics.csv``."""
 
@@ -67,8 +76,13 @@ class Tracker(Protocol):
         """Start the tracked run, or go on with it; see :meth:`WandB.open`."""
         ...
 
-    def close(self) -> str | None:
-        """Finish the tracked run; the command that uploads it if it is offline."""
+    def close(self) -> None:
+        """Finish the tracked run, if any is open."""
+        ...
+
+    @property
+    def upload(self) -> str | None:
+        """The command that uploads an offline run, once it was opened; None of an online one."""
         ...
 
     def add_summary(self, run_dir: Path, values: Mapping[str, float]) -> str | None:
@@ -80,32 +94,32 @@ class NoTracker:
     """``logger=csv`` and ``logger=none``: metrics.csv alone."""
 
     url: str | None = None
+    upload: str | None = None
 
     def open(
         self, run_dir: Path, name: str, group: str | None, config: dict[str, Any], earlier: Rows | None = None
     ) -> list[Logger]:
         return []
 
-    def close(self) -> str | None:
-        return None
+    def close(self) -> None:
+        """Nothing is open."""
 
     def add_summary(self, run_dir: Path, values: Mapping[str, float]) -> str | None:
         return None
 
 
 class WandB:
-    """``logger=wandb``: a W&B run; without an account it stays offline and asks nothing.
+    """``logger=wandb``: a W&B run; without an account it is offline, and nothing is asked.
 
     What is None is taken from W&B's own variable (``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_NAME``,
-    ``WANDB_RUN_GROUP``, ``WANDB_TAGS``, ``WANDB_NOTES``) where that is set.
+    ``WANDB_RUN_GROUP``) where that is set; so are the run's ``tags`` and ``notes`` where it has none (``WANDB_TAGS``,
+    ``WANDB_NOTES``).
 
     Args:
         project: W&B project; else ``caldpo``.
         entity: W&B user or team; else the account's default.
         name: of the W&B run; else the one that the run is opened with. In a sweep the run's own follows it.
         group: of the run; else the sweep's folder, so that the runs of a sweep are one group.
-        tags: of the run.
-        notes: on the run.
         mode: ``auto`` is what ``WANDB_MODE`` says, else online when an API key is configured, else offline;
             ``disabled`` opens no run.
     """
@@ -117,12 +131,10 @@ class WandB:
         entity: str | None = None,
         name: str | None = None,
         group: str | None = None,
-        tags: list[str] | None = None,
-        notes: str | None = None,
         mode: Literal["auto", "online", "offline", "disabled"] = "auto",
     ) -> None:
         self.project, self.entity, self.name, self.group = project, entity, name, group
-        self.tags, self.notes, self.mode = tags, notes, mode
+        self.mode = mode
         self._folder: Path | None = None
         self.url: str | None = None  # of the run's page, once it is open and online
 
@@ -135,9 +147,9 @@ class WandB:
             run_dir: the run's folder.
             name: of the W&B run, where neither the settings nor ``WANDB_NAME`` give one.
             group: of the W&B run, likewise; None of a run that is none of a sweep.
-            config: free of secrets.
+            config: of the run, free of secrets; its ``tags`` and ``notes`` are those of the W&B run.
             earlier: the rows that a resumed run has kept; None of a new one. W&B then has each row once: online it is
-                told those that did not reach it, offline a new stretch takes the place of the old one.
+                sent those that did not reach it, offline a new stretch takes the place of the old one.
 
         Raises:
             CaldpoError: W&B refuses a setting, a variable or the account.
@@ -147,43 +159,47 @@ class WandB:
         offline = self.mode == "offline" or (self.mode == "auto" and not _goes_online())
         before = None if earlier is None else _latest_stretch(run_dir)
         same: dict[str, Any] = {}
-        # online before and offline now: what the server has is not known, so that all is told to a run of its own
+        # online before and offline now: what the server has is not known, so that all is sent to a run of its own
         if before is not None and (before[1] or not offline):
             same = {"id": before[0]} if offline else {"id": before[0], "resume": "allow"}
         if offline:
             _set_aside(run_dir / "wandb")
-        told = {
-            "name": self._named(name, in_sweep=group is not None),
+        labels = {
+            "name": self._run_name(name, in_sweep=group is not None),
             "group": self.group or os.environ.get("WANDB_RUN_GROUP") or group,
-            "tags": self.tags or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag] or None,
-            "notes": self.notes or os.environ.get("WANDB_NOTES"),
+            "tags": config.get("tags") or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag] or None,
+            "notes": config.get("notes") or os.environ.get("WANDB_NOTES"),
         }
         if group is not None and not same:
             same = {"id": secrets.token_hex(4)}  # one in WANDB_RUN_ID would make one W&B run of all runs of a sweep
         try:
-            run = self._init(run_dir, offline=offline, job_type="train", config=config, **told, **same)
+            run = self._init(run_dir, offline=offline, job_type="train", config=config, **labels, **same)
         except OSError:  # of the disk; it speaks for itself
             raise
         except Exception as error:  # of its settings, its variables, the account or its server
-            raise _not_begun(error) from error
+            raise _refused(error) from error
         self._folder = Path(run.dir).parent if offline else None
-        self.url = None if offline else getattr(run, "url", None)
+        self.url = None if offline else run.url
         # Lightning logs the optimiser step under this name: make it the axis of every curve.
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         run.define_metric(ROW, hidden=True)
-        logger = WandbRows(run, told=int(run.summary.get(ROW) or 0) if "resume" in same else 0)
+        logger = WandbRows(run, sent=int(run.summary.get(ROW) or 0) if "resume" in same else 0)
         for row in earlier or ():
             values = {key: float(text) for key, text in row.items() if text}
             logger.log_metrics({key: value for key, value in values.items() if key != STEP}, int(values[STEP]))
         return [logger]
 
-    def close(self) -> str | None:
-        """Finish the W&B run, whatever happened; the command that uploads it if it is offline."""
+    def close(self) -> None:
+        """Finish the W&B run, whatever happened."""
         import wandb
 
         if wandb.run is not None:
             wandb.finish()
+
+    @property
+    def upload(self) -> str | None:
+        """The command that uploads an offline run."""
         return None if self._folder is None else f"wandb sync {_from_here(self._folder)}"
 
     def add_summary(self, run_dir: Path, values: Mapping[str, float]) -> str | None:
@@ -197,16 +213,16 @@ class WandB:
             values: every figure by its name, earlier ones too; those that are no finite numbers are left out.
 
         Returns:
-            A line for a person: how to upload an offline run, or why W&B could not be told, which is no error: the
-            files of the run are its record. None where there is no W&B run, or it was told online.
+            A line for a person: how to upload an offline run, or why W&B was not reached, which is no error: the
+            files of the run are its record. None where there is no W&B run, or it is online.
         """
         stretch = None if _switched_off() else _latest_stretch(run_dir)
         if stretch is None or not values or not is_first_rank():
             return None
         run_id, offline = stretch
         try:
-            told = {**_last_logged(run_dir / NAME), **values}
-            self._add(run_dir, run_id, {k: v for k, v in told.items() if math.isfinite(v)}, offline=offline)
+            figures = {**_last_logged(run_dir / NAME), **values}
+            self._add(run_dir, run_id, {k: v for k, v in figures.items() if math.isfinite(v)}, offline=offline)
         except Exception as error:  # network, account, disk, or a service that does not start
             return f"W&B was not told: {one_line(error)}"
         return f"upload to W&B: wandb sync {_from_here(run_dir / 'wandb')}" if offline else None
@@ -222,11 +238,11 @@ class WandB:
         finally:
             wandb.finish()
 
-    def _named(self, name: str, *, in_sweep: bool) -> str:
-        given = self.name or os.environ.get("WANDB_NAME")
-        if not given:
+    def _run_name(self, name: str, *, in_sweep: bool) -> str:
+        own = self.name or os.environ.get("WANDB_NAME")
+        if not own:
             return name
-        return f"{given}: {name}" if in_sweep else given  # the runs of a sweep are to be told apart
+        return f"{own}: {name}" if in_sweep else own  # distinguishes the runs of a sweep
 
     def _init(self, run_dir: Path, *, offline: bool, **arguments: Any) -> Any:
         import wandb
@@ -250,12 +266,14 @@ class WandB:
         )
 
 
-def _not_begun(error: Exception) -> CaldpoError:
-    """What W&B says of a run that it does not begin, on one line."""
-    found: Any = getattr(error, "errors", None)  # of pydantic: a value in its settings or variables
-    wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found()] if callable(found) else []
+def _refused(error: Exception) -> CaldpoError:
+    """Explain on one line why W&B starts no run: a bad value of its settings or variables, its account, or else."""
+    from pydantic import ValidationError  # W&B's own check of its settings
+
+    details = error.errors() if isinstance(error, ValidationError) else []
+    problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in details]
     return CaldpoError(
-        f"W&B does not begin its run ({'; '.join(wrong) or one_line(error)})",
+        f"W&B does not begin its run ({'; '.join(problems) or one_line(error)})",
         key="logger",
         value="wandb",
         remedy="mend the key of logger or the WANDB_ variable, log in (wandb login), or take logger.mode=offline or"
@@ -264,26 +282,26 @@ def _not_begun(error: Exception) -> CaldpoError:
 
 
 class WandbRows(WandbLogger):
-    """Lightning's logger of a W&B run that may have been told the first rows of metrics already.
+    """Lightning's logger of a W&B run that may have the first rows of metrics already.
 
     Args:
         run: the W&B run.
-        told: rows that it has; a resumed run computes them again with the same values.
+        sent: rows that it has; a resumed run computes them again with the same values.
     """
 
-    def __init__(self, run: Any, told: int) -> None:
+    def __init__(self, run: Any, sent: int) -> None:
         super().__init__(experiment=run)
-        self._told, self._row = told, 0
+        self._sent, self._row = sent, 0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if is_first_rank():
             self._row += 1
-            if self._row > self._told:
+            if self._row > self._sent:
                 super().log_metrics({**metrics, ROW: self._row}, step)
 
 
 def _set_aside(folder: Path) -> None:
-    """Move the offline stretches of a run to where ``wandb sync`` does not look: they are going to be told again."""
+    """Move the offline stretches of a run to where ``wandb sync`` does not look: the next one repeats them."""
     for stretch in [path for path in folder.glob("offline-run-*") if _STRETCH.fullmatch(path.name)]:
         (folder / REPLACED).mkdir(exist_ok=True)
         stretch.rename(folder / REPLACED / stretch.name)
@@ -306,12 +324,12 @@ def _last_logged(metrics: Path) -> dict[str, float]:
 
 
 def _from_here(folder: Path) -> Path:
-    """``folder`` as it is typed from the current one, where it lies below."""
+    """Shorten a folder below the current one to its relative path."""
     return folder.relative_to(Path.cwd()) if folder.is_absolute() and folder.is_relative_to(Path.cwd()) else folder
 
 
 def _switched_off() -> bool:
-    """Whether W&B's variables say that there is to be no run."""
+    """Whether W&B's variables disable it."""
     off = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes")
     return off or os.environ.get("WANDB_MODE") == "disabled"
 
@@ -321,7 +339,7 @@ def _goes_online() -> bool:
 
 
 def account_configured() -> bool:
-    """Whether W&B can go online without asking: a key in the environment or in netrc, and not told otherwise."""
+    """Whether W&B can go online without asking: it has a key in the environment or in netrc, and is not offline."""
     if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
         return False
     if os.environ.get("WANDB_API_KEY"):

@@ -1,6 +1,6 @@
-"""Whether a model can read what a run hands it: each token has an embedding, each row of tokens has positions.
+"""Check before weights load that each token of a run has an embedding, and each row of tokens has positions.
 
-Asked before weights load. What is beyond either ends in an index error, or on a GPU in an assertion that names nothing.
+A token or position beyond the model's ends in an index error, or on a GPU in an assertion that names nothing.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from caldpo.callbacks.callback_base import PromptSampling
 from caldpo.callbacks.true_reward import OracleEvaluation
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_arrays import TokenizedPairs
@@ -20,6 +22,7 @@ from caldpo.models.adapted_policy import base_model
 from caldpo.models.hub_model import causal_lm_skeleton
 from caldpo.models.model_source import ModelSource
 from caldpo.models.position_limit import position_limit
+from caldpo.reference.reference_base import ReferenceSource
 from caldpo.utils.notes import print_notes
 
 _PADDING = 0.05  # of an embedding may be rows that no token has: they are rounded up to a multiple of 64 or more
@@ -30,17 +33,19 @@ def check_fit(
     tokenizer: PreTrainedTokenizerBase,
     data: PairDataModule,
     *,
-    reference: Any = None,
-    callbacks: Mapping[str, Any] | None = None,
+    reference: ReferenceSource | None,
+    tokenizer_key: str,
+    callbacks: Mapping[str, pl.Callback] | None = None,
 ) -> None:
-    """Hold the tokenised pairs of a run, and what it is going to sample, against its models' sizes.
+    """Compare the tokenised pairs of a run, and the samples that it will draw, with its models' sizes.
 
     Args:
         source: of the policy.
         tokenizer: of the run.
         data: prepared.
-        reference: of the run; one with a ``path`` is another model than the policy's start.
-        callbacks: of the run; those that sample have ``prompts`` and ``max_new_tokens``.
+        reference: of the run, which may be another model than the policy's start.
+        tokenizer_key: that names the tokenizer, see :func:`tokenizer_key`.
+        callbacks: of the run.
 
     Raises:
         CaldpoError: token ids beyond an embedding, or rows beyond a model's positions, with both numbers.
@@ -51,23 +56,26 @@ def check_fit(
             ["this model cannot be made without its weights, so that token ids and lengths are not checked first"]
         )
         return
-    named = _innermost(source)
-    key = "model.path" if getattr(named, "tokenizer", None) is None else "model.tokenizer"
-    require_embedded(policy, tokenizer, data, key=key)
+    require_embedded(policy, tokenizer, data, key=tokenizer_key)
     require_positions(policy, data)
     for name, callback in (callbacks or {}).items():
-        _require_room_for(callback, policy, data, f"callbacks.{name}")
-    path = getattr(reference, "path", None)
-    if path is not None:
+        if isinstance(callback, PromptSampling):
+            _require_room_for(callback, policy, data, f"callbacks.{name}")
+    if reference is not None and reference.path is not None:
         with torch.device("meta"):
-            other = causal_lm_skeleton(path, key="reference.path")
+            other = causal_lm_skeleton(reference.path, key="reference.path")
         require_embedded(other, tokenizer, data, key="reference.path")
         require_positions(other, data)
     note_vocabulary(policy, tokenizer)
 
 
+def tokenizer_key(section: Mapping[str, Any]) -> str:
+    """Return the key of the section ``model`` that names the tokenizer."""
+    return "model.path" if section.get("tokenizer") is None else "model.tokenizer"
+
+
 def skeleton_of(source: ModelSource) -> PreTrainedModel | None:
-    """The model on the meta device, made in a moment; None where its own code needs numbers to be made.
+    """Build the model on the meta device; None where its own code needs values to be built.
 
     Raises:
         CaldpoError: a model of its configuration would not be loaded either.
@@ -114,7 +122,7 @@ def require_prompts(
 def _require_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, used: list[tuple[str, int]], key: str
 ) -> None:
-    """Hold tokens, and those that end and pad rows, against the embedding; ``used``: places and ids."""
+    """Compare tokens, and those that end and pad rows, with the embedding; ``used``: places and ids."""
     rows = _rows(model)
     special = [(f"its {name} is", getattr(tokenizer, f"{name}_id")) for name in ("eos_token", "pad_token")]
     for place, token in [*used, *special]:
@@ -135,7 +143,7 @@ def _require_rows(
 
 
 def require_positions(model: PreTrainedModel, data: PairDataModule) -> None:
-    """Refuse rows that are longer than the model has positions: a prompt with the longer of its responses.
+    """Refuse rows with more tokens than the model has positions: a prompt with the longer of its responses.
 
     Raises:
         CaldpoError: naming ``data.max_length``.
@@ -153,7 +161,7 @@ def require_positions(model: PreTrainedModel, data: PairDataModule) -> None:
 
 
 def note_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Say so where a tokenizer knows far fewer tokens than the embedding has rows, or more."""
+    """Warn where a tokenizer has far fewer tokens than the embedding has rows, or more."""
     rows, known = _rows(model), len(tokenizer)
     if not (1 - _PADDING) * rows - 1024 <= known <= rows:
         print_notes(
@@ -190,18 +198,11 @@ def require_room(model: PreTrainedModel, prompt: int, more: int, *, key: str) ->
         )
 
 
-def _require_room_for(callback: Any, model: PreTrainedModel, data: PairDataModule, key: str) -> None:
-    count, more = getattr(callback, "prompts", 0), getattr(callback, "max_new_tokens", 0)
-    if count and more and not (isinstance(callback, OracleEvaluation) and data.oracle is None):
-        longest = max(len(prompt.prompt_ids) for prompt in data.held_out_prompts(count))
-        require_room(model, longest, more, key=f"{key}.max_new_tokens")
-
-
-def _innermost(source: Any) -> Any:
-    """What an adapter has put nothing around."""
-    while hasattr(source, "source"):
-        source = source.source
-    return source
+def _require_room_for(callback: PromptSampling, model: PreTrainedModel, data: PairDataModule, key: str) -> None:
+    is_used = callback.prompts and not (isinstance(callback, OracleEvaluation) and data.oracle is None)
+    if is_used:
+        longest = max(len(prompt.prompt_ids) for prompt in data.held_out_prompts(callback.prompts))
+        require_room(model, longest, callback.max_new_tokens, key=f"{key}.max_new_tokens")
 
 
 def _rows(model: PreTrainedModel) -> int:
@@ -216,18 +217,18 @@ def _splits(data: PairDataModule) -> Iterable[TokenizedPairs]:
 
 
 def _largest(data: PairDataModule) -> list[tuple[str, int]]:
-    """The largest token id of each split, and the pair that it is of."""
-    found = []
+    """Return the largest token id of each split, after the pair that it is of."""
+    largest = []
     for pairs in _splits(data):
         tokens, ends = pairs.arrays()
         if len(tokens):
             place = int(tokens.argmax())
-            found.append((pairs.origin(int(np.searchsorted(ends, place, side="right") - 1) // 3), int(tokens[place])))
-    return found
+            largest.append((pairs.origin(int(np.searchsorted(ends, place, side="right") - 1) // 3), int(tokens[place])))
+    return largest
 
 
 def _longest(data: PairDataModule) -> tuple[int, str]:
-    """Tokens of the longest row of both splits, and the pair that it is of."""
+    """Return the length of the longest row of both splits, and the pair that it is of."""
     most, where = 0, ""
     for pairs in _splits(data):
         lengths = pairs.lengths()

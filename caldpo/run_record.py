@@ -1,72 +1,144 @@
-"""What a run writes down at its start, and a resumed one is held against."""
+"""The record of a run in its folder: ``config.yaml``, and ``summary.json`` from its start to its end."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from caldpo.config.run_lifecycle import write_json
+from caldpo.components import Components
+from caldpo.config.run_lifecycle import FINISHED, write_json
 from caldpo.config.summary_file import SUMMARY, known_summary
+from caldpo.lightning_module import PreferenceModule
 from caldpo.resume.config_diff import CONFIG, read_config, require_same_config
-from caldpo.resume.resume_overrides import OVERRIDES, as_kept, kept_overrides
+from caldpo.resume.pins import pin
+from caldpo.resume.resume_overrides import OVERRIDES, recorded_config, recorded_overrides
+from caldpo.run_settings import RunSettings
 from caldpo.utils.atomic_io import write_text
-from caldpo.utils.process_rank import process_rank
+from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.devices import peak_memory, reset_peak_memory
+from caldpo.utils.versions import versions
 
-# keys of summary.json: how often the run was started, and its optimiser steps from end to end
+# Keys of summary.json: how often the run was started, and its optimiser steps from end to end
 STRETCHES, PLANNED = "stretches", "planned_steps"
-MODEL_COMMIT = "model_commit"  # of a hub model, that a resumed run loads again
-DATA_COMMIT = "data_commit"  # of a data set of the hub, likewise
-DATE = "date"  # of the run's first start, which chat templates that write the date get throughout
-TOLD = ("formula", "policy", "reference", "data", "versions")  # what a run is, also one that is stopped
-_KEPT = (OVERRIDES, STRETCHES, PLANNED, MODEL_COMMIT, DATA_COMMIT, DATE, *TOLD)
 
 
-def is_begun(run_dir: Path) -> bool:
-    """Whether a run was begun in this folder."""
-    return (run_dir / CONFIG).is_file()
-
-
-def save_config(
-    cfg: DictConfig, loss_name: str, run_dir: Path, *, resumed: bool = False, first_rank: bool = True
-) -> dict[str, Any]:
-    """config.yaml: the resolved configuration without secrets, and the name of the loss's option.
-
-    Into ``summary.json`` goes what the run was started with.
+class RunRecord:
+    """What a run writes into its folder; the first rank writes.
 
     Args:
-        cfg: of the run.
-        loss_name: the loss's option.
         run_dir: the run's folder.
-        resumed: hold it against the one that lies there.
-        first_rank: the one that writes.
-
-    Raises:
-        CaldpoError: a resumed run has another configuration than it was begun with.
+        settings: plain top-level keys of the configuration.
+        config: resolved and without secrets, as in ``config.yaml``.
+        loss_name: option of the group ``loss``.
+        resumed: whether the run was begun before.
     """
-    config = as_kept(cfg, loss_name)
-    then = read_config(run_dir) if resumed else None
-    if then is not None:
-        require_same_config(then, config, run_dir)
-    if first_rank:
-        write_text(run_dir / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        summary = known_summary(run_dir)
-        known = summary.get(STRETCHES, 0)
-        before = known if resumed and isinstance(known, int) else 0
-        news = {OVERRIDES: kept_overrides(HydraConfig.get().overrides.task), STRETCHES: before + 1}
-        write_json(run_dir / SUMMARY, summary | news)
-    return config
+
+    def __init__(
+        self, run_dir: Path, settings: RunSettings, config: dict[str, Any], loss_name: str, *, resumed: bool
+    ) -> None:
+        self.run_dir, self.settings, self.config = run_dir, settings, config
+        self.loss_name, self.resumed = loss_name, resumed
+        self._entries: dict[str, Any] = {}  # of summary.json, since this start
+        self._started = time.perf_counter()
+        reset_peak_memory()
+
+    @classmethod
+    def open(cls, run_dir: Path, cfg: DictConfig, settings: RunSettings, components: Components) -> RunRecord:
+        """Write ``config.yaml``, and what the run is into ``summary.json``; pin what could change until a resume.
+
+        Args:
+            run_dir: the run's folder.
+            cfg: the run's configuration.
+            settings: its plain top-level keys.
+            components: built and checked; commits and date are pinned in them.
+
+        Raises:
+            CaldpoError: a resumed run has another configuration than it was begun with.
+        """
+        hydra = HydraConfig.get()
+        loss_name = str(hydra.runtime.choices["loss"])
+        config = recorded_config(cfg, loss_name)
+        resumed = settings.resume is not None and (run_dir / CONFIG).is_file()
+        began = read_config(run_dir) if resumed else None
+        if began is not None:
+            require_same_config(began, config, run_dir)
+        record = cls(run_dir, settings, config, loss_name, resumed=resumed)
+        summary = known_summary(run_dir) if resumed else {}
+        if is_first_rank():
+            write_text(run_dir / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        starts = summary.get(STRETCHES, 0)
+        record.note(
+            {
+                OVERRIDES: recorded_overrides(hydra.overrides.task),
+                STRETCHES: starts + 1,
+                "notes": config.get("notes"),
+                "tags": config.get("tags"),
+                **pin(components.model, components.data, summary),
+                **components.describe(),
+                "versions": versions(),
+            }
+        )
+        return record
+
+    def __getitem__(self, key: str) -> Any:
+        """An entry of ``summary.json`` that was noted since this start."""
+        return self._entries[key]
+
+    def note(self, entries: dict[str, Any]) -> None:
+        """Add entries to ``summary.json`` while the run is under way."""
+        self._entries |= entries
+        if is_first_rank():
+            write_json(self.run_dir / SUMMARY, known_summary(self.run_dir) | entries)
+
+    @property
+    def tracked_name(self) -> str:
+        """Name of the run in a tracker, see :func:`tracked_name`."""
+        return tracked_name(self.run_dir, self.loss_name, self.settings.seed)
+
+    @property
+    def sweep_name(self) -> str | None:
+        """Name of the sweep's folder, which groups its runs in a tracker; None of a single run."""
+        hydra = HydraConfig.get()
+        if hydra.mode == RunMode.MULTIRUN:
+            return Path(hydra.sweep.dir).name
+        resumed_from_sweep = (self.run_dir.parent / "multirun.yaml").is_file()
+        return self.run_dir.absolute().parent.name if resumed_from_sweep else None
+
+    def finish(self, module: PreferenceModule, *, earlier_seconds: float, **entries: Any) -> dict[str, Any]:
+        """Write the final ``summary.json`` and return it.
+
+        Args:
+            module: trained.
+            earlier_seconds: of the run before it was resumed.
+            entries: further ones.
+        """
+        memory, memory_of = peak_memory()
+        summary = {
+            "status": FINISHED,
+            "loss_name": self.loss_name,
+            "seed": self.settings.seed,
+            "steps": module.global_step,
+            "metrics": module.latest,
+            "wall_seconds": time.perf_counter() - self._started + earlier_seconds,
+            "peak_memory_bytes": memory,
+            "peak_memory_of": memory_of,
+            "start_difference": module.largest_start_ratio,
+            "skipped_steps": module.nonfinite.skipped,
+            **self._entries,
+            **entries,
+        }
+        if is_first_rank():
+            write_json(self.run_dir / SUMMARY, summary)
+        return summary
 
 
-def note(run_dir: Path, news: dict[str, Any]) -> None:
-    """Add to ``summary.json`` while the run is under way; the first rank does."""
-    if process_rank() == 0:
-        write_json(run_dir / SUMMARY, known_summary(run_dir) | news)
-
-
-def begun(run_dir: Path) -> dict[str, Any]:
-    """What ``summary.json`` has known since the run's start."""
-    return {key: value for key, value in known_summary(run_dir).items() if key in _KEPT}
+def tracked_name(run_dir: Path, loss_name: str, seed: int) -> str:
+    """Name a run in a tracker: by its folder, with loss and seed where that does not name them."""
+    choices = (f"loss={loss_name}", f"seed={seed}")
+    return " ".join([*(choice for choice in choices if choice not in run_dir.name.split(",")), run_dir.name])

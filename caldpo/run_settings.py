@@ -1,44 +1,57 @@
-"""The plain top-level keys of a training run; this signature is their schema. No heavy imports here."""
+"""The plain top-level keys of a training run, and the checks of its configuration. No heavy imports here."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from omegaconf import DictConfig
 from pydantic import Field
 
 from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
+from caldpo.config.metric_names import objective_problems
 from caldpo.config.signatures import validated
+from caldpo.config.validation import Problem, find_missing_groups
+from caldpo.data.source_paths import find_misplaced
+from caldpo.evaluation.default_suites import find_unknown_suites
+from caldpo.resume.resume_overrides import require_same_run
 
 SuiteName = Annotated[
     str, Field(pattern=r"\A[A-Za-z0-9_]+\Z", description="the name of a suite, of letters, digits and _")
 ]
+Tag = Annotated[str, Field(min_length=1, max_length=64, description="a text of 1 to 64 characters")]  # as in W&B
+SCHEMAS = {"": "caldpo.run_settings.RunSettings"}  # of the plain top-level keys
 
 
 @validated
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What a run is called and how it is seeded and scaled.
+    """What a run is called and how it is seeded and scaled; this signature is the schema of its keys.
 
     Args:
         name: first part of the output folder's name.
+        notes: free text on the run, kept in its files and shown by trackers and reports.
+        tags: free labels, likewise.
         seed: of the order of the data, and of dropout where there is any.
         reward_beta: unit of the logged implicit rewards: reward per nat of log-ratio, one for all losses.
-        console: ``full`` prints tables and a preview of the data; ``line`` keeps those in ``output.txt`` of the run's
-            folder and prints one line at the start and one at the end, for many runs side by side.
+        console: ``full`` prints tables and a preview of the data; ``compact`` keeps those in ``output.txt`` of the
+            run's folder and prints one line at the start and one at the end, for many runs side by side.
         export: write the trained policy as a Hugging Face folder, ``policy/`` in the run's folder.
         optimized_metric: the final metric that a searching sweeper gets (its ``direction`` says which way is better).
         suites: what ``caldpo.evaluate`` measures of the run where its own command line names nothing.
         dry_run: print what the run would need instead of training, as ``caldpo.estimate`` does.
-        resume: folder of a run to go on with; ``auto`` goes on where the folder of this very command holds a run that
-            did not finish, and leaves alone one that did.
-        replay: a batch that went bad in a run (``nonfinite_batches/``), to be computed again instead of training.
+        resume: folder of a run to resume; ``auto`` resumes where the folder of this very command holds a run that did
+            not finish, and leaves alone one that did.
+        replay: dump of a non-finite step (``nonfinite_batches/``), to be computed again instead of training.
         allow_untrusted_code: let a resumed run build what the project's own configurations do not name.
         layout: of the batches; ``packed`` has each prompt once and no padding, ``auto`` takes it where the model can.
-        logits_cache_mib: softmax kept between the two passes over the output head; what is beyond is computed again.
+        logits_cache_mib: softmax kept between the two passes over the output head; the rest is computed again.
     """
 
     name: FolderName
+    notes: str | None
+    tags: list[Tag]
     seed: NonNegativeInt
     reward_beta: Positive
     console: Literal["full", "compact"]
@@ -51,3 +64,19 @@ class RunSettings:
     allow_untrusted_code: bool
     layout: Literal["auto", "packed", "padded"]
     logits_cache_mib: NonNegativeInt
+
+
+def find_config_problems(cfg: DictConfig) -> Iterator[Problem]:
+    """Check a training configuration beyond its single values, before anything heavy is imported.
+
+    Raises:
+        CaldpoError: ``resume=FOLDER`` names a run that cannot be resumed under it.
+    """
+    missing = list(find_missing_groups(cfg))
+    if missing:
+        yield from missing
+        return
+    yield from find_misplaced(cfg)
+    yield from objective_problems(cfg)
+    yield from find_unknown_suites(cfg)
+    require_same_run(cfg)

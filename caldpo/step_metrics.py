@@ -1,8 +1,10 @@
-"""What one optimiser step is logged with: exact means, gradient norm, clipping, throughput.
+"""Metrics of optimiser steps (exact means, gradient norm, clipping, throughput) and of evaluations.
 
-Nothing here waits for the device until :meth:`StepMetrics.fetch`: a step's row is put together on the device and
-stays there, so that the host can run ahead and queue the next steps' work. One transfer then brings the rows
-of several steps.
+Nothing here waits for the device until :meth:`StepMetrics.fetch`: a step's row is computed on the device and stays
+there, so that the host can queue the next steps' work. One transfer then fetches the rows of several steps.
+
+Both classes hold a torchmetrics ``Metric`` without being a ``Module``: as an attribute of the LightningModule they are
+plain objects, and Lightning neither saves them nor converts their float64 sums to the run's dtype.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from torch import Tensor
 from caldpo.metrics import WeightedMeans, sum_over_ranks
 from caldpo.types import PairBatch
 
-OWN = ("tokens", "grad_norm", "clipped")  # what a row holds behind the means
+OWN = ("tokens", "grad_norm", "clipped")  # values of a row after the means
 
 
 @dataclass(frozen=True, slots=True)
 class PendingRow:
-    """A finished step whose numbers are still on the device.
+    """A step whose metrics are still on the device.
 
     Args:
         step: optimiser steps that the weights had seen when it was measured.
@@ -38,7 +40,7 @@ class PendingRow:
 
 
 class StepMetrics:
-    """Collects the micro-batches of an optimiser step and turns them into one row of metrics."""
+    """Accumulates the micro-batches of an optimiser step into one row of metrics."""
 
     def __init__(self) -> None:
         self.means = WeightedMeans()
@@ -54,20 +56,20 @@ class StepMetrics:
         self._started = time.perf_counter()
 
     def pause(self) -> None:
-        """Stop the clock: what follows is not training."""
+        """Stop the clock before what is not training."""
         self._paused = time.perf_counter()
 
     def resume(self) -> None:
-        """Let the clock run on from where it was stopped."""
+        """Restart the clock."""
         self._started += time.perf_counter() - self._paused
 
     def add(self, values: Mapping[str, Tensor], batch: PairBatch) -> None:
-        """Add one micro-batch's values per pair."""
+        """Add a micro-batch's values, each of shape ``(pairs,)``."""
         self.means.update(values, batch.weight)
         self.tokens += (batch.response_lengths.view(2, -1) * batch.weight).sum()
 
     def close(self, step: int, norm: Tensor, limit: float | None, lr: float) -> None:
-        """End the row of ``step``: every micro-batch is in, and the weights are about to be updated.
+        """Close the row of ``step``, after its last micro-batch and before its update.
 
         Args:
             step: optimiser steps so far, without this one.
@@ -85,12 +87,11 @@ class StepMetrics:
         self.tokens.zero_()
 
     def fetch(self) -> list[tuple[int, dict[str, float]]]:
-        """The rows that were closed since the last time, each with its step: one transfer, which waits.
+        """Fetch the rows closed since the last call, each with its step, in one transfer.
 
-        ``tokens_per_second`` counts the response tokens of real pairs, which no layout changes, and is that of all
-        these steps together: between two fetches the host runs ahead of the device, and its clock says nothing
-        about a single step. ``clip_fraction`` is over all steps up to
-        the row's own.
+        ``tokens_per_second`` counts the response tokens of real pairs, which no layout changes, over all these steps
+        together: between two fetches the host runs ahead of the device, and its clock does not measure a single step.
+        ``clip_fraction`` is over all steps up to the row's own.
         """
         if not self.pending:
             return []
@@ -111,3 +112,23 @@ class StepMetrics:
         for _, metrics in rows:
             metrics["tokens_per_second"] = tokens / seconds
         return rows
+
+
+class HeldOutMetrics:
+    """Accumulates the exact means of an evaluation of the held-out pairs."""
+
+    def __init__(self) -> None:
+        self._means = WeightedMeans()
+
+    def reset(self, device: torch.device) -> None:
+        """Begin an evaluation on ``device``."""
+        self._means.reset()
+        self._means.to(device)
+
+    def add(self, values: Mapping[str, Tensor], batch: PairBatch) -> None:
+        """Add a batch's values, each of shape ``(pairs,)``."""
+        self._means.update(values, batch.weight)
+
+    def fetch(self) -> dict[str, float]:
+        """Fetch the means over all ranks; empty before the first batch."""
+        return self._means.floats() if self._means.names else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shlex
@@ -13,9 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,11 +25,13 @@ from caldpo.config.run_lifecycle import (
     FINISHED,
     INTERRUPTED,
     RUNNING,
+    early_ends,
     status_of,
     write_json,
 )
 from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import SUMMARY, read_summary
+from caldpo.config.sweep_jobs import expand_sweep
 from caldpo.errors import CaldpoError
 
 REPORT = "sweep.json"
@@ -72,8 +73,8 @@ class UnderWay:
 class SweepReport(Callback):
     """Hydra callback that reports a sweep and ends the command with code 1 when any run failed."""
 
-    # For report_interrupted: Hydra tells no callback of an interruption.
-    under_way: UnderWay | None = None
+    def __init__(self) -> None:
+        self.under_way: UnderWay | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Say where the runs are going to lie."""
@@ -84,7 +85,8 @@ class SweepReport(Callback):
             with contextlib.suppress(OSError):  # its jobs hold the configuration as it was typed
                 (sweep.folder / JOBS).mkdir(mode=0o700, parents=True, exist_ok=True)
                 (sweep.folder / JOBS).chmod(0o700)  # one that was there already, too
-        SweepReport.under_way = sweep
+        self.under_way = sweep
+        early_ends[:] = [functools.partial(report_interrupted, sweep)]
         print(f"sweep in {sweep.folder}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -93,20 +95,19 @@ class SweepReport(Callback):
         Raises:
             SystemExit: with code 1 when any run failed.
         """
-        sweep, SweepReport.under_way = SweepReport.under_way, None
-        outcomes = _close(sweep or UnderWay(Path(config.hydra.sweep.dir)))
+        early_ends.clear()
+        outcomes = _close(self.under_way or UnderWay(Path(config.hydra.sweep.dir)))
         if any(run.status != FINISHED for run in outcomes):
             raise SystemExit(1)
 
 
-def report_interrupted(code: object = None) -> None:
-    """Report the sweep under way, which ended early; nothing when there is none.
+def report_interrupted(sweep: UnderWay, code: object = None) -> None:
+    """Report a sweep that ended early; nothing where it has no folder yet.
 
     What this process or its workers were running is interrupted. A launcher that lost a run (``code`` 1) gives up on
     the others as well: those that go on by themselves are waited for, so that the report tells what became of them.
     """
-    sweep, SweepReport.under_way = SweepReport.under_way, None
-    if sweep is None or not sweep.folder.is_dir():
+    if not sweep.folder.is_dir():
         return
     lost = code == 1
     if lost:
@@ -153,14 +154,9 @@ def collect(folder: Path) -> list[RunOutcome]:
 
 def planned_runs(config: DictConfig) -> int | None:
     """How many runs a sweep has; None where its sweeper decides as it goes."""
-    if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith(f".{BasicSweeper.__name__}"):
-        return None
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    given = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    try:
-        return len(BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0])
-    except HydraException:  # glob(*) needs to know the options
-        return None
+    hydra = GlobalHydra.instance()
+    sweep = expand_sweep(hydra.config_loader() if hydra.is_initialized() else None, config)
+    return len(sweep.jobs) if sweep.complete and not sweep.problems else None
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -1,300 +1,319 @@
-"""One training run: build cheap to dear, fit, evaluate, export, sum up."""
+"""One training run, from its configuration to its trained policy: :func:`train_run` is the story."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-import transformers
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
-from transformers import PreTrainedModel
+from pytorch_lightning.loggers import Logger
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from caldpo.callbacks.callback_base import RunCallback
 from caldpo.callbacks.reseed import Reseed
-from caldpo.checkpointing.checkpoint_plan import CheckpointPlan, require_same
+from caldpo.checkpointing.checkpoint_plan import CheckpointPlan
 from caldpo.components import Components
-from caldpo.config.run_lifecycle import FINISHED, write_json
-from caldpo.config.summary_file import SUMMARY
 from caldpo.console import (
     note_rounding,
-    peak_memory,
+    on_one_line,
     print_clipping,
     print_end,
     print_layout,
-    print_line,
     print_start,
-    versions,
+    print_training,
+    recipe_note,
+    training_facts,
 )
+from caldpo.data.batching import StepPlan
 from caldpo.data.end_tokens import end_tokens, inner_end_notes
 from caldpo.distributed.fsdp import full_state_dict
-from caldpo.errors import CaldpoError
-from caldpo.estimation.estimate_run import estimate
 from caldpo.estimation.oom_report import out_of_memory_error
 from caldpo.exporting.export_policy import export, export_notes
 from caldpo.exporting.model_card import CARD, Exported, write_card
 from caldpo.lightning_module import PreferenceModule
 from caldpo.loggers import csv_logger
-from caldpo.logprobs.layout import settle_layout
+from caldpo.logprobs.layout import choose_layout
 from caldpo.metrics_file import NAME
-from caldpo.model_data_checks import check_fit
+from caldpo.model_data_checks import check_fit, tokenizer_key
 from caldpo.models.adapted_policy import is_adapted, print_adapter_coverage
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import load_on_rank
-from caldpo.models.revision import keep_commit, keep_data_commit
 from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
-from caldpo.reference.reference_base import Reference, ReferenceSource
-from caldpo.reference.reference_context import in_run_dtype, reference_context
-from caldpo.replay.replay_run import replay
-from caldpo.resume.resume_point import find_start
-from caldpo.resume.run_inputs import known_inputs, model_inputs, policy_inputs, surroundings
-from caldpo.resume.template_date import keep_clock
-from caldpo.run_record import PLANNED, begun, is_begun, note, save_config
+from caldpo.reference.reference_base import in_run_dtype, reference_context
+from caldpo.resume.resume_point import ResumePoint
+from caldpo.resume.run_inputs import data_inputs, environment, frozen_inputs, policy_inputs
+from caldpo.run_record import PLANNED, RunRecord
 from caldpo.run_settings import RunSettings
-from caldpo.security.redacted_streams import RedactedStream
-from caldpo.startup_table import on_one_line, print_training, recipe_note, training_facts
 from caldpo.utils.collectives import is_first_rank
-from caldpo.utils.devices import resolve_devices
 from caldpo.utils.notes import print_notes
 from caldpo.utils.out_of_memory import is_out_of_memory
 
-
-def run(cfg: DictConfig) -> float | None:
-    """Train as configured; everything is written into Hydra's output folder.
-
-    Returns:
-        The final metric named by ``optimized_metric``, for sweepers that search; None of a dry run.
-
-    Raises:
-        CaldpoError: something is wrong that the user can mend; before weights load where possible.
-    """
-    try:
-        run_dir = Path(HydraConfig.get().runtime.output_dir)
-    except ValueError:
-        raise CaldpoError(
-            "a run needs a folder, which a configuration that is composed by Hydra alone does not name",
-            remedy='from Python: from caldpo import compose, train; train(compose(["loss=dpo"]))',
-        ) from None
-    resolve_devices(cfg)
-    settings = RunSettings(**{k: cfg[k] for k in RunSettings.__dataclass_fields__})
-    if settings.dry_run:
-        estimate(cfg)
-        return None
-    if settings.replay is not None:
-        replay(cfg, settings, Path(settings.replay).expanduser())
-        return None
-    first_rank = is_first_rank()
-    if settings.console == "full" and first_rank:
-        return run_in(run_dir, settings, cfg)["metrics"].get(settings.optimized_metric)
-    transformers.utils.logging.disable_progress_bar()
-    tell = functools.partial(print, file=sys.stdout, flush=True) if first_rank else None  # not into the file
-    kept = run_dir / "output.txt" if first_rank else Path(os.devnull)  # other ranks would say the same again
-    with (
-        kept.open("a" if settings.resume else "w", encoding="utf-8") as file,
-        contextlib.redirect_stdout(RedactedStream(file)),
-    ):
-        summary = run_in(run_dir, settings, cfg, tell)
-    if first_rank:
-        print_line(run_dir.name, summary)
-    return summary["metrics"].get(settings.optimized_metric)
+Announce = Callable[[str], None]
 
 
-def run_in(
-    run_dir: Path, settings: RunSettings, cfg: DictConfig, tell: Callable[[str], None] | None = None
-) -> dict[str, Any]:
-    """The run itself, and what ``summary.json`` says of it.
+@dataclass(frozen=True)
+class PreparedData:
+    """What training needs of the prepared data beside the pairs.
 
     Args:
-        tell: gets what a run of one line says at its start.
+        tokenizer: with the chat template that the pairs were rendered by.
+        inputs: digests by name, for checkpoints, see :func:`data_inputs`.
     """
-    started = time.perf_counter()
-    loss_name = str(HydraConfig.get().runtime.choices["loss"])
-    resumed = settings.resume is not None and is_begun(run_dir)
-    config = save_config(cfg, loss_name, run_dir, resumed=resumed, first_rank=is_first_rank())
-    pl.seed_everything(settings.seed, workers=True, verbose=False)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
 
+    tokenizer: PreTrainedTokenizerBase
+    inputs: dict[str, str]
+
+
+def train_run(
+    cfg: DictConfig, settings: RunSettings, run_dir: Path, announce: Announce | None = None
+) -> dict[str, Any]:
+    """Train one policy.
+
+    Args:
+        cfg: the run's configuration.
+        settings: its plain top-level keys.
+        run_dir: the run's folder.
+        announce: prints a line beside the redirected output, with ``console=compact``.
+
+    Returns:
+        The content of ``summary.json``.
+    """
+    pl.seed_everything(settings.seed, workers=True, verbose=False)
     components = Components.from_config(cfg)
-    loss, data, source = components.loss, components.data, components.model
-    components.trainer.check()
     components.check()
-    keep_commit(source, run_dir, resumed=resumed)
-    keep_data_commit(data.source, run_dir, resumed=resumed)
-    keep_clock(data, run_dir, resumed=resumed)
-    tokenizer = source.load_tokenizer()
-    start_identity = source.identity()  # asks the hub for its commit, or hashes a recipe
-    policy_identity = components.adapter.identity(start_identity)
-    reference_identity = components.reference.identity(components.adapter.started_from(start_identity))
+    record = RunRecord.open(run_dir, cfg, settings, components)
+    announce_start(cfg, record, announce)
+    resume = ResumePoint.find(run_dir, resumed=record.resumed)
+    data = prepare_data(cfg, components, record, resume)
+    with closing(components), oom_explained(cfg, components):
+        policy = load_checked_policy(components, data.tokenizer, settings)
+        loggers = open_loggers(components, record, resume)
+        plan = plan_steps(cfg, components, record, policy)
+        callbacks = [Reseed(settings.seed), *components.callbacks.values()]
+        trainer = components.trainer.build(run_dir, loggers, callbacks, plan.accumulation)
+        module = build_module(components, record, resume, trainer, policy, plan, data)
+        announce_training(cfg, record, module, plan, announce)
+        fit(trainer, module, components.data, resume)
+    export_policy(module, record)
+    return finish(trainer, module, components, record, resume)
+
+
+def announce_start(cfg: DictConfig, record: RunRecord, announce: Announce | None) -> None:
+    """Print what is going to be trained, before anything expensive."""
     print_start(
         {
-            "loss": f"{loss_name}: {loss.formula}",
-            "policy": policy_identity,
-            "reference": reference_identity,
-            "rewards/*": f"{settings.reward_beta:g} x log-ratio (nats), the same for every loss",
-            "seed": str(settings.seed),
-            "folder": str(run_dir),
+            "loss": f"{record.loss_name}: {record['formula']}",
+            "policy": record["policy"],
+            "reference": record["reference"],
+            "rewards/*": f"{record.settings.reward_beta:g} x log-ratio (nats), the same for every loss",
+            "seed": str(record.settings.seed),
+            "folder": str(record.run_dir),
         }
     )
-    hydra, chosen = HydraConfig.get(), HydraConfig.get().runtime.choices
-    if note_on_recipe := recipe_note(
-        chosen.get("model"), cfg.model.get("path"), hydra.overrides.task, chosen.get("data")
-    ):
-        (tell or functools.partial(print, flush=True))(note_on_recipe)
-    start = find_start(run_dir, resumed=resumed, first_rank=is_first_rank())
-    needs = {"needs_scores": loss.needs_scores, "needs_rejected": loss.needs_rejected}
-    report = data.prepare_pairs(tokenizer, run_dir, loss_name=loss_name, **needs)
-
-    formula = {"formula": loss.formula, "implicit_reward_beta": loss.implicit_reward_beta}
-    told = {**formula, "policy": policy_identity, "reference": reference_identity}
-    note(run_dir, {**told, "data": report.as_dict(), "versions": versions()})
-    check_fit(source, tokenizer, data, reference=components.reference, callbacks=components.callbacks)
-    known = known_inputs(config, data, tokenizer)
-    if start.manifest is not None:  # what is known before weights load; the reference's are held against it later
-        require_same({key: value for key, value in start.manifest.identity.items() if key in known}, known)
-
-    try:
-        sharded = components.trainer.is_sharded
-        policy = components.adapter.apply(load_on_rank(source, sharded=sharded))
-        print_adapter_coverage(policy)
-        print_notes(sampling_notes(policy, tokenizer, end_tokens(tokenizer, policy)))
-        print_notes(inner_end_notes(tokenizer, policy, data.train_pairs))
-        print_notes(export_notes(policy, tokenizer) if settings.export else [])
-        name = tracked_name(run_dir, loss_name, settings.seed)
-        tracked = components.logger.open(run_dir, name, sweep_name(run_dir), config, start.earlier)
-        loggers = [csv_logger(run_dir), *tracked]
-        noise = bool(cfg.model.get("dropout"))
-        require_valid_logprobs(policy, training=True, max_length=data.max_length, dropout=noise)
-        layout, why = settle_layout(settings.layout, policy, data.max_length, sharded=sharded)
-        print_layout(layout, why)
-        steps = components.trainer
-        plan = data.plan_steps(layout, **steps.extent())
-        note(run_dir, {PLANNED: plan.steps})
-        callbacks = [Reseed(settings.seed), *components.callbacks.values()]
-        trainer = steps.build(run_dir, loggers, callbacks, plan.accumulation)
-        policy = in_run_dtype(trainer, policy)
-        known |= policy_inputs(policy)
-        if not components.optim.rounds_stochastically:
-            note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), components.optim.lr)
-        facts = {"model": start_identity, "tokenizer": tokenizer.name_or_path, "prompts": report.prompts}
-        context = reference_context(policy, source, loss, data, trainer, plan.pairs_seen, facts)
-        reference = components.reference.build(context)
-        inputs = functools.partial(run_inputs, policy, reference, components.reference, known)
-        environment = surroundings(policy, trainer.strategy.root_device, layout)
-        module = PreferenceModule(
-            policy,
-            reference,
-            loss,
-            components.optim,
-            tokenizer,
-            settings.reward_beta,
-            same_start=not components.reference.distinct,
-            metrics_sync_every=components.trainer.metrics_sync_every,
-            logits_cache_mib=settings.logits_cache_mib,
-            nonfinite=NonFiniteGuard(steps.on_nonfinite, steps.max_skipped_steps),
-            checkpoint_plan=CheckpointPlan(inputs, environment, start.cut),
-        )
-        reference_mode = type(reference).__name__.removesuffix("Reference").lower()
-        training = training_facts(cfg, policy, plan, optimizer=str(chosen.get("optim")), reference=reference_mode)
-        if is_first_rank():
-            print_training(training)
-        if tell:
-            tell(f"{run_dir.name}: {on_one_line(training)}")
-        if start.checkpoint is None and is_first_rank():
-            start.cut()
-        train(trainer, module, data, start.checkpoint)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory_error(error, cfg, components) from error
-    finally:
-        data.close_loaders()
-        sync = components.logger.close()
-
-    places = {"metrics": str(run_dir / "metrics.csv")}
-    weights = full_state_dict(module.policy) if settings.export else {}
-    if settings.export and trainer.is_global_zero:
-        export(module, run_dir / "policy", weights)
-        adapter = " (the adapter; its base is loaded beside it)" if is_adapted(policy) else ""
-        places["policy"] = str(run_dir / "policy") + adapter
-    if sync:
-        places["upload to W&B"] = sync
-    memory, memory_of = peak_memory()
-    summary = {
-        "status": FINISHED,
-        "loss_name": loss_name,
-        "seed": settings.seed,
-        "steps": module.global_step,
-        "metrics": module.latest,
-        "wall_seconds": time.perf_counter() - started + (start.manifest.seconds if start.manifest else 0),
-        "peak_memory_bytes": memory,
-        "peak_memory_of": memory_of,
-        **formula,
-        "policy": policy_identity,
-        "reference": reference_identity,
-        "start_difference": module.largest_start_ratio,
-        "upload": sync,
-        "tracker_url": components.logger.url,
-        "skipped_steps": module.nonfinite.skipped,
-        "alarms": [alarm for callback in callbacks for alarm in getattr(callback, "alarms", [])],
-        **begun(run_dir),
-        "data": report.as_dict(),
-        "versions": versions(),
-    }
-    if trainer.is_global_zero:
-        write_json(run_dir / SUMMARY, summary)
-        if settings.export:
-            done = Exported(module.global_step, is_end=True, adapter=is_adapted(policy))
-            write_card(run_dir, run_dir / "policy" / CARD, done, picture=False)
-        print_end(summary, places)
-        print_clipping(run_dir / NAME, steps.gradient_clip_val)
-    return summary
-
-
-def tracked_name(run_dir: Path, loss_name: str, seed: int) -> str:
-    """The run's name in a tracker: its folder's, with loss and seed where that does not say them."""
-    told = [text for text in (f"loss={loss_name}", f"seed={seed}") if text not in run_dir.name.split(",")]
-    return " ".join([*told, run_dir.name])
-
-
-def sweep_name(run_dir: Path) -> str | None:
-    """The sweep's folder, when this run is one of a sweep: the group of its runs."""
     hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        return Path(hydra.sweep.dir).name
-    return run_dir.absolute().parent.name if (run_dir.parent / "multirun.yaml").is_file() else None  # a resumed one
+    choices = hydra.runtime.choices
+    note = recipe_note(choices.get("model"), cfg.model.get("path"), hydra.overrides.task, choices.get("data"))
+    if note is not None:
+        (announce or functools.partial(print, flush=True))(note)
 
 
-def train(
-    trainer: pl.Trainer, module: PreferenceModule, data: pl.LightningDataModule, checkpoint: Path | None = None
+def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, resume: ResumePoint) -> PreparedData:
+    """Read, check, split and tokenise the pairs, and compare them with the models and with the resumed run."""
+    tokenizer, loss, data = components.model.load_tokenizer(), components.loss, components.data
+    report = data.prepare_pairs(
+        tokenizer,
+        record.run_dir,
+        loss_name=record.loss_name,
+        needs_scores=loss.needs_scores,
+        needs_rejected=loss.needs_rejected,
+    )
+    record.note({"data": report.as_dict()})
+    check_fit(
+        components.model,
+        tokenizer,
+        data,
+        reference=components.reference,
+        tokenizer_key=tokenizer_key(cfg.model),
+        callbacks=components.callbacks,
+    )
+    inputs = data_inputs(record.config, data, tokenizer)
+    resume.require_same_inputs(inputs)  # before weights load; the others are compared when the checkpoint does
+    return PreparedData(tokenizer, inputs)
+
+
+def load_checked_policy(
+    components: Components, tokenizer: PreTrainedTokenizerBase, settings: RunSettings
+) -> PreTrainedModel:
+    """Load the policy, put its adapter on, and print what a user should know of it."""
+    policy = components.adapter.apply(load_on_rank(components.model, sharded=components.trainer.is_sharded))
+    print_adapter_coverage(policy)
+    print_notes(sampling_notes(policy, tokenizer, end_tokens(tokenizer, policy)))
+    print_notes(inner_end_notes(tokenizer, policy, components.data.train_pairs))
+    print_notes(export_notes(policy, tokenizer) if settings.export else [])
+    return policy
+
+
+def open_loggers(components: Components, record: RunRecord, resume: ResumePoint) -> list[Logger]:
+    """Open ``metrics.csv`` and the run's tracker."""
+    tracked = components.logger.open(
+        record.run_dir, record.tracked_name, record.sweep_name, record.config, resume.earlier
+    )
+    return [csv_logger(record.run_dir), *tracked]
+
+
+def plan_steps(cfg: DictConfig, components: Components, record: RunRecord, policy: PreTrainedModel) -> StepPlan:
+    """Probe the policy, choose the layout of its batches, and plan the optimiser steps."""
+    data, trainer = components.data, components.trainer
+    require_valid_logprobs(policy, training=True, max_length=data.max_length, dropout=bool(cfg.model.get("dropout")))
+    layout, reason = choose_layout(record.settings.layout, policy, data.max_length, sharded=trainer.is_sharded)
+    print_layout(layout, reason)
+    plan = data.plan_steps(layout, **trainer.extent())
+    record.note({PLANNED: plan.steps})
+    return plan
+
+
+def build_module(
+    components: Components,
+    record: RunRecord,
+    resume: ResumePoint,
+    trainer: pl.Trainer,
+    policy: PreTrainedModel,
+    plan: StepPlan,
+    data: PreparedData,
+) -> PreferenceModule:
+    """Build the training module, with the policy in the run's dtype and the reference beside it."""
+    loss, optim, settings = components.loss, components.optim, components.trainer
+    policy = in_run_dtype(trainer, policy)
+    inputs = {**data.inputs, **policy_inputs(policy)}
+    if not optim.rounds_stochastically:
+        note_rounding(next(p.dtype for p in policy.parameters() if p.requires_grad), optim.lr)
+    facts = {
+        "model": components.model.identity(),
+        "tokenizer": data.tokenizer.name_or_path,
+        "prompts": record["data"]["prompts"],
+    }
+    context = reference_context(policy, components.model, loss, components.data, trainer, plan.pairs_seen, facts)
+    reference = components.reference.build(context)
+    return PreferenceModule(
+        policy,
+        reference,
+        loss,
+        optim,
+        data.tokenizer,
+        record.settings.reward_beta,
+        same_start=not components.reference.distinct,
+        metrics_sync_every=settings.metrics_sync_every,
+        logits_cache_mib=record.settings.logits_cache_mib,
+        nonfinite=NonFiniteGuard(settings.on_nonfinite, settings.max_skipped_steps),
+        checkpoint_plan=CheckpointPlan(
+            inputs=lambda: {**inputs, **frozen_inputs(policy, reference, components.reference)},
+            environment=environment(policy, trainer.strategy.root_device, components.data.layout),
+            cut=resume.truncate_files,
+        ),
+    )
+
+
+def announce_training(
+    cfg: DictConfig, record: RunRecord, module: PreferenceModule, plan: StepPlan, announce: Announce | None
 ) -> None:
-    """Evaluate, fit, evaluate once more where the schedule did not end on the last step, and score the outcome.
+    """Print how the policy is going to be trained."""
+    facts = training_facts(
+        cfg,
+        module.policy,
+        plan,
+        optimizer=str(HydraConfig.get().runtime.choices.get("optim")),
+        reference=type(module.reference).__name__.removesuffix("Reference").lower(),
+    )
+    if is_first_rank():
+        print_training(facts)
+    if announce is not None:
+        announce(f"{record.run_dir.name}: {on_one_line(facts)}")
+
+
+def fit(
+    trainer: pl.Trainer, module: PreferenceModule, data: pl.LightningDataModule, resume: ResumePoint | None = None
+) -> None:
+    """Evaluate, train, evaluate once more where training did not end with that, and call the callbacks' ``on_trained``.
 
     Args:
         trainer, module, data: of the run.
-        checkpoint: where a resumed run goes on, its first evaluation long done.
+        resume: where the run begins; after a checkpoint the first evaluation is done already. None begins anew.
     """
+    checkpoint = None if resume is None else resume.checkpoint
     if checkpoint is None:
+        if resume is not None and is_first_rank():
+            resume.truncate_files()
         trainer.validate(module, data, verbose=False)
     trainer.fit(module, data, ckpt_path=checkpoint)
     if module.evaluated_at != module.global_step:
         trainer.validate(module, data, verbose=False)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if hasattr(callback, "on_trained"):
+        if isinstance(callback, RunCallback):
             callback.on_trained(trainer, module)
 
 
-def run_inputs(
-    policy: PreTrainedModel, reference: Reference, source: ReferenceSource, known: dict[str, str]
-) -> dict[str, str]:
-    """Digest all that must not change between two stretches of a run; all ranks have to ask."""
-    return {**known, **model_inputs(policy, reference, source)}
+@contextlib.contextmanager
+def closing(components: Components) -> Iterator[None]:
+    """Close the data's workers and the tracker, whatever happens."""
+    try:
+        yield
+    finally:
+        components.data.close_loaders()
+        components.logger.close()
+
+
+@contextlib.contextmanager
+def oom_explained(cfg: DictConfig, components: Components) -> Iterator[None]:
+    """Explain an out-of-memory error by the estimate: where memory goes, and what to change."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory_error(error, cfg, components) from error
+
+
+def export_policy(module: PreferenceModule, record: RunRecord) -> None:
+    """Write the trained policy into ``policy/`` of the run's folder; all ranks have to call."""
+    if record.settings.export:
+        weights = full_state_dict(module.policy)
+        if is_first_rank():
+            export(module, record.run_dir / "policy", weights)
+
+
+def finish(
+    trainer: pl.Trainer, module: PreferenceModule, components: Components, record: RunRecord, resume: ResumePoint
+) -> dict[str, Any]:
+    """Write the final ``summary.json`` and the model card, and print the outcome; returns the summary."""
+    alarms = [alarm for callback in components.callbacks.values() for alarm in _alarms(callback)]
+    summary = record.finish(
+        module,
+        earlier_seconds=resume.seconds,
+        upload=components.logger.upload,
+        tracker_url=components.logger.url,
+        alarms=alarms,
+    )
+    if trainer.is_global_zero:
+        run_dir, adapted = record.run_dir, is_adapted(module.policy)
+        places = {"metrics": str(run_dir / NAME)}
+        if record.settings.export:
+            exported = Exported(module.global_step, is_end=True, adapter=adapted)
+            write_card(run_dir, run_dir / "policy" / CARD, exported, picture=False)
+            adapter = " (the adapter; its base is loaded beside it)" if adapted else ""
+            places["policy"] = f"{run_dir / 'policy'}{adapter}"
+        if summary["upload"]:
+            places["upload to W&B"] = summary["upload"]
+        print_end(summary, places)
+        print_clipping(run_dir / NAME, components.trainer.gradient_clip_val)
+    return summary
+
+
+def _alarms(callback: pl.Callback) -> list[dict[str, Any]]:
+    return callback.alarms if isinstance(callback, RunCallback) else []

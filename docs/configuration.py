@@ -25,6 +25,7 @@ python docs/configuration.py
 SECTION = {
     "train": "`python -m caldpo.train`",
     "hydra_base": "Folders of runs and sweeps",
+    "per_loss": "Settings of a loss in one experiment, or with one model",
     "target": "Keys of `caldpo.evaluate` and `caldpo.generate`",
 }
 HYDRAS_OWN = ("hydra.help.", "hydra.hydra_logging.", "hydra.job_logging.", "hydra.callbacks.")  # explained in place

@@ -73,7 +73,7 @@ def test_what_is_no_list_of_overrides_is_said_once(overrides: object) -> None:
 
 
 def test_a_configuration_of_hydra_alone_is_refused_in_one_line(folder: Path) -> None:
-    from caldpo.training_run import run
+    from caldpo.training_command import run
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = hydra_compose("train", list(SMALL))

@@ -20,7 +20,7 @@ from caldpo.models.compilation import CompileClock, compile_layers
 from caldpo.models.model_source import prepare_for_training
 from caldpo.models.tabular_model import TabularModel
 from caldpo.reference.frozen_model import Frozen
-from caldpo.reference.reference_context import in_run_dtype
+from caldpo.reference.reference_base import in_run_dtype
 from tests.harness import Pairs, fit, make_module
 from tests.messages import refused
 from tests.reference.contexts import make_context
@@ -70,7 +70,7 @@ def test_a_resident_reference_is_the_compiled_policys_start_in_half_precision(pr
     trainer = settings.build(tmp_path, [csv_logger(tmp_path)], [])
     policy = in_run_dtype(trainer, module.policy)
     context = make_context(policy, precision=trainer.precision_plugin.forward_context)
-    object.__setattr__(module, "reference", Frozen().build(context))
+    module.reference = Frozen().build(context)
     data = Pairs(tiny_pairs(16), tiny_pairs(24, longest=20), 8)
     trainer.validate(module, data, verbose=False)
     assert 0 < module.largest_start_ratio < 2e-2  # there is something to forgive

@@ -114,10 +114,10 @@ def test_they_are_the_samples_that_suites_look_at(trained: Path, monkeypatch: py
 
     monkeypatch.setattr(module, "EvaluatedPolicy", Kept)
     found = generate(trained, "count=4", "samples=2")
-    (subject,) = made
-    sampling = subject.sampling(4, 2, None, 1.0)
+    (policy,) = made
+    sampling = policy.sampling(4, 2, None, 1.0)
     for who in ("policy", "reference"):
-        drawn = [subject.decode(ids) for ids in subject.samples(who, sampling)]
+        drawn = [policy.decode(ids) for ids in policy.samples(who, sampling)]
         assert list(found.loc[found["who"] == who, "response"]) == drawn
 
 
@@ -261,7 +261,7 @@ class TestChat:
     def test_a_conversation_goes_on_with_the_policys_answers(self, conversed: Path, monkeypatch) -> None:
         asked: list[Any] = []
         encode = chat.as_prompt
-        monkeypatch.setattr(chat, "as_prompt", lambda subject, prompt: asked.append(prompt) or encode(subject, prompt))
+        monkeypatch.setattr(chat, "as_prompt", lambda policy, prompt: asked.append(prompt) or encode(policy, prompt))
         rows = self.converse(conversed, monkeypatch, Typed("w1", "w2", "/new", "w3"))
         answers = rows.loc[rows["who"] == "policy", "response"].tolist()
         assert [[(m["role"], m["content"]) for m in prompt] for prompt in asked] == [

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.tokenize import encode_prompt, tokenize_pairs
-from caldpo.environments.reviews.review_tokenizer import build_tokenizer
-from caldpo.generation.generation_console import print_prompt, print_responses
+from caldpo.environments.reviews.sft_policy import build_tokenizer
+from caldpo.generation.generation_checks import read_prompts
+from caldpo.generation.generation_output import print_prompt, print_responses
 from caldpo.generation.responses import Response
-from caldpo.generation.user_prompts import read_prompts
 from tests.messages import names, refused
 from tests.tiny import tiny_tokenizer
 

@@ -23,8 +23,8 @@ def test_module_imports(name: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("caldpo.train", "caldpo.evaluate", "caldpo.generate", "caldpo.export", "caldpo.cli"),
-        *(f"caldpo.{name}.__main__" for name in ("compare", "estimate", "benchmark")),
+        f"caldpo.{name}"
+        for name in ("train", "evaluate", "generate", "export", "compare", "estimate", "benchmark", "cli", "api")
     ],
 )
 def test_commands_import_nothing_heavy(module: str) -> None:

@@ -55,7 +55,8 @@ def test_offline_runs_of_a_sweep_are_apart_and_complete(tmp_path: Path) -> None:
             logger.log_metrics({"loss": 10.0 * i + step, "rewards/chosen": -step}, step)
         logger.log_metrics({"val/loss": 0.5}, 5)
         logger.log_table("samples", columns=["step", "text"], data=[[0, "good"]], step=5)
-        upload = tracker.close()
+        tracker.close()
+        upload = tracker.upload
         assert upload is not None
         assert upload.startswith("wandb sync ")
         (file,) = folder.glob("wandb/offline-run-*/*.wandb")
@@ -78,8 +79,8 @@ class TestSettings:
 
     VARIABLES = ("PROJECT", "ENTITY", "NAME", "NOTES", "RUN_GROUP")
 
-    def opened(self, folder: Path, tracker: WandB, group: str | None = None) -> Any:
-        assert len(tracker.open(folder, "loss=dpo seed=0 run", group, {})) == 1
+    def opened(self, folder: Path, tracker: WandB, group: str | None = None, **config: Any) -> Any:
+        assert len(tracker.open(folder, "loss=dpo seed=0 run", group, config)) == 1
         tracker.close()
         (file,) = folder.glob("wandb/offline-run-*/*.wandb")
         wandb_file.wait_until_written(file)
@@ -99,8 +100,8 @@ class TestSettings:
 
     @pytest.mark.usefixtures("variables")
     def test_keys_win(self, tmp_path: Path) -> None:
-        keys = {name: f"key-{name}" for name in ("project", "entity", "name", "group", "notes")}
-        run = self.opened(tmp_path, WandB(**keys, tags=["three"]), group="sweep")
+        keys = {name: f"key-{name}" for name in ("project", "entity", "name", "group")}
+        run = self.opened(tmp_path, WandB(**keys), group="sweep", notes="key-notes", tags=["three"])
         assert (run.project, run.entity, run.run_group) == ("key-project", "key-entity", "key-group")
         assert (run.notes, list(run.tags)) == ("key-notes", ["three"])
         assert run.display_name == "key-name: loss=dpo seed=0 run"  # one of a sweep keeps its own beside it
@@ -121,11 +122,12 @@ class TestSettings:
             monkeypatch.setenv(name, value)
         tracker = WandB(mode="disabled" if name is None else "auto")
         assert tracker.open(tmp_path, "run", None, {}) == []
-        assert tracker.close() is None
+        tracker.close()
+        assert tracker.upload is None
         assert list(tmp_path.iterdir()) == []
 
     def test_the_name_holds_loss_and_seed(self) -> None:
-        from caldpo.training_run import tracked_name
+        from caldpo.run_record import tracked_name
 
         assert tracked_name(Path("a/train_2026"), "dpo", 3) == "loss=dpo seed=3 train_2026"
         assert tracked_name(Path("a/loss=dpo,seed=3,loss.beta=1"), "dpo", 3) == "loss=dpo,seed=3,loss.beta=1"
@@ -169,7 +171,8 @@ def test_runs_of_a_sweep_are_apart_where_a_variable_names_a_run(
 def test_without_a_tracker_nothing_is_opened(tmp_path: Path) -> None:
     tracker = NoTracker()
     assert tracker.open(tmp_path, "run", None, {}) == []
-    assert tracker.close() is None
+    tracker.close()
+    assert tracker.upload is None
     assert tracker.add_summary(tmp_path, {"a": 1.0}) is None
     assert list(tmp_path.iterdir()) == []
 

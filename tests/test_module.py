@@ -201,7 +201,7 @@ def test_clip_fraction_counts_clipped_steps(tmp_path: Path) -> None:
 
 def test_another_start_is_refused_before_the_first_step(tmp_path: Path) -> None:
     module = make_module(DPO())
-    object.__setattr__(module, "reference", FrozenReference(tiny_model(seed=1)))
+    module.reference = FrozenReference(tiny_model(seed=1))
     trainer = TrainerSettings(progress_bar=False, max_steps=1).build(tmp_path, [csv_logger(tmp_path)], [])
     with refused("policy", "reference", "differ"):
         trainer.validate(module, Pairs(tiny_pairs(4), tiny_pairs(4), 2), verbose=False)

@@ -10,12 +10,11 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from caldpo.console import print_clipping
+from caldpo.console import print_clipping, recipe_note
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.models.adapted_policy import count_parameters
 from caldpo.models.adapters import Lora
 from caldpo.resume.config_diff import differences
-from caldpo.startup_table import recipe_note
 from caldpo.utils.devices import resolve_accelerator, resolve_precision
 from tests.command import train
 from tests.messages import names

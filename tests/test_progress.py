@@ -56,7 +56,7 @@ def test_rows_are_those_of_a_fetch_at_every_step(metrics_sync_every: int, tmp_pa
         keys = {"max_steps": 11, "val_check_interval": 3, "gradient_clip_val": 100.0, "accumulate_grad_batches": 2}
         module = delayed(every)
         fit(module, data(), folder, **keys)
-        assert module.train_log.pending == []
+        assert module.train_metrics.pending == []
         found.append((rows_of(folder).drop(columns=TIMES), module.latest))
     pd.testing.assert_frame_equal(found[0][0], found[1][0])
     train = found[1][0].dropna(subset="loss")

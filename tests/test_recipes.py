@@ -206,11 +206,12 @@ def test_every_loss_of_a_recipe_says_where_its_settings_are_from(experiment: str
     swept = composed_with_hydra(experiment).hydra.sweeper.params.loss.split(",")
     text = (CONF / "per_loss.yaml").read_text()
     _, _, recipe = text.partition(f"\n{experiment}:\n")
-    settings = dict(re.findall(r"^  (\w+):\n((?:    .*\n)+)", recipe.partition("\n\n")[0] + "\n", re.MULTILINE))
+    lines = re.findall(r"((?:^  #.*\n)*)^  (\w+): (.*)$", recipe.partition("\n\n")[0], re.MULTILINE)
+    settings = {loss: above + beside for above, loss, beside in lines}
     assert settings.keys() == set(swept) == {"dpo", "f_dpo", "ipo", "slic", "cpo", "cal_dpo"}
     sources = ("# ours", "published", "Rafailov", "release", "alignment-handbook", "huggingface.co")
-    for loss, lines in settings.items():
-        assert any(source in lines for source in sources), loss
+    for loss, written in settings.items():
+        assert any(source in written for source in sources), loss
 
 
 @pytest.mark.parametrize("option", sorted(per_loss_options()))

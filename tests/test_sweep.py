@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from caldpo.config.hydra_session import hydra_session
 from caldpo.config.run_lifecycle import write_json
 from caldpo.config.run_lock import run_lock
 from caldpo.config.summary_file import SUMMARY
 from caldpo.report.comparison import compare_runs
-from caldpo.sweep_report import SweepReport, UnderWay, planned_runs, report, report_interrupted
+from caldpo.sweep_report import UnderWay, planned_runs, report, report_interrupted
 from tests.command import train
 from tests.messages import names
 
@@ -78,9 +79,7 @@ def test_runs_that_were_stopped_with_the_sweep_and_runs_that_were_lost_differ(
     code: int, told: str, tmp_path: Path
 ) -> None:
     summaries(tmp_path, one='{"status": "running", "kept": 1}', torn='{"sta')
-    SweepReport.under_way = UnderWay(tmp_path, planned=2)
-    report_interrupted(code)
-    assert SweepReport.under_way is None
+    report_interrupted(UnderWay(tmp_path, planned=2), code)
     assert statuses(tmp_path) == {"one": told, "torn": "failed"}
     assert json.loads((tmp_path / "one" / SUMMARY).read_text())["kept"] == 1
 
@@ -100,8 +99,7 @@ def test_runs_that_go_on_after_another_was_lost_are_waited_for(
     thread = threading.Thread(target=go_on)
     thread.start()
     begun.wait()
-    SweepReport.under_way = UnderWay(tmp_path)
-    report_interrupted(1)
+    report_interrupted(UnderWay(tmp_path), 1)
     thread.join()
     assert statuses(tmp_path) == {"other": "finished"}
     names(capsys.readouterr().out, "waiting")
@@ -112,8 +110,7 @@ def test_pickles_of_jobs_that_may_still_start_stay(tmp_path: Path) -> None:
         (tmp_path / ".submitit" / job).mkdir(parents=True)
         for name in files:
             (tmp_path / ".submitit" / job / f"{name}.pkl").touch()
-    SweepReport.under_way = UnderWay(tmp_path, jobs_elsewhere=True)
-    report_interrupted(1)
+    report_interrupted(UnderWay(tmp_path, jobs_elsewhere=True), 1)
     assert [path.name for path in tmp_path.rglob("*.pkl")] == ["7_1_submitted.pkl"]
 
 
@@ -124,12 +121,13 @@ def test_pickles_of_jobs_that_may_still_start_stay(tmp_path: Path) -> None:
         (BASIC, {"loss": "dpo,ipo,cpo", "seed": "0,1"}, ["seed=5"], 3),  # the command line wins
         (BASIC, None, [], 1),
         ("somewhere.DrawingSweeper", None, ["seed=0,1"], None),
-        (BASIC, None, ["loss=glob(*)"], None),
+        (BASIC, None, ["loss=glob(*dpo)"], 3),
     ],
 )
 def test_how_many_runs_a_sweep_has(sweeper: str, params: Any, overrides: list[str], planned: int | None) -> None:
     hydra = {"sweeper": {"_target_": sweeper, "params": params}, "overrides": {"task": overrides}}
-    assert planned_runs(OmegaConf.create({"hydra": hydra})) == planned
+    with hydra_session("train"):
+        assert planned_runs(OmegaConf.create({"hydra": hydra})) == planned
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from caldpo.data.data_loading import TokenizedDataModule
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
-from caldpo.logprobs.layout import settle_layout
+from caldpo.logprobs.layout import choose_layout
 from caldpo.losses.cpo import CPO
 from tests.harness import make_module
 from tests.tiny import tiny_pairs
@@ -44,7 +44,7 @@ def main(
     module.metrics_sync_every = ranks + 1  # rows do not depend on when they are fetched
     data = Pairs(micro, tokens)
     for model in (module.policy, module.reference.model):
-        settle_layout(layout, model, max_length=32)
+        choose_layout(layout, model, max_length=32)
     plan = data.plan_steps(layout, accumulation=accumulation, world_size=ranks, max_epochs=2, max_steps=None)
     settings = TrainerSettings(
         progress_bar=False,

@@ -15,7 +15,6 @@ from caldpo.bench.benchmark_settings import VARIANTS, CaldpoVariant
 from caldpo.bench.caldpo_runner import variant_overrides
 from caldpo.bench.measure import PeakMemory, StepClock, now
 from caldpo.bench.worker_job import Answer, Ids, Job, digest
-from caldpo.lightning_module import PreferenceModule
 from caldpo.types import PairBatch
 
 
@@ -36,7 +35,7 @@ class StepTimer(pl.Callback):
         self.digests: list[str] = []
         self.reference, self.layout = "", ""
 
-    def setup(self, trainer: pl.Trainer, pl_module: PreferenceModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if not self.reference:  # called for validation and for training
             self.reference = type(pl_module.reference).__name__
             pl_module.reference.prepare = self._timed(pl_module.reference.prepare)
@@ -56,7 +55,7 @@ class StepTimer(pl.Callback):
         if self.clock.done == self.job.steps:
             self.memory.end_training()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.fetch_rows()  # metrics that are still on the device
         rows = _step_rows(Path(trainer.default_root_dir) / "metrics.csv")
         variant = VARIANTS[self.job.variant]

@@ -1,4 +1,4 @@
-"""An alarm when held-out chosen responses become less and less likely: likelihood displacement.
+"""Raise an alarm when held-out chosen responses become less and less likely: likelihood displacement.
 
 A preference loss can widen its margin by lowering both responses' log-probs, the rejected one's faster. The chosen
 log-ratio then falls below zero, which is the reference, and where the probability goes nothing in the loss says
@@ -17,8 +17,10 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 
+from caldpo.callbacks.callback_base import RunCallback
 from caldpo.config.bounds import NonNegative, NonNegativeInt
 from caldpo.config.signatures import validated
+from caldpo.lightning_module import PreferenceModule
 
 CHOSEN, REJECTED, SHARE = "val/log_ratios/chosen", "val/log_ratios/rejected", "val/displacement"
 
@@ -33,8 +35,8 @@ class Point:
     share: float
 
 
-class DisplacementAlarm(pl.Callback):
-    """Speaks up once when the chosen log-ratio has been falling; again only after it was back at the reference's.
+class DisplacementAlarm(RunCallback):
+    """Raises an alarm when the chosen log-ratio has been falling; another one only after it was back at 0.
 
     The alarms go to the terminal, to W&B as an alert, and into ``summary.json``. A resumed run does not repeat them,
     unless it was stopped right after the evaluation that raised one: that is done again.
@@ -46,17 +48,17 @@ class DisplacementAlarm(pl.Callback):
 
     @validated
     def __init__(self, evaluations: NonNegativeInt = 2, below: NonNegative = 1.0) -> None:
+        super().__init__()
         self.evaluations, self.below = evaluations, below
         self.points: list[Point] = []  # the last evaluations, as many as are looked at
         self.raised = False
-        self.alarms: list[dict[str, Any]] = []
 
-    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
-        found = module.latest
-        if not self.evaluations or CHOSEN not in found:
+    def on_validation_end(self, trainer: pl.Trainer, module: PreferenceModule) -> None:  # type: ignore[override]
+        metrics = module.latest
+        if not self.evaluations or CHOSEN not in metrics:
             return
         step = module.global_step
-        point = Point(step, found[CHOSEN], found[REJECTED], found[SHARE])
+        point = Point(step, metrics[CHOSEN], metrics[REJECTED], metrics[SHARE])
         earlier = [p for p in self.points if p.step < step]  # a step that is evaluated again counts once
         self.points = [*earlier, point][-self.evaluations - 1 :]
         if point.chosen >= 0:
@@ -77,7 +79,7 @@ class DisplacementAlarm(pl.Callback):
         )
         if trainer.is_global_zero:
             Console().print(f"[bold yellow]alarm:[/bold yellow] {text}", soft_wrap=True, highlight=False)
-            tell_tracker(trainer, text)
+            send_alert(trainer, text)
 
     def state_dict(self) -> dict[str, Any]:
         values = [[p.step, p.chosen, p.rejected, p.share] for p in self.points]
@@ -97,7 +99,7 @@ def is_falling(points: Sequence[Point], evaluations: int, below: float) -> bool:
 
 
 def describe(points: Sequence[Point]) -> str:
-    """What has happened, with the figures, and where to look."""
+    """Describe the displacement with its figures, and where to look."""
     first, last = points[0], points[-1]
     values = ", ".join(f"{p.chosen:+.2f}" for p in points)
     steps = ", ".join(str(p.step) for p in points)
@@ -111,8 +113,8 @@ def describe(points: Sequence[Point]) -> str:
     )
 
 
-def tell_tracker(trainer: pl.Trainer, text: str) -> None:
-    """An alert in W&B, which may send it by mail; a tracker that cannot be reached stops no training."""
+def send_alert(trainer: pl.Trainer, text: str) -> None:
+    """Send an alert to W&B, which may mail it; an error of the tracker does not stop training."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""Dropout and whatever else draws at random, as a function of the place in the run: a resumed run draws the same."""
+"""Seed random draws, such as dropout's, by the position in the run: a resumed run draws the same."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 class Reseed(pl.Callback):
     """Seeds every generator before each micro-batch of training, from the run's seed, the step, the batch and the rank.
 
-    So no generator has to be saved, nothing that draws in between (evaluation, samples) shifts what training draws, and
-    each rank has its own numbers.
+    No generator has to be saved, draws in between (evaluation, samples) do not shift those of training, and each rank
+    has its own.
 
     Args:
         seed: of the run.

@@ -1,23 +1,22 @@
-"""A table of sample generations per evaluation: in samples.jsonl always, in the tracker where it has tables."""
+"""A table of sample generations per evaluation: in samples.jsonl always, in W&B where a run is tracked."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 
+from caldpo.callbacks.callback_base import PromptSampling, response_texts
 from caldpo.checkpointing.manifest import SAMPLES
 from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.datamodule import PairDataModule
-from caldpo.data.end_tokens import end_tokens, response_text
-from caldpo.distributed.fsdp import is_sharded
-from caldpo.models.sampling import sample_responses
+from caldpo.lightning_module import PreferenceModule
+from caldpo.loggers import TableLogger
 
 
-class SampleTable(pl.Callback):
+class SampleTable(PromptSampling):
     """Samples the policy on a few held-out prompts whenever the held-out pairs are evaluated.
 
     Args:
@@ -35,55 +34,39 @@ class SampleTable(pl.Callback):
         temperature: NonNegative = 1.0,
         seed: NonNegativeInt = 0,
     ) -> None:
-        self.prompts, self.max_new_tokens, self.temperature, self.seed = (
-            prompts,
-            max_new_tokens,
-            temperature,
-            seed,
-        )
+        super().__init__(prompts, max_new_tokens, temperature, seed)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: PreferenceModule) -> None:  # type: ignore[override]
         if not self.prompts:
             return
-        module.require_finite_held_out()  # on all ranks: it says more than what comes of sampling from such weights
-        if not (trainer.is_global_zero or is_sharded(module.policy)):
+        module.require_finite_held_out()  # on all ranks: it names rows and terms, which sampling cannot
+        if not self.takes_part(trainer, module):
             return
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
         held_out = data.held_out_prompts(self.prompts)
-        ends = end_tokens(module.tokenizer, module.policy)
-        responses = sample_responses(
-            module.policy,
-            module.tokenizer,
-            [h.prompt_ids for h in held_out],
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            seed=self.seed,
-            device=module.device,
-            ends=ends,
-            whose=f"after {module.global_step} optimiser steps the policy's",
-            names=[h.origin or f"prompt {i}" for i, h in enumerate(held_out, 1)],
-        )
-        if not trainer.is_global_zero:  # it was needed to generate, as it holds a part of the weights
+        responses = self.sample(module.policy, module, held_out, seed=self.seed)
+        if not trainer.is_global_zero:
             return
         reward = data.oracle
-        new = []
-        for prompt, ids in zip(held_out, responses, strict=True):
-            text = response_text(module.tokenizer, ids, ends)
-            asked = prompt.prompt if isinstance(prompt.prompt, str) else module.tokenizer.decode(prompt.prompt_ids)
-            row = {"step": module.global_step, "prompt": asked, "chosen": prompt.reference, "sample": text}
+        rows = []
+        for prompt, text in zip(held_out, response_texts(module, responses), strict=True):
+            prompt_text = (
+                prompt.prompt if isinstance(prompt.prompt, str) else str(module.tokenizer.decode(prompt.prompt_ids))
+            )
+            row = {"step": module.global_step, "prompt": prompt_text, "chosen": prompt.reference, "sample": text}
             if reward is not None:
-                row["true_reward"] = round(reward(asked, text), 4)
-            new.append(row)
+                row["true_reward"] = round(reward(prompt_text, text), 4)
+            rows.append(row)
         file = Path(trainer.default_root_dir) / SAMPLES
         with file.open("a", encoding="utf-8") as opened:
-            opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+            opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):
+            if isinstance(logger, TableLogger):
                 # a table is replaced, not appended to: every row of the run so far, at the step they belong to
-                rows = [json.loads(line) for line in file.open(encoding="utf-8")]  # not splitlines(): U+2028
+                table = [json.loads(line) for line in file.open(encoding="utf-8")]  # not splitlines(): U+2028
                 logger.log_table(
                     "samples",
-                    columns=list(new[0]),
-                    data=[list(r.values()) for r in rows],
+                    columns=list(rows[0]),
+                    data=[list(row.values()) for row in table],
                     step=module.global_step,
                 )

@@ -18,7 +18,7 @@ from caldpo.config.hydra_session import HydraSession, hydra_session, options_par
 from caldpo.config.overrides import require_unspaced, with_positional, with_quoted_paths
 from caldpo.config.preflight import Agree, check_composes, preflight
 from caldpo.config.run_dir import NOT_BY_HYDRA
-from caldpo.config.run_lifecycle import IsDone, Task, exit_on_signals, run_job
+from caldpo.config.run_lifecycle import IsDone, Task, early_ends, exit_on_signals, print_error, run_job
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_error
 
@@ -63,12 +63,12 @@ def hydra_entry(
         @functools.wraps(task)
         def main(argv: Sequence[str] | None = None) -> None:
             try:
-                given = sys.argv[1:] if argv is None else argv
-                if any(len(text) > 2 and "--version".startswith(text) for text in given):  # Hydra's would be its own
+                arguments = sys.argv[1:] if argv is None else argv
+                if any(len(text) > 2 and "--version".startswith(text) for text in arguments):  # not Hydra's
                     print(f"caldpo {__version__}")
                     return
                 with exit_on_signals():
-                    args = _parse(command, given, positional, several)
+                    args = _parse(command, arguments, positional, several)
                     if expand:
                         args.overrides = expand(args.overrides, args.multirun, args.config_dir)
                     if args.help:
@@ -109,7 +109,7 @@ def _parse(command: str, argv: Sequence[str], positional: str | None, several: b
     parser = options_parser(f"python -m caldpo.{command}")
     args = parser.parse_intermixed_args(list(argv))  # options may stand between overrides
     modes = {"-m": args.multirun, "--run": args.run, "--cfg": args.cfg, "--info": args.info}
-    chosen = [name for name, given in modes.items() if given]
+    chosen = [name for name, is_set in modes.items() if is_set]
     if len(chosen) > 1:
         raise CaldpoError("these options exclude each other", key=" ".join(chosen))
     if args.experimental_rerun:
@@ -143,11 +143,14 @@ def _launch(session: HydraSession, args: Namespace, mode: RunMode, job: Task) ->
     # stay as it was typed, with the subcommand of the console script.
     try:
         session.run(job, args.overrides, mode)
-    except HydraException as error:  # of a launcher or a sweeper: errors of a run are dealt with in its job
-        print(f"error: {without_search_paths(error)}", file=sys.stderr)
+    except Exception as error:  # of a launcher or a sweeper: errors of a run are dealt with in its job
+        if isinstance(error, HydraException):
+            print(f"error: {without_search_paths(error)}", file=sys.stderr)
+        else:
+            print_error(error)
         raise SystemExit(1) from None
 
 
 def _close_sweep(code: object = None) -> None:
-    if sweep := sys.modules.get("caldpo.sweep_report"):  # loaded by a sweep alone
-        sweep.report_interrupted(code)
+    while early_ends:
+        early_ends.pop()(code)

@@ -49,6 +49,8 @@ class AlreadyDone:
 
 
 Task = Callable[[DictConfig], Any]
+EarlyEnd = Callable[[object], None]  # takes the exit code of the command
+early_ends: list[EarlyEnd] = []  # of the sweep under way: called where it ends early, which Hydra tells no callback
 IsDone = Callable[[DictConfig, Path], AlreadyDone | None]
 
 # Worker processes of parallel launchers import this module with the task, and name the run's folder later.
@@ -108,9 +110,9 @@ def _run(
     try:
         if in_sweep:
             redact_file(Path(hydra.sweep.dir) / "multirun.yaml")
-        if done is not None and (found := done(cfg, folder)) is not None:
-            print(f"{name} {found.status} already", flush=True)
-            return found.value
+        if done is not None and (result := done(cfg, folder)) is not None:
+            print(f"{name} {result.status} already", flush=True)
+            return result.value
         if hydra.output_subdir is not None:  # somebody has asked Hydra to write it after all
             redact_files(folder / hydra.output_subdir)
         elif record.folder is not None and process_rank() == 0:
@@ -135,7 +137,7 @@ def _run(
 
 def _end_of_failure(error: Exception, recorded: Path | None, in_sweep: bool) -> None:
     """Report a failure and end the run by it; ``recorded``: the folder that holds the traceback."""
-    _print_error(error, recorded)
+    print_error(error, recorded)
     if not in_sweep:
         raise SystemExit(1) from None
     if not str(HydraConfig.get().sweeper.get("_target_")).endswith(".BasicSweeper"):
@@ -155,13 +157,13 @@ def exit_on_signals() -> Iterator[None]:
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in _ENDING} if in_main_thread else {}
-    ours = [n for n, handler in before.items() if handler is signal.SIG_DFL or _name_of(handler) == "bypass"]
-    for number in ours:
+    replaced = [n for n, handler in before.items() if handler is signal.SIG_DFL or _name_of(handler) == "bypass"]
+    for number in replaced:
         signal.signal(number, leave)
     try:
         yield
     finally:
-        for number in ours:
+        for number in replaced:
             signal.signal(number, before[number])
 
 
@@ -257,8 +259,8 @@ def as_caldpo_error(error: BaseException) -> CaldpoError | None:
         cause = cause.__cause__
         if isinstance(cause, CaldpoError) and section and cause.key and "." not in cause.key:
             # The constructor knows its argument by name, the person by its place in the configuration.
-            shown = {} if cause.value_or_none is None else {"value": cause.value}
-            return CaldpoError(cause.message, key=f"{section}.{cause.key}", remedy=cause.remedy, **shown)
+            value = {} if cause.value_or_none is None else {"value": cause.value}
+            return CaldpoError(cause.message, key=f"{section}.{cause.key}", remedy=cause.remedy, **value)
     if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
         return CaldpoError(
             f"cannot be written: {cause.strerror}",
@@ -268,12 +270,18 @@ def as_caldpo_error(error: BaseException) -> CaldpoError | None:
     return cause if isinstance(cause, CaldpoError) else None
 
 
-def _print_error(error: Exception, folder: Path | None) -> None:
+def print_error(error: Exception, folder: Path | None = None) -> None:
+    """Print an error without secrets: one meant for a person as it is, any other as a traceback.
+
+    Args:
+        error: of a run, or of what starts it.
+        folder: that holds the traceback, where it was recorded.
+    """
     known = as_caldpo_error(error)
     trace = "".join(traceback.format_exception(error)).rstrip()
     print(f"error: {redact_error(known)}" if known else redact_text(trace), file=sys.stderr)
     if folder:
-        print(f"  Traceback: {folder / ERROR}", file=sys.stderr)
+        print(f"  Details: {folder / ERROR}", file=sys.stderr)
 
 
 def _exit_code(stop: BaseException) -> int:

@@ -96,7 +96,7 @@ class Renderer:
                 its input; a response spells out a special token that this tokenizer cannot take for text.
             CaldpoError: the template itself is broken, reaches out of its sandbox, or exceeds its limits.
         """
-        rendered = isinstance(pair.prompt, str) and bool(self.special.found(pair.prompt))
+        rendered = isinstance(pair.prompt, str) and bool(self.special.spelled_out(pair.prompt))
         chosen, in_chosen = self._ended_once(pair.chosen, all_of_them=rendered)
         rejected, in_rejected = self._ended_once(pair.rejected, all_of_them=rendered)
         stripped = in_chosen + in_rejected
@@ -142,7 +142,7 @@ class Renderer:
         eos, bos = self._tokenizer.eos_token, self._tokenizer.bos_token
         if all_of_them or eos not in self.special.writable:
             text, count = without_token(text, eos)
-            spelled = () if all_of_them else self.special.found(text)
+            spelled = () if all_of_them else self.special.spelled_out(text)
             harmless = self.special.writable | {self._tokenizer.unk_token}
             if stuck := next((name for name in spelled if name not in harmless), None):
                 raise RowError(f"a response spells out a special token that the tokenizer takes for one ({stuck})")

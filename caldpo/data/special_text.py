@@ -42,7 +42,7 @@ class SpecialText:
         self._any, self._writable = _pattern(names), _pattern(self.writable)
         self._apart: bool | None = None
 
-    def found(self, text: str) -> list[str]:
+    def spelled_out(self, text: str) -> list[str]:
         """List the special tokens that a text spells out, in order."""
         return self._any.findall(text) if self._any else []
 

@@ -40,8 +40,8 @@ from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import RowError
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
-from caldpo.environments.folder_cache import locked
 from caldpo.utils.atomic_io import atomic_file
+from caldpo.utils.folder_cache import locked
 
 _ARRAYS = ("tokens", "ends", "places", "cut_prompts")
 

@@ -307,7 +307,7 @@ class _Worker:
         counts.eos_stripped += texts.eos_stripped
         counts.special_as_text += texts.marked is not None
         counts.turns_rewritten += texts.rewritten
-        counts.special_in_prompts += not texts.templated and bool(self.renderer.special.found(texts.prompt))
+        counts.special_in_prompts += not texts.templated and bool(self.renderer.special.spelled_out(texts.prompt))
         counts.prompts_truncated += len(cut_prompt) < len(prompt)
         counts.chosen_truncated += len(chosen) < len(whole[0])
         counts.rejected_truncated += len(rejected) < len(whole[1])

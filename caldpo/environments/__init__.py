@@ -1,1 +1,1 @@
-"""Embedded environments whose true reward is known."""
+"""Embedded environments with a known true reward."""

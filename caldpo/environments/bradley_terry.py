@@ -1,4 +1,4 @@
-"""Labelling a pair of responses from their true rewards (Bradley and Terry, 1952)."""
+"""Label a pair of responses by their true rewards (Bradley and Terry, 1952)."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def preference_probability(first: float, second: float, sharpness: float | None)
 
 
 def prefers_first(first: float, second: float, sharpness: float | None, rng: random.Random) -> bool:
-    """Draws a label: whether the response with reward ``first`` is the chosen one."""
+    """Draw a label: whether the response with reward ``first`` is the chosen one."""
     return rng.random() < preference_probability(first, second, sharpness)

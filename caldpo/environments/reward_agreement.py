@@ -1,7 +1,7 @@
-"""How well implicit rewards, beta times the log-ratio, match true rewards.
+"""Measure how well implicit rewards, beta times the log-ratio, match true rewards.
 
 A reward model is known up to a constant per prompt (the log-partition), so both sides are first centred within
-each prompt. What is left can be compared on one scale: a slope of 1 is a calibrated reward.
+each prompt. The rest can be compared on one scale: a slope of 1 is a calibrated reward.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Values = NDArray[np.float64]
 def reward_agreement(
     implicit: Sequence[float], true: Sequence[float], prompt_ids: Sequence[Hashable]
 ) -> dict[str, float]:
-    """Slope, correlation and error of implicit rewards on true ones, after centring within prompts.
+    """Compute slope, correlation and error of implicit rewards on true ones, after centring within prompts.
 
     Args:
         implicit: beta x log-ratio of each response, in units of reward.
         true: its true reward.
-        prompt_ids: which prompt it answers. Prompts with one response alone say nothing and count nothing.
+        prompt_ids: prompt of each response. Prompts with a single response do not count.
 
     Returns:
         What :func:`agreement_of_centred` returns.
@@ -39,7 +39,7 @@ def reward_agreement(
 def centred(
     implicit: Sequence[float] | Values, true: Sequence[float] | Values, prompt_ids: Sequence[Hashable]
 ) -> tuple[Values, Values, NDArray[np.bool_]]:
-    """True and implicit rewards less their means within each prompt, and which prompts have several responses.
+    """Centre true and implicit rewards within each prompt, and tell which prompts have several responses.
 
     Raises:
         ValueError: the three are not of one length.
@@ -55,7 +55,7 @@ def centred(
 
 
 def agreement_of_centred(true: Values, implicit: Values) -> dict[str, float]:
-    """Agreement of rewards that are centred within prompts already.
+    """Compute the agreement of rewards that are centred within prompts.
 
     Returns:
         ``slope``: of the least-squares line of implicit on true; 1 is calibrated, below 1 compressed.
@@ -79,7 +79,7 @@ def agreement_of_centred(true: Values, implicit: Values) -> dict[str, float]:
 
 
 def rank_correlation(x: Values, y: Values) -> float:
-    """Spearman's rho; not a number where one side does not vary.
+    """Compute Spearman's rho; NaN where one side does not vary.
 
     Values are rounded to nine decimals: equal rewards of two prompts are parted by the last digits of their means, and
     are ties all the same.
@@ -90,5 +90,5 @@ def rank_correlation(x: Values, y: Values) -> float:
 
 
 def varies(values: Values) -> bool:
-    """Whether there is anything to correlate with."""
+    """Whether values vary, so that a correlation is defined."""
     return len(values) > 1 and bool((values != values[0]).any())

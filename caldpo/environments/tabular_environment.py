@@ -1,4 +1,4 @@
-"""A finite environment whose optimum is known: ``pi*(y|x) = pi_ref(y|x) exp(r(x,y) / beta) / Z(x)``.
+"""Define a finite environment whose optimum is known: ``pi*(y|x) = pi_ref(y|x) exp(r(x,y) / beta) / Z(x)``.
 
 Policies are tables of logits of shape ``(prompts, responses)``, so that every expectation is a sum. ``pi*``
 maximises ``E[r] - beta KL(pi || pi_ref)`` (Rafailov et al. 2023, arXiv 2305.18290, Eq. 4); each loss's optimum
@@ -36,26 +36,26 @@ class TabularEnvironment:
     reward_spread: float
 
     def reference(self) -> Table:
-        """Log-probs of the reference policy."""
+        """Draw the log-probs of the reference policy."""
         return _normal_table(self, "reference", self.reference_spread).log_softmax(dim=1)
 
     def rewards(self) -> Table:
-        """True rewards."""
+        """Draw the true rewards."""
         return _normal_table(self, "rewards", self.reward_spread)
 
 
 def prompt_text(prompt: int) -> str:
-    """How a prompt is written."""
+    """Return the text of a prompt."""
     return f"x{prompt}"
 
 
 def response_text(response: int) -> str:
-    """How a response is written, with the space before it."""
+    """Return the text of a response, with the space before it."""
     return f" y{response}"
 
 
 def optimum(reference: Table, rewards: Table, beta: float) -> Table:
-    """Log-probs of ``pi*``.
+    """Return the log-probs of ``pi*``.
 
     Args:
         reference: logits or log-probs of the reference.
@@ -66,12 +66,12 @@ def optimum(reference: Table, rewards: Table, beta: float) -> Table:
 
 
 def log_partition(reference: Table, rewards: Table, beta: float) -> Float[Tensor, " prompts"]:
-    """``log Z(x) = log E_ref[exp(r / beta)]``: what separates ``r / beta`` from ``log pi*/pi_ref``."""
+    """Return ``log Z(x) = log E_ref[exp(r / beta)]``, the difference of ``r / beta`` and ``log pi*/pi_ref``."""
     return (reference.double().log_softmax(dim=1) + rewards.double() / beta).logsumexp(dim=1)
 
 
 def expected_reward(policy: Table, rewards: Table) -> float:
-    """``E_x E_{y~pi}[r(x, y)]``.
+    """Return ``E_x E_{y~pi}[r(x, y)]``.
 
     Args:
         policy: logits or log-probs.
@@ -81,19 +81,19 @@ def expected_reward(policy: Table, rewards: Table) -> float:
 
 
 def kl_divergence(p: Table, q: Table) -> float:
-    """``E_x KL(p || q)`` in nats, from logits or log-probs; a response that p never gives counts 0."""
+    """Return ``E_x KL(p || q)`` in nats, from logits or log-probs; a response that p never gives counts 0."""
     log_p, log_q = p.double().log_softmax(dim=1), q.double().log_softmax(dim=1)
     terms = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
     return terms.sum(dim=1).mean().item()
 
 
 def objective(policy: Table, reference: Table, rewards: Table, beta: float) -> float:
-    """``E[r] - beta KL(pi || pi_ref)``, which no policy has larger than ``pi*``: there it is ``beta E[log Z]``."""
+    """Return ``E[r] - beta KL(pi || pi_ref)``, largest for ``pi*``, where it is ``beta E[log Z]``."""
     return expected_reward(policy, rewards) - beta * kl_divergence(policy, reference)
 
 
 def exact_metrics(policy: Table, reference: Table, rewards: Table, beta: float) -> dict[str, float]:
-    """How far a policy is from ``pi*``, without sampling.
+    """Measure how far a policy is from ``pi*``, without sampling.
 
     Returns:
         ``exact_reward`` and ``exact_kl`` (to the reference, nats); ``objective`` and ``objective_optimum``, its

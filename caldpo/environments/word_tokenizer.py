@@ -1,4 +1,4 @@
-"""Word-level tokenizers for the embedded environments: every token is one word, with the space before it.
+"""Build word-level tokenizers for the embedded environments: every token is one word, with the space before it.
 
 ``▁plot`` is `` plot``, as in most language models: text comes back from its tokens exactly, prompt and response
 can be tokenised apart, and a decoded response needs no repair of spaces.
@@ -16,7 +16,7 @@ _SPACE = "▁"
 
 
 def word_tokenizer(first: Iterable[str], later: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer in text mode (no chat template) that puts BOS in front.
+    """Build a tokenizer without chat template that puts BOS in front.
 
     Ids run through the special tokens, then ``first``, then ``later``. Any other word becomes the unknown token.
 

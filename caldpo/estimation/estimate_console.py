@@ -63,8 +63,8 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
         console.print(Text(f"CPU memory of each process: {memory.host / GIB:,.2f} GiB"))
     if memory.activations_unknown:
         console.print(Text(f"activations are not known: {memory.activations_unknown}"))
-    size = "not known" if has.bytes is None else f"{has.bytes / GIB:,.2f} GiB"
-    console.print(Text(f"device has: {size} ({has.source})"))
+    room = "not known" if has.bytes is None else f"{has.bytes / GIB:,.2f} GiB"
+    console.print(Text(f"device has: {room} ({has.source})"))
     print_verdict(estimate, console)
     for change in estimate.verdict.advice:
         console.print(Text(f"  {change}"))

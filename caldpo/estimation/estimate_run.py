@@ -24,7 +24,7 @@ from caldpo.estimation.memory_verdict import DeviceMemory, device_memory, memory
 from caldpo.estimation.run_flops import GpuHours, RunFlops, Workload, batch_workload, logits_recomputed
 from caldpo.estimation.step_schedule import StepSchedule, repeated_lengths, sample_data, step_schedule
 from caldpo.logprobs.layout import why_not_packed
-from caldpo.model_data_checks import check_fit
+from caldpo.model_data_checks import check_fit, tokenizer_key
 
 FILE = "estimate.json"
 
@@ -53,7 +53,7 @@ def estimate(
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
     components = Components.from_config(cfg, tracked=False)
-    components.check()
+    components.check(on_this_machine=False)
     tokenizer = components.model.load_tokenizer()
     with (run_dir / "output.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         sample = sample_data(
@@ -65,7 +65,13 @@ def estimate(
             loss_name=str(hydra.runtime.choices["loss"]),
             needs_rejected=components.loss.needs_rejected,
         )
-    check_fit(components.model, tokenizer, components.data, reference=components.reference)
+    check_fit(
+        components.model,
+        tokenizer,
+        components.data,
+        reference=components.reference,
+        tokenizer_key=tokenizer_key(cfg.model),
+    )
     needs = estimate_needs(cfg, components, sample.train_pairs, memory_gib)
     flops = estimate_flops(needs, components, sample.test_pairs, cfg.logits_cache_mib)
     hours = None

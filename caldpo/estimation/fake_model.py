@@ -163,7 +163,7 @@ def to_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedMod
 
 def fake_batch(batch: PairBatch, mode: FakeTensorMode) -> PairBatch:
     """Convert a batch to fake tensors of its shapes and dtypes."""
-    fields = {name: mode.from_tensor(v) if isinstance(v, Tensor) else v for name, v in vars(batch).items()}
+    fields: dict[str, Any] = {n: mode.from_tensor(v) if isinstance(v, Tensor) else v for n, v in vars(batch).items()}
     return PairBatch(**fields)
 
 

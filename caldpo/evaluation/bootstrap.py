@@ -1,4 +1,4 @@
-"""Bootstrap intervals whose unit is the prompt: pairs and samples of one prompt are not independent.
+"""Compute bootstrap intervals over prompts, since pairs and samples of one prompt are not independent.
 
 Percentile bootstrap over clusters (Efron & Tibshirani 1993, chapters 8 and 13), drawn by scipy: whole prompts are
 drawn with replacement, each with all that belongs to it.
@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-_MOSTLY = 0.95  # share of resamples in which a statistic has to be defined for an interval over those
-Rows = NDArray[np.intp]  # which examples a resample has, repeats included
+_MIN_DEFINED = 0.95  # share of resamples in which a statistic must be defined for an interval
+Rows = NDArray[np.intp]  # indices of a resample's examples, with repeats
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are drawn.
+    """Settings of the intervals.
 
     Args:
         resamples: draws of whole prompts.
-        confidence: share of resamples that the interval holds.
+        confidence: share of resamples inside the interval.
         seed: of the draws.
     """
 
@@ -34,11 +34,11 @@ class Bootstrap:
     seed: int = 0
 
     def mean(self, values: Sequence[float] | NDArray[Any], clusters: Sequence[Hashable]) -> dict[str, Any]:
-        """Mean of all values with its interval, as keywords of a :class:`~caldpo.evaluation.suite_result.Measure`.
+        """Compute the mean with its interval, as keywords of a :class:`~caldpo.evaluation.suite_base.Measure`.
 
         Args:
             values: one per example.
-            clusters: the prompt of each, which is drawn as a whole.
+            clusters: the prompt of each.
         """
         array = np.asarray(values, dtype=np.float64)
         return self.of_sums(lambda total, count: total / count, (array, np.ones_like(array)), clusters)
@@ -46,11 +46,11 @@ class Bootstrap:
     def of_sums(
         self, statistic: Callable[..., Any], columns: Sequence[NDArray[Any]], clusters: Sequence[Hashable]
     ) -> dict[str, Any]:
-        """A statistic of sums over examples, with its interval: of all resamples at once.
+        """Compute a statistic of sums over examples, with its interval, for all resamples at once.
 
         Args:
-            statistic: of the sum of each column; takes arrays of sums, one per resample, as well.
-            columns: values whose sums are needed, each ``(examples,)``.
+            statistic: of the sum of each column; also takes arrays of sums, one per resample.
+            columns: values to sum, each ``(examples,)``.
             clusters: the prompt of each example.
         """
         if not len(clusters):
@@ -68,12 +68,12 @@ class Bootstrap:
     def of(
         self, statistic: Callable[[Rows], float], clusters: Sequence[Hashable], n: int | None = None
     ) -> dict[str, Any]:
-        """Any statistic of a choice of examples, with its interval; not a number where it is undefined.
+        """Compute any statistic of chosen examples, with its interval; NaN where it is undefined.
 
         Args:
-            statistic: of the examples at these places, some of them repeated.
+            statistic: of the examples at these indices, some of them repeated.
             clusters: the prompt of each example.
-            n: examples that the statistic is of; None: all.
+            n: number of examples to report; None: all.
         """
         rows, _ = _grouped(clusters)
         everything = np.arange(len(clusters))
@@ -82,18 +82,18 @@ class Bootstrap:
         def resampled(chosen: NDArray[Any]) -> float:
             return statistic(np.concatenate([rows[int(i)] for i in chosen]))
 
-        found = {"value": value, "n": len(everything) if n is None else n}
+        result = {"value": value, "n": len(everything) if n is None else n}
         if not np.isfinite(value):
-            return found
-        return found | self._interval((np.arange(len(rows)),), resampled, vectorized=False)
+            return result
+        return result | self._interval((np.arange(len(rows)),), resampled, vectorized=False)
 
     def _interval(self, data: tuple[NDArray[Any], ...], statistic: Any, *, vectorized: bool) -> dict[str, Any]:
         if len(data[0]) < 2:
-            return {}  # a single prompt says nothing about others
+            return {}  # a single prompt has no spread
         with warnings.catch_warnings():
-            # a statistic that is the same in every resample has an interval of no width, which is no fault
+            # a statistic that is equal in every resample has an interval of zero width, which is correct
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            found = stats.bootstrap(
+            bootstrap = stats.bootstrap(
                 data,
                 statistic,
                 paired=True,
@@ -104,17 +104,17 @@ class Bootstrap:
                 method="percentile",
                 rng=np.random.default_rng(self.seed),
             )
-        drawn = found.bootstrap_distribution
+        drawn = bootstrap.bootstrap_distribution
         defined = drawn[np.isfinite(drawn)]
-        if len(defined) < _MOSTLY * len(drawn):
-            return {}  # a correlation, say, that most choices of so few prompts leave undefined
+        if len(defined) < _MIN_DEFINED * len(drawn):
+            return {}  # such as a correlation of so few prompts
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(defined, [tail, 1 - tail])
         return {"low": float(low), "high": float(high)}
 
 
 def _grouped(clusters: Sequence[Hashable]) -> tuple[list[NDArray[np.intp]], NDArray[np.intp]]:
-    """The places of each cluster's examples, and the number of each example's cluster."""
+    """Return the indices of each cluster's examples, and the number of each example's cluster."""
     number: dict[Hashable, int] = {}
     group = np.array([number.setdefault(key, len(number)) for key in clusters], dtype=np.intp)
     order = np.argsort(group, kind="stable")

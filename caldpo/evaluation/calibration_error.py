@@ -1,6 +1,6 @@
-"""Whether ``sigmoid(beta margin)`` is the probability that it claims to be.
+"""Measure whether ``sigmoid(beta margin)`` is the probability of preference that it claims to be.
 
-Under Bradley-Terry and an implicit reward ``beta log(pi/pi_ref)``, a policy says that the chosen response is the
+Under Bradley-Terry and an implicit reward ``beta log(pi/pi_ref)``, a policy claims that the chosen response is the
 preferred one with probability ``p = sigmoid(beta (a - b))`` (Rafailov et al. 2023, Eq. 6). Which response is called
 the first is arbitrary, so every pair counts in both orders, as (p, preferred) and (1 - p, not preferred): the curve is
 point-symmetric about (1/2, 1/2), and a policy that equals its reference is perfectly calibrated at 1/2.
@@ -18,19 +18,19 @@ Values = NDArray[np.float64]
 
 
 def preference_probability(margins: Values) -> Values:
-    """``sigmoid(beta (a - b))`` of margins in units of reward."""
+    """Compute ``sigmoid(beta (a - b))`` from margins in units of reward."""
     return expit(margins)
 
 
 def calibration_error(margins: Values, bins: int) -> float:
-    """Expected calibration error: mean distance of claimed from observed frequency, bins weighted by their pairs.
+    """Compute the expected calibration error: mean distance of claimed from observed frequency, weighted by pairs.
 
-    Guo et al. 2017 (arXiv 1706.04599), Eq. 3. A probability of exactly 1 belongs into the last bin, so that it is not
-    torchmetrics' error, which has a bin of its own for it.
+    Guo et al. 2017 (arXiv 1706.04599), Eq. 3. A probability of exactly 1 is in the last bin; torchmetrics has
+    a bin of its own for it.
 
     Args:
-        margins: reward of the preferred less that of the other response, ``(pairs,)``.
-        bins: of equal width between 0 and 1.
+        margins: reward of the preferred minus that of the other response, ``(pairs,)``.
+        bins: number of bins of equal width between 0 and 1.
     """
     claimed, true = _both_orders(margins)
     gaps = np.bincount(_bin_of(claimed, bins), claimed - true, minlength=bins)  # summed over the pairs of each bin
@@ -38,13 +38,13 @@ def calibration_error(margins: Values, bins: int) -> float:
 
 
 def expected_error(margins: Values, bins: int, seed: int, draws: int = 200) -> float:
-    """Mean calibration error of these claims if they were all true: labels are drawn from the claims themselves.
+    """Compute the mean calibration error of these claims if all were true, with labels drawn from the claims.
 
-    The error is a sum of absolute differences, so that with few pairs a bin it is above 0 for any policy.
+    The error is a sum of absolute differences, so that it is above 0 for any policy with few pairs per bin.
 
     Args:
-        margins: in units of reward, ``(pairs,)``; their signs, which hold the labels, do not matter.
-        bins: of equal width.
+        margins: in units of reward, ``(pairs,)``; their signs, the labels, do not matter.
+        bins: number of bins of equal width.
         seed: of the draws.
         draws: sets of labels.
     """
@@ -56,29 +56,29 @@ def expected_error(margins: Values, bins: int, seed: int, draws: int = 200) -> f
 
 
 def reliability_curve(margins: Values, bins: int) -> list[dict[str, Any]]:
-    """Claimed and observed frequency of each bin that has pairs, by claimed probability.
+    """Return claimed and observed frequency of each bin with pairs, by claimed probability.
 
     Returns:
         ``low``, ``high`` (of the bin), ``claimed``, ``observed``, and ``count`` of pairs, half of each order.
     """
     claimed, true = _both_orders(margins)
     edges = np.linspace(0, 1, bins + 1)
-    place = _bin_of(claimed, bins)
+    bin_of = _bin_of(claimed, bins)
     return [
         {
             "low": float(edges[i]),
             "high": float(edges[i + 1]),
-            "claimed": float(claimed[place == i].mean()),
-            "observed": float(true[place == i].mean()),
-            "count": int((place == i).sum()),
+            "claimed": float(claimed[bin_of == i].mean()),
+            "observed": float(true[bin_of == i].mean()),
+            "count": int((bin_of == i).sum()),
         }
         for i in range(bins)
-        if (place == i).any()
+        if (bin_of == i).any()
     ]
 
 
 def _bin_of(claimed: Values, bins: int) -> NDArray[np.intp]:
-    """The bin of each probability: its lower edge belongs to it, and 1 to the last one."""
+    """Return the bin of each probability: a lower edge belongs to its bin, and 1 to the last one."""
     edges = np.linspace(0, 1, bins + 1)
     return np.clip(np.searchsorted(edges, claimed, side="right") - 1, 0, bins - 1)
 

@@ -1,4 +1,8 @@
-"""The suites that runs were given when they were trained: what is measured where the command line names none."""
+"""Discover the suites, and choose those of the runs' configurations where the command line names none.
+
+A suite is a yaml in ``suite/`` of ``conf`` or of a ``--config-dir``; no list of names is kept elsewhere. No heavy
+imports here.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,13 +21,14 @@ from caldpo.errors import CaldpoError
 from caldpo.utils.yaml_io import read_yaml
 
 
-def known_suites(*own: Path) -> list[str]:
-    """The options of ``suite``: those of this project, and those in a person's own folders of configurations."""
-    return list(dict.fromkeys(file.stem for place in (conf_dir(), *own) for file in sorted(place.glob("suite/*.yaml"))))
+def known_suites(*config_dirs: Path) -> list[str]:
+    """List the options of ``suite``: those of this project, and those in other folders of configurations."""
+    files = (file for folder in (conf_dir(), *config_dirs) for file in sorted(folder.glob("suite/*.yaml")))
+    return list(dict.fromkeys(file.stem for file in files))
 
 
 def find_unknown_suites(cfg: DictConfig) -> Iterator[Problem]:
-    """The problem of every name in ``suites`` of a training run that no configuration of its search path has."""
+    """Find the names in ``suites`` of a training run that its search path has no configuration of."""
     sources = cfg.hydra.runtime.config_sources
     known = known_suites(*(Path(source.path) for source in sources if source.schema == "file" and source.path))
     suites = OmegaConf.select(cfg, "suites")
@@ -34,51 +38,57 @@ def find_unknown_suites(cfg: DictConfig) -> Iterator[Problem]:
                 "suites",
                 name,
                 f"no such suite{suggest(name, known)}",
-                f"choose among {', '.join(known)}; your own lies in suite/ of the folder that --config-dir names",
+                f"choose among {', '.join(known)}; a suite of your own is in suite/ of the folder of --config-dir",
             )
 
 
-def with_attached_suites(overrides: Sequence[str], multirun: bool, config_dir: str | None = None) -> list[str]:
-    """The overrides of an evaluation with the suites of its runs, if it names a run and no suite.
+def with_default_suites(overrides: Sequence[str], multirun: bool, config_dir: str | None = None) -> list[str]:
+    """Add the suites that the runs' configurations name, if the overrides name a run and no suite.
 
-    Names alone are taken from a run's folder, and those of options that there are: what an option builds, this project
-    and the person's own ``--config-dir`` say. Any other is left out, which is said; so is ``judge``, unless the command
-    line has keys of it: without an endpoint it could measure nothing.
+    Names alone are taken from a run's folder, and only those of known options: this project and ``config_dir`` define
+    what an option builds. Others are left out with a message. ``judge`` is left out as well, unless the overrides set
+    keys of it: it needs an endpoint.
 
     Args:
         overrides: of the command line, ``run=FOLDER`` among them or not.
-        multirun: whether it is a sweep.
-        config_dir: the person's own folder of configurations.
+        multirun: the command is a sweep.
+        config_dir: the user's own folder of configurations.
     """
-    told = list(overrides)
-    if any(text.lstrip("+~").partition("=")[0].partition("@")[0] == "suite" for text in told):
-        return told
-    run = next((text.partition("=")[2].strip("'\"") for text in told if text.startswith("run=")), None)
-    found = list(dict.fromkeys(_of_runs(Path(run).expanduser()))) if run else []
+    overrides = list(overrides)
+    if any(override.lstrip("+~").partition("=")[0].partition("@")[0] == "suite" for override in overrides):
+        return overrides
+    run = next((text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("run=")), None)
+    names = list(dict.fromkeys(_named_by_runs(Path(run).expanduser()))) if run else []
     known = known_suites(*([] if config_dir is None else [Path(config_dir)]))
-    for name in [name for name in found if name not in known]:
-        found.remove(name)
-        why = "no such option here; --config-dir=FOLDER adds some"
-        print(f"suite {name} of this run is left out: {why}", file=sys.stderr)
-    if not found:
-        return told  # the command's own default
-    if "judge" in found and not any(text.lstrip("+").startswith("judge.") for text in told):
-        found.remove("judge")
-        print("suite judge of this run is left out: it needs judge.base_url=URL judge.model=NAME", file=sys.stderr)
-    return [*told, f"suite=[{','.join(found)}]"]
+    suites = []
+    for name in names:
+        if name not in known:
+            _print_left_out(name, "no such option here; --config-dir=FOLDER adds some")
+        elif name == "judge" and not any(override.lstrip("+").startswith("judge.") for override in overrides):
+            _print_left_out(name, "it needs judge.base_url=URL judge.model=NAME")
+        else:
+            suites.append(name)
+    if not any(name in known for name in names):
+        return overrides  # the command's own default applies
+    return [*overrides, f"suite=[{','.join(suites)}]"]  # empty for a judge without endpoint, which the command refuses
 
 
-def _of_runs(folder: Path) -> Iterator[str]:
-    """Names of the suites of every run at or below a folder; none where that cannot be told."""
+def _print_left_out(name: str, reason: str) -> None:
+    print(f"suite {name} of this run is left out: {reason}", file=sys.stderr)
+
+
+def _named_by_runs(folder: Path) -> Iterator[str]:
+    """Yield the suites of every run at or below a folder; nothing where that cannot be read."""
     try:
         runs = find_runs(folder, key="run")
     except CaldpoError:
-        return  # the command itself says what is wrong
+        return  # the command itself reports it
     for run in runs:
         try:
-            config: Any = read_yaml(run / "config.yaml")
+            config = read_yaml(run / "config.yaml")
         except (OSError, ValueError):
             continue
-        named = config.get("suites") if isinstance(config, dict) else None
-        names = named if isinstance(named, list) else []
-        yield from (name for name in names if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_]+", name))
+        suites = config.get("suites") if isinstance(config, dict) else None
+        for name in suites if isinstance(suites, list) else ():
+            if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_]+", name):
+                yield name

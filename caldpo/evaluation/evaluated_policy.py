@@ -1,4 +1,4 @@
-"""A policy under evaluation with its reference and its held-out pairs; what is dear is made once and on demand."""
+"""Evaluate one policy: its reference, its held-out pairs, log-ratios and samples, each computed once and on demand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
@@ -24,116 +23,110 @@ from caldpo.data.end_tokens import end_tokens, response_text
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.data.split import prompt_key
 from caldpo.data.token_cache import tokenizer_digest
+from caldpo.data.true_rewards import true_rewards
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.eval_precision import find_device, forward_context, placed
 from caldpo.evaluation.evaluation_cache import EvaluationCache, Sampling
-from caldpo.evaluation.evaluation_target import Target
+from caldpo.evaluation.evaluation_target import SECTIONS, Target
+from caldpo.evaluation.model_loading import (
+    Weights,
+    check_vocabulary,
+    find_device,
+    find_weights,
+    forward_context,
+    load_reference,
+    load_weights,
+    place,
+    require_vocabulary,
+)
 from caldpo.evaluation.pair_scoring import score_pairs
-from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
-from caldpo.evaluation.reference_model import load_reference, require_vocabulary
-from caldpo.evaluation.suite_result import FOLDER
-from caldpo.evaluation.true_rewards import true_rewards
-from caldpo.model_data_checks import check_fit, require_prompts
+from caldpo.evaluation.suite_base import FOLDER
+from caldpo.model_data_checks import check_fit, require_prompts, tokenizer_key
 from caldpo.models.adapted_policy import adapter_off, is_adapted
 from caldpo.models.model_forward import NonFiniteLogitsError
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.sampling import reference_seed, sample_responses, sampling_notes
 from caldpo.reference.reference_base import ReferenceSource
-from caldpo.report.comparison_facts import OWN_BETA
-from caldpo.report.run_files import is_number
-from caldpo.resume.config_diff import bound
-from caldpo.resume.template_date import clock_of
-from caldpo.run_record import DATE
+from caldpo.resume.config_diff import compared_keys
+from caldpo.resume.pins import DATE, first_day
 from caldpo.utils.delayed_progress import DelayedProgress
 from caldpo.utils.notes import print_notes
 
-Who = Literal["policy", "reference"]
+Role = Literal["policy", "reference"]
 
-_BATCH = 16  # responses a forward pass has at most where no data says more
+_BATCH = 16  # responses in a forward pass where no data sets a micro-batch
 
 
 class EvaluatedPolicy:
-    """One policy, and everything that a suite may ask of it.
+    """One policy with everything that a suite may read of it.
 
-    Data is prepared at once; weights are loaded when the first suite asks for them.
+    The constructor prepares the data; weights load when they are first needed.
 
     Args:
-        target: what is evaluated.
-        bench: shared with the other policies of the command.
+        target: the policy to evaluate.
+        cache: shared with the other policies of the command.
 
     Raises:
-        CaldpoError: the data cannot be had, or the run has not kept the wanted weights.
+        CaldpoError: the data cannot be loaded, or the run did not save the requested weights.
     """
 
-    def __init__(self, target: Target, bench: EvaluationCache) -> None:
-        self.target, self.bench, self.settings = target, bench, bench.settings
+    def __init__(self, target: Target, cache: EvaluationCache) -> None:
+        self.target, self.cache, self.settings = target, cache, cache.settings
         settings = self.settings
         self.device = find_device(settings.device)
         self.precision = settings.precision or str(target.of_run("trainer.precision", "32-true"))
         self.reward_beta = float(settings.reward_beta or target.of_run("reward_beta", 0.1))
         self.weights = find_weights(target, settings.wanted)
-        config = OmegaConf.create({name: target.config[name] for name in ("model", "adapter", "reference", "data")})
+        config = OmegaConf.create({name: target.config[name] for name in SECTIONS})
         self.source, self.adapter = build_model(config)
         self._own_reference: ReferenceSource | None = build_optional(config, "reference")
         data: PairDataModule | None = build_optional(config, "data")
         self.adapter.check()
         self.identity: str = self.source.identity()
-        self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time
-        self._sampled: dict[Sampling, list[list[int]]] = {}
+        self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time, shared with copies made by `at`
+        self._samples: dict[Sampling, list[list[int]]] = {}
         self.tokenizer: PreTrainedTokenizerBase = self.source.load_tokenizer()
-        date = str(self.target.summary.get(DATE))  # which a chat template may write
+        date = str(self.target.summary.get(DATE))  # a chat template may write it
         self._data_key = self._key("data", "model") + tokenizer_digest(self.tokenizer) + date
         self._data: PairDataModule | None
-        self.tokenizer, self._data = bench.once(self._data_key, lambda: self._prepare(data))
+        self.tokenizer, self._data = cache.once(self._data_key, lambda: self._prepare(data))
 
-    # -- places
+    def at(self, weights: Weights) -> EvaluatedPolicy:
+        """Return the same run with other weights; only the last weights used stay in memory."""
+        other = copy.copy(self)
+        other.weights, other._samples = weights, {}
+        other.__dict__.pop("log_ratios", None)  # the cached property
+        return other
+
+    # -- results
 
     @property
     def folder(self) -> Path:
-        """Where results go: ``evaluation/`` of the run's folder, and below it what is not of its end or its own."""
-        chosen = self.settings.wanted
-        below = [] if isinstance(chosen, str) else [f"step-{chosen}"]
-        if self.target.folder == self.target.run:  # elsewhere nothing of the run's could be overwritten
+        """Folder of the results: ``evaluation/`` of the run, or one below it for other weights, data or reference."""
+        below = [] if isinstance(self.settings.wanted, str) else [f"step-{self.settings.wanted}"]
+        if self.target.folder == self.target.run:  # another output folder holds no results to keep apart
             below += [] if self.target.own_data else ["other-data"]
-            below += [] if self.bench.reference is None else ["other-reference"]
+            below += [] if self.cache.reference is None else ["other-reference"]
         folder = self.target.folder.joinpath(FOLDER, *below)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-    @property
-    def own_reward_beta(self) -> float | None:
-        """Reward per nat of log-ratio by the derivation of the run's own loss, as its summary says; None without one.
-
-        The unit of ``reward_beta`` is one for all runs; this is what the loss itself claims.
-        """
-        value = self.target.summary.get(OWN_BETA)
-        return float(value) if is_number(value) and 0 < value < math.inf else None
 
     # -- data
 
     @property
     def has_data(self) -> bool:
-        """Whether there is data: without it, only prompts that a person gives can be answered."""
+        """Whether there is data; without it, only prompts that a person gives can be answered."""
         return self._data is not None
 
     @property
     def data(self) -> PairDataModule:
         """The prepared data."""
-        assert self._data is not None, "everything that needs data asks for it in its configuration check"
+        assert self._data is not None, "check_target requires data for whatever reads it"
         return self._data
 
     @cached_property
     def pairs(self) -> list[TokenizedPair]:
-        """The held-out pairs that are looked at."""
+        """The held-out pairs, at most ``max_pairs``."""
         return self.data.test_pairs[: self.settings.max_pairs]
-
-    @property
-    def _longest(self) -> int:
-        """Tokens of the longest held-out sequence; 0 without data."""
-        if not self.has_data:
-            return 0
-        lengths = self.data.test_pairs.lengths()
-        return int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
 
     @property
     def texts(self) -> list[PreferencePair]:
@@ -142,7 +135,7 @@ class EvaluatedPolicy:
 
     @cached_property
     def prompts(self) -> list[str]:
-        """Which prompt each pair is about: equal for pairs of one prompt."""
+        """A key of each pair's prompt: equal for pairs of one prompt."""
         return [prompt_key(pair.prompt) for pair in self.texts]
 
     @cached_property
@@ -157,160 +150,154 @@ class EvaluatedPolicy:
         return np.stack([true_rewards(self.data, prompts, side) for side in sides])
 
     def held_out(self, count: int) -> list[HeldOutPrompt]:
-        """The first distinct held-out prompts."""
+        """Return the first ``count`` distinct held-out prompts."""
         return self.data.held_out_prompts(count)
+
+    def prompt_text(self, held_out: HeldOutPrompt) -> str:
+        """Return a prompt as text: a conversation in the chat template, without special tokens."""
+        if isinstance(held_out.prompt, str):
+            return held_out.prompt
+        return str(self.tokenizer.decode(held_out.prompt_ids, skip_special_tokens=True))
 
     # -- models
 
     @property
     def reference_identity(self) -> str | None:
-        """One line that says what the reference is; None where there is none."""
-        if self.bench.reference is not None:
-            return self.bench.reference
+        """One line that identifies the reference; None without one."""
+        if self.cache.reference is not None:
+            return self.cache.reference
         own = self._own_reference
         return None if own is None else str(own.identity(self.adapter.started_from(self.identity)))
 
     @property
     def starts_from_reference(self) -> bool:
-        """Whether training started from the very reference, so that at step 0 the two are one."""
+        """Whether training started from the reference, so that policy and reference are equal at step 0."""
         own = self._own_reference
-        return self.bench.reference is None and own is not None and not own.distinct
+        return self.cache.reference is None and own is not None and not own.distinct
 
     def require_reference(self, suite: str) -> None:
-        """Refuse a suite that compares with a reference where there is none.
+        """Refuse a suite that needs a reference where there is none.
 
         Raises:
-            CaldpoError: of a model that is no run's, and no other was named.
+            CaldpoError: the policy is no run's and no reference was named, or its vocabulary is another.
         """
         if self.reference_identity is None:
             raise CaldpoError(
-                f"suite={suite} compares the model with a reference, and there is none",
+                f"suite={suite} needs a reference, and a model by itself has none",
                 key="reference.path",
                 remedy="name the model that training started from: reference.path=ID_OR_FOLDER",
             )
-        if self.bench.reference is not None:
-            require_vocabulary(self.bench.reference, self.source)
+        if self.cache.reference is not None:
+            require_vocabulary(self.cache.reference, self.source)
 
     @property
-    def policy(self) -> PreTrainedModel:
+    def model(self) -> PreTrainedModel:
         """The policy on its device, in evaluation mode."""
         if self.weights not in self._loaded:
             self._loaded.clear()
-            own = load_weights(self.weights, self.source, self.adapter, self.target)
-            self._loaded[self.weights] = placed(own, self.precision, self.device)
+            model = load_weights(self.weights, self.source, self.adapter, self.target)
+            self._loaded[self.weights] = place(model, self.precision, self.device)
             self._require_valid_logprobs(self._loaded[self.weights])
         return self._loaded[self.weights]
 
-    @cached_property
-    def ends(self) -> tuple[int, ...]:
-        """The tokens that end a response, for policy and reference alike; see :mod:`caldpo.data.end_tokens`."""
-        return end_tokens(self.tokenizer, self.policy)
-
-    def at(self, weights: Weights) -> EvaluatedPolicy:
-        """The same run with other weights; only the weights asked for last are kept in memory."""
-        other = copy.copy(self)
-        other.weights, other._sampled = weights, {}
-        other.__dict__.pop("log_ratios", None)
-        return other
-
     @contextmanager
-    def reference(self) -> Iterator[PreTrainedModel]:
-        """The reference as a model. Of a policy with an adapter it may be the policy itself, adapter off."""
-        path = self.bench.reference or getattr(self._own_reference, "path", None)
+    def reference_model(self) -> Iterator[PreTrainedModel]:
+        """Open the reference as a model; for a policy with an adapter it may be the policy itself, adapter off."""
+        path = self.cache.reference or self.target.of_run("reference.path", None)
         if path is None and self.adapter.keeps_reference:
-            _ = self.policy  # the base with the adapter that training started from is in it
+            _ = self.model  # holds the base and the adapter that training started from
         if path is None and self._loaded and is_adapted(next(iter(self._loaded.values()))):
             with adapter_off(next(iter(self._loaded.values()))) as model:
                 yield model
             return
-        yield self.bench.model(self._model_key, lambda: self._load_reference(path))
+        yield self.cache.model(self._model_key, lambda: self._load_reference(path))
 
-    def context(self) -> AbstractContextManager[object]:
-        """Of every forward pass: the precision of the run."""
-        return forward_context(self.precision, self.device)
+    @contextmanager
+    def model_of(self, role: Role) -> Iterator[PreTrainedModel]:
+        """Open the policy or the reference, on its device."""
+        if role == "policy":
+            yield self.model
+        else:
+            with self.reference_model() as model:
+                yield model
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a response, for policy and reference alike; see :mod:`caldpo.data.end_tokens`."""
+        return end_tokens(self.tokenizer, self.model)
 
     @property
     def batch(self) -> int:
-        """Responses a forward pass has at most."""
+        """Largest number of responses in a forward pass."""
         return self.settings.batch or (2 * self.data.eval_micro_batch_size if self.has_data else _BATCH)
 
     @property
     def pad_id(self) -> int:
-        """What fills padding; no mask ever reads it."""
+        """Token of the padding, which masks always exclude."""
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    # -- what models say
+    def context(self) -> AbstractContextManager[object]:
+        """Return the context of a forward pass in the run's precision."""
+        return forward_context(self.precision, self.device)
 
-    def logps(self, who: Who, pairs: Sequence[TokenizedPair], label: str = "log-probs") -> NDArray[np.float64]:
-        """Summed log-probs of both responses of any pairs, nats, shape ``(2, pairs)``."""
-        with self.model(who) as model:
+    # -- log-probs and samples
+
+    def logps(self, role: Role, pairs: Sequence[TokenizedPair], label: str = "log-probs") -> NDArray[np.float64]:
+        """Sum the log-probs of both responses of any pairs, nats, shape ``(2, pairs)``."""
+        with self.model_of(role) as model:
             return score_pairs(
                 model,
                 pairs,
                 pad_id=self.pad_id,
                 batch=self.batch,
-                label=f"{who}: {label}",
+                label=f"{role}: {label}",
                 context=self.context,
-                whose=self._named(who),
+                whose=self._owner(role),
             )
 
     @cached_property
     def log_ratios(self) -> NDArray[np.float64]:
         """Log-ratios policy/reference of both responses of the held-out pairs, nats, shape ``(2, pairs)``."""
-        policy = self.logps("policy", self.pairs)  # first: an adapter's base is then at hand for the reference
+        policy = self.logps("policy", self.pairs)  # first: an adapter's base is then in memory for the reference
         key = f"log-probs {self._reference_key} {self.settings.max_pairs}"
-        return policy - self.bench.once(key, lambda: self.logps("reference", self.pairs))
-
-    def samples(self, who: Who, sampling: Sampling) -> list[list[int]]:
-        """Responses to the held-out prompts, token ids: all samples of the first prompt, then of the second, ..."""
-        if who == "reference":
-            return self.bench.once(f"samples {self.sampled_as(sampling)}", lambda: self._sample(who, sampling))
-        if sampling not in self._sampled:
-            self._sampled[sampling] = self._sample(who, sampling)
-        return self._sampled[sampling]
+        return policy - self.cache.once(key, lambda: self.logps("reference", self.pairs))
 
     def sampling(self, prompts: int, samples: int, max_new_tokens: int | None, temperature: float) -> Sampling:
-        """How to draw; without a length, as long as the run's own samples were, else 256 tokens."""
+        """Complete settings of sampling; the default length is that of the run's own samples, else 256 tokens."""
         longest = max_new_tokens or int(self.target.of_run("callbacks.oracle.max_new_tokens", 256))
         return Sampling(prompts, samples, longest, temperature, self.settings.seed)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of a response."""
-        return response_text(self.tokenizer, ids, self.ends)
+    def samples(self, role: Role, sampling: Sampling) -> list[list[int]]:
+        """Sample responses to the held-out prompts, token ids: all samples of the first prompt, then of the second."""
+        if role == "reference":
+            return self.cache.once(f"samples {self.sampling_key(sampling)}", lambda: self._sample(role, sampling))
+        if sampling not in self._samples:
+            self._samples[sampling] = self._sample(role, sampling)
+        return self._samples[sampling]
 
-    def sampled_as(self, sampling: Sampling) -> str:
-        """What the reference's samples are determined by."""
+    def sampling_key(self, sampling: Sampling) -> str:
+        """Identify the reference's samples by everything that determines them."""
         return f"{self._reference_key} {sampling} {self.ends}"
 
-    def prompt_text(self, held_out: HeldOutPrompt) -> str:
-        """A prompt as text; a conversation as the model reads it, without special tokens."""
-        if isinstance(held_out.prompt, str):
-            return held_out.prompt
-        return str(self.tokenizer.decode(held_out.prompt_ids, skip_special_tokens=True))
-
-    def _sample(self, who: Who, sampling: Sampling) -> list[list[int]]:
-        asked = [p for p in self.held_out(sampling.prompts) for _ in range(sampling.samples)]
-        return self.draw(who, [p.prompt_ids for p in asked], sampling, [p.origin for p in asked if p.origin])
-
     def draw(
-        self, who: Who, prompts: Sequence[list[int]], sampling: Sampling, names: Sequence[str] = ()
+        self, role: Role, prompts: Sequence[list[int]], sampling: Sampling, names: Sequence[str] = ()
     ) -> list[list[int]]:
-        """One response to each prompt, token ids up to and including its end; the reference's by a seed of its own.
+        """Sample one response to each prompt, token ids with the end token; the reference has a seed of its own.
 
         Args:
-            who: draws.
+            role: whose responses.
             prompts: token ids of each.
-            sampling: length, temperature and seed; how many prompts and samples it names is not looked at.
+            sampling: length, temperature and seed; its numbers of prompts and samples are ignored.
             names: of the prompts, for an error.
 
         Raises:
             CaldpoError: logits are not finite.
         """
-        for line in sampling_notes(self.policy, self.tokenizer, self.ends):
-            self.bench.once(f"note {line}", partial(print_notes, [line]))
-        ends = self.ends  # of the policy: it is loaded before its reference, which may lie in it
-        with self.model(who) as model, DelayedProgress(f"{who}: sampling", len(prompts)) as bar, self.context():
+        for line in sampling_notes(self.model, self.tokenizer, self.ends):
+            self.cache.once(f"note {line}", partial(print_notes, [line]))
+        ends = self.ends  # loads the policy, which may contain the reference
+        with self.model_of(role) as model, DelayedProgress(f"{role}: sampling", len(prompts)) as bar, self.context():
             require_prompts(model, self.tokenizer, prompts, sampling.max_new_tokens)
             return sample_responses(
                 model,
@@ -318,42 +305,47 @@ class EvaluatedPolicy:
                 prompts,
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
-                seed=sampling.seed if who == "policy" else reference_seed(sampling.seed),
+                seed=sampling.seed if role == "policy" else reference_seed(sampling.seed),
                 batch_size=self.batch,
                 ends=ends,
-                whose=self._named(who),
+                whose=self._owner(role),
                 names=names,
                 on_batch=bar.advance,
             )
 
-    def _named(self, who: Who) -> str:
-        """Whose values they are: run, checkpoint and model."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of a response."""
+        return response_text(self.tokenizer, ids, self.ends)
+
+    def _sample(self, role: Role, sampling: Sampling) -> list[list[int]]:
+        prompts = [p for p in self.held_out(sampling.prompts) for _ in range(sampling.samples)]
+        return self.draw(role, [p.prompt_ids for p in prompts], sampling, [p.origin for p in prompts if p.origin])
+
+    def _owner(self, role: Role) -> str:
+        """Name run, checkpoint and model, for an error."""
         step = "" if self.weights.step is None else f" at step {self.weights.step}"
-        return f"{self.target.name}{step}: the {who}'s"
-
-    def _require_valid_logprobs(self, model: PreTrainedModel, key: str = "model") -> None:
-        with contextlib.suppress(NonFiniteLogitsError):  # whoever asks for values names run, step and rows
-            require_valid_logprobs(model, training=False, max_length=self._longest, key=key)
-
-    @contextmanager
-    def model(self, who: Who) -> Iterator[PreTrainedModel]:
-        """The policy, or the reference, on its device."""
-        if who == "policy":
-            yield self.policy
-        else:
-            with self.reference() as model:
-                yield model
+        return f"{self.target.name}{step}: the {role}'s"
 
     def _load_reference(self, path: str | None) -> PreTrainedModel:
-        model = placed(load_reference(path, self._own_reference, self.source), self.precision, self.device)
+        dtype = str(self.target.of_run("reference.dtype", "same"))
+        model = place(load_reference(path, dtype, self.source), self.precision, self.device)
+        if path is not None:
+            check_vocabulary(path, model, self.model)
         self._require_valid_logprobs(model, key="reference.path")
         return model.eval().requires_grad_(False)
 
+    def _require_valid_logprobs(self, model: PreTrainedModel, key: str = "model") -> None:
+        longest = 0
+        if self.has_data:
+            lengths = self.data.test_pairs.lengths()
+            longest = int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
+        with contextlib.suppress(NonFiniteLogitsError):  # scoring and sampling name run, step and rows as well
+            require_valid_logprobs(model, training=False, max_length=longest, key=key)
+
     def _key(self, *sections: str) -> str:
-        """What the policies of one command share is kept under all that they were configured by: nothing is left out
-        but what no number depends on, and the seed that orders training pairs."""
-        told = bound({name: self.target.config[name] for name in sections})
-        return json.dumps([self.identity, told | {"data.seed": None}], sort_keys=True, default=str)
+        """Key of what policies share: all of these sections but what no number depends on, and the data's seed."""
+        config = compared_keys({name: self.target.config[name] for name in sections})
+        return json.dumps([self.identity, config | {"data.seed": None}], sort_keys=True, default=str)
 
     @property
     def _model_key(self) -> str:
@@ -364,14 +356,21 @@ class EvaluatedPolicy:
         return f"{self._model_key} {self.batch} {self._data_key}"
 
     def _prepare(self, data: PairDataModule | None) -> tuple[PreTrainedTokenizerBase, PairDataModule | None]:
+        """Load and tokenise the held-out pairs; print the data report unless the run itself has printed it."""
         tokenizer = self.tokenizer
         if data is None:
             return tokenizer, None
-        data.now = clock_of(self.target.summary) or data.now
-        told_before = self.target.run is not None and self.target.own_data  # and rows left out are listed in the run
-        with contextlib.redirect_stdout(io.StringIO()) if told_before else contextlib.nullcontext():
+        data.now = first_day(self.target.summary) or data.now
+        reported = self.target.run is not None and self.target.own_data
+        with contextlib.redirect_stdout(io.StringIO()) if reported else contextlib.nullcontext():
             data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none", needs_rejected=False)
-        if told_before:
-            (self.folder / REJECTED_ROWS).unlink()
-        check_fit(self.source, tokenizer, data, reference=self._own_reference)
+        if reported:
+            (self.folder / REJECTED_ROWS).unlink()  # the run's folder lists them
+        check_fit(
+            self.source,
+            tokenizer,
+            data,
+            reference=self._own_reference,
+            tokenizer_key=tokenizer_key(self.target.config["model"]),
+        )
         return tokenizer, data

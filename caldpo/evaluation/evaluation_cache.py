@@ -1,4 +1,4 @@
-"""What the policies of one command share: their settings, prepared data, and what one reference says."""
+"""Share prepared data, the reference and its outputs among the policies that one command evaluates."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from caldpo.evaluation.evaluation_settings import TargetSettings
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn; equal ones are drawn once, for all suites.
+    """Settings of sampling; equal ones are drawn once for all suites.
 
     Args:
-        prompts: held-out prompts, the first distinct ones.
+        prompts: number of held-out prompts, the first distinct ones.
         samples: responses to each.
         max_new_tokens: longest response, tokens.
         temperature: of plain sampling; 0 takes the likeliest token.
@@ -32,7 +32,7 @@ class Sampling:
 
 @dataclass
 class EvaluationCache:
-    """What the policies of one command share: prepared data, and what one reference says.
+    """What the policies of one command have in common.
 
     Args:
         settings: of the command.
@@ -41,18 +41,18 @@ class EvaluationCache:
 
     settings: TargetSettings
     reference: str | None = None
-    memory: dict[str, Any] = field(default_factory=dict, repr=False)
-    models: dict[str, PreTrainedModel] = field(default_factory=dict, repr=False)
+    _values: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _models: dict[str, PreTrainedModel] = field(default_factory=dict, init=False, repr=False)
 
     def model(self, key: str, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-        """The reference of this name, loaded unless it is the one that was asked for last."""
-        if key not in self.models:
-            self.models.clear()
-            self.models[key] = load()
-        return self.models[key]
+        """Return the reference model of this key, loading it unless it is the last one; keep one model at a time."""
+        if key not in self._models:
+            self._models.clear()
+            self._models[key] = load()
+        return self._models[key]
 
-    def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` gave for this key at its first call."""
-        if key not in self.memory:
-            self.memory[key] = make()
-        return self.memory[key]
+    def once(self, key: str, compute: Callable[[], Any]) -> Any:
+        """Return the value of this key, computed at the first call."""
+        if key not in self._values:
+            self._values[key] = compute()
+        return self._values[key]

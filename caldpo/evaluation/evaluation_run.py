@@ -1,9 +1,10 @@
-"""``python -m caldpo.evaluate``: every suite on every policy, results beside the runs, and the report."""
+"""Run every suite on every policy of ``python -m caldpo.evaluate``, and write the results beside the runs."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,136 +12,157 @@ from typing import Any
 
 import torch
 import transformers
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
 from caldpo.components import build
-from caldpo.config.run_lifecycle import write_json
+from caldpo.config.run_lifecycle import one_line, write_json
 from caldpo.config.run_lock import EVALUATION, run_lock
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.consistency_checks import doubts
-from caldpo.evaluation.eval_precision import find_device
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_cache import EvaluationCache
-from caldpo.evaluation.evaluation_console import print_end, print_left_out, print_result, print_subject
-from caldpo.evaluation.evaluation_fingerprint import determined_by, digest_of
+from caldpo.evaluation.evaluation_console import print_end, print_failure, print_policy, print_result
+from caldpo.evaluation.evaluation_provenance import consistency_notes, digest_of, provenance_of
 from caldpo.evaluation.evaluation_settings import EvaluateSettings
 from caldpo.evaluation.evaluation_target import Target, find_folders, name_of, read_target
-from caldpo.evaluation.suite_base import Suite
-from caldpo.evaluation.suite_result import Result
-from caldpo.evaluation.wandb_summary import tell_tracker
-from caldpo.report.comparison import compare_runs
+from caldpo.evaluation.model_loading import find_device
+from caldpo.evaluation.suite_base import FOLDER, Result, Suite, read_results
+
+_NO_SUITES = ("model", "reference", "data")  # sections that build something else
+# by name, not by package: nothing else that a run's file may name is built for its summary
+_TRACKERS = ("caldpo.loggers.NoTracker", "caldpo.loggers.WandB")
 
 
-def evaluate(cfg: DictConfig) -> None:
-    """Evaluate what ``cfg`` names by the suites that it names.
+def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> None:
+    """Evaluate the run, the sweep or the model of ``cfg`` by its suites.
+
+    Args:
+        cfg: of ``caldpo.evaluate``.
+        write_report: writes the comparison report of a sweep's folder; called once its runs are evaluated.
 
     Raises:
-        CaldpoError: nothing can be evaluated as it is asked for.
-        SystemExit: with code 1 when some of several runs could not be.
+        CaldpoError: a suite or the only policy cannot be evaluated.
+        SystemExit: with code 1 when some of several runs failed.
     """
     settings = EvaluateSettings(**{f.name: cfg[f.name] for f in fields(EvaluateSettings)})
     find_device(settings.device)
-    suites, folders = find_suites(cfg), find_folders(cfg)
-    bench = EvaluationCache(settings, cfg.reference.path)
+    suites, folders = build_suites(cfg), find_folders(cfg)
+    cache = EvaluationCache(settings, cfg.reference.path)
     console = Console()
     transformers.utils.logging.disable_progress_bar()
-    failed: list[str] = []
+    single = len(folders) == 1
+    failed = 0
     for number, folder in enumerate(folders, start=1):
-        name = name_of(cfg, folder)
-        print_subject(console, name, number, len(folders))
+        print_policy(console, name_of(cfg, folder), number, len(folders))
         try:
-            _evaluate_one(read_target(cfg, folder), suites, bench, settings, console, alone=len(folders) == 1)
-        except Exception as error:  # whatever ails one run of a sweep, the others are measured
-            if len(folders) == 1:
+            policy = EvaluatedPolicy(read_target(cfg, folder), cache)
+            with run_lock(policy.folder, EVALUATION):
+                _run_suites(policy, suites, settings, console, single=single)
+        except Exception as error:  # the other runs of a sweep are evaluated all the same
+            if single:
                 raise
-            failed.append(name)
-            print_left_out(console, folder, error)
+            failed += 1
+            print_failure(console, folder, error)
     report = None
-    if settings.report and len(failed) < len(folders) > 1:
-        compare_runs(str(cfg.run))
+    if settings.report and failed < len(folders) > 1:
+        write_report(str(cfg.run))
         report = Path(cfg.run) / "report.md"
-    print_end(console, len(folders), len(failed), report, cfg.run)
+    print_end(console, len(folders), failed, report, cfg.run)
     if failed:
         raise SystemExit(1)
 
 
-def find_suites(cfg: DictConfig) -> list[Suite]:
-    """The suites of the configuration, in its order, each checked as far as one can without data and weights.
+def build_suites(cfg: DictConfig) -> list[Suite]:
+    """Build and check the suites of the configuration, in its order.
 
     Raises:
-        CaldpoError: one cannot be had, or there is none.
+        CaldpoError: a suite's check fails, or there is no suite.
     """
-    sections = [name for name in cfg if isinstance(cfg[name], DictConfig) and "_target_" in cfg[name]]
-    suites = [build(cfg[name], str(name)) for name in sections if name not in ("model", "reference", "data")]
+    names = [str(name) for name in cfg if isinstance(cfg[name], DictConfig) and "_target_" in cfg[name]]
+    suites: list[Suite] = [build(cfg[name], name) for name in names if name not in _NO_SUITES]
     if not suites:
-        raise CaldpoError(
-            "there is nothing to measure", key="suite", remedy="choose one or several: suite=[preference]"
-        )
+        raise CaldpoError("no suite is chosen", key="suite", remedy="choose one or several: suite=[preference]")
     for suite in suites:
         suite.check()
     return suites
 
 
-def _evaluate_one(
-    target: Target,
-    suites: list[Suite],
-    bench: EvaluationCache,
-    settings: EvaluateSettings,
-    console: Console,
-    *,
-    alone: bool,
+def _run_suites(
+    policy: EvaluatedPolicy, suites: list[Suite], settings: EvaluateSettings, console: Console, *, single: bool
 ) -> None:
-    subject = EvaluatedPolicy(target, bench)
-    with run_lock(subject.folder, EVALUATION):
-        _measure(subject, suites, settings, console, alone=alone)
-
-
-def _measure(
-    subject: EvaluatedPolicy, suites: list[Suite], settings: EvaluateSettings, console: Console, *, alone: bool
-) -> None:
+    """Run the suites whose results are not up to date, after every check of all of them."""
     for suite in suites:
         if suite.needs_reference:
-            subject.require_reference(suite.name)
-        suite.check_subject(subject)
-    measured = False
+            policy.require_reference(suite.name)
+        suite.check_policy(policy)
+    written = False
     for suite in suites:
-        file = subject.folder / f"{suite.result}.json"
-        facts = determined_by(suite, subject)
-        if not settings.again and _kept(file, facts):
-            console.print(f"  {suite.result}: as before (again=true measures anew)", highlight=False)
+        name = suite.result_name
+        file = policy.folder / f"{name}.json"
+        provenance = provenance_of(suite, policy)
+        if not settings.again and _is_current(file, provenance):
+            console.print(f"  {name}: unchanged, not run again (again=true reruns it)", highlight=False)
             continue
         started = time.perf_counter()
         with torch.no_grad():
-            result = suite.run(subject)
-        result = replace(result, notes=[*doubts(subject), *result.notes])
+            result = suite.run(policy)
+        result = replace(result, notes=[*consistency_notes(policy), *result.notes])
         seconds = time.perf_counter() - started
-        write_json(file, content_of(suite, subject, result, facts, seconds))
-        print_result(console, suite.result, result, seconds, file, whole=alone)
-        measured = True
-    of_the_run = isinstance(settings.wanted, str) and subject.target.own_data and subject.bench.reference is None
-    if measured and of_the_run and (told := tell_tracker(subject.target)):
-        console.print(f"  {told}", highlight=False, markup=False, soft_wrap=True)
+        write_json(file, _content(name, policy, result, provenance, seconds))
+        print_result(console, name, result, seconds, file, full=single)
+        written = True
+    is_end_of_run = isinstance(settings.wanted, str) and policy.target.own_data and policy.cache.reference is None
+    if written and is_end_of_run and (message := update_tracker(policy.target)):
+        console.print(f"  {message}", highlight=False, markup=False, soft_wrap=True)
 
 
-def content_of(
-    suite: Suite, subject: EvaluatedPolicy, result: Result, facts: dict[str, Any], seconds: float
+def _content(
+    name: str, policy: EvaluatedPolicy, result: Result, provenance: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Everything that is kept of a result."""
     return {
-        "name": suite.result,
+        "name": name,
         **result.as_dict(),
-        "determined_by": facts,
-        "digest": digest_of(facts) if result.settled else None,
+        "determined_by": provenance,
+        "digest": digest_of(provenance) if result.reusable else None,
         "seconds": seconds,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": str(subject.device),
+        "device": str(policy.device),
     }
 
 
-def _kept(file: Path, facts: dict[str, Any]) -> bool:
-    """Whether ``file`` holds a result of just these facts."""
+def _is_current(file: Path, provenance: dict[str, Any]) -> bool:
+    """Whether ``file`` holds a reusable result of this very provenance."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["digest"] == digest_of(facts)
+        return json.loads(file.read_text(encoding="utf-8"))["digest"] == digest_of(provenance)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def update_tracker(target: Target) -> str | None:
+    """Add every measure in the run's results to its W&B summary, as ``evaluation/SUITE/MEASURE``.
+
+    All of them, since W&B takes the last summary of a run for the whole run's. Those of earlier checkpoints are left
+    out: a summary is of the end.
+
+    Returns:
+        A line for the terminal, if there is anything to report.
+    """
+    section = target.config.get("logger")
+    if target.run is None or target.folder != target.run:  # output= may hold results of something else
+        return None
+    if not isinstance(section, Mapping) or section.get("_target_") not in _TRACKERS:
+        return None
+    values = {
+        f"{FOLDER}/{suite}/{name}": float(measure["value"])
+        for suite, content in read_results(target.folder, []).items()
+        for name, measure in content["measures"].items()
+        if measure.get("value") is not None
+    }
+    try:
+        tracker = instantiate(dict(section), _recursive_=False)
+    except InstantiationException as error:  # keys of another version
+        return f"the tracker's summary was not updated: {one_line(error)}"
+    message: str | None = tracker.add_summary(target.run, values)
+    return message

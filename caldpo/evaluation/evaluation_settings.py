@@ -1,4 +1,7 @@
-"""The plain top-level keys of evaluation and generation; these signatures are their schemas. No heavy imports here."""
+"""Define the plain top-level keys of evaluation and generation; these signatures are their schemas.
+
+No heavy imports here.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,20 @@ from caldpo.evaluation.judge.endpoint import require_endpoint
 @validated
 @dataclass(frozen=True, kw_only=True)
 class TargetSettings:
-    """What is looked at, and how.
+    """Which policy is evaluated, and how its forward passes run.
 
     Args:
         run: folder of a run, or of a sweep; None where ``model.path`` names a model.
         checkpoint: the policy of a run: ``final`` (at its last step), ``last`` (the last that was saved, also of a run
             that did not finish), or an optimiser step that a checkpoint was saved at, ``40`` or ``step-40``.
         output: folder that ``evaluation/`` is written into; None takes the run's own, or one named after the model.
-        cache: folder that tokens, fitted models and made pairs are kept in, whatever a run's configuration names.
+        cache: folder of cached tokens, fitted models and generated pairs, whatever a run's configuration names.
         device: ``auto`` is the GPU where there is one.
         precision: of forward passes, by Lightning's name; None takes the run's own, 32-true for a model.
         reward_beta: factor from log-ratio (nats) to the implicit reward; None takes the run's own, 0.1 for a model.
-        max_pairs: held-out pairs to look at, the first ones; None takes all.
-        batch: responses a forward pass or a step of sampling has at most; None takes twice ``eval_micro_batch_size``.
+        max_pairs: number of held-out pairs, the first ones; None takes all.
+        batch: largest number of responses in a forward pass or a step of sampling; None takes twice
+            ``eval_micro_batch_size``.
         seed: of sampling and resampling.
         allow_untrusted_code: build classes outside caldpo that a run's configuration names, and run its model's code.
     """
@@ -57,11 +61,11 @@ class TargetSettings:
 @validated
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(TargetSettings):
-    """An evaluation.
+    """Settings of ``caldpo.evaluate``.
 
     Args:
-        again: evaluate also what was evaluated before with the same settings and weights.
-        report: write the comparison report of a sweep anew at the end.
+        again: also rerun suites whose results are up to date.
+        report: rewrite the comparison report of a sweep at the end.
     """
 
     again: bool
@@ -71,19 +75,19 @@ class EvaluateSettings(TargetSettings):
 @validated
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings(TargetSettings):
-    """Sampling to read.
+    """Settings of ``caldpo.generate``.
 
     Args:
         prompts: texts, or a file of them (``.txt``: one a line, ``.jsonl``: ``prompt`` as text or messages); None takes
             held-out prompts of the data.
-        count: held-out prompts, the first distinct ones; of prompts that are given, all are taken.
+        count: number of held-out prompts, the first distinct ones; all prompts of ``prompts`` are taken.
         samples: responses to each prompt.
         max_new_tokens: longest response, tokens; None takes the length of the run's own samples, 256 for a model.
         temperature: of plain sampling; 0 takes the likeliest token.
         compare: show the reference beside the policy, where there is one.
-        chat: answer what is typed, turn by turn, in place of prompts.
-        as_chat: whether a prompt given as text is a user's turn for the chat template; None follows the data, and
-            without data the tokenizer.
+        chat: answer typed lines, turn by turn, in place of prompts.
+        as_chat: wrap a plain-text prompt as a user's turn in the chat template; None follows the data, and without
+            data the tokenizer.
     """
 
     prompts: list[str] | str | None
@@ -96,41 +100,73 @@ class GenerateSettings(TargetSettings):
     as_chat: bool | None
 
 
+@validated
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """A model of the hub or a folder in its format; see :class:`caldpo.models.hub_model.HubModel`.
+
+    Args:
+        path: hub id or folder; None where ``run`` names the policy.
+        revision: branch, tag or commit of a hub model.
+        tokenizer: hub id or folder of another tokenizer; None takes the model's own.
+        dtype: of the weights; ``auto`` is the checkpoint's.
+        attention: attention implementation of transformers; None lets it choose.
+    """
+
+    path: str | None
+    revision: str | None
+    tokenizer: str | None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class NamedReference:
+    """Another reference than the run's own.
+
+    Args:
+        path: hub id or folder; None takes the run's own.
+    """
+
+    path: str | None
+
+
 def check_evaluation(cfg: DictConfig) -> None:
-    """What can be said of an evaluation before anything heavy is imported.
+    """Check an evaluation before anything heavy is imported.
 
     Raises:
-        CaldpoError: there is nothing to look at, or nobody who judges.
+        CaldpoError: no policy to evaluate, or a judge without an endpoint.
     """
     check_target(cfg)
-    if "judge" in cfg and not cfg.judge.mock:
+    if "judge" in cfg and not cfg.judge.mock:  # its own check says the same, after torch is imported
         require_endpoint(cfg.judge.base_url, cfg.judge.model)
 
 
 def check_target(cfg: DictConfig) -> None:
-    """Whether there is one thing to look at.
+    """Require exactly one run or model.
 
     Raises:
         CaldpoError: neither a run nor a model is named, or both, or a folder without runs, or a model without pairs.
     """
-    named = cfg.model.path is not None
+    model = cfg.model.path
     wanted_checkpoint(cfg.checkpoint)
-    if cfg.run is None and not named:
+    if cfg.run is None and model is None:
         raise CaldpoError(
-            "there is nothing to look at", key="run", remedy="name a run's folder, run=outputs/RUN, or give model.path"
+            "no run or model is named", key="run", remedy="name a run's folder, run=outputs/RUN, or set model.path"
         )
-    if cfg.run is not None and named:
+    if cfg.run is not None and model is not None:
         raise CaldpoError(
-            f"run={cfg.run} names a policy already", key="model.path", value=cfg.model.path, remedy="leave one out"
+            f"run={cfg.run} names a policy already", key="model.path", value=model, remedy="leave one out"
         )
-    brings_prompts = cfg.get("prompts") is not None or cfg.get("chat")
-    if named and cfg.get("data") is None and not brings_prompts:
+    has_prompts = cfg.get("prompts") is not None or cfg.get("chat")
+    if model is not None and cfg.get("data") is None and not has_prompts:
         raise CaldpoError(
-            "model.path needs pairs or prompts to be looked at on",
+            "model.path needs pairs or prompts to be evaluated on",
             key="data",
             remedy="choose them, for example data=ultrafeedback, or data=local data.train=FILE data.test=FILE",
         )
-    if named and cfg.checkpoint != "final":
+    if model is not None and cfg.checkpoint != "final":
         raise CaldpoError("only a run has checkpoints", key="checkpoint", value=cfg.checkpoint, remedy="leave it out")
     if cfg.run is not None:
         find_runs(Path(cfg.run).expanduser(), key="run")

@@ -1,7 +1,8 @@
-"""What is to be evaluated: a run's folder as its configuration tells it, or a model with pairs chosen for it."""
+"""Read the policy to evaluate from a run's folder and configuration, or from ``model.path`` with chosen pairs."""
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -18,8 +19,8 @@ from caldpo.config.summary_file import read_summary
 from caldpo.config.trusted_config import announce_foreign, require_own_code
 from caldpo.config.validation import check_config
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.suite_result import FOLDER
-from caldpo.run_record import DATA_COMMIT, MODEL_COMMIT
+from caldpo.evaluation.suite_base import FOLDER
+from caldpo.resume.pins import DATA_COMMIT, MODEL_COMMIT
 from caldpo.security.paths import require_unlinked
 from caldpo.security.secrets import redact_text
 from caldpo.utils.yaml_io import read_yaml
@@ -29,15 +30,15 @@ SECTIONS = ("model", "adapter", "reference", "data")  # of a run's configuration
 
 @dataclass(frozen=True)
 class Target:
-    """One policy to look at, before anything of it is loaded.
+    """One policy to evaluate, before anything of it is loaded.
 
     Args:
-        name: what it is called on the terminal.
+        name: as the terminal shows it.
         folder: ``evaluation/`` is written into it.
         run: the run's folder; None for a model.
         config: sections of :data:`SECTIONS`, and ``reward_beta``, ``trainer``, ``callbacks`` of a run.
         summary: the run's ``summary.json``.
-        own_data: whether it is looked at on the pairs that the run held out itself.
+        own_data: evaluate on the pairs that the run itself held out, not on those of ``data=``.
     """
 
     name: str
@@ -48,17 +49,27 @@ class Target:
     own_data: bool = True
 
     def checkpoints(self) -> dict[int, Path]:
-        """The run's checkpoints by optimiser step, in their order."""
+        """Return the run's checkpoints by optimiser step, in their order."""
         return {} if self.run is None else checkpoint_folders(self.run)
 
     @property
     def steps(self) -> int | None:
-        """Optimiser steps of the run; None of a model, or where the run did not finish."""
+        """Optimiser steps of the run; None for a model, or where the run did not finish."""
         steps = self.summary.get("steps")
         return steps if isinstance(steps, int) else None
 
+    @property
+    def implicit_reward_beta(self) -> float | None:
+        """Reward per nat of log-ratio by the derivation of the run's own loss; None where the loss has none.
+
+        Unlike ``reward_beta``, which is one unit for all runs.
+        """
+        beta = self.summary.get("implicit_reward_beta")
+        valid = isinstance(beta, int | float) and not isinstance(beta, bool) and 0 < beta < math.inf
+        return float(beta) if valid and beta is not None else None
+
     def of_run(self, key: str, default: Any) -> Any:
-        """A value of the run's configuration (``trainer.precision``)."""
+        """Return a value of the run's configuration, by its dotted key (``trainer.precision``)."""
         value: Any = self.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -66,10 +77,10 @@ class Target:
 
 
 def find_folders(cfg: DictConfig) -> list[Path | None]:
-    """The folders of the runs at or below ``cfg.run``; None alone for the model that ``cfg.model`` names.
+    """List the run folders at or below ``cfg.run``; a single None stands for the model of ``cfg.model``.
 
     Raises:
-        CaldpoError: there is none, or several where ``output`` holds the results of one.
+        CaldpoError: there is no run, or several with one ``output``.
     """
     if cfg.run is None:
         return [None]
@@ -85,17 +96,17 @@ def find_folders(cfg: DictConfig) -> list[Path | None]:
 
 
 def name_of(cfg: DictConfig, folder: Path | None) -> str:
-    """What the policy in this folder is called on the terminal."""
+    """Name the policy in this folder for the terminal."""
     if folder is None:
         return str(cfg.model.path)
     return folder.name if folder == _root(cfg) else str(folder.relative_to(_root(cfg)))
 
 
 def read_target(cfg: DictConfig, folder: Path | None) -> Target:
-    """The run in this folder, or the model that ``cfg`` names.
+    """Read the run in this folder, or the model that ``cfg`` names.
 
     Raises:
-        CaldpoError: the run's configuration is missing, damaged, of another version, or would run code.
+        CaldpoError: the run's configuration is missing, damaged, of another version, or would run foreign code.
     """
     return _of_model(cfg) if folder is None else _of_run(folder, cfg)
 
@@ -115,29 +126,27 @@ def _of_run(folder: Path, cfg: DictConfig) -> Target:
     if not isinstance(config, dict):
         raise CaldpoError("holds no configuration", key=str(file))
     summary = read_summary(folder)
-    _pin(config, summary)
+    _pin_revisions(config, summary)
     require_unlinked(folder, FOLDER)
     if cfg.allow_untrusted_code:
         announce_foreign(config, SECTIONS, file)
     else:
         require_own_code(config, SECTIONS, file)
-    config, others = with_cache_dirs(config, cfg.get("cache") or CACHE)
-    for key, other in others.items():
-        if not key.startswith("reference."):  # which no evaluation asks for
-            told = (
-                f"note: {file} keeps files in {redact_text(other)} ({key}); a command does there by cache=FOLDER alone"
-            )
-            print(told, file=sys.stderr)
+    config, replaced = with_cache_dirs(config, cfg.get("cache") or CACHE)
+    for key, place in replaced.items():
+        if not key.startswith("reference."):  # no evaluation reads that cache
+            message = f"note: {file} sets {key} to {redact_text(place)}, which is ignored: set cache=FOLDER to use it"
+            print(message, file=sys.stderr)
     own_data = cfg.get("data") is None
     if not own_data:
         config["data"] = OmegaConf.to_container(cfg.data, resolve=True)
     _check_sections(config, file)
-    place = folder if cfg.output is None else Path(cfg.output)
-    return Target(name_of(cfg, folder), place, folder, config, summary, own_data)
+    output = folder if cfg.output is None else Path(cfg.output)
+    return Target(name_of(cfg, folder), output, folder, config, summary, own_data)
 
 
-def _pin(config: dict[str, Any], summary: Mapping[str, Any]) -> None:
-    """Have model and data loaded at the commits that the run began with, wherever their branches have moved since."""
+def _pin_revisions(config: dict[str, Any], summary: Mapping[str, Any]) -> None:
+    """Set the revisions of model and data to the commits that the run began with."""
     data = config.get("data")
     source = data.get("source") if isinstance(data, dict) else None
     for key, section in ((MODEL_COMMIT, config.get("model")), (DATA_COMMIT, source)):
@@ -159,13 +168,14 @@ def _of_model(cfg: DictConfig) -> Target:
         "reference": None,
         "data": plain.get("data"),
     }
-    # the whole path: the last part alone is policy of every run
-    own = Path("outputs/evaluation") / re.sub(r"[^A-Za-z0-9=._,+-]+", "-", str(cfg.model.path)).strip("-.")
-    return Target(name_of(cfg, None), own if cfg.output is None else Path(cfg.output), None, config)
+    # the full path, since the last part alone is "policy" for every run
+    folder_name = re.sub(r"[^A-Za-z0-9=._,+-]+", "-", str(cfg.model.path)).strip("-.")
+    output = Path("outputs/evaluation") / folder_name if cfg.output is None else Path(cfg.output)
+    return Target(name_of(cfg, None), output, None, config)
 
 
 def _check_sections(config: Mapping[str, Any], file: Path) -> None:
-    """Hold the sections against today's signatures: a run may come from another version, or from other hands."""
+    """Check the sections against today's signatures: the run may be of another version, or written by hand."""
     missing = [name for name in SECTIONS if not isinstance(config.get(name), dict)]
     if missing:
         raise CaldpoError(

@@ -1,70 +1,155 @@
-"""The interface of a suite: a dataclass of settings that looks at a subject and returns measures."""
+"""Define the interface of an evaluation suite, the measures that it returns and where they are saved.
+
+No heavy imports here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from caldpo.errors import CaldpoError
+from caldpo.utils.yaml_io import read_json
 
 if TYPE_CHECKING:
     from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
-    from caldpo.evaluation.policy_weights import Weights
-    from caldpo.evaluation.suite_result import Result
+    from caldpo.evaluation.model_loading import Weights
+
+FOLDER = "evaluation"  # of a run's folder; one JSON file per suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One figure of one policy.
+
+    Args:
+        value: NaN where it is undefined.
+        title: as tables show it.
+        unit: of the value.
+        meaning: one sentence for a reader who has not seen it before.
+        low: lower end of the interval; None without an interval.
+        high: upper end of the interval.
+        n: number of examples.
+        better: the direction that is plainly better; None where there is none.
+        main: show it in the tables of a report; the files hold every measure.
+    """
+
+    value: float
+    title: str
+    unit: str
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    better: Literal["higher", "lower"] | None = None
+    main: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The result of one suite on one policy.
+
+    Args:
+        measures: by a short name.
+        examples: number of pairs, prompts or questions.
+        details: curves, distributions and counts, of plain JSON values.
+        notes: caveats that a reader needs beside the measures.
+        reusable: skip the suite the next time nothing has changed; False where a rerun may find more, since data or
+            an endpoint was out of reach.
+    """
+
+    measures: Mapping[str, Measure]
+    examples: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    reusable: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for ``evaluation/<suite>.json``."""
+        return {
+            "examples": self.examples,
+            "measures": {name: asdict(measure) for name, measure in self.measures.items()},
+            "details": dict(self.details),
+            "notes": list(self.notes),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """What ``suite=`` chooses: its fields are the keys of its yaml.
+    """A group of measures that ``suite=`` chooses; its fields are the keys of its yaml.
 
-    Adding one: a file here with a subclass, a yaml in ``conf/suite`` whose package is the suite's name, and its test.
+    To add one: a file in ``evaluation/suites`` with a subclass, a yaml in ``conf/suite`` whose package is the suite's
+    name, and a row in ``tests/evaluation/test_suites.py``. Nothing else names a suite.
     """
 
     name: ClassVar[str]
     needs_reference: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Look whether it can be had at all, before data and weights.
+        """Check settings and installation, before data and weights load.
 
         Raises:
-            CaldpoError: an extra is not installed, an endpoint is not named, ...
+            CaldpoError: an extra is not installed, a file does not exist, ...
         """
 
-    def check_subject(self, subject: EvaluatedPolicy) -> None:
-        """Look whether the subject's data will do, before weights load.
+    def check_policy(self, policy: EvaluatedPolicy) -> None:
+        """Check the policy's data, before weights load.
 
         Raises:
-            CaldpoError: it lacks what the suite needs.
+            CaldpoError: the data lacks something that the suite needs.
         """
 
-    def require_rejected(self, subject: EvaluatedPolicy) -> None:
-        """Look whether the held-out rows have two responses each.
+    def require_rejected(self, policy: EvaluatedPolicy) -> None:
+        """Refuse held-out rows without a rejected response.
 
         Raises:
-            CaldpoError: some have a response to imitate and none to compare it with.
+            CaldpoError: some rows have a single response.
         """
-        alone = sum(pair.demonstration for pair in subject.texts)
-        if alone:
+        single = sum(pair.demonstration for pair in policy.texts)
+        if single:
             raise CaldpoError(
-                f"compares responses, and {alone:,} of {len(subject.texts):,} held-out rows have a single one",
+                f"compares responses, and {single:,} of {len(policy.texts):,} held-out rows have a single one",
                 key="suite",
                 value=self.name,
-                remedy="name pairs to look at with data=..., or choose suite=oracle or suite=leaderboard",
+                remedy="choose pairs with data=..., or choose suite=oracle or suite=leaderboard",
             )
 
-    def run(self, subject: EvaluatedPolicy) -> Result:
-        """Evaluate."""
+    def run(self, policy: EvaluatedPolicy) -> Result:
+        """Evaluate one policy."""
         raise NotImplementedError
 
     @property
-    def result(self) -> str:
-        """What the results are called: the name of their file."""
+    def result_name(self) -> str:
+        """Name of the results' file, without ``.json``."""
         return self.name
 
-    def other_weights(self, subject: EvaluatedPolicy) -> list[Weights]:
-        """Weights of the run that results depend on beside the subject's own."""
+    def other_weights(self, policy: EvaluatedPolicy) -> list[Weights]:
+        """Return the weights of the run that results depend on beside the policy's own."""
         return []
 
     def settings(self) -> dict[str, Any]:
-        """The keys that results depend on, for the results' file."""
+        """Return the keys that results depend on, for the results' file."""
         return asdict(self)
+
+
+def read_results(folder: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
+    """Read a run's ``evaluation/*.json`` by suite; note and leave out the files that cannot be read.
+
+    Args:
+        folder: the run's.
+        notes: receives one phrase per unreadable file.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for path in sorted((folder / FOLDER).glob("*.json")):
+        try:
+            content = read_json(path)
+        except (OSError, ValueError) as error:
+            notes.append(f"{FOLDER}/{path.name} cannot be read: {error}")
+            continue
+        if isinstance(content, Mapping) and isinstance(content.get("measures"), Mapping):
+            results[path.stem] = dict(content)
+        else:
+            notes.append(f"{FOLDER}/{path.name} holds no measures")
+    return results

@@ -18,7 +18,7 @@ from caldpo.components import build_model
 from caldpo.config.run_lifecycle import write_json
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_target import Target, find_folders, read_target
-from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
+from caldpo.evaluation.model_loading import Weights, find_weights, load_weights
 from caldpo.exporting.export_policy import export_notes, in_dtype, write_policy
 from caldpo.exporting.export_settings import RECORD, ExportSettings, default_dir, export_dir
 from caldpo.exporting.hub_upload import Repository
@@ -49,7 +49,7 @@ def export_run(cfg: DictConfig) -> None:
     to = default_dir(folder, middle, merged=settings.merge) if settings.to is None else Path(settings.to)
     place = export_dir(to, folder)
 
-    source, adapter = build_model(OmegaConf.create({k: target.config[k] for k in ("model", "adapter")}))
+    model, adapter = build_model(OmegaConf.create({k: target.config[k] for k in ("model", "adapter")}))
     adapter.check()
     adapted = target.config["adapter"]["_target_"] != "caldpo.models.adapters.NoAdapter"
     if settings.merge and not adapted:
@@ -66,8 +66,8 @@ def export_run(cfg: DictConfig) -> None:
         repository = Repository(settings.push_to, private=settings.private)
         repository.prepare()
 
-    tokenizer = _tokenizer(target, source)
-    policy = load_weights(weights, source, adapter, target)
+    tokenizer = _tokenizer(target, model)
+    policy = load_weights(weights, model, adapter, target)
     if settings.merge:
         policy = merged(policy)
     policy = in_dtype(policy, settings.dtype)

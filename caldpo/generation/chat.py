@@ -1,4 +1,4 @@
-"""A conversation with the policy, the reference beside it, on the terminal or from a pipe."""
+"""Chat with the policy, the reference beside it, on the terminal or from a pipe."""
 
 from __future__ import annotations
 
@@ -14,32 +14,30 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_cache import Sampling
 from caldpo.evaluation.evaluation_settings import GenerateSettings
-from caldpo.generation.generation_console import print_responses
-from caldpo.generation.generation_table import CHAT, Transcript
-from caldpo.generation.prompt_forms import Form, as_prompt, find_form, user_turn
-from caldpo.generation.responses import Response, respond
-from caldpo.generation.user_prompts import Asked
+from caldpo.generation.generation_checks import PromptContent
+from caldpo.generation.generation_output import CHAT, Transcript, print_responses
+from caldpo.generation.responses import PromptForm, Response, as_prompt, find_form, respond, user_turn
 
 _QUIT, _NEW = "/quit", "/new"
-_ASK = "you> "
+_PROMPT = "you> "
 
 
-def converse(subject: EvaluatedPolicy, settings: GenerateSettings, console: Console, *, compare: bool) -> None:
-    """Answer each line of standard input until it ends, or ``/quit``, or Ctrl-C, which all are good ends.
+def converse(policy: EvaluatedPolicy, settings: GenerateSettings, console: Console, *, compare: bool) -> None:
+    """Answer each line of standard input until it ends, or ``/quit``, or Ctrl-C, none of which is an error.
 
-    With a chat template the conversation goes on with the policy's answers; as plain text each line is a prompt of its
-    own. Every turn is in ``chat.csv`` before it is shown.
+    With a chat template the conversation continues with the policy's answers; as plain text each line is a prompt by
+    itself. Every turn is written to ``chat.csv`` before it is shown.
     """
-    form = find_form(subject, settings.as_chat)
-    commands = f"{_QUIT} or Ctrl-D ends{f', {_NEW} begins anew' if form.as_turn else ''}"
-    for told in (str(form), commands):
-        console.print(told, style="dim", highlight=False, soft_wrap=True)
-    how = subject.sampling(1, 1, settings.max_new_tokens, settings.temperature)
-    chat = _Chat(subject, form, how, Transcript(subject.folder / CHAT), compare)
+    form = find_form(policy, settings.as_chat)
+    commands = f"{_QUIT} or Ctrl-D ends{f', {_NEW} starts a new conversation' if form.as_turn else ''}"
+    for line in (str(form), commands):
+        console.print(line, style="dim", highlight=False, soft_wrap=True)
+    sampling = policy.sampling(1, 1, settings.max_new_tokens, settings.temperature)
+    chat = _Chat(policy, form, sampling, Transcript(policy.folder / CHAT), compare)
     _prepare_input()
     try:
-        while (line := _next_line()) is not None and line.strip() != _QUIT:
-            _take(chat, line, console)
+        while (text := _read_line()) is not None and text.strip() != _QUIT:
+            _handle(chat, text, console)
     except KeyboardInterrupt:
         console.print()
     if chat.transcript.turns:
@@ -50,53 +48,53 @@ def converse(subject: EvaluatedPolicy, settings: GenerateSettings, console: Cons
 class _Chat:
     """The state of a conversation."""
 
-    subject: EvaluatedPolicy
-    form: Form
-    how: Sampling
+    policy: EvaluatedPolicy
+    form: PromptForm
+    sampling: Sampling
     transcript: Transcript
     compare: bool
     conversation: int = 0
     history: tuple[Message, ...] = field(default=())
 
-    def begin_anew(self) -> None:
-        """Forget what was said."""
+    def restart(self) -> None:
+        """Start a new conversation without history."""
         self.conversation, self.history = self.conversation + 1, ()
 
     def answer(self, text: str) -> list[Response]:
-        """The responses to what the user says next.
+        """Respond to the user's next text.
 
         Raises:
             CaldpoError: the conversation is too long, or the template refuses it.
         """
-        asked: Asked = (*self.history, user_turn(text)) if self.form.as_turn else text
-        # another seed a turn, or the same question would always get the same answer
-        how = replace(self.how, seed=self.how.seed + self.transcript.turns)
-        (responses,) = respond(self.subject, [as_prompt(self.subject, asked)], how, compare=self.compare)
-        self.transcript.add(self.conversation, text, responses, how)
-        if not isinstance(asked, str):
-            self.history = (*asked, Message(role="assistant", content=responses[0].text))
+        content: PromptContent = (*self.history, user_turn(text)) if self.form.as_turn else text
+        # another seed each turn, or the same question would always get the same answer
+        sampling = replace(self.sampling, seed=self.sampling.seed + self.transcript.turns)
+        (responses,) = respond(self.policy, [as_prompt(self.policy, content)], sampling, compare=self.compare)
+        self.transcript.add(self.conversation, text, responses, sampling)
+        if not isinstance(content, str):
+            self.history = (*content, Message(role="assistant", content=responses[0].text))
         return responses
 
 
-def _take(chat: _Chat, line: str, console: Console) -> None:
-    """One line of the user: a turn, or a command."""
+def _handle(chat: _Chat, line: str, console: Console) -> None:
+    """Handle one line of the user: a turn, or a command."""
     command = line.strip()
     if not command:
         return
     if command == _NEW:
-        chat.begin_anew()
+        chat.restart()
         console.print("a new conversation", style="dim")
     elif command.startswith("/") and len(command.split()) == 1:
-        console.print(Text(f"no such command: {command} (there are {_QUIT} and {_NEW})", "yellow"))
+        console.print(Text(f"no such command: {command} (choose {_QUIT} or {_NEW})", "yellow"))
     else:
         try:
             print_responses(console, chat.answer(line))
-        except CaldpoError as error:  # this turn cannot be answered; the next may
+        except CaldpoError as error:  # the next turn may be answered
             console.print(Text(str(error), "yellow"), soft_wrap=True)
 
 
 def _prepare_input() -> None:
-    """Line editing on a terminal; bytes that are no UTF-8 from a pipe are shown as such instead of ending it."""
+    """Enable line editing on a terminal; replace invalid UTF-8 from a pipe instead of failing."""
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401
@@ -104,13 +102,13 @@ def _prepare_input() -> None:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
 
 
-def _next_line() -> str | None:
-    """What is typed next; None at the end of input."""
+def _read_line() -> str | None:
+    """Read the next line; None at the end of input."""
     try:
-        line = input(_ASK)
+        line = input(_PROMPT)
     except EOFError:
         print()
         return None
     if not sys.stdin.isatty():
-        print(line)  # a terminal shows what is typed, a pipe does not
+        print(line)  # a terminal echoes, a pipe does not
     return line

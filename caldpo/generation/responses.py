@@ -1,4 +1,4 @@
-"""Responses of the policy and of its reference to the same prompts, and what can be said of each."""
+"""Tokenise prompts and sample responses of the policy and of its reference, with log-ratios and true rewards."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
-from caldpo.data.pair import TokenizedPair
+from caldpo.data.pair import Message, TokenizedPair
+from caldpo.data.raw_row import RowError
+from caldpo.data.tokenize import encode_prompt
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.evaluated_policy import EvaluatedPolicy, Who
+from caldpo.evaluation.evaluated_policy import EvaluatedPolicy, Role
 from caldpo.evaluation.evaluation_cache import Sampling
-from caldpo.generation.user_prompts import Asked
+from caldpo.generation.generation_checks import PromptContent
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is answered.
+    """A prompt to answer.
 
     Args:
-        asked: text as it is taken, or the conversation.
+        content: text, or a conversation.
         ids: its tokens.
-        chosen: the response that people preferred, where the data has one.
+        chosen: the data's preferred response, if it has one.
     """
 
-    asked: Asked
+    content: PromptContent
     ids: list[int]
     chosen: str | None = None
 
@@ -35,16 +37,16 @@ class Response:
     """One response.
 
     Args:
-        who: whose.
+        role: of the model that wrote it.
         sample: its number among those to the same prompt, from 0.
         text: without special tokens.
         tokens: its length, with its end token.
-        ended: whether it has one; otherwise the length ran out.
+        ended: whether it has an end token; otherwise it was truncated.
         log_ratio: ``log pi(response) - log pi_ref(response)`` at temperature 1, nats, summed over its tokens.
-        true_reward: in the data's units, where the data knows it.
+        true_reward: in the data's units, if the data knows it.
     """
 
-    who: Who
+    role: Role
     sample: int
     text: str
     tokens: int
@@ -53,85 +55,170 @@ class Response:
     true_reward: float | None
 
 
-def respond(
-    subject: EvaluatedPolicy, prompts: Sequence[Prompt], how: Sampling, *, compare: bool
-) -> list[list[Response]]:
-    """``how.samples`` responses of the policy to each prompt, and after them as many of the reference.
+@dataclass(frozen=True)
+class PromptForm:
+    """How a plain text becomes a prompt.
 
     Args:
-        subject: whose policy and reference.
-        prompts: any; ``how.prompts`` is not looked at.
-        how: length, temperature and seed; the reference's seed is derived from it.
-        compare: False leaves the reference alone: none of its responses, no log-ratios.
+        as_turn: as a user's turn in the chat template; otherwise unchanged.
+        reason: for the terminal.
+    """
+
+    as_turn: bool
+    reason: str
+
+    def __str__(self) -> str:
+        form = "a user's turn in the chat template" if self.as_turn else "used unchanged"
+        return f"a text is {form}: {self.reason}"
+
+
+# ---- prompts
+
+
+def find_form(policy: EvaluatedPolicy, as_chat: bool | None) -> PromptForm:
+    """Choose the form of texts: by ``as_chat``, else as the data's prompts, else by the tokenizer.
 
     Raises:
-        CaldpoError: a prompt fills what the model reads at most.
+        CaldpoError: a turn is requested and the tokenizer has no chat template.
     """
-    repeated = [prompt for prompt in prompts for _ in range(how.samples)]
-    both: dict[Who, list[list[int]]] = {"policy": draw(subject, "policy", repeated, how)}
-    ratios: dict[Who, list[float]] = {}
-    if compare:
-        both["reference"] = draw(subject, "reference", repeated, how)
-        ratios = _log_ratios(subject, repeated, both)
+    if as_chat is not None:
+        form = PromptForm(as_chat, f"as_chat={str(as_chat).lower()}")
+    elif policy.has_data:
+        turns = any(not isinstance(pair.prompt, str) for pair in policy.data.test_sources)
+        form = PromptForm(turns, f"the data's prompts are {'conversations' if turns else 'plain text'}")
+    else:
+        turns = policy.tokenizer.chat_template is not None
+        form = PromptForm(turns, f"the tokenizer has {'a' if turns else 'no'} chat template")
+    if form.as_turn:
+        _require_template(policy, key="as_chat")
+    return form
+
+
+def held_out_prompts(policy: EvaluatedPolicy, count: int) -> list[Prompt]:
+    """Return the first ``count`` distinct held-out prompts, truncated as in training, with their chosen responses."""
+    return [Prompt(prompt.prompt, prompt.prompt_ids, prompt.reference) for prompt in policy.held_out(count)]
+
+
+def user_prompts(policy: EvaluatedPolicy, contents: Sequence[PromptContent], form: PromptForm) -> list[Prompt]:
+    """Tokenise the user's prompts, without truncation.
+
+    Raises:
+        CaldpoError: the chat template refuses one, or one has no tokens.
+    """
     return [
-        [
-            _response(subject, prompt, who, sample, ids[at + sample], ratios[who][at + sample] if ratios else None)
-            for who, ids in both.items()
-            for sample in range(how.samples)
-        ]
-        for at, prompt in zip(range(0, len(repeated), how.samples), prompts, strict=True)
+        as_prompt(policy, (user_turn(content),) if isinstance(content, str) and form.as_turn else content)
+        for content in contents
     ]
 
 
-def draw(subject: EvaluatedPolicy, who: Who, prompts: Sequence[Prompt], how: Sampling) -> list[list[int]]:
-    """One response to each prompt, token ids up to and including the end token, as long as the model has positions for.
+def as_prompt(policy: EvaluatedPolicy, content: PromptContent) -> Prompt:
+    """Tokenise text as it is, or a conversation in the chat template, as in training.
 
     Raises:
-        CaldpoError: a prompt fills what the model reads at most.
+        CaldpoError: the template refuses the conversation, or there is none; there are no tokens.
     """
-    with subject.model(who) as model:
-        longest = min(how.max_new_tokens, _room(model, prompts))
-    return subject.draw(who, [prompt.ids for prompt in prompts], replace(how, max_new_tokens=longest))
+    if not isinstance(content, str):
+        _require_template(policy, key="prompts")
+    try:
+        return Prompt(content, encode_prompt(content, policy.tokenizer))
+    except RowError as error:
+        raise CaldpoError(str(error), key="prompts", value=repr(content)[:80]) from error
 
 
-def true_reward(subject: EvaluatedPolicy, asked: Asked, text: str) -> float | None:
-    """The data's true reward of a response; None where it knows none."""
-    if not subject.has_data or subject.data.oracle is None or not isinstance(asked, str):
+def user_turn(text: str) -> Message:
+    """Wrap a user's text as a message."""
+    return Message(role="user", content=text)
+
+
+def _require_template(policy: EvaluatedPolicy, key: str) -> None:
+    if policy.tokenizer.chat_template is None:
+        raise CaldpoError(
+            "the policy's tokenizer has no chat template to write a conversation with",
+            key=key,
+            remedy="give prompts as text, with as_chat=false",
+        )
+
+
+# ---- responses
+
+
+def respond(
+    policy: EvaluatedPolicy, prompts: Sequence[Prompt], sampling: Sampling, *, compare: bool
+) -> list[list[Response]]:
+    """Sample ``sampling.samples`` responses of the policy to each prompt, then as many of the reference.
+
+    Args:
+        policy: with its reference.
+        prompts: any; ``sampling.prompts`` is ignored.
+        sampling: length, temperature and seed; the reference's seed is derived from it.
+        compare: False leaves out the reference: its responses and log-ratios.
+
+    Raises:
+        CaldpoError: a prompt fills the model's context.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(sampling.samples)]
+    ids_of: dict[Role, list[list[int]]] = {"policy": draw(policy, "policy", repeated, sampling)}
+    log_ratios: dict[Role, list[float]] = {}
+    if compare:
+        ids_of["reference"] = draw(policy, "reference", repeated, sampling)
+        log_ratios = _log_ratios(policy, repeated, ids_of)
+
+    def response(prompt: Prompt, role: Role, index: int, sample: int) -> Response:
+        ids = ids_of[role][index]
+        text = policy.decode(ids)
+        log_ratio = log_ratios[role][index] if log_ratios else None
+        reward = true_reward(policy, prompt.content, text)
+        return Response(role, sample, text, len(ids), ids[-1] in policy.ends, log_ratio, reward)
+
+    return [
+        [response(prompt, role, start + sample, sample) for role in ids_of for sample in range(sampling.samples)]
+        for start, prompt in zip(range(0, len(repeated), sampling.samples), prompts, strict=True)
+    ]
+
+
+def draw(policy: EvaluatedPolicy, role: Role, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
+    """Sample one response to each prompt, token ids with the end token, as long as the model has positions for.
+
+    Raises:
+        CaldpoError: a prompt fills the model's context.
+    """
+    with policy.model_of(role) as model:
+        longest = min(sampling.max_new_tokens, _free_positions(model, prompts))
+    return policy.draw(role, [prompt.ids for prompt in prompts], replace(sampling, max_new_tokens=longest))
+
+
+def true_reward(policy: EvaluatedPolicy, content: PromptContent, text: str) -> float | None:
+    """Return the data's true reward of a response; None if it is unknown."""
+    if not policy.has_data or policy.data.oracle is None or not isinstance(content, str):
         return None
     with suppress(KeyError):  # a table of rewards knows its own prompts alone
-        return float(subject.data.oracle(asked, text))
+        return float(policy.data.oracle(content, text))
     return None
 
 
-def _response(
-    subject: EvaluatedPolicy, prompt: Prompt, who: Who, sample: int, ids: list[int], log_ratio: float | None
-) -> Response:
-    text = subject.decode(ids)
-    ended = ids[-1] in subject.ends
-    return Response(who, sample, text, len(ids), ended, log_ratio, true_reward(subject, prompt.asked, text))
-
-
 def _log_ratios(
-    subject: EvaluatedPolicy, prompts: Sequence[Prompt], both: dict[Who, list[list[int]]]
-) -> dict[Who, list[float]]:
+    policy: EvaluatedPolicy, prompts: Sequence[Prompt], ids_of: dict[Role, list[list[int]]]
+) -> dict[Role, list[float]]:
     pairs = [
-        TokenizedPair(prompt.ids, mine, theirs, None, None, i, "")
-        for i, (prompt, mine, theirs) in enumerate(zip(prompts, both["policy"], both["reference"], strict=True))
+        TokenizedPair(prompt.ids, by_policy, by_reference, None, None, i, "")
+        for i, (prompt, by_policy, by_reference) in enumerate(
+            zip(prompts, ids_of["policy"], ids_of["reference"], strict=True)
+        )
     ]
-    mine, theirs = subject.logps("policy", pairs) - subject.logps("reference", pairs)
-    return {"policy": mine.tolist(), "reference": theirs.tolist()}
+    of_policy, of_reference = policy.logps("policy", pairs) - policy.logps("reference", pairs)
+    return {"policy": of_policy.tolist(), "reference": of_reference.tolist()}
 
 
-def _room(model: PreTrainedModel, prompts: Sequence[Prompt]) -> int:
-    """Tokens that a response may have before the model has no position left for the next."""
+def _free_positions(model: PreTrainedModel, prompts: Sequence[Prompt]) -> int:
+    """Count the positions that the model has left after the longest prompt."""
     longest = max(len(prompt.ids) for prompt in prompts)
-    most = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(most, int):
+    context = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(context, int):
         return longest + 2**31
-    if longest >= most:
+    if longest >= context:
         raise CaldpoError(
-            f"the prompt has {longest:,} tokens, and the model reads {most:,} at most, its response among them",
+            f"the prompt has {longest:,} tokens, and the model's context is {context:,}, the response included",
             key="prompts",
             remedy="shorten it",
         )
-    return most - longest
+    return context - longest

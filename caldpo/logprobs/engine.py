@@ -1,8 +1,8 @@
-"""From tokens to the summed log-probs of responses, by a causal language model.
+"""Compute the summed log-probs of responses by a causal language model.
 
 ``log pi(y|x) = sum_t log softmax(logits[t-1])[y_t]`` over the response's tokens, EOS included, in nats. The model's
-own forward is run with its output head short-circuited: the hidden states are taken on their way into the head, and
-:mod:`caldpo.logprobs.chunked` does the rest at the positions that predict a response token and nowhere else.
+own forward runs with its output head bypassed: a hook takes the hidden states before the head, and
+:mod:`caldpo.logprobs.chunked` computes log-probs only at the positions that predict a response token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from caldpo.logprobs.chunked import token_logprobs
-from caldpo.logprobs.fused_loss import PairLoss, ResponseTokens, require_dependence, streamed_loss
+from caldpo.logprobs.fused_loss import PairLoss, ResponseTokens, fused_pair_loss, require_dependence
 from caldpo.logprobs.head import NoHeadError, OutputHead, head_layer, hooked, output_head
 from caldpo.models.model_forward import accepted_names, use_rowwise_frequencies
 from caldpo.types import PairBatch
@@ -28,34 +28,34 @@ LOGITS_CACHE_MIB = 64
 
 
 class LogprobEngine:
-    """Log-probs of responses by one model, in whatever state (adapters, training mode) the model is.
+    """Computes log-probs of responses by one model, in its current state (adapters, training mode).
 
-    The head is looked at once, at the first call. A model whose head cannot be taken apart computes its own logits
-    at the positions that predict response tokens, which is announced: exact as well, but ``[tokens, vocab]``.
+    The head is examined at the first call. A model whose head cannot be separated computes its own logits at the
+    positions that predict response tokens, with a warning: exact as well, but ``[tokens, vocab]``.
 
     Args:
         model: a causal language model of transformers' interface (``forward(...).logits``).
-        logits_cache_mib: MiB of softmax that are kept for the backward pass; what is beyond is computed again.
+        logits_cache_mib: MiB of softmax that are cached for the backward pass; the rest is recomputed.
     """
 
     def __init__(self, model: nn.Module, logits_cache_mib: int = LOGITS_CACHE_MIB) -> None:
-        self.model, self.kept_bytes = model, logits_cache_mib * 2**20
+        self.model, self.cache_bytes = model, logits_cache_mib * 2**20
         use_rowwise_frequencies(model)
-        self._accepted = accepted_names(model)  # looked up here once, rather than at every forward
+        self._accepted = accepted_names(model)  # once, rather than at every forward
         self._head: OutputHead | None = None
-        self._asked = False
+        self._head_examined = False
 
     def __call__(self, batch: PairBatch) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-        """Summed log-probs of the chosen and of the rejected responses, nats, from one forward over both."""
+        """Compute summed log-probs of chosen and rejected responses, nats, in one forward over both."""
         both = self.responses(batch.predicts, batch.targets, batch.response, 2 * batch.pairs, **batch.model_inputs())
         return both[: batch.pairs], both[batch.pairs :]
 
     def loss(
         self, batch: PairBatch, pair_loss: PairLoss
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-        """The loss summed over pairs, differentiable once, and the two log-probs that it was computed from, detached.
+        """Compute the loss summed over pairs, differentiable once, and the two log-probs it is computed from, detached.
 
-        The same as ``pair_loss(*self(batch), slice(None))``, but for a third of the memory and less work: see
+        The same as ``pair_loss(*self(batch), slice(None))``, with a third of the memory and less computation: see
         :mod:`caldpo.logprobs.fused_loss`.
 
         Args:
@@ -69,14 +69,14 @@ class LogprobEngine:
             if chosen.requires_grad:
                 require_dependence(value)
             return value, chosen.detach(), rejected.detach()
-        total, both = streamed_loss(
-            self._run(batch.predicts, inputs, whole=False),
+        total, both = fused_pair_loss(
+            self._run(batch.predicts, inputs, full_logits=False),
             head.layer.weight,
             head.layer.bias,
             ResponseTokens(batch.targets, batch.response, batch.pair_tokens),
             pair_loss,
             transform=head.transform,
-            kept_bytes=self.kept_bytes,
+            cache_bytes=self.cache_bytes,
         )
         return total, both[: batch.pairs], both[batch.pairs :]
 
@@ -88,17 +88,17 @@ class LogprobEngine:
         count: int,
         **inputs: Any,
     ) -> Float[Tensor, " responses"]:
-        """Summed log-probs of ``count`` responses, nats.
+        """Compute summed log-probs of ``count`` responses, nats.
 
         Args:
-            predicts: places in the flattened ``input_ids`` whose hidden states predict the targets.
+            predicts: indices into the flattened ``input_ids`` whose hidden states predict the targets.
             targets: the response tokens.
-            response: which response each belongs to.
+            response: the response that each belongs to.
             count: of responses.
             inputs: of the model's forward.
         """
         head = self.head
-        hidden_or_logits = self._run(predicts, inputs, whole=head is None)
+        hidden_or_logits = self._run(predicts, inputs, full_logits=head is None)
         if head is None:
             wide = hidden_or_logits.to(torch.promote_types(hidden_or_logits.dtype, torch.float32))
             values = -F.cross_entropy(wide, targets, reduction="none")
@@ -109,33 +109,33 @@ class LogprobEngine:
                 head.layer.bias,
                 targets,
                 transform=head.transform,
-                kept_bytes=self.kept_bytes,
+                cache_bytes=self.cache_bytes,
             )
         return values.new_zeros(count).index_add(0, response, values)
 
     @property
     def head(self) -> OutputHead | None:
-        """The model's output head, None if its own logits have to be taken."""
-        if not self._asked:
-            self._asked = True
+        """The model's output head; None if its own logits have to be computed."""
+        if not self._head_examined:
+            self._head_examined = True
             try:
                 self._head = output_head(self.model)
             except NoHeadError as reason:
                 log.warning(
-                    "%s: %s; its own logits are taken, of shape [response tokens, vocabulary]",
+                    "%s: %s; its own logits are computed, of shape [response tokens, vocabulary]",
                     type(self.model).__name__,
                     reason,
                 )
         return self._head
 
-    def _run(self, at: Tensor, inputs: dict[str, Any], whole: bool) -> Tensor:
-        """Hidden states at the marked places of the flattened row, or with ``whole`` the model's logits there."""
-        seen: list[Tensor] = []
+    def _run(self, at: Tensor, inputs: dict[str, Any], full_logits: bool) -> Tensor:
+        """Compute hidden states at indices of the flattened row, or with ``full_logits`` the model's logits there."""
+        captured: list[Tensor] = []
 
-        def take(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        def capture(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             picked = arguments[0].flatten(0, 1).index_select(0, at)
-            seen.append(picked)
-            return (picked[None] if whole else arguments[0][:1, :1].detach(), *arguments[1:])
+            captured.append(picked)
+            return (picked[None] if full_logits else arguments[0][:1, :1].detach(), *arguments[1:])
 
         layer = head_layer(self.model)
         accepted = self._accepted
@@ -143,13 +143,13 @@ class LogprobEngine:
         if layer is None:
             logits = self.model(**inputs, use_cache=False).logits
             return logits.flatten(0, 1).index_select(0, at)
-        with hooked(layer, take):
+        with hooked(layer, capture):
             logits = self.model(**inputs, use_cache=False).logits
-        return logits[0] if whole else seen[0]
+        return logits[0] if full_logits else captured[0]
 
 
 def pair_logprobs(model: nn.Module, batch: PairBatch) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-    """Summed log-probs of the chosen and of the rejected responses, nats: the engine for one batch."""
+    """Compute summed log-probs of the chosen and of the rejected responses of one batch, nats."""
     return LogprobEngine(model)(batch)
 
 
@@ -159,14 +159,14 @@ def response_logprobs(
     attention_mask: Bool[Tensor, "rows length"],
     response_mask: Bool[Tensor, "rows length"],
 ) -> Float[Tensor, " rows"]:
-    """Summed log-probs of each row's marked tokens, nats.
+    """Compute summed log-probs of the tokens of each row in ``response_mask``, nats.
 
     Args:
         model: as in :class:`LogprobEngine`.
         input_ids: tokens, padded on either side.
         attention_mask: True on tokens, False on padding.
-        response_mask: True on the tokens whose log-probs are summed. Never at the first token of a row, which
-            nothing predicts.
+        response_mask: True on the tokens whose log-probs are summed. Never at the first token of a row, which is not
+            predicted.
     """
     rows, columns = response_mask.nonzero(as_tuple=True)
     return LogprobEngine(model).responses(

@@ -1,9 +1,9 @@
-"""A loss over pairs, gradient included, from one pass over the output head: a few pairs at a time.
+"""Compute a loss over pairs and its gradient in one pass over the output head, a few pairs at a time.
 
-The gradient of a response's log-prob with respect to the logits is at hand as soon as its pair's loss is known, and a
-pair's loss depends on its own two log-probs alone. So each group of pairs goes forward and backward through the head
-before the next one starts: three matrix products, nothing computed twice, and no more than one group's logits in
-memory. What the loss is remains the caller's: it is differentiated by autograd, group by group.
+The gradient of a response's log-prob with respect to the logits is known as soon as its pair's loss is, and a pair's
+loss depends on its own two log-probs alone. So each group of pairs goes forward and backward through the head before
+the next one starts: three matrix products, nothing recomputed, and no more than one group's logits in memory. The loss
+is the caller's, and is differentiated by autograd, group by group.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from caldpo.errors import CaldpoError
-from caldpo.logprobs.chunked import backward_parts, forward_parts, in_autocast_dtype
+from caldpo.logprobs.chunked import backward_chunks, forward_chunks, in_autocast_dtype
 from caldpo.logprobs.lm_head_ops import IDENTITY, HeadGradient, HeadProducts, LogitTransform
 
 PairLoss = Callable[[Tensor, Tensor, slice], Tensor]
-"""The summed loss (a scalar) of some pairs, from log-probs of their chosen and rejected responses and their places."""
+"""The summed loss (a scalar) of some pairs, from log-probs of their chosen and rejected responses and their indices."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseTokens:
-    """Targets and whose they are, pair by pair.
+    """Target tokens and the responses that they belong to, pair by pair.
 
     Args:
         targets: token ids.
         response: ``i`` for the chosen, ``pairs + i`` for the rejected response of pair ``i``.
-        per_pair: how many of the tokens belong to each pair, in order.
+        per_pair: number of tokens of each pair, in order.
     """
 
     targets: Int[Tensor, " tokens"]
@@ -40,7 +40,7 @@ class ResponseTokens:
     per_pair: Sequence[int]
 
 
-def streamed_loss(
+def fused_pair_loss(
     hidden: Float[Tensor, "tokens hidden"],
     weight: Float[Tensor, "vocab hidden"],
     bias: Float[Tensor, " vocab"] | None,
@@ -48,30 +48,30 @@ def streamed_loss(
     loss: PairLoss,
     *,
     transform: LogitTransform = IDENTITY,
-    kept_bytes: int = 0,
+    cache_bytes: int = 0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " responses"]]:
-    """The loss summed over pairs, differentiable once, and the responses' summed log-probs, nats, detached.
+    """Compute the loss summed over pairs, differentiable once, and the responses' summed log-probs, nats, detached.
 
     Args:
         hidden: input of the output head at the positions that predict the targets.
         weight, bias: of the head; under autocast as in :func:`caldpo.logprobs.chunked.token_logprobs`.
-        tokens: what is predicted.
+        tokens: targets.
         loss: of any group of pairs; it must be the sum of the losses of each pair alone.
         transform: what the model does to the head's output.
-        kept_bytes: of a group's softmax between its two passes; what is beyond is computed again.
+        cache_bytes: of a group's softmax that are cached between its two passes; the rest is recomputed.
 
     Raises:
         CaldpoError: the loss does not depend on the log-probs.
     """
     hidden, weight = in_autocast_dtype(hidden, weight)
-    if not torch.is_grad_enabled():  # as in token_logprobs: no gradients for a loss that is only looked at
+    if not torch.is_grad_enabled():  # as in token_logprobs: no gradients for a loss that is only evaluated
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     with torch.autocast(hidden.device.type, enabled=False):
-        return _StreamedLoss.apply(hidden, weight, bias, tokens, loss, transform, kept_bytes)
+        return _FusedLoss.apply(hidden, weight, bias, tokens, loss, transform, cache_bytes)
 
 
 def require_dependence(value: Tensor) -> None:
-    """Refuse a loss that no gradient can come from.
+    """Refuse a loss without a gradient.
 
     Raises:
         CaldpoError: it was computed from nothing that requires one.
@@ -80,12 +80,12 @@ def require_dependence(value: Tensor) -> None:
         raise CaldpoError(
             "does not depend on the policy's log-probs, so that there is nothing to train",
             key="loss",
-            remedy="compute it from the policy_chosen or policy_rejected that it is given, without detaching them",
+            remedy="compute it from its arguments policy_chosen or policy_rejected, without detaching them",
         )
 
 
-class _StreamedLoss(torch.autograd.Function):
-    """The gradients are computed in the forward pass; the backward pass multiplies them by the loss's own."""
+class _FusedLoss(torch.autograd.Function):
+    """Computes gradients in the forward pass; the backward pass multiplies them by the loss's own."""
 
     @staticmethod
     def forward(
@@ -96,7 +96,7 @@ class _StreamedLoss(torch.autograd.Function):
         tokens: ResponseTokens,
         loss: PairLoss,
         transform: LogitTransform,
-        kept_bytes: int,
+        cache_bytes: int,
     ) -> tuple[Tensor, Tensor]:
         head = HeadProducts(weight, bias, transform)
         gradient = HeadGradient(head, hidden, ctx.needs_input_grad[:3])
@@ -104,10 +104,10 @@ class _StreamedLoss(torch.autograd.Function):
         logprobs = hidden.new_zeros(2 * count, dtype=head.wide)
         slopes = torch.zeros_like(logprobs)
         total = hidden.new_zeros((), dtype=head.wide)
-        for part, pairs in _groups(tokens.per_pair, head.rows_at_once()):
-            of, targets = tokens.response[part], tokens.targets[part]
-            values, kept = forward_parts(head, hidden[part], targets, kept_bytes=kept_bytes)
-            logprobs.index_add_(0, of, values)
+        for group, pairs in _groups(tokens.per_pair, head.rows_at_once()):
+            response, targets = tokens.response[group], tokens.targets[group]
+            values, cached = forward_chunks(head, hidden[group], targets, cache_bytes=cache_bytes)
+            logprobs.index_add_(0, response, values)
             rejected = slice(count + pairs.start, count + pairs.stop)
             with torch.enable_grad():
                 both = [logprobs[rows].clone().requires_grad_() for rows in (pairs, rejected)]
@@ -115,7 +115,7 @@ class _StreamedLoss(torch.autograd.Function):
             require_dependence(value)
             total += value.detach()
             slopes[pairs], slopes[rejected] = torch.autograd.grad(value, both, materialize_grads=True)
-            backward_parts(head, hidden[part], targets, slopes[of], kept, gradient.within(part))
+            backward_chunks(head, hidden[group], targets, slopes[response], cached, gradient.within(group))
         ctx.gradient, ctx.hidden_dtype = gradient, hidden.dtype
         ctx.mark_non_differentiable(logprobs)
         return total, logprobs
@@ -124,18 +124,18 @@ class _StreamedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradient is None:
-            raise RuntimeError("the gradient of a streamed loss can be taken once; compute the loss again")
+            raise RuntimeError("the gradient of a fused loss can be taken once; compute the loss again")
         gradient, ctx.gradient = ctx.gradient, None
         hidden, weight, bias = gradient.scaled(scale).results()
         return None if hidden is None else hidden.to(ctx.hidden_dtype), weight, bias, None, None, None, None
 
 
 def _groups(per_pair: Sequence[int], tokens_at_once: int) -> Iterator[tuple[slice, slice]]:
-    """Consecutive pairs in groups of at most ``tokens_at_once`` tokens, or of one pair: their tokens, their places."""
+    """Group consecutive pairs by at most ``tokens_at_once`` tokens, or one pair: slices of tokens and of pairs."""
     first, start, end = 0, 0, 0
-    for place, tokens in enumerate(per_pair):
-        if place > first and end + tokens - start > tokens_at_once:
-            yield slice(start, end), slice(first, place)
-            first, start = place, end
+    for index, tokens in enumerate(per_pair):
+        if index > first and end + tokens - start > tokens_at_once:
+            yield slice(start, end), slice(first, index)
+            first, start = index, end
         end += tokens
     yield slice(start, end), slice(first, len(per_pair))

@@ -1,8 +1,8 @@
-"""A model's output head, apart from the model: what turns hidden states into logits.
+"""Separate a model's output head, which turns hidden states into logits.
 
-Between its head and its logits a model may scale and soft-cap them, under a name of its own making. So the model is
-asked: one token goes through it, a hidden state is put before its head that is large enough for a cap to show, and
-what comes out is compared with what the head alone gives.
+After its head a model may scale and soft-cap logits, by settings of any name. So the model is probed: one token goes
+through it, the head's input is replaced by a hidden state that is large enough for a cap to show, and the logits are
+compared with the head's own output.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from caldpo.logprobs.lm_head_ops import LogitTransform
 from caldpo.models.model_forward import NonFiniteLogitsError, evaluating
 
-_LOUD = 64.0  # largest logit of the question: twice the usual caps, so that a cap of 30 or 50 shows
+_PROBE_LOGIT = 64.0  # largest logit of the probe: twice the usual caps, so that a cap of 30 or 50 shows
 _CAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logit_softcap", "softcap")
-_QUIET = 1e-20
+_TINY = 1e-20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +32,16 @@ class OutputHead:
 
 
 class NoHeadError(Exception):
-    """The head cannot be taken apart from the model; the message says why."""
+    """The head cannot be separated from the model; the message tells why."""
 
 
 @torch.no_grad()
 def output_head(model: nn.Module) -> OutputHead:
-    """The output head of a model, found by asking it.
+    """Find the output head of a model by probing it.
 
     Raises:
-        NoHeadError: there is none, it is no plain linear layer, or the logits are another function of its output.
-        NonFiniteLogitsError: of finite hidden states it makes logits that are not.
+        NoHeadError: there is none, it is not a plain linear layer, or the logits are another function of its output.
+        NonFiniteLogitsError: logits of finite hidden states are non-finite.
     """
     layer = head_layer(model)
     if layer is None:
@@ -49,27 +49,27 @@ def output_head(model: nn.Module) -> OutputHead:
     if hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save"):
         raise NoHeadError("an adapter wraps its output head")
     if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
-        raise NoHeadError(f"its output head is a {type(layer).__name__}, no plain linear layer")
-    hidden, raw, logits = _ask(model, layer)
+        raise NoHeadError(f"its output head is a {type(layer).__name__}, not a plain linear layer")
+    hidden, raw, logits = _probe(model, layer)
     expected = nn.functional.linear(hidden.to(layer.weight.dtype), layer.weight, layer.bias)
     if not _close(raw, expected):
         raise NoHeadError(f"its output head, a {type(layer).__name__}, does more than multiply by a matrix")
     for transform in _candidates(model, raw, logits):
         if _close(transform(raw.clone()), logits):
             return OutputHead(layer, transform)
-    raise NoHeadError("what it does to its logits is neither scaling nor soft-capping")
+    raise NoHeadError("its transform of the logits is neither scaling nor soft-capping")
 
 
 def head_layer(model: nn.Module) -> nn.Module | None:
-    """The module that makes logits of hidden states, None if the model does not say."""
-    named: Any = getattr(model, "get_output_embeddings", None)
-    layer = None if named is None else named()
+    """Find the module that computes logits from hidden states; None if the model does not name it."""
+    get_head: Any = getattr(model, "get_output_embeddings", None)
+    layer = None if get_head is None else get_head()
     return layer if isinstance(layer, nn.Module) else None
 
 
 @contextmanager
 def hooked(layer: nn.Module, hook: Any, *, before: bool = True) -> Iterator[None]:
-    """A hook on the layer's forward, or on what comes out of it, as long as the context lasts."""
+    """Hook the layer's inputs, or its output, while the context lasts."""
     handle = layer.register_forward_pre_hook(hook) if before else layer.register_forward_hook(hook)
     try:
         yield
@@ -77,22 +77,22 @@ def hooked(layer: nn.Module, hook: Any, *, before: bool = True) -> Iterator[None
         handle.remove()
 
 
-def _ask(model: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden state, output of the head, and logits of one token; float32 vectors (float64 for a float64 model)."""
-    seen: dict[str, Tensor] = {}
+def _probe(model: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute hidden state, head output and logits of one token: float32 vectors (float64 for a float64 model)."""
+    captured: dict[str, Tensor] = {}
     wide = torch.promote_types(layer.weight.dtype, torch.float32)
 
     def replace(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        # not the token's own: that of a padding token may be 0
+        # not the token's own hidden state, which may be 0 for a padding token
         drawn = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
-        largest = nn.functional.linear(drawn, layer.weight).abs().max().clamp_min(_QUIET)
+        largest = nn.functional.linear(drawn, layer.weight).abs().max().clamp_min(_TINY)
         if not largest.isfinite():
             raise NonFiniteLogitsError
-        seen["hidden"] = (drawn * (_LOUD / largest)).to(inputs[0].dtype)
-        return (seen["hidden"], *inputs[1:])
+        captured["hidden"] = (drawn * (_PROBE_LOGIT / largest)).to(inputs[0].dtype)
+        return (captured["hidden"], *inputs[1:])
 
     def keep(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen["raw"] = output
+        captured["raw"] = output
 
     token = torch.zeros(1, 1, dtype=torch.long, device=layer.weight.device)
     with (
@@ -102,24 +102,24 @@ def _ask(model: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
         hooked(layer, keep, before=False),
     ):
         logits = model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=False).logits
-    if "raw" not in seen or seen["raw"].shape != logits.shape:
+    if "raw" not in captured or captured["raw"].shape != logits.shape:
         raise NoHeadError("its logits do not come from the output head that it names")
-    # -inf is a number's absence by intent: some models rule out tokens so
-    broken = any(bool((x.isnan() | (x == torch.inf)).any()) for x in (seen["raw"], logits))
-    if broken and bool(seen["hidden"].isfinite().all()):
+    # -inf is intended: some models exclude tokens so
+    broken = any(bool((x.isnan() | (x == torch.inf)).any()) for x in (captured["raw"], logits))
+    if broken and bool(captured["hidden"].isfinite().all()):
         raise NonFiniteLogitsError
-    return seen["hidden"].flatten(), seen["raw"].flatten().to(wide), logits.flatten().to(wide)
+    return captured["hidden"].flatten(), captured["raw"].flatten().to(wide), logits.flatten().to(wide)
 
 
 def _candidates(model: Any, raw: Tensor, logits: Tensor) -> Iterator[LogitTransform]:
-    """Transforms that would explain ``logits``, simplest first."""
+    """Yield transforms that may explain ``logits``, simplest first."""
     yield LogitTransform()
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     caps = [float(c) for name in _CAPS if isinstance(c := getattr(config, name, None), int | float) and c]
     for cap in caps:
         yield LogitTransform(cap=cap)
-    # The scale as the model has it, not as rounded logits show it, where one of its numbers is as near.
+    # The scale as the model states it, where that is as near as the one measured in rounded logits.
     measured = float((raw * logits).sum() / (raw * raw).sum())
     stated = [float(v) for v in _numbers_of(model, config) if v]
     for scale in sorted({s for v in stated for s in (v, 1 / v)}, key=lambda s: abs(s - measured)):
@@ -129,15 +129,15 @@ def _candidates(model: Any, raw: Tensor, logits: Tensor) -> Iterator[LogitTransf
 
 
 def _numbers_of(model: Any, config: Any) -> Iterator[float]:
-    """The numbers that a configuration and the model itself call a scale or multiplier."""
+    """Yield the numbers that the configuration and the model itself name a scale or multiplier."""
     for holder in (config, model):
         for name, value in list(vars(holder).items()) if holder is not None else ():
             if isinstance(value, int | float) and ("scal" in name or "multiplier" in name):
                 yield float(value)
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    """Whether two rows of logits agree to the rounding of the dtype they were computed in."""
-    tolerance = 1e-4 if found.dtype == expected.dtype == torch.float64 else 2e-2
-    largest = expected.abs().max().float()  # infinite, it would tolerate anything
-    return bool(largest.isfinite() & ((found - expected.to(found.dtype)).abs().max() <= tolerance * largest))
+def _close(logits: Tensor, expected: Tensor) -> bool:
+    """Whether two rows of logits agree up to rounding in their dtype."""
+    tolerance = 1e-4 if logits.dtype == expected.dtype == torch.float64 else 2e-2
+    largest = expected.abs().max().float()  # an infinite one would tolerate anything
+    return bool(largest.isfinite() & ((logits - expected.to(logits.dtype)).abs().max() <= tolerance * largest))

@@ -1,11 +1,11 @@
-"""Attention over packed pairs: one row of tokens in which every pair stands as prompt, chosen, rejected.
+"""Attention over packed pairs: one row of tokens that holds prompt, chosen and rejected of each pair.
 
 A prompt's tokens attend to the prompt; each response attends to the prompt and to itself, and to nothing else of
-the row. So each response is exactly what it would be alone behind its prompt, while the prompt's own tokens go
-through every other layer of the model once instead of twice.
+the row. So each response is computed as if alone after its prompt, while the prompt's own tokens go through every
+other layer of the model once instead of twice.
 
-The functions are registered with transformers under their own names and are called by every model that uses its
-attention interface. The pairs' lengths travel as the keyword ``spans`` through the model's forward; where they are
+The functions are registered with transformers under their own names and called by every model that uses its
+attention interface. The pairs' lengths pass as the keyword ``spans`` through the model's forward; where they are
 absent (generation, padded batches) the attention is transformers' own.
 """
 
@@ -26,11 +26,11 @@ Spans = tuple[tuple[int, int, int], ...]
 """Tokens of prompt, chosen and rejected response of each pair, in the order of the row."""
 
 SDPA, EAGER = "caldpo_sdpa", "caldpo_eager"
-_FOREIGN = ("s_aux", "position_bias", "head_mask", "cache")  # what other attentions add, and this one does not
+_UNSUPPORTED = ("s_aux", "position_bias", "head_mask", "cache")  # keywords of other attentions
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Let a model's attention understand ``spans``; everything else it does as before."""
+    """Make a model's attention support ``spans``; without them it is unchanged."""
     # a model without SDPA has scores that it cannot compute (soft-capped ones), in rows that are not packed
     eager = model.config._attn_implementation in ("eager", EAGER) or not model._supports_sdpa
     model.set_attn_implementation(EAGER if eager else SDPA)
@@ -66,18 +66,18 @@ def _packed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, spa
         query: ``[1, heads, tokens, size]``.
         key, value: ``[1, key-value heads, tokens, size]``.
         spans: see :data:`Spans`; they add up to ``tokens``.
-        settings: what the model hands to its attention function.
+        settings: keywords of the model's attention function.
 
     Returns:
         ``[1, tokens, heads, size]``.
     """
-    foreign = [name for name in _FOREIGN if settings.get(name) is not None]
+    unsupported = [name for name in _UNSUPPORTED if settings.get(name) is not None]
     window = settings.get("sliding_window")
     if window is not None and window < max(p + max(c, r) for p, c, r in spans):
-        foreign.append(f"a sliding window of {window} tokens")
-    if foreign:
+        unsupported.append(f"a sliding window of {window} tokens")
+    if unsupported:
         raise CaldpoError(
-            f"this model's attention has {', '.join(foreign)}, which packed pairs do not support",
+            f"this model's attention has {', '.join(unsupported)}, which packed pairs do not support",
             key="layout",
             value="packed",
             remedy="set layout=padded",
@@ -100,7 +100,7 @@ def _packed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, spa
     outputs = []
     for (prompt, chosen, rejected), (length, _, _) in zip(_threes(pieces), spans, strict=True):
         outputs.append(attend(*_join(prompt, chosen)))
-        # The prompt's queries come along once more and are dropped: causal attention without a mask is faster.
+        # The prompt's queries are computed again and dropped: causal attention without a mask is faster.
         outputs.append(attend(*_join(prompt, rejected))[:, :, length:])
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
@@ -129,7 +129,7 @@ def _softmax_attention(
     softcap: float | None,
     dropout: float,
 ) -> Tensor:
-    """Attention written out, for what the fused kernels lack: ``softmax(cap tanh(qk/cap) + mask) v``."""
+    """Attention written out, for transforms that fused kernels lack: ``softmax(cap tanh(qk/cap) + mask) v``."""
     scores = query @ key.transpose(2, 3) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

@@ -108,9 +108,13 @@ class HubModel:
         self.revision = commit
 
     def identity(self) -> str:
-        commit = commit_of(self.path, self.revision)
+        commit = self.commit()
         identity = f"{self.path}@{commit}" if commit else self.path
         return with_code_files(identity, self.path, self.revision) if self.trust_remote_code else identity
+
+    def commit(self) -> str | None:
+        """Return the commit that the revision stands for now; None for a folder, or where the hub does not tell."""
+        return commit_of(self.path, self.revision)
 
 
 def load_causal_lm(

@@ -45,6 +45,10 @@ class Repository(Protocol):
     path: str
     revision: str | None
 
+    def commit(self) -> str | None:
+        """Return the commit that the revision stands for now; None for a folder, or where the hub does not tell."""
+        ...
+
     def pin(self, commit: str) -> None:
         """Load tokenizer and weights of this commit from now on."""
         ...

@@ -8,11 +8,10 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
-from caldpo.environments.folder_cache import cached_folder
-from caldpo.environments.reviews.review_tokenizer import build_tokenizer
-from caldpo.environments.reviews.sft_policy import SftRecipe, model_config, save_sft
+from caldpo.environments.reviews.sft_policy import SftRecipe, build_tokenizer, model_config, save_sft
 from caldpo.errors import CaldpoError
 from caldpo.models.model_source import NoRepository, prepare_for_training
+from caldpo.utils.folder_cache import cached_folder
 
 
 class TinyModel(NoRepository):

@@ -1,4 +1,4 @@
-"""Chooses how the reference is kept, by what the run is going to ask of it."""
+"""Choose the reference mode by what the run needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ReferenceMode = Literal["precomputed", "frozen", "adapter"]
 
 
 class Auto:
-    """``reference=auto``: precomputed where the run sees about all of its pairs, else a live model.
+    """``reference=auto``: precomputed where the run sees about all of its pairs, else a model in memory.
 
     Args:
         path: hub id or folder of another reference; None is the policy's start.
@@ -28,6 +28,8 @@ class Auto:
         cache: folder of the log-probs, shared by all runs that name it.
         spot_check: pairs recomputed whenever log-probs are read; 0: none.
     """
+
+    dtype = "same"
 
     @validated
     def __init__(
@@ -46,11 +48,11 @@ class Auto:
         self.precomputed.check()
 
     def build(self, context: ReferenceContext) -> Reference:
-        """What was chosen, which is printed with the reason."""
+        """Choose the mode, print it with the reason, and build the reference."""
         mode, reason = choose_mode(
-            trains="train" in context.asked,
+            trains="train" in context.needed_splits,
             pairs=len(context.splits["train"]),
-            pairs_seen=context.seen,
+            pairs_seen=context.pairs_seen,
             in_policy=self.path is None and is_adapted(context.policy),
         )
         if is_first_rank():

@@ -1,4 +1,4 @@
-"""The reference as the policy itself with its adapter switched off: no second copy of the weights."""
+"""The policy with its adapter disabled as the reference: no second copy of the weights."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from caldpo.models.adapters import AdapterSource, NoAdapter
 from caldpo.models.model_forward import evaluating
 from caldpo.reference.fingerprint import model_configuration, weights_digest
 from caldpo.reference.reference_base import Logps, ReferenceContext, ReferenceSource
-from caldpo.reference.reference_load import HeldOutMemory, describe
-from caldpo.reference.tolerances import rounding_of
+from caldpo.reference.reference_load import HeldOutCache, describe_reference
+from caldpo.reference.tolerances import rounding_tolerance
 from caldpo.types import PairBatch
 
 
 class AdapterReference:
-    """Runs the frozen base under the policy's adapter."""
+    """Runs the frozen base of the policy's adapter."""
 
-    def __init__(self, policy: PreTrainedModel, rounding: float = 0.0, *, together: bool = False) -> None:
+    def __init__(self, policy: PreTrainedModel, rounding: float = 0.0, *, sharded: bool = False) -> None:
         self.policy, self.rounding = policy, rounding
-        self.engine, self._memory = LogprobEngine(policy), HeldOutMemory(together=together)
-        self._configuration = model_configuration(policy)  # as it begins
+        self.engine, self._held_out = LogprobEngine(policy), HeldOutCache(sharded=sharded)
+        self._configuration = model_configuration(policy)  # at the start
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,59 +36,59 @@ class AdapterReference:
         return {**self._configuration, "weights": weights_digest(self.policy)}
 
     def prepare(self) -> None:
-        """Nothing: the policy is there."""
+        """Nothing: the policy is loaded."""
 
     def logps(self, batch: PairBatch) -> Logps:
-        if (kept := self._memory.recall(batch)) is not None:
-            return kept
+        if (cached := self._held_out.get(batch)) is not None:
+            return cached
         with self.live() as model, evaluating(model):
-            answer = self.engine(batch)
-        self._memory.keep(batch, answer)
-        return answer
+            logps = self.engine(batch)
+        self._held_out.put(batch, logps)
+        return logps
 
     def live(self) -> AbstractContextManager[PreTrainedModel]:
         return adapter_off(self.policy)
 
 
 class Adapter:
-    """``reference=adapter``: the weights under the policy's adapter."""
+    """``reference=adapter``: the policy with its adapter disabled."""
 
-    distinct = False
+    distinct, path, dtype = False, None, "same"
 
     @validated
     def __init__(self) -> None:
         pass
 
     def identity(self, policy: str) -> str:
-        return describe(None, policy, self.distinct)
+        return describe_reference(None, policy, self.distinct)
 
     def check(self) -> None:
-        """Nothing to look for before the policy is there."""
+        """Nothing to check before the policy is loaded."""
 
     def build(self, context: ReferenceContext) -> AdapterReference:
-        """The policy without its adapter.
+        """Build the reference from the policy without its adapter.
 
         Raises:
             CaldpoError: it has none.
         """
         if not is_adapted(context.policy):
-            raise _nothing_to_switch_off()
-        return AdapterReference(context.policy, rounding_of(context), together=context.together)
+            raise _no_adapter_error()
+        return AdapterReference(context.policy, rounding_tolerance(context), sharded=context.sharded)
 
 
 def check_adapter(reference: ReferenceSource, adapter: AdapterSource) -> None:
-    """Look whether the reference needs an adapter that the policy will not have, before anything dear is loaded.
+    """Refuse ``reference=adapter`` for a policy without an adapter, before weights load.
 
     Raises:
-        CaldpoError: it does.
+        CaldpoError: it has none.
     """
     if isinstance(reference, Adapter) and isinstance(adapter, NoAdapter):
-        raise _nothing_to_switch_off()
+        raise _no_adapter_error()
 
 
-def _nothing_to_switch_off() -> CaldpoError:
+def _no_adapter_error() -> CaldpoError:
     return CaldpoError(
-        "the policy has no adapter that could be switched off",
+        "the policy has no adapter that could be disabled",
         key="reference",
         value="adapter",
         remedy="train an adapter with adapter=lora, or choose reference=precomputed or reference=frozen",

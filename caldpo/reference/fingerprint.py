@@ -1,7 +1,7 @@
-"""What determines a reference's log-probs: the key under which they are kept.
+"""Fingerprint of a reference's log-probs, under which they are stored: everything that determines them.
 
-What a tokenizer, its chat template and the truncation made of the pairs are token ids, and those enter the key;
-their names are only written beside it, for people. So are the names of models: the weights themselves enter.
+Tokenizer, chat template and truncation determine them through the token ids, which enter the key; their names are only
+written beside it, for people. The same holds for the names of models: the weights themselves enter.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from caldpo.utils.collectives import all_gather, is_first_rank
 from caldpo.utils.delayed_progress import DelayedProgress
 
 ENGINE_VERSION = "2"
-"""Of the log-prob engine: raised when it computes other values from the same weights and tokens."""
+"""Version of the log-prob engine: raised when it computes other values from the same weights and tokens."""
 
 MANIFEST = "manifest.json"
 CHUNK = 32 * 2**20  # bytes hashed at a time: large enough for threads to pay, small enough to share them out
-_PASSING = {
+_NO_EFFECT = {
     "_name_or_path",
     "architectures",
     "transformers_version",
@@ -48,20 +48,20 @@ _PASSING = {
 def model_facts(
     model: PreTrainedModel, device: torch.device, precision: AbstractContextManager[object]
 ) -> dict[str, str]:
-    """What determines log-probs, beside the tokens; the state without adapter is what counts.
+    """Collect what determines log-probs beside the tokens, of the model without an adapter that is trained.
 
     Args:
         model: the reference.
-        device: where it is going to compute.
-        precision: the context in which it is going to compute.
+        device: where it computes.
+        precision: the context in which it computes.
     """
     with precision:
         enabled = torch.is_autocast_enabled(device.type)
         autocast = str(torch.get_autocast_dtype(device.type)) if enabled else "off"
-    said = model_configuration(model)
-    dtype = said.pop("dtype")
+    configuration = model_configuration(model)
+    dtype = configuration.pop("dtype")
     return {
-        **said,
+        **configuration,
         "weights": weights_digest(model),
         "dtype": dtype,
         "attention": str(base_model(model).config._attn_implementation).removeprefix("caldpo_"),  # one for both layouts
@@ -75,67 +75,67 @@ def model_facts(
 
 
 def model_configuration(model: PreTrainedModel) -> dict[str, str]:
-    """What determines a model's outputs beside its weights, wherever it computes: class, code, settings, dtype.
+    """Collect what determines a model's outputs beside its weights, on any machine: class, code, settings, dtype.
 
-    An adapter that is trained is left out; that of the reference is in it, with the scale that its weights do not tell.
+    An adapter that is trained is left out; the reference's is included, with its scale, which is not in its weights.
     """
     base = base_model(model)
-    # a model that is sharded has a class made for it, whose base is the model's own
+    # a sharded model has a class made by FSDP, whose base is the model's own
     own = next(kind for kind in type(base).__mro__ if not issubclass(kind, FSDPModule))
-    config = {k: v for k, v in base.config.to_dict().items() if k not in _PASSING}
-    facts = {"model class": own.__name__, "model configuration": _of_json(config), "dtype": str(base.dtype)}
-    if not own.__module__.startswith("transformers."):  # of which the version is known
+    config = {k: v for k, v in base.config.to_dict().items() if k not in _NO_EFFECT}
+    facts = {"model class": own.__name__, "model configuration": _json_digest(config), "dtype": str(base.dtype)}
+    if not own.__module__.startswith("transformers."):  # whose version enters
         facts["model code"] = file_digest(Path(inspect.getfile(own)))
-    if (kept := reference_adapter(model)) is not None:
-        facts["adapter"] = _of_json(kept)
+    if (adapter := reference_adapter(model)) is not None:
+        facts["adapter"] = _json_digest(adapter)
     return facts
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 over the content of all weights without the adapter, with their names, shapes and dtypes.
+    """Compute SHA-256 over all weights without the adapter, with their names, shapes and dtypes.
 
-    Of a model that is sharded over ranks it is the same, and all ranks have to ask: the first one reads.
+    It is the same for a model that is sharded over ranks, where all ranks have to call: the first one reads.
     """
     weights = dict(base_weights(model))
     sharded = any(isinstance(value, DTensor) for value in weights.values())
     reads = not sharded or is_first_rank()
-    found: dict[tuple[str, int], str] = {}
+    digests: dict[tuple[str, int], str] = {}
     total = sum(value.nbytes for value in weights.values())
-    # hashlib lets other threads run while it works
+    # hashlib releases the GIL
     with (
         DelayedProgress("Reading the reference's weights", total) as bar,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):
-        waiting: dict[Future[str], tuple[str, int, int]] = {}
+        pending: dict[Future[str], tuple[str, int, int]] = {}
 
         def collect() -> None:
-            for done in as_completed(waiting):
-                name, start, size = waiting[done]
-                found[name, start] = done.result()
+            for done in as_completed(pending):
+                name, start, size = pending[done]
+                digests[name, start] = done.result()
                 bar.advance(size)
-            waiting.clear()
+            pending.clear()
 
         for name, value in weights.items():
             gathered_value = full_tensor(value)
             if reads:
                 pieces = _pieces(gathered_value)
-                waiting |= {pool.submit(_content, piece): (name, start, piece.nbytes) for start, piece in pieces}
-            if sharded:  # one whole weight at a time
+                pending |= {pool.submit(_content, piece): (name, start, piece.nbytes) for start, piece in pieces}
+            if sharded:  # one full weight at a time
                 collect()
         collect()
     shapes = {name: [str(value.dtype), *value.shape] for name, value in weights.items()}
-    contents = [[name, start, digest] for (name, start), digest in sorted(found.items())]
+    contents = [[name, start, digest] for (name, start), digest in sorted(digests.items())]
     digest = _digest(json.dumps([shapes, contents], sort_keys=True).encode())
     return all_gather(digest)[0] if sharded else digest
 
 
 def key_of(facts: Mapping[str, str]) -> str:
-    """Hex digest of everything that determines a split's log-probs."""
+    """Compute the hex digest of everything that determines a split's log-probs."""
     return _digest(json.dumps(dict(facts), sort_keys=True).encode())
 
 
 def difference(cache: Path, split: str, facts: Mapping[str, str]) -> str | None:
-    """In what the most similar log-probs of ``split`` in ``cache`` differ from ``facts``; None: there are none."""
+    """Name the facts in which the most similar log-probs of ``split`` in ``cache`` differ; None if there are none."""
     others = [read_manifest(path) for path in cache.glob(f"{split}-*/{MANIFEST}")]
     differing = [tuple(name for name in facts if other.get(name) != facts[name]) for other in others if other]
     nearest = min(differing, key=len, default=None)
@@ -143,7 +143,7 @@ def difference(cache: Path, split: str, facts: Mapping[str, str]) -> str | None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The facts that determine the values beside it; empty where they cannot be read."""
+    """Read the facts that determine the values beside the manifest; empty where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))["determined by"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -160,7 +160,7 @@ def _content(piece: Tensor) -> str:
     return _digest(piece.cpu().contiguous().view(torch.uint8).numpy())
 
 
-def _of_json(content: Mapping[str, Any]) -> str:
+def _json_digest(content: Mapping[str, Any]) -> str:
     return _digest(json.dumps(content, sort_keys=True, default=str).encode())
 
 

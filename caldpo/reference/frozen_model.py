@@ -1,4 +1,4 @@
-"""The reference as a frozen model in memory beside the policy."""
+"""A frozen model in memory, beside the policy, as the reference."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ from caldpo.models.adapted_policy import base_copy
 from caldpo.models.model_source import floating_dtype
 from caldpo.reference.fingerprint import model_configuration, weights_digest
 from caldpo.reference.reference_base import Logps, ReferenceContext
-from caldpo.reference.reference_load import HeldOutMemory, check_path, describe, frozen, load_other, require_path
-from caldpo.reference.tolerances import rounding_of
+from caldpo.reference.reference_load import (
+    HeldOutCache,
+    check_path,
+    describe_reference,
+    freeze,
+    load_other,
+    require_path,
+)
+from caldpo.reference.tolerances import rounding_tolerance
 from caldpo.types import PairBatch
 
 
 class FrozenReference:
-    """A frozen copy of a model: evaluation mode (no dropout), no gradients, never saved."""
+    """Runs a frozen model: evaluation mode (no dropout), no gradients, never saved."""
 
     def __init__(self, model: PreTrainedModel, context: ReferenceContext | None = None) -> None:
-        self.model = frozen(model, model.dtype)
-        # it is a live pass, but not one through the policy's compiled layers
-        self.rounding = 0.0 if context is None else rounding_of(context)
+        self.model = freeze(model, model.dtype)
+        # it runs the same batches, but not through the policy's compiled layers
+        self.rounding = 0.0 if context is None else rounding_tolerance(context)
         self.engine = LogprobEngine(self.model)
-        self._configuration = model_configuration(self.model)  # as it begins
-        self._context, self._memory = context, HeldOutMemory(together=context is not None and context.together)
+        self._configuration = model_configuration(self.model)  # at the start
+        self._context, self._held_out = context, HeldOutCache(sharded=context is not None and context.sharded)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -44,15 +51,15 @@ class FrozenReference:
 
     @torch.no_grad()
     def logps(self, batch: PairBatch) -> Logps:
-        if (kept := self._memory.recall(batch)) is not None:
-            return kept
+        if (cached := self._held_out.get(batch)) is not None:
+            return cached
         if self.model.device != batch.input_ids.device and not is_sharded(self.model):
             torch.nn.Module.to(self.model, batch.input_ids.device)
-        answer = self.engine(batch)
-        if self._context is not None and self._context.together:
-            reshard(self.model)  # no backward pass is going to
-        self._memory.keep(batch, answer)
-        return answer
+        logps = self.engine(batch)
+        if self._context is not None and self._context.sharded:
+            reshard(self.model)  # no backward pass follows that would
+        self._held_out.put(batch, logps)
+        return logps
 
     def live(self) -> nullcontext[PreTrainedModel]:
         return nullcontext(self.model)
@@ -62,7 +69,7 @@ class Frozen:
     """``reference=frozen``: the policy's own starting weights, or another model's.
 
     Args:
-        path: hub id or folder of another copy of the reference; None keeps the policy's starting weights.
+        path: hub id or folder of another reference; None copies the policy's starting weights.
         dtype: of the reference's weights; ``same`` is the policy's.
         distinct: the reference is meant to be another model than the one the policy starts from. Otherwise
             log-ratios have to be 0 before the first step.
@@ -79,19 +86,19 @@ class Frozen:
         self.path, self.dtype, self.distinct = path, dtype, distinct
 
     def identity(self, policy: str) -> str:
-        kept = "" if self.dtype == "same" else f", in {self.dtype}"
-        return describe(self.path, policy, self.distinct) + kept
+        suffix = "" if self.dtype == "same" else f", in {self.dtype}"
+        return describe_reference(self.path, policy, self.distinct) + suffix
 
     def check(self) -> None:
         check_path(self.path)
 
     def build(self, context: ReferenceContext) -> FrozenReference:
-        """The frozen copy.
+        """Copy or load the model, and freeze it.
 
         Raises:
             CaldpoError: ``path`` cannot be loaded, or has another vocabulary.
         """
         model = base_copy(context.policy) if self.path is None else load_other(self.path, context)
         if self.dtype != "same":
-            model = frozen(model, floating_dtype(self.dtype))
+            model = freeze(model, floating_dtype(self.dtype))
         return FrozenReference(model, context)

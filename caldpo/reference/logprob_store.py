@@ -1,8 +1,8 @@
-"""Log-probs of a split on disk, in parts that processes share: each is computed once, by whoever comes first.
+"""Store log-probs of a split on disk, in parts that processes share: each is computed once, by the first process.
 
-A part is a safetensors file that appears whole or not at all, and says in its header which values belong in it,
-by a checksum. A process holds the lock of the part that it computes; the lock goes with the process, so that a
-killed one's unfinished part is taken over and its finished ones are kept.
+A part is a safetensors file, written atomically, with a checksum of its values in the header. A process holds the lock
+of the part that it computes; the lock ends with the process, so that an unfinished part of a killed one is taken over
+and its finished ones are read.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from caldpo.utils.atomic_io import atomic_file
 from caldpo.utils.collectives import call_on_all_ranks, is_first_rank
 
 PAIRS_PER_PART = 1024
-_LOOK_AGAIN = 0.1  # seconds between looks at what others compute
+_POLL_SECONDS = 0.1  # between looks for parts that others compute
 
 Compute = Callable[[range], Tensor]
 """Rows of the split in, log-probs of chosen and rejected out: shape ``(2, rows)``."""
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Values of a part, shape ``(2, rows)``, and their checksum; ``computed``: by this process, just now."""
+class PartValues:
+    """Values of a part, shape ``(2, rows)``, and their checksum; ``computed``: now, by this process."""
 
     values: Tensor
     checksum: str
@@ -48,7 +48,7 @@ class Found:
 
 
 class DamagedPartError(Exception):
-    """A file that does not hold what it should; says why."""
+    """A file does not hold the values of its part; the message tells why."""
 
 
 class LogpStore:
@@ -56,43 +56,43 @@ class LogpStore:
 
     Args:
         folder: created if need be.
-        key: of everything that determines the values.
+        key: digest of everything that determines the values.
         pairs: of the split.
         dtype: of the values.
-        say: told what is found wrong, and when another process has to be waited for.
+        report: called with a message on a damaged part, or on waiting for another process.
     """
 
-    def __init__(self, folder: Path, key: str, pairs: int, dtype: torch.dtype, say: Say) -> None:
-        self.folder, self.key, self.dtype, self.say = folder, key, dtype, say
+    def __init__(self, folder: Path, key: str, pairs: int, dtype: torch.dtype, report: Report) -> None:
+        self.folder, self.key, self.dtype, self.report = folder, key, dtype, report
         starts = range(0, pairs, PAIRS_PER_PART)
         self.parts = [
             Part(range(s, min(s + PAIRS_PER_PART, pairs)), folder / f"part-{i:05d}.safetensors")
             for i, s in enumerate(starts)
         ]
 
-    def fill(self, compute: Compute, distrusted: Iterable[str] = ()) -> list[Found]:
-        """Every part, in order: read where it is there, computed where it is not, waited for where others do it.
+    def fill(self, compute: Compute, distrusted: Iterable[str] = ()) -> list[PartValues]:
+        """Read each part in order, or compute it, or wait for another process that does.
 
         Args:
             compute: the values of some rows.
-            distrusted: checksums of values that are not to be taken, however well they are kept.
+            distrusted: checksums of values that are to be computed again.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        refused, told = frozenset(distrusted), False
-        done: dict[Part, Found] = {}
+        refused, reported = frozenset(distrusted), False
+        done: dict[Part, PartValues] = {}
         while waiting := [part for part in self.parts if part not in done]:
             for part in waiting:
                 if (values := self._read_or_compute(part, compute, refused)) is not None:
                     done[part] = values
             if not done.keys() & set(waiting):
-                if not told:
-                    self.say("waiting for another process that computes them")
-                    told = True
-                time.sleep(_LOOK_AGAIN)
+                if not reported:
+                    self.report("waiting for another process that computes them")
+                    reported = True
+                time.sleep(_POLL_SECONDS)
         return [done[part] for part in self.parts]
 
-    def fill_together(self, compute: Compute, distrusted: Iterable[str] = ()) -> list[Found]:
-        """The same where all ranks have to compute each part together: the first one reads, waits and writes.
+    def fill_together(self, compute: Compute, distrusted: Iterable[str] = ()) -> list[PartValues]:
+        """Do the same where all ranks compute each part together: the first one reads, waits and writes.
 
         Args:
             compute: the values of some rows, the same on every rank.
@@ -100,17 +100,17 @@ class LogpStore:
         """
         return [self._read_or_compute_together(part, compute, frozenset(distrusted)) for part in self.parts]
 
-    def read(self, part: Part) -> Found | None:
-        """The values of a part, None where there is no file.
+    def read(self, part: Part) -> PartValues | None:
+        """Read the values of a part; None where there is no file.
 
         Raises:
-            DamagedPartError: the file is not what was written, or belongs to something else.
+            DamagedPartError: the file has changed since it was written, or is another part's.
         """
         if not part.path.exists():
             return None
         try:
             with safe_open(part.path, "pt") as file:
-                said = file.metadata() or {}
+                metadata = file.metadata() or {}
                 sides = [file.get_tensor(side).clone() for side in ("chosen", "rejected")]
         except FileNotFoundError:
             return None
@@ -120,72 +120,72 @@ class LogpStore:
             raise DamagedPartError(f"does not hold {len(part.rows):,} pairs in {self.dtype}")
         values = torch.stack(sides)
         checksum = self._checksum(part, values)
-        if said.get("sha256") != checksum:
+        if metadata.get("sha256") != checksum:
             raise DamagedPartError("its checksum is wrong")
-        return Found(values, checksum, computed=False)
+        return PartValues(values, checksum, computed=False)
 
-    def write(self, part: Part, values: Tensor) -> Found:
-        """Keep the values of a part: complete under its name, or not there."""
+    def write(self, part: Part, values: Tensor) -> PartValues:
+        """Write the values of a part atomically."""
         values = values.to("cpu", self.dtype).contiguous()
         checksum = self._checksum(part, values)
         with atomic_file(part.path) as file:
             file.write(save({"chosen": values[0], "rejected": values[1]}, {"sha256": checksum}))
-        return Found(values, checksum, computed=True)
+        return PartValues(values, checksum, computed=True)
 
-    def _read_or_compute(self, part: Part, compute: Compute, refused: frozenset[str]) -> Found | None:
-        """None while another process computes the part."""
-        found, _ = self._trusted(part, refused)
-        if found is not None:
-            return found
+    def _read_or_compute(self, part: Part, compute: Compute, refused: frozenset[str]) -> PartValues | None:
+        """Return the values of the part; None while another process computes it."""
+        values, _ = self._trusted(part, refused)
+        if values is not None:
+            return values
         lock = FileLock(part.path.with_suffix(".lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
             return None
         try:  # `with lock` would take it a second time, and leave it taken
-            found, fault = self._trusted(part, refused)  # another process may have been faster
-            if found is None and fault:
-                self.say(f"{part.path} {fault}: computed anew")
-            return found or self.write(part, compute(part.rows))
+            values, fault = self._trusted(part, refused)  # another process may have been faster
+            if values is None and fault:
+                self.report(f"{part.path} {fault}: computed again")
+            return values or self.write(part, compute(part.rows))
         finally:
             lock.release()
 
-    def _read_or_compute_together(self, part: Part, compute: Compute, refused: frozenset[str]) -> Found:
+    def _read_or_compute_together(self, part: Part, compute: Compute, refused: frozenset[str]) -> PartValues:
         lock = FileLock(part.path.with_suffix(".lock"))
 
-        def look() -> Found | None:
+        def read_or_lock() -> PartValues | None:
             if not is_first_rank():
                 return None
             self.folder.mkdir(parents=True, exist_ok=True)
-            found, _ = self._trusted(part, refused)
-            if found is None:
+            stored, _ = self._trusted(part, refused)
+            if stored is None:
                 lock.acquire()
-                found, fault = self._trusted(part, refused)
-                if found is None and fault:
-                    self.say(f"{part.path} {fault}: computed anew")
-            return found
+                stored, fault = self._trusted(part, refused)
+                if stored is None and fault:
+                    self.report(f"{part.path} {fault}: computed again")
+            return stored
 
         try:
-            found = call_on_all_ranks(look)[0]
-            if found is None:
+            result = call_on_all_ranks(read_or_lock)[0]
+            if result is None:
                 values = compute(part.rows)
-                found = call_on_all_ranks(lambda: self.write(part, values) if is_first_rank() else None)[0]
+                result = call_on_all_ranks(lambda: self.write(part, values) if is_first_rank() else None)[0]
         finally:
             lock.release()
-        assert found is not None  # the first rank has read it or written it
-        return found
+        assert result is not None  # the first rank has read it or written it
+        return result
 
-    def _trusted(self, part: Part, refused: frozenset[str]) -> tuple[Found | None, str | None]:
-        """The values, or what is wrong with them (None: they are not there)."""
+    def _trusted(self, part: Part, refused: frozenset[str]) -> tuple[PartValues | None, str | None]:
+        """Read values; or return their fault, None if there are no values."""
         try:
-            found = self.read(part)
+            values = self.read(part)
         except DamagedPartError as damage:
             return None, f"is damaged: {damage}"
-        if found is not None and found.checksum in refused:
-            return None, "holds other values than the reference gives"
-        return found, None
+        if values is not None and values.checksum in refused:
+            return None, "holds other values than the reference computes"
+        return values, None
 
     def _checksum(self, part: Part, values: Tensor) -> str:
-        """Of the values and of what they belong to, so that a file in the wrong place is noticed, too."""
-        place = f"{self.key}:{part.rows.start}:{part.rows.stop}:".encode()
-        return hashlib.sha256(place + values.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        """Digest of the values, key and rows, so that a file in the wrong place is detected, too."""
+        prefix = f"{self.key}:{part.rows.start}:{part.rows.stop}:".encode()
+        return hashlib.sha256(prefix + values.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Where the reference's log-probs come from: one interface, whatever keeps them."""
+"""The reference's log-probs: one interface, whatever the reference mode, and what a reference is built from."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.distributed.strategy_interface import policy_strategy
+from caldpo.losses.base import PreferenceLoss
+from caldpo.models.adapted_policy import set_dora_magnitudes
+from caldpo.models.model_source import ModelSource, load_on_rank
 from caldpo.types import PairBatch
 
 Logps = tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]
@@ -28,83 +34,85 @@ class Reference(Protocol):
 
     @property
     def rounding(self) -> float:
-        """How far answers may lie on average, by rounding, from the policy's pass with the same weights over the same
-        batch, relative to 1 + |log-prob|; see :mod:`caldpo.reference.tolerances`."""
+        """Mean difference by rounding from the policy's pass with the same weights over the same batch, relative to
+        ``1 + |log-prob|``; see :mod:`caldpo.reference.tolerances`."""
         ...
 
     def facts(self) -> Mapping[str, str]:
-        """What determines its log-probs beside tokens and machine: ``weights`` and
-        :func:`~caldpo.reference.fingerprint.model_configuration`, without an adapter that is trained. Known once
-        :meth:`prepare` was called; every rank has to ask."""
+        """Collect what determines the log-probs beside tokens and machine: ``weights`` and
+        :func:`~caldpo.reference.fingerprint.model_configuration`, without an adapter that is trained. Available after
+        :meth:`prepare`; to be called on every rank."""
         ...
 
     def prepare(self) -> None:
-        """Do what takes long. Called on every rank, more than once, first before the first batch and first step."""
+        """Do what takes long. Called on every rank, possibly more than once, before the first batch and first step."""
         ...
 
     def logps(self, batch: PairBatch) -> Logps:
-        """Summed log-probs (nats) of the chosen and rejected responses, without gradient, on the batch's device."""
+        """Compute summed log-probs (nats) of chosen and rejected responses, without gradient, on the batch's device."""
         ...
 
     def live(self) -> AbstractContextManager[PreTrainedModel]:
-        """The reference as a model, for generations. It may be the policy itself with its adapter switched off:
-        inside the context the policy is then not to be used."""
+        """Yield the reference as a model, for generation. It may be the policy itself with its adapter disabled: the
+        policy is not to be used inside the context."""
         ...
 
 
 @dataclass(frozen=True)
 class ReferenceContext:
-    """All that building a reference may need.
+    """Everything that a reference may be built from.
 
     Args:
         policy: with the weights it starts from, its adapter (if any) in place, in the run's dtype.
-        reload: the weights that the policy starts from anew, without an adapter, in the run's dtype.
-        splits: the tokenised pairs of the run by the name that batches carry: ``train`` and ``test``.
-        asked: the splits whose log-probs the run will ask for.
-        batches: evaluation batches of these rows of a split, in this order, none of them filler.
+        reload: loads the policy's starting weights again, without an adapter, in the run's dtype.
+        splits: the tokenised pairs of the run, by the name in their batches: ``train`` and ``test``.
+        needed_splits: those whose log-probs the run will need.
+        batches: makes evaluation batches of rows of a split, in this order, without filler.
         device: where this rank computes.
-        precision: a context in which forward passes have the run's precision (autocast, if any).
-        seen: training pairs that the run will see, repeats counted.
-        facts: what the tokens were made from, for people who look into a cache.
-        divide: divides a model over the ranks, in place, where the policy is; None: each rank has whole models.
+        precision: makes a context in which forward passes have the run's precision (autocast, if any).
+        pairs_seen: training pairs that the run will see, repeats counted.
+        facts: sources of the tokens, written beside cached log-probs for people.
+        shard: shards a model over the ranks, in place, as the policy is; None: each rank has full models.
     """
 
     policy: PreTrainedModel
     reload: Callable[[], PreTrainedModel]
     splits: Mapping[str, TokenizedPairs]
-    asked: tuple[str, ...]
+    needed_splits: tuple[str, ...]
     batches: Callable[[str, Sequence[int]], Iterable[PairBatch]]
     device: torch.device
     precision: Callable[[], AbstractContextManager[object]]
-    seen: int
+    pairs_seen: int
     facts: Mapping[str, str]
-    divide: Callable[[PreTrainedModel], None] | None = None
+    shard: Callable[[PreTrainedModel], None] | None = None
 
     @property
-    def together(self) -> bool:
+    def sharded(self) -> bool:
         """Whether models are sharded over the ranks, so that all ranks have to run them at the same time."""
-        return self.divide is not None
+        return self.shard is not None
 
     def place(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model where it computes: on this rank's device, or sharded over all ranks."""
-        if self.divide is not None:
-            self.divide(model)
+        """Move the model to this rank's device, or shard it over all ranks."""
+        if self.shard is not None:
+            self.shard(model)
         else:
-            torch.nn.Module.to(model, self.device)  # PreTrainedModel's own is typed as something else
+            torch.nn.Module.to(model, self.device)  # PreTrainedModel's own has another type
         return model
 
 
 class ReferenceSource(Protocol):
-    """What ``reference=`` chooses: says what the reference is, and builds it."""
+    """Identifies and builds the reference: what ``reference=`` chooses."""
 
     distinct: bool  # the reference is meant to be another model than the one the policy starts from
+    path: str | None  # of that other model; None has the weights that the policy starts from
+    dtype: str  # of the weights; ``same`` as the policy's
 
     def identity(self, policy: str) -> str:
-        """One line that says what the reference is, however it is kept; ``policy`` is the policy's own."""
+        """Describe the reference in one line, the same in every mode; ``policy`` is the policy's identity."""
         ...
 
     def check(self) -> None:
-        """Look whether it can be had, before anything dear is loaded.
+        """Check before weights load that the reference can be built.
 
         Raises:
             CaldpoError: it cannot.
@@ -112,5 +120,53 @@ class ReferenceSource(Protocol):
         ...
 
     def build(self, context: ReferenceContext) -> Reference:
-        """The reference; called before the first step, when the policy has its starting weights."""
+        """Build the reference, before the first step, while the policy has its starting weights."""
         ...
+
+
+def in_run_dtype(trainer: pl.Trainer, model: PreTrainedModel) -> PreTrainedModel:
+    """Convert the model to the dtype in which Lightning trains it, with ``trainer.precision=bf16-true`` or ``64-true``.
+
+    Done before the reference is built, so that both have the same weights, and log-ratios at step 0 are 0.
+    """
+    converted = trainer.precision_plugin.convert_module(model)
+    assert isinstance(converted, type(model))
+    set_dora_magnitudes(converted)
+    return converted
+
+
+def reference_context(
+    policy: PreTrainedModel,
+    source: ModelSource,
+    loss: PreferenceLoss,
+    data: PairDataModule,
+    trainer: pl.Trainer,
+    pairs_seen: int,
+    facts: Mapping[str, str],
+) -> ReferenceContext:
+    """Gather what a reference is built from.
+
+    Args:
+        policy: with its starting weights, its adapter in place, in the run's dtype.
+        source: of the policy's weights.
+        loss: tells whether the training pairs' log-probs are needed; the held-out pairs' always are.
+        data: prepared.
+        trainer: built, so that device and precision are determined.
+        pairs_seen: training pairs of all optimiser steps, repeats counted.
+        facts: sources of the tokens, for people, beside the limits of truncation.
+    """
+    limits = f"at most {data.max_length} tokens, of which {data.max_prompt_length} of the prompt"
+    strategy = policy_strategy(trainer.strategy)
+    shard = strategy.shard if strategy.shards_weights else None
+    return ReferenceContext(
+        policy=policy,
+        reload=lambda: in_run_dtype(trainer, load_on_rank(source, sharded=shard is not None)),
+        splits={"train": data.train_pairs, "test": data.test_pairs},
+        needed_splits=("train", "test") if loss.needs_reference else ("test",),
+        batches=data.batches,
+        device=trainer.strategy.root_device,
+        precision=trainer.precision_plugin.forward_context,
+        pairs_seen=pairs_seen,
+        facts={**facts, "truncation": limits},
+        shard=shard,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from caldpo.evaluation.suite_result import FOLDER
+from caldpo.evaluation.suite_base import FOLDER
 from caldpo.metric_definitions import MetricDefinition
 from caldpo.report.grouping import RunGroup, by_seed
 from caldpo.report.run_files import Run, as_float, is_number

@@ -14,7 +14,7 @@ from caldpo.config.run_lifecycle import one_line as describe_error
 from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import SUMMARY, read_summary
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.suite_result import read_results
+from caldpo.evaluation.suite_base import read_results
 from caldpo.report.escaping import one_line
 from caldpo.report.evaluation_results import drawable, final_values
 from caldpo.report.read_curves import contradictions, read_curves

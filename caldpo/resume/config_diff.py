@@ -1,4 +1,9 @@
-"""Whether a run's configuration is still the one it began with, but for what cannot change its numbers."""
+"""Compare a configuration with the one that a run began with: the same, longer, or another run.
+
+A run may be made longer (``resume=FOLDER trainer.max_steps=MORE``), also once it has finished, where it then is the run
+that was as long from its beginning: nothing before its old end may depend on the length, neither the learning rate nor
+the number of micro-batches of a step. Elsewhere that is refused. No heavy imports.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +13,23 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from caldpo.checkpointing.manifest import checkpoint_folders
 from caldpo.errors import CaldpoError
-from caldpo.resume.extend_run import LENGTHS, is_longer, require_can_be_longer
 from caldpo.security.secrets import redact_text
 from caldpo.utils.yaml_io import flatten, read_yaml
 
 CONFIG = "config.yaml"
+LENGTHS = ("trainer.max_steps", "trainer.max_epochs")
+RESOLVED = ("trainer.accelerator", "trainer.precision")  # a run records what their ``auto`` stood for
 _ABSENT = object()
-_SHOWN = 8
+_LISTED = 8  # differences in a message
 
 # Keys, and sections with a dot at their end, on which no number of the run depends; or which only decide on rows that
 # are refused or left out: the tokens that remain are compared.
-FREE = (
+IGNORED = (
     "name",
+    "notes",
+    "tags",
     "console",
     "export",
     "dry_run",
@@ -50,12 +59,8 @@ FREE = (
 )
 
 
-# Keys whose ``auto`` a run puts what it found in place of, before it writes its configuration down.
-SETTLED = ("trainer.accelerator", "trainer.precision")
-
-
 def read_config(run_dir: Path) -> dict[str, Any] | None:
-    """The configuration that a run began with; None where it ended before it wrote it.
+    """Read the configuration that a run began with; None where it ended before writing it.
 
     Raises:
         CaldpoError: the file is damaged.
@@ -72,55 +77,119 @@ def read_config(run_dir: Path) -> dict[str, Any] | None:
     return config
 
 
-def require_same_config(then: Mapping[str, Any], now: Mapping[str, Any], run_dir: Path) -> None:
-    """Refuse to go on with a run under a configuration that makes it another one.
+def require_same_config(began: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:
+    """Refuse to resume a run under a configuration that makes it another one.
 
     Args:
-        then: what the run began with.
-        now: resolved and without secrets, as that.
+        began: the configuration that the run began with.
+        config: the current one, resolved and without secrets as that is.
         run_dir: the run's folder.
 
     Raises:
-        CaldpoError: naming every key that differs, with both values; it cannot be made longer.
+        CaldpoError: naming every key that differs, with both values; or the run cannot be made longer.
     """
-    longer = is_longer(then, now)
-    found = list(differences(then, now, LENGTHS if longer else ()))
-    if longer and not found:
-        require_can_be_longer(then, now, run_dir)
-    if not found:
+    longer = is_longer(began, config)
+    changes = list(differences(began, config, LENGTHS if longer else ()))
+    if longer and not changes:
+        require_extendable(began, config, run_dir)
+    if not changes:
         return
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    more = f" and {len(changes) - _LISTED} more" if len(changes) > _LISTED else ""
     raise CaldpoError(
-        f"{run_dir} was begun with another configuration: {'; '.join(found[:_SHOWN])}{more}",
+        f"{run_dir} was begun with another configuration: {'; '.join(changes[:_LISTED])}{more}",
         key="resume",
         remedy="leave these keys out; where the yamls or the version of caldpo changed, go back to those that the run"
         " began with (its summary.json has the versions), or start a new run",
     )
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str] = ()) -> Iterator[str]:
-    """The keys that differ and matter, ``but`` for some, in the order of their names, each with both values."""
-    before, after = flatten(then), flatten(now)
+def differences(began: Mapping[str, Any], config: Mapping[str, Any], exempt: Collection[str] = ()) -> Iterator[str]:
+    """Describe each compared key that differs, except those ``exempt``, sorted by name, with both values."""
+    before, after = flatten(began), flatten(config)
     for key in sorted(before.keys() | after.keys()):
-        was, is_now = before.get(key, _ABSENT), after.get(key, _ABSENT)
-        settled = key in SETTLED and is_now == "auto"
-        if was != is_now and key not in but and not _is_free(key) and not settled:
-            yield f"{key} was {_shown(was)}, is {_shown(is_now)}"
+        old, new = before.get(key, _ABSENT), after.get(key, _ABSENT)
+        same = old == new or (key in RESOLVED and new == "auto")
+        if not same and key not in exempt and not _is_ignored(key):
+            yield f"{key} was {_as_text(old)}, is {_as_text(new)}"
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a run's numbers depend on in its configuration."""
-    return hashlib.sha256(json.dumps(bound(config), sort_keys=True, default=str).encode()).hexdigest()
+    """SHA-256 of the compared keys."""
+    return hashlib.sha256(json.dumps(compared_keys(config), sort_keys=True, default=str).encode()).hexdigest()
 
 
-def bound(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys on which a run's numbers depend, flat: all but :data:`FREE`, so that a new one is among them."""
-    return {key: value for key, value in flatten(config).items() if not _is_free(key)}
+def compared_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten the keys on which a run's numbers depend: all but :data:`IGNORED`, so that a new key is compared."""
+    return {key: value for key, value in flatten(config).items() if not _is_ignored(key)}
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or (free.endswith(".") and f"{key}.".startswith(free)) for free in FREE)
+def is_longer(began: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether ``config`` has more optimiser steps or epochs than ``began``; other keys are not compared."""
+    changed = [(old, new) for _, old, new in _length_changes(began, config)]
+    return bool(changed) and all(type(old) is int and type(new) is int and new > old for old, new in changed)
 
 
-def _shown(value: Any) -> str:
+def length_dependence(config: Mapping[str, Any]) -> str | None:
+    """Describe what of a run's steps depends on their number; None where nothing does."""
+    flat = flatten(config)
+    decay, ratio = flat.get("optim.schedule.decay"), flat.get("optim.schedule.warmup_ratio")
+    if decay != "constant":
+        return f"the learning rate is decayed to the run's end (optim.schedule.decay={decay})"
+    if flat.get("optim.schedule.warmup_steps") is None and ratio != 0:
+        return f"the warm-up is a share of the run (optim.schedule.warmup_ratio={ratio})"
+    if flat.get("data.max_tokens_per_micro_batch") is not None:
+        return "steps are cut into as many micro-batches as the largest of them needs (data.max_tokens_per_micro_batch)"
+    return None
+
+
+def require_extendable(began: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:
+    """Refuse to make a run longer where it would not be the run that was as long from its beginning.
+
+    Args:
+        began: the configuration that the run began with.
+        config: the one that it is to resume with.
+        run_dir: the run's folder.
+
+    Raises:
+        CaldpoError: something before its old end depends on the length, or it has no checkpoint to resume from.
+    """
+    key, _, length = next(_length_changes(began, config))
+    reason = length_dependence(config)
+    if reason is None and not checkpoint_folders(run_dir):
+        reason = "it kept no checkpoint (callbacks.checkpoint.every)"
+    if reason is not None:
+        remedy = f"leave {key} out to go on with the run as it was begun"
+        if (run_dir / "policy").is_dir():
+            remedy = new_run_remedy(config, run_dir)
+        raise CaldpoError(f"{run_dir} cannot be made longer: {reason}", key=key, value=length, remedy=remedy)
+
+
+def new_run_remedy(config: Mapping[str, Any], run_dir: Path) -> str:
+    """Suggest a new run that starts from this run's policy."""
+    flat, policy = flatten(config), f"{run_dir}/policy"
+    if not str(flat.get("adapter._target_")).endswith(".NoAdapter"):
+        start = f"adapter.init_from={policy} beside this run's overrides"
+    else:  # generated models, such as random ones, have no path
+        start = f"model.path={policy}" if "model.path" in flat else f"model=hf model.path={policy}"
+    return f"start a new run from its policy: {start}"
+
+
+def without_length(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave the length out of a configuration, where nothing depends on it."""
+    if length_dependence(config) is not None or not isinstance(config.get("trainer"), Mapping):
+        return dict(config)
+    names = {key.partition(".")[2] for key in LENGTHS}
+    return {**config, "trainer": {k: v for k, v in config["trainer"].items() if k not in names}}
+
+
+def _length_changes(began: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    before, after = flatten(began), flatten(config)
+    yield from ((key, before.get(key), after.get(key)) for key in LENGTHS if before.get(key) != after.get(key))
+
+
+def _is_ignored(key: str) -> bool:
+    return any(key == ignored or (ignored.endswith(".") and f"{key}.".startswith(ignored)) for ignored in IGNORED)
+
+
+def _as_text(value: Any) -> str:
     return "not there" if value is _ABSENT else redact_text("null" if value is None else str(value))

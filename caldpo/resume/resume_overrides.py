@@ -1,8 +1,7 @@
-"""``resume=``: the command line of a run is taken up again, from its own folder.
+"""Expand ``resume=FOLDER`` into the overrides that the run was started with.
 
-``resume=FOLDER`` stands for the overrides that the run was started with. Those typed beside it are added, and have to
-leave the run what it was. ``resume=auto`` changes nothing about the command: it goes on where the folder holds an
-unfinished run, and leaves alone what has finished.
+Overrides typed beside it are added, and must not make it another run. ``resume=auto`` leaves the command as it is: it
+resumes where the command's folder holds an unfinished run, and leaves a finished one alone.
 """
 
 from __future__ import annotations
@@ -25,24 +24,29 @@ from caldpo.config.summary_file import SUMMARY, known_summary
 from caldpo.config.trusted_config import require_own_code, require_plain_overrides
 from caldpo.config.validation import NEEDED
 from caldpo.errors import CaldpoError
-from caldpo.resume.config_diff import CONFIG, read_config, require_same_config
-from caldpo.resume.extend_run import depends_on_length, from_its_policy, is_longer
+from caldpo.resume.config_diff import (
+    CONFIG,
+    is_longer,
+    length_dependence,
+    new_run_remedy,
+    read_config,
+    require_same_config,
+)
 from caldpo.security.paths import require_no_links_out
 from caldpo.security.secrets import MASK, redact, redact_text
 from caldpo.utils.yaml_io import read_yaml
 
 AUTO = "auto"
 OVERRIDES = "overrides"  # key of summary.json
-SECTIONS = NEEDED
-_OF_THIS_START = ("resume", "replay", "allow_untrusted_code")  # keys that a run does not keep
+_UNRECORDED = ("resume", "replay", "allow_untrusted_code")  # keys of a single start, which a run does not keep
 
 
-def with_run(overrides: Sequence[str], multirun: bool = False, config_dir: str | None = None) -> list[str]:
-    """The overrides with those of the run that ``resume=FOLDER`` names, and its folder.
+def with_run_overrides(overrides: Sequence[str], multirun: bool = False, config_dir: str | None = None) -> list[str]:
+    """Add the overrides of the run that ``resume=FOLDER`` names, and its folder.
 
     Args:
         overrides: as typed.
-        multirun: whether they are of a sweep, which cannot go on with a single run.
+        multirun: whether they are of a sweep, which cannot resume a single run.
         config_dir: not read: a run's overrides are complete.
 
     Raises:
@@ -62,8 +66,8 @@ def with_run(overrides: Sequence[str], multirun: bool = False, config_dir: str |
     _require_run(folder)
     require_no_links_out(folder)  # before Hydra, the log or the lock write there
     trusted = typed.get("allow_untrusted_code", "").partition("=")[2].lower() == "true"
-    begun = [t for t in _begun_with(folder) if _key(t) not in typed and _key(t) not in _OF_THIS_START]
-    for text in begun:
+    recorded = [t for t in _read_overrides(folder) if _key(t) not in typed and _key(t) not in _UNRECORDED]
+    for text in recorded:
         if MASK in text:
             raise CaldpoError(
                 "was left out of the run's files, being a secret",
@@ -71,22 +75,22 @@ def with_run(overrides: Sequence[str], multirun: bool = False, config_dir: str |
                 remedy="type it again beside resume=",
             )
     if not trusted:
-        require_plain_overrides(begun, folder / SUMMARY)
-    begun, left_out = without_cache_dirs(begun)
+        require_plain_overrides(recorded, folder / SUMMARY)
+    recorded, left_out = without_cache_dirs(recorded)
     for text in left_out:
         print(f"note: {redact_text(text)} of the run's files is left out: only the command says where else to write")
     if "replay" in typed:  # computed beside the run, in a folder of its own
-        return [*begun, *overrides]
+        return [*recorded, *overrides]
     place = _value(typed.get("hydra.run.dir"))
     if place is None:
-        return [*begun, *overrides, f"hydra.run.dir={quoted(str(folder))}"]
+        return [*recorded, *overrides, f"hydra.run.dir={quoted(str(folder))}"]
     if Path(str(place)).resolve() != folder.resolve():  # Lightning names the same one to its further processes
         raise CaldpoError("a run goes on in its own folder", key="hydra.run.dir", value=place, remedy="leave it out")
-    return [*begun, *overrides]
+    return [*recorded, *overrides]
 
 
 def require_same_run(cfg: DictConfig) -> None:
-    """Check a configuration with ``resume=FOLDER`` against the run's.
+    """Refuse ``resume=FOLDER`` where the run cannot be resumed under this configuration.
 
     Raises:
         CaldpoError: the run has finished, was another one, or builds something that is not the project's own.
@@ -94,43 +98,43 @@ def require_same_run(cfg: DictConfig) -> None:
     if cfg.get("resume") in (None, AUTO):
         return
     folder = Path(str(cfg.resume)).expanduser()
-    config = as_kept(cfg, str(HydraConfig.get().runtime.choices["loss"]))
+    config = recorded_config(cfg, str(HydraConfig.get().runtime.choices["loss"]))
     if not cfg.allow_untrusted_code:
-        require_own_code(config, SECTIONS, folder / CONFIG)
-    then = read_config(folder)
+        require_own_code(config, NEEDED, folder / CONFIG)
+    began = read_config(folder)
     finished = cfg.replay is None and known_summary(folder).get("status") == FINISHED
-    if finished and not (then is not None and is_longer(then, config)):
-        instead = from_its_policy(config, folder)
-        more = "" if depends_on_length(config) else "make it longer by trainer.max_steps=MORE or max_epochs, or "
+    if finished and not (began is not None and is_longer(began, config)):
+        instead = new_run_remedy(config, folder)
+        more = "" if length_dependence(config) else "make it longer by trainer.max_steps=MORE or max_epochs, or "
         raise CaldpoError(
             "this run has finished: there is nothing to go on with", key="resume", value=folder, remedy=more + instead
         )
-    if then is not None:
-        require_same_config(then, config, folder)
+    if began is not None:
+        require_same_config(began, config, folder)
 
 
-def as_kept(cfg: DictConfig, loss_name: str) -> dict[str, Any]:
-    """What ``config.yaml`` of a run holds: everything resolved, no secrets, and the name of the loss's option."""
+def recorded_config(cfg: DictConfig, loss_name: str) -> dict[str, Any]:
+    """Resolve a configuration as ``config.yaml`` of a run holds it: without secrets, with the name of the loss."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
-    kept = {key: value for key, value in resolved.items() if key not in _OF_THIS_START and key != "hydra"}
-    config: dict[str, Any] = redact({"loss_name": loss_name, **kept})
+    recorded = {key: value for key, value in resolved.items() if key not in _UNRECORDED and key != "hydra"}
+    config: dict[str, Any] = redact({"loss_name": loss_name, **recorded})
     return config
 
 
-def kept_overrides(overrides: Sequence[str]) -> list[str]:
-    """What ``summary.json`` keeps of a command line, without secrets."""
-    return list(redact([text for text in overrides if _key(text) not in _OF_THIS_START]))
+def recorded_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that ``summary.json`` keeps of a command line, without secrets."""
+    return list(redact([text for text in overrides if _key(text) not in _UNRECORDED]))
 
 
 def _folder(text: str | None) -> Path | None:
-    """The folder that ``resume=`` names, None where it names none."""
+    """Parse the folder that ``resume=`` names; None where it names none."""
     value = _value(text)
     return None if value is None or value == AUTO else Path(str(value)).expanduser()
 
 
 def _value(text: str | None) -> Any:
-    """The value of an override; None where there is none, or it is none."""
+    """Parse the value of an override; None where there is none, or it is malformed."""
     if text is None:
         return None
     try:
@@ -153,26 +157,26 @@ def _require_run(folder: Path) -> None:
 
 
 def _command(folder: Path, sweep: Path) -> str:
-    """The command that goes on with a sweep."""
+    """Return the command that resumes a sweep."""
     try:
-        given = [str(text) for text in read_yaml(sweep)["hydra"]["overrides"]["task"]]
+        overrides = [str(text) for text in read_yaml(sweep)["hydra"]["overrides"]["task"]]
     except (OSError, ValueError, LookupError, TypeError):
-        given = ["..."]
-    typed = [text for text in given if _key(text) != "resume"]
+        overrides = ["..."]
+    typed = [text for text in overrides if _key(text) != "resume"]
     return shlex.join(["python", "-m", "caldpo.train", "-m", *typed, f"hydra.sweep.dir={folder}", "resume=auto"])
 
 
-def _begun_with(folder: Path) -> list[str]:
-    """The overrides that the run was started with."""
-    kept = known_summary(folder).get(OVERRIDES)
-    if isinstance(kept, list):
-        return [str(text) for text in kept]
+def _read_overrides(folder: Path) -> list[str]:
+    """Read the overrides that the run was started with."""
+    recorded = known_summary(folder).get(OVERRIDES)
+    if isinstance(recorded, list):
+        return [str(text) for text in recorded]
     file = folder / ".hydra" / "overrides.yaml"
     try:
         written = read_yaml(file) or []
         if not isinstance(written, list):
             raise ValueError(f"it holds {type(written).__name__} in place of a list")
-        return [str(text) for text in written if _key(str(text)) not in _OF_THIS_START]
+        return [str(text) for text in written if _key(str(text)) not in _UNRECORDED]
     except (OSError, ValueError):
         raise CaldpoError(
             "does not say what the run was started with",

@@ -1,9 +1,9 @@
-"""What a run's numbers depend on. All of it is kept with a checkpoint, and compared before the run goes on from it.
+"""Digests of what a run's numbers depend on: saved with each checkpoint, and compared before resuming from it.
 
-Nothing has to be named here to be compared: every key of the configuration is, but for those of
-:data:`~caldpo.resume.config_diff.FREE`, and so is the content of every file that such a key names. The keys of
-:data:`COMPARED_AS_READ` name files whose content is compared as what the run made of it: another column in a data
-file, or weights saved in other shards, are the same run.
+Nothing has to be named here to be compared: every key of the configuration is, except those of
+:data:`~caldpo.resume.config_diff.IGNORED`, and so is the content of every file that such a key names. The keys of
+:data:`COMPARED_AS_READ` name files whose content is compared as the run read it: another column in a data file, or
+weights saved in other shards, are the same run.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.checkpointing.checkpoint_weights import frozen_names
 from caldpo.config.path_digests import path_digests
-from caldpo.console import versions
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_cache import tokenizer_digest
 from caldpo.models.adapted_policy import base_model
 from caldpo.reference.fingerprint import key_of, model_configuration, weights_digest
 from caldpo.reference.reference_base import Reference, ReferenceSource
-from caldpo.resume.config_diff import bound, config_digest
-from caldpo.resume.extend_run import without_length
+from caldpo.resume.config_diff import compared_keys, config_digest, without_length
+from caldpo.utils.versions import versions
 
 COMPARED_AS_READ = (
     "model.path",
@@ -38,18 +37,18 @@ COMPARED_AS_READ = (
     "data.source.path",
     "data.source.policy",
 )
-_PASSING = ("transformers_version", "_from_model_config", "_commit_hash")  # of generation settings
+_UNCOMPARED = ("transformers_version", "_from_model_config", "_commit_hash")  # of generation settings
 
 
-def known_inputs(config: Mapping[str, Any], data: PairDataModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Digests, by what they are of, of all that is known before weights load.
+def data_inputs(config: Mapping[str, Any], data: PairDataModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Digest, by name, configuration, pairs and tokenizer: what is known before weights load.
 
     Args:
         config: of the run, resolved.
         data: prepared.
         tokenizer: with the chat template that the data was rendered by.
     """
-    named = {k: v for k, v in bound(config).items() if not k.startswith(COMPARED_AS_READ)}
+    compared = {k: v for k, v in compared_keys(config).items() if not k.startswith(COMPARED_AS_READ)}
     texts = [[pair.prompt, pair.chosen, pair.rejected] for pair in data.test_sources]
     return {
         "the configuration": config_digest(without_length(config)),
@@ -59,24 +58,24 @@ def known_inputs(config: Mapping[str, Any], data: PairDataModule, tokenizer: Pre
         "the scores of the held-out pairs": data.test_pairs.scores_digest(),
         "the texts of the held-out pairs": _digest(texts),
         "the tokenizer": tokenizer_digest(tokenizer),
-        **{f"what {key} names": digest for key, digest in path_digests(named).items()},
+        **{f"what {key} names": digest for key, digest in path_digests(compared).items()},
     }
 
 
 def policy_inputs(policy: PreTrainedModel) -> dict[str, str]:
-    """The same of the policy beside its weights, before its first step."""
+    """Digest the policy's configuration and generation settings, before its first step."""
     generation = getattr(base_model(policy), "generation_config", None)
-    said = {} if generation is None else {k: v for k, v in generation.to_dict().items() if k not in _PASSING}
+    settings = {} if generation is None else {k: v for k, v in generation.to_dict().items() if k not in _UNCOMPARED}
     return {
         "the policy's configuration": key_of(model_configuration(policy)),
-        "the policy's generation settings": _digest(said),
+        "the policy's generation settings": _digest(settings),
     }
 
 
-def model_inputs(policy: PreTrainedModel, reference: Reference, source: ReferenceSource) -> dict[str, str]:
-    """The same of the weights that a checkpoint does not hold: the reference's, and the frozen ones of the policy.
+def frozen_inputs(policy: PreTrainedModel, reference: Reference, source: ReferenceSource) -> dict[str, str]:
+    """Digest the weights that a checkpoint does not hold: the reference's, and the frozen ones of the policy.
 
-    Every rank has to ask.
+    All ranks have to call.
 
     Args:
         policy: that is trained.
@@ -85,15 +84,15 @@ def model_inputs(policy: PreTrainedModel, reference: Reference, source: Referenc
     """
     facts = dict(reference.facts())
     weights = facts.pop("weights")
-    found = {"the reference's weights": weights, "the reference's configuration": key_of(facts)}
-    own_start = getattr(source, "path", None) is None and getattr(source, "dtype", "same") == "same"
+    inputs = {"the reference's weights": weights, "the reference's configuration": key_of(facts)}
+    own_start = source.path is None and source.dtype == "same"
     if frozen_names(policy) and not own_start:  # else they are the reference's, and reading them takes long
-        found["the policy's frozen weights"] = weights_digest(policy)
-    return found
+        inputs["the policy's frozen weights"] = weights_digest(policy)
+    return inputs
 
 
-def surroundings(policy: PreTrainedModel, device: torch.device, layout: str) -> dict[str, str]:
-    """What a run's last bits depend on, and may change on its way: told where it does, and not refused."""
+def environment(policy: PreTrainedModel, device: torch.device, layout: str) -> dict[str, str]:
+    """Describe what a run's last bits depend on and may change at a resume: that is noted, not refused."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
         **versions(),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+
 import torch
 from omegaconf import DictConfig
 
@@ -34,3 +37,17 @@ def resolve_devices(cfg: DictConfig) -> None:
     trainer = cfg.trainer
     trainer.accelerator = resolve_accelerator(trainer.accelerator)
     trainer.precision = resolve_precision(trainer.precision, trainer.accelerator)
+
+
+def reset_peak_memory() -> None:
+    """Measure the GPU's peak memory from now on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> tuple[int, str]:
+    """Return peak bytes and of what: of the GPU's allocations where there is one, else of the process so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated(), "GPU allocations of this run"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "whole process so far"

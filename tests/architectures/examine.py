@@ -15,7 +15,7 @@ from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.logprobs import LogprobEngine
-from caldpo.logprobs.layout import settle_layout
+from caldpo.logprobs.layout import choose_layout
 from caldpo.models.architecture import require_decoder
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import prepare_for_training
@@ -43,7 +43,7 @@ def examine(kind: str) -> dict[str, Any]:
     wanted = one_by_one(plain, pairs)
     wanted_gradients = gradients((wanted * weights).sum(), plain)
     wanted = wanted.detach()
-    layout, why = settle_layout("auto", policy, POSITIONS)
+    layout, why = choose_layout("auto", policy, POSITIONS)
     batch = collate(pairs, 0, layout=layout)
 
     def off(model: Any) -> tuple[float, float]:
@@ -65,7 +65,7 @@ def examine(kind: str) -> dict[str, Any]:
         row["checkpointing"] = "no support"
     else:
         checkpointed = prepare_for_training(copy.deepcopy(plain), gradient_checkpointing=True, dropout=False)
-        settle_layout("auto", checkpointed, POSITIONS)
+        choose_layout("auto", checkpointed, POSITIONS)
         row["checkpointing"] = max(off(checkpointed.train()))
     return row
 
@@ -129,7 +129,7 @@ def long_rows(kind: str) -> float | str:
         wanted = one_by_one(model, pairs, fresh=True)
         prepare_for_training(model, gradient_checkpointing=False, dropout=False)
         require_valid_logprobs(model, training=False, max_length=POSITIONS)
-        layout, _ = settle_layout("auto", model, POSITIONS)
+        layout, _ = choose_layout("auto", model, POSITIONS)
         found = torch.cat(LogprobEngine(model)(collate(pairs, 0, layout=layout)))
     assert max(p + max(c, r) for p, c, r in _LENGTHS) > ORIGINAL
     return relative(found, wanted)

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from caldpo import training_run
 from caldpo.data.datamodule import HeldOutPrompt
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
@@ -19,7 +20,6 @@ from caldpo.loggers import csv_logger
 from caldpo.losses.dpo import DPO
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.frozen_model import FrozenReference
-from caldpo.training_run import train
 from tests.harness import Pairs
 from tests.tiny import VOCABULARY, tiny_model, tiny_pairs, tiny_tokenizer
 
@@ -80,7 +80,7 @@ def make_module(seed: int = 1) -> PreferenceModule:
 def fit(module: PreferenceModule, data: Any, folder: Path, *callbacks: pl.Callback, **settings: Any) -> None:
     """Train in a real Trainer."""
     made = TrainerSettings(progress_bar=False, **settings).build(folder, [csv_logger(folder)], [*callbacks])
-    train(made, module, data)
+    training_run.fit(made, module, data)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from caldpo import metric_definitions
-from caldpo import training_run as run_module
+from caldpo import training_command as run_module
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.metric_names import objective_problems
 from caldpo.data.sources.tabular_pairs import TabularPairs
@@ -116,5 +116,5 @@ def test_a_searching_sweeper_gets_it(console: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(run_module, "print_line", lambda *_: None)
     cfg = config("optimized_metric=val/logps/chosen", f"console={console}")
     for metrics, told in (({"val/loss": 1.0, "val/logps/chosen": -2.5}, -2.5), ({"val/loss": 1.0}, None)):
-        monkeypatch.setattr(run_module, "run_in", lambda *_, found=metrics: {"metrics": found})
+        monkeypatch.setattr(run_module, "train_run", lambda *_, found=metrics: {"metrics": found})
         assert run_module.run(cfg) == told

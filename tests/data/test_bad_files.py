@@ -143,7 +143,7 @@ def test_a_faulty_list_says_where(tmp_path, text, row, fact, monkeypatch):
         read(tmp_path / "a.json")
 
 
-def test_a_row_too_long_costs_itself(tmp_path, monkeypatch):
+def test_a_row_over_the_limit_is_a_bad_row(tmp_path, monkeypatch):
     monkeypatch.setattr(file_opening, "MAX_ROW", 1000)
     rows = [ROW, {**ROW, "chosen": "x" * 2000}, {**ROW, "prompt": "q"}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
@@ -159,7 +159,7 @@ def test_a_row_too_long_costs_itself(tmp_path, monkeypatch):
         read(tmp_path / "b.csv")
 
 
-def test_text_in_parquet_that_is_not_utf8_costs_its_row(tmp_path):
+def test_text_in_parquet_that_is_not_utf8_is_a_bad_row(tmp_path):
     chosen = pyarrow.Array.from_buffers(
         pyarrow.string(), 2, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xff\xfe")]
     )
@@ -171,7 +171,7 @@ def test_text_in_parquet_that_is_not_utf8_costs_its_row(tmp_path):
     names(bad.error, "UTF-8")
 
 
-def test_a_table_without_the_columns_is_one_mistake(tmp_path):
+def test_a_table_without_the_columns_is_one_error(tmp_path):
     """Not one for each of its rows: which are missing, and what each format needs."""
     rows = [{"prompt": "p", "Chosen": "a", "text": "b"}] * 3
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
@@ -208,7 +208,7 @@ def test_two_columns_of_one_name(tmp_path):
         read(tmp_path / "a.parquet")
 
 
-def test_rows_without_end_stop_before_their_account_fills_the_memory(tmp_path, monkeypatch):
+def test_endless_bad_rows_stop_before_the_report_fills_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "MAX_REJECTIONS", 50)
     (tmp_path / "a.jsonl").write_bytes(LINE + b"\n" + b"1\n" * 1000)
     with refused(50, 52, "JSON object", key=tmp_path / "a.jsonl"):
@@ -216,12 +216,12 @@ def test_rows_without_end_stop_before_their_account_fills_the_memory(tmp_path, m
 
 
 @pytest.mark.parametrize("name", ["x" * 5000 + ".jsonl", "~nobody-of-this-name/a.jsonl", "a\0.jsonl"])
-def test_what_cannot_be_a_name_is_a_missing_file(name):
+def test_an_invalid_name_is_a_missing_file(name):
     with refused("no such file", key=name):
         LocalFiles().rows(name)
 
 
-def test_a_folder_that_changed_is_read_anew_whatever_its_times_say(tmp_path):
+def test_a_changed_folder_is_read_again_whatever_its_times(tmp_path):
     file = tmp_path / "train.jsonl"
     seen = []
     for chosen in ("a", "c"):  # of the same size
@@ -233,7 +233,7 @@ def test_a_folder_that_changed_is_read_anew_whatever_its_times_say(tmp_path):
     assert before != after
 
 
-def test_pairs_that_changed_since_they_were_tokenised_are_tokenised_anew(tmp_path, capsys):
+def test_changed_pairs_are_tokenised_again(tmp_path, capsys):
     """A file of the same name, size and time, whose rows are others; and the first ones again."""
     file, seen = tmp_path / "train.jsonl", []
     for last in "bcb":
@@ -247,3 +247,11 @@ def test_pairs_that_changed_since_they_were_tokenised_are_tokenised_anew(tmp_pat
     assert first == third != second
     assert ".safetensors" not in anew
     assert any(line.startswith("train:") and ".safetensors" in line for line in again.splitlines())
+
+
+def test_one_object_around_the_rows_is_named_with_a_remedy(tmp_path):
+    """Over several lines: each of them would be a bad row."""
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"data": [ROW]}, indent=1))
+    with refused("one object", "list", key=path, remedy="jq .data"):
+        read(path)

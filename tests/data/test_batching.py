@@ -84,7 +84,7 @@ def test_nothing_is_lost_or_doubled_and_no_rank_waits(
 
 
 @pytest.mark.parametrize("pairs", [64, 61, 50, 49])
-def test_a_step_has_the_same_pairs_however_it_is_divided(pairs: int) -> None:
+def test_a_step_has_the_same_pairs_for_every_division_into_micro_batches(pairs: int) -> None:
     def steps(micro_batch_size: int, accumulation: int, world_size: int) -> list[set[int]]:
         ranks = [
             list(
@@ -155,7 +155,7 @@ def test_a_state_goes_on_where_it_was_taken(handed_out: int) -> None:
 
 
 @pytest.mark.parametrize("change", [{"pairs": 30}, {"micro_batch_size": 3}, {"accumulation": 2}, {"seed": 5}])
-def test_a_state_of_another_division_is_refused(change: dict[str, int]) -> None:
+def test_a_state_of_other_batch_sizes_is_refused(change: dict[str, int]) -> None:
     [(name, now)] = change.items()
     before = {"pairs": 29, "micro_batch_size": 2, "accumulation": 3, "seed": 4}
     with refused(f"{name} was {before[name]}, is {now}", remedy="resume"):

@@ -17,7 +17,7 @@ from tests.messages import refused
 FILE = {"key": "data.chat_template", "remedy": "data.chat_template=FILE"}
 
 
-def test_a_conversation_is_rendered_up_to_the_reply_and_the_reply_as_what_follows() -> None:
+def test_a_conversation_is_rendered_as_prompt_and_response() -> None:
     tokenizer = word_tokenizer()
     rendered = render_pair(pair(chat("a", "b", "c"), "yes", "no"), tokenizer)
     assert rendered.prompt == "user : a <eos> z assistant : b <eos> z user : c <eos> z assistant : "
@@ -25,7 +25,7 @@ def test_a_conversation_is_rendered_up_to_the_reply_and_the_reply_as_what_follow
     assert rendered.templated
 
 
-def test_plain_text_is_taken_as_it_is_even_with_a_template_at_hand() -> None:
+def test_plain_text_is_not_rendered_even_with_a_template() -> None:
     rendered = render_pair(pair("{{ 1 }} user :", " yes", "no"), word_tokenizer())
     assert (rendered.prompt, rendered.chosen, rendered.rejected) == ("{{ 1 }} user :", " yes", "no")
     assert not rendered.templated
@@ -89,7 +89,7 @@ def test_a_syntax_error_blames_the_template_and_not_the_row() -> None:
         render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template="x\n{% if %}"))
 
 
-def test_a_tokenizer_without_template_is_refused_with_the_ways_out() -> None:
+def test_a_tokenizer_without_template_is_refused_with_remedies() -> None:
     tokenizer = word_tokenizer(template=None)
     with refused("conversations", "the policy's tokenizer", **FILE):
         require_template(tokenizer)

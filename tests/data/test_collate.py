@@ -57,7 +57,7 @@ def test_a_packed_batch_by_hand() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_both_layouts_say_of_the_pairs(layout: Layout) -> None:
+def test_fields_that_both_layouts_share(layout: Layout) -> None:
     batch = collate([FIRST, SECOND], pad_id=EOS, layout=layout, split="train")
     assert batch.response_lengths.tolist() == [2, 4, 3, 1]
     assert [lengths.tolist() for lengths in batch.lengths()] == [[2.0, 4.0], [3.0, 1.0]]
@@ -132,7 +132,7 @@ def test_scores_are_all_or_none() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_batch_is_what_the_sampler_names(layout: Layout) -> None:
+def test_a_batch_has_the_rows_of_the_sampler(layout: Layout) -> None:
     batches = PairBatches(TokenizedPairs([FIRST, SECOND]), 0, layout, "test")
     batch = batches[MicroBatch((1, 0, 1), (1.0, 1.0, 0.0), 7)]
     assert batch.index.tolist() == [1, 0, 1]
@@ -142,7 +142,7 @@ def test_a_batch_is_what_the_sampler_names(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_batch_survives_the_way_from_a_worker(layout: Layout) -> None:
+def test_a_batch_survives_pickling_from_a_worker(layout: Layout) -> None:
     batch = collate([FIRST, SECOND], 0, layout=layout)
     copy = pickle.loads(pickle.dumps(batch))
     for name, value in vars(batch).items():

@@ -120,7 +120,7 @@ def test_named_columns(tmp_path: Path) -> None:
         load_pairs(LocalFiles(), str(tmp_path / "a.csv"), columns=Columns(prompt="asked"))
 
 
-def test_what_nobody_reads_is_named_with_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unread_columns_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"a {w} ?", "chosen": " yes", "rejected": " no", "model": "x", "id": w} for w in "bcde"]
     rows[0]["id"] = None
     _, report = prepared(tmp_path, source=Rows(train=rows, test=[{**rows[1], "prompt": "z ?"}]))
@@ -131,7 +131,7 @@ def test_what_nobody_reads_is_named_with_its_rows(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("column", ["images", "audio", "tool_calls", "history", "context"])
-def test_a_column_that_changes_the_meaning_costs_the_row(column: str) -> None:
+def test_an_unread_column_that_changes_the_meaning_refuses_the_row(column: str) -> None:
     row = {"prompt": "Why?", **BOTH, column: ["x"]}
     names(reason(row), f"`{column}`", "data.columns.ignored")
     assert only(row, ignored=[column]).prompt == "Why?"
@@ -152,7 +152,7 @@ def test_a_null_prompt_is_never_made_up(name: str, tmp_path: Path) -> None:
     names(report.rejections[0].reason, "`prompt`", "null")
 
 
-def test_a_prompt_of_the_responses_is_taken_where_nothing_else_could_be_it_and_said() -> None:
+def test_an_implicit_prompt_is_used_and_counted_where_no_column_could_be_it() -> None:
     row = {"chosen": "The sky is blue.", "rejected": "The sky is green.", "source": "a set of skies", "id": "a b"}
     pairs, report = load(row)
     assert pairs[0].prompt == "The sky is"
@@ -195,7 +195,7 @@ def test_one_column_has_one_role() -> None:
         ("model_prompt", "What is the sky?"),
     ],
 )
-def test_what_could_be_the_prompt_may_have_any_script_and_shape(column: str, value: Any) -> None:
+def test_possible_prompts_have_any_script_and_shape(column: str, value: Any) -> None:
     row = {"chosen": "The sky is blue.", "rejected": "The sky is green.", "prompt_id": "a b", "tags": ["a b"]}
     names(reason({**row, column: value}), f"`{column}`", f"data.columns.prompt={column}")
     assert only({**row, column: value}, ignored=[column]).prompt == "The sky is"

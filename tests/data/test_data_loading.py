@@ -100,7 +100,7 @@ def test_validation_goes_through_the_split_in_order_each_time(whole_run: tuple[R
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 8, 11])  # within epochs and (4, 8) at their ends
-def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(
+def test_a_resumed_run_sees_the_pairs_of_an_uninterrupted_one(
     whole_run: tuple[Recorder, Path], tmp_path: Path, step: int
 ) -> None:
     whole, folder = whole_run
@@ -109,7 +109,7 @@ def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(
     assert torch.equal(resumed.weight, whole.weight)
 
 
-def test_workers_run_ahead_and_the_place_is_still_what_was_handed_out(
+def test_workers_run_ahead_and_the_position_counts_consumed_batches(
     whole_run: tuple[Recorder, Path], tmp_path: Path
 ) -> None:
     whole, _ = whole_run

@@ -66,7 +66,7 @@ def test_without_a_test_split_prompts_are_held_out(tmp_path: Path) -> None:
     assert {p.origin for p in other.test_pairs} != {p.origin for p in module.test_pairs}
 
 
-def test_subsets_are_drawn_with_the_split_seed_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_subsets_are_drawn_with_the_split_seed_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def origins(**changes: Any) -> list[str]:
         module, report = prepared(tmp_path, max_train_pairs=4, max_test_pairs=2, **changes)
         assert (report["train"]["left_out"], report["test"]["left_out"]) == (6, 1)
@@ -195,7 +195,7 @@ def test_workers_end_when_their_loaders_are_closed(tmp_path: Path) -> None:
     assert not any(worker.is_alive() for worker in workers)
 
 
-def test_asking_before_preparing_is_a_mistake() -> None:
+def test_pairs_before_preparing_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="prepare_pairs"):
         PairDataModule(**settings()).train_dataloader()
 

@@ -17,7 +17,7 @@ from tests.messages import names, refused
 from tests.shared import shared
 
 
-def test_counts_of_what_was_cut_and_dropped_reach_report_file_and_terminal(
+def test_truncated_and_dropped_pairs_are_counted_in_report_file_and_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
@@ -115,7 +115,7 @@ def test_conversations_the_template_refuses(tmp_path: Path) -> None:
         prepared(tmp_path, refuses_all, source=source, on_invalid="skip")
 
 
-def test_all_bad_rows_of_both_files_are_told_before_the_run_stops(tmp_path: Path) -> None:
+def test_all_bad_rows_of_both_files_are_reported_in_one_error(tmp_path: Path) -> None:
     """One attempt shows everything: the message counts it, the file lists it."""
     expected = [json.loads(line) for line in shared("data/messy_expected.jsonl").read_text().splitlines()]
     # Two of the rows that may go either way are refused: reversed scores, and a key that stands twice.
@@ -157,7 +157,7 @@ def test_a_split_without_pairs_stops_after_the_list_is_written(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("key", ["train", "test"])
-def test_a_missing_file_is_told_by_its_key_with_names_close_to_it(
+def test_a_missing_file_is_named_with_its_key_and_similar_names(
     tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

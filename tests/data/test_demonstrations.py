@@ -61,7 +61,7 @@ def test_the_missing_response_is_an_eos_alone(tmp_path: Path, make: Any) -> None
     assert all(pair.demonstration for pair in data.test_sources)
 
 
-def test_what_is_counted_is_what_was_done_to_responses_that_are_there(tmp_path: Path) -> None:
+def test_counts_exclude_missing_responses(tmp_path: Path) -> None:
     made = PairDataModule(**settings(source=Rows(train=chats("bcde"), test=chats("fg"))))
     report = made.prepare_pairs(word_tokenizer(), tmp_path, False, "sft", needs_rejected=False)
     assert report.train.counts.eos_appended == 0

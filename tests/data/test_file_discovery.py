@@ -54,7 +54,7 @@ def test_a_folder_of_files_is_read_in_natural_order() -> None:
     assert LocalFiles().held_out("d") is None
 
 
-def test_what_is_no_data_is_left_out_and_said() -> None:
+def test_other_files_are_left_out_and_noted() -> None:
     write(d__a=range(1))
     Path("d/.cache").mkdir()
     write_file("d/.cache/b.jsonl", range(5))
@@ -121,7 +121,7 @@ def test_shards_may_count_from_one_and_a_pattern_may_ask_for_some() -> None:
         prompts("d")
 
 
-def test_files_of_two_kinds_are_a_question() -> None:
+def test_files_of_two_kinds_are_refused() -> None:
     write_file("d/a.jsonl", range(1))
     write_file("d/b.csv", range(1))
     for name in ("d", "d/*"):
@@ -153,7 +153,7 @@ def test_patterns() -> None:
         ("only/", ("split", "test"), "only/test"),
     ],
 )
-def test_where_there_is_nothing_to_read_what_is_there_is_named(name: str, facts: tuple[str, ...], remedy: str) -> None:
+def test_a_folder_without_data_files_lists_its_content(name: str, facts: tuple[str, ...], remedy: str) -> None:
     Path("empty").mkdir()
     Path("notes").mkdir()
     Path("notes/a.txt").write_text("x")
@@ -163,12 +163,12 @@ def test_where_there_is_nothing_to_read_what_is_there_is_named(name: str, facts:
 
 
 @pytest.mark.parametrize("name", ["owner/name", "hf://datasets/owner/name/x.parquet"])
-def test_a_name_of_the_hub_is_told_from_a_missing_file(name: str) -> None:
+def test_a_missing_file_may_be_a_hub_id(name: str) -> None:
     with refused("no such file", key=name, remedy="data=hub data.path=owner/name"):
         find_files(name)
 
 
-def test_what_save_to_disk_wrote() -> None:
+def test_folders_written_by_save_to_disk() -> None:
     """A Dataset, of several shards too, and a DatasetDict; rows as ``datasets`` itself gives them."""
     rows = [row(i) for i in range(5)]
     rows[0]["prompt"] = [{"role": "user", "content": "q"}]  # type: ignore[assignment]

@@ -141,7 +141,7 @@ def test_a_response_that_was_judged_is_not_imitated():
         ({"post": "x", "summary": "y", "title": None, "subreddit": "z"}, ("`title`", "null")),
     ],
 )
-def test_a_demonstration_that_is_none(row, facts):
+def test_rows_that_are_no_demonstrations(row, facts):
     with refused(*facts, kind=RowError):
         formats()[detect(row)].parse(row)
 

@@ -99,7 +99,9 @@ from tests.messages import names
             },
             ("`prompt`", "user turn"),
         ),
-        ({"text": "a review", "label": 1}, ("label, text", "data.columns.prompt=NAME")),
+        ({"text": "a review", "label": 1}, ("label, text", "trl_standard", "`chosen`", "data.columns.prompt=NAME")),
+        ({"instruction": "i", "output_1": "a", "output_2": "b"}, ("alpaca_farm", "`preference`", "output_1")),
+        ({"data": [{"prompt": "q", "chosen": "a", "rejected": "b"}]}, ("one object", "'data'", "list")),
         ({}, ("none", "data.columns.prompt=NAME")),
     ],
 )

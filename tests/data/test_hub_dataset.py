@@ -185,7 +185,7 @@ def test_unknown_subset_and_folder(ultrafeedback, tmp_path):
         HubDataset(str(tmp_path / "bare")).rows("train")
 
 
-def test_files_that_do_not_fit_together_say_why(tmp_path):
+def test_files_with_different_columns_are_explained(tmp_path):
     """The cause, where `datasets` itself only says that an error occurred."""
     parquet(tmp_path / "own/train-00000-of-00002.parquet", [{"prompt": "a"}])
     parquet(tmp_path / "own/train-00001-of-00002.parquet", [{"other": 1}])
@@ -235,7 +235,7 @@ def test_subsets_are_named_where_one_has_to_be_chosen(tmp_path):
     assert found.value["prompt"] == "two"
 
 
-def test_what_save_to_disk_wrote_is_read_or_named(tmp_path):
+def test_a_folder_written_by_save_to_disk_is_read_or_named(tmp_path):
     data = datasets.Dataset.from_list([{"prompt": "q", "chosen": "a", "rejected": "b"}])
     datasets.DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "both")
     assert len(list(HubDataset(str(tmp_path / "both")).rows("train"))) == 1
@@ -243,7 +243,7 @@ def test_what_save_to_disk_wrote_is_read_or_named(tmp_path):
         HubDataset(str(tmp_path / "both/train")).rows("train")
 
 
-def test_the_commit_is_asked_of_the_hub_and_of_no_folder(ultrafeedback, monkeypatch):
+def test_the_commit_comes_from_the_hub_and_a_folder_has_none(ultrafeedback, monkeypatch):
     asked = []
 
     def info(self, path, *, revision, timeout):

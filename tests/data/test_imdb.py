@@ -225,7 +225,9 @@ def test_the_space_after_the_prompt_is_the_continuations(monkeypatch):
 
     monkeypatch.setattr(imdb, "end_tokens", lambda *_: ())
     monkeypatch.setattr(imdb, "sample_responses", respond)
-    found = imdb.sampleimdb(None, tok, ["this movie", "bad"], max_new_tokens=3, temperature=1.0, seed=0, batch_size=1)
+    found = imdb.sample_continuations(
+        None, tok, ["this movie", "bad"], max_new_tokens=3, temperature=1.0, seed=0, batch_size=1
+    )
     assert found == [" was was", " was was"]
     assert prompts == [tok.convert_tokens_to_ids(["▁this", "▁movie"]), tok.convert_tokens_to_ids(["▁bad"])]
 

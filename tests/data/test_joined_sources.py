@@ -110,7 +110,7 @@ def test_a_pair_that_two_data_sets_have_is_taken_once(tmp_path: Path) -> None:
         ([{"file": "a"}], ("{'file': 'a'}",), "'[NAME,NAME]'"),
     ],
 )
-def test_what_cannot_be_a_mix_is_named(mix: Any, facts: tuple[Any, ...], remedy: str) -> None:
+def test_an_invalid_mixture_is_named(mix: Any, facts: tuple[Any, ...], remedy: str) -> None:
     with refused(*facts, key="data.train", remedy=remedy):
         parts_of(mix, "data.train")
 
@@ -120,7 +120,7 @@ def test_weights_that_leave_a_data_set_without_pairs(tmp_path: Path) -> None:
         prepared(tmp_path, source=SOURCE, train={"big": 10_000, "small": 1})
 
 
-def test_a_part_that_cannot_be_read_is_told_with_the_key(tmp_path: Path) -> None:
+def test_an_unreadable_data_set_is_named_with_the_key(tmp_path: Path) -> None:
     files = write(tmp_path, a=3)
     with refused("no such file", "a.jsonl", key="data.train", value=f"{tmp_path}/b.jsonl"):
         prepared(tmp_path, source=LocalFiles(), train=[files["a"], f"{tmp_path}/b.jsonl"])
@@ -144,7 +144,7 @@ def write(folder: Path, **files: int) -> dict[str, str]:
     return {name: str(folder / f"{name}.jsonl") for name in files}
 
 
-def test_the_test_split_of_a_folder_is_taken_and_said(tmp_path: Path) -> None:
+def test_the_test_split_of_a_folder_is_used_and_noted(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     folder.mkdir()
     write(folder, train=20, test=4)

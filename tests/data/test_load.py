@@ -222,7 +222,7 @@ POLICY = {
 }
 
 
-def test_every_messy_row_meets_its_disposition():
+def test_every_messy_row_is_kept_or_rejected_as_listed():
     path = shared("data/messy.jsonl")
     expected = {e["line"]: e for e in map(json.loads, shared("data/messy_expected.jsonl").read_text().splitlines())}
     pairs, report = load_pairs(LocalFiles(), str(path))

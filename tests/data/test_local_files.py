@@ -112,7 +112,7 @@ def test_origins_count_lines_from_one_and_rows_from_zero(tmp_path):
         ("\u2028".encode(), ("not JSON",)),
     ],
 )
-def test_a_bad_line_costs_itself(tmp_path, line, facts):
+def test_a_bad_line_is_one_bad_row(tmp_path, line, facts):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 0}\n' + line + b'\n{"a": 2}\n')
     first, bad, last = read(path)
@@ -139,7 +139,7 @@ def test_a_key_given_twice_is_an_error_that_keeps_the_row(tmp_path, name):
     assert good.error is None
 
 
-def test_a_line_too_long_is_read_past(tmp_path, monkeypatch):
+def test_a_line_over_the_limit_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(file_opening, "MAX_ROW", 20)
     path = tmp_path / "a.jsonl.gz"
     exact = b'{"a": "12345678901"}'
@@ -215,7 +215,7 @@ def test_any_bytes_as_csv_give_rows_or_a_readable_error(tmp_path_factory, conten
     assert all(isinstance(row.value, dict) or row.error for row in rows)
 
 
-def test_a_quote_that_is_never_closed_costs_each_of_its_lines(tmp_path):
+def test_an_unclosed_quote_makes_each_of_its_lines_a_bad_row(tmp_path):
     """The rows that it swallows are named one by one, and the file goes on after them."""
     path = tmp_path / "a.csv"
     for text, bad, kept in (
@@ -233,7 +233,7 @@ def test_a_quote_that_is_never_closed_costs_each_of_its_lines(tmp_path):
             names(rejection.reason, "line 2")
 
 
-def test_cells_over_several_lines_are_kept_and_said(tmp_path):
+def test_cells_over_several_lines_are_kept_and_noted(tmp_path):
     """Sound csv either way; where each line would be a row by itself, it may be a quote that closes by chance."""
     path = tmp_path / "a.csv"
     path.write_text('prompt,chosen,rejected\np,"one\ntwo",b\nq,"a,b\nr,c",d\ns,"x\ny",z\n')

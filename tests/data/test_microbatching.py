@@ -33,7 +33,7 @@ class TestByCount:
     def test_more_micro_batches_than_rows(self) -> None:
         assert ByCount().split([4, 2], 4) == [[], [4], [], [2]]
 
-    def test_like_lengths_come_together(self) -> None:
+    def test_similar_lengths_share_a_micro_batch(self) -> None:
         batching = ByCount(np.array([3, 50, 4, 48, 5, 49]))
         assert batching.split([0, 1, 2, 3, 4, 5], 3) == [[1, 5], [3, 4], [2, 0]]
 
@@ -106,7 +106,7 @@ class TestByTokens:
         assert batching.split(sorted(rows), batches) == dealt  # the rows decide, not the order they came in
 
     @given(LENGTHS.filter(lambda lengths: len(lengths) <= 8), st.integers(1, 600))
-    def test_padded_needs_no_more_than_any_division(self, lengths: np.ndarray, budget: int) -> None:
+    def test_padded_micro_batches_are_as_few_as_possible(self, lengths: np.ndarray, budget: int) -> None:
         """Against all ways to cut the sorted rows, tried one by one."""
         longest = -np.sort(-(lengths[:, 0] + lengths[:, 1:].max(axis=1)))
         places = range(1, len(longest))

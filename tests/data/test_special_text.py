@@ -51,7 +51,7 @@ def test_text_prompts_and_their_responses() -> None:
     assert (split.counts.special_in_prompts, split.counts.eos_stripped) == (1, 1)
 
 
-def test_an_eos_at_the_end_is_taken_off_but_for_html() -> None:
+def test_an_eos_at_the_end_is_stripped_except_in_html() -> None:
     tokenizer = byte_tokenizer(template=TEMPLATE)
     split = tokenized([pair(chat("a"), "b</s></s>\n", "c <s>d</s>")], tokenizer)
     [only] = split.pairs
@@ -93,5 +93,5 @@ def test_a_marked_text_has_no_token_and_is_itself_without_the_mark(text: str) ->
     mark = special.mark_for(text)
     marked = special.marked({"a": [text]}, mark)["a"][0]
     assert bool(mark) == bool(re.search("</?s>", text))
-    assert not special.found(marked) or not mark
+    assert not special.spelled_out(marked) or not mark
     assert (marked.replace(mark, "") if mark else marked) == text

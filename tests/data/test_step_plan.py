@@ -164,7 +164,7 @@ def test_micro_batches_are_as_many_as_the_steps_of_the_run_need() -> None:
     assert needs[0] < needs[-1]
 
 
-def test_lengths_brought_together_save_padding() -> None:
+def test_grouping_by_length_saves_padding() -> None:
     """Counted over an epoch of lengths as skewed as those of real responses."""
     rng = np.random.default_rng(3)
     responses = rng.lognormal(4, 0.8, (300, 2)).astype(int) + 1
@@ -203,7 +203,7 @@ def test_a_state_of_another_budget_is_refused() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_division_is_a_function_of_its_settings(layout: str) -> None:
+def test_the_plan_is_a_function_of_its_settings(layout: str) -> None:
     plans = [planned(lengths_of(50), max_tokens_per_micro_batch=300, layout=layout, max_epochs=2) for _ in range(2)]
     for epoch in (0, 1):
         assert steps_of(plans[0], epoch) == steps_of(plans[1], epoch)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,7 +12,8 @@ from rich.console import Console
 from caldpo.data.chat_template import render_pair
 from caldpo.data.template_source import with_fixed_date
 from caldpo.data.token_cache import cached_tokens
-from caldpo.resume.template_date import clock_of, keep_clock
+from caldpo.models.model_source import NoRepository
+from caldpo.resume.pins import first_day, pin
 from tests.data.prepared import TEST, TRAIN, Conversations, prepared
 from tests.data.small import byte_tokenizer, chat, pair
 from tests.messages import names
@@ -25,8 +26,10 @@ DATED = (
 )
 THEN = datetime(2024, 2, 29)
 
+EMBEDDED: Any = NoRepository()
 
-def test_the_clock_is_stopped_for_any_format() -> None:
+
+def test_the_date_is_fixed_in_any_format() -> None:
     rendered = render_pair(pair(chat("a"), "b", "c"), byte_tokenizer(template=DATED), THEN)
     assert rendered.prompt.lstrip("\n").startswith("29 Feb 2024 Thursday, 100%% user:a</s>")
     now = render_pair(pair(chat("a"), "b", "c"), byte_tokenizer(template=DATED))
@@ -60,9 +63,9 @@ def test_a_resumed_run_keeps_the_day_it_began_on(tmp_path: Path, capsys: pytest.
     names(report["prompts"], "chat template", "date")
     names(capsys.readouterr().out, f"{datetime.now():%Y-%m-%d}")
     data.now = THEN
-    keep_clock(data, tmp_path, resumed=False)
-    assert json.loads((tmp_path / "summary.json").read_text())["date"] == "2024-02-29"
+    recorded = pin(EMBEDDED, data, {})
+    assert recorded == {"date": "2024-02-29"}
     data.now = datetime(2024, 3, 1)
-    keep_clock(data, tmp_path, resumed=True)
+    assert pin(EMBEDDED, data, recorded) == recorded
     assert data.now == THEN
-    assert clock_of({"date": "no date"}) is None
+    assert first_day({"date": "no date"}) is None

@@ -70,9 +70,7 @@ def contents(found: TokenizedSplit) -> tuple[Any, ...]:
     )
 
 
-def test_the_second_time_is_read_and_equal_in_everything(
-    tmp_path: Path, counted: list[int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cached_tokens_equal_fresh_ones(tmp_path: Path, counted: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     plain = split(None)
     assert (plain.rejections, plain.counts.identical, len(plain.cut_prompts)) != ([], 0, 0)
     first, second = split(tmp_path), split(tmp_path)
@@ -96,7 +94,7 @@ def test_the_second_time_is_read_and_equal_in_everything(
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_what_determines_the_ids_is_another_file(changes: Any, tmp_path: Path, counted: list[int]) -> None:
+def test_other_inputs_have_another_cache_file(changes: Any, tmp_path: Path, counted: list[int]) -> None:
     split(tmp_path)
     found = split(tmp_path, **changes)
     assert len(counted) == 2
@@ -179,7 +177,7 @@ def test_runs_report_the_same_with_and_without(
     assert len(counted) == 4
 
 
-def test_a_tokenizer_without_eos_is_refused_as_ever(tmp_path: Path) -> None:
+def test_a_tokenizer_without_eos_is_refused_with_a_cache(tmp_path: Path) -> None:
     tokenizer = word_tokenizer()
     tokenizer.eos_token = None
     with refused("EOS", remedy="eos_token"):

@@ -136,7 +136,7 @@ def test_a_continuation_has_no_space_of_its_own() -> None:
     assert encode_continuation(gpt2(), "\n\n") == ids(gpt2(), "ĊĊ")  # which would merge with a newline before it
 
 
-def test_every_response_has_one_eos_and_strangers_are_counted() -> None:
+def test_every_response_has_one_eos_and_other_eos_are_counted() -> None:
     tokenizer = word_tokenizer()
     rows = [
         pair(chat("a"), "b <eos> c <eos>", "d"),

@@ -8,7 +8,7 @@ import pytest
 
 from caldpo.data.data_report import TokenCounts
 from caldpo.data.tokenize import unknown_token
-from caldpo.environments.reviews.review_tokenizer import build_tokenizer
+from caldpo.environments.reviews.sft_policy import build_tokenizer
 from tests.data.prepared import TEST, TRAIN, prepared
 from tests.data.small import RowsSource, gpt2, word_tokenizer
 from tests.messages import names, refused
@@ -23,7 +23,7 @@ def test_the_embedded_vocabulary_is_not_that_of_other_texts(tmp_path: Path) -> N
         prepared(tmp_path, tokenizer, source=source, max_unknown=0.01)
 
 
-def test_a_few_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_few_unknown_tokens_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [*TRAIN, ("a é ?", " yes", " no")]
     _, report = prepared(tmp_path, source=RowsSource(train=rows, test=TEST), max_unknown=0.05)
     expected = 1 / sum(sum(len(text.split()) for text in row) + 2 for row in rows)  # an EOS for each response

@@ -181,14 +181,14 @@ def test_evaluation_keeps_nothing() -> None:
 
 
 def test_the_context_leaves_nothing_behind() -> None:
-    from caldpo.logprobs.lm_head_ops import PART_BYTES, WIDE_RESULTS
+    from caldpo.logprobs.lm_head_ops import CHUNK_BYTES, WIDE_RESULTS
 
-    before, wide, apply = dict(PART_BYTES), dict(WIDE_RESULTS), torch.nn.Module._apply
+    before, wide, apply = dict(CHUNK_BYTES), dict(WIDE_RESULTS), torch.nn.Module._apply
     with fake_tensors("cuda"):
-        assert PART_BYTES["cpu"] == before["cuda"]
+        assert CHUNK_BYTES["cpu"] == before["cuda"]
         assert WIDE_RESULTS["cpu"]
         assert torch.ones(2).device.type == "cpu"
-    assert before == PART_BYTES
+    assert before == CHUNK_BYTES
     assert wide == WIDE_RESULTS
     assert torch.nn.Module._apply is apply
     assert torch.ones(2).sum().item() == 2.0

@@ -91,8 +91,8 @@ def serving(says: Says, **keys: Any) -> Iterator[JudgeServer]:
 
 
 @dataclass
-class FakeSubject:
-    """As much of a subject as the suite asks for; a response's tokens are the code points of its text."""
+class FakePolicy:
+    """As much of a policy as the suite asks for; a response's tokens are the code points of its text."""
 
     folder: Path
     ours: Sequence[str]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from caldpo.evaluation.default_suites import with_attached_suites
+from caldpo.evaluation.default_suites import with_default_suites
 from tests.messages import names
 
 
@@ -21,7 +21,7 @@ def run_folder(path: Path, **config: Any) -> Path:
 
 
 def added(*overrides: str) -> list[str]:
-    return with_attached_suites(overrides, False)[len(overrides) :]
+    return with_default_suites(overrides, False)[len(overrides) :]
 
 
 def test_the_suites_of_the_run(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_of_ones_own_where_its_folder_is_named(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "conf/suite").mkdir(parents=True)
     (tmp_path / "conf/suite/own.yaml").write_text("# @package own\n_target_: my.Own\n")
     run = run_folder(tmp_path / "run", suites=["preference", "own"])
-    found = with_attached_suites([f"run={run}"], False, str(tmp_path / "conf"))
+    found = with_default_suites([f"run={run}"], False, str(tmp_path / "conf"))
     assert found[1:] == ["suite=[preference,own]"]
     assert added(f"run={run}") == ["suite=[preference]"]
     names(capsys.readouterr().err, "own", remedy="--config-dir=FOLDER")

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caldpo.evaluation.suites.displacement import Displacement, by_length
-from caldpo.evaluation.text_drift import PLAIN, read_texts
+from caldpo.evaluation.suites.displacement import PLAIN, Displacement, by_length, read_texts
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.runs import evaluate, inside, reference_model, result, value
 from tests.messages import names, refused

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo.config.run_lock import EVALUATION, run_lock
-from caldpo.evaluation import evaluated_policy as subjects
+from caldpo.evaluation import evaluated_policy
 from tests.evaluation.runs import QUICK, evaluate, inside, result, runs, value
 from tests.messages import names
 
@@ -21,9 +21,9 @@ from tests.messages import names
 def evaluated(sweep: Path) -> dict[str, int]:
     """The sweep evaluated by the default suites, and how often the reference was loaded and asked for pairs."""
     counts = {"loaded": 0, "scored": 0}
-    load, score = subjects.EvaluatedPolicy._load_reference, subjects.score_pairs
+    load, score = evaluated_policy.EvaluatedPolicy._load_reference, evaluated_policy.score_pairs
 
-    def counted_load(self: subjects.EvaluatedPolicy, path: str | None) -> object:
+    def counted_load(self: evaluated_policy.EvaluatedPolicy, path: str | None) -> object:
         counts["loaded"] += 1
         return load(self, path)
 
@@ -32,8 +32,8 @@ def evaluated(sweep: Path) -> dict[str, int]:
         return score(*arguments, label=label, **keys)
 
     with inside(sweep.parent), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subjects.EvaluatedPolicy, "_load_reference", counted_load)
-        patch.setattr(subjects, "score_pairs", counted_score)
+        patch.setattr(evaluated_policy.EvaluatedPolicy, "_load_reference", counted_load)
+        patch.setattr(evaluated_policy, "score_pairs", counted_score)
         evaluate("sweep", *QUICK)
     return counts
 
@@ -132,14 +132,14 @@ def test_a_run_that_cannot_be_evaluated_costs_the_others_nothing(
     Path(shutil.copytree(fourth / ".hydra", copied / "crashed" / ".hydra"))
     (fourth / "summary.json").write_text('{"status": "fin')
 
-    load = subjects.load_weights
+    load = evaluated_policy.load_weights
 
-    def fails_once(weights: object, source: object, adapter: object, target: subjects.Target) -> object:
+    def fails_once(weights: object, source: object, adapter: object, target: evaluated_policy.Target) -> object:
         if target.run == fourth:
             raise RuntimeError("out of memory")
         return load(weights, source, adapter, target)
 
-    monkeypatch.setattr(subjects, "load_weights", fails_once)
+    monkeypatch.setattr(evaluated_policy, "load_weights", fails_once)
     with inside(sweep.parent):
         evaluate(str(copied), "suite=preference", "again=true", *QUICK[:1], fails=1)
         printed = capsys.readouterr().out

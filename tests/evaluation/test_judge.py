@@ -90,9 +90,9 @@ def test_a_judge_that_dies_is_resumed_by_the_same_command(
 def test_a_run_against_its_reference_draws_both(trained: Path, tmp_path: Path) -> None:
     with inside(trained.parent):
         evaluate("run", f"output={tmp_path}", "suite=judge", "judge.mock=true", "judge.prompts=5", "judge.resamples=9")
-    found = result(tmp_path, "judge_rehearsal")
-    assert not (tmp_path / "evaluation" / "judge.json").exists(), "what a judge said is not lost to a rehearsal"
-    names(found["details"]["judge"], "rehearsal:")
+    found = result(tmp_path, "judge_mock")
+    assert not (tmp_path / "evaluation" / "judge.json").exists(), "a mock judge overwrites no judge's results"
+    names(found["details"]["judge"], "mock")
     assert found["details"]["calls"] == 2 * (5 - found["details"]["identical"]) > 0
 
 
@@ -134,7 +134,7 @@ def test_a_key_in_place_of_its_variable_is_refused() -> None:
         Judge(**GOOD, api_key_env="sk-not-a-name")
 
 
-def test_a_rehearsal_needs_no_endpoint() -> None:
+def test_a_mock_judge_needs_no_endpoint() -> None:
     Judge(mock=True).check()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from caldpo.errors import CaldpoError
-from tests.evaluation.judge_server import FakeSubject, judge, policy_wins, saved, serving
+from tests.evaluation.judge_server import FakePolicy, judge, policy_wins, saved, serving
 from tests.messages import holds, names, refused
 
 SECRET = "sk-live-0123456789abcdef"
@@ -21,8 +21,8 @@ WINNERS = (0, 3, 4, 9)
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> FakeSubject:
-    return FakeSubject(tmp_path, [f"ours {i}" for i in range(10)], [f"them {i}" for i in range(10)])
+def policy(tmp_path: Path) -> FakePolicy:
+    return FakePolicy(tmp_path, [f"ours {i}" for i in range(10)], [f"them {i}" for i in range(10)])
 
 
 def dies_after(calls: int, status: int = 500, message: str = "out of memory", headers: Any = None) -> Any:
@@ -38,54 +38,54 @@ def dies_after(calls: int, status: int = 500, message: str = "out of memory", he
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_a_judge_that_dies_half_way(subject: FakeSubject, tmp_path: Path, concurrency: int) -> None:
+def test_a_judge_that_dies_half_way(policy: FakePolicy, tmp_path: Path, concurrency: int) -> None:
     with serving(dies_after(9)) as server:
-        facts = ("9 of 20", subject.folder / "judge_verdicts.jsonl", "out of memory")
+        facts = ("9 of 20", policy.folder / "judge_verdicts.jsonl", "out of memory")
         with refused(*facts, key="judge.base_url", remedy="same command"):
-            judge(server, concurrency=concurrency).run(subject)
-        assert len(saved(subject.folder)) == 9
+            judge(server, concurrency=concurrency).run(policy)
+        assert len(saved(policy.folder)) == 9
         assert len(server.requests) <= 9 + concurrency  # those on their way; the others are not sent
 
-        first = {line["digest"] for line in saved(subject.folder)}
+        first = {line["digest"] for line in saved(policy.folder)}
         server.requests.clear()
         server.says = policy_wins(*WINNERS)  # it is back
-        resumed = judge(server, concurrency=concurrency).run(subject)
+        resumed = judge(server, concurrency=concurrency).run(policy)
         assert len(server.requests) == 11
-        assert first < {line["digest"] for line in saved(subject.folder)}
-        assert len(saved(subject.folder)) == 20
-        again = judge(server).run(subject)
+        assert first < {line["digest"] for line in saved(policy.folder)}
+        assert len(saved(policy.folder)) == 20
+        again = judge(server).run(policy)
         assert len(server.requests) == 11
         (tmp_path / "whole").mkdir()
-        whole = judge(server).run(FakeSubject(tmp_path / "whole", subject.ours, subject.theirs))
+        whole = judge(server).run(FakePolicy(tmp_path / "whole", policy.ours, policy.theirs))
     assert resumed.measures == again.measures == whole.measures
     assert resumed.details["usage"] == whole.details["usage"]
     assert (resumed.details["calls"], again.details["calls"], whole.details["calls"]) == (11, 0, 20)
 
 
-def test_another_text_or_response_is_asked_anew(subject: FakeSubject, tmp_path: Path) -> None:
+def test_another_text_or_response_is_asked_anew(policy: FakePolicy, tmp_path: Path) -> None:
     with serving(policy_wins(*WINNERS)) as server:
-        judge(server).run(subject)
-        subject.ours = [*subject.ours[:9], "ours, another"]
-        judge(server).run(subject)
+        judge(server).run(policy)
+        policy.ours = [*policy.ours[:9], "ours, another"]
+        judge(server).run(policy)
         assert len(server.requests) == 20 + 2
-        judge(server, verdict_temperature=0.5).run(subject)
+        judge(server, verdict_temperature=0.5).run(policy)
         assert len(server.requests) == 20 + 2 + 20
 
 
-def test_a_torn_last_line_is_asked_again(subject: FakeSubject) -> None:
-    file = subject.folder / "judge_verdicts.jsonl"
+def test_a_torn_last_line_is_asked_again(policy: FakePolicy) -> None:
+    file = policy.folder / "judge_verdicts.jsonl"
     with serving(policy_wins(*WINNERS)) as server:
-        whole = judge(server).run(subject)
+        whole = judge(server).run(policy)
         file.write_bytes(file.read_bytes()[:-40])
-        mended = judge(server).run(subject)
+        mended = judge(server).run(policy)
         assert len(server.requests) == 21
         (note,) = (note for note in mended.notes if holds(note, "judge_verdicts.jsonl"))
         names(note, 1)
         assert mended.measures == whole.measures
-        assert judge(server).run(subject).details["calls"] == 0  # the new line stands by itself
+        assert judge(server).run(policy).details["calls"] == 0  # the new line stands by itself
 
 
-def test_a_rate_limit_is_waited_for(subject: FakeSubject, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rate_limit_is_waited_for(policy: FakePolicy, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     limited = threading.Event()
 
@@ -96,7 +96,7 @@ def test_a_rate_limit_is_waited_for(subject: FakeSubject, caplog: pytest.LogCapt
         return policy_wins(*WINNERS)(*shown)
 
     with serving(says) as server:
-        found = judge(server, max_retries=1).run(subject)
+        found = judge(server, max_retries=1).run(policy)
     assert (found.details["calls"], found.details["retries"], len(server.requests)) == (20, 1, 21)
     assert caplog.records == []  # retries are counted, not logged one by one
     assert found.measures["win_rate"].value == 0.4
@@ -110,104 +110,104 @@ def test_a_rate_limit_is_waited_for(subject: FakeSubject, caplog: pytest.LogCapt
         (503, ["503", "gone"], "server"),
     ],
 )
-def test_each_failure_says_what_to_do(subject: FakeSubject, status: int, facts: list[str], remedy: str) -> None:
+def test_each_failure_says_what_to_do(policy: FakePolicy, status: int, facts: list[str], remedy: str) -> None:
     with serving(dies_after(0, status, "gone.")) as server, refused("0 of 20", *facts, remedy=remedy):
-        judge(server).run(subject)
+        judge(server).run(policy)
     assert len(server.requests) == 1  # the first question goes alone
 
 
 def test_a_wrong_key_is_named_and_never_shown(
-    subject: FakeSubject, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    policy: FakePolicy, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", SECRET)
     echo = dies_after(2, 401, f"Incorrect API key provided: {SECRET}")
     with serving(echo) as server, pytest.raises(CaldpoError) as error:
-        judge(server, api_key_env="JUDGE_KEY", concurrency=1).run(subject)
+        judge(server, api_key_env="JUDGE_KEY", concurrency=1).run(policy)
     assert {headers["authorization"] for headers in server.headers} == {f"Bearer {SECRET}"}
     names(error, "JUDGE_KEY", "key", remedy="judge.api_key_env")
     out = capfd.readouterr()
-    files = [p.read_text() for p in subject.folder.rglob("*") if p.is_file()]
+    files = [p.read_text() for p in policy.folder.rglob("*") if p.is_file()]
     assert len(files) == 1
     assert not [text for text in (str(error.value), repr(error.value), out.out, out.err, *files) if SECRET in text]
 
 
-def test_a_judge_that_repeats_the_key(subject: FakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_that_repeats_the_key(policy: FakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     with serving(lambda *shown: f"{SECRET}\nVerdict: A") as server:
-        found = judge(server).run(subject)
-    assert SECRET not in (subject.folder / "judge_verdicts.jsonl").read_text()
+        found = judge(server).run(policy)
+    assert SECRET not in (policy.folder / "judge_verdicts.jsonl").read_text()
     assert SECRET not in json.dumps(found.as_dict())
 
 
-def test_an_unset_key_is_told_where_one_is_wanted(subject: FakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unset_key_is_told_where_one_is_wanted(policy: FakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with serving(dies_after(20)) as server:
-        judge(server).run(subject)
+        judge(server).run(policy)
     assert {headers["authorization"] for headers in server.headers} == {"Bearer none"}
     with serving(dies_after(0, 401, "no key")) as server, refused("OPENAI_API_KEY", "not set"):
-        judge(server).run(subject)
+        judge(server).run(policy)
 
 
-def test_nobody_at_the_address(subject: FakeSubject) -> None:
+def test_nobody_at_the_address(policy: FakePolicy) -> None:
     with serving(policy_wins()) as server:
         pass  # its port is free again
     with refused("Connection error", key="judge.base_url", value=server.base_url, remedy="server"):
-        judge(server).run(subject)
+        judge(server).run(policy)
 
 
-def test_a_judge_that_takes_too_long(subject: FakeSubject) -> None:
+def test_a_judge_that_takes_too_long(policy: FakePolicy) -> None:
     def says(*shown: str) -> str:
         time.sleep(0.5)
         return "Verdict: A"
 
     with serving(says) as server, refused("timed out", remedy="judge.timeout"):
-        judge(server, timeout=0.1).run(subject)
+        judge(server, timeout=0.1).run(policy)
 
 
-def test_an_interrupt_keeps_what_arrived(subject: FakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_keeps_what_arrived(policy: FakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C reaches the main thread, which waits for the pool: calls on their way are saved, no other is sent."""
 
     def interrupted(futures: list[Any]) -> Any:
         yield wait(futures, return_when=FIRST_COMPLETED).done.pop()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("caldpo.evaluation.judge.query.as_completed", interrupted)
+    monkeypatch.setattr("caldpo.evaluation.judge.judge_pairs.as_completed", interrupted)
 
     def says(*shown: str) -> str:
         time.sleep(0.02)
         return policy_wins(*WINNERS)(*shown)
 
     with serving(says) as server, pytest.raises(KeyboardInterrupt):
-        judge(server, concurrency=2).run(subject)
-    assert len(saved(subject.folder)) == len(server.requests) < 10
+        judge(server, concurrency=2).run(policy)
+    assert len(saved(policy.folder)) == len(server.requests) < 10
 
 
 @pytest.mark.parametrize("body", ["<html>hello</html>", {"status": "ok"}])
-def test_an_answer_that_is_no_completion(subject: FakeSubject, body: Any) -> None:
+def test_an_answer_that_is_no_completion(policy: FakePolicy, body: Any) -> None:
     with serving(lambda *shown: (200, {}, body)) as server, refused("chat completion", remedy="/v1"):
-        judge(server).run(subject)
+        judge(server).run(policy)
 
 
-def test_a_refused_question_costs_its_pair(subject: FakeSubject) -> None:
+def test_a_refused_question_costs_its_pair(policy: FakePolicy) -> None:
     def says(prompt: str, first: str, second: str) -> Any:
         if prompt == "question 3":
             return 400, {}, {"error": {"message": "filtered"}}
         return policy_wins(*WINNERS)(prompt, first, second)
 
     with serving(says) as server:
-        found = judge(server).run(subject)
+        found = judge(server).run(policy)
         assert (found.measures["win_rate"].value, found.measures["win_rate"].n) == (pytest.approx(3 / 9), 9)
         assert any(holds(note, "2 questions") and holds(note, "filtered") for note in found.notes)
-        assert not found.settled, "the same command asks again"
+        assert not found.reusable, "the same command asks again"
         server.says = policy_wins(*WINNERS)  # another day it answers
-        complete = judge(server).run(subject)
+        complete = judge(server).run(policy)
     assert len(server.requests) == 22
-    assert (complete.details["refused"], complete.settled) == (0, True)
+    assert (complete.details["refused"], complete.reusable) == (0, True)
     assert complete.measures["win_rate"].value == pytest.approx(4 / 10)
 
 
-def test_a_judge_that_refuses_everything(subject: FakeSubject) -> None:
+def test_a_judge_that_refuses_everything(policy: FakePolicy) -> None:
     told = "'temperature' is not supported"
     with serving(dies_after(0, 400, told)) as server, refused(told, remedy="judge.verdict_temperature"):
-        judge(server, concurrency=1).run(subject)
+        judge(server, concurrency=1).run(policy)
     assert len(server.requests) == 3

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from caldpo.evaluation.judge.length_control import RIDGE, fit, length_controlled
+from caldpo.evaluation.judge.win_rates import RIDGE, fit, length_controlled
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

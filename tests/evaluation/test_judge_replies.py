@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from caldpo.evaluation.judge import reply
-from caldpo.evaluation.judge.reply import NoCompletion, read_reply
-from tests.evaluation.judge_server import FakeSubject, judge, saved, serving
+from caldpo.evaluation.judge import endpoint
+from caldpo.evaluation.judge.endpoint import InvalidReplyError, read_reply
+from tests.evaluation.judge_server import FakePolicy, judge, saved, serving
 from tests.messages import holds, refused
 
 
@@ -43,7 +43,7 @@ NONE: list[Any] = [
 
 @pytest.mark.parametrize("body", NONE, ids=lambda body: json.dumps(body)[:40])
 def test_what_is_no_chat_completion(body: Any) -> None:
-    with pytest.raises(NoCompletion):
+    with pytest.raises(InvalidReplyError):
         read_reply((body if isinstance(body, str) else json.dumps(body)).encode())
 
 
@@ -74,7 +74,7 @@ def test_a_judge_that_says_nothing_has_answered(message: dict[str, Any]) -> None
 def test_each_costs_its_own_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every body once for either order, one too large among them, between good answers; the good ones are saved."""
     bodies = [*NONE, completion(content="x" * 20_000 + "\nVerdict: A")]
-    monkeypatch.setattr(reply, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(endpoint, "MAX_BYTES", 10_000)
     count = len(bodies) + 2
 
     def says(prompt: str, first: str, second: str) -> Any:
@@ -83,25 +83,25 @@ def test_each_costs_its_own_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             return 200, {}, bodies[place]
         return f"Verdict: {'A' if first.startswith('ours') else 'B'}"
 
-    subject = FakeSubject(tmp_path, [f"ours {i}" for i in range(count)], [f"them {i}" for i in range(count)])
+    policy = FakePolicy(tmp_path, [f"ours {i}" for i in range(count)], [f"them {i}" for i in range(count)])
     with serving(says) as server:
-        found = judge(server).run(subject)
+        found = judge(server).run(policy)
         assert len(server.requests) == 2 * count
         assert found.details["refused"] == 2 * len(bodies)
-        assert not found.settled, "the same command asks again"
+        assert not found.reusable, "the same command asks again"
         assert (found.measures["win_rate"].value, found.measures["win_rate"].n) == (1.0, 2)
         assert any(holds(note, "chat completion") for note in found.notes)
         assert len(saved(tmp_path)) == 4
         server.says = lambda prompt, first, second: f"Verdict: {'A' if first.startswith('ours') else 'B'}"
-        assert judge(server).run(subject).measures["win_rate"].n == count
+        assert judge(server).run(policy).measures["win_rate"].n == count
     assert len(server.requests) == 2 * count + 2 * len(bodies)
 
 
 def test_a_compressed_answer_is_not_opened(tmp_path: Path) -> None:
-    subject = FakeSubject(tmp_path, ["ours"] * 3, ["them"] * 3)
+    policy = FakePolicy(tmp_path, ["ours"] * 3, ["them"] * 3)
     answer = (200, {"Content-Encoding": "gzip"}, completion(content="Verdict: A"))
     with serving(lambda *shown: answer) as server, refused("gzip", key="judge.base_url"):
-        judge(server, concurrency=1).run(subject)
+        judge(server, concurrency=1).run(policy)
     assert {headers["accept-encoding"] for headers in server.headers} == {"identity"}
 
 
@@ -132,7 +132,7 @@ def test_an_answer_that_trickles_in_is_given_up(tmp_path: Path) -> None:
     try:
         with refused("0.2 seconds", key="judge.base_url"):
             judge(f"http://127.0.0.1:{server.server_port}/v1", timeout=0.2, concurrency=1).run(
-                FakeSubject(tmp_path, ["ours"] * 4, ["them"] * 4)
+                FakePolicy(tmp_path, ["ours"] * 4, ["them"] * 4)
             )
     finally:
         server.shutdown()

@@ -7,9 +7,16 @@ from string import Template
 
 import pytest
 
-from caldpo.evaluation.judge.judge_template import built_in, fill, load_template, readable
-from caldpo.evaluation.judge.pair_comparison import JudgeModel, Pair, both_orders
-from caldpo.evaluation.judge.parse_verdict import read_verdict
+from caldpo.evaluation.judge.pair_comparison import (
+    JudgeModel,
+    Pair,
+    both_orders,
+    built_in,
+    fill,
+    load_template,
+    read_verdict,
+    readable,
+)
 from tests.messages import refused
 
 READ = [

@@ -1,4 +1,4 @@
-"""Scores of the harness on the policy in memory: those of transformers alone, and of the harness's command line."""
+"""Scores of LM Eval on the policy in memory: those of transformers alone, and of LM Eval's command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from caldpo.evaluation.lm_eval.leaderboards import BOARDS, V2
 from caldpo.evaluation.lm_eval.task_plan import PAIRS
 from caldpo.evaluation.pair_scoring import score_pairs
 from tests.callbacks.oracle_data import naive_logprob
-from tests.evaluation.harness_tasks import ASKED, data_sets_in, quick_python, write_tasks
+from tests.evaluation.lm_eval_tasks import ASKED, data_sets_in, quick_python, write_tasks
 from tests.evaluation.runs import evaluate, inside, result, value
 from tests.messages import holds, names
 
@@ -88,7 +88,7 @@ def test_answers_by_greedy_decoding_of_transformers(found: dict) -> None:
 
 
 def test_held_out_pairs_by_the_own_engine(found: dict, trained: Path, model: tuple[Any, Any]) -> None:
-    """The harness's log-probs rank the pairs as the project's do, without the end-of-text token."""
+    """LM Eval's log-probs rank the pairs as the project's do, without the end-of-text token."""
     policy, tokenizer = model
     rows = [json.loads(line) for line in (trained.parent / "test.jsonl").read_text().splitlines()]
     pairs = [
@@ -110,7 +110,7 @@ def test_what_is_recorded(found: dict, trained: Path) -> None:
     import lm_eval
 
     details = found["details"]
-    assert details["harness"] == lm_eval.__version__
+    assert details["lm_eval"] == lm_eval.__version__
     assert details["tasks"]["word_choice"]["shots"] == {"word_choice": 0}
     assert details["tasks"]["word_choice"]["n"] == {"word_choice": {"original": ASKED, "effective": ASKED}}
     assert details["tasks"]["word_choice"]["chat_template"] is False
@@ -124,7 +124,7 @@ def test_what_is_recorded(found: dict, trained: Path) -> None:
     }
 
 
-def test_the_harness_s_command_line_says_the_same(found: dict, trained: Path, home: Path, questions: dict) -> None:
+def test_lm_evals_command_line_says_the_same(found: dict, trained: Path, home: Path, questions: dict) -> None:
     command = [
         *(str(quick_python(home)), "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "7"),
         *("--model_args", f"pretrained={trained / 'policy'}", "--tasks", "word_choice,word_answer"),

@@ -10,13 +10,12 @@ import yaml
 
 from caldpo.evaluation.lm_eval import installation as installations
 from caldpo.evaluation.lm_eval.installation import Installation, find_installation
-from caldpo.evaluation.lm_eval.leaderboards import BOARDS, V1, V2
-from caldpo.evaluation.lm_eval.normalise import above_chance
+from caldpo.evaluation.lm_eval.leaderboards import BOARDS, V1, V2, above_chance
 from caldpo.evaluation.lm_eval.read_results import read_task, wrong_shots
 from caldpo.evaluation.lm_eval.task_index import names as known_tasks
 from caldpo.evaluation.lm_eval.task_index import require_names, task_manager
-from caldpo.evaluation.lm_eval.task_plan import Wanted, spell_out, without_packages
-from caldpo.evaluation.suite_result import Measure
+from caldpo.evaluation.lm_eval.task_plan import PlannedTask, plan_tasks, runnable_tasks
+from caldpo.evaluation.suite_base import Measure
 from caldpo.evaluation.suites.leaderboard import Leaderboard, averages
 from tests.messages import names, refused
 from tests.tiny import tiny_tokenizer
@@ -30,7 +29,7 @@ def shipped() -> Path:
 
 
 class _Plain(yaml.SafeLoader):
-    """Reads the harness's yaml without running what it names."""
+    """Reads LM Eval's yaml without running what it names."""
 
 
 _Plain.add_multi_constructor("!", lambda loader, tag, node: None)
@@ -45,13 +44,13 @@ def _read(path: Path) -> dict[str, Any]:
 # -- the tables
 
 
-def test_version_2_is_the_harness_s_own_group(shipped: Path) -> None:
+def test_version_2_is_lm_evals_own_group(shipped: Path) -> None:
     group = _read(known_tasks(shipped)["leaderboard"][0])
     assert [row.task for row in BOARDS[V2]] == group["task"]
 
 
 @pytest.mark.parametrize("row", BOARDS[V2], ids=lambda row: row.task)
-def test_shots_of_version_2_are_in_the_harness_s_tasks(row: Any, shipped: Path) -> None:
+def test_shots_of_version_2_are_in_lm_evals_tasks(row: Any, shipped: Path) -> None:
     config = _read(known_tasks(shipped)[row.task][0])
     members = [_read(known_tasks(shipped)[name][0]) for name in config["task"]] if "group" in config else [config]
     assert {member.get("num_fewshot", 0) for member in members} == {row.shots}  # without a word: none
@@ -63,13 +62,13 @@ def test_shots_of_version_2_are_in_the_harness_s_tasks(row: Any, shipped: Path) 
         assert set(row.chance) == set(config["task"])
 
 
-def test_shots_of_version_1_are_the_harness_s_group_s(shipped: Path) -> None:
+def test_shots_of_version_1_are_lm_evals_group_s(shipped: Path) -> None:
     group = {member["task"]: member["num_fewshot"] for member in _read(known_tasks(shipped)["openllm"][0])["task"]}
     assert {row.task.removesuffix("_mc2"): row.shots for row in BOARDS[V1]} == group
 
 
 @pytest.mark.parametrize("row", BOARDS[V1], ids=lambda row: row.task)
-def test_metrics_of_version_1_are_in_the_harness_s_tasks(row: Any, shipped: Path) -> None:
+def test_metrics_of_version_1_are_in_lm_evals_tasks(row: Any, shipped: Path) -> None:
     config = _read(known_tasks(shipped)[row.task][0])
     listed = config["aggregate_metric_list"] if "group" in config else config["metric_list"]
     metric, _, of = row.metrics[0].partition(",")
@@ -81,8 +80,8 @@ def test_metrics_of_version_1_are_in_the_harness_s_tasks(row: Any, shipped: Path
 
 
 @pytest.mark.parametrize("family", ["arc", "leaderboard", "mmlu/default", "kbl", "acpbench"])
-def test_names_are_the_harness_s(family: str, shipped: Path) -> None:
-    """Found by their lines, they are what the harness finds by reading everything, tags through includes as well."""
+def test_names_are_lm_evals(family: str, shipped: Path) -> None:
+    """Found by their lines, they are what LM Eval finds by reading everything, tags through includes as well."""
     from lm_eval.tasks._index import Kind, TaskIndex
 
     index = TaskIndex.build([shipped / family])
@@ -117,39 +116,39 @@ def test_misspelt_known_tasks(shipped: Path, tmp_path: Path) -> None:
 
 
 def test_boards_keep_their_shots_and_tasks_come_once() -> None:
-    plan = {task.name: task for task in spell_out(["gsm8k", V1, V2, "piqa", "held_out_pairs"], 3)}
+    plan = {task.name: task for task in plan_tasks(["gsm8k", V1, V2, "piqa", "held_out_pairs"], 3)}
     assert len(plan) == 14
     assert (plan["arc_challenge"].shots, plan["gsm8k"].shots, plan["truthfulqa_mc2"].shots) == (25, 5, 0)
     assert plan["gsm8k"].board == V1
-    assert plan["leaderboard_bbh"].shots is None  # the harness's own definition has them
+    assert plan["leaderboard_bbh"].shots is None  # LM Eval's own definition has them
     assert (plan["piqa"].shots, plan["held_out_pairs"].shots) == (3, None)
 
 
 def _without(*modules: str, antlr: str = "4.11.0") -> Installation:
     known = ("math_verify", "sympy", "antlr4", "langdetect", "immutabledict", "nltk", "pkg_resources", "vllm")
-    found = {"modules": {m: None if m in modules else "there" for m in known}}
-    return Installation(None, Path(), "0", found | {"versions": {"antlr4-python3-runtime": antlr}})
+    locations = {m: None if m in modules else "here" for m in known}
+    return Installation(None, Path(), "0", locations, {"antlr4-python3-runtime": antlr})
 
 
 def test_missing_packages() -> None:
     lacking = _without("nltk", antlr="4.9.3")
-    kept, left_out = without_packages(spell_out([V2], None), lacking)
+    kept, left_out = runnable_tasks(plan_tasks([V2], None), lacking)
     assert [task.name for task in kept] == [f"leaderboard_{name}" for name in ("mmlu_pro", "bbh", "gpqa", "musr")]
     assert left_out.keys() == {"leaderboard_math_hard", "leaderboard_ifeval"}
     names(left_out["leaderboard_math_hard"], "antlr4-python3-runtime==4.11")
     names(left_out["leaderboard_ifeval"], "nltk>=3.9.1")
     named: dict[str, str] = {"key": "leaderboard.tasks", "value": "leaderboard_ifeval", "remedy": "leaderboard.python="}
     with refused("nltk>=3.9.1", **named):
-        without_packages(spell_out(["leaderboard_ifeval"], None), lacking)
-    assert without_packages(spell_out([V2], None), _without())[1] == {}
-    only = [task for task in spell_out([V2], None) if task.name == "leaderboard_ifeval"]
+        runnable_tasks(plan_tasks(["leaderboard_ifeval"], None), lacking)
+    assert runnable_tasks(plan_tasks([V2], None), _without())[1] == {}
+    only = [task for task in plan_tasks([V2], None) if task.name == "leaderboard_ifeval"]
     with refused("leaderboard_ifeval", "nltk>=3.9.1"):
-        without_packages(only, lacking)
+        runnable_tasks(only, lacking)
 
 
 def test_a_harness_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = {"modules": dict.fromkeys(installations._MODULES), "versions": {}}
-    monkeypatch.setattr(installations.probe, "look", lambda *_: found)
+    monkeypatch.setattr(installations.environment_probe, "probe", lambda *_: found)
     with refused(key="suite", value="leaderboard", remedy="pip install 'caldpo[eval]'"):
         Leaderboard(tasks=[V2]).check()
     with refused(key="leaderboard.python", value=tmp_path / "nowhere"):
@@ -181,7 +180,7 @@ def test_template_that_is_not_there() -> None:
         tokenizer = tiny_tokenizer()
 
     with refused("tokenizer", "chat template", key="leaderboard.apply_chat_template", value="true"):
-        Leaderboard(tasks=[V2], apply_chat_template=True).check_subject(EvaluatedPolicy())  # type: ignore[arg-type]
+        Leaderboard(tasks=[V2], apply_chat_template=True).check_policy(EvaluatedPolicy())  # type: ignore[arg-type]
 
 
 # -- figures
@@ -230,7 +229,7 @@ def test_ifeval_is_the_mean_of_two() -> None:
 
 
 def test_mmlu_is_the_mean_over_subjects() -> None:
-    """Weighted by size it would be what the harness says of the group."""
+    """Weighted by size it would be what LM Eval says of the group."""
     task = _wanted("mmlu")
     subjects = {
         "mmlu_anatomy": {"acc,none": 0.2, "acc_stderr,none": 0.03},
@@ -248,10 +247,10 @@ def test_mmlu_is_the_mean_over_subjects() -> None:
 
 def test_gsm8k_is_read_strictly_and_others_by_what_they_report() -> None:
     scores = {"exact_match,flexible-extract": 0.4, "exact_match,strict-match": 0.3}
-    for task, expected in ((_wanted("gsm8k"), 0.3), (Wanted("other", None), 0.4)):
+    for task, expected in ((_wanted("gsm8k"), 0.3), (PlannedTask("other", None), 0.4)):
         measures, _ = read_task(task, _results(task, {task.name: scores}, 5), templated=False)
         assert measures[task.name].value == expected
-    task = Wanted("mine", None)
+    task = PlannedTask("mine", None)
     reported = {"acc,none": 0.2, "f1,none": 0.6, "acc_norm,none": 0.3, "alias": "mine"}
     measures, details = read_task(task, _results(task, {"mine": reported}, 0), templated=False)
     assert measures["mine"].value == 0.3
@@ -259,7 +258,7 @@ def test_gsm8k_is_read_strictly_and_others_by_what_they_report() -> None:
 
 
 def test_a_tag_gives_a_measure_for_each_task() -> None:
-    task = Wanted("two", None)
+    task = PlannedTask("two", None)
     results = _results(task, {"a": {"acc,none": 0.2}, "b": {"f1,none": 0.9}}, 0)
     assert {n: m.value for n, m in read_task(task, results, templated=False)[0].items()} == {"a": 0.2, "b": 0.9}
 
@@ -268,12 +267,12 @@ def test_other_shots_than_the_leaderboard_s_are_seen() -> None:
     task = _wanted("arc_challenge")
     assert wrong_shots(task, _results(task, {"arc_challenge": {"acc_norm,none": 0.2}}, 25)) == set()
     assert wrong_shots(task, _results(task, {"arc_challenge": {"acc_norm,none": 0.2}}, 0)) == {0}
-    alone = Wanted("arc_challenge", 0, row=task.row)
+    alone = PlannedTask("arc_challenge", 0, row=task.row)
     assert wrong_shots(alone, _results(task, {"arc_challenge": {"acc_norm,none": 0.2}}, 0)) == set()
 
 
 def test_averages_need_all_columns() -> None:
-    plan = spell_out([V1, V2], None)
+    plan = plan_tasks([V1, V2], None)
     measures = {t.name: Measure(value=0.1 * i, title="", unit="", meaning="") for i, t in enumerate(plan)}
     tasks = {t.name: {"normalised": 10.0 * i} for i, t in enumerate(plan)}
     found = averages(plan, measures, tasks)
@@ -284,12 +283,12 @@ def test_averages_need_all_columns() -> None:
     assert set(averages(plan, measures, tasks)) == {V1}
 
 
-def _wanted(name: str) -> Wanted:
-    return next(task for task in spell_out([V1, V2], None) if task.name == name)
+def _wanted(name: str) -> PlannedTask:
+    return next(task for task in plan_tasks([V1, V2], None) if task.name == name)
 
 
-def _results(task: Wanted, leaves: dict[str, dict[str, Any]], shots: int) -> dict[str, Any]:
-    """What the harness reports of tasks with ten questions each."""
+def _results(task: PlannedTask, leaves: dict[str, dict[str, Any]], shots: int) -> dict[str, Any]:
+    """What LM Eval reports of tasks with ten questions each."""
     return {
         "results": leaves,
         "n-shot": dict.fromkeys(leaves, shots),

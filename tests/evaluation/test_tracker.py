@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from caldpo.evaluation.evaluation_run import update_tracker
 from caldpo.evaluation.evaluation_target import Target
-from caldpo.evaluation.wandb_summary import tell_tracker
 from tests import wandb_file
 from tests.evaluation.runs import evaluate, inside, result, tiny_run, value, write_data
 from tests.messages import names
@@ -74,6 +74,6 @@ def test_only_the_projects_trackers_are_told(
     measures = {"a": {"value": 0.5}, "undefined": {"value": None}}
     (folder / "preference.json").write_text(json.dumps({"measures": measures}))
     target = Target("run", tmp_path, tmp_path, {"logger": section})
-    told = tell_tracker(target)
+    told = update_tracker(target)
     assert told is None if said is None else said in str(told)
     assert list(tmp_path.iterdir()) == [folder]

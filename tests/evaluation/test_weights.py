@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.trusted_config import own_targets
-from caldpo.evaluation import evaluated_policy as subject
+from caldpo.evaluation import evaluated_policy
 from caldpo.evaluation.evaluation_target import SECTIONS, Target
-from caldpo.evaluation.policy_weights import Weights, find_weights, load_weights
+from caldpo.evaluation.model_loading import Weights, find_weights, load_weights
 from caldpo.generate import main as generate
 from caldpo.models.adapters import NoAdapter
 from caldpo.models.random_init import RandomModel
@@ -265,7 +265,9 @@ def test_policy_and_reference_are_probed_at_the_longest_held_out_sequence(
 ) -> None:
     """Frequencies may change with length, and code that comes with a model may have them of a whole batch."""
     asked: list[int] = []
-    monkeypatch.setattr(subject, "require_valid_logprobs", lambda model, *, max_length, **_: asked.append(max_length))
+    monkeypatch.setattr(
+        evaluated_policy, "require_valid_logprobs", lambda model, *, max_length, **_: asked.append(max_length)
+    )
     rows = [json.loads(line) for line in (trained.parent / "test.jsonl").read_text().splitlines()]
     words = [len(r["prompt"].split()) + max(len(r[side].split()) for side in ("chosen", "rejected")) for r in rows]
     with inside(trained.parent):

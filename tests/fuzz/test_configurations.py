@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from caldpo.benchmark import agree
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.hydra_session import hydra_session
 from caldpo.config.overrides import with_quoted_paths
@@ -21,7 +22,6 @@ from caldpo.config.preflight import preflight
 from caldpo.config.validation import find_problems
 from caldpo.data.source_paths import find_misplaced
 from caldpo.errors import CaldpoError
-from caldpo.train import agree
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import anything, texts
 

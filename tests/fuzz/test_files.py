@@ -125,7 +125,7 @@ def test_any_bytes(ending: str, content: bytes, wrapped: bool, keys: dict[str, A
     longest=st.sampled_from([2**24, 64]),
     block=st.sampled_from([2**20, 1, 17]),
 )
-def test_good_files_that_something_happened_to(
+def test_damaged_copies_of_good_files(
     ending: str, good: Any, inside: Any, outside: Any, keys: dict[str, Any], longest: int, block: int, place: Path
 ) -> None:
     content = written(ending, good, as_ascii=False)

@@ -28,8 +28,8 @@ from caldpo.report.read_runs import read_run
 from caldpo.report.run_files import Run
 from caldpo.report.shown_metrics import CHOSEN
 from caldpo.resume.config_diff import config_digest, differences, read_config
-from caldpo.resume.resume_overrides import with_run
-from caldpo.resume.resume_point import find_start
+from caldpo.resume.resume_overrides import with_run_overrides
+from caldpo.resume.resume_point import ResumePoint
 from caldpo.sweep_report import collect
 from caldpo.utils.atomic_io import write_text
 from tests.fuzz.effort import fuzz
@@ -89,11 +89,11 @@ def metrics_are_sound(run: Path) -> None:
 
 
 def resuming_is_sound(run: Path) -> None:
-    found = outcome(lambda: with_run([f"resume={run}"]))
+    found = outcome(lambda: with_run_overrides([f"resume={run}"]))
     if not isinstance(found, CaldpoError):
         assert all(isinstance(text, str) for text in found)
         assert found[-1].startswith("hydra.run.dir=")
-    start = outcome(lambda: find_start(run, resumed=True, first_rank=False))
+    start = outcome(lambda: ResumePoint.find(run, resumed=True))
     if not isinstance(start, CaldpoError):
         assert start.manifest.step == int(start.checkpoint.name.partition("-")[2])
         assert start.manifest.rows == len(start.earlier) == 9
@@ -124,9 +124,9 @@ def require_sound_dump(dump: Dump) -> None:
     assert sum(batch.pairs for batch in batches) == len(dump.pairs) == len(dump.weight)
     assert all(batch.input_ids.dtype == torch.int64 for batch in batches)
     assert all(isinstance(value[i].item(), float) for value in dump.values.values() for i in range(len(dump.pairs)))
-    assert "".join([*(pair.origin for pair in dump.pairs), dump.metadata["reason"], dump.metadata["formula"]]).encode()
-    assert dump.metadata["gradient_scale"] > 0
-    assert dump.metadata["rank"] < dump.metadata["ranks"]
+    assert "".join([*(pair.origin for pair in dump.pairs), dump.header.reason, dump.header.formula]).encode()
+    assert dump.header.gradient_scale > 0
+    assert dump.header.rank < dump.header.ranks
 
 
 def comparison_is_sound(run: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from caldpo.data.collate import collate
 from caldpo.logprobs import LogprobEngine
-from caldpo.logprobs.layout import settle_layout
+from caldpo.logprobs.layout import choose_layout
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import prepare_for_training
 from caldpo.models.sampling import prompt_batching
@@ -48,7 +48,7 @@ def test_float32_as_on_a_cpu(kind: str) -> None:
     wanted_gradients = gradients((wanted * weights).sum(), plain)
     policy = prepare_for_training(copy.deepcopy(plain), gradient_checkpointing=False, dropout=False).cuda().train()
     require_valid_logprobs(policy, training=True, max_length=POSITIONS)
-    layout, _ = settle_layout("auto", policy, POSITIONS)
+    layout, _ = choose_layout("auto", policy, POSITIONS)
     found = torch.cat(LogprobEngine(policy)(collate(pairs, 0, layout=layout).to(policy.device)))
     found_gradients = gradients((found * weights.cuda()).sum(), policy)
     off = relative(found.cpu(), wanted), apart({n: g.cpu() for n, g in found_gradients.items()}, wanted_gradients)
@@ -66,7 +66,7 @@ def test_bfloat16_is_sound_and_near(kind: str) -> None:
         wanted = one_by_one(plain, pairs)
         policy = prepare_for_training(plain, gradient_checkpointing=False, dropout=False).to("cuda", torch.bfloat16)
         require_valid_logprobs(policy.train(), training=True, max_length=POSITIONS)
-        layout, why = settle_layout("auto", policy.eval(), POSITIONS)
+        layout, why = choose_layout("auto", policy.eval(), POSITIONS)
         found = torch.cat(LogprobEngine(policy)(collate(pairs, 0, layout=layout).to(policy.device))).cpu()
     print(f"\n{kind}: {layout} ({why}), bfloat16: log-probs {relative(found, wanted):.1e}")
     assert relative(found, wanted) < COARSE

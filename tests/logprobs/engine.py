@@ -19,7 +19,7 @@ from tests.logprobs import naive
 from tests.logprobs.models import VOCABULARY
 from tests.logprobs.naive import PAIRS, WEIGHTS, Result
 
-PART_ROWS = 9  # tokens of one part of the head's work, where a test sets PART_BYTES to PART_ROWS * ROW_BYTES
+PART_ROWS = 9  # tokens of one part of the head's work, where a test sets CHUNK_BYTES to PART_ROWS * ROW_BYTES
 ROW_BYTES = VOCABULARY * 4
 
 
@@ -41,7 +41,7 @@ def by_engine(
         forward: a context of the forward pass.
     """
     engine = LogprobEngine(model)
-    engine.kept_bytes = 2 * PART_ROWS * ROW_BYTES  # of some parts, not of all
+    engine.cache_bytes = 2 * PART_ROWS * ROW_BYTES  # of some parts, not of all
     batch = collate(PAIRS, 0, layout="packed" if packed else "padded", weight=WEIGHTS)
     tokens = batch.lengths()
     losses, gradients, both = {}, {}, torch.empty(0)

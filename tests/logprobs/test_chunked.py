@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldpo.logprobs import lm_head_ops as softmax
+from caldpo.logprobs import lm_head_ops
 from caldpo.logprobs.chunked import in_autocast_dtype, token_logprobs
 from caldpo.logprobs.lm_head_ops import HeadProducts, LogitTransform
 from tests.logprobs.heads import KEPT, PARTS, ROW_BYTES, TOKENS, TRANSFORMS, Head, draw
@@ -18,7 +18,7 @@ FACTORS = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
 
 
 def ours(head: Head, transform: LogitTransform = TRANSFORMS["identity"], kept: int = 0) -> Tensor:
-    return token_logprobs(head.hidden, head.weight, head.bias, head.targets, transform=transform, kept_bytes=kept)
+    return token_logprobs(head.hidden, head.weight, head.bias, head.targets, transform=transform, cache_bytes=kept)
 
 
 def assert_exact(head: Head, transform: LogitTransform, kept: int, rtol: float = 1e-12, atol: float = 1e-12) -> None:
@@ -42,7 +42,7 @@ def assert_exact(head: Head, transform: LogitTransform, kept: int, rtol: float =
 def test_values_and_gradients(
     keys: dict[str, Any], transform: str, kept: str, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", PARTS[part])
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS[part])
     assert_exact(draw(**keys), TRANSFORMS[transform], KEPT[kept])
 
 
@@ -50,7 +50,7 @@ def test_values_and_gradients(
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradcheck(transform: str, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against differences, so that not even autograd's own formulas are shared."""
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", PARTS["uneven"])
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS["uneven"])
     head = draw(frozen=frozen)
     assert torch.autograd.gradcheck(
         lambda hidden, weight, bias: ours(
@@ -73,19 +73,19 @@ def test_any_of_the_three_may_be_frozen(wanted: tuple[bool, ...]) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_parts_are_even_and_within_their_memory(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", PARTS[part])
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS[part])
     head = draw()
     products = HeadProducts(head.weight.detach(), None, TRANSFORMS["identity"])
-    parts = list(products.parts(TOKENS))
-    assert [x for part in parts for x in range(part.start, part.stop)] == list(range(TOKENS))
-    sizes = [part.stop - part.start for part in parts]
+    chunks = list(products.chunks(TOKENS))
+    assert [x for chunk in chunks for x in range(chunk.start, chunk.stop)] == list(range(TOKENS))
+    sizes = [chunk.stop - chunk.start for chunk in chunks]
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) * ROW_BYTES <= PARTS[part]
-    assert list(products.parts(0)) == []
+    assert list(products.chunks(0)) == []
 
 
 def test_a_vocabulary_larger_than_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", 1)
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", 1)
     assert_exact(draw(), TRANSFORMS["both"], 0)
 
 
@@ -124,7 +124,7 @@ def test_a_token_that_is_certain_and_one_that_is_impossible(frozen: bool) -> Non
 
 
 def test_backward_twice_gives_the_same_though_what_was_kept_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", PARTS["uneven"])
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS["uneven"])
     for head, kept in itertools.product((draw(), draw(frozen=True)), KEPT.values()):
         value = (ours(head, TRANSFORMS["both"], kept) * FACTORS).sum()
         first = torch.autograd.grad(value, head.leaves(), retain_graph=True)

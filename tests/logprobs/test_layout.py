@@ -12,8 +12,7 @@ import torch
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.logprobs import LogprobEngine, pair_logprobs, response_logprobs
-from caldpo.logprobs import layout as layout_module
-from caldpo.logprobs.layout import settle_layout, why_not_packed
+from caldpo.logprobs.layout import choose_layout, why_not_packed
 from caldpo.logprobs.packed_attention import EAGER, SDPA
 from caldpo.models.adapters import Lora
 from caldpo.models.tabular_model import TabularConfig, TabularLM
@@ -39,11 +38,11 @@ CANNOT: dict[str, tuple[str, dict[str, Any], tuple[Any, ...]]] = {
 def test_packed_where_it_gives_the_same(architecture: str, dtype: torch.dtype) -> None:
     model = make(architecture, dtype=dtype)
     before = model.config._attn_implementation
-    layout, reason = settle_layout("auto", model, LIMIT)
+    layout, reason = choose_layout("auto", model, LIMIT)
     assert layout == "packed"
     names(reason, "prompt", "padding")
     assert model.config._attn_implementation == (EAGER if before == "eager" else SDPA)
-    assert settle_layout("packed", model, LIMIT)[0] == "packed"  # and once more
+    assert choose_layout("packed", model, LIMIT)[0] == "packed"  # and once more
 
 
 @pytest.mark.parametrize("name", CANNOT)
@@ -53,11 +52,11 @@ def test_padded_where_it_does_not(name: str) -> None:
     model = make(architecture, **keys).train()
     before, wanted = model.config._attn_implementation, pair_logprobs(model.eval(), collate(PAIRS, 0))
     model.train()
-    layout, reason = settle_layout("auto", model, LIMIT)
+    layout, reason = choose_layout("auto", model, LIMIT)
     assert layout == "padded"
     names(reason, *facts)
     with refused(type(model).__name__, *facts, key="layout", value="packed", remedy=("layout=auto", "layout=padded")):
-        settle_layout("packed", model, LIMIT)
+        choose_layout("packed", model, LIMIT)
     assert model.config._attn_implementation == before
     assert model.training
     torch.testing.assert_close(pair_logprobs(model.eval(), collate(PAIRS, 0)), wanted, rtol=0, atol=0)
@@ -65,7 +64,7 @@ def test_padded_where_it_does_not(name: str) -> None:
 
 def test_padded_as_configured_leaves_the_model_alone() -> None:
     model = make("llama")
-    layout, reason = settle_layout("padded", model, LIMIT)
+    layout, reason = choose_layout("padded", model, LIMIT)
     assert layout == "padded"
     names(reason, "configured")
     assert model.config._attn_implementation == "sdpa"
@@ -77,7 +76,7 @@ def test_a_window_as_long_as_the_longest_sequence_does_no_harm(window: int) -> N
     assert (why_not_packed(model, LIMIT) is None) == (window >= LIMIT)
     if window < LIMIT:
         return
-    assert settle_layout("auto", model, LIMIT)[0] == "packed"
+    assert choose_layout("auto", model, LIMIT)[0] == "packed"
     found = torch.stack(pair_logprobs(model, collate(PAIRS, 0, layout="packed")))
     torch.testing.assert_close(found.double(), naive.logprobs(wide_copy(model), PAIRS), rtol=1e-5, atol=1e-5)
 
@@ -101,7 +100,7 @@ def test_eager_attention_stays_eager(architecture: str) -> None:
     model = make(architecture)
     model.set_attn_implementation("eager")
     wanted = naive.logprobs(wide_copy(model), PAIRS)
-    assert settle_layout("auto", model, LIMIT)[0] == "packed"
+    assert choose_layout("auto", model, LIMIT)[0] == "packed"
     assert model.config._attn_implementation == EAGER
     for layout in ("packed", "padded"):
         found = torch.stack(pair_logprobs(model, collate(PAIRS, 0, layout=layout)))
@@ -110,13 +109,13 @@ def test_eager_attention_stays_eager(architecture: str) -> None:
 
 def test_under_an_adapter_the_base_is_made_ready() -> None:
     policy: Any = Lora(rank=2).apply(make("llama"))
-    assert settle_layout("auto", policy, LIMIT)[0] == "packed"
+    assert choose_layout("auto", policy, LIMIT)[0] == "packed"
     assert policy.get_base_model().config._attn_implementation == SDPA
 
 
 def test_a_model_without_attention() -> None:
     """The table of logits, whose next token depends on the present one alone, comes in padded rows."""
-    layout, reason = settle_layout("auto", TabularLM(TabularConfig(3, 4)), LIMIT)
+    layout, reason = choose_layout("auto", TabularLM(TabularConfig(3, 4)), LIMIT)
     assert layout == "padded"
     names(reason, "attention interface")
 
@@ -126,13 +125,13 @@ def test_what_the_configuration_does_not_say_is_found_by_trying(monkeypatch: pyt
     model = make("llama")
     mlp = model.model.layers[0].mlp
     mlp.register_forward_hook(lambda _, inputs, output: output + output.roll(1, dims=1))
-    layout, reason = settle_layout("auto", model, LIMIT)
+    layout, reason = choose_layout("auto", model, LIMIT)
     assert layout == "padded"
     names(reason, "packed", "log-probs")
     assert model.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(layout_module, "why_not_packed", lambda *_: None)
+    monkeypatch.setattr("caldpo.logprobs.layout.why_not_packed", lambda *_: None)
     for architecture in ("mamba", "bloom", "falcon", "gpt_oss", "qwen3_next"):
-        assert settle_layout("auto", make(architecture), LIMIT)[0] == "padded"
+        assert choose_layout("auto", make(architecture), LIMIT)[0] == "padded"
 
 
 @pytest.mark.parametrize("architecture", CAN)
@@ -215,7 +214,7 @@ def test_an_attention_that_packed_rows_replace_is_named() -> None:
     """FlexAttention is asked for, PyTorch's SDPA is what packed rows get."""
     model = make("llama")
     model.set_attn_implementation("flex_attention")
-    layout, reason = settle_layout("auto", model, LIMIT)
+    layout, reason = choose_layout("auto", model, LIMIT)
     assert layout == "packed"
     names(reason, "prompt", "padding", "SDPA", "flex_attention")
     assert model.config._attn_implementation == SDPA
@@ -228,4 +227,4 @@ def test_weights_that_are_not_numbers_are_called_so(wanted: Any) -> None:
         model = make("llama")
         model.get_parameter(name).data[3] = float("nan")
         with refused("logits", "NaN", key="model", remedy=("float16", "bfloat16")):
-            settle_layout(wanted, model, LIMIT)
+            choose_layout(wanted, model, LIMIT)

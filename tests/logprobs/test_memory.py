@@ -12,10 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from caldpo.data.collate import Layout, collate
-from caldpo.logprobs import LogprobEngine
-from caldpo.logprobs import lm_head_ops as softmax
+from caldpo.logprobs import LogprobEngine, lm_head_ops
 from caldpo.logprobs.chunked import token_logprobs
-from caldpo.logprobs.fused_loss import ResponseTokens, streamed_loss
+from caldpo.logprobs.fused_loss import ResponseTokens, fused_pair_loss
 from caldpo.logprobs.lm_head_ops import LogitTransform
 from caldpo.models.model_source import prepare_for_training
 from tests.logprobs.heads import draw
@@ -54,10 +53,10 @@ def full_pass(
     head = draw(dtype=torch.float32, tokens=TOKENS, vocabulary=VOCABULARY, hidden=HIDDEN, bias=False, frozen=frozen)
     pairs = TOKENS // 2
     tokens = ResponseTokens(head.targets, torch.arange(TOKENS) // 2 + pairs * (torch.arange(TOKENS) % 2), [2] * pairs)
-    keys: dict[str, Any] = {"transform": transform, "kept_bytes": kept}
+    keys: dict[str, Any] = {"transform": transform, "cache_bytes": kept}
     with Alive() as memory, torch.set_grad_enabled(backward):
         if streamed:
-            value, _ = streamed_loss(head.hidden, head.weight, None, tokens, lambda c, r, _: (c - r).sum(), **keys)
+            value, _ = fused_pair_loss(head.hidden, head.weight, None, tokens, lambda c, r, _: (c - r).sum(), **keys)
         else:
             value = token_logprobs(head.hidden, head.weight, None, head.targets, **keys).sum()
         if backward:
@@ -74,7 +73,7 @@ def test_no_more_than_what_is_kept_and_one_part(
     streamed: bool, kept: int, transform: LogitTransform, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cap needs its slope, another part. What is kept is used up; streamed and frozen heads keep nothing long."""
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", PART)
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PART)
     most, gradient = full_pass(streamed, kept * PART, transform, frozen=frozen)
     parts = 1 if transform.cap is None else 2
     if not streamed and not frozen:
@@ -87,7 +86,7 @@ def test_no_more_than_what_is_kept_and_one_part(
 @pytest.mark.parametrize("transform", [LogitTransform(), CAPPED], ids=["identity", "capped"])
 def test_evaluation_keeps_nothing(transform: LogitTransform, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a policy whose weights take gradients elsewhere: one part, and neither gradients nor their terms."""
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", PART)
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PART)
     most, _ = full_pass(False, 100 * PART, transform, backward=False)
     assert PART <= most <= 1.25 * PART
 
@@ -114,7 +113,7 @@ def test_a_whole_model_makes_no_logits(
         prepare_for_training(model, gradient_checkpointing=True, dropout=False).train()
     batch, engine = collate(PAIRS, 0, layout=layout), LogprobEngine(model, logits_cache_mib=0)
     rows = 5
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", rows * vocabulary * 4)
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", rows * vocabulary * 4)
     assert engine.head is not None
     with Alive() as memory:
         if streamed:

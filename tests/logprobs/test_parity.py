@@ -17,8 +17,7 @@ from torch import Tensor
 
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
-from caldpo.logprobs import LogprobEngine, pair_logprobs, response_logprobs
-from caldpo.logprobs import lm_head_ops as softmax
+from caldpo.logprobs import LogprobEngine, lm_head_ops, pair_logprobs, response_logprobs
 from tests.logprobs import naive
 from tests.logprobs.engine import PART_ROWS, ROW_BYTES, assert_equal, by_engine, errors
 from tests.logprobs.models import PARITY, VOCABULARY, kept, make, transformed, wide_copy
@@ -34,7 +33,7 @@ F32, BF16 = torch.float32, torch.bfloat16
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several parts, some of groups of pairs, some of a pair too long for one."""
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", PART_ROWS * ROW_BYTES)
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PART_ROWS * ROW_BYTES)
 
 
 @functools.cache

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from caldpo.data.collate import Layout, collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.logprobs import LOGITS_CACHE_MIB, LogprobEngine
-from caldpo.logprobs.fused_loss import ResponseTokens, streamed_loss
-from caldpo.logprobs.lm_head_ops import PART_BYTES
+from caldpo.logprobs.fused_loss import ResponseTokens, fused_pair_loss
+from caldpo.logprobs.lm_head_ops import CHUNK_BYTES
 from caldpo.logprobs.packed_attention import use_packed_attention
 from tests.logprobs.models import make
 from tests.logprobs.test_memory import Alive
@@ -27,14 +27,14 @@ def test_memory_is_flat_in_the_vocabulary(vocabulary: int) -> None:
     of = torch.arange(tokens) // RESPONSE  # chosen 0, rejected 0, chosen 1, ...
     targets = ResponseTokens(torch.randint(vocabulary, (tokens,)), of // 2 + PAIRS * (of % 2), [2 * RESPONSE] * PAIRS)
     with Alive() as memory:
-        value, _ = streamed_loss(
-            hidden, weight, None, targets, lambda c, r, _: (c - r).sum(), kept_bytes=LOGITS_CACHE_MIB * 2**20
+        value, _ = fused_pair_loss(
+            hidden, weight, None, targets, lambda c, r, _: (c - r).sum(), cache_bytes=LOGITS_CACHE_MIB * 2**20
         )
         torch.autograd.grad(value, [hidden, weight])
     gradients = 2 * weight.nbytes  # transposed, and as it is handed over
-    assert memory.most - gradients <= PART_BYTES["cpu"] + LOGITS_CACHE_MIB * 2**20 + 2**20
+    assert memory.most - gradients <= CHUNK_BYTES["cpu"] + LOGITS_CACHE_MIB * 2**20 + 2**20
     if vocabulary == 131_072:  # the logits of all tokens would not be within that bound
-        assert tokens * vocabulary * 4 > PART_BYTES["cpu"] + LOGITS_CACHE_MIB * 2**20 + 2**20
+        assert tokens * vocabulary * 4 > CHUNK_BYTES["cpu"] + LOGITS_CACHE_MIB * 2**20 + 2**20
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldpo.logprobs import lm_head_ops as softmax
+from caldpo.logprobs import lm_head_ops
 from caldpo.logprobs.chunked import token_logprobs
 from caldpo.logprobs.lm_head_ops import HeadProducts
 from tests.logprobs.heads import KEPT, PARTS, TOKENS, TRANSFORMS, Head, draw
-from tests.logprobs.test_streamed import cal_dpo, full, ours
+from tests.logprobs.test_fused_loss import cal_dpo, full, ours
 
 NARROW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 FROZEN = pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
@@ -27,8 +27,8 @@ def wide_results(monkeypatch: pytest.MonkeyPatch) -> None:
         assert a.dtype == b.dtype == self.dtype
         return a.float() @ b.float()
 
-    monkeypatch.setitem(softmax.WIDE_RESULTS, "cpu", True)
-    monkeypatch.setitem(softmax.PART_BYTES, "cpu", PARTS["uneven"])
+    monkeypatch.setitem(lm_head_ops.WIDE_RESULTS, "cpu", True)
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS["uneven"])
     monkeypatch.setattr(HeadProducts, "product", product)
 
 
@@ -56,7 +56,7 @@ def test_log_probs(dtype: torch.dtype, frozen: bool, kept: str, transform: str) 
     head = draw(dtype=dtype, frozen=frozen)
     exact, factors = exact_copy(head), torch.linspace(-1, 2, TOKENS)
     values = token_logprobs(
-        head.hidden, head.weight, head.bias, head.targets, transform=TRANSFORMS[transform], kept_bytes=KEPT[kept]
+        head.hidden, head.weight, head.bias, head.targets, transform=TRANSFORMS[transform], cache_bytes=KEPT[kept]
     )
     wanted = exact.full(TRANSFORMS[transform])
     torch.testing.assert_close(values.double(), wanted, rtol=1e-6, atol=1e-6)
@@ -67,7 +67,7 @@ def test_log_probs(dtype: torch.dtype, frozen: bool, kept: str, transform: str) 
 @NARROW
 @FROZEN
 @pytest.mark.parametrize("kept", KEPT)
-def test_streamed_losses(dtype: torch.dtype, frozen: bool, kept: str) -> None:
+def test_fused_losses(dtype: torch.dtype, frozen: bool, kept: str) -> None:
     head = draw(dtype=dtype, frozen=frozen)
     exact = exact_copy(head)
     value, wanted = ours(head, cal_dpo, kept=KEPT[kept])[0], full(exact, cal_dpo)[0]

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caldpo.models import architecture, revision
+from caldpo.models import architecture
 from caldpo.models.architecture import choose_attention
 from caldpo.models.hub_model import HubModel, causal_lm_skeleton, check_causal_lm, load_tokenizer
-from caldpo.models.model_source import NoRepository
-from caldpo.run_record import DATA_COMMIT, MODEL_COMMIT
 from tests.messages import names, refused
 from tests.tiny import tiny_model
 
@@ -95,42 +91,11 @@ def test_a_skeleton_of_every_choice_is_made_without_a_gpu(tmp_path: Path) -> Non
         assert skeleton.config._attn_implementation == "eager"  # SDPA has no soft-capped scores
 
 
-def test_a_resumed_run_loads_the_commit_that_it_began_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    branch = {"main": OLD}
-    monkeypatch.setattr(revision, "commit_of", lambda path, name: branch.get(name or "main", name))
-    source = HubModel("some/model")
-    revision.keep_commit(source, tmp_path, resumed=False)
-    assert source.revision == OLD
-    assert json.loads((tmp_path / "summary.json").read_text())[MODEL_COMMIT] == OLD
-    branch["main"] = NEW
-    resumed = HubModel("some/model")
-    revision.keep_commit(resumed, tmp_path, resumed=True)
-    assert resumed.revision == OLD
-    names(capsys.readouterr().out, "some/model", "main", OLD, NEW)
-    revision.keep_commit(NoRepository(), tmp_path, resumed=True)  # it has none
-
-
 def test_weights_of_a_folder_survive_loading(tmp_path: Path) -> None:
     tiny_model("gemma3_text").save_pretrained(tmp_path)
     kept = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     for name, value in HubModel(str(tmp_path)).load_policy().state_dict().items():
         assert torch.equal(value, kept[name])
-
-
-def test_a_resumed_run_reads_the_commit_of_its_data_set(tmp_path: Path) -> None:
-    def source(commit: str | None) -> Any:
-        return SimpleNamespace(revision="main", commit=lambda: commit)
-
-    new, resumed, folder = source(OLD), source(NEW), source(None)
-    revision.keep_data_commit(new, tmp_path, resumed=False)
-    revision.keep_data_commit(resumed, tmp_path, resumed=True)
-    assert (new.revision, resumed.revision) == (OLD, OLD)
-    assert json.loads((tmp_path / "summary.json").read_text())[DATA_COMMIT] == OLD
-    revision.keep_data_commit(folder, tmp_path / "other", resumed=False)
-    assert folder.revision == "main"
-    revision.keep_data_commit(SimpleNamespace(), tmp_path, resumed=True)  # files have none
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from caldpo.reference import frozen_model as resident
-from caldpo.reference import logprob_store as store
-from caldpo.reference import precomputed as cached
+from caldpo.reference import frozen_model, logprob_store, precomputed
 from tests.reference.contexts import CountedEngine
 
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> CountedEngine:
     """Counts the pairs that go through cached and resident references; parts have eight pairs."""
-    engine = CountedEngine(cached.LogprobEngine)
-    monkeypatch.setattr(cached, "LogprobEngine", engine)
-    monkeypatch.setattr(resident, "LogprobEngine", engine)
-    monkeypatch.setattr(store, "PAIRS_PER_PART", 8)
+    engine = CountedEngine(precomputed.LogprobEngine)
+    monkeypatch.setattr(precomputed, "LogprobEngine", engine)
+    monkeypatch.setattr(frozen_model, "LogprobEngine", engine)
+    monkeypatch.setattr(logprob_store, "PAIRS_PER_PART", 8)
     return engine

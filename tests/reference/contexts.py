@@ -13,7 +13,7 @@ import torch
 from caldpo.data.collate import PairBatches
 from caldpo.data.microbatching import MicroBatch
 from caldpo.data.token_arrays import TokenizedPairs
-from caldpo.reference import logprob_store as store
+from caldpo.reference import logprob_store
 from caldpo.reference.fingerprint import MANIFEST, key_of, read_manifest
 from caldpo.reference.precomputed import Precomputed, PrecomputedReference
 from caldpo.reference.reference_base import ReferenceContext
@@ -28,10 +28,10 @@ def make_context(
     *,
     train: Any = None,
     test: Any = None,
-    asked: tuple[str, ...] = ("train", "test"),
+    needed_splits: tuple[str, ...] = ("train", "test"),
     reload: Callable[[], Any] | None = None,
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
-    seen: int = 100,
+    pairs_seen: int = 100,
 ) -> ReferenceContext:
     """Batches of at most five pairs; ``reload`` gives a copy of what the policy was when this was called."""
     policy = tiny_model() if policy is None else policy
@@ -51,11 +51,11 @@ def make_context(
         policy=policy,
         reload=reload or (lambda: copy.deepcopy(start)),
         splits=splits,
-        asked=asked,
+        needed_splits=needed_splits,
         batches=batches,
         device=torch.device("cpu"),
         precision=precision,
-        seen=seen,
+        pairs_seen=pairs_seen,
         facts={"tokenizer": "tiny"},
     )
 
@@ -103,7 +103,7 @@ def rewrite(cache: Path, split: str, change: Callable[[torch.Tensor], torch.Tens
     (folder,) = cache.glob(f"{split}-*")
     facts = read_manifest(folder / MANIFEST)
     pairs = {"train": TRAIN, "test": TEST}[split]
-    kept = store.LogpStore(folder, key_of(facts), pairs, torch.float32, print)
+    kept = logprob_store.LogpStore(folder, key_of(facts), pairs, torch.float32, print)
     for part in kept.parts:
         found = kept.read(part)
         assert found is not None

@@ -25,7 +25,7 @@ from caldpo.reference.disabled_adapter import Adapter, AdapterReference
 from caldpo.reference.fingerprint import weights_digest
 from caldpo.reference.frozen_model import Frozen, FrozenReference
 from caldpo.reference.precomputed import Precomputed
-from caldpo.reference.reference_context import in_run_dtype
+from caldpo.reference.reference_base import in_run_dtype
 from tests.command import RANDOM_MODEL, train
 from tests.messages import names, refused
 from tests.reference.contexts import batch_of, make_context

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo.data.collate import collate
 from caldpo.logprobs.packed_attention import use_packed_attention
-from caldpo.reference import precomputed as cached
+from caldpo.reference import precomputed
 from caldpo.reference.frozen_model import Frozen, FrozenReference
 from tests.messages import refused
 from tests.reference.contexts import TEST, TRAIN, CountedEngine, batch_of, make_context, prepared, same
@@ -30,14 +30,14 @@ def test_it_is_loaded_for_the_work_and_released(
     other: str, tmp_path: Path, passes: CountedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[weakref.ref[Any]] = []
-    real = cached.load_other
+    real = precomputed.load_other
 
     def load(*arguments: Any) -> Any:
         model = real(*arguments)
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(cached, "load_other", load)
+    monkeypatch.setattr(precomputed, "load_other", load)
     context = make_context()
     reference = prepared(tmp_path / "cache", context, path=other, distinct=True)
     gc.collect()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from caldpo.config.path_digests import path_digests
-from caldpo.resume.config_diff import FREE, bound, config_digest
+from caldpo.resume.config_diff import IGNORED, compared_keys, config_digest
 from caldpo.resume.run_inputs import COMPARED_AS_READ
 from tests.command import train
 from tests.evaluation.runs import inside, write_data
@@ -166,13 +166,13 @@ def test_another_number_of_threads_is_noted(copied: None, capsys: pytest.Capture
 
 def test_a_key_that_nobody_has_thought_of_is_compared() -> None:
     """All keys are but for those that are named, and what they name is read."""
-    assert bound({"new": {"key": 1}, "console": "compact"}) == {"new.key": 1}
-    assert not set(FREE) & set(COMPARED_AS_READ)
+    assert compared_keys({"new": {"key": 1}, "console": "compact"}) == {"new.key": 1}
+    assert not set(IGNORED) & set(COMPARED_AS_READ)
 
 
 def test_what_refuses_rows_alone_may_change() -> None:
     """A run that was refused goes on by the key that its message names; the tokens that remain are compared."""
-    assert bound({"data": {"max_unknown": 0.05, "on_invalid": "error", "seed": 1}}) == {"data.seed": 1}
+    assert compared_keys({"data": {"max_unknown": 0.05, "on_invalid": "error", "seed": 1}}) == {"data.seed": 1}
 
 
 def test_contents_are_what_is_read(tmp_path: Path) -> None:

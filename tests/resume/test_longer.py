@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from caldpo.resume.extend_run import from_its_policy
+from caldpo.resume.config_diff import new_run_remedy
 from tests.command import train
 from tests.evaluation.runs import inside, write_data
 from tests.messages import names
@@ -72,10 +72,10 @@ def test_where_something_depends_on_the_length_it_is_refused(
 
 def test_the_policy_of_a_model_that_is_made_is_named_with_a_model_that_is_read() -> None:
     made = {"model": {"seed": 0}, "adapter": {"_target_": "caldpo.models.adapters.NoAdapter"}}
-    names(from_its_policy(made, Path("run")), "model=hf model.path=run/policy")
+    names(new_run_remedy(made, Path("run")), "model=hf model.path=run/policy")
     read = made | {"model": {"path": "a/b"}}
-    names(from_its_policy(read, Path("run")), "model.path=run/policy")
-    assert "model=hf" not in from_its_policy(read, Path("run"))
+    names(new_run_remedy(read, Path("run")), "model.path=run/policy")
+    assert "model=hf" not in new_run_remedy(read, Path("run"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from caldpo.resume.resume_overrides import SECTIONS
+from caldpo.config.validation import NEEDED
 from tests.command import train
 from tests.evaluation.runs import inside
 from tests.messages import names
@@ -24,7 +24,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str, code: int) -> st
     return said
 
 
-@pytest.mark.parametrize("group", SECTIONS)
+@pytest.mark.parametrize("group", NEEDED)
 def test_a_group_that_was_taken_out(group: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with inside(tmp_path):
         names(answer(capsys, f"~{group}", code=2), f"error: {group}:", "group")

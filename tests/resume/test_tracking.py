@@ -49,7 +49,7 @@ class FakeRun:
     def __init__(self, folder: Path, summary: dict[str, Any]) -> None:
         self.dir, self.summary = str(folder / "files"), summary
         self.rows: list[dict[str, Any]] = []
-        self._attach_id = None
+        self._attach_id = self.url = None
 
     def define_metric(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -83,4 +83,5 @@ def test_online_it_is_told_what_had_not_reached_it(known: int, tmp_path: Path, m
     assert (asked["id"], asked["resume"], asked["offline"]) == ("abc", "allow", False)
     now = [(row["row"], row["trainer/global_step"], row["loss"]) for row in run.rows]
     assert now == [(step + 1, step, 10.5 + step) for step in range(known, 6)]
-    assert tracker.close() is None
+    tracker.close()
+    assert tracker.upload is None

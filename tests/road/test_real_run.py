@@ -51,7 +51,7 @@ EVALUATION = (
     "leaderboard.tasks=[held_out_pairs]",
     "leaderboard.bootstrap_iters=0",
 )
-SUITES = ("preference", "displacement", "oracle", "judge_rehearsal", "leaderboard")
+SUITES = ("preference", "displacement", "oracle", "judge_mock", "leaderboard")
 ALL = os.environ.get("CALDPO_ROAD") == "all"
 ADAPTED = sorted(FAMILIES) if ALL else ("gpt2", "gpt_oss", "qwen3")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from caldpo.config.run_lifecycle import early_ends
 from caldpo.config.run_lock import EVALUATION, GENERATION, RUN, is_held, run_lock
 from caldpo.security.paths import (
     require_no_links_out,
@@ -265,5 +266,5 @@ def test_the_folder_of_jobs_is_ones_own(launcher: str, tmp_path: Path) -> None:
         "sweep": {"dir": str(tmp_path / "sweep")},
     }
     SweepReport().on_multirun_start(OmegaConf.create({"hydra": hydra}))
-    SweepReport.under_way = None
+    early_ends.clear()
     assert jobs.stat().st_mode & 0o777 == 0o700

@@ -14,7 +14,7 @@ from caldpo.data import chat_template as rendering
 from caldpo.data.chat_template import bound_template, render_pair, render_prompt
 from caldpo.data.raw_row import RowError
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.judge.judge_template import fill, load_template
+from caldpo.evaluation.judge.pair_comparison import fill, load_template
 from caldpo.utils.resource_limits import TooLong, bounded
 from tests.data.small import chat, pair, word_tokenizer
 from tests.messages import refused

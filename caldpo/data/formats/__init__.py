@@ -1,17 +1,16 @@
-"""Row formats of preference data, told apart row by row.
+"""Detect and parse the row formats of preference data, row by row.
 
 To add one, say ``ranked``:
 
-1. ``caldpo/data/formats/ranked.py`` with ``COLUMNS`` (those without which no row is of this format),
+1. Write ``caldpo/data/formats/ranked.py`` with ``COLUMNS`` (that every row of the format has),
    ``matches(row) -> bool`` (by the columns alone; no other format may match the same row) and
-   ``parse(row) -> PreferencePair`` (raising :class:`~caldpo.data.raw_row.RowError`).
-   The file is found by being there; nothing else names it. Read columns with the helpers of
-   :mod:`~caldpo.data.formats._fields` (``number`` takes what csv can only write as text); those that ``parse`` does
-   not read are named at the start of a run. :mod:`caldpo.data.columns` gives usual columns the names of their roles,
-   and :mod:`caldpo.data.row_parsing` adds a system turn, tools and template variables.
-2. ``conf/data/ranked.yaml`` that says where its data lies. Files of one's own need none: ``data=local``
-   detects the format.
-3. A row and the pair it must give in ``tests/data/test_formats.py``; a test there asserts none is missing.
+   ``parse(row) -> PreferencePair`` (raising :class:`~caldpo.data.raw_row.RowError`). The file is discovered; no list
+   names it. Read columns with the helpers of :mod:`~caldpo.data.formats._fields` (``number`` also reads numbers that
+   csv holds as text); a run reports columns that ``parse`` does not read. :mod:`caldpo.data.columns` maps usual column
+   names to roles before, and :mod:`caldpo.data.row_parsing` adds a system turn, tools and template variables after.
+2. Add a row and its pair to ``EXAMPLES`` in ``tests/data/test_formats.py``; a test there fails while it is missing.
+3. Where a published data set has the format, add ``conf/data/ranked.yaml`` with its path. Local files need none:
+   ``data=local`` detects the format.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any, Protocol, cast
 
 from caldpo.data.columns import Columns
 from caldpo.data.pair import PreferencePair
-from caldpo.data.raw_row import RowError, shown
+from caldpo.data.raw_row import TURNS, RowError, shown
 from caldpo.errors import CaldpoError
 
 USUAL = ("trl_standard",)  # named first where several formats are equally near
@@ -71,8 +70,8 @@ def detect(row: Row) -> str:
         return names[0]
     if names:
         raise RowError(f"matches several formats ({', '.join(names)})")
-    if len(row) == 1 and _is_list_of_rows(next(iter(row.values()))):
-        raise RowError(f"one object around the rows (write the list of its key {shown(next(iter(row)))} alone)")
+    if outer := [name for name, value in row.items() if len(row) == 1 and name not in TURNS and _are_rows(value)]:
+        raise RowError(f"one object around the rows (write the list of its key {shown(outer[0])} alone)")
     nearest, missing = _nearest(row)
     lacks = f", which needs {', '.join(f'`{column}`' for column in missing)}" if missing else ""
     raise RowError(
@@ -81,7 +80,7 @@ def detect(row: Row) -> str:
     )
 
 
-def _is_list_of_rows(value: Any) -> bool:
+def _are_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 

@@ -1,4 +1,4 @@
-"""Checks on single columns that several formats share. Each raises RowError with a fixed phrase."""
+"""Read and check single columns, for all formats. Each check raises RowError with a fixed phrase."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ROLES = ("system", "user", "assistant", "tool")
 # columns of responses that were compared or judged
 _COMPARED = ("chosen", "rejected", "summaries", "label", "output_1")
 _DEMONSTRATED = ("messages", "completion", "summary")  # columns of a single response to imitate
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names of what a response was thought out with
-_UNREAD = ("images", "image", "audio", "video", "function_call")  # of a message, which change what it means
-# names of columns that say where a row is from, who wrote it or why it was judged so
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of an assistant's reasoning
+_UNREAD = ("images", "image", "audio", "video", "function_call")  # of a message, which change its meaning
+# names of columns with the source of a row, its writer or the reasons of its judge
 _METADATA = re.compile(
     r"(?:^|[_-])(?:id|ids|source|origin|dataset|split|subset|config|model|name|lang|language|category|type|domain|"
     r"topic|tag|tags|label|labels|url|date|time|timestamp|license|annotator|worker|reason|rationale|explanation|"
     r"feedback|critique|comment|status|system|principle|completion|response)(?:$|[_-])",
     re.IGNORECASE,
 )
-# what a name ends with that asks, whatever stands before it: `model_prompt`, and not `prompt_id`
+# endings of names of prompts, whatever comes before: `model_prompt`, and not `prompt_id`
 _ASKS = re.compile(
     r"(?:^|[_-])(?:prompt|question|query|instruction|input|problem|post|article|document|passage|dialog|dialogue|"
     r"conversation)s?$",
@@ -45,7 +45,7 @@ def is_demonstration(row: Mapping[str, Any]) -> bool:
 
 
 def text(row: Mapping[str, Any], column: str) -> str:
-    """The text in ``column``; a conversation encoded as text is refused, lest JSON be trained on."""
+    """Return the text in ``column``; refuse a conversation encoded as text, lest JSON be trained on."""
     value = _present(row, column)
     if not isinstance(value, str):
         raise RowError(f"`{column}` is not text (but {kind(value)})")
@@ -55,7 +55,7 @@ def text(row: Mapping[str, Any], column: str) -> str:
 
 
 def messages(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
-    """The messages in ``column``, at least one, in any order of roles."""
+    """Return the messages in ``column``, at least one, in any order of roles."""
     value = _present(row, column)
     if not isinstance(value, list):
         raise RowError(f"`{column}` is not a list of messages (but {kind(value)})")
@@ -65,25 +65,25 @@ def messages(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
 
 
 def conversation(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
-    """The messages in ``column``: an optional system turn, then user and assistant in turn.
+    """Return the messages in ``column``: an optional system turn, then user and assistant alternating.
 
-    An assistant that calls tools is followed by what they answer, and speaks again.
+    Tool calls of an assistant are followed by the tools' answers and another assistant turn.
     """
-    found = messages(row, column)
+    turns = messages(row, column)
     before = "system"
-    for message in found[1:] if found[0]["role"] == "system" else found:
+    for message in turns[1:] if turns[0]["role"] == "system" else turns:
         role = message["role"]
         if role not in _FOLLOWS[before]:
-            roles = ", ".join(m["role"] for m in found[:8])
+            roles = ", ".join(m["role"] for m in turns[:8])
             raise RowError(f"`{column}` does not alternate user and assistant from a user turn ({roles})")
         if role == "user" and not message["content"].strip():
             raise RowError(f"`{column}` has a user turn without text")
         before = "call" if message.get("tool_calls") else role
-    return found
+    return turns
 
 
 def prompt_and_response(row: Mapping[str, Any], column: str) -> tuple[tuple[Message, ...], Message]:
-    """A conversation cut before its last turn, which must be the assistant's."""
+    """Cut a conversation before its last turn, which must be the assistant's."""
     turns = conversation(row, column)
     if turns[-1]["role"] != "assistant":
         raise RowError(f"`{column}` does not end with an assistant turn")
@@ -93,7 +93,7 @@ def prompt_and_response(row: Mapping[str, Any], column: str) -> tuple[tuple[Mess
 def scores(
     row: Mapping[str, Any], chosen: str = "score_chosen", rejected: str = "score_rejected"
 ) -> tuple[float | None, float | None]:
-    """The scores in two columns in the data's own unit, or two Nones where neither is given."""
+    """Return the scores in two columns in the data's own unit, or two Nones where neither is given."""
     names = (chosen, rejected)
     missing = [name for name in names if name not in row]
     if len(missing) == 2:
@@ -104,7 +104,7 @@ def scores(
 
 
 def number(row: Mapping[str, Any], column: str) -> float:
-    """The finite number in ``column``; in a table without types, the number that its text writes."""
+    """Return the finite number in ``column``; in a table without types, parse it from text."""
     value = row[column]
     if isinstance(value, Cell):
         try:
@@ -115,12 +115,12 @@ def number(row: Mapping[str, Any], column: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError(f"`{column}` is not a number (but {kind(value)})")
     try:
-        found = float(value)
+        result = float(value)
     except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
+        result = math.inf
+    if not math.isfinite(result):
         raise RowError(f"`{column}` is not finite")
-    return found
+    return result
 
 
 def pair_of_turns(
@@ -129,7 +129,7 @@ def pair_of_turns(
     rejected: Message | None = None,
     both: tuple[float | None, float | None] = (None, None),
 ) -> PreferencePair:
-    """The pair of a conversation and its next turn in two versions, or in one to imitate."""
+    """Build the pair of a conversation and two versions of its next turn, or one to imitate."""
     return PreferencePair(
         prompt,
         chosen["content"],
@@ -142,28 +142,28 @@ def pair_of_turns(
 
 
 def may_be_prompt(row: Mapping[str, Any]) -> list[str]:
-    """Columns of text or turns, beside the responses, that could be the prompt of a row that has no column for it."""
+    """List columns of text or turns, beside the responses, that could be the prompt of a row without one."""
     return [
         name
         for name, value in row.items()
         if name not in ("prompt", "chosen", "rejected")
-        and _says_something(value)
+        and _is_prose(value)
         and (_ASKS.search(name) or not _METADATA.search(name))
     ]
 
 
-def _says_something(value: Any) -> bool:
+def _is_prose(value: Any) -> bool:
     """Whether a value is a turn, has more than one word, or letters of a script that has no spaces between words."""
     if isinstance(value, list):
-        return any(map(_says_something, value))
+        return any(map(_is_prose, value))
     if isinstance(value, Mapping):
         turn = {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
-        return turn or any(_says_something(value.get(name)) for name in ("content", "value", "text"))
+        return turn or any(_is_prose(value.get(name)) for name in ("content", "value", "text"))
     return isinstance(value, str) and (len(value.split()) > 1 or any(unicodedata.category(c) == "Lo" for c in value))
 
 
 def kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Name the type of a JSON value."""
     names = {type(None): "null", bool: "a boolean", str: "text", Cell: "text", list: "a list", dict: "an object"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
@@ -178,7 +178,7 @@ def _present(row: Mapping[str, Any], column: str) -> Any:
 
 def _message(item: Any, column: str) -> Message:
     if not isinstance(item, dict):
-        raise RowError(f"`{column}` holds something else than messages ({kind(item)})")
+        raise RowError(f"`{column}` holds something other than messages ({kind(item)})")
     role, content = item.get("role"), item.get("content")
     if role is None:
         raise RowError(f"`{column}` has a message without a role")
@@ -216,6 +216,6 @@ def _tool_calls(item: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
 
 
 def _extra(message: Message) -> dict[str, Any] | None:
-    """What a response's message has beside its text and its role."""
+    """Return the fields of a response's message beside text and role."""
     rest = {name: value for name, value in message.items() if name not in ("role", "content", "name")}
     return rest or None

@@ -1,4 +1,4 @@
-"""AlpacaFarm's preferences: an instruction, two outputs, and which of them an annotator preferred.
+"""Parse AlpacaFarm's preferences: an instruction, two outputs, and which of them an annotator preferred.
 
 Rows of tatsu-lab/alpaca_farm (``alpaca_human_preference``, ``alpaca_gpt4_preference``): ``instruction``, ``input``
 (may be blank), ``output_1``, ``output_2``, ``preference`` 1 or 2. Instruction and input are joined by a blank line.
@@ -17,12 +17,12 @@ COLUMNS = ("instruction", "output_1", "output_2", "preference")
 
 
 def matches(row: Row) -> bool:
-    """The columns ``output_1`` and ``preference``, where no column has responses of another format."""
+    """Match the columns ``output_1`` and ``preference``, without responses of another format."""
     return "output_1" in row and "preference" in row and not {"chosen", "rejected", "summaries"} & row.keys()
 
 
 def parse(row: Row) -> PreferencePair:
-    """The instruction with its input as prompt, the preferred output and the other one as responses."""
+    """Take the instruction with its input as prompt, the preferred output and the other one as responses."""
     preferred = number(row, "preference")
     if preferred not in (1, 2):
         raise RowError(f"`preference` is neither 1 nor 2 ({preferred:g})")

@@ -1,7 +1,7 @@
-"""Conversations to imitate: the last turn of ``messages`` is the response, all before it the prompt.
+"""Parse conversations to imitate: the last turn of ``messages`` is the response, all before it the prompt.
 
-Rows of HuggingFaceH4/ultrachat_200k and others of their kind. The loss falls on the last turn alone, where recipes
-that train on whole conversations have it on all of them.
+Rows of HuggingFaceH4/ultrachat_200k and others of their kind. The loss covers the last turn alone, where recipes
+that train on whole conversations have it cover all assistant turns.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ COLUMNS = ("messages",)
 
 
 def matches(row: Row) -> bool:
-    """The column ``messages``, where no column has responses of its own."""
+    """Match the column ``messages``, without a column of responses."""
     return is_demonstration(row) and not any(name in row for name in ("completion", "summary"))
 
 
 def parse(row: Row) -> PreferencePair:
-    """The conversation cut before its last turn."""
+    """Cut the conversation before its last turn."""
     return pair_of_turns(*prompt_and_response(row, "messages"))

@@ -1,11 +1,11 @@
-"""Anthropic HH transcripts: ``chosen`` and ``rejected`` as whole dialogues in plain text.
+"""Parse Anthropic HH transcripts: ``chosen`` and ``rejected`` as whole dialogues in plain text.
 
 A dialogue reads ``\\n\\nHuman: ...\\n\\nAssistant: ...``. The prompt is the text up to and
-including the last ``\\n\\nAssistant:``, the response is what follows, its leading space included: joined they
+including the last ``\\n\\nAssistant:``, the response is the rest, its leading space included: joined they
 give back the transcript. Both sides must have the same prompt. Cutting the rejected side at the chosen
-prompt's length would leave garbage where the dialogues part at an earlier turn, so each side is cut by itself
-and the prompts are compared.
-Two assistant turns in a row are kept: both sides have them, and a text prompt needs no alternation.
+prompt's length would leave garbage where the dialogues diverge at an earlier turn, so each side is cut by itself
+and the prompts are compared. Two assistant turns in a row are kept: both sides have them, and a text prompt needs no
+alternation.
 
 Bai et al. 2022, Training a Helpful and Harmless Assistant; the cut is the one of Rafailov et al. 2023.
 """
@@ -27,7 +27,7 @@ def is_transcript(value: object) -> bool:
 
 
 def matches(row: Row) -> bool:
-    """A transcript on either side, and no prompt column."""
+    """Match a transcript on either side, and no prompt column."""
     sides = [row.get("chosen"), row.get("rejected")]
     if row.get("prompt") is not None or "prompt_id" in row or "summaries" in row:
         return False
@@ -35,7 +35,7 @@ def matches(row: Row) -> bool:
 
 
 def parse(row: Row) -> PreferencePair:
-    """Each transcript cut after its last assistant marker."""
+    """Cut each transcript after its last assistant marker."""
     prompt, chosen = split_transcript(text(row, "chosen"), "chosen")
     prompt_rejected, rejected = split_transcript(text(row, "rejected"), "rejected")
     if prompt != prompt_rejected:
@@ -44,7 +44,7 @@ def parse(row: Row) -> PreferencePair:
 
 
 def split_transcript(transcript: str, column: str) -> tuple[str, str]:
-    """Prompt and response of one transcript.
+    """Split one transcript into prompt and response.
 
     Raises:
         RowError: no assistant turn, no human turn before it, or a human turn after it.

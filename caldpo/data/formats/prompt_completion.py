@@ -1,7 +1,6 @@
-"""TRL's prompt-completion format: a prompt and one response to imitate, as texts or as messages.
+"""Parse TRL's prompt-completion format: a prompt and one response to imitate, as texts or as messages.
 
-Rows that say whether their response is a good one (TRL's unpaired preferences, with a ``label``) are none of it:
-a bad response is not to be imitated.
+Rows with a ``label`` (TRL's unpaired preferences) are excluded: a bad response is not to be imitated.
 https://huggingface.co/docs/trl/dataset_formats
 """
 
@@ -16,12 +15,12 @@ COLUMNS = ("prompt", "completion")
 
 
 def matches(row: Row) -> bool:
-    """The column ``completion``, and nothing that would compare or judge it."""
+    """Match the column ``completion``, without columns that compare or judge it."""
     return "completion" in row and is_demonstration(row)
 
 
 def parse(row: Row) -> PreferencePair:
-    """The completion as the response; conversations are cut before it already."""
+    """Take the completion as the response; conversations end before it."""
     if not isinstance(row.get("prompt"), list):
         return PreferencePair(text(row, "prompt"), text(row, "completion"), "", demonstration=True)
     reply = messages(row, "completion")

@@ -1,4 +1,4 @@
-"""TL;DR comparisons: a Reddit post, two summaries, and which of them a labeller chose.
+"""Parse TL;DR comparisons: a Reddit post, two summaries, and which of them a labeller chose.
 
 Rows of openai/summarize_from_feedback (comparisons), as released and in the hub's parquet conversion:
 ``info`` {post, title, subreddit, ...}, ``summaries`` [{text, ...}, {text, ...}], ``choice`` 0 or 1.
@@ -23,12 +23,12 @@ PROMPT = "SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:"
 
 
 def matches(row: Row) -> bool:
-    """The columns ``summaries`` and ``info``."""
+    """Match the columns ``summaries`` and ``info``."""
     return "summaries" in row and "info" in row
 
 
 def parse(row: Row) -> PreferencePair:
-    """The post as prompt, the summary chosen and the other one as responses."""
+    """Take the post as prompt, the chosen summary and the other one as responses."""
     info, choice = row["info"], row.get("choice")
     if not isinstance(info, dict):
         raise RowError(f"`info` is not an object (but {kind(info)})")
@@ -47,6 +47,6 @@ def parse(row: Row) -> PreferencePair:
 
 def _response(summary: Any) -> str:
     if not isinstance(summary, dict):
-        raise RowError(f"`summaries` holds something else than objects ({kind(summary)})")
+        raise RowError(f"`summaries` holds something other than objects ({kind(summary)})")
     body = text(summary, "text").strip()
     return f" {body}" if body else ""  # a lone space would pass for a response with some text

@@ -1,4 +1,4 @@
-"""Reddit posts with the summary that their writer gave: the demonstrations before the TL;DR comparisons.
+"""Parse Reddit posts with their writer's summary: the demonstrations before the TL;DR comparisons.
 
 Rows of UCL-DARK/openai-tldr-filtered: ``subreddit``, ``title``, ``post``, ``summary``. The prompt is that of
 :mod:`caldpo.data.formats.tldr`, and a response begins with a space as theirs do.
@@ -15,12 +15,12 @@ COLUMNS = ("subreddit", "title", "post", "summary")
 
 
 def matches(row: Row) -> bool:
-    """The columns ``post`` and ``summary``, where no column has responses of another format."""
+    """Match the columns ``post`` and ``summary``, without responses of another format."""
     return "post" in row and "summary" in row and "completion" not in row and is_demonstration(row)
 
 
 def parse(row: Row) -> PreferencePair:
-    """The post as prompt, its summary as response."""
+    """Take the post as prompt, its summary as response."""
     fields = {name: text(row, name) for name in ("subreddit", "title", "post")}
     summary = text(row, "summary").strip()
     return PreferencePair(PROMPT.format(**fields), f" {summary}" if summary else "", "", demonstration=True)

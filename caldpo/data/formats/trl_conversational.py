@@ -1,4 +1,4 @@
-"""TRL's conversational preference format, with an explicit or an implicit prompt.
+"""Parse TRL's conversational preference format, with an explicit or an implicit prompt.
 
 Explicit: ``prompt`` is a list of messages, ``chosen`` and ``rejected`` each hold one assistant message.
 Implicit: there is no ``prompt``; ``chosen`` and ``rejected`` are whole conversations that differ in their
@@ -24,7 +24,7 @@ COLUMNS = ("chosen", "rejected")
 
 
 def matches(row: Row) -> bool:
-    """A list as prompt, or conversations without any prompt column."""
+    """Match a list as prompt, or conversations without a prompt column."""
     prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
     if "summaries" in row or is_demonstration(row):
         return False
@@ -34,7 +34,7 @@ def matches(row: Row) -> bool:
 
 
 def parse(row: Row) -> PreferencePair:
-    """The prompt as messages and one assistant message a side."""
+    """Take the prompt as messages and one assistant message per side."""
     if row.get("prompt") is None:
         prompt, chosen = prompt_and_response(row, "chosen")
         prompt_rejected, rejected = prompt_and_response(row, "rejected")
@@ -48,7 +48,7 @@ def parse(row: Row) -> PreferencePair:
 
 
 def _response(row: Row, column: str) -> Message:
-    found = messages(row, column)
-    if len(found) != 1 or found[0]["role"] != "assistant":
-        raise RowError(f"`{column}` must hold one assistant message ({', '.join(m['role'] for m in found[:8])})")
-    return found[0]
+    reply = messages(row, column)
+    if len(reply) != 1 or reply[0]["role"] != "assistant":
+        raise RowError(f"`{column}` must hold one assistant message ({', '.join(m['role'] for m in reply[:8])})")
+    return reply[0]

@@ -1,10 +1,10 @@
-"""TRL's standard preference format: plain texts, with an explicit or an implicit prompt.
+"""Parse TRL's standard preference format: plain texts, with an explicit or an implicit prompt.
 
 Explicit: ``prompt``, ``chosen`` and ``rejected`` are texts; a response follows its prompt character by
 character, so ``"The sky is"`` and ``" blue."`` carry the space between them.
 Implicit: there is no ``prompt``, and no other column of text or turns that could be one; it is the longest common
 beginning of ``chosen`` and ``rejected``, cut back to the last place that splits no word, with a space at its end given
-to the responses. How many rows that was done to is said.
+to the responses. Such rows are counted.
 https://huggingface.co/docs/trl/dataset_formats
 """
 
@@ -21,7 +21,7 @@ SHARED = "rows whose prompt is their responses' shared beginning"
 
 
 def matches(row: Row) -> bool:
-    """Text responses, and a prompt that is text or absent (then the responses are no HH transcripts)."""
+    """Match text responses, and a prompt that is text or absent (then the responses are no HH transcripts)."""
     prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
     if isinstance(prompt, list) or "summaries" in row or any(isinstance(side, list) for side in sides):
         return False
@@ -33,7 +33,7 @@ def matches(row: Row) -> bool:
 
 
 def parse(row: Row) -> PreferencePair:
-    """The texts as they are, the prompt found where it is implicit."""
+    """Take the texts as they are; find the prompt where it is implicit."""
     chosen, rejected = text(row, "chosen"), text(row, "rejected")
     if row.get("prompt") is not None:
         return PreferencePair(text(row, "prompt"), chosen, rejected, *scores(row))
@@ -52,7 +52,7 @@ def parse(row: Row) -> PreferencePair:
 
 
 def common_prompt(chosen: str, rejected: str) -> str:
-    """The longest common beginning that splits no word and leaves both responses some text.
+    """Return the longest common beginning that splits no word and leaves both responses some text.
 
     >>> common_prompt("The sky is blue.", "The sky is black.")
     'The sky is'

@@ -1,10 +1,10 @@
-"""UltraFeedback Binarized: two conversations, the prompt once more as text, and a score for each response.
+"""Parse UltraFeedback Binarized: two conversations, the prompt once more as text, and a score for each response.
 
 Columns of HuggingFaceH4/ultrafeedback_binarized: ``prompt`` (text), ``prompt_id``, ``chosen`` and
 ``rejected`` (lists of messages that include the prompt's turns), ``messages``, ``score_chosen``,
 ``score_rejected``.
 
-The conversations are the truth. ``prompt`` must be one of their user turns, which catches columns out of
+The conversations decide. ``prompt`` must be one of their user turns, which catches columns out of
 step; where it is missing, nothing is lost. ``prompt_id`` and ``messages`` are not read.
 """
 
@@ -19,7 +19,7 @@ COLUMNS = ("chosen", "rejected")
 
 
 def matches(row: Row) -> bool:
-    """A text prompt (or its id) beside conversations."""
+    """Match a text prompt (or its id) beside conversations."""
     prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
     if isinstance(prompt, list) or "summaries" in row or is_demonstration(row):
         return False
@@ -29,7 +29,7 @@ def matches(row: Row) -> bool:
 
 
 def parse(row: Row) -> PreferencePair:
-    """The turns before the last are the prompt, the last assistant turn of each side is its response."""
+    """Take all turns but the last as prompt, the last assistant turn of each side as its response."""
     prompt, chosen = prompt_and_response(row, "chosen")
     prompt_rejected, rejected = prompt_and_response(row, "rejected")
     if prompt != prompt_rejected:

@@ -32,10 +32,10 @@ from caldpo.data.sources.json_rows import read_jsonl
 from caldpo.data.sources.review_texts import decode_exactly, first_tokens, prompt_lengths
 from caldpo.data.sources.sentiment_reward import SentimentReward
 from caldpo.environments.bradley_terry import prefers_first
-from caldpo.environments.folder_cache import cached_folder
 from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import load_causal_lm, load_tokenizer
 from caldpo.models.sampling import sample_responses
+from caldpo.utils.folder_cache import cached_folder
 
 _PAIRS = "pairs.jsonl"  # in the cache's folder
 _RECIPE = 1  # raised when the same settings would give other pairs

@@ -1,1 +1,1 @@
-"""Short reviews with a known ground-truth reward: prompts, writers, reward, pairs, tokenizer, SFT model."""
+"""Short reviews with a known ground-truth reward: prompts, writers, reward, pairs, tokenizer, SFT policy."""

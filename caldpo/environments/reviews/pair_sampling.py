@@ -1,4 +1,4 @@
-"""Preference pairs: two writers answer a prompt, the true reward decides (noisily) who is chosen."""
+"""Sample preference pairs: two writers answer a prompt, the true reward decides (noisily) which is chosen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caldpo.environments.reviews.writers import WRITERS, write
 
 
 def sample_pairs(split: Split, count: int, *, seed: int, sharpness: float | None) -> Iterator[dict[str, str | float]]:
-    """Rows ``prompt, chosen, rejected, score_chosen, score_rejected``, a prompt of its own for each.
+    """Yield rows ``prompt, chosen, rejected, score_chosen, score_rejected``, each with its own prompt.
 
     Scores are true rewards, so with noisy labels the chosen one's can be the lower. The two rewards of a pair
     always differ: a tie says nothing about quality and is drawn again.

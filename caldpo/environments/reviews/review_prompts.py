@@ -1,4 +1,4 @@
-"""Prompts: ``Write a warm review of silent harbor : plot , music , acting .``
+"""Sample and parse prompts: ``Write a warm review of silent harbor : plot , music , acting .``
 
 Training and held-out prompts are about different titles, so no seed and no size can make them meet;
 every single title word still occurs in training.
@@ -27,10 +27,10 @@ TITLES: dict[Split, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a review is to be about.
+    """The request for a review.
 
     Attributes:
-        title: two words of the title; of no consequence for the reward.
+        title: two words; irrelevant for the reward.
         aspects: the three aspects asked for.
         tone: a key of :data:`TONES`.
     """
@@ -49,7 +49,7 @@ class Prompt:
 
 
 def parse_prompt(text: str) -> Prompt | None:
-    """The prompt that prints as ``text`` (white space apart), or None for any other string."""
+    """Parse ``text`` (white space aside) as a prompt; None for any other string."""
     words = text.split()
     if len(words) != 8 + 2 * ASKED_ASPECTS or words[2] not in TONES:
         return None
@@ -59,19 +59,19 @@ def parse_prompt(text: str) -> Prompt | None:
 
 
 def sample_prompts(split: Split, count: int, rng: random.Random) -> list[Prompt]:
-    """``count`` different prompts of a split, in random order.
+    """Sample ``count`` different prompts of a split, in random order.
 
     Raises:
-        CaldpoError: when more are wanted than there are.
+        CaldpoError: ``count`` exceeds the number of prompts.
     """
     titles, orders, tones = TITLES[split], list(permutations(ASPECTS, ASKED_ASPECTS)), list(TONES)
     everything = range(len(titles) * len(orders) * len(tones))
     if count > len(everything):
         raise CaldpoError(
-            f"the reviews grammar has {len(everything):,} different {split} prompts, fewer than the pairs wanted",
+            f"the reviews grammar has {len(everything):,} different {split} prompts, fewer than the requested pairs",
             value=count,
             key=f"data.source.{split}_pairs",
-            remedy="ask for fewer pairs: each pair has a prompt of its own",
+            remedy="request fewer pairs: each pair has its own prompt",
         )
     prompts = []
     for number in rng.sample(everything, count):

@@ -1,4 +1,4 @@
-"""The ground-truth reward of a review, a sum that can be worked out by hand.
+"""Compute the ground-truth reward of a review, a sum that can be checked by hand.
 
 ::
 
@@ -47,14 +47,14 @@ VERDICT_SUBJECT = "overall"
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """One well-formed sentence: what it is about (an aspect or :data:`VERDICT_SUBJECT`) and its sentiment."""
+    """One well-formed sentence: its subject (an aspect or :data:`VERDICT_SUBJECT`) and sentiment."""
 
     subject: str
     sentiment: float
 
 
 def reward(prompt: str, response: str) -> float:
-    """Ground-truth reward of ``response``, in standard deviations of the preference data's responses.
+    """Return the ground-truth reward of ``response``, in standard deviations of the preference data's responses.
 
     Defined for any two strings: a prompt of another kind asks for no aspect and has no sign, so that only the
     costs remain.
@@ -86,7 +86,7 @@ def reward(prompt: str, response: str) -> float:
 
 
 def parse_sentence(words: list[str]) -> Clause | None:
-    """The meaning of a sentence without its full stop, or None when the grammar does not have it."""
+    """Parse a sentence without its full stop; None for one outside the grammar."""
     match words:
         case [first, aspect, verb, *rest] if first == SUBJECT and aspect in ASPECTS and verb == COPULA:
             subject = aspect
@@ -105,7 +105,7 @@ def parse_sentence(words: list[str]) -> Clause | None:
 
 
 def _sentences(response: str) -> list[list[str]]:
-    """Words between full stops; what follows the last one is a sentence too (malformed: see below)."""
+    """Split words at full stops; the rest after the last one is a sentence too (malformed: see below)."""
     sentences: list[list[str]] = [[]]
     for word in response.split():
         if word == STOP:

@@ -1,4 +1,4 @@
-"""The SFT stage: a small Llama fitted by maximum likelihood to reviews of mostly plain writers."""
+"""Fit the SFT policy: a small Llama trained by maximum likelihood on reviews of mostly plain writers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import track
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from caldpo.environments.reviews.review_prompts import sample_prompts
-from caldpo.environments.reviews.review_tokenizer import MAX_LENGTH, build_tokenizer
+from caldpo.environments.reviews.vocabulary import PROMPT_WORDS, WORDS
 from caldpo.environments.reviews.writers import WRITERS, write
+from caldpo.environments.word_tokenizer import word_tokenizer
+
+MAX_LENGTH = 64
+"""Tokens of the longest prompt with the longest review, and room for longer samples."""
 
 CORPUS: dict[str, float] = {"weak": 0.1, "plain": 0.7, "good": 0.2}
-"""Shares of the writers in the SFT corpus; the preference data draws on all writers alike, experts too."""
+"""Shares of the writers in the SFT corpus; the preference data draws on all writers equally, experts included."""
 
-# Of what this file does, to the last bit; the cached model is found by it (SftRecipe.digest).
+# Raised with any change of this file that changes the weights; part of the cache key (SftRecipe.digest).
 _VERSION = 3
 _WARMUP_STEPS = 20
 _BETAS = (0.9, 0.95)
@@ -30,7 +34,7 @@ _BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True, slots=True)
 class SftRecipe:
-    """Everything that defines the SFT model, beside the grammar.
+    """Everything that defines the SFT policy, beside the grammar.
 
     Attributes:
         hidden_size, intermediate_size, num_layers, num_heads: of the Llama.
@@ -53,7 +57,7 @@ class SftRecipe:
     seed: int
 
     def digest(self) -> str:
-        """Twelve hex digits that change with anything that would change the fitted weights.
+        """Return twelve hex digits that change with anything that changes the fitted weights.
 
         Grammar and writers enter by a sample of their text. PyTorch's version is part of it, since its
         kernels are.
@@ -64,8 +68,14 @@ class SftRecipe:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Build a tokenizer with one token per word of the vocabulary, which puts BOS in front of a prompt."""
+    first = PROMPT_WORDS[0]
+    return word_tokenizer([first], (word for word in WORDS if word != first), MAX_LENGTH)
+
+
 def fit_sft(recipe: SftRecipe) -> LlamaForCausalLM:
-    """The fitted model, in evaluation mode. Bit for bit the same on the same machine; global state is kept."""
+    """Fit the model; return it in evaluation mode. Bit-exact on the same machine; global state is unchanged."""
     tokenizer = build_tokenizer()
     with _reproducible(recipe.seed):
         model = LlamaForCausalLM(model_config(recipe, tokenizer))
@@ -80,7 +90,7 @@ def fit_sft(recipe: SftRecipe) -> LlamaForCausalLM:
         for step, (input_ids, attended, response) in enumerate(batches):
             warmup = min(1.0, (step + 1) / _WARMUP_STEPS)
             optimizer.param_groups[0]["lr"] = recipe.lr * warmup * (1 - step / recipe.steps)
-            # transformers' own loss: the environment stays what it is, whatever becomes of the log-prob engine
+            # transformers' own loss: the environment does not change with the log-prob engine
             labels = input_ids.masked_fill(~response, -100)
             nll = model(input_ids, attention_mask=attended.long(), labels=labels, use_cache=False).loss
             optimizer.zero_grad()
@@ -96,7 +106,7 @@ def save_sft(recipe: SftRecipe, folder: Path) -> None:
 
 
 def model_config(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """The architecture that ``recipe`` fits."""
+    """Return the architecture of ``recipe``."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
@@ -115,7 +125,7 @@ def model_config(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> Llama
 def sft_batches(
     recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """One batch a step: token ids, attention and response mask (EOS included), each ``(reviews, length)``."""
+    """Yield one batch per step: token ids, attention and response mask (EOS included), each ``(reviews, length)``."""
     rng = random.Random(recipe.seed)
     prompts = iter(sample_prompts("train", recipe.steps * recipe.batch_size, rng))
     for _ in range(recipe.steps):
@@ -134,7 +144,7 @@ def sft_batches(
 
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
-    """One thread and an own generator: sums are added in the same order on every machine of a kind."""
+    """Use one thread and a generator of its own, so that sums are added in the same order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

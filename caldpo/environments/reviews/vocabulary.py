@@ -1,12 +1,12 @@
-"""Every word of the reviews environment, and what the words that carry sentiment are worth.
+"""List every word of the reviews environment, and the values of words that carry sentiment.
 
-Only words that separate reviews from one another carry value, so that the reward can be worked out by hand.
+Only words that separate reviews from one another carry value, so that the reward can be checked by hand.
 """
 
 from __future__ import annotations
 
 TONES: dict[str, int] = {"warm": 1, "glowing": 1, "harsh": -1, "scathing": -1}
-"""What the prompt asks for: praise (+1) or criticism (-1)."""
+"""Tones a prompt asks for: praise (+1) or criticism (-1)."""
 
 TITLE_FIRST = (
     "silent", "golden", "broken", "hidden", "crimson", "endless",

@@ -1,4 +1,4 @@
-"""Writers of different skill, who supply both the SFT corpus and the preference data.
+"""Write reviews with writers of different skill, for both the SFT corpus and the preference data.
 
 The preference data comes from a wider pool than the SFT model was fitted to, as preference data in practice
 comes from many models: many of its responses are unlikely under the reference.
@@ -110,7 +110,7 @@ WRITERS: dict[str, Writer] = {
 
 
 def write(prompt: Prompt, writer: Writer, rng: random.Random) -> str:
-    """One review by ``writer``, with a leading space, so that prompt + response is running text."""
+    """Write one review, with a leading space, so that prompt + response is running text."""
     sentences: list[list[str]] = []
     mentioned: list[str] = []
     for _ in range(rng.choice(writer.lengths)):
@@ -135,7 +135,7 @@ def _next_aspect(prompt: Prompt, mentioned: list[str], writer: Writer, rng: rand
 
 
 def _opinion(sign: int, writer: Writer, rng: random.Random) -> list[str]:
-    """``[not] [adverb] adjective`` of the wanted sign, as far as the writer manages."""
+    """Choose ``[not] [adverb] adjective`` of the requested sign, as far as the writer manages."""
     if rng.random() >= writer.agrees:
         sign = -sign
     strength = 2 if rng.random() < writer.strong else 1

@@ -1,31 +1,41 @@
-"""An OpenAI-compatible endpoint: one question, one answer, and what its errors mean."""
+"""Ask a judge behind an OpenAI-compatible endpoint one question, and explain its errors.
+
+No heavy imports here: the client is imported by the first :class:`Endpoint`.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.judge.pair_comparison import JudgeModel, Question
-from caldpo.evaluation.judge.reply import BadBody, NoCompletion, bounded_hooks, read_reply
 from caldpo.evaluation.judge.verdict_cache import Answer
 from caldpo.security.secrets import MASK, redact_text
 
-KEY = "judge.base_url"
+URL_KEY = "judge.base_url"
+MAX_BYTES = 8 * 2**20
+"""Largest body of a reply: far beyond a verdict, and beyond what a reasoning model writes."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PATH = "/chat/completions"
-_LONGEST = 300  # characters of an endpoint's own words that are shown
-_TALKATIVE = ("openai", "httpx", "httpx2")  # at INFO a line for every call and every retry
-_OF_THE_QUESTION = (400, 413, 422)  # too long, filtered, or parameters that the model does not take
+_MAX_SHOWN = 300  # characters of an endpoint's own message, or of a body that is no chat completion
+_MAX_TOKENS = 2**53  # larger counts are not believed
+_VERBOSE = ("openai", "httpx", "httpx2")  # loggers with a line at INFO for every call and retry
+_QUESTION_STATUS = (400, 413, 422)  # too long, filtered, or parameters that the model does not take
 
 
-class Refused(Exception):  # noqa: N818 - no fault: an answer of its own kind
-    """This question has got no verdict, and the next one may.
+class QuestionRefusedError(Exception):
+    """The endpoint refused this question, and may answer the next one.
 
     Args:
-        reason: why, without a full stop.
-        remedy: what to do about it where no question gets one.
+        reason: without a full stop.
+        remedy: for the case that no question is answered.
     """
 
     def __init__(self, reason: str, remedy: str) -> None:
@@ -33,11 +43,11 @@ class Refused(Exception):  # noqa: N818 - no fault: an answer of its own kind
         self.reason, self.remedy = reason, remedy
 
 
-class Unusable(Exception):  # noqa: N818
+class EndpointError(Exception):
     """The endpoint answers no question now.
 
     Args:
-        reason: why, without a full stop.
+        reason: without a full stop.
         remedy: what to do about it.
     """
 
@@ -46,58 +56,81 @@ class Unusable(Exception):  # noqa: N818
         self.reason, self.remedy = reason, remedy
 
 
+class InvalidReplyError(Exception):
+    """A reply is no chat completion, or its body is larger or slower than any."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The fields of a chat completion that are used.
+
+    Args:
+        content: the first choice's text; empty without one.
+        finish: why the judge stopped (``stop``, ``length``, ...), if the endpoint reports it.
+        prompt_tokens: read by the judge; None where the endpoint does not count.
+        completion_tokens: written by it; likewise.
+    """
+
+    content: str
+    finish: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
 def require_endpoint(base_url: str | None, model: str | None) -> None:
-    """Whether somebody is named who judges.
+    """Require the address of an endpoint, and a model.
 
     Raises:
-        CaldpoError: nobody is, or the address is none.
+        CaldpoError: one is missing, or the address is invalid.
     """
     if base_url is None:
         raise CaldpoError(
-            "no endpoint is named that judges",
-            key=KEY,
+            "no endpoint is named for the judge",
+            key=URL_KEY,
             remedy="name an OpenAI-compatible one, such as judge.base_url=http://localhost:8000/v1"
             " judge.model=NAME, or try everything else with judge.mock=true",
         )
     check_address(base_url)
     if model is None:
-        raise CaldpoError("the judge is not named", key="judge.model", remedy=f"name a model that {base_url} serves")
+        raise CaldpoError(
+            "no model is named for the judge", key="judge.model", remedy=f"name a model that {base_url} serves"
+        )
 
 
 def check_address(base_url: str) -> None:
-    """Whether this can be the address of an endpoint.
+    """Check the address of an endpoint.
 
     Raises:
-        CaldpoError: it is none, or holds a password.
+        CaldpoError: it is no address of a server, or contains a password or a query.
     """
     parts = urlsplit(base_url)
     if parts.username or parts.password:
         raise CaldpoError(
             "an address with a password in it would be written into the results",
-            key=KEY,
+            key=URL_KEY,
             remedy="leave it out: the key comes from the environment variable that judge.api_key_env names",
         )
     if parts.query or parts.fragment:
         raise CaldpoError(
-            "an address with ? or # in it cannot have a path appended, and what follows may be a secret",
-            key=KEY,
+            "no path can be appended to an address with ? or #, and what follows may be a secret",
+            key=URL_KEY,
             remedy="leave that part out: the key comes from the environment variable that judge.api_key_env names",
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise CaldpoError(
-            "is no address of a server", key=KEY, value=base_url, remedy="write it as http://localhost:8000/v1"
+            "is no address of a server", key=URL_KEY, value=base_url, remedy="write it as http://localhost:8000/v1"
         )
     if parts.path.rstrip("/").endswith(_PATH):
-        raise CaldpoError(f"{_PATH} is appended to it", key=KEY, value=base_url, remedy=f"leave out {_PATH}")
+        raise CaldpoError(f"{_PATH} is appended to it", key=URL_KEY, value=base_url, remedy=f"leave out {_PATH}")
 
 
 class Endpoint:
-    """Asks a judge. Rate limits, time-outs and failures of the server are tried again by the client, with back-off.
+    """A connection to a judge. The client retries rate limits, time-outs and server errors with back-off.
 
     Args:
-        judge: who is asked, and with which parameters.
-        base_url: where; a rehearsal's is not the judge's own.
-        api_key_env: environment variable with the key; without one, a server that wants none gets a placeholder.
+        judge: model and parameters.
+        base_url: address of the server; the mock judge's differs from ``judge.base_url``.
+        api_key_env: environment variable with the key; without one a placeholder is sent, for servers without keys.
         timeout: seconds of one attempt, from the question to the last byte of the answer.
         max_retries: attempts after the first.
     """
@@ -107,13 +140,13 @@ class Endpoint:
     ) -> None:
         from openai import DefaultHttpxClient, OpenAI
 
-        for library in _TALKATIVE:
+        for library in _VERBOSE:
             logging.getLogger(library).setLevel(logging.WARNING)
         self.judge, self.variable = judge, api_key_env
         self._key = (os.environ.get(api_key_env, "") if api_key_env else "").strip()
         client = DefaultHttpxClient(
             trust_env=urlsplit(base_url).hostname not in _LOOPBACK,  # a proxy does not lead back to this machine
-            event_hooks=bounded_hooks(timeout),
+            event_hooks=_bounding_hooks(timeout),
         )
         self._client = OpenAI(
             api_key=self._key or "none",
@@ -121,15 +154,15 @@ class Endpoint:
             timeout=timeout,
             max_retries=max_retries,
             http_client=client,
-            default_headers={"Accept-Encoding": "identity"},  # a small body that is compressed may be of any size
+            default_headers={"Accept-Encoding": "identity"},  # a small compressed body may unpack to any size
         )
 
     def ask(self, question: Question) -> Answer:
-        """The judge's answer.
+        """Send one question and return the judge's answer.
 
         Raises:
-            Refused: there is none to this question, or one that is no chat completion.
-            Unusable: the endpoint cannot be reached, or wants another key, model or path.
+            QuestionRefusedError: no answer to this question, or one that is no chat completion.
+            EndpointError: the endpoint cannot be reached, or needs another key, model or path.
         """
         import openai
 
@@ -147,59 +180,146 @@ class Endpoint:
                 completion_tokens=reply.completion_tokens,
                 retries=raw.retries_taken,
             )
-        except (BadBody, NoCompletion) as error:
-            raise self._no_completion(error) from None
+        except InvalidReplyError as error:
+            raise self._invalid_reply(error) from None
         except openai.APIStatusError as error:
-            raise self._meaning(error.status_code, self._words(error)) from None
+            raise self._status_error(error.status_code, self._message(error)) from None
         except openai.APIConnectionError as error:
-            if isinstance(error.__cause__, BadBody):
-                raise self._no_completion(error.__cause__) from None
-            words = self._shown(f"{error.message.rstrip('.')}: {error.__cause__ or type(error).__name__}")
-            raise Unusable(words, "start the server, or look whether judge.base_url and judge.timeout fit") from None
+            if isinstance(error.__cause__, InvalidReplyError):
+                raise self._invalid_reply(error.__cause__) from None
+            message = self._shown(f"{error.message.rstrip('.')}: {error.__cause__ or type(error).__name__}")
+            raise EndpointError(message, "start the server, or check judge.base_url and judge.timeout") from None
         except (openai.APIError, ValueError) as error:  # an answer that the client itself cannot read
-            raise self._no_completion(error) from None
+            raise self._invalid_reply(error) from None
 
     def close(self) -> None:
-        """Give back its connections."""
+        """Close its connections."""
         self._client.close()
 
-    def _no_completion(self, error: Exception) -> Refused:
-        reason = f"it answers, but with no chat completion: {self._words(error)}"
-        return Refused(reason, "look whether judge.base_url ends in /v1, and names an OpenAI-compatible endpoint")
+    def _invalid_reply(self, error: Exception) -> QuestionRefusedError:
+        reason = f"it answers, but with no chat completion: {self._message(error)}"
+        return QuestionRefusedError(
+            reason, "check that judge.base_url ends in /v1, and names an OpenAI-compatible endpoint"
+        )
 
-    def _meaning(self, status: int, words: str) -> Exception:
-        if status in _OF_THE_QUESTION:
-            remedy = "look whether the model takes these parameters (judge.limit_by, judge.verdict_temperature)"
-            return Refused(words, f"{remedy} and texts of this length")
+    def _status_error(self, status: int, message: str) -> Exception:
+        if status in _QUESTION_STATUS:
+            return QuestionRefusedError(
+                message,
+                "check that the model takes these parameters (judge.limit_by, judge.verdict_temperature) and texts of"
+                " this length",
+            )
         if status in (401, 403):
-            return Unusable(f"it refused the call: {words}; {self._key_state()}", self._key_remedy())
+            return EndpointError(f"it refused the call: {message}; {self._key_state()}", self._key_remedy())
         if status == 404:
-            return Unusable(
-                f"no such model or path: {words}", "check judge.model, and judge.base_url (it mostly ends in /v1)"
+            return EndpointError(
+                f"no such model or path: {message}", "check judge.model, and judge.base_url (it mostly ends in /v1)"
             )
         if status == 429:
-            return Unusable(
-                f"it takes no more calls: {words}", "lower judge.concurrency, or wait, or look after the account"
+            return EndpointError(
+                f"it accepts no more calls (rate limit or quota): {message}",
+                "lower judge.concurrency, or wait, or check the account",
             )
-        return Unusable(f"status {status}: {words}", "look after the server")
+        return EndpointError(f"status {status}: {message}", "check the server")
 
     def _key_state(self) -> str:
         if self.variable is None:
             return "no key is sent"
-        state = "holds a key that it does not take" if self._key else "is not set"
+        state = "holds a key that it does not accept" if self._key else "is not set"
         return f"the environment variable {self.variable} {state}"
 
     def _key_remedy(self) -> str:
         return f"put the key into {self.variable or 'a variable'}, or name the right variable by judge.api_key_env"
 
-    def _words(self, error: Exception) -> str:
+    def _message(self, error: Exception) -> str:
         body = getattr(error, "body", None)
-        said = body.get("message") if isinstance(body, dict) else None
-        return self._shown(str(said or getattr(error, "message", error)))
+        message = body.get("message") if isinstance(body, dict) else None
+        return self._shown(str(message or getattr(error, "message", error)))
 
     def _shown(self, text: str) -> str:
         text = redact_text(self._masked(" ".join(text.split())))
-        return (text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...").rstrip(".") or "no reason given"
+        return (text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...").rstrip(".") or "no reason given"
 
     def _masked(self, text: str) -> str:
         return text.replace(self._key, MASK) if self._key else text
+
+
+def read_reply(body: bytes) -> Reply:
+    """Read the chat completion in a reply's body.
+
+    Raises:
+        InvalidReplyError: it is something else; shows its beginning.
+    """
+    try:
+        completion = json.loads(body)
+        choice = completion["choices"][0]
+        content, finish = choice["message"].get("content"), choice.get("finish_reason")
+        usage = completion.get("usage")
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
+        raise InvalidReplyError(_beginning(body)) from None
+    if content is not None and not isinstance(content, str):
+        raise InvalidReplyError(f"the content of its message is no text: {_beginning(body)}")
+    return Reply(
+        content=content or "",
+        finish=finish if isinstance(finish, str) else None,
+        prompt_tokens=_token_count(usage, "prompt_tokens"),
+        completion_tokens=_token_count(usage, "completion_tokens"),
+    )
+
+
+def _token_count(usage: object, name: str) -> int | None:
+    count = usage.get(name) if isinstance(usage, Mapping) else None
+    valid = isinstance(count, int) and not isinstance(count, bool) and 0 <= count < _MAX_TOKENS
+    return int(count) if valid else None  # type: ignore[arg-type]
+
+
+def _beginning(body: bytes) -> str:
+    text = body[: 4 * _MAX_SHOWN].decode(errors="replace").strip()
+    return text[:_MAX_SHOWN] or "an empty body"
+
+
+def _bounding_hooks(timeout: float) -> dict[str, list[Any]]:
+    """Build event hooks of an HTTP client that bound each attempt: body to :data:`MAX_BYTES`, duration to ``timeout``.
+
+    The client's own time-out bounds each wait for the next bytes, which may repeat for ever.
+
+    Args:
+        timeout: seconds, from sending the question to the last byte of the answer.
+    """
+
+    def started(request: Any) -> None:
+        request.extensions = {**request.extensions, "caldpo_started": time.monotonic()}
+
+    def bound(response: Any) -> None:
+        start = response.request.extensions.get("caldpo_started", time.monotonic())
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding.lower() not in ("", "identity"):
+            raise InvalidReplyError(f"it is compressed ({encoding}), which was not requested")
+        response.stream = _bounded(response.stream, start + timeout, timeout)
+
+    return {"request": [started], "response": [bound]}
+
+
+def _bounded(stream: Any, deadline: float, timeout: float) -> Any:
+    """Wrap a stream of the client in one that raises once it is too long or too slow."""
+    # the client checks for this base class: of httpx, or of httpx2 from openai 3 on
+    base: Any = next(kind for kind in type(stream).__mro__ if kind.__name__ == "SyncByteStream")
+
+    class Bounded(base):
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for chunk in stream:
+                size += len(chunk)
+                if size > MAX_BYTES:
+                    raise InvalidReplyError(f"it has more than {MAX_BYTES:,} bytes")
+                if time.monotonic() > deadline:
+                    raise InvalidReplyError(f"it is not complete after {timeout:g} seconds (judge.timeout)")
+                yield chunk
+
+        def close(self) -> None:
+            stream.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(stream, name)
+
+    return Bounded()

@@ -1,27 +1,45 @@
-"""Two responses to a prompt, and the two questions that are asked about them: either response first."""
+"""Compare two responses to a prompt: the question to the judge in both orders, and the verdict in its answer."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 from caldpo.data.pair import Message
-from caldpo.evaluation.judge.judge_template import fill, readable
-from caldpo.evaluation.judge.parse_verdict import Verdict
+from caldpo.errors import CaldpoError
+
+Verdict = Literal["A", "B", "tie"]
+
+TEMPLATE_KEY = "judge.prompt"
+PLACEHOLDERS = ("prompt", "first", "second")
+_TEMPLATES = Path(__file__).with_name("templates")
+
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
+_BRACKETED = re.compile(r"\[\[\s*(a|b|tie)\s*\]\]", re.IGNORECASE)
+_MARKUP = re.compile(r"[*_`#>\[\](){}\"'“”]|</?\w+>")
+_CHOICE = r"(?:(?:answer|response|summary|reply|option|assistant|candidate)\s+)?(a|b)(?:\s+(?:is|was)\s+better)?"
+_LABEL = (
+    r"(?:(?:my|the|final|overall)\s+)*"
+    r"(?:verdict|winner|answer|choice|decision|judge?ment|preference|(?:better|preferred)(?:\s+\w+)?)"
+)
+_NAMED = re.compile(rf"(?:{_CHOICE}|(?:an?\s+|it\s+is\s+an?\s+)?(tie)d?)[\s.!]*", re.IGNORECASE)
+_LABELLED = re.compile(rf"{_LABEL}(?:\s+is)?\s*(?:[:=]|\s[-\u2013\u2014]|(?<=\bis))\s*{_NAMED.pattern}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What is compared.
+    """Two responses to a prompt.
 
     Args:
         prompt: as the data has it.
         policy: the policy's response.
-        opponent: the one it is compared with.
+        opponent: the response of the reference, or of the data.
     """
 
     prompt: str | Sequence[Message]
@@ -30,22 +48,22 @@ class Pair:
 
     @property
     def identical(self) -> bool:
-        """Whether there is nothing to judge."""
+        """Whether both responses are the same text, which needs no judge."""
         return self.policy.strip() == self.opponent.strip()
 
     @property
     def length_difference(self) -> int:
-        """Length of the policy's response less that of the other, characters."""
+        """Length of the policy's response minus that of the opponent's, characters."""
         return len(self.policy.strip()) - len(self.opponent.strip())
 
 
 @dataclass(frozen=True)
 class JudgeModel:
-    """Who is asked, and how; other values mean other verdicts.
+    """The model that judges, with its parameters; other values may give other verdicts.
 
     Args:
-        base_url: of the endpoint, or ``rehearsal``.
-        model: its name there.
+        base_url: of the endpoint, or ``mock``.
+        model: the model's name there.
         parameters: of a chat completion, such as ``temperature``.
     """
 
@@ -59,9 +77,9 @@ class Question:
     """One order of a pair.
 
     Args:
-        pair: what is compared.
-        policy_first: whether the policy's response is shown as A.
-        text: what the judge reads.
+        pair: to compare.
+        policy_first: show the policy's response as A.
+        text: the judge's input.
     """
 
     pair: Pair
@@ -69,32 +87,159 @@ class Question:
     text: str
 
     @property
-    def shown(self) -> tuple[str, str]:
-        """The responses in the order they are shown in."""
+    def responses(self) -> tuple[str, str]:
+        """The responses in their order in the question."""
         pair = self.pair
         return (pair.policy, pair.opponent) if self.policy_first else (pair.opponent, pair.policy)
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """Of the chat completion: one turn, as not every model takes a system prompt."""
+        """Messages of the chat completion: one turn, since not every model takes a system prompt."""
         return [{"role": "user", "content": self.text}]
 
     def digest(self, judge: JudgeModel) -> str:
-        """Equal for what need not be asked twice."""
-        told = [judge.base_url, judge.model, dict(judge.parameters), self.messages]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+        """Identify the question to this judge; equal digests need one answer."""
+        identity = [judge.base_url, judge.model, dict(judge.parameters), self.messages]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
     def score(self, verdict: Verdict) -> float:
-        """1 where the policy wins, 1/2 at a tie, 0 where it loses."""
+        """Return 1 where the policy wins, 1/2 at a tie, 0 where it loses."""
         if verdict == "tie":
             return 0.5
         return float((verdict == "A") == self.policy_first)
 
 
+@dataclass(frozen=True)
+class JudgedPair:
+    """A pair with its verdicts.
+
+    Args:
+        prompt_index: of its prompt among the prompts.
+        pair: that was compared.
+        verdicts: of both orders; None without a readable verdict. Empty for identical responses.
+    """
+
+    prompt_index: int
+    pair: Pair
+    verdicts: tuple[tuple[Question, Verdict | None], ...]
+
+    @property
+    def scores(self) -> list[float]:
+        """Score of each order with a verdict: 1 won, 1/2 tie, 0 lost."""
+        return [question.score(verdict) for question, verdict in self.verdicts if verdict is not None]
+
+    @property
+    def score(self) -> float | None:
+        """Mean over both orders, 1/2 for identical responses; None where an order is missing: one alone is biased."""
+        if not self.verdicts:
+            return 0.5
+        return sum(self.scores) / 2 if len(self.scores) == 2 else None
+
+
 def both_orders(pair: Pair, template: Template) -> tuple[Question, Question]:
-    """The question with the policy's response first, and the one with it second."""
-    prompt, ours, theirs = readable(pair.prompt), pair.policy.strip(), pair.opponent.strip()
+    """Write the question with the policy's response first, and the one with it second."""
+    prompt, policy, opponent = readable(pair.prompt), pair.policy.strip(), pair.opponent.strip()
     return (
-        Question(pair, True, fill(template, prompt, ours, theirs)),
-        Question(pair, False, fill(template, prompt, theirs, ours)),
+        Question(pair, True, fill(template, prompt, policy, opponent)),
+        Question(pair, False, fill(template, prompt, opponent, policy)),
     )
+
+
+# ---- the text of a question
+
+
+def built_in() -> list[str]:
+    """List the names of the project's own templates."""
+    return sorted(path.stem for path in _TEMPLATES.glob("*.txt"))
+
+
+def load_template(name: str) -> Template:
+    """Load a template of the project by its name, or from a file.
+
+    Args:
+        name: of :func:`built_in`, or the path of a UTF-8 file with ``$prompt``, ``$first`` and ``$second`` in it.
+
+    Raises:
+        CaldpoError: there is no such template, or its placeholders are not these three.
+    """
+    path = _TEMPLATES / f"{name}.txt" if name in built_in() else Path(name).expanduser()
+    try:
+        template = Template(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        choices = ", ".join(built_in())
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise CaldpoError(
+            f"cannot be read: {reason}",
+            key=TEMPLATE_KEY,
+            value=name,
+            remedy=f"choose one of {choices}, or name a text file",
+        ) from None
+    _check_placeholders(template, name)
+    return template
+
+
+def fill(template: Template, prompt: str, first: str, second: str) -> str:
+    """Fill the placeholders in one pass, so that ``$first`` inside a response stays as it is."""
+    return template.substitute(prompt=prompt, first=first, second=second)
+
+
+def readable(prompt: str | Sequence[Message]) -> str:
+    """Write a prompt for the judge: text as it is, a conversation as ``User: ...`` and ``Assistant: ...``."""
+    if isinstance(prompt, str):
+        return prompt.strip()
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in prompt)
+
+
+def _check_placeholders(template: Template, name: str) -> None:
+    if not template.is_valid():
+        raise CaldpoError(
+            "a dollar sign is followed by no name",
+            key=TEMPLATE_KEY,
+            value=name,
+            remedy="write $$ for a literal dollar sign",
+        )
+    names = template.get_identifiers()
+    if missing := [f"${place}" for place in PLACEHOLDERS if place not in names]:
+        raise CaldpoError(
+            f"has no {' and no '.join(missing)}",
+            key=TEMPLATE_KEY,
+            value=name,
+            remedy="put $prompt, $first and $second where the prompt and the two responses belong",
+        )
+    if unknown := [f"${place}" for place in names if place not in PLACEHOLDERS]:
+        raise CaldpoError(
+            f"unknown placeholder {', '.join(unknown)}",
+            key=TEMPLATE_KEY,
+            value=name,
+            remedy="use $prompt, $first and $second; write $$ for a dollar sign",
+        )
+
+
+# ---- the verdict in an answer
+
+
+def read_verdict(answer: str) -> Verdict | None:
+    """Return the verdict of the last line that has one; None where no line has.
+
+    A line has one when it is nothing but ``Verdict: B`` (or winner, answer, choice, ...) or contains ``[[B]]``. As the
+    last line, a bare ``B``, ``Answer B`` or ``tie`` is one too; further up it might be the heading of a comparison.
+    Case, asterisks, brackets and quotation marks do not matter. Text in ``<think>`` is ignored.
+    """
+    lines = [line.strip() for line in _THOUGHT.sub("", answer).splitlines() if line.strip()]
+    for index, line in enumerate(reversed(lines)):
+        if verdict := _verdict_in(line, last=index == 0):
+            return verdict
+    return None
+
+
+def _verdict_in(line: str, *, last: bool) -> Verdict | None:
+    bracketed = {choice.lower() for choice in _BRACKETED.findall(line)}
+    if bracketed:  # two different ones on a line repeat the choices and choose none
+        return _as_verdict(bracketed.pop()) if len(bracketed) == 1 else None
+    plain = _MARKUP.sub("", line).strip()
+    match = _LABELLED.fullmatch(plain) or (_NAMED.fullmatch(plain) if last else None)
+    return _as_verdict(match[1] or match[2]) if match else None
+
+
+def _as_verdict(text: str) -> Verdict:
+    return "tie" if text.lower() == "tie" else "A" if text.lower() == "a" else "B"

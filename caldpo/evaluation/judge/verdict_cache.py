@@ -1,17 +1,16 @@
-"""Verdicts on disk: a line each, written as it arrives, so that nothing is asked and paid for twice."""
+"""Cache the judge's answers on disk, one line each, so that no question is sent and paid for twice."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from caldpo.evaluation.judge.pair_comparison import JudgeModel, Question
-from caldpo.evaluation.judge.parse_verdict import read_verdict
+from caldpo.evaluation.judge.pair_comparison import JudgeModel, Question, read_verdict
 from caldpo.utils.atomic_io import append_text
 
 FILE = "judge_verdicts.jsonl"  # beside the results
@@ -19,14 +18,14 @@ FILE = "judge_verdicts.jsonl"  # beside the results
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one question.
+    """The answer to one question.
 
     Args:
-        answer: the judge's words.
-        finish: why it stopped (``stop``, ``length``, ...), where the endpoint says so.
+        answer: the judge's text.
+        finish: why it stopped (``stop``, ``length``, ...), if the endpoint reports it.
         prompt_tokens: read by the judge; None where the endpoint does not count.
         completion_tokens: written by it; likewise.
-        retries: attempts before the one that succeeded.
+        retries: failed attempts before.
     """
 
     answer: str
@@ -36,14 +35,57 @@ class Answer:
     retries: int
 
 
-class Ledger:
-    """The answers in a file of JSON lines, by the digest of their question.
-
-    A line that cannot be read (the last one of a command that was killed) is skipped and counted; its question is asked
-    again. Answers may be added from several threads and processes.
+@dataclass(frozen=True)
+class Prices:
+    """Prices per million tokens, in whatever currency the endpoint charges; None where unknown.
 
     Args:
-        path: need not exist.
+        input: of tokens that the judge reads.
+        output: of tokens that it writes.
+    """
+
+    input: float | None
+    output: float | None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens and cost of some answers.
+
+    Args:
+        answers: number of answers.
+        prompt_tokens: read by the judge.
+        completion_tokens: written by it.
+        uncounted: answers whose tokens the endpoint did not count; they are not in the sums.
+        cost: of the counted ones, in the currency of the prices; None without prices.
+    """
+
+    answers: int
+    prompt_tokens: int
+    completion_tokens: int
+    uncounted: int
+    cost: float | None
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer], prices: Prices) -> Usage:
+        """Sum over these answers."""
+        prompt = sum(answer.prompt_tokens or 0 for answer in answers)
+        completion = sum(answer.completion_tokens or 0 for answer in answers)
+        uncounted = sum(answer.prompt_tokens is None or answer.completion_tokens is None for answer in answers)
+        cost = None
+        if prices.input is not None and prices.output is not None:
+            cost = (prompt * prices.input + completion * prices.output) / 1e6
+        return cls(len(answers), prompt, completion, uncounted, cost)
+
+
+class VerdictCache:
+    """Answers by the digest of their question, in a file of JSON lines.
+
+    A damaged line (the last one of a command that was killed) is skipped and counted, and its question is asked again.
+    Several threads and processes may add answers.
+
+    Args:
+        path: created by the first answer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,12 +104,12 @@ class Ledger:
         return self._answers[digest]
 
     def get(self, digest: str) -> Answer | None:
-        """The answer to a question, or None."""
+        """Return the answer to a question, or None."""
         return self._answers.get(digest)
 
     def add(self, digest: str, judge: JudgeModel, question: Question, answer: Answer) -> None:
-        """Keep an answer, in memory and on disk."""
-        first, second = question.shown
+        """Save an answer, in memory and on disk."""
+        first, second = question.responses
         record: Mapping[str, Any] = {
             "digest": digest,
             "base_url": judge.base_url,

@@ -1,77 +1,106 @@
-"""From verdicts to rates: each pair by both orders, with intervals over prompts."""
+"""Compute win rates from verdicts, each pair by both orders, also with the advantage of length removed.
+
+Dubois, Galambosi, Liang and Hashimoto 2024, Length-Controlled AlpacaEval (arXiv 2404.04475), model the probability of a
+win as a logistic function of who answered, of the length difference and of how hard the instruction is, and read it
+off at a length difference of zero. Here
+
+    P(win) = sigmoid(a + b tanh(d / sd(d))),    rate = sigmoid(a),
+
+with ``d`` the length of the policy's response minus that of the other. Their term for the instruction is left out: it
+needs the verdicts on many other models for each prompt, which a data set of one's own does not have.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize, special
 
 from caldpo.evaluation.bootstrap import Bootstrap
-from caldpo.evaluation.judge.length_control import length_controlled
-from caldpo.evaluation.judge.pair_comparison import Pair, Question
-from caldpo.evaluation.judge.parse_verdict import Verdict
-from caldpo.evaluation.suite_result import Measure
+from caldpo.evaluation.judge.pair_comparison import JudgedPair
+from caldpo.evaluation.suite_base import Measure
 
 Values = NDArray[np.float64]
 
-
-@dataclass(frozen=True)
-class Judged:
-    """A pair with what was said of it.
-
-    Args:
-        place: of its prompt among the prompts.
-        pair: what was compared.
-        verdicts: of both orders; None where no verdict could be had. Empty where both texts are the same.
-    """
-
-    place: int
-    pair: Pair
-    verdicts: tuple[tuple[Question, Verdict | None], ...]
-
-    @property
-    def scores(self) -> list[float]:
-        """Of each order that was read: 1 won, 1/2 even, 0 lost."""
-        return [question.score(verdict) for question, verdict in self.verdicts if verdict is not None]
-
-    @property
-    def score(self) -> float | None:
-        """Mean over both orders, 1/2 for equal texts; None where an order is missing: alone it would be biased."""
-        if not self.verdicts:
-            return 0.5
-        return sum(self.scores) / 2 if len(self.scores) == 2 else None
+RIDGE = 0.01  # weight of b^2/2 beside the summed log-loss: a normal prior of standard deviation 10 on the slope
+_LARGEST = 20.0  # of a and b in absolute value: where every pair is won, a has no finite optimum
 
 
-def rates(judged: Sequence[Judged], opponent: str, bootstrap: Bootstrap) -> dict[str, Measure]:
-    """All measures.
+def rate_measures(judged: Sequence[JudgedPair], opponent: str, bootstrap: Bootstrap) -> dict[str, Measure]:
+    """Compute all measures of a judged evaluation.
 
     Args:
         judged: every pair.
-        opponent: what the policy is compared with, in words.
+        opponent: of the policy, in words.
         bootstrap: of the intervals.
     """
     scored = [entry for entry in judged if entry.score is not None]
     return {
-        **_winning(scored, opponent, bootstrap),
+        **_win_rates(scored, opponent, bootstrap),
         "mean_length_difference": Measure(
-            **bootstrap.mean([e.pair.length_difference for e in judged], _places(judged)),
+            **bootstrap.mean([entry.pair.length_difference for entry in judged], _prompts(judged)),
             title="length difference",
             unit="characters",
-            meaning=f"length of the policy's response less that of {opponent}, mean over pairs",
+            meaning=f"length of the policy's response minus that of {opponent}, mean over pairs",
         ),
-        **_of_the_judge(judged, bootstrap),
+        **_judge_reliability(judged, bootstrap),
     }
 
 
-def _winning(scored: Sequence[Judged], opponent: str, bootstrap: Bootstrap) -> dict[str, Measure]:
+def length_controlled(scores: Values, differences: Values) -> float:
+    """Predict the win rate at equal length.
+
+    The log-loss takes scores between 0 and 1 as soft labels. The slope has a ridge penalty of :data:`RIDGE`, without
+    which it would be infinite where the longer response always wins; the intercept has none, so that the rate is the
+    plain mean where length plays no part.
+
+    Args:
+        scores: of each pair: 1 won, 1/2 tie, 0 lost, ``(pairs,)``.
+        differences: lengths of the policy's responses minus those of the others, in any unit, ``(pairs,)``.
+
+    Returns:
+        Between 0 and 1; NaN without pairs, or where all differ by the same length other than zero.
+    """
+    if not len(scores):
+        return float("nan")
+    spread = float(differences.std())
+    if spread == 0:
+        return float("nan") if differences[0] else float(scores.mean())
+    return float(special.expit(fit(scores, np.tanh(differences / spread))[0]))
+
+
+def fit(scores: Values, feature: Values) -> tuple[float, float]:
+    """Fit intercept and slope of the penalised logistic regression, both in nats of log-odds."""
+
+    def objective(parameters: Values) -> tuple[float, Values]:
+        a, b = parameters
+        logits = a + b * feature
+        loss = np.logaddexp(0.0, logits) - scores * logits
+        error = special.expit(logits) - scores
+        gradient = np.array([error.sum(), error @ feature + RIDGE * b])
+        return (loss.sum() + RIDGE * b * b / 2) / len(scores), gradient / len(scores)
+
+    start = special.logit(np.clip(scores.mean(), 1e-8, 1 - 1e-8))
+    optimum = optimize.minimize(
+        objective,
+        np.array([start, 0.0]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(-_LARGEST, _LARGEST)] * 2,
+        options={"gtol": 1e-9, "ftol": 1e-14},
+    )
+    return float(optimum.x[0]), float(optimum.x[1])
+
+
+def _win_rates(scored: Sequence[JudgedPair], opponent: str, bootstrap: Bootstrap) -> dict[str, Measure]:
     scores = np.array([entry.score for entry in scored], dtype=np.float64)
     differences = np.array([entry.pair.length_difference for entry in scored], dtype=np.float64)
     return {
         "win_rate": Measure(
-            **bootstrap.mean(scores, _places(scored)),
+            **bootstrap.mean(scores, _prompts(scored)),
             title=f"win rate over {opponent}",
             unit="share of pairs",
             meaning=f"share of prompts on which the judge prefers the policy's response to {opponent}, mean over both"
@@ -80,7 +109,7 @@ def _winning(scored: Sequence[Judged], opponent: str, bootstrap: Bootstrap) -> d
             main=True,
         ),
         "length_controlled": Measure(
-            **bootstrap.of(lambda rows: length_controlled(scores[rows], differences[rows]), _places(scored)),
+            **bootstrap.of(lambda rows: length_controlled(scores[rows], differences[rows]), _prompts(scored)),
             title="length-controlled win rate",
             unit="share of pairs",
             meaning="the win rate that a logistic regression of the verdicts on the length difference predicts for"
@@ -91,43 +120,42 @@ def _winning(scored: Sequence[Judged], opponent: str, bootstrap: Bootstrap) -> d
     }
 
 
-def _of_the_judge(judged: Sequence[Judged], bootstrap: Bootstrap) -> dict[str, Measure]:
-    """How far the judge itself can be believed."""
-    asked = [entry for entry in judged if len(entry.scores) == 2]
-    read = [(e.place, verdict) for e in judged for _, verdict in e.verdicts if verdict is not None]
-    decided = [(place, verdict) for place, verdict in read if verdict != "tie"]
+def _judge_reliability(judged: Sequence[JudgedPair], bootstrap: Bootstrap) -> dict[str, Measure]:
+    complete = [entry for entry in judged if len(entry.scores) == 2]
+    verdicts = [(e.prompt_index, verdict) for e in judged for _, verdict in e.verdicts if verdict is not None]
+    decided = [(prompt, verdict) for prompt, verdict in verdicts if verdict != "tie"]
     return {
         "position_bias": Measure(
-            **_share([verdict == "A" for _, verdict in decided], [place for place, _ in decided], bootstrap),
+            **_share([verdict == "A" for _, verdict in decided], [prompt for prompt, _ in decided], bootstrap),
             title="verdicts for the first place",
             unit="share of decided verdicts",
             meaning="share of the verdicts other than a tie that name the response shown first; 0.5 is no bias",
         ),
         "consistency": Measure(
-            **_share([e.scores[0] == e.scores[1] for e in asked], _places(asked), bootstrap),
+            **_share([e.scores[0] == e.scores[1] for e in complete], _prompts(complete), bootstrap),
             title="consistency between orders",
             unit="share of judged pairs",
-            meaning="share of the pairs on which the judge says the same whichever response is shown first",
+            meaning="share of the pairs with the same verdict whichever response is shown first",
             better="higher",
         ),
         "ties": Measure(
-            **_share([verdict == "tie" for _, verdict in read], [place for place, _ in read], bootstrap),
+            **_share([verdict == "tie" for _, verdict in verdicts], [prompt for prompt, _ in verdicts], bootstrap),
             title="ties",
             unit="share of verdicts",
             meaning="share of the verdicts that name neither response",
         ),
         "identical": Measure(
-            **_share([not e.verdicts for e in judged], _places(judged), bootstrap),
+            **_share([not e.verdicts for e in judged], _prompts(judged), bootstrap),
             title="identical responses",
             unit="share of pairs",
-            meaning="share of the prompts to which both responses are the same text: even, without asking the judge",
+            meaning="share of the prompts to which both responses are the same text: a tie, without asking the judge",
         ),
     }
 
 
-def _share(held: Sequence[bool], places: Sequence[int], bootstrap: Bootstrap) -> dict[str, Any]:
-    return bootstrap.mean(np.asarray(held, dtype=np.float64), places)
+def _share(flags: Sequence[bool], prompts: Sequence[int], bootstrap: Bootstrap) -> dict[str, Any]:
+    return bootstrap.mean(np.asarray(flags, dtype=np.float64), prompts)
 
 
-def _places(judged: Sequence[Judged]) -> list[int]:
-    return [entry.place for entry in judged]
+def _prompts(judged: Sequence[JudgedPair]) -> list[int]:
+    return [entry.prompt_index for entry in judged]

@@ -1,4 +1,4 @@
-"""What an environment has, by the standard library alone: this file is also run by the interpreters of others."""
+"""Look up modules and versions of an environment; standard library alone, since other interpreters run this file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def look(modules: Sequence[str], distributions: Sequence[str]) -> dict[str, Any]:
-    """Where the modules lie (None: nowhere) and the versions of the distributions; nothing of theirs is run."""
-    return {"modules": {m: _place(m) for m in modules}, "versions": {d: _version(d) for d in distributions}}
+def probe(modules: Sequence[str], distributions: Sequence[str]) -> dict[str, Any]:
+    """Return locations of the modules (None: not installed) and versions of the distributions; import none of them."""
+    return {"modules": {m: _location(m) for m in modules}, "versions": {d: _version(d) for d in distributions}}
 
 
-def _place(module: str) -> str | None:
+def _location(module: str) -> str | None:
     spec = importlib.util.find_spec(module)
     if spec is None:
         return None
@@ -30,4 +30,4 @@ def _version(distribution: str) -> str | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(look(sys.argv[1].split(), sys.argv[2].split())))
+    print(json.dumps(probe(sys.argv[1].split(), sys.argv[2].split())))

@@ -1,11 +1,16 @@
-"""The harness in this process, on the policy in memory."""
+"""Run LM Eval in this process on the policy in memory, and undo its changes to the process."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,64 +19,45 @@ import torch
 from caldpo.data.chat_template import bound_template
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
-from caldpo.evaluation.lm_eval.installation import OTHER
-from caldpo.evaluation.lm_eval.isolation import listening, same_generators
-from caldpo.evaluation.lm_eval.run_options import Options, write_samples
+from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT
 from caldpo.evaluation.lm_eval.task_index import task_manager
-from caldpo.evaluation.lm_eval.task_plan import PAIRS, Wanted, require_some
+from caldpo.evaluation.lm_eval.task_plan import PAIRS, Options, PlannedTask, TaskResults, require_some, write_samples
 from caldpo.models.model_forward import evaluating
 from caldpo.models.sampling import padded_batch_size
 
-_DATA = (
+_DATA_REMEDY = (
     "data sets come from the Hugging Face hub: connect once (and log in, if a set is gated), or set HF_HOME to a cache"
     " that holds it; leaderboard.tasks=[held_out_pairs] needs no network"
 )
+_TRUNCATED = "truncat"  # in every warning of LM Eval about a prompt that is too long
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What the harness found.
-
-    Args:
-        found: its results of each task.
-        left_out: why other tasks of a leaderboard are not among them.
-        cuts: its warnings of prompts longer than the model's context.
-    """
-
-    found: list[tuple[Wanted, Mapping[str, Any]]]
-    left_out: Mapping[str, str]
-    cuts: int
-
-
-def run_inside(plan: list[Wanted], subject: EvaluatedPolicy, options: Options) -> Ran:
-    """Run the tasks on the policy in memory.
-
-    Data of all tasks is had before the policy loads. What the harness changes (random generators, the model's mode)
-    is as before afterwards.
+def run_in_process(plan: list[PlannedTask], policy: EvaluatedPolicy, options: Options) -> TaskResults:
+    """Run the tasks on the policy in memory; load the data of all tasks before the policy.
 
     Raises:
-        CaldpoError: a task that was named itself cannot be had, or none can.
+        CaldpoError: a task that was named itself cannot load, or no task can.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    with listening() as cuts, same_generators(subject.device):
-        manager = task_manager((t.name for t in plan if t.name != PAIRS), options.own, options.shipped)
+    with _counted_warnings() as truncations, _generators_restored(policy.device):
+        manager = task_manager((t.name for t in plan if t.name != PAIRS), options.own_tasks, options.shipped_tasks)
         loaded, left_out = _load(plan, manager, options)
-        require_some(loaded, left_out, _DATA)
-        found: list[tuple[Wanted, Mapping[str, Any]]] = []
-        with evaluating(subject.policy) as policy:
-            with subject.context():
-                batch = padded_batch_size(policy, options.batch, device=subject.device)
-            model = HFLM(
-                pretrained=policy,
-                tokenizer=bound_template(copy.deepcopy(subject.tokenizer)),  # it may be given a padding token
+        require_some(loaded, left_out, _DATA_REMEDY)
+        results: list[tuple[PlannedTask, Mapping[str, Any]]] = []
+        with evaluating(policy.model) as model:
+            with policy.context():
+                batch = padded_batch_size(model, options.batch, device=policy.device)
+            lm = HFLM(
+                pretrained=model,
+                tokenizer=bound_template(copy.deepcopy(policy.tokenizer)),  # it may get a padding token
                 batch_size=batch,
-                mixed_precision_dtype=_autocast_dtype(subject),
+                mixed_precision_dtype=_autocast_dtype(policy),
             )
             for task, objects in loaded:
-                results = simple_evaluate(
-                    model,
+                output = simple_evaluate(
+                    lm,
                     tasks=objects,
                     num_fewshot=task.shots,
                     batch_size=batch,
@@ -79,66 +65,112 @@ def run_inside(plan: list[Wanted], subject: EvaluatedPolicy, options: Options) -
                     bootstrap_iters=options.bootstrap,
                     apply_chat_template=options.templated(task),
                     fewshot_as_multiturn=options.templated(task) and options.multiturn,
-                    log_samples=options.samples,
+                    log_samples=options.log_samples,
                     task_manager=manager,
                 )
-                if options.samples:
-                    write_samples(subject.folder, results.pop("samples"))
-                found.append((task, json.loads(json.dumps(results, default=_plain))))
-    return Ran(found, left_out, cuts.count)
+                if options.log_samples:
+                    write_samples(policy.folder, output.pop("samples"))
+                results.append((task, json.loads(json.dumps(output, default=_plain))))
+    return TaskResults(results, left_out, truncations.count)
 
 
-def _load(plan: list[Wanted], manager: Any, options: Options) -> tuple[list[tuple[Wanted, list[Any]]], dict[str, str]]:
-    """The harness's tasks with their data."""
+def count_truncations(log: str) -> int:
+    """Count warnings of truncated prompts in the output of LM Eval's command line."""
+    return sum(_TRUNCATED in line.lower() for line in log.splitlines())
+
+
+def _load(
+    plan: list[PlannedTask], manager: Any, options: Options
+) -> tuple[list[tuple[PlannedTask, list[Any]]], dict[str, str]]:
+    """Load LM Eval's task objects with their data; leave out tasks of a leaderboard that fail."""
     loaded, left_out = [], {}
     for task in plan:
         try:
             built = manager.load([dict(options.pairs) if task.name == PAIRS and options.pairs else task.name])
         except Exception as error:  # data sets, the hub and the tasks' own code each have errors of their own
             if task.board is None:
-                raise _unavailable(task.name, error) from error
+                raise _load_error(task.name, error) from error
             left_out[task.name] = _reason(error)
             continue
         for leaf in built["tasks"].values():
-            _require_harmless(task.name, leaf)
+            _require_safe(task.name, leaf)
         group = built["groups"].get(task.name)
         loaded.append((task, [group] if group else list(built["tasks"].values())))
     return loaded, left_out
 
 
-def _require_harmless(name: str, leaf: Any) -> None:
+def _require_safe(name: str, leaf: Any) -> None:
     if getattr(leaf, "UNSAFE_CODE", False):
         raise CaldpoError(
-            "runs the code that a model writes, which wants a machine of its own",
+            "runs code that a model writes, which needs a sandbox",
             key="leaderboard.tasks",
             value=name,
-            remedy="run it by lm_eval's own command line there, on the run's policy/ folder",
+            remedy="run it by lm_eval's own command line in one, on the run's policy/ folder",
         )
     if getattr(leaf, "MULTIMODAL", False):
         raise CaldpoError("shows images, which this model does not take", key="leaderboard.tasks", value=name)
 
 
-def _unavailable(name: str, error: Exception) -> CaldpoError:
+def _load_error(name: str, error: Exception) -> CaldpoError:
     if isinstance(error, ImportError):
-        remedy = OTHER
+        remedy = OTHER_ENVIRONMENT
     else:
-        remedy = _DATA if isinstance(error, OSError) else "mend its yaml and what that names, if the task is your own"
+        remedy = _DATA_REMEDY if isinstance(error, OSError) else "check its yaml and what that names, if it is your own"
     return CaldpoError(_reason(error), key="leaderboard.tasks", value=name, remedy=remedy)
 
 
 def _reason(error: Exception) -> str:
-    """A failure to load in words; those of files and of the network are OSErrors, also of data sets and of the hub."""
+    """Describe a failure to load; errors of files, the network, data sets and the hub are OSErrors."""
     text = " ".join(str(error).split()) or type(error).__name__
-    what = "its data cannot be had" if isinstance(error, OSError) else "cannot be loaded"
-    return f"{what}: {text[:300].rstrip('.')}"
+    problem = "its data cannot be loaded" if isinstance(error, OSError) else "cannot be loaded"
+    return f"{problem}: {text[:300].rstrip('.')}"
 
 
-def _autocast_dtype(subject: EvaluatedPolicy) -> torch.dtype | None:
-    """The dtype of mixed precision; the harness opens its own context around each forward pass."""
-    with subject.context():
-        device = subject.device.type
+def _autocast_dtype(policy: EvaluatedPolicy) -> torch.dtype | None:
+    """Return the dtype of mixed precision; LM Eval opens its own context around each forward pass."""
+    with policy.context():
+        device = policy.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else str(value)
+
+
+class _TruncationCounter(logging.Handler):
+    """Counts LM Eval's warnings of prompts that were longer than the model's context."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += _TRUNCATED in record.getMessage().lower()
+
+
+@contextmanager
+def _counted_warnings() -> Iterator[_TruncationCounter]:
+    """Count LM Eval's warnings instead of printing them; show progress bars on a terminal alone."""
+    logger, counter = logging.getLogger("lm_eval"), _TruncationCounter()
+    level, propagate, handlers = logger.level, logger.propagate, logger.handlers
+    logger.handlers, logger.propagate = [counter], False
+    logger.setLevel(logging.WARNING)
+    stderr = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    try:
+        with stderr:
+            yield counter
+    finally:
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagate, handlers
+
+
+@contextmanager
+def _generators_restored(device: torch.device) -> Iterator[None]:
+    """Restore Python's, numpy's and torch's global generators, which LM Eval seeds."""
+    python, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)

@@ -1,31 +1,33 @@
-"""The two Open LLM Leaderboards as data: tasks, shots, what is read of each task, what it needs, what chance gets.
+"""Define the two Open LLM Leaderboards as data: tasks, shots, metrics, packages and the scale of scores.
 
-Version 2 (2024): the group ``leaderboard`` of the harness (``lm_eval/tasks/leaderboard/README.md``), whose tasks carry
+Version 2 (2024): the group ``leaderboard`` of LM Eval (``lm_eval/tasks/leaderboard/README.md``), whose tasks carry
 their shots themselves. Version 1 (2023): the group ``openllm`` (``lm_eval/tasks/benchmarks/openllm.yaml``); its tasks
-run with other shots when they are named alone, so the shots are given here. Of TruthfulQA that board read ``mc2``.
+run with other shots when they are named alone, so the shots are set here. Of TruthfulQA that board used ``mc2``.
 
-Scores of version 2 are also shown as the board showed them, above chance and up to 100:
-https://huggingface.co/docs/leaderboards/open_llm_leaderboard/normalization
+Scores of version 2 are also given on the board's scale. A score ``s`` becomes ``100 (s - c) / (1 - c)`` where guessing
+gets ``c``, and 0 below that; for a task with subtasks (BBH, MuSR) it is the plain mean of the subtasks'. MATH and
+IFEval have ``c = 0``. https://huggingface.co/docs/leaderboards/open_llm_leaderboard/normalization
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-# Task names of ours: they expand to the tasks of a board.
+# names of this project, which expand to the tasks of a board
 V1, V2 = "leaderboard_v1", "leaderboard_v2"
 
 
 @dataclass(frozen=True)
 class Package:
-    """Something that a task imports and the harness itself does not need.
+    """A package that a task imports and LM Eval itself does not need.
 
     Args:
-        module: as it is imported.
-        pip: as it is installed.
-        distribution: whose version matters; None where any will do.
-        version: how that version has to begin.
+        module: its import name.
+        pip: its requirement.
+        distribution: its name where the version matters; None where any version works.
+        version: required beginning of that version.
     """
 
     module: str
@@ -39,13 +41,13 @@ class Row:
     """One column of a leaderboard.
 
     Args:
-        task: name of the harness's task or group.
+        task: name of LM Eval's task or group.
         shots: examples in the prompt.
-        metrics: of the harness, with the filter where a task has several; the column is their mean.
-        by_subject: whether the column is the plain mean of the subtasks, not weighted by their sizes.
-        chance: what guessing gets: a number for the whole, numbers by subtask, or None where each subtask of the
-            harness lists its choices.
-        carries_shots: whether the harness's own definition of the task has these shots.
+        metrics: of LM Eval, with the filter where a task has several; the column is their mean.
+        by_subject: average the subtasks plainly, not weighted by their sizes.
+        chance: score of guessing: one number, numbers by subtask, or None where each subtask of LM Eval lists its
+            choices.
+        carries_shots: LM Eval's own definition of the task has these shots.
     """
 
     task: str
@@ -86,7 +88,7 @@ BOARDS: Mapping[str, tuple[Row, ...]] = {
 }
 
 _ANTLR = Package("antlr4", "antlr4-python3-runtime==4.11", "antlr4-python3-runtime", "4.11")
-# By the beginning of a task's name. The parser of MATH's answers cannot share an environment with Hydra's antlr4 4.9.
+# by the beginning of a task's name; the parser of MATH's answers needs antlr4 4.11, Hydra antlr4 4.9
 NEEDS: Mapping[str, tuple[Package, ...]] = {
     "leaderboard_math": (Package("math_verify", "math-verify"), Package("sympy", "sympy"), _ANTLR),
     "leaderboard_ifeval": (
@@ -99,5 +101,37 @@ NEEDS: Mapping[str, tuple[Package, ...]] = {
 
 
 def needs(task: str) -> tuple[Package, ...]:
-    """What a task imports beyond the harness, as far as it is known before the task loads."""
+    """List what a task imports beyond LM Eval, as far as it is known before the task loads."""
     return next((packages for start, packages in NEEDS.items() if task.startswith(start)), ())
+
+
+def above_chance(score: float, chance: float) -> float:
+    """Scale ``score`` (0 to 1) so that guessing gets 0 and 100 is everything right."""
+    return 100 * max(0.0, score - chance) / (1 - chance)
+
+
+def board_score(name: str, row: Row, results: Mapping[str, Any]) -> float | None:
+    """Compute the score on the scale of leaderboard version 2, 0 to 100; None for other tasks.
+
+    Args:
+        name: of the task.
+        row: its column.
+        results: LM Eval's, of this task alone.
+    """
+    if row not in BOARDS[V2]:
+        return None
+    if isinstance(row.chance, float):
+        return above_chance(_score(row, results, name), row.chance)
+    parts = [above_chance(_score(row, results, leaf), _chance(row, results, leaf)) for leaf in results["n-samples"]]
+    return sum(parts) / len(parts)
+
+
+def _score(row: Row, results: Mapping[str, Any], name: str) -> float:
+    scores = results.get("groups", {}).get(name) or results["results"][name]
+    return sum(float(scores[f"{metric},none"]) for metric in row.metrics) / len(row.metrics)
+
+
+def _chance(row: Row, results: Mapping[str, Any], leaf: str) -> float:
+    if isinstance(row.chance, Mapping):
+        return row.chance[leaf]
+    return 1 / len(results["configs"][leaf]["doc_to_choice"])

@@ -1,4 +1,4 @@
-"""From the harness's results of a task to measures."""
+"""Convert LM Eval's results of a task to measures."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caldpo.evaluation.lm_eval.normalise import normalised
-from caldpo.evaluation.lm_eval.task_plan import Wanted
-from caldpo.evaluation.suite_result import Measure
+from caldpo.evaluation.lm_eval.leaderboards import board_score
+from caldpo.evaluation.lm_eval.task_plan import PlannedTask
+from caldpo.evaluation.suite_base import Measure
 
 Scores = Mapping[str, Any]
 Z95 = 1.96  # standard errors on each side of a 95 % interval of the normal distribution
-# What is read of a task that is on no leaderboard: the first of these that it reports, else its first metric.
+# the score of a task that is on no leaderboard: the first of these that it reports, else its first metric
 _PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "mcc", "bleu", "rougeL", "word_perplexity")
 
 
-def read_task(task: Wanted, results: Mapping[str, Any], *, templated: bool) -> tuple[dict[str, Measure], Scores]:
-    """Measures by name, and everything else that the harness reports.
+def read_task(task: PlannedTask, results: Mapping[str, Any], *, templated: bool) -> tuple[dict[str, Measure], Scores]:
+    """Return measures by name, and everything else that LM Eval reports.
 
-    A group that the harness has no figure for, and a tag, give a measure for each of their tasks.
+    A group without a score of its own, and a tag, give a measure for each of their tasks.
 
     Args:
-        task: what ran.
-        results: the harness's, of this task alone.
-        templated: whether the chat template was applied.
+        task: that ran.
+        results: LM Eval's, of this task alone.
+        templated: the chat template was applied.
     """
     leaves = list(results["n-samples"])
     scores = results.get("groups", {}).get(task.name) or results["results"].get(task.name, {})
@@ -32,26 +32,26 @@ def read_task(task: Wanted, results: Mapping[str, Any], *, templated: bool) -> t
     measures = {name: _measure(name, task, results, templated) for name in names}
     details = {
         "leaderboard": task.board,
-        "read": {name: ", ".join(_read(task, _scores(results, name))) for name in names},
+        "read": {name: ", ".join(_score_keys(task, _scores(results, name))) for name in names},
         "shots": {leaf: results["n-shot"][leaf] for leaf in leaves},
         "chat_template": templated,
         "n": {leaf: results["n-samples"][leaf] for leaf in leaves},
         "versions": {leaf: results["versions"].get(leaf) for leaf in leaves},
         "metrics": {**results["results"], **results.get("groups", {})},
     }
-    score = normalised(task, results) if task.row else None
+    score = board_score(task.name, task.row, results) if task.row else None
     return measures, details | ({} if score is None else {"normalised": score})
 
 
-def wrong_shots(task: Wanted, results: Mapping[str, Any]) -> set[int]:
-    """Shots of a leaderboard's task that are not the leaderboard's."""
-    ran = {int(shots) for leaf, shots in results["n-shot"].items() if leaf in results["n-samples"]}
-    return ran - {task.row.shots} if task.row and task.board else set()
+def wrong_shots(task: PlannedTask, results: Mapping[str, Any]) -> set[int]:
+    """Return the shots of a leaderboard's task that differ from the leaderboard's."""
+    shots = {int(count) for leaf, count in results["n-shot"].items() if leaf in results["n-samples"]}
+    return shots - {task.row.shots} if task.row and task.board else set()
 
 
-def _measure(name: str, task: Wanted, results: Mapping[str, Any], templated: bool) -> Measure:
+def _measure(name: str, task: PlannedTask, results: Mapping[str, Any], templated: bool) -> Measure:
     scores = _scores(results, name)
-    keys = _read(task, scores)
+    keys = _score_keys(task, scores)
     leaves = [name] if name in results["n-samples"] else list(results["n-samples"])
     if task.row and task.row.by_subject and len(leaves) > 1:
         value, error = _mean([_value(results["results"][leaf], keys) for leaf in leaves])
@@ -65,7 +65,7 @@ def _measure(name: str, task: Wanted, results: Mapping[str, Any], templated: boo
         value=value,
         title=name,
         unit=" and ".join(key.removesuffix(",none") for key in keys),
-        meaning=f"{'mean of ' if len(keys) > 1 else ''}{' and '.join(keys)} as the harness computes it, {how},"
+        meaning=f"{'mean of ' if len(keys) > 1 else ''}{' and '.join(keys)} as LM Eval computes it, {how},"
         f" {' or '.join(map(str, shots))}-shot, {'with' if templated else 'without'} chat template",
         low=None if error is None else value - Z95 * error,
         high=None if error is None else value + Z95 * error,
@@ -76,12 +76,12 @@ def _measure(name: str, task: Wanted, results: Mapping[str, Any], templated: boo
 
 
 def _scores(results: Mapping[str, Any], name: str) -> Scores:
-    found: Scores = results.get("groups", {}).get(name) or results["results"][name]
-    return found
+    scores: Scores = results.get("groups", {}).get(name) or results["results"][name]
+    return scores
 
 
 def _metrics(scores: Scores) -> list[str]:
-    """Keys of the form ``metric,filter`` that hold a number."""
+    """List the keys of the form ``metric,filter`` with a number."""
     return [
         key
         for key, value in scores.items()
@@ -89,30 +89,30 @@ def _metrics(scores: Scores) -> list[str]:
     ]
 
 
-def _read(task: Wanted, scores: Scores) -> tuple[str, ...]:
-    """Which of a task's metrics is its figure; of a leaderboard's tasks, what the leaderboard reads."""
+def _score_keys(task: PlannedTask, scores: Scores) -> tuple[str, ...]:
+    """Choose the metrics of a task that are its score: the leaderboard's for its tasks."""
     keys = _metrics(scores)
     if task.row:
         wanted = [metric if "," in metric else f"{metric},none" for metric in task.row.metrics]
         if all(key in keys for key in wanted):
             return tuple(wanted)
     for metric in _PREFERRED:
-        if found := [key for key in keys if key.split(",")[0] == metric]:
-            return (found[0],)
+        if matching := [key for key in keys if key.split(",")[0] == metric]:
+            return (matching[0],)
     return tuple(keys[:1])
 
 
 def _value(scores: Scores, keys: Sequence[str]) -> tuple[float, float | None]:
-    """Mean of the metrics, and its standard error where it is a single one that has one."""
+    """Average the metrics, with the standard error where it is a single metric that has one."""
     value = sum(float(scores[key]) for key in keys) / len(keys) if keys else math.nan
-    metric, _, of = keys[0].partition(",") if keys else ("", "", "")
-    error = scores.get(f"{metric}_stderr,{of}")
+    metric, _, filter_name = keys[0].partition(",") if keys else ("", "", "")
+    error = scores.get(f"{metric}_stderr,{filter_name}")
     known = len(keys) == 1 and isinstance(error, int | float) and math.isfinite(error)
     return value, float(error) if known and error is not None else None
 
 
 def _mean(values: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:
-    """Plain mean of independent figures, with its standard error."""
+    """Average independent scores, with the standard error."""
     errors = [error for _, error in values if error is not None]
     mean = sum(value for value, _ in values) / len(values)
     return mean, math.sqrt(sum(e * e for e in errors)) / len(values) if len(errors) == len(values) else None

@@ -1,4 +1,7 @@
-"""The harness's own command line, in another environment or for another backend, on a folder with the policy."""
+"""Run LM Eval's command line, in another environment or for another backend, on a folder with the policy.
+
+MATH needs another environment: the parser of its answers and Hydra need different versions of antlr4.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +19,25 @@ from rich.console import Console
 
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
-from caldpo.evaluation.lm_eval.in_process import Ran
-from caldpo.evaluation.lm_eval.isolation import cuts_in
-from caldpo.evaluation.lm_eval.run_options import SAMPLES, Options
-from caldpo.evaluation.lm_eval.task_plan import PAIRS, Wanted, require_some
+from caldpo.evaluation.lm_eval.in_process import count_truncations
+from caldpo.evaluation.lm_eval.task_plan import PAIRS, SAMPLES, Options, PlannedTask, TaskResults, require_some
 from caldpo.models.adapted_policy import is_adapted
 from caldpo.security.redacted_streams import HUB_TOKENS, environment_without_secrets
 from caldpo.utils.atomic_io import atomic_file
 
-LOG = "leaderboard.log"  # what the command line said, beside the results
+LOG = "leaderboard.log"  # output of the command line, beside the results
 _DTYPES = {"bf16-true": "bfloat16", "64-true": "float64"}
-_MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
+_MIXED_DTYPES = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
 
 
-def run_outside(
-    plan: list[Wanted], subject: EvaluatedPolicy, options: Options, python: str | None, backend: str
-) -> Ran:
+def run_subprocess(
+    plan: list[PlannedTask], policy: EvaluatedPolicy, options: Options, python: str | None, backend: str
+) -> TaskResults:
     """Run each task by a command of its own.
 
     Args:
         plan: the tasks.
-        subject: its policy is read from the run's export, or written into a temporary folder.
+        policy: read from the run's export, or written into a temporary folder.
         options: see :class:`Options`.
         python: interpreter of the environment; None: this one.
         backend: ``hf`` or ``vllm``.
@@ -44,41 +45,41 @@ def run_outside(
     Raises:
         CaldpoError: the command failed for a task that was named itself, or for all.
     """
-    found: list[tuple[Wanted, Mapping[str, Any]]] = []
+    results: list[tuple[PlannedTask, Mapping[str, Any]]] = []
     left_out: dict[str, str] = {}
     console = Console(stderr=True)
-    log = subject.folder / LOG
+    log = policy.folder / LOG
     log.write_text("", encoding="utf-8")
-    with tempfile.TemporaryDirectory(prefix="caldpo-harness-") as name:
-        place = Path(name)
-        _write_model(subject, place)
+    with tempfile.TemporaryDirectory(prefix="caldpo-lm-eval-") as name:
+        workspace = Path(name)
+        _write_model(policy, workspace)
         for number, task in enumerate(plan, start=1):
             console.print(
                 f"  {task.name} ({number} of {len(plan)}), its output goes to {log}", highlight=False, soft_wrap=True
             )
-            command = [python or sys.executable, *_arguments(task, subject, options, backend, place)]
-            results = _run(command, place / task.name, log)
-            if results is not None:
-                found.append((task, results))
-                _keep_samples(task, subject, options, place)
+            command = [python or sys.executable, *_arguments(task, policy, options, backend, workspace)]
+            output = _run(command, workspace / task.name, log)
+            if output is not None:
+                results.append((task, output))
+                _copy_samples(task, policy, options, workspace)
             elif task.board is not None:
                 left_out[task.name] = f"failed: {_last_line(log)}"
             else:
-                raise _failed(task, command, log)
-    require_some(found, left_out, f"read {log}")
-    return Ran(found, left_out, cuts_in(log.read_text(encoding="utf-8", errors="replace")))
+                raise _command_error(task, command, log)
+    require_some(results, left_out, f"read {log}")
+    return TaskResults(results, left_out, count_truncations(log.read_text(encoding="utf-8", errors="replace")))
 
 
 def _run(command: list[str], output: Path, log: Path) -> Mapping[str, Any] | None:
-    """The contents of the results' file below ``output``, or None; the command runs in the folder above."""
+    """Run a command in the folder above ``output`` and read the results' file below it; None if it failed."""
     environment = {
         **environment_without_secrets(*HUB_TOKENS),
         "LMEVAL_LOG_LEVEL": "WARNING",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    with log.open("ab") as said:
+    with log.open("ab") as stream:
         done = subprocess.run(
-            command, cwd=output.parent, env=environment, stdout=said, stderr=subprocess.STDOUT, check=False
+            command, cwd=output.parent, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False
         )
     files = sorted(output.rglob("results_*.json"))
     if done.returncode or not files:
@@ -87,61 +88,63 @@ def _run(command: list[str], output: Path, log: Path) -> Mapping[str, Any] | Non
     return results
 
 
-def _arguments(task: Wanted, subject: EvaluatedPolicy, options: Options, backend: str, place: Path) -> list[str]:
-    """The command line behind the interpreter; paths are plain names in its working folder."""
-    model = {"pretrained": "policy", "tokenizer": "tokenizer", "dtype": _DTYPES.get(subject.precision, "auto")}
-    if backend == "hf" and subject.precision in _MIXED:
-        model["mixed_precision_dtype"] = _MIXED[subject.precision]
-    if subject.target.of_run("model.trust_remote_code", False):
+def _arguments(
+    task: PlannedTask, policy: EvaluatedPolicy, options: Options, backend: str, workspace: Path
+) -> list[str]:
+    """Build the command line after the interpreter; paths are relative to ``workspace``, its working folder."""
+    model = {"pretrained": "policy", "tokenizer": "tokenizer", "dtype": _DTYPES.get(policy.precision, "auto")}
+    if backend == "hf" and policy.precision in _MIXED_DTYPES:
+        model["mixed_precision_dtype"] = _MIXED_DTYPES[policy.precision]
+    if policy.target.of_run("model.trust_remote_code", False):
         model["trust_remote_code"] = "True"
     name = task.name
     if name == PAIRS:
         name = f"{PAIRS}.yaml"
-        (place / name).write_text(yaml.safe_dump(dict(options.pairs or {})), encoding="utf-8")
+        (workspace / name).write_text(yaml.safe_dump(dict(options.pairs or {})), encoding="utf-8")
     arguments = {
         "--model": backend,
         "--model_args": ",".join(f"{key}={value}" for key, value in model.items()),
-        "--device": None if backend == "vllm" else str(subject.device),
+        "--device": None if backend == "vllm" else str(policy.device),
         "--batch_size": "auto" if backend == "vllm" else options.batch,
         "--num_fewshot": task.shots,
         "--limit": options.limit,
-        "--include_path": options.own,
+        "--include_path": options.own_tasks,
     }
     line = [part for key, value in arguments.items() if value is not None for part in (key, str(value))]
     if options.templated(task):
         line += ["--apply_chat_template", "--fewshot_as_multiturn", *([] if options.multiturn else ["false"])]
-    if options.samples:
+    if options.log_samples:
         line.append("--log_samples")
     return ["-m", "lm_eval", *line, "--tasks", name, "--output_path", task.name]
 
 
-def _write_model(subject: EvaluatedPolicy, place: Path) -> None:
-    """``policy`` and ``tokenizer`` in a folder: the run's export where there is one, with no adapter left to apply."""
-    subject.tokenizer.save_pretrained(place / "tokenizer")
-    export = subject.weights.path
+def _write_model(policy: EvaluatedPolicy, workspace: Path) -> None:
+    """Write ``policy`` and ``tokenizer``: a link to the run's export if it has one without an adapter, else merged."""
+    policy.tokenizer.save_pretrained(workspace / "tokenizer")
+    export = policy.weights.path
     if export is not None and export.is_dir() and not (export / "adapter_config.json").is_file():
-        (place / "policy").symlink_to(export.absolute(), target_is_directory=True)
+        (workspace / "policy").symlink_to(export.absolute(), target_is_directory=True)
         return
-    policy: Any = subject.policy
-    if is_adapted(policy):
-        policy = copy.deepcopy(policy).merge_and_unload()
-    policy.save_pretrained(place / "policy")
+    model: Any = policy.model
+    if is_adapted(model):
+        model = copy.deepcopy(model).merge_and_unload()
+    model.save_pretrained(workspace / "policy")
 
 
-def _keep_samples(task: Wanted, subject: EvaluatedPolicy, options: Options, place: Path) -> None:
-    if not options.samples:
+def _copy_samples(task: PlannedTask, policy: EvaluatedPolicy, options: Options, workspace: Path) -> None:
+    if not options.log_samples:
         return
-    folder = subject.folder / SAMPLES
+    folder = policy.folder / SAMPLES
     folder.mkdir(exist_ok=True)
-    for file in (place / task.name).rglob("samples_*.jsonl"):
-        # the harness puts the time behind the task's name
-        with atomic_file(folder / f"{file.stem.removeprefix('samples_').rsplit('_', 1)[0]}.jsonl") as kept:
-            kept.write(file.read_bytes())
+    for file in (workspace / task.name).rglob("samples_*.jsonl"):
+        # LM Eval appends the time to the task's name
+        with atomic_file(folder / f"{file.stem.removeprefix('samples_').rsplit('_', 1)[0]}.jsonl") as copied:
+            copied.write(file.read_bytes())
 
 
-def _failed(task: Wanted, command: list[str], log: Path) -> CaldpoError:
+def _command_error(task: PlannedTask, command: list[str], log: Path) -> CaldpoError:
     return CaldpoError(
-        f"the harness's command line failed: {_last_line(log)}",
+        f"LM Eval's command line failed: {_last_line(log)}",
         key="leaderboard.tasks",
         value=task.name,
         remedy=f"read {log}; the command was {' '.join(command)}",
@@ -150,4 +153,4 @@ def _failed(task: Wanted, command: list[str], log: Path) -> CaldpoError:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].strip()[:300].rstrip(".") if lines else "it said nothing"
+    return lines[-1].strip()[:300].rstrip(".") if lines else "no output"

@@ -1,7 +1,7 @@
-"""Names of the harness's tasks, and an index of just those that are wanted.
+"""Find the names of LM Eval's tasks, and index the wanted ones alone.
 
-The harness parses 14,000 yaml files to learn its own names, for a quarter of a minute or longer. Finding the lines that
-hold a name takes two seconds, and the harness then has only the folders of the wanted tasks to read.
+LM Eval parses 14,000 yaml files to learn its own names, which takes 15 seconds or longer. Searching for the lines with
+a name takes two seconds, and LM Eval then reads the folders of the wanted tasks alone.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from caldpo.errors import CaldpoError
 _NAME = rb"""["']?([^\s"'#,{}\[\]]+)"""
 _DEFINED = re.compile(rb"""^["']?(?:task|group)["']?[ \t]*:[ \t]*""" + _NAME, re.MULTILINE)
 _ITEM = re.compile(rb"-[ \t]*" + _NAME)
-_SKIPPED = {"__pycache__", ".ipynb_checkpoints"}  # as the harness does
+_SKIPPED = {"__pycache__", ".ipynb_checkpoints"}  # as LM Eval does
 
 
 def _key(name: bytes) -> re.Pattern[bytes]:
-    """A key at the left edge with one value on its line, or several in lines below it."""
+    """Match a key at the left edge with one value on its line, or several in lines below it."""
     lines = rb"""[ \t]*(?:#[^\n]*)?((?:\n[ \t]*-[^\n]*)+))"""
     return re.compile(rb"""^["']?""" + name + rb"""["']?[ \t]*:[ \t]*(?:""" + _NAME + rb"|" + lines, re.MULTILINE)
 
@@ -32,7 +32,7 @@ _TAG, _INCLUDE = _key(b"tag"), _key(b"include")
 
 @functools.cache
 def names(folder: Path) -> Mapping[str, tuple[Path, ...]]:
-    """Names of tasks and groups (the first file that defines them), and of tags (all files that bear them)."""
+    """Map names of tasks and groups to the first file that defines them, and tags to all files that have them."""
     defined: dict[str, list[Path]] = {}
     tagged: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
@@ -47,10 +47,10 @@ def names(folder: Path) -> Mapping[str, tuple[Path, ...]]:
 
 @functools.cache
 def _tags(path: Path) -> tuple[str, ...]:
-    """The tags that a file gives its task, or that it takes over from the files it includes."""
+    """Return the tags of a file, its own or those of the files it includes."""
     try:
         text = path.read_bytes()
-    except OSError:  # an include that leads nowhere: the harness says so if that task is wanted
+    except OSError:  # a broken include, which LM Eval reports if that task runs
         return ()
     if _TAG.search(text):
         return _values(_TAG, text)
@@ -58,68 +58,67 @@ def _tags(path: Path) -> tuple[str, ...]:
 
 
 def _values(key: re.Pattern[bytes], text: bytes) -> tuple[str, ...]:
-    found = [name for one, several in key.findall(text) for name in ([one] if one else _ITEM.findall(several))]
-    return tuple(name.decode() for name in found)
+    values = [name for one, several in key.findall(text) for name in ([one] if one else _ITEM.findall(several))]
+    return tuple(name.decode() for name in values)
 
 
 def require_names(wanted: Iterable[str], own: Path | None, shipped: Path, also: Iterable[str]) -> None:
-    """Refuse names that nobody knows.
+    """Refuse unknown names.
 
     Args:
-        wanted: names of tasks, groups or tags of the harness.
+        wanted: names of tasks, groups or tags of LM Eval.
         own: folder of the user's own tasks.
-        shipped: folder of those that come with the harness; read only for names that are not the user's own.
+        shipped: folder of LM Eval's tasks; read only for names that are not the user's own.
         also: further names to suggest.
 
     Raises:
-        CaldpoError: a name is in neither.
+        CaldpoError: a name is in neither folder.
     """
-    mine = names(own) if own else {}
+    own_names = names(own) if own else {}
     for name in wanted:
-        if name in mine or name in names(shipped):
+        if name in own_names or name in names(shipped):
             continue
-        known = [*also, *mine, *names(shipped)]
+        known = [*also, *own_names, *names(shipped)]
         raise CaldpoError(
-            f"there is no such task{suggest(name, known)}",
+            f"no such task{suggest(name, known)}",
             key="leaderboard.tasks",
             value=name,
-            remedy=f"choose of the {len(known):,} names of the harness (python -m lm_eval ls tasks), or name the folder"
+            remedy=f"choose among the {len(known):,} names of LM Eval (python -m lm_eval ls tasks), or name the folder"
             " of your own tasks with leaderboard.include_path",
         )
 
 
 def task_manager(wanted: Iterable[str], own: Path | None, shipped: Path) -> Any:
-    """The harness's index of the user's own tasks and of what the wanted ones consist of.
+    """Build LM Eval's index of the user's own tasks, the wanted ones and all that those consist of.
 
     Args:
-        wanted: names that are known (:func:`require_names`).
+        wanted: known names (:func:`require_names`).
         own: folder of the user's own tasks; they take precedence.
-        shipped: folder of those that come with the harness.
+        shipped: folder of LM Eval's tasks.
     """
     from lm_eval.tasks import TaskManager
 
-    mine = names(own) if own else {}
+    own_names = names(own) if own else {}
     folders: set[Path] = set()
-    missing = {name for name in wanted if name not in mine}
+    missing = {name for name in wanted if name not in own_names}
     while True:
         folders |= {path.parent for name in missing for path in names(shipped).get(name, ())}
-        # A folder is read with all below it; the user's own comes last and wins.
+        # a folder is read with all below it; the user's own comes last and wins
         outermost = [folder for folder in sorted(folders) if folders.isdisjoint(folder.parents)]
         manager = TaskManager(include_path=[*outermost, *([own] if own else [])], include_defaults=False)
         before, missing = missing, {name for name in _members(manager) if name not in manager.task_index}
-        # Names that even the harness does not know are its own business.
-        missing = {name for name in missing if name in names(shipped)} - before
+        missing = {name for name in missing if name in names(shipped)} - before  # LM Eval reports unknown ones
         if not missing:
             return manager
 
 
 def _members(manager: Any) -> set[str]:
-    """What the groups of an index consist of."""
-    found: set[str] = set()
+    """Return the names that the groups of an index consist of."""
+    members: set[str] = set()
     for entry in manager.task_index.values():
-        members = (entry.cfg or {}).get("task")
-        for member in members if isinstance(members, list) else ():
+        parts = (entry.cfg or {}).get("task")
+        for member in parts if isinstance(parts, list) else ():
             name = member.get("group", member.get("task")) if isinstance(member, Mapping) else member
             if isinstance(name, str):
-                found.add(name)
-    return found
+                members.add(name)
+    return members

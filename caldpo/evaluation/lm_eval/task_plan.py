@@ -1,28 +1,37 @@
-"""Which tasks run, and how: the names of ``leaderboard.tasks`` spelled out."""
+"""Plan which tasks of LM Eval run and how, among them the run's held-out pairs as a task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from caldpo.data.chat_template import render_pair
+from caldpo.data.pair import PreferencePair
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.lm_eval.installation import OTHER, Installation
+from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT, Installation
 from caldpo.evaluation.lm_eval.leaderboards import BOARDS, Row
+from caldpo.utils.atomic_io import write_text
 
-PAIRS = "held_out_pairs"  # a task of ours, made of the run's own data
-OURS = (*BOARDS, PAIRS)
+PAIRS = "held_out_pairs"  # a task of this project, made of the run's own data
+OWN_NAMES = (*BOARDS, PAIRS)
+SAMPLES = "leaderboard_samples"  # folder beside the results: every question and answer, one file per task
 _ROWS = {row.task: row for rows in BOARDS.values() for row in rows} | {PAIRS: Row(PAIRS, 0, ("acc",))}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlannedTask:
     """One task to run.
 
     Args:
-        name: of the harness's task, group or tag.
+        name: of LM Eval's task, group or tag.
         shots: to set; None leaves them to the task.
-        board: the leaderboard that it came with; None if it was named itself.
-        row: how its figure is read, also where it was named itself; None: by what it reports.
+        board: its leaderboard; None if the task was named itself.
+        row: which metrics are its score, also where it was named itself; None takes what it reports.
     """
 
     name: str
@@ -31,49 +40,143 @@ class Wanted:
     row: Row | None = None
 
 
-def spell_out(tasks: Sequence[str], shots: int | None) -> list[Wanted]:
-    """The tasks behind the names, each once; a task of a leaderboard has the leaderboard's shots in any case.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How tasks run, in this process or in another.
 
     Args:
-        tasks: names of leaderboards, and of tasks, groups or tags of the harness.
+        own_tasks: folder of the user's own tasks.
+        shipped_tasks: folder of LM Eval's tasks.
+        limit: number of questions of each task, the first ones; None: all.
+        chat_template: put questions through the model's chat template.
+        multiturn: with the template, examples are turns of a conversation.
+        batch: questions in a forward pass.
+        bootstrap: resamples of LM Eval for standard errors without a formula.
+        log_samples: write questions and answers.
+        pairs: configuration of the task of held-out pairs, if it runs.
+    """
+
+    own_tasks: Path | None
+    shipped_tasks: Path
+    limit: int | None
+    chat_template: bool
+    multiturn: bool
+    batch: int
+    bootstrap: int
+    log_samples: bool
+    pairs: Mapping[str, Any] | None = None
+
+    def templated(self, task: PlannedTask) -> bool:
+        """Whether the chat template is applied; held-out pairs are already written out as in training."""
+        return self.chat_template and task.name != PAIRS
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """The results of LM Eval.
+
+    Args:
+        results: of each task.
+        left_out: reason by leaderboard task without results.
+        truncations: number of warnings of prompts longer than the model's context.
+    """
+
+    results: list[tuple[PlannedTask, Mapping[str, Any]]]
+    left_out: Mapping[str, str]
+    truncations: int
+
+
+def plan_tasks(tasks: Sequence[str], shots: int | None) -> list[PlannedTask]:
+    """Expand names to tasks, each once; a leaderboard's task has the leaderboard's shots in any case.
+
+    Args:
+        tasks: names of leaderboards, and of tasks, groups or tags of LM Eval.
         shots: of the tasks that are named themselves; None leaves them to each task.
     """
-    rows = [
-        Wanted(row.task, None if row.carries_shots else row.shots, board, row)
+    of_boards = [
+        PlannedTask(row.task, None if row.carries_shots else row.shots, board, row)
         for board in BOARDS
         if board in tasks
         for row in BOARDS[board]
     ]
-    alone = [
-        Wanted(name, None if name == PAIRS else shots, row=_ROWS.get(name)) for name in tasks if name not in BOARDS
+    named = [
+        PlannedTask(name, None if name == PAIRS else shots, row=_ROWS.get(name)) for name in tasks if name not in BOARDS
     ]
-    return list({task.name: task for task in reversed([*rows, *alone])}.values())[::-1]
+    return list({task.name: task for task in reversed([*of_boards, *named])}.values())[::-1]
 
 
-def without_packages(plan: Sequence[Wanted], installation: Installation) -> tuple[list[Wanted], Mapping[str, str]]:
-    """The tasks that can run as far as packages go, and why others cannot.
+def runnable_tasks(
+    plan: Sequence[PlannedTask], installation: Installation
+) -> tuple[list[PlannedTask], Mapping[str, str]]:
+    """Split off the leaderboard tasks whose packages are missing, with the reason.
 
     Raises:
-        CaldpoError: a task that was named itself cannot, or none can.
+        CaldpoError: a task that was named itself lacks packages, or all tasks do.
     """
     left_out: dict[str, str] = {}
     for task in plan:
-        lacks = installation.lacks(task.name)
-        if lacks and task.board is None:
-            raise CaldpoError(lacks, key="leaderboard.tasks", value=task.name, remedy=OTHER)
-        if lacks:
-            left_out[task.name] = lacks
-    kept = [task for task in plan if task.name not in left_out]
-    require_some(kept, left_out, OTHER)
-    return kept, left_out
+        missing = installation.missing_for(task.name)
+        if missing and task.board is None:
+            raise CaldpoError(missing, key="leaderboard.tasks", value=task.name, remedy=OTHER_ENVIRONMENT)
+        if missing:
+            left_out[task.name] = missing
+    runnable = [task for task in plan if task.name not in left_out]
+    require_some(runnable, left_out, OTHER_ENVIRONMENT)
+    return runnable, left_out
 
 
-def require_some(kept: Sequence[object], left_out: Mapping[str, str], remedy: str) -> None:
-    """Refuse to measure nothing.
+def require_some(tasks: Sequence[object], left_out: Mapping[str, str], remedy: str) -> None:
+    """Require one task at least.
 
     Raises:
         CaldpoError: every task was left out.
     """
-    if not kept:
+    if not tasks:
         reasons = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
         raise CaldpoError(f"none of the tasks can run here: {reasons}", key="leaderboard.tasks", remedy=remedy)
+
+
+def pairs_task(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any]:
+    """Write the held-out pairs as a multiple-choice task, and return its configuration.
+
+    An offline task, and a check of log-probs: ``acc`` is the share of pairs whose chosen response has the higher summed
+    log-prob under the policy, ``acc_norm`` that of the higher log-prob per character. No reference is subtracted, and
+    the end-of-text token, which LM Eval does not score, is not counted. Pairs are not truncated; the tokenizer decides
+    about BOS. Conversations are written out by the chat template. The chosen response is the first choice of every
+    second pair, so that a model which always takes the first gets half of them right.
+
+    Args:
+        pairs: of the run.
+        tokenizer: with the chat template.
+        folder: receives the questions.
+    """
+    file = folder / f"{PAIRS}.jsonl"
+    with file.open("w", encoding="utf-8") as lines:
+        for number, pair in enumerate(pairs):
+            texts, label = render_pair(pair, tokenizer), number % 2
+            choices = [texts.chosen, texts.rejected][:: -1 if label else 1]
+            lines.write(json.dumps({"prompt": texts.prompt, "choices": choices, "label": label}) + "\n")
+    return {
+        "task": PAIRS,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file.absolute())}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "prompt",
+        "doc_to_choice": "choices",
+        "doc_to_target": "label",
+        "target_delimiter": "",  # a response begins where its prompt ends
+        "num_fewshot": 0,
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+        ],
+        "metadata": {"version": 1},
+    }
+
+
+def write_samples(folder: Path, samples: Mapping[str, Iterable[Any]]) -> None:
+    """Write questions and answers, one JSON line each, one file per task."""
+    (folder / SAMPLES).mkdir(exist_ok=True)
+    for name, rows in samples.items():
+        lines = [json.dumps(row, default=str, ensure_ascii=False) + "\n" for row in rows]
+        write_text(folder / SAMPLES / f"{name}.jsonl", "".join(lines))

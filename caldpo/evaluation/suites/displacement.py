@@ -1,12 +1,14 @@
-"""Likelihood displacement: which responses became less likely while the margin between them grew, and what else moved.
+"""Measure likelihood displacement: which responses became less likely while the margin between them grew.
 
 Razin et al. 2024 (arXiv 2410.08847); Pal et al. 2024 (arXiv 2402.13228) saw it where responses share most tokens.
+The log-ratios of unrelated text show what else training changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,13 +16,17 @@ from numpy.typing import NDArray
 
 from caldpo.config.bounds import PositiveInt, Share
 from caldpo.config.signatures import validated
+from caldpo.data.pair import TokenizedPair
+from caldpo.data.sources.json_rows import read_jsonl
+from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
-from caldpo.evaluation.suite_base import Suite
-from caldpo.evaluation.suite_result import Measure, Result
-from caldpo.evaluation.text_drift import Drift, measure_drift, read_texts
+from caldpo.evaluation.suite_base import Measure, Result, Suite
 
 LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+PLAIN = Path(__file__).parents[1] / "texts" / "plain.txt"
+_MAX_UNKNOWN = 0.2  # share of unknown tokens above which the tokenizer does not know the language of a text
+_KEY = "displacement.unrelated"
 Values = NDArray[np.float64]
 
 
@@ -30,9 +36,10 @@ class Displacement(Suite):
     """Distribution of the log-ratios of held-out responses, by length, and drift on unrelated text.
 
     Args:
-        length_bins: of about equally many pairs, by the mean length of a pair's responses.
-        unrelated: ``auto``, ``none`` or a file; see :func:`caldpo.evaluation.text_drift.measure_drift`.
-        max_text_tokens: of an unrelated text that are looked at.
+        length_bins: number of bins of about equally many pairs, by the mean length of a pair's responses.
+        unrelated: ``auto``: plain sentences of the project, or the held-out prompts, on which no loss is computed,
+            where the tokenizer does not know plain English; ``none``; or a file of texts.
+        max_text_tokens: longest part of an unrelated text that is scored.
         resamples: bootstrap draws of whole prompts.
         confidence: of the intervals.
     """
@@ -50,17 +57,17 @@ class Displacement(Suite):
         if self.unrelated not in ("auto", "none"):
             read_texts(self.unrelated)
 
-    def check_subject(self, subject: EvaluatedPolicy) -> None:
-        self.require_rejected(subject)
+    def check_policy(self, policy: EvaluatedPolicy) -> None:
+        self.require_rejected(policy)
 
-    def run(self, subject: EvaluatedPolicy) -> Result:
-        chosen, rejected = subject.log_ratios
-        tokens = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in subject.pairs], dtype=np.float64).T
-        bootstrap = Bootstrap(self.resamples, self.confidence, subject.settings.seed)
-        measures = _moved(chosen, rejected, tokens, bootstrap, subject.prompts)
-        drift = measure_drift(subject, self.unrelated, self.max_text_tokens)
+    def run(self, policy: EvaluatedPolicy) -> Result:
+        chosen, rejected = policy.log_ratios
+        tokens = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in policy.pairs], dtype=np.float64).T
+        bootstrap = Bootstrap(self.resamples, self.confidence, policy.settings.seed)
+        measures = _shift_measures(chosen, rejected, tokens, bootstrap, policy.prompts)
+        drift = measure_drift(policy, self.unrelated, self.max_text_tokens)
         if drift is not None:
-            measures |= _drifted(drift, bootstrap)
+            measures |= _drift_measures(drift, bootstrap)
         quantiles = {
             name: np.quantile(values, LEVELS).tolist() for name, values in (("chosen", chosen), ("rejected", rejected))
         }
@@ -70,44 +77,42 @@ class Displacement(Suite):
             details={
                 "log_ratios": {"levels": list(LEVELS), **quantiles},
                 "by_length": by_length(chosen, rejected, tokens.mean(axis=0), self.length_bins),
-                "unrelated": None if drift is None else drift.said,
+                "unrelated": None if drift is None else drift.description,
                 "confidence": self.confidence,
             },
         )
 
 
 def by_length(chosen: Values, rejected: Values, lengths: Values, bins: int) -> list[dict[str, Any]]:
-    """Shares of pairs whose responses became less likely, in bins of about equally many pairs by length.
+    """Count pairs whose responses became less likely, in bins of about equally many pairs by length.
 
     Args:
         chosen: log-ratios, nats, ``(pairs,)``.
         rejected: the same of the rejected responses.
-        lengths: of each pair, in tokens. Pairs of one length are in one bin.
-        bins: at most; fewer where lengths repeat.
+        lengths: of each pair, in tokens. Pairs of one length share a bin.
+        bins: largest number of bins; fewer where lengths repeat.
 
     Returns:
         ``low`` and ``high`` length of the bin's pairs, ``count`` of pairs, ``chosen_fell`` and ``both_fell`` as shares,
         ``chosen`` the mean chosen log-ratio.
     """
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
-    place = np.searchsorted(edges, lengths, side="left")
-    found = []
-    for i in np.unique(place):
-        here = place == i
-        found.append(
-            {
-                "low": float(lengths[here].min()),
-                "high": float(lengths[here].max()),
-                "count": int(here.sum()),
-                "chosen_fell": float((chosen[here] < 0).mean()),
-                "both_fell": float(((chosen[here] < 0) & (rejected[here] < 0)).mean()),
-                "chosen": float(chosen[here].mean()),
-            }
-        )
-    return found
+    bin_of = np.searchsorted(edges, lengths, side="left")
+    members = [bin_of == i for i in np.unique(bin_of)]
+    return [
+        {
+            "low": float(lengths[inside].min()),
+            "high": float(lengths[inside].max()),
+            "count": int(inside.sum()),
+            "chosen_fell": float((chosen[inside] < 0).mean()),
+            "both_fell": float(((chosen[inside] < 0) & (rejected[inside] < 0)).mean()),
+            "chosen": float(chosen[inside].mean()),
+        }
+        for inside in members
+    ]
 
 
-def _moved(
+def _shift_measures(
     chosen: Values, rejected: Values, tokens: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable]
 ) -> dict[str, Measure]:
     def per_token(total: Any, count: Any) -> Any:
@@ -138,7 +143,7 @@ def _moved(
             **bootstrap.of_sums(per_token, (chosen, tokens[0]), prompts),
             title="chosen log-ratio per token",
             unit="nats per token",
-            meaning="log-ratio of all chosen responses together, by their tokens",
+            meaning="sum of the chosen responses' log-ratios divided by the sum of their tokens",
             main=True,
         ),
         "rejected_per_token": Measure(
@@ -150,14 +155,98 @@ def _moved(
     }
 
 
-def _drifted(drift: Drift, bootstrap: Bootstrap) -> dict[str, Measure]:
+# ---- drift on unrelated text
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Log-ratios of unrelated texts.
+
+    Args:
+        title: of the drift, in a table.
+        description: of the texts.
+        ratios: log-ratio policy/reference of each text, all tokens but the first, nats, ``(texts,)``.
+        tokens: number of those tokens.
+    """
+
+    title: str
+    description: str
+    ratios: Values
+    tokens: Values
+
+
+def measure_drift(policy: EvaluatedPolicy, unrelated: str, longest: int) -> Drift | None:
+    """Compute log-ratios of unrelated texts; None for ``none``, or where no text has two tokens.
+
+    Args:
+        policy: with a reference.
+        unrelated: as :class:`Displacement` takes it.
+        longest: tokens of a text that are scored.
+
+    Raises:
+        CaldpoError: the tokenizer does not know most words of the file.
+    """
+    if unrelated == "none":
+        return None
+    texts = read_texts(str(PLAIN) if unrelated == "auto" else unrelated)
+    ids = [policy.tokenizer(text)["input_ids"][:longest] for text in texts]
+    title = "drift on unrelated text"
+    description = f"{len(ids)} plain sentences" if unrelated == "auto" else f"{len(ids)} texts of {unrelated}"
+    if _unknown_share(ids, policy.tokenizer.unk_token_id) > _MAX_UNKNOWN:
+        if unrelated != "auto":
+            raise CaldpoError("most of its words are unknown to the model's tokenizer", key=_KEY, value=unrelated)
+        ids = [prompt.prompt_ids for prompt in policy.held_out(len(policy.pairs))]
+        title = "drift on held-out prompts"
+        description = "the held-out prompts, on which no loss is computed (plain text is unknown to this tokenizer)"
+    ids = [tokens for tokens in ids if len(tokens) > 1]
+    if not ids:
+        return None
+    pairs = [TokenizedPair(t[:1], t[1:], t[1:2], None, None, i, "") for i, t in enumerate(ids)]
+    ratios = (policy.logps("policy", pairs, "unrelated text") - policy.logps("reference", pairs, "unrelated text"))[0]
+    return Drift(title, description, ratios, np.array([len(t) - 1 for t in ids], dtype=np.float64))
+
+
+def read_texts(path: str) -> list[str]:
+    """Read the texts of a file: one a line of ``.txt``, or the key ``text`` of each line of ``.jsonl``.
+
+    Raises:
+        CaldpoError: there is no such file, or a line without text.
+    """
+    file = Path(path).expanduser()
+    try:
+        lines = _read_jsonl_texts(file) if file.suffix == ".jsonl" else file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise CaldpoError(f"cannot be read: {reason}", key=_KEY, value=path) from error
+    texts = [text for text in lines if text.strip()]
+    if not texts:
+        raise CaldpoError("holds no text", key=_KEY, value=path)
+    return texts
+
+
+def _read_jsonl_texts(file: Path) -> list[str]:
+    texts = []
+    for row in read_jsonl(file):
+        text = row.value.get("text") if isinstance(row.value, Mapping) else None
+        if row.error is not None or not isinstance(text, str):
+            raise CaldpoError(row.error or 'is no object with a "text"', key=row.origin)
+        texts.append(text)
+    return texts
+
+
+def _unknown_share(ids: Sequence[Sequence[int]], unknown_id: int | None) -> float:
+    tokens = [token for text in ids for token in text]
+    return float(np.mean([token == unknown_id for token in tokens])) if tokens else 1.0
+
+
+def _drift_measures(drift: Drift, bootstrap: Bootstrap) -> dict[str, Measure]:
     texts = range(len(drift.ratios))  # each its own cluster
     return {
         "drift": Measure(
             **bootstrap.of_sums(lambda total, count: total / count, (drift.ratios, drift.tokens), texts),
             title=drift.title,
             unit="nats per token",
-            meaning=f"log-ratio policy/reference, per token, of text that no loss was computed on: {drift.said}",
+            meaning=f"log-ratio policy/reference per token of text that no loss was computed on: {drift.description}",
             main=True,
         ),
         "drift_size": Measure(

@@ -1,4 +1,4 @@
-"""Benchmarks of the Language Model Evaluation Harness: what alignment costs in knowledge and skill."""
+"""Run benchmarks of the Language Model Evaluation Harness (LM Eval): the cost of alignment in knowledge and skill."""
 
 from __future__ import annotations
 
@@ -11,38 +11,44 @@ from caldpo.config.bounds import NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
-from caldpo.evaluation.lm_eval.in_process import Ran, run_inside
-from caldpo.evaluation.lm_eval.installation import OTHER, Installation, find_installation
+from caldpo.evaluation.lm_eval.in_process import run_in_process
+from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT, Installation, find_installation
 from caldpo.evaluation.lm_eval.leaderboards import BOARDS, V2
-from caldpo.evaluation.lm_eval.pairs_task import pairs_task
 from caldpo.evaluation.lm_eval.read_results import Z95, read_task, wrong_shots
-from caldpo.evaluation.lm_eval.run_options import Options
-from caldpo.evaluation.lm_eval.subprocess_run import run_outside
+from caldpo.evaluation.lm_eval.subprocess_run import run_subprocess
 from caldpo.evaluation.lm_eval.task_index import require_names
-from caldpo.evaluation.lm_eval.task_plan import OURS, PAIRS, Wanted, spell_out, without_packages
-from caldpo.evaluation.suite_base import Suite
-from caldpo.evaluation.suite_result import Measure, Result
+from caldpo.evaluation.lm_eval.task_plan import (
+    OWN_NAMES,
+    PAIRS,
+    Options,
+    PlannedTask,
+    TaskResults,
+    pairs_task,
+    plan_tasks,
+    runnable_tasks,
+)
+from caldpo.evaluation.suite_base import Measure, Result, Suite
 
 
 @validated
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard(Suite):
-    """Tasks of the harness with the policy alone; there is no reference in them.
+    """Tasks of LM Eval with the policy alone, without a reference.
 
     Args:
         tasks: ``leaderboard_v2``, ``leaderboard_v1``, ``held_out_pairs`` (the run's own pairs, offline), and any task,
-            group or tag of the harness.
+            group or tag of LM Eval.
         num_fewshot: examples in the prompt of tasks that are named themselves; None leaves it to each task.
         limit: questions of each task, the first ones; None: all.
         apply_chat_template: put questions through the model's chat template.
         fewshot_as_multiturn: with the template, examples are turns of the conversation.
-        include_path: folder of tasks of one's own, in the harness's yaml.
-        backend: ``hf`` is the policy in memory; ``vllm`` runs the harness's command line on the exported policy.
-        python: interpreter of another environment, whose command line of the harness is run on the exported policy.
+        include_path: folder of the user's own tasks, in LM Eval's yaml.
+        backend: ``hf`` is the policy in memory; ``vllm`` runs LM Eval's command line on the exported policy.
+        python: interpreter of another environment, whose LM Eval command line is run on the exported policy.
         batch_size: questions of a forward pass; None takes ``batch``.
         bootstrap_iters: resamples for standard errors that have no formula; not with ``python`` or vLLM, whose
             command line has no such key.
-        log_samples: keep every question and answer.
+        log_samples: write every question and answer.
     """
 
     name: ClassVar[str] = "leaderboard"
@@ -63,117 +69,124 @@ class Leaderboard(Suite):
         installation = find_installation(self.python)
         if self.backend == "vllm" and not installation.has_vllm:
             raise CaldpoError(
-                f"{installation.where} has no vLLM",
+                f"{installation.name} has no vLLM",
                 key="leaderboard.backend",
                 value="vllm",
-                remedy="make an environment with pip install 'lm_eval[vllm]', and name its interpreter:"
+                remedy="create an environment with pip install 'lm_eval[vllm]', and name its interpreter:"
                 " leaderboard.python=PATH/bin/python",
             )
-        if self._own is not None and not self._own.is_dir():
+        if self._own_tasks is not None and not self._own_tasks.is_dir():
             raise CaldpoError("no such folder", key="leaderboard.include_path", value=self.include_path)
         if not self.tasks:
-            raise CaldpoError("there is no task", key="leaderboard.tasks", remedy=f"choose {', '.join(OURS)}, ...")
-        require_names([t for t in self.tasks if t not in OURS], self._own, installation.tasks, also=OURS)
+            raise CaldpoError("no task is named", key="leaderboard.tasks", remedy=f"choose {', '.join(OWN_NAMES)}, ...")
+        require_names(
+            [t for t in self.tasks if t not in OWN_NAMES], self._own_tasks, installation.tasks, also=OWN_NAMES
+        )
         self._plan(installation)
 
-    def check_subject(self, subject: EvaluatedPolicy) -> None:
-        if self.apply_chat_template and not subject.tokenizer.chat_template:
+    def check_policy(self, policy: EvaluatedPolicy) -> None:
+        if self.apply_chat_template and not policy.tokenizer.chat_template:
             raise CaldpoError(
                 "the tokenizer of this model has no chat template",
                 key="leaderboard.apply_chat_template",
                 value="true",
-                remedy="leave it out: the model was not made for conversations",
+                remedy="leave it out: the model was not trained for conversations",
             )
 
-    def run(self, subject: EvaluatedPolicy) -> Result:
+    def run(self, policy: EvaluatedPolicy) -> Result:
         installation = find_installation(self.python)
         plan, left_out = self._plan(installation)
-        options = self._options(subject, installation)
+        options = self._options(policy, installation)
         if self.python is None and self.backend == "hf":
-            ran = run_inside(plan, subject, options)
+            done = run_in_process(plan, policy, options)
         else:
-            ran = run_outside(plan, subject, options, installation.python, self.backend)
+            done = run_subprocess(plan, policy, options, installation.python, self.backend)
         measures: dict[str, Measure] = {}
         tasks: dict[str, Any] = {}
-        for task, results in ran.found:
-            read, tasks[task.name] = read_task(task, results, templated=options.templated(task))
-            measures |= read
-        left_out = {**left_out, **ran.left_out}
+        for task, results in done.results:
+            task_measures, tasks[task.name] = read_task(task, results, templated=options.templated(task))
+            measures |= task_measures
+        left_out = {**left_out, **done.left_out}
         measures |= averages(plan, measures, tasks)
         return Result(
             measures=measures,
             examples=sum(n["effective"] for task in tasks.values() for n in task["n"].values()),
             details={
-                "harness": installation.version,
+                "lm_eval": installation.version,
                 "backend": self.backend,
                 "python": installation.python,
                 "limit": self.limit,
-                "interval": f"value +- {Z95} standard errors of the harness (normal approximation)",
+                "interval": f"value +- {Z95} standard errors of LM Eval (normal approximation)",
                 "tasks": tasks,
                 "left_out": left_out,
             },
-            notes=self._notes(ran, left_out),
-            settled=not ran.left_out,  # data that was out of reach may be there the next time
+            notes=self._notes(done, left_out),
+            reusable=not done.left_out,  # data that was out of reach may load the next time
         )
 
     def settings(self) -> dict[str, Any]:
         installation = find_installation(self.python)
-        absent = sorted(self._plan(installation)[1])  # for want of packages
-        return asdict(self) | {"harness": installation.version, "absent": absent}
+        left_out = sorted(self._plan(installation)[1])  # since packages are missing
+        return asdict(self) | {"lm_eval": installation.version, "left_out": left_out}
 
     @property
-    def _own(self) -> Path | None:
+    def _own_tasks(self) -> Path | None:
         return None if self.include_path is None else Path(self.include_path).expanduser().absolute()
 
-    def _plan(self, installation: Installation) -> tuple[list[Wanted], Mapping[str, str]]:
-        return without_packages(spell_out(self.tasks, self.num_fewshot), installation)
+    def _plan(self, installation: Installation) -> tuple[list[PlannedTask], Mapping[str, str]]:
+        return runnable_tasks(plan_tasks(self.tasks, self.num_fewshot), installation)
 
-    def _options(self, subject: EvaluatedPolicy, installation: Installation) -> Options:
-        wanted = PAIRS in self.tasks
+    def _options(self, policy: EvaluatedPolicy, installation: Installation) -> Options:
         return Options(
-            own=self._own,
-            shipped=installation.tasks,
+            own_tasks=self._own_tasks,
+            shipped_tasks=installation.tasks,
             limit=self.limit,
             chat_template=self.apply_chat_template,
             multiturn=self.fewshot_as_multiturn,
-            batch=self.batch_size or subject.batch,
+            batch=self.batch_size or policy.batch,
             bootstrap=self.bootstrap_iters,
-            samples=self.log_samples,
-            pairs=pairs_task(subject.texts, subject.tokenizer, subject.folder) if wanted else None,
+            log_samples=self.log_samples,
+            pairs=pairs_task(policy.texts, policy.tokenizer, policy.folder) if PAIRS in self.tasks else None,
         )
 
-    def _notes(self, ran: Ran, left_out: Mapping[str, str]) -> list[str]:
+    def _notes(self, done: TaskResults, left_out: Mapping[str, str]) -> list[str]:
         notes = [f"{name} was left out: {reason}" for name, reason in left_out.items()]
         if self.python is None and any(reason.startswith("needs") for reason in left_out.values()):
-            notes.append(f"for tasks whose packages this environment lacks, {OTHER}")
+            notes.append(f"for tasks whose packages this environment lacks, {OTHER_ENVIRONMENT}")
         if self.limit is not None:
-            notes.append(f"limit={self.limit}: these are no leaderboard figures, only the first questions were asked")
-        if ran.cuts:
+            notes.append(f"limit={self.limit}: no leaderboard figures, since only the first questions were asked")
+        if done.truncations:
             notes.append(
-                f"the harness warned {ran.cuts} times of prompts longer than the model's context, and cut them"
+                f"LM Eval truncated prompts longer than the model's context, and warned {done.truncations} times"
             )
-        for task, results in ran.found:
+        for task, results in done.results:
             if shots := wrong_shots(task, results):
-                asked = task.row.shots if task.row else None
-                notes.append(f"{task.name} ran with {sorted(shots)} examples where the leaderboard has {asked}")
+                expected = task.row.shots if task.row else None
+                notes.append(f"{task.name} ran with {sorted(shots)} examples where the leaderboard has {expected}")
         return notes
 
 
-def averages(plan: Sequence[Wanted], measures: Mapping[str, Measure], tasks: Mapping[str, Any]) -> dict[str, Measure]:
-    """The average column of each leaderboard of which no task is missing; version 2's is of normalised scores."""
-    found: dict[str, Measure] = {}
+def averages(
+    plan: Sequence[PlannedTask], measures: Mapping[str, Measure], tasks: Mapping[str, Any]
+) -> dict[str, Measure]:
+    """Compute the average column of each complete leaderboard; version 2's is of scores above chance."""
+    measures_of_boards: dict[str, Measure] = {}
     for board, rows in BOARDS.items():
         names = [row.task for row in rows]
         if not all(name in tasks for name in names) or not any(task.board == board for task in plan):
             continue
         scores = [tasks[n]["normalised"] if board == V2 else 100 * measures[n].value for n in names]
-        found[board] = Measure(
+        measures_of_boards[board] = Measure(
             value=sum(scores) / len(scores),
             title=f"{board}, average",
             unit="0 to 100",
             meaning="mean of the leaderboard's columns"
-            + (", each above what guessing gets (the tasks' own measures are not)" if board == V2 else " in per cent"),
+            + (
+                ", each scaled so that guessing gets 0 (the tasks' own measures are not)"
+                if board == V2
+                else " in per cent"
+            ),
             better="higher",
             main=True,
         )
-    return found
+    return measures_of_boards

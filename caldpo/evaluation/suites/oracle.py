@@ -1,4 +1,4 @@
-"""Generations scored by the known reward: what the policy earns, and how far it moved from the reference for it."""
+"""Score samples by the known reward: true reward, win rate, KL and perplexity, also over a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from caldpo.config.bounds import NonNegative, PositiveInt, Share
 from caldpo.config.signatures import validated
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.sources.sentiment_reward import SentimentReward
+from caldpo.data.true_rewards import ExactSource, true_rewards, wins
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_cache import Sampling
-from caldpo.evaluation.fluency import score_texts
-from caldpo.evaluation.policy_weights import Weights
-from caldpo.evaluation.scored_samples import SAMPLES, Outcome, cut_notes, write_samples
-from caldpo.evaluation.suite_base import Suite
-from caldpo.evaluation.suite_result import Measure, Result
-from caldpo.evaluation.true_rewards import true_rewards, wins
+from caldpo.evaluation.model_loading import Weights
+from caldpo.evaluation.scored_samples import SAMPLES, ScoredSamples, score_texts, truncation_notes
+from caldpo.evaluation.suite_base import Measure, Result, Suite
+from caldpo.metric_definitions import KL, REFERENCE_REWARD, TRUE_REWARD, WIN_RATE, definition_of
 
 Values = NDArray[np.float64]
 
@@ -30,20 +29,20 @@ Values = NDArray[np.float64]
 @validated
 @dataclass(frozen=True, kw_only=True)
 class Oracle(Suite):
-    """True reward, win rate over the reference, sequence KL and perplexity of samples, over checkpoints if asked.
+    """True reward, win rate over the reference, sequence KL and perplexity of samples.
 
-    The KL is the mean log-ratio of the policy's own samples at temperature 1: unbiased, and 0 in expectation only where
-    the two are the same. At another temperature samples are not the policy's, and it is left out.
+    The KL is the mean log-ratio of the policy's own samples at temperature 1, an unbiased estimate. At another
+    temperature samples are not the policy's, and it is left out.
 
     Args:
-        prompts: held-out prompts.
+        prompts: number of held-out prompts.
         samples: responses to each.
         max_new_tokens: longest response, tokens; None takes the length of the run's own samples.
         temperature: of plain sampling from the whole distribution.
-        checkpoints: ``all`` also samples every checkpoint that the run kept: the path from reference to policy.
+        checkpoints: ``all`` also samples every saved checkpoint: the path from reference to policy.
         classifier: hub id or folder of a sentiment classifier whose log-odds are the reward; None takes the data's own.
         positive_label: the classifier's name for the positive class.
-        perplexity_model: hub id or folder of the model that says how likely the texts are; None takes the reference.
+        perplexity_model: hub id or folder of the model that scores the texts; None takes the reference.
         resamples: bootstrap draws of whole prompts.
         confidence: of the intervals.
     """
@@ -62,175 +61,160 @@ class Oracle(Suite):
     resamples: PositiveInt = 1000
     confidence: Share = 0.95
 
-    def check_subject(self, subject: EvaluatedPolicy) -> None:
-        """Whether there is a reward, and checkpoints where they are asked for.
+    def check_policy(self, policy: EvaluatedPolicy) -> None:
+        """Require a known reward, and checkpoints for ``checkpoints=all``.
 
         Raises:
-            CaldpoError: there is not.
+            CaldpoError: one is missing.
         """
-        if self.classifier is None and subject.data.oracle is None:
+        if self.classifier is None and policy.data.oracle is None:
             raise CaldpoError(
-                f"the true reward of a response is not known on this data ({subject.data.source.name})",
+                f"the true reward of a response is unknown on this data ({policy.data.source.name})",
                 key="suite",
                 value=self.name,
                 remedy="use data with a known reward (reviews, tabular, imdb), name a classifier by oracle.classifier,"
                 " or ask a judge: suite=judge",
             )
-        if self.checkpoints == "all" and not subject.target.checkpoints():
+        if self.checkpoints == "all" and not policy.target.checkpoints():
             raise CaldpoError(
-                f"{subject.target.name} kept no checkpoints",
+                f"{policy.target.name} saved no checkpoints",
                 key="oracle.checkpoints",
                 value="all",
                 remedy="use oracle.checkpoints=final, or train with callbacks.checkpoint.every=N"
                 " callbacks.checkpoint.keep=all",
             )
         if self.classifier is not None:
-            self._scorer(subject)  # small beside a policy, and learnt of before that loads
+            self._classifier(policy)  # small, so that an error comes before the policy loads
 
-    def other_weights(self, subject: EvaluatedPolicy) -> list[Weights]:
-        return self._earlier(subject)
+    def other_weights(self, policy: EvaluatedPolicy) -> list[Weights]:
+        return self._earlier_weights(policy)
 
-    def run(self, subject: EvaluatedPolicy) -> Result:
-        sampling = subject.sampling(self.prompts, self.samples, self.max_new_tokens, self.temperature)
-        bootstrap = Bootstrap(self.resamples, self.confidence, subject.settings.seed)
-        prompts = [h.prompt_ids for h in subject.held_out(self.prompts)]
+    def run(self, policy: EvaluatedPolicy) -> Result:
+        sampling = policy.sampling(self.prompts, self.samples, self.max_new_tokens, self.temperature)
+        bootstrap = Bootstrap(self.resamples, self.confidence, policy.settings.seed)
+        prompts = [h.prompt_ids for h in policy.held_out(self.prompts)]
         clusters = [i for i in range(len(prompts)) for _ in range(self.samples)]
-        points = [self._point(subject.at(weights), sampling) for weights in self._earlier(subject)]
-        outcome = self._outcome(subject, sampling)
-        measures = self._measures(outcome, bootstrap, clusters)
-        measures["perplexity"] = self._perplexity(subject, outcome, bootstrap, clusters)
-        measures |= exact_measures(subject)
-        write_samples(subject.folder / SAMPLES, outcome)
-        points = [*self._start(subject, outcome), *points, self._summed_up(subject.weights.step, outcome)]
-        kl = (
-            []
-            if self._samples_are_the_policys
-            else ["samples of another temperature than 1 are not the policy's: no KL"]
-        )
-        long = cut_notes(subject.samples("policy", sampling), subject.ends, sampling.max_new_tokens)
+        earlier = [
+            self._point(weights.step, self._score(policy.at(weights), sampling))
+            for weights in self._earlier_weights(policy)
+        ]
+        samples = self._score(policy, sampling)
+        measures = self._measures(samples, bootstrap, clusters)
+        measures["perplexity"] = self._perplexity(policy, samples, bootstrap, clusters)
+        measures |= exact_measures(policy)
+        samples.write(policy.folder / SAMPLES)
+        points = [*self._start(policy, samples), *earlier, self._point(policy.weights.step, samples)]
+        notes = truncation_notes(policy.samples("policy", sampling), policy.ends, sampling.max_new_tokens)
+        if not self._samples_from_policy:
+            notes.insert(0, "no KL: samples of another temperature than 1 are not the policy's")
         return Result(
             measures=measures,
-            examples=len(outcome.reward),
+            examples=len(samples.reward),
             details={
                 "points": points,
                 "prompts": len(prompts),
                 "samples": self.samples,
                 "max_new_tokens": sampling.max_new_tokens,
-                "reward": self.classifier or f"of the data: {subject.data.source.name}",
-                "perplexity_model": self.perplexity_model or subject.reference_identity,
+                "reward": self.classifier or f"of the data: {policy.data.source.name}",
+                "perplexity_model": self.perplexity_model or policy.reference_identity,
                 "confidence": self.confidence,
             },
-            notes=[*kl, *long],
+            notes=notes,
         )
 
     @property
-    def _samples_are_the_policys(self) -> bool:
+    def _samples_from_policy(self) -> bool:
+        """Whether samples are of the policy's own distribution."""
         return self.temperature == 1
 
-    def _earlier(self, subject: EvaluatedPolicy) -> list[Weights]:
-        """The checkpoints before the policy itself."""
+    def _earlier_weights(self, policy: EvaluatedPolicy) -> list[Weights]:
+        """List the checkpoints before the policy's own step."""
         if self.checkpoints == "final":
             return []
-        end = subject.weights.step
-        return [Weights(step, path) for step, path in subject.target.checkpoints().items() if end is None or step < end]
+        end = policy.weights.step
+        return [Weights(step, path) for step, path in policy.target.checkpoints().items() if end is None or step < end]
 
-    def _start(self, subject: EvaluatedPolicy, outcome: Outcome) -> list[dict[str, Any]]:
-        """Where the path begins: the reference, if training started from it."""
-        if self.checkpoints == "final" or not subject.starts_from_reference:
+    def _start(self, policy: EvaluatedPolicy, samples: ScoredSamples) -> list[dict[str, Any]]:
+        """Return the first point of the path: the reference, if training started from it."""
+        if self.checkpoints == "final" or not policy.starts_from_reference:
             return []
-        return [{"step": 0, "reward": float(outcome.baseline.mean()), "kl": 0.0, "win_rate": 0.5}]
+        return [{"step": 0, "reward": float(samples.reference_reward.mean()), "kl": 0.0, "win_rate": 0.5}]
 
-    def _point(self, subject: EvaluatedPolicy, sampling: Sampling) -> dict[str, Any]:
-        return self._summed_up(subject.weights.step, self._outcome(subject, sampling))
+    def _point(self, step: int | None, samples: ScoredSamples) -> dict[str, Any]:
+        kl = {"kl": float(samples.log_ratio.mean())} if self._samples_from_policy else {}
+        rate = float(wins(samples.reward - samples.reference_reward).mean())
+        return {"step": step, "reward": float(samples.reward.mean()), **kl, "win_rate": rate}
 
-    def _summed_up(self, step: int | None, outcome: Outcome) -> dict[str, Any]:
-        kl = {"kl": float(outcome.own.mean())} if self._samples_are_the_policys else {}
-        rate = float(wins(outcome.reward - outcome.baseline).mean())
-        return {"step": step, "reward": float(outcome.reward.mean()), **kl, "win_rate": rate}
-
-    def _outcome(self, subject: EvaluatedPolicy, sampling: Sampling) -> Outcome:
-        asked = [h for h in subject.held_out(self.prompts) for _ in range(self.samples)]
-        ours, theirs = subject.samples("policy", sampling), subject.samples("reference", sampling)
+    def _score(self, policy: EvaluatedPolicy, sampling: Sampling) -> ScoredSamples:
+        """Sample policy and reference, and compute rewards and log-ratios of both sides' samples."""
+        held_out = [h for h in policy.held_out(self.prompts) for _ in range(self.samples)]
+        policy_ids, reference_ids = policy.samples("policy", sampling), policy.samples("reference", sampling)
         pairs = [
             TokenizedPair(h.prompt_ids, a, b, None, None, i, "")
-            for i, (h, a, b) in enumerate(zip(asked, ours, theirs, strict=True))
+            for i, (h, a, b) in enumerate(zip(held_out, policy_ids, reference_ids, strict=True))
         ]
-        by_policy = subject.logps("policy", pairs, "samples of both")
-        by_reference = subject.logps("reference", pairs, "samples of both")
-        ratios = by_policy - by_reference
-        prompts = [subject.prompt_text(h) for h in asked]
-        texts, other_texts = ([subject.decode(ids) for ids in side] for side in (ours, theirs))
-        return Outcome(
-            reward=self._rewards(subject, prompts, texts),
-            baseline=subject.bench.once(
-                f"rewards {self.classifier} {self.positive_label} {subject.sampled_as(sampling)}",
-                lambda: self._rewards(subject, prompts, other_texts),
+        by_policy = policy.logps("policy", pairs, "samples of both")
+        by_reference = policy.logps("reference", pairs, "samples of both")
+        log_ratios = by_policy - by_reference
+        prompts = [policy.prompt_text(h) for h in held_out]
+        texts, reference_texts = ([policy.decode(ids) for ids in side] for side in (policy_ids, reference_ids))
+        return ScoredSamples(
+            reward=self._rewards(policy, prompts, texts),
+            reference_reward=policy.cache.once(
+                f"rewards {self.classifier} {self.positive_label} {policy.sampling_key(sampling)}",
+                lambda: self._rewards(policy, prompts, reference_texts),
             ),
-            own=ratios[0],
-            theirs=ratios[1],
-            under_reference=by_reference[0],
+            log_ratio=log_ratios[0],
+            reference_log_ratio=log_ratios[1],
+            reference_logp=by_reference[0],
             prompts=prompts,
             texts=texts,
-            other_texts=other_texts,
-            tokens=np.array([len(ids) for ids in ours], dtype=np.float64),
-            ended=np.array([ids[-1] in subject.ends for ids in ours]),
+            reference_texts=reference_texts,
+            tokens=np.array([len(ids) for ids in policy_ids], dtype=np.float64),
+            ended=np.array([ids[-1] in policy.ends for ids in policy_ids]),
         )
 
-    def _rewards(self, subject: EvaluatedPolicy, prompts: Sequence[str], texts: Sequence[str]) -> Values:
+    def _rewards(self, policy: EvaluatedPolicy, prompts: Sequence[str], texts: Sequence[str]) -> Values:
         if self.classifier is None:
-            return true_rewards(subject.data, prompts, texts)
-        return np.array(self._scorer(subject)([prompt + text for prompt, text in zip(prompts, texts, strict=True)]))
+            return true_rewards(policy.data, prompts, texts)
+        classifier = self._classifier(policy)
+        return np.array(classifier([prompt + text for prompt, text in zip(prompts, texts, strict=True)]))
 
-    def _scorer(self, subject: EvaluatedPolicy) -> SentimentReward:
-        path, label, device = str(self.classifier), self.positive_label, str(subject.device)
-        scorer: SentimentReward = subject.bench.once(
+    def _classifier(self, policy: EvaluatedPolicy) -> SentimentReward:
+        path, label, device = str(self.classifier), self.positive_label, str(policy.device)
+        classifier: SentimentReward = policy.cache.once(
             f"classifier {path} {label}",
-            lambda: SentimentReward(path, label, device, subject.batch, key="oracle.classifier"),
+            lambda: SentimentReward(path, label, device, policy.batch, key="oracle.classifier"),
         )
-        return scorer
+        return classifier
 
-    def _measures(self, outcome: Outcome, bootstrap: Bootstrap, clusters: Sequence[Hashable]) -> dict[str, Measure]:
-        measures = {
-            "reward": Measure(
-                **bootstrap.mean(outcome.reward, clusters),
-                title="true reward",
-                unit="units of the reward",
-                meaning="mean true reward of the policy's samples on held-out prompts",
-                better="higher",
-                main=True,
-            ),
-            "reference_reward": Measure(
-                **bootstrap.mean(outcome.baseline, clusters),
-                title="reference's reward",
-                unit="units of the reward",
-                meaning="the same of the reference, where training started",
-            ),
-            "win_rate": Measure(
-                **bootstrap.mean(wins(outcome.reward - outcome.baseline), clusters),
-                title="win rate",
-                unit="share of samples",
-                meaning="share of samples with a higher true reward than the reference's to the same prompt, ties half",
-                better="higher",
-                main=True,
-            ),
+    def _measures(
+        self, samples: ScoredSamples, bootstrap: Bootstrap, clusters: Sequence[Hashable]
+    ) -> dict[str, Measure]:
+        # logged metrics are of one sample per prompt, these of `samples`
+        reward = TRUE_REWARD.words | {"meaning": "mean true reward of the policy's samples on held-out prompts"}
+        win_rate = WIN_RATE.words | {
+            "unit": "share of samples",
+            "meaning": "share of samples with a higher true reward than the reference's to the same prompt, ties"
+            " counted half",
         }
-        if self._samples_are_the_policys:
-            measures["kl"] = Measure(
-                **bootstrap.mean(outcome.own, clusters),
-                title="KL to reference",
-                unit="nats per sequence",
-                meaning="KL(policy || reference): mean log-ratio of the policy's own samples",
-                main=True,
-            )
+        gain = samples.reward - samples.reference_reward
+        measures = {
+            "reward": Measure(**bootstrap.mean(samples.reward, clusters), **reward, main=True),
+            "reference_reward": Measure(**bootstrap.mean(samples.reference_reward, clusters), **REFERENCE_REWARD.words),
+            "win_rate": Measure(**bootstrap.mean(wins(gain), clusters), **win_rate, main=True),
+        }
+        if self._samples_from_policy:
+            measures["kl"] = Measure(**bootstrap.mean(samples.log_ratio, clusters), **KL.words, main=True)
             measures["reverse_kl"] = Measure(
-                **bootstrap.mean(-outcome.theirs, clusters),
+                **bootstrap.mean(-samples.reference_log_ratio, clusters),
                 title="KL from reference",
-                unit="nats per sequence",
-                meaning="KL(reference || policy): mean negative log-ratio of the reference's samples; large where the"
-                " policy gave up something that the reference does",
+                unit=KL.unit,
+                meaning="KL(reference || policy): mean negative log-ratio of the reference's samples, per sequence;"
+                " large where the policy makes responses of the reference unlikely",
             )
         measures["tokens"] = Measure(
-            **bootstrap.mean(outcome.tokens, clusters),
+            **bootstrap.mean(samples.tokens, clusters),
             title="response length",
             unit="tokens",
             meaning="mean length of the policy's samples, end of sequence included",
@@ -238,36 +222,35 @@ class Oracle(Suite):
         return measures
 
     def _perplexity(
-        self, subject: EvaluatedPolicy, outcome: Outcome, bootstrap: Bootstrap, clusters: Sequence[Hashable]
+        self, policy: EvaluatedPolicy, samples: ScoredSamples, bootstrap: Bootstrap, clusters: Sequence[Hashable]
     ) -> Measure:
         if self.perplexity_model is None:
-            said, logps, tokens = "the reference, end of sequence included", outcome.under_reference, outcome.tokens
+            scorer, logps, tokens = "the reference, end of sequence included", samples.reference_logp, samples.tokens
         else:
-            said = f"{self.perplexity_model}, in that model's tokens, without end of sequence"
-            logps, tokens = score_texts(self.perplexity_model, subject, outcome.prompts, outcome.texts)
+            scorer = f"{self.perplexity_model}, in that model's tokens, without end of sequence"
+            logps, tokens = score_texts(self.perplexity_model, policy, samples.prompts, samples.texts)
         return Measure(
             **bootstrap.of_sums(lambda logp, count: np.exp(-logp / count), (logps, tokens), clusters),
             title="perplexity",
             unit="per token",
-            meaning=f"exp of the mean negative log-prob per token of the policy's samples under {said}",
+            meaning=f"exp of the mean negative log-prob per token of the policy's samples under {scorer}",
             main=True,
         )
 
 
-def exact_measures(subject: EvaluatedPolicy) -> dict[str, Measure]:
-    """What the environment knows without sampling (a table's expected reward and KL), where it knows anything."""
-    exact = getattr(subject.data.source, "exact_metrics", None)
-    if exact is None:
+def exact_measures(policy: EvaluatedPolicy) -> dict[str, Measure]:
+    """Compute what the data's source knows without sampling (expected reward and KL of a table); empty without."""
+    source = policy.data.source
+    if not isinstance(source, ExactSource):
         return {}
-    policy = subject.policy
-    with subject.reference() as reference:
-        found = exact(policy, reference, subject.own_reward_beta or subject.reward_beta)
-    return {
-        name: Measure(
-            value=value,
-            title=name.replace("_", " "),
-            unit="nats" if "kl" in name else "units of the reward",
-            meaning="exact: a sum over the whole distribution, without sampling",
-        )
-        for name, value in found.items()
-    }
+    model = policy.model
+    with policy.reference_model() as reference:
+        values = source.exact_metrics(model, reference, policy.target.implicit_reward_beta or policy.reward_beta)
+    return {name: Measure(value=value, **_exact_words(name)) for name, value in values.items()}
+
+
+def _exact_words(name: str) -> dict[str, Any]:
+    definition = definition_of(f"oracle/{name}")
+    if definition is not None:
+        return definition.words
+    return {"title": name.replace("_", " "), "unit": "data's units", "meaning": "exact, without sampling"}

@@ -1,10 +1,11 @@
-"""Held-out pairs: does the policy prefer what people preferred, by how much, and is it as sure as it should be?"""
+"""Measure accuracy, margin, calibration and length bias of the implicit reward on held-out pairs."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,19 +13,26 @@ from numpy.typing import NDArray
 
 from caldpo.config.bounds import PositiveInt, Share
 from caldpo.config.signatures import validated
+from caldpo.data.true_rewards import wins
 from caldpo.environments.reward_agreement import agreement_of_centred, centred, rank_correlation
 from caldpo.evaluation.bootstrap import Bootstrap, Rows
 from caldpo.evaluation.calibration_error import calibration_error, expected_error, reliability_curve
-from caldpo.evaluation.consistency_checks import logged_otherwise
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
-from caldpo.evaluation.suite_base import Suite
-from caldpo.evaluation.suite_result import Measure, Result
-from caldpo.evaluation.true_rewards import wins
-from caldpo.metric_definitions import REWARD_UNIT
-from caldpo.report.comparison_facts import OWN_BETA
+from caldpo.evaluation.evaluation_provenance import log_ratio_notes
+from caldpo.evaluation.suite_base import Measure, Result, Suite
+from caldpo.metric_definitions import (
+    ACCURACY,
+    CHOSEN_LOG_RATIO,
+    PEARSON,
+    REJECTED_LOG_RATIO,
+    REWARD_ERROR,
+    REWARD_MARGIN,
+    SLOPE,
+    SPEARMAN,
+)
 from caldpo.utils.atomic_io import atomic_text
 
-PAIRS = "preference_pairs.csv"  # a row per pair, beside the results
+PAIRS = "preference_pairs.csv"  # one row per pair, beside the results
 Values = NDArray[np.float64]
 
 
@@ -33,11 +41,11 @@ Values = NDArray[np.float64]
 class Preference(Suite):
     """Accuracy, margin, calibration and length bias of the implicit reward ``reward_beta log(pi/pi_ref)``.
 
-    Where the run's loss has an implicit reward by its own derivation, calibration and slope are told at its own beta,
-    too, under names of their own.
+    Where the run's loss has an implicit reward by its own derivation, calibration error and slope are also measured at
+    its own beta, as ``calibration_error_own_beta`` and ``slope_own_beta``.
 
     Args:
-        bins: of the reliability curve, of equal width.
+        bins: number of bins of the reliability curve, of equal width.
         resamples: bootstrap draws of whole prompts.
         confidence: of the intervals.
     """
@@ -49,56 +57,56 @@ class Preference(Suite):
     resamples: PositiveInt = 1000
     confidence: Share = 0.95
 
-    def check_subject(self, subject: EvaluatedPolicy) -> None:
-        self.require_rejected(subject)
+    def check_policy(self, policy: EvaluatedPolicy) -> None:
+        self.require_rejected(policy)
 
-    def run(self, subject: EvaluatedPolicy) -> Result:
-        chosen, rejected = subject.log_ratios
-        lengths = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in subject.pairs], dtype=np.float64).T
-        bootstrap = Bootstrap(self.resamples, self.confidence, subject.settings.seed)
-        margins = subject.reward_beta * (chosen - rejected)
-        measures = _agreement_with_people(margins, chosen, rejected, bootstrap, subject.prompts, self.bins)
-        measures |= _length_bias(margins, lengths[0] - lengths[1], bootstrap, subject.prompts)
-        own = subject.own_reward_beta
-        if own is not None:
-            measures |= _own_calibration(own, chosen - rejected, bootstrap, subject.prompts, self.bins)
-        scores = subject.scores
+    def run(self, policy: EvaluatedPolicy) -> Result:
+        chosen, rejected = policy.log_ratios
+        lengths = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in policy.pairs], dtype=np.float64).T
+        bootstrap = Bootstrap(self.resamples, self.confidence, policy.settings.seed)
+        margins = policy.reward_beta * (chosen - rejected)
+        measures = _pair_measures(margins, chosen, rejected, bootstrap, policy.prompts, self.bins)
+        measures |= _length_bias(margins, lengths[0] - lengths[1], bootstrap, policy.prompts)
+        own_beta = policy.target.implicit_reward_beta
+        if own_beta is not None:
+            measures |= _own_calibration(own_beta, chosen - rejected, bootstrap, policy.prompts, self.bins)
+        scores = policy.scores
         if scores is not None:
-            measures |= _true_rewards(subject.reward_beta, subject.log_ratios, scores, bootstrap, subject.prompts)
-            if own is not None:
-                measures |= _own_slope(own / subject.reward_beta, measures["slope"])
-        self._write_pairs(subject, lengths, scores)
+            measures |= _true_reward_measures(policy.reward_beta, policy.log_ratios, scores, bootstrap, policy.prompts)
+            if own_beta is not None:
+                measures |= _own_slope(own_beta / policy.reward_beta, measures["slope"])
+        self._write_pairs(policy, lengths, scores)
         return Result(
             measures=measures,
             examples=len(chosen),
             details={
-                "prompts": len(set(subject.prompts)),
-                "reward_beta": subject.reward_beta,
-                OWN_BETA: own,
+                "prompts": len(set(policy.prompts)),
+                "reward_beta": policy.reward_beta,
+                "implicit_reward_beta": own_beta,
                 "reliability": reliability_curve(margins, self.bins),
                 "confidence": self.confidence,
             },
-            notes=logged_otherwise(subject, float(chosen.mean())),
+            notes=log_ratio_notes(policy, float(chosen.mean())),
         )
 
-    def _write_pairs(self, subject: EvaluatedPolicy, lengths: Values, scores: Values | None) -> None:
-        """What the measures are made of, pair by pair, for figures of one's own."""
+    def _write_pairs(self, policy: EvaluatedPolicy, lengths: Values, scores: Values | None) -> None:
+        """Write log-ratios, lengths and scores pair by pair, for a reader's own figures."""
         columns: dict[str, Sequence[Any]] = {
-            "origin": [pair.origin for pair in subject.pairs],
-            "log_ratio_chosen": subject.log_ratios[0],
-            "log_ratio_rejected": subject.log_ratios[1],
+            "origin": [pair.origin for pair in policy.pairs],
+            "log_ratio_chosen": policy.log_ratios[0],
+            "log_ratio_rejected": policy.log_ratios[1],
             "tokens_chosen": lengths[0].astype(int),
             "tokens_rejected": lengths[1].astype(int),
         }
         if scores is not None:
             columns |= {"score_chosen": scores[0], "score_rejected": scores[1]}
-        with atomic_text(subject.folder / PAIRS) as file:
+        with atomic_text(policy.folder / PAIRS) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
 
 
-def _agreement_with_people(
+def _pair_measures(
     margins: Values, chosen: Values, rejected: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable], bins: int
 ) -> dict[str, Measure]:
     def error(rows: Rows) -> float:
@@ -108,38 +116,28 @@ def _agreement_with_people(
     return {
         "accuracy": Measure(
             **bootstrap.mean(wins(margins), prompts),
-            title="accuracy",
-            unit="share of pairs",
-            meaning="share of held-out pairs whose chosen response has the higher implicit reward, ties counted half",
-            better="higher",
+            **ACCURACY.words,
             main=True,
         ),
         "margin": Measure(
             **bootstrap.mean(margins, prompts),
-            title="reward margin",
-            unit=REWARD_UNIT,
-            meaning="implicit reward of the chosen less that of the rejected response, mean over pairs; reward_beta is"
-            " one for all losses",
+            **REWARD_MARGIN.words,
             main=True,
         ),
         "log_ratio_chosen": Measure(
             **bootstrap.mean(chosen, prompts),
-            title="chosen log-ratio",
-            unit="nats",
-            meaning="log pi(chosen) - log pi_ref(chosen), summed over the response's tokens, mean over pairs",
+            **CHOSEN_LOG_RATIO.words,
         ),
         "log_ratio_rejected": Measure(
             **bootstrap.mean(rejected, prompts),
-            title="rejected log-ratio",
-            unit="nats",
-            meaning="the same of the rejected response",
+            **REJECTED_LOG_RATIO.words,
         ),
         "calibration_error": Measure(
             **bootstrap.of(error, prompts),
             title="calibration error",
             unit="probability",
-            meaning="mean distance between the preference probability that the policy claims, sigmoid(reward margin)"
-            " in units of reward_beta, and the share of pairs that bear it out, over bins of the claimed probability;"
+            meaning="mean distance between the claimed preference probability, sigmoid(reward margin) in units of"
+            " reward_beta, and the share of pairs in which it comes true, over bins of the claimed probability;"
             f" never 0 with few pairs: see the error by chance beside it ({by_chance:.3f} here)",
             better="lower",
             main=True,
@@ -149,8 +147,8 @@ def _agreement_with_people(
             n=len(margins),
             title="calibration error by chance",
             unit="probability",
-            meaning="what the calibration error would be on average if every claimed probability were true: a policy"
-            " with no more than this is as calibrated as so many pairs can show",
+            meaning="mean calibration error of a perfectly calibrated policy on this many pairs: an error no larger"
+            " than this shows no miscalibration",
         ),
     }
 
@@ -158,7 +156,7 @@ def _agreement_with_people(
 def _own_calibration(
     beta: float, log_ratio_margins: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable], bins: int
 ) -> dict[str, Measure]:
-    """The calibration error of what the loss itself claims: ``sigmoid(beta (a - b))`` at its own beta."""
+    """Measure the calibration error of the loss's own claim: ``sigmoid(beta (a - b))`` at its own beta."""
     margins = beta * log_ratio_margins
     by_chance = expected_error(margins, bins, bootstrap.seed)
     return {
@@ -176,7 +174,7 @@ def _own_calibration(
 
 
 def _own_slope(factor: float, slope: Measure) -> dict[str, Measure]:
-    """The slope in units of the loss's own beta: it is linear in the unit."""
+    """Scale the slope to the loss's own beta, in which it is linear."""
     low, high = (None if end is None else factor * end for end in (slope.low, slope.high))
     own = replace(slope, value=factor * slope.value, low=low, high=high, title="slope at own beta", main=False)
     return {"slope_own_beta": replace(own, meaning=f"the slope in units of the loss's own beta: {factor:g} times it")}
@@ -185,30 +183,30 @@ def _own_slope(factor: float, slope: Measure) -> dict[str, Measure]:
 def _length_bias(
     margins: Values, difference: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable]
 ) -> dict[str, Measure]:
-    """Accuracy by which response is longer, beside what length alone would get."""
+    """Measure accuracy by which response is longer, beside the accuracy of length alone."""
 
     def correlation(rows: Rows) -> float:
         return rank_correlation(margins[rows], difference[rows])
 
-    def among(chosen: NDArray[np.bool_]) -> dict[str, Any]:
-        return bootstrap.mean(wins(margins[chosen]), [p for p, kept in zip(prompts, chosen, strict=True) if kept])
+    def accuracy(mask: NDArray[np.bool_]) -> dict[str, Any]:
+        return bootstrap.mean(wins(margins[mask]), list(compress(prompts, mask)))
 
     measures = {
         f"accuracy_{side}": Measure(
-            **among(chosen),
+            **accuracy(mask),
             title=f"accuracy, chosen {side}",
             unit="share of pairs",
             meaning=f"accuracy among the pairs whose chosen response is {side} (in tokens) than the rejected one",
             better="higher",
             main=True,
         )
-        for side, chosen in (("longer", difference > 0), ("shorter", difference < 0))
+        for side, mask in (("longer", difference > 0), ("shorter", difference < 0))
     }
     measures["accuracy_of_length"] = Measure(
         **bootstrap.mean(wins(difference), prompts),
         title="accuracy of length alone",
         unit="share of pairs",
-        meaning="what always preferring the longer response would get on the same pairs: a baseline, not the policy's",
+        meaning="accuracy of always preferring the longer response on the same pairs: a baseline, not the policy's",
         main=True,
     )
     measures["length_correlation"] = Measure(
@@ -220,56 +218,33 @@ def _length_bias(
     return measures
 
 
-def _true_rewards(
+def _true_reward_measures(
     beta: float, log_ratios: Values, scores: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable]
 ) -> dict[str, Measure]:
-    """Implicit against true rewards of all responses, both centred within each prompt."""
-    both = [*prompts, *prompts]
-    true, implicit, compared = centred(beta * log_ratios.ravel(), scores.ravel(), both)
+    """Compare implicit with true rewards of all responses, both centred within each prompt."""
+    of_responses = [*prompts, *prompts]
+    true, implicit, compared = centred(beta * log_ratios.ravel(), scores.ravel(), of_responses)
     true, implicit = true[compared], implicit[compared]
-    clusters = [prompt for prompt, kept in zip(both, compared, strict=True) if kept]
-    found = agreement_of_centred(true, implicit)
+    clusters = list(compress(of_responses, compared))
+    values = agreement_of_centred(true, implicit)
     squares = (true * implicit, true * true, implicit * implicit)
-    drawn = {
+    intervals = {
         "slope": bootstrap.of_sums(lambda xy, xx, yy: xy / xx, squares, clusters),
         "pearson": bootstrap.of_sums(lambda xy, xx, yy: xy / np.sqrt(xx * yy), squares, clusters),
         "spearman": bootstrap.of(lambda rows: rank_correlation(true[rows], implicit[rows]), clusters),
         "error": bootstrap.mean(np.abs(implicit - true), clusters),
     }
-    gap = scores[0] - scores[1]
-    right = wins(np.sign(gap) * np.sign(log_ratios[0] - log_ratios[1]))
-    told = [prompt for prompt, differs in zip(prompts, gap != 0, strict=True) if differs]
-    words: dict[str, dict[str, Any]] = {
-        "slope": {
-            "title": "slope on true reward",
-            "unit": "implicit per true reward",
-            "meaning": "slope of implicit (reward_beta x log-ratio) on true rewards of held-out responses, both centred"
-            " within each prompt; 1 is the true scale, less is compressed",
-            "main": True,
-        },
-        "pearson": {
-            "title": "Pearson r",
-            "unit": "-1 to 1",
-            "meaning": "correlation of implicit with true rewards, centred likewise",
-            "better": "higher",
-            "main": True,
-        },
-        "spearman": {
-            "title": "Spearman rho",
-            "unit": "-1 to 1",
-            "meaning": "rank correlation of the same",
-            "better": "higher",
-        },
-        "error": {
-            "title": "reward error",
-            "unit": "data's units",
-            "meaning": "mean absolute difference of implicit and true rewards, centred likewise",
-            "better": "lower",
-        },
+    definitions = {"slope": SLOPE, "pearson": PEARSON, "spearman": SPEARMAN, "error": REWARD_ERROR}
+    measures = {
+        name: Measure(
+            **intervals[name] | {"value": values[name]}, **definition.words, main=name in ("slope", "pearson")
+        )
+        for name, definition in definitions.items()
     }
-    measures = {name: Measure(**drawn[name] | {"value": found[name]}, **words[name]) for name in words}
+    gap = scores[0] - scores[1]
+    ranked_right = wins(np.sign(gap) * np.sign(log_ratios[0] - log_ratios[1]))
     measures["accuracy_of_truth"] = Measure(
-        **bootstrap.mean(right[gap != 0], told),
+        **bootstrap.mean(ranked_right[gap != 0], list(compress(prompts, gap != 0))),
         title="accuracy against true reward",
         unit="share of pairs",
         meaning="share of pairs in which the implicit reward ranks the responses as their true rewards do, whatever"

@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from caldpo.environments.reviews import sft_policy as sft
 from caldpo.environments.reviews.review_prompts import TITLES, parse_prompt
 from caldpo.environments.reviews.review_reward import parse_sentence
-from caldpo.environments.reviews.review_tokenizer import build_tokenizer
-from caldpo.environments.reviews.sft_policy import SftRecipe, fit_sft, sft_batches
+from caldpo.environments.reviews.sft_policy import SftRecipe, build_tokenizer, fit_sft, sft_batches
 from caldpo.models.tiny_model import TinyModel
 from tests.messages import refused
 
@@ -132,7 +131,7 @@ def test_the_policy_is_fitted_once_and_loaded_afresh(tmp_path: Path, monkeypatch
         TinyModel(**{**ARGUMENTS, "sft_seed": 1}, cache=str(tmp_path)).load_policy()
 
 
-def test_a_damaged_cache_says_what_to_delete(tmp_path: Path) -> None:
+def test_a_damaged_cache_names_the_folder_to_delete(tmp_path: Path) -> None:
     source = TinyModel(**ARGUMENTS, cache=str(tmp_path))
     source.load_policy()
     (weights,) = tmp_path.glob("*/model.safetensors")

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from caldpo.data.tokenize import encode_continuation
 from caldpo.environments.reviews.pair_sampling import sample_pairs
-from caldpo.environments.reviews.review_tokenizer import MAX_LENGTH, build_tokenizer
+from caldpo.environments.reviews.sft_policy import MAX_LENGTH, build_tokenizer
 from caldpo.environments.reviews.vocabulary import WORDS
 
 ROWS = list(sample_pairs("train", 300, seed=3, sharpness=1.0))

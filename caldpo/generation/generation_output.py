@@ -1,0 +1,160 @@
+"""Print prompts and responses, and write them as CSV; control characters of a model's text never reach a terminal.
+
+CSV, since the files are for reading: every spreadsheet and pandas open it, and a row is complete on disk as soon as it
+is written.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from caldpo.evaluation.evaluation_cache import Sampling
+from caldpo.generation.generation_checks import PromptContent
+from caldpo.generation.responses import Response
+from caldpo.utils.atomic_io import append_text, atomic_text
+from caldpo.utils.text_format import number
+
+GENERATIONS = "generations.csv"
+CHAT = "chat.csv"
+_MAX_SHOWN = 1500  # characters of a prompt on the terminal; the file has all
+
+
+# ---- terminal
+
+
+def print_prompt(console: Console, title: str, content: PromptContent) -> None:
+    """Print a prompt: the end of a long one, which the response continues."""
+    console.print(Text(title, "bold"))
+    turns = [("", content)] if isinstance(content, str) else [(f"{m['role']}: ", m["content"]) for m in content]
+    text = "\n".join(role + turn for role, turn in turns)
+    if len(text) > _MAX_SHOWN:
+        console.print(Text(f"({len(text) - _MAX_SHOWN:,} characters before)", "dim"))
+    console.print(Text(printable(text[-_MAX_SHOWN:])), soft_wrap=True)
+
+
+def print_responses(
+    console: Console, responses: Sequence[Response], chosen: tuple[str, float | None] | None = None
+) -> None:
+    """Print responses below one another, with length, log-ratio and true reward.
+
+    Args:
+        console: to print on.
+        responses: to one prompt.
+        chosen: text and true reward of the data's preferred response.
+    """
+    has_ratios = any(response.log_ratio is not None for response in responses)
+    has_rewards = any(response.true_reward is not None for response in responses)
+    several = max(response.sample for response in responses) > 0
+    table = Table("", "response", box=box.SIMPLE, show_lines=True)
+    for header in ["tokens", *(["log-ratio"] if has_ratios else []), *(["reward"] if has_rewards else [])]:
+        table.add_column(header, justify="right")
+
+    def add(label: str, text: str, tokens: str, ratio: float | None, reward: float | None) -> None:
+        columns = [tokens, *([_number(ratio)] if has_ratios else []), *([_number(reward)] if has_rewards else [])]
+        table.add_row(Text(label, "bold"), Text(printable(text.strip())), *columns)
+
+    if chosen is not None:
+        add("chosen (data)", chosen[0], "", None, chosen[1])
+    for response in responses:
+        label = f"{response.role} {response.sample + 1}" if several else response.role
+        tokens = f"{response.tokens}" if response.ended else f"{response.tokens}, cut"
+        add(label, response.text, tokens, response.log_ratio, response.true_reward)
+    console.print(table)
+
+
+def print_legend(console: Console, responses: Sequence[Response]) -> None:
+    """Explain the columns that the tables have."""
+    lines = {
+        "log-ratio: log pi(response) - log pi_ref(response), nats, summed over its tokens": any(
+            response.log_ratio is not None for response in responses
+        ),
+        "reward: the true one, in the data's units": any(response.true_reward is not None for response in responses),
+        "cut: truncated before the response ended (max_new_tokens)": any(not response.ended for response in responses),
+    }
+    for line in (line for line, applies in lines.items() if applies):
+        console.print(line, style="dim", highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Escape the control characters of ``text``, but for line ends and tabs."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else number(value)
+
+
+# ---- files
+
+
+def write_table(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write a table of at least one row, replacing the last one."""
+    with atomic_text(file) as stream:
+        stream.write(_as_csv(rows, header=True))
+
+
+def rows_of(content: PromptContent, responses: Sequence[Response], sampling: Sampling) -> list[dict[str, Any]]:
+    """Return one row per response; unknown values are empty, a conversation is the JSON of its messages."""
+    prompt = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return [
+        {
+            "prompt": prompt,
+            "sample": response.sample,
+            "who": response.role,
+            "response": response.text,
+            "tokens": response.tokens,
+            "ended": str(response.ended).lower(),
+            "log_ratio": response.log_ratio,
+            "true_reward": response.true_reward,
+            "temperature": sampling.temperature,
+            "seed": sampling.seed,
+        }
+        for response in responses
+    ]
+
+
+class Transcript:
+    """A file that conversations are appended to, turn by turn.
+
+    Args:
+        file: created with its header by the first turn.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.session = datetime.now(UTC).isoformat(timespec="seconds")
+        self.turns = 0
+
+    def add(self, conversation: int, text: str, responses: Sequence[Response], sampling: Sampling) -> None:
+        """Append one turn to the file.
+
+        Args:
+            conversation: its number within the session; each starts without history.
+            text: as typed.
+            responses: to it.
+            sampling: of the responses.
+        """
+        turn = {"session": self.session, "conversation": conversation, "turn": self.turns}
+        rows = [turn | row for row in rows_of(text, responses, sampling)]
+        append_text(self.file, _as_csv(rows, header=not self.file.exists()))
+        self.turns += 1
+
+
+def _as_csv(rows: Sequence[dict[str, Any]], *, header: bool) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,85 @@
+"""Pin what may change while a run is interrupted: commits of the hub, and the date that chat templates write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from caldpo.utils.notes import print_notes
+
+if TYPE_CHECKING:
+    from caldpo.data.datamodule import PairDataModule
+    from caldpo.models.model_source import ModelSource
+
+# Keys of summary.json
+MODEL_COMMIT = "model_commit"  # of a hub model
+DATA_COMMIT = "data_commit"  # of a hub data set
+DATE = "date"  # day of the run's first start, for chat templates that write it: see caldpo.data.template_source
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def pin(model: ModelSource, data: PairDataModule, recorded: Mapping[str, Any]) -> dict[str, str]:
+    """Pin the sources of a run to the recorded commits and date; in a new run to those of today.
+
+    To be called before the tokenizer loads and before rows are read, which come from the same commits.
+
+    Args:
+        model: source of the weights.
+        data: of the run, whose rows may come from the hub.
+        recorded: ``summary.json`` of a run that was begun before; empty for a new one.
+
+    Returns:
+        Entries to record in ``summary.json``.
+    """
+    began = first_day(recorded)
+    if began is not None:
+        data.now = began
+    data_commit = _commit(recorded.get(DATA_COMMIT)) or _commit(data.source.commit())
+    if data_commit is not None:
+        data.pin_source(data_commit)
+    pinned = {
+        MODEL_COMMIT: pin_model(model, recorded),
+        DATA_COMMIT: data_commit,
+        DATE: data.now.date().isoformat(),
+    }
+    return {key: value for key, value in pinned.items() if value is not None}
+
+
+def pin_model(source: ModelSource, recorded: Mapping[str, Any]) -> str | None:
+    """Pin a model to the recorded commit, with a note where its branch has moved; return the commit.
+
+    Args:
+        source: of the weights; one without a repository has no commit.
+        recorded: ``summary.json`` of a run that was begun before; empty for a new one.
+    """
+    repository = source.repository()
+    if repository is None:
+        return None
+    commit = _commit(recorded.get(MODEL_COMMIT))
+    if commit is None:
+        commit = _commit(repository.commit())
+    elif commit != repository.revision and (current := repository.commit()) not in (None, commit):
+        print_notes(
+            [
+                f"{repository.revision or 'main'} of {repository.path} has moved on to {current}; the run goes on with"
+                f" {commit}, which it began with"
+            ]
+        )
+    if commit is not None:
+        repository.pin(commit)
+    return commit
+
+
+def first_day(summary: Mapping[str, Any]) -> datetime | None:
+    """Parse the day of a run's first start from its ``summary.json``; None where it is not recorded."""
+    try:
+        return datetime.fromisoformat(summary[DATE])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _commit(value: object) -> str | None:
+    return value if isinstance(value, str) and _COMMIT.fullmatch(value) is not None else None

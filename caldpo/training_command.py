@@ -1,0 +1,83 @@
+"""Dispatch a training configuration: train, estimate (``dry_run``) or replay a dumped step."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import transformers
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from caldpo.console import print_line
+from caldpo.errors import CaldpoError
+from caldpo.estimation.estimate_run import estimate
+from caldpo.replay.replay_run import replay
+from caldpo.run_settings import RunSettings
+from caldpo.security.redacted_streams import RedactedStream
+from caldpo.training_run import Announce, train_run
+from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.devices import resolve_devices
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Train, estimate or replay, as the configuration says.
+
+    Everything is written into Hydra's output folder.
+
+    Returns:
+        The final metric named by ``optimized_metric``, for sweepers that search; None where nothing is trained.
+
+    Raises:
+        CaldpoError: a mistake that the user can mend; before weights load where possible.
+    """
+    try:
+        run_dir = Path(HydraConfig.get().runtime.output_dir)
+    except ValueError:
+        raise CaldpoError(
+            "a run needs a folder, which a configuration that is composed by Hydra alone does not name",
+            remedy='from Python: from caldpo import compose, train; train(compose(["loss=dpo"]))',
+        ) from None
+    resolve_devices(cfg)
+    settings = RunSettings(**{key: cfg[key] for key in RunSettings.__dataclass_fields__})
+    if settings.dry_run:
+        estimate(cfg)
+        return None
+    if settings.replay is not None:
+        replay(cfg, settings, Path(settings.replay).expanduser())
+        return None
+    with compact_output(run_dir, settings) as announce:
+        summary = train_run(cfg, settings, run_dir, announce)
+    if announce is not None and is_first_rank():
+        print_line(run_dir.name, summary)
+    metric: float | None = summary["metrics"].get(settings.optimized_metric)
+    return metric
+
+
+@contextlib.contextmanager
+def compact_output(run_dir: Path, settings: RunSettings) -> Iterator[Announce | None]:
+    """With ``console=compact``, redirect the output into the run's ``output.txt``; that of other ranks to nowhere.
+
+    Yields:
+        A function that prints a line beside the redirection, on the first rank; None where nothing is redirected.
+    """
+    first_rank = is_first_rank()
+    if settings.console == "full" and first_rank:
+        yield None
+        return
+    transformers.utils.logging.disable_progress_bar()
+    announce: Announce = functools.partial(print, file=sys.stdout, flush=True) if first_rank else _print_nothing
+    path = run_dir / "output.txt" if first_rank else Path(os.devnull)
+    with (
+        path.open("a" if settings.resume else "w", encoding="utf-8") as file,
+        contextlib.redirect_stdout(RedactedStream(file)),
+    ):
+        yield announce
+
+
+def _print_nothing(line: str) -> None:
+    """Other ranks print nothing beside their redirected output."""

@@ -1,0 +1,182 @@
+"""What somebody means by a key or value that is not there, and all mistakes of a command line at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from omegaconf import OmegaConf
+
+from caldpo.benchmark import agree
+from caldpo.config.did_you_mean import KEYS
+from caldpo.config.preflight import composed
+from caldpo.config.value_checks import problem
+from caldpo.errors import CaldpoError
+from caldpo.train import SCHEMAS, main
+from tests.messages import names
+from tests.test_configs import CONF
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
+
+
+def told(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        *[("bf16", "bf16-mixed"), ("bfloat16", "bf16-mixed"), ("bf16-tru", "bf16-true")],
+        *[("fp16", "16-mixed"), (16, "16-mixed"), ("half", "16-mixed")],
+        *[("fp32", "32-true"), (32, "32-true"), ("float32", "32-true"), ("64", "64-true")],
+    ],
+)
+def test_usual_names_of_precisions(value: object, meant: str) -> None:
+    names(problem(Precision, value), f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize(("value", "meant"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")])
+def test_the_same_name_of_a_dtype(value: str, meant: str) -> None:
+    names(problem(Literal["auto", "float32", "bfloat16", "float16"], value), f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("lr=1e-3", "optim.lr"),
+        ("learning_rate=1e-3", "optim.lr"),
+        ("batch_size=4", "data.micro_batch_size"),
+        ("epochs=3", "trainer.max_epochs"),
+        ("beta=0.1", "loss.beta"),
+        ("max_length=512", "data.max_length"),
+        ("max_steps=3", "trainer.max_steps"),
+        ("gradient_accumulation_steps=3", "trainer.accumulate_grad_batches"),
+        ("bf16=true", "trainer.precision"),
+        ("output_dir=x", "hydra.run.dir"),
+        ("dataset=x", "data"),
+        ("optim.learning_rate=3", "optim.lr"),
+        ("trainer.epochs=3", "trainer.max_epochs"),
+        ("model.attn_implementation=sdpa", "model.attention"),
+        # the names that keys had once
+        ("trainer.fetch_every=3", "trainer.metrics_sync_every"),
+        ("val_every=3", "trainer.val_check_interval"),
+        ("trainer.threads=1", "trainer.num_threads"),
+        ("data.pairs_per_batch=3", "data.micro_batch_size"),
+        ("eval_pairs_per_batch=3", "data.eval_micro_batch_size"),
+        ("data.tokens_per_batch=3", "data.max_tokens_per_micro_batch"),
+        ("kept_logits_mib=3", "logits_cache_mib"),
+        ("reference.differs=true", "reference.distinct"),
+        ("trainer.on_bad_numbers=skip", "trainer.on_nonfinite"),
+        ("trust_code=true", "allow_untrusted_code"),
+        ("objective=val/loss", "optimized_metric"),
+    ],
+)
+def test_usual_names_of_keys(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["model=hf"] if written.startswith("model.") else []
+    said = told(written, *model, capsys=capsys)
+    names(line_of(written.partition("=")[0], said), f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("reference=resident", "frozen"),
+        ("reference=cached", "precomputed"),
+        ("console=line", "compact"),
+        ("loss.targets=half", "fixed"),
+    ],
+)
+def test_names_that_values_had_once(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names(told(written, capsys=capsys), f"error: {written}:", f"did you mean {meant}?")
+
+
+def test_names_that_keys_of_an_adapter_had_once(capsys: pytest.CaptureFixture[str]) -> None:
+    said = told("adapter=lora", "adapter.start=x", "adapter.start_as=merged", capsys=capsys)
+    names(line_of("adapter.start", said), "did you mean adapter.init_from?")
+    names(line_of("adapter.start_as", said), "did you mean adapter.init_mode?")
+
+
+def test_each_of_several_keys_has_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    said = told("lr=1", "epochs=2", "loss.beat=3", capsys=capsys)
+    assert said.startswith("error: 3 ")
+    for written, meant in (("lr", "optim.lr"), ("epochs", "trainer.max_epochs"), ("loss.beat", "beta")):
+        names(line_of(written, said), f"did you mean {meant}?")
+
+
+def line_of(key: str, said: str) -> str:
+    """The line about the one problem, or about one of several."""
+    (line,) = (line for line in said.splitlines() if line.strip().removeprefix("error: ").startswith(f"{key}:"))
+    return line
+
+
+def test_a_key_in_several_places_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    said = told("temperature=1", capsys=capsys)
+    names(said, "error: temperature:", "callbacks.samples.temperature", "callbacks.oracle.temperature")
+
+
+def test_hints_lead_somewhere() -> None:
+    """Each key that is named is one of a training run, an evaluation or an export."""
+    cfgs = [
+        composed("train", ["adapter=lora", *chosen], schemas=SCHEMAS, agree=None)
+        for chosen in ((), ("model=hf", "model.path=a/b", "data.train=x"))
+    ]
+    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    known = {"to", "output", "batch", "checkpoint", "judge.base_url", "judge.mock", "per_loss", *groups}
+    missing = object()
+
+    def there(key: str) -> bool:
+        return key in known or any(OmegaConf.select(c, key, default=missing) is not missing for c in cfgs)
+
+    assert {key for keys in KEYS.values() for key in keys if not there(key)} == set()
+
+
+def test_wrong_options_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
+    said = told("loss=calDPO", "model=zefyr", "lr=3", "optim.smoothing=3", capsys=capsys)
+    assert said.startswith("error: 3 ")  # whether there is optim.smoothing, the right model would say
+    names(line_of("loss=calDPO", said), "did you mean cal_dpo?")
+    names(line_of("model=zefyr", said), "did you mean zephyr?")
+    names(line_of("lr", said), "did you mean optim.lr?")
+
+
+def test_wrong_options_of_a_sweep_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
+    said = told("-m", "loss=dpo,calDPO", "optim=adam,adamw", capsys=capsys)
+    names(line_of("loss=calDPO", said), "did you mean cal_dpo?")
+    names(line_of("optim=adam", said), "did you mean adamw?")
+
+
+@pytest.mark.parametrize(
+    "words", [["loss", "=", "dpo"], ["loss=", "dpo"], ["loss", "=dpo"], ["loss = dpo"], ["seed=1", "loss =dpo"]]
+)
+def test_spaces_around_the_sign(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = told(*words, capsys=capsys)
+    assert said.startswith("error: loss: ")
+    names(said, "loss=dpo")
+
+
+def test_nothing_is_read_into_good_commands() -> None:
+    cfg = composed("train", ["loss=dpo", "data.test=", "name=a"], schemas=SCHEMAS, agree=agree)
+    assert cfg.loss.beta == 0.1
+    with pytest.raises(CaldpoError):
+        composed("train", ["loss=dpo", "loss.beta=-1"], schemas=SCHEMAS, agree=agree)
+
+
+@pytest.mark.parametrize("written", ["calDPO", "CAL-DPO", "Cal_DPO"])
+def test_options_are_meant_whatever_their_case(written: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names(told(f"loss={written}", capsys=capsys), f"error: loss={written}:", "did you mean cal_dpo?")
+
+
+def test_a_folder_to_write_is_the_key_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    from caldpo.evaluate import main as evaluate
+    from caldpo.export import main as export
+
+    for main_of, key in ((export, "to"), (evaluate, "output")):
+        with pytest.raises(SystemExit):
+            main_of(["run=x", "output_dir=y"])
+        names(capsys.readouterr().err, "output_dir:", f"did you mean {key}?")
+
+
+def test_of_an_option_that_is_chosen_twice_the_last_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    names(told("loss=dpo", "loss=slic", "loss.beta=1", capsys=capsys), "error: loss.beta:", "loss=slic")
