@@ -106,6 +106,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "objective": ("optimized_metric",),
     "shape": ("benchmark_model",),
     "tuned": ("per_loss",),
+    "tags": ("tags",),
+    "notes": ("notes",),
 }
 
 # Names of values elsewhere, and the values here; of several, the one that the key takes.

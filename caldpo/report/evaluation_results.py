@@ -76,8 +76,8 @@ def has_interval(measure: Mapping[str, Any]) -> bool:
 
 def details(run: Run, suite: str) -> Mapping[str, Any]:
     """Return the curves and distributions of a suite for figures, empty where the run was not evaluated by it."""
-    found = run.evaluation.get(suite, {}).get("details")
-    return found if isinstance(found, Mapping) else {}
+    parts = run.evaluation.get(suite, {}).get("details")
+    return parts if isinstance(parts, Mapping) else {}
 
 
 def _measures(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
