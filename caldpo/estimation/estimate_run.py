@@ -124,7 +124,7 @@ def estimate_needs(cfg: DictConfig, components: Components, pairs: int, memory_g
         memory_gib: memory of a device to compare with, GiB; None takes what is free here.
     """
     trainer, data = components.trainer, components.data
-    lengths, layout = data.train_pairs.lengths(), choose_layout(cfg, components, data.max_length)
+    lengths, layout = data.train_pairs.lengths(), estimated_layout(cfg, components, data.max_length)
     plan = data.plan_steps(layout, **trainer.extent(), lengths=repeated_lengths(lengths, pairs))
     schedule = step_schedule(lengths, plan, layout, exact_steps=trainer.max_steps is not None)
     has = device_memory(trainer.accelerator, trainer.devices, memory_gib)
@@ -190,8 +190,8 @@ def count_evaluations(steps: int, val_check_interval: int | None) -> int:
     return 1 + (-(-steps // val_check_interval) if val_check_interval else 1)
 
 
-def choose_layout(cfg: DictConfig, components: Components, max_length: int) -> Layout:
-    """Choose the layout of the run's batches from the model's class and configuration."""
+def estimated_layout(cfg: DictConfig, components: Components, max_length: int) -> Layout:
+    """Choose the layout of the batches as the run will, from the model's class and configuration."""
     if cfg.layout != "auto":
         return cfg.layout
     with fake_tensors("cpu") as mode:

@@ -71,7 +71,7 @@ def through_text(pairs: TokenizedPairs, vocab_size: int, folder: Path) -> Tokeni
 
 
 def test_the_text_of_pairs_tokenises_back_to_their_ids(tmp_path: Path) -> None:
-    """By the way that a training run's data take, cut responses and prompts included."""
+    """Through the loading and tokenising of a training run, truncated responses and prompts included."""
     pairs = synthetic_pairs(300, vocab_size=90, seed=2, **LIMITS)
     lengths = pairs.lengths()
     assert ((lengths[:, :1] + lengths[:, 1:]) == 64).sum() > 50, "this case needs responses that are cut"

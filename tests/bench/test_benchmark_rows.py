@@ -29,28 +29,28 @@ class TestRows:
     rows = make_rows({"trl": "A", "caldpo": "B", "trl_best": "C"}, answers, "trl", {}, WORK, matmul_flops=2e9)
 
     def test_ratios_are_of_medians(self) -> None:
-        baseline, ours, _ = self.rows
+        baseline, caldpo_row, _ = self.rows
         assert (baseline.speed, baseline.memory) == (1.0, 1.0)
-        assert ours.speed == pytest.approx(12 / 2.5)
-        assert ours.memory == pytest.approx(900 / 200)
+        assert caldpo_row.speed == pytest.approx(12 / 2.5)
+        assert caldpo_row.memory == pytest.approx(900 / 200)
 
     def test_rates(self) -> None:
-        ours = self.rows[1]
-        assert ours.pairs_per_second == pytest.approx((40 / 2.5, 40 / 3, 40 / 2))
-        assert ours.response_tokens_per_second == pytest.approx(8000 / 2.5)
-        assert ours.peak_share == pytest.approx(10**9 / 2.5 / 2e9)
-        assert ours.reference_seconds_per_pair == pytest.approx(10 / 50)
+        caldpo_row = self.rows[1]
+        assert caldpo_row.pairs_per_second == pytest.approx((40 / 2.5, 40 / 3, 40 / 2))
+        assert caldpo_row.response_tokens_per_second == pytest.approx(8000 / 2.5)
+        assert caldpo_row.peak_share == pytest.approx(10**9 / 2.5 / 2e9)
+        assert caldpo_row.reference_seconds_per_pair == pytest.approx(10 / 50)
         assert self.rows[0].reference_seconds_per_pair is None
 
     def test_the_first_run_has_the_pass_in_it(self) -> None:
         """One epoch's seconds a pair: 2.5 / 40 of steps and 10 / 50 of the pass."""
-        baseline, ours, too_large = self.rows
-        assert ours.first_run_pairs_per_second == pytest.approx(1 / (2.5 / 40 + 10 / 50))
+        baseline, caldpo_row, too_large = self.rows
+        assert caldpo_row.first_run_pairs_per_second == pytest.approx(1 / (2.5 / 40 + 10 / 50))
         assert baseline.first_run_pairs_per_second == pytest.approx(40 / 12)
         assert too_large.first_run_pairs_per_second is None
-        names(first_run(ours, baseline), "first run", "3.81 pairs/s", "1.14 times A")
-        names(first_run(ours, None), "first run", "3.81 pairs/s")
-        assert "times" not in first_run(ours, None)
+        names(first_run(caldpo_row, baseline), "first run", "3.81 pairs/s", "1.14 times A")
+        names(first_run(caldpo_row, None), "first run", "3.81 pairs/s")
+        assert "times" not in first_run(caldpo_row, None)
 
     def test_without_trl_there_are_no_ratios(self) -> None:
         (row,) = make_rows({"caldpo": "B"}, {"caldpo": self.answers["caldpo"]}, None, {}, WORK, 2e9)
@@ -88,9 +88,9 @@ class TestAgreement:
         later = answer(grad_norms=[2.0, 4.002])
         assert compare(answer(), later, (1e-5, 1e-3)).problem is None
         first = answer(grad_norms=[2.001, 4.0])
-        found = compare(answer(), first, (1e-5, 1e-3))
-        assert found.first_grad_norm == pytest.approx(5e-4)
-        names(found.problem, "gradient norm", "step 1", 0.0005)
+        result = compare(answer(), first, (1e-5, 1e-3))
+        assert result.first_grad_norm == pytest.approx(5e-4)
+        names(result.problem, "gradient norm", "step 1", 0.0005)
 
     @pytest.mark.parametrize(
         ("other", "facts"),
@@ -103,8 +103,8 @@ class TestAgreement:
         ],
     )
     def test_disagreement_is_named(self, other: Answer, facts: tuple[object, ...]) -> None:
-        found = compare(answer(), other, (1e-5, 1e-3))
-        (line,) = disagreements({"caldpo": found, "trl_best": Difference(0, 0, 0, None)})
+        result = compare(answer(), other, (1e-5, 1e-3))
+        (line,) = disagreements({"caldpo": result, "trl_best": Difference(0, 0, 0, None)})
         names(line, "caldpo", *facts)
 
     def test_lines_for_people(self) -> None:

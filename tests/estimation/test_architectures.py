@@ -45,7 +45,7 @@ def made(kind: str, **changes: Any) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_experts_in_float32_take_what_real_ones_take(adapted: bool) -> None:
+def test_fake_experts_in_float32_need_what_real_ones_need(adapted: bool) -> None:
     """PyTorch knows the shapes of their product in bfloat16 alone."""
 
     def step(real: bool) -> StepMemory:
@@ -93,7 +93,7 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def test_what_cannot_be_run_without_content_is_not_known_and_the_rest_stands(
+def test_what_cannot_be_run_without_values_is_not_known_and_the_rest_stands(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_model().save_pretrained("model")
@@ -108,10 +108,10 @@ def test_what_cannot_be_run_without_content_is_not_known_and_the_rest_stands(
     capsys.readouterr()
     estimate([*COMMAND, "layout=padded", "hydra.run.dir=two"])
     assert "not known" in capsys.readouterr().out
-    found = json.loads(Path("two/estimate.json").read_text())
-    assert "KeyError" in found["activations_unknown"]
+    result = json.loads(Path("two/estimate.json").read_text())
+    assert "KeyError" in result["activations_unknown"]
     for part in ("policy: weights", "gradients", "optimiser state"):
-        assert found["memory_bytes"][part] == whole["memory_bytes"][part] > 0
+        assert result["memory_bytes"][part] == whole["memory_bytes"][part] > 0
 
 
 def test_a_model_without_checkpointing_in_train_and_estimate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +128,7 @@ def test_a_model_without_checkpointing_in_train_and_estimate(folder: Path, capsy
     assert json.loads(Path("two/estimate.json").read_text())["activations_unknown"] is None
 
 
-def test_a_resident_reference_that_cannot_be_drawn_without_content(folder: Path) -> None:
+def test_a_resident_reference_that_cannot_be_drawn_without_values(folder: Path) -> None:
     """ModernBERT draws its weights from a cut normal distribution, which looks at their values."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = AutoConfig.for_model("modernbert-decoder", vocab_size=VOCABULARY, **sizes, eos_token_id=2, pad_token_id=0)

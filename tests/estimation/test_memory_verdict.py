@@ -66,8 +66,8 @@ class TestMemoryOfThisMachine:
         missing = device_memory("gpu", 2, None)
         assert (missing.bytes, missing.device) == (None, "cuda")
         names(missing.source, "2 GPU", 0)
-        given = device_memory("gpu", 2, 80)
-        assert (given.bytes, given.device) == (80 * GIB, "cuda")
+        fixed = device_memory("gpu", 2, 80)
+        assert (fixed.bytes, fixed.device) == (80 * GIB, "cuda")
         assert device_memory("auto", 1, None).device == "cpu"
 
 

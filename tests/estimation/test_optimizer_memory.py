@@ -41,10 +41,10 @@ def test_the_state_is_the_real_one(name: str, dtype: torch.dtype, frozen: bool) 
 def test_temporaries_grow_with_all_weights_or_with_the_largest() -> None:
     trained = list(tiny_model().parameters())
     every, largest = sum(p.nbytes for p in trained), max(p.nbytes for p in trained)
-    found = {name: optimizer_memory(spec, trained, "cpu").temporary for name, spec in SPECS.items()}
-    assert found["adamw, fused"] < 0.1 * largest
-    assert largest <= found["rmsprop"] <= 3 * largest
-    assert every <= found["rmsprop, foreach"] <= 3 * every
+    result = {name: optimizer_memory(spec, trained, "cpu").temporary for name, spec in SPECS.items()}
+    assert result["adamw, fused"] < 0.1 * largest
+    assert largest <= result["rmsprop"] <= 3 * largest
+    assert every <= result["rmsprop, foreach"] <= 3 * every
     # PyTorch's own choice on a GPU, where neither way is asked for
     assert every <= optimizer_memory(SPECS["adamw"], trained, "cuda").temporary
 

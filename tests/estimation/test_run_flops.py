@@ -68,9 +68,9 @@ def counted(model: PreTrainedModel, layout: Layout, logits_cache_mib: int = 64) 
 
 def work(layout: Layout) -> Workload:
     """As PyTorch counts it: whole squares also where a causal kernel skips the half above the diagonal."""
-    found = batch_workload(LENGTHS, layout)
+    result = batch_workload(LENGTHS, layout)
     squares = ((LENGTHS[:, :1] + LENGTHS[:, 1:]) ** 2).sum()
-    return found if layout == "padded" else Workload(found.positions, found.response_tokens, int(squares))
+    return result if layout == "padded" else Workload(result.positions, result.response_tokens, int(squares))
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -96,7 +96,7 @@ def test_checkpointing_computes_the_layers_again(architecture: str) -> None:
 def test_logits_that_are_not_kept_are_computed_again() -> None:
     """Without any room all of them are; each pair has its own."""
     model = model_of("llama")
-    plain, again = (counted(model, "padded", kept)[1] for kept in (64, 0))
+    plain, again = (counted(model, "padded", cache_mib)[1] for cache_mib in (64, 0))
     share = logits_recomputed(LENGTHS, 44, logits_cache_mib=0)
     assert share == 1
     tokens = work("padded").response_tokens
@@ -149,7 +149,7 @@ def test_packed_pairs_attend_causally_and_padded_rows_to_everything() -> None:
 def test_a_run_adds_up() -> None:
     """By hand: body 10, head 4, no attention; 100 positions and 50 predicted tokens in training."""
     cost = ModelCost(body=10, trained=10, head=4, head_trained=True, attention=0, recomputed=8)
-    found = RunFlops.of(
+    result = RunFlops.of(
         cost,
         Workload(100, 50, 0, logits_recomputed=5),
         evaluated=Workload(20, 10, 0),
@@ -157,14 +157,14 @@ def test_a_run_adds_up() -> None:
         reference=cost,
         reference_work=Workload(100, 50, 0),
     )
-    assert found == RunFlops(
+    assert result == RunFlops(
         forward=2 * 10 * 100 + 2 * 4 * 50,
         backward=4 * 10 * 100 + 4 * 4 * 50,
         recompute=2 * 8 * 100 + 2 * 4 * 5,
         reference=2 * 10 * 100 + 2 * 4 * 50,
         evaluation=3 * (2 * 10 * 20 + 2 * 4 * 10),
     )
-    assert found.total == found.training + 2400 + 1440
+    assert result.total == result.training + 2400 + 1440
 
 
 @pytest.mark.parametrize(("steps", "every", "count"), [(100, 50, 3), (101, 50, 4), (10, 50, 2), (10, None, 2)])

@@ -46,13 +46,13 @@ def test_groups_of_a_model(architecture: str) -> None:
     model = tiny_model(architecture)
     blocks = [p for name, p in model.named_parameters() if ".layers." in name or ".h." in name]
     count = model.config.num_hidden_layers
-    found = ShardUnits.of(model)
-    assert found.layer == sum(p.nbytes for p in blocks) / count
-    assert found.root == sum(p.nbytes for p in model.parameters()) - found.layer * count
-    assert (found.layer_trained, found.root_trained) == (found.layer, found.root)
+    result = ShardUnits.of(model)
+    assert result.layer == sum(p.nbytes for p in blocks) / count
+    assert result.root == sum(p.nbytes for p in model.parameters()) - result.layer * count
+    assert (result.layer_trained, result.root_trained) == (result.layer, result.root)
     for p in model.parameters():
         p.requires_grad_(False)
-    assert ShardUnits.of(model) == ShardUnits(found.layer, found.root, 0, 0)
+    assert ShardUnits.of(model) == ShardUnits(result.layer, result.root, 0, 0)
 
 
 def test_an_estimate_is_of_one_device(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

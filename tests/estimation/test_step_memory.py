@@ -1,4 +1,4 @@
-"""A step without content takes what the same step takes with content, and what autograd itself says it saves."""
+"""A step on fake tensors needs what the real step needs, and what autograd saves."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("architecture", "checkpointing", "layout", "precision"), CASES)
-def test_a_step_without_content_takes_what_a_real_one_takes(
+def test_a_fake_step_needs_what_a_real_one_needs(
     architecture: str, checkpointing: bool, layout: str, precision: str
 ) -> None:
     kinds = architecture, checkpointing, layout, precision
@@ -106,18 +106,18 @@ def test_activations_are_what_autograd_saves(architecture: str, checkpointing: b
     alive = [tensor for held in saved if (tensor := held()) is not None]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
     assert loss.requires_grad
-    found = step(architecture, checkpointing, "padded", precision, real=False)
+    result = step(architecture, checkpointing, "padded", precision, real=False)
     expected = sum(storages.values())
     # the loss keeps the finished gradient of its hidden states, and no longer what it was computed from
     expected += len(BATCH["padded"].targets) * HIDDEN * 4
     rows, length = BATCH["padded"].input_ids.shape
     if checkpointing:  # a layer keeps nothing but its input, and what it is called with beside that
-        assert found.activations < 0.4 * step(architecture, False, "padded", precision, real=False).activations
+        assert result.activations < 0.4 * step(architecture, False, "padded", precision, real=False).activations
         if architecture == "llama":  # not through autograd: the mask, and two rotary tables
             expected += rows * length * length + 2 * rows * length * (HIDDEN // 4) * 4
     elif precision == "bf16-mixed":  # casts are a part of their own; those of the head autograd need not keep
-        expected -= found.casts - VOCABULARY * HIDDEN * (2 + 4)
-    assert found.activations == pytest.approx(expected, rel=0.03)
+        expected -= result.casts - VOCABULARY * HIDDEN * (2 + 4)
+    assert result.activations == pytest.approx(expected, rel=0.03)
 
 
 def test_the_head_is_counted_apart() -> None:
