@@ -64,6 +64,7 @@ class PreferenceModule(pl.LightningModule):
         checkpoint_plan: CheckpointPlan | None = None,
     ) -> None:
         super().__init__()
+        assert not isinstance(reference, torch.nn.Module), "it would be registered, and saved with every checkpoint"
         self.policy, self.loss = policy, loss
         self.reference, self.optim, self.tokenizer = reference, optim, tokenizer
         self.reward_beta, self.same_start = reward_beta, same_start
