@@ -64,8 +64,9 @@ class OracleEvaluation(PromptSampling):
             with trainer.precision_plugin.forward_context():  # as the log-probs of the reference were computed
                 metrics |= agreement(data, module)
         if isinstance(data.source, ExactSource):
-            beta = module.loss.implicit_reward_beta or module.reward_beta
             with module.reference.live() as reference:
+                # the optimum is that of the loss's own beta, where it has one
+                beta = module.loss.implicit_reward_beta or module.reward_beta
                 metrics |= data.source.exact_metrics(module.policy, reference, beta)
         module.write_metrics({f"oracle/{name}": value for name, value in metrics.items()}, module.global_step)
 

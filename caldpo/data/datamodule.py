@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time
 from pathlib import Path
@@ -156,75 +156,47 @@ class PairDataModule(TokenizedDataModule):
                 chat template, a split without pairs.
         """
         first_rank = is_first_rank()
-        console, progress = Console(quiet=not first_rank), Console(stderr=True, quiet=not first_rank)
+        console = Console(quiet=not first_rank)
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
         rejected = run_dir / REJECTED_ROWS
         joined_train, joined_test, notes = self._load(rejected, write=first_rank, demonstrations=not needs_rejected)
-        loads = [*joined_train.reports, *joined_test.reports]
         if needs_scores:
             require_scores(joined_train.pairs, joined_train.label, loss_name)
             require_scores(joined_test.pairs, joined_test.label, loss_name)
         train, shared = settle_shared_prompts(joined_train.pairs, joined_test.pairs, self.on_shared_prompts)
         train, train_shares = joined_train.shared_out(train, self.split_seed)
         test, test_shares = joined_test.shared_out(joined_test.pairs, self.split_seed)
-        form = "plain text"
-        if any(not isinstance(pair.prompt, str) for pair in (*train, *test)):
-            require_template(tokenizer)
-            form = self.chat_template or "the tokenizer's chat template"
-            if reads_clock(str(tokenizer.get_chat_template())):
-                form += f", which writes the date: this run's is {self.now:%Y-%m-%d}"
-        splits: dict[str, TokenizedSplit] = {}
-        all_reports, left_out = list(loads), {}
-        for name, pairs, at_most, label, dropped in (
-            ("train", train, self.max_train_pairs, joined_train.label, shared),
-            ("test", test, self.max_test_pairs, joined_test.label, []),
-        ):
-            drawn = subset(pairs, at_most, self.split_seed)
-            splits[name] = split = cached_tokens(
-                drawn,
-                tokenizer,
-                cache=self.cache,
-                max_length=self.max_length,
-                max_prompt_length=self.max_prompt_length,
-                on_degenerate=self.on_degenerate,
-                console=console,
-                bar=progress,
-                label=name,
-                now=self.now,
-            )
-            all_reports.append(LoadReport(label, rejections=[*dropped, *split.rejections]))
-            left_out[name] = len(pairs) - len(drawn)
+        form = self._prompt_form(tokenizer, (*train, *test))
+        drawn_train = subset(train, self.max_train_pairs, self.split_seed)
+        drawn_test = subset(test, self.max_test_pairs, self.split_seed)
+        train_split = self._tokenize("train", drawn_train, tokenizer, console)
+        test_split = self._tokenize("test", drawn_test, tokenizer, console)
+
+        loads = [*joined_train.reports, *joined_test.reports]
+        later_train = LoadReport(joined_train.label, rejections=[*shared, *train_split.rejections])
+        later_test = LoadReport(joined_test.label, rejections=test_split.rejections)
         if first_rank:
-            write_rejections(all_reports, rejected)
-        reports: dict[str, SplitReport] = {}
-        for (name, split), later in zip(splits.items(), all_reports[-2:], strict=True):
+            write_rejections([*loads, later_train, later_test], rejected)
+        for split, later in ((train_split, later_train), (test_split, later_test)):
             refuse_unknown(split.counts.unknown_share, self.max_unknown, later.split, tokenizer)
             refuse_untokenized(split.rejections, len(split.pairs), later.split, self.on_invalid, rejected)
-            reports[name] = SplitReport(
-                pairs=len(split.pairs),
-                prompts=len({prompt_key(pair.prompt) for pair in split.sources}),
-                left_out=left_out[name],
-                dropped=later.counts(),
-                counts=split.counts,
-                lengths=length_quantiles(split.pairs.lengths()),
-            )
-        self._pairs = {name: split.pairs for name, split in splits.items()}
-        self._test_sources = splits["test"].sources
+        self._pairs = {"train": train_split.pairs, "test": test_split.pairs}
+        self._test_sources = test_split.sources
         pad = tokenizer.pad_token_id
         self._pad_id = tokenizer.eos_token_id if pad is None else pad
         report = DataReport(
             source=self.source.name,
             loads=loads,
-            train=reports["train"],
-            test=reports["test"],
+            train=_split_report(train_split, later_train, left_out=len(train) - len(drawn_train)),
+            test=_split_report(test_split, later_test, left_out=len(test) - len(drawn_test)),
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             prompts=form,
             notes=[*self._notes, *notes, *train_shares, *test_shares],
         )
         print_report(report, console)
-        print_preview(splits["train"], tokenizer, self.preview_pairs, console)
+        print_preview(train_split, tokenizer, self.preview_pairs, console)
         return report
 
     @property
@@ -277,6 +249,50 @@ class PairDataModule(TokenizedDataModule):
             pairs, held_out = split_by_prompt(train.pairs, self.test_fraction, self.split_seed)
             train, test = train.with_pairs(pairs), train.held_out(held_out)
         return train, test, notes
+
+    def _prompt_form(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> str:
+        """Name what renders the prompts, checked to exist: plain text or a chat template."""
+        if all(isinstance(pair.prompt, str) for pair in pairs):
+            return "plain text"
+        require_template(tokenizer)
+        form = self.chat_template or "the tokenizer's chat template"
+        if reads_clock(str(tokenizer.get_chat_template())):
+            form += f", which writes the date: this run's is {self.now:%Y-%m-%d}"
+        return form
+
+    def _tokenize(
+        self, name: str, pairs: list[PreferencePair], tokenizer: PreTrainedTokenizerBase, console: Console
+    ) -> TokenizedSplit:
+        return cached_tokens(
+            pairs,
+            tokenizer,
+            cache=self.cache,
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
+            on_degenerate=self.on_degenerate,
+            console=console,
+            bar=Console(stderr=True, quiet=console.quiet),
+            label=name,
+            now=self.now,
+        )
+
+
+def _split_report(split: TokenizedSplit, later: LoadReport, left_out: int) -> SplitReport:
+    """Report a tokenised split.
+
+    Args:
+        split: the tokenised pairs.
+        later: rejections after the rows were read.
+        left_out: usable pairs beyond the number asked for.
+    """
+    return SplitReport(
+        pairs=len(split.pairs),
+        prompts=len({prompt_key(pair.prompt) for pair in split.sources}),
+        left_out=left_out,
+        dropped=later.counts(),
+        counts=split.counts,
+        lengths=length_quantiles(split.pairs.lengths()),
+    )
 
 
 def _prompt_limit(max_length: int, max_prompt_length: int | None) -> int:

@@ -1,4 +1,4 @@
-"""One model type against one sequence at a time by the untouched model: what holds, what is refused, what is wrong."""
+"""Compare one model type with its unchanged model, one sequence at a time: what holds, is refused, or is wrong."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ TEST = [(f"z {w} ?", f" yes {w}", f" no {w}") for w in "bcd"]
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    """What base.yaml says, without announcement, with ``changes``."""
+    """Settings of base.yaml with ``changes``, without preview."""
     values = yaml.safe_load(BASE.read_text())
     del values["_target_"]
     del values["columns"]["_target_"]

@@ -1,4 +1,4 @@
-"""How an epoch is dealt out to optimiser steps, micro-batches and ranks."""
+"""An epoch in optimiser steps, micro-batches and ranks."""
 
 from __future__ import annotations
 

@@ -126,8 +126,8 @@ def test_unread_columns_are_counted(tmp_path: Path, capsys: pytest.CaptureFixtur
     _, report = prepared(tmp_path, source=Rows(train=rows, test=[{**rows[1], "prompt": "z ?"}]))
     assert [read["unread"] for read in report["read"]] == [{"id": 3, "model": 4}, {"id": 1, "model": 1}]
     names(capsys.readouterr().out, "id (3 rows)", "model (4 rows)")
-    _, told = load(rows[1], columns=Columns(ignored=["id"]))
-    assert told.unread == {"model": 1}
+    _, report = load(rows[1], columns=Columns(ignored=["id"]))
+    assert report.unread == {"model": 1}
 
 
 @pytest.mark.parametrize("column", ["images", "audio", "tool_calls", "history", "context"])

@@ -1,4 +1,4 @@
-"""What is printed of tokenised pairs."""
+"""The printed preview of tokenised pairs."""
 
 from __future__ import annotations
 

@@ -99,8 +99,8 @@ def test_the_limit_of_prompts_follows_that_of_pairs(
     """A recipe's limit of prompts that a smaller limit of pairs leaves no room for is half of that, and said."""
     module, report = prepared(tmp_path, max_length=max_length, max_prompt_length=given)
     assert (module.max_length, module.max_prompt_length) == (max_length, limit)
-    told = [note for note in report["notes"] if f"{given}" in note and f"{max_length}" in note and f"{limit}" in note]
-    assert bool(told) == (given is not None and given >= max_length)
+    noted = [note for note in report["notes"] if f"{given}" in note and f"{max_length}" in note and f"{limit}" in note]
+    assert bool(noted) == (given is not None and given >= max_length)
 
 
 def test_held_out_prompts_are_distinct_and_in_order(tmp_path: Path) -> None:

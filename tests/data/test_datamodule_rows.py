@@ -1,4 +1,4 @@
-"""What stops a run for its rows, what is dropped, and where that is told."""
+"""Rows that stop a run, pairs that are dropped, and where both are reported."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Rows(PairSource):
         return (RawRow(f"{split}[{i}]", row) for i, row in enumerate(self.splits[split]))
 
 
-def told(words: str) -> list[dict[str, Any]]:
+def demonstrations(words: str) -> list[dict[str, Any]]:
     return [{"prompt": f"a {w} ?", "completion": f" yes {w}"} for w in words]
 
 
@@ -48,14 +48,14 @@ def module(tmp_path: Path, needs_rejected: bool, rows: Rows, **changes: Any) -> 
     return made
 
 
-@pytest.mark.parametrize("make", [told, chats])
+@pytest.mark.parametrize("make", [demonstrations, chats])
 def test_the_missing_response_is_an_eos_alone(tmp_path: Path, make: Any) -> None:
     data = module(tmp_path, False, Rows(train=make("bcde"), test=make("fg")))
     tokenizer = word_tokenizer()
     for pair, word in zip(data.train_pairs, "bcde", strict=True):
         assert pair.rejected_ids == [EOS]
         assert pair.chosen_ids == [*tokenizer(f"yes {word}")["input_ids"], EOS]
-        text = f"a {word} ?" if make is told else f"user : {word} <eos> z assistant :"
+        text = f"a {word} ?" if make is demonstrations else f"user : {word} <eos> z assistant :"
         assert pair.prompt_ids == tokenizer(text)["input_ids"]
     assert TEMPLATE.count("eos_token") == 1
     assert all(pair.demonstration for pair in data.test_sources)
@@ -70,7 +70,7 @@ def test_counts_exclude_missing_responses(tmp_path: Path) -> None:
 
 def test_a_loss_that_compares_refuses_them_row_by_row(tmp_path: Path) -> None:
     pairs = [{"prompt": f"a {w} ?", "chosen": f" yes {w}", "rejected": " no"} for w in "hijk"]
-    rows = Rows(train=[*pairs, *told("bc")], test=[{"prompt": "z ?", "chosen": " yes", "rejected": " no"}])
+    rows = Rows(train=[*pairs, *demonstrations("bc")], test=[{"prompt": "z ?", "chosen": " yes", "rejected": " no"}])
     with refused("2 of 7 rows", "train[4]", "train[5]", key="data.on_invalid", remedy="data.on_invalid=skip") as caught:
         module(tmp_path, True, rows)
     names(caught, "rejected response", "loss", tmp_path / "rejected_rows.jsonl")
@@ -83,7 +83,7 @@ def test_a_loss_that_compares_refuses_them_row_by_row(tmp_path: Path) -> None:
 def test_an_empty_rejected_response_is_still_a_fault(tmp_path: Path) -> None:
     blank = [{"prompt": "a ?", "chosen": " yes", "rejected": ""}]
     with refused("1 of 4 rows", "train[0]", "rejected response", "text", key="data.on_invalid"):
-        module(tmp_path, False, Rows(train=[*blank, *told("bc")], test=told("d")))
+        module(tmp_path, False, Rows(train=[*blank, *demonstrations("bc")], test=demonstrations("d")))
     assert not PreferencePair("a", "b", "").demonstration
 
 

@@ -1,4 +1,4 @@
-"""What one name stands for: a folder, a split of one, a pattern, shards, and what ``datasets`` saved."""
+"""Data files that a name stands for: a folder, a split of one, a pattern, shards, folders that ``datasets`` saved."""
 
 from __future__ import annotations
 

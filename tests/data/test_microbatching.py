@@ -1,4 +1,4 @@
-"""How the rows of a step are divided into micro-batches: kept budgets, balance, padding saved."""
+"""The rows of a step divided into micro-batches: budgets, balance, padding saved."""
 
 from __future__ import annotations
 

@@ -169,9 +169,9 @@ def test_runs_report_the_same_with_and_without(
         folder = tmp_path / f"run{len(found)}"
         folder.mkdir()
         module, report = prepared(folder, source=talk, cache=cache, max_length=14, max_prompt_length=5)
-        told = [line for line in capsys.readouterr().out.splitlines() if ".safetensors" not in line]
+        printed = [line for line in capsys.readouterr().out.splitlines() if ".safetensors" not in line]
         origins = [module.origin(i) for i in range(len(module.train_pairs))]
-        found.append((json.dumps(report), rejected(folder), told, module.held_out_prompts(5), origins))
+        found.append((json.dumps(report), rejected(folder), printed, module.held_out_prompts(5), origins))
     assert found[0] == found[1] == found[2]
     assert found[0][1] != []
     assert len(counted) == 4

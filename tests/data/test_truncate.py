@@ -1,4 +1,4 @@
-"""What is cut from pairs that are too long, what stays, and what is counted."""
+"""Truncation of pairs that are too long, and its counts."""
 
 from __future__ import annotations
 

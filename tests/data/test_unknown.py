@@ -1,4 +1,4 @@
-"""Tokens outside the vocabulary: counted, told, and too many of them refused before a model loads."""
+"""Tokens outside the vocabulary: counted, reported, and too many of them refused before a model loads."""
 
 from __future__ import annotations
 

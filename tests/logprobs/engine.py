@@ -1,4 +1,4 @@
-"""What one model makes of the pairs by the engine, and how far it is from the long way."""
+"""Compare the engine's log-probs of a model with the naive computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-probs, losses and gradients the long way: full logits, one unpadded sequence at a time, formulas written out."""
+"""Naive log-probs, losses and gradients: full logits, one unpadded sequence at a time, formulas written out."""
 
 from __future__ import annotations
 

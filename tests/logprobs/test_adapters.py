@@ -1,4 +1,4 @@
-"""LoRA on a model's layers and on its head, switched on and off, and models in training mode."""
+"""LoRA on a model's layers and on its head, enabled and disabled, and models in training mode."""
 
 from __future__ import annotations
 

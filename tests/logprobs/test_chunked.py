@@ -1,4 +1,4 @@
-"""Log-probs of tokens part by part, against autograd on all float64 logits at once."""
+"""Log-probs of tokens chunk by chunk, against autograd on all float64 logits at once."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_any_of_the_three_may_be_frozen(wanted: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_parts_are_even_and_within_their_memory(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_even_and_within_their_memory(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS[part])
     head = draw()
     products = HeadProducts(head.weight.detach(), None, TRANSFORMS["identity"])
@@ -123,7 +123,7 @@ def test_a_token_that_is_certain_and_one_that_is_impossible(frozen: bool) -> Non
     assert gradient.tolist() == [[0.0], [-2000.0]]
 
 
-def test_backward_twice_gives_the_same_though_what_was_kept_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_twice_gives_the_same_though_the_cache_is_consumed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS["uneven"])
     for head, kept in itertools.product((draw(), draw(frozen=True)), KEPT.values()):
         value = (ours(head, TRANSFORMS["both"], kept) * FACTORS).sum()

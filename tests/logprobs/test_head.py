@@ -1,4 +1,4 @@
-"""What is found between a model's head and its logits, and what is done where it cannot be found."""
+"""The transform between a model's head and its logits is found, or the model's own logits are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models get packed rows, what becomes of the others, and that packed pairs see nothing of each other."""
+"""Which models get packed rows and which padded ones, and packed pairs do not attend to each other."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_window_as_long_as_the_longest_sequence_does_no_harm(window: int) -> N
     torch.testing.assert_close(found.double(), naive.logprobs(wide_copy(model), PAIRS), rtol=1e-5, atol=1e-5)
 
 
-def test_a_window_that_is_switched_off_does_no_harm() -> None:
+def test_a_disabled_window_does_not_prevent_packing() -> None:
     assert why_not_packed(make("qwen2", sliding_window=4, use_sliding_window=False), LIMIT) is None
     why = why_not_packed(make("qwen2", sliding_window=4, use_sliding_window=True), LIMIT)
     names(why, "sliding_window", 4, LIMIT)

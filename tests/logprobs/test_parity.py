@@ -1,4 +1,4 @@
-"""Every make of model, layout, dtype and way through the engine against full logits of one sequence at a time.
+"""Every architecture, layout, dtype and path of the engine against full logits of one sequence at a time.
 
 Float32 is held to 1e-5, relative. bfloat16 cannot be: the rounding of the layers' activations changes with the shape
 of every matrix product. It is held to the error that the same weights make in a pass of transformers' own for each

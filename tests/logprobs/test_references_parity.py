@@ -1,4 +1,4 @@
-"""Every way of keeping the reference gives, in every layout, the log-probs of the reference's full logits."""
+"""Every reference mode gives, in every layout, the log-probs of the reference's full logits."""
 
 from __future__ import annotations
 

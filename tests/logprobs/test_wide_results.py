@@ -1,4 +1,4 @@
-"""The arithmetic of a device that multiplies narrow matrices into a float32 result, as GPUs do.
+"""The arithmetic of a device that multiplies half-precision matrices into a float32 result, as GPUs do.
 
 A CPU has no such product. It is stood in for by one that refuses, as theirs does, operands of two dtypes, so that all
 that surrounds it is what a GPU runs.

@@ -1,4 +1,4 @@
-"""LoRA on mixtures of experts, and what the start says of what an adapter leaves out."""
+"""LoRA on mixtures of experts, and the coverage of an adapter that is printed at the start."""
 
 from __future__ import annotations
 

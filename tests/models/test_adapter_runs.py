@@ -1,4 +1,4 @@
-"""Runs with adapters of every kind and start: killed and resumed they are the runs that were never killed."""
+"""Runs with adapters of every kind and initialisation: killed and resumed they equal runs that were never killed."""
 
 from __future__ import annotations
 

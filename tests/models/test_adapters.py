@@ -1,4 +1,4 @@
-"""Adapters beside LoRA: DoRA, bases of few bits, starts from an earlier adapter, and merged weights."""
+"""Adapters beside LoRA: DoRA, quantised bases, initialisation from an earlier adapter, and merged weights."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_an_earlier_adapter_of_other_settings_is_refused(tmp_path: Path) -> None
         applied(Lora(init_from=str(tmp_path)), "gpt2")
 
 
-def test_a_skeleton_has_the_bytes_of_the_rounded_model() -> None:
+def test_a_skeleton_has_the_bytes_of_the_quantised_model() -> None:
     for adapter in (QLora(), QLora(double_quant=False), QLora(bits=8)):
         rounded, skeleton = adapter.base(Source()).load_policy(), adapter.base(Source()).skeleton()
         layer, stand_in = rounded.model.layers[0].mlp.up_proj, skeleton.model.layers[0].mlp.up_proj
@@ -229,7 +229,7 @@ def test_quantised_weights_are_not_trained_whole() -> None:
     assert NoAdapter().apply(tiny_model()) is not None
 
 
-def test_an_adapter_of_another_base_is_spoken_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_of_another_base_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = applied(Lora(rank=3))
     policy.peft_config["default"].base_model_name_or_path = "owner/one"
     policy.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""What a few tokens show of a model, what is refused by them, and noise that is switched off."""
+"""Probes of a model with a few tokens, what they refuse, and dropout that is disabled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny model of each family trains by the command, is exported, and transformers computes what the run logged."""
+"""A tiny model of each family is trained by the command and exported; transformers computes what the run logged."""
 
 from __future__ import annotations
 

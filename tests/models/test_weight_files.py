@@ -1,4 +1,4 @@
-"""Weight files that cannot be what they say: refused by name before training, with both sizes or shapes."""
+"""Damaged or mismatched weight files are refused before training, by name and with both sizes or shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen copy: of which weights, in which dtype, and what it remembers."""
+"""The frozen reference: its weights, its dtype, and its cache of held-out log-probs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts on disk: whole or not there, damage noticed byte by byte, shared between processes, kept when one dies."""
+"""Parts on disk are written atomically, checked byte by byte, shared between processes, and survive a killed one."""
 
 from __future__ import annotations
 

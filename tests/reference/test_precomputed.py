@@ -1,4 +1,4 @@
-"""Cached log-probs are those of a live reference, whatever the batch; and what was computed is not computed again."""
+"""Precomputed log-probs are those of a frozen model in any batch, and are computed once."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from tests.messages import names, refused
 from tests.reference.contexts import TEST, TRAIN, CountedEngine, batch_of, make_context, prepared, rewrite, same
 from tests.tiny import tiny_model, tiny_pairs
 
-CHANGED = r"\b(weights|tokens|autocast|dtype)\b"  # what a message says of cached values of another key
+CHANGED = r"\b(weights|tokens|autocast|dtype)\b"  # what a message names of stored values of another key
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_values_are_a_residents_in_any_order_and_for_filler(split: str, tmp_path: Path, passes: CountedEngine) -> None:
+def test_values_are_those_of_a_frozen_model_in_any_order(split: str, tmp_path: Path, passes: CountedEngine) -> None:
     context = make_context()
-    reference, resident = prepared(tmp_path, context), Frozen().build(context)
+    reference, frozen = prepared(tmp_path, context), Frozen().build(context)
     rows = list(range(len(context.splits[split])))
     orders = [rows, rows[::-1], random.Random(3).sample(rows, len(rows)), [4], [2, 2, 6]]
     for order in orders:
         batch = batch_of(context, split, order)
-        same(reference.logps(batch), resident.logps(batch))
+        same(reference.logps(batch), frozen.logps(batch))
     filler = batch_of(context, split, [3, 0, 0], filler=2)
-    same(reference.logps(filler), resident.logps(filler))
+    same(reference.logps(filler), frozen.logps(filler))
     assert not reference.logps(filler)[0].requires_grad
 
 
@@ -169,7 +169,7 @@ def test_anything_that_would_change_them_computes_them_again(
     same(reference.logps(batch), live, rel=2e-2 if change is half_precision else 1e-5)
 
 
-def test_double_precision_is_kept_in_full(tmp_path: Path, passes: CountedEngine) -> None:
+def test_double_precision_is_stored_in_full(tmp_path: Path, passes: CountedEngine) -> None:
     context = make_context(tiny_model(dtype=torch.float64))
     batch = batch_of(context, "train", range(TRAIN))
     for _ in range(2):  # computed, then read
@@ -188,7 +188,7 @@ def test_half_precision_weights_are_summed_in_float32(tmp_path: Path, passes: Co
     same(reference.logps(batch), Frozen().build(context).logps(batch), rel=2e-2)
 
 
-def test_well_kept_but_wrong_values_are_computed_again(
+def test_intact_but_wrong_values_are_computed_again(
     tmp_path: Path, passes: CountedEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = make_context()

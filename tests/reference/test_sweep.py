@@ -1,4 +1,4 @@
-"""Whole runs: a sweep asks the reference for each pair once, and no loss can tell how its reference is kept."""
+"""Runs: a sweep computes the reference once for each pair, and losses are the same in each reference mode."""
 
 from __future__ import annotations
 

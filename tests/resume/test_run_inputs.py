@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from caldpo.config.path_digests import path_digests
-from caldpo.resume.config_diff import IGNORED, compared_keys, config_digest
+from caldpo.resume.config_diff import IGNORED, compared_keys, config_digest, differences
 from caldpo.resume.run_inputs import COMPARED_AS_READ
 from tests.command import train
 from tests.evaluation.runs import inside, write_data
@@ -24,7 +24,9 @@ from tests.resume.stopped import contents as files_of
 
 def test_the_digest_is_of_what_a_step_computes() -> None:
     config = {"loss": {"beta": 0.1}, "trainer": {"precision": "32-true"}, "replay": None, "console": "full"}
-    assert config_digest(config) == config_digest(config | {"replay": "x", "console": "line", "logger": {}})
+    ignored = {"replay": "x", "console": "compact", "logger": {}, "notes": "again", "tags": ["a"]}
+    assert config_digest(config) == config_digest(config | ignored)
+    assert list(differences(config, config | ignored)) == []
     assert config_digest(config) != config_digest(config | {"loss": {"beta": 0.2}})
 
 

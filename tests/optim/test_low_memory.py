@@ -1,4 +1,4 @@
-"""Optimisers of less memory: their updates by hand, what they keep, what they refuse, and that they resume exactly."""
+"""Optimisers of less memory: updates by hand, states, refusals, and exact resume."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_paged_moments_of_full_size_are_adamws() -> None:
     torch.testing.assert_close(layer.weight, plain.weight, rtol=0, atol=2e-6)
 
 
-def test_moments_in_8_bits_are_adamws_to_a_few_per_cent_of_a_step() -> None:
+def test_8_bit_moments_are_adamws_to_a_few_per_cent_of_a_step() -> None:
     """But for elements whose second moment is small beside the largest of its block, which 8 bits know badly."""
     needs("adamw_8bit")
     layer, plain, start = matrix(128, 128), matrix(128, 128), matrix(128, 128)
@@ -98,7 +98,7 @@ def test_moments_in_8_bits_are_adamws_to_a_few_per_cent_of_a_step() -> None:
     assert float(apart.max()) > 0, "it did round"
 
 
-def test_rounding_by_chance_moves_weights_by_what_was_asked_on_average() -> None:
+def test_stochastic_rounding_moves_weights_by_the_update_on_average() -> None:
     """A step of a tenth of the last digit of 1.5: rounding to the nearest would not move a single weight."""
     needs("adamw_stochastic")
     digit = 2.0**-7  # between bfloat16 numbers from 1 to 2
@@ -152,7 +152,7 @@ def test_without_its_package_the_extra_is_named(option: str, monkeypatch: pytest
         spec.check(precision)
 
 
-def test_adafactor_takes_no_divided_weights() -> None:
+def test_adafactor_refuses_sharded_weights() -> None:
     Adafactor(CONSTANT).check("bf16-mixed")
     with refused("devices", key="optim", value="adafactor", remedy=("optim=adamw", "trainer.strategy=ddp")):
         Adafactor(CONSTANT).check("bf16-mixed", sharded=True)
