@@ -33,9 +33,8 @@ class Components:
 
     Args:
         loss: one value per pair.
-        source: of the configured weights.
+        model: source of the weights under the adapter; without an adapter, of the policy's.
         adapter: put on the policy, or none.
-        model: source of the weights under the adapter: those of ``source``, or made of them.
         reference: of the log-ratios.
         data: pairs of both splits.
         optim: optimiser and schedule.
@@ -45,9 +44,8 @@ class Components:
     """
 
     loss: PreferenceLoss
-    source: ModelSource
-    adapter: AdapterSource
     model: ModelSource
+    adapter: AdapterSource
     reference: ReferenceSource
     data: PairDataModule
     optim: OptimizerChoice
@@ -67,14 +65,14 @@ class Components:
             CaldpoError: a class cannot be imported, does not take its section's keys, or refuses a value.
         """
         loss, reference = build(cfg.loss, "loss"), build(cfg.reference, "reference")
-        source, adapter = build_model(cfg)
+        model, adapter = build_model(cfg)
         optim, trainer, data = (build(cfg[name], name) for name in ("optim", "trainer", "data"))
         rest: dict[str, Any] = {}
         if tracked:
             callbacks = build(cfg.callbacks, "callbacks")
             rest["logger"] = build(cfg.logger, "logger")
             rest["callbacks"] = {name: part for name, part in callbacks.items() if part is not None}
-        return cls(loss, source, adapter, adapter.base(source), reference, data, optim, trainer, **rest)
+        return cls(loss, model, adapter, reference, data, optim, trainer, **rest)
 
     def check(self, *, on_this_machine: bool = True) -> None:
         """Refuse what can be refused before data and weights load.
@@ -106,7 +104,8 @@ class Components:
             model=self.model,
             adapter=self.adapter,
             optim=self.optim,
-            data=self.data,
+            max_length=self.data.max_length,
+            micro_batch_size=self.data.micro_batch_size,
             trainer=self.trainer,
         )
 
@@ -122,12 +121,13 @@ class Components:
 
 
 def build_model(cfg: DictConfig) -> tuple[ModelSource, AdapterSource]:
-    """Build the sections ``model`` and ``adapter``; ``adapter.base`` has the weights under the adapter.
+    """Build the sections ``model`` and ``adapter``: the source of the weights under the adapter, and the adapter.
 
     Raises:
         CaldpoError: as :func:`build`.
     """
-    return build(cfg["model"], "model"), build(cfg["adapter"], "adapter")
+    adapter: AdapterSource = build(cfg["adapter"], "adapter")
+    return adapter.base(build(cfg["model"], "model")), adapter
 
 
 def build_optional(cfg: DictConfig, name: str) -> Any:

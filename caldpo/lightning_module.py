@@ -22,7 +22,7 @@ from caldpo.models.model_forward import evaluating
 from caldpo.nonfinite.guard import HeldOutGuard, NonFiniteGuard
 from caldpo.optim.optimizer_base import OptimizerChoice
 from caldpo.reference.reference_base import Reference
-from caldpo.reference.start_check import check_start, largest_and_mean, start_ratios
+from caldpo.reference.tolerances import check_start, largest_and_mean, start_ratios
 from caldpo.step_metrics import HeldOutMetrics, StepMetrics
 from caldpo.types import PairBatch, PairLogps, assembler
 from caldpo.utils.collectives import largest_over_ranks

@@ -79,7 +79,7 @@ class RunRecord:
                 STRETCHES: starts + 1,
                 "notes": config.get("notes"),
                 "tags": config.get("tags"),
-                **pin(components.source, components.data, summary),
+                **pin(components.model, components.data, summary),
                 **components.describe(),
                 "versions": versions(),
             }

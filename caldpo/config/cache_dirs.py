@@ -29,18 +29,18 @@ def with_cache_dirs(config: Mapping[str, Any], cache: str = CACHE) -> tuple[dict
         config: of a run; sections alone will do. A cache that is switched off (null) stays so.
         cache: folder of all of them.
     """
-    own, others = copy.deepcopy(dict(config)), {}
+    replaced_config, replaced = copy.deepcopy(dict(config)), {}
     for key, below in PLACES.items():
         *parts, name = key.split(".")
-        section: Any = own
+        section: Any = replaced_config
         for part in parts:
             section = section.get(part) if isinstance(section, dict) else None
         if isinstance(section, dict) and section.get(name) is not None:
-            ours = str(PurePath(cache, below))
-            if section[name] != ours:
-                others[key] = str(section[name])
-            section[name] = ours
-    return own, others
+            cache_dir = str(PurePath(cache, below))
+            if section[name] != cache_dir:
+                replaced[key] = str(section[name])
+            section[name] = cache_dir
+    return replaced_config, replaced
 
 
 def without_cache_dirs(overrides: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -53,9 +53,9 @@ def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
 
 def no_folder_error() -> CaldpoError:
     """Build the error of a command that names no folder: how to name one, and the newest sweeps."""
-    there = [str(sweep) for sweep in existing_sweeps(Path("outputs"))]
-    listed = f"; the newest: {', '.join(there[:_NEWEST])}" if there else ""
-    more = f" and {len(there) - _NEWEST} more" if len(there) > _NEWEST else ""
+    sweeps = [str(sweep) for sweep in existing_sweeps(Path("outputs"))]
+    listed = f"; the newest: {', '.join(sweeps[:_NEWEST])}" if sweeps else ""
+    more = f" and {len(sweeps) - _NEWEST} more" if len(sweeps) > _NEWEST else ""
     return CaldpoError(
         "there is no folder to compare",
         key="sweep",

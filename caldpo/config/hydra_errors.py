@@ -55,8 +55,8 @@ def compose_or_explain(
             cfg = compose(remaining)
             return None if no_option else cfg, problems
         except _FAULTS as error:
-            found, culprit = _explain(error, compose, loader, remaining)
-            problems.append(found)
+            problem, culprit = _explain(error, compose, loader, remaining)
+            problems.append(problem)
             if culprit not in remaining:
                 return None, problems
             remaining = [override for override in remaining if override != culprit]
@@ -141,8 +141,8 @@ def _explain(
             return _unreadable(text), text
     for override in parse_overrides(loader, overrides):
         line = override.input_line or ""
-        if found := _of_override(override, str(error), compose, loader, [o for o in overrides if o != line]):
-            return found, line
+        if problem := _of_override(override, str(error), compose, loader, [o for o in overrides if o != line]):
+            return problem, line
     return Problem("configuration", None, without_search_paths(error)), None
 
 
@@ -206,8 +206,8 @@ def _unreadable(text: str) -> Problem:
     if "=" not in text.lstrip("="):
         return Problem(redact_text(text), None, "an override is written key=value", "see --help for examples")
     key, value = text.split("=", 1)
-    shown = value if len(value) <= 100 and not set(value) & set("\"'$\\") else "..."
-    remedy = f"""quote a value that has special characters: '{key}="{redact_text(shown)}"'"""
+    quoted = value if len(value) <= 100 and not set(value) & set("\"'$\\") else "..."
+    remedy = f"""quote a value that has special characters: '{key}="{redact_text(quoted)}"'"""
     return Problem(key or text, redact_text(value) if key else None, "cannot be read", remedy)
 
 
@@ -225,8 +225,8 @@ def _missing_option(
     if (group, option) in EXTRAS:
         return Problem(group, option, "not installed", install(group, option)), written
     wrong = f"no such option{suggest_known(option, options)}"
-    shown = _value(written) if written and "=[" not in written else option  # of a list, the one that is wrong
-    return Problem(group, shown, wrong, f"choose one of {', '.join(options)}"), written
+    choice = _value(written) if written and "=[" not in written else option  # of a list, the one that is wrong
+    return Problem(group, choice, wrong, f"choose one of {', '.join(options)}"), written
 
 
 def _unknown_key(override: Override, compose: Compose, loader: ConfigLoader, others: list[str]) -> Problem:
@@ -263,9 +263,9 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoader, oth
 def _composed_without_faults(compose: Compose, loader: ConfigLoader, overrides: list[str]) -> DictConfig | None:
     """Compose these overrides, or those alone that choose an option, where others are faulty, too."""
     chosen = [o for o in overrides if _options(loader, o.partition("=")[0].lstrip("+~").partition("@")[0])]
-    for given in (overrides, chosen):
+    for texts in (overrides, chosen):
         try:
-            return compose(given)
+            return compose(texts)
         except _FAULTS:
             continue
     return None
@@ -284,8 +284,8 @@ def _has_group(cfg: DictConfig, loader: ConfigLoader, group: str) -> bool:
     """Tell whether the command's defaults choose from the group, or a user's own option changes what they chose."""
     if "/" in group or group in cfg.hydra.runtime.choices or group in _listed(loader, cfg.hydra.job.config_name):
         return True
-    own = [Path(source.path, group) for source in loader.get_sources() if source.scheme() == "file"]
-    files = [file for folder in own if folder.parent != conf_dir() for file in folder.glob("*.yaml")]
+    folders = [Path(source.path, group) for source in loader.get_sources() if source.scheme() == "file"]
+    files = [file for folder in folders if folder.parent != conf_dir() for file in folder.glob("*.yaml")]
     return any(_GLOBAL.search(file.read_text(encoding="utf-8", errors="replace")) for file in files)
 
 

@@ -63,12 +63,12 @@ def hydra_entry(
         @functools.wraps(task)
         def main(argv: Sequence[str] | None = None) -> None:
             try:
-                given = sys.argv[1:] if argv is None else argv
-                if any(len(text) > 2 and "--version".startswith(text) for text in given):  # Hydra's would be its own
+                arguments = sys.argv[1:] if argv is None else argv
+                if any(len(text) > 2 and "--version".startswith(text) for text in arguments):  # not Hydra's
                     print(f"caldpo {__version__}")
                     return
                 with exit_on_signals():
-                    args = _parse(command, given, positional, several)
+                    args = _parse(command, arguments, positional, several)
                     if expand:
                         args.overrides = expand(args.overrides, args.multirun, args.config_dir)
                     if args.help:
@@ -109,7 +109,7 @@ def _parse(command: str, argv: Sequence[str], positional: str | None, several: b
     parser = options_parser(f"python -m caldpo.{command}")
     args = parser.parse_intermixed_args(list(argv))  # options may stand between overrides
     modes = {"-m": args.multirun, "--run": args.run, "--cfg": args.cfg, "--info": args.info}
-    chosen = [name for name, given in modes.items() if given]
+    chosen = [name for name, is_set in modes.items() if is_set]
     if len(chosen) > 1:
         raise CaldpoError("these options exclude each other", key=" ".join(chosen))
     if args.experimental_rerun:

@@ -40,13 +40,13 @@ def require_unspaced(overrides: Sequence[str]) -> None:
     for place, text in enumerate(overrides):
         before = overrides[place - 1] if place else ""
         after = overrides[place + 1] if place + 1 < len(overrides) else ""
-        key, given, value = text.partition("=")
+        key, sign, value = text.partition("=")
         bare_after = after if after and "=" not in after and not is_there(after) else ""
-        if given and not key.strip():  # of `key =value` and `key = value`
+        if sign and not key.strip():  # of `key =value` and `key = value`
             key, value = before, value or bare_after
-        elif given and not value and bare_after:  # of `key= value`
+        elif sign and not value and bare_after:  # of `key= value`
             value = bare_after
-        elif not (given and key != key.rstrip() and not is_there(text)):  # of `'key = value'`
+        elif not (sign and key != key.rstrip() and not is_there(text)):  # of `'key = value'`
             continue
         if not key:
             raise CaldpoError("an override is written key=value", key=text, remedy="see --help for examples")
@@ -65,15 +65,15 @@ def with_positional(overrides: Sequence[str], key: str, *, several: bool = False
         key: of the value.
         several: whether all bare arguments are values of it; ``[a,b]`` is two of them, unless a folder has that name.
     """
-    found = list(overrides)
+    texts = list(overrides)
     bare = [
-        place for place, text in enumerate(found) if "=" not in text or is_there(text) or (several and _is_list(text))
+        place for place, text in enumerate(texts) if "=" not in text or is_there(text) or (several and _is_list(text))
     ]
-    given = [name for place in bare for name in _listed(found[place])] if several else [found[i] for i in bare[:1]]
-    if not bare or not given:
-        return found
-    found[bare[0]] = f"{key}={quoted(given[0])}" if len(given) == 1 else f"{key}=[{','.join(map(quoted, given))}]"
-    return [text for place, text in enumerate(found) if not several or place not in bare[1:]]
+    names = [name for place in bare for name in _listed(texts[place])] if several else [texts[i] for i in bare[:1]]
+    if not bare or not names:
+        return texts
+    texts[bare[0]] = f"{key}={quoted(names[0])}" if len(names) == 1 else f"{key}=[{','.join(map(quoted, names))}]"
+    return [text for place, text in enumerate(texts) if not several or place not in bare[1:]]
 
 
 def _is_list(text: str) -> bool:
@@ -98,12 +98,12 @@ def with_quoted_paths(overrides: Sequence[str]) -> list[str]:
 
     The folders of a sweep's runs are named after their overrides: ``run=outputs/SWEEP/loss=dpo,seed=0``.
     """
-    found = []
+    texts = []
     for text in overrides:
-        key, given, value = text.partition("=")
-        special = given and re.search("[=,]", value) and not is_there(text) and is_there(value)
-        found.append(f"{key}={quoted(value)}" if special else text)
-    return found
+        key, sign, value = text.partition("=")
+        special = sign and re.search("[=,]", value) and not is_there(text) and is_there(value)
+        texts.append(f"{key}={quoted(value)}" if special else text)
+    return texts
 
 
 def quoted(text: str) -> str:

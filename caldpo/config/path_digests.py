@@ -20,12 +20,12 @@ def path_digests(tree: Any, place: str = "") -> dict[str, str]:
         tree: a nested mapping, or the value of ``place``.
         place: key of the tree itself.
     """
-    found = {}
+    by_key = {}
     for key, value in (flatten(tree, place) if isinstance(tree, Mapping) else {place: tree}).items():
         digests = {text: there for text in texts_in(value) if text and (there := _digest(Path(text)))}
         if digests:
-            found[key] = _sha256(f"{text} {digest}" for text, digest in sorted(digests.items()))
-    return found
+            by_key[key] = _sha256(f"{text} {digest}" for text, digest in sorted(digests.items()))
+    return by_key
 
 
 def folder_digest(folder: Path) -> str:
@@ -53,8 +53,8 @@ def _digest(path: Path) -> str | None:
 
 
 def _changed(file: Path) -> str:
-    found = file.stat()
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    state = file.stat()
+    return f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
 
 
 def _counts(file: Path, folder: Path) -> bool:

@@ -110,9 +110,9 @@ def _run(
     try:
         if in_sweep:
             redact_file(Path(hydra.sweep.dir) / "multirun.yaml")
-        if done is not None and (found := done(cfg, folder)) is not None:
-            print(f"{name} {found.status} already", flush=True)
-            return found.value
+        if done is not None and (result := done(cfg, folder)) is not None:
+            print(f"{name} {result.status} already", flush=True)
+            return result.value
         if hydra.output_subdir is not None:  # somebody has asked Hydra to write it after all
             redact_files(folder / hydra.output_subdir)
         elif record.folder is not None and process_rank() == 0:
@@ -157,13 +157,13 @@ def exit_on_signals() -> Iterator[None]:
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in _ENDING} if in_main_thread else {}
-    ours = [n for n, handler in before.items() if handler is signal.SIG_DFL or _name_of(handler) == "bypass"]
-    for number in ours:
+    replaced = [n for n, handler in before.items() if handler is signal.SIG_DFL or _name_of(handler) == "bypass"]
+    for number in replaced:
         signal.signal(number, leave)
     try:
         yield
     finally:
-        for number in ours:
+        for number in replaced:
             signal.signal(number, before[number])
 
 
@@ -259,8 +259,8 @@ def as_caldpo_error(error: BaseException) -> CaldpoError | None:
         cause = cause.__cause__
         if isinstance(cause, CaldpoError) and section and cause.key and "." not in cause.key:
             # The constructor knows its argument by name, the person by its place in the configuration.
-            shown = {} if cause.value_or_none is None else {"value": cause.value}
-            return CaldpoError(cause.message, key=f"{section}.{cause.key}", remedy=cause.remedy, **shown)
+            value = {} if cause.value_or_none is None else {"value": cause.value}
+            return CaldpoError(cause.message, key=f"{section}.{cause.key}", remedy=cause.remedy, **value)
     if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
         return CaldpoError(
             f"cannot be written: {cause.strerror}",
@@ -281,7 +281,7 @@ def print_error(error: Exception, folder: Path | None = None) -> None:
     trace = "".join(traceback.format_exception(error)).rstrip()
     print(f"error: {redact_error(known)}" if known else redact_text(trace), file=sys.stderr)
     if folder:
-        print(f"  Traceback: {folder / ERROR}", file=sys.stderr)
+        print(f"  Details: {folder / ERROR}", file=sys.stderr)
 
 
 def _exit_code(stop: BaseException) -> int:

@@ -88,11 +88,11 @@ def read_signature(target: str) -> Signature | None:
     owner: ast.ClassDef | None = None
     for name in names:
         owner = node if isinstance(node, ast.ClassDef) else None
-        found = _members(node).get(name)
-        if found is None:
+        member = _members(node).get(name)
+        if member is None:
             near = suggest(name, (known for known in _members(node) if not known.startswith("_")))
             raise CaldpoError(f"there is no {name} in {module.path}{near}", key="_target_", value=target)
-        node = found
+        node = member
     if isinstance(node, ast.ClassDef):
         return Signature(target, *_of_class(module, node))
     assert isinstance(node, _Function)
@@ -126,8 +126,8 @@ class _Module:
                 return getattr(_LIBRARIES[source], original)
             if source.startswith("caldpo.") and (path := _module_file(source.split("."))):
                 return _parsed(path)[original]
-        if (found := self.find_class(name)) and not _VALUE_BASES & {ast.unparse(b) for b in found[1].bases}:
-            return type(found[1].name, (Section,), {})
+        if (located := self.find_class(name)) and not _VALUE_BASES & {ast.unparse(b) for b in located[1].bases}:
+            return type(located[1].name, (Section,), {})
         if name in ("typing", "bool", "int", "float", "str", "list", "tuple", "dict"):
             return typing if name == "typing" else getattr(builtins, name)
         raise KeyError(name)
@@ -182,8 +182,8 @@ def _of_class(module: _Module, node: ast.ClassDef) -> tuple[dict[str, Parameter]
     is_open = False
     for base in reversed(node.bases):
         written = ast.unparse(base).split("[")[0]
-        if found := module.find_class(written):
-            inherited, base_open = _of_class(*found)
+        if base_class := module.find_class(written):
+            inherited, base_open = _of_class(*base_class)
             parameters |= inherited
             is_open |= base_open
         elif written not in _PLAIN_BASES:
@@ -209,14 +209,16 @@ def _fields(module: _Module, node: ast.ClassDef) -> Iterator[Parameter]:
 
 
 def _of_function(module: _Module, node: _Function, bound: bool) -> tuple[dict[str, Parameter], bool]:
-    given = node.args
-    positional = [*given.posonlyargs, *given.args]
-    plain = len(positional) - len(given.defaults)
+    arguments = node.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    plain = len(positional) - len(arguments.defaults)
     defaults = {a.arg for a in positional[plain:]}
-    defaults |= {a.arg for a, value in zip(given.kwonlyargs, given.kw_defaults, strict=True) if value is not None}
-    by_keyword = [*positional[max(len(given.posonlyargs), int(bound)) :], *given.kwonlyargs]
+    defaults |= {
+        a.arg for a, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value is not None
+    }
+    by_keyword = [*positional[max(len(arguments.posonlyargs), int(bound)) :], *arguments.kwonlyargs]
     parameters = {a.arg: Parameter(a.arg, module.evaluate(a.annotation), a.arg in defaults) for a in by_keyword}
-    return parameters, given.kwarg is not None
+    return parameters, arguments.kwarg is not None
 
 
 def _is_static(node: _Function) -> bool:

@@ -143,15 +143,15 @@ def own_targets(section: str) -> Mapping[str, frozenset[str]]:
 
 @functools.cache
 def _all_targets() -> Mapping[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    targets: dict[str, set[str]] = {}
     for group in _groups():
         for path in sorted((conf_dir() / group).glob("*.yaml")):
             text = path.read_text(encoding="utf-8")
             package = _package(text) or group
             for place, value in _leaves(yaml.safe_load(text), "" if package == _ROOT else package):
                 if place.endswith("._target_"):
-                    found.setdefault(place.removesuffix("._target_"), set()).add(str(value))
-    return found
+                    targets.setdefault(place.removesuffix("._target_"), set()).add(str(value))
+    return targets
 
 
 def _groups() -> list[str]:

@@ -71,8 +71,8 @@ def raise_problems(problems: list[Problem]) -> None:
     """
     if len(problems) == 1:
         (only,) = problems
-        shown = {} if only.value is None else {"value": only.value}
-        raise CaldpoError(only.message, key=only.key, remedy=only.remedy, **shown)
+        value = {} if only.value is None else {"value": only.value}
+        raise CaldpoError(only.message, key=only.key, remedy=only.remedy, **value)
     if problems:
         lines = [f"{p}; {p.remedy}" if p.remedy else str(p) for p in problems]
         raise CaldpoError("\n  ".join([f"{len(problems)} problems in the configuration", *lines]))
@@ -93,10 +93,10 @@ def find_missing_groups(cfg: DictConfig) -> Iterator[Problem]:
     """Yield a problem for each group that a training needs and the configuration does not have."""
     for group in NEEDED:
         try:
-            there = OmegaConf.select(cfg, group)
+            section = OmegaConf.select(cfg, group)
         except OmegaConfBaseException:
             continue  # reported where it stands
-        if there is None:
+        if section is None:
             yield missing_group_problem(group)
 
 
@@ -191,9 +191,9 @@ def _unknown_keys(path: str, section: DictConfig, signature: Signature) -> Itera
 
 
 def _absent_keys(path: str, section: DictConfig, signature: Signature) -> Iterator[Problem]:
-    given = set(map(str, section))  # "in" would deny keys whose value is still ???
+    keys = set(map(str, section))  # "in" would deny keys whose value is still ???
     for name, parameter in signature.parameters.items():
-        if parameter.required and name not in given:
+        if parameter.required and name not in keys:
             key = _join(path, name)
             yield Problem(
                 key,

@@ -40,7 +40,7 @@ def _comments_on(key: str) -> Iterator[tuple[frozenset[str], str]]:
 def _comments(file: Path) -> tuple[frozenset[str], dict[str, str]]:
     """Read the targets in a file, and the comment on each of its dotted keys: beside it, or on the lines above."""
     targets: set[str] = set()
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     path: list[tuple[int, str]] = []
     above: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
@@ -54,6 +54,6 @@ def _comments(file: Path) -> tuple[frozenset[str], dict[str, str]]:
             if match["key"] == "_target_":
                 targets.add(rest.split("#")[0].strip())
             elif words := beside["text"] if beside else " ".join(above):
-                found[".".join(name for _, name in path)] = words
+                comments[".".join(name for _, name in path)] = words
         above = []
-    return frozenset(targets), found
+    return frozenset(targets), comments

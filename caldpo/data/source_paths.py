@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,13 +44,16 @@ def _of_hub(cfg: DictConfig) -> Iterator[Problem]:
 
 def _data_paths(cfg: DictConfig) -> Iterator[PathKey]:
     local = str(text_at(cfg, "data.source._target_")).endswith(".LocalFiles")
-    checks = (find_files, _require_held_out) if local else (_leave_to_source, _leave_to_source)
-    for key, check in zip(("data.train", "data.test"), checks, strict=True):
-        yield PathKey(key, check, lambda value, key=key: [part.name for part in parts_of(value, key)])  # type: ignore[misc]
+    yield PathKey("data.train", find_files if local else _leave_to_source, functools.partial(_names, "data.train"))
+    yield PathKey("data.test", _require_held_out if local else _leave_to_source, functools.partial(_names, "data.test"))
     yield PathKey("data.chat_template", read_template)
     yield from (PathKey(key, _require_data_folder) for key in ("data.path", "data.source.path"))
     yield from (PathKey(key, require_model_folder) for key in ("data.source.policy", "data.source.classifier"))
     yield from (PathKey(key, require_writable_cache) for key in ("data.cache", "data.source.cache_dir"))
+
+
+def _names(key: str, value: Any) -> list[str]:
+    return [part.name for part in parts_of(value, key)]
 
 
 def _require_held_out(name: str) -> None:

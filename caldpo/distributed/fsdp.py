@@ -114,4 +114,4 @@ def _broadcast_buffers(model: nn.Module, buffers: dict[str, Tensor], device: tor
             key = f"{prefix}.{name}".lstrip(".")
             buffer = buffers[key].to(device) if buffers else torch.empty_like(value, device=device)
             dist.broadcast(buffer, src=0)
-            module._buffers[name] = buffer
+            setattr(module, name, buffer)

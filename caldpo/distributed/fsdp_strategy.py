@@ -24,6 +24,8 @@ class FsdpStrategy(ModelParallelStrategy, PolicyStrategy):
         cpu_offload: keep the shards in main memory.
     """
 
+    shards_weights = True
+
     def __init__(self, ranks: int, *, cpu_offload: bool = False) -> None:
         # shards in main memory are gathered and reduced there, too
         backend = "cpu:gloo,cuda:nccl" if cpu_offload and torch.cuda.is_available() else None

@@ -22,6 +22,8 @@ class PolicyStrategy(ABC):
     each rank writes and reads its own shards.
     """
 
+    shards_weights = False  # each rank holds a part of the weights alone, so that all have to run a model together
+
     @abstractmethod
     def shard(self, model: PreTrainedModel) -> None:
         """Shard a model's weights over the ranks in place, once; all of them have to take part."""

@@ -49,8 +49,7 @@ def export_run(cfg: DictConfig) -> None:
     to = default_dir(folder, middle, merged=settings.merge) if settings.to is None else Path(settings.to)
     place = export_dir(to, folder)
 
-    source, adapter = build_model(OmegaConf.create({k: target.config[k] for k in ("model", "adapter")}))
-    model = adapter.base(source)
+    model, adapter = build_model(OmegaConf.create({k: target.config[k] for k in ("model", "adapter")}))
     adapter.check()
     adapted = target.config["adapter"]["_target_"] != "caldpo.models.adapters.NoAdapter"
     if settings.merge and not adapted:

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.precision import MixedPrecision
 from rich.console import Console
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from caldpo.distributed.strategy_interface import policy_strategy
 from caldpo.errors import CaldpoError
@@ -39,7 +40,7 @@ class PairOrigins(Protocol):
 class GuardedModule(Protocol):
     """What the guards read of the training module."""
 
-    policy: Any
+    policy: PreTrainedModel
     loss: PreferenceLoss
     nonfinite: NonFiniteGuard
 
@@ -143,6 +144,8 @@ class NonFiniteGuard:
 
     def _dump(self, module: GuardedModule, step: int, seen: list[SeenBatch], reason: str) -> tuple[Path | None, str]:
         """Write this rank's share of the step; a full disk must not hide why the run stopped."""
+        if not seen:
+            return None, ""
         trainer = module.trainer
         plugin = trainer.precision_plugin
         scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None

@@ -9,15 +9,14 @@ everything else.
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -32,8 +31,40 @@ from caldpo.utils.atomic_io import atomic_file
 
 FOLDER = "nonfinite_batches"
 FORMAT = "caldpo bad batch 1"
-_TEXTS = ("reason", "loss", "formula")
 _INTEGERS, _FLOATS = (torch.int32, torch.int64), (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class DumpHeader(BaseModel):
+    """Facts of a dumped step.
+
+    Args:
+        step: optimiser steps before this one.
+        rank, ranks: whose share of the step it is, and how many ranks there were.
+        reason: why it was dumped, for people.
+        loss, formula: of the run, for people.
+        layout: of the batches.
+        micro_batches: pairs of each.
+        gradient_scale: of float16 arithmetic; 1 where there is none.
+        step_pairs: real pairs of the step, over ranks and accumulation.
+        origins: where each pair comes from.
+        checkpoint: the last one before the step, relative to the run's folder.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal["caldpo bad batch 1"] = FORMAT
+    step: Annotated[int, Field(ge=0, lt=2**63)]
+    rank: Annotated[int, Field(ge=0)]
+    ranks: Annotated[int, Field(lt=2**31)]
+    reason: str
+    loss: str
+    formula: str
+    layout: Literal["packed", "padded"]
+    micro_batches: list[PositiveInt]
+    gradient_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    step_pairs: Annotated[int, Field(gt=0, lt=2**63)]
+    origins: list[str]
+    checkpoint: Annotated[str, Field(pattern=r"\Acheckpoints/step-[0-9]+\z")] | None
 
 
 @dataclass(frozen=True)
@@ -41,18 +72,16 @@ class Dump:
     """A step's batch, read back.
 
     Args:
+        header: facts of the step.
         pairs: in the order of the micro-batches, with their origins.
-        micro_batches: number of pairs of each.
         weight: 1 for a real pair, 0 for padding.
         values: per pair, by name: log-probs as in :class:`PairLogps`, ``loss`` and ``terms/*``.
-        metadata: step, reason, loss, layout and so on.
     """
 
+    header: DumpHeader
     pairs: list[TokenizedPair]
-    micro_batches: list[int]
     weight: list[float]
     values: dict[str, Tensor]
-    metadata: dict[str, Any]
 
 
 def dump_step(
@@ -73,7 +102,7 @@ def dump_step(
     Args:
         run_dir: the run's folder.
         step: optimiser steps before this one.
-        seen: its micro-batches.
+        seen: its micro-batches, one at least.
         reason: why it is dumped, for people.
         rank, ranks: this rank, and how many there are.
         loss, formula: of the run, for people.
@@ -96,33 +125,32 @@ def dump_step(
     }
     for name in LOGPS:
         values: list[Tensor] = [value for one in seen if (value := getattr(one.logps, name)) is not None]
-        if values and len(values) == len(seen):
+        if len(values) == len(seen):
             tensors[name] = _joined(values)
-    for name in seen[0].values if seen else ():
+    for name in seen[0].values:
         tensors[name] = _joined([one.values[name] for one in seen])
     scores = [(b.score_chosen, b.score_rejected) for b in (one.batch for one in seen)]
     both = [torch.stack([c, r]) for c, r in scores if c is not None and r is not None]
-    if both and len(both) == len(seen):
+    if len(both) == len(seen):
         tensors["scores"] = torch.cat(both, dim=1).cpu()
-    metadata = {
-        "format": FORMAT,
-        "step": step,
-        "rank": rank,
-        "ranks": ranks,
-        "reason": reason,
-        "loss": loss,
-        "formula": formula,
-        "layout": "packed" if seen and seen[0].batch.spans is not None else "padded",
-        "micro_batches": [one.batch.pairs for one in seen],
-        "gradient_scale": gradient_scale,
-        "step_pairs": seen[0].batch.step_pairs if seen else 0,
-        "origins": [origin(row, one.batch.split) for one in seen for row in one.batch.index.tolist()],
-        "checkpoint": last_checkpoint(run_dir, step),
-    }
+    header = DumpHeader(
+        step=step,
+        rank=rank,
+        ranks=ranks,
+        reason=_printable(reason),
+        loss=loss,
+        formula=_printable(formula),
+        layout="packed" if seen[0].batch.spans is not None else "padded",
+        micro_batches=[one.batch.pairs for one in seen],
+        gradient_scale=gradient_scale,
+        step_pairs=seen[0].batch.step_pairs,
+        origins=[_printable(origin(row, one.batch.split)) for one in seen for row in one.batch.index.tolist()],
+        checkpoint=last_checkpoint(run_dir, step),
+    )
     path = run_dir / FOLDER / (f"step-{step}.safetensors" if ranks == 1 else f"step-{step}-rank-{rank}.safetensors")
     path.parent.mkdir(exist_ok=True)
     with atomic_file(path) as file:
-        file.write(save(tensors, metadata={"caldpo": json.dumps(metadata)}))
+        file.write(save(tensors, metadata={"caldpo": header.model_dump_json()}))
     return path
 
 
@@ -151,12 +179,12 @@ def read_dump(path: Path) -> Dump:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        metadata = json.loads(header["caldpo"])
-        if metadata["format"] != FORMAT:
-            raise _no_dump(path, f"it is of the format {metadata['format']!r}, and this version reads {FORMAT!r}")
-        return _checked(path, metadata, tensors)
+        header = json.loads(metadata["caldpo"])
+        if header["format"] != FORMAT:
+            raise _no_dump(path, f"it is of the format {header['format']!r}, and this version reads {FORMAT!r}")
+        return _checked(path, DumpHeader(**header), tensors)
     except FileNotFoundError as error:
         raise _no_dump(path, "there is no such file") from error
     except OSError as error:
@@ -166,49 +194,37 @@ def read_dump(path: Path) -> Dump:
         raise _no_dump(path, f"it is damaged, or no batch that a run has written ({detail})") from error
 
 
-def _checked(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Dump:
+def _checked(path: Path, header: DumpHeader, tensors: dict[str, Tensor]) -> Dump:
     """Build the dump, checking its parts against each other.
 
     Raises:
-        ValueError, KeyError, TypeError, ArithmeticError: a part is missing, or has another type than is written.
+        ValueError, KeyError, TypeError: a part is missing, or has another type than is written.
     """
     _require_types(tensors)
     tokens, ends = tensors.pop("tokens").tolist(), tensors.pop("ends").tolist()
     index, weight, scores = tensors.pop("index").tolist(), tensors.pop("weight").tolist(), tensors.pop("scores", None)
-    micro_batches, origins = [int(n) for n in metadata["micro_batches"]], [_printable(o) for o in metadata["origins"]]
     count = len(index)
-    sizes = {len(weight), len(origins), sum(micro_batches), *(len(value) for value in tensors.values())}
+    sizes = {len(weight), len(header.origins), sum(header.micro_batches), *(len(value) for value in tensors.values())}
     sizes |= set() if scores is None else {scores.shape[1]}
-    metadata |= {name: int(metadata[name]) for name in ("step", "rank", "ranks", "step_pairs")}
-    metadata |= {name: _printable(metadata[name]) for name in _TEXTS}
-    metadata["gradient_scale"] = float(metadata["gradient_scale"])
     fits = (
         count > 0
         and sizes == {count}
-        and min(micro_batches) > 0
+        and header.rank < header.ranks
         and len(ends) == 3 * count + 1
         and ends[0] == 0
         and ends[-1] == len(tokens)
         and all(a < b for a, b in pairwise(ends))  # no sequence is empty
         and min(tokens) >= 0
-        and 0 <= metadata["step"] < 2**63
-        and 0 <= metadata["rank"] < metadata["ranks"] < 2**31
-        and 0 < metadata["step_pairs"] < 2**63
-        and 0 < metadata["gradient_scale"] < math.inf
-        and metadata["layout"] in ("packed", "padded")
-        and (metadata["checkpoint"] is None or re.fullmatch(r"checkpoints/step-\d+", metadata["checkpoint"]))
     )
     if not fits:
         raise _no_dump(path, "its parts do not fit each other")
     both = [(None, None)] * count if scores is None else list(zip(*scores.tolist(), strict=True))
     sequences = [tokens[begin:end] for begin, end in pairwise(ends)]
     pairs = [
-        TokenizedPair(
-            sequences[3 * i], sequences[3 * i + 1], sequences[3 * i + 2], both[i][0], both[i][1], index[i], origins[i]
-        )
+        TokenizedPair(*sequences[3 * i : 3 * i + 3], both[i][0], both[i][1], index[i], header.origins[i])
         for i in range(count)
     ]
-    return Dump(pairs, micro_batches, weight, tensors, metadata)
+    return Dump(header, pairs, weight, tensors)
 
 
 def _require_types(tensors: dict[str, Tensor]) -> None:
@@ -223,9 +239,9 @@ def _require_types(tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{name!r} is {value.dtype} of the shape {tuple(value.shape)}")
 
 
-def _printable(value: Any) -> str:
-    """Replace lone surrogates, which JSON can hold and a terminal cannot print."""
-    return str(value).encode("utf-8", "replace").decode()
+def _printable(text: str) -> str:
+    """Replace lone surrogates, which names of files can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def last_checkpoint(run_dir: Path, step: int) -> str | None:
@@ -239,7 +255,7 @@ def last_checkpoint(run_dir: Path, step: int) -> str | None:
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:
-    return torch.cat([value.detach().cpu() for value in values]) if values else torch.zeros(0)
+    return torch.cat([value.detach().cpu() for value in values])
 
 
 def _no_dump(path: Path, reason: str) -> CaldpoError:

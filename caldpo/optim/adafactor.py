@@ -10,12 +10,11 @@ from torch import nn
 from caldpo.config.bounds import NonNegative, NonPositive, Positive
 from caldpo.config.signatures import validated
 from caldpo.optim.lr_schedule import Schedule
-from caldpo.optim.optimizer_base import OptimizerChoice, refuse_sharded
-from caldpo.optim.param_groups import decay_groups
+from caldpo.optim.optimizer_base import OptimizerChoice, decay_groups, refuse_sharded
 
 
 class Adafactor(OptimizerChoice):
-    """PyTorch's: keeps ``rows + columns`` numbers for a matrix in place of AdamW's ``2 rows columns``.
+    """PyTorch's Adafactor: stores ``rows + columns`` numbers for a matrix instead of AdamW's ``2 rows columns``.
 
     The step is relative: a weight matrix moves by at most ``lr`` times its root mean square. Updates are clipped to a
     root mean square of 1 before that, as in the paper.
@@ -44,14 +43,14 @@ class Adafactor(OptimizerChoice):
         """Refuse weights that are sharded over ranks.
 
         Raises:
-            CaldpoError: they are. PyTorch's update squares the norms of columns in place, which it cannot do with the
-                partial norms of a rank's own rows.
+            CaldpoError: they are. PyTorch's update squares the norms of columns in place, which fails on the partial
+                norms of a rank's rows.
         """
         if sharded:
             refuse_sharded("adafactor")
 
     def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
-        """The optimiser and its schedule; see :meth:`caldpo.optim.adamw.AdamW.build`."""
+        """Build the optimiser and its schedule; see :meth:`OptimizerChoice.build`."""
         optimizer = torch.optim.Adafactor(
             decay_groups(policy, self.weight_decay),
             lr=self.lr,

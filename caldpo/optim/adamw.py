@@ -11,12 +11,11 @@ from caldpo.config.bounds import Fraction, NonNegative, Positive
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.optim.lr_schedule import Schedule
-from caldpo.optim.optimizer_base import OptimizerChoice
-from caldpo.optim.param_groups import can_fuse, decay_groups
+from caldpo.optim.optimizer_base import OptimizerChoice, can_fuse, decay_groups
 
 
 class AdamW(OptimizerChoice):
-    """AdamW; weight decay spares biases and norms (parameters with fewer than two dimensions).
+    """AdamW without weight decay on biases and norms (parameters with fewer than two dimensions).
 
     Args:
         schedule: of the learning rate.
@@ -42,11 +41,11 @@ class AdamW(OptimizerChoice):
         self.betas, self.eps, self.fused = (beta1, beta2), eps, fused
 
     def check(self, precision: str, *, sharded: bool = False, replicas: bool = False) -> None:
-        """Refuse what cannot be right, before any weights load.
+        """Refuse a fused update in float16, before weights load.
 
         Raises:
-            CaldpoError: a fused update under float16 arithmetic. It undoes the scaling of the gradients inside
-                its kernel, after clipping, which would compare scaled gradients with an unscaled limit.
+            CaldpoError: it is requested. Its kernel unscales the gradients after clipping, which would compare scaled
+                gradients with an unscaled limit.
         """
         if self.fused is True and precision == "16-mixed":
             raise CaldpoError(
@@ -58,13 +57,7 @@ class AdamW(OptimizerChoice):
             )
 
     def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
-        """The optimiser and its schedule.
-
-        Args:
-            policy: whose trainable parameters are on their device.
-            total_steps: optimiser steps of the run.
-            scaled: whether float16 arithmetic scales the gradients.
-        """
+        """Build the optimiser and its schedule; see :meth:`OptimizerChoice.build`."""
         groups = decay_groups(policy, self.weight_decay)
         fused = can_fuse(groups) and not scaled if self.fused == "auto" else self.fused
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)

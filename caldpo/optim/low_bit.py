@@ -9,24 +9,23 @@ from torch import nn
 from caldpo.config.bounds import Fraction, NonNegative, Positive
 from caldpo.config.signatures import validated
 from caldpo.optim.lr_schedule import Schedule
-from caldpo.optim.optimizer_base import OptimizerChoice, refuse_sharded, require_package
-from caldpo.optim.param_groups import decay_groups
+from caldpo.optim.optimizer_base import OptimizerChoice, decay_groups, refuse_sharded, require_package
 
 
 class FromBitsAndBytes(OptimizerChoice):
-    """What these have in common."""
+    """Base of the optimisers of bitsandbytes."""
 
     option: str
 
     def check(self, precision: str, *, sharded: bool = False, replicas: bool = False) -> None:
-        """Look whether bitsandbytes is installed, and goes with the strategy.
+        """Check that bitsandbytes is installed and supports the strategy.
 
         Raises:
             CaldpoError: it does not.
         """
         require_package("bitsandbytes", self.option)
         if sharded:
-            refuse_sharded(self.option)  # its kernels know nothing of PyTorch's sharded tensors
+            refuse_sharded(self.option)  # its kernels do not support PyTorch's sharded tensors
 
 
 class LowMemoryAdamW(FromBitsAndBytes):
@@ -41,7 +40,7 @@ class LowMemoryAdamW(FromBitsAndBytes):
         eps: added to the denominator.
         weight_decay: decoupled, on matrices.
         bits: of the moments.
-        paged: moments in memory that CUDA moves to the host when the GPU's runs out, and back.
+        paged: moments in memory that CUDA moves to the host and back when the GPU's runs out.
     """
 
     @validated
@@ -61,7 +60,7 @@ class LowMemoryAdamW(FromBitsAndBytes):
         self.option = "adamw_paged" if paged else "adamw_8bit"
 
     def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
-        """The optimiser and its schedule; see :meth:`caldpo.optim.adamw.AdamW.build`."""
+        """Build the optimiser and its schedule; see :meth:`OptimizerChoice.build`."""
         import bitsandbytes
 
         optimizer = bitsandbytes.optim.AdamW(
@@ -80,7 +79,7 @@ class Lion(FromBitsAndBytes):
 
     Args:
         schedule: of the learning rate.
-        lr: peak learning rate, which every weight moves by: a third to a tenth of AdamW's.
+        lr: peak learning rate, by which every weight moves: a third to a tenth of AdamW's.
         beta1: share of the moment in the update.
         beta2: decay of the moment.
         weight_decay: decoupled, on matrices.
@@ -103,7 +102,7 @@ class Lion(FromBitsAndBytes):
         self.betas, self.bits = (beta1, beta2), bits
 
     def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
-        """The optimiser and its schedule; see :meth:`caldpo.optim.adamw.AdamW.build`."""
+        """Build the optimiser and its schedule; see :meth:`OptimizerChoice.build`."""
         import bitsandbytes
 
         groups = decay_groups(policy, self.weight_decay)

@@ -34,7 +34,7 @@ class Schedule:
         self.decay, self.warmup_steps, self.warmup_ratio = decay, warmup_steps, warmup_ratio
 
     def attach(self, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
-        """Lightning's optimiser dictionary: the schedule moves at every optimiser step."""
+        """Make Lightning's optimiser dictionary, with the schedule stepped at every optimiser step."""
         warmup = share_of(self.warmup_ratio, total_steps) if self.warmup_steps is None else self.warmup_steps
         name = "constant_with_warmup" if self.decay == "constant" else self.decay
         scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
@@ -42,7 +42,7 @@ class Schedule:
 
 
 def share_of(ratio: float, steps: int) -> int:
-    """``ratio`` of ``steps``, rounded down, of the decimal that was written: 0.29 of 100 is 29.
+    """Compute ``ratio`` of ``steps``, rounded down, with the ratio as written in decimal: 0.29 of 100 is 29.
 
     The float product is 28.999999999999996.
     """

@@ -1,4 +1,4 @@
-"""What all builders of optimisers have in common."""
+"""Base of the optimiser builders: early checks, parameter groups, and the interface."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from caldpo.errors import CaldpoError
 
 
 class OptimizerChoice(ABC):
-    """What ``optim=`` chooses: refuses early what it cannot do, and builds the optimiser with its schedule."""
+    """Checks settings early, and builds the optimiser with its schedule: what ``optim=`` chooses."""
 
     lr: float  # largest learning rate of the schedule
-    rounds_stochastically = False  # half-precision weights take an update's digits beyond their last with its odds
-    compiled_step = False  # torch.compile makes a kernel for each weight: nothing of a copy's size beside them
+    eps: float | None = None  # added to the denominator
+    rounds_stochastically = False  # updates of half-precision weights are rounded at random, without bias
+    compiled_step = False  # torch.compile makes a kernel for each weight, without a temporary copy
 
     def check(  # noqa: B027 (most refuse nothing)
         self, precision: str, *, sharded: bool = False, replicas: bool = False
     ) -> None:
-        """Refuse what cannot be right, before any weights load.
+        """Refuse settings that cannot be combined, before weights load.
 
         Args:
             precision: ``trainer.precision``.
-            sharded: whether its state is sharded over ranks, be it with the weights or without them.
-            replicas: whether several ranks update whole weights, each for itself.
+            sharded: whether its state is sharded over ranks, with the weights or without them.
+            replicas: whether several ranks update full weights, each on its own.
 
         Raises:
-            CaldpoError: it cannot.
+            CaldpoError: naming the key.
         """
 
     @abstractmethod
@@ -45,10 +46,10 @@ class OptimizerChoice(ABC):
 
 
 def require_package(package: str, option: str) -> None:
-    """Look whether the package behind an option is installed.
+    """Check that the package of an option is installed.
 
     Raises:
-        CaldpoError: it is not, naming the extra that brings it.
+        CaldpoError: it is not, naming the extra that installs it.
     """
     if importlib.util.find_spec(package) is None:
         raise CaldpoError("not installed", key="optim", value=option, remedy=install("optim", option))
@@ -60,5 +61,21 @@ def refuse_sharded(option: str) -> None:
         "cannot be sharded over devices",
         key="optim",
         value=option,
-        remedy="choose optim=adamw, whose state is sharded as they are, or trainer.strategy=ddp",
+        remedy="choose optim=adamw, whose state is sharded like its weights, or trainer.strategy=ddp",
     )
+
+
+def can_fuse(groups: list[dict[str, Any]]) -> bool:
+    """Whether PyTorch has a fused kernel for all these parameters: floating point, on a CPU or CUDA."""
+    devices = ("cuda", "cpu")
+    return all(p.is_floating_point() and p.device.type in devices for group in groups for p in group["params"])
+
+
+def decay_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Group trainable parameters: matrices with weight decay, vectors without."""
+    trainable = [p for p in policy.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

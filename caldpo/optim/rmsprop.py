@@ -10,8 +10,7 @@ from torch import nn
 from caldpo.config.bounds import Fraction, NonNegative, Positive
 from caldpo.config.signatures import validated
 from caldpo.optim.lr_schedule import Schedule
-from caldpo.optim.optimizer_base import OptimizerChoice
-from caldpo.optim.param_groups import decay_groups
+from caldpo.optim.optimizer_base import OptimizerChoice, decay_groups
 
 
 class RMSprop(OptimizerChoice):
@@ -23,8 +22,8 @@ class RMSprop(OptimizerChoice):
         smoothing: decay of the mean of squared gradients.
         eps: added to the denominator.
         weight_decay: on matrices.
-        foreach: update all weights in a few kernels, which takes memory for one more copy of them while it
-            lasts; False goes one by one. It has no fused form.
+        foreach: update all weights in a few kernels, which temporarily takes memory for one more copy of them; False
+            updates one by one. There is no fused kernel.
     """
 
     @validated
@@ -41,7 +40,7 @@ class RMSprop(OptimizerChoice):
         self.smoothing, self.eps, self.foreach = smoothing, eps, foreach
 
     def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
-        """The optimiser and its schedule; see :meth:`AdamW.build`."""
+        """Build the optimiser and its schedule; see :meth:`OptimizerChoice.build`."""
         optimizer = torch.optim.RMSprop(
             decay_groups(policy, self.weight_decay),
             lr=self.lr,

@@ -1,4 +1,4 @@
-"""AdamW whose updates are rounded to bfloat16 by chance (torchao, the extra ``ao``)."""
+"""AdamW with stochastic rounding to bfloat16 weights, by torchao (the extra ``ao``)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from caldpo.config.bounds import Fraction, NonNegative, Positive
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.optim.lr_schedule import Schedule
-from caldpo.optim.optimizer_base import OptimizerChoice, require_package
-from caldpo.optim.param_groups import decay_groups
+from caldpo.optim.optimizer_base import OptimizerChoice, decay_groups, require_package
 
 OPTION = "adamw_stochastic"
 
 
 class StochasticAdamW(OptimizerChoice):
-    """For ``trainer.precision=bf16-true``: computed in float32, written to bfloat16 weights up or down by the odds.
+    """For ``trainer.precision=bf16-true``: computed in float32, rounded at random to bfloat16, without bias.
 
-    An update of a tenth of a weight's last digit moves it with probability 1/10, where rounding to the nearest never
-    would: the expectation is right, at a quarter of the memory of float32 weights with two float32 moments.
+    An update of a tenth of a weight's last digit changes it with probability 1/10, where rounding to the nearest never
+    would, with a quarter of the memory of float32 weights and two float32 moments.
 
     Args:
         schedule: of the learning rate.
@@ -49,25 +48,25 @@ class StochasticAdamW(OptimizerChoice):
         self.betas, self.eps = (beta1, beta2), eps
 
     def check(self, precision: str, *, sharded: bool = False, replicas: bool = False) -> None:
-        """Look whether torchao is installed, and whether there is anything to round.
+        """Check that torchao is installed and that stochastic rounding applies.
 
         Raises:
-            CaldpoError: it is not, the weights are not going to be bfloat16, or several devices have whole ones.
+            CaldpoError: it is not, the weights are not bfloat16, or several devices hold full copies.
         """
         require_package("torchao", OPTION)
         if not torch.cuda.is_available() and not any(map(shutil.which, ("g++", "c++", "clang++"))):
             raise CaldpoError(
-                "its update is compiled, and on a CPU that takes a C++ compiler, which is not there",
+                "its update is compiled, which needs a C++ compiler on a CPU, and there is none",
                 key="optim",
                 value=OPTION,
                 remedy="install g++, or choose optim=adamw",
             )
         if replicas:
             raise CaldpoError(
-                "draws its rounding on each device for itself, so that whole weights on several would drift apart",
+                "rounds at random on each device, so that full copies of weights on several would drift apart",
                 key="optim",
                 value=OPTION,
-                remedy="set trainer.strategy=fsdp, where each weight's part is one device's, or train on one device",
+                remedy="set trainer.strategy=fsdp, which shards each weight, or train on one device",
             )
         if precision != "bf16-true":
             raise CaldpoError(
@@ -78,7 +77,7 @@ class StochasticAdamW(OptimizerChoice):
             )
 
     def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
-        """The optimiser and its schedule; see :meth:`caldpo.optim.adamw.AdamW.build`."""
+        """Build the optimiser and its schedule; see :meth:`OptimizerChoice.build`."""
         from torchao.optim import _AdamW  # torchao's name of its AdamW with states of full size
 
         optimizer = _AdamW(

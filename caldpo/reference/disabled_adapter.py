@@ -16,7 +16,7 @@ from caldpo.models.model_forward import evaluating
 from caldpo.reference.fingerprint import model_configuration, weights_digest
 from caldpo.reference.reference_base import Logps, ReferenceContext, ReferenceSource
 from caldpo.reference.reference_load import HeldOutCache, describe_reference
-from caldpo.reference.tolerances import rounding_of
+from caldpo.reference.tolerances import rounding_tolerance
 from caldpo.types import PairBatch
 
 
@@ -73,7 +73,7 @@ class Adapter:
         """
         if not is_adapted(context.policy):
             raise _no_adapter_error()
-        return AdapterReference(context.policy, rounding_of(context), sharded=context.sharded)
+        return AdapterReference(context.policy, rounding_tolerance(context), sharded=context.sharded)
 
 
 def check_adapter(reference: ReferenceSource, adapter: AdapterSource) -> None:

@@ -23,7 +23,7 @@ from caldpo.reference.reference_load import (
     load_other,
     require_path,
 )
-from caldpo.reference.tolerances import rounding_of
+from caldpo.reference.tolerances import rounding_tolerance
 from caldpo.types import PairBatch
 
 
@@ -33,7 +33,7 @@ class FrozenReference:
     def __init__(self, model: PreTrainedModel, context: ReferenceContext | None = None) -> None:
         self.model = freeze(model, model.dtype)
         # it runs the same batches, but not through the policy's compiled layers
-        self.rounding = 0.0 if context is None else rounding_of(context)
+        self.rounding = 0.0 if context is None else rounding_tolerance(context)
         self.engine = LogprobEngine(self.model)
         self._configuration = model_configuration(self.model)  # at the start
         self._context, self._held_out = context, HeldOutCache(sharded=context is not None and context.sharded)

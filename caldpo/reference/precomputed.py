@@ -24,7 +24,7 @@ from caldpo.reference.fingerprint import MANIFEST, difference, key_of, model_con
 from caldpo.reference.logprob_store import LogpStore
 from caldpo.reference.reference_base import Logps, ReferenceContext
 from caldpo.reference.reference_load import check_path, describe_reference, load_other, match_policy, require_path
-from caldpo.reference.tolerances import beyond, relative, rounding_of
+from caldpo.reference.tolerances import exceeds_rounding, relative_difference, rounding_tolerance
 from caldpo.types import PairBatch
 from caldpo.utils.collectives import all_gather, fresh_seed, is_first_rank, shard_items, true_on_any_rank
 from caldpo.utils.delayed_progress import DelayedProgress
@@ -46,7 +46,7 @@ class PrecomputedReference:
     def __init__(self, context: ReferenceContext, path: str | None, cache: Path, spot_check: int) -> None:
         self.context, self.path, self.cache, self.spot_check = context, path, cache, spot_check
         self.dtype = context.policy.dtype
-        self.rounding = rounding_of(context)
+        self.rounding = rounding_tolerance(context)
         self._tables: dict[str, Tensor] = {}  # by split: log-probs of chosen and rejected, (2, pairs)
         self._weights = ""
         self._facts: dict[str, str] = {}
@@ -180,8 +180,8 @@ class PrecomputedReference:
         """Recompute the values at some rows; describe by how much they differ, None if they do not."""
         fresh = self._compute(split, rows, engine)
         differences = (fresh - values[:, rows]).abs()
-        sizes = relative(differences, fresh)
-        if not beyond(sizes.max().item(), sizes.mean().item(), self.rounding):
+        sizes = relative_difference(differences, fresh)
+        if not exceeds_rounding(sizes.max().item(), sizes.mean().item(), self.rounding):
             return None
         return f"of {len(rows)} pairs, recomputed, log-probs differ by up to {differences.max().item():.3g} nats"
 

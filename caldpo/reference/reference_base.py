@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.distributed.strategy_interface import policy_strategy
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.adapted_policy import set_dora_magnitudes
 from caldpo.models.model_source import ModelSource, load_on_rank
@@ -155,7 +156,8 @@ def reference_context(
         facts: sources of the tokens, for people, beside the limits of truncation.
     """
     limits = f"at most {data.max_length} tokens, of which {data.max_prompt_length} of the prompt"
-    shard = getattr(trainer.strategy, "shard", None)
+    strategy = policy_strategy(trainer.strategy)
+    shard = strategy.shard if strategy.shards_weights else None
     return ReferenceContext(
         policy=policy,
         reload=lambda: in_run_dtype(trainer, load_on_rank(source, sharded=shard is not None)),

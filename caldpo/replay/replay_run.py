@@ -29,7 +29,7 @@ from caldpo.losses.base import PreferenceLoss
 from caldpo.nonfinite.step_dump import Dump, last_checkpoint, read_dump
 from caldpo.reference.reference_base import ReferenceContext, in_run_dtype
 from caldpo.replay.inspected_pass import InspectedPass, run_pass
-from caldpo.replay.replay_report import as_dict, print_replay, verdict
+from caldpo.replay.replay_report import print_replay, replay_facts
 from caldpo.resume.config_diff import differences, read_config
 from caldpo.resume.pins import pin_model
 from caldpo.resume.resume_overrides import recorded_config
@@ -67,11 +67,11 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     trainer_settings.progress_bar = trainer_settings.cpu_offload = False
     components.check()
     _print(_changed_keys(cfg, run_dir))
-    pin_model(components.source, known_summary(run_dir))
+    pin_model(components.model, known_summary(run_dir))
     tokenizer = components.model.load_tokenizer()
     policy = components.adapter.apply(components.model.load_policy())
     require_fit(dump, policy, loss, path)
-    layout, _ = choose_layout(dump.metadata["layout"], policy, components.data.max_length)
+    layout, _ = choose_layout(dump.header.layout, policy, components.data.max_length)
     trainer = trainer_settings.build(run_dir, [], [])
     policy = in_run_dtype(trainer, policy)
     reference = None
@@ -95,24 +95,24 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
                 precision=precision,
                 context=trainer.precision_plugin.forward_context if own else contextlib.nullcontext,
                 logits_cache_mib=settings.logits_cache_mib,
-                scale=dump.metadata["gradient_scale"] if own else 1.0,
+                scale=dump.header.gradient_scale if own else 1.0,
                 to_float32=not own,
             )
         )
-    content, output = as_dict(path, dump, weights, passes), path.with_suffix(ENDING)
-    print_replay(dump, weights, passes)
-    write_json(output, content)
-    _print([verdict(dump, weights, passes), f"written to {output}"])
-    return content
+    facts, output = replay_facts(path, dump, weights, passes), path.with_suffix(ENDING)
+    write_json(output, facts)
+    print_replay(facts)
+    _print([f"written to {output}"])
+    return facts
 
 
 def batches_of(dump: Dump, pad_id: int, layout: Any) -> list[PairBatch]:
     """Collate the dumped micro-batches, without a split, so that the reference is run live."""
     batches, start = [], 0
-    for size in dump.micro_batches:
+    for size in dump.header.micro_batches:
         rows = slice(start, start + size)
         start += size
-        step_pairs = dump.metadata["step_pairs"]
+        step_pairs = dump.header.step_pairs
         batches.append(
             collate(dump.pairs[rows], pad_id, layout=layout, weight=dump.weight[rows], step_pairs=step_pairs)
         )
@@ -145,9 +145,9 @@ def load_checkpoint_before(dump: Dump, run_dir: Path, policy: PreTrainedModel) -
     Raises:
         CaldpoError: the checkpoint is damaged, or of another policy.
     """
-    name = last_checkpoint(run_dir, dump.metadata["step"])
+    name = last_checkpoint(run_dir, dump.header.step)
     if name is None:
-        missing = "" if dump.metadata["checkpoint"] is None else f" ({dump.metadata['checkpoint']} no longer exists)"
+        missing = "" if dump.header.checkpoint is None else f" ({dump.header.checkpoint} no longer exists)"
         return f"those that the run started from{missing}"
     folder = run_dir / name
     try:
@@ -163,7 +163,7 @@ def load_checkpoint_before(dump: Dump, run_dir: Path, policy: PreTrainedModel) -
     except RuntimeError as error:  # a shape differs
         detail = " ".join(str(error).split())[:300]
         raise CaldpoError(f"is of another policy: {detail}", key="replay", value=folder, remedy=_REMEDY) from error
-    before = dump.metadata["step"] - int(name.rpartition("-")[2])
+    before = dump.header.step - int(name.rpartition("-")[2])
     return f"{name}, {before} optimiser steps before the batch" if before else f"{name}, those of the step itself"
 
 

@@ -148,11 +148,11 @@ def _can_be_secret(value: str) -> bool:
 
 def _quotes(value: str) -> tuple[str, str]:
     """Split off the quotes around a value."""
-    found = re.match(r"\\*[\"']", value)
-    if found is None:
+    opening = re.match(r"\\*[\"']", value)
+    if opening is None:
         return "", ""
-    closed = value.endswith(found[0]) and len(value) >= 2 * len(found[0])
-    return found[0], found[0] if closed else ""
+    closed = value.endswith(opening[0]) and len(value) >= 2 * len(opening[0])
+    return opening[0], opening[0] if closed else ""
 
 
 def _masked_address(before: str, rest: str) -> str:

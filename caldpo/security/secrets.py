@@ -193,11 +193,11 @@ def known_secrets() -> list[str]:
 
 @functools.lru_cache(maxsize=4)
 def _secrets_among(variables: tuple[tuple[str, str], ...], learned: frozenset[str]) -> list[str]:
-    found = {value for name, value in variables if len(value) >= _SHORTEST and is_secret_name(name)}
+    values = {value for name, value in variables if len(value) >= _SHORTEST and is_secret_name(name)}
     # SSH_KEY or BUILD_PWD may name a file or folder, which messages have to name, too
-    found = {value for value in found if not (value.startswith("/") and _is_there(value))} | learned
+    values = {value for value in values if not (value.startswith("/") and _is_there(value))} | learned
     # as they stand in addresses, in JSON and in the repr of a text
-    written = {form for s in found for form in (s, quote(s, safe=""), json.dumps(s)[1:-1], repr(s)[1:-1])}
+    written = {form for s in values for form in (s, quote(s, safe=""), json.dumps(s)[1:-1], repr(s)[1:-1])}
     return sorted(written, key=len, reverse=True)  # a secret inside another one is masked with it
 
 

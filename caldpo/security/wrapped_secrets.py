@@ -36,22 +36,22 @@ def _cut(text: str) -> Iterator[int]:
     # A line breaks where a space was, so secrets with spaces are looked for without.
     joined, places = _without(_LAYOUT, text)
     for secret in secrets:
-        wanted = _LAYOUT.sub("", secret)
-        for match in re.finditer(re.escape(wanted), joined) if wanted else ():
+        unwrapped = _LAYOUT.sub("", secret)
+        for match in re.finditer(re.escape(unwrapped), joined) if unwrapped else ():
             yield from _if_cut(text, places[match.start() : match.end()])
         for end in (place for place, char in enumerate(joined) if char == _ELLIPSIS):
-            longest = range(len(wanted), _SHORTEST_START - 1, -1)
-            length = next((n for n in longest if joined.endswith(wanted[:n], 0, end)), 0)
+            longest = range(len(unwrapped), _SHORTEST_START - 1, -1)
+            length = next((n for n in longest if joined.endswith(unwrapped[:n], 0, end)), 0)
             yield from places[end - length : end]
     joined, places = _without(_FOLD, text)
     for match in KNOWN_FORMS.finditer(joined):
         yield from _if_cut(text, places[match.start() : match.end()])
 
 
-def _if_cut(text: str, found: list[int]) -> list[int]:
+def _if_cut(text: str, positions: list[int]) -> list[int]:
     """Keep positions that a line's end or a colour separates; else they are words of one line alone."""
-    between = text[found[0] : found[-1]]
-    return found if "\n" in between or "\x1b" in between else []
+    between = text[positions[0] : positions[-1]]
+    return positions if "\n" in between or "\x1b" in between else []
 
 
 def _without(what: re.Pattern[str], text: str) -> tuple[str, list[int]]:

@@ -151,10 +151,10 @@ def file_digest(path: Path) -> str:
     """Digest a file: SHA-256 over the SHA-256 of each chunk, read by several threads."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         pieces = pool.map(lambda start: _piece_digest(path, start), range(0, path.stat().st_size, CHUNK))
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for piece in pieces:
-            found.update(piece)
-    return found.hexdigest()
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def known_digest(path: Path) -> str:
@@ -162,8 +162,8 @@ def known_digest(path: Path) -> str:
 
     A program can set back the size and the time of writing of a file, but not the time of its last change (ctime).
     """
-    found = path.stat()
-    return _digest_of(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    state = path.stat()
+    return _digest_of(path, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -211,20 +211,20 @@ def _machine() -> str:
 def _clear_drafts(path: Path, *, alone: bool = False) -> None:
     """Remove the drafts of ``path`` that nobody is writing; ``alone``: every one, as this process alone writes it."""
     with contextlib.suppress(OSError):
-        for left in [entry for entry in path.parent.iterdir() if _owner(entry.name, path)]:
-            if alone or _is_left_behind(left, _owner(left.name, path)):
-                if left.is_dir() and not left.is_symlink():
-                    shutil.rmtree(left, ignore_errors=True)
+        for draft in [entry for entry in path.parent.iterdir() if _owner(entry.name, path)]:
+            if alone or _is_left_behind(draft, _owner(draft.name, path)):
+                if draft.is_dir() and not draft.is_symlink():
+                    shutil.rmtree(draft, ignore_errors=True)
                 else:
-                    left.unlink(missing_ok=True)
+                    draft.unlink(missing_ok=True)
 
 
 def _owner(name: str, path: Path) -> str:
     """Read a draft's writer from its name; empty where ``name`` is no draft of ``path``."""
     if not name.startswith(_prefix(path)) or not name.endswith(_PARTIAL):
         return ""
-    said = name[len(_prefix(path)) : -len(_PARTIAL)]
-    return "" if "." in said else said  # of another file, whose name begins with this one's
+    owner = name[len(_prefix(path)) : -len(_PARTIAL)]
+    return "" if "." in owner else owner  # of another file, whose name begins with this one's
 
 
 def _is_left_behind(draft: Path, owner: str) -> bool:

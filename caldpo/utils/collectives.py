@@ -31,9 +31,9 @@ def true_on_any_rank(flags: list[bool], device: torch.device) -> list[bool]:
     """
     if not _several():
         return flags
-    both = torch.tensor(flags, dtype=torch.uint8, device=device)
-    dist.all_reduce(both, dist.ReduceOp.MAX)
-    return [bool(flag) for flag in both.tolist()]
+    reduced = torch.tensor(flags, dtype=torch.uint8, device=device)
+    dist.all_reduce(reduced, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in reduced.tolist()]
 
 
 def fresh_seed(device: torch.device) -> int:
@@ -53,9 +53,9 @@ def max_over_ranks(number: int | None) -> int | None:
     """
     if not _several():
         return number
-    said = torch.tensor([number or 0])
-    dist.all_reduce(said, dist.ReduceOp.MAX, group=_host_group(dist.group.WORLD))
-    return int(said.item()) or None
+    largest = torch.tensor([number or 0])
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=_host_group(dist.group.WORLD))
+    return int(largest.item()) or None
 
 
 @functools.lru_cache(maxsize=1)
@@ -85,14 +85,14 @@ def largest_over_ranks(first: float, second: float) -> tuple[float, float]:
 
 def shard_items(items: Iterable[T]) -> Iterator[T]:
     """Shard items across ranks, as many on each, padding with the last item."""
-    ranks, rank, left = (dist.get_world_size(), dist.get_rank(), []) if _several() else (1, 0, [])
+    ranks, rank, group = (dist.get_world_size(), dist.get_rank(), []) if _several() else (1, 0, [])
     for item in items:
-        left.append(item)
-        if len(left) == ranks:
-            yield left[rank]
-            left = []
-    if left:
-        yield left[min(rank, len(left) - 1)]
+        group.append(item)
+        if len(group) == ranks:
+            yield group[rank]
+            group = []
+    if group:
+        yield group[min(rank, len(group) - 1)]
 
 
 def call_on_all_ranks(act: Callable[[], T]) -> list[T]:
@@ -103,18 +103,18 @@ def call_on_all_ranks(act: Callable[[], T]) -> list[T]:
         CaldpoError: it raised one on a rank.
     """
     try:
-        mine: tuple[Any, CaldpoError | str | None] = act(), None
+        result: tuple[Any, CaldpoError | str | None] = act(), None
     except CaldpoError as error:
-        mine = None, error
+        result = None, error
     except (OSError, RuntimeError) as error:
-        mine = None, getattr(error, "strerror", None) or str(error) or type(error).__name__
-    found = all_gather(mine)
-    for rank, (_, failure) in enumerate(found):
+        result = None, getattr(error, "strerror", None) or str(error) or type(error).__name__
+    results = all_gather(result)
+    for rank, (_, failure) in enumerate(results):
         if isinstance(failure, CaldpoError):
             raise failure
         if failure is not None:
             raise OSError(f"{failure} (rank {rank})")
-    return [value for value, _ in found]
+    return [value for value, _ in results]
 
 
 def _several() -> bool:

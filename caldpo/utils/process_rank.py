@@ -65,19 +65,19 @@ def own_ranks(cfg: DictConfig, *, announce: bool = False) -> Iterator[None]:
 
 def _foreign(variables: Mapping[str, str], world: int, nodes: int) -> list[str]:
     """List the launchers' variables that are not of a run of so many processes on so many nodes."""
-    ours: set[str] = set()
+    own: set[str] = set()
     size = variables.get("WORLD_SIZE") == str(world)
     if size and set(_TORCHRUN) <= set(variables) and _below(variables, "RANK", world):
-        ours |= {*_TORCHRUN, "WORLD_SIZE", _NODE, _ADDRESS}
+        own |= {*_TORCHRUN, "WORLD_SIZE", _NODE, _ADDRESS}
     elif size and _below(variables, "LOCAL_RANK", world):  # a process that Lightning has started
-        ours |= {"LOCAL_RANK", "WORLD_SIZE", _NODE, _ADDRESS}
+        own |= {"LOCAL_RANK", "WORLD_SIZE", _NODE, _ADDRESS}
     elif nodes > 1 and _below(variables, _NODE, nodes):  # started by hand on each node, and on it by Lightning
-        ours |= {_NODE, _ADDRESS}
+        own |= {_NODE, _ADDRESS}
     if variables.get("SLURM_NTASKS") == str(world) and _below(variables, "SLURM_PROCID", world):
-        ours |= {*_SLURM, _ADDRESS}
+        own |= {*_SLURM, _ADDRESS}
     if variables.get("JSM_NAMESPACE_SIZE") == str(world) and _below(variables, "JSM_NAMESPACE_RANK", world):
-        ours |= {*_LSF, _ADDRESS}
-    return [name for name in LAUNCHERS if name in variables and name not in ours]
+        own |= {*_LSF, _ADDRESS}
+    return [name for name in LAUNCHERS if name in variables and name not in own]
 
 
 def _below(variables: Mapping[str, str], name: str, bound: int) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from hydra.core.utils import JobReturn
 
 from caldpo.config.summary_file import read_summary
-from tests.config.test_launchers import composed
+from tests.config.test_sweep_jobs import composed
 from tests.distributed.slurm import environment, make_cluster
 from tests.distributed.test_parity import table
 from tests.evaluation.runs import write_data

@@ -69,7 +69,7 @@ def test_two_ranks_train_as_one_does(
     assert (two / "samples.jsonl").read_text() == (one / "samples.jsonl").read_text()
 
 
-def test_what_two_ranks_differ_in_is_float32s_rounding(place: Path) -> None:
+def test_two_ranks_differ_by_float32_rounding_alone(place: Path) -> None:
     """Two ranks sum gradients in another order; in float64 nothing is left of what that does."""
     words = ("loss=ipo", "trainer.precision=64-true")
     one = ran(place, "one-64", *words, *WHOLE)
@@ -110,7 +110,7 @@ def test_adapters(reference: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("trainer.cpu_offload=true",)], ids=["one device", "in main memory"])
-def test_dividing_changes_nothing_by_itself(more: tuple[str, ...], place: Path) -> None:
+def test_sharding_by_itself_changes_nothing(more: tuple[str, ...], place: Path) -> None:
     """Over one device, and over two with their parts in main memory (here it is the same memory)."""
     ranks = 2 if more else 1
     words = (*DIVIDED[1], f"trainer.devices={ranks}") if more else WHOLE

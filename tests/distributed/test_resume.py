@@ -77,7 +77,7 @@ def kill_and_resume(place: Path, given: tuple[str, ...], kill: Kill, whole: dict
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_killed_run_goes_on_as_if_it_had_not_been(way: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_for_bit(way: str, tmp_path: Path) -> None:
     if "lora" in way:
         pytest.importorskip("peft")
     write_data(tmp_path)
@@ -99,7 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "run"
 
 
-def test_one_process_puts_the_weights_together(run: Path) -> None:
+def test_one_process_merges_the_shards(run: Path) -> None:
     """Those of the end are the exported policy's, under the names of the training module and with the ties."""
     from transformers import AutoModelForCausalLM
 
@@ -113,7 +113,7 @@ def test_one_process_puts_the_weights_together(run: Path) -> None:
     assert not torch.equal(before["policy.lm_head.weight"], weights["policy.lm_head.weight"])
 
 
-def test_a_damaged_or_missing_part_is_named_and_the_checkpoint_before_it_taken(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_or_missing_shard_is_named_and_the_checkpoint_before_it_used(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     last = checkpoint_folders(copy)[12]
     assert verify(last).step == 12
@@ -165,7 +165,7 @@ def test_an_error_on_one_rank_ends_all(strategy: str, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") > 2, "the rows before it are kept"
 
 
-def test_bad_numbers_stop_all_ranks_and_are_replayed_by_one(tmp_path: Path) -> None:
+def test_a_nonfinite_step_stops_all_ranks_and_is_replayed_by_one(tmp_path: Path) -> None:
     """What is said is what whole models say: names of weights, whoever holds the part that is no number."""
     write_data(tmp_path)
     wild = ("optim=rmsprop", "optim.lr=1e30", "optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null")

@@ -34,7 +34,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_killed_run_goes_on_as_if_it_had_not_been(way: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_for_bit(way: str, tmp_path: Path) -> None:
     if way == "lora":
         pytest.importorskip("peft")
     write_data(tmp_path)
@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "run"
 
 
-def test_files_are_those_of_the_project_and_hold_no_code(run: Path) -> None:
+def test_checkpoint_files_hold_no_code(run: Path) -> None:
     """The one zip archive is read with ``weights_only``; the weights are the exported policy's."""
     from transformers import AutoModelForCausalLM
 
@@ -71,7 +71,7 @@ def test_files_are_those_of_the_project_and_hold_no_code(run: Path) -> None:
     assert all(torch.equal(weights[f"policy.{name}"], value) for name, value in policy.items())
 
 
-def test_a_damaged_or_missing_part_is_named_and_the_checkpoint_before_it_taken(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_or_missing_shard_is_named_and_the_checkpoint_before_it_used(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     last = checkpoint_folders(copy)[12]
     for part in (last / "weights.safetensors", *sorted((last / "optimizer").iterdir())):
@@ -87,7 +87,7 @@ def test_a_damaged_or_missing_part_is_named_and_the_checkpoint_before_it_taken(r
     assert newest_intact(copy)[2] == []
 
 
-def test_a_full_disk_on_one_rank_stops_all_and_others_cannot_go_on(tmp_path: Path) -> None:
+def test_a_full_disk_on_one_rank_stops_all_and_other_strategies_cannot_resume(tmp_path: Path) -> None:
     """No file may grow beyond 20 kB once the tensors of the second checkpoint are there: the third is not written."""
     write_data(tmp_path)
     ended = train(tmp_path, *BASE, *RANKS, "hydra.run.dir=run", kill=Kill("quota", 2, 20_000), ranks=2)

@@ -1,4 +1,4 @@
-"""What ZeRO-2 refuses before weights load; DeepSpeed need not be installed."""
+"""Settings that ZeRO-2 refuses before weights load; DeepSpeed need not be installed."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_without_deepspeed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
         ({"compile": True}, "trainer.compile"),
     ],
 )
-def test_what_cannot_be_done_is_refused(more: dict[str, Any], key: str, installed: None) -> None:
+def test_unsupported_settings_are_refused(more: dict[str, Any], key: str, installed: None) -> None:
     with refused("deepspeed_stage_2", key=key):
         settings(**more).check()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("cpu_offload", [False, True])
-def test_what_can_be_done_is_not(precision: Any, cpu_offload: bool, installed: None) -> None:
+def test_supported_settings_are_accepted(precision: Any, cpu_offload: bool, installed: None) -> None:
     settings(precision=precision, cpu_offload=cpu_offload).check()
 
 
@@ -59,7 +59,7 @@ def test_deepspeed_neither_accumulates_nor_clips_nor_skips() -> None:
         assert ("offload_optimizer" in config["zero_optimization"]) == offload
 
 
-def test_trained_weights_of_another_dtype_are_refused_and_frozen_ones_are_not() -> None:
+def test_trainable_weights_of_another_dtype_are_refused_and_frozen_ones_are_not() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16())
     for dtype, other in ((torch.float32, "bfloat16"), (torch.bfloat16, "float32")):
         with refused(other):

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import strategies as st
 
 from caldpo.checkpointing.checkpoint_io import CheckpointFolders
-from tests.checkpointing.test_folder import checkpoint
+from tests.checkpointing.test_checkpoint_io import checkpoint
 from tests.fuzz.values import anything, mutated, mutations, texts
-from tests.nonfinite.test_dump import dumped, seen_of
+from tests.nonfinite.test_step_dump import dumped, seen_of
 from tests.report.results import accuracy
 from tests.report.runs import finals, held_out, write_run
 from tests.tiny import tiny_pairs

@@ -124,9 +124,9 @@ def require_sound_dump(dump: Dump) -> None:
     assert sum(batch.pairs for batch in batches) == len(dump.pairs) == len(dump.weight)
     assert all(batch.input_ids.dtype == torch.int64 for batch in batches)
     assert all(isinstance(value[i].item(), float) for value in dump.values.values() for i in range(len(dump.pairs)))
-    assert "".join([*(pair.origin for pair in dump.pairs), dump.metadata["reason"], dump.metadata["formula"]]).encode()
-    assert dump.metadata["gradient_scale"] > 0
-    assert dump.metadata["rank"] < dump.metadata["ranks"]
+    assert "".join([*(pair.origin for pair in dump.pairs), dump.header.reason, dump.header.formula]).encode()
+    assert dump.header.gradient_scale > 0
+    assert dump.header.rank < dump.header.ranks
 
 
 def comparison_is_sound(run: Path) -> None:

@@ -77,8 +77,8 @@ def test_parts_are_even_and_within_their_memory(part: str, monkeypatch: pytest.M
     head = draw()
     products = HeadProducts(head.weight.detach(), None, TRANSFORMS["identity"])
     chunks = list(products.chunks(TOKENS))
-    assert [x for part in chunks for x in range(part.start, part.stop)] == list(range(TOKENS))
-    sizes = [part.stop - part.start for part in chunks]
+    assert [x for chunk in chunks for x in range(chunk.start, chunk.stop)] == list(range(TOKENS))
+    sizes = [chunk.stop - chunk.start for chunk in chunks]
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) * ROW_BYTES <= PARTS[part]
     assert list(products.chunks(0)) == []

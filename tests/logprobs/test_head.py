@@ -224,7 +224,7 @@ def test_where_there_is_a_head_the_plain_path_gives_the_same(layout: Layout, mon
     for architecture in ("llama", "gemma2", "cohere", "granite"):
         model, batch = kept(architecture, packed=layout == "packed"), collate(PAIRS, 0, layout=layout)
         plain = LogprobEngine(model)
-        plain._asked = True  # and found none
+        plain._head_examined = True  # and there is none
         assert plain.head is None
         torch.testing.assert_close(plain(batch), LogprobEngine(model)(batch), rtol=1e-5, atol=1e-5)
 

@@ -1,9 +1,8 @@
-"""Losses against values computed by independent float64 code, loss and gradients."""
+"""Losses against values computed by independent code, loss and gradients: the committed table, and the shared one."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,43 +12,63 @@ from hydra.utils import instantiate
 
 from caldpo.config.conf_dir import conf_dir
 from caldpo.types import PairLogps
+from tests.losses.golden_values import FORMULAS, VALUES
 from tests.shared import SHARED
 
-GOLDEN = SHARED / "golden" / "losses.json"
-SETTINGS = sorted(json.loads(GOLDEN.read_text())["expected"]) if GOLDEN.exists() else []
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, Any]:
-    if not GOLDEN.exists():
-        pytest.skip("needs golden/losses.json of the shared folder beside the checkout")
-    return json.loads(Path(GOLDEN).read_text())
+TABLE = json.loads(VALUES.read_text(encoding="utf-8"))
+SHARED_TABLE = SHARED / "golden" / "losses.json"
+SHARED_SETTINGS = sorted(json.loads(SHARED_TABLE.read_text())["expected"]) if SHARED_TABLE.exists() else []
+CLOSE = {"rtol": 1e-9, "atol": 1e-12}
+INPUTS = (
+    *("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"),
+    *("chosen_tokens", "rejected_tokens", "score_chosen", "score_rejected"),
+)
+DIFFERENTIATED = ("policy_chosen", "policy_rejected")
 
 
 def build_loss(setting: str) -> torch.nn.Module:
-    """The module that the configuration builds for ``loss=... loss.key=...``."""
+    """Build the loss that ``loss=... loss.key=...`` configures."""
     option, *keys = setting.split()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [f"loss={option}", *(f"loss.{k}" for k in keys)])
     return instantiate(cfg.loss)
 
 
-def test_the_golden_file_is_read(golden: dict[str, Any]) -> None:
-    assert len(SETTINGS) == 36
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_loss_and_gradients(setting: str, golden: dict[str, Any]) -> None:
-    tensors = {k: torch.tensor(v, dtype=torch.float64) for k, v in golden["inputs"].items()}
-    for name in ("policy_chosen", "policy_rejected"):
+def check(setting: str, inputs: dict[str, list[float]], loss: list[float], gradients: dict[str, list[float]]) -> None:
+    tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in inputs.items()}
+    for name in DIFFERENTIATED:
         tensors[name].requires_grad_(True)
     output = build_loss(setting)(PairLogps(**tensors))
     output.loss.sum().backward()
-    expected = golden["expected"][setting]
-    close = {"rtol": 1e-9, "atol": 1e-12}
-    torch.testing.assert_close(output.loss.detach(), torch.tensor(expected["loss"], dtype=torch.float64), **close)
-    torch.testing.assert_close(sum(output.terms.values()), output.loss, **close)
-    for name in ("policy_chosen", "policy_rejected"):
-        want = torch.tensor(expected[f"grad_{name}"], dtype=torch.float64)
-        grad = tensors[name].grad
-        torch.testing.assert_close(torch.zeros_like(want) if grad is None else grad, want, **close)
+    torch.testing.assert_close(output.loss.detach(), torch.tensor(loss, dtype=torch.float64), **CLOSE)
+    torch.testing.assert_close(sum(output.terms.values()), output.loss, **CLOSE)
+    for name in DIFFERENTIATED:
+        expected, gradient = torch.tensor(gradients[name], dtype=torch.float64), tensors[name].grad
+        torch.testing.assert_close(torch.zeros_like(expected) if gradient is None else gradient, expected, **CLOSE)
+
+
+def test_every_formula_is_in_the_table_and_every_loss_has_one() -> None:
+    assert TABLE["expected"].keys() == FORMULAS.keys()
+    assert {setting.split()[0] for setting in FORMULAS} >= {
+        *("dpo", "ipo", "slic", "cpo", "f_dpo", "sft", "rso", "cal_dpo", "cal_ipo", "cal_slic")
+    }
+
+
+@pytest.mark.parametrize("setting", FORMULAS)
+def test_loss_and_gradients(setting: str) -> None:
+    inputs: dict[str, Any] = dict(zip(INPUTS, zip(*TABLE["pairs"], strict=True), strict=True))
+    expected = TABLE["expected"][setting]
+    check(setting, inputs, expected["loss"], expected)
+
+
+def test_the_shared_table_is_complete() -> None:
+    if not SHARED_TABLE.exists():
+        pytest.skip("needs golden/losses.json of the shared folder beside the checkout")
+    assert len(SHARED_SETTINGS) == 36
+
+
+@pytest.mark.parametrize("setting", SHARED_SETTINGS)
+def test_loss_and_gradients_of_the_shared_table(setting: str) -> None:
+    table = json.loads(SHARED_TABLE.read_text())
+    expected = table["expected"][setting]
+    check(setting, table["inputs"], expected["loss"], {name: expected[f"grad_{name}"] for name in DIFFERENTIATED})

@@ -1,4 +1,4 @@
-"""A batch that went bad, computed again by the command, and what it says of it."""
+"""A dumped step is computed again by the command, and reported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MORE = ["trainer.max_steps=4", "callbacks.checkpoint.every=1"]
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_the_pass_is_that_of_training(layout: Any, tmp_path: Path) -> None:
+def test_a_replayed_pass_computes_what_training_does(layout: Any, tmp_path: Path) -> None:
     """Log-probs, loss and gradient of a dumped step in two micro-batches are those of its pairs in one."""
     pairs, loss = tiny_pairs(6), CalDPO(beta=0.5)
     reference = FrozenReference(tiny_model(seed=1))
@@ -99,10 +99,10 @@ def replayed(path: Path, *overrides: str) -> dict[str, Any]:
     return json.loads(path.with_suffix(".replay.json").read_text())
 
 
-def test_a_run_that_went_bad_is_replayed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_nonfinite_step_is_replayed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(*RUN, *QUIET, *MORE, "hydra.run.dir=run", fails=1)
     path = found_in("run")
-    step = read_dump(path).metadata["step"]
+    step = read_dump(path).header.step
     before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
     capsys.readouterr()
 
@@ -145,7 +145,7 @@ def test_a_run_that_went_bad_is_replayed(folder: Path, capsys: pytest.CaptureFix
     names(capsys.readouterr().err, f"error: replay={path}:", remedy="nonfinite_batches/")
 
 
-def test_what_does_not_go_together_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dump_of_another_run_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = tiny_pairs(4)
     batch = batch_of(pairs)
     zeros = torch.zeros(4)

@@ -84,7 +84,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("more", "ranks"), WAYS)
-def test_a_killed_run_goes_on_as_if_it_had_not_been(
+def test_a_killed_run_resumes_bit_for_bit(
     more: tuple[str, ...], ranks: int, place: Path, request: pytest.FixtureRequest
 ) -> None:
     if "adapter=lora" in more:

@@ -19,7 +19,7 @@ def hangup() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hangup")
-def test_a_terminal_that_is_gone_asks_for_a_stop_but_under_nohup() -> None:
+def test_a_hangup_asks_for_a_stop_except_under_nohup() -> None:
     for handler, heard in ((signal.SIG_DFL, HANGUP), (signal.SIG_IGN, None)):
         signal.signal(HANGUP, handler)
         signals = StopSignals()
@@ -33,7 +33,7 @@ def test_a_terminal_that_is_gone_asks_for_a_stop_but_under_nohup() -> None:
 
 
 @pytest.mark.usefixtures("hangup")
-def test_what_is_said_to_a_terminal_that_is_gone_is_no_error() -> None:
+def test_writing_to_a_closed_terminal_is_no_error() -> None:
     signal.signal(HANGUP, signal.SIG_DFL)
     terminal, side = os.openpty()
     kept = [os.dup(stream) for stream in (1, 2)]

@@ -1,4 +1,4 @@
-"""Trains on two ranks with a pair on the second one whose loss is no number, once stopping and once skipping.
+"""Train on two ranks with a non-finite loss on the second one, once stopping and once skipping.
 
 By torchrun, with a folder for ``stop`` and ``skip``.
 """
@@ -13,21 +13,21 @@ from caldpo.data.batching import StepBatchSampler
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
-from tests.nonfinite.bad import Named, marked_pairs, watched
+from tests.nonfinite.spoiled_runs import PairsWithOrigins, guarded_module, pairs_with_spoiled
 from tests.tiny import tiny_pairs
 
 
-def main(folder: Path, on_bad: str) -> None:
+def main(folder: Path, action: str) -> None:
     folder.mkdir(exist_ok=True)
-    module = watched(on_bad)
+    module = guarded_module(action)
     settings = TrainerSettings(progress_bar=False, devices=2, strategy="ddp", max_steps=3)
     trainer = settings.build(folder, [csv_logger(folder)], [])
     try:
-        trainer.fit(module, Named(marked_pairs(24, [second_rank_pair(step=1)]), tiny_pairs(4), 2))
-        said = f"{module.nonfinite.skipped} skipped, {module.global_step} steps"
+        trainer.fit(module, PairsWithOrigins(pairs_with_spoiled(24, [second_rank_pair(step=1)]), tiny_pairs(4), 2))
+        message = f"{module.nonfinite.skipped} skipped, {module.global_step} steps"
     except CaldpoError as error:
-        said = error.message
-    (folder / f"said-{os.environ['RANK']}.txt").write_text(said)
+        message = error.message
+    (folder / f"message-{os.environ['RANK']}.txt").write_text(message)
 
 
 def second_rank_pair(step: int) -> int:

@@ -1,4 +1,4 @@
-"""What a run on ZeRO-2 does about gradients that are no numbers is what every other run does."""
+"""A run on ZeRO-2 handles non-finite gradients as every other run does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.messages import names
-from tests.nonfinite.bad import dumps
+from tests.nonfinite.spoiled_runs import dumps
 
 pytest.importorskip("deepspeed")
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("skipping")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.distributed.skipping"]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "tests.distributed.zero_guard_ranks",
+    ]
     here = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
     done = subprocess.run(
@@ -39,8 +46,8 @@ def weights(place: Path, name: str, rank: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero", "offload"])
-def test_a_skipped_step_leaves_weights_and_moments_alone(name: str, place: Path) -> None:
-    assert [(place / name / f"said-{rank}.txt").read_text() for rank in (0, 1)] == ["1 skipped, 4 steps"] * 2
+def test_a_skipped_step_changes_neither_weights_nor_optimiser_state(name: str, place: Path) -> None:
+    assert [(place / name / f"message-{rank}.txt").read_text() for rank in (0, 1)] == ["1 skipped, 4 steps"] * 2
     assert len(dumps(place / name)) == 2
     expected, rows = weights(place, "ddp", 0), pd.read_csv(place / name / "metrics.csv")
     assert list(rows["grad_norm"].dropna() > 0.05) == [True] * 3, "each step with a norm is clipped"
@@ -54,8 +61,8 @@ def test_a_skipped_step_leaves_weights_and_moments_alone(name: str, place: Path)
 
 
 @pytest.mark.slow
-def test_a_run_that_stops_names_the_pair_and_has_not_met_it(place: Path) -> None:
-    said = [(place / "stop" / f"said-{rank}.txt").read_text() for rank in (0, 1)]
-    assert said[0] == said[1]
-    names(said[0], "loss", "step 1", "1 of 4 pairs", "terms/calibration", "train.jsonl:")
+def test_a_stopped_run_names_the_pair_before_its_update(place: Path) -> None:
+    messages = [(place / "stop" / f"message-{rank}.txt").read_text() for rank in (0, 1)]
+    assert messages[0] == messages[1]
+    names(messages[0], "loss", "step 1", "1 of 4 pairs", "terms/calibration", "train.jsonl:")
     assert all(bool(value.isfinite().all()) for value in weights(place, "stop", 0).values())

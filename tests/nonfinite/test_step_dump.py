@@ -1,4 +1,4 @@
-"""A step's batch in a file: what was computed comes back, and nothing else can come out of it."""
+"""A dumped batch is read back as it was, and other or damaged files are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def dumped(folder: Path, seen: list[SeenBatch], **keys: Any) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_what_was_computed_comes_back(layout: str, tmp_path: Path) -> None:
+def test_a_dump_round_trips(layout: str, tmp_path: Path) -> None:
     pairs = tiny_pairs(7)
 
     def origin(row: int, split: str) -> str:
@@ -58,22 +58,22 @@ def test_what_was_computed_comes_back(layout: str, tmp_path: Path) -> None:
         )
         assert found.score_chosen == pytest.approx(pair.score_chosen)
         assert found.origin == f"train.jsonl:{pair.index + 1}"
-    assert dump.micro_batches == [3, 4]
+    assert dump.header.micro_batches == [3, 4]
     assert dump.weight == [1, 1, 1, 1, 1, 0, 1]
     assert dump.values["reference_rejected"].tolist() == [-i - 0.75 for i in range(7)]
     assert torch.equal(dump.values["loss"], torch.cat([s.values["loss"] for s in seen]))
     assert {"terms/contrast", "terms/calibration"} <= dump.values.keys()
-    facts = dump.metadata
-    assert (facts["step"], facts["step_pairs"], facts["layout"], facts["gradient_scale"]) == (12, 7, layout, 1024.0)
+    header = dump.header
+    assert (header.step, header.step_pairs, header.layout, header.gradient_scale) == (12, 7, layout, 1024.0)
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no draft is left
 
 
-def test_each_rank_has_a_file_of_its_own(tmp_path: Path) -> None:
+def test_each_rank_writes_its_own_file(tmp_path: Path) -> None:
     names = [dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")], rank=r, ranks=2).name for r in (0, 1)]
     assert names == ["step-12-rank-0.safetensors", "step-12-rank-1.safetensors"]
 
 
-def test_the_last_checkpoint_from_before_the_step_is_named(tmp_path: Path) -> None:
+def test_the_last_checkpoint_before_the_step_is_found(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path, 12) is None
     for step in (3, 12, 13, 100):
         folder = tmp_path / "checkpoints" / f"step-{step}"
@@ -81,9 +81,7 @@ def test_the_last_checkpoint_from_before_the_step_is_named(tmp_path: Path) -> No
         (folder / "weights.safetensors").touch()
     (tmp_path / "checkpoints" / "step-11").mkdir()  # nothing in it
     assert last_checkpoint(tmp_path, 12) == "checkpoints/step-12"  # weights that have seen 12 steps, as the batch's had
-    assert (
-        read_dump(dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")])).metadata["checkpoint"] == "checkpoints/step-12"
-    )
+    assert read_dump(dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")])).header.checkpoint == "checkpoints/step-12"
 
 
 def require_refused(path: Path, *facts: Any) -> None:
@@ -91,7 +89,7 @@ def require_refused(path: Path, *facts: Any) -> None:
         read_dump(path)
 
 
-def test_files_that_are_no_dump_are_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     require_refused(tmp_path / "nowhere.safetensors")
     other = tmp_path / "other.safetensors"
     save_file({"w": torch.ones(2)}, other)
@@ -133,16 +131,16 @@ def test_files_that_are_no_dump_are_refused(tmp_path: Path) -> None:
         ("ranks", "one"),
     ],
 )
-def test_parts_that_do_not_go_together_are_refused(change: str, to: Any, tmp_path: Path) -> None:
+def test_inconsistent_parts_are_refused(change: str, to: Any, tmp_path: Path) -> None:
     path = dumped(tmp_path, [seen_of(tiny_pairs(3), "padded")])
     with safe_open(path, framework="pt") as file:
-        said = json.loads(file.metadata()["caldpo"])
+        metadata = json.loads(file.metadata()["caldpo"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file(tensors, path, metadata={"caldpo": json.dumps({**said, change: to})})
+    save_file(tensors, path, metadata={"caldpo": json.dumps({**metadata, change: to})})
     require_refused(path)
 
 
-def test_damage_is_an_error_of_ours_or_harmless(tmp_path: Path) -> None:
+def test_a_damaged_dump_is_refused_or_well_formed(tmp_path: Path) -> None:
     """Cut anywhere, or a few bytes changed: either the file is refused, or what comes out has the right shape."""
     path = dumped(tmp_path, [seen_of(tiny_pairs(3), "packed")])
     whole, rng = path.read_bytes(), random.Random(0)

@@ -1,4 +1,4 @@
-"""Gradients wherever they lie: norm, clipping, leaving a step out."""
+"""Norm, clipping and discarding of a step's gradients."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def trained() -> nn.Sequential:
     return model
 
 
-def test_the_norm_is_that_of_all_gradients_together() -> None:
+def test_the_norm_is_over_all_gradients() -> None:
     assert LocalGradients(trained()).norm().item() == 5.0
 
 
 @pytest.mark.parametrize(("largest", "scale"), [(2.5, 0.5), (5.1, 1.0)])
-def test_clipping_scales_by_the_norm_at_hand_and_never_up(largest: float, scale: float) -> None:
+def test_clipping_uses_the_given_norm_and_never_scales_up(largest: float, scale: float) -> None:
     model = trained()
     LocalGradients(model).clip(largest, torch.tensor(5.0))
     assert model[0].bias.grad is not None
@@ -32,7 +32,7 @@ def test_clipping_scales_by_the_norm_at_hand_and_never_up(largest: float, scale:
 
 
 @pytest.mark.parametrize("norm", [0.0, 1e-9, 0.3, 7.0, math.inf, math.nan])
-def test_parts_are_clipped_as_pytorch_clips_whole_gradients(norm: float) -> None:
+def test_partitions_are_clipped_as_pytorch_clips_full_gradients(norm: float) -> None:
     weight = nn.Parameter(torch.zeros(3))
     weight.grad = torch.tensor([1.0, -2.0, 3.0])
     expected = weight.grad * clip_factor(0.5, torch.tensor(norm))
@@ -40,7 +40,7 @@ def test_parts_are_clipped_as_pytorch_clips_whole_gradients(norm: float) -> None
     torch.testing.assert_close(weight.grad, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_step_that_is_left_out_changes_neither_weights_nor_moments() -> None:
+def test_a_discarded_step_changes_neither_weights_nor_optimiser_state() -> None:
     model = trained()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
     before = model[0].weight.item()

@@ -1,4 +1,4 @@
-"""Evaluations and samples of weights that have diverged: named as losses are, in training and afterwards."""
+"""Non-finite values in evaluations and samples are located as those of training are."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.types import LossOutput, PairLogps
 from tests.callbacks.oracle_data import OracleData, fit, make_module, reward
 from tests.messages import holds, names, refused
-from tests.nonfinite.bad import Named
+from tests.nonfinite.spoiled_runs import PairsWithOrigins
 from tests.tiny import tiny_model, tiny_pairs
 
 SAMPLES: dict[str, Any] = {"max_new_tokens": 4, "temperature": 1.0, "seed": 0}
 
 
-class Data(Named, OracleData):
+class Data(PairsWithOrigins, OracleData):
     """Held-out prompts, and pairs that know where they come from."""
 
 
@@ -56,9 +56,9 @@ def test_weights_that_diverged_right_before_an_evaluation_with_samples(tmp_path:
             max_steps=4,
             val_check_interval=2,
         )
-    said = str(stopped.value)
+    message = str(stopped.value)
     names(stopped, "held-out", 2, "of 48 pairs", "policy's log-prob", "chosen", "test.jsonl:1", remedy="optim.lr")
-    assert holds(said, "model.norm.weight") == (value != 3e38)  # whose weights are not finite
+    assert holds(message, "model.norm.weight") == (value != 3e38)  # whose weights are not finite
     with pytest.raises(CaldpoError):
         module.require_good_weights()  # such weights are not saved
     steps = pd.read_csv(tmp_path / "metrics.csv")
@@ -66,7 +66,7 @@ def test_weights_that_diverged_right_before_an_evaluation_with_samples(tmp_path:
     assert steps.loc[steps["step"] == 2, "val/loss"].isna().all()
 
 
-def test_a_learning_rate_that_blows_up(tmp_path: Path) -> None:
+def test_a_learning_rate_that_overflows_the_weights(tmp_path: Path) -> None:
     """Loss and gradients of the first step are fine, and the weights after it are beyond float32's products."""
     module = make_module()
     module.optim.lr = 1e30
@@ -96,11 +96,11 @@ def test_a_single_row_stops_a_run_unless_it_skips(
     module.nonfinite = NonFiniteGuard("skip" if skips else "stop")
     with nullcontext() if skips else pytest.raises(CaldpoError) as stopped:
         fit(module, data, tmp_path, max_steps=1, val_check_interval=1)
-    said = capsys.readouterr().out if skips else str(stopped.value)
-    names(said, "held-out", 0, f"{len(bad)} of 48 pairs", "terms/calibration", bad[0])
+    message = capsys.readouterr().out if skips else str(stopped.value)
+    names(message, "held-out", 0, f"{len(bad)} of 48 pairs", "terms/calibration", bad[0])
 
 
-def test_samples_of_the_end_are_watched(tmp_path: Path) -> None:
+def test_final_samples_are_checked(tmp_path: Path) -> None:
     """The held-out pairs do not hold the token whose embedding is bad, and one of the prompts would be sampled on."""
 
     class SpoilEnd(pl.Callback):
@@ -114,7 +114,7 @@ def test_samples_of_the_end_are_watched(tmp_path: Path) -> None:
         fit(module, Data(reward), tmp_path, SpoilEnd(), OracleEvaluation(4, 4), max_steps=1)
 
 
-def test_log_probs_of_an_evaluation_name_run_and_rows() -> None:
+def test_nonfinite_log_probs_of_an_evaluation_name_run_and_rows() -> None:
     model = tiny_model()
     with torch.no_grad():
         model.model.embed_tokens.weight[7] = float("nan")

@@ -1,4 +1,4 @@
-"""What is refused overflows when it is trained all the same; what is just inside does not."""
+"""What is refused does overflow when trained; what is just within the limit does not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from caldpo.losses.ipo import IPO
 from caldpo.losses.sft import SFT
 from caldpo.losses.slic import SLiC
 from caldpo.models.adapters import Lora, NoAdapter
-from caldpo.nonfinite.overflow_check import SCALE, at_start, check_overflow, steps_to_scale
+from caldpo.nonfinite.overflow_check import SCALE, check_overflow, initial_loss, steps_to_scale
 from caldpo.optim import AdamW, RMSprop, Schedule
 from caldpo.reference.frozen_model import FrozenReference
 from tests.harness import Pairs, fit, make_module
@@ -39,7 +39,8 @@ def parts(loss: PreferenceLoss, dtype: str = "float32", **keys: Any) -> dict[str
         "model": SimpleNamespace(dtype=dtype),
         "optim": optim,
         "adapter": adapter,
-        "data": SimpleNamespace(max_length=16, micro_batch_size=PAIRS),
+        "max_length": 16,
+        "micro_batch_size": PAIRS,
         "trainer": TrainerSettings(**keys),
     }
 
@@ -70,14 +71,14 @@ def trained(loss: PreferenceLoss, folder: Path, dtype: torch.dtype = torch.float
     ],
     ids=lambda x: getattr(x, "formula", ""),
 )
-def test_a_loss_beyond_float32(loss: PreferenceLoss, value: str, tmp_path: Path) -> None:
+def test_a_loss_that_overflows_float32_is_refused(loss: PreferenceLoss, value: str, tmp_path: Path) -> None:
     names(refusal(loss), "loss", value, "float32", "3.4e+38", remedy="raise loss.beta")
     with refused("loss", "step 0"):
         trained(loss, tmp_path)
 
 
 @pytest.mark.parametrize("loss", [CalDPO(beta=1e-16), IPO(beta=1e-16), SLiC(delta=1e30), DPO(beta=1e15)])
-def test_what_float32_can_hold_is_trained(loss: PreferenceLoss, tmp_path: Path) -> None:
+def test_a_loss_within_float32_is_trained(loss: PreferenceLoss, tmp_path: Path) -> None:
     check_overflow(**parts(loss))
     module = trained(loss, tmp_path)
     assert all(p.isfinite().all() for p in module.policy.parameters())
@@ -103,23 +104,23 @@ def test_a_setting_that_float32_cannot_hold_is_named(loss: PreferenceLoss, named
 
 
 @pytest.mark.parametrize(("beta", "remedy"), [(1e308, "lower loss.beta"), (1e-46, "raise loss.beta")])
-def test_beta_is_changed_the_way_that_helps(beta: float, remedy: str) -> None:
+def test_the_remedy_moves_beta_in_the_right_direction(beta: float, remedy: str) -> None:
     names(refusal(DPO(beta=beta) if beta > 1 else IPO(beta=beta)), remedy=remedy)
 
 
-def test_float64_goes_further() -> None:
+def test_float64_has_a_wider_range() -> None:
     check_overflow(**parts(CalDPO(beta=1e-100), precision="64-true"))
     names(refusal(CalDPO(beta=1e-200), precision="64-true"), "float64")
 
 
-def test_a_gradient_whose_square_is_beyond_float32(tmp_path: Path) -> None:
+def test_a_gradient_whose_square_overflows_float32_is_refused(tmp_path: Path) -> None:
     arithmetic = "slope 5e+24 / 4 pairs x 0.001 = 1.25e+21"
     names(refusal(DPO(beta=1e25)), arithmetic, "square", "float32", "3.4e+38", key="loss.beta", value="1e+25")
     with refused("gradient", "step 0"):
         trained(DPO(beta=1e25), tmp_path)
 
 
-def test_float16_weights_have_no_scale_to_save_them(tmp_path: Path) -> None:
+def test_float16_weights_have_no_gradient_scale(tmp_path: Path) -> None:
     loss = CalDPO(beta=1e-10)
     names(refusal(loss, "float16"), "slope 1e+10 / 4 pairs x 0.001 = 2.5e+06", "float16", 65504, key="loss.beta")
     check_overflow(**parts(loss, "float32"))  # float32 has room for it
@@ -161,14 +162,14 @@ def test_scaled_gradients_cannot_be_float16() -> None:
 
 
 @pytest.mark.parametrize("smallest", [1e-9, 0.9, 1.0, 3.0, 250.0, 1e12])
-def test_steps_that_float16_needs_to_find_its_scale(smallest: float) -> None:
+def test_steps_until_the_gradient_scale_fits(smallest: float) -> None:
     scale, skipped = SCALE, 0
     while float(torch.tensor(smallest * scale, dtype=torch.float32).half()) == math.inf:
         scale, skipped = scale / 2, skipped + 1
     assert abs(steps_to_scale(smallest) - skipped) <= (0 if smallest != 1.0 else 1)  # 65,519 still rounds to 65,504
 
 
-def test_a_scale_that_cannot_be_found_in_time() -> None:
+def test_more_skipped_steps_than_allowed_are_refused() -> None:
     on_gpu: dict[str, Any] = {"precision": "16-mixed", "accelerator": "gpu"}
     check_overflow(**parts(CalDPO(beta=1e-12), **on_gpu))
     names(refusal(CalDPO(beta=1e-12), max_skipped_steps=27, **on_gpu), 28, "trainer.max_skipped_steps=27")
@@ -189,6 +190,6 @@ def test_a_scale_that_cannot_be_found_in_time() -> None:
     ],
     ids=lambda x: getattr(x, "formula", ""),
 )
-def test_value_and_slope_at_the_start(loss: PreferenceLoss, value: float, slope: float) -> None:
-    found = at_start(loss, 16, torch.float64)
+def test_initial_loss_and_slope(loss: PreferenceLoss, value: float, slope: float) -> None:
+    found = initial_loss(loss, 16, torch.float64)
     assert (found.loss, found.slope) == (pytest.approx(value), pytest.approx(slope))

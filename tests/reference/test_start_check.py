@@ -17,8 +17,7 @@ from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.losses.dpo import DPO
 from caldpo.reference.frozen_model import FrozenReference
-from caldpo.reference.start_check import check_start, largest_and_mean, start_ratios
-from caldpo.reference.tolerances import HALF
+from caldpo.reference.tolerances import HALF_ROUNDING, check_start, largest_and_mean, start_ratios
 from caldpo.types import PairLogps
 from tests.harness import Pairs, fit, make_module
 from tests.messages import refused
@@ -93,4 +92,4 @@ def test_half_precision_hides_no_other_start(scale: float, is_refused: bool) -> 
         sizes = (scale - 1) * policy.abs() / (1 + policy.abs())
         assert (top, mean) == pytest.approx((sizes.abs().max().item(), sizes.abs().mean().item()), rel=1e-3, abs=1e-6)
     with pytest.raises(CaldpoError) if is_refused else contextlib.nullcontext():
-        check_start(top, mean, torch.float32, torch.float32, HALF)
+        check_start(top, mean, torch.float32, torch.float32, HALF_ROUNDING)

@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: named, kept for replay, and the step refused or skipped."""
+"""Non-finite losses and gradients: located, dumped for replay, and the step stops the run or is skipped."""
 
 from __future__ import annotations
 
@@ -22,13 +22,20 @@ from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.nonfinite.step_dump import read_dump
 from tests.harness import fit, make_module
 from tests.messages import names, refused
-from tests.nonfinite.bad import Break, Marked, Named, dumps, marked_pairs, watched
+from tests.nonfinite.spoiled_runs import (
+    PairsWithOrigins,
+    SpoiledCalDPO,
+    SpoilGradient,
+    dumps,
+    guarded_module,
+    pairs_with_spoiled,
+)
 from tests.tiny import tiny_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def steps_of(data: Named, micro: int, steps: int, tmp_path: Path) -> list[list[int]]:
+def steps_of(data: PairsWithOrigins, micro: int, steps: int, tmp_path: Path) -> list[list[int]]:
     """The pairs of each of the first steps, by a run in which nothing is wrong."""
     seen: list[list[int]] = []
 
@@ -36,20 +43,20 @@ def steps_of(data: Named, micro: int, steps: int, tmp_path: Path) -> list[list[i
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
             seen.append(batch.index.tolist())
 
-    fit(make_module(Marked(beta=0.5)), data, tmp_path / "order", max_steps=steps, callbacks=[Look()])
+    fit(make_module(SpoiledCalDPO(beta=0.5)), data, tmp_path / "order", max_steps=steps, callbacks=[Look()])
     return seen
 
 
-def test_a_bad_loss_is_told_with_step_row_and_term_before_it_meets_the_weights(tmp_path: Path) -> None:
-    order = steps_of(Named(tiny_pairs(16), tiny_pairs(3), 4), 4, 4, tmp_path)
+def test_a_nonfinite_loss_is_reported_with_step_row_and_term_before_the_update(tmp_path: Path) -> None:
+    order = steps_of(PairsWithOrigins(tiny_pairs(16), tiny_pairs(3), 4), 4, 4, tmp_path)
     row = order[2][1]
-    module = watched()
+    module = guarded_module()
     with pytest.raises(CaldpoError) as stopped:
-        fit(module, Named(marked_pairs(16, [row]), tiny_pairs(3), 4), tmp_path, max_steps=4)
-    said = str(stopped.value)
+        fit(module, PairsWithOrigins(pairs_with_spoiled(16, [row]), tiny_pairs(3), 4), tmp_path, max_steps=4)
+    message = str(stopped.value)
     replay = f"replay={tmp_path / 'nonfinite_batches' / 'step-2.safetensors'}"
     names(stopped, "loss", "step 2", "1 of 4 pairs", "terms/calibration", f"train.jsonl:{row + 1}", remedy=replay)
-    assert said.count("train.jsonl:") == 1
+    assert message.count("train.jsonl:") == 1
     with pytest.raises(CaldpoError):
         module.fetch_rows()  # there is no going on
     module.require_good_weights()  # and nothing against saving
@@ -60,24 +67,30 @@ def test_a_bad_loss_is_told_with_step_row_and_term_before_it_meets_the_weights(t
     assert pd.read_csv(tmp_path / "metrics.csv")["step"].tolist() == [0, 1, 2]
 
 
-def test_a_gradient_that_alone_went_bad_is_told_with_its_parameter(tmp_path: Path) -> None:
+def test_a_nonfinite_gradient_of_finite_losses_is_reported_with_its_parameter(tmp_path: Path) -> None:
     with pytest.raises(CaldpoError) as stopped:
-        fit(watched(), Named(tiny_pairs(16), tiny_pairs(3), 2), tmp_path, max_steps=3, callbacks=[Break(1)])
-    said = str(stopped.value)
-    names(said, "gradient", "step 1", "2 pairs", "train.jsonl:")
-    assert said.count("model.layers.1.mlp.up_proj.weight") == 1
+        fit(
+            guarded_module(),
+            PairsWithOrigins(tiny_pairs(16), tiny_pairs(3), 2),
+            tmp_path,
+            max_steps=3,
+            callbacks=[SpoilGradient(1)],
+        )
+    message = str(stopped.value)
+    names(message, "gradient", "step 1", "2 pairs", "train.jsonl:")
+    assert message.count("model.layers.1.mlp.up_proj.weight") == 1
     assert dumps(tmp_path) == ["step-1.safetensors"]
 
 
-def test_what_is_noticed_late_has_met_the_weights(tmp_path: Path) -> None:
+def test_a_step_fetched_after_its_update_is_reported_without_gradients(tmp_path: Path) -> None:
     """Rows and term are known all the same; the gradients that could be looked at are others."""
-    module = watched(metrics_sync_every=100)
-    order = steps_of(Named(tiny_pairs(16), tiny_pairs(3), 4), 4, 4, tmp_path)
+    module = guarded_module(metrics_sync_every=100)
+    order = steps_of(PairsWithOrigins(tiny_pairs(16), tiny_pairs(3), 4), 4, 4, tmp_path)
     with pytest.raises(CaldpoError) as stopped:
-        fit(module, Named(marked_pairs(16, [order[1][0]]), tiny_pairs(3), 4), tmp_path, max_steps=4)
-    said = str(stopped.value)
-    names(said, "step 1", "terms/calibration", f"train.jsonl:{order[1][0] + 1}", "weights")
-    assert "model.layers" not in said, "no gradient is named"
+        fit(module, PairsWithOrigins(pairs_with_spoiled(16, [order[1][0]]), tiny_pairs(3), 4), tmp_path, max_steps=4)
+    message = str(stopped.value)
+    names(message, "step 1", "terms/calibration", f"train.jsonl:{order[1][0] + 1}", "weights")
+    assert "model.layers" not in message, "no gradient is named"
     with refused("step 1"):
         module.require_good_weights()
     assert dumps(tmp_path) == ["step-1.safetensors"]  # what follows from it is not told again
@@ -97,9 +110,11 @@ class Look(pl.Callback):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_skipped_step_changes_nothing_but_the_count(accumulation: int, tmp_path: Path, capsys: Any) -> None:
-    module, look = watched("skip"), Look()
+    module, look = guarded_module("skip"), Look()
     keys: dict[str, Any] = {"max_steps": 5, "accumulate_grad_batches": accumulation, "gradient_clip_val": 1.0}
-    fit(module, Named(tiny_pairs(20), tiny_pairs(3), 2), tmp_path, callbacks=[Break(2), look], **keys)
+    fit(
+        module, PairsWithOrigins(tiny_pairs(20), tiny_pairs(3), 2), tmp_path, callbacks=[SpoilGradient(2), look], **keys
+    )
     ends = look.seen[accumulation - 1 :: accumulation]
     (before, state_before, _), (after, state_after, _) = ends[1:3]
     for name, value in before.items():
@@ -119,10 +134,16 @@ def test_a_skipped_step_changes_nothing_but_the_count(accumulation: int, tmp_pat
 
 
 @pytest.mark.parametrize("bound", [0, 2])
-def test_skipping_is_bounded(bound: int, tmp_path: Path) -> None:
-    module = watched("skip", max_skipped=bound)
+def test_the_number_of_skipped_steps_is_limited(bound: int, tmp_path: Path) -> None:
+    module = guarded_module("skip", max_skipped=bound)
     with refused(bound, f"step {1 if bound == 0 else 4}", key="trainer.max_skipped_steps"):
-        fit(module, Named(tiny_pairs(16), tiny_pairs(3), 2), tmp_path, max_steps=6, callbacks=[Break(1, 3, 4)])
+        fit(
+            module,
+            PairsWithOrigins(tiny_pairs(16), tiny_pairs(3), 2),
+            tmp_path,
+            max_steps=6,
+            callbacks=[SpoilGradient(1, 3, 4)],
+        )
     assert all(p.isfinite().all() for p in module.policy.parameters())
 
 
@@ -132,17 +153,23 @@ def test_a_full_disk_does_not_hide_why_the_run_stopped(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("caldpo.nonfinite.guard.dump_step", full)
     with refused("gradient", "step 1", "No space left on device"):
-        fit(watched(), Named(tiny_pairs(8), tiny_pairs(3), 2), tmp_path, max_steps=2, callbacks=[Break(1)])
+        fit(
+            guarded_module(),
+            PairsWithOrigins(tiny_pairs(8), tiny_pairs(3), 2),
+            tmp_path,
+            max_steps=2,
+            callbacks=[SpoilGradient(1)],
+        )
 
 
-def test_batches_are_forgotten_once_their_numbers_are_known(tmp_path: Path) -> None:
-    module = watched(metrics_sync_every=3)
-    fit(module, Named(tiny_pairs(20), tiny_pairs(3), 2), tmp_path, max_steps=8, accumulate_grad_batches=2)
+def test_micro_batches_are_dropped_once_their_step_is_checked(tmp_path: Path) -> None:
+    module = guarded_module(metrics_sync_every=3)
+    fit(module, PairsWithOrigins(tiny_pairs(20), tiny_pairs(3), 2), tmp_path, max_steps=8, accumulate_grad_batches=2)
     assert module.nonfinite._steps == {}
     assert module.nonfinite._open == []
 
 
-def test_steps_that_float16_skips_by_itself_are_counted_and_bounded() -> None:
+def test_steps_that_float16_skips_by_itself_count_and_are_limited() -> None:
     """An overflow of scaled gradients is no fault, until there are too many; a loss that is no number always is."""
     watch = NonFiniteGuard("stop", max_skipped=2)
     module: Any = SimpleNamespace(scales_gradients=True)
@@ -154,42 +181,48 @@ def test_steps_that_float16_skips_by_itself_are_counted_and_bounded() -> None:
     names(error, "float16", "step 3", 2, key="trainer.max_skipped_steps")
 
 
-def test_counters_go_on_in_a_resumed_run(tmp_path: Path) -> None:
-    first = watched("skip", max_skipped=1)
-    data = Named(tiny_pairs(16), tiny_pairs(3), 2)
+def test_a_resumed_run_continues_the_counters(tmp_path: Path) -> None:
+    first = guarded_module("skip", max_skipped=1)
+    data = PairsWithOrigins(tiny_pairs(16), tiny_pairs(3), 2)
     fit(
-        first, data, tmp_path / "first", max_steps=3, val_check_interval=2, gradient_clip_val=1e-3, callbacks=[Break(1)]
+        first,
+        data,
+        tmp_path / "first",
+        max_steps=3,
+        val_check_interval=2,
+        gradient_clip_val=1e-3,
+        callbacks=[SpoilGradient(1)],
     )
     state = first.training_state()
     rows = pd.read_csv(tmp_path / "first" / "metrics.csv")
     assert state["rows"] == len(rows) == 4
     assert state["evaluated_at"] == 2
     torch.save(state, tmp_path / "state.pt")
-    second = watched("skip", max_skipped=1)
+    second = guarded_module("skip", max_skipped=1)
     second.restore_training_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert second.training_state() == state
     with refused(1, key="trainer.max_skipped_steps"):  # the second of both stretches together
-        fit(second, data, tmp_path / "second", max_steps=3, gradient_clip_val=1e6, callbacks=[Break(1)])
+        fit(second, data, tmp_path / "second", max_steps=3, gradient_clip_val=1e6, callbacks=[SpoilGradient(1)])
     clipped = pd.read_csv(tmp_path / "second" / "metrics.csv")["clip_fraction"].tolist()
     assert clipped == pytest.approx([2 / 4, 2 / 5])  # two of the first three were clipped: the skipped one has no norm
 
 
-def test_rows_still_on_the_device_count_as_written(tmp_path: Path) -> None:
-    module, counts = watched(metrics_sync_every=100), []
+def test_rows_pending_on_the_device_count_as_written(tmp_path: Path) -> None:
+    module, counts = guarded_module(metrics_sync_every=100), []
 
     class Count(pl.Callback):
         def on_train_batch_end(self, *_: Any) -> None:
             counts.append((module.training_state()["rows"], module.rows_written))
 
-    fit(module, Named(tiny_pairs(16), tiny_pairs(3), 4), tmp_path, max_steps=3, callbacks=[Count()])
+    fit(module, PairsWithOrigins(tiny_pairs(16), tiny_pairs(3), 4), tmp_path, max_steps=3, callbacks=[Count()])
     assert counts == [(1, 0), (2, 0), (3, 0)]
     assert module.rows_written == len(pd.read_csv(tmp_path / "metrics.csv"))
 
 
 @pytest.mark.slow
-def test_ranks_agree_and_the_row_of_the_other_one_is_named(tmp_path: Path) -> None:
+def test_ranks_agree_and_report_the_row_of_the_other_rank(tmp_path: Path) -> None:
     """The bad pair is on the second rank; both stop, or both skip, and the first one speaks."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.nonfinite.bad_ranks"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.nonfinite.guard_ranks"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *command, str(tmp_path)],
@@ -200,12 +233,12 @@ def test_ranks_agree_and_the_row_of_the_other_one_is_named(tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for on_bad in ("stop", "skip"):
-        folder = tmp_path / on_bad
-        said = [(folder / f"said-{rank}.txt").read_text() for rank in (0, 1)]
-        if on_bad == "stop":
-            names(said[0], "step 1", "1 of 4 pairs", "terms/calibration", "train.jsonl:")
-        assert said == [said[0] if on_bad == "stop" else "1 skipped, 3 steps"] * 2
+    for action in ("stop", "skip"):
+        folder = tmp_path / action
+        messages = [(folder / f"message-{rank}.txt").read_text() for rank in (0, 1)]
+        if action == "stop":
+            names(messages[0], "step 1", "1 of 4 pairs", "terms/calibration", "train.jsonl:")
+        assert messages == [messages[0] if action == "stop" else "1 skipped, 3 steps"] * 2
         assert dumps(folder) == ["step-1-rank-0.safetensors", "step-1-rank-1.safetensors"]
         finite = [
             bool(read_dump(f).values["loss"].isfinite().all()) for f in sorted((folder / "nonfinite_batches").iterdir())

@@ -1,4 +1,4 @@
-"""A loss that is no number for chosen pairs, and data that says where its pairs come from."""
+"""Runs with a non-finite loss of chosen pairs, or a non-finite gradient, on pairs that know their origins."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from caldpo.types import LossOutput, PairLogps
 from tests.harness import Pairs, make_module
 from tests.tiny import tiny_pairs
 
-MARK = 7.0  # the score of a pair whose calibration term is to be no number
+SPOILED_SCORE = 7.0  # of a pair whose calibration term is made infinite
 
 
-class Marked(CalDPO):
+class SpoiledCalDPO(CalDPO):
     """Cal-DPO whose calibration is infinite for pairs with a certain score."""
 
     def forward(self, logps: PairLogps) -> LossOutput:
         output = super().forward(logps)
-        bad = torch.where(logps.score_chosen == MARK, torch.inf, 0.0)
+        bad = torch.where(logps.score_chosen == SPOILED_SCORE, torch.inf, 0.0)
         terms = {**output.terms, "calibration": output.terms["calibration"] + bad}
         return LossOutput(output.loss + bad * logps.policy_chosen, terms)
 
 
-class Named(Pairs):
-    """Pairs of a split that knows the lines they come from."""
+class PairsWithOrigins(Pairs):
+    """Pairs that know the lines they come from."""
 
     def loader(self, pairs: TokenizedPairs, micro: int, **keys: Any) -> PairLoader:
         split = "train" if pairs is self.train else "test"
@@ -47,20 +47,20 @@ class Named(Pairs):
         return f"{split}.jsonl:{index + 1}"
 
 
-def marked_pairs(count: int, marked: Iterable[int] = ()) -> list[TokenizedPair]:
-    """Random pairs, some of them marked."""
-    return [dataclasses.replace(p, score_chosen=MARK) if p.index in marked else p for p in tiny_pairs(count)]
+def pairs_with_spoiled(count: int, spoiled: Iterable[int] = ()) -> list[TokenizedPair]:
+    """Random pairs, some of them with the score that spoils the loss."""
+    return [dataclasses.replace(p, score_chosen=SPOILED_SCORE) if p.index in spoiled else p for p in tiny_pairs(count)]
 
 
-def watched(on_bad: Any = "stop", max_skipped: int = 100, metrics_sync_every: int = 1) -> PreferenceModule:
-    module = make_module(Marked(beta=0.5), decay="linear")
-    module.nonfinite = NonFiniteGuard(on_bad, max_skipped)
-    module.metrics_sync_every = 1 if on_bad == "skip" else metrics_sync_every
+def guarded_module(action: Any = "stop", max_skipped: int = 100, metrics_sync_every: int = 1) -> PreferenceModule:
+    module = make_module(SpoiledCalDPO(beta=0.5), decay="linear")
+    module.nonfinite = NonFiniteGuard(action, max_skipped)
+    module.metrics_sync_every = 1 if action == "skip" else metrics_sync_every
     return module
 
 
-class Break(pl.Callback):
-    """Makes one entry of one parameter's gradient no number, at some steps."""
+class SpoilGradient(pl.Callback):
+    """Make one entry of one parameter's gradient NaN, at some steps."""
 
     def __init__(self, *steps: int) -> None:
         self.steps = steps

@@ -1,4 +1,4 @@
-"""A checkpoint's folder: what goes in comes out, what was changed is noticed, what fails leaves the last one."""
+"""A checkpoint folder round-trips, damage is detected, and a failed save leaves the last one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints" / "step-7"
 
 
-def test_what_goes_in_comes_out(saved: Path) -> None:
+def test_a_checkpoint_round_trips(saved: Path) -> None:
     loaded = CheckpointFolders().load_checkpoint(saved)
     assert bits(loaded["state_dict"]) == bits(checkpoint()["state_dict"])
     assert loaded["optimizer_states"][0]["state"][0]["step"] == 7
@@ -66,13 +66,13 @@ def test_what_goes_in_comes_out(saved: Path) -> None:
     assert (saved / WEIGHTS).stat().st_size < 1000, "tied weights lie there once"
 
 
-def test_tied_weights_are_one_tensor_again(saved: Path) -> None:
+def test_tied_weights_are_tied_again_after_loading(saved: Path) -> None:
     weights = load_weights(saved)
     assert weights["policy.head"].data_ptr() == weights["policy.embed"].data_ptr()
     assert weights["policy.first"].data_ptr() != weights["policy.embed"].data_ptr()
 
 
-def test_a_folder_that_is_there_is_replaced(saved: Path) -> None:
+def test_an_existing_folder_is_replaced(saved: Path) -> None:
     changed = checkpoint()
     changed["state_dict"] = {"policy.new": torch.ones(1)}
     CheckpointFolders().save_checkpoint(changed, saved)
@@ -80,14 +80,14 @@ def test_a_folder_that_is_there_is_replaced(saved: Path) -> None:
     assert verify(saved).step == 7
 
 
-def test_a_removed_one_is_gone(saved: Path) -> None:
+def test_a_removed_checkpoint_leaves_no_files(saved: Path) -> None:
     CheckpointFolders().remove_checkpoint(saved)
     assert list(checkpoint_folders(saved.parents[1])) == [5]
     assert list(saved.parent.glob(".*")) == []
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, TRAINING, MANIFEST])
-def test_a_single_flipped_bit_anywhere_is_noticed(saved: Path, name: str) -> None:
+def test_a_flipped_bit_in_any_file_is_detected(saved: Path, name: str) -> None:
     """Also where the file still loads: in the middle of a tensor nothing else would tell."""
     file = saved / name
     whole = file.read_bytes()
@@ -106,7 +106,7 @@ def test_a_single_flipped_bit_anywhere_is_noticed(saved: Path, name: str) -> Non
     assert newest_intact(saved.parents[1])[0] == saved
 
 
-def test_what_is_wrong_is_said(saved: Path) -> None:
+def test_the_damage_is_described(saved: Path) -> None:
     file = saved / WEIGHTS
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
@@ -124,14 +124,14 @@ def test_what_is_wrong_is_said(saved: Path) -> None:
         verify(saved.parent / "step-5")
 
 
-def test_a_checkpoint_under_the_name_of_another_step_is_not_taken(saved: Path) -> None:
+def test_a_checkpoint_renamed_to_another_step_is_not_used(saved: Path) -> None:
     saved.rename(saved.with_name("step-9"))
     found, _, damages = newest_intact(saved.parents[1])
     assert found == saved.with_name("step-5")
     names(damages[0], saved.with_name("step-9"), "step 7")
 
 
-def test_a_failed_save_names_what_it_takes_and_what_is_left(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_reports_its_size_and_the_free_space(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch has no error of its own for a full disk: it raises RuntimeError."""
 
     def full(*_: Any) -> None:

@@ -37,7 +37,7 @@ def test_jobs_of_a_cluster_ask_for_what_the_run_needs() -> None:
     cfg = composed("hydra/launcher=slurm", "trainer=ddp", "trainer.devices=4", "trainer.num_nodes=2", "name=mine")
     asked = {key: cfg.hydra.launcher[key] for key in ("name", "nodes", "tasks_per_node", "gpus_per_node")}
     assert asked == {"name": "mine", "nodes": 2, "tasks_per_node": 4, "gpus_per_node": 4}
-    assert find_process_problems(cfg) == []
+    assert list(find_process_problems(cfg)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""With frozen weights a checkpoint holds the trainable ones; loaded, it is held against all of them."""
+"""Frozen weights are dropped from a checkpoint, and restored when it is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def model(*frozen: str) -> nn.Module:
     return made
 
 
-def test_nothing_is_left_out_where_all_is_trained() -> None:
+def test_all_weights_are_saved_where_all_are_trained() -> None:
     whole = model()
     state = whole.state_dict()
     drop_frozen(state, whole)
@@ -25,7 +25,7 @@ def test_nothing_is_left_out_where_all_is_trained() -> None:
     assert state.keys() == whole.state_dict().keys()  # buffers too: training may change them
 
 
-def test_the_frozen_base_is_left_out_and_put_back() -> None:
+def test_the_frozen_base_is_dropped_and_restored() -> None:
     adapted = model("base", "norm")
     state = adapted.state_dict()
     drop_frozen(state, adapted)

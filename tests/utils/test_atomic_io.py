@@ -32,7 +32,7 @@ def child(code: str, *arguments: object, wrapped: tuple[str, ...] = ()) -> subpr
     command = [*wrapped, sys.executable, "-c", head + dedent(code), *map(str, arguments)]
     return subprocess.Popen(
         command,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

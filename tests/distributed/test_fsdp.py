@@ -1,4 +1,4 @@
-"""What is sharded as one, which names are one weight, and what ranks do together: seen by one process."""
+"""Units of sharding, tied names, and collective operations, seen by one process."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_decoders_layers_are_divided_one_by_one(family: str) -> None:
+def test_decoder_layers_are_sharded_one_by_one(family: str) -> None:
     config = AutoConfig.for_model(family, **FAMILIES[family])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -63,7 +63,7 @@ def test_a_decoders_layers_are_divided_one_by_one(family: str) -> None:
     assert rest <= (3 * 32 + 2048) * 16
 
 
-def test_layers_within_layers_are_divided_with_them() -> None:
+def test_nested_layers_are_sharded_with_their_parent() -> None:
     class Block(nn.Module):
         def __init__(self, inner: nn.Module | None = None) -> None:
             super().__init__()
@@ -82,7 +82,7 @@ def test_layers_within_layers_are_divided_with_them() -> None:
     assert decoder_layers(model) == []  # type: ignore[arg-type]
 
 
-def test_a_divided_model_says_the_same(group: None) -> None:
+def test_a_sharded_model_computes_the_same(group: None) -> None:
     model, plain = tiny_model(seed=3), tiny_model(seed=3)
     buffers = dict(plain.named_buffers())
     shard(model, init_device_mesh("cpu", (1,)), torch.device("cpu"))
@@ -107,7 +107,7 @@ def test_a_divided_model_says_the_same(group: None) -> None:
     assert full_state_dict(plain).keys() == plain.state_dict().keys()
 
 
-def test_names_of_one_weight() -> None:
+def test_names_of_a_tied_weight() -> None:
     class Module(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -150,7 +150,7 @@ def test_what_fails_on_one_rank_fails_on_all(monkeypatch: pytest.MonkeyPatch) ->
         ({"strategy": "ddp", "cpu_offload": True}, "trainer.cpu_offload"),
     ],
 )
-def test_what_does_not_go_with_a_strategy(settings: dict[str, Any], key: str) -> None:
+def test_settings_that_exclude_a_strategy_are_refused(settings: dict[str, Any], key: str) -> None:
     with refused(key=key):
         TrainerSettings(**settings).check()
     TrainerSettings(strategy="fsdp", precision="bf16-mixed", cpu_offload=True).check()
@@ -162,9 +162,7 @@ def test_a_caldpo_error_is_the_same_on_all_ranks(monkeypatch: pytest.MonkeyPatch
         call_on_all_ranks(lambda: 3)
 
 
-def test_parts_that_the_first_rank_cannot_see_are_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_that_the_first_rank_cannot_see_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes that do not share the folder would leave one that lacks parts."""
     monkeypatch.setattr(checkpoint_io, "_VISIBLE_WITHIN", 0.2)
     (tmp_path / "weights").mkdir()
@@ -177,7 +175,7 @@ def test_parts_that_the_first_rank_cannot_see_are_no_checkpoint(
 @pytest.mark.parametrize(
     ("rank", "own"), [(0, ["o/rank-00000-of-2", "w/shard-00001-m"]), (1, ["o/rank-00001-of-2", "w/shard-00002-m"])]
 )
-def test_each_rank_describes_what_it_wrote_itself(
+def test_each_rank_lists_its_own_files(
     rank: int, own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("o/rank-00000-of-2", "o/rank-00001-of-2", "w/shard-00001-m", "w/shard-00002-m"):

@@ -1,4 +1,4 @@
-"""Trains on two ranks with a pair on the second one whose loss is no number. By torchrun, with a folder.
+"""Train on two ranks with a non-finite loss on the second one. By torchrun, with a folder.
 
 Skips that step under ``ddp`` and under ZeRO-2, with and without offloading, and keeps the weights; then stops at it.
 """
@@ -14,8 +14,8 @@ import torch
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
-from tests.nonfinite.bad import Named, marked_pairs, watched
-from tests.nonfinite.bad_ranks import second_rank_pair
+from tests.nonfinite.guard_ranks import second_rank_pair
+from tests.nonfinite.spoiled_runs import PairsWithOrigins, guarded_module, pairs_with_spoiled
 from tests.tiny import tiny_pairs
 
 ZERO = "deepspeed_stage_2"
@@ -27,10 +27,10 @@ RUNS = {
 }
 
 
-def main(folder: Path, on_bad: str, strategy: str, offload: bool) -> None:
+def main(folder: Path, action: str, strategy: str, offload: bool) -> None:
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    module = watched(on_bad)
+    module = guarded_module(action)
     settings = TrainerSettings(
         progress_bar=False,
         devices=2,
@@ -41,12 +41,12 @@ def main(folder: Path, on_bad: str, strategy: str, offload: bool) -> None:
     )
     trainer = settings.build(folder, [csv_logger(folder)], [])
     try:
-        trainer.fit(module, Named(marked_pairs(24, [second_rank_pair(step=1)]), tiny_pairs(4), 2))
-        said = f"{module.nonfinite.skipped} skipped, {module.global_step} steps"
+        trainer.fit(module, PairsWithOrigins(pairs_with_spoiled(24, [second_rank_pair(step=1)]), tiny_pairs(4), 2))
+        message = f"{module.nonfinite.skipped} skipped, {module.global_step} steps"
     except CaldpoError as error:
-        said = error.message
+        message = error.message
     rank = os.environ["RANK"]
-    (folder / f"said-{rank}.txt").write_text(said)
+    (folder / f"message-{rank}.txt").write_text(message)
     torch.save({k: v.clone() for k, v in module.policy.state_dict().items()}, folder / f"weights-{rank}.pt")
 
 
