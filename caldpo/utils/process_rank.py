@@ -50,8 +50,8 @@ def own_ranks(cfg: DictConfig, *, announce: bool = False) -> Iterator[None]:
     ranks = [f"{name}={value}" for name, value in hidden.items() if name in (*RANKS, *NODES) and value not in ("", "0")]
     if ranks and announce:
         print(
-            f"note: {', '.join(ranks)} in the environment: not of this run, which is {devices * nodes} process(es) by"
-            " trainer.devices and trainer.num_nodes; left out of account",
+            f"note: {', '.join(ranks)} in the environment: ignored, since by trainer.devices and trainer.num_nodes this"
+            f" run has {devices * nodes} process(es)",
             file=sys.stderr,
         )
     from lightning_utilities.core.rank_zero import rank_zero_only  # a tenth of a second, not spent on a mistake

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from caldpo.bench.worker_process import environment as of_benchmark
+from caldpo.bench.worker import environment as of_benchmark
 from caldpo.evaluation.lm_eval import installation
 from caldpo.evaluation.lm_eval import subprocess_run as outside
 from caldpo.security import secrets as redact
@@ -23,10 +23,10 @@ from caldpo.security.redacted_streams import (
     RedactedStream,
     UnlinkedLogHandler,
     environment_without_secrets,
+    mask_wrapped,
     redacted_output,
 )
 from caldpo.security.secrets import MASK, redact_text
-from caldpo.security.wrapped_secrets import mask_wrapped
 from tests.messages import refused
 from tests.security.secrets import ENVIRONMENT, set_environment
 
