@@ -153,6 +153,8 @@ def collect(folder: Path) -> list[RunOutcome]:
 
 def planned_runs(config: DictConfig) -> int | None:
     """Count the runs of a sweep; None where its sweeper decides as it goes."""
+    if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith(".BasicSweeper"):
+        return None
     hydra = GlobalHydra.instance()
     sweep = expand_sweep(hydra.config_loader() if hydra.is_initialized() else None, config)
     return len(sweep.jobs) if sweep.complete and not sweep.problems else None
