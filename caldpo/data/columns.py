@@ -30,6 +30,8 @@ MEANING = (
     *("tool_calls", "functions", "function_call", "documents", "context", "history"),
 )
 
+_MAX_LAYOUTS = 1000  # column layouts remembered
+
 # what was done to rows, worded to follow a count
 CUT = "rows whose prompt was cut from the beginning of their responses"
 
@@ -82,6 +84,9 @@ class Columns:
             role: [names] if isinstance(names, str) else names for role, names in named.items() if names
         }
         _refuse_twice(self.named)
+        own = (*self.named.get("prompt", ()), *self.named.get("system", ()))
+        self._asking = frozenset({"prompt", *PROMPTS, *SYSTEMS, *own})  # may hold the prompt, or a system turn
+        self._sources_by_columns: dict[tuple[str, ...], dict[str, list[str]]] = {}  # most rows have the same columns
 
     def mapped(self, row: Mapping[str, Any]) -> MappedRow:
         """Return the row under the names that formats read.
@@ -93,7 +98,12 @@ class Columns:
                 encoded where it cannot be decoded.
         """
         columns = {name: value for name, value in row.items() if name not in self.ignored}
-        sources = self._sources(columns)
+        names = tuple(columns)
+        if names not in self._sources_by_columns:
+            if len(self._sources_by_columns) >= _MAX_LAYOUTS:
+                self._sources_by_columns.clear()
+            self._sources_by_columns[names] = self._sources(columns)
+        sources = dict(self._sources_by_columns[names])
         roles = {role: _joined(columns, names) for role, names in sources.items()}
         whole = {**columns, **roles}
         for name in TURNS:  # under a name of its own, a cell is still text
@@ -113,9 +123,7 @@ class Columns:
         The null of a column that may hold the prompt or a system turn stays: its absence is a fault of the row. Many a
         table with conversations has been through csv, which can only hold them as text.
         """
-        own = (*self.named.get("prompt", ()), *self.named.get("system", ()))
-        stays = {"prompt", *PROMPTS, *SYSTEMS, *own}
-        cells = {name: without_nulls(value) for name, value in row.items() if value is not None or name in stays}
+        cells = {name: without_nulls(value) for name, value in row.items() if value is not None or name in self._asking}
         for name in TURNS:
             if isinstance(cells.get(name), str):
                 with contextlib.suppress(RowError):  # left as text, which the format refuses
@@ -280,11 +288,11 @@ def _settle_shapes(row: dict[str, Any], sources: dict[str, list[str]]) -> tuple[
 
 def _answer_turns(row: dict[str, Any], sources: dict[str, list[str]], sides: Sequence[str]) -> None:
     """Turn texts that answer messages into turns of the assistant."""
-    if any(not isinstance(row[name], str) or looks_encoded(row[name]) for name in sides):
-        return
     asked = row.get("prompt" if "prompt" in row else "messages")
     last = asked[-1] if isinstance(asked, list) and asked else None
     if not isinstance(last, dict) or last.get("role") not in ("user", "tool"):
+        return
+    if any(not isinstance(row[name], str) or looks_encoded(row[name]) for name in sides):
         return
     if "prompt" not in row:
         row["prompt"], sources["prompt"] = asked, ["messages"]

@@ -82,10 +82,10 @@ def load_pairs(
             tables.add(raw.table)
         try:
             row = map_row(raw, columns)
-            pair, format_name = parse_row(row)
-            unread.update(row.unread)
-            require_meaning(row.unread)
-            pair = replace(pair, origin=raw.origin)
+            pair, format_name = parse_row(row, raw.origin)
+            if columns_left := row.unread:
+                unread.update(columns_left)
+                require_meaning(columns_left)
             check_pair(pair)
             if pair.demonstration and not demonstrations:
                 raise RowError("has no rejected response, which this loss needs")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from caldpo.data.data_report import Rejection
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import RowError
 from caldpo.errors import CaldpoError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SHOWN = 5  # rows named in a message
 
@@ -33,16 +34,17 @@ def check_pair(pair: PreferencePair) -> None:
         calls = extra is not None and bool(extra.get("tool_calls"))  # a response may be a tool call alone
         if not response.strip() and not calls and not (pair.demonstration and side == "rejected"):
             raise RowError(f"the {side} response has no text")
-    texts = pair.prompt, pair.chosen, pair.rejected
-    context = pair.chosen_extra, pair.rejected_extra, pair.tools, pair.template_kwargs
-    for value in _texts((texts, context)):
-        try:
-            value.encode()  # as a tokenizer does; its own error would name no row
-        except UnicodeEncodeError as error:
-            raise RowError(f"text with a lone surrogate (U+{ord(value[error.start]):04X})") from None
+    try:  # as a tokenizer does; its own error would name no row
+        for text in (pair.chosen, pair.rejected):
+            text.encode()
+        context = pair.chosen_extra, pair.rejected_extra, pair.tools, pair.template_kwargs
+        for text in _texts((pair.prompt, context)):
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"text with a lone surrogate (U+{ord(error.object[error.start]):04X})") from None
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     """Yield all texts in a value, the keys of objects included."""
     if isinstance(value, str):
         yield value

@@ -30,19 +30,21 @@ def map_row(raw: RawRow, columns: Columns) -> MappedRow:
     return columns.mapped(columns.of_table(raw.value) if raw.table is not None else raw.value)
 
 
-def parse_row(row: MappedRow) -> tuple[PreferencePair, str]:
-    """Return the pair of a row (``origin`` left empty) and the name of its format.
+def parse_row(row: MappedRow, origin: str = "") -> tuple[PreferencePair, str]:
+    """Return the pair of a row and the name of its format.
 
     Raises:
         RowError: no format, or several, match; a column holds something else than its format says.
     """
     name = detect(dict(row))
     pair = formats()[name].parse(row)
-    pair = replace(pair, remarks=(*row.remarks, *pair.remarks))
+    if row.remarks:
+        pair = replace(pair, remarks=(*row.remarks, *pair.remarks))
     pair = add_context(cut_repeated_prompt(pair), row)
+    remarks = pair.remarks
     if isinstance(pair.prompt, str) and not (pair.prompt[-1:].isspace() or pair.chosen[:1].isspace()):
-        pair = replace(pair, remarks=(*pair.remarks, "rows whose response follows its prompt without a space"))
-    return pair, name
+        remarks = (*remarks, "rows whose response follows its prompt without a space")
+    return replace(pair, origin=origin, remarks=remarks), name
 
 
 def cut_repeated_prompt(pair: PreferencePair) -> PreferencePair:

@@ -191,5 +191,5 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(option: str, tmp_path: Path)
     assert killed.codes == (-9,), killed.said
     resumed = train(tmp_path, "resume=killed")
     assert resumed.codes == (0,), resumed.said
-    whole, found = outcome(tmp_path / "whole"), outcome(tmp_path / "killed")
-    assert [name for name in whole if found[name] != whole[name]] == []
+    whole, actual = outcome(tmp_path / "whole"), outcome(tmp_path / "killed")
+    assert [name for name in whole if actual[name] != whole[name]] == []

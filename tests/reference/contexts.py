@@ -93,9 +93,9 @@ def prepared(cache: Path, context: Any, spot_check: int = 0, **keys: Any) -> Pre
     return reference
 
 
-def same(found: Any, expected: Any, rel: float = 1e-5) -> None:
+def same(actual: Any, expected: Any, rel: float = 1e-5) -> None:
     """Both sides agree to a relative rounding."""
-    torch.testing.assert_close(torch.stack(list(found)), torch.stack(list(expected)), rtol=rel, atol=1e-5)
+    torch.testing.assert_close(torch.stack(list(actual)), torch.stack(list(expected)), rtol=rel, atol=1e-5)
 
 
 def rewrite(cache: Path, split: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -105,6 +105,6 @@ def rewrite(cache: Path, split: str, change: Callable[[torch.Tensor], torch.Tens
     pairs = {"train": TRAIN, "test": TEST}[split]
     kept = logprob_store.LogpStore(folder, key_of(facts), pairs, torch.float32, print)
     for part in kept.parts:
-        found = kept.read(part)
-        assert found is not None
-        kept.write(part, change(found.values))
+        actual = kept.read(part)
+        assert actual is not None
+        kept.write(part, change(actual.values))

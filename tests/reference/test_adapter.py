@@ -168,14 +168,14 @@ def test_the_base_has_the_same_key_with_and_without_an_adapter() -> None:
 
 
 def test_gradient_checkpointing_gives_the_adapter_its_gradients() -> None:
-    found = []
+    actual = []
     for checkpointing in (False, True):
         base = prepare_for_training(tiny_model(), gradient_checkpointing=checkpointing, dropout=False)
         policy = trained(Lora(rank=3).apply(base)).train()
         assert any(getattr(m, "gradient_checkpointing", False) for m in policy.modules()) is checkpointing
         pair_logprobs(policy, tiny_batch())[0].sum().backward()
-        found.append([p.grad for p in policy.parameters() if p.requires_grad])
-    for plain, recomputed in zip(*found, strict=True):
+        actual.append([p.grad for p in policy.parameters() if p.requires_grad])
+    for plain, recomputed in zip(*actual, strict=True):
         assert plain.abs().sum() > 0
         torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-6)
 

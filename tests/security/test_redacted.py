@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from caldpo.bench.worker_process import environment as of_benchmark
+from caldpo.bench.worker import environment as of_benchmark
 from caldpo.evaluation.lm_eval import installation
 from caldpo.evaluation.lm_eval import subprocess_run as outside
 from caldpo.security import secrets as redact

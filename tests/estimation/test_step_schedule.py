@@ -9,7 +9,7 @@ import pytest
 
 from caldpo.data.batching import StepPlan, plan_steps
 from caldpo.data.collate import Layout, collate
-from caldpo.estimation.step_schedule import Schedule, padded_tokens, schedule_of, whole_split
+from caldpo.estimation.step_schedule import StepSchedule, padded_tokens, repeated_lengths, step_schedule
 from tests.tiny import tiny_pairs
 
 PAIRS = tiny_pairs(23)
@@ -29,12 +29,12 @@ def plan(pairs: int = 23, **changes: Any) -> StepPlan:
         "max_epochs": 1,
         "max_steps": None,
     }
-    return plan_steps(whole_split(LENGTHS, pairs), **settings | changes)
+    return plan_steps(repeated_lengths(LENGTHS, pairs), **settings | changes)
 
 
-def planned(pairs: int = 23, **changes: Any) -> Schedule:
+def planned(pairs: int = 23, **changes: Any) -> StepSchedule:
     made = plan(pairs, **changes)
-    return schedule_of(LENGTHS, made, changes.get("layout", "padded"), exact_steps="max_steps" in changes)
+    return step_schedule(LENGTHS, made, changes.get("layout", "padded"), exact_steps="max_steps" in changes)
 
 
 @pytest.mark.parametrize("max_tokens_per_micro_batch", [None, 60, 200])
@@ -46,16 +46,16 @@ def test_tokens_are_those_of_the_real_batches(layout: Layout, max_tokens_per_mic
         for rank in (0, 1)
         for micro in plan(**keys).sampler(rank)
     ]
-    found = planned(**keys)
-    assert found.micro_batches == len(batches) / 2
-    assert found.largest_tokens <= (max_tokens_per_micro_batch or 10**9)
-    assert found.computed_tokens == sum(batch.input_ids.numel() for batch, _ in batches)
-    assert found.largest_tokens == max(batch.input_ids.numel() for batch, _ in batches)
-    assert found.largest in [micro.rows for _, micro in batches]
-    assert found.prompt_tokens == LENGTHS[:, 0].sum()  # filler that evens out ranks is no token of the data
-    assert found.response_tokens == LENGTHS[:, 1:].sum()
-    assert found.exact
-    assert found.exact_steps
+    result = planned(**keys)
+    assert result.micro_batches == len(batches) / 2
+    assert result.largest_tokens <= (max_tokens_per_micro_batch or 10**9)
+    assert result.computed_tokens == sum(batch.input_ids.numel() for batch, _ in batches)
+    assert result.largest_tokens == max(batch.input_ids.numel() for batch, _ in batches)
+    assert result.largest in [micro.rows for _, micro in batches]
+    assert result.prompt_tokens == LENGTHS[:, 0].sum()  # filler that evens out ranks is no token of the data
+    assert result.response_tokens == LENGTHS[:, 1:].sum()
+    assert result.exact
+    assert result.exact_steps
 
 
 def test_the_largest_micro_batch_of_all_epochs() -> None:
@@ -81,8 +81,8 @@ def test_the_largest_micro_batch_of_all_epochs() -> None:
     ],
 )
 def test_steps(changes: dict[str, Any], per_epoch: int, steps: int, epochs: float) -> None:
-    found = planned(**changes)
-    assert (found.steps_per_epoch, found.steps, found.epochs) == (per_epoch, steps, epochs)
+    result = planned(**changes)
+    assert (result.steps_per_epoch, result.steps, result.epochs) == (per_epoch, steps, epochs)
 
 
 def test_a_sample_stands_in_for_a_larger_split() -> None:

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from caldpo.estimate import main
-from caldpo.estimation.sharded_memory import Division, Groups, gathered
+from caldpo.estimation.sharded_memory import Sharding, ShardUnits, gathered_bytes
 from tests.messages import names
 from tests.tiny import tiny_model
 
-GROUPS = Groups(layer=100, root=1000, layer_trained=10, root_trained=500)
+GROUPS = ShardUnits(layer=100, root=1000, layer_trained=10, root_trained=500)
 
 
 @pytest.mark.parametrize(
     ("strategy", "devices", "offload", "on_device", "whole"),
-    [  # bytes of 800 of weights, gradients and optimiser each, and what is gathered
+    [  # bytes of 800 of weights, gradients and optimiser each, and what is gathered_bytes
         ("auto", 1, False, (800, 800, 800), 0),
         ("auto", 8, False, (800, 800, 800), 0),
         ("ddp", 8, False, (800, 800, 800), 0),
@@ -30,14 +30,14 @@ GROUPS = Groups(layer=100, root=1000, layer_trained=10, root_trained=500)
     ],
 )
 def test_parts(strategy: str, devices: int, offload: bool, on_device: tuple[int, ...], whole: int) -> None:
-    division = Division.of(strategy, devices, cpu_offload=offload)
-    assert tuple(division.part(name, 800) for name in ("weights", "gradients", "optimizer")) == on_device
-    assert gathered(GROUPS, division) == whole
-    assert division.copies is (devices > 1 and strategy in ("auto", "ddp"))
+    sharding = Sharding.of(strategy, devices, cpu_offload=offload)
+    assert tuple(sharding.on_device(name, 800) for name in ("weights", "gradients", "optimizer")) == on_device
+    assert gathered_bytes(GROUPS, sharding) == whole
+    assert sharding.replicates is (devices > 1 and strategy in ("auto", "ddp"))
 
 
 def test_parts_are_rounded_up() -> None:
-    assert Division.of("fsdp", 8).part("weights", 801) == 101
+    assert Sharding.of("fsdp", 8).on_device("weights", 801) == 101
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "mistral"])
@@ -46,13 +46,13 @@ def test_groups_of_a_model(architecture: str) -> None:
     model = tiny_model(architecture)
     blocks = [p for name, p in model.named_parameters() if ".layers." in name or ".h." in name]
     count = model.config.num_hidden_layers
-    found = Groups.of(model)
-    assert found.layer == sum(p.nbytes for p in blocks) / count
-    assert found.root == sum(p.nbytes for p in model.parameters()) - found.layer * count
-    assert (found.layer_trained, found.root_trained) == (found.layer, found.root)
+    result = ShardUnits.of(model)
+    assert result.layer == sum(p.nbytes for p in blocks) / count
+    assert result.root == sum(p.nbytes for p in model.parameters()) - result.layer * count
+    assert (result.layer_trained, result.root_trained) == (result.layer, result.root)
     for p in model.parameters():
         p.requires_grad_(False)
-    assert Groups.of(model) == Groups(found.layer, found.root, 0, 0)
+    assert ShardUnits.of(model) == ShardUnits(result.layer, result.root, 0, 0)
 
 
 def test_an_estimate_is_of_one_device(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,4 +72,4 @@ def test_an_estimate_is_of_one_device(folder: Path, capsys: pytest.CaptureFixtur
     away = estimated(*keys, "trainer.cpu_offload=true")
     assert away["memory_bytes"]["optimiser state"] == 0
     assert away["host_bytes"] == sum(sharded[part] for part in ("policy: weights", "gradients", "optimiser state"))
-    names(capsys.readouterr().out, "each process", "main memory")
+    names(capsys.readouterr().out, "each process", "CPU memory")

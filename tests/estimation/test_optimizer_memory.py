@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from caldpo.estimation.fake_model import fake_tensors
 from caldpo.estimation.optimizer_memory import optimizer_memory
 from caldpo.optim import AdamW, RMSprop, Schedule
+from caldpo.optim.adafactor import Adafactor
 from tests.tiny import tiny_model
 
 SPECS: dict[str, Any] = {
@@ -39,9 +41,18 @@ def test_the_state_is_the_real_one(name: str, dtype: torch.dtype, frozen: bool) 
 def test_temporaries_grow_with_all_weights_or_with_the_largest() -> None:
     trained = list(tiny_model().parameters())
     every, largest = sum(p.nbytes for p in trained), max(p.nbytes for p in trained)
-    found = {name: optimizer_memory(spec, trained, "cpu").temporary for name, spec in SPECS.items()}
-    assert found["adamw, fused"] < 0.1 * largest
-    assert largest <= found["rmsprop"] <= 3 * largest
-    assert every <= found["rmsprop, foreach"] <= 3 * every
+    result = {name: optimizer_memory(spec, trained, "cpu").temporary for name, spec in SPECS.items()}
+    assert result["adamw, fused"] < 0.1 * largest
+    assert largest <= result["rmsprop"] <= 3 * largest
+    assert every <= result["rmsprop, foreach"] <= 3 * every
     # PyTorch's own choice on a GPU, where neither way is asked for
     assert every <= optimizer_memory(SPECS["adamw"], trained, "cuda").temporary
+
+
+def test_optimisers_that_read_values_are_measured_for_fake_weights_too() -> None:
+    """Adafactor scales its step by the norm of each weight."""
+    optim = Adafactor(Schedule())
+    real = optimizer_memory(optim, list(tiny_model().parameters()), "cpu")
+    with fake_tensors("cpu"):
+        assert optimizer_memory(optim, list(tiny_model().parameters()), "cpu") == real
+    assert real.state > 0

@@ -58,18 +58,18 @@ BAD = [
 def test_another_shape_is_left_out_and_named(suite: str, key: str, value: Any) -> None:
     notes: list[str] = []
     details = GOOD[suite] | {key: value}
-    found = drawable({suite: content({"x": measure(1.0)}, details=details)}, notes)
-    assert found[suite]["details"] == {k: v for k, v in GOOD[suite].items() if k != key}
-    assert found[suite]["measures"] == {"x": measure(1.0)}
+    results = drawable({suite: content({"x": measure(1.0)}, details=details)}, notes)
+    assert results[suite]["details"] == {k: v for k, v in GOOD[suite].items() if k != key}
+    assert results[suite]["measures"] == {"x": measure(1.0)}
     (note,) = notes
     names(note, f"evaluation/{suite}.json:", f"details.{key}")
 
 
-@pytest.mark.parametrize(("key", "value", "kept"), [("details", [1], {}), ("details", "x", {}), ("notes", 3, [])])
-def test_a_part_that_is_something_else(key: str, value: Any, kept: Any) -> None:
+@pytest.mark.parametrize(("key", "value", "left"), [("details", [1], {}), ("details", "x", {}), ("notes", 3, [])])
+def test_a_part_that_is_something_else(key: str, value: Any, left: Any) -> None:
     notes: list[str] = []
-    found = drawable({"preference": content({}) | {key: value}}, notes)
-    assert found["preference"][key] == kept
+    results = drawable({"preference": content({}) | {key: value}}, notes)
+    assert results["preference"][key] == left
     assert len(notes) == 1
 
 

@@ -60,8 +60,8 @@ def test_of_ones_own_where_its_folder_is_named(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "conf/suite").mkdir(parents=True)
     (tmp_path / "conf/suite/own.yaml").write_text("# @package own\n_target_: my.Own\n")
     run = run_folder(tmp_path / "run", suites=["preference", "own"])
-    found = with_default_suites([f"run={run}"], False, str(tmp_path / "conf"))
-    assert found[1:] == ["suite=[preference,own]"]
+    overrides = with_default_suites([f"run={run}"], False, str(tmp_path / "conf"))
+    assert overrides[1:] == ["suite=[preference,own]"]
     assert added(f"run={run}") == ["suite=[preference]"]
     names(capsys.readouterr().err, "own", remedy="--config-dir=FOLDER")
 

@@ -184,15 +184,15 @@ def test_groups_and_tags(tmp_path: Path) -> None:
         PlannedTask("word_tasks", None),
     )
     done = run_in_process([group, tag], policy, _options(tmp_path, own_tasks=tmp_path / "own"))
-    found = {task.name: read_task(task, results, templated=False) for task, results in done.results}
-    measures, details = found["words"]
+    read = {task.name: read_task(task, results, templated=False) for task, results in done.results}
+    measures, details = read["words"]
     parts = [details["metrics"][name]["acc,none"] for name in ("word_choice", "word_two")]
     assert parts[0] != parts[1]
     assert {name: m.value for name, m in measures.items()} == {"words": pytest.approx(sum(parts) / 2)}
     assert measures["words"].n == 2 * ASKED
     assert details["shots"] == {"word_choice": 0, "word_two": 2}
     assert "0 or 2-shot" in measures["words"].meaning
-    measures, _ = found["word_tasks"]
+    measures, _ = read["word_tasks"]
     assert set(measures) == {"word_choice", "word_answer"}
     assert measures["word_choice"].value == parts[0]
 

@@ -20,11 +20,11 @@ def other_tokenizer(folder: Path) -> None:
     """The same words with their ids exchanged."""
     shutil.copytree(folder / "tokenizer", folder / "other")
     file = folder / "other" / "tokenizer.json"
-    said = json.loads(file.read_text())
-    words = [word for word in said["model"]["vocab"] if word.startswith("w")]
-    ids = [said["model"]["vocab"][word] for word in words]
-    said["model"]["vocab"] |= dict(zip(words, reversed(ids), strict=True))
-    file.write_text(json.dumps(said))
+    config = json.loads(file.read_text())
+    words = [word for word in config["model"]["vocab"] if word.startswith("w")]
+    ids = [config["model"]["vocab"][word] for word in words]
+    config["model"]["vocab"] |= dict(zip(words, reversed(ids), strict=True))
+    file.write_text(json.dumps(config))
     assert isinstance(PreTrainedTokenizerFast.from_pretrained(folder / "other"), PreTrainedTokenizerFast)
 
 
@@ -52,7 +52,7 @@ def test_each_run_of_a_sweep_is_measured_as_alone(differing: Path) -> None:
             alone = result(run, "preference")
             assert alone["measures"] == shared["measures"], run
             assert alone["digest"] == shared["digest"]
-    assert len({json.dumps(found["measures"]) for found in together}) == len(runs), "they do differ"
+    assert len({json.dumps(results["measures"]) for results in together}) == len(runs), "they do differ"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -110,10 +110,10 @@ def test_every_cache_of_the_project_is_for_the_command_to_name() -> None:
     from caldpo.config.conf_dir import conf_dir
     from caldpo.utils.yaml_io import flatten
 
-    found = set()
+    results = set()
     for group in ("data", "model", "reference", "adapter"):
         for path in (conf_dir() / group).glob("*.yaml"):
-            said = yaml.safe_load(path.read_text())
-            keys = flatten(said) if "# @package _global_" in path.read_text() else flatten(said, group)
-            found |= {key for key in keys if "cache" in key.rpartition(".")[2]}
-    assert found == set(PLACES)
+            config = yaml.safe_load(path.read_text())
+            keys = flatten(config) if "# @package _global_" in path.read_text() else flatten(config, group)
+            results |= {key for key in keys if "cache" in key.rpartition(".")[2]}
+    assert results == set(PLACES)

@@ -9,25 +9,31 @@ from typing import Any
 import pytest
 import torch
 
-from caldpo.estimation.memory_breakdown import ACTIVATIONS, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS, Needs
-from caldpo.estimation.memory_capacity import GIB, Capacity, available_ram, capacity
-from caldpo.estimation.memory_verdict import judge
+from caldpo.estimation.memory_breakdown import ACTIVATIONS, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS, MemoryBreakdown
+from caldpo.estimation.memory_verdict import GIB, DeviceMemory, available_ram, device_memory, memory_verdict
 from tests.messages import names
 
 
-def parts(checkpointing: bool = False, tokens: int | None = None) -> dict[str, Any]:
-    return {
-        "trainer": SimpleNamespace(accumulate_grad_batches=2),
-        "data": SimpleNamespace(micro_batch_size=5, max_tokens_per_micro_batch=tokens),
-        "model": SimpleNamespace(gradient_checkpointing=checkpointing),
-    }
+def components(checkpointing: bool = False, tokens: int | None = None) -> Any:
+    return SimpleNamespace(
+        trainer=SimpleNamespace(accumulate_grad_batches=2),
+        data=SimpleNamespace(micro_batch_size=5, max_tokens_per_micro_batch=tokens),
+        model=SimpleNamespace(gradient_checkpointing=checkpointing),
+    )
 
 
-def needs(unknown: str = "", **changes: int) -> Needs:
+def needs(unknown: str = "", **changes: int) -> MemoryBreakdown:
     sizes = {WEIGHTS: 2, GRADIENTS: 2, OPTIMIZER: 4, REFERENCE: 2, ACTIVATIONS: 10}
     full = dict.fromkeys(["more during the optimiser's update", "more during evaluation"], 0)
     full |= {"working buffers": 0, "weights cast to another dtype": 0, "log-probs: logits, gradient of the head": 0}
-    return Needs(100, 100, "float32", "frozen", full | {k: v * GIB for k, v in sizes.items()} | changes, unknown)
+    return MemoryBreakdown(
+        100,
+        100,
+        "float32",
+        "frozen",
+        full | {k: v * GIB for k, v in sizes.items()} | changes,
+        activations_unknown=unknown,
+    )
 
 
 class TestMemoryOfThisMachine:
@@ -50,35 +56,35 @@ class TestMemoryOfThisMachine:
         assert available_ram(*files) == 1500 * 1024
 
     def test_processes_share_it(self) -> None:
-        one, four = (capacity("cpu", devices, None) for devices in (1, 4))
+        one, four = (device_memory("cpu", devices, None) for devices in (1, 4))
         assert one.bytes is not None
         assert four.bytes == pytest.approx(one.bytes / 4, rel=0.2)
-        names(four.what, "4 processes")
+        names(four.source, "4 processes")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_missing_gpu_is_not_known_unless_given(self) -> None:
-        missing = capacity("gpu", 2, None)
+        missing = device_memory("gpu", 2, None)
         assert (missing.bytes, missing.device) == (None, "cuda")
-        names(missing.what, "2 GPU", 0)
-        given = capacity("gpu", 2, 80)
-        assert (given.bytes, given.device) == (80 * GIB, "cuda")
-        assert capacity("auto", 1, None).device == "cpu"
+        names(missing.source, "2 GPU", 0)
+        fixed = device_memory("gpu", 2, 80)
+        assert (fixed.bytes, fixed.device) == (80 * GIB, "cuda")
+        assert device_memory("auto", 1, None).device == "cpu"
 
 
 class TestVerdict:
     @pytest.mark.parametrize(
-        ("has", "fits", "said"),
+        ("gib", "fits", "start"),
         [(40, True, "fits"), (21, True, "tight"), (20, True, "tight"), (19.9, False, "does not fit")],
     )
-    def test_of_twenty_gib(self, has: float, fits: bool, said: str) -> None:
-        verdict = judge(needs(), Capacity(int(has * GIB), "free", "cuda"), parts(), 5)
+    def test_of_twenty_gib(self, gib: float, fits: bool, start: str) -> None:
+        verdict = memory_verdict(needs(), DeviceMemory(int(gib * GIB), "free", "cuda"), components(), 5)
         assert verdict.fits is fits
-        assert verdict.text.startswith(said)
+        assert verdict.text.startswith(start)
         names(verdict.text, "20.00 GiB")
-        assert bool(verdict.advice) is (said != "fits")
+        assert bool(verdict.advice) is (start != "fits")
 
     def test_advice_names_what_is_large_first(self) -> None:
-        advice = judge(needs(), Capacity(GIB, "free", "cuda"), parts(), 5).advice
+        advice = memory_verdict(needs(), DeviceMemory(GIB, "free", "cuda"), components(), 5).advice
         assert advice[0].startswith("data.micro_batch_size=3 trainer.accumulate_grad_batches=4")
         assert advice[1].startswith("model.gradient_checkpointing=true")
         keys = " ".join(advice)
@@ -87,20 +93,26 @@ class TestVerdict:
         assert "reference=precomputed" in keys
 
     def test_a_budget_of_tokens_is_what_is_lowered(self) -> None:
-        full, has = needs(), Capacity(GIB, "free", "cuda")
-        assert judge(full, has, parts(tokens=4097), 5).advice[0].startswith("data.max_tokens_per_micro_batch=2049:")
-        alone = " ".join(judge(full, has, parts(tokens=4097), 1).advice)  # the longest pair fills its micro-batch
+        full, has = needs(), DeviceMemory(GIB, "free", "cuda")
+        advice = memory_verdict(full, has, components(tokens=4097), 5).advice
+        assert advice[0].startswith("data.max_tokens_per_micro_batch=2049:")
+        # the longest pair fills its micro-batch
+        alone = " ".join(memory_verdict(full, has, components(tokens=4097), 1).advice)
         assert "max_tokens_per_micro_batch" not in alone
         assert "micro_batch_size" not in alone.replace("eval_micro_batch_size", "")
 
     def test_advice_asks_for_nothing_that_is_done_already(self) -> None:
         lean = needs(**{REFERENCE: 0, OPTIMIZER: 2 * GIB})
-        keys = " ".join(judge(lean, Capacity(GIB, "free", "cuda"), parts(checkpointing=True), 5).advice)
+        keys = " ".join(
+            memory_verdict(lean, DeviceMemory(GIB, "free", "cuda"), components(checkpointing=True), 5).advice
+        )
         for absent in ("gradient_checkpointing", "reference=", "rmsprop"):
             assert absent not in keys
 
     def test_what_is_not_known(self) -> None:
-        assert judge(needs(), Capacity(None, "no GPU", "cuda"), parts(), 5).fits is None
+        assert memory_verdict(needs(), DeviceMemory(None, "no GPU", "cuda"), components(), 5).fits is None
         unknown = needs(unknown="looks into its tensors")
-        assert judge(unknown, Capacity(40 * GIB, "free", "cuda"), parts(), 5).fits is None
-        assert judge(unknown, Capacity(19 * GIB, "free", "cuda"), parts(), 5).fits is False  # too much already
+        assert memory_verdict(unknown, DeviceMemory(40 * GIB, "free", "cuda"), components(), 5).fits is None
+        assert (
+            memory_verdict(unknown, DeviceMemory(19 * GIB, "free", "cuda"), components(), 5).fits is False
+        )  # too much already

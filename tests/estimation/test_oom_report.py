@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from caldpo.estimate import main as estimate
-from caldpo.estimation.memory_capacity import GIB
+from caldpo.estimation.memory_verdict import GIB
 from caldpo.lightning_module import PreferenceModule
 from caldpo.utils.out_of_memory import is_out_of_memory
 from tests.command import RANDOM_MODEL, train
@@ -27,7 +27,7 @@ SMALL = [
     "callbacks.samples.prompts=0",
 ]
 
-# what the libraries say, as they say it
+# a library's message, verbatim
 HOST = (
     "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
     " 1099511627776 bytes. Error code 12 (Cannot allocate memory)"
@@ -42,7 +42,7 @@ HOST = (
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (MemoryError(), True),
-        (RuntimeError("expected scalar type Half but found Float"), False),
+        (RuntimeError("expected scalar type Half but result Float"), False),
         (OSError(28, "No space left on device"), False),
         (ValueError("out of memory"), False),
     ],
@@ -53,7 +53,7 @@ def test_what_counts_as_a_shortage(error: Exception, shortage: bool) -> None:
 
 
 def failing(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, *overrides: str) -> str:
-    """What a run says whose second training step fails."""
+    """Error of a run whose second training step fails."""
     real = PreferenceModule.training_step
 
     def step(module: Any, batch: Any, index: int) -> Any:
@@ -67,16 +67,16 @@ def failing(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, *ov
 
 
 def test_the_estimate_by_part_and_what_to_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The figures are those of ``caldpo.estimate``, the largest part first; the cause is kept."""
-    said = failing(folder, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    """The figures are those of ``caldpo.estimate``, the largest part first; the cause is chained."""
+    message = failing(folder, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     estimate([*SMALL, "hydra.run.dir=estimate"])
-    found = json.loads(Path("estimate/estimate.json").read_text())
-    needs = {name: size for name, size in found["memory_bytes"].items() if size}
-    names(said, f"{needs.pop('total') / GIB:,.3f} GiB")
+    result = json.loads(Path("estimate/estimate.json").read_text())
+    needs = {name: size for name, size in result["memory_bytes"].items() if size}
+    names(message, f"{needs.pop('total') / GIB:,.3f} GiB")
     order = sorted(needs, key=lambda name: -needs[name])
-    names(said, ", ".join(f"{name} {needs[name] / GIB:,.3f}" for name in order))
-    names(said, "out of memory", "CUDA out of memory. Tried to allocate 2.00 GiB")
-    names(said, "data.micro_batch_size=3 trainer.accumulate_grad_batches=2", "adapter=lora")
+    names(message, ", ".join(f"{name} {needs[name] / GIB:,.3f}" for name in order))
+    names(message, "out of memory", "CUDA out of memory. Tried to allocate 2.00 GiB")
+    names(message, "data.micro_batch_size=3 trainer.accumulate_grad_batches=2", "adapter=lora")
     story = Path("run/error.txt").read_text()
     names(story, "OutOfMemoryError: CUDA out of memory")
     assert "The above exception was the direct cause" in story
@@ -87,15 +87,15 @@ def test_other_errors_are_left_alone(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_shortage_before_there_is_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the estimate fails as well, what ran out is still said."""
+    """Where the estimate fails as well, the error still names what ran out."""
 
     def fails(*args: Any, **keys: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr("caldpo.estimation.oom_report.needs_of", fails)
-    said = failing(folder, monkeypatch, RuntimeError(HOST))
-    names(said, "out of memory", "[enforce fail at alloc_cpu.cpp:119]", "MemoryError")
-    names(said, "data.micro_batch_size", "trainer.accumulate_grad_batches")
+    monkeypatch.setattr("caldpo.estimation.oom_report.estimate_needs", fails)
+    message = failing(folder, monkeypatch, RuntimeError(HOST))
+    names(message, "out of memory", "[enforce fail at alloc_cpu.cpp:119]", "MemoryError")
+    names(message, "data.micro_batch_size", "trainer.accumulate_grad_batches")
 
 
 LIMITED = """

@@ -73,12 +73,12 @@ def test_no_best_where_seeds_spread(tmp_path):
     assert "**" not in section(report_of(tmp_path))
 
 
-@pytest.mark.parametrize(("low", "shown"), [(0.81, "**0.90 [0.81, 0.95]**"), (0.79, "0.90 [0.79, 0.95]")])
-def test_with_a_single_seed_the_intervals_within_runs_decide(tmp_path, low, shown):
+@pytest.mark.parametrize(("low", "cell"), [(0.81, "**0.90 [0.81, 0.95]**"), (0.79, "0.90 [0.79, 0.95]")])
+def test_with_a_single_seed_the_intervals_within_runs_decide(tmp_path, low, cell):
     run(tmp_path, "dpo", 0, accuracy(0.7, 0.6, 0.8))
     run(tmp_path, "ipo", 0, accuracy(0.9, low, 0.95))
     rows = table(report_of(tmp_path), "preference")
-    assert rows["ipo"][COLUMN] == shown
+    assert rows["ipo"][COLUMN] == cell
     assert rows["dpo"][COLUMN] == "0.70 [0.60, 0.80]"
 
 
@@ -140,8 +140,8 @@ def test_a_sweep_evaluated_in_part(tmp_path):
 def test_evaluations_that_were_not_alike_are_told(tmp_path):
     run(tmp_path, "dpo", 0, accuracy(0.7, suite={"bins": 10}, settings={"max_pairs": 50}))
     run(tmp_path, "ipo", 0, accuracy(0.8, suite={"bins": 20}, step=10, pairs="other"))
-    told = section(report_of(tmp_path))
-    bold = [line for line in told.splitlines() if line.startswith("**") or "**" in line]
+    text = section(report_of(tmp_path))
+    bold = [line for line in text.splitlines() if line.startswith("**") or "**" in line]
     differ, pairs, step = (next((line for line in bold if fact in line), "") for fact in ("bins", "pairs.", "step 10"))
     names(differ, "`suite.bins` (10, 20)", "`settings.max_pairs` (50, None)")
     names(pairs, "seed (0)", "held-out pairs")
@@ -162,9 +162,9 @@ def test_rewards_measured_in_several_units_are_told_and_mark_nobody(tmp_path):
     """Also where each is its run's own, as it was when reward_beta followed the loss's beta."""
     run(tmp_path, "dpo", 0, accuracy(0.7, 0.69, 0.71, settings={"reward_beta": 0.1}))
     run(tmp_path, "ipo", 0, accuracy(0.9, 0.89, 0.91, settings={"reward_beta": 2.0}), reward_beta=2.0)
-    told = section(report_of(tmp_path))
-    assert "`settings.reward_beta` (0.1, 2.0)" in told
-    assert "**0.900" not in told
+    text = section(report_of(tmp_path))
+    assert "`settings.reward_beta` (0.1, 2.0)" in text
+    assert "**0.900" not in text
 
 
 @pytest.mark.parametrize(("betas", "unit"), [((0.2, 0.2), "0.2 x nats"), ((0.2, 0.3), "reward_beta x nats")])
@@ -179,9 +179,9 @@ def test_notes_are_told_once(tmp_path):
     for loss in ("dpo", "ipo"):
         odd = ["an odd thing"] if loss == "ipo" else []
         run(tmp_path, loss, 0, accuracy(0.7, notes=["the same for all", *odd]))
-    told = section(report_of(tmp_path))
-    assert told.count("- the same for all\n") == 1
-    assert "- an odd thing (`ipo` (seed 0))" in told
+    text = section(report_of(tmp_path))
+    assert text.count("- the same for all\n") == 1
+    assert "- an odd thing (`ipo` (seed 0))" in text
 
 
 def test_a_single_evaluated_run(tmp_path):

@@ -14,16 +14,16 @@ VALUES = RNG.normal(3.0, 2.0, size=400)
 BOOTSTRAP = Bootstrap(resamples=4000, seed=1)
 
 
-def half_width(found: dict) -> float:
-    return (found["high"] - found["low"]) / 2
+def half_width(interval: dict) -> float:
+    return (interval["high"] - interval["low"]) / 2
 
 
 def test_the_mean_of_independent_values_has_the_normal_interval() -> None:
-    found = BOOTSTRAP.mean(VALUES, range(400))
-    assert found["value"] == pytest.approx(VALUES.mean())
-    assert found["n"] == 400
-    assert half_width(found) == pytest.approx(1.96 * VALUES.std(ddof=1) / 20, rel=0.06)
-    assert (found["high"] + found["low"]) / 2 == pytest.approx(VALUES.mean(), abs=0.02)
+    interval = BOOTSTRAP.mean(VALUES, range(400))
+    assert interval["value"] == pytest.approx(VALUES.mean())
+    assert interval["n"] == 400
+    assert half_width(interval) == pytest.approx(1.96 * VALUES.std(ddof=1) / 20, rel=0.06)
+    assert (interval["high"] + interval["low"]) / 2 == pytest.approx(VALUES.mean(), abs=0.02)
 
 
 def test_repeats_within_a_prompt_tell_nothing_new() -> None:
@@ -63,6 +63,6 @@ def test_one_prompt_has_no_interval_and_none_no_value() -> None:
 
 
 def test_what_is_undefined_has_no_interval() -> None:
-    found = BOOTSTRAP.of(lambda rows: float("nan"), ["a", "b"])
-    assert math.isnan(found["value"])
-    assert "low" not in found
+    interval = BOOTSTRAP.of(lambda rows: float("nan"), ["a", "b"])
+    assert math.isnan(interval["value"])
+    assert "low" not in interval

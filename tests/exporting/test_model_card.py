@@ -31,9 +31,9 @@ from tests.tiny import tiny_model, tiny_tokenizer
 KEYS = {"checkpoint": "final", "to": None, "max_shard_size": "5GB", "push_to": None}
 
 
-@pytest.mark.parametrize(("said", "step"), [("final", "final"), ("last", "last"), (40, 40), ("40", 40), ("step-7", 7)])
-def test_checkpoints_have_several_spellings(said: int | str, step: int | str) -> None:
-    assert wanted_checkpoint(said) == step
+@pytest.mark.parametrize(("text", "step"), [("final", "final"), ("last", "last"), (40, 40), ("40", 40), ("step-7", 7)])
+def test_checkpoints_have_several_spellings(text: int | str, step: int | str) -> None:
+    assert wanted_checkpoint(text) == step
 
 
 @pytest.mark.parametrize(

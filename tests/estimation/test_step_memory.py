@@ -1,4 +1,4 @@
-"""A step without content takes what the same step takes with content, and what autograd itself says it saves."""
+"""A step on fake tensors needs what the real step needs, and what autograd saves."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
+from caldpo.estimation.fake_model import fake_batch, fake_tensors, to_dtype
 from caldpo.estimation.step_memory import (
     WEIGHT_DTYPES,
     StepMemory,
     autocast,
     bytes_of,
-    converted,
     evaluation_step,
-    fake_tensors,
     training_step,
-    without_content,
 )
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.packed_attention import use_packed_attention
@@ -64,9 +62,9 @@ def step(
     architecture: str, checkpointing: bool, layout: str, precision: str, *, real: bool, with_reference: bool = False
 ) -> StepMemory:
     with contextlib.nullcontext() if real else fake_tensors("cpu") as mode:
-        policy = converted(model(architecture, checkpointing, layout), WEIGHT_DTYPES.get(precision))
+        policy = to_dtype(model(architecture, checkpointing, layout), WEIGHT_DTYPES.get(precision))
         reference = model(architecture, False, layout).eval().requires_grad_(False) if with_reference else None
-        batch = BATCH[layout] if real else without_content(BATCH[layout], mode)
+        batch = BATCH[layout] if real else fake_batch(BATCH[layout], mode)
         return training_step(policy, batch, precision=precision, reference=reference, accumulates=False)
 
 
@@ -78,7 +76,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("architecture", "checkpointing", "layout", "precision"), CASES)
-def test_a_step_without_content_takes_what_a_real_one_takes(
+def test_a_fake_step_needs_what_a_real_one_needs(
     architecture: str, checkpointing: bool, layout: str, precision: str
 ) -> None:
     kinds = architecture, checkpointing, layout, precision
@@ -108,18 +106,18 @@ def test_activations_are_what_autograd_saves(architecture: str, checkpointing: b
     alive = [tensor for held in saved if (tensor := held()) is not None]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
     assert loss.requires_grad
-    found = step(architecture, checkpointing, "padded", precision, real=False)
+    result = step(architecture, checkpointing, "padded", precision, real=False)
     expected = sum(storages.values())
     # the loss keeps the finished gradient of its hidden states, and no longer what it was computed from
     expected += len(BATCH["padded"].targets) * HIDDEN * 4
     rows, length = BATCH["padded"].input_ids.shape
     if checkpointing:  # a layer keeps nothing but its input, and what it is called with beside that
-        assert found.activations < 0.4 * step(architecture, False, "padded", precision, real=False).activations
+        assert result.activations < 0.4 * step(architecture, False, "padded", precision, real=False).activations
         if architecture == "llama":  # not through autograd: the mask, and two rotary tables
             expected += rows * length * length + 2 * rows * length * (HIDDEN // 4) * 4
     elif precision == "bf16-mixed":  # casts are a part of their own; those of the head autograd need not keep
-        expected -= found.casts - VOCABULARY * HIDDEN * (2 + 4)
-    assert found.activations == pytest.approx(expected, rel=0.03)
+        expected -= result.casts - VOCABULARY * HIDDEN * (2 + 4)
+    assert result.activations == pytest.approx(expected, rel=0.03)
 
 
 def test_the_head_is_counted_apart() -> None:
@@ -127,7 +125,7 @@ def test_the_head_is_counted_apart() -> None:
 
     def of(vocabulary: int) -> StepMemory:
         with fake_tensors("cpu") as mode:
-            batch = without_content(BATCH["padded"], mode)
+            batch = fake_batch(BATCH["padded"], mode)
             policy = model("llama", False, vocabulary=vocabulary)
             return training_step(policy, batch, precision="32-true", reference=None, accumulates=False)
 
@@ -144,7 +142,7 @@ def test_a_gpu_needs_no_wide_copy_of_the_head() -> None:
 
     def casts(device: str) -> int:
         with fake_tensors(device) as mode:
-            batch = without_content(BATCH["padded"], mode)
+            batch = fake_batch(BATCH["padded"], mode)
             return training_step(
                 model("llama", True), batch, precision="bf16-mixed", reference=None, accumulates=False
             ).casts
@@ -155,10 +153,10 @@ def test_a_gpu_needs_no_wide_copy_of_the_head() -> None:
 def test_weights_and_their_bytes() -> None:
     real = model("llama", False)
     with fake_tensors("cpu"):
-        skeleton = converted(model("llama", False), torch.bfloat16)
+        skeleton = to_dtype(model("llama", False), torch.bfloat16)
         assert sum(p.numel() for p in skeleton.parameters()) == real.num_parameters()
         assert bytes_of(skeleton.parameters()) == real.num_parameters() * 2
-        tied = converted(model("gpt2", False), torch.bfloat16)
+        tied = to_dtype(model("gpt2", False), torch.bfloat16)
         assert tied.lm_head.weight is tied.transformer.wte.weight
         assert bytes_of(tied.parameters()) == model("gpt2", False).num_parameters() * 2
 
@@ -166,7 +164,7 @@ def test_weights_and_their_bytes() -> None:
 def test_gradients_of_earlier_micro_batches_stay() -> None:
     """With accumulation a weight's new gradient stands beside the old one until it is added."""
     with fake_tensors("cpu") as mode:
-        batch = without_content(BATCH["padded"], mode)
+        batch = fake_batch(BATCH["padded"], mode)
         once, more = (
             training_step(model("llama", True), batch, precision="32-true", reference=None, accumulates=accumulates)
             for accumulates in (False, True)
@@ -177,7 +175,7 @@ def test_gradients_of_earlier_micro_batches_stay() -> None:
 
 def test_evaluation_keeps_nothing() -> None:
     with fake_tensors("cpu") as mode:
-        batch = without_content(BATCH["padded"], mode)
+        batch = fake_batch(BATCH["padded"], mode)
         took = evaluation_step(model("llama", False), batch, "32-true")
     assert took < step("llama", False, "padded", "32-true", real=False).total / 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from caldpo.estimation.live_bytes import CASTS, GRADIENTS, HEAD, OTHER, WEIGHTS, LiveBytes
+from caldpo.estimation.step_memory import CASTS, GRADIENTS, HEAD, OTHER, WEIGHTS, LiveBytes
 
 FLOAT = 4
 
@@ -31,7 +31,7 @@ def test_a_storage_counts_once_and_until_it_is_freed() -> None:
 def test_kinds() -> None:
     layer = nn.Linear(8, 50, bias=False)
     layer.weight.grad = torch.zeros_like(layer.weight)
-    with LiveBytes(layer, vocabulary=50) as live:
+    with LiveBytes(layer, vocab_size=50) as live:
         assert live.live == {WEIGHTS: 400 * FLOAT, GRADIENTS: 400 * FLOAT}
         hidden = torch.zeros(3, 8)
         logits = hidden @ layer.weight.T

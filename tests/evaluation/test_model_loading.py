@@ -218,8 +218,8 @@ def test_an_adapter_is_evaluated_on_its_base(tmp_path: Path) -> None:
     for checkpoint, folder in (("final", "evaluation"), ("8", "evaluation/step-8")):
         with inside(tmp_path):
             evaluate("run", "suite=preference", f"checkpoint={checkpoint}", "preference.resamples=10")
-        found = json.loads((run / folder / "preference.json").read_text())
-        assert found["measures"]["log_ratio_rejected"]["value"] == pytest.approx(logged, rel=1e-4)
+        content = json.loads((run / folder / "preference.json").read_text())
+        assert content["measures"]["log_ratio_rejected"]["value"] == pytest.approx(logged, rel=1e-4)
 
 
 @pytest.mark.parametrize(

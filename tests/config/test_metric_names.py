@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from caldpo import metric_definitions
 from caldpo import training_command as run_module
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.metric_names import objective_problems
+from caldpo.config.metric_names import find_metric_problems
 from caldpo.data.sources.tabular_pairs import TabularPairs
 from caldpo.environments.tabular_environment import exact_metrics
 from caldpo.metrics import loss_metrics, pair_metrics
@@ -30,17 +30,17 @@ def config(*overrides: str) -> DictConfig:
         return compose("train", list(overrides))
 
 
-def refused(*overrides: str) -> str | None:
-    """What is said of ``objective``; None where it is accepted."""
-    return said_of(config(*overrides))
+def problems(*overrides: str) -> str | None:
+    """Messages about ``optimized_metric``; None where it is accepted."""
+    return problems_of(config(*overrides))
 
 
-def said_of(cfg: DictConfig, objective: str | None = None) -> str | None:
-    """As :func:`refused`; of ``objective``, if one is given, in place of the one in ``cfg``."""
+def problems_of(cfg: DictConfig, objective: str | None = None) -> str | None:
+    """Messages about ``objective``, or the one in ``cfg``; None where it is accepted."""
     cfg.optimized_metric = objective or cfg.optimized_metric
-    problems = list(objective_problems(cfg))
-    assert all(problem.key == "optimized_metric" for problem in problems)
-    return "; ".join(f"{problem.message} | {problem.remedy}" for problem in problems) or None
+    yielded = list(find_metric_problems(cfg))
+    assert all(problem.key == "optimized_metric" for problem in yielded)
+    return "; ".join(f"{problem.message} | {problem.remedy}" for problem in yielded) or None
 
 
 def measured(loss: DictConfig, with_reference: bool) -> set[str]:
@@ -60,9 +60,9 @@ def test_every_name_that_a_loss_logs_is_accepted_and_no_other(loss: str) -> None
     others = {f"{kind}/{name}" for kind in ("terms", "diagnostics") for name in ("nll", "calibration", "clamped", "x")}
     others |= {"log_ratios/chosen", "displacement"}
     for name in [f"val/{name}" for name in held_out] + [*training]:
-        assert said_of(cfg, name) is None
+        assert problems_of(cfg, name) is None
     for name in [f"val/{name}" for name in others - held_out] + [*(others - training)]:
-        assert said_of(cfg, name), name
+        assert problems_of(cfg, name), name
 
 
 def test_names_of_a_step() -> None:
@@ -72,7 +72,7 @@ def test_names_of_a_step() -> None:
     ((_, row),) = log.fetch()
     assert {"loss", *(metric.name for metric in metric_definitions.STEP_METRICS)} == set(row)
     cfg = config()
-    assert all(said_of(cfg, name) is None for name in row)
+    assert all(problems_of(cfg, name) is None for name in row)
 
 
 def test_names_of_the_exact_optimum() -> None:
@@ -96,16 +96,16 @@ def test_names_of_the_exact_optimum() -> None:
     ],
 )
 def test_what_will_not_be_logged_is_refused_with_the_reason(overrides: list[str], facts: list[str]) -> None:
-    said = refused(*overrides)
-    assert said is not None
-    names(said, *facts)
+    messages = problems(*overrides)
+    assert messages is not None
+    names(messages, *facts)
 
 
 def test_what_the_data_knows_is_accepted() -> None:
-    assert refused("optimized_metric=oracle/win_rate") is None
-    assert refused("optimized_metric=oracle/kl_to_optimum", "model=tabular") is None
+    assert problems("optimized_metric=oracle/win_rate") is None
+    assert problems("optimized_metric=oracle/kl_to_optimum", "model=tabular") is None
     own = ["data=local", "data.train=a", "data.source._target_=somewhere.Own", "optimized_metric=oracle/mine"]
-    assert refused(*own) is None  # a source outside the package may have an optimum of its own
+    assert problems(*own) is None  # a source outside the package may have an optimum of its own
 
 
 @pytest.mark.parametrize("console", ["full", "compact"])
@@ -115,6 +115,6 @@ def test_a_searching_sweeper_gets_it(console: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(run_module.HydraConfig, "get", lambda: place)
     monkeypatch.setattr(run_module, "print_line", lambda *_: None)
     cfg = config("optimized_metric=val/logps/chosen", f"console={console}")
-    for metrics, told in (({"val/loss": 1.0, "val/logps/chosen": -2.5}, -2.5), ({"val/loss": 1.0}, None)):
+    for metrics, value in (({"val/loss": 1.0, "val/logps/chosen": -2.5}, -2.5), ({"val/loss": 1.0}, None)):
         monkeypatch.setattr(run_module, "train_run", lambda *_, found=metrics: {"metrics": found})
-        assert run_module.run(cfg) == told
+        assert run_module.run(cfg) == value

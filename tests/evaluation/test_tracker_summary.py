@@ -28,14 +28,14 @@ def test_an_evaluation_is_in_the_summary_of_its_run(
     wandb_file.wait_until_written(first)
     capsys.readouterr()
 
-    def said(suite: str) -> str:
+    def printed(suite: str) -> str:
         with inside(tmp_path):
             evaluate("run", f"suite={suite}", f"{suite}.resamples=20")
         return capsys.readouterr().out
 
     for suite in ("preference", "displacement"):
-        names(said(suite), "wandb sync run/wandb")
-        assert "wandb sync" not in said(suite)  # nothing new was measured
+        names(printed(suite), "wandb sync run/wandb")
+        assert "wandb sync" not in printed(suite)  # nothing new was measured
     later = {*run.glob("wandb/offline-run-*/*.wandb")} - {first}
     assert len(later) == 2
     for file in later:
@@ -53,7 +53,7 @@ def test_an_evaluation_is_in_the_summary_of_its_run(
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "expected"),
     [
         (None, None),
         ({"_target_": "caldpo.loggers.NoTracker"}, None),
@@ -66,7 +66,7 @@ def test_an_evaluation_is_in_the_summary_of_its_run(
     ],
 )
 def test_only_the_projects_trackers_are_told(
-    section: dict[str, Any] | None, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    section: dict[str, Any] | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "evaluation"
@@ -74,6 +74,6 @@ def test_only_the_projects_trackers_are_told(
     measures = {"a": {"value": 0.5}, "undefined": {"value": None}}
     (folder / "preference.json").write_text(json.dumps({"measures": measures}))
     target = Target("run", tmp_path, tmp_path, {"logger": section})
-    told = update_tracker(target)
-    assert told is None if said is None else said in str(told)
+    message = update_tracker(target)
+    assert message is None if expected is None else expected in str(message)
     assert list(tmp_path.iterdir()) == [folder]

@@ -6,20 +6,18 @@ from typing import ClassVar
 
 import pytest
 
-from caldpo.bench.benchmark_rows import Work, make_rows
-from caldpo.bench.benchmark_table import HEADERS, agreement_lines, cells, markdown
-from caldpo.bench.loss_agreement import Difference, compare, disagreements
-from caldpo.bench.machine_facts import first_run
+from caldpo.bench.benchmark_report import HEADERS, agreement_lines, cells, first_run, markdown
+from caldpo.bench.benchmark_rows import Difference, TimedWork, compare, disagreements, make_rows
 from caldpo.bench.worker_job import Answer, digest
 from tests.messages import names
 
-WORK = Work(pairs=40, response_tokens=8000, flops=10**9, run_pairs=50)
+WORK = TimedWork(pairs=40, response_tokens=8000, flops=10**9, run_pairs=50)
 SAME = digest([([1], [2], [3])])
 
 
 def answer(seconds: float = 1.0, peak: int = 0, once: float | None = None, **steps: list) -> Answer:
-    told = {"losses": [0.5, 0.25], "grad_norms": [2.0, 4.0], "step_digests": [SAME, SAME]} | steps
-    return Answer(**told, seconds=seconds, reference_seconds=once, memory={"peak": peak}, options="", versions={})
+    steps = {"losses": [0.5, 0.25], "grad_norms": [2.0, 4.0], "step_digests": [SAME, SAME]} | steps
+    return Answer(**steps, seconds=seconds, reference_seconds=once, memory={"peak": peak}, options="", versions={})
 
 
 class TestRows:
@@ -31,28 +29,28 @@ class TestRows:
     rows = make_rows({"trl": "A", "caldpo": "B", "trl_best": "C"}, answers, "trl", {}, WORK, matmul_flops=2e9)
 
     def test_ratios_are_of_medians(self) -> None:
-        yardstick, ours, _ = self.rows
-        assert (yardstick.speed, yardstick.memory) == (1.0, 1.0)
-        assert ours.speed == pytest.approx(12 / 2.5)
-        assert ours.memory == pytest.approx(900 / 200)
+        baseline, caldpo_row, _ = self.rows
+        assert (baseline.speed, baseline.memory) == (1.0, 1.0)
+        assert caldpo_row.speed == pytest.approx(12 / 2.5)
+        assert caldpo_row.memory == pytest.approx(900 / 200)
 
     def test_rates(self) -> None:
-        ours = self.rows[1]
-        assert ours.pairs_per_second == pytest.approx((40 / 2.5, 40 / 3, 40 / 2))
-        assert ours.response_tokens_per_second == pytest.approx(8000 / 2.5)
-        assert ours.peak_share == pytest.approx(10**9 / 2.5 / 2e9)
-        assert ours.reference_seconds_per_pair == pytest.approx(10 / 50)
+        caldpo_row = self.rows[1]
+        assert caldpo_row.pairs_per_second == pytest.approx((40 / 2.5, 40 / 3, 40 / 2))
+        assert caldpo_row.response_tokens_per_second == pytest.approx(8000 / 2.5)
+        assert caldpo_row.peak_share == pytest.approx(10**9 / 2.5 / 2e9)
+        assert caldpo_row.reference_seconds_per_pair == pytest.approx(10 / 50)
         assert self.rows[0].reference_seconds_per_pair is None
 
     def test_the_first_run_has_the_pass_in_it(self) -> None:
         """One epoch's seconds a pair: 2.5 / 40 of steps and 10 / 50 of the pass."""
-        yardstick, ours, too_large = self.rows
-        assert ours.first_run_pairs_per_second == pytest.approx(1 / (2.5 / 40 + 10 / 50))
-        assert yardstick.first_run_pairs_per_second == pytest.approx(40 / 12)
+        baseline, caldpo_row, too_large = self.rows
+        assert caldpo_row.first_run_pairs_per_second == pytest.approx(1 / (2.5 / 40 + 10 / 50))
+        assert baseline.first_run_pairs_per_second == pytest.approx(40 / 12)
         assert too_large.first_run_pairs_per_second is None
-        names(first_run(ours, yardstick), "first run", "3.81 pairs/s", "1.14 times A")
-        names(first_run(ours, None), "first run", "3.81 pairs/s")
-        assert "times" not in first_run(ours, None)
+        names(first_run(caldpo_row, baseline), "first run", "3.81 pairs/s", "1.14 times A")
+        names(first_run(caldpo_row, None), "first run", "3.81 pairs/s")
+        assert "times" not in first_run(caldpo_row, None)
 
     def test_without_trl_there_are_no_ratios(self) -> None:
         (row,) = make_rows({"caldpo": "B"}, {"caldpo": self.answers["caldpo"]}, None, {}, WORK, 2e9)
@@ -66,18 +64,18 @@ class TestRows:
         assert lines[3][:4] == ["B", "16 (13.3-20)", "3200", "4.80"]
         assert lines[3][5:] == ["4.50", "0.20", "-"]
         assert lines[4] == ["C", "out of memory", *["-"] * 6]
-        names(text, "ms a pair", "B 200", "device: abacus")
+        names(text, "ms per pair", "B 200", "device: abacus")
 
     def test_estimates_stand_beside_what_was_measured(self) -> None:
         """180 MiB measured of 200 estimated are nine tenths; what did not fit has an estimate all the same."""
         rows = make_rows(
-            {"caldpo": "B", "caldpo_resident": "C", "trl": "A"},
-            {"caldpo": [answer(peak=180 * 2**20)], "caldpo_resident": [], "trl": [answer(peak=2**20)]},
+            {"caldpo": "B", "caldpo_frozen": "C", "trl": "A"},
+            {"caldpo": [answer(peak=180 * 2**20)], "caldpo_frozen": [], "trl": [answer(peak=2**20)]},
             None,
             {},
             WORK,
             2e9,
-            {"caldpo": 200 * 2**20, "caldpo_resident": 900 * 2**20, "trl": None},
+            {"caldpo": 200 * 2**20, "caldpo_frozen": 900 * 2**20, "trl": None},
         )
         assert [cells(row)[-1] for row in rows] == ["200 (0.90 of it)", "900", "-"]
 
@@ -90,9 +88,9 @@ class TestAgreement:
         later = answer(grad_norms=[2.0, 4.002])
         assert compare(answer(), later, (1e-5, 1e-3)).problem is None
         first = answer(grad_norms=[2.001, 4.0])
-        found = compare(answer(), first, (1e-5, 1e-3))
-        assert found.first_grad_norm == pytest.approx(5e-4)
-        names(found.problem, "gradient norm", "step 1", 0.0005)
+        result = compare(answer(), first, (1e-5, 1e-3))
+        assert result.first_grad_norm == pytest.approx(5e-4)
+        names(result.problem, "gradient norm", "step 1", 0.0005)
 
     @pytest.mark.parametrize(
         ("other", "facts"),
@@ -105,8 +103,8 @@ class TestAgreement:
         ],
     )
     def test_disagreement_is_named(self, other: Answer, facts: tuple[object, ...]) -> None:
-        found = compare(answer(), other, (1e-5, 1e-3))
-        (line,) = disagreements({"caldpo": found, "trl_best": Difference(0, 0, 0, None)})
+        result = compare(answer(), other, (1e-5, 1e-3))
+        (line,) = disagreements({"caldpo": result, "trl_best": Difference(0, 0, 0, None)})
         names(line, "caldpo", *facts)
 
     def test_lines_for_people(self) -> None:

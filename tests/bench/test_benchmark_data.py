@@ -10,17 +10,19 @@ from rich.console import Console
 
 from caldpo.bench.benchmark_data import (
     CORRELATION,
+    EOS,
     PROMPT_MEDIAN,
     RESPONSE_MEDIAN,
+    SPECIAL,
     SPREAD,
-    folded,
+    fold,
+    padding_waste,
     pairs_of_file,
     read_pairs,
     save_pairs,
     synthetic_pairs,
-    waste,
+    word_tokenizer,
 )
-from caldpo.bench.word_ids import EOS, SPECIAL, word_tokenizer
 from caldpo.data.load import load_pairs
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.sources.local_files import LocalFiles
@@ -69,7 +71,7 @@ def through_text(pairs: TokenizedPairs, vocab_size: int, folder: Path) -> Tokeni
 
 
 def test_the_text_of_pairs_tokenises_back_to_their_ids(tmp_path: Path) -> None:
-    """By the way that a training run's data take, cut responses and prompts included."""
+    """Through the loading and tokenising of a training run, truncated responses and prompts included."""
     pairs = synthetic_pairs(300, vocab_size=90, seed=2, **LIMITS)
     lengths = pairs.lengths()
     assert ((lengths[:, :1] + lengths[:, 1:]) == 64).sum() > 50, "this case needs responses that are cut"
@@ -81,7 +83,7 @@ def test_the_text_of_pairs_tokenises_back_to_their_ids(tmp_path: Path) -> None:
 def test_folding_keeps_lengths_and_ends() -> None:
     eos = 7  # in the other vocabulary
     pair = TokenizedPair([1, 0, 9, 7, 500], [4, 999, eos], [6, 12, 5000], None, None, 0, "")
-    (prompt, chosen, rejected) = ids(folded([pair], vocab_size=10, eos=eos))[0]
+    (prompt, chosen, rejected) = ids(fold([pair], vocab_size=10, eos=eos))[0]
     assert prompt == [3 + 1, 3 + 0, 9, 7, 3 + 500 % 7]
     assert chosen == [4, 3 + 999 % 7, EOS]
     assert rejected == [6, 3 + 12 % 7, 3 + 5000 % 7]
@@ -98,6 +100,6 @@ def test_real_pairs_keep_their_lengths(tmp_path: Path) -> None:
 
 def test_waste_of_padding_and_of_repeated_prompts() -> None:
     """Two batches of one pair: rows of 5 and 3 padded to 5, rows of 4 and 4; prompts of 2 and 3 stand twice."""
-    padding, repetition = waste(np.array([[2, 3, 1], [3, 1, 1]]), 1)
+    padding, repetition = padding_waste(np.array([[2, 3, 1], [3, 1, 1]]), 1)
     assert padding == pytest.approx((10 + 8) / (8 + 8))
     assert repetition == pytest.approx(16 / (6 + 5))

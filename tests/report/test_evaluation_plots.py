@@ -26,10 +26,10 @@ def run(folder, loss, seed, evaluation=None, *, beta=None, known=()):
     """A run; ``known`` are KL and reward as training logs them."""
     logged = dict(zip(("oracle__kl", "oracle__reward"), known, strict=False))
     keys = {} if beta is None else {"beta": beta}
-    given = [] if beta is None else [f"loss.beta={beta}"]
+    overrides = [] if beta is None else [f"loss.beta={beta}"]
     place = folder / f"{loss}{beta or ''},{seed}"
     metrics = finals(ROWS[-1], **logged)
-    write_run(place, loss, seed, rows=ROWS, metrics=metrics, evaluation=evaluation, loss_keys=keys, overrides=given)
+    write_run(place, loss, seed, rows=ROWS, metrics=metrics, evaluation=evaluation, loss_keys=keys, overrides=overrides)
 
 
 def xy(line):

@@ -132,8 +132,8 @@ def _without(*modules: str, antlr: str = "4.11.0") -> Installation:
 
 def test_missing_packages() -> None:
     lacking = _without("nltk", antlr="4.9.3")
-    kept, left_out = runnable_tasks(plan_tasks([V2], None), lacking)
-    assert [task.name for task in kept] == [f"leaderboard_{name}" for name in ("mmlu_pro", "bbh", "gpqa", "musr")]
+    runnable, left_out = runnable_tasks(plan_tasks([V2], None), lacking)
+    assert [task.name for task in runnable] == [f"leaderboard_{name}" for name in ("mmlu_pro", "bbh", "gpqa", "musr")]
     assert left_out.keys() == {"leaderboard_math_hard", "leaderboard_ifeval"}
     names(left_out["leaderboard_math_hard"], "antlr4-python3-runtime==4.11")
     names(left_out["leaderboard_ifeval"], "nltk>=3.9.1")
@@ -147,8 +147,8 @@ def test_missing_packages() -> None:
 
 
 def test_a_harness_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = {"modules": dict.fromkeys(installations._MODULES), "versions": {}}
-    monkeypatch.setattr(installations.environment_probe, "probe", lambda *_: found)
+    columns = {"modules": dict.fromkeys(installations._MODULES), "versions": {}}
+    monkeypatch.setattr(installations.environment_probe, "probe", lambda *_: columns)
     with refused(key="suite", value="leaderboard", remedy="pip install 'caldpo[eval]'"):
         Leaderboard(tasks=[V2]).check()
     with refused(key="leaderboard.python", value=tmp_path / "nowhere"):
@@ -275,10 +275,10 @@ def test_averages_need_all_columns() -> None:
     plan = plan_tasks([V1, V2], None)
     measures = {t.name: Measure(value=0.1 * i, title="", unit="", meaning="") for i, t in enumerate(plan)}
     tasks = {t.name: {"normalised": 10.0 * i} for i, t in enumerate(plan)}
-    found = averages(plan, measures, tasks)
+    columns = averages(plan, measures, tasks)
     places = {t.name: i for i, t in enumerate(plan)}
-    assert found[V2].value == pytest.approx(sum(10.0 * places[r.task] for r in BOARDS[V2]) / 6)
-    assert found[V1].value == pytest.approx(sum(10.0 * places[r.task] for r in BOARDS[V1]) / 6)
+    assert columns[V2].value == pytest.approx(sum(10.0 * places[r.task] for r in BOARDS[V2]) / 6)
+    assert columns[V1].value == pytest.approx(sum(10.0 * places[r.task] for r in BOARDS[V1]) / 6)
     del tasks["leaderboard_gpqa"]
     assert set(averages(plan, measures, tasks)) == {V1}
 
