@@ -7,12 +7,12 @@ from typing import Literal
 import pytest
 from omegaconf import OmegaConf
 
-from caldpo.benchmark import agree
 from caldpo.config.did_you_mean import KEYS
 from caldpo.config.preflight import composed
 from caldpo.config.value_checks import problem
 from caldpo.errors import CaldpoError
-from caldpo.train import SCHEMAS, main
+from caldpo.run_settings import SCHEMAS, find_config_problems
+from caldpo.train import main
 from tests.messages import names
 from tests.test_configs import CONF
 
@@ -161,10 +161,10 @@ def test_spaces_around_the_sign(words: list[str], capsys: pytest.CaptureFixture[
 
 
 def test_nothing_is_read_into_good_commands() -> None:
-    cfg = composed("train", ["loss=dpo", "data.test=", "name=a"], schemas=SCHEMAS, agree=agree)
+    cfg = composed("train", ["loss=dpo", "data.test=", "name=a"], schemas=SCHEMAS, agree=find_config_problems)
     assert cfg.loss.beta == 0.1
     with pytest.raises(CaldpoError):
-        composed("train", ["loss=dpo", "loss.beta=-1"], schemas=SCHEMAS, agree=agree)
+        composed("train", ["loss=dpo", "loss.beta=-1"], schemas=SCHEMAS, agree=find_config_problems)
 
 
 @pytest.mark.parametrize("written", ["calDPO", "CAL-DPO", "Cal_DPO"])

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from caldpo.benchmark import agree
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.hydra_session import hydra_session
 from caldpo.config.overrides import with_quoted_paths
@@ -22,6 +21,7 @@ from caldpo.config.preflight import preflight
 from caldpo.config.validation import find_problems
 from caldpo.data.source_paths import find_misplaced
 from caldpo.errors import CaldpoError
+from caldpo.run_settings import find_config_problems
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import anything, texts
 
@@ -95,7 +95,7 @@ def outcome(overrides: list[str], multirun: bool) -> list[str] | str:
     try:
         quoted = with_quoted_paths(overrides)
         with hydra_session("train") as session:
-            return preflight(session, quoted, multirun=multirun, schemas=SCHEMAS, agree=agree)[1]
+            return preflight(session, quoted, multirun=multirun, schemas=SCHEMAS, agree=find_config_problems)[1]
     except CaldpoError as error:
         return str(error)
 
