@@ -36,6 +36,7 @@ lint: $(VENV)/.dev-installed secrets ## ruff, formatting, types, and secrets
 
 docs: $(VENV)/.dev-installed ## the pages of docs/ as a site, in build/site; writes the page of all keys anew
 	$(PY) docs/configuration.py
+	$(PY) docs/metrics.py
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --config-file .mkdocs.yml
 
 # The baseline holds hashes of the made-up ones in tests. A copy, since the hook writes line numbers that moved into it

@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """What is exported, imported at its first use: the package itself imports nothing."""
+    """Import an exported name at its first use: the package itself imports nothing."""
     import importlib
 
     if name in ("TrainingResult", "compose"):

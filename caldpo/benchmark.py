@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from caldpo.bench.instantiate import read
+from caldpo.bench.benchmark_settings import read_settings
 from caldpo.config.main import hydra_entry
 
 
 def agree(cfg: DictConfig) -> None:
     """Refuse settings that contradict each other."""
-    read(cfg)
+    read_settings(cfg)
 
 
 @hydra_entry("benchmark", settings="caldpo.bench.benchmark_settings.BenchmarkSettings", records=False, agree=agree)

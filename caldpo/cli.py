@@ -28,7 +28,7 @@ Commands (each has its own --help)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Hand the arguments after the command's name to that command.
+    """Run the command that the first argument names, with the others.
 
     Raises:
         SystemExit: with 2 on an unknown command, else as the command does.

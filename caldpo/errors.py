@@ -34,9 +34,9 @@ class CaldpoError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The kind of an error of any library, and the first line of what it says; two where that ends in a colon."""
-    said = [line.strip() for line in str(error).strip().splitlines()]
-    first = " ".join(said[:2]) if said and said[0].endswith(":") else said[0] if said else ""
+    """Return the type of any error with the first line of its message; two lines where the first ends in a colon."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    first = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else ""
     return f"{type(error).__name__}: {first.rstrip('.')}" if first else type(error).__name__
 
 

@@ -18,7 +18,7 @@ from pytorch_lightning.strategies import Strategy
 from caldpo.checkpointing.checkpoint_io import CheckpointFolders
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
-from caldpo.distributed.deepspeed_config import STAGES, check_zero
+from caldpo.distributed.deepspeed_config import ZERO2, check_zero
 from caldpo.errors import CaldpoError
 from caldpo.lightning_module import PreferenceModule
 from caldpo.models.compilation import CompiledLayers
@@ -104,8 +104,8 @@ class TrainerSettings:
                 value=self.precision,
                 remedy="set trainer.precision=bf16-mixed",
             )
-        if self._zero_stage is not None:
-            check_zero(self.strategy, self.precision)
+        if self.strategy == ZERO2:
+            check_zero(self.precision)
         if self.shards_optimizer and self.compile:
             raise CaldpoError(
                 f"is not tested with trainer.strategy={self.strategy}",
@@ -136,12 +136,7 @@ class TrainerSettings:
     @property
     def shards_optimizer(self) -> bool:
         """Whether the optimiser's state is sharded over the devices, with the weights or without them."""
-        return self.is_sharded or self._zero_stage is not None
-
-    @property
-    def _zero_stage(self) -> int | None:
-        """DeepSpeed's stage of ZeRO; None where something else trains."""
-        return STAGES.get(self.strategy)
+        return self.is_sharded or self.strategy == ZERO2
 
     @property
     def world_size(self) -> int:
@@ -178,7 +173,7 @@ class TrainerSettings:
         compiled = [CompiledLayers()] if self.compile else []
         bar = [StepProgress(leave=False)] if self.progress_bar else []
         plugin = []
-        if self._zero_stage is not None:
+        if self.strategy == ZERO2:
             from caldpo.distributed.deepspeed_strategy import zero_precision
 
             plugin = [zero_precision(self.precision, self.accelerator)]
@@ -210,11 +205,10 @@ class TrainerSettings:
         )
 
     def _strategy(self) -> str | Strategy:
-        if self._zero_stage is not None:
+        if self.strategy == ZERO2:
             from caldpo.distributed.deepspeed_strategy import ZeroStrategy
 
-            half = self.precision == "bf16-true"
-            return ZeroStrategy(self._zero_stage, cpu_offload=self.cpu_offload, half=half)
+            return ZeroStrategy(cpu_offload=self.cpu_offload, half=self.precision == "bf16-true")
         if not self.is_sharded:
             return self.strategy
         from caldpo.distributed.fsdp_strategy import FsdpStrategy

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.csv always, Weights & Biases when chosen."""
+"""Log metrics to ``metrics.csv`` always, and to Weights & Biases when chosen."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME, STEP, RowWriter, read_rows
 from caldpo.utils.collectives import is_first_rank
 
-Rows = Sequence[Mapping[str, str]]  # of metrics.csv, as they are written there
-ROW = "row"  # what W&B knows the number of a row by, counted from 1
+Rows = Sequence[Mapping[str, str]]  # of metrics.csv, as text
+ROW = "row"  # name in W&B of a row's number, counted from 1
 REPLACED = "replaced"  # folder of offline stretches that a later one repeats
 
 # a folder in which W&B keeps one stretch of a run; the id in its name may have a number after it, the file's has none
@@ -29,7 +29,7 @@ _STRETCH = re.compile(r"(?P<offline>offline-)?run-(?P<time>\d{8}_\d{6})-.+")
 
 
 def csv_logger(run_dir: Path) -> Logger:
-    """``metrics.csv`` in the run's folder, on disk after every row; what is in it stays."""
+    """Open ``metrics.csv`` in the run's folder for appending; every row is on disk at once."""
     return MetricsFile(run_dir)
 
 
@@ -53,7 +53,7 @@ class MetricsFile(Logger):
             self._writer.write(metrics, 0 if step is None else step)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Not kept here: ``config.yaml`` has them."""
+        """Do nothing: ``config.yaml`` has them."""
 
 
 @runtime_checkable
@@ -224,7 +224,7 @@ class WandB:
             figures = {**_last_logged(run_dir / NAME), **values}
             self._add(run_dir, run_id, {k: v for k, v in figures.items() if math.isfinite(v)}, offline=offline)
         except Exception as error:  # network, account, disk, or a service that does not start
-            return f"W&B was not told: {one_line(error)}"
+            return f"W&B was not reached: {one_line(error)}"
         return f"upload to W&B: wandb sync {_from_here(run_dir / 'wandb')}" if offline else None
 
     def _add(self, run_dir: Path, run_id: str, values: Mapping[str, float], *, offline: bool) -> None:
@@ -308,17 +308,17 @@ def _set_aside(folder: Path) -> None:
 
 
 def _latest_stretch(run_dir: Path) -> tuple[str, bool] | None:
-    """Id of the W&B run that began last in the run's folder, and whether it is offline; None where there is none."""
+    """Return the id of the W&B run that began last in the run's folder, and whether it is offline; None without one."""
     files = ((_STRETCH.fullmatch(path.parent.name), path.stem) for path in run_dir.glob("wandb/*/run-*.wandb"))
-    found = [(match["time"], stem.removeprefix("run-"), match["offline"]) for match, stem in files if match]
-    if not found:
+    stretches = [(match["time"], stem.removeprefix("run-"), match["offline"]) for match, stem in files if match]
+    if not stretches:
         return None
-    _, run_id, offline = max(found, key=lambda stretch: stretch[0])
+    _, run_id, offline = max(stretches, key=lambda stretch: stretch[0])
     return run_id, offline is not None
 
 
 def _last_logged(metrics: Path) -> dict[str, float]:
-    """The last value of each column, under the names that W&B has them by."""
+    """Return the last value of each column of ``metrics.csv``, by its name in W&B."""
     last = {name: float(text) for row in read_rows(metrics) for name, text in row.items() if text}
     return {"trainer/global_step" if name == STEP else name: value for name, value in last.items()}
 

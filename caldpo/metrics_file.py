@@ -1,7 +1,7 @@
 """``metrics.csv``: a row per optimiser step and per evaluation, on disk as soon as it is known. No heavy imports.
 
-It is the truth about a run: reports are made of it, a resumed run goes on with it, and trackers are told again from it.
-Rows are appended; the file is written anew, whole or not at all, where a row brings a column that was not there yet.
+It is the source of truth of a run: reports read it, a resumed run continues it, and trackers are filled from it. Rows
+are appended; the file is rewritten atomically where a row brings a new column.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ STEP = "step"
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows from the beginning of the file up to the first that is damaged, as they are written.
+    """Read the rows up to the first damaged one, as text.
 
-    Damaged is a last one that a kill cut short, and any that has not a number or nothing under each column: what a
-    power cut leaves at the end is cut off as what comes after a checkpoint is, and a row lost before it is missed.
+    Damaged is a last row that a kill cut short, and any that has not a number or nothing under each column: what a
+    power cut leaves at the end is truncated like what comes after a checkpoint, and a row lost before it is reported.
     """
     return _read(path)[0]
 
 
 def keep_rows(path: Path, count: int) -> list[dict[str, str]]:
-    """Cut the file down to its first ``count`` rows; these.
+    """Truncate the file to its first ``count`` rows, and return them.
 
     Raises:
         CaldpoError: it has fewer.
@@ -49,7 +49,7 @@ def keep_rows(path: Path, count: int) -> list[dict[str, str]]:
 
 
 class RowWriter:
-    """Appends to the file; what is in it stays.
+    """Appends rows to the file.
 
     Args:
         path: of the file.
@@ -61,27 +61,27 @@ class RowWriter:
 
     @property
     def columns(self) -> list[str]:
-        """Of the file."""
+        """Columns of the file."""
         if self._columns is None:
-            there = read_rows(self.path)
-            self._columns = list(there[0]) if there else []
+            rows = read_rows(self.path)
+            self._columns = list(rows[0]) if rows else []
         return self._columns
 
     def write(self, metrics: Mapping[str, Any], step: int) -> None:
-        """One row; ``step``: optimiser steps that the measured weights have seen.
+        """Append one row; ``step``: optimiser steps that the measured weights have seen.
 
         Raises:
-            OSError: it cannot be written; what was there stays, and no half of a row is added.
-            CaldpoError: the row brings a column, and an earlier row is damaged, so that writing anew would lose it.
+            OSError: it cannot be written; the file stays as it was.
+            CaldpoError: the row brings a column, and an earlier row is damaged, which rewriting the file would lose.
         """
         row = {**metrics, STEP: step}
         new = set(row) - set(self.columns)
         if new:
             columns = [STEP, *sorted({*self.columns, *new} - {STEP})]
-            there, damage = _read(self.path)
+            earlier, damage = _read(self.path)
             if damage:
                 raise CaldpoError(damage, key=str(self.path), remedy="resume the run: it is cut to its last checkpoint")
-            rows: list[Mapping[str, Any]] = [*there, row]
+            rows: list[Mapping[str, Any]] = [*earlier, row]
             write_text(self.path, _as_text(columns, rows, header=True))
             self._columns = columns
         else:
@@ -89,7 +89,7 @@ class RowWriter:
 
 
 def _read(path: Path) -> tuple[list[dict[str, str]], str]:
-    """The rows that are whole, and what is wrong with the first that is not; a last one without its end is none."""
+    """Read the rows up to the first damaged one, and describe its damage; a last row without a line end is left out."""
     if not path.is_file():
         return [], ""
     text = path.read_bytes().decode("utf-8", errors="replace")

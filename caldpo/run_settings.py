@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
-from caldpo.config.metric_names import objective_problems
+from caldpo.config.metric_names import find_metric_problems
 from caldpo.config.signatures import validated
 from caldpo.config.validation import Problem, find_missing_groups
 from caldpo.data.source_paths import find_misplaced
@@ -77,6 +77,6 @@ def find_config_problems(cfg: DictConfig) -> Iterator[Problem]:
         yield from missing
         return
     yield from find_misplaced(cfg)
-    yield from objective_problems(cfg)
+    yield from find_metric_problems(cfg)
     yield from find_unknown_suites(cfg)
     require_same_run(cfg)

@@ -1,11 +1,10 @@
-"""The end of a sweep: what became of each run, as a table and ``sweep.json``, from the runs' files alone."""
+"""Report the end of a sweep: the outcome of each run, as a table and ``sweep.json``, from the runs' files alone."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import os
-import re
 import shlex
 import textwrap
 import time
@@ -18,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.find_runs import holds_no_training
+from caldpo.config.find_runs import holds_no_training, natural
 from caldpo.config.run_lifecycle import (
     DIED,
     FAILED,
@@ -77,7 +76,7 @@ class SweepReport(Callback):
         self.under_way: UnderWay | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say where the runs are going to lie."""
+        """Print where the runs are going to lie."""
         launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
         here, elsewhere = (launcher.endswith(f"submitit_launcher.{name}Launcher") for name in ("Local", "Slurm"))
         sweep = UnderWay(Path(config.hydra.sweep.dir), planned_runs(config), here, elsewhere)
@@ -105,7 +104,7 @@ def report_interrupted(sweep: UnderWay, code: object = None) -> None:
     """Report a sweep that ended early; nothing where it has no folder yet.
 
     What this process or its workers were running is interrupted. A launcher that lost a run (``code`` 1) gives up on
-    the others as well: those that go on by themselves are waited for, so that the report tells what became of them.
+    the others as well: those that go on by themselves are waited for, so that the report has their outcome.
     """
     if not sweep.folder.is_dir():
         return
@@ -115,7 +114,7 @@ def report_interrupted(sweep: UnderWay, code: object = None) -> None:
     elif not sweep.jobs_here and not sweep.jobs_elsewhere:
         _wait_for_others(sweep, at_most=_DYING)
     for path in sorted(sweep.folder.rglob(SUMMARY)):
-        with contextlib.suppress(OSError, CaldpoError):  # torn: told as such
+        with contextlib.suppress(OSError, CaldpoError):  # torn: reported as such
             summary = read_summary(path.parent)
             if summary.get("status") == RUNNING and not lost and not is_held(path.parent):
                 write_json(path, summary | {"status": INTERRUPTED})
@@ -147,20 +146,18 @@ def report(folder: Path, planned: int | None = None) -> list[RunOutcome]:
 
 
 def collect(folder: Path) -> list[RunOutcome]:
-    """The runs under ``folder`` in the order of their names (seed=2 before seed=10), from their own files."""
-    runs = sorted({path.parent for path in folder.rglob(SUMMARY)}, key=lambda run: _natural(str(run)))
+    """Read the runs under ``folder`` in the order of their names (seed=2 before seed=10), from their own files."""
+    runs = sorted({path.parent for path in folder.rglob(SUMMARY)}, key=lambda run: natural(str(run)))
     return [_outcome(folder, run) for run in runs]
 
 
 def planned_runs(config: DictConfig) -> int | None:
-    """How many runs a sweep has; None where its sweeper decides as it goes."""
+    """Count the runs of a sweep; None where its sweeper decides as it goes."""
+    if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith(".BasicSweeper"):
+        return None
     hydra = GlobalHydra.instance()
     sweep = expand_sweep(hydra.config_loader() if hydra.is_initialized() else None, config)
     return len(sweep.jobs) if sweep.complete and not sweep.problems else None
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _outcome(folder: Path, run: Path) -> RunOutcome:
@@ -169,20 +166,20 @@ def _outcome(folder: Path, run: Path) -> RunOutcome:
     except CaldpoError as error:
         summary = {"status": FAILED, "error": f"{SUMMARY} {error.message}"}
     status = status_of(run, str(summary.get("status", FINISHED)))
-    why = summary.get("error") or _NO_END.get(status)
-    return RunOutcome(str(run.relative_to(folder)), status, None if why is None else str(why))
+    reason = summary.get("error") or _NO_END.get(status)
+    return RunOutcome(str(run.relative_to(folder)), status, None if reason is None else str(reason))
 
 
 def _wait_for_others(sweep: UnderWay, at_most: float | None = None) -> None:
-    """Until no run of the sweep is written any more, and none of its jobs on this machine runs."""
+    """Wait until no run of the sweep is written any more, and none of its jobs on this machine runs."""
     waited_from = time.monotonic()
-    told = at_most is not None
+    announced = at_most is not None
     while any(map(_goes_on, _jobs(sweep))) or any(is_held(path.parent) for path in sweep.folder.rglob(SUMMARY)):
         if at_most is not None and time.monotonic() - waited_from > at_most:
             return
-        if not told:
+        if not announced:
             print("a run was lost; waiting for those that go on by themselves (Ctrl-C leaves them alone)", flush=True)
-            told = True
+            announced = True
         time.sleep(_LOOK_AGAIN)
 
 

@@ -139,10 +139,10 @@ def assembler(
         batch: the pairs.
         reference: the reference's log-probs of all of them; None where nobody asked.
     """
-    given = (*reference, *batch.lengths(), batch.score_chosen, batch.score_rejected)
+    values = (*reference, *batch.lengths(), batch.score_chosen, batch.score_rejected)
 
     def assemble(chosen: Tensor, rejected: Tensor, rows: slice) -> PairLogps:
-        some: list[Any] = [None if value is None else value[rows] for value in given]
+        some: list[Any] = [None if value is None else value[rows] for value in values]
         return PairLogps(chosen, rejected, *some)
 
     return assemble

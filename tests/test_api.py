@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -31,7 +32,7 @@ SMALL = (
 def test_a_run_from_python_is_that_of_the_command(folder: Path) -> None:
     from caldpo import compose, train
 
-    cfg = compose([*SMALL, "loss=dpo", "hydra.run.dir=here"])
+    cfg = compose([*SMALL, "loss=dpo", "hydra.run.dir=here", "notes='lower, again'", "tags=[ablation,lr]"])
     cfg.optim.lr = 0.02  # a value may be changed in between
     result = train(cfg)
     command(*SMALL, "loss=dpo", "optim.lr=0.02", "hydra.run.dir=there")
@@ -40,6 +41,9 @@ def test_a_run_from_python_is_that_of_the_command(folder: Path) -> None:
     same = {k: v for k, v in there["metrics"].items() if k != "tokens_per_second"}
     assert {k: v for k, v in result.metrics.items() if k != "tokens_per_second"} == same
     assert result.summary["status"] == "finished"
+    assert (result.summary["notes"], result.summary["tags"]) == ("lower, again", ["ablation", "lr"])
+    config = yaml.safe_load((result.folder / "config.yaml").read_text())
+    assert (config["notes"], config["tags"]) == ("lower, again", ["ablation", "lr"])
     assert (result.folder / "policy/config.json").is_file()
     assert not HydraConfig.initialized(), "nothing is left behind for the next one"
     with pytest.raises(CaldpoError) as taken:  # as for the command, a folder that holds a run is never written over
@@ -59,6 +63,9 @@ def test_mistakes_are_errors_to_catch(folder: Path) -> None:
     with pytest.raises(CaldpoError) as wrong:
         caldpo.compose(["loss=dqo", "lr=3"])
     names(wrong, "loss=dqo:", "lr:", "did you mean optim.lr?")
+    with pytest.raises(CaldpoError) as wrong:
+        caldpo.compose(["tags=[a,7]", "notes=[b]", "logger.tags=[c]"])
+    names(wrong, "tags", "7", "notes", "logger.tags", "did you mean tags?")
     cfg = caldpo.compose(list(SMALL))
     cfg.optim.lr = -1
     with pytest.raises(CaldpoError) as wrong:

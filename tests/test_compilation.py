@@ -24,7 +24,7 @@ from caldpo.reference.reference_base import in_run_dtype
 from tests.harness import Pairs, fit, make_module
 from tests.messages import refused
 from tests.reference.contexts import make_context
-from tests.test_progress import Packed
+from tests.test_step_metrics import Packed
 from tests.tiny import sample_responses, tiny_model, tiny_pairs, tiny_tokenizer
 
 

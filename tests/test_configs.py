@@ -207,13 +207,13 @@ def test_documented_comparisons_compose(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", commands("benchmark"), ids=" ".join)
 def test_documented_benchmarks_compose(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from caldpo.bench.instantiate import read
+    from caldpo.bench.benchmark_settings import read_settings
 
     monkeypatch.chdir(tmp_path)
     Path("train.jsonl").touch()
     cfg = composed(words, "benchmark")
     check_config(cfg, BENCHMARK)
-    read(cfg)
+    read_settings(cfg)
 
 
 def test_suites_named_in_the_text_of_the_pages_have_such_keys() -> None:

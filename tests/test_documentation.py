@@ -152,9 +152,10 @@ def test_every_page_is_linked_from_the_readme() -> None:
     assert {page for page in pages if f"docs/{page}" not in readme} == set()
 
 
-def test_the_page_of_all_keys_is_current() -> None:
-    page = runpy.run_path(str(ROOT / "docs/configuration.py"))["page"]()
-    assert page == (ROOT / "docs/configuration.md").read_text(), "python docs/configuration.py"
+@pytest.mark.parametrize("name", ["configuration", "metrics"])
+def test_a_generated_page_is_current(name: str) -> None:
+    page = runpy.run_path(str(ROOT / f"docs/{name}.py"))["page"]()
+    assert page == (ROOT / f"docs/{name}.md").read_text(), f"python docs/{name}.py"
 
 
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:

@@ -74,26 +74,26 @@ def as_list(texts: list[str]) -> str:
 
 
 def test_policy_and_reference_answer_the_first_held_out_prompts(trained: Path) -> None:
-    found = generate(trained, "count=3", "samples=2", "seed=5", "temperature=0.8")
-    assert list(found["prompt"]) == [p for p in first_prompts(trained, 3) for _ in range(4)]
-    assert list(zip(found["who"], found["sample"], strict=True)) == [
+    table = generate(trained, "count=3", "samples=2", "seed=5", "temperature=0.8")
+    assert list(table["prompt"]) == [p for p in first_prompts(trained, 3) for _ in range(4)]
+    assert list(zip(table["who"], table["sample"], strict=True)) == [
         (who, sample) for _ in range(3) for who in ("policy", "reference") for sample in (0, 1)
     ]
-    assert set(found["seed"]) == {5}
-    assert set(found["temperature"]) == {0.8}
-    assert set(found["true_reward"]) == {""}
-    assert (found["tokens"] <= 6).all()  # as long as the run's own samples
-    assert (found.loc[~found["ended"], "tokens"] == 6).all()
+    assert set(table["seed"]) == {5}
+    assert set(table["temperature"]) == {0.8}
+    assert set(table["true_reward"]) == {""}
+    assert (table["tokens"] <= 6).all()  # as long as the run's own samples
+    assert (table.loc[~table["ended"], "tokens"] == 6).all()
 
 
 def test_log_ratios_are_those_of_transformers_alone(trained: Path) -> None:
-    found = generate(trained, "count=8", "samples=3")
+    table = generate(trained, "count=8", "samples=3")
     tokenizer = AutoTokenizer.from_pretrained(trained / "policy")
     policy = AutoModelForCausalLM.from_pretrained(trained / "policy").double()
     with inside(trained.parent):
         reference = reference_model().double()
     checked = 0
-    for row in found.itertuples():
+    for row in table.itertuples():
         ids = tokenizer(row.response).input_ids + [tokenizer.eos_token_id] * row.ended
         if len(ids) != row.tokens:  # special tokens in the middle, which text does not show
             continue
@@ -113,19 +113,19 @@ def test_they_are_the_samples_that_suites_look_at(trained: Path, monkeypatch: py
             made.append(self)
 
     monkeypatch.setattr(module, "EvaluatedPolicy", Kept)
-    found = generate(trained, "count=4", "samples=2")
+    table = generate(trained, "count=4", "samples=2")
     (policy,) = made
     sampling = policy.sampling(4, 2, None, 1.0)
     for who in ("policy", "reference"):
         drawn = [policy.decode(ids) for ids in policy.samples(who, sampling)]
-        assert list(found.loc[found["who"] == who, "response"]) == drawn
+        assert list(table.loc[table["who"] == who, "response"]) == drawn
 
 
 def test_greedy_takes_the_likeliest_token(trained: Path) -> None:
-    found = generate(trained, "count=2", "temperature=0", "max_new_tokens=9", "compare=false")
+    table = generate(trained, "count=2", "temperature=0", "max_new_tokens=9", "compare=false")
     tokenizer = AutoTokenizer.from_pretrained(trained / "policy")
     policy = AutoModelForCausalLM.from_pretrained(trained / "policy").eval()
-    for row in found.itertuples():
+    for row in table.itertuples():
         ids = tokenizer(row.prompt).input_ids
         answer: list[int] = []
         while len(answer) < 9 and answer[-1:] != [tokenizer.eos_token_id]:
@@ -140,9 +140,9 @@ def test_without_comparison_the_reference_is_not_loaded(trained: Path, monkeypat
         raise AssertionError("the reference was loaded")
 
     monkeypatch.setattr(EvaluatedPolicy, "_load_reference", refuse)
-    found = generate(trained, "count=2", "compare=false")
-    assert set(found["who"]) == {"policy"}
-    assert set(found["log_ratio"]) == {""}
+    table = generate(trained, "count=2", "compare=false")
+    assert set(table["who"]) == {"policy"}
+    assert set(table["log_ratio"]) == {""}
 
 
 class TestGivenPrompts:
@@ -164,16 +164,16 @@ class TestGivenPrompts:
         assert list(plain["log_ratio"]) != list(typed["log_ratio"])
 
     def test_a_turn_by_request(self, trained: Path) -> None:
-        found = generate(trained, as_list(["w1 w2"]), "as_chat=true")
-        assert set(found["prompt"]) == {'[{"role": "user", "content": "w1 w2"}]'}
+        table = generate(trained, as_list(["w1 w2"]), "as_chat=true")
+        assert set(table["prompt"]) == {'[{"role": "user", "content": "w1 w2"}]'}
 
     def test_too_long_a_prompt_is_refused(self, trained: Path, capsys) -> None:
         with pytest.raises(SystemExit) as stopped:
             generate(trained, as_list([" ".join(["w1"] * 64)]))
         assert stopped.value.code == 1
         names(capsys.readouterr().err, "error:", "64 tokens", "64")
-        found = generate(trained, as_list([" ".join(["w1"] * 61)]), "samples=8")
-        assert found["tokens"].max() == 3  # what there is room for
+        table = generate(trained, as_list([" ".join(["w1"] * 61)]), "samples=8")
+        assert table["tokens"].max() == 3  # what there is room for
 
 
 def test_true_rewards_where_the_data_knows_them(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -183,9 +183,9 @@ def test_true_rewards_where_the_data_knows_them(trained: Path, monkeypatch: pyte
         return len(prompt) + 100.0 * len(response.split())
 
     monkeypatch.setattr(PairDataModule, "oracle", property(lambda self: reward))
-    found = generate(trained, "count=2")
-    expected = [reward(row.prompt, row.response) for row in found.itertuples()]
-    assert list(found["true_reward"].astype(float)) == expected
+    table = generate(trained, "count=2")
+    expected = [reward(row.prompt, row.response) for row in table.itertuples()]
+    assert list(table["true_reward"].astype(float)) == expected
     names(capsys.readouterr().out, "reward", "true")
     assert set(generate(trained, as_list(["w1"]))["true_reward"]) == {""}
 
@@ -208,9 +208,9 @@ class TestModel:
         from caldpo.generate import main
 
         main([f"model.path={trained / 'policy'}", as_list(["w1"]), f"output={tmp_path}", "max_new_tokens=4"])
-        found = pd.read_csv(tmp_path / "evaluation" / "generations.csv", keep_default_na=False)
-        assert list(found["who"]) == ["policy"]
-        assert found["prompt"][0] == '[{"role": "user", "content": "w1"}]'
+        table = pd.read_csv(tmp_path / "evaluation" / "generations.csv", keep_default_na=False)
+        assert list(table["who"]) == ["policy"]
+        assert table["prompt"][0] == '[{"role": "user", "content": "w1"}]'
         names(capsys.readouterr().out, "tokenizer", "chat template")
 
 

@@ -38,7 +38,7 @@ def test_rows_are_texts_or_conversations(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "facts"),
     [
         ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', ["p.jsonl:2", "`prompt`"]),
         ("p.jsonl", '{"prompt": [{"role": "bot", "content": "b"}]}', ["p.jsonl:1", "role", "'bot'"]),
@@ -52,12 +52,12 @@ def test_rows_are_texts_or_conversations(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_prompt(
-    name: str, content: str | bytes | None, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, content: str | bytes | None, facts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if content is not None:
         Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with refused(*said):
+    with refused(*facts):
         read_prompts(name)
 
 
@@ -99,13 +99,13 @@ def test_a_prompt_has_the_tokens_that_training_gives_it(tokenizer, prompt) -> No
     assert encode_prompt(prompt, tokenizer) == split.pairs[0].prompt_ids
 
 
-def shown(width: int = 200) -> tuple[Console, io.StringIO]:
+def recording_console(width: int = 200) -> tuple[Console, io.StringIO]:
     out = io.StringIO()
     return Console(file=out, width=width, force_terminal=False), out
 
 
 def test_a_model_cannot_drive_the_terminal() -> None:
-    console, out = shown()
+    console, out = recording_console()
     print_prompt(console, "prompt 1 of 1", "clear\x1b[2J [bold]x[/bold]")
     print_responses(console, [Response("policy", 0, "bell\x07 \x9b1m\nsecond line", 3, True, None, None)])
     text = out.getvalue()
@@ -115,20 +115,20 @@ def test_a_model_cannot_drive_the_terminal() -> None:
 
 
 def test_the_end_of_a_long_prompt_is_shown() -> None:
-    console, out = shown()
+    console, out = recording_console()
     print_prompt(console, "prompt", "a" * 2000 + " the question")
     names(out.getvalue(), "513 characters")
     assert out.getvalue().endswith(" the question\n")
 
 
 def test_columns_are_those_that_are_known() -> None:
-    console, out = shown()
+    console, out = recording_console()
     print_responses(console, [Response("policy", i, "good", 3, i == 0, None, None) for i in range(2)])
     assert "log-ratio" not in out.getvalue()
     assert "reward" not in out.getvalue()
     for fragment in ("policy 1", "policy 2", "3, cut"):
         assert fragment in out.getvalue()
-    console, out = shown()
+    console, out = recording_console()
     print_responses(console, [Response("policy", 0, "good", 3, True, -1.25, 0.5)], ("better", 0.75))
     rows = [line.split() for line in out.getvalue().splitlines() if line.strip()]
     assert ["chosen", "(data)", "better", "0.750"] in rows

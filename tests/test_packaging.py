@@ -35,11 +35,14 @@ def run(site: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_yaml_is_in_the_wheel(installed: Path) -> None:
+def test_every_yaml_and_template_is_in_the_wheel(installed: Path) -> None:
     def names(folder: Path) -> set[str]:
         return {str(p.relative_to(folder)) for p in folder.rglob("*.yaml")}
 
     assert names(installed / "caldpo" / "conf") == names(ROOT / "conf")
+    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "caldpo").rglob("*.j2")}
+    assert templates
+    assert all((installed / name).is_file() for name in templates)
     assert not (installed / "conf").exists()
     assert not (installed / "tests").exists()
 

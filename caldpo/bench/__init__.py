@@ -1,1 +1,1 @@
-"""``python -m caldpo.benchmark``: this project against TRL's ``DPOTrainer``, side by side on one machine."""
+"""Benchmark this project against TRL's ``DPOTrainer`` on one machine: ``python -m caldpo.benchmark``."""

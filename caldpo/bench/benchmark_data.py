@@ -1,4 +1,4 @@
-"""The pairs that every variant trains on: synthetic ones with realistic lengths, or the user's own file."""
+"""What all variants share, written once: pairs, word tokenizer, weights, and the adapter's start."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging
 
-from caldpo.bench.word_ids import EOS, SPECIAL, as_text
+from caldpo.bench.benchmark_settings import BenchmarkModel, BenchmarkSettings
+from caldpo.bench.worker_job import ADAPTER, IDS, MODEL, TEST, TOKENIZER, TRAIN
 from caldpo.data.batching import StepBatchSampler
 from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import TokenizedPair
@@ -20,22 +26,65 @@ from caldpo.data.template_source import require_template
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import tokenize_pairs, truncate
 from caldpo.errors import CaldpoError
+from caldpo.estimation.run_flops import ModelCost
+from caldpo.models.adapters import Lora
 from caldpo.models.hub_model import load_tokenizer
+from caldpo.models.random_init import RandomModel
 
 # Log-normal lengths, tokens before truncation: the median, and the spread of the logarithm. Means are about 150
-# and 205, one response in a hundred has more than 900 tokens; long answers meet long answers.
+# and 205, one response in a hundred has more than 900 tokens; long responses meet long responses.
 PROMPT_MEDIAN, RESPONSE_MEDIAN = 110, 150
 SPREAD = 0.8
 CORRELATION = 0.5  # between the logarithms of the two responses' lengths
-SHORTEST = 2  # tokens: a word and its end
+SHORTEST = 2  # tokens: a word and the EOS
+
+SPECIAL = ("<pad>", "<unk>", "</s>")  # ids 0, 1, 2
+EOS = SPECIAL.index("</s>")
+
+
+def prepare(settings: BenchmarkSettings, model: BenchmarkModel, folder: Path) -> tuple[TokenizedPairs, ModelCost]:
+    """Write pairs, tokenizer, weights and the adapter's start into ``folder``.
+
+    Returns:
+        The pairs, and the sizes that determine the model's FLOPs.
+
+    Raises:
+        CaldpoError: the data file or its tokenizer does not exist, or has too few pairs.
+    """
+    folder.mkdir(parents=True)
+    limits = {"max_length": model.max_length, "max_prompt_length": model.max_prompt_length}
+    if settings.data_file is None:
+        pairs = synthetic_pairs(settings.pairs, vocab_size=model.vocab_size, seed=settings.seed, **limits)
+    else:
+        assert settings.tokenizer is not None
+        pairs = pairs_of_file(
+            settings.data_file,
+            settings.tokenizer,
+            settings.pairs,
+            vocab_size=model.vocab_size,
+            seed=settings.seed,
+            folder=folder.parent,
+            **limits,
+        )
+    save_pairs(pairs, folder / IDS, folder / TRAIN)
+    first, _, _ = (folder / TRAIN).read_text(encoding="utf-8").partition("\n")
+    (folder / TEST).write_text(first + "\n", encoding="utf-8")  # a run has to evaluate some pair
+    word_tokenizer(model.vocab_size).save_pretrained(folder / TOKENIZER)
+    logging.disable_progress_bar()
+    policy = RandomModel(tokenizer=str(folder / TOKENIZER), **model.random_model_keys(settings.seed)).load_policy()
+    policy.save_pretrained(folder / MODEL)
+    if model.lora_rank is not None:
+        policy = Lora(rank=model.lora_rank).apply(policy)
+        policy.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
+    return pairs, ModelCost.of(policy)
 
 
 def synthetic_pairs(
     count: int, *, vocab_size: int, max_length: int, max_prompt_length: int, seed: int
 ) -> TokenizedPairs:
-    """``count`` pairs of uniformly drawn ids, cut to the limits exactly as real pairs are.
+    """Draw ``count`` pairs of uniform ids, truncated exactly as real pairs are.
 
-    Responses end in an EOS unless they are cut.
+    Responses end in an EOS unless they are truncated.
     """
     rng = np.random.default_rng(seed)
     normal = rng.standard_normal((count, 3))
@@ -62,7 +111,7 @@ def pairs_of_file(
     seed: int,
     folder: Path,
 ) -> TokenizedPairs:
-    """``count`` pairs drawn from a file, tokenised as in training, and :func:`folded`.
+    """Draw ``count`` pairs from a file, tokenise them as in training, and :func:`fold` them.
 
     Args:
         path: as ``data.train`` of ``data=local``.
@@ -90,44 +139,66 @@ def pairs_of_file(
             remedy="lower steps or micro_batch_size, or name a larger file",
         )
     tokenizer = load_tokenizer(tokenizer_name, key="tokenizer")
-    chosen = subset(loaded, count, seed)
-    if any(not isinstance(pair.prompt, str) for pair in chosen):
+    drawn = subset(loaded, count, seed)
+    if any(not isinstance(pair.prompt, str) for pair in drawn):
         require_template(tokenizer)
     split = tokenize_pairs(
-        chosen,
+        drawn,
         tokenizer,
         max_length=max_length,
         max_prompt_length=max_prompt_length,
-        on_degenerate="keep",  # two responses that are the same once cut still cost what others cost
+        on_degenerate="keep",  # responses that are equal once truncated cost what others cost
         console=Console(stderr=True),
         label="Tokenising",
     )
     refuse_untokenized(split.rejections, len(split.pairs), path, "error", rejected)
-    return folded(split.pairs, vocab_size, tokenizer.eos_token_id)
+    return fold(split.pairs, vocab_size, tokenizer.eos_token_id)
 
 
-def folded(pairs: Iterable[TokenizedPair], vocab_size: int, eos: int) -> TokenizedPairs:
-    """The same lengths in a vocabulary of ``vocab_size`` ids, of which the first few are special.
+def fold(pairs: Iterable[TokenizedPair], vocab_size: int, eos: int) -> TokenizedPairs:
+    """Map pairs to a vocabulary of ``vocab_size`` ids, of which the first few are special, keeping their lengths.
 
     Special ids and ids beyond the vocabulary become others.
 
     Args:
         pairs: of another vocabulary.
         vocab_size: of the new one.
-        eos: what ends a response that is not cut, in the pairs' own vocabulary.
+        eos: end of a response that is not truncated, in the pairs' own vocabulary.
     """
     plain = vocab_size - len(SPECIAL)
 
-    def fold(ids: list[int]) -> list[int]:
+    def fold_ids(ids: list[int]) -> list[int]:
         return [token if len(SPECIAL) <= token < vocab_size else len(SPECIAL) + token % plain for token in ids]
 
-    def response(ids: list[int]) -> list[int]:
-        return [*fold(ids[:-1]), EOS] if ids[-1] == eos else fold(ids)
+    def fold_response(ids: list[int]) -> list[int]:
+        return [*fold_ids(ids[:-1]), EOS] if ids[-1] == eos else fold_ids(ids)
 
     return TokenizedPairs(
-        TokenizedPair(fold(p.prompt_ids), response(p.chosen_ids), response(p.rejected_ids), None, None, i, p.origin)
+        TokenizedPair(
+            fold_ids(p.prompt_ids), fold_response(p.chosen_ids), fold_response(p.rejected_ids), None, None, i, p.origin
+        )
         for i, p in enumerate(pairs)
     )
+
+
+def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
+    """Make a tokenizer of words, so that any ids can be written as text that tokenises to them.
+
+    Its ``vocab_size`` tokens are the special ones, and ``w3``, ``w4``, ... by their ids.
+    """
+    words = [*SPECIAL, *map(_word, range(len(SPECIAL), vocab_size))]
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def _text(ids: Iterable[int]) -> str:
+    """Write ids as text; without the EOS, which tokenisation appends."""
+    return " ".join(_word(token) for token in ids if token != EOS)
+
+
+def _word(token: int) -> str:
+    return f"w{token}"
 
 
 def save_pairs(pairs: Iterable[TokenizedPair], ids: Path, texts: Path) -> None:
@@ -135,13 +206,13 @@ def save_pairs(pairs: Iterable[TokenizedPair], ids: Path, texts: Path) -> None:
     with ids.open("w", encoding="utf-8") as id_file, texts.open("w", encoding="utf-8") as text_file:
         for p in pairs:
             id_file.write(json.dumps([p.prompt_ids, p.chosen_ids, p.rejected_ids]) + "\n")
-            row = {"prompt": as_text(p.prompt_ids)}
-            row |= {side: f" {as_text(x)}" for side, x in (("chosen", p.chosen_ids), ("rejected", p.rejected_ids))}
+            row = {"prompt": _text(p.prompt_ids)}
+            row |= {side: f" {_text(x)}" for side, x in (("chosen", p.chosen_ids), ("rejected", p.rejected_ids))}
             text_file.write(json.dumps(row) + "\n")
 
 
 def read_pairs(ids: Path) -> TokenizedPairs:
-    """The ids that :func:`save_pairs` wrote."""
+    """Read the ids that :func:`save_pairs` wrote."""
     rows = [json.loads(line) for line in ids.read_text(encoding="utf-8").splitlines()]
     return TokenizedPairs(
         TokenizedPair(prompt, chosen, rejected, None, None, i, f"{ids.name}:{i + 1}")
@@ -150,12 +221,12 @@ def read_pairs(ids: Path) -> TokenizedPairs:
 
 
 def training_order(count: int, micro_batch_size: int, seed: int) -> list[int]:
-    """The order in which this project's training visits ``count`` pairs in its first epoch."""
+    """Order in which this project's training visits ``count`` pairs in its first epoch."""
     return StepBatchSampler(count, micro_batch_size, seed=seed).order()
 
 
-def waste(lengths: np.ndarray, micro_batch_size: int) -> tuple[float, float]:
-    """What rows cost: tokens with padding over tokens without, and those over tokens with each prompt once.
+def padding_waste(lengths: np.ndarray, micro_batch_size: int) -> tuple[float, float]:
+    """Ratios of tokens with padding to tokens without, and of those to tokens with each prompt once.
 
     Args:
         lengths: of prompt, chosen and rejected, ``(pairs, 3)``, in the order of training.

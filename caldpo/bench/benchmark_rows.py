@@ -1,25 +1,87 @@
-"""From the answers of all rounds to one row of figures for each variant."""
+"""Figures of each variant: medians over the rounds, ratios to the baseline, agreement of losses and gradient norms.
+
+The baseline is the first variant of TRL that fits. In float32 the first step of another variant differs by rounding
+alone. Later steps start from weights that differ by more than their last digits: Adam's first update is the sign of the
+gradient, and where that is almost 0, rounding decides the sign. In bfloat16 each number has 8 bits, and other batch
+layouts round differently.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from types import MappingProxyType
 
-from caldpo.bench.loss_agreement import Difference
 from caldpo.bench.worker_job import Answer
+
+# largest relative difference of the first step, and of later ones
+TOLERANCE = {"float32": (1e-5, 1e-3), "bfloat16": (5e-2, 1e-1)}
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the timed steps of every variant consist of.
+class Difference:
+    """Largest relative differences of a variant from the baseline.
+
+    Args:
+        loss: of any step.
+        first_grad_norm: of the first step.
+        grad_norm: of any step.
+        problem: why the variants disagree; None if they agree.
+    """
+
+    loss: float
+    first_grad_norm: float
+    grad_norm: float
+    problem: str | None
+
+
+def compare(baseline: Answer, other: Answer, tolerance: tuple[float, float]) -> Difference:
+    """Compare a variant's steps with the baseline's.
+
+    Args:
+        baseline: steps to compare with.
+        other: of the variant.
+        tolerance: largest relative difference that counts as agreement, of the first step and of later ones.
+    """
+    loss = _relative(baseline.losses, other.losses)
+    norm = _relative(baseline.grad_norms, other.grad_norms)
+    problem = None
+    counts = {len(x) for a in (baseline, other) for x in (a.losses, a.grad_norms, a.step_digests)}
+    if len(counts) > 1:
+        problem = f"the numbers of steps differ: {sorted(counts)}"
+    elif baseline.step_digests != other.step_digests:
+        problem = "the steps trained on different token ids"
+    else:
+        for name, differences in (("loss", loss), ("gradient norm", norm)):
+            beyond = [
+                f"{name} of step {step + 1} differs by {value:.2g}"
+                for step, value in enumerate(differences)
+                if not value <= tolerance[step > 0]  # NaN is no agreement
+            ]
+            problem = problem or next(iter(beyond), None)
+    return Difference(max(loss, default=0.0), norm[0] if norm else 0.0, max(norm, default=0.0), problem)
+
+
+def disagreements(differences: Mapping[str, Difference]) -> list[str]:
+    """List the variants that disagree with the baseline, with the problem."""
+    return [f"{name}: {difference.problem}" for name, difference in differences.items() if difference.problem]
+
+
+def _relative(expected: Sequence[float], values: Sequence[float]) -> list[float]:
+    pairs = zip(expected, values, strict=False)
+    return [abs(a - b) / abs(a) if a else abs(b) for a, b in pairs]
+
+
+@dataclass(frozen=True)
+class TimedWork:
+    """Content of the timed steps, the same for every variant.
 
     Args:
         pairs: of all timed steps.
         response_tokens: likewise.
-        flops: operations that the mathematics needs for them.
-        run_pairs: pairs of a run, warm-up included: those whose reference may be computed once.
+        flops: minimal FLOPs of the loss and its gradients, see :func:`caldpo.estimation.run_flops.minimal_workload`.
+        run_pairs: pairs of a run, warm-up included: those whose reference may be precomputed.
     """
 
     pairs: int
@@ -30,32 +92,32 @@ class Work:
 
 @dataclass(frozen=True)
 class Row:
-    """Medians over the rounds; None where a variant ran out of memory.
+    """Figures of a variant, medians over the rounds; None where it ran out of memory.
 
     Args:
         name: of the variant.
-        title: of the variant, for people.
+        title: of the variant, in tables.
         pairs_per_second: median, and the lowest and highest of the rounds.
         response_tokens_per_second: median.
-        speed: times the yardstick's.
-        peak_bytes: median of the peak memory.
-        memory: times less than the yardstick's.
-        peak_share: of the measured matmul peak, counting only what the mathematics needs.
-        reference_seconds_per_pair: of computing the reference's log-probs once, apart from the steps.
-        difference: from the yardstick's losses and gradient norms.
-        estimated_bytes: of memory, by ``caldpo.estimate`` before the run; None where it does not say.
+        speed: multiple of the baseline's.
+        peak_bytes: median peak memory.
+        memory: the baseline's peak memory as a multiple of this one's.
+        peak_share: share of the measured matmul peak, by the minimal FLOPs.
+        reference_seconds_per_pair: of precomputing the reference's log-probs, which is not part of the steps.
+        difference: from the baseline's losses and gradient norms.
+        estimated_bytes: memory by ``caldpo.estimate``, before the run; None where it has no figure.
     """
 
     name: str
     title: str
-    pairs_per_second: tuple[float, float, float] | None
-    response_tokens_per_second: float | None
-    speed: float | None
-    peak_bytes: int | None
-    memory: float | None
-    peak_share: float | None
-    reference_seconds_per_pair: float | None
-    difference: Difference | None
+    pairs_per_second: tuple[float, float, float] | None = None
+    response_tokens_per_second: float | None = None
+    speed: float | None = None
+    peak_bytes: int | None = None
+    memory: float | None = None
+    peak_share: float | None = None
+    reference_seconds_per_pair: float | None = None
+    difference: Difference | None = None
     estimated_bytes: int | None = None
 
     @property
@@ -67,7 +129,7 @@ class Row:
 
     @property
     def first_run_pairs_per_second(self) -> float | None:
-        """Over one epoch whose reference has still to be computed; None where a variant ran out of memory."""
+        """Speed over one epoch whose reference has yet to be computed; None where the variant ran out of memory."""
         if self.pairs_per_second is None:
             return None
         return 1 / (1 / self.pairs_per_second[0] + (self.reference_seconds_per_pair or 0.0))
@@ -76,57 +138,49 @@ class Row:
 def make_rows(
     titles: Mapping[str, str],
     answers: Mapping[str, Sequence[Answer]],
-    yardstick: str | None,
+    baseline: str | None,
     differences: Mapping[str, Difference],
-    work: Work,
+    work: TimedWork,
     matmul_flops: float,
     estimated: Mapping[str, int | None] = MappingProxyType({}),
 ) -> list[Row]:
-    """One row for each of ``titles``.
+    """Make one row for each variant.
 
     Args:
         titles: of the variants, by name, in order.
         answers: one for each round; none for a variant that ran out of memory.
-        yardstick: the variant that ratios refer to; None: nothing to compare with.
-        differences: from the yardstick.
+        baseline: variant that ratios refer to; None: no ratios.
+        differences: from the baseline, by variant.
         work: of the timed steps.
-        matmul_flops: operations per second that the device reaches.
+        matmul_flops: measured matmul peak, FLOP/s.
         estimated: bytes by ``caldpo.estimate``, by variant.
     """
-    base = answers[yardstick] if yardstick else []
-    rows = [
-        _row(name, title, answers[name], base, differences.get(name), work, matmul_flops)
-        for name, title in titles.items()
-    ]
-    return [replace(row, estimated_bytes=estimated.get(row.name)) for row in rows]
-
-
-def _row(
-    name: str,
-    title: str,
-    rounds: Sequence[Answer],
-    base: Sequence[Answer],
-    difference: Difference | None,
-    work: Work,
-    matmul_flops: float,
-) -> Row:
-    if not rounds:
-        return Row(name, title, None, None, None, None, None, None, None, difference)
-    times = [answer.seconds for answer in rounds]
-    seconds, peak = median(times), median(_peaks(rounds))
-    passes = [answer.reference_seconds for answer in rounds if answer.reference_seconds is not None]
-    return Row(
-        name=name,
-        title=title,
-        pairs_per_second=(work.pairs / seconds, work.pairs / max(times), work.pairs / min(times)),
-        response_tokens_per_second=work.response_tokens / seconds,
-        speed=median(answer.seconds for answer in base) / seconds if base else None,
-        peak_bytes=int(peak),
-        memory=median(_peaks(base)) / peak if base else None,
-        peak_share=work.flops / seconds / matmul_flops,
-        reference_seconds_per_pair=median(passes) / work.run_pairs if passes else None,
-        difference=difference,
-    )
+    base = answers[baseline] if baseline else []
+    rows = []
+    for name, title in titles.items():
+        rounds, estimate = answers[name], estimated.get(name)
+        if not rounds:
+            rows.append(Row(name, title, difference=differences.get(name), estimated_bytes=estimate))
+            continue
+        times = [answer.seconds for answer in rounds]
+        seconds, peak = median(times), median(_peaks(rounds))
+        passes = [answer.reference_seconds for answer in rounds if answer.reference_seconds is not None]
+        rows.append(
+            Row(
+                name=name,
+                title=title,
+                pairs_per_second=(work.pairs / seconds, work.pairs / max(times), work.pairs / min(times)),
+                response_tokens_per_second=work.response_tokens / seconds,
+                speed=median(answer.seconds for answer in base) / seconds if base else None,
+                peak_bytes=int(peak),
+                memory=median(_peaks(base)) / peak if base else None,
+                peak_share=work.flops / seconds / matmul_flops,
+                reference_seconds_per_pair=median(passes) / work.run_pairs if passes else None,
+                difference=differences.get(name),
+                estimated_bytes=estimate,
+            )
+        )
+    return rows
 
 
 def _peaks(rounds: Sequence[Answer]) -> list[int]:

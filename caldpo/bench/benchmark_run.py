@@ -1,12 +1,11 @@
-"""A benchmark: prepare once, run every variant in each round, compare, and write down what was found."""
+"""Run a benchmark: prepare once, run every variant in each round, compare, report."""
 
 from __future__ import annotations
 
-import json
+import shutil
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -14,56 +13,47 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from caldpo.bench.benchmark_data import training_order
-from caldpo.bench.benchmark_model import Shape
-from caldpo.bench.benchmark_rows import Work, make_rows
-from caldpo.bench.benchmark_settings import BenchmarkSettings
-from caldpo.bench.benchmark_table import markdown, print_table
-from caldpo.bench.instantiate import read
-from caldpo.bench.loss_agreement import TOLERANCE, compare, disagreements
-from caldpo.bench.machine_facts import describe
-from caldpo.bench.prepare import discard, prepare
-from caldpo.bench.step_flops import ModelSize, step_flops
-from caldpo.bench.variants import VARIANTS, Theirs
-from caldpo.bench.worker_job import MODEL, Answer, Job
-from caldpo.bench.worker_process import OutOfMemoryError, estimated_bytes, run_matmul, run_variant
+from caldpo.bench.benchmark_data import prepare, training_order
+from caldpo.bench.benchmark_report import markdown, print_table, report_facts
+from caldpo.bench.benchmark_rows import TOLERANCE, TimedWork, compare, disagreements, make_rows
+from caldpo.bench.benchmark_settings import VARIANTS, BenchmarkModel, BenchmarkSettings, TrlVariant, read_settings
+from caldpo.bench.worker import OutOfMemoryError, estimated_bytes, run_matmul, run_variant
+from caldpo.bench.worker_job import Answer, Job
 from caldpo.config.run_lifecycle import write_json
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
+from caldpo.estimation.run_flops import ModelCost, backward_flops, forward_flops, minimal_workload
 
 
 def benchmark(cfg: DictConfig) -> None:
     """Measure as configured; ``benchmark.json`` and ``benchmark.md`` go into Hydra's output folder.
 
     Raises:
-        CaldpoError: what is needed is not there, a variant fails, or the variants do not compute the same.
+        CaldpoError: a library or GPU is missing, a variant fails, or the variants disagree.
     """
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    settings, shape = read(cfg)
-    require_extras(settings, shape)
-    device = device_of(settings.device)
+    settings, model = read_settings(cfg)
+    require_extras(settings, model)
+    device = choose_device(settings.device)
     run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
     work_dir = run_dir / "work"
-    console = Console()
     try:
-        pairs = prepare(settings, shape, work_dir)
-        work = work_of(pairs, settings, ModelSize.of(str(work_dir / MODEL), shape.lora_rank))
-        answers, matmul, estimated = measure(settings, shape, device, run_dir, work_dir)
+        pairs, cost = prepare(settings, model, work_dir)
+        work = timed_work(pairs, settings, cost)
+        answers, matmul, estimated = measure(settings, model, device, run_dir, work_dir)
     finally:
-        discard(work_dir)
-    yardstick = next((n for n in settings.variants if isinstance(VARIANTS[n], Theirs) and answers[n]), None)
-    first, later = settings.tolerance or TOLERANCE[shape.dtype]
+        shutil.rmtree(work_dir, ignore_errors=True)  # the weights may be large
+    baseline = next((n for n in settings.variants if isinstance(VARIANTS[n], TrlVariant) and answers[n]), None)
+    first, later = settings.tolerance or TOLERANCE[model.dtype]
     differences = {
-        name: compare(answers[yardstick][0], rounds[0], (first, later))
+        name: compare(answers[baseline][0], rounds[0], (first, later))
         for name, rounds in answers.items()
-        if yardstick and rounds and name != yardstick
+        if baseline and rounds and name != baseline
     }
     titles: dict[str, str] = {name: VARIANTS[name].title for name in settings.variants}
-    rows = make_rows(titles, answers, yardstick, differences, work, matmul, estimated)
-    facts = describe(settings, shape, device, pairs, answers, matmul, rows, yardstick)
-    content: dict[str, Any] = {
-        "config": plain,
+    rows = make_rows(titles, answers, baseline, differences, work, matmul, estimated)
+    facts = report_facts(settings, model, device, pairs, answers, matmul, rows, baseline)
+    content = {
+        "config": OmegaConf.to_container(cfg, resolve=True),
         "facts": facts,
         "matmul_flops": matmul,
         "work": asdict(work),
@@ -72,18 +62,22 @@ def benchmark(cfg: DictConfig) -> None:
     }
     write_json(run_dir / "benchmark.json", content)
     (run_dir / "benchmark.md").write_text(markdown(rows, facts), encoding="utf-8")
-    print_table(console, rows, facts | {"report": str(run_dir / "benchmark.md")})
-    if wrong := disagreements(differences):
+    print_table(Console(), rows, facts | {"report": str(run_dir / "benchmark.md")})
+    if problems := disagreements(differences):
         raise CaldpoError(
-            f"the variants do not compute the same (tolerance {first:g}, later {later:g}): {'; '.join(wrong)}",
-            remedy="these timings compare nothing; see the losses and gradient norms in benchmark.json",
+            f"the variants disagree (tolerance {first:g}, later {later:g}): {'; '.join(problems)}",
+            remedy="do not compare these timings; see the losses and gradient norms in benchmark.json",
         )
 
 
 def measure(
-    settings: BenchmarkSettings, shape: Shape, device: str, run_dir: Path, work_dir: Path
+    settings: BenchmarkSettings, model: BenchmarkModel, device: str, run_dir: Path, work_dir: Path
 ) -> tuple[dict[str, list[Answer]], float, dict[str, int | None]]:
-    """Answers of all rounds by variant (none of a variant that ran out of memory), the matmul peak, and estimates."""
+    """Run the worker processes of all rounds.
+
+    Returns:
+        Answers by variant, none of one that ran out of memory; the matmul peak, FLOP/s; estimated bytes by variant.
+    """
 
     def job(name: str, output: str) -> Job:
         return Job(
@@ -91,9 +85,9 @@ def measure(
             folder=str(work_dir),
             output=str(run_dir / "runs" / output),
             device=device,
-            dtype=shape.dtype,
-            lora_rank=shape.lora_rank,
-            base_bits=shape.base_bits,
+            dtype=model.dtype,
+            lora_rank=model.lora_rank,
+            base_bits=model.base_bits,
             num_threads=settings.num_threads,
             seed=settings.seed,
             micro_batch_size=settings.micro_batch_size,
@@ -101,9 +95,9 @@ def measure(
             steps=settings.all_steps,
             lr=settings.lr,
             beta=settings.beta,
-            model=shape.model_keys(settings.seed),
-            max_length=shape.max_length,
-            max_prompt_length=shape.max_prompt_length,
+            model=model.random_model_keys(settings.seed),
+            max_length=model.max_length,
+            max_prompt_length=model.max_prompt_length,
         )
 
     answers: dict[str, list[Answer]] = {name: [] for name in settings.variants}
@@ -111,8 +105,7 @@ def measure(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("matmul peak", total=1 + (1 + settings.repeats) * len(settings.variants))
-        peak = job(settings.variants[0], "matmul")
-        run_matmul(peak)
+        matmul = run_matmul(job(settings.variants[0], "matmul"))
         progress.advance(task)
         estimated: dict[str, int | None] = {}
         for name in settings.variants:
@@ -131,57 +124,49 @@ def measure(
                         too_large.add(name)
                         answers[name].clear()
                 progress.advance(task)
-    return answers, float(json.loads(peak.answer.read_text())["flops"]), estimated
+    return answers, matmul, estimated
 
 
-def work_of(pairs: TokenizedPairs, settings: BenchmarkSettings, size: ModelSize) -> Work:
-    """What the timed steps consist of: the pairs after those of the warm-up, in the order of training."""
+def timed_work(pairs: TokenizedPairs, settings: BenchmarkSettings, cost: ModelCost) -> TimedWork:
+    """Count the content of the timed steps: the pairs after those of the warm-up, in the order of training."""
     first = settings.warmup_steps * settings.micro_batch_size
-    timed = pairs.lengths()[training_order(len(pairs), settings.micro_batch_size, settings.seed)][first:].tolist()
-    return Work(
+    timed = pairs.lengths()[training_order(len(pairs), settings.micro_batch_size, settings.seed)][first:]
+    minimal = minimal_workload(timed)
+    return TimedWork(
         pairs=len(timed),
-        response_tokens=sum(chosen + rejected for _, chosen, rejected in timed),
-        flops=sum(step_flops(size, *lengths) for lengths in timed),
+        response_tokens=int(timed[:, 1:].sum()),
+        flops=int(forward_flops(cost, minimal) + backward_flops(cost, minimal)),
         run_pairs=len(pairs),
     )
 
 
-def require_extras(settings: BenchmarkSettings, shape: Shape) -> None:
-    """Refuse early what cannot run for want of a library.
+def require_extras(settings: BenchmarkSettings, model: BenchmarkModel) -> None:
+    """Refuse what a missing library makes impossible, before anything runs.
 
     Raises:
         CaldpoError: naming the extra that brings it.
     """
-    theirs = [name for name in settings.variants if isinstance(VARIANTS[name], Theirs)]
-    if theirs and find_spec("trl") is None:
-        raise CaldpoError(
-            "TRL is not installed",
-            key="variants",
-            value=f"[{','.join(theirs)}]",
-            remedy="install the extra that brings it: pip install 'caldpo[bench]'",
-        )
-    if shape.base_bits is not None and find_spec("bitsandbytes") is None:
-        raise CaldpoError(
-            "bitsandbytes is not installed",
-            key="benchmark_model.base_bits",
-            value=shape.base_bits,
-            remedy="install the extra that brings it: pip install 'caldpo[qlora]'",
-        )
-    if shape.lora_rank is not None and find_spec("peft") is None:
-        raise CaldpoError(
-            "PEFT is not installed",
-            key="benchmark_model.lora_rank",
-            value=shape.lora_rank,
-            remedy="install the extra that brings it: pip install 'caldpo[peft]'",
-        )
+    of_trl = [name for name in settings.variants if isinstance(VARIANTS[name], TrlVariant)]
+    for needed, package, title, extra, key, value in (
+        (bool(of_trl), "trl", "TRL", "bench", "variants", f"[{','.join(of_trl)}]"),
+        (model.base_bits is not None, "bitsandbytes", "bitsandbytes", "qlora", "base_bits", model.base_bits),
+        (model.lora_rank is not None, "peft", "PEFT", "peft", "lora_rank", model.lora_rank),
+    ):
+        if needed and find_spec(package) is None:
+            raise CaldpoError(
+                f"{title} is not installed",
+                key=key if key == "variants" else f"benchmark_model.{key}",
+                value=value,
+                remedy=f"install the extra that brings it: pip install 'caldpo[{extra}]'",
+            )
 
 
-def device_of(wanted: str) -> str:
-    """``cpu`` or ``cuda``.
+def choose_device(device: str) -> str:
+    """Resolve ``auto`` to ``cpu`` or ``cuda``.
 
     Raises:
-        CaldpoError: a GPU is asked for and there is none.
+        CaldpoError: a GPU is requested and there is none.
     """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise CaldpoError("there is no GPU that PyTorch can use", key="device", value=wanted, remedy="use device=cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CaldpoError("there is no GPU that PyTorch can use", key="device", value=device, remedy="use device=cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

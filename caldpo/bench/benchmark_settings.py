@@ -1,15 +1,67 @@
-"""The plain top-level keys of a benchmark; this signature is their schema. No heavy imports here."""
+"""Settings of a benchmark: its top-level keys, the model it measures, the variants. No heavy imports here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 
+
+@dataclass(frozen=True)
+class TrlVariant:
+    """Options of TRL's ``DPOTrainer``.
+
+    Args:
+        title: name in the table.
+        options: fields of TRL's ``DPOConfig`` that differ from its defaults.
+        kernels: use Liger's and FlashAttention's CUDA kernels where they are installed.
+    """
+
+    title: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    kernels: bool = False
+
+
+@dataclass(frozen=True)
+class CaldpoVariant:
+    """Overrides of ``python -m caldpo.train``.
+
+    Args:
+        title: name in the table.
+        overrides: as on its command line; ``{max_length}`` is filled in.
+    """
+
+    title: str
+    overrides: tuple[str, ...] = ()
+
+
+_NO_CHECKPOINTING = {"gradient_checkpointing": False}
+_PRECOMPUTED = {"precompute_ref_log_probs": True}
+
+VARIANTS: dict[str, TrlVariant | CaldpoVariant] = {
+    "trl": TrlVariant("TRL default"),
+    "trl_no_checkpointing": TrlVariant("TRL, no checkpointing", _NO_CHECKPOINTING),
+    "trl_precomputed": TrlVariant("TRL, precomputed reference", _PRECOMPUTED),
+    "trl_low_memory": TrlVariant("TRL, one pair at a time", {**_PRECOMPUTED, "per_device_train_batch_size": 1}),
+    "trl_best": TrlVariant("TRL, fastest", {**_NO_CHECKPOINTING, **_PRECOMPUTED}, kernels=True),
+    "caldpo": CaldpoVariant("caldpo default"),
+    "caldpo_checkpointing": CaldpoVariant("caldpo, checkpointing", ("model.gradient_checkpointing=true",)),
+    "caldpo_low_memory": CaldpoVariant(
+        "caldpo, least memory",
+        ("model.gradient_checkpointing=true", "logits_cache_mib=0", "data.max_tokens_per_micro_batch={max_length}"),
+    ),
+    "caldpo_frozen": CaldpoVariant("caldpo, frozen reference", ("reference=frozen",)),
+    "caldpo_padded": CaldpoVariant("caldpo, padded, frozen reference", ("reference=frozen", "layout=padded")),
+    "caldpo_token_budget": CaldpoVariant("caldpo, token budget", ("data.max_tokens_per_micro_batch={max_length}",)),
+}
 VariantName = Literal[
     "trl",
     "trl_no_checkpointing",
@@ -19,23 +71,109 @@ VariantName = Literal[
     "caldpo",
     "caldpo_checkpointing",
     "caldpo_low_memory",
-    "caldpo_resident",
+    "caldpo_frozen",
     "caldpo_padded",
     "caldpo_token_budget",
 ]
 
 
+class BenchmarkModel:
+    """The measured model: an architecture with random weights, and the lengths it is trained at.
+
+    Args:
+        architecture: ``model_type`` of a decoder-only model in transformers.
+        hidden_size: width of the residual stream.
+        num_layers: transformer blocks.
+        num_heads: attention heads; must divide ``hidden_size``.
+        num_key_value_heads: heads of keys and values, dividing ``num_heads``; None is ``num_heads``.
+        intermediate_size: width inside the feed-forward block.
+        vocab_size: tokens; ids of real data above it are folded into it.
+        tie_word_embeddings: one matrix for the input embedding and the output head.
+        dtype: of weights, gradients, optimiser states and arithmetic.
+        lora_rank: train adapters of this rank on all linear layers but the head; None trains all weights.
+        base_bits: of the matrices under the adapters; None keeps them in ``dtype``.
+        max_length: tokens of a prompt and its longer response together.
+        max_prompt_length: tokens left of the prompt of a pair that is too long.
+    """
+
+    @validated
+    def __init__(
+        self,
+        architecture: Literal["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2"],
+        hidden_size: PositiveInt,
+        num_layers: PositiveInt,
+        num_heads: PositiveInt,
+        num_key_value_heads: PositiveInt | None,
+        intermediate_size: PositiveInt,
+        vocab_size: PositiveInt,
+        tie_word_embeddings: bool,
+        dtype: Literal["float32", "bfloat16"],
+        lora_rank: PositiveInt | None,
+        base_bits: Literal[4, 8] | None,
+        max_length: PositiveInt,
+        max_prompt_length: PositiveInt,
+    ) -> None:
+        for key, value, multiple, of in (
+            ("num_heads", num_heads, "hidden_size", hidden_size),
+            ("num_key_value_heads", num_key_value_heads or num_heads, "num_heads", num_heads),
+        ):
+            if of % value:
+                raise CaldpoError(f"must divide benchmark_model.{multiple}={of}", key=key, value=value)
+        if base_bits is not None and lora_rank is None:
+            raise CaldpoError(
+                "quantised weights cannot be trained",
+                key="base_bits",
+                value=base_bits,
+                remedy="set benchmark_model.lora_rank, such as 16, to train adapters beside them",
+            )
+        if vocab_size < 8:
+            raise CaldpoError("must be at least 8", key="vocab_size", value=vocab_size)
+        if max_prompt_length >= max_length:
+            message = f"must be below benchmark_model.max_length={max_length}"
+            raise CaldpoError(message, key="max_prompt_length", value=max_prompt_length)
+        self.architecture, self.vocab_size, self.dtype, self.lora_rank = architecture, vocab_size, dtype, lora_rank
+        self.base_bits = base_bits
+        self.hidden_size, self.num_layers, self.num_heads = hidden_size, num_layers, num_heads
+        self.num_key_value_heads, self.intermediate_size = num_key_value_heads, intermediate_size
+        self.tie_word_embeddings = tie_word_embeddings
+        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+
+    def random_model_keys(self, seed: int) -> dict[str, Any]:
+        """Keys of :class:`caldpo.models.random_init.RandomModel`, without the tokenizer."""
+        return {
+            "architecture": self.architecture,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_length,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "dtype": self.dtype,
+            "seed": seed,
+        }
+
+    def describe(self) -> str:
+        """Describe the model on one line of a table."""
+        base = "" if self.base_bits is None else f" on a base in {self.base_bits} bits"
+        trained = "all weights" if self.lora_rank is None else f"LoRA of rank {self.lora_rank}{base}"
+        return (
+            f"{self.architecture}, hidden {self.hidden_size}, {self.num_layers} layers, vocabulary"
+            f" {self.vocab_size:,}, {self.dtype}, {trained}; limit {self.max_length}/{self.max_prompt_length} tokens"
+        )
+
+
 @validated
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What is measured, how often, and on what.
+    """Top-level keys of a benchmark; this signature is their schema.
 
     Args:
-        variants: what runs, in this order; the first of TRL is what the others are compared with.
+        variants: run in this order; the first of TRL is the baseline.
         micro_batch_size: pairs of an optimiser step, the same for every variant.
         steps: timed optimiser steps.
         warmup_steps: optimiser steps before the clock starts.
-        repeats: rounds; in each, every variant runs once.
+        repeats: rounds; each runs every variant once.
         device: cpu, cuda, or auto (cuda where there is one).
         num_threads: CPU threads of PyTorch.
         lr: constant learning rate of AdamW.
@@ -44,7 +182,7 @@ class BenchmarkSettings:
         data_file: preference pairs of the user's own; None makes synthetic ones.
         tokenizer: hub id or folder of the tokenizer for ``data_file``.
         tolerance: largest relative difference of a loss or gradient norm that counts as agreement, of the first
-            step and of later ones; None goes by the dtype, see :mod:`caldpo.bench.loss_agreement`.
+            step and of later ones; None goes by the dtype, see :mod:`caldpo.bench.benchmark_rows`.
     """
 
     variants: list[VariantName]
@@ -68,8 +206,8 @@ class BenchmarkSettings:
             raise CaldpoError("names a variant twice", key="variants", value=self.variants)
         file = None if self.data_file is None else Path(self.data_file).expanduser()
         if file is not None and not file.is_file():
-            wrong = "a folder, not a file" if file.is_dir() else "no such file"
-            raise CaldpoError(wrong, key="data_file", value=self.data_file, remedy="name a file of preference pairs")
+            message = "a folder, not a file" if file.is_dir() else "no such file"
+            raise CaldpoError(message, key="data_file", value=self.data_file, remedy="name a file of preference pairs")
         if self.data_file is not None and self.tokenizer is None:
             raise CaldpoError(
                 "has to be given with data_file",
@@ -84,5 +222,17 @@ class BenchmarkSettings:
 
     @property
     def pairs(self) -> int:
-        """Pairs of a run: every step has pairs of its own."""
+        """Pairs of a run, each seen in one step."""
         return self.all_steps * self.micro_batch_size
+
+
+def read_settings(cfg: DictConfig) -> tuple[BenchmarkSettings, BenchmarkModel]:
+    """Build settings and model of a composed configuration.
+
+    Raises:
+        CaldpoError: values contradict each other; raised through Hydra for those of the model.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = BenchmarkSettings(**{name: plain[name] for name in BenchmarkSettings.__dataclass_fields__})
+    model: BenchmarkModel = instantiate(cfg.benchmark_model)
+    return settings, model

@@ -1,21 +1,21 @@
-"""This project's side of the benchmark: its own training command, with one more callback that watches the steps."""
+"""This project's side of the benchmark: overrides of its training command, and a callback that times the steps."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from caldpo.bench.variants import Ours
-from caldpo.bench.worker_job import BETAS, EPS, HUGE, JOB, TEST, TOKENIZER, TRAIN, Job
+from caldpo.bench.benchmark_settings import CaldpoVariant
+from caldpo.bench.worker_job import BETAS, EPS, JOB, NO_CLIPPING, TEST, TOKENIZER, TRAIN, Job
 from caldpo.config.overrides import quoted
 
 TRAINERS = {"cpu": "cpu", "cuda": "gpu"}
 
 
-def train_overrides(job: Job, variant: Ours) -> list[str]:
-    """The command line after ``python -m caldpo.train``; what it does not name stays as the project has it."""
+def train_overrides(job: Job, variant: CaldpoVariant) -> list[str]:
+    """Write the command line after ``python -m caldpo.train``; every other key keeps its default."""
     precision = "bf16-mixed" if job.autocast else {"float32": "32-true", "bfloat16": "bf16-true"}[job.dtype]
-    kind = ["adapter=lora"] if job.base_bits is None else ["adapter=qlora", f"adapter.bits={job.base_bits}"]
-    adapter = [] if job.lora_rank is None else [*kind, f"adapter.rank={job.lora_rank}"]
+    options = ["adapter=lora"] if job.base_bits is None else ["adapter=qlora", f"adapter.bits={job.base_bits}"]
+    adapter = [] if job.lora_rank is None else [*options, f"adapter.rank={job.lora_rank}"]
     return [
         "loss=dpo",
         f"loss.beta={job.beta!r}",
@@ -43,7 +43,7 @@ def train_overrides(job: Job, variant: Ours) -> list[str]:
         f"trainer={TRAINERS[job.device]}",
         f"trainer.precision={precision}",
         f"trainer.max_steps={job.steps}",
-        f"trainer.gradient_clip_val={HUGE!r}",
+        f"trainer.gradient_clip_val={NO_CLIPPING!r}",
         f"trainer.num_threads={job.num_threads}",
         "trainer.val_check_interval=null",
         "trainer.progress_bar=false",
@@ -54,17 +54,17 @@ def train_overrides(job: Job, variant: Ours) -> list[str]:
         "console=compact",
         f"seed={job.seed}",
         f"hydra.run.dir={quoted(job.output)}",
-        "+callbacks.watch._target_=caldpo.bench.step_timer.Watch",
-        f"+callbacks.watch.job_file={quoted(str(Path(job.output) / JOB))}",
-        *own_overrides(job, variant),
+        "+callbacks.step_timer._target_=caldpo.bench.step_timer.StepTimer",
+        f"+callbacks.step_timer.job_file={quoted(str(Path(job.output) / JOB))}",
+        *variant_overrides(job, variant),
     ]
 
 
-def own_overrides(job: Job, variant: Ours) -> list[str]:
-    """The overrides that make the variant, with the numbers of the job."""
+def variant_overrides(job: Job, variant: CaldpoVariant) -> list[str]:
+    """Fill the job's numbers into the overrides of the variant."""
     return [text.format(max_length=job.max_length) for text in variant.overrides]
 
 
 def _yaml(value: object) -> str:
-    spelled = {None: "null", True: "true", False: "false"}
-    return spelled[value] if value is None or isinstance(value, bool) else str(value)
+    literals = {None: "null", True: "true", False: "false"}
+    return literals[value] if value is None or isinstance(value, bool) else str(value)

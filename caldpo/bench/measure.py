@@ -1,4 +1,4 @@
-"""Clock and memory of a worker process, the same for every variant."""
+"""Clock and memory of a worker process, the same for every variant, and the device's matmul peak."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from pathlib import Path
 
 import torch
 
+from caldpo.bench.worker_job import PeakFigures
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # see proc(5)
+MATMUL_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
+MATMUL_REPEATS = 5
 
 
 class StepClock:
-    """Time of the steps after the warm-up; a step ends when its successor's data begins to be fetched.
+    """Time the steps after the warm-up; a step ends when the data of the next begins to be fetched.
 
     Args:
         warmup: steps that are not timed, at least 1.
-        steps: steps of the run, warm-up included.
-        device: a CUDA device is waited for at the first and the last instant, and not between them.
+        steps: of the run, warm-up included.
+        device: a CUDA device is synchronised at the first and the last instant only.
     """
 
     def __init__(self, warmup: int, steps: int, device: str) -> None:
@@ -29,7 +33,7 @@ class StepClock:
         self._started = self._ended = float("nan")
 
     def step_done(self) -> None:
-        """To be called at the end of every optimiser step."""
+        """Count an optimiser step; to be called at its end."""
         self.done += 1
         if self.done == self.warmup:
             self._started = now(self.device)
@@ -38,46 +42,46 @@ class StepClock:
 
     @property
     def seconds(self) -> float:
-        """Of all timed steps together; not a number before the last of them."""
+        """Seconds of all timed steps; NaN before the last of them."""
         return self._ended - self._started
 
 
 def now(device: str) -> float:
-    """Seconds on a monotonic clock, once the device has done what it was given."""
+    """Read a monotonic clock in seconds, after the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class PeakMemory:
-    """Peak memory of training, bytes.
+    """Measure the peak memory of training, bytes.
 
-    On a CPU, that is the peak of the process's resident set from the first step on, less the resident set after
-    the libraries were imported: weights, gradients and optimiser count, Python and its libraries do not. On CUDA,
-    it is the peak of PyTorch's allocations.
+    On a CPU it is the peak of the process's resident set from the first step on, less the resident set after imports:
+    weights, gradients and optimiser state count, Python and its libraries do not. On CUDA it is the peak of PyTorch's
+    allocations.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
         gc.collect()
-        self.libraries = 0 if device == "cuda" else resident()
+        self.libraries = 0 if device == "cuda" else resident_bytes()
         self.before_training = self.training = 0
         self.kind = "peak of CUDA allocations while training"
 
     def start_training(self) -> None:
-        """The model is loaded, the reference precomputed: the first step comes next."""
-        self.before_training = peak(self.device)
+        """Reset the peak, before the first step, with the model loaded and the reference precomputed."""
+        self.before_training = peak_bytes(self.device)
         was_reset = reset_peak(self.device)
         if self.device != "cuda":
             since = "while training" if was_reset else "of the whole process"
             self.kind = f"peak resident set {since}, less that after imports"
 
     def end_training(self) -> None:
-        """The last step is done."""
-        self.training = peak(self.device)
+        """Read the peak, after the last step."""
+        self.training = peak_bytes(self.device)
 
-    def as_dict(self) -> dict[str, int | str]:
-        """``peak`` is the figure that is compared; the others are what it was made of."""
+    def figures(self) -> PeakFigures:
+        """Return the measured figures."""
         return {
             "peak": self.training - self.libraries,
             "peak_of_process": self.training,
@@ -87,18 +91,18 @@ class PeakMemory:
         }
 
 
-def resident() -> int:
-    """Bytes of the process that are in memory now; its peak so far where the system tells no more."""
-    return _status("VmRSS") or _highest()
+def resident_bytes() -> int:
+    """Resident set of this process; its peak where the system has no current figure."""
+    return _status("VmRSS") or _max_rss()
 
 
-def peak(device: str) -> int:
-    """Bytes at the highest since :func:`reset_peak`."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM") or _highest()
+def peak_bytes(device: str) -> int:
+    """Peak memory of this process since :func:`reset_peak`."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM") or _max_rss()
 
 
 def reset_peak(device: str) -> bool:
-    """Begin a new peak; False where the system cannot, and the peak is that of the whole process."""
+    """Reset the peak; False where the system cannot, so that the peak is that of the whole process."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return True
@@ -110,7 +114,7 @@ def reset_peak(device: str) -> bool:
 
 
 def _status(name: str) -> int:
-    """A line of /proc/self/status in bytes; 0 where there is none."""
+    """Read a line of /proc/self/status in bytes; 0 where there is none."""
     try:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -118,6 +122,22 @@ def _status(name: str) -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
-def _highest() -> int:
+def _max_rss() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def matmul_peak(device: str, dtype: torch.dtype) -> float:
+    """Measure the FLOP/s of the fastest of a few large square matrix products."""
+    return max(_matmul_rate(size, device, dtype) for size in MATMUL_SIZES[device])
+
+
+def _matmul_rate(size: int, device: str, dtype: torch.dtype) -> float:
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = left @ right  # warm-up
+    best = float("inf")
+    for _ in range(MATMUL_REPEATS):
+        started = now(device)
+        torch.matmul(left, right, out=out)
+        best = min(best, now(device) - started)
+    return 2 * size**3 / best

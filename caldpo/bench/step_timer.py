@@ -1,4 +1,4 @@
-"""The callback that a training run of this project is watched with; it changes nothing of the run."""
+"""Callback that measures a training run of this project; it changes nothing of the run."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 import pytorch_lightning as pl
 
 from caldpo import __version__
-from caldpo.bench.caldpo_runner import own_overrides
+from caldpo.bench.benchmark_settings import VARIANTS, CaldpoVariant
+from caldpo.bench.caldpo_runner import variant_overrides
 from caldpo.bench.measure import PeakMemory, StepClock, now
-from caldpo.bench.variants import VARIANTS, Ours
 from caldpo.bench.worker_job import Answer, Ids, Job, digest
 from caldpo.types import PairBatch
 
 
-class Watch(pl.Callback):
-    """Measures the optimiser steps of a run and writes an answer at its end.
+class StepTimer(pl.Callback):
+    """Measure the optimiser steps of a run, and write the answer at its end.
 
-    It is made before the policy is loaded and after the libraries were imported, when memory begins to count.
+    Built after the imports and before the policy loads, which is where memory begins to count.
 
     Args:
-        job_file: the job that the run is for.
+        job_file: path of the job that the run is for.
     """
 
     def __init__(self, job_file: str) -> None:
@@ -36,7 +36,7 @@ class Watch(pl.Callback):
         self.reference, self.layout = "", ""
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        if not self.reference:  # validation and training are set up one after the other
+        if not self.reference:  # called for validation and for training
             self.reference = type(pl_module.reference).__name__
             pl_module.reference.prepare = self._timed(pl_module.reference.prepare)
 
@@ -56,18 +56,18 @@ class Watch(pl.Callback):
             self.memory.end_training()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.fetch_rows()  # those that are still on the device
+        pl_module.fetch_rows()  # metrics that are still on the device
         rows = _step_rows(Path(trainer.default_root_dir) / "metrics.csv")
         variant = VARIANTS[self.job.variant]
-        assert isinstance(variant, Ours)
+        assert isinstance(variant, CaldpoVariant)
         Answer(
             losses=[float(row["loss"]) for row in rows],
             grad_norms=[float(row["grad_norm"]) for row in rows],
             step_digests=self.digests,
             seconds=self.clock.seconds,
             reference_seconds=self.reference_seconds,
-            memory=self.memory.as_dict(),
-            options=f"{' '.join(own_overrides(self.job, variant)) or 'defaults'} ({self.reference}, {self.layout})",
+            memory=self.memory.figures(),
+            options=f"{' '.join(variant_overrides(self.job, variant)) or 'defaults'} ({self.reference}, {self.layout})",
             versions={
                 "caldpo": __version__,
                 **{name: version(name) for name in ("pytorch-lightning", "transformers", "torch")},
@@ -84,36 +84,36 @@ class Watch(pl.Callback):
 
 
 def step_digests(batches: Iterable[PairBatch], pairs_per_step: int) -> list[str]:
-    """Digests of the optimiser steps whose micro-batches follow each other in ``batches``."""
-    found: list[str] = []
+    """Digest each optimiser step, whose micro-batches follow each other in ``batches``."""
+    digests: list[str] = []
     step: list[Ids] = []
     for batch in batches:
         step += pairs_of(batch)
         if len(step) == pairs_per_step:
-            found.append(digest(step))
+            digests.append(digest(step))
             step = []
-    return found
+    return digests
 
 
 def pairs_of(batch: PairBatch) -> list[Ids]:
-    """Prompt, chosen and rejected ids as the model gets them, read back from a batch of any layout."""
+    """Read prompt, chosen and rejected ids back from a batch of any layout."""
     flat, positions = batch.input_ids.flatten().tolist(), batch.position_ids.flatten().tolist()
     responses: list[list[int]] = [[] for _ in range(2 * batch.pairs)]
     prompts: list[list[int]] = [[] for _ in range(2 * batch.pairs)]
-    for token, place, response in zip(
+    for token, at, response in zip(
         batch.targets.tolist(), batch.predicts.tolist(), batch.response.tolist(), strict=True
     ):
         if not responses[response]:  # the end of the prompt predicts the first token of the response
-            prompts[response] = flat[place - positions[place] : place + 1]
+            prompts[response] = flat[at - positions[at] : at + 1]
         responses[response].append(token)
     count = batch.pairs
     if prompts[:count] != prompts[count:]:
-        raise RuntimeError("the responses of a pair stand behind different prompts")
+        raise RuntimeError("the responses of a pair follow different prompts")
     rows = zip(prompts[:count], responses[:count], responses[count:], strict=True)
     return [row for row, weight in zip(rows, batch.weight.tolist(), strict=True) if weight]  # no filler
 
 
 def _step_rows(metrics: Path) -> list[dict[str, str]]:
-    """The rows of optimiser steps, in order."""
+    """Read the rows of optimiser steps, in order."""
     with metrics.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if row.get("grad_norm")]

@@ -1,7 +1,7 @@
-"""TRL's side of the benchmark: its own ``DPOTrainer``, fed with token ids, watched from callbacks.
+"""TRL's side of the benchmark: its own ``DPOTrainer``, fed with token ids and measured by a callback.
 
-Nothing of its training loop is changed. Two things are: it takes the ids as they are instead of tokenising text,
-so that both sides train on the same tokens, and its pass over the data for the reference's log-probs is timed.
+Its training loop is unchanged. Two methods are overridden: it takes ids instead of tokenising text, so that both sides
+train on the same tokens, and its pass over the data for the reference's log-probs is timed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer
 
 from caldpo.bench.benchmark_data import read_pairs, training_order
+from caldpo.bench.benchmark_settings import TrlVariant
 from caldpo.bench.measure import PeakMemory, StepClock
-from caldpo.bench.variants import Theirs
-from caldpo.bench.worker_job import ADAPTER, BETAS, EPS, HUGE, IDS, MODEL, TOKENIZER, Answer, Ids, Job, digest
+from caldpo.bench.worker_job import ADAPTER, BETAS, EPS, IDS, MODEL, NO_CLIPPING, TOKENIZER, Answer, Ids, Job, digest
 from caldpo.models.model_source import floating_dtype
 
 
@@ -38,17 +38,17 @@ class TokenDPOTrainer(DPOTrainer):
     reference_seconds: float | None = None
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # tokenised already
+        return dataset  # already tokenised
 
     def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Dataset:
         started = time.perf_counter()
-        dataset = super()._precompute_ref_logps(*args, **kwargs)  # ends by fetching the numbers from the device
+        dataset = super()._precompute_ref_logps(*args, **kwargs)  # ends with a transfer from the device
         self.reference_seconds = time.perf_counter() - started
         return dataset
 
 
-class Watch(TrainerCallback):
-    """Tells clock and memory of the steps, and keeps what the trainer logs of them."""
+class TrlStepTimer(TrainerCallback):
+    """Measure the optimiser steps, and collect the logged losses and gradient norms."""
 
     def __init__(self, clock: StepClock, memory: PeakMemory) -> None:
         self.clock, self.memory = clock, memory
@@ -77,26 +77,26 @@ class Watch(TrainerCallback):
         self.memory.end_training()
 
 
-def measure(job: Job, variant: Theirs) -> Answer:
-    """Train as ``variant`` says."""
+def train_with_trl(job: Job, variant: TrlVariant) -> Answer:
+    """Train as ``variant`` says, and return the measurements."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
     torch.set_num_threads(job.num_threads)
-    options, attention = options_here(variant, job), attention_here(variant, job)
+    options, attention = dpo_options(variant, job), attention_implementation(variant, job)
     clock, memory = StepClock(job.warmup_steps, job.steps, job.device), PeakMemory(job.device)
-    watch = Watch(clock, memory)
+    timer = TrlStepTimer(clock, memory)
     trainer = TokenDPOTrainer(
         model=_policy(job, attention),
         args=_config(job, options),
         train_dataset=_dataset(job),
         processing_class=AutoTokenizer.from_pretrained(job.file(TOKENIZER), trust_remote_code=False),
         peft_config=_adapter_config(job),
-        callbacks=[watch],
+        callbacks=[timer],
     )
     model: Any = trainer.model
     if job.lora_rank is not None:
-        if job.base_bits is not None:  # TRL makes adapters on such a base bfloat16; both sides are to train the same
+        if job.base_bits is not None:  # TRL's adapters on such a base are bfloat16, this project's float32
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
@@ -104,19 +104,19 @@ def measure(job: Job, variant: Theirs) -> Answer:
     digests = _digests(trainer, options["gradient_accumulation_steps"])
     trainer.train()
     return Answer(
-        losses=watch.losses,
-        grad_norms=watch.grad_norms,
+        losses=timer.losses,
+        grad_norms=timer.grad_norms,
         step_digests=digests,
         seconds=clock.seconds,
         reference_seconds=trainer.reference_seconds,
-        memory=memory.as_dict(),
+        memory=memory.figures(),
         options=_words({**options, "attention": model.config._attn_implementation}),
         versions={name: version(name) for name in ("trl", "transformers", "accelerate", "torch")},
     )
 
 
-def options_here(variant: Theirs, job: Job) -> dict[str, Any]:
-    """``DPOConfig``'s fields that make the variant, with its kernels where they are installed and of use here."""
+def dpo_options(variant: TrlVariant, job: Job) -> dict[str, Any]:
+    """Fields of ``DPOConfig`` of the variant, with its kernels where they are installed and useful."""
     on_cuda = job.device == "cuda"
     options = dict(variant.options)
     micro_batch = options.setdefault("per_device_train_batch_size", job.micro_batch_size)
@@ -125,10 +125,10 @@ def options_here(variant: Theirs, job: Job) -> dict[str, Any]:
     return options
 
 
-def attention_here(variant: Theirs, job: Job) -> str | None:
-    """The attention implementation to ask for; None leaves it to transformers."""
-    of_use = variant.kernels and job.device == "cuda" and job.dtype == "bfloat16"
-    return "flash_attention_2" if of_use and find_spec("flash_attn") is not None else None
+def attention_implementation(variant: TrlVariant, job: Job) -> str | None:
+    """Name the attention implementation to request; None leaves it to transformers."""
+    useful = variant.kernels and job.device == "cuda" and job.dtype == "bfloat16"
+    return "flash_attention_2" if useful and find_spec("flash_attn") is not None else None
 
 
 def _words(options: dict[str, Any]) -> str:
@@ -145,10 +145,10 @@ def _config(job: Job, options: dict[str, Any]) -> DPOConfig:
         adam_beta2=BETAS[1],
         adam_epsilon=EPS,
         weight_decay=0.0,
-        max_grad_norm=HUGE,
+        max_grad_norm=NO_CLIPPING,
         beta=job.beta,
-        max_length=None,  # the pairs are cut already
-        bf16=job.autocast,  # else the weights have the dtype that everything is to be computed in
+        max_length=None,  # the pairs are truncated already
+        bf16=job.autocast,  # otherwise the weights have the dtype of all arithmetic
         use_cpu=job.device == "cpu",
         train_sampling_strategy="sequential",
         logging_steps=1,
@@ -174,9 +174,9 @@ def _policy(job: Job, attention: str | None) -> PreTrainedModel:
         return model
     from caldpo.models.qlora import QLora, quantize
 
-    # rounded by the same code in the same place, so that both sides train on the same base
-    rounded: PreTrainedModel = torch.nn.Module.to(quantize(model, QLora(bits=job.base_bits)), job.device)
-    return rounded
+    # quantised by the same code on the same device, so that both sides train on the same base
+    quantized: PreTrainedModel = torch.nn.Module.to(quantize(model, QLora(bits=job.base_bits)), job.device)
+    return quantized
 
 
 def _adapter_config(job: Job) -> Any:
@@ -190,16 +190,16 @@ def _adapter_config(job: Job) -> Any:
 
 
 def _load_adapter(model: Any, job: Job) -> None:
-    """Start from the saved adapter: its first factor is random, and both sides need the same."""
+    """Load the saved adapter: its first factor is random, and both sides need the same."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
     set_peft_model_state_dict(model, load_peft_weights(str(job.file(ADAPTER)), device=job.device))
 
 
 def _dataset(job: Job) -> Dataset:
-    """The pairs in the order in which this project's own sampler visits them."""
+    """Read the pairs in the order in which this project's sampler visits them."""
     pairs = read_pairs(job.file(IDS))
-    rows = [pairs[place] for place in training_order(len(pairs), job.micro_batch_size, job.seed)]
+    rows = [pairs[index] for index in training_order(len(pairs), job.micro_batch_size, job.seed)]
     return Dataset.from_dict(
         {
             "prompt_ids": [row.prompt_ids for row in rows],
@@ -210,14 +210,14 @@ def _dataset(job: Job) -> Dataset:
 
 
 def _digests(trainer: DPOTrainer, accumulation: int) -> list[str]:
-    """What each step will be given, read back from the batches that the trainer's own loader makes."""
+    """Digest the pairs of each step, read back from the batches of the trainer's own loader."""
     batches = [_pairs_of(batch) for batch in trainer.get_train_dataloader()]
     steps = range(0, len(batches), accumulation)
     return [digest(pair for batch in batches[i : i + accumulation] for pair in batch) for i in steps]
 
 
 def _pairs_of(batch: dict[str, torch.Tensor]) -> list[Ids]:
-    """Prompt, chosen and rejected ids of a collated batch: chosen rows, then rejected rows."""
+    """Read prompt, chosen and rejected ids back from a batch of chosen rows, then rejected rows."""
     rows = []
     for ids, attended, completion in zip(
         batch["input_ids"].cpu(), batch["attention_mask"].cpu(), batch["completion_mask"].cpu(), strict=True

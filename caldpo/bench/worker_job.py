@@ -1,4 +1,4 @@
-"""What a worker process is told, and what it answers; both travel as JSON files."""
+"""The JSON files between a benchmark and its worker processes: a job, and its answer."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from caldpo.config.run_lifecycle import write_json
 
 Ids = tuple[Sequence[int], Sequence[int], Sequence[int]]  # prompt, chosen, rejected
 
-# what a prepared folder holds
+# files and folders of a prepared folder
 MODEL, TOKENIZER, ADAPTER, IDS, TRAIN, TEST = "model", "tokenizer", "adapter", "ids.jsonl", "train.jsonl", "test.jsonl"
-JOB, ANSWER = "job.json", "answer.json"  # in a job's own folder
+JOB, ANSWER = "job.json", "answer.json"  # of a job's own folder
 
-HUGE = 1e9  # a limit that no gradient norm reaches: both trainers measure and scale, neither clips
+NO_CLIPPING = 1e9  # a limit above every gradient norm: both trainers measure the norm, neither clips
 BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW
 
 
 @dataclass(frozen=True)
 class Job:
-    """One variant to run once.
+    """One run of a variant.
 
     Args:
-        variant: name in :data:`caldpo.bench.variants.VARIANTS`.
-        folder: what :mod:`caldpo.bench.prepare` made; an absolute path.
-        output: a folder of its own for what the trainer writes; an absolute path.
+        variant: name in :data:`caldpo.bench.benchmark_settings.VARIANTS`.
+        folder: absolute path of what :func:`caldpo.bench.benchmark_data.prepare` wrote.
+        output: absolute path of the run's own folder.
         device: cpu or cuda.
-        dtype: of the weights and of the arithmetic.
-        lora_rank: rank of the adapters that are trained; None trains all weights.
+        dtype: of weights and arithmetic.
+        lora_rank: rank of the trained adapters; None trains all weights.
         base_bits: of the matrices under them; None keeps them in ``dtype``.
         num_threads, seed, micro_batch_size, warmup_steps, lr, beta: as in the settings.
         steps: of the run, warm-up included.
-        model: keys of the training command's random model, which make the model that was saved.
+        model: keys of ``model=random`` that make the saved model.
         max_length, max_prompt_length: limits that the pairs are within.
     """
 
@@ -59,41 +59,51 @@ class Job:
 
     @property
     def autocast(self) -> bool:
-        """Whether weights of more than one dtype meet: adapters are float32 beside a bfloat16 body."""
+        """Whether weights have two dtypes: adapters are float32 beside a bfloat16 body."""
         return self.dtype == "bfloat16" and self.lora_rank is not None
 
     def file(self, name: str) -> Path:
-        """A file or folder of what was prepared."""
+        """Path in the prepared folder."""
         return Path(self.folder) / name
 
     @property
     def answer(self) -> Path:
-        """Where the worker's answer is written."""
+        """Path of the worker's answer."""
         return Path(self.output) / ANSWER
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write as JSON."""
         write_json(path, asdict(self))
 
     @staticmethod
     def read(path: Path) -> Job:
-        """What :meth:`write` wrote."""
+        """Read what :meth:`write` wrote."""
         return Job(**json.loads(path.read_text(encoding="utf-8")))
+
+
+class PeakFigures(TypedDict, total=False):
+    """Bytes measured by :class:`caldpo.bench.measure.PeakMemory`; ``peak`` is compared, the others explain it."""
+
+    peak: int
+    peak_of_process: int
+    after_imports: int
+    peak_before_training: int
+    of: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a variant did.
+    """Measurements of a run.
 
     Args:
-        losses: mean over the pairs of each optimiser step, before its update.
+        losses: of each optimiser step, mean over its pairs, before its update.
         grad_norms: of the same gradients.
         step_digests: of the token ids that each step trained on, see :func:`digest`.
-        seconds: of the timed steps together.
-        reference_seconds: of computing the reference's log-probs before training; None: done in every step.
-        memory: see :class:`caldpo.bench.measure.PeakMemory`.
-        options: what the variant's options came to on this machine, in words.
-        versions: of the libraries that did the work.
+        seconds: of all timed steps.
+        reference_seconds: of precomputing the reference's log-probs; None: computed in every step.
+        memory: peak of training.
+        options: the variant's options on this machine, in words.
+        versions: of the libraries.
     """
 
     losses: list[float]
@@ -101,21 +111,21 @@ class Answer:
     step_digests: list[str]
     seconds: float
     reference_seconds: float | None
-    memory: dict[str, Any]
+    memory: PeakFigures
     options: str
     versions: dict[str, str]
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write as JSON."""
         write_json(path, asdict(self))
 
     @staticmethod
     def read(path: Path) -> Answer:
-        """What :meth:`write` wrote."""
+        """Read what :meth:`write` wrote."""
         return Answer(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def digest(pairs: Iterable[Ids]) -> str:
-    """A hash of the token ids of a step's pairs, whatever their order within the step."""
+    """Hash the token ids of a step's pairs, whatever their order within the step."""
     rows = sorted(json.dumps([list(ids) for ids in pair]) for pair in pairs)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

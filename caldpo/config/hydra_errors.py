@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.did_you_mean import meant_keys, suggest, suggest_known
+from caldpo.config.hydra_extensions import PER_LOSS
 from caldpo.config.overrides import parse_overrides
 from caldpo.config.validation import NEEDED, Problem, missing_group_problem
 from caldpo.security.secrets import redact_text
@@ -45,7 +46,7 @@ def compose_or_explain(
     compose = _remembering(compose)
     texts = [override for override in overrides if _is_text(override)]
     problems, foreign = _of_other_commands(compose, loader, texts)
-    without = _taken_out(compose, loader, texts)
+    without = {**_deleted_groups(compose, loader, texts), **_unknown_optional(loader, texts)}
     problems += without.values()
     problems += [_no_text(override) for override in overrides if override not in texts]
     remaining = [override for override in texts if override not in foreign and override not in without]
@@ -109,7 +110,7 @@ def _of_other_commands(
     return problems, [o.input_line or "" for o in foreign]
 
 
-def _taken_out(compose: Compose, loader: ConfigLoader, overrides: Sequence[str]) -> dict[str, Problem]:
+def _deleted_groups(compose: Compose, loader: ConfigLoader, overrides: Sequence[str]) -> dict[str, Problem]:
     """Refuse deletions of a group of which a run needs an option; a model may have set keys of it all the same."""
     deleted = [o for o in parse_overrides(loader, overrides) if o.is_delete() and o.key_or_group in NEEDED]
     if not deleted:
@@ -123,6 +124,24 @@ def _taken_out(compose: Compose, loader: ConfigLoader, overrides: Sequence[str])
         o.input_line or "": missing_group_problem(o.key_or_group)
         for o in deleted
         if choices.get(o.key_or_group) is not None
+    }
+
+
+def _unknown_optional(loader: ConfigLoader, overrides: Sequence[str]) -> dict[str, Problem]:
+    """Refuse options of the one optional group that do not exist, which Hydra leaves out in silence."""
+    options = _options(loader, PER_LOSS)
+    return {
+        o.input_line or "": Problem(
+            PER_LOSS,
+            str(o.value()),
+            f"no such option{suggest(o.value(), options)}",
+            f"choose one of {', '.join(options)}",
+        )
+        for o in parse_overrides(loader, overrides)
+        if o.key_or_group == PER_LOSS
+        and isinstance(o.value(), str)
+        and o.value() not in options
+        and "${" not in o.value()
     }
 
 
@@ -154,7 +173,7 @@ def _of_override(
     no_option = "Config group override must be" in text or "is not iterable" in text  # the second for a list of numbers
     if no_option and not _are_names(override.value()):
         options = _options(loader, key) if key else []
-        wrong = Problem(key, _value(line), "has to be an option", f"choose one of {', '.join(options)}")
+        wrong = Problem(key, _value(line), "must be the name of an option", f"choose one of {', '.join(options)}")
         return wrong if options else _unreadable(line) if not key else None
     if f"Multiple values for {key}." in text or ("Could not append" in text and f"'{key}'" in text):
         return Problem(

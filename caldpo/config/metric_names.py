@@ -21,7 +21,7 @@ _ORACLE = "oracle/"
 _ALWAYS_HELD_OUT = (m.LOSS, *m.LOGPS, *m.WITH_REFERENCE)
 
 
-def objective_problems(cfg: DictConfig) -> Iterator[Problem]:
+def find_metric_problems(cfg: DictConfig) -> Iterator[Problem]:
     """Yield the problem of ``optimized_metric``, if it names a metric that the configured run will not log.
 
     Args:

@@ -167,10 +167,10 @@ def find_escapes(cfg: DictConfig) -> Iterator[Problem]:
             yield Problem(
                 key,
                 redact_text(name),
-                "would lead out of the output folder",
+                "leads out of the output folder",
                 "write a relative path without .. ; hydra.run.dir and hydra.sweep.dir name the folder itself",
             )
     for group, option in (OmegaConf.select(cfg, "hydra.runtime.choices") or {}).items():
         if isinstance(option, str) and not stays_inside(option):
             remedy = "choose an option by its name; --config-dir adds a folder with options of your own"
-            yield Problem(str(group), redact_text(option), "would lead out of the folder of this group", remedy)
+            yield Problem(str(group), redact_text(option), "leads out of the folder of this group", remedy)

@@ -35,7 +35,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
             raise ValueError(f"its status is {type(content['status']).__name__} in place of str")
     except (OSError, ValueError) as error:
         raise CaldpoError(
-            f"cannot be read: {error}", key=str(path), remedy="bring it back, or remove it: runs write it anew"
+            f"cannot be read: {error}", key=str(path), remedy="restore it, or remove it: runs write it anew"
         ) from error
     return {key: value for key, value in content.items() if type(value) is _ENTRIES.get(key, type(value))}
 

@@ -93,7 +93,7 @@ def _more_than_a_value(parser: OverridesParser, text: str) -> str | None:
     if any(re.split("[./]", name)[0] == "hydra" for name in (key, package)) or package.startswith("_"):
         return "sets what is Hydra's own"
     if key in _START_KEYS:
-        return "is for whoever starts the run to say, not for its files"
+        return "is set on the command line alone, not by the files of a run"
     if any(part.startswith("_") for part in re.split("[./]", key)) or _holds_special(override.value()):
         return "names a class, or another key of Hydra's"
     if "${" in text.replace("\\", "") or "${" in str(override.value()):  # Hydra takes escapes away

@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-STAGES = {"deepspeed_stage_2": 2}
-"""ZeRO's stage, by the value of ``trainer.strategy``."""
+ZERO2 = "deepspeed_stage_2"  # value of trainer.strategy
 
 _BUCKET = 200_000_000  # elements reduced, or gathered, at once
 
 
-def check_zero(strategy: str, precision: str) -> None:
+def check_zero(precision: str) -> None:
     """Refuse a run that DeepSpeed cannot train, before any weights load.
 
     Raises:
@@ -28,7 +27,7 @@ def check_zero(strategy: str, precision: str) -> None:
         raise CaldpoError(
             "needs DeepSpeed, which is not installed",
             key="trainer.strategy",
-            value=strategy,
+            value=ZERO2,
             remedy=f"{install('trainer', 'deepspeed_zero2')}, or use trainer=fsdp",
         )
     reason = {
@@ -37,7 +36,7 @@ def check_zero(strategy: str, precision: str) -> None:
     }.get(precision)
     if reason is not None:
         raise CaldpoError(
-            f"cannot be combined with trainer.strategy={strategy}: {reason}",
+            f"cannot be combined with trainer.strategy={ZERO2}: {reason}",
             key="trainer.precision",
             value=precision,
             remedy="set trainer.precision=bf16-mixed, bf16-true or 32-true",
@@ -57,23 +56,22 @@ def require_dtype(model: nn.Module, dtype: torch.dtype) -> None:
         raise CaldpoError(
             f"trains weights in {wanted} with this trainer.precision, and some are in {', '.join(others)}",
             key="trainer.strategy",
-            value="deepspeed_stage_2",
+            value=ZERO2,
             remedy=f"set model.dtype={wanted}, or another trainer.precision",
         )
 
 
-def engine_config(stage: int, *, half: bool, offload: bool) -> dict[str, Any]:
+def engine_config(*, half: bool, offload: bool) -> dict[str, Any]:
     """Build DeepSpeed's configuration.
 
     Accumulation (Lightning's), clipping and skipping of steps are off: the project does them itself.
 
     Args:
-        stage: of ZeRO.
         half: the weights are bfloat16, with float32 copies that are partitioned over the ranks and updated.
         offload: keep gradients and optimiser in main memory, where PyTorch's own optimiser updates them.
     """
     zero: dict[str, Any] = {
-        "stage": stage,
+        "stage": 2,
         "contiguous_gradients": True,
         "overlap_comm": False,  # reduce gradients in a fixed order, so that every run sums alike
         "reduce_bucket_size": _BUCKET,

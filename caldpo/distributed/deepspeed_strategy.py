@@ -44,15 +44,14 @@ class ZeroStrategy(DeepSpeedStrategy, PolicyStrategy):
     """Keep the full weights on every rank, and its partition of gradients and optimiser (ZeRO's stage 2).
 
     Args:
-        stage: of ZeRO.
         cpu_offload: keep gradients and optimiser in main memory.
         half: the weights are bfloat16; float32 copies of them are partitioned over the ranks and updated.
     """
 
-    def __init__(self, stage: int, *, cpu_offload: bool, half: bool) -> None:
+    def __init__(self, *, cpu_offload: bool, half: bool) -> None:
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
-        super().__init__(config=engine_config(stage, half=half, offload=cpu_offload))
+        super().__init__(config=engine_config(half=half, offload=cpu_offload))
         self.half = half
         self._gradients: ZeroGradients | None = None  # while the run trains
         self._engine: Any = None

@@ -1,1 +1,1 @@
-"""What a run will need, before it is started: steps, tokens and memory, from its configuration and some of its data."""
+"""Estimate steps, tokens, memory and FLOPs of a run before it starts, from its configuration and a data sample."""

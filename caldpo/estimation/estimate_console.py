@@ -1,134 +1,164 @@
-"""An estimate on the terminal and as plain values."""
+"""An estimate, its tables on the terminal, and its JSON."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caldpo.estimation.memory_capacity import GIB
+from caldpo.data.collate import Layout
+from caldpo.estimation.memory_breakdown import MemoryBreakdown
+from caldpo.estimation.memory_verdict import GIB, DeviceMemory, Verdict
+from caldpo.estimation.run_flops import GpuHours, RunFlops
+from caldpo.estimation.step_schedule import DataSample, StepSchedule
 
-if TYPE_CHECKING:
-    from caldpo.estimation.estimate_run import Estimate
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would need.
+
+    Args:
+        policy: what would be trained.
+        sample: of the data.
+        schedule: steps and tokens.
+        memory: by part.
+        has: memory of a device.
+        verdict: whether the run fits.
+        layout: of the batches.
+        flops: of the whole run; None where they are unknown.
+        hours: that these take; None where none are asked for.
+    """
+
+    policy: str
+    sample: DataSample
+    schedule: StepSchedule
+    memory: MemoryBreakdown
+    has: DeviceMemory
+    verdict: Verdict
+    layout: Layout
+    flops: RunFlops | None
+    hours: GpuHours | None
 
 
 def print_estimate(estimate: Estimate, console: Console) -> None:
-    """Two tables, the verdict and what to change."""
+    """Print two tables, the verdict and the advice."""
     title = "Estimate: no weights were loaded, nothing was trained"
     facts = Table(title=title, title_justify="left", show_header=False)
     for name, value in _facts(estimate):
         facts.add_row(name, value)
     console.print(facts)
-    needs, has = estimate.needs, estimate.capacity
-    table = Table(title="Memory of each device, at its peak", title_justify="left", show_footer=True)
+    memory, has = estimate.memory, estimate.has
+    table = Table(title="Peak memory of each device", title_justify="left", show_footer=True)
     table.add_column("part", footer="total")
-    table.add_column("GiB", justify="right", footer=f"~{needs.total / GIB:,.3f}")
+    table.add_column("GiB", justify="right", footer=f"~{memory.total / GIB:,.3f}")
     table.add_column("share", justify="right")
-    for name, size in needs.parts.items():
+    for name, size in memory.parts.items():
         if size:
-            table.add_row(name, f"{size / GIB:,.3f}", f"{size / needs.total:.0%}")
+            table.add_row(name, f"{size / GIB:,.3f}", f"{size / memory.total:.0%}")
     console.print(table)
-    if needs.host:
-        console.print(Text(f"and of each process in main memory: {needs.host / GIB:,.2f} GiB"))
-    if needs.unknown:
-        console.print(Text(f"activations are not known: {needs.unknown}"))
-    there = "not known" if has.bytes is None else f"{has.bytes / GIB:,.2f} GiB"
-    console.print(Text(f"device has: {there} ({has.what})"))
+    if memory.host:
+        console.print(Text(f"CPU memory of each process: {memory.host / GIB:,.2f} GiB"))
+    if memory.activations_unknown:
+        console.print(Text(f"activations are not known: {memory.activations_unknown}"))
+    room = "not known" if has.bytes is None else f"{has.bytes / GIB:,.2f} GiB"
+    console.print(Text(f"device has: {room} ({has.source})"))
     print_verdict(estimate, console)
-    for way in estimate.verdict.advice:
-        console.print(Text(f"  {way}"))
+    for change in estimate.verdict.advice:
+        console.print(Text(f"  {change}"))
 
 
 def print_verdict(estimate: Estimate, console: Console, name: str = "") -> None:
-    """The verdict on one line."""
+    """Print the verdict on one line, after the run's name."""
     style = {True: "bold green", False: "bold red", None: "bold yellow"}[estimate.verdict.fits]
     console.print(Text.assemble(f"{name}: " if name else "", (estimate.verdict.text, style)), soft_wrap=True)
 
 
 def as_dict(estimate: Estimate) -> dict[str, Any]:
-    """Plain values, as ``estimate.json`` holds them; bytes and tokens."""
-    s, needs, has = estimate.schedule, estimate.needs, estimate.capacity
+    """Convert an estimate to the plain values of ``estimate.json``; bytes and tokens."""
+    schedule, memory, has = estimate.schedule, estimate.memory, estimate.has
     return {
         "estimate": True,
         "policy": estimate.policy,
-        "parameters": needs.parameters,
-        "trainable": needs.trainable,
-        "weights_dtype": needs.dtype,
-        "reference": needs.reference,
+        "parameters": memory.parameters,
+        "trainable": memory.trainable,
+        "weights_dtype": memory.dtype,
+        "reference": memory.reference,
         "layout": estimate.layout,
-        "pairs": s.pairs,
+        "pairs": schedule.pairs,
         "test_pairs": estimate.sample.test_pairs,
         "sampled_pairs": estimate.sample.report.train.pairs,
-        "exact": {"tokens": s.exact, "steps": s.exact_steps},
-        "steps": s.steps,
-        "steps_per_epoch": s.steps_per_epoch,
-        "epochs": s.epochs,
-        "micro_batches_per_epoch": s.micro_batches,
+        "exact": {"tokens": schedule.exact, "steps": schedule.exact_steps},
+        "steps": schedule.steps,
+        "steps_per_epoch": schedule.steps_per_epoch,
+        "epochs": schedule.epochs,
+        "micro_batches_per_epoch": schedule.micro_batches,
         "tokens_per_epoch": {
-            "prompt": s.prompt_tokens,
-            "response": s.response_tokens,
-            "computed": s.computed_tokens,
+            "prompt": schedule.prompt_tokens,
+            "response": schedule.response_tokens,
+            "computed": schedule.computed_tokens,
         },
-        "tokens_per_step": s.computed_tokens / s.steps_per_epoch,
-        "largest_micro_batch": {"pairs": len(s.largest), "tokens": s.largest_tokens},
+        "tokens_per_step": schedule.computed_tokens / schedule.steps_per_epoch,
+        "largest_micro_batch": {"pairs": len(schedule.largest), "tokens": schedule.largest_tokens},
         "truncated": estimate.sample.truncated(),
-        "memory_bytes": {**needs.parts, "total": needs.total},
-        "activations_unknown": needs.unknown or None,
+        "memory_bytes": {**memory.parts, "total": memory.total},
+        "activations_unknown": memory.activations_unknown or None,
         "device_bytes": has.bytes,
-        "device": has.what,
+        "device": has.source,
         "fits": estimate.verdict.fits,
         "verdict": estimate.verdict.text,
         "advice": list(estimate.verdict.advice),
-        "host_bytes": needs.host,
+        "host_bytes": memory.host,
         "flops": None if estimate.flops is None else asdict(estimate.flops) | {"total": estimate.flops.total},
-        "flops_unknown": needs.uncounted or None,
+        "flops_unknown": memory.flops_unknown or None,
         "assumed": None if estimate.hours is None else asdict(estimate.hours),
     }
 
 
+def _facts(estimate: Estimate) -> list[tuple[str, str]]:
+    schedule, memory, sample = estimate.schedule, estimate.memory, estimate.sample
+    about = "" if schedule.exact else "~"
+    steps = f"{schedule.steps:,}" if schedule.exact_steps else f"~{schedule.steps:,}"
+    per_step = schedule.computed_tokens / schedule.steps_per_epoch
+    truncated = [f"{about}{count:,} {name}" for name, count in sample.truncated().items() if count]
+    trained = "" if memory.trainable == memory.parameters else f", {memory.trainable:,} of them trained"
+    tokenised = f"{sample.report.train.pairs:,} of them tokenised; ~ is estimated from those"
+    if schedule.exact:
+        tokenised = "all tokenised"
+    return [
+        ("policy", estimate.policy),
+        ("parameters", f"{memory.parameters:,}{trained} ({memory.dtype})"),
+        ("reference", memory.reference),
+        ("training pairs", f"{about}{schedule.pairs:,}, {tokenised}"),
+        ("steps", f"{steps} ({about}{schedule.steps_per_epoch:,} per epoch, {schedule.epochs:.2f} epochs)"),
+        (
+            "tokens per epoch",
+            f"{about}{schedule.prompt_tokens:,} of prompts, {about}{schedule.response_tokens:,} of responses",
+        ),
+        (
+            "tokens computed",
+            f"{about}{schedule.computed_tokens:,} per epoch, {about}{per_step:,.0f} per step"
+            f" (layout {estimate.layout})",
+        ),
+        ("largest micro-batch", f"{about}{schedule.largest_tokens:,} tokens, {len(schedule.largest)} pairs"),
+        ("truncated", ", ".join(truncated) or "nothing"),
+        *_cost(estimate),
+    ]
+
+
 def _cost(estimate: Estimate) -> list[tuple[str, str]]:
-    """Operations, and hours where they are to be said."""
+    """List FLOPs, and hours where they are asked for."""
     flops, hours = estimate.flops, estimate.hours
     if flops is None:
-        return [("FLOPs", f"not known: {estimate.needs.uncounted}")]
+        return [("FLOPs", f"not known: {estimate.memory.flops_unknown}")]
     parts = ", ".join(
         f"{name} {value / flops.total:.0%}" for name, value in asdict(flops).items() if value >= 0.005 * flops.total
     )
     lines = [("FLOPs", f"~{flops.total:.3g} ({parts})")]
     if hours is not None:
-        told = f"~{hours.device:,.3g} GPU-hours" + (
-            f", {hours.wall:,.3g} h by the clock" if hours.wall < hours.device else ""
-        )
+        wall = f", {hours.wall:,.3g} h of wall-clock time" if hours.wall < hours.device else ""
         assumed = f"ASSUMING {hours.utilisation:.0%} of {hours.tflops:g} TFLOP/s; not measured"
-        lines.append(("time", f"{told}, {assumed}"))
+        lines.append(("time", f"~{hours.device:,.3g} GPU-hours{wall}, {assumed}"))
     return lines
-
-
-def _facts(estimate: Estimate) -> list[tuple[str, str]]:
-    s, needs, sample = estimate.schedule, estimate.needs, estimate.sample
-    about = "" if s.exact else "~"
-    steps = f"{s.steps:,}" if s.exact_steps else f"~{s.steps:,}"
-    per_step = s.computed_tokens / s.steps_per_epoch
-    cut = ", ".join(f"{about}{count:,} {what}" for what, count in sample.truncated().items() if count) or "nothing"
-    frozen = "" if needs.trainable == needs.parameters else f", {needs.trainable:,} of them trained"
-    drawn = (
-        "all tokenised" if s.exact else f"{sample.report.train.pairs:,} of them tokenised; ~ is estimated from those"
-    )
-    return [
-        ("policy", estimate.policy),
-        ("parameters", f"{needs.parameters:,}{frozen} ({needs.dtype})"),
-        ("reference", needs.reference),
-        ("training pairs", f"{about}{s.pairs:,}, {drawn}"),
-        ("steps", f"{steps} ({about}{s.steps_per_epoch:,} an epoch, {s.epochs:.2f} epochs)"),
-        ("tokens an epoch", f"{about}{s.prompt_tokens:,} of prompts, {about}{s.response_tokens:,} of responses"),
-        (
-            "tokens computed",
-            f"{about}{s.computed_tokens:,} an epoch, {about}{per_step:,.0f} a step (layout {estimate.layout})",
-        ),
-        ("largest micro-batch", f"{about}{s.largest_tokens:,} tokens, {len(s.largest)} pairs"),
-        ("truncated", cut),
-        *_cost(estimate),
-    ]

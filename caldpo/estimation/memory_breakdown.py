@@ -1,9 +1,8 @@
-"""Memory of a run by part."""
+"""Memory of a run on each device, part by part."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
@@ -11,67 +10,23 @@ from transformers import PreTrainedModel
 from caldpo.components import Components
 from caldpo.data.collate import Layout
 from caldpo.errors import CaldpoError, one_line
+from caldpo.estimation.fake_model import NEEDS_VALUES, fake_batch, fake_model, fake_tensors, to_dtype
 from caldpo.estimation.optimizer_memory import optimizer_memory
-from caldpo.estimation.run_flops import ModelCost, UncountedError
-from caldpo.estimation.sharded_memory import Division, Groups, gathered
-from caldpo.estimation.step_memory import (
-    WEIGHT_DTYPES,
-    StepMemory,
-    Unknowable,
-    bytes_of,
-    converted,
-    evaluation_step,
-    fake_tensors,
-    made_of,
-    skeleton_without_content,
-    training_step,
-    without_content,
-)
+from caldpo.estimation.run_flops import ModelCost, model_costs
+from caldpo.estimation.sharded_memory import Sharding, ShardUnits, State, gathered_bytes
+from caldpo.estimation.step_memory import WEIGHT_DTYPES, StepMemory, bytes_of, evaluation_step, training_step
 from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.models.adapted_policy import base_model, is_adapted
 from caldpo.models.hub_model import causal_lm_skeleton
-from caldpo.models.model_source import floating_dtype
+from caldpo.models.model_source import ModelSource, floating_dtype
 from caldpo.reference.auto_reference import Auto, ReferenceMode, choose_mode
 from caldpo.reference.disabled_adapter import Adapter
 from caldpo.reference.frozen_model import Frozen
+from caldpo.reference.precomputed import Precomputed
+from caldpo.reference.reference_base import ReferenceSource
 from caldpo.types import PairBatch
 
-
-@dataclass(frozen=True)
-class Needs:
-    """Bytes on each device, by what they are for.
-
-    Args:
-        parameters, trainable: of the policy.
-        dtype: of the policy's weights.
-        reference: how the reference is kept.
-        parts: bytes by part, in the order in which they are shown; they add up to the peak.
-        unknown: why activations could not be followed; empty where they could.
-        host: bytes of one process in main memory, where parts are kept there.
-        cost, reference_cost: of the policy and the reference, in operations at a token; None where that is not known.
-        uncounted: why not.
-        vocabulary: tokens that the policy knows.
-    """
-
-    parameters: int
-    trainable: int
-    dtype: str
-    reference: str
-    parts: dict[str, int]
-    unknown: str = ""
-    host: int = 0
-    cost: ModelCost | None = None
-    reference_cost: ModelCost | None = None
-    uncounted: str = ""
-    vocabulary: int = 0
-
-    @property
-    def total(self) -> int:
-        """Bytes at the most demanding moment."""
-        return sum(self.parts.values())
-
-
-# Names of the parts
+# names of the parts
 WEIGHTS, GRADIENTS, OPTIMIZER, REFERENCE = "policy: weights", "gradients", "optimiser state", "reference: weights"
 GATHERED = "gathered layers, embedding and head"
 BUCKETS, CASTS, ACTIVATIONS = "gradient buckets (DDP)", "weights cast to another dtype", "activations kept for backward"
@@ -79,148 +34,195 @@ HEAD, WORKING = "log-probs: logits, gradient of the head", "working buffers"
 UPDATE, EVALUATION = "more during the optimiser's update", "more during evaluation"
 
 
-def memory_needs(
+@dataclass(frozen=True)
+class MemoryBreakdown:
+    """Bytes on each device, and what else the model's shapes tell.
+
+    Args:
+        parameters, trainable: numbers of the policy.
+        dtype: of the policy's weights.
+        reference: how the reference is kept.
+        parts: bytes by part, in the order of tables; their sum is the peak.
+        vocab_size: of the policy.
+        activations_unknown: why activations are not counted; empty where they are.
+        host: bytes of each process in CPU memory, where shards are offloaded.
+        cost, reference_cost: FLOPs per token of policy and reference; None where they are unknown.
+        flops_unknown: the reason; empty where they are known.
+    """
+
+    parameters: int
+    trainable: int
+    dtype: str
+    reference: str
+    parts: dict[str, int]
+    vocab_size: int = 0
+    activations_unknown: str = ""
+    host: int = 0
+    cost: ModelCost | None = field(default=None, repr=False)
+    reference_cost: ModelCost | None = field(default=None, repr=False)
+    flops_unknown: str = ""
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.parts.values())
+
+
+def memory_breakdown(
     components: Components,
     batch: PairBatch,
-    evaluation: PairBatch,
+    held_out: PairBatch,
     *,
     layout: Layout,
     device: str,
     pairs: int,
-    seen: int,
+    pairs_seen: int,
     accumulates: bool,
     logits_cache_mib: int,
-) -> Needs:
-    """Go through a step of the run without content and add up what it takes.
+) -> MemoryBreakdown:
+    """Run a step of the run on fake tensors and add up its memory.
 
     Args:
         components: of the run.
-        batch: the largest micro-batch of training.
-        evaluation: the largest batch of held-out pairs.
+        batch: largest micro-batch of training.
+        held_out: largest batch of evaluation.
         layout: of both.
         device: ``cpu`` or ``cuda``.
-        pairs, seen: of the training split, and of all steps together.
+        pairs, pairs_seen: of the training split, and over all steps.
         accumulates: whether a step has several micro-batches.
         logits_cache_mib: of the log-prob engine.
+
+    Raises:
+        CaldpoError: the run would raise it as well, or the model cannot be built from fake tensors.
     """
-    trainer, loss, spec = components.trainer, components.loss, components.reference
+    trainer, source = components.trainer, components.reference
+    needs_reference = bool(components.loss.needs_reference)
     dtype = WEIGHT_DTYPES.get(trainer.precision)
     with fake_tensors(device) as mode:
-        policy = converted(components.adapter.apply(made_of(components.model)), dtype)
+        policy = to_dtype(components.adapter.apply(fake_model_of(components.model)), dtype)
         policy.train()
         trained = [p for p in policy.parameters() if p.requires_grad]
-        way = way_of_reference(spec, policy, bool(loss.needs_reference), pairs, seen)
-        reference = reference_skeleton(spec, way, policy, components.model, dtype)
+        reference_mode = reference_mode_of(source, policy, needs_reference, pairs, pairs_seen)
+        reference = fake_reference(source, reference_mode, policy, components.model, dtype)
         if layout == "packed":
             for model in filter(None, (policy, reference)):
                 use_packed_attention(base_model(model))
-        weights, gradients = bytes_of([*policy.parameters(), *policy.buffers()]), sum(p.nbytes for p in trained)
-        groups = Groups.of(policy)
-        division = Division.of(trainer.strategy, trainer.world_size, cpu_offload=trainer.cpu_offload)
-        cost, reference_cost, uncounted = costs(policy, reference, spec)
         optimizer = optimizer_memory(components.optim, trained, device, scaled=trainer.precision == "16-mixed")
-        asked = {"adapter": policy, "frozen": reference}.get(way) if loss.needs_reference else None
-        step, evaluated, unknown = StepMemory(0, 0, 0, 0), 0, ""
+        cost, reference_cost, flops_unknown = model_costs(policy, reference, path_of(source))
+        step, evaluation, unknown = StepMemory(0, 0, 0, 0), 0, ""
         try:
+            live = {"adapter": policy, "frozen": reference}.get(reference_mode) if needs_reference else None
             step = training_step(
                 policy,
-                without_content(batch, mode),
+                fake_batch(batch, mode),
                 precision=trainer.precision,
-                reference=asked,
+                reference=live,
                 accumulates=accumulates,
                 logits_cache_mib=logits_cache_mib,
             )
-            evaluated = evaluation_step(policy, without_content(evaluation, mode), trainer.precision)
-        except Unknowable as error:
-            unknown = f"{type(base_model(policy)).__name__} looks into its tensors ({type(error).__name__})"
-        except CaldpoError:  # what the run would refuse, too
+            evaluation = evaluation_step(policy, fake_batch(held_out, mode), trainer.precision)
+        except NEEDS_VALUES as error:
+            unknown = f"{type(base_model(policy)).__name__} depends on values of its tensors ({type(error).__name__})"
+        except CaldpoError:
             raise
-        except Exception as error:  # whatever else an architecture does that needs numbers: the other parts stand
-            unknown = (
-                f"{type(base_model(policy)).__name__} cannot be run on tensors without content ({one_line(error)})"
-            )
-        second = bytes_of([*reference.parameters(), *reference.buffers()]) if reference is not None else 0
-        temporary = division.part_anywhere("optimizer", optimizer.temporary)
-        if "optimizer" in division.offload:  # updated where its states are
-            temporary = 0
-        found = {
-            WEIGHTS: division.part("weights", weights),
-            GRADIENTS: division.part("gradients", gradients),
-            OPTIMIZER: division.part("optimizer", optimizer.state),
-            REFERENCE: division.part("weights", second),
-            GATHERED: gathered(groups, division),
-            BUCKETS: gradients if division.copies else 0,
+        except Exception as error:  # other code that needs values: the parts beside activations stay known
+            unknown = f"{type(base_model(policy)).__name__} cannot run on tensors without values ({one_line(error)})"
+        sharding = Sharding.of(trainer.strategy, trainer.world_size, cpu_offload=trainer.cpu_offload)
+        weights = bytes_of([*policy.parameters(), *policy.buffers()])
+        reference_weights = 0 if reference is None else bytes_of([*reference.parameters(), *reference.buffers()])
+        gradients = sum(p.nbytes for p in trained)
+        temporary = 0  # an offloaded state is updated in CPU memory
+        if "optimizer" not in sharding.offloaded:
+            temporary = sharding.per_process("optimizer", optimizer.temporary)
+        parts = {
+            WEIGHTS: sharding.on_device("weights", weights),
+            GRADIENTS: sharding.on_device("gradients", gradients),
+            OPTIMIZER: sharding.on_device("optimizer", optimizer.state),
+            REFERENCE: sharding.on_device("weights", reference_weights),
+            GATHERED: gathered_bytes(ShardUnits.of(policy), sharding),
+            BUCKETS: gradients if sharding.replicates else 0,
             CASTS: step.casts,
             ACTIVATIONS: step.activations,
             HEAD: step.head,
             WORKING: step.working,
             UPDATE: max(0, temporary - step.total),
-            EVALUATION: max(0, evaluated - max(step.total, temporary)),
+            EVALUATION: max(0, evaluation - max(step.total, temporary)),
         }
-        whole = {"weights": weights + second, "gradients": gradients, "optimizer": optimizer.state}
-        return Needs(
-            parameters=sum(
-                p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in policy.parameters()
-            ),  # 4 bits each
+        full: dict[State, int] = {
+            "weights": weights + reference_weights,
+            "gradients": gradients,
+            "optimizer": optimizer.state,
+        }
+        return MemoryBreakdown(
+            # an element of uint8 holds two weights of 4 bits
+            parameters=sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in policy.parameters()),
             trainable=sum(p.numel() for p in trained),
             dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in policy.parameters()})),
-            reference=way,
-            parts=found,
-            unknown=unknown,
-            host=sum(division.part_anywhere(name, whole[name]) for name in division.offload),
+            reference=reference_mode,
+            parts=parts,
+            vocab_size=policy.config.get_text_config().vocab_size,
+            activations_unknown=unknown,
+            host=sum(sharding.per_process(state, full[state]) for state in sharding.offloaded),
             cost=cost,
             reference_cost=reference_cost,
-            uncounted=uncounted,
-            vocabulary=policy.config.get_text_config().vocab_size,
+            flops_unknown=flops_unknown,
         )
 
 
-def costs(
-    policy: PreTrainedModel, reference: PreTrainedModel | None, spec: Any
-) -> tuple[ModelCost | None, ModelCost | None, str]:
-    """Operations at a token of policy and reference, and why they are not known where they are not."""
-    try:
-        cost = ModelCost.of(policy)
-        if reference is None and getattr(spec, "path", None) is not None:
-            reference = causal_lm_skeleton(spec.path, key="reference.path")
-        if reference is not None:
-            return cost, ModelCost.of(reference), ""
-    except UncountedError as error:
-        return None, None, str(error)
-    except CaldpoError:  # of reference.path
-        raise
-    except Exception as error:  # a configuration of unknown make
-        return None, None, f"the sizes of {type(policy).__name__} are not understood ({one_line(error)})"
-    return cost, cost.without_adapters(), ""  # the policy's own start
+def fake_model_of(source: ModelSource) -> PreTrainedModel:
+    """Build the source's model from fake tensors; see :func:`caldpo.estimation.fake_model.fake_model`."""
+    return fake_model(source.skeleton, source.identity)
 
 
-def way_of_reference(spec: Any, policy: PreTrainedModel, needed: bool, pairs: int, seen: int) -> ReferenceMode:
-    """How a run with these many pairs keeps its reference."""
-    if isinstance(spec, Frozen):
+def reference_mode_of(
+    source: ReferenceSource, policy: PreTrainedModel, needed: bool, pairs: int, pairs_seen: int
+) -> ReferenceMode:
+    """Choose the reference mode as the run will.
+
+    Args:
+        source: of the reference.
+        policy: with its adapter, if any.
+        needed: whether the loss reads the reference's log-probs.
+        pairs, pairs_seen: of the training split, and over all steps.
+    """
+    if isinstance(source, Frozen):
         return "frozen"
-    if isinstance(spec, Adapter):
+    if isinstance(source, Adapter):
         return "adapter"
-    if not isinstance(spec, Auto):
+    if not isinstance(source, Auto):
         return "precomputed"
-    in_policy = spec.path is None and is_adapted(policy)
-    return choose_mode(trains=needed, pairs=pairs, pairs_seen=seen, in_policy=in_policy)[0]
+    in_policy = source.path is None and is_adapted(policy)
+    return choose_mode(trains=needed, pairs=pairs, pairs_seen=pairs_seen, in_policy=in_policy)[0]
 
 
-def reference_skeleton(
-    spec: Any, way: ReferenceMode, policy: PreTrainedModel, source: Any, dtype: torch.dtype | None
+def fake_reference(
+    source: ReferenceSource,
+    mode: ReferenceMode,
+    policy: PreTrainedModel,
+    policy_source: ModelSource,
+    dtype: torch.dtype | None,
 ) -> PreTrainedModel | None:
-    """The second model that stays in memory, None where none does."""
-    if way != "frozen":
+    """Build the reference that is kept in memory from fake tensors; None where none is.
+
+    Args:
+        source: of the reference.
+        mode: how the run keeps it.
+        policy: whose dtype another reference is loaded in.
+        policy_source: of the policy's start.
+        dtype: that the run converts weights to; None keeps theirs.
+    """
+    if mode != "frozen":
         return None
-    own = spec.path is None
-    key = "reference.path"
-    model = (
-        made_of(source)
-        if own
-        else skeleton_without_content(
-            lambda: causal_lm_skeleton(spec.path, key=key, dtype=policy.dtype), lambda: str(spec.path), key
-        )
-    )
-    kept = getattr(spec, "dtype", "same")
-    model = converted(model, dtype if kept == "same" else floating_dtype(kept))
+    path, key = path_of(source), "reference.path"
+    if path is None:
+        model = fake_model_of(policy_source)
+    else:
+        model = fake_model(lambda: causal_lm_skeleton(path, key=key, dtype=policy.dtype), lambda: path, key)
+    own_dtype = source.dtype if isinstance(source, Frozen) else "same"
+    model = to_dtype(model, dtype if own_dtype == "same" else floating_dtype(own_dtype))
     return model.eval().requires_grad_(False)
+
+
+def path_of(source: ReferenceSource) -> str | None:
+    """Hub id or folder of another reference; None where it is the policy's start."""
+    return source.path if isinstance(source, Auto | Frozen | Precomputed) else None

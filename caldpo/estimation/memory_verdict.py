@@ -1,8 +1,12 @@
-"""Whether a run fits, and what to change where it does not."""
+"""Compare the memory that a run needs with a device's, and advise what to change."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from caldpo.components import Components
 from caldpo.estimation.memory_breakdown import (
@@ -14,86 +18,147 @@ from caldpo.estimation.memory_breakdown import (
     REFERENCE,
     UPDATE,
     WORKING,
-    Needs,
+    MemoryBreakdown,
 )
-from caldpo.estimation.memory_capacity import GIB, Capacity
 
+GIB = 2**30
 TIGHT = 0.9
-"""Share of the memory above which a run may still fail: allocators lose some of it between blocks."""
+"""Share of the memory above which a run may still fail: allocators lose some of it to fragmentation."""
+MIN_SAVING = 0.03
+"""Share of the total below which a change is not advised."""
 
-WORTHWHILE = 0.03
-"""Share of all that a change has to be about to be proposed."""
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Memory of one process of the run.
+
+    Args:
+        bytes: None where it is unknown on this machine.
+        source: where the figure is from.
+        device: ``cpu`` or ``cuda``, which the run would use.
+    """
+
+    bytes: int | None
+    source: str
+    device: str
+
+
+def device_memory(accelerator: str, devices: int, memory_gib: float | None) -> DeviceMemory:
+    """Look up the memory of a process of the run.
+
+    Args:
+        accelerator: ``cpu`` or ``gpu``.
+        devices: processes on this machine, which share its RAM or have a GPU each.
+        memory_gib: memory to compare with instead, GiB; None takes what is free.
+    """
+    device = "cuda" if accelerator == "gpu" else "cpu"
+    if memory_gib is not None:
+        return DeviceMemory(int(memory_gib * GIB), "given by memory_gib", device)
+    if device == "cuda":
+        present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if present < devices:
+            return DeviceMemory(None, f"{devices} GPU(s) wanted, {present} on this machine", device)
+        free = [torch.cuda.mem_get_info(i)[0] for i in range(devices)]
+        return DeviceMemory(min(free), f"free on {torch.cuda.get_device_name(free.index(min(free)))}", device)
+    available = available_ram()
+    if available is None:
+        return DeviceMemory(None, "available memory unknown on this system", device)
+    shared = f", shared by {devices} processes" if devices > 1 else ""
+    return DeviceMemory(available // devices, f"available RAM{shared}", device)
+
+
+def available_ram(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes available without swapping, within the limit of a container; None where the system has no figure."""
+    if not meminfo.is_file():
+        if "SC_PHYS_PAGES" in os.sysconf_names:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    try:
+        limit, used = ((cgroup / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        if limit != "max":
+            # the container's file cache is released on demand
+            cached = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+            available = min(available, int(limit) - int(used) + int(cached["inactive_file"]))
+    except (OSError, KeyError, ValueError):
+        pass  # no container, or cgroups of version 1
+    return max(available, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer.
+    """Whether a run fits.
 
     Args:
-        fits: whether it does; None where that is not known.
+        fits: None where it is unknown.
         text: in a sentence.
-        advice: what would make it smaller, the largest part first.
+        advice: changes that save memory, the largest saving first.
     """
 
     fits: bool | None
     text: str
-    advice: tuple[str, ...]
+    advice: tuple[str, ...] = ()
 
 
-def judge(needs: Needs, has: Capacity, components: Components, largest: int) -> Verdict:
-    """Compare what is needed with what there is.
+def memory_verdict(memory: MemoryBreakdown, has: DeviceMemory, components: Components, largest: int) -> Verdict:
+    """Compare a run's memory with a device's.
 
     Args:
-        needs: of the run.
-        has: memory of a device.
+        memory: that the run needs.
+        has: memory of the device.
         components: of the run, for the advice.
         largest: pairs of the largest micro-batch.
     """
-    total = f"{needs.total / GIB:,.2f} GiB"
+    total = f"{memory.total / GIB:,.2f} GiB"
     if has.bytes is None:
-        known = "at least " if needs.unknown else "about "
-        return Verdict(None, f"needs {known}{total}; what a device has is not known ({has.what})", ())
-    room = f"{has.bytes / GIB:,.2f} GiB ({has.what})"
-    ways = tuple(advice(needs, components, largest))
-    if needs.total > has.bytes:
-        return Verdict(False, f"does not fit: about {total} of {room}", ways)
-    if needs.unknown:
-        return Verdict(None, f"not known: at least {total} of {room}, without activations", ())
-    if needs.total > TIGHT * has.bytes:
-        return Verdict(
-            True, f"tight: about {total} of {room}, and memory may fragment", tuple(advice(needs, components, largest))
-        )
-    return Verdict(True, f"fits: about {total} of {room}", ())
+        bound = "at least" if memory.activations_unknown else "about"
+        return Verdict(None, f"needs {bound} {total}; the memory of a device is not known ({has.source})")
+    room = f"{has.bytes / GIB:,.2f} GiB ({has.source})"
+    changes = tuple(advice(memory, components, largest))
+    if memory.total > has.bytes:
+        return Verdict(False, f"does not fit: about {total} of {room}", changes)
+    if memory.activations_unknown:
+        return Verdict(None, f"not known: at least {total} of {room}, without activations")
+    if memory.total > TIGHT * has.bytes:
+        return Verdict(True, f"tight: about {total} of {room}, and memory may fragment", changes)
+    return Verdict(True, f"fits: about {total} of {room}")
 
 
-def advice(needs: Needs, components: Components, largest: int) -> list[str]:
-    """What would make the largest parts smaller."""
-    trainer, data, model = components.trainer, components.data, components.model
-    found = needs.parts
-    ways: dict[str, int] = {}
-    per_batch = found[ACTIVATIONS] + found[WORKING]
+def advice(memory: MemoryBreakdown, components: Components, largest: int) -> list[str]:
+    """List the changes that save most memory, the largest saving first.
+
+    Args:
+        memory: that the run needs.
+        components: of the run.
+        largest: pairs of the largest micro-batch.
+    """
+    trainer, data, parts = components.trainer, components.data, memory.parts
+    savings: dict[str, int] = {}
+    per_batch = parts[ACTIVATIONS] + parts[WORKING]
     if largest > 1:
         if data.max_tokens_per_micro_batch is not None:
             smaller = f"data.max_tokens_per_micro_batch={-(-data.max_tokens_per_micro_batch // 2)}"
         else:
             smaller = f"data.micro_batch_size={-(-data.micro_batch_size // 2)}"
             smaller += f" trainer.accumulate_grad_batches={trainer.accumulate_grad_batches * 2}"
-        ways[f"{smaller}: the same step in smaller pieces"] = per_batch
-    if getattr(model, "gradient_checkpointing", None) is False:
-        ways["model.gradient_checkpointing=true: activations are computed again in the backward pass"] = per_batch
+        savings[f"{smaller}: the same step in smaller micro-batches"] = per_batch
+    # the embedded models have no such key
+    if getattr(components.model, "gradient_checkpointing", None) is False:
+        savings["model.gradient_checkpointing=true: recomputes activations in the backward pass"] = per_batch
     if per_batch > 0:
-        ways["data.max_length and data.max_prompt_length lower: fewer tokens of the longest pairs"] = per_batch - 1
-    if found[REFERENCE]:
-        ways["reference=precomputed: no second copy of the weights while training"] = found[REFERENCE]
-    if needs.trainable == needs.parameters:
-        ways["adapter=lora: gradients and optimiser state of a small part of the weights"] = (
-            found[GRADIENTS] + found[OPTIMIZER] + found[CASTS]
+        savings["data.max_length and data.max_prompt_length lower: fewer tokens of the longest pairs"] = per_batch - 1
+    if parts[REFERENCE]:
+        savings["reference=precomputed: no second copy of the weights during training"] = parts[REFERENCE]
+    if memory.trainable == memory.parameters:
+        savings["adapter=lora: gradients and optimiser state of a small share of the weights"] = (
+            parts[GRADIENTS] + parts[OPTIMIZER] + parts[CASTS]
         )
-    if found[OPTIMIZER] > found[GRADIENTS] * 1.5:
-        ways["optim=rmsprop: one moment instead of two"] = found[OPTIMIZER] // 2
-    if found[UPDATE]:
-        ways["optim.foreach=false: weights are updated one by one"] = found[UPDATE]
-    if found[EVALUATION]:
-        ways["data.eval_micro_batch_size lower"] = found[EVALUATION]
-    worthwhile = {text: size for text, size in ways.items() if size > WORTHWHILE * needs.total}
-    return sorted(worthwhile, key=lambda text: -worthwhile[text])
+    if parts[OPTIMIZER] > parts[GRADIENTS] * 1.5:
+        savings["optim=rmsprop: one moment instead of two"] = parts[OPTIMIZER] // 2
+    if parts[UPDATE]:
+        savings["optim.foreach=false: updates one weight at a time"] = parts[UPDATE]
+    if parts[EVALUATION]:
+        savings["data.eval_micro_batch_size lower"] = parts[EVALUATION]
+    savings = {change: saved for change, saved in savings.items() if saved > MIN_SAVING * memory.total}
+    return sorted(savings, key=lambda change: -savings[change])

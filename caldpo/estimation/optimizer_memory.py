@@ -1,4 +1,4 @@
-"""Memory of an optimiser, learnt from the optimiser itself on a small model."""
+"""Memory of an optimiser, measured on a small model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from caldpo.estimation.live_bytes import OTHER, LiveBytes
+from caldpo.estimation.step_memory import OTHER, LiveBytes
 from caldpo.optim.optimizer_base import OptimizerChoice
 
-_WIDTH = 64  # of the stand-in's square matrices
+_WIDTH = 64  # of the measured square matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,8 @@ class OptimizerMemory:
     """Bytes that an optimiser needs.
 
     Args:
-        state: kept from step to step.
-        temporary: taken during a step and given back.
+        state: kept between steps.
+        temporary: allocated during a step.
     """
 
     state: int
@@ -28,60 +29,61 @@ class OptimizerMemory:
 
 
 def optimizer_memory(
-    spec: OptimizerChoice, parameters: Iterable[Tensor], device: str, *, scaled: bool = False
+    optim: OptimizerChoice, parameters: Iterable[Tensor], device: str, *, scaled: bool = False
 ) -> OptimizerMemory:
-    """What ``spec`` needs for ``parameters``, of which only shapes and dtypes are looked at.
+    """Measure what an optimiser needs for ``parameters``, of which only shapes and dtypes are read.
 
-    Two steps of the real optimiser on a stand-in of two matrices, and of three, tell how many bytes it keeps for an
-    element and for a tensor, and whether its temporaries grow with all parameters (one kernel over all tensors)
-    or with the largest alone (a loop over tensors).
+    Two steps of the real optimiser on two matrices, and on three, give the bytes of state per element and per tensor,
+    and whether temporaries grow with all parameters (one kernel for all tensors) or with the largest (a loop).
 
     Args:
-        parameters: those that are trained.
-        device: ``cpu`` or ``cuda``: PyTorch's choice between the two ways depends on it.
+        optim: of the run.
+        parameters: the trained ones.
+        device: ``cpu`` or ``cuda``, on which PyTorch's choice between the two ways depends.
         scaled: whether float16 arithmetic scales the gradients.
     """
     trained = list(parameters)
     state = temporary = 0
     for dtype in {p.dtype for p in trained}:
         sizes = [p.numel() for p in trained if p.dtype == dtype]
-        per_tensor, per_element, growing, fixed = _rates(spec, dtype, device, scaled)
+        with unset_fake_temporarily():  # some optimisers read values, such as Adafactor a weight's norm
+            per_tensor, per_element, growing, fixed = _rates(optim, dtype, device, scaled)
         state += round(per_tensor * len(sizes) + per_element * sum(sizes))
         temporary += round(growing * sum(sizes) + fixed * max(sizes))
     return OptimizerMemory(state, temporary)
 
 
-def _rates(spec: OptimizerChoice, dtype: torch.dtype, device: str, scaled: bool) -> tuple[float, float, float, float]:
-    """Bytes of state a tensor and an element; temporary bytes an element of all, and of the largest tensor.
+def _rates(optim: OptimizerChoice, dtype: torch.dtype, device: str, scaled: bool) -> tuple[float, float, float, float]:
+    """Bytes of state per tensor and per element; temporary bytes per element of all, and of the largest tensor.
 
-    What an optimiser keeps by rows and columns counts as much an element as it is of a small matrix: 1/16 byte.
+    State per row and column counts as state per element of a small matrix: 1/16 byte.
     """
     elements = _WIDTH**2
-    (state, two), (_, three) = (_measure(spec, dtype, device, scaled, matrices) for matrices in (2, 3))
-    twice, _ = _measure(spec, dtype, device, scaled, 2, rows=2 * _WIDTH)
-    per_element = (twice - state) / elements
+    (state, two), (_, three) = (_measure(optim, dtype, device, scaled, matrices) for matrices in (2, 3))
+    doubled, _ = _measure(optim, dtype, device, scaled, 2, rows=2 * _WIDTH)
+    per_element = (doubled - state) / elements
     per_tensor = state - per_element * elements
     growing = (three - two) / elements
     return per_tensor, per_element, growing, max(0.0, two / elements - 2 * growing)
 
 
 def _measure(
-    spec: OptimizerChoice, dtype: torch.dtype, device: str, scaled: bool, matrices: int, rows: int = _WIDTH
+    optim: OptimizerChoice, dtype: torch.dtype, device: str, scaled: bool, matrices: int, rows: int = _WIDTH
 ) -> tuple[int, int]:
-    """Bytes of the state of the first matrix, and the temporary bytes of a step that creates no state."""
+    """Bytes of state of the first matrix, and temporary bytes of the second step, which creates no state."""
     model = nn.ParameterList(nn.Parameter(torch.ones(rows, _WIDTH, dtype=dtype)) for _ in range(matrices))
-    optimizer: torch.optim.Optimizer = spec.build(model, 10, scaled=scaled)["optimizer"]
+    optimizer: torch.optim.Optimizer = optim.build(model, 10, scaled=scaled)["optimizer"]
     for group in optimizer.param_groups:
         if device == "cuda" and not group.get("fused") and group.get("foreach", False) is None:
-            group["foreach"] = True  # what PyTorch chooses there; it works on a CPU as well
+            group["foreach"] = True  # PyTorch's default on CUDA; it works on a CPU as well
     for parameter in model:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    kept = sum(s.nbytes for s in optimizer.state[model[0]].values() if isinstance(s, Tensor))
-    if getattr(spec, "compiled_step", False):  # which cannot be watched from inside
-        return kept, 0
+    state = sum(s.nbytes for s in optimizer.state[model[0]].values() if isinstance(s, Tensor))
+    if optim.compiled_step:  # operations inside a compiled step are not seen
+        return state, 0
     with LiveBytes(model) as live:
         live.add((s for state in optimizer.state.values() for s in state.values() if isinstance(s, Tensor)), OTHER)
         fixed = live.total
         optimizer.step()
-    return kept, live.peak - fixed
+    return state, live.peak - fixed

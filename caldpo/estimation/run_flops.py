@@ -1,9 +1,12 @@
-"""Floating-point operations of a run, counted from tokens, weights and attention; and hours, under an assumption.
+"""FLOPs of a run, from token counts, weight shapes and attention; GPU-hours under an assumed utilisation.
 
-A product of ``[m, k]`` and ``[k, n]`` counts ``2 m k n``; what is no matrix product counts nothing. Counted is what is
-computed: padding where rows are padded, the forward pass again under gradient checkpointing, logits that are not kept,
-the reference's pass and the evaluations. Not counted: samples in training, and what fused attention kernels compute
-again by themselves.
+A product of ``[m, k]`` and ``[k, n]`` counts ``2 m k n``; everything else counts 0. Counted is what is computed:
+padding of padded rows, the forward pass again under gradient checkpointing, logits that are not cached, the
+reference's passes and the evaluations. Not counted: sampling during training, and what fused attention kernels
+recompute internally.
+
+The formulas scale to a whole run and hold for any layout; :mod:`torch.utils.flop_counter` counts one executed step, and
+the tests compare the two.
 """
 
 from __future__ import annotations
@@ -17,24 +20,30 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from caldpo.data.collate import Layout
+from caldpo.errors import CaldpoError, one_line
 from caldpo.logprobs.head import head_layer
+from caldpo.models.hub_model import causal_lm_skeleton
 
-_LOGIT_BYTES = 4  # of the softmax that is kept, in float32
+_LOGIT_BYTES = 4  # of the cached softmax, in float32
 SECONDS_PER_HOUR = 3600
+
+
+class UnknownFlopsError(Exception):
+    """FLOPs of the model do not follow from its shapes; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """What determines the operations of a model at a token.
+    """Sizes that determine a model's FLOPs per token.
 
     Args:
-        body: elements of the matrices that each position goes through.
-        trained: of these, elements that get a gradient of their own.
+        body: elements of the matrices that every position passes.
+        trained: of these, elements that get a gradient.
         head: elements of the output head.
-        head_trained: whether it gets a gradient.
+        head_trained: whether the head gets a gradient.
         attention: layers x heads x head dimension.
-        again: of the body, elements whose product is computed again in the backward pass (gradient checkpointing).
-        attended_again: the same of the attention.
+        recomputed: of the body, elements whose product is recomputed in the backward pass (gradient checkpointing).
+        attention_recomputed: likewise of the attention.
     """
 
     body: int
@@ -42,22 +51,22 @@ class ModelCost:
     head: int
     head_trained: bool
     attention: int
-    again: int = 0
-    attended_again: int = 0
+    recomputed: int = 0
+    attention_recomputed: int = 0
 
     @staticmethod
     def of(model: PreTrainedModel) -> ModelCost:
-        """The sizes of a model, adapters included; of its weights only shapes are looked at.
+        """Read the sizes of a model, adapters included, from the shapes of its weights.
 
         Raises:
-            UncountedError: it has weights that are used by some tokens, or in another way than as matrices.
+            UnknownFlopsError: some weights are no matrices, or serve some tokens only.
         """
         head = head_layer(model)
         matrices = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
         other = {type(m).__name__ for m in model.modules() for p in m.parameters(recurse=False) if p.dim() > 2}
         if head is None or other:
-            raise UncountedError(f"{', '.join(sorted(other)) or type(model).__name__} is no plain matrix")
-        again, layers = _computed_again(model)
+            raise UnknownFlopsError(f"{', '.join(sorted(other)) or type(model).__name__} is no plain matrix")
+        recomputed, layers = _recomputed_layers(model)
         attention = _attention_sizes(model.config.get_text_config())
         return ModelCost(
             body=sum(map(_elements, matrices)),
@@ -65,36 +74,60 @@ class ModelCost:
             head=_elements(head),
             head_trained=bool(head.weight.requires_grad),
             attention=sum(attention),
-            again=again,
-            attended_again=round(layers * sum(attention) / len(attention)),
+            recomputed=recomputed,
+            attention_recomputed=round(layers * sum(attention) / len(attention)),
         )
 
     def without_adapters(self) -> ModelCost:
-        """The base of a model whose adapters alone are trained; the model itself where all of it is."""
-        return self if self.trained == self.body else replace(self, body=self.body - self.trained, trained=0, again=0)
+        """The base under trained adapters; the model itself where all weights are trained."""
+        if self.trained == self.body:
+            return self
+        return replace(self, body=self.body - self.trained, trained=0, recomputed=0)
 
 
-class UncountedError(Exception):
-    """A model whose operations do not follow from its shapes, with the reason."""
+def model_costs(
+    policy: PreTrainedModel, reference: PreTrainedModel | None, reference_path: str | None
+) -> tuple[ModelCost | None, ModelCost | None, str]:
+    """Costs of policy and reference; both None, with the reason, where they are unknown.
+
+    Args:
+        policy: with its adapter, if any.
+        reference: the second model in memory; None where there is none.
+        reference_path: hub id or folder of another reference; None: the policy's start.
+
+    Raises:
+        CaldpoError: ``reference.path`` cannot be read.
+    """
+    try:
+        cost = ModelCost.of(policy)
+        if reference is None and reference_path is not None:
+            reference = causal_lm_skeleton(reference_path, key="reference.path")
+        return cost, cost.without_adapters() if reference is None else ModelCost.of(reference), ""
+    except UnknownFlopsError as error:
+        return None, None, str(error)
+    except CaldpoError:
+        raise
+    except Exception as error:  # a configuration of an unknown architecture
+        return None, None, f"the sizes of {type(policy).__name__} cannot be read ({one_line(error)})"
 
 
 def _attention_sizes(config: PretrainedConfig) -> list[int]:
-    """Heads x head dimension of each layer; Gemma 4 has layers of several sizes.
+    """Heads x head dimension of each layer; the layers of Gemma 4 differ.
 
     Raises:
-        UncountedError: the configuration names no attention heads, as xLSTM's.
+        UnknownFlopsError: the configuration has no attention heads, such as xLSTM's.
     """
     layers = list(getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers)
     if any(not getattr(layer, "num_attention_heads", None) for layer in layers):
-        raise UncountedError(f"{config.model_type} has layers without attention heads, whose products are not counted")
+        raise UnknownFlopsError(f"{config.model_type} has layers without attention heads, whose FLOPs are not counted")
     sizes = [getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads for layer in layers]
     return [size * layer.num_attention_heads for size, layer in zip(sizes, layers, strict=True)]
 
 
-def _computed_again(model: nn.Module) -> tuple[int, int]:
-    """Elements whose product is computed again, and in how many layers.
+def _recomputed_layers(model: nn.Module) -> tuple[int, int]:
+    """Elements of the matrices that checkpointing multiplies by again, and the number of checkpointed layers.
 
-    PyTorch stops at the last input that a layer's backward pass needs: the layer's last product is not done again.
+    PyTorch stops at the last input that a layer's backward pass needs: the layer's last product is not recomputed.
     """
     elements = layers = 0
     for layer in model.modules():
@@ -105,50 +138,116 @@ def _computed_again(model: nn.Module) -> tuple[int, int]:
 
 
 def _elements(layer: nn.Module) -> int:
-    """Of the matrix that a layer multiplies by, in whatever form it is stored."""
+    """Elements of a layer's matrix, also of a quantised one."""
     if isinstance(layer, nn.Linear):
         return layer.in_features * layer.out_features
     return int(layer.weight.numel())  # type: ignore[operator]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What a model runs over.
+class Workload:
+    """Token counts that a model processes.
 
     Args:
         positions: tokens of the rows, padding included.
-        predicted: response tokens, at which the head is needed.
-        attended: couples of a query and a key that attention computes, in one layer and head.
-        again: of the predicted tokens, those whose logits are computed a second time in training.
+        response_tokens: tokens whose log-probs need the output head.
+        attended: query-key pairs of attention, in one layer and head.
+        logits_recomputed: of the response tokens, those whose logits are computed twice in training.
     """
 
     positions: float
-    predicted: float
+    response_tokens: float
     attended: float
-    again: float = 0.0
+    logits_recomputed: float = 0.0
 
-    def __add__(self, other: Work) -> Work:
-        return Work(
+    def __add__(self, other: Workload) -> Workload:
+        return Workload(
             self.positions + other.positions,
-            self.predicted + other.predicted,
+            self.response_tokens + other.response_tokens,
             self.attended + other.attended,
-            self.again + other.again,
+            self.logits_recomputed + other.logits_recomputed,
         )
 
-    def __mul__(self, times: float) -> Work:
-        return Work(*(times * n for n in (self.positions, self.predicted, self.attended, self.again)))
+    def __mul__(self, factor: float) -> Workload:
+        counts = (self.positions, self.response_tokens, self.attended, self.logits_recomputed)
+        return Workload(*(factor * count for count in counts))
+
+
+def batch_workload(lengths: np.ndarray, layout: Layout) -> Workload:
+    """Count one micro-batch, without the padding that evens out ranks.
+
+    Args:
+        lengths: tokens of prompt, chosen and rejected response of its pairs, shape ``(pairs, 3)``.
+        layout: packed pairs attend causally, their prompt with each response; padded rows attend to all of the row,
+            since attention under a mask computes the whole square.
+    """
+    prompt, responses = lengths[:, 0].astype(np.int64), lengths[:, 1:].astype(np.int64)
+    response_tokens = int(responses.sum())
+    if layout == "packed":
+        return Workload(int(lengths.sum()), response_tokens, int(_causal(prompt[:, None] + responses).sum()))
+    longest = int((prompt + responses.max(axis=1)).max())
+    return Workload(2 * len(lengths) * longest, response_tokens, 2 * len(lengths) * longest**2)
+
+
+def minimal_workload(lengths: np.ndarray) -> Workload:
+    """Count what the loss needs at least: each prompt once, no padding, no last tokens, which predict nothing.
+
+    Args:
+        lengths: as in :func:`batch_workload`; each at least 1.
+    """
+    prompt, responses = lengths[:, 0].astype(np.int64), lengths[:, 1:].astype(np.int64)
+    inner = responses - 1
+    attended = _causal(prompt) + (inner * prompt[:, None] + _causal(inner)).sum(axis=1)
+    return Workload(int(prompt.sum() + inner.sum()), int(responses.sum()), int(attended.sum()))
+
+
+def _causal(tokens: np.ndarray) -> np.ndarray:
+    """Query-key pairs of rows that attend causally."""
+    return tokens * (tokens + 1) // 2
+
+
+def logits_recomputed(lengths: np.ndarray, vocab_size: int, logits_cache_mib: int) -> float:
+    """Share of the response tokens whose logits are computed twice: those of each pair beyond the cache.
+
+    Args:
+        lengths: as in :func:`batch_workload`.
+        vocab_size: logits of a token.
+        logits_cache_mib: of the log-prob engine.
+    """
+    tokens = lengths[:, 1:].sum(axis=1)
+    cached = logits_cache_mib * 2**20 // (vocab_size * _LOGIT_BYTES)
+    return float(np.maximum(tokens - cached, 0).sum() / max(1, tokens.sum()))
+
+
+def forward_flops(cost: ModelCost, work: Workload) -> float:
+    """FLOPs of a forward pass; attention multiplies queries by keys, and weights by values."""
+    body = 2 * cost.body * work.positions + 4 * cost.attention * work.attended
+    return body + 2 * cost.head * work.response_tokens
+
+
+def backward_flops(cost: ModelCost, work: Workload) -> float:
+    """FLOPs of a backward pass: per product ``y = W x`` the gradient of ``x``, and of ``W`` where it is trained."""
+    head = 2 * cost.head * work.response_tokens * (1 + cost.head_trained)
+    attention = 2 * 4 * cost.attention * work.attended
+    return 2 * (cost.body + cost.trained) * work.positions + attention + head
+
+
+def recompute_flops(cost: ModelCost, work: Workload) -> float:
+    """FLOPs of what is computed again for the backward pass."""
+    body = 2 * cost.recomputed * work.positions + 4 * cost.attention_recomputed * work.attended
+    return body + 2 * cost.head * work.logits_recomputed
 
 
 @dataclass(frozen=True, slots=True)
-class Flops:
-    """Operations of a whole run, on all devices together.
+class RunFlops:
+    """FLOPs of a whole run, over all devices.
 
     Args:
         forward: of the training steps.
         backward: likewise.
-        recompute: forward passes again, for the backward pass.
-        reference: the reference's passes.
-        evaluation: the policy's passes over held-out pairs.
+        recompute: of what is computed again for the backward pass.
+        reference: of the reference's passes.
+        evaluation: of the policy's passes over held-out pairs.
     """
 
     forward: float
@@ -157,26 +256,54 @@ class Flops:
     reference: float
     evaluation: float
 
+    @staticmethod
+    def of(
+        cost: ModelCost,
+        trained: Workload,
+        *,
+        evaluated: Workload,
+        evaluations: int,
+        reference: ModelCost,
+        reference_work: Workload,
+    ) -> RunFlops:
+        """Add up the FLOPs of a run.
+
+        Args:
+            cost: of the policy.
+            trained: of all training steps.
+            evaluated: of one evaluation.
+            evaluations: how many there are.
+            reference: cost of the reference.
+            reference_work: of all its passes.
+        """
+        return RunFlops(
+            forward=forward_flops(cost, trained),
+            backward=backward_flops(cost, trained),
+            recompute=recompute_flops(cost, trained),
+            reference=forward_flops(reference, reference_work),
+            evaluation=evaluations * forward_flops(cost, evaluated),
+        )
+
     @property
     def training(self) -> float:
-        """Of the training steps alone."""
+        """FLOPs of the training steps alone."""
         return self.forward + self.backward + self.recompute
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """FLOPs of the run."""
         return self.training + self.reference + self.evaluation
 
 
 @dataclass(frozen=True, slots=True)
-class Hours:
-    """What operations take at a share of a device's peak: an assumption, and no measurement.
+class GpuHours:
+    """Hours at an assumed share of a device's peak; not measured.
 
     Args:
-        device: hours of all devices together.
-        wall: hours that pass, where the devices share the work evenly.
-        tflops: peak of a device, 1e12 operations a second.
-        utilisation: share of it that is assumed.
+        device: hours summed over the devices.
+        wall: hours of wall-clock time, with the work spread evenly over the devices.
+        tflops: peak of a device, 1e12 FLOP/s.
+        utilisation: assumed share of that peak.
     """
 
     device: float
@@ -185,84 +312,7 @@ class Hours:
     utilisation: float
 
     @staticmethod
-    def of(flops: float, tflops: float, utilisation: float, devices: int) -> Hours:
-        """Of so many operations on so many devices."""
+    def of(flops: float, tflops: float, utilisation: float, devices: int) -> GpuHours:
+        """Divide FLOPs by the assumed speed of the devices."""
         hours = flops / (tflops * 1e12 * utilisation) / SECONDS_PER_HOUR
-        return Hours(hours, hours / devices, tflops, utilisation)
-
-
-def forward_flops(cost: ModelCost, work: Work) -> float:
-    """One forward pass: attention multiplies queries with keys, and weights with values."""
-    body = 2 * cost.body * work.positions + 4 * cost.attention * work.attended
-    return body + 2 * cost.head * work.predicted
-
-
-def backward_flops(cost: ModelCost, work: Work) -> float:
-    """One backward pass: of each product ``y = W x`` the gradient of ``x``, and that of ``W`` where it is trained."""
-    head = 2 * cost.head * work.predicted * (1 + cost.head_trained)
-    attention = 2 * 4 * cost.attention * work.attended
-    return 2 * (cost.body + cost.trained) * work.positions + attention + head
-
-
-def recompute_flops(cost: ModelCost, work: Work) -> float:
-    """What is computed a second time on the way back."""
-    body = 2 * cost.again * work.positions + 4 * cost.attended_again * work.attended
-    return body + 2 * cost.head * work.again
-
-
-def run_flops(
-    cost: ModelCost,
-    trained: Work,
-    *,
-    evaluated: Work,
-    evaluations: int,
-    reference: ModelCost | None,
-    reference_work: Work,
-) -> Flops:
-    """Operations of a run.
-
-    Args:
-        cost: of the policy.
-        trained: of all its steps together.
-        evaluated: of one evaluation.
-        evaluations: how many there are.
-        reference: cost of the reference; None where there is none.
-        reference_work: of all its passes together.
-    """
-    return Flops(
-        forward=forward_flops(cost, trained),
-        backward=backward_flops(cost, trained),
-        recompute=recompute_flops(cost, trained),
-        reference=0.0 if reference is None else forward_flops(reference, reference_work),
-        evaluation=evaluations * forward_flops(cost, evaluated),
-    )
-
-
-def work_of(lengths: np.ndarray, layout: Layout) -> Work:
-    """What one micro-batch is, without padding that evens out devices.
-
-    Args:
-        lengths: tokens of prompt, chosen and rejected response of its pairs, shape ``(pairs, 3)``.
-        layout: packed pairs attend causally, their prompt with each response; padded rows to all of themselves, since
-            attention under a mask computes the whole square.
-    """
-    prompt, responses = lengths[:, 0].astype(np.int64), lengths[:, 1:].astype(np.int64)
-    predicted = int(responses.sum())
-    if layout == "packed":
-        rows = prompt[:, None] + responses
-        return Work(int(lengths.sum()), predicted, int((rows * (rows + 1) // 2).sum()))
-    longest = int((prompt + responses.max(axis=1)).max())
-    return Work(2 * len(lengths) * longest, predicted, 2 * len(lengths) * longest**2)
-
-
-def logits_again(lengths: np.ndarray, vocabulary: int, logits_cache_mib: int) -> float:
-    """Share of the response tokens whose logits are computed twice: those of a pair beyond what is kept of it.
-
-    Args:
-        lengths: as in :func:`work_of`.
-        vocabulary: tokens.
-        logits_cache_mib: of the log-prob engine.
-    """
-    tokens = lengths[:, 1:].sum(axis=1)
-    kept = logits_cache_mib * 2**20 // (vocabulary * _LOGIT_BYTES)
-    return float(np.maximum(tokens - kept, 0).sum() / max(1, tokens.sum()))
+        return GpuHours(hours, hours / devices, tflops, utilisation)

@@ -1,69 +1,75 @@
-"""What each device holds where weights, gradients or optimiser states are sharded over several."""
+"""Bytes per device of weights, gradients and optimiser state that a strategy shards over several devices."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from caldpo.distributed.fsdp import decoder_layers
 
-_DIVIDED = {  # strategy: what is sharded
+State = Literal["weights", "gradients", "optimizer"]
+
+_SHARDED: dict[str, tuple[State, ...]] = {  # by strategy
     "fsdp": ("weights", "gradients", "optimizer"),
     "deepspeed_stage_2": ("gradients", "optimizer"),
 }
 LAYERS_AT_ONCE = 2
-"""Decoder layers that are whole at a time: the one that computes, and the next, which is gathered meanwhile."""
+"""Decoder layers that are unsharded at a time: the one that computes, and the next, which is gathered meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
-class Division:
-    """Into how many parts the strategy divides what.
+class Sharding:
+    """States that a strategy shards, and where it keeps them.
 
     Args:
-        weights, gradients, optimizer: parts; 1 is whole on each device.
-        offload: names of those whose parts lie in main memory.
-        copies: whether every device has a whole model whose gradients are averaged (DDP).
+        sharded: states of which each device has its shard; the others are full on each device.
+        devices: of all nodes together.
+        offloaded: states whose shards are in CPU memory.
     """
 
-    weights: int = 1
-    gradients: int = 1
-    optimizer: int = 1
-    offload: frozenset[str] = frozenset()
-    copies: bool = False
+    sharded: frozenset[State]
+    devices: int
+    offloaded: frozenset[State] = frozenset()
 
     @staticmethod
-    def of(strategy: str, devices: int, *, cpu_offload: bool = False) -> Division:
-        """By the strategy's name.
+    def of(strategy: str, devices: int, *, cpu_offload: bool = False) -> Sharding:
+        """Read a strategy's name.
 
         Args:
-            strategy: ``trainer.strategy``; one without division is DDP on several devices.
+            strategy: ``trainer.strategy``; on several devices one that shards nothing is DDP.
             devices: of all nodes together.
-            cpu_offload: parts lie in main memory: all of FSDP's, the optimiser's states of DeepSpeed's.
+            cpu_offload: keep shards in CPU memory: all of FSDP's, DeepSpeed's optimiser state.
         """
-        sharded = _DIVIDED.get(strategy, ())
-        parts = dict.fromkeys(sharded, devices)
-        away = sharded if strategy == "fsdp" else ("optimizer",) if sharded else ()
-        return Division(**parts, offload=frozenset(away if cpu_offload else ()), copies=not sharded and devices > 1)
+        sharded = _SHARDED.get(strategy, ())
+        offloaded = [state for state in sharded if cpu_offload and (strategy == "fsdp" or state == "optimizer")]
+        return Sharding(frozenset(sharded), devices, frozenset(offloaded))
 
-    def part(self, name: str, size: int) -> int:
-        """Bytes that a device has of ``size``, rounded up; 0 where they lie in main memory."""
-        return 0 if name in self.offload else self.part_anywhere(name, size)
+    @property
+    def replicates(self) -> bool:
+        """Whether every device has the full model and gradients are averaged (DDP)."""
+        return not self.sharded and self.devices > 1
 
-    def part_anywhere(self, name: str, size: int) -> int:
-        """Bytes of one process, wherever they lie."""
-        return -(-size // getattr(self, name))
+    def on_device(self, state: State, size: int) -> int:
+        """Bytes on each device of ``size`` bytes of a state; 0 where they are in CPU memory."""
+        return 0 if state in self.offloaded else self.per_process(state, size)
+
+    def per_process(self, state: State, size: int) -> int:
+        """Bytes of each process, on its device or in CPU memory, rounded up."""
+        return -(-size // self.devices) if state in self.sharded else size
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
-    """Bytes of what is gathered together.
+class ShardUnits:
+    """Bytes of the units that FSDP gathers at once.
 
     Args:
         layer: weights of the largest decoder layer.
-        root: weights outside of the layers: embedding, last norm, output head.
-        layer_trained, root_trained: of these, what has a gradient.
+        root: weights outside the layers: embedding, last norm, output head.
+        layer_trained, root_trained: of these, bytes that have a gradient.
     """
 
     layer: int
@@ -72,29 +78,35 @@ class Groups:
     root_trained: int
 
     @staticmethod
-    def of(model: PreTrainedModel) -> Groups:
-        """The groups of a model; one whose layers are not known is a group of its own."""
-        layers = decoder_layers(model)
-        inside = {id(p) for layer in layers for p in layer.parameters()}
-        outside = [p for p in model.parameters() if id(p) not in inside]
-
-        def trained(parameters: Any) -> int:
-            return sum(p.nbytes for p in parameters if p.requires_grad)
-
-        return Groups(
-            layer=max((sum(p.nbytes for p in layer.parameters()) for layer in layers), default=0),
-            root=sum(p.nbytes for p in outside),
-            layer_trained=max((trained(layer.parameters()) for layer in layers), default=0),
-            root_trained=trained(outside),
+    def of(model: PreTrainedModel) -> ShardUnits:
+        """Measure the units of a model; one whose layers are unknown is a single unit."""
+        layers = [list(layer.parameters()) for layer in decoder_layers(model)]
+        in_layers = {id(p) for layer in layers for p in layer}
+        outside = [p for p in model.parameters() if id(p) not in in_layers]
+        return ShardUnits(
+            layer=max(map(_bytes, layers), default=0),
+            root=_bytes(outside),
+            layer_trained=max(map(_trained_bytes, layers), default=0),
+            root_trained=_trained_bytes(outside),
         )
 
 
-def gathered(groups: Groups, division: Division) -> int:
-    """Bytes of weights and gradients that are whole at the most demanding moment, beside their parts.
+def gathered_bytes(units: ShardUnits, sharding: Sharding) -> int:
+    """Bytes of unsharded weights and gradients at the peak, beside the shards.
 
-    The root's weights stay whole from the forward to the end of the backward pass, and its gradient, which comes
-    first, with them; of the layers, :data:`LAYERS_AT_ONCE` have whole weights and one a whole gradient.
+    The root's weights stay gathered from the forward to the end of the backward pass, and its gradient, which comes
+    first, with them; of the layers, :data:`LAYERS_AT_ONCE` have full weights and one a full gradient.
     """
-    weights = groups.root + LAYERS_AT_ONCE * groups.layer if division.weights > 1 else 0
-    gradients = groups.root_trained + groups.layer_trained if division.gradients > 1 else 0
+    if sharding.devices == 1:
+        return 0
+    weights = units.root + LAYERS_AT_ONCE * units.layer if "weights" in sharding.sharded else 0
+    gradients = units.root_trained + units.layer_trained if "gradients" in sharding.sharded else 0
     return weights + gradients
+
+
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.nbytes for p in parameters)
+
+
+def _trained_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.nbytes for p in parameters if p.requires_grad)

@@ -1,34 +1,125 @@
-"""Steps and tokens of a run, from the lengths of some of its pairs and the run's own plan of its steps."""
+"""Steps and tokens of a run, from the lengths of a sample of its pairs and the run's own plan of steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.batching import StepPlan
 from caldpo.data.collate import Layout
-from caldpo.estimation.run_flops import work_of
+from caldpo.data.data_report import DataReport, SplitReport
+from caldpo.data.datamodule import PairDataModule
+from caldpo.data.mixtures import parts_of
+from caldpo.errors import CaldpoError
+from caldpo.estimation.run_flops import batch_workload
 
-_MOST_PAIRS = 1_000_000  # looked at in search of the largest micro-batch: some epochs of a usual data set
+_MAX_SEARCHED = 1_000_000  # pairs searched for the largest micro-batch: some epochs of a usual data set
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """What a run goes through. Tokens are those of an epoch, over all devices.
+class DataSample:
+    """A run's data, of which a sample is tokenised.
+
+    Args:
+        report: of the sampled pairs.
+        train_pairs, test_pairs: of the full splits; where not all pairs were tokenised, the number that tokenisation
+            will drop is estimated from the sample.
+    """
+
+    report: DataReport
+    train_pairs: int
+    test_pairs: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether every training pair was tokenised."""
+        return self.train_pairs == self.report.train.pairs
+
+    def truncated(self) -> dict[str, int]:
+        """Truncated prompts and responses of the full training split, scaled up from the sample."""
+        counts, scale = self.report.train.counts, self.train_pairs / self.report.train.pairs
+        return {
+            "prompts": round(counts.prompts_truncated * scale),
+            "chosen": round(counts.chosen_truncated * scale),
+            "rejected": round(counts.rejected_truncated * scale),
+        }
+
+
+def sample_data(
+    data: PairDataModule,
+    tokenizer: PreTrainedTokenizerBase,
+    run_dir: Path,
+    *,
+    pairs: int,
+    needs_scores: bool,
+    loss_name: str,
+    needs_rejected: bool = True,
+) -> DataSample:
+    """Read and check the data as a run does, and tokenise ``pairs`` random pairs of each split.
+
+    Reading full splits is fast compared with tokenising them, and it alone tells how many pairs a run will have. The
+    data module holds the sample afterwards.
+
+    Raises:
+        CaldpoError: any fault of the data; pairs that a model would have to generate first.
+    """
+    refuse_ungenerated(data)
+    limits = {"train": data.max_train_pairs, "test": data.max_test_pairs}
+    data.max_train_pairs, data.max_test_pairs = (min(pairs, limit or pairs) for limit in limits.values())
+    report = data.prepare_pairs(
+        tokenizer, run_dir, needs_scores=needs_scores, loss_name=loss_name, needs_rejected=needs_rejected
+    )
+    return DataSample(
+        report,
+        train_pairs=_full_pairs(report.train, data.max_train_pairs, limits["train"]),
+        test_pairs=_full_pairs(report.test, data.max_test_pairs, limits["test"]),
+    )
+
+
+def _full_pairs(split: SplitReport, drawn: int, limit: int | None) -> int:
+    """Pairs that a run has of a split."""
+    usable = drawn + split.left_out
+    if not split.left_out or limit == drawn:
+        return split.pairs
+    return round(min(usable, limit or usable) * split.pairs / drawn)
+
+
+def refuse_ungenerated(data: PairDataModule) -> None:
+    """Refuse pairs that a language model has yet to generate: their lengths are unknown.
+
+    Raises:
+        CaldpoError: naming the split.
+    """
+    for key, split in (("data.train", data.train), ("data.test", data.test)):
+        if split is not None and not all(data.source.is_generated(part.name) for part in parts_of(split, key)):
+            raise CaldpoError(
+                "a language model generates these pairs at their first use, which has not been, so their lengths are"
+                " unknown",
+                key=key,
+                value=split,
+                remedy="start a run, which generates them; the estimate reads them from the cache from then on",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StepSchedule:
+    """Steps of a run, and tokens of an epoch over all devices.
 
     Args:
         pairs: of the training split.
         micro_batches: of one device in an epoch.
         steps_per_epoch, steps: optimiser steps.
-        prompt_tokens: with each prompt counted once a pair.
+        prompt_tokens: with each prompt counted once per pair.
         response_tokens: chosen and rejected.
-        computed_tokens: positions that the model runs over: prompts as often as the layout repeats them, padding.
-        attended: couples of a query and a key that attention computes, in one layer and head.
-        largest: places in the sample of the pairs that make up the largest micro-batch.
-        largest_tokens: computed tokens of that.
-        exact: the sample is the whole split.
-        exact_steps: the number of steps does not hang on the number of pairs, or that is exact.
+        computed_tokens: positions that the model processes: prompts as often as the layout repeats them, and padding.
+        attended: query-key pairs of attention, in one layer and head.
+        largest: indices, in the sample, of the pairs of the largest micro-batch.
+        largest_tokens: computed tokens of it.
+        exact: the sample is the full split.
+        exact_steps: the number of steps is exact, whether or not the number of pairs is.
     """
 
     pairs: int
@@ -50,37 +141,38 @@ class Schedule:
         return self.steps / self.steps_per_epoch
 
 
-def schedule_of(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_steps: bool) -> Schedule:
-    """Go through the run's micro-batches by their lengths.
+def step_schedule(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_steps: bool) -> StepSchedule:
+    """Count the tokens of the run's micro-batches.
 
-    A split that is larger than its sample is stood in for by the sample over and over, so that the largest
-    micro-batch is the largest of as many as the run will have.
+    A split larger than its sample is represented by the sample repeated, so that the largest micro-batch is the
+    largest of as many as the run will have.
 
     Args:
         lengths: tokens of prompt, chosen and rejected of the sampled pairs, shape ``(sampled, 3)``.
-        plan: of the run, over the whole split.
+        plan: of the run, over the full split.
         layout: of the batches.
-        exact_steps: the number of steps is known, though the number of pairs may not be.
+        exact_steps: the number of steps does not depend on the number of pairs.
     """
     computed = packed_tokens if layout == "packed" else padded_tokens
     per_epoch = np.zeros(4, dtype=np.int64)  # prompt, response, computed, attended
     largest: tuple[int, ...] = ()
-    most = 0
+    largest_tokens = 0
     samplers = [plan.sampler(rank) for rank in range(plan.world_size)]
-    for epoch in range(max(1, min(plan.epochs, _MOST_PAIRS // plan.pairs))):
+    for epoch in range(max(1, min(plan.epochs, _MAX_SEARCHED // plan.pairs))):
         for sampler in samplers:
             sampler.set_epoch(epoch)
             for batch in sampler:
-                places = [row % len(lengths) for row in batch.rows]
-                of_batch = lengths[places]
-                size = computed(of_batch)
-                if size > most:
-                    largest, most = tuple(places), size
+                indices = [row % len(lengths) for row in batch.rows]
+                of_batch = lengths[indices]
+                tokens = computed(of_batch)
+                if tokens > largest_tokens:
+                    largest, largest_tokens = tuple(indices), tokens
                 if epoch == 0:
                     real = of_batch[np.array(batch.weights) > 0]
-                    per_epoch += (real[:, 0].sum(), real[:, 1:].sum(), size, int(work_of(of_batch, layout).attended))
+                    attended = int(batch_workload(of_batch, layout).attended)
+                    per_epoch += (real[:, 0].sum(), real[:, 1:].sum(), tokens, attended)
     exact = plan.pairs == len(lengths)
-    return Schedule(
+    return StepSchedule(
         pairs=plan.pairs,
         micro_batches=plan.steps_per_epoch * plan.accumulation,
         steps_per_epoch=plan.steps_per_epoch,
@@ -90,22 +182,22 @@ def schedule_of(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_st
         computed_tokens=int(per_epoch[2]),
         attended=int(per_epoch[3]),
         largest=largest,
-        largest_tokens=most,
+        largest_tokens=largest_tokens,
         exact=exact,
         exact_steps=exact or exact_steps,
     )
 
 
 def padded_tokens(lengths: np.ndarray) -> int:
-    """Positions of a padded micro-batch: every response behind its own prompt, as long as the longest."""
+    """Positions of a padded micro-batch: each response after its own prompt, padded to the longest."""
     return 2 * len(lengths) * int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
 
 
 def packed_tokens(lengths: np.ndarray) -> int:
-    """Positions of a packed micro-batch: each prompt once, and no padding."""
+    """Positions of a packed micro-batch: each prompt once, without padding."""
     return int(lengths.sum())
 
 
-def whole_split(lengths: np.ndarray, pairs: int) -> np.ndarray:
-    """Lengths of ``pairs`` pairs of which some are known: those over and over."""
+def repeated_lengths(lengths: np.ndarray, pairs: int) -> np.ndarray:
+    """Repeat the lengths of a sample up to ``pairs`` pairs."""
     return lengths[np.arange(pairs) % len(lengths)]

@@ -1,1 +1,1 @@
-"""Whether a policy got better: suites of measures on a run's folder, a sweep's, or any Hugging Face model."""
+"""Evaluate a run, the runs of a sweep, or any Hugging Face model by suites of measures."""

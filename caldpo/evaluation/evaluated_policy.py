@@ -82,8 +82,10 @@ class EvaluatedPolicy:
         data: PairDataModule | None = build_optional(config, "data")
         self.adapter.check()
         self.identity: str = self.source.identity()
-        self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time, shared with copies made by `at`
-        self._samples: dict[Sampling, list[list[int]]] = {}
+        # by weights, and shared with the copies that `at` makes
+        self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time
+        self._samples: dict[tuple[Weights, Sampling], list[list[int]]] = {}
+        self._log_ratios: dict[Weights, NDArray[np.float64]] = {}
         self.tokenizer: PreTrainedTokenizerBase = self.source.load_tokenizer()
         date = str(self.target.summary.get(DATE))  # a chat template may write it
         self._data_key = self._key("data", "model") + tokenizer_digest(self.tokenizer) + date
@@ -93,8 +95,7 @@ class EvaluatedPolicy:
     def at(self, weights: Weights) -> EvaluatedPolicy:
         """Return the same run with other weights; only the last weights used stay in memory."""
         other = copy.copy(self)
-        other.weights, other._samples = weights, {}
-        other.__dict__.pop("log_ratios", None)  # the cached property
+        other.weights = weights
         return other
 
     # -- results
@@ -256,12 +257,15 @@ class EvaluatedPolicy:
                 whose=self._owner(role),
             )
 
-    @cached_property
+    @property
     def log_ratios(self) -> NDArray[np.float64]:
         """Log-ratios policy/reference of both responses of the held-out pairs, nats, shape ``(2, pairs)``."""
-        policy = self.logps("policy", self.pairs)  # first: an adapter's base is then in memory for the reference
-        key = f"log-probs {self._reference_key} {self.settings.max_pairs}"
-        return policy - self.cache.once(key, lambda: self.logps("reference", self.pairs))
+        if self.weights not in self._log_ratios:
+            policy = self.logps("policy", self.pairs)  # first: an adapter's base is then in memory for the reference
+            key = f"log-probs {self._reference_key} {self.settings.max_pairs}"
+            reference = self.cache.once(key, lambda: self.logps("reference", self.pairs))
+            self._log_ratios[self.weights] = policy - reference
+        return self._log_ratios[self.weights]
 
     def sampling(self, prompts: int, samples: int, max_new_tokens: int | None, temperature: float) -> Sampling:
         """Complete settings of sampling; the default length is that of the run's own samples, else 256 tokens."""
@@ -272,9 +276,10 @@ class EvaluatedPolicy:
         """Sample responses to the held-out prompts, token ids: all samples of the first prompt, then of the second."""
         if role == "reference":
             return self.cache.once(f"samples {self.sampling_key(sampling)}", lambda: self._sample(role, sampling))
-        if sampling not in self._samples:
-            self._samples[sampling] = self._sample(role, sampling)
-        return self._samples[sampling]
+        key = (self.weights, sampling)
+        if key not in self._samples:
+            self._samples[key] = self._sample(role, sampling)
+        return self._samples[key]
 
     def sampling_key(self, sampling: Sampling) -> str:
         """Identify the reference's samples by everything that determines them."""

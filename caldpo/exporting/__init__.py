@@ -1,1 +1,1 @@
-"""Trained policies as Hugging Face folders, with a model card, and on to the hub."""
+"""Write trained policies as Hugging Face folders with a model card, and upload them to the hub."""

@@ -1,4 +1,4 @@
-"""Writes a policy as a Hugging Face folder: weights, tokenizer with its template, generation settings."""
+"""Write a policy as a Hugging Face folder: weights, tokenizer with its template, generation settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def export(module: PreferenceModule, folder: Path, weights: dict[str, Tensor]) -> None:
-    """The policy of a training as a Hugging Face folder, whole or not there.
+    """Write the policy of a training as a Hugging Face folder, whole or not at all.
 
     Of a policy with an adapter the adapter alone, in PEFT's format, which names its base.
     """
@@ -75,7 +75,7 @@ def write_policy(
 def complete_generation(
     settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()
 ) -> None:
-    """Let the base's generation settings end where responses end, pad with a token that there is, and be saveable.
+    """Complete the base's generation settings: end where responses end, pad with an existing token, be saveable.
 
     All else that the base says stays, but for what transformers would not save or cannot generate with.
 
@@ -85,24 +85,24 @@ def complete_generation(
         ends: tokens that end a response, see :mod:`caldpo.data.end_tokens`; those of the settings and the EOS are among
             them in any case.
     """
-    known = settings.eos_token_id if isinstance(settings.eos_token_id, list | tuple) else [settings.eos_token_id]
-    eos = list(dict.fromkeys([*trained_ends(tokenizer), *ends, *(token for token in known if _is_id(token))]))
+    own = settings.eos_token_id if isinstance(settings.eos_token_id, list | tuple) else [settings.eos_token_id]
+    eos = list(dict.fromkeys([*trained_ends(tokenizer), *ends, *(token for token in own if _is_id(token))]))
     settings.eos_token_id = eos[0] if len(eos) == 1 else eos or None
     if not _is_id(settings.pad_token_id):
-        own = tokenizer.eos_token_id
-        settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else own
+        padding = tokenizer.pad_token_id
+        settings.pad_token_id = tokenizer.eos_token_id if padding is None else padding
     if not _is_id(settings.bos_token_id):
         settings.bos_token_id = tokenizer.bos_token_id
-    kept, left_out = valid_settings(settings.to_dict(), saved=True)
+    usable, left_out = valid_settings(settings.to_dict(), saved=True)
     for name in left_out:
         setattr(settings, name, None)
-    settings.do_sample = kept.do_sample
+    settings.do_sample = usable.do_sample
 
 
 def export_settings(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[GenerationConfig | None, dict[str, Any]]:
-    """The generation settings that an export of the policy is written with, and what is left out of the policy's own.
+    """Return the generation settings of an export of the policy, and what is left out of the policy's own.
 
     The policy keeps its own. None of a model that has none.
     """
@@ -111,7 +111,7 @@ def export_settings(
         return None, {}
     completed = copy.deepcopy(base.generation_config)
     complete_generation(completed, tokenizer, end_tokens(tokenizer, policy))
-    # a new one: a copy would be told from one that was made of the model's configuration, and not be taken as it is
+    # not the copy: transformers would take it for settings made of the model's configuration, and change it
     settings, _ = valid_settings(completed.to_dict(), saved=True)
     before, after = base.generation_config.to_dict(), settings.to_dict()
     gone = {n: v for n, v in before.items() if v is not None and n[0] != "_" and after.get(n) is None}
@@ -119,10 +119,10 @@ def export_settings(
 
 
 def export_notes(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What an export will leave out of the checkpoint's generation settings, a line; empty where it is nothing."""
+    """Say in a line what an export leaves out of the checkpoint's generation settings; empty where it is nothing."""
     _, gone = export_settings(policy, tokenizer)
-    what = "transformers does not save it, or cannot generate with it"
-    return [f"exports have no {format_settings(gone)} in generation_config.json: {what}"] if gone else []
+    reason = "transformers does not save it, or cannot generate with it"
+    return [f"exports have no {format_settings(gone)} in generation_config.json: {reason}"] if gone else []
 
 
 def _is_id(value: object) -> bool:
@@ -130,7 +130,7 @@ def _is_id(value: object) -> bool:
 
 
 def in_dtype(policy: PreTrainedModel, name: str | None) -> PreTrainedModel:
-    """The policy with its floating-point weights in another dtype.
+    """Convert the policy's floating-point weights to another dtype.
 
     Raises:
         CaldpoError: a weight is too large for it, naming the weight.

@@ -41,10 +41,9 @@ def export_run(cfg: DictConfig) -> None:
     transformers.utils.logging.disable_progress_bar()
     find_keys = OmegaConf.create({"run": cfg.run, "output": None, "allow_untrusted_code": cfg.allow_untrusted_code})
     (folder,) = find_folders(find_keys)
-    assert folder is not None, "the configuration check saw to it that there is one"
+    assert folder is not None, "the configuration check has found one"
     target = read_target(find_keys, folder)
-    wanted = wanted_checkpoint(settings.checkpoint)
-    weights = find_weights(target, wanted)
+    weights = find_weights(target, wanted_checkpoint(settings.checkpoint))
     middle = weights.step if weights.step != target.steps else None
     to = default_dir(folder, middle, merged=settings.merge) if settings.to is None else Path(settings.to)
     place = export_dir(to, folder)
@@ -114,10 +113,10 @@ def _print_export(place: Path, what: Exported, repository: Repository | None) ->
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    shown = shlex.quote(str(place))
+    quoted = shlex.quote(str(place))
     size = sum(file.stat().st_size for file in place.glob("*.safetensors"))
     say(f"{'adapter' if what.adapter else 'policy'} of step {what.step}: {size / 2**20:,.1f} MiB in {place}")
     if not what.adapter:
-        say(f"serve it with vLLM, if you have it (never run here): vllm serve {shown}")
+        say(f"serve it with vLLM, if you have it (never run here): vllm serve {quoted}")
     if repository is not None:
         say(f"uploaded: {repository.upload(place, f'Policy of step {what.step}, exported by caldpo {__version__}')}")

@@ -1,4 +1,4 @@
-"""Uploads an export to the Hugging Face hub, by huggingface_hub. The token comes from HF_TOKEN and is never shown."""
+"""Upload an export to the Hugging Face hub, by huggingface_hub. The token comes from HF_TOKEN and is never shown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Repository:
         self._api = HfApi(token=hub_token())
 
     def prepare(self) -> None:
-        """Have the repository there, before anything is exported.
+        """Make sure that the repository exists, before anything is exported.
 
         Raises:
             CaldpoError: the hub refuses or cannot be reached, or the repository is public where a private one is meant.
@@ -44,14 +44,14 @@ class Repository:
             self._ask(self._api.auth_check, repo_id=self.name, repo_type="model", write=True)
         if self.private and info.private is False:
             raise CaldpoError(
-                "this repository is there already, and public",
+                "this repository exists already, and is public",
                 key="push_to",
                 value=self.name,
                 remedy="say private=false if everybody may have the policy, or name another repository",
             )
 
     def upload(self, folder: Path, message: str) -> str:
-        """Upload the folder as one commit; its address.
+        """Upload the folder as one commit; return its address.
 
         Raises:
             CaldpoError: the hub refuses, or cannot be reached.

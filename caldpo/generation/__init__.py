@@ -1,1 +1,1 @@
-"""What ``python -m caldpo.generate`` is made of."""
+"""Sample responses to read: prompts, sampling, chat, terminal and table of ``python -m caldpo.generate``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,17 @@ On a CPU below the 32 MiB from which the C library maps and zeroes each block ag
 
 WIDE_RESULTS = {"cpu": False, "cuda": True}
 """Whether half-precision matrices are multiplied into a float32 result; else they are converted first."""
+
+
+@contextlib.contextmanager
+def cpu_as(device: str) -> Iterator[None]:
+    """Split and widen products on the CPU as on ``device``, for estimates of its memory."""
+    before = CHUNK_BYTES["cpu"], WIDE_RESULTS["cpu"]
+    CHUNK_BYTES["cpu"], WIDE_RESULTS["cpu"] = CHUNK_BYTES[device], WIDE_RESULTS[device]
+    try:
+        yield
+    finally:
+        CHUNK_BYTES["cpu"], WIDE_RESULTS["cpu"] = before
 
 
 @dataclass(frozen=True, slots=True)

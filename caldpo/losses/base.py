@@ -12,8 +12,8 @@ from caldpo.types import LossOutput, PairLogps
 class PreferenceLoss(nn.Module, ABC):
     """A loss per preference pair.
 
-    A loss gets its own fields through its constructor and never sees the configuration. It says what
-    it needs; nobody asks for its name.
+    A loss gets its own fields through its constructor and never sees the configuration. It declares
+    what it needs; no code asks for its name.
     """
 
     needs_reference: bool = True  # whether the training loss reads the reference's log-probs

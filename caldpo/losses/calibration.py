@@ -95,6 +95,6 @@ class Calibration(nn.Module):
         return LossOutput(output.loss + term, terms, output.diagnostics)
 
     def forward(self, logps: PairLogps) -> Float[Tensor, " pairs"]:
-        """The weighted term per pair."""
+        """Compute the weighted term per pair."""
         chosen, rejected = self.log_ratio_targets(logps)
         return self.weight * ((logps.chosen_log_ratio - chosen) ** 2 + (logps.rejected_log_ratio - rejected) ** 2)

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from caldpo.config.hydra_errors import install
 from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import REFERENCE
 from caldpo.models.hub_files import no_safetensors_error
-from caldpo.models.model_source import ModelSource, Repository
+from caldpo.models.model_source import ModelSource, WrappedSource
 from caldpo.models.weight_files import read_header
 from caldpo.utils.atomic_io import file_digest
 from caldpo.utils.notes import print_notes
@@ -159,7 +159,7 @@ def _plain_settings(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-class MergedAdapter:
+class MergedAdapter(WrappedSource):
     """A model source that merges an earlier adapter into its base: the start of policy and reference alike.
 
     Args:
@@ -168,10 +168,8 @@ class MergedAdapter:
     """
 
     def __init__(self, source: ModelSource, folder: str) -> None:
-        self.source, self.folder = source, folder
-
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.source.load_tokenizer()
+        super().__init__(source)
+        self.folder = folder
 
     def load_policy(self) -> PreTrainedModel:
         """Load the base and add the adapter's updates to its weights, in its own dtype.
@@ -188,9 +186,6 @@ class MergedAdapter:
 
     def identity(self) -> str:
         return f"{self.source.identity()} with {named_with_digest(self.folder)} merged into it"
-
-    def repository(self) -> Repository | None:
-        return self.source.repository()
 
 
 def named_with_digest(folder: str) -> str:

@@ -111,8 +111,8 @@ class Lora:
         seed: of the initial weights; runs with other training seeds start from the same adapter.
         init_from: folder of an adapter that was trained on this base before; None: start at 0.
         init_mode: ``merged``: the earlier adapter is added to the base's weights, and a new one begins at 0 on them.
-            ``reference``: the policy goes on with a copy of it, and it stays, frozen, as the reference's adapter; rank
-            and alpha then have to be its own, and its layers are taken.
+            ``reference``: the policy continues training a copy of it, and it stays, frozen, as the reference's
+            adapter; rank and alpha then have to be its own, and its layers are taken.
     """
 
     kind, option, decomposed = "LoRA", "lora", False
@@ -135,7 +135,7 @@ class Lora:
         where = self.target_modules if isinstance(self.target_modules, str) else ", ".join(self.target_modules)
         if self.keeps_reference:
             trained = named_with_digest(str(self.init_from))
-            return f"{self.kind} (rank {self.rank}, alpha {self.alpha}) going on from {trained} on {policy}"
+            return f"{self.kind} (rank {self.rank}, alpha {self.alpha}) continuing {trained} on {policy}"
         return f"{self.kind} (rank {self.rank}, alpha {self.alpha}, {where}, seed {self.seed}) on {policy}"
 
     def started_from(self, policy: str) -> str:

@@ -113,7 +113,7 @@ class HubModel:
         return with_code_files(identity, self.path, self.revision) if self.trust_remote_code else identity
 
     def commit(self) -> str | None:
-        """Return the commit that the revision stands for now; None for a folder, or where the hub does not tell."""
+        """Look up the commit that the revision resolves to now; None for a folder, or where the hub does not tell."""
         return commit_of(self.path, self.revision)
 
 

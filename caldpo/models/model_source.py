@@ -46,7 +46,7 @@ class Repository(Protocol):
     revision: str | None
 
     def commit(self) -> str | None:
-        """Return the commit that the revision stands for now; None for a folder, or where the hub does not tell."""
+        """Look up the commit that the revision resolves to now; None for a folder, or where the hub does not tell."""
         ...
 
     def pin(self, commit: str) -> None:
@@ -59,6 +59,23 @@ class NoRepository:
 
     def repository(self) -> None:
         return None
+
+
+class WrappedSource:
+    """Base of the model sources that change the weights of another.
+
+    Args:
+        source: of the original weights.
+    """
+
+    def __init__(self, source: ModelSource) -> None:
+        self.source = source
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.source.load_tokenizer()
+
+    def repository(self) -> Repository | None:
+        return self.source.repository()
 
 
 def load_on_rank(source: ModelSource, *, sharded: bool) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from caldpo.config.bounds import NonNegativeInt, PositiveInt, Rate
@@ -22,7 +22,7 @@ from caldpo.config.hydra_errors import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.adapters import AdapterSource, Lora
-from caldpo.models.model_source import ModelSource, Repository, floating_dtype
+from caldpo.models.model_source import ModelSource, WrappedSource, floating_dtype
 
 BLOCK, NESTED = 64, 256  # weights with one scale, and scales with one second-level scale: bitsandbytes' defaults
 Bits = Literal[4, 8]
@@ -75,14 +75,12 @@ class QLora(Lora):
         return QuantizedSource(super().base(source), self)
 
 
-class QuantizedSource:
+class QuantizedSource(WrappedSource):
     """A model source whose matrices are quantised after loading."""
 
     def __init__(self, source: ModelSource, adapter: QLora) -> None:
-        self.source, self.adapter = source, adapter
-
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.source.load_tokenizer()
+        super().__init__(source)
+        self.adapter = adapter
 
     def load_policy(self) -> PreTrainedModel:
         """Load the model, quantise its matrices, and freeze it.
@@ -104,9 +102,6 @@ class QuantizedSource:
         adapter = self.adapter
         four = f"4 bits ({adapter.quant_type}{', double' if adapter.double_quant else ''})"
         return f"{self.source.identity()} in {'8 bits' if adapter.bits == 8 else four}"
-
-    def repository(self) -> Repository | None:
-        return self.source.repository()
 
 
 class SkeletonLinear(nn.Linear):
@@ -150,7 +145,7 @@ def _linear_8bit() -> Any:
 def quantize(model: PreTrainedModel, adapter: QLora) -> PreTrainedModel:
     """Quantise the model's matrices in place, all but the output head, and freeze it.
 
-    The layers are bitsandbytes' own. On CPUs with AVX-512 they would pack their weights anew for evaluation, with
+    The layers are bitsandbytes' own. On CPUs with AVX-512 they would repack their weights for evaluation, with
     scales of fewer bits: policy and reference would then differ by mode. That is disabled.
     """
     import bitsandbytes

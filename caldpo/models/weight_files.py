@@ -165,7 +165,7 @@ def require_float_weights(wanted: Iterable[str], files: Mapping[str, StoredTenso
                 key,
                 value,
                 f"{name} in {files[name].file} is stored as {files[name].dtype}, and config.json has no"
-                " quantization_config that says how to read it",
+                " quantization_config that tells how to read it",
                 f"take a checkpoint whose weights are {', '.join(_FLOATS)}",
             )
 

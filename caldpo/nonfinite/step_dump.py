@@ -30,7 +30,7 @@ from caldpo.types import PairBatch
 from caldpo.utils.atomic_io import atomic_file
 
 FOLDER = "nonfinite_batches"
-FORMAT = "caldpo bad batch 1"
+FORMAT: Literal["caldpo bad batch 1"] = "caldpo bad batch 1"
 _INTEGERS, _FLOATS = (torch.int32, torch.int64), (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -220,9 +220,10 @@ def _checked(path: Path, header: DumpHeader, tensors: dict[str, Tensor]) -> Dump
         raise _no_dump(path, "its parts do not fit each other")
     both = [(None, None)] * count if scores is None else list(zip(*scores.tolist(), strict=True))
     sequences = [tokens[begin:end] for begin, end in pairwise(ends)]
+    triples = zip(sequences[0::3], sequences[1::3], sequences[2::3], strict=True)
     pairs = [
-        TokenizedPair(*sequences[3 * i : 3 * i + 3], both[i][0], both[i][1], index[i], header.origins[i])
-        for i in range(count)
+        TokenizedPair(prompt, chosen, rejected, both[i][0], both[i][1], index[i], header.origins[i])
+        for i, (prompt, chosen, rejected) in enumerate(triples)
     ]
     return Dump(header, pairs, weight, tensors)
 

@@ -26,6 +26,8 @@ class AdamW(OptimizerChoice):
         fused: update all weights in one kernel; ``auto`` where the device and the precision allow it.
     """
 
+    eps: float
+
     @validated
     def __init__(
         self,

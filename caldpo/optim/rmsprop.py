@@ -26,6 +26,8 @@ class RMSprop(OptimizerChoice):
             updates one by one. There is no fused kernel.
     """
 
+    eps: float
+
     @validated
     def __init__(
         self,

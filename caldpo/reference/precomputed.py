@@ -123,9 +123,9 @@ class PrecomputedReference:
             with evaluating(policy):
                 yield policy
 
-    def _table(self, split: str, model_facts: dict[str, str], engine: LogprobEngine) -> Tensor:
+    def _table(self, split: str, shared_facts: dict[str, str], engine: LogprobEngine) -> Tensor:
         pairs = self.context.splits[split]
-        facts = model_facts | {"split": split, "tokens": pairs.digest()}
+        facts = shared_facts | {"split": split, "tokens": pairs.digest()}
         key = key_of(facts)
         folder = self.cache / f"{split}-{key[:16]}"
         values_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32

@@ -103,9 +103,20 @@ class ReferenceContext:
 class ReferenceSource(Protocol):
     """Identifies and builds the reference: what ``reference=`` chooses."""
 
-    distinct: bool  # the reference is meant to be another model than the one the policy starts from
-    path: str | None  # of that other model; None has the weights that the policy starts from
-    dtype: str  # of the weights; ``same`` as the policy's
+    @property
+    def distinct(self) -> bool:
+        """Whether the reference is meant to be another model than the one that the policy starts from."""
+        ...
+
+    @property
+    def path(self) -> str | None:
+        """Hub id or folder of another model; None: the weights that the policy starts from."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights; ``same``: the policy's."""
+        ...
 
     def identity(self, policy: str) -> str:
         """Describe the reference in one line, the same in every mode; ``policy`` is the policy's identity."""

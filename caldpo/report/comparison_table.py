@@ -1,6 +1,6 @@
 """``comparison.csv``: one row per run, with the final metrics under their logged names.
 
-What is measured on held-out pairs as well as on training batches stands there thrice: ``log_ratios/chosen`` and
+What is measured on held-out pairs as well as on training batches has three columns: ``log_ratios/chosen`` and
 ``val/log_ratios/chosen`` are the final held-out value, ``train/log_ratios/chosen`` that of the last training step
 (one batch, and empty for losses that train without a reference). The column ``loss`` names the loss; its value
 is in ``val/loss`` and ``train/loss``. ``rewards/*`` are in the unit that the column ``reward_beta`` gives, the same in

@@ -164,24 +164,24 @@ def _legend_labels(groups: Sequence[RunGroup]) -> list[str]:
 def loss_terms(groups: Sequence[RunGroup], headline: str) -> Figure | None:
     """Draw the shares of each loss's terms, stacked to 1 over steps; None when no loss has two terms."""
     with_shares = [(group, terms) for group in groups if (terms := term_shares(group)) is not None]
-    shown = [(group, terms) for group, terms in with_shares if len(terms[1]) > 1]
-    if not shown:
+    panels = [(group, terms) for group, terms in with_shares if len(terms[1]) > 1]
+    if not panels:
         return None
-    rows, columns = grid_shape(len(shown))
-    names = dict.fromkeys(name for _, (_, shares) in shown for name in shares)
+    rows, columns = grid_shape(len(panels))
+    names = dict.fromkeys(name for _, (_, shares) in panels for name in shares)
     colours = dict(zip(names, itertools.cycle(TERM_COLOURS)))
     with drawing():
         figure = Figure(figsize=(max(7.0, 1.0 + 3.2 * columns), 1.5 + 2.4 * rows), layout="constrained")
-        seeds = seeds_text([group for group, _ in shown])
+        seeds = seeds_text([group for group, _ in panels])
         figure.suptitle(f"Shares of the loss terms on held-out pairs\n{headline} · {seeds}", fontsize=11)
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        for axes, (group, (steps, shares)) in zip(grid.flat, shown, strict=False):
+        for axes, (group, (steps, shares)) in zip(grid.flat, panels, strict=False):
             axes.stackplot(steps, *shares.values(), colors=[colours[name] for name in shares])
             axes.set(
                 title=textwrap.fill(group.label, 40), ylim=(0, 1), xlim=(steps[0], steps[-1]), xlabel="optimiser step"
             )
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        for axes in grid.flat[len(shown) :]:
+        for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
         for axes in grid[:, 0]:
             axes.set_ylabel("share of the loss")

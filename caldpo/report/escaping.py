@@ -118,8 +118,8 @@ def _environment(folder: Path) -> Environment:
     return environment
 
 
-def _escape(found: re.Match[str]) -> str:
-    return {"<": "&lt;", "&": "&amp;"}.get(found[0], f"\\{found[0]}")
+def _escape(special: re.Match[str]) -> str:
+    return {"<": "&lt;", "&": "&amp;"}.get(special[0], f"\\{special[0]}")
 
 
 def _quoted(argument: str) -> str:

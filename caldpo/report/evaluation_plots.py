@@ -84,29 +84,29 @@ def calibration(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         [bins for run in evaluated(group, PREFERENCE) if (bins := details(run, PREFERENCE).get("reliability"))]
         for group in groups
     ]
-    shown = [entry for entry in zip(groups, looks(groups), curves, strict=True) if entry[2]]
-    if not shown:
+    entries = [entry for entry in zip(groups, looks(groups), curves, strict=True) if entry[2]]
+    if not entries:
         return None
-    rows, columns = grid_shape(len(shown))
+    rows, columns = grid_shape(len(entries))
     with drawing():
         side = max(2.5, min(3.4, 6.4 / columns))
         size = max(7.0, 0.8 + side * columns), 1.5 + (side + 0.6) * rows
         figure = Figure(figsize=size, layout="constrained")
-        seeds = count_text(evaluated_seeds(group, PREFERENCE) for group, *_ in shown)
-        units = {_unit(group) for group, *_ in shown}
+        seeds = count_text(evaluated_seeds(group, PREFERENCE) for group, *_ in entries)
+        units = {_unit(group) for group, *_ in entries}
         shared = f" · {unit}" if len(units) == 1 and (unit := next(iter(units))) else ""
         figure.suptitle(f"Calibration of the preference probability\n{headline} · {seeds}{shared}", fontsize=11)
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for axes, (group, look, bins) in zip(grid.flat, shown, strict=False):
+        for axes, (group, look, bins) in zip(grid.flat, entries, strict=False):
             _draw_reliability(axes, group, look, bins, "" if shared else _unit(group))
-        for axes in grid.flat[len(shown) :]:
+        for axes in grid.flat[len(entries) :]:
             axes.set_visible(False)
-        for axes in grid.flat[max(0, len(shown) - columns) : len(shown)]:
+        for axes in grid.flat[max(0, len(entries) - columns) : len(entries)]:
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("claimed probability")
         for axes in grid[:, 0]:
             axes.set_ylabel("observed share")
-        several = any(len(bins) > 1 for *_, bins in shown)
+        several = any(len(bins) > 1 for *_, bins in entries)
         figure.legend(handles=_reliability_legend(several), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
@@ -165,16 +165,16 @@ def displacement(groups: Sequence[RunGroup], headline: str) -> Figure | None:
     Returns:
         None where no run was evaluated by the suite.
     """
-    shown = [(s, look) for s, look in zip(groups, looks(groups), strict=True) if quantiles(s, "chosen")]
-    if not shown:
+    entries = [(s, look) for s, look in zip(groups, looks(groups), strict=True) if quantiles(s, "chosen")]
+    if not entries:
         return None
-    lengths = [(group, look, by_length(group)) for group, look in shown]
+    lengths = [(group, look, by_length(group)) for group, look in entries]
     with drawing():
-        figure = Figure(figsize=(12.5, max(4.2, 1.7 + 0.52 * len(shown))), layout="constrained")
-        seeds = count_text(evaluated_seeds(group, DISPLACEMENT) for group, _ in shown)
+        figure = Figure(figsize=(12.5, max(4.2, 1.7 + 0.52 * len(entries))), layout="constrained")
+        seeds = count_text(evaluated_seeds(group, DISPLACEMENT) for group, _ in entries)
         figure.suptitle(f"Displacement of held-out responses\n{headline} · {seeds}", fontsize=11)
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        _draw_ranges(left, shown)
+        _draw_ranges(left, entries)
         figure.legend(_side_handles(), SIDES, loc="outside lower center", ncols=2, frameon=False)
         _draw_lengths(right, [entry for entry in lengths if len(entry[2][0])])
     return figure
@@ -208,16 +208,16 @@ def by_length(group: RunGroup) -> tuple[NDArray[np.float64], NDArray[np.float64]
     return (weights * middle).sum(axis=0), (weights * columns["both_fell"]).sum(axis=0)
 
 
-def _draw_ranges(axes: Axes, shown: Sequence[tuple[RunGroup, Look]]) -> None:
+def _draw_ranges(axes: Axes, entries: Sequence[tuple[RunGroup, Look]]) -> None:
     drawn: list[list[float]] = []
-    for row, (group, look) in enumerate(shown):
+    for row, (group, look) in enumerate(entries):
         for side, offset in zip(SIDES, (-_OFFSET, _OFFSET), strict=True):
             values = quantiles(group, side)
             _draw_range(axes, values, row + offset, look.colour, faint=side == "rejected")
             drawn.append([value for level, value in values.items() if 0.05 <= level <= 0.95])
     axes.axvline(0, color="#222222", linewidth=1.2, zorder=1.5)
-    axes.set_yticks(range(len(shown)), [textwrap.fill(group.label, 30) for group, _ in shown])
-    axes.set_ylim(len(shown) - 0.5, -0.5)  # the first group on top
+    axes.set_yticks(range(len(entries)), [textwrap.fill(group.label, 30) for group, _ in entries])
+    axes.set_ylim(len(entries) - 0.5, -0.5)  # the first group on top
     axes.grid(visible=False, axis="y")
     unit = "log-ratio to the reference, nats"
     limit = linear_limit([max(map(abs, values)) for values in drawn])
@@ -257,12 +257,12 @@ def _draw_range(axes: Axes, values: Mapping[float, float], height: float, colour
 
 
 def _draw_lengths(
-    axes: Axes, shown: Sequence[tuple[RunGroup, Look, tuple[NDArray[np.float64], NDArray[np.float64]]]]
+    axes: Axes, entries: Sequence[tuple[RunGroup, Look, tuple[NDArray[np.float64], NDArray[np.float64]]]]
 ) -> None:
-    if not shown:
+    if not entries:
         axes.set_visible(False)
         return
-    for group, look, (middle, share) in shown:
+    for group, look, (middle, share) in entries:
         axes.plot(
             middle,
             share,

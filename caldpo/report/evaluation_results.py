@@ -5,19 +5,20 @@ No suite is known here but those whose details a figure draws: what has another 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from caldpo.evaluation.suite_base import FOLDER
 from caldpo.metric_definitions import MetricDefinition
 from caldpo.report.grouping import RunGroup, by_seed
-from caldpo.report.run_files import Run, as_float, is_number
+from caldpo.report.run_files import Run, as_float
 from caldpo.report.statistics import LARGEST
 
 PREFIX = "evaluation"  # of measures among final metrics: ``evaluation/preference/accuracy``
 Results = Mapping[str, Mapping[str, Any]]  # a run's files by suite
 Interval = tuple[float, float]
-Check = Callable[[Any], bool]
 
 
 # ---- measures
@@ -76,8 +77,8 @@ def has_interval(measure: Mapping[str, Any]) -> bool:
 
 def details(run: Run, suite: str) -> Mapping[str, Any]:
     """Return the curves and distributions of a suite for figures, empty where the run was not evaluated by it."""
-    found = run.evaluation.get(suite, {}).get("details")
-    return found if isinstance(found, Mapping) else {}
+    parts = run.evaluation.get(suite, {}).get("details")
+    return parts if isinstance(parts, Mapping) else {}
 
 
 def _measures(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -112,7 +113,7 @@ def drawable(results: Results, notes: list[str]) -> dict[str, dict[str, Any]]:
 
 def _drawable(suite: str, content: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     cleaned = dict(content)
-    if not _is_list_of(_is_text)(cleaned.get("notes") or []):
+    if not _fits(_TEXTS, cleaned.get("notes") or []):
         notes.append(f"{FOLDER}/{suite}.json: its notes are no list of texts and are left out")
         cleaned["notes"] = []
     parts = cleaned.get("details")
@@ -120,54 +121,69 @@ def _drawable(suite: str, content: Mapping[str, Any], notes: list[str]) -> dict[
         notes.append(f"{FOLDER}/{suite}.json: its details are no mapping and are left out")
         cleaned["details"] = {}
     elif parts:
-        wrong = [key for key, fits in _SHAPES.get(suite, {}).items() if parts.get(key) and not fits(parts[key])]
+        wrong = [k for k, shape in _SHAPES.get(suite, {}).items() if parts.get(k) and not _fits(shape, parts[k])]
         for key in wrong:
             notes.append(f"{FOLDER}/{suite}.json: details.{key} has another shape than figures draw and is left out")
         cleaned["details"] = {key: value for key, value in parts.items() if key not in wrong}
     return cleaned
 
 
-def _is_number(value: Any) -> bool:
-    return is_number(value) and abs(as_float(value)) <= LARGEST
+Number = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+class ReliabilityBin(BaseModel):
+    """Bin of a reliability diagram that holds pairs."""
+
+    low: Number
+    high: Number
+    claimed: Number
+    observed: Number
+    count: Annotated[Number, Field(gt=0)]
 
 
-def _is_list_of(fits: Check) -> Check:
-    return lambda value: isinstance(value, Sequence) and not isinstance(value, str) and all(map(fits, value))
+class Quantiles(BaseModel):
+    """Quantiles of log-ratios by level."""
+
+    levels: list[Number]
+    chosen: list[Number]
+    rejected: list[Number]
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if not len(self.levels) == len(self.chosen) == len(self.rejected):
+            raise ValueError("levels and quantiles differ in number")
+        return self
 
 
-def _has_numbers(*names: str) -> Check:
-    return lambda value: isinstance(value, Mapping) and all(_is_number(value.get(name)) for name in names)
+class LengthBin(BaseModel):
+    """Pairs of about one length."""
+
+    low: Number
+    high: Number
+    count: Number
+    both_fell: Number
 
 
-def _is_bin(value: Any) -> bool:
-    """Of a reliability diagram: one that holds pairs."""
-    return _has_numbers("low", "high", "claimed", "observed", "count")(value) and bool(value["count"] > 0)
+class PathPoint(BaseModel):
+    """Checkpoint on the path of training; figures that were not measured may be missing."""
+
+    step: Number | None = None
+    kl: Number | None = None
+    reward: Number | None = None
 
 
-def _are_quantiles(value: Any) -> bool:
-    names = ("levels", "chosen", "rejected")
-    if not isinstance(value, Mapping) or not all(_is_list_of(_is_number)(value.get(name)) for name in names):
-        return False
-    return len({len(value[name]) for name in names}) == 1
-
-
-def _is_point(value: Any) -> bool:
-    """Of a path over checkpoints: figures that were not measured may be missing."""
-    return isinstance(value, Mapping) and all(
-        value.get(name) is None or _is_number(value[name]) for name in ("step", "kl", "reward")
-    )
-
-
+_TEXTS = TypeAdapter(list[str])
 # what figures read of each suite's details
-_SHAPES: dict[str, dict[str, Check]] = {
-    "preference": {"reliability": _is_list_of(_is_bin)},
-    "displacement": {
-        "log_ratios": _are_quantiles,
-        "by_length": _is_list_of(_has_numbers("low", "high", "count", "both_fell")),
-    },
-    "oracle": {"points": _is_list_of(_is_point)},
+_SHAPES: dict[str, dict[str, TypeAdapter[Any]]] = {
+    "preference": {"reliability": TypeAdapter(list[ReliabilityBin])},
+    "displacement": {"log_ratios": TypeAdapter(Quantiles), "by_length": TypeAdapter(list[LengthBin])},
+    "oracle": {"points": TypeAdapter(list[PathPoint])},
 }
+
+
+def _fits(shape: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        shape.validate_python(value)
+    except ValidationError:
+        return False
+    return True

@@ -32,7 +32,7 @@ _MOST_BETAS = 8  # that are written beside a frontier
 def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
     """Draw mean true reward over mean KL per group, bars of one standard deviation over seeds.
 
-    Where checkpoints were evaluated, a thin line shows the way there; where groups differ in ``loss.beta`` alone, a
+    Where checkpoints were evaluated, a thin line shows the path; where groups differ in ``loss.beta`` alone, a
     dashed line joins them in the order of their KL: the frontier.
 
     Returns:
@@ -41,11 +41,11 @@ def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
     entries = [(s, look, p) for s, look in zip(groups, looks(groups), strict=True) if (p := frontier_point(s))]
     if not entries:
         return None
-    shown, points = [group for group, *_ in entries], [p for *_, p in entries]
+    drawn, points = [group for group, *_ in entries], [p for *_, p in entries]
     with drawing():
-        names = [textwrap.fill(group.label, 44) for group in shown]
+        names = [textwrap.fill(group.label, 44) for group in drawn]
         longest = max(len(line) for name in names for line in name.splitlines())
-        joined = frontiers(shown)
+        joined = frontiers(drawn)
         lines = len(joined) + sum(1 + name.count("\n") for name in names)
         size = 7.6 + 0.07 * max(0, longest - 20), max(5.0, 1.6 + 0.2 * lines)
         figure = Figure(figsize=size, layout="constrained")

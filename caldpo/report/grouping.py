@@ -160,23 +160,23 @@ def labels(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[st
         runs: one of each group.
         configs: what of its configuration makes each group, flat.
     """
-    found = [""] * len(runs)
+    result = [""] * len(runs)
     for loss in dict.fromkeys(run.loss for run in runs):
         places = [place for place, run in enumerate(runs) if run.loss == loss]
         members = [runs[place] for place in places]
         differing = _telling(_differing(members, [configs[place] for place in places]))
         for place, label in zip(places, _labels_of_loss(one_line(loss), members, differing), strict=True):
-            found[place] = label
+            result[place] = label
     return [
-        f"{label} ({found[:place].count(label) + 1})" if found.count(label) > 1 else label
-        for place, label in enumerate(found)
+        f"{label} ({result[:place].count(label) + 1})" if result.count(label) > 1 else label
+        for place, label in enumerate(result)
     ]
 
 
 def _differing(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> Differing:
     """Keys in which groups differ: those of the loss, config groups of which another option was chosen, and others.
 
-    A difference that follows from another option is told by the option.
+    A difference that follows from another option is stated by the option.
     """
     config_groups = dict.fromkeys(n for run in runs for n in run.choices if n != "loss" and not _is_ignored(n))
     chosen = {name: [run.choices.get(name) for run in runs] for name in config_groups}

@@ -85,7 +85,7 @@ def _what_was_compared(groups: Sequence[RunGroup]) -> Markdown:
     finished = facts.finished_runs(groups)
     total = sum(len(group.runs) for group in groups)
     data = {key: value for key, value in facts.shared_facts(finished, "data").items() if key.count(".") <= 1}
-    betas = {run.reward_beta for run in finished} - {None}
+    betas = {beta for run in finished if (beta := run.reward_beta) is not None}
     rows = {
         "data": facts.choice(finished, "data"),
         "model": facts.choice(finished, "model"),
@@ -93,7 +93,7 @@ def _what_was_compared(groups: Sequence[RunGroup]) -> Markdown:
         "optimiser steps": facts.steps(finished),
         "seeds": facts.varied(finished, lambda run: run.seed, limit=20),
         "runs": f"{len(finished)} of {total} finished, {len(groups)} settings",
-        "unit of rewards": f"{max(betas):g} x {_REWARD}" if betas else None,
+        "unit of rewards": f"{max(betas):g} x {_REWARD}" if len(betas) == 1 else None,
         "about the data": _joined(data),
         "versions": _joined(facts.shared_facts(finished, "versions")),
     }

@@ -41,7 +41,7 @@ def cells(
         groups: rows of the table.
         metric: its column.
         mark: a format.
-        intervals: within a run, by label. Shown where there is one seed; they decide where every setting has one.
+        intervals: within a run, by label. Shown where there is one seed; they decide where every group has one.
     """
     estimates = {group.label: estimate(group.finals(metric.final)) for group in groups}
     known: Mapping[str, Estimate] = {label: value for label, value in estimates.items() if value is not None}

@@ -50,13 +50,13 @@ def own_ranks(cfg: DictConfig, *, announce: bool = False) -> Iterator[None]:
     ranks = [f"{name}={value}" for name, value in hidden.items() if name in (*RANKS, *NODES) and value not in ("", "0")]
     if ranks and announce:
         print(
-            f"note: {', '.join(ranks)} in the environment: not of this run, which is {devices * nodes} process(es) by"
-            " trainer.devices and trainer.num_nodes; left out of account",
+            f"note: {', '.join(ranks)} in the environment: ignored, since by trainer.devices and trainer.num_nodes this"
+            f" run has {devices * nodes} process(es)",
             file=sys.stderr,
         )
-    lightning = sys.modules.get("pytorch_lightning.utilities")  # which has asked the environment when it was imported
-    if lightning is not None:
-        lightning.rank_zero_only.rank = process_rank()
+    from lightning_utilities.core.rank_zero import rank_zero_only  # a tenth of a second, not spent on a mistake
+
+    rank_zero_only.rank = process_rank()  # Lightning asks the environment once, when it is imported
     try:
         yield
     finally:

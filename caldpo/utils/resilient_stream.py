@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 # of a terminal that is closed, of a reader that has left, and of a stream that was closed on purpose
 _GONE = (errno.EIO, errno.EPIPE, errno.EBADF)
-_NOTE = b"\nnote: whoever read this run's output has gone: it goes on, and tells its folder alone\n"
+_NOTE = b"\nnote: the output stream is closed: the run goes on and writes to its folder alone\n"
 
 
 class ResilientStream:

@@ -1,4 +1,4 @@
-"""One model type against one sequence at a time by the untouched model: what holds, what is refused, what is wrong."""
+"""Compare one model type with its unchanged model, one sequence at a time: what holds, is refused, or is wrong."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def examine(kind: str) -> dict[str, Any]:
         return {"refused": f"{error.key}: {error.message}"}
     pairs = some_pairs()
     weights = torch.linspace(-1, 1.3, 2 * len(pairs))
-    wanted = one_by_one(plain, pairs)
-    wanted_gradients = gradients((wanted * weights).sum(), plain)
-    wanted = wanted.detach()
+    expected = one_by_one(plain, pairs)
+    expected_gradients = gradients((expected * weights).sum(), plain)
+    expected = expected.detach()
     layout, why = choose_layout("auto", policy, POSITIONS)
     batch = collate(pairs, 0, layout=layout)
 
     def off(model: Any) -> tuple[float, float]:
-        found = torch.cat(LogprobEngine(model)(batch))
-        return relative(found, wanted), apart(gradients((found * weights).sum(), model), wanted_gradients)
+        actual = torch.cat(LogprobEngine(model)(batch))
+        return relative(actual, expected), apart(gradients((actual * weights).sum(), model), expected_gradients)
 
     row: dict[str, Any] = {"layout": layout if layout == "packed" else f"padded: {why}"}
     row["log-probs"], row["gradients"] = off(policy.eval())
@@ -57,7 +57,7 @@ def examine(kind: str) -> dict[str, Any]:
     for seed in range(3):
         torch.manual_seed(seed)
         with torch.no_grad():
-            row["noise"] = max(row["noise"], relative(torch.cat(LogprobEngine(policy)(batch)), wanted))
+            row["noise"] = max(row["noise"], relative(torch.cat(LogprobEngine(policy)(batch)), expected))
     row["causal"] = causality(plain)
     row["long rows"] = long_rows(kind)
     row["generation"] = generation(kind)
@@ -76,8 +76,8 @@ def faults(row: dict[str, Any]) -> list[str]:
         return []
     limits = dict.fromkeys(("log-probs", "noise", "causal", "long rows"), CLOSE)
     limits |= dict.fromkeys(("gradients", "checkpointing"), CLOSE_GRADIENTS)
-    found = [n for n, limit in limits.items() if isinstance(row[n], float) and not row[n] <= limit]
-    return found + [n for n in COLUMNS if isinstance(row.get(n), str) and row[n].startswith("WRONG")]
+    actual = [n for n, limit in limits.items() if isinstance(row[n], float) and not row[n] <= limit]
+    return actual + [n for n in COLUMNS if isinstance(row.get(n), str) and row[n].startswith("WRONG")]
 
 
 def some_pairs() -> list[TokenizedPair]:
@@ -94,14 +94,14 @@ def one_by_one(model: Any, pairs: list[TokenizedPair], *, fresh: bool = False) -
         pairs: see :func:`some_pairs`.
         fresh: each by a model that has seen nothing before.
     """
-    found = []
+    actual = []
     for pair, response in [(p, p.chosen_ids) for p in pairs] + [(p, p.rejected_ids) for p in pairs]:
         ids = torch.tensor([pair.prompt_ids + response])
         asked = copy.deepcopy(model) if fresh else model
         logits = asked(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float()
         rows = torch.log_softmax(logits[len(pair.prompt_ids) - 1 : -1], dim=-1)
-        found.append(rows[range(len(response)), response].sum())
-    return torch.stack(found)
+        actual.append(rows[range(len(response)), response].sum())
+    return torch.stack(actual)
 
 
 def causality(model: Any) -> float:
@@ -126,13 +126,13 @@ def long_rows(kind: str) -> float | str:
         return f"- ({type(error).__name__})"
     pairs = some_pairs()
     with torch.no_grad():
-        wanted = one_by_one(model, pairs, fresh=True)
+        expected = one_by_one(model, pairs, fresh=True)
         prepare_for_training(model, gradient_checkpointing=False, dropout=False)
         require_valid_logprobs(model, training=False, max_length=POSITIONS)
         layout, _ = choose_layout("auto", model, POSITIONS)
-        found = torch.cat(LogprobEngine(model)(collate(pairs, 0, layout=layout)))
+        actual = torch.cat(LogprobEngine(model)(collate(pairs, 0, layout=layout)))
     assert max(p + max(c, r) for p, c, r in _LENGTHS) > ORIGINAL
-    return relative(found, wanted)
+    return relative(actual, expected)
 
 
 def generation(kind: str) -> str:
@@ -162,17 +162,17 @@ def gradients(value: Tensor, model: Any) -> dict[str, Tensor]:
     )
 
 
-def relative(found: Tensor, wanted: Tensor) -> float:
-    return float(((found - wanted).abs() / wanted.abs().clamp_min(1)).max())
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float(((actual - expected).abs() / expected.abs().clamp_min(1)).max())
 
 
-def apart(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+def apart(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Largest difference relative to the parameter's largest entry; to that of all where its own is rounding."""
-    top = max(float(g.abs().max()) for g in wanted.values())
-    sizes = {name: float(g.abs().max()) for name, g in wanted.items()}
+    top = max(float(g.abs().max()) for g in expected.values())
+    sizes = {name: float(g.abs().max()) for name, g in expected.items()}
     return max(
-        float((found[name] - g).abs().max()) / (sizes[name] if sizes[name] > 1e-4 * top else top)
-        for name, g in wanted.items()
+        float((actual[name] - g).abs().max()) / (sizes[name] if sizes[name] > 1e-4 * top else top)
+        for name, g in expected.items()
     )
 
 
@@ -207,15 +207,15 @@ def commands(kind: str, folder: Path) -> dict[str, str]:
     ]
     run += ["data.max_prompt_length=12", "callbacks.samples.max_new_tokens=3", "logger=csv", "loss=dpo"]
     run += ["trainer.progress_bar=false", "data.micro_batch_size=4", "trainer.precision=32-true"]
-    found = {}
+    actual = {}
     for name, main in (("train", train), ("estimate", estimate)):
         try:
             main([*run, f"hydra.run.dir={folder}/{name}"])
-            found[name] = "ok"
+            actual[name] = "ok"
         except SystemExit as ended:
-            told = folder / name / "error.txt"
-            why = told.read_text().strip().splitlines()[-1][:90] if told.is_file() else ""
-            found[name] = f"refused ({ended.code}) {why}"
+            message = folder / name / "error.txt"
+            why = message.read_text().strip().splitlines()[-1][:90] if message.is_file() else ""
+            actual[name] = f"refused ({ended.code}) {why}"
         except BaseException as error:
-            found[name] = f"WRONG: {type(error).__name__}: {str(error)[:60]}"
-    return found
+            actual[name] = f"WRONG: {type(error).__name__}: {str(error)[:60]}"
+    return actual

@@ -1,4 +1,4 @@
-"""Every model type that transformers has for causal language modelling is right, or refused by name."""
+"""Every model type that transformers has for causal language modelling is exact, or refused by name."""
 
 from __future__ import annotations
 

@@ -16,11 +16,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from caldpo.bench import benchmark_run as run
-from caldpo.bench.benchmark_model import Shape
-from caldpo.bench.benchmark_settings import VariantName
-from caldpo.bench.variants import VARIANTS
+from caldpo.bench.benchmark_settings import VARIANTS, BenchmarkModel, VariantName
+from caldpo.bench.worker import OutOfMemoryError
 from caldpo.bench.worker_job import Answer, Job, digest
-from caldpo.bench.worker_process import OutOfMemoryError
 from caldpo.benchmark import main
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.validation import check_config
@@ -47,13 +45,16 @@ def result() -> dict:
     return json.loads(Path("out/benchmark.json").read_text())
 
 
-@pytest.mark.parametrize("shape", [p.stem for p in sorted((conf_dir() / "shape").glob("*.yaml"))])
-def test_every_shape_fits_its_signature(shape: str) -> None:
+MODELS = [p.stem for p in sorted((conf_dir() / "benchmark_model").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_fits_its_signature(model: str) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("benchmark", [f"shape={shape}"])
+        cfg = compose("benchmark", [f"benchmark_model={model}"])
     check_config(cfg, {"": "caldpo.bench.benchmark_settings.BenchmarkSettings"})
-    assert set(cfg.benchmark_model) - {"_target_"} == set(inspect.signature(Shape).parameters)
+    assert set(cfg.benchmark_model) - {"_target_"} == set(inspect.signature(BenchmarkModel).parameters)
 
 
 def test_every_variant_is_named_in_the_settings_and_explained(capsys) -> None:
@@ -62,7 +63,8 @@ def test_every_variant_is_named_in_the_settings_and_explained(capsys) -> None:
     assert code == 0
     explained = {line.split()[0] for line in text.splitlines() if line.startswith("  ") and len(line.split()) > 1}
     assert set(VARIANTS) <= explained
-    assert {p.stem for p in (conf_dir() / "shape").glob("*.yaml")} <= explained
+    assert MODELS
+    assert set(MODELS) <= explained
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_every_variant_is_named_in_the_settings_and_explained(capsys) -> None:
     [
         (["variants=[trl,caldpoo]"], ("variants=['trl', 'caldpoo']", "trl, trl_no_checkpointing"), None),
         (["stepss=3"], ("stepss", "steps"), "warmup_steps"),
-        (["shape=vocab"], ("shape=vocab", "vocabulary"), "mistral_7b_lora"),
+        (["benchmark_model=vocab"], ("benchmark_model=vocab", "vocabulary"), "mistral_7b_lora"),
         (["benchmark_model.hidden=3"], ("benchmark_model.hidden", "hidden_size"), "num_heads"),
         (["warmup_steps=0"], ("warmup_steps=0", "> 0"), None),
         (["variants=[trl,trl]"], ("variants=['trl', 'trl']", "twice"), None),
@@ -97,7 +99,7 @@ def test_every_variant_is_named_in_the_settings_and_explained(capsys) -> None:
             ("benchmark_model.num_heads=3", "benchmark_model.hidden_size=32"),
             None,
         ),
-        (["+loss=dpo"], ("loss", "group"), "shape"),
+        (["+loss=dpo"], ("loss", "group"), "benchmark_model"),
     ],
 )
 def test_a_mistake_is_answered(overrides: list[str], facts: tuple[str, ...], remedy: str | None, capsys) -> None:
@@ -111,14 +113,14 @@ def test_a_mistake_is_answered(overrides: list[str], facts: tuple[str, ...], rem
 
 @pytest.mark.parametrize("command", ["caldpo.train", "caldpo.estimate"])
 @pytest.mark.parametrize("override", ["benchmark_model=tiny", "+benchmark_model=tiny", "benchmark_model.num_heads=2"])
-def test_shapes_are_not_of_other_commands(command: str, override: str, capsys) -> None:
+def test_benchmark_models_belong_to_this_command(command: str, override: str, capsys) -> None:
     with pytest.raises(SystemExit) as end:
         importlib.import_module(command).main([override])
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert end.value.code == 2
-    assert said.startswith("error: shape")
-    assert "+shape" not in said
-    assert " shape," not in said
+    assert message.startswith("error: benchmark_model")
+    assert "+benchmark_model" not in message
+    assert " benchmark_model," not in message
 
 
 def test_nothing_heavy_is_loaded_for_an_answer() -> None:
@@ -157,27 +159,26 @@ def test_weights_of_few_bits_need_adapters_beside_them(capsys) -> None:
 
 
 class Workers:
-    """Stand-ins for the worker processes: each variant answers as it is told to."""
+    """Fake worker processes with the given answers by variant."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, told: dict[str, dict]) -> None:
-        self.told, self.order = told, []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: dict[str, dict]) -> None:
+        self.answers, self.order = answers, []
         monkeypatch.setattr(run, "run_variant", self.variant)
         monkeypatch.setattr(run, "run_matmul", self.matmul)
         monkeypatch.setattr(run, "estimated_bytes", lambda job: None)
 
     def variant(self, job: Job) -> None:
         self.order.append(job.variant)
-        told = self.told[job.variant]
-        if told.get("too large"):
+        answer = self.answers[job.variant]
+        if answer.get("too large"):
             raise OutOfMemoryError
         Path(job.output).mkdir(parents=True)
         steps = job.steps
         plain = Answer([0.5] * steps, [2.0] * steps, [digest([])] * steps, 4.0, None, {"peak": 8, "of": ""}, "", {})
-        replace(plain, **told).write(job.answer)
+        replace(plain, **answer).write(job.answer)
 
-    def matmul(self, job: Job) -> None:
-        Path(job.output).mkdir(parents=True)
-        job.answer.write_text('{"flops": 1e9}')
+    def matmul(self, job: Job) -> float:
+        return 1e9
 
 
 def test_rounds_are_interleaved_and_memory_may_run_out(capsys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,21 +26,21 @@ def test_both_trainers_have_the_same_losses_and_gradients(tmp_path: Path, monkey
             "hydra.run.dir=out",
         ]
     )
-    found = json.loads(Path("out/benchmark.json").read_text())
-    (theirs,), (ours,) = found["rounds"]["trl"], found["rounds"]["caldpo"]
-    assert len(theirs["losses"]) == len(ours["losses"]) == 3
-    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
-    assert ours["grad_norms"] == pytest.approx(theirs["grad_norms"], rel=1e-5)
-    assert theirs["losses"][0] == pytest.approx(0.6931472, rel=1e-6)
-    assert abs(theirs["losses"][2] - theirs["losses"][0]) > 1e-4, "nothing was learned, so nothing was compared"
-    assert ours["step_digests"] == theirs["step_digests"]
-    assert len(set(ours["step_digests"])) == 3
-    rows = {row["name"]: row for row in found["rows"]}
-    assert rows["caldpo"]["speed"] == pytest.approx(theirs["seconds"] / ours["seconds"])
-    assert rows["caldpo"]["memory"] == pytest.approx(theirs["memory"]["peak"] / ours["memory"]["peak"])
+    result = json.loads(Path("out/benchmark.json").read_text())
+    (trl,), (own,) = result["rounds"]["trl"], result["rounds"]["caldpo"]
+    assert len(trl["losses"]) == len(own["losses"]) == 3
+    assert own["losses"] == pytest.approx(trl["losses"], rel=1e-5)
+    assert own["grad_norms"] == pytest.approx(trl["grad_norms"], rel=1e-5)
+    assert trl["losses"][0] == pytest.approx(0.6931472, rel=1e-6)
+    assert abs(trl["losses"][2] - trl["losses"][0]) > 1e-4, "nothing was learned, so nothing was compared"
+    assert own["step_digests"] == trl["step_digests"]
+    assert len(set(own["step_digests"])) == 3
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows["caldpo"]["speed"] == pytest.approx(trl["seconds"] / own["seconds"])
+    assert rows["caldpo"]["memory"] == pytest.approx(trl["memory"]["peak"] / own["memory"]["peak"])
     assert 0 < rows["caldpo"]["peak_share"] < 1
-    told = json.loads(Path("out/runs/caldpo-estimate/estimate.json").read_text())
-    assert rows["caldpo"]["estimated_bytes"] == told["memory_bytes"]["total"] > 0
+    estimate = json.loads(Path("out/runs/caldpo-estimate/estimate.json").read_text())
+    assert rows["caldpo"]["estimated_bytes"] == estimate["memory_bytes"]["total"] > 0
     assert rows["trl"]["estimated_bytes"] is None
 
 
@@ -58,8 +58,8 @@ def test_they_do_on_a_base_in_four_bits_too(tmp_path: Path, monkeypatch: pytest.
     )
     short = ("variants=[trl,caldpo]", "repeats=1", "steps=1", "micro_batch_size=4", "lr=1e-3", "tolerance=[1e-5,1e-4]")
     main(["benchmark_model=tiny", *bits, *short, "hydra.run.dir=out"])
-    found = json.loads(Path("out/benchmark.json").read_text())
-    (theirs,), (ours,) = found["rounds"]["trl"], found["rounds"]["caldpo"]
-    assert ours["grad_norms"] == pytest.approx(theirs["grad_norms"], rel=1e-4)
-    assert theirs["losses"][0] == pytest.approx(0.6931472, rel=1e-6)
-    assert abs(theirs["losses"][-1] - theirs["losses"][0]) > 1e-5
+    result = json.loads(Path("out/benchmark.json").read_text())
+    (trl,), (own,) = result["rounds"]["trl"], result["rounds"]["caldpo"]
+    assert own["grad_norms"] == pytest.approx(trl["grad_norms"], rel=1e-4)
+    assert trl["losses"][0] == pytest.approx(0.6931472, rel=1e-6)
+    assert abs(trl["losses"][-1] - trl["losses"][0]) > 1e-5

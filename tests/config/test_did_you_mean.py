@@ -141,6 +141,10 @@ def test_wrong_options_are_named_together(capsys: pytest.CaptureFixture[str]) ->
     names(line_of("lr", said), "did you mean optim.lr?")
 
 
+def test_an_unknown_option_of_an_optional_group(capsys: pytest.CaptureFixture[str]) -> None:
+    names(told("per_loss=tldr_pythia_dp", capsys=capsys), "error: per_loss=tldr_pythia_dp:", "tldr_pythia_dpo?")
+
+
 def test_wrong_options_of_a_sweep_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
     said = told("-m", "loss=dpo,calDPO", "optim=adam,adamw", capsys=capsys)
     names(line_of("loss=calDPO", said), "did you mean cal_dpo?")

@@ -15,6 +15,7 @@ from caldpo.config import preflight as module
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.hydra_session import HydraSession, hydra_session
 from caldpo.config.preflight import check_composes, preflight
+from caldpo.config.validation import find_problems
 from caldpo.errors import CaldpoError
 from tests.messages import names, refused
 
@@ -192,6 +193,21 @@ def test_an_option_of_a_missing_extra_names_the_extra(conf: Path, monkeypatch: p
 
 def test_secrets_in_overrides_are_not_repeated() -> None:
     assert "abcdef" not in answer("loss.api_key=abcdef", "++loss.api_key=abcdef", "token=abcdef")
+
+
+def test_a_run_is_composed_once_to_be_checked_and_once_by_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    with session() as ours:
+        loader, composed = type(ours.loader), []
+        original = loader.load_configuration
+        monkeypatch.setattr(loader, "load_configuration", lambda *a, **k: composed.append(1) or original(*a, **k))
+        checked = []
+        monkeypatch.setattr(module, "find_problems", lambda *a: checked.append(1) or find_problems(*a))
+        mode, added = preflight(ours, ["seed=1"], multirun=False, schemas={"": "caldpo.parts.Settings"})
+        assert (len(composed), len(checked)) == (1, 1)
+        seeds: list[int] = []
+        ours.run(lambda cfg: seeds.append(cfg.seed), ["seed=1", "hydra.output_subdir=null", *added], mode)
+        assert seeds == [1]
+        assert (len(composed), len(checked)) == (2, 1)
 
 
 class TestSweeps:

@@ -52,7 +52,7 @@ def test_supported_settings_are_accepted(precision: Any, cpu_offload: bool, inst
 
 def test_deepspeed_neither_accumulates_nor_clips_nor_skips() -> None:
     for offload in (False, True):
-        config = engine_config(2, half=True, offload=offload)
+        config = engine_config(half=True, offload=offload)
         assert config["gradient_accumulation_steps"] == 1
         assert config["gradient_clipping"] == 0
         assert config["bf16"] == {"enabled": True, "check_grad_overflow": False}

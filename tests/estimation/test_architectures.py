@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaModel, PreTraine
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.estimate import main as estimate
-from caldpo.estimation.memory_breakdown import costs
-from caldpo.estimation.run_flops import ModelCost
-from caldpo.estimation.step_memory import StepMemory, fake_tensors, takes_packed, training_step, without_content
+from caldpo.estimation.fake_model import fake_batch, fake_tensors, supports_packing
+from caldpo.estimation.run_flops import ModelCost, model_costs
+from caldpo.estimation.step_memory import StepMemory, training_step
 from caldpo.models.adapters import Lora
 from caldpo.models.model_source import prepare_for_training
 from tests.command import call, train
@@ -46,13 +45,13 @@ def made(kind: str, **changes: Any) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_experts_in_float32_take_what_real_ones_take(adapted: bool) -> None:
+def test_fake_experts_in_float32_need_what_real_ones_need(adapted: bool) -> None:
     """PyTorch knows the shapes of their product in bfloat16 alone."""
 
     def step(real: bool) -> StepMemory:
         policy = prepare_for_training(made("mixtral"), gradient_checkpointing=False, dropout=False)
         policy = (Lora(rank=4).apply(policy) if adapted else policy).train()
-        batch = BATCH if real else without_content(BATCH, mode)
+        batch = BATCH if real else fake_batch(BATCH, mode)
         return training_step(policy, batch, precision="32-true", reference=None, accumulates=False)
 
     measured = step(real=True)
@@ -60,13 +59,13 @@ def test_experts_in_float32_take_what_real_ones_take(adapted: bool) -> None:
         estimated = step(real=False)
     assert estimated.activations == pytest.approx(measured.activations, rel=0.03)
     assert estimated.total == pytest.approx(measured.total, rel=0.1)
-    assert torch.nn.functional.grouped_mm.__module__ != "caldpo.estimation.step_memory"
+    assert torch.nn.functional.grouped_mm.__module__ != "caldpo.estimation.fake_model"
 
 
 @pytest.mark.parametrize(("kind", "packed"), [("gpt_oss", False), ("llama", True), ("mixtral", True)])
 def test_attention_with_sinks_is_padded_as_in_the_run(kind: str, packed: bool) -> None:
     with fake_tensors("cpu") as mode:
-        assert takes_packed(made(kind, sliding_window=4096), mode) is packed
+        assert supports_packing(made(kind, sliding_window=4096), mode) is packed
 
 
 def test_operations_of_layers_of_several_sizes_and_of_none() -> None:
@@ -76,7 +75,7 @@ def test_operations_of_layers_of_several_sizes_and_of_none() -> None:
         other = AutoConfig.for_model("xlstm", vocab_size=500, hidden_size=64, num_heads=2, num_blocks=1)
         xlstm = AutoModelForCausalLM.from_config(other)
     assert ModelCost.of(gemma).attention == 4 * 16 + 4 * 32
-    names(costs(xlstm, None, SimpleNamespace(path=None))[2], "attention heads")
+    names(model_costs(xlstm, None, None)[2], "attention heads")
 
 
 def test_a_model_without_checkpointing_is_refused_by_that_key() -> None:
@@ -94,7 +93,7 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def test_what_cannot_be_run_without_content_is_not_known_and_the_rest_stands(
+def test_what_cannot_be_run_without_values_is_not_known_and_the_rest_stands(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_model().save_pretrained("model")
@@ -109,10 +108,10 @@ def test_what_cannot_be_run_without_content_is_not_known_and_the_rest_stands(
     capsys.readouterr()
     estimate([*COMMAND, "layout=padded", "hydra.run.dir=two"])
     assert "not known" in capsys.readouterr().out
-    found = json.loads(Path("two/estimate.json").read_text())
-    assert "KeyError" in found["activations_unknown"]
+    result = json.loads(Path("two/estimate.json").read_text())
+    assert "KeyError" in result["activations_unknown"]
     for part in ("policy: weights", "gradients", "optimiser state"):
-        assert found["memory_bytes"][part] == whole["memory_bytes"][part] > 0
+        assert result["memory_bytes"][part] == whole["memory_bytes"][part] > 0
 
 
 def test_a_model_without_checkpointing_in_train_and_estimate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +128,7 @@ def test_a_model_without_checkpointing_in_train_and_estimate(folder: Path, capsy
     assert json.loads(Path("two/estimate.json").read_text())["activations_unknown"] is None
 
 
-def test_a_resident_reference_that_cannot_be_drawn_without_content(folder: Path) -> None:
+def test_a_resident_reference_that_cannot_be_drawn_without_values(folder: Path) -> None:
     """ModernBERT draws its weights from a cut normal distribution, which looks at their values."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = AutoConfig.for_model("modernbert-decoder", vocab_size=VOCABULARY, **sizes, eos_token_id=2, pad_token_id=0)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from caldpo.data.sources.imdb import ImdbSentiment
 from caldpo.estimate import main
-from caldpo.estimation.memory_breakdown import way_of_reference
+from caldpo.estimation.memory_breakdown import reference_mode_of
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.models.hub_model import HubModel
 from caldpo.models.random_init import RandomModel
@@ -57,13 +57,13 @@ def estimated(*overrides: str, folder: str = "estimate") -> dict[str, Any]:
     ],
 )
 def test_steps_are_those_of_the_run(folder: Path, changes: list[str]) -> None:
-    found = estimated(*changes)
+    result = estimated(*changes)
     train(*SMALL, *changes, "hydra.run.dir=run")
     summary = json.loads(Path("run/summary.json").read_text())
-    assert found["steps"] == summary["steps"]
-    assert found["pairs"] == summary["data"]["train"]["pairs"]
-    assert found["truncated"]["prompts"] == summary["data"]["train"]["truncated"]["prompt"]
-    assert found["exact"] == {"tokens": True, "steps": True}
+    assert result["steps"] == summary["steps"]
+    assert result["pairs"] == summary["data"]["train"]["pairs"]
+    assert result["truncated"]["prompts"] == summary["data"]["train"]["truncated"]["prompt"]
+    assert result["exact"] == {"tokens": True, "steps": True}
 
 
 def test_layout_and_micro_batches_are_those_of_the_run(
@@ -84,9 +84,9 @@ def test_layout_and_micro_batches_are_those_of_the_run(
         "packed, budget": ["data.max_tokens_per_micro_batch=20"],
         "padded, budget": ["data.max_tokens_per_micro_batch=30", "layout=padded"],
     }
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for number, (name, keys) in enumerate(cases.items()):
-        found[name] = made = estimated(*keys, folder=f"estimate{number}")
+        result[name] = made = estimated(*keys, folder=f"estimate{number}")
         capsys.readouterr()
         train(*SMALL, *keys, f"hydra.run.dir=run{number}")
         layout = name.split(",")[0]
@@ -94,16 +94,16 @@ def test_layout_and_micro_batches_are_those_of_the_run(
         assert f"layout: {layout} (" in capsys.readouterr().out
         assert made["micro_batches_per_epoch"] == built[-1] * made["steps_per_epoch"]
         assert made["largest_micro_batch"]["tokens"] <= {"packed, budget": 20, "padded, budget": 30}.get(name, 1000)
-    assert len({made["steps"] for made in found.values()}) == 1
+    assert len({made["steps"] for made in result.values()}) == 1
     assert built[:2] == [1, 1]
     assert min(built[2:]) > 1
-    computed = {name: made["tokens_per_epoch"]["computed"] for name, made in found.items()}
-    data = found["packed"]["tokens_per_epoch"]
+    computed = {name: made["tokens_per_epoch"]["computed"] for name, made in result.items()}
+    data = result["packed"]["tokens_per_epoch"]
     assert computed["packed"] == data["prompt"] + data["response"]
     assert computed["packed, budget"] >= computed["packed"]  # a last step of few pairs is filled up
     assert computed["padded"] >= 2 * data["prompt"] + data["response"]
     small, large = (
-        found[name]["memory_bytes"]["activations kept for backward"] for name in ("packed, budget", "packed")
+        result[name]["memory_bytes"]["activations kept for backward"] for name in ("packed, budget", "packed")
     )
     assert small < 0.6 * large  # of 20 tokens and of 40
 
@@ -120,33 +120,33 @@ def test_auto_is_padded_where_a_window_is_shorter_than_the_longest_pair(folder: 
 
 
 def test_parameters_and_bytes_are_those_of_the_run(folder: Path) -> None:
-    found = estimated("reference=frozen", "optim=adamw", "loss=dpo")
+    result = estimated("reference=frozen", "optim=adamw", "loss=dpo")
     train(*SMALL, "trainer.max_steps=1", "hydra.run.dir=run", "callbacks.checkpoint.every=1")
     policy = AutoModelForCausalLM.from_pretrained("run/policy")
     size = sum(p.nbytes for p in policy.parameters())
     (checkpoint,) = Path("run/checkpoints").glob("step-1/training.pt")
     (optimizer,) = torch.load(checkpoint, weights_only=True)["optimizer_states"]
     state = sum(v.nbytes for s in optimizer["state"].values() for v in s.values() if isinstance(v, torch.Tensor))
-    memory = found["memory_bytes"]
-    assert found["parameters"] == found["trainable"] == policy.num_parameters()
+    memory = result["memory_bytes"]
+    assert result["parameters"] == result["trainable"] == policy.num_parameters()
     assert memory["gradients"] == size
     assert memory["optimiser state"] == state
     assert memory["policy: weights"] == pytest.approx(size, rel=0.01)  # and a few rotary frequencies
     assert memory["reference: weights"] == memory["policy: weights"]
     assert memory["total"] == sum(v for k, v in memory.items() if k != "total")
-    assert found["fits"] is True
+    assert result["fits"] is True
 
 
-def test_a_dry_run_says_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_the_same_estimate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(*SMALL, "dry_run=true", "hydra.run.dir=dry")
-    said = capsys.readouterr().out
-    found = estimated()
+    output = capsys.readouterr().out
+    result = estimated()
     dry = json.loads(Path("dry/estimate.json").read_text())
-    for either in (dry, found):  # what is free on a machine moves from one moment to the next
+    for either in (dry, result):  # what is free on a machine moves from one moment to the next
         for key in ("device_bytes", "verdict"):
             either.pop(key)
-    assert dry == found
-    names(said, "Estimate", "fits", "GiB")
+    assert dry == result
+    names(output, "Estimate", "fits", "GiB")
     assert not Path("dry/metrics.csv").exists()
 
 
@@ -162,10 +162,10 @@ def test_no_weights_are_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     keys = ["data.micro_batch_size=2", "reference=frozen", "reference.path=policy", "trainer.max_steps=7"]
     main(["model=zephyr", "model.path=policy", "trainer=cpu", *SMALL[3:5], *keys, "logger=none", "hydra.run.dir=hub"])
-    found = json.loads(Path("hub/estimate.json").read_text())
-    assert found["parameters"] == tiny_model().num_parameters()
-    assert found["memory_bytes"]["reference: weights"] > 0
-    assert found["steps"] == 7
+    result = json.loads(Path("hub/estimate.json").read_text())
+    assert result["parameters"] == tiny_model().num_parameters()
+    assert result["memory_bytes"]["reference: weights"] > 0
+    assert result["steps"] == 7
 
 
 def test_lora_trains_little(folder: Path) -> None:
@@ -187,23 +187,23 @@ def test_a_sample_is_scaled_up(folder: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_too_little_memory_is_a_verdict_and_no_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = estimated("memory_gib=0.0001")
-    assert found["fits"] is False
-    said = capsys.readouterr().out
-    names(said, "does not fit", "memory_gib", "data.micro_batch_size=2 trainer.accumulate_grad_batches=2")
+    result = estimated("memory_gib=0.0001")
+    assert result["fits"] is False
+    output = capsys.readouterr().out
+    names(output, "does not fit", "memory_gib", "data.micro_batch_size=2 trainer.accumulate_grad_batches=2")
     main([*SMALL, "console=compact", "hydra.run.dir=line"])
     assert capsys.readouterr().out.startswith("line: fits")
 
 
 def test_mistakes_are_those_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = []
+    errors = []
     for command in (main, lambda words: train(*words)):
         with pytest.raises(SystemExit) as stopped:
             command([*SMALL, "data.train=pears.jsonl", "hydra.run.dir=bad"])
         assert stopped.value.code == 2  # before anything is loaded
-        said.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")])
-    assert said[0] == said[1]
-    names(said[0][0], "pairs.jsonl", key="data.train", value="pears.jsonl")
+        errors.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")])
+    assert errors[0] == errors[1]
+    names(errors[0][0], "pairs.jsonl", key="data.train", value="pears.jsonl")
     with pytest.raises(SystemExit) as stopped:
         main([*SMALL, "dry_run=false"])
     assert stopped.value.code == 2
@@ -211,22 +211,22 @@ def test_mistakes_are_those_of_a_run(folder: Path, capsys: pytest.CaptureFixture
 
 
 def test_pairs_that_a_model_has_yet_to_make(folder: Path) -> None:
-    from caldpo.estimation.data_sample import _refuse_generation
+    from caldpo.estimation.step_schedule import refuse_ungenerated
 
     class Data:
         source = ImdbSentiment("reviews", policy="p", classifier="c", cache_dir="cache")
         train, test = "train", None
 
     with refused("language model", key="data.train", value="train", remedy="run"):
-        _refuse_generation(Data)  # type: ignore[arg-type]
+        refuse_ungenerated(Data)  # type: ignore[arg-type]
     file = Data.source.cache_file("train")
     file.parent.mkdir(parents=True)
     file.touch()
-    _refuse_generation(Data)  # type: ignore[arg-type]
+    refuse_ungenerated(Data)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("spec", "needed", "seen", "way"),
+    ("source", "needed", "seen", "mode"),
     [
         (Frozen(), True, 100, "frozen"),
         (Precomputed(), True, 1, "precomputed"),
@@ -235,8 +235,8 @@ def test_pairs_that_a_model_has_yet_to_make(folder: Path) -> None:
         (Auto(), False, 10, "precomputed"),
     ],
 )
-def test_how_the_reference_is_kept(spec: Any, needed: bool, seen: int, way: str) -> None:
-    assert way_of_reference(spec, tiny_model(), needed, pairs=100, seen=seen) == way
+def test_reference_mode(source: Any, needed: bool, seen: int, mode: str) -> None:
+    assert reference_mode_of(source, tiny_model(), needed, pairs=100, pairs_seen=seen) == mode
 
 
 @pytest.mark.parametrize("kind", ["hub", "random", "tabular"])

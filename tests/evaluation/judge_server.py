@@ -18,7 +18,7 @@ from caldpo.evaluation.evaluation_cache import Sampling
 from caldpo.evaluation.suites.judge import Judge
 
 # what a judge says to the prompt and the two responses, or (status, headers, body) of a failure
-Says = Callable[[str, str, str], Any]
+AnswerTo = Callable[[str, str, str], Any]
 _SHOWN = re.compile(
     r"=== PROMPT ===\n(.*)\n\n=== RESPONSE A ===\n(.*)\n\n=== RESPONSE B ===\n(.*)\n\n=== END", re.DOTALL
 )
@@ -28,36 +28,36 @@ _SHOWN = re.compile(
 class JudgeServer:
     """What the server was asked."""
 
-    says: Says
+    answer_to: AnswerTo
     base_url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     usage: dict[str, int] | None = field(default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 7})
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def shown(self) -> list[tuple[str, str, str]]:
+    def questions(self) -> list[tuple[str, str, str]]:
         """Prompt, first and second response of every request."""
-        return [shown(request) for request in self.requests]
+        return [question_in(request) for request in self.requests]
 
     def answer(self, request: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
-        said = self.says(*shown(request))
-        if not isinstance(said, str):
-            return said
-        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        reply = self.answer_to(*question_in(request))
+        if not isinstance(reply, str):
+            return reply
+        choice = {"index": 0, "message": {"role": "assistant", "content": reply}, "finish_reason": "stop"}
         body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         return 200, {}, body | ({"usage": self.usage} if self.usage else {})
 
 
-def shown(request: dict[str, Any]) -> tuple[str, str, str]:
+def question_in(request: dict[str, Any]) -> tuple[str, str, str]:
     match = _SHOWN.search(request["messages"][-1]["content"])
     assert match, request
     return match[1], match[2], match[3]
 
 
 @contextmanager
-def serving(says: Says, **keys: Any) -> Iterator[JudgeServer]:
+def serving(answer_to: AnswerTo, **keys: Any) -> Iterator[JudgeServer]:
     """A server on a free port."""
-    state = JudgeServer(says, **keys)
+    state = JudgeServer(answer_to, **keys)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -132,14 +132,14 @@ def judge(server: JudgeServer | str, **keys: Any) -> Judge:
     return Judge(**{"base_url": base_url, "model": "m", "resamples": 50, "max_retries": 0, **keys})
 
 
-def policy_wins(*places: int) -> Says:
+def policy_wins(*places: int) -> AnswerTo:
     """A judge that prefers texts beginning with "ours" at the prompts of these numbers, and the others elsewhere."""
 
-    def says(prompt: str, first: str, second: str) -> str:
+    def answer_to(prompt: str, first: str, second: str) -> str:
         wins = int(prompt.split()[-1]) in places
         return f"Verdict: {'A' if first.startswith('ours') == wins else 'B'}"
 
-    return says
+    return answer_to
 
 
 def saved(folder: Path) -> list[dict[str, Any]]:

@@ -74,13 +74,13 @@ def write_tasks(folder: Path, continuation: Any) -> dict[str, list[dict[str, Any
         },
     }
     folder.mkdir()
-    found = {"word_choice": choice, "word_answer": answer}
-    for name, rows in found.items():
+    questions_of = {"word_choice": choice, "word_answer": answer}
+    for name, rows in questions_of.items():
         data = folder / f"{name}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = {"task": name, **common, **own[name], "dataset_kwargs": {"data_files": {"test": str(data)}}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    return found
+    return questions_of
 
 
 def quick_python(folder: Path) -> Path:

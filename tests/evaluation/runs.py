@@ -89,9 +89,9 @@ def result(run: Path, suite: str) -> dict:
     return json.loads((run / "evaluation" / f"{suite}.json").read_text())
 
 
-def value(found: dict, name: str) -> float:
+def value(content: dict, name: str) -> float:
     """A measure's value."""
-    return found["measures"][name]["value"]
+    return content["measures"][name]["value"]
 
 
 def reference_model() -> PreTrainedModel:

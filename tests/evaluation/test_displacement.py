@@ -17,7 +17,7 @@ from tests.messages import names, refused
 
 
 @pytest.fixture(scope="module")
-def found(trained: Path) -> dict:
+def results(trained: Path) -> dict:
     texts = trained.parent / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     with inside(trained.parent):
@@ -28,23 +28,23 @@ def found(trained: Path) -> dict:
 TEXTS = ["w30 w31 w32", "w5 w9", "w12 w13 w14 w15 w16 w17", "w3"]
 
 
-def test_shares_of_what_fell(found: dict, naive: dict) -> None:
+def test_shares_of_what_fell(results: dict, naive: dict) -> None:
     a, b = naive["a"], naive["b"]
-    assert value(found, "chosen_fell") == pytest.approx(np.mean(a < 0))
-    assert value(found, "rejected_fell") == pytest.approx(np.mean(b < 0))
-    assert value(found, "both_fell") == pytest.approx(np.mean((a < 0) & (b < 0)))
-    assert value(found, "chosen_per_token") == pytest.approx(a.sum() / naive["n_w"].sum(), rel=1e-3)
-    assert value(found, "rejected_per_token") == pytest.approx(b.sum() / naive["n_l"].sum(), rel=1e-3)
+    assert value(results, "chosen_fell") == pytest.approx(np.mean(a < 0))
+    assert value(results, "rejected_fell") == pytest.approx(np.mean(b < 0))
+    assert value(results, "both_fell") == pytest.approx(np.mean((a < 0) & (b < 0)))
+    assert value(results, "chosen_per_token") == pytest.approx(a.sum() / naive["n_w"].sum(), rel=1e-3)
+    assert value(results, "rejected_per_token") == pytest.approx(b.sum() / naive["n_l"].sum(), rel=1e-3)
 
 
-def test_quantiles(found: dict, naive: dict) -> None:
-    kept = found["details"]["log_ratios"]
-    assert kept["levels"][4] == 0.5
-    assert kept["chosen"][4] == pytest.approx(np.median(naive["a"]), rel=1e-3, abs=1e-3)
-    assert kept["rejected"][1] == pytest.approx(np.quantile(naive["b"], 0.05), rel=1e-3, abs=1e-3)
+def test_quantiles(results: dict, naive: dict) -> None:
+    quantiles = results["details"]["log_ratios"]
+    assert quantiles["levels"][4] == 0.5
+    assert quantiles["chosen"][4] == pytest.approx(np.median(naive["a"]), rel=1e-3, abs=1e-3)
+    assert quantiles["rejected"][1] == pytest.approx(np.quantile(naive["b"], 0.05), rel=1e-3, abs=1e-3)
 
 
-def test_drift_is_the_log_ratio_per_token_of_other_text(trained: Path, found: dict) -> None:
+def test_drift_is_the_log_ratio_per_token_of_other_text(trained: Path, results: dict) -> None:
     """All tokens but a text's first; the text of a single token says nothing."""
     tokenizer = AutoTokenizer.from_pretrained(trained / "policy")
     policy = AutoModelForCausalLM.from_pretrained(trained / "policy").double()
@@ -53,11 +53,11 @@ def test_drift_is_the_log_ratio_per_token_of_other_text(trained: Path, found: di
     ids = [tokenizer(text).input_ids for text in TEXTS[:3]]
     ratios = [naive_logprob(policy, t[:1], t[1:]) - naive_logprob(reference, t[:1], t[1:]) for t in ids]
     tokens = [len(t) - 1 for t in ids]
-    assert value(found, "drift") == pytest.approx(sum(ratios) / sum(tokens), rel=1e-3)
+    assert value(results, "drift") == pytest.approx(sum(ratios) / sum(tokens), rel=1e-3)
     sizes = [abs(r) / n for r, n in zip(ratios, tokens, strict=True)]
-    assert value(found, "drift_size") == pytest.approx(np.mean(sizes), rel=1e-3)
-    names(found["details"]["unrelated"], 4, "texts.jsonl")
-    names(found["measures"]["drift"]["title"], "unrelated")
+    assert value(results, "drift_size") == pytest.approx(np.mean(sizes), rel=1e-3)
+    names(results["details"]["unrelated"], 4, "texts.jsonl")
+    names(results["measures"]["drift"]["title"], "unrelated")
 
 
 def test_where_plain_text_is_unknown_the_prompts_stand_in(trained: Path, tmp_path: Path) -> None:

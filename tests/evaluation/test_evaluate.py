@@ -42,8 +42,8 @@ def test_every_run_has_its_results(sweep: Path, evaluated: dict[str, int]) -> No
     assert len(runs(sweep)) == 4
     for run in runs(sweep):
         logged = json.loads((run / "summary.json").read_text())["metrics"]
-        found = result(run, "preference")
-        assert value(found, "accuracy") == pytest.approx(logged["val/rewards/accuracies"])
+        content = result(run, "preference")
+        assert value(content, "accuracy") == pytest.approx(logged["val/rewards/accuracies"])
         assert value(result(run, "displacement"), "chosen_fell") == pytest.approx(logged["val/displacement"])
         assert sorted(path.name for path in (run / "evaluation").iterdir()) == [
             "displacement.json",
@@ -53,15 +53,15 @@ def test_every_run_has_its_results(sweep: Path, evaluated: dict[str, int]) -> No
 
 
 def test_a_result_says_what_determined_it(sweep: Path, evaluated: dict[str, int]) -> None:
-    found = result(runs(sweep)[0], "preference")
-    facts = found["determined_by"]
+    content = result(runs(sweep)[0], "preference")
+    facts = content["determined_by"]
     assert facts["suite"] == {"bins": 10, "resamples": 20, "confidence": 0.95}
     assert facts["settings"]["seed"] == 0
     assert facts["step"] == 8
     assert facts["reference"].startswith("the policy's starting weights")
     assert {"caldpo", "torch", "transformers"} <= facts["versions"].keys()
     assert facts["weights"][0][0][0] == "model.safetensors"
-    assert found["examples"] == 40
+    assert content["examples"] == 40
 
 
 def test_one_reference_serves_the_whole_sweep(evaluated: dict[str, int]) -> None:
@@ -170,10 +170,10 @@ def test_a_model_by_its_name(sweep: Path, tmp_path: Path) -> None:
         )
         (file,) = Path("outputs/evaluation").glob("*/evaluation/preference.json")
         assert file.parts[2].endswith("-policy"), "named after the whole path: every run's export is called policy"
-        found = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     logged = json.loads((run / "summary.json").read_text())["metrics"]
-    assert value(found, "log_ratio_chosen") == pytest.approx(logged["val/log_ratios/chosen"], rel=1e-5)
-    assert value(found, "margin") == pytest.approx(logged["val/rewards/margins"], rel=1e-5)
+    assert value(content, "log_ratio_chosen") == pytest.approx(logged["val/log_ratios/chosen"], rel=1e-5)
+    assert value(content, "margin") == pytest.approx(logged["val/rewards/margins"], rel=1e-5)
 
 
 def test_a_model_alone_has_no_reference(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,10 +189,10 @@ def test_another_reference_of_ones_own(sweep: Path, tmp_path: Path) -> None:
     run = runs(sweep)[0]
     with inside(sweep.parent):
         evaluate(str(run), "suite=preference", f"reference.path={run}/policy", f"output={tmp_path}", *QUICK[:1])
-    found = json.loads((tmp_path / "evaluation" / "preference.json").read_text())
-    assert value(found, "margin") == pytest.approx(0, abs=1e-5)
-    assert found["determined_by"]["reference"].endswith("/policy")
-    (note,) = found["notes"]
+    content = json.loads((tmp_path / "evaluation" / "preference.json").read_text())
+    assert value(content, "margin") == pytest.approx(0, abs=1e-5)
+    assert content["determined_by"]["reference"].endswith("/policy")
+    (note,) = content["notes"]
     names(note, f"{run}/policy", "reference")
 
 
@@ -213,8 +213,8 @@ def test_what_is_not_the_runs_own_overwrites_nothing(sweep: Path, tmp_path: Path
     with inside(sweep.parent):
         evaluate(str(copied), "suite=preference", *other_data, *QUICK[:1])
         evaluate(str(copied), "suite=preference", f"reference.path={copied}/policy", *QUICK[:1])
-    found = sorted(path.parent.name for path in (copied / "evaluation").rglob("preference.json"))
-    assert found == ["other-data", "other-reference"], "reports read what lies in evaluation/ itself"
+    content = sorted(path.parent.name for path in (copied / "evaluation").rglob("preference.json"))
+    assert content == ["other-data", "other-reference"], "reports read what lies in evaluation/ itself"
 
 
 def test_other_pairs_than_the_runs_own(sweep: Path, tmp_path: Path) -> None:
@@ -230,11 +230,11 @@ def test_other_pairs_than_the_runs_own(sweep: Path, tmp_path: Path) -> None:
             f"output={tmp_path}",
             *QUICK[:1],
         )
-    found = json.loads((tmp_path / "evaluation" / "preference.json").read_text())
-    assert found["examples"] == 15
-    (note,) = found["notes"]
+    content = json.loads((tmp_path / "evaluation" / "preference.json").read_text())
+    assert content["examples"] == 15
+    (note,) = content["notes"]
     names(note, "pairs", "local", "train.jsonl")
-    assert found["determined_by"]["data"] == "local: train.jsonl"
+    assert content["determined_by"]["data"] == "local: train.jsonl"
 
 
 def test_half_precision_is_the_same_within_its_digits(sweep: Path, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_half_precision_is_the_same_within_its_digits(sweep: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "facts"),
     [
         ([], ["error: run:", "run=outputs/RUN", "model.path"]),
         (["run=x", "model.path=y", "data=hh"], ["model.path=y:", "run=x"]),
@@ -265,12 +265,12 @@ def test_half_precision_is_the_same_within_its_digits(sweep: Path, tmp_path: Pat
     ],
 )
 def test_a_mistake_is_answered(
-    arguments: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], facts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with inside(tmp_path):
         evaluate(*arguments, fails=2)
         assert list(tmp_path.iterdir()) == []
-    names(capsys.readouterr().err, *said)
+    names(capsys.readouterr().err, *facts)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,16 +40,16 @@ def test_the_command_from_run_to_result(trained: Path, tmp_path: Path, capsys: p
         evaluate(*words)
         evaluate(*words, "again=true")
         assert len(server.requests) == calls
-    found = result(tmp_path, "judge")
+    results = result(tmp_path, "judge")
     lines = saved(tmp_path / "evaluation")
-    assert len(lines) == calls == found["details"]["usage"]["answers"]
+    assert len(lines) == calls == results["details"]["usage"]["answers"]
     wins = sum((line["verdict"] == line["policy_is"]) for line in lines)
     even = 12 - len(lines) / 2
-    assert value(found, "win_rate") == pytest.approx((wins / 2 + even / 2) / 12)
-    assert found["examples"] == 12
-    assert found["details"]["usage"]["cost"] == pytest.approx(calls * (100 + 2 * 7) / 1e6)
-    assert found["determined_by"]["suite"]["prompt_digest"]
-    assert {"api_key_env", "concurrency", "timeout", "max_retries"}.isdisjoint(found["determined_by"]["suite"])
+    assert value(results, "win_rate") == pytest.approx((wins / 2 + even / 2) / 12)
+    assert results["examples"] == 12
+    assert results["details"]["usage"]["cost"] == pytest.approx(calls * (100 + 2 * 7) / 1e6)
+    assert results["determined_by"]["suite"]["prompt_digest"]
+    assert {"api_key_env", "concurrency", "timeout", "max_retries"}.isdisjoint(results["determined_by"]["suite"])
     texts = {row["prompt"] for row in map(json.loads, (trained.parent / "test.jsonl").read_text().splitlines())}
     assert {line["prompt"] for line in lines} <= texts
     out, err = capsys.readouterr()
@@ -65,35 +65,35 @@ def test_a_judge_that_dies_is_resumed_by_the_same_command(
 ) -> None:
     answered = [0]
 
-    def says(prompt: str, first: str, second: str) -> Any:
+    def answer_to(prompt: str, first: str, second: str) -> Any:
         answered[0] += 1
         return (500, {}, {"error": {"message": "gone"}}) if answered[0] > 7 else "Verdict: A"
 
-    with serving(says) as server, inside(trained.parent):
+    with serving(answer_to) as server, inside(trained.parent):
         words = ("run", f"output={tmp_path}", "suite=judge", "judge.prompts=12", "judge.resamples=20")
         named = (f"judge.base_url={server.base_url}", "judge.model=m", "judge.max_retries=0", "judge.concurrency=2")
         evaluate(*words, *named, fails=1)
         names(capsys.readouterr().err, "7 of 24")
         assert not (tmp_path / "evaluation" / "judge.json").exists()
         asked = len(server.requests)
-        server.says = lambda prompt, first, second: "Verdict: A"
+        server.answer_to = lambda prompt, first, second: "Verdict: A"
         evaluate(*words, *named)
         assert len(server.requests) - asked == 24 - 7
         evaluate(*words, *named)
         assert len(server.requests) - asked == 24 - 7
-    found = result(tmp_path, "judge")
-    assert value(found, "win_rate") == 0.5, "it always says A, in both orders"
-    assert value(found, "position_bias") == 1.0
+    results = result(tmp_path, "judge")
+    assert value(results, "win_rate") == 0.5, "it always says A, in both orders"
+    assert value(results, "position_bias") == 1.0
     assert len(saved(tmp_path / "evaluation")) == 24
 
 
 def test_a_run_against_its_reference_draws_both(trained: Path, tmp_path: Path) -> None:
     with inside(trained.parent):
         evaluate("run", f"output={tmp_path}", "suite=judge", "judge.mock=true", "judge.prompts=5", "judge.resamples=9")
-    found = result(tmp_path, "judge_mock")
+    results = result(tmp_path, "judge_mock")
     assert not (tmp_path / "evaluation" / "judge.json").exists(), "a mock judge overwrites no judge's results"
-    names(found["details"]["judge"], "mock")
-    assert found["details"]["calls"] == 2 * (5 - found["details"]["identical"]) > 0
+    names(results["details"]["judge"], "mock")
+    assert results["details"]["calls"] == 2 * (5 - results["details"]["identical"]) > 0
 
 
 def test_no_endpoint_is_answered_before_anything_loads(

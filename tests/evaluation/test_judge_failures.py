@@ -28,13 +28,13 @@ def policy(tmp_path: Path) -> FakePolicy:
 def dies_after(calls: int, status: int = 500, message: str = "out of memory", headers: Any = None) -> Any:
     answered = [0]
 
-    def says(*shown: str) -> Any:
+    def answer_to(*question: str) -> Any:
         answered[0] += 1
         if answered[0] > calls:
             return status, headers or {}, {"error": {"message": message}}
-        return policy_wins(*WINNERS)(*shown)
+        return policy_wins(*WINNERS)(*question)
 
-    return says
+    return answer_to
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
@@ -48,7 +48,7 @@ def test_a_judge_that_dies_half_way(policy: FakePolicy, tmp_path: Path, concurre
 
         first = {line["digest"] for line in saved(policy.folder)}
         server.requests.clear()
-        server.says = policy_wins(*WINNERS)  # it is back
+        server.answer_to = policy_wins(*WINNERS)  # it is back
         resumed = judge(server, concurrency=concurrency).run(policy)
         assert len(server.requests) == 11
         assert first < {line["digest"] for line in saved(policy.folder)}
@@ -89,17 +89,17 @@ def test_a_rate_limit_is_waited_for(policy: FakePolicy, caplog: pytest.LogCaptur
     caplog.set_level(logging.INFO)
     limited = threading.Event()
 
-    def says(*shown: str) -> Any:
+    def answer_to(*question: str) -> Any:
         if not limited.is_set():
             limited.set()
             return 429, {"Retry-After": "0.05"}, {"error": {"message": "slow down"}}
-        return policy_wins(*WINNERS)(*shown)
+        return policy_wins(*WINNERS)(*question)
 
-    with serving(says) as server:
-        found = judge(server, max_retries=1).run(policy)
-    assert (found.details["calls"], found.details["retries"], len(server.requests)) == (20, 1, 21)
+    with serving(answer_to) as server:
+        outcome = judge(server, max_retries=1).run(policy)
+    assert (outcome.details["calls"], outcome.details["retries"], len(server.requests)) == (20, 1, 21)
     assert caplog.records == []  # retries are counted, not logged one by one
-    assert found.measures["win_rate"].value == 0.4
+    assert outcome.measures["win_rate"].value == 0.4
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,10 @@ def test_a_wrong_key_is_named_and_never_shown(
 
 def test_a_judge_that_repeats_the_key(policy: FakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    with serving(lambda *shown: f"{SECRET}\nVerdict: A") as server:
-        found = judge(server).run(policy)
+    with serving(lambda *question: f"{SECRET}\nVerdict: A") as server:
+        outcome = judge(server).run(policy)
     assert SECRET not in (policy.folder / "judge_verdicts.jsonl").read_text()
-    assert SECRET not in json.dumps(found.as_dict())
+    assert SECRET not in json.dumps(outcome.as_dict())
 
 
 def test_an_unset_key_is_told_where_one_is_wanted(policy: FakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,11 +156,11 @@ def test_nobody_at_the_address(policy: FakePolicy) -> None:
 
 
 def test_a_judge_that_takes_too_long(policy: FakePolicy) -> None:
-    def says(*shown: str) -> str:
+    def answer_to(*question: str) -> str:
         time.sleep(0.5)
         return "Verdict: A"
 
-    with serving(says) as server, refused("timed out", remedy="judge.timeout"):
+    with serving(answer_to) as server, refused("timed out", remedy="judge.timeout"):
         judge(server, timeout=0.1).run(policy)
 
 
@@ -173,33 +173,33 @@ def test_an_interrupt_keeps_what_arrived(policy: FakePolicy, monkeypatch: pytest
 
     monkeypatch.setattr("caldpo.evaluation.judge.judge_pairs.as_completed", interrupted)
 
-    def says(*shown: str) -> str:
+    def answer_to(*question: str) -> str:
         time.sleep(0.02)
-        return policy_wins(*WINNERS)(*shown)
+        return policy_wins(*WINNERS)(*question)
 
-    with serving(says) as server, pytest.raises(KeyboardInterrupt):
+    with serving(answer_to) as server, pytest.raises(KeyboardInterrupt):
         judge(server, concurrency=2).run(policy)
     assert len(saved(policy.folder)) == len(server.requests) < 10
 
 
 @pytest.mark.parametrize("body", ["<html>hello</html>", {"status": "ok"}])
 def test_an_answer_that_is_no_completion(policy: FakePolicy, body: Any) -> None:
-    with serving(lambda *shown: (200, {}, body)) as server, refused("chat completion", remedy="/v1"):
+    with serving(lambda *question: (200, {}, body)) as server, refused("chat completion", remedy="/v1"):
         judge(server).run(policy)
 
 
 def test_a_refused_question_costs_its_pair(policy: FakePolicy) -> None:
-    def says(prompt: str, first: str, second: str) -> Any:
+    def answer_to(prompt: str, first: str, second: str) -> Any:
         if prompt == "question 3":
             return 400, {}, {"error": {"message": "filtered"}}
         return policy_wins(*WINNERS)(prompt, first, second)
 
-    with serving(says) as server:
-        found = judge(server).run(policy)
-        assert (found.measures["win_rate"].value, found.measures["win_rate"].n) == (pytest.approx(3 / 9), 9)
-        assert any(holds(note, "2 questions") and holds(note, "filtered") for note in found.notes)
-        assert not found.reusable, "the same command asks again"
-        server.says = policy_wins(*WINNERS)  # another day it answers
+    with serving(answer_to) as server:
+        outcome = judge(server).run(policy)
+        assert (outcome.measures["win_rate"].value, outcome.measures["win_rate"].n) == (pytest.approx(3 / 9), 9)
+        assert any(holds(note, "2 questions") and holds(note, "filtered") for note in outcome.notes)
+        assert not outcome.reusable, "the same command asks again"
+        server.answer_to = policy_wins(*WINNERS)  # another day it answers
         complete = judge(server).run(policy)
     assert len(server.requests) == 22
     assert (complete.details["refused"], complete.reusable) == (0, True)
@@ -207,7 +207,7 @@ def test_a_refused_question_costs_its_pair(policy: FakePolicy) -> None:
 
 
 def test_a_judge_that_refuses_everything(policy: FakePolicy) -> None:
-    told = "'temperature' is not supported"
-    with serving(dies_after(0, 400, told)) as server, refused(told, remedy="judge.verdict_temperature"):
+    refusal = "'temperature' is not supported"
+    with serving(dies_after(0, 400, refusal)) as server, refused(refusal, remedy="judge.verdict_temperature"):
         judge(server, concurrency=1).run(policy)
     assert len(server.requests) == 3

@@ -37,8 +37,8 @@ def test_known_coefficients_come_back() -> None:
 def test_probabilities_are_fitted_exactly() -> None:
     differences = np.linspace(-80, 120, 2001)
     truth = sigmoid(0.3 - 0.8 * np.tanh(differences / differences.std()))
-    found = length_controlled(truth, differences)  # soft labels of the model itself: only the ridge moves it
-    assert found == pytest.approx(1 / (1 + math.exp(-0.3)), abs=1e-4)
+    rate = length_controlled(truth, differences)  # soft labels of the model itself: only the ridge moves it
+    assert rate == pytest.approx(1 / (1 + math.exp(-0.3)), abs=1e-4)
 
 
 def test_without_a_length_effect_it_is_the_raw_rate() -> None:

@@ -59,16 +59,16 @@ def test_what_is_no_chat_completion(body: Any) -> None:
     ],
 )
 def test_counts_that_are_none_are_not_known(usage: Any, counted: tuple[int | None, int | None]) -> None:
-    found = read_reply(json.dumps(completion(content="Verdict: B") | {"usage": usage}).encode())
-    assert (found.content, found.prompt_tokens, found.completion_tokens) == ("Verdict: B", *counted)
+    outcome = read_reply(json.dumps(completion(content="Verdict: B") | {"usage": usage}).encode())
+    assert (outcome.content, outcome.prompt_tokens, outcome.completion_tokens) == ("Verdict: B", *counted)
 
 
 @pytest.mark.parametrize("message", [{"content": None}, {}, {"content": None, "refusal": "no"}, {"content": ""}])
 def test_a_judge_that_says_nothing_has_answered(message: dict[str, Any]) -> None:
     body = completion(**message)
     body["choices"][0]["finish_reason"] = {"not": "text"}
-    found = read_reply(json.dumps(body).encode())
-    assert (found.content, found.finish) == ("", None)
+    outcome = read_reply(json.dumps(body).encode())
+    assert (outcome.content, outcome.finish) == ("", None)
 
 
 def test_each_costs_its_own_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,22 +77,22 @@ def test_each_costs_its_own_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(endpoint, "MAX_BYTES", 10_000)
     count = len(bodies) + 2
 
-    def says(prompt: str, first: str, second: str) -> Any:
+    def answer_to(prompt: str, first: str, second: str) -> Any:
         place = int(prompt.split()[-1]) - 1
         if 0 <= place < len(bodies):
             return 200, {}, bodies[place]
         return f"Verdict: {'A' if first.startswith('ours') else 'B'}"
 
     policy = FakePolicy(tmp_path, [f"ours {i}" for i in range(count)], [f"them {i}" for i in range(count)])
-    with serving(says) as server:
-        found = judge(server).run(policy)
+    with serving(answer_to) as server:
+        outcome = judge(server).run(policy)
         assert len(server.requests) == 2 * count
-        assert found.details["refused"] == 2 * len(bodies)
-        assert not found.reusable, "the same command asks again"
-        assert (found.measures["win_rate"].value, found.measures["win_rate"].n) == (1.0, 2)
-        assert any(holds(note, "chat completion") for note in found.notes)
+        assert outcome.details["refused"] == 2 * len(bodies)
+        assert not outcome.reusable, "the same command asks again"
+        assert (outcome.measures["win_rate"].value, outcome.measures["win_rate"].n) == (1.0, 2)
+        assert any(holds(note, "chat completion") for note in outcome.notes)
         assert len(saved(tmp_path)) == 4
-        server.says = lambda prompt, first, second: f"Verdict: {'A' if first.startswith('ours') else 'B'}"
+        server.answer_to = lambda prompt, first, second: f"Verdict: {'A' if first.startswith('ours') else 'B'}"
         assert judge(server).run(policy).measures["win_rate"].n == count
     assert len(server.requests) == 2 * count + 2 * len(bodies)
 
@@ -100,7 +100,7 @@ def test_each_costs_its_own_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_compressed_answer_is_not_opened(tmp_path: Path) -> None:
     policy = FakePolicy(tmp_path, ["ours"] * 3, ["them"] * 3)
     answer = (200, {"Content-Encoding": "gzip"}, completion(content="Verdict: A"))
-    with serving(lambda *shown: answer) as server, refused("gzip", key="judge.base_url"):
+    with serving(lambda *question: answer) as server, refused("gzip", key="judge.base_url"):
         judge(server, concurrency=1).run(policy)
     assert {headers["accept-encoding"] for headers in server.headers} == {"identity"}
 

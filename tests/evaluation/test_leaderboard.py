@@ -47,14 +47,14 @@ def questions(home: Path, model: tuple[Any, Any]) -> dict[str, list[dict[str, An
 
     def continuation(question: str) -> str:
         ids = tokenizer(question, return_tensors="pt").input_ids
-        said = policy.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-        return str(tokenizer.decode(said, skip_special_tokens=True))
+        output = policy.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        return str(tokenizer.decode(output, skip_special_tokens=True))
 
     return write_tasks(home / "own", continuation)
 
 
 @pytest.fixture(scope="module")
-def found(trained: Path, home: Path, questions: dict) -> dict:
+def evaluated(trained: Path, home: Path, questions: dict) -> dict:
     with inside(trained.parent):
         evaluate(
             "run",
@@ -66,7 +66,7 @@ def found(trained: Path, home: Path, questions: dict) -> dict:
     return result(trained, "leaderboard")
 
 
-def test_choices_by_log_probs_of_transformers(found: dict, questions: dict, model: tuple[Any, Any]) -> None:
+def test_choices_by_log_probs_of_transformers(evaluated: dict, questions: dict, model: tuple[Any, Any]) -> None:
     policy, tokenizer = model[0].double(), model[1]
     right = []
     for row in questions["word_choice"]:
@@ -74,20 +74,20 @@ def test_choices_by_log_probs_of_transformers(found: dict, questions: dict, mode
         logps = [naive_logprob(policy, prompt, tokenizer(choice).input_ids) for choice in row["choices"]]
         right.append(int(np.argmax(logps)) == row["label"])
     assert 0 < sum(right) < ASKED
-    measure = found["measures"]["word_choice"]
+    measure = evaluated["measures"]["word_choice"]
     assert measure["value"] == pytest.approx(np.mean(right))
     half = 1.96 * np.std(right, ddof=1) / np.sqrt(ASKED)
     assert (measure["low"], measure["high"]) == pytest.approx((np.mean(right) - half, np.mean(right) + half))
     assert (measure["n"], measure["unit"], measure["better"]) == (ASKED, "acc", "higher")
 
 
-def test_answers_by_greedy_decoding_of_transformers(found: dict) -> None:
+def test_answers_by_greedy_decoding_of_transformers(evaluated: dict) -> None:
     """Every second question has the policy's own continuation for an answer."""
-    assert value(found, "word_answer") == 0.5
-    assert found["measures"]["word_answer"]["unit"] == "exact_match"
+    assert value(evaluated, "word_answer") == 0.5
+    assert evaluated["measures"]["word_answer"]["unit"] == "exact_match"
 
 
-def test_held_out_pairs_by_the_own_engine(found: dict, trained: Path, model: tuple[Any, Any]) -> None:
+def test_held_out_pairs_by_the_own_engine(evaluated: dict, trained: Path, model: tuple[Any, Any]) -> None:
     """LM Eval's log-probs rank the pairs as the project's do, without the end-of-text token."""
     policy, tokenizer = model
     rows = [json.loads(line) for line in (trained.parent / "test.jsonl").read_text().splitlines()]
@@ -97,25 +97,25 @@ def test_held_out_pairs_by_the_own_engine(found: dict, trained: Path, model: tup
     ]
     a, b = score_pairs(policy.float(), pairs, pad_id=0, batch=8, label="", context=nullcontext)
     assert 0 < np.mean(a > b) < 1
-    assert value(found, PAIRS) == pytest.approx(np.mean(a > b))
+    assert value(evaluated, PAIRS) == pytest.approx(np.mean(a > b))
     by_length = a / [len(row["chosen"]) for row in rows] > b / [len(row["rejected"]) for row in rows]
-    assert found["details"]["tasks"][PAIRS]["metrics"][PAIRS]["acc_norm,none"] == pytest.approx(np.mean(by_length))
+    assert evaluated["details"]["tasks"][PAIRS]["metrics"][PAIRS]["acc_norm,none"] == pytest.approx(np.mean(by_length))
     sides = [
         json.loads(line)["label"] for line in (trained / "evaluation" / "held_out_pairs.jsonl").read_text().splitlines()
     ]
     assert sides == [0, 1] * 20
 
 
-def test_what_is_recorded(found: dict, trained: Path) -> None:
+def test_what_is_recorded(evaluated: dict, trained: Path) -> None:
     import lm_eval
 
-    details = found["details"]
+    details = evaluated["details"]
     assert details["lm_eval"] == lm_eval.__version__
     assert details["tasks"]["word_choice"]["shots"] == {"word_choice": 0}
     assert details["tasks"]["word_choice"]["n"] == {"word_choice": {"original": ASKED, "effective": ASKED}}
     assert details["tasks"]["word_choice"]["chat_template"] is False
-    assert found["examples"] == 2 * ASKED + 40
-    assert found["notes"] == []
+    assert evaluated["examples"] == 2 * ASKED + 40
+    assert evaluated["notes"] == []
     samples = trained / "evaluation" / "leaderboard_samples"
     assert {f.name: len(f.read_text().splitlines()) for f in samples.iterdir()} == {
         "word_choice.jsonl": ASKED,
@@ -124,29 +124,29 @@ def test_what_is_recorded(found: dict, trained: Path) -> None:
     }
 
 
-def test_lm_evals_command_line_says_the_same(found: dict, trained: Path, home: Path, questions: dict) -> None:
+def test_lm_evals_command_line_says_the_same(evaluated: dict, trained: Path, home: Path, questions: dict) -> None:
     command = [
         *(str(quick_python(home)), "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "7"),
         *("--model_args", f"pretrained={trained / 'policy'}", "--tasks", "word_choice,word_answer"),
-        *("--include_path", str(home / "own"), "--output_path", str(home / "said")),
+        *("--include_path", str(home / "own"), "--output_path", str(home / "output")),
     ]
     subprocess.run(command, check=True, capture_output=True)
-    said = json.loads(next((home / "said").rglob("results_*.json")).read_text())["results"]
-    ours = found["details"]["tasks"]
+    output = json.loads(next((home / "output").rglob("results_*.json")).read_text())["results"]
+    ours = evaluated["details"]["tasks"]
     for name, metric in (("word_choice", "acc"), ("word_answer", "exact_match")):
         for key in (f"{metric},none", f"{metric}_stderr,none"):
-            assert ours[name]["metrics"][name][key] == pytest.approx(said[name][key])
+            assert ours[name]["metrics"][name][key] == pytest.approx(output[name][key])
 
 
-def test_another_environment_says_the_same(found: dict, trained: Path, home: Path, questions: dict) -> None:
+def test_another_environment_says_the_same(evaluated: dict, trained: Path, home: Path, questions: dict) -> None:
     _evaluate_outside(trained, home, quick_python(home), "held_out_pairs")
     outside = result(trained, "leaderboard")
-    assert outside["measures"]["held_out_pairs"] == pytest.approx(found["measures"]["held_out_pairs"])
+    assert outside["measures"]["held_out_pairs"] == pytest.approx(evaluated["measures"]["held_out_pairs"])
     assert outside["details"]["python"] == str(home / "python")
 
 
 @pytest.mark.slow
-def test_an_environment_with_all_tasks_says_the_same(found: dict, trained: Path, home: Path, questions: dict) -> None:
+def test_an_environment_with_all_tasks_agrees(evaluated: dict, trained: Path, home: Path, questions: dict) -> None:
     _evaluate_outside(trained, home, Path(sys.executable), "word_answer")
     assert value(result(trained, "leaderboard"), "word_answer") == 0.5
 
@@ -158,9 +158,9 @@ def test_a_command_line_that_fails(
     failing.write_text(f'#!/bin/sh\n[ $1 = -m ] || exec {sys.executable} "$@"\necho no memory left. >&2; exit 3\n')
     failing.chmod(0o755)
     _evaluate_outside(trained, home, failing, "word_choice", fails=1)
-    said = capsys.readouterr().err
-    names(said, "leaderboard.tasks=word_choice:", "no memory left.", "-m lm_eval")
-    assert "evaluation/leaderboard.log" in said
+    output = capsys.readouterr().err
+    names(output, "leaderboard.tasks=word_choice:", "no memory left.", "-m lm_eval")
+    assert "evaluation/leaderboard.log" in output
 
 
 def test_data_that_is_on_the_hub(trained: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,13 +169,13 @@ def test_data_that_is_on_the_hub(trained: Path, home: Path, capsys: pytest.Captu
         evaluate("run", "suite=leaderboard", "leaderboard.tasks=[arc_easy]", fails=1)
         names(capsys.readouterr().err, "leaderboard.tasks=arc_easy:", "data")
         evaluate("run", "suite=leaderboard", "leaderboard.tasks=[leaderboard_v2,held_out_pairs]", "leaderboard.limit=4")
-    found = result(trained, "leaderboard")
-    assert set(found["measures"]) == {PAIRS}
-    assert found["measures"][PAIRS]["n"] == found["examples"] == 4
-    assert set(found["details"]["left_out"]) == {row.task for row in BOARDS[V2]}
-    names(found["details"]["left_out"]["leaderboard_gpqa"], "data")
-    assert any(holds(note, "leaderboard_gpqa") and holds(note, "data") for note in found["notes"])
-    assert any(holds(note, "limit=4") and holds(note, "leaderboard") for note in found["notes"])
+    evaluated = result(trained, "leaderboard")
+    assert set(evaluated["measures"]) == {PAIRS}
+    assert evaluated["measures"][PAIRS]["n"] == evaluated["examples"] == 4
+    assert set(evaluated["details"]["left_out"]) == {row.task for row in BOARDS[V2]}
+    names(evaluated["details"]["left_out"]["leaderboard_gpqa"], "data")
+    assert any(holds(note, "leaderboard_gpqa") and holds(note, "data") for note in evaluated["notes"])
+    assert any(holds(note, "limit=4") and holds(note, "leaderboard") for note in evaluated["notes"])
 
 
 def _evaluate_outside(trained: Path, home: Path, python: Path, *tasks: str, fails: int | None = None) -> None:

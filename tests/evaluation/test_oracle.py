@@ -63,7 +63,7 @@ def error_of_mean(values: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def test_reward_and_kl_agree_with_the_exact_ones_within_sampling_error(table: Path) -> None:
-    found = result(table, "oracle")
+    results = result(table, "oracle")
     policy, reference, rewards = tables(table)
     for name, exact, values, drawn_from in (
         ("reward", "exact_reward", rewards, policy),
@@ -73,10 +73,10 @@ def test_reward_and_kl_agree_with_the_exact_ones_within_sampling_error(table: Pa
     ):
         expected = (drawn_from * values).sum(axis=1).mean()
         error = error_of_mean(values, drawn_from)
-        assert abs(value(found, name) - expected) < 4 * error, name
+        assert abs(value(results, name) - expected) < 4 * error, name
         assert error < 0.05 * (1 + abs(expected)), "the samples are many enough to tell"
         if exact is not None:
-            assert value(found, exact) == pytest.approx(expected, rel=1e-5), name
+            assert value(results, exact) == pytest.approx(expected, rel=1e-5), name
 
 
 def test_win_rate_agrees_with_the_exact_one(table: Path) -> None:
@@ -87,13 +87,13 @@ def test_win_rate_agrees_with_the_exact_one(table: Path) -> None:
     exact = (chances * better).sum(axis=(1, 2))
     variances = (chances * better**2).sum(axis=(1, 2)) - exact**2
     error = np.sqrt(variances.sum() / SAMPLES) / len(exact)
-    found = result(table, "oracle")["measures"]["win_rate"]
+    results = result(table, "oracle")["measures"]["win_rate"]
     assert error < 0.01
-    assert abs(found["value"] - exact.mean()) < 4 * error
+    assert abs(results["value"] - exact.mean()) < 4 * error
     # the interval draws whole prompts, of which there are 8: it is that of their means
     means = exact.std(ddof=1) / np.sqrt(8)
-    assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 * means, rel=0.5)
-    assert (found["high"] - found["low"]) / 2 > 3 * 1.96 * error, "not that of 3,200 independent samples"
+    assert (results["high"] - results["low"]) / 2 == pytest.approx(1.96 * means, rel=0.5)
+    assert (results["high"] - results["low"]) / 2 > 3 * 1.96 * error, "not that of 3,200 independent samples"
 
 
 def test_perplexity_is_of_the_policys_texts_under_the_reference(table: Path) -> None:
@@ -105,11 +105,11 @@ def test_perplexity_is_of_the_policys_texts_under_the_reference(table: Path) -> 
 
 
 def test_the_path_over_checkpoints_leads_from_the_reference_to_the_policy(table: Path) -> None:
-    found = result(table, "oracle")
-    points = found["details"]["points"]
+    results = result(table, "oracle")
+    points = results["details"]["points"]
     assert [point["step"] for point in points] == [0, 20, 40, 60]
-    assert (points[0]["kl"], points[0]["reward"]) == (0, pytest.approx(value(found, "reference_reward")))
-    assert (points[-1]["kl"], points[-1]["reward"]) == (value(found, "kl"), value(found, "reward"))
+    assert (points[0]["kl"], points[0]["reward"]) == (0, pytest.approx(value(results, "reference_reward")))
+    assert (points[-1]["kl"], points[-1]["reward"]) == (value(results, "kl"), value(results, "reward"))
     for before, after in itertools.pairwise(points):
         assert before["kl"] < after["kl"]
         assert before["reward"] < after["reward"]
@@ -118,31 +118,31 @@ def test_the_path_over_checkpoints_leads_from_the_reference_to_the_policy(table:
 def test_samples_of_another_temperature_have_no_kl(table: Path, tmp_path: Path) -> None:
     with inside(table.parent):
         evaluate("run", "suite=oracle", "oracle.temperature=0", "oracle.samples=2", f"output={tmp_path}")
-    found = json.loads((tmp_path / "evaluation" / "oracle.json").read_text())
-    assert "kl" not in found["measures"]
-    assert "kl" not in found["details"]["points"][0]
-    assert any(holds(note, "KL") and holds(note, "policy's") for note in found["notes"])
+    results = json.loads((tmp_path / "evaluation" / "oracle.json").read_text())
+    assert "kl" not in results["measures"]
+    assert "kl" not in results["details"]["points"][0]
+    assert any(holds(note, "KL") and holds(note, "policy's") for note in results["notes"])
     policy, _, rewards = tables(table)
     likeliest = rewards[np.arange(8), policy.argmax(axis=1)]
-    assert value(found, "reward") == pytest.approx(likeliest.mean())
+    assert value(results, "reward") == pytest.approx(likeliest.mean())
 
 
 def test_the_figures_are_those_of_the_samples(table: Path, tmp_path: Path) -> None:
     """Sampled once more by hand, with the seed of the evaluation."""
     with inside(table.parent):
         evaluate("run", "suite=oracle", "oracle.samples=5", "batch=16", "seed=7", f"output={tmp_path}")
-    found = json.loads((tmp_path / "evaluation" / "oracle.json").read_text())
+    results = json.loads((tmp_path / "evaluation" / "oracle.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(table / "policy")
     tokenizer = AutoTokenizer.from_pretrained(table / "policy")
     prompts = [tokenizer(f"x{i // 5}").input_ids for i in range(40)]
-    longest = found["details"]["max_new_tokens"]
+    longest = results["details"]["max_new_tokens"]
     drawn = sample_responses(model, tokenizer, prompts, max_new_tokens=longest, temperature=1.0, seed=7, batch_size=16)
     policy, reference, rewards = tables(table)
     chosen = [int(tokenizer.decode(ids[:1]).strip().removeprefix("y")) for ids in drawn]
     places = [i // 5 for i in range(40)]
-    assert value(found, "reward") == pytest.approx(rewards[places, chosen].mean())
-    assert value(found, "kl") == pytest.approx(np.log(policy / reference)[places, chosen].mean(), rel=1e-3)
-    assert found["examples"] == 40
+    assert value(results, "reward") == pytest.approx(rewards[places, chosen].mean())
+    assert value(results, "kl") == pytest.approx(np.log(policy / reference)[places, chosen].mean(), rel=1e-3)
+    assert results["examples"] == 40
 
 
 def test_data_without_a_known_reward_is_refused_before_weights_load(
@@ -174,13 +174,13 @@ def test_the_start_is_even(table: Path) -> None:
     """Policy and reference are one at step 0; their samples are not."""
     with inside(table.parent):
         evaluate("run", "suite=oracle", "checkpoint=0", "oracle.samples=20")
-    found = json.loads((table / "evaluation" / "step-0" / "oracle.json").read_text())
-    rate = found["measures"]["win_rate"]
+    results = json.loads((table / "evaluation" / "step-0" / "oracle.json").read_text())
+    rate = results["measures"]["win_rate"]
     assert rate["low"] < 0.5 < rate["high"]
-    assert value(found, "kl") == pytest.approx(0, abs=1e-6)
-    assert value(found, "reward") != value(found, "reference_reward"), "drawn apart"
-    assert value(found, "reward") == pytest.approx(value(found, "exact_reward"), abs=0.3)
-    assert value(found, "exact_kl") == pytest.approx(0, abs=1e-6)
+    assert value(results, "kl") == pytest.approx(0, abs=1e-6)
+    assert value(results, "reward") != value(results, "reference_reward"), "drawn apart"
+    assert value(results, "reward") == pytest.approx(value(results, "exact_reward"), abs=0.3)
+    assert value(results, "exact_kl") == pytest.approx(0, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -215,33 +215,33 @@ def classified(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def test_a_classifier_may_be_the_reward(classified: tuple[dict, list[dict], Path]) -> None:
-    found, rows, home = classified
+    results, rows, home = classified
     tokenizer = AutoTokenizer.from_pretrained(home / "classifier")
     model = RobertaForSequenceClassification.from_pretrained(home / "classifier").eval()
-    assert len(rows) == found["examples"] == 24
+    assert len(rows) == results["examples"] == 24
     for row in rows:
         for who in ("policy", "reference"):
             with torch.no_grad():
                 logits = model(**tokenizer(row["prompt"] + row[who], return_tensors="pt")).logits[0].double()
             assert row[f"{who}_reward"] == pytest.approx((logits[1] - logits[0]).item(), abs=1e-4)
     ours, theirs = (np.array([row[f"{who}_reward"] for row in rows]) for who in ("policy", "reference"))
-    assert value(found, "reward") == pytest.approx(ours.mean())
-    assert value(found, "win_rate") == pytest.approx(np.mean(np.where(ours == theirs, 0.5, ours > theirs)))
+    assert value(results, "reward") == pytest.approx(ours.mean())
+    assert value(results, "win_rate") == pytest.approx(np.mean(np.where(ours == theirs, 0.5, ours > theirs)))
     assert len(set(ours)) > 6, "a reward that tells texts apart"
 
 
 def test_perplexity_under_another_model(classified: tuple[dict, list[dict], Path]) -> None:
-    found, rows, home = classified
+    results, rows, home = classified
     model = AutoModelForCausalLM.from_pretrained(home / "other").double()
     tokenizer = AutoTokenizer.from_pretrained(home / "other")
     ids = [(tokenizer(row["prompt"]).input_ids, tokenizer(row["policy"]).input_ids) for row in rows]
     logps = [naive_logprob(model, prompt, text) for prompt, text in ids if text]
     tokens = [len(text) for _, text in ids]
-    assert value(found, "perplexity") == pytest.approx(np.exp(-sum(logps) / sum(tokens)), rel=1e-4)
+    assert value(results, "perplexity") == pytest.approx(np.exp(-sum(logps) / sum(tokens)), rel=1e-4)
 
 
 def test_log_ratios_are_those_of_the_samples(trained: Path, classified: tuple[dict, list[dict], Path]) -> None:
-    found, rows, _ = classified
+    results, rows, _ = classified
     policy = AutoModelForCausalLM.from_pretrained(trained / "policy").double()
     tokenizer = AutoTokenizer.from_pretrained(trained / "policy")
     with inside(trained.parent):
@@ -256,5 +256,5 @@ def test_log_ratios_are_those_of_the_samples(trained: Path, classified: tuple[di
         ratio = naive_logprob(policy, prompt, ids) - naive_logprob(reference, prompt, ids)
         assert row["policy_log_ratio"] == pytest.approx(ratio, rel=1e-3, abs=1e-3)
     assert compared > 12
-    assert value(found, "kl") == pytest.approx(np.mean([row["policy_log_ratio"] for row in rows]))
-    assert value(found, "kl") > 0
+    assert value(results, "kl") == pytest.approx(np.mean([row["policy_log_ratio"] for row in rows]))
+    assert value(results, "kl") > 0

@@ -20,36 +20,36 @@ BETA = 0.1  # of the run's loss
 
 
 @pytest.fixture(scope="module")
-def found(trained: Path) -> dict:
+def results(trained: Path) -> dict:
     with inside(trained.parent):
         evaluate("run", "suite=preference", "preference.resamples=400", "again=true")
     return result(trained, "preference")
 
 
-def test_accuracy_margin_and_log_ratios(found: dict, naive: dict) -> None:
+def test_accuracy_margin_and_log_ratios(results: dict, naive: dict) -> None:
     a, b = naive["a"], naive["b"]
-    assert found["examples"] == 40
-    assert found["details"]["prompts"] == 20
-    assert value(found, "accuracy") == pytest.approx(np.mean(a > b))
-    assert value(found, "accuracy") > 0.5
-    assert value(found, "margin") == pytest.approx(BETA * np.mean(a - b), rel=1e-4)
-    assert value(found, "log_ratio_chosen") == pytest.approx(a.mean(), rel=1e-4)
-    assert value(found, "log_ratio_rejected") == pytest.approx(b.mean(), rel=1e-4)
+    assert results["examples"] == 40
+    assert results["details"]["prompts"] == 20
+    assert value(results, "accuracy") == pytest.approx(np.mean(a > b))
+    assert value(results, "accuracy") > 0.5
+    assert value(results, "margin") == pytest.approx(BETA * np.mean(a - b), rel=1e-4)
+    assert value(results, "log_ratio_chosen") == pytest.approx(a.mean(), rel=1e-4)
+    assert value(results, "log_ratio_rejected") == pytest.approx(b.mean(), rel=1e-4)
 
 
-def test_intervals_are_of_prompts(found: dict, naive: dict) -> None:
+def test_intervals_are_of_prompts(results: dict, naive: dict) -> None:
     """Two pairs of a prompt are one draw: just the interval of whole prompts, not that of 40 independent pairs."""
     prompts, right = naive["prompt"].tolist(), (naive["a"] > naive["b"]).astype(float)
-    measure = found["measures"]["accuracy"]
+    measure = results["measures"]["accuracy"]
     own, pairs = (Bootstrap(400, 0.95, 0).mean(right, clusters) for clusters in (prompts, range(40)))
     assert (measure["low"], measure["high"]) == pytest.approx((own["low"], own["high"]))
     assert (measure["low"], measure["high"]) != pytest.approx((pairs["low"], pairs["high"]))
     true = naive["s_w"] > naive["s_l"]
     agree = (true == (naive["a"] > naive["b"])).astype(float)
     truth = Bootstrap(400, 0.95, 0).mean(agree, prompts)
-    assert found["measures"]["accuracy_of_truth"]["low"] == pytest.approx(truth["low"])
+    assert results["measures"]["accuracy_of_truth"]["low"] == pytest.approx(truth["low"])
     means = [np.mean((naive["a"] - naive["b"])[naive["prompt"] == p]) for p in dict.fromkeys(prompts)]
-    margin = found["measures"]["margin"]
+    margin = results["measures"]["margin"]
     expected = 1.96 * BETA * np.std(means, ddof=1) / np.sqrt(20)
     assert (margin["high"] - margin["low"]) / 2 == pytest.approx(expected, rel=0.25)
 
@@ -66,34 +66,34 @@ def error_at(beta: float, naive: dict) -> float:
     )
 
 
-def test_calibration(found: dict, naive: dict) -> None:
-    assert value(found, "calibration_error") == pytest.approx(error_at(BETA, naive), rel=1e-3)
-    assert sum(point["count"] for point in found["details"]["reliability"]) == 80
+def test_calibration(results: dict, naive: dict) -> None:
+    assert value(results, "calibration_error") == pytest.approx(error_at(BETA, naive), rel=1e-3)
+    assert sum(point["count"] for point in results["details"]["reliability"]) == 80
 
 
-def test_another_unit_of_rewards_leaves_what_the_loss_itself_claims(trained: Path, found: dict, naive: dict) -> None:
+def test_another_unit_of_rewards_leaves_what_the_loss_itself_claims(trained: Path, results: dict, naive: dict) -> None:
     with inside(trained.parent):
         evaluate("run", "suite=preference", "preference.resamples=10", "reward_beta=2", "output=two")
     two = result(trained.parent / "two", "preference")
     assert value(two, "calibration_error") == pytest.approx(error_at(2, naive), rel=1e-3)
-    assert value(two, "margin") == pytest.approx(20 * value(found, "margin"))
-    for each in (found, two):
+    assert value(two, "margin") == pytest.approx(20 * value(results, "margin"))
+    for each in (results, two):
         assert value(each, "calibration_error_own_beta") == pytest.approx(error_at(BETA, naive), rel=1e-3)
-        assert value(each, "slope_own_beta") == pytest.approx(value(found, "slope"))
+        assert value(each, "slope_own_beta") == pytest.approx(value(results, "slope"))
 
 
-def test_length_bias_beside_length_alone(found: dict, naive: dict) -> None:
+def test_length_bias_beside_length_alone(results: dict, naive: dict) -> None:
     longer = naive["n_w"] - naive["n_l"]
     right = naive["a"] > naive["b"]
-    assert value(found, "accuracy_longer") == pytest.approx(right[longer > 0].mean())
-    assert value(found, "accuracy_shorter") == pytest.approx(right[longer < 0].mean())
-    assert found["measures"]["accuracy_longer"]["n"] == (longer > 0).sum()
-    assert value(found, "accuracy_of_length") == pytest.approx(np.mean(np.where(longer == 0, 0.5, longer > 0)))
+    assert value(results, "accuracy_longer") == pytest.approx(right[longer > 0].mean())
+    assert value(results, "accuracy_shorter") == pytest.approx(right[longer < 0].mean())
+    assert results["measures"]["accuracy_longer"]["n"] == (longer > 0).sum()
+    assert value(results, "accuracy_of_length") == pytest.approx(np.mean(np.where(longer == 0, 0.5, longer > 0)))
     ranks = [stats.rankdata(x) for x in (naive["a"] - naive["b"], longer)]
-    assert value(found, "length_correlation") == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-6)
+    assert value(results, "length_correlation") == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-6)
 
 
-def test_implicit_against_true_rewards(found: dict, naive: dict) -> None:
+def test_implicit_against_true_rewards(results: dict, naive: dict) -> None:
     """Least squares with an intercept of its own for each prompt, which is what centring within prompts comes to."""
     implicit = BETA * np.concatenate([naive["a"], naive["b"]])
     true = np.concatenate([naive["s_w"], naive["s_l"]])
@@ -101,15 +101,16 @@ def test_implicit_against_true_rewards(found: dict, naive: dict) -> None:
     dummies = (prompts[:, None] == np.unique(prompts)).astype(float)
     slope = np.linalg.lstsq(np.column_stack([true, dummies]), implicit, rcond=None)[0][0]
     x, y = (v - dummies @ np.linalg.lstsq(dummies, v, rcond=None)[0] for v in (true, implicit))
-    assert value(found, "slope") == pytest.approx(slope, rel=1e-3)
-    assert value(found, "pearson") == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-3)
-    assert value(found, "spearman") == pytest.approx(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1], rel=1e-3)
-    assert value(found, "error") == pytest.approx(np.abs(x - y).mean(), rel=1e-3)
+    assert value(results, "slope") == pytest.approx(slope, rel=1e-3)
+    assert value(results, "pearson") == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-3)
+    ranks = stats.rankdata(x), stats.rankdata(y)
+    assert value(results, "spearman") == pytest.approx(np.corrcoef(*ranks)[0, 1], rel=1e-3)
+    assert value(results, "error") == pytest.approx(np.abs(x - y).mean(), rel=1e-3)
     truth = np.sign(naive["s_w"] - naive["s_l"]) == np.sign(naive["a"] - naive["b"])
-    assert value(found, "accuracy_of_truth") == pytest.approx(truth.mean())
+    assert value(results, "accuracy_of_truth") == pytest.approx(truth.mean())
 
 
-def test_the_pairs_are_kept(trained: Path, found: dict, naive: dict) -> None:
+def test_the_pairs_are_kept(trained: Path, results: dict, naive: dict) -> None:
     with (trained / "evaluation" / "preference_pairs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["log_ratio_chosen"]) for row in rows] == pytest.approx(naive["a"].tolist(), rel=1e-3, abs=1e-3)
@@ -118,11 +119,11 @@ def test_the_pairs_are_kept(trained: Path, found: dict, naive: dict) -> None:
     assert float(rows[3]["score_chosen"]) == pytest.approx(naive["s_w"][3])
 
 
-def test_what_the_run_logged_is_measured_again(trained: Path, found: dict) -> None:
+def test_what_the_run_logged_is_measured_again(trained: Path, results: dict) -> None:
     logged = json.loads((trained / "summary.json").read_text())["metrics"]
-    assert value(found, "accuracy") == pytest.approx(logged["val/rewards/accuracies"])
-    assert value(found, "log_ratio_chosen") == pytest.approx(logged["val/log_ratios/chosen"], rel=1e-5)
-    assert found["notes"] == []
+    assert value(results, "accuracy") == pytest.approx(logged["val/rewards/accuracies"])
+    assert value(results, "log_ratio_chosen") == pytest.approx(logged["val/log_ratios/chosen"], rel=1e-5)
+    assert results["notes"] == []
 
 
 def test_the_start_of_training_is_its_own_reference(trained: Path) -> None:
@@ -149,14 +150,14 @@ def test_one_bin_more_or_fewer_pairs(trained: Path) -> None:
 def test_a_changed_reference_is_noticed(trained: Path, tmp_path: Path) -> None:
     """By its name: two models of random weights are so nearly uniform that log-ratios hardly tell them apart."""
     config = trained / "config.yaml"
-    kept = config.read_text()
-    section = kept.index("\nmodel:")
-    config.write_text(kept[:section] + kept[section:].replace("seed: 0", "seed: 5"))
+    text = config.read_text()
+    section = text.index("\nmodel:")
+    config.write_text(text[:section] + text[section:].replace("seed: 0", "seed: 5"))
     try:
         with inside(trained.parent):
             evaluate("run", "suite=preference", f"output={tmp_path}", "preference.resamples=10")
     finally:
-        config.write_text(kept)
+        config.write_text(text)
     named, *_ = json.loads((tmp_path / "evaluation" / "preference.json").read_text())["notes"]
     then = json.loads((trained / "summary.json").read_text())["reference"]
     now = then.replace("seed 0", "seed 5")
@@ -166,13 +167,13 @@ def test_a_changed_reference_is_noticed(trained: Path, tmp_path: Path) -> None:
 
 def test_changed_pairs_are_noticed(trained: Path, tmp_path: Path) -> None:
     file = trained.parent / "test.jsonl"
-    kept = file.read_text()
-    file.write_text("".join(kept.splitlines(keepends=True)[:30]))
+    text = file.read_text()
+    file.write_text("".join(text.splitlines(keepends=True)[:30]))
     try:
         with inside(trained.parent):
             evaluate("run", "suite=preference", f"output={tmp_path}", "preference.resamples=10")
     finally:
-        file.write_text(kept)
+        file.write_text(text)
     written = json.loads((tmp_path / "evaluation" / "preference.json").read_text())
     (note,) = written["notes"]
     names(note, 30, 40)

@@ -41,8 +41,8 @@ def export(run: Path, *arguments: str, fails: int | None = None) -> Path:
 
     with inside(run.parent):
         call(main, [run.name, *arguments], fails)
-    said = [text.removeprefix("to=") for text in arguments if text.startswith("to=")]
-    return run.parent / (said[-1] if said else f"outputs/exports/{run.name}")
+    places = [text.removeprefix("to=") for text in arguments if text.startswith("to=")]
+    return run.parent / (places[-1] if places else f"outputs/exports/{run.name}")
 
 
 def logprobs(model: PreTrainedModel) -> list[float]:
@@ -71,12 +71,12 @@ def test_transformers_loads_the_trained_policy(trained: Path) -> None:
 
 def test_a_checkpoint_in_the_middle_has_its_own_weights(trained: Path) -> None:
     folder = export(trained, "checkpoint=step-6", "to=middle", "picture=false")
-    kept = load_file(trained / "checkpoints/step-6/weights.safetensors")
-    found = loaded(folder).state_dict()
-    for name, value in kept.items():
-        assert torch.equal(found[name.removeprefix("policy.")], value), name
+    saved = load_file(trained / "checkpoints/step-6/weights.safetensors")
+    exported = loaded(folder).state_dict()
+    for name, value in saved.items():
+        assert torch.equal(exported[name.removeprefix("policy.")], value), name
     end = loaded(trained / "policy").state_dict()
-    assert any(not torch.equal(found[name], end[name]) for name in end)
+    assert any(not torch.equal(exported[name], end[name]) for name in end)
     card = (folder / "README.md").read_text()
     names(card, "checkpoint", "8 steps")
     assert not (folder / "reward_dynamics.png").exists()
@@ -84,12 +84,12 @@ def test_a_checkpoint_in_the_middle_has_its_own_weights(trained: Path) -> None:
 
 def test_tokenizer_template_and_generation_settings_come_along(trained: Path) -> None:
     folder = export(trained, "picture=false")
-    own, found = (AutoTokenizer.from_pretrained(place) for place in (trained.parent / "tokenizer", folder))
+    own, exported = (AutoTokenizer.from_pretrained(place) for place in (trained.parent / "tokenizer", folder))
     messages = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
-    assert own.chat_template == found.chat_template
-    assert own.apply_chat_template(messages, tokenize=False) == found.apply_chat_template(messages, tokenize=False)
+    assert own.chat_template == exported.chat_template
+    assert own.apply_chat_template(messages, tokenize=False) == exported.apply_chat_template(messages, tokenize=False)
     for text in TEXTS:
-        assert own(text).input_ids == found(text).input_ids
+        assert own(text).input_ids == exported(text).input_ids
     settings = json.loads((folder / "generation_config.json").read_text())
     assert (settings["eos_token_id"], settings["pad_token_id"]) == (own.eos_token_id, own.pad_token_id)
 
@@ -108,7 +108,7 @@ def test_the_card_is_of_this_run_and_says_nothing_of_the_machine(trained: Path) 
     card = (folder / "README.md").read_text()
     summary = json.loads((trained / "summary.json").read_text())
     chosen = summary["metrics"]["val/log_ratios/chosen"]
-    for said in (
+    for fact in (
         f"| chosen log-ratio | {chosen:.2f} |",
         "-logsigmoid(0.1 (a - b))",
         "https://arxiv.org/abs/2305.18290",
@@ -117,7 +117,7 @@ def test_the_card_is_of_this_run_and_says_nothing_of_the_machine(trained: Path) 
         f"torch {torch.__version__}",
         "| optim.lr | 0.02 |",
     ):
-        assert said in card, said
+        assert fact in card, fact
     assert (folder / "reward_dynamics.png").read_bytes().startswith(b"\x89PNG")
     assert "license" not in card.split("---")[1]
     for file in folder.iterdir():

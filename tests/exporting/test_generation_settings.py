@@ -59,13 +59,13 @@ def greedy(folder: Path) -> list[int]:
 )
 def test_what_is_not_saved_is_left_out_and_said(checkpoint: Path, tmp_path: Path, own: dict, gone: str) -> None:
     ends = {"eos_token_id": [2, 5], "bos_token_id": 1}
-    found, notes = written(checkpoint, own | ends, tmp_path / "policy")
+    settings, notes = written(checkpoint, own | ends, tmp_path / "policy")
     assert len(notes) == 1
     for setting in gone.split(", "):
         names(notes[0], setting)
-        assert setting.split("=")[0] not in found
-    assert not found.get("do_sample"), "it was greedy, and stays so"
-    assert (found["eos_token_id"], found["pad_token_id"]) == ([2, 5], 0)
+        assert setting.split("=")[0] not in settings
+    assert not settings.get("do_sample"), "it was greedy, and stays so"
+    assert (settings["eos_token_id"], settings["pad_token_id"]) == ([2, 5], 0)
     (checkpoint / "generation_config.json").write_text(json.dumps(ends | {"pad_token_id": 0}))
     assert greedy(tmp_path / "policy") == greedy(checkpoint)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
@@ -84,10 +84,10 @@ def test_what_is_not_saved_is_left_out_and_said(checkpoint: Path, tmp_path: Path
     ids=str,
 )
 def test_what_can_be_saved_stays(checkpoint: Path, tmp_path: Path, own: dict[str, Any]) -> None:
-    found, notes = written(checkpoint, own, tmp_path / "policy")
+    settings, notes = written(checkpoint, own, tmp_path / "policy")
     assert notes == []
-    assert {name: found[name] for name in own} == own
-    assert (found["eos_token_id"], found["pad_token_id"], found["bos_token_id"]) == (2, 0, 1)
+    assert {name: settings[name] for name in own} == own
+    assert (settings["eos_token_id"], settings["pad_token_id"], settings["bos_token_id"]) == (2, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,13 @@ def test_what_can_be_saved_stays(checkpoint: Path, tmp_path: Path, own: dict[str
 def test_what_keeps_transformers_from_loading_a_model_is_left_out(
     checkpoint: Path, own: Any, gone: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = own if isinstance(own, list) else own | {"eos_token_id": [2, 7], "repetition_penalty": 1.1}
-    (checkpoint / "generation_config.json").write_text(json.dumps(told))
+    content = own if isinstance(own, list) else own | {"eos_token_id": [2, 7], "repetition_penalty": 1.1}
+    (checkpoint / "generation_config.json").write_text(json.dumps(content))
     with pytest.raises((ValueError, TypeError)):
         AutoModelForCausalLM.from_pretrained(checkpoint)
     policy = load_causal_lm(str(checkpoint), key="model.path", announce=True)
-    said = capsys.readouterr().out
-    (note,) = (line for line in said.splitlines() if "generation_config.json" in line)
+    output = capsys.readouterr().out
+    (note,) = (line for line in output.splitlines() if "generation_config.json" in line)
     names(note, gone)
     if isinstance(own, dict):
         assert policy.generation_config.eos_token_id == [2, 7]

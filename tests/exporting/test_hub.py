@@ -116,7 +116,9 @@ def test_the_whole_folder_goes_up_in_one_commit(monkeypatch: pytest.MonkeyPatch,
     asked: dict = {}
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setattr(
-        HfApi, "upload_folder", lambda _, **said: asked.update(said) or SimpleNamespace(commit_url="https://there")
+        HfApi,
+        "upload_folder",
+        lambda _, **arguments: asked.update(arguments) or SimpleNamespace(commit_url="https://there"),
     )
     assert hub.Repository("org/name", private=True).upload(tmp_path, "why") == "https://there"
     assert asked == {

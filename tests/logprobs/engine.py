@@ -1,4 +1,4 @@
-"""What one model makes of the pairs by the engine, and how far it is from the long way."""
+"""Compare the engine's log-probs of a model with the naive computation."""
 
 from __future__ import annotations
 
@@ -63,39 +63,39 @@ def by_engine(
     return Result(both, losses, gradients)
 
 
-def furthest(found: Result, wanted: Result) -> dict[str, float]:
+def furthest(actual: Result, expected: Result) -> dict[str, float]:
     """Largest relative differences, of a gradient relative to the largest entry of the parameter's own."""
-    scale = wanted.logprobs.abs().clamp_min(1)
-    most = {"log-prob": float(((found.logprobs - wanted.logprobs).abs() / scale).max())}
-    for name, value in wanted.losses.items():
-        most[f"{name} loss"] = float((found.losses[name] - value).abs() / value.abs())
-        assert found.gradients[name].keys() == wanted.gradients[name].keys()
-        largest = max(float(gradient.abs().max()) for gradient in wanted.gradients[name].values())
-        for parameter, gradient in wanted.gradients[name].items():
+    scale = expected.logprobs.abs().clamp_min(1)
+    most = {"log-prob": float(((actual.logprobs - expected.logprobs).abs() / scale).max())}
+    for name, value in expected.losses.items():
+        most[f"{name} loss"] = float((actual.losses[name] - value).abs() / value.abs())
+        assert actual.gradients[name].keys() == expected.gradients[name].keys()
+        largest = max(float(gradient.abs().max()) for gradient in expected.gradients[name].values())
+        for parameter, gradient in expected.gradients[name].items():
             own = float(gradient.abs().max())
             # a bias of keys changes no attention: its gradient is rounding, and is compared with the others
             size = own if own > 1e-6 * largest else largest
-            most[f"{name} {parameter}"] = float((found.gradients[name][parameter] - gradient).abs().max()) / size
+            most[f"{name} {parameter}"] = float((actual.gradients[name][parameter] - gradient).abs().max()) / size
     return most
 
 
-def assert_equal(found: Result, wanted: Result, tolerance: float = 1e-5) -> None:
+def assert_equal(actual: Result, expected: Result, tolerance: float = 1e-5) -> None:
     """Everything agrees to ``tolerance``, relative."""
-    most = furthest(found, wanted)
+    most = furthest(actual, expected)
     beyond = {what: size for what, size in most.items() if not size < tolerance}
     assert not beyond, beyond
-    assert all(gradient.abs().max() > 1e-3 for name in wanted.losses for gradient in [_largest(found, name)])
+    assert all(gradient.abs().max() > 1e-3 for name in expected.losses for gradient in [_largest(actual, name)])
 
 
 def _largest(result: Result, name: str) -> Tensor:
     return max(result.gradients[name].values(), key=lambda gradient: float(gradient.abs().max()))
 
 
-def errors(found: Result, wanted: Result) -> dict[str, float]:
+def errors(actual: Result, expected: Result) -> dict[str, float]:
     """Root of the summed squared errors, of gradients over all parameters together and relative to their size."""
-    sizes = {"log-prob": float((found.logprobs - wanted.logprobs).norm())}
-    for name, gradients in wanted.gradients.items():
+    sizes = {"log-prob": float((actual.logprobs - expected.logprobs).norm())}
+    for name, gradients in expected.gradients.items():
         flat = torch.cat([gradient.flatten() for gradient in gradients.values()])
-        other = torch.cat([found.gradients[name][parameter].flatten() for parameter in gradients])
+        other = torch.cat([actual.gradients[name][parameter].flatten() for parameter in gradients])
         sizes[f"{name} gradient"] = float((other - flat).norm() / flat.norm())
     return sizes

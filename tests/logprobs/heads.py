@@ -1,4 +1,4 @@
-"""Hidden states, heads and targets for tests of the head's arithmetic alone, and the long way through them."""
+"""Hidden states, heads and targets for tests of the head's arithmetic, and their naive computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny random models of many makes, whose attention, caps and scales all show in their log-probs."""
+"""Tiny random models of many architectures, whose attention, caps and scales all show in their log-probs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-probs, losses and gradients the long way: full logits, one unpadded sequence at a time, formulas written out."""
+"""Naive log-probs, losses and gradients: full logits, one unpadded sequence at a time, formulas written out."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def long_way(model: Any, reference: Tensor | None = None, logits: Callable[..., 
 def gradients(value: Tensor, model: Any, *, again: bool = False) -> dict[str, Tensor]:
     """Of a scalar by every parameter that is trained, 0 where it has none."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(
+    actual = torch.autograd.grad(
         value, list(named.values()), allow_unused=True, materialize_grads=True, retain_graph=again
     )
-    return dict(zip(named, found, strict=True))
+    return dict(zip(named, actual, strict=True))

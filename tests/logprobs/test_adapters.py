@@ -1,4 +1,4 @@
-"""LoRA on a model's layers and on its head, switched on and off, and models in training mode."""
+"""LoRA on a model's layers and on its head, enabled and disabled, and models in training mode."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def test_an_adapter_on_and_off(architecture: str, packed: bool, streamed: bool, 
     targets = {"gpt2": ["c_attn"]}.get(architecture, ["q_proj", "v_proj"])
     policy = adapted(kept(architecture, packed=packed, checkpointed=checkpointed), targets)
     base = naive.long_way(wide_copy(kept(architecture)))
-    wanted = naive.long_way(wide_copy(policy), base.reference())
-    assert (wanted.logprobs - base.logprobs).abs().max() > 0.1
-    found = by_engine(policy, base.reference(), packed=packed, streamed=streamed)
-    assert all(".lora_" in name for name in found.gradients["dpo"])
-    assert_equal(found, wanted)
+    expected = naive.long_way(wide_copy(policy), base.reference())
+    assert (expected.logprobs - base.logprobs).abs().max() > 0.1
+    actual = by_engine(policy, base.reference(), packed=packed, streamed=streamed)
+    assert all(".lora_" in name for name in actual.gradients["dpo"])
+    assert_equal(actual, expected)
     with policy.disable_adapter(), torch.no_grad():
         off = pair_logprobs(policy, collate(PAIRS, 0, layout="packed" if packed else "padded"))
     torch.testing.assert_close(torch.stack(off).double(), base.logprobs, rtol=1e-5, atol=1e-5)
@@ -59,14 +59,14 @@ def test_an_adapter_on_the_head_is_announced_and_honoured(
     packed: bool, streamed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = adapted(make("llama", packed=packed), ["q_proj", "lm_head"])
-    wanted = naive.long_way(wide_copy(policy))
+    expected = naive.long_way(wide_copy(policy))
     with caplog.at_level(logging.WARNING, logger="caldpo"):
-        found = by_engine(policy, wanted.reference(), packed=packed, streamed=streamed)
+        actual = by_engine(policy, expected.reference(), packed=packed, streamed=streamed)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1  # once for an engine, not once for a batch
     names(said[0], "PeftModelForCausalLM", "adapter", "output head", "logits")
-    assert any("lm_head" in name for name in found.gradients["dpo"])
-    assert_equal(found, wanted)
+    assert any("lm_head" in name for name in actual.gradients["dpo"])
+    assert_equal(actual, expected)
 
 
 @LAYOUTS
@@ -74,8 +74,8 @@ def test_an_adapter_on_the_head_is_announced_and_honoured(
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma2"])
 def test_training_mode_without_dropout(architecture: str, packed: bool, streamed: bool) -> None:
     model = make(architecture, packed=packed).train()
-    wanted = naive.long_way(wide_copy(model))
-    assert_equal(by_engine(model, wanted.reference(), packed=packed, streamed=streamed), wanted)
+    expected = naive.long_way(wide_copy(model))
+    assert_equal(by_engine(model, expected.reference(), packed=packed, streamed=streamed), expected)
     assert model.training
 
 
@@ -85,14 +85,14 @@ def test_dropout_is_the_models_own() -> None:
     batch, engine = collate(PAIRS, 0), LogprobEngine(model)
     assert engine.head is not None  # looked at before, since that draws nothing but takes a forward
     torch.manual_seed(3)
-    found = torch.cat(engine(batch))
+    actual = torch.cat(engine(batch))
     torch.manual_seed(3)
     logits = model(**batch.model_inputs()).logits.flatten(0, 1)[batch.predicts]
     for response in range(2 * len(PAIRS)):
         at = batch.response == response
-        wanted = naive.logprob(logits[at], batch.targets[at].tolist())
-        assert found[response].item() == pytest.approx(wanted.item(), rel=1e-5)
-    assert (torch.cat(engine(batch)) - found).abs().max() > 0.1  # the next draw
+        expected = naive.logprob(logits[at], batch.targets[at].tolist())
+        assert actual[response].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (torch.cat(engine(batch)) - actual).abs().max() > 0.1  # the next draw
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])

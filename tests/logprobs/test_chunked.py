@@ -1,4 +1,4 @@
-"""Log-probs of tokens part by part, against autograd on all float64 logits at once."""
+"""Log-probs of tokens chunk by chunk, against autograd on all float64 logits at once."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def ours(head: Head, transform: LogitTransform = TRANSFORMS["identity"], kept: i
 
 def assert_exact(head: Head, transform: LogitTransform, kept: int, rtol: float = 1e-12, atol: float = 1e-12) -> None:
     """Values and the gradients of a weighted sum."""
-    found, wanted = ours(head, transform, kept), head.full(transform)
-    torch.testing.assert_close(found.double(), wanted, rtol=rtol, atol=atol)
-    factors = FACTORS[: len(found)]
+    actual, wanted = ours(head, transform, kept), head.full(transform)
+    torch.testing.assert_close(actual.double(), wanted, rtol=rtol, atol=atol)
+    factors = FACTORS[: len(actual)]
     theirs = torch.autograd.grad((wanted * factors).sum(), head.leaves())
-    mine = torch.autograd.grad((found * factors).sum(), head.leaves())
+    mine = torch.autograd.grad((actual * factors).sum(), head.leaves())
     for one, other, leaf in zip(mine, theirs, head.leaves(), strict=True):
         assert one.dtype == leaf.dtype
         torch.testing.assert_close(one.double(), other.double(), rtol=rtol, atol=atol)
@@ -72,7 +72,7 @@ def test_any_of_the_three_may_be_frozen(wanted: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_parts_are_even_and_within_their_memory(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_even_and_within_their_memory(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS[part])
     head = draw()
     products = HeadProducts(head.weight.detach(), None, TRANSFORMS["identity"])
@@ -123,7 +123,7 @@ def test_a_token_that_is_certain_and_one_that_is_impossible(frozen: bool) -> Non
     assert gradient.tolist() == [[0.0], [-2000.0]]
 
 
-def test_backward_twice_gives_the_same_though_what_was_kept_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_twice_gives_the_same_though_the_cache_is_consumed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", PARTS["uneven"])
     for head, kept in itertools.product((draw(), draw(frozen=True)), KEPT.values()):
         value = (ours(head, TRANSFORMS["both"], kept) * FACTORS).sum()
@@ -193,11 +193,11 @@ def test_a_cap_too_high_to_bite_leaves_a_far_off_target_its_gradient(frozen: boo
     hidden = torch.tensor([[1.0]], requires_grad=True)
     weight = torch.tensor([[90.0], [-90.0], [10.0]], requires_grad=not frozen)
     cap = LogitTransform(cap=100.0)
-    found = token_logprobs(hidden, weight, None, torch.tensor([1]), transform=cap)
+    actual = token_logprobs(hidden, weight, None, torch.tensor([1]), transform=cap)
     z = 100 * torch.tanh(hidden.double() @ weight.double().T / 100)
     expected = torch.log_softmax(z, dim=-1)[:, 1]
     leaves = [x for x in (hidden, weight) if x.requires_grad]
     assert expected.item() < -130
-    torch.testing.assert_close(found.double(), expected)
-    for ours, theirs in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), strict=True):
+    torch.testing.assert_close(actual.double(), expected)
+    for ours, theirs in zip(torch.autograd.grad(actual, leaves), torch.autograd.grad(expected, leaves), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)

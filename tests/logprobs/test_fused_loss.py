@@ -70,11 +70,11 @@ def full(head: Head, loss: Loss, transform: LogitTransform = TRANSFORMS["identit
 
 def assert_exact(head: Head, loss: Loss, transform: LogitTransform, kept: int) -> None:
     value, summed = ours(head, loss, transform, kept)
-    wanted, wanted_summed = full(head, loss, transform)
-    torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-12)
+    expected, wanted_summed = full(head, loss, transform)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(summed, wanted_summed, rtol=1e-12, atol=1e-12)
     assert not summed.requires_grad
-    theirs = torch.autograd.grad(3 * wanted, head.leaves())
+    theirs = torch.autograd.grad(3 * expected, head.leaves())
     for one, other in zip(torch.autograd.grad(3 * value, head.leaves()), theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
@@ -150,9 +150,9 @@ def test_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     head = draw(frozen=True)
     head.hidden.requires_grad_(False)
     value, summed = ours(head, dpo)
-    wanted, wanted_summed = full(head, dpo)
+    expected, wanted_summed = full(head, dpo)
     assert not value.requires_grad
-    torch.testing.assert_close(value, wanted, rtol=1e-12, atol=0)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(summed, wanted_summed, rtol=1e-12, atol=0)
     made: list[int] = []
 
@@ -163,7 +163,7 @@ def test_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fused_loss, "HeadGradient", Counted)
     with torch.no_grad():
-        torch.testing.assert_close(ours(draw(), dpo)[0], wanted, rtol=1e-12, atol=0)
+        torch.testing.assert_close(ours(draw(), dpo)[0], expected, rtol=1e-12, atol=0)
     assert made == []
     ours(draw(), dpo)
     assert made != []
@@ -182,9 +182,9 @@ def test_huge_and_tiny_logits(size: float, kept: str) -> None:
     for dtype, rounding in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
         head = draw(dtype=dtype, size=size)
         for name, transform in TRANSFORMS.items():
-            value, wanted = ours(head, dpo, transform, KEPT[kept])[0], full(head, dpo, transform)[0]
-            torch.testing.assert_close(value.double(), wanted, rtol=rounding, atol=rounding, msg=name)
-            mine, theirs = (torch.autograd.grad(x, head.leaves()) for x in (value, wanted))
+            value, expected = ours(head, dpo, transform, KEPT[kept])[0], full(head, dpo, transform)[0]
+            torch.testing.assert_close(value.double(), expected, rtol=rounding, atol=rounding, msg=name)
+            mine, theirs = (torch.autograd.grad(x, head.leaves()) for x in (value, expected))
             for one, other in zip(mine, theirs, strict=True):
                 assert one.isfinite().all()
                 largest = float(other.abs().max().clamp_min(1))
@@ -201,11 +201,11 @@ def test_the_scale_of_float16_training_comes_in_time() -> None:
     def faint(chosen: Tensor, rejected: Tensor, rows: slice) -> Tensor:
         return (chosen - rejected).sum() * 1e-8
 
-    (found,) = torch.autograd.grad(65536 * ours(head, faint)[0], head.hidden)
-    (wanted,) = torch.autograd.grad(65536 * full(exact, faint)[0], exact.hidden)
-    assert found.dtype == torch.float16
-    assert found.abs().min() > 0
-    torch.testing.assert_close(found.double(), wanted, rtol=2e-3, atol=1e-7)
+    (actual,) = torch.autograd.grad(65536 * ours(head, faint)[0], head.hidden)
+    (expected,) = torch.autograd.grad(65536 * full(exact, faint)[0], exact.hidden)
+    assert actual.dtype == torch.float16
+    assert actual.abs().min() > 0
+    torch.testing.assert_close(actual.double(), expected, rtol=2e-3, atol=1e-7)
     (lost,) = torch.autograd.grad(ours(head, faint)[0], head.hidden)
     assert not lost.any()
 

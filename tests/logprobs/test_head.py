@@ -1,4 +1,4 @@
-"""What is found between a model's head and its logits, and what is done where it cannot be found."""
+"""The transform between a model's head and its logits is found, or the model's own logits are used."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def test_the_transform_of_every_make(architecture: str, dtype: torch.dtype) -> N
     model = make(architecture, dtype=dtype)
     head = output_head(model)
     assert head.layer is model.get_output_embeddings()
-    wanted = {
+    expected = {
         "gemma2": LogitTransform(cap=2.0),
         "cohere": LogitTransform(scale=0.5),
         "granite": LogitTransform(scale=1 / 2.5),
     }
-    assert head.transform == wanted.get(architecture, LogitTransform())
+    assert head.transform == expected.get(architecture, LogitTransform())
 
 
 @pytest.mark.parametrize(
-    ("architecture", "keys", "wanted"),
+    ("architecture", "keys", "expected"),
     [
         ("gemma2", {"final_logit_softcapping": 30.0}, LogitTransform(cap=30.0)),
         ("gemma2", {"final_logit_softcapping": 50.0}, LogitTransform(cap=50.0)),
@@ -52,9 +52,11 @@ def test_the_transform_of_every_make(architecture: str, dtype: torch.dtype) -> N
     ],
 )
 @DTYPES
-def test_the_usual_numbers(architecture: str, keys: dict[str, Any], wanted: LogitTransform, dtype: torch.dtype) -> None:
+def test_the_usual_numbers(
+    architecture: str, keys: dict[str, Any], expected: LogitTransform, dtype: torch.dtype
+) -> None:
     """A cap of 50 shows only in large logits."""
-    assert output_head(make(architecture, dtype=dtype, **keys)).transform == wanted
+    assert output_head(make(architecture, dtype=dtype, **keys)).transform == expected
 
 
 class Wrapped(nn.Module):
@@ -212,9 +214,9 @@ def test_without_a_head_the_model_computes_its_own_logits(
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1
     names(said[0], type(model).__name__, *facts)
-    wanted = naive.logprobs(model, PAIRS)
-    torch.testing.assert_close(torch.stack(sides).detach(), wanted.detach(), rtol=1e-5, atol=1e-5)
-    theirs = naive.gradients((wanted * factors).sum(), model)
+    expected = naive.logprobs(model, PAIRS)
+    torch.testing.assert_close(torch.stack(sides).detach(), expected.detach(), rtol=1e-5, atol=1e-5)
+    theirs = naive.gradients((expected * factors).sum(), model)
     for name, gradient in naive.gradients(value, model).items():
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-5, msg=name)
 
@@ -254,8 +256,8 @@ def test_what_is_found_is_what_the_model_computes() -> None:
         head = output_head(kept(architecture))
         with torch.no_grad():
             z = nn.functional.linear(hidden, head.layer.weight, head.layer.bias)
-            wanted = transformed(wide_copy(kept(architecture)), z.double())
-            torch.testing.assert_close(head.transform(z).double(), wanted, rtol=1e-5, atol=1e-5)
+            expected = transformed(wide_copy(kept(architecture)), z.double())
+            torch.testing.assert_close(head.transform(z).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(float("nan"), torch.float32), (float("inf"), torch.float16)])

@@ -1,4 +1,4 @@
-"""Which models get packed rows, what becomes of the others, and that packed pairs see nothing of each other."""
+"""Which models get packed rows and which padded ones, and packed pairs do not attend to each other."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_padded_where_it_does_not(name: str) -> None:
     """Chosen by itself with the reason, refused where packed was asked for, and the model as it was before."""
     architecture, keys, facts = CANNOT[name]
     model = make(architecture, **keys).train()
-    before, wanted = model.config._attn_implementation, pair_logprobs(model.eval(), collate(PAIRS, 0))
+    before, expected = model.config._attn_implementation, pair_logprobs(model.eval(), collate(PAIRS, 0))
     model.train()
     layout, reason = choose_layout("auto", model, LIMIT)
     assert layout == "padded"
@@ -59,7 +59,7 @@ def test_padded_where_it_does_not(name: str) -> None:
         choose_layout("packed", model, LIMIT)
     assert model.config._attn_implementation == before
     assert model.training
-    torch.testing.assert_close(pair_logprobs(model.eval(), collate(PAIRS, 0)), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(pair_logprobs(model.eval(), collate(PAIRS, 0)), expected, rtol=0, atol=0)
 
 
 def test_padded_as_configured_leaves_the_model_alone() -> None:
@@ -77,11 +77,11 @@ def test_a_window_as_long_as_the_longest_sequence_does_no_harm(window: int) -> N
     if window < LIMIT:
         return
     assert choose_layout("auto", model, LIMIT)[0] == "packed"
-    found = torch.stack(pair_logprobs(model, collate(PAIRS, 0, layout="packed")))
-    torch.testing.assert_close(found.double(), naive.logprobs(wide_copy(model), PAIRS), rtol=1e-5, atol=1e-5)
+    actual = torch.stack(pair_logprobs(model, collate(PAIRS, 0, layout="packed")))
+    torch.testing.assert_close(actual.double(), naive.logprobs(wide_copy(model), PAIRS), rtol=1e-5, atol=1e-5)
 
 
-def test_a_window_that_is_switched_off_does_no_harm() -> None:
+def test_a_disabled_window_does_not_prevent_packing() -> None:
     assert why_not_packed(make("qwen2", sliding_window=4, use_sliding_window=False), LIMIT) is None
     why = why_not_packed(make("qwen2", sliding_window=4, use_sliding_window=True), LIMIT)
     names(why, "sliding_window", 4, LIMIT)
@@ -99,12 +99,12 @@ def test_eager_attention_stays_eager(architecture: str) -> None:
     """Asked for by its name, it may have been asked for its exact arithmetic."""
     model = make(architecture)
     model.set_attn_implementation("eager")
-    wanted = naive.logprobs(wide_copy(model), PAIRS)
+    expected = naive.logprobs(wide_copy(model), PAIRS)
     assert choose_layout("auto", model, LIMIT)[0] == "packed"
     assert model.config._attn_implementation == EAGER
     for layout in ("packed", "padded"):
-        found = torch.stack(pair_logprobs(model, collate(PAIRS, 0, layout=layout)))
-        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+        actual = torch.stack(pair_logprobs(model, collate(PAIRS, 0, layout=layout)))
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_under_an_adapter_the_base_is_made_ready() -> None:
@@ -178,10 +178,10 @@ def test_a_response_sees_its_prompt_and_nothing_else_of_the_row(architecture: st
             pairs = [*PAIRS]
             other: dict[str, Any] = {part: changed(getattr(pair, part), place)}
             pairs[place] = dataclasses.replace(pair, **other)
-            found = packed_logprobs(model, pairs)
+            actual = packed_logprobs(model, pairs)
             far = [
                 [abs(x / y - 1) > rounding for x, y in zip(*both, strict=True)]
-                for both in zip(found, base, strict=True)
+                for both in zip(actual, base, strict=True)
             ]
             assert not any(side[i] for side in far for i in others)
             moved = [side[place] for side in far]
@@ -220,11 +220,11 @@ def test_an_attention_that_packed_rows_replace_is_named() -> None:
     assert model.config._attn_implementation == SDPA
 
 
-@pytest.mark.parametrize("wanted", ["auto", "packed"])
-def test_weights_that_are_not_numbers_are_called_so(wanted: Any) -> None:
+@pytest.mark.parametrize("requested", ["auto", "packed"])
+def test_non_finite_weights_are_refused(requested: Any) -> None:
     """In the body, where they reach the log-probs, and in the head."""
     for name in ("model.norm.weight", "lm_head.weight"):
         model = make("llama")
         model.get_parameter(name).data[3] = float("nan")
         with refused("logits", "NaN", key="model", remedy=("float16", "bfloat16")):
-            choose_layout(wanted, model, LIMIT)
+            choose_layout(requested, model, LIMIT)

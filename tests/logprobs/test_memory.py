@@ -1,4 +1,4 @@
-"""Nothing of the size [tokens, vocabulary] is ever made: not by the forward pass, not by the backward pass."""
+"""Neither forward nor backward pass allocates anything of the size [tokens, vocabulary]."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def full_pass(
 @pytest.mark.parametrize("transform", [LogitTransform(), CAPPED], ids=["identity", "capped"])
 @pytest.mark.parametrize("kept", [0, 3, 100])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_no_more_than_what_is_kept_and_one_part(
+def test_no_more_memory_than_the_cache_and_one_chunk(
     streamed: bool, kept: int, transform: LogitTransform, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cap needs its slope, another part. What is kept is used up; streamed and frozen heads keep nothing long."""

@@ -1,4 +1,4 @@
-"""Every make of model, layout, dtype and way through the engine against full logits of one sequence at a time.
+"""Every architecture, layout, dtype and path of the engine against full logits of one sequence at a time.
 
 Float32 is held to 1e-5, relative. bfloat16 cannot be: the rounding of the layers' activations changes with the shape
 of every matrix product. It is held to the error that the same weights make in a pass of transformers' own for each
@@ -55,9 +55,9 @@ def transformers_own(architecture: str) -> Result:
 def test_float32(architecture: str, packed: bool, streamed: bool, checkpointed: bool) -> None:
     wanted = expected(architecture)
     model = kept(architecture, packed=packed, checkpointed=checkpointed)
-    found = by_engine(model, wanted.reference(), packed=packed, streamed=streamed)
-    assert found.logprobs.dtype == F32
-    assert_equal(found, wanted)
+    actual = by_engine(model, wanted.reference(), packed=packed, streamed=streamed)
+    assert actual.logprobs.dtype == F32
+    assert_equal(actual, wanted)
 
 
 @EVERY
@@ -68,10 +68,10 @@ def test_bfloat16(architecture: str, packed: bool, streamed: bool, checkpointed:
     """No less exact than transformers' own logits, give or take the luck of the layers' rounding."""
     wanted = expected(architecture, BF16)
     model = kept(architecture, BF16, packed, checkpointed)
-    found = by_engine(model, wanted.reference(), packed=packed, streamed=streamed)
-    assert found.logprobs.dtype == F32
+    actual = by_engine(model, wanted.reference(), packed=packed, streamed=streamed)
+    assert actual.logprobs.dtype == F32
     theirs = errors(transformers_own(architecture), wanted)
-    for what, size in errors(found, wanted).items():
+    for what, size in errors(actual, wanted).items():
         assert size < 1.5 * theirs[what], what
         assert size < (0.25 if what == "log-prob" else 0.08), what
 
@@ -90,9 +90,9 @@ def test_bfloat16_adds_no_rounding_to_that_of_the_layers(architecture: str, pack
     z = transformed(model, states @ head.weight.detach().double().T)
     exact, rounded = (x[range(len(x)), batch.targets] - x.exp().sum(-1).log() for x in (z, logits.double()))
     engine = LogprobEngine(model)
-    for response, found in enumerate(torch.cat(engine(batch)).tolist()):
+    for response, actual in enumerate(torch.cat(engine(batch)).tolist()):
         at = batch.response == response
-        assert found == pytest.approx(exact[at].sum().item(), rel=1e-5)
+        assert actual == pytest.approx(exact[at].sum().item(), rel=1e-5)
     assert (exact - rounded).abs().max() > 1e-3
 
 
@@ -109,9 +109,9 @@ def test_autocast(architecture: str, packed: bool, streamed: bool) -> None:
     with autocast():
         theirs = errors(naive.long_way(kept(architecture), wanted.reference()), wanted)
     model = kept(architecture, packed=packed)
-    found = by_engine(model, wanted.reference(), packed=packed, streamed=streamed, forward=autocast)
-    assert found.logprobs.dtype == F32
-    for what, size in errors(found, wanted).items():
+    actual = by_engine(model, wanted.reference(), packed=packed, streamed=streamed, forward=autocast)
+    assert actual.logprobs.dtype == F32
+    for what, size in errors(actual, wanted).items():
         assert size < 1.5 * theirs[what], what
         assert size < (0.25 if what == "log-prob" else 0.08), what
 
@@ -155,9 +155,9 @@ def test_padded_rows_of_models_that_packed_rows_are_not_for(
 ) -> None:
     model = make(architecture, **keys)
     wanted = naive.long_way(wide_copy(model))
-    found = by_engine(model, wanted.reference(), packed=False, streamed=streamed)
+    actual = by_engine(model, wanted.reference(), packed=False, streamed=streamed)
     # the linear attention computes in float32 whatever the model's dtype, the expected values included
-    assert_equal(found, wanted, 1e-4 if architecture == "qwen3_next" else 1e-5)
+    assert_equal(actual, wanted, 1e-4 if architecture == "qwen3_next" else 1e-5)
 
 
 @EVERY
@@ -174,12 +174,12 @@ def test_rows_padded_on_either_side(architecture: str, side: str) -> None:
         ids[row, start : start + length] = torch.tensor(prompt + response)
         tokens[row, start : start + length] = 1
         responses[row, start + len(prompt) : start + length] = 1
-    found = response_logprobs(model, ids, tokens.bool(), responses.bool())
-    torch.testing.assert_close(found.double(), expected(architecture).logprobs.flatten(), rtol=1e-5, atol=1e-5)
+    actual = response_logprobs(model, ids, tokens.bool(), responses.bool())
+    torch.testing.assert_close(actual.double(), expected(architecture).logprobs.flatten(), rtol=1e-5, atol=1e-5)
     wide = wide_copy(model)
     wanted = naive.gradients((naive.logprobs(wide, PAIRS).flatten() * factors).sum(), wide)
     largest = max(float(gradient.abs().max()) for gradient in wanted.values())
-    for name, gradient in naive.gradients((found * factors).sum(), model).items():
+    for name, gradient in naive.gradients((actual * factors).sum(), model).items():
         assert (gradient - wanted[name]).abs().max() < 1e-5 * max(float(wanted[name].abs().max()), 0.01 * largest), name
 
 
@@ -188,15 +188,15 @@ def test_the_pad_id_inside_a_response_is_a_token_like_any_other(packed: bool) ->
     """Some tokenizers pad with EOS: what is written down decides, never ids."""
     pairs = [TokenizedPair([5, 6], [0, 9, 0], [0], None, None, 0, ""), PAIRS[2]]
     model = kept("llama", packed=packed)
-    found = torch.stack(pair_logprobs(model, collate(pairs, 0, layout="packed" if packed else "padded")))
-    torch.testing.assert_close(found.double(), naive.logprobs(wide_copy(model), pairs), rtol=1e-5, atol=1e-5)
+    actual = torch.stack(pair_logprobs(model, collate(pairs, 0, layout="packed" if packed else "padded")))
+    torch.testing.assert_close(actual.double(), naive.logprobs(wide_copy(model), pairs), rtol=1e-5, atol=1e-5)
 
 
 def test_any_pad_id_gives_the_same() -> None:
     model = kept("opt")  # whose embedding of one of them is set apart
-    found = [torch.stack(pair_logprobs(model, collate(PAIRS, pad))) for pad in (0, 2, 60)]
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+    actual = [torch.stack(pair_logprobs(model, collate(PAIRS, pad))) for pad in (0, 2, 60)]
+    for other in actual[1:]:
+        torch.testing.assert_close(other, actual[0], rtol=0, atol=0)
 
 
 @EVERY

@@ -1,4 +1,4 @@
-"""Every way of keeping the reference gives, in every layout, the log-probs of the reference's full logits."""
+"""Every reference mode gives, in every layout, the log-probs of the reference's full logits."""
 
 from __future__ import annotations
 
@@ -104,10 +104,10 @@ def test_log_probs_of_the_start(
     for split in ("train", "test", "none of them"):
         batch = batch_of(context, "train", ROWS, layout)
         batch.split = split
-        found = torch.stack(reference.logps(batch))
-        assert found.dtype == torch.float32
-        assert not found.requires_grad
-        torch.testing.assert_close(found.double(), wanted, rtol=rtol, atol=atol)
+        actual = torch.stack(reference.logps(batch))
+        assert actual.dtype == torch.float32
+        assert not actual.requires_grad
+        torch.testing.assert_close(actual.double(), wanted, rtol=rtol, atol=atol)
     assert policy.training
 
 
@@ -115,7 +115,7 @@ def test_log_probs_of_the_start(
 @DTYPES
 def test_all_ways_and_layouts_agree(architecture: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """In one dtype the same arithmetic is done: of bfloat16, too, they differ by the layers' rounding alone."""
-    found = {}
+    actual = {}
     for layout in ("padded", "packed"):
         base = kept(architecture, dtype, layout == "packed")
         policy: Any = adapted(base, TARGETS.get(architecture, ["q_proj", "v_proj"]))
@@ -123,9 +123,9 @@ def test_all_ways_and_layouts_agree(architecture: str, dtype: torch.dtype, tmp_p
         for way in ("frozen", "precomputed", "adapter"):
             reference = source(way, tmp_path / layout).build(context)
             reference.prepare()
-            found[layout, way] = torch.stack(reference.logps(batch_of(context, "train", ROWS, layout)))
-    first = found["padded", "frozen"]
-    for values in found.values():
+            actual[layout, way] = torch.stack(reference.logps(batch_of(context, "train", ROWS, layout)))
+    first = actual["padded", "frozen"]
+    for values in actual.values():
         near = 1e-5 if dtype == torch.float32 else 1e-2
         torch.testing.assert_close(values, first, rtol=near, atol=near * 10)
 
@@ -141,8 +141,8 @@ def test_what_one_layout_has_cached_the_other_reads(
         context = context_of(policy, layout)
         reference = source("precomputed", tmp_path).build(context)
         reference.prepare()
-        found = torch.stack(reference.logps(batch_of(context, "train", ROWS, layout)))
-        torch.testing.assert_close(found.double(), expected("llama", torch.float32)[:, ROWS], rtol=1e-5, atol=1e-5)
+        actual = torch.stack(reference.logps(batch_of(context, "train", ROWS, layout)))
+        torch.testing.assert_close(actual.double(), expected("llama", torch.float32)[:, ROWS], rtol=1e-5, atol=1e-5)
     lines = " ".join(capsys.readouterr()).splitlines()
     assert len(list(tmp_path.iterdir())) == 2  # a folder for each split
     assert len([line for line in lines if str(tmp_path) in line]) == 4, "each computed once and read once"
@@ -160,8 +160,8 @@ def test_a_live_reference_takes_the_attention_of_the_policy(way: str, tmp_path: 
     batch = batch_of(context, "train", ROWS, "packed")
     batch.split = ""
     moved(policy)
-    found = torch.stack(reference.logps(batch))
-    torch.testing.assert_close(found.double(), expected("llama", torch.float32)[:, ROWS], rtol=1e-5, atol=1e-5)
+    actual = torch.stack(reference.logps(batch))
+    torch.testing.assert_close(actual.double(), expected("llama", torch.float32)[:, ROWS], rtol=1e-5, atol=1e-5)
 
 
 def test_a_live_packed_reference_of_no_packed_attention_would_be_wrong() -> None:

@@ -1,4 +1,4 @@
-"""What grows with what: memory not with the vocabulary, operations per pair not with the number of pairs."""
+"""Memory does not grow with the vocabulary, and FLOPs per pair not with the number of pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a device that multiplies narrow matrices into a float32 result, as GPUs do.
+"""The arithmetic of a device that multiplies half-precision matrices into a float32 result, as GPUs do.
 
 A CPU has no such product. It is stood in for by one that refuses, as theirs does, operands of two dtypes, so that all
 that surrounds it is what a GPU runs.
@@ -41,9 +41,9 @@ def exact_copy(head: Head) -> Head:
     return Head(wide(head.hidden), wide(head.weight), wide(head.offset), head.targets)
 
 
-def assert_near(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+def assert_near(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype) -> None:
     """To two roundings of the narrow dtype, relative to the largest entry."""
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert one.dtype == dtype
         assert (one.double() - other).abs().max() <= 2 * torch.finfo(dtype).eps * other.abs().max()
 
@@ -58,9 +58,9 @@ def test_log_probs(dtype: torch.dtype, frozen: bool, kept: str, transform: str) 
     values = token_logprobs(
         head.hidden, head.weight, head.bias, head.targets, transform=TRANSFORMS[transform], cache_bytes=KEPT[kept]
     )
-    wanted = exact.full(TRANSFORMS[transform])
-    torch.testing.assert_close(values.double(), wanted, rtol=1e-6, atol=1e-6)
-    theirs = torch.autograd.grad((wanted * factors).sum(), exact.leaves())
+    expected = exact.full(TRANSFORMS[transform])
+    torch.testing.assert_close(values.double(), expected, rtol=1e-6, atol=1e-6)
+    theirs = torch.autograd.grad((expected * factors).sum(), exact.leaves())
     assert_near(torch.autograd.grad((values * factors).sum(), head.leaves()), theirs, dtype)
 
 
@@ -70,9 +70,9 @@ def test_log_probs(dtype: torch.dtype, frozen: bool, kept: str, transform: str) 
 def test_fused_losses(dtype: torch.dtype, frozen: bool, kept: str) -> None:
     head = draw(dtype=dtype, frozen=frozen)
     exact = exact_copy(head)
-    value, wanted = ours(head, cal_dpo, kept=KEPT[kept])[0], full(exact, cal_dpo)[0]
-    assert value.item() == pytest.approx(wanted.item(), rel=1e-5)
-    theirs = torch.autograd.grad(wanted, exact.leaves())
+    value, expected = ours(head, cal_dpo, kept=KEPT[kept])[0], full(exact, cal_dpo)[0]
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    theirs = torch.autograd.grad(expected, exact.leaves())
     assert_near(torch.autograd.grad(value, head.leaves()), theirs, dtype)
 
 
@@ -86,8 +86,8 @@ def test_the_scale_of_a_float16_loss_comes_in_time(dtype: torch.dtype, frozen: b
     def faint(chosen: Tensor, rejected: Tensor, rows: slice) -> Tensor:
         return (chosen - rejected).sum() * 1e-8
 
-    found = torch.autograd.grad(65536 * ours(head, faint)[0], head.leaves())
-    for one, other in zip(found, torch.autograd.grad(65536 * full(exact, faint)[0], exact.leaves()), strict=True):
+    actual = torch.autograd.grad(65536 * ours(head, faint)[0], head.leaves())
+    for one, other in zip(actual, torch.autograd.grad(65536 * full(exact, faint)[0], exact.leaves()), strict=True):
         # what is left is float16's own coarse grid below 6e-5
         assert (one.double() - other).abs().max() <= 2 * torch.finfo(dtype).eps * other.abs().max() + 6e-8
 

@@ -99,7 +99,7 @@ def alpha(value: str) -> Callable[[Any], Any]:
 FORMULAS: dict[str, Callable[[Inputs], Any]] = {
     "dpo beta=0.1": lambda p: dpo(p, "0.1"),
     "dpo beta=0.01 label_smoothing=0.1": lambda p: dpo(p, "0.01", "0.1"),
-    "ipo beta=0.1": lambda p: ipo(p, "0.1"),
+    "ipo beta=0.1 length_normalize=true": lambda p: ipo(p, "0.1"),
     "ipo beta=0.5 length_normalize=false": lambda p: ipo(p, "0.5", per_token=False),
     "slic delta=10.0 nll_weight=1.0": lambda p: slic(p, "10", "1"),
     "slic delta=1.0 nll_weight=0.25": lambda p: slic(p, "1", "0.25"),
@@ -119,7 +119,7 @@ FORMULAS: dict[str, Callable[[Inputs], Any]] = {
     "cal_dpo beta=0.2 targets=scores score_center=0.5 score_scale=2.0": lambda p: (
         nll_sigmoid(p.a - p.b) + calibration(p, "0.2", center="0.5", scale="2")
     ),
-    "cal_ipo beta=0.1": lambda p: ipo(p, "0.1") + calibration(p, "0.1"),
+    "cal_ipo beta=0.1 length_normalize=true": lambda p: ipo(p, "0.1") + calibration(p, "0.1"),
     "cal_slic beta=0.1": lambda p: slic(p, "10", "1") + calibration(p, "0.1"),
 }
 

@@ -110,8 +110,8 @@ def to_logps(pairs: list[Pair], dtype: torch.dtype = torch.float64) -> PairLogps
 
 def gradients(loss: torch.nn.Module, logps: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:
     inputs = (logps.policy_chosen, logps.policy_rejected)
-    found = torch.autograd.grad(loss(logps).loss.sum(), inputs, allow_unused=True)
-    return tuple(torch.zeros_like(i) if g is None else g for g, i in zip(found, inputs, strict=True))
+    actual = torch.autograd.grad(loss(logps).loss.sum(), inputs, allow_unused=True)
+    return tuple(torch.zeros_like(i) if g is None else g for g, i in zip(actual, inputs, strict=True))
 
 
 def test_every_yaml_has_a_row() -> None:
@@ -131,13 +131,13 @@ def test_value_and_terms(name: str) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_gradient_by_finite_differences(name: str) -> None:
     loss, step = load(name), 1e-6
-    for found, field_name in zip(gradients(loss, to_logps(PAIRS)), ("pw", "pl"), strict=True):
+    for actual, field_name in zip(gradients(loss, to_logps(PAIRS)), ("pw", "pl"), strict=True):
         for i, pair in enumerate(PAIRS):
             up, down = (
                 ROWS[name].value(Pair(**{**vars(pair), field_name: getattr(pair, field_name) + s * step}))
                 for s in (1, -1)
             )
-            assert found[i].item() == pytest.approx((up - down) / (2 * step), rel=1e-5, abs=1e-6)
+            assert actual[i].item() == pytest.approx((up - down) / (2 * step), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -1,4 +1,4 @@
-"""LoRA on mixtures of experts, and what the start says of what an adapter leaves out."""
+"""LoRA on mixtures of experts, and the coverage of an adapter that is printed at the start."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
 def test_lora_on_experts_starts_as_its_base_and_comes_back(tmp_path: Path) -> None:
     """PEFT puts LoRA on Mixtral's experts, which are single tensors, by settings of its own."""
     base = tiny_experts("mixtral")
-    wanted = base(TOKENS).logits
+    expected = base(TOKENS).logits
     policy = Lora(rank=4).apply(base)
-    assert torch.equal(policy(TOKENS).logits, wanted)
+    assert torch.equal(policy(TOKENS).logits, expected)
     torch.manual_seed(1)
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.add_(0.1 * torch.randn_like(parameter))
     moved = policy(TOKENS).logits
-    assert (moved - wanted).abs().max() > 0.01
+    assert (moved - expected).abs().max() > 0.01
     with adapter_off(policy) as model:
-        assert torch.equal(model(TOKENS).logits, wanted)
-    assert torch.equal(base_copy(policy)(TOKENS).logits, wanted)
+        assert torch.equal(model(TOKENS).logits, expected)
+    assert torch.equal(base_copy(policy)(TOKENS).logits, expected)
     assert {name for name, _ in base_weights(policy)} == set(tiny_experts("mixtral").state_dict())
     torch.testing.assert_close(merged(policy)(TOKENS).logits, moved, atol=1e-5, rtol=1e-5)
     policy.save_pretrained(tmp_path, save_embedding_layers=False)

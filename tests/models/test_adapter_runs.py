@@ -1,4 +1,4 @@
-"""Runs with adapters of every kind and start: killed and resumed they are the runs that were never killed."""
+"""Runs with adapters of every kind and initialisation: killed and resumed they equal runs that were never killed."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(more: tuple[str, ...], place
     assert killed.codes == (-9,), killed.said
     resumed = train(place, "resume=killed")
     assert resumed.codes == (0,), resumed.said
-    whole, found = outcome(place / "whole"), outcome(place / "killed")
-    assert [name for name in whole if found[name] != whole[name]] == []
+    whole, actual = outcome(place / "whole"), outcome(place / "killed")
+    assert [name for name in whole if actual[name] != whole[name]] == []
     assert whole["weights"]
     assert all("lora_" in name and ".default" in name for name in whole["weights"]), "no frozen weights"
 

@@ -1,4 +1,4 @@
-"""Adapters beside LoRA: DoRA, bases of few bits, starts from an earlier adapter, and merged weights."""
+"""Adapters beside LoRA: DoRA, quantised bases, initialisation from an earlier adapter, and merged weights."""
 
 from __future__ import annotations
 
@@ -99,11 +99,11 @@ def test_merged_weights_give_the_same_log_probs(adapter: Any, architecture: str,
     policy = trained(applied(adapter, architecture))
     before = logps(policy)
     save_merged(policy, tmp_path / "merged")
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert type(found) is type(tiny_model(architecture))
-    torch.testing.assert_close(logps(found), before, rtol=1e-5, atol=1e-4)
+    actual = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert type(actual) is type(tiny_model(architecture))
+    torch.testing.assert_close(logps(actual), before, rtol=1e-5, atol=1e-4)
     assert torch.equal(logps(policy), before)
-    assert not any(map(is_quantized, found.modules()))
+    assert not any(map(is_quantized, actual.modules()))
 
 
 def test_merged_in_another_dtype() -> None:
@@ -112,18 +112,18 @@ def test_merged_in_another_dtype() -> None:
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     q = half.get_parameter("model.layers.0.self_attn.q_proj.weight").float()
     layer = policy.get_base_model().model.layers[0].self_attn.q_proj
-    wanted = layer.base_layer.weight + 32 / 3 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    assert torch.equal(q, wanted.to(torch.bfloat16).float())
+    expected = layer.base_layer.weight + 32 / 3 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert torch.equal(q, expected.to(torch.bfloat16).float())
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rounding_keeps_the_matrix_and_leaves_the_rest(bits: Any) -> None:
     plain, rounded = tiny_model(), QLora(bits=bits).base(Source()).load_policy()
-    found = rounded.model.layers[1].mlp.up_proj
+    actual = rounded.model.layers[1].mlp.up_proj
     matrix = plain.model.layers[1].mlp.up_proj.weight
     step = {4: 0.2, 8: 0.51 / 127}[bits]  # half the widest gap between levels, relative to the largest weight
-    assert (dequantized(found) - matrix).abs().max() <= step * matrix.abs().max()
-    assert (dequantized(found) - matrix).abs().max() > 0
+    assert (dequantized(actual) - matrix).abs().max() <= step * matrix.abs().max()
+    assert (dequantized(actual) - matrix).abs().max() > 0
     assert sum(map(is_quantized, rounded.modules())) == 14
     assert torch.equal(rounded.lm_head.weight, plain.lm_head.weight)
     assert "bits" in QLora(bits=bits).base(Source()).identity()
@@ -132,14 +132,14 @@ def test_rounding_keeps_the_matrix_and_leaves_the_rest(bits: Any) -> None:
 @EVERY
 def test_a_checkpoint_holds_what_is_trained_and_is_resumed_exactly(adapter: Any) -> None:
     policy = trained(applied(adapter))
-    wanted, state = logps(policy), {k: v.clone() for k, v in policy.state_dict().items()}
+    expected, state = logps(policy), {k: v.clone() for k, v in policy.state_dict().items()}
     drop_frozen(state, policy)
     assert all(".lora_" in name for name in state)
     other = applied(adapter)
     logps(other)  # bitsandbytes moves its scales at the first pass
     add_frozen(state, other)
     other.load_state_dict(state, strict=True)
-    assert torch.equal(logps(other), wanted)
+    assert torch.equal(logps(other), expected)
 
 
 @pytest.mark.parametrize("kind", [Lora, Dora, QLora])
@@ -192,13 +192,13 @@ def test_an_earlier_adapter_of_other_settings_is_refused(tmp_path: Path) -> None
         applied(Lora(init_from=str(tmp_path)), "gpt2")
 
 
-def test_a_skeleton_has_the_bytes_of_the_rounded_model() -> None:
+def test_a_skeleton_has_the_bytes_of_the_quantised_model() -> None:
     for adapter in (QLora(), QLora(double_quant=False), QLora(bits=8)):
         rounded, skeleton = adapter.base(Source()).load_policy(), adapter.base(Source()).skeleton()
         layer, stand_in = rounded.model.layers[0].mlp.up_proj, skeleton.model.layers[0].mlp.up_proj
         assert stand_in.weight.nbytes == layer.weight.nbytes
-        told = sum(v.nbytes for n, v in layer.state_dict().items() if n.endswith(("absmax", "SCB")))
-        assert stand_in.scales.nbytes == told
+        message = sum(v.nbytes for n, v in layer.state_dict().items() if n.endswith(("absmax", "SCB")))
+        assert stand_in.scales.nbytes == message
         assert logps(adapter.apply(skeleton)).shape == (2, 5)
 
 
@@ -229,15 +229,15 @@ def test_quantised_weights_are_not_trained_whole() -> None:
     assert NoAdapter().apply(tiny_model()) is not None
 
 
-def test_an_adapter_of_another_base_is_spoken_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_of_another_base_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = applied(Lora(rank=3))
     policy.peft_config["default"].base_model_name_or_path = "owner/one"
     policy.save_pretrained(tmp_path)
-    said = []
+    output = []
     for path in ("owner/one", "/models/one/", "owner/two", ""):
         base = tiny_model()
         base.config.name_or_path = path
         Lora(rank=3).restore(base, tmp_path)
-        said.append(capsys.readouterr().out)
-    names(said.pop(2), tmp_path, "owner/one", "owner/two")
-    assert said == ["", "", ""]
+        output.append(capsys.readouterr().out)
+    names(output.pop(2), tmp_path, "owner/one", "owner/two")
+    assert output == ["", "", ""]

@@ -1,4 +1,4 @@
-"""What is refused before weights load, which attention is taken, what is said, and which commit a resumed run loads."""
+"""Models that are refused before weights load, the choice of attention, notes, and the commit of a resumed run."""
 
 from __future__ import annotations
 

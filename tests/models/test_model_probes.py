@@ -1,4 +1,4 @@
-"""What a few tokens show of a model, what is refused by them, and noise that is switched off."""
+"""Probes of a model with a few tokens, what they refuse, and dropout that is disabled."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_a_usual_model_is_sound_and_left_as_it_was(kind: str, dtype: torch.dtype
         model.set_experts_implementation("eager")  # the others know no float64
     before, numbers = {n: v.clone() for n, v in model.state_dict().items()}, torch.get_rng_state()
     require_valid_logprobs(model, training=True, max_length=64)
-    found = probe(model)
-    assert max(found.future, found.batch, found.noise) < tolerance(model)
+    actual = probe(model)
+    assert max(actual.future, actual.batch, actual.noise) < tolerance(model)
     assert torch.equal(torch.get_rng_state(), numbers)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -114,12 +114,12 @@ def test_rwkv_keeps_its_weights_when_it_is_evaluated(tmp_path: Path) -> None:
     model = prepared("rwkv", num_hidden_layers=7)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
-        found = model(torch.tensor([[5, 6, 7]])).logits
+        actual = model(torch.tensor([[5, 6, 7]])).logits
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     write_policy(model, tiny_tokenizer(), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["rescale_every"] == 6
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(again(torch.tensor([[5, 6, 7]])).logits, found, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(again(torch.tensor([[5, 6, 7]])).logits, actual, rtol=1e-3, atol=1e-3)
 
 
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}
@@ -130,7 +130,7 @@ def test_dynamic_frequencies_are_a_rows_own_whatever_came_before() -> None:
     model = prepared("llama", max_position_embeddings=16, **DYNAMIC)
     lengths = ((10, 20, 9), (3, 4, 2), (8, 8, 7))  # of each pair; with and beyond 16 tokens, and just 16
     pairs = [TokenizedPair([5] * p, [*range(9, 9 + c)], [*range(7, 7 + r)], None, None, 0, "") for p, c, r in lengths]
-    wanted = one_by_one(build("llama", max_position_embeddings=16, **DYNAMIC), pairs, fresh=True)
+    expected = one_by_one(build("llama", max_position_embeddings=16, **DYNAMIC), pairs, fresh=True)
     layout, why = choose_layout("auto", model, 30)
     assert layout == "padded"
     names(why, "16 tokens")
@@ -138,8 +138,8 @@ def test_dynamic_frequencies_are_a_rows_own_whatever_came_before() -> None:
     engine = LogprobEngine(model)
     with torch.no_grad():
         for order in ([0, 1, 2], [2, 0], [2], [1]):
-            found = torch.cat(engine(collate([pairs[i] for i in order], 0)))
-            assert relative(found, wanted[order + [3 + i for i in order]]) < 1e-6
+            actual = torch.cat(engine(collate([pairs[i] for i in order], 0)))
+            assert relative(actual, expected[order + [3 + i for i in order]]) < 1e-6
 
 
 def test_code_of_a_models_own_is_refused_beyond_the_length_where_frequencies_change() -> None:
@@ -154,12 +154,12 @@ def test_a_temperature_by_place_gets_padded_rows() -> None:
     keys: dict[str, Any] = {"floor_scale": 10, "attn_scale": 0.5, "no_rope_layers": [0, 1]}
     model = prepared("llama4_text", **keys)
     pairs = [TokenizedPair([5] * 8, [6, 7, 8, 9], [9, 8], None, None, i, "") for i in range(3)]
-    wanted = one_by_one(build("llama4_text", **keys), pairs)
+    expected = one_by_one(build("llama4_text", **keys), pairs)
     layout, why = choose_layout("auto", model, 12)
     assert layout == "padded"
     names(why, "temperature")
     with torch.no_grad():
-        assert relative(torch.cat(LogprobEngine(model)(collate(pairs, 0, layout=layout))), wanted) < 1e-5
+        assert relative(torch.cat(LogprobEngine(model)(collate(pairs, 0, layout=layout))), expected) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -192,8 +192,8 @@ def test_others_pad_no_rows_that_would_not_be_as_alone() -> None:
 @pytest.mark.parametrize(("new", "together"), [(1, True), (6, False)])
 def test_a_temperature_by_place_keeps_padded_prompts_below_where_it_changes(new: int, together: bool) -> None:
     model = build("llama4_text", floor_scale=10)
-    found = prompt_batches(model, [[5] * 4, [5] * 3], 2, max_new_tokens=new, device=model.device)
-    assert found == ([[0, 1]] if together else [[1], [0]])
+    actual = prompt_batches(model, [[5] * 4, [5] * 3], 2, max_new_tokens=new, device=model.device)
+    assert actual == ([[0, 1]] if together else [[1], [0]])
 
 
 def test_a_model_that_cannot_compute_is_named() -> None:

@@ -1,4 +1,4 @@
-"""Model sources: what is loaded, with what switched off, and what is said when it cannot be."""
+"""Model sources: what they load and disable, and the errors when they cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny model of each family trains by the command, is exported, and transformers computes what the run logged."""
+"""A tiny model of each family is trained by the command and exported; transformers computes what the run logged."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_the_export_gives_the_log_probs_of_the_trained_policy(family: str, folde
             response = [*tokenizer(row[side]).input_ids, tokenizer.eos_token_id]
             with torch.no_grad():
                 logits = model(torch.tensor([prompt + response])).logits[0].double()
-            told = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-            values.append(sum(told[i, token].item() for i, token in enumerate(response)))
+            message = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+            values.append(sum(message[i, token].item() for i, token in enumerate(response)))
         assert sum(values) / len(values) == pytest.approx(logged[f"val/logps/{side}"], rel=1e-5)
     # training moved the policy by more than the tolerance, so that an export of the start would be noticed
     assert abs(logged["val/log_ratios/chosen"]) > 1e-3 * abs(logged["val/logps/chosen"])

@@ -1,4 +1,4 @@
-"""Weight files that cannot be what they say: refused by name before training, with both sizes or shapes."""
+"""Damaged or mismatched weight files are refused before training, by name and with both sizes or shapes."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_tensors_that_the_model_has_no_place_for_are_said(tmp_path: Path, capsys
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     HubModel(str(tmp_path)).load_policy()
-    said = capsys.readouterr().out
-    names(said, "9 tensors", tmp_path, WEIGHTS, "config.json", "model.layers.*.mlp.down_proj.weight")
+    output = capsys.readouterr().out
+    names(output, "9 tensors", tmp_path, WEIGHTS, "config.json", "model.layers.*.mlp.down_proj.weight")
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_an_index_is_held_against_its_files(
     change: Callable[..., object], facts: tuple[str, ...], tmp_path: Path
 ) -> None:
     tiny_model().save_pretrained(tmp_path, max_shard_size="5KB")
-    said = json.loads((tmp_path / INDEX).read_text())
-    change(said["weight_map"], next(iter(said["weight_map"])))
-    (tmp_path / INDEX).write_text(json.dumps(said))
+    output = json.loads((tmp_path / INDEX).read_text())
+    change(output["weight_map"], next(iter(output["weight_map"])))
+    (tmp_path / INDEX).write_text(json.dumps(output))
     load(tmp_path, INDEX, *facts)
 
 

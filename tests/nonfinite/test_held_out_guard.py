@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from caldpo.callbacks.callback_base import RunCallback
 from caldpo.callbacks.sample_table import SampleTable
 from caldpo.callbacks.true_reward import OracleEvaluation
 from caldpo.data.pair import TokenizedPair
@@ -103,7 +104,7 @@ def test_a_single_row_stops_a_run_unless_it_skips(
 def test_final_samples_are_checked(tmp_path: Path) -> None:
     """The held-out pairs do not hold the token whose embedding is bad, and one of the prompts would be sampled on."""
 
-    class SpoilEnd(pl.Callback):
+    class SpoilEnd(RunCallback):
         def on_trained(self, trainer: pl.Trainer, module: Any) -> None:
             with torch.no_grad():
                 module.policy.lm_head.weight[9] = float("nan")

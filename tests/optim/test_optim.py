@@ -27,12 +27,12 @@ def rates(schedule: Schedule, total: int, lr: float = 1.0) -> list[float]:
     built = AdamW(schedule, lr=lr).build(torch.nn.Linear(2, 2), total)
     optimizer, scheduler = built["optimizer"], built["lr_scheduler"]["scheduler"]
     assert built["lr_scheduler"]["interval"] == "step"
-    found = []
+    actual = []
     for _ in range(total):
-        found.append(optimizer.param_groups[0]["lr"])
+        actual.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return found
+    return actual
 
 
 def test_constant_after_warm_up() -> None:
@@ -44,9 +44,9 @@ def test_linear_ends_at_zero() -> None:
 
 
 def test_cosine_by_formula() -> None:
-    found = rates(Schedule("cosine", warmup_ratio=0.2), 10, lr=3.0)
+    actual = rates(Schedule("cosine", warmup_ratio=0.2), 10, lr=3.0)
     expected = [0, 1.5] + [1.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
-    assert found == pytest.approx(expected)
+    assert actual == pytest.approx(expected)
 
 
 def test_the_ratio_is_the_decimal_that_was_written() -> None:

@@ -1,4 +1,4 @@
-"""A count of what references compute."""
+"""Count what references compute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.reference.contexts import CountedEngine
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> CountedEngine:
-    """Counts the pairs that go through cached and resident references; parts have eight pairs."""
+    """Count the pairs that go through precomputed and frozen references; parts have eight pairs."""
     engine = CountedEngine(precomputed.LogprobEngine)
     monkeypatch.setattr(precomputed, "LogprobEngine", engine)
     monkeypatch.setattr(frozen_model, "LogprobEngine", engine)

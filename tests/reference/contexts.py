@@ -1,4 +1,4 @@
-"""What references are built with in tests: a tiny policy, random pairs, and nothing of a run."""
+"""Contexts to build references from: a tiny policy and random pairs, without a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_context(
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     pairs_seen: int = 100,
 ) -> ReferenceContext:
-    """Batches of at most five pairs; ``reload`` gives a copy of what the policy was when this was called."""
+    """Make a context with batches of at most five pairs; ``reload`` copies the policy as of now."""
     policy = tiny_model() if policy is None else policy
     start = copy.deepcopy(policy) if reload is None else None
     splits = {
@@ -87,24 +87,24 @@ class CountedEngine:
 
 
 def prepared(cache: Path, context: Any, spot_check: int = 0, **keys: Any) -> PrecomputedReference:
-    """The cached reference, its log-probs in place."""
+    """Build a precomputed reference, its log-probs in place."""
     reference = Precomputed(cache=str(cache), spot_check=spot_check, **keys).build(context)
     reference.prepare()
     return reference
 
 
-def same(found: Any, expected: Any, rel: float = 1e-5) -> None:
+def same(actual: Any, expected: Any, rel: float = 1e-5) -> None:
     """Both sides agree to a relative rounding."""
-    torch.testing.assert_close(torch.stack(list(found)), torch.stack(list(expected)), rtol=rel, atol=1e-5)
+    torch.testing.assert_close(torch.stack(list(actual)), torch.stack(list(expected)), rtol=rel, atol=1e-5)
 
 
 def rewrite(cache: Path, split: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Other values in every part of a split, properly written."""
+    """Write other values to every part of a split, with valid checksums."""
     (folder,) = cache.glob(f"{split}-*")
     facts = read_manifest(folder / MANIFEST)
     pairs = {"train": TRAIN, "test": TEST}[split]
     kept = logprob_store.LogpStore(folder, key_of(facts), pairs, torch.float32, print)
     for part in kept.parts:
-        found = kept.read(part)
-        assert found is not None
-        kept.write(part, change(found.values))
+        actual = kept.read(part)
+        assert actual is not None
+        kept.write(part, change(actual.values))

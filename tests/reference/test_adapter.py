@@ -55,7 +55,7 @@ def trained(policy: Any) -> Any:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
-def test_a_fresh_adapter_changes_nothing_and_a_trained_one_can_be_switched_off(architecture: str) -> None:
+def test_a_fresh_adapter_changes_nothing_and_a_trained_one_can_be_disabled(architecture: str) -> None:
     base, batch = tiny_model(architecture), tiny_batch()
     expected = pair_logprobs(base, batch)
     policy = Lora(rank=3).apply(copy.deepcopy(base))
@@ -125,7 +125,7 @@ def test_every_reference_is_the_base(source: Any, tmp_path: Path) -> None:
     assert any(p.requires_grad for p in policy.parameters())
 
 
-def test_asking_the_reference_between_forward_and_backward_changes_no_gradient() -> None:
+def test_running_the_reference_between_forward_and_backward_changes_no_gradient() -> None:
     policy = trained(Lora(rank=3).apply(tiny_model()))
     reference, batch = Adapter().build(make_context(policy, reload=tiny_model)), tiny_batch()
 
@@ -168,14 +168,14 @@ def test_the_base_has_the_same_key_with_and_without_an_adapter() -> None:
 
 
 def test_gradient_checkpointing_gives_the_adapter_its_gradients() -> None:
-    found = []
+    actual = []
     for checkpointing in (False, True):
         base = prepare_for_training(tiny_model(), gradient_checkpointing=checkpointing, dropout=False)
         policy = trained(Lora(rank=3).apply(base)).train()
         assert any(getattr(m, "gradient_checkpointing", False) for m in policy.modules()) is checkpointing
         pair_logprobs(policy, tiny_batch())[0].sum().backward()
-        found.append([p.grad for p in policy.parameters() if p.requires_grad])
-    for plain, recomputed in zip(*found, strict=True):
+        actual.append([p.grad for p in policy.parameters() if p.requires_grad])
+    for plain, recomputed in zip(*actual, strict=True):
         assert plain.abs().sum() > 0
         torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-6)
 
@@ -195,7 +195,7 @@ def test_dora_starts_as_its_base_in_half_precision(dtype: torch.dtype, later: bo
             assert torch.equal(ours, theirs)
 
 
-def test_trained_row_lengths_of_dora_are_left_alone() -> None:
+def test_trained_magnitudes_of_dora_are_left_alone() -> None:
     policy: Any = trained(Dora(rank=2).apply(tiny_model()))
     before = {n: p.clone() for n, p in policy.named_parameters() if "magnitude" in n}
     set_dora_magnitudes(policy)

@@ -1,4 +1,4 @@
-"""A cached reference that is another model than the policy's start."""
+"""A precomputed reference that is another model than the policy's start."""
 
 from __future__ import annotations
 

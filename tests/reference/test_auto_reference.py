@@ -1,4 +1,4 @@
-"""What reference=auto chooses, and that it says so."""
+"""The mode that reference=auto chooses and prints."""
 
 from __future__ import annotations
 

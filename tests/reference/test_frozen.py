@@ -1,4 +1,4 @@
-"""The frozen copy: of which weights, in which dtype, and what it remembers."""
+"""The frozen reference: its weights, its dtype, and its cache of held-out log-probs."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_another_model_has_to_be_named() -> None:
 
 def test_another_model(folder: Path) -> None:
     spec = Frozen(path=str(folder))
-    found = spec.build(make_context(tiny_model(seed=3))).logps(tiny_batch())
-    torch.testing.assert_close(found, Frozen().build(make_context()).logps(tiny_batch()))
+    actual = spec.build(make_context(tiny_model(seed=3))).logps(tiny_batch())
+    torch.testing.assert_close(actual, Frozen().build(make_context()).logps(tiny_batch()))
     assert str(folder) in spec.identity("x")
     with refused(key="reference.path", value="./nowhere"):
         Frozen(path="./nowhere").build(make_context())

@@ -1,4 +1,4 @@
-"""Parts on disk: whole or not there, damage noticed byte by byte, shared between processes, kept when one dies."""
+"""Parts on disk are written atomically, checked byte by byte, shared between processes, and survive a killed one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Worker:
 
     def fill(self, folder: Path, key: str = "key", pairs: int = PAIRS) -> torch.Tensor:
         kept = LogpStore(folder, key, pairs, torch.float32, self.said.append)
-        return torch.cat([found.values for found in kept.fill(self)], dim=1)
+        return torch.cat([actual.values for actual in kept.fill(self)], dim=1)
 
 
 def values_of(rows: range) -> torch.Tensor:
@@ -114,12 +114,12 @@ def test_every_flipped_bit_of_a_file_is_noticed_or_harmless(tmp_path: Path) -> N
         hit[place] ^= 1 << (place % 8)
         part.path.write_bytes(hit)
         try:
-            found = kept.read(part)
+            actual = kept.read(part)
         except DamagedPartError:
             noticed += 1
         else:
-            assert found is not None
-            assert torch.equal(found.values, values_of(part.rows)), place
+            assert actual is not None
+            assert torch.equal(actual.values, values_of(part.rows)), place
     assert noticed > len(whole) // 2
 
 
@@ -132,9 +132,9 @@ def test_values_of_something_else_are_not_taken(tmp_path: Path) -> None:
 
 def test_distrusted_values_are_replaced_and_others_kept(tmp_path: Path) -> None:
     kept = LogpStore(tmp_path, "key", PAIRS, torch.float32, print)
-    found = kept.fill(values_of)
+    actual = kept.fill(values_of)
     worker = Worker()
-    kept.fill(worker, [found[1].checksum])
+    kept.fill(worker, [actual[1].checksum])
     assert worker.asked == [range(8, 16)]
 
 
@@ -148,13 +148,13 @@ def build_slowly(folder: Path) -> torch.Tensor:
         return values_of(rows)
 
     kept = LogpStore(folder, "key", PAIRS, torch.float32, lambda _: None)
-    return torch.cat([found.values for found in kept.fill(compute)], dim=1)
+    return torch.cat([actual.values for actual in kept.fill(compute)], dim=1)
 
 
 def test_processes_at_once_share_the_parts(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        found = pool.map(build_slowly, [tmp_path / "values"] * 2, chunksize=1)
-    for values in found:
+        actual = pool.map(build_slowly, [tmp_path / "values"] * 2, chunksize=1)
+    for values in actual:
         assert torch.equal(values, values_of(range(PAIRS)))
     asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
     assert sorted(int(start) for start, _ in asked) == [0, 4, 8, 12, 16, 20]

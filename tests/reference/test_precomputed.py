@@ -1,4 +1,4 @@
-"""Cached log-probs are those of a live reference, whatever the batch; and what was computed is not computed again."""
+"""Precomputed log-probs are those of a frozen model in any batch, and are computed once."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from tests.messages import names, refused
 from tests.reference.contexts import TEST, TRAIN, CountedEngine, batch_of, make_context, prepared, rewrite, same
 from tests.tiny import tiny_model, tiny_pairs
 
-CHANGED = r"\b(weights|tokens|autocast|dtype)\b"  # what a message says of cached values of another key
+CHANGED = r"\b(weights|tokens|autocast|dtype)\b"  # what a message names of stored values of another key
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_values_are_a_residents_in_any_order_and_for_filler(split: str, tmp_path: Path, passes: CountedEngine) -> None:
+def test_values_are_those_of_a_frozen_model_in_any_order(split: str, tmp_path: Path, passes: CountedEngine) -> None:
     context = make_context()
-    reference, resident = prepared(tmp_path, context), Frozen().build(context)
+    reference, frozen = prepared(tmp_path, context), Frozen().build(context)
     rows = list(range(len(context.splits[split])))
     orders = [rows, rows[::-1], random.Random(3).sample(rows, len(rows)), [4], [2, 2, 6]]
     for order in orders:
         batch = batch_of(context, split, order)
-        same(reference.logps(batch), resident.logps(batch))
+        same(reference.logps(batch), frozen.logps(batch))
     filler = batch_of(context, split, [3, 0, 0], filler=2)
-    same(reference.logps(filler), resident.logps(filler))
+    same(reference.logps(filler), frozen.logps(filler))
     assert not reference.logps(filler)[0].requires_grad
 
 
@@ -85,9 +85,9 @@ def test_a_split_that_nobody_asked_for_is_answered_live(tmp_path: Path, passes: 
     assert [p.name.split("-")[0] for p in tmp_path.iterdir()] == ["test"]
     assert (passes.pairs("train"), passes.pairs("test")) == (0, TEST)
     batch = batch_of(context, "train", [5, 1])
-    found = reference.logps(batch)
+    actual = reference.logps(batch)
     assert passes.pairs("train") == 2
-    same(found, Frozen().build(context).logps(batch))
+    same(actual, Frozen().build(context).logps(batch))
 
 
 def test_everything_is_computed_once(tmp_path: Path, passes: CountedEngine) -> None:
@@ -158,8 +158,8 @@ def test_anything_that_would_change_them_computes_them_again(
     passes.calls.clear()
     context = change(first)
     reference = prepared(tmp_path, context)
-    said = capsys.readouterr().out
-    (line,) = (line for line in said.splitlines() if "train pairs" in line)
+    output = capsys.readouterr().out
+    (line,) = (line for line in output.splitlines() if "train pairs" in line)
     names(line, f"{TRAIN} train pairs", named)
     assert re.findall(CHANGED, line) == named.split(", ")
     assert (passes.pairs("train"), passes.pairs("test")) == (TRAIN, TEST if test_too else 0)
@@ -169,14 +169,14 @@ def test_anything_that_would_change_them_computes_them_again(
     same(reference.logps(batch), live, rel=2e-2 if change is half_precision else 1e-5)
 
 
-def test_double_precision_is_kept_in_full(tmp_path: Path, passes: CountedEngine) -> None:
+def test_double_precision_is_stored_in_full(tmp_path: Path, passes: CountedEngine) -> None:
     context = make_context(tiny_model(dtype=torch.float64))
     batch = batch_of(context, "train", range(TRAIN))
     for _ in range(2):  # computed, then read
-        found = prepared(tmp_path, context).logps(batch)
+        actual = prepared(tmp_path, context).logps(batch)
         expected = Frozen().build(context).logps(batch)
-        assert found[0].dtype == torch.float64
-        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-12)
+        assert actual[0].dtype == torch.float64
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-12)
 
 
 def test_half_precision_weights_are_summed_in_float32(tmp_path: Path, passes: CountedEngine) -> None:
@@ -188,7 +188,7 @@ def test_half_precision_weights_are_summed_in_float32(tmp_path: Path, passes: Co
     same(reference.logps(batch), Frozen().build(context).logps(batch), rel=2e-2)
 
 
-def test_well_kept_but_wrong_values_are_computed_again(
+def test_intact_but_wrong_values_are_computed_again(
     tmp_path: Path, passes: CountedEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = make_context()
@@ -196,8 +196,8 @@ def test_well_kept_but_wrong_values_are_computed_again(
     rewrite(tmp_path, "train", lambda values: values + 0.5)
     passes.calls.clear()
     reference = prepared(tmp_path, context, spot_check=3)
-    said = capsys.readouterr().out
-    names(said, *tmp_path.glob("train-*"), "3 pairs", "0.5 nats", "again")
+    output = capsys.readouterr().out
+    names(output, *tmp_path.glob("train-*"), "3 pairs", "0.5 nats", "again")
     assert passes.pairs("train") == 3 + TRAIN
     batch = batch_of(context, "train", range(TRAIN))
     same(reference.logps(batch), Frozen().build(context).logps(batch))
@@ -285,7 +285,7 @@ def test_the_manifest_says_what_the_values_are_of(tmp_path: Path) -> None:
 
     prepared(tmp_path, make_context())
     (path,) = tmp_path.glob(f"test-*/{MANIFEST}")
-    said = json.loads(path.read_text())
-    assert said["from"] == {"tokenizer": "tiny"}
-    assert said["determined by"]["model class"] == "LlamaForCausalLM"
-    assert (said["determined by"]["dtype"], said["determined by"]["autocast"]) == ("torch.float32", "off")
+    output = json.loads(path.read_text())
+    assert output["from"] == {"tokenizer": "tiny"}
+    assert output["determined by"]["model class"] == "LlamaForCausalLM"
+    assert (output["determined by"]["dtype"], output["determined by"]["autocast"]) == ("torch.float32", "off")

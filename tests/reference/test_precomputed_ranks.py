@@ -1,4 +1,4 @@
-"""Two processes (gloo) that share a cache agree on what is wrong in it."""
+"""Two ranks (gloo) that share a cache agree on its faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs: a sweep asks the reference for each pair once, and no loss can tell how its reference is kept."""
+"""Runs: a sweep computes the reference once for each pair, and losses are the same in each reference mode."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SMALL = [
 
 
 def summaries(sweep: str) -> dict[str, dict[str, Any]]:
-    found = [json.loads(path.read_text()) for path in Path(sweep).glob("*/summary.json")]
-    return {summary["loss_name"]: summary for summary in found}
+    actual = [json.loads(path.read_text()) for path in Path(sweep).glob("*/summary.json")]
+    return {summary["loss_name"]: summary for summary in actual}
 
 
 def pairs(summary: dict[str, Any]) -> dict[str, int]:
@@ -68,5 +68,5 @@ def test_a_run_is_the_same_with_either_reference(folder: Path, precision: str) -
     for name in ("loss", "log_ratios/chosen", "val/log_ratios/rejected"):
         first, second = (table[name].dropna().tolist() for table in tables)
         assert first == pytest.approx(second, rel=tolerance, abs=tolerance), name
-    found = json.loads(Path("frozen/summary.json").read_text())
-    assert found["start_difference"] == 0  # also where Lightning changes the weights' dtype
+    actual = json.loads(Path("frozen/summary.json").read_text())
+    assert actual["start_difference"] == 0  # also where Lightning changes the weights' dtype

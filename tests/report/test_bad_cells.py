@@ -77,9 +77,9 @@ def test_bad_entries_of_the_summary_are_named(tmp_path: Path) -> None:
     run = read_run(folder, tmp_path)
     assert (run.final["a"], run.final["b"]) == (math.inf, -math.inf)
     assert not {"c", "d", "val/loss"} & run.final.keys()
-    told = " ".join(run.notes)
+    notes = " ".join(run.notes)
     for name in ("steps", "wall_seconds", "peak_memory_bytes", "val/loss 'x'", "c '[1]'", "d 'True'"):
-        assert name in told
+        assert name in notes
 
 
 def test_files_that_contradict_each_other_are_told_with_both_values(tmp_path: Path) -> None:
@@ -216,12 +216,12 @@ def test_a_figure_that_cannot_be_drawn_costs_that_figure(tmp_path: Path, monkeyp
     assert (tmp_path / "reward_dynamics.png").is_file()
 
 
-@fuzz(40, cost=10, given=anything, metrics=numbers)
-def test_any_summary_gives_a_run(given: Any, metrics: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+@fuzz(40, cost=10, value=anything, metrics=numbers)
+def test_any_summary_gives_a_run(value: Any, metrics: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = whole(tmp_path_factory.mktemp("fuzz") / "x")
     try:
-        with_summary(folder, **dict.fromkeys(("data", "versions", "policy", "formula", "implicit_reward_beta"), given))
-        with_summary(folder, metrics={"val/log_ratios/chosen": metrics, "a": given})
+        with_summary(folder, **dict.fromkeys(("data", "versions", "policy", "formula", "implicit_reward_beta"), value))
+        with_summary(folder, metrics={"val/log_ratios/chosen": metrics, "a": value})
     except (ValueError, RecursionError):  # no JSON
         return
     (run,) = read_runs([folder], folder.parent)

@@ -40,14 +40,14 @@ def curve(axes, place):
 def test_curves_and_bands_of_the_dynamics(tmp_path):
     ends = {("dpo", 0): (-4.0, -9.0), ("dpo", 1): (-6.0, -11.0), ("cal_dpo", 0): (1.0, -2.0)}
     figure = reward_dynamics(sweep(tmp_path, ends), "data x", "range")
-    found = panels(figure)
-    assert curve(found["Chosen log-ratio"], 0) == [(0, 0.0), (5, -2.5), (10, -5.0)]
-    assert curve(found["Chosen log-ratio"], 1) == [(0, 0.0), (5, 0.5), (10, 1.0)]
-    assert curve(found["Log-ratio margin"], 0) == [(0, 0.0), (5, 2.5), (10, 5.0)]
-    assert curve(found["Accuracy"], 0)[-1] == (10, 0.9)
-    rewards = [y for _, y in curve(found["Chosen implicit reward"], 0)]
+    axes = panels(figure)
+    assert curve(axes["Chosen log-ratio"], 0) == [(0, 0.0), (5, -2.5), (10, -5.0)]
+    assert curve(axes["Chosen log-ratio"], 1) == [(0, 0.0), (5, 0.5), (10, 1.0)]
+    assert curve(axes["Log-ratio margin"], 0) == [(0, 0.0), (5, 2.5), (10, 5.0)]
+    assert curve(axes["Accuracy"], 0)[-1] == (10, 0.9)
+    rewards = [y for _, y in curve(axes["Chosen implicit reward"], 0)]
     assert rewards == pytest.approx([0.0, -0.25, -0.5])
-    (band,) = found["Chosen log-ratio"].collections  # cal_dpo has a single seed, hence none
+    (band,) = axes["Chosen log-ratio"].collections  # cal_dpo has a single seed, hence none
     heights = band.get_paths()[0].vertices
     assert sorted(set(heights[heights[:, 0] == 10][:, 1])) == [-6.0, -4.0]
 
@@ -55,10 +55,10 @@ def test_curves_and_bands_of_the_dynamics(tmp_path):
 def test_labels_of_the_dynamics(tmp_path):
     ends = {("dpo", 0): (-4.0, -9.0), ("dpo", 1): (-6.0, -11.0), ("cal_dpo", 0): (1.0, -2.0)}
     figure = reward_dynamics(sweep(tmp_path, ends, reward_beta=0.1), "data x", "sd")
-    found = panels(figure)
-    assert found["Chosen log-ratio"].get_ylabel() == "nats"
-    assert found["Chosen implicit reward"].get_ylabel() == "0.1 x nats"
-    assert found["Displacement"].get_xlabel() == "optimiser step"
+    axes = panels(figure)
+    assert axes["Chosen log-ratio"].get_ylabel() == "nats"
+    assert axes["Chosen implicit reward"].get_ylabel() == "0.1 x nats"
+    assert axes["Displacement"].get_xlabel() == "optimiser step"
     title = figure.get_suptitle()
     assert "data x" in title
     names(title, "1 to 2 seeds", "± 1 standard deviation")
@@ -67,12 +67,12 @@ def test_labels_of_the_dynamics(tmp_path):
 
 
 def test_the_zero_line_stands_out_in_the_chosen_panels(tmp_path):
-    found = panels(reward_dynamics(sweep(tmp_path, {("dpo", 0): (-4.0, -9.0)}), "", "range"))
-    zero = found["Chosen log-ratio"].get_lines()[-1]
-    other = found["Rejected log-ratio"].get_lines()[-1]
+    axes = panels(reward_dynamics(sweep(tmp_path, {("dpo", 0): (-4.0, -9.0)}), "", "range"))
+    zero = axes["Chosen log-ratio"].get_lines()[-1]
+    other = axes["Rejected log-ratio"].get_lines()[-1]
     assert list(zero.get_ydata()) == [0.0, 0.0]
     assert zero.get_linewidth() > other.get_linewidth()
-    assert list(found["Accuracy"].get_lines()[-1].get_ydata()) == [0.5, 0.5]
+    assert list(axes["Accuracy"].get_lines()[-1].get_ydata()) == [0.5, 0.5]
 
 
 def test_rewards_of_runs_with_several_reward_betas_are_drawn_in_one_unit(tmp_path):
@@ -126,34 +126,34 @@ def test_ticks_of_a_logarithmic_axis():
 
 def test_a_colour_per_loss_and_a_dash_per_variant():
     names = [("dpo", "dpo"), ("cal_dpo a", "cal_dpo"), ("cal_dpo b", "cal_dpo"), ("ipo", "ipo")]
-    found = looks([RunGroup(label, loss, ()) for label, loss in names])
-    assert found[1].colour == found[2].colour
-    assert len({look.colour for look in found}) == 3
-    assert found[1].dash != found[2].dash
-    assert len(set(found)) == 4
+    styles = looks([RunGroup(label, loss, ()) for label, loss in names])
+    assert styles[1].colour == styles[2].colour
+    assert len({look.colour for look in styles}) == 3
+    assert styles[1].dash != styles[2].dash
+    assert len(set(styles)) == 4
 
 
 def test_variants_of_a_single_loss_get_colours():
-    found = looks([RunGroup(f"dpo {i}", "dpo", ()) for i in range(12)])
-    assert len({look.colour for look in found}) == len(COLOURS)
-    assert len(set(found)) == 12
+    styles = looks([RunGroup(f"dpo {i}", "dpo", ()) for i in range(12)])
+    assert len({look.colour for look in styles}) == len(COLOURS)
+    assert len(set(styles)) == 12
 
 
 def test_a_loss_looks_the_same_in_every_report():
     for losses in (["ipo", "dpo", "new"], ["new", "cal_dpo", "dpo"], ["dpo", "new"]):
-        found = dict(zip(losses, looks([RunGroup(loss, loss, ()) for loss in losses]), strict=True))
-        assert (found["dpo"].colour, found["dpo"].dash) == (COLOURS[0].lower(), "-")
-        assert found["new"] == looks([RunGroup("new", "new", ())])[0]
+        styles = dict(zip(losses, looks([RunGroup(loss, loss, ()) for loss in losses]), strict=True))
+        assert (styles["dpo"].colour, styles["dpo"].dash) == (COLOURS[0].lower(), "-")
+        assert styles["new"] == looks([RunGroup("new", "new", ())])[0]
 
 
 def test_of_equal_curves_each_is_seen(tmp_path):
     """Solid lines lie below and are wider, others have gaps; between first and last step markers do not coincide."""
     losses = ("cal_dpo", "cal_ipo", "cal_slic")
-    found = looks([RunGroup(loss, loss, ()) for loss in losses])
-    assert len({str(look.dash) for look in found}) == 3
-    assert found[0].dash == "-"
-    assert found[0].zorder < min(look.zorder for look in found[1:])
-    assert found[0].width > max(look.width for look in found[1:])
+    styles = looks([RunGroup(loss, loss, ()) for loss in losses])
+    assert len({str(look.dash) for look in styles}) == 3
+    assert styles[0].dash == "-"
+    assert styles[0].zorder < min(look.zorder for look in styles[1:])
+    assert styles[0].width > max(look.width for look in styles[1:])
     rows = [held_out(step, step, -step) for step in range(16)]
     for loss in losses:
         write_run(tmp_path / loss, loss, rows=rows)

@@ -58,20 +58,20 @@ def test_labels_carry_the_overrides_that_differ(tmp_path):
     job = 0
     for loss, beta in (("dpo", 0.1), ("cal_dpo", 0.1), ("cal_dpo", 0.05)):
         for seed in (0, 1):
-            given = [*shared, *([f"loss.beta={beta}"] if beta == 0.05 else [])]
+            overrides = [*shared, *([f"loss.beta={beta}"] if beta == 0.05 else [])]
             write_run(
                 tmp_path / f"{job}",
                 loss,
                 seed,
                 rows=ROWS,
                 loss_keys={"beta": beta},
-                overrides=given,
+                overrides=overrides,
                 job=job,
             )
             job += 1
-    found = settings_in(tmp_path)
-    assert [s.label for s in found] == ["dpo", "cal_dpo", "cal_dpo loss.beta=0.05"]
-    assert [s.seeds for s in found] == [2, 2, 2]
+    groups = settings_in(tmp_path)
+    assert [s.label for s in groups] == ["dpo", "cal_dpo", "cal_dpo loss.beta=0.05"]
+    assert [s.seeds for s in groups] == [2, 2, 2]
 
 
 def test_an_override_that_states_the_default_makes_no_setting(tmp_path):

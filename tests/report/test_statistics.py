@@ -35,26 +35,26 @@ def test_a_seed_that_is_not_a_number_is_not_dropped_from_the_mean():
 
 
 def test_band_between_lowest_and_highest_seed():
-    found = band([{0: 0.0, 10: 2.0}, {0: 0.0, 10: 4.0}, {0: 0.0, 10: 9.0}], "range")
-    assert found.n == 3
-    assert found.steps.tolist() == [0, 10]
-    assert found.mean.tolist() == [0.0, 5.0]
-    assert found.low.tolist() == [0.0, 2.0]
-    assert found.high.tolist() == [0.0, 9.0]
+    mean_band = band([{0: 0.0, 10: 2.0}, {0: 0.0, 10: 4.0}, {0: 0.0, 10: 9.0}], "range")
+    assert mean_band.n == 3
+    assert mean_band.steps.tolist() == [0, 10]
+    assert mean_band.mean.tolist() == [0.0, 5.0]
+    assert mean_band.low.tolist() == [0.0, 2.0]
+    assert mean_band.high.tolist() == [0.0, 9.0]
 
 
 def test_band_of_one_standard_deviation():
-    found = band([{5: 1.0}, {5: 1.0}, {5: 4.0}], "sd")
-    assert found.low == pytest.approx([2 - math.sqrt(3)])
-    assert found.high == pytest.approx([2 + math.sqrt(3)])
+    mean_band = band([{5: 1.0}, {5: 1.0}, {5: 4.0}], "sd")
+    assert mean_band.low == pytest.approx([2 - math.sqrt(3)])
+    assert mean_band.high == pytest.approx([2 + math.sqrt(3)])
     alone = band([{5: 1.0}], "sd")
     assert alone.low.tolist() == alone.high.tolist() == [1.0]
 
 
 def test_band_only_where_every_seed_was_measured():
-    found = band([{0: 1.0, 10: 2.0, 20: 3.0}, {0: 3.0, 20: 5.0}], "range")
-    assert found.steps.tolist() == [0, 20]
-    assert found.mean.tolist() == [2.0, 4.0]
+    mean_band = band([{0: 1.0, 10: 2.0, 20: 3.0}, {0: 3.0, 20: 5.0}], "range")
+    assert mean_band.steps.tolist() == [0, 20]
+    assert mean_band.mean.tolist() == [2.0, 4.0]
     assert band([{0: 1.0}, {5: 1.0}], "range") is None
     assert band([], "range") is None
 
@@ -78,8 +78,8 @@ def test_difference_interval_by_hand():
 def test_leader_just_inside_and_outside_the_interval(gap, marked):
     # half width t(0.975, 4) * sqrt(1.5 * (1/3 + 1/3)) = 2.776 * 1
     sd = math.sqrt(1.5)
-    found = {"good": Estimate(gap, sd, 3), "bad": Estimate(0.0, sd, 3)}
-    assert leader(found, "higher") == marked
+    estimates = {"good": Estimate(gap, sd, 3), "bad": Estimate(0.0, sd, 3)}
+    assert leader(estimates, "higher") == marked
 
 
 def test_leader_direction_and_every_other_counts():
@@ -98,8 +98,8 @@ def test_nobody_leads_with_a_single_seed_a_tie_or_a_failure():
 
 
 def test_an_interval_clear_of_all_others():
-    found = {"a": (0.1, 0.2), "b": (0.3, 0.5), "c": (0.25, 0.29)}
-    assert clear_of_others(found, "higher") == "b"
-    assert clear_of_others(found, "lower") == "a"
-    assert clear_of_others({**found, "c": (0.0, 0.3)}, "higher") is None, "intervals that touch are not disjoint"
+    intervals = {"a": (0.1, 0.2), "b": (0.3, 0.5), "c": (0.25, 0.29)}
+    assert clear_of_others(intervals, "higher") == "b"
+    assert clear_of_others(intervals, "lower") == "a"
+    assert clear_of_others({**intervals, "c": (0.0, 0.3)}, "higher") is None, "intervals that touch are not disjoint"
     assert clear_of_others({"a": (0.1, 0.2)}, "higher") is None, "there is nothing to be better than"

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from caldpo.bench.worker_process import environment as of_benchmark
+from caldpo.bench.worker import environment as of_benchmark
 from caldpo.evaluation.lm_eval import installation
 from caldpo.evaluation.lm_eval import subprocess_run as outside
 from caldpo.security import secrets as redact
@@ -23,10 +23,10 @@ from caldpo.security.redacted_streams import (
     RedactedStream,
     UnlinkedLogHandler,
     environment_without_secrets,
+    mask_wrapped,
     redacted_output,
 )
 from caldpo.security.secrets import MASK, redact_text
-from caldpo.security.wrapped_secrets import mask_wrapped
 from tests.messages import refused
 from tests.security.secrets import ENVIRONMENT, set_environment
 
@@ -200,7 +200,7 @@ def test_other_processes_get_no_secret_that_they_do_not_need(monkeypatch: pytest
     with pytest.raises(OSError):  # noqa: PT011 - the one above
         outside._run(["python", "-m", "lm_eval"], tmp_path / "x", tmp_path / "log")
     with refused(key="leaderboard.python", value="/no/such/python"):
-        installation._of_other("/no/such/python")
+        installation._in_environment_of("/no/such/python")
     (_, of_harness), (_, of_probe) = given
     assert ENVIRONMENT.keys() & of_harness.keys() == {"HF_TOKEN"}
     assert set(HUB_TOKENS) >= {"HF_TOKEN"}

@@ -16,9 +16,10 @@ ALLOWED = {
     # annotations of the package's own source, read as they stand there; no text of a user's or of a run's
     ("config/signatures.py", "runs text by eval"),
     ("config/signatures.py", "runs text by compile"),
-    ("config/signatures.py", "runs text by eval"),
     # _Loader is a SafeLoader, asserted below
     ("utils/yaml_io.py", "yaml.load with _Loader"),
+    # the project's own templates alone; what a run or a user wrote is a value in them, and escaped
+    ("report/escaping.py", "jinja2.Environment: a template outside transformers' sandbox"),
     # behind checks of its own: caldpo.models.adapter_folder
     ("models/adapter_folder.py", "PeftModel without use_safetensors=True"),
 }

@@ -1,1 +1,1 @@
-"""Asking a language model which of two responses is better: questions, endpoint, saved verdicts, rates."""
+"""Judge pairs of responses by a language model: questions, endpoint, cached verdicts, win rates."""

@@ -1,1 +1,1 @@
-"""The Language Model Evaluation Harness (EleutherAI, ``lm_eval``): which tasks, where they run, how they are read."""
+"""Run the Language Model Evaluation Harness (EleutherAI, ``lm_eval``): tasks, environments, results."""

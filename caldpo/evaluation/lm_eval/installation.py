@@ -75,10 +75,10 @@ def find_installation(python: str | None) -> Installation:
 
 
 def _in_this_environment() -> Installation:
-    found = environment_probe.probe(_MODULES, _DISTRIBUTIONS)
-    if found["modules"]["lm_eval"] is None:
+    probed = environment_probe.probe(_MODULES, _DISTRIBUTIONS)
+    if probed["modules"]["lm_eval"] is None:
         raise CaldpoError("not installed", key="suite", value="leaderboard", remedy=install("suite", "leaderboard"))
-    return _installation(None, found)
+    return _installation(None, probed)
 
 
 @functools.cache
@@ -90,21 +90,21 @@ def _in_environment_of(python: str) -> Installation:
     environment = environment_without_secrets()
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
-        found = json.loads(done.stdout)
+        probed = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise CaldpoError(
             f"is no Python interpreter: {error}", key="leaderboard.python", value=python, remedy="name PATH/bin/python"
         ) from error
-    if found["modules"]["lm_eval"] is None:
+    if probed["modules"]["lm_eval"] is None:
         raise CaldpoError(
             "its environment has no lm_eval",
             key="leaderboard.python",
             value=python,
             remedy=f"{path} -m pip install 'lm_eval[hf]'",
         )
-    return _installation(path, found)
+    return _installation(path, probed)
 
 
-def _installation(python: str | None, found: dict[str, Any]) -> Installation:
-    modules, versions = found["modules"], found["versions"]
+def _installation(python: str | None, probed: dict[str, Any]) -> Installation:
+    modules, versions = probed["modules"], probed["versions"]
     return Installation(python, Path(modules["lm_eval"]) / "tasks", str(versions["lm_eval"]), modules, versions)

@@ -1,1 +1,1 @@
-"""A file per suite."""
+"""Suites of measures, one file each."""
