@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from caldpo.data.raw_row import shown_name
+
 Kind = Literal["line", "row", "degenerate", "filtered"]
 
 QUANTILES = {"median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
@@ -97,7 +99,8 @@ class LoadReport:
         if self.remarks:
             lines.append(f"  {list_counts(self.remarks)}")
         if self.unread:
-            lines.append(f"  columns not read: {', '.join(f'{name} ({n:,} rows)' for name, n in self.unread.items())}")
+            columns = (f"{shown_name(name)} ({n:,} rows)" for name, n in self.unread.items())
+            lines.append(f"  columns not read: {', '.join(columns)}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:

@@ -133,6 +133,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
+def shown_name(name: str) -> str:
+    """Format a column's name for a message: as it is where it is short and printable."""
+    return name if name.isprintable() and len(name) <= 40 else shown(name)
+
+
 def without_nulls(value: Any) -> Any:
     """Drop the nulls of objects, at any depth: a table cannot leave a column out of one row."""
     if isinstance(value, Mapping):

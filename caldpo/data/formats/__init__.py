@@ -25,7 +25,7 @@ from typing import Any, Protocol, cast
 
 from caldpo.data.columns import Columns
 from caldpo.data.pair import PreferencePair
-from caldpo.data.raw_row import TURNS, RowError, shown
+from caldpo.data.raw_row import TURNS, RowError, shown, shown_name
 from caldpo.errors import CaldpoError
 
 USUAL = ("trl_standard",)  # named first where several formats are equally near
@@ -127,5 +127,4 @@ def _near(column: str, columns: Sequence[str]) -> str:
 
 def _listed(columns: Sequence[str]) -> str:
     more = f", and {len(columns) - _SHOWN:,} more" if len(columns) > _SHOWN else ""
-    names = (name if name.isprintable() and len(name) <= 40 else shown(name) for name in columns[:_SHOWN])
-    return (", ".join(names) or "none") + more
+    return (", ".join(map(shown_name, columns[:_SHOWN])) or "none") + more

@@ -14,7 +14,7 @@ from caldpo.data.formats import Row
 from caldpo.data.formats._fields import may_be_prompt, scores, text
 from caldpo.data.formats.hh import is_transcript
 from caldpo.data.pair import PreferencePair
-from caldpo.data.raw_row import RowError
+from caldpo.data.raw_row import RowError, shown_name
 
 COLUMNS = ("chosen", "rejected")
 SHARED = "rows whose prompt is their responses' shared beginning"
@@ -40,9 +40,10 @@ def parse(row: Row) -> PreferencePair:
     if "prompt" in row:
         raise RowError("`prompt` is null or empty")
     if others := may_be_prompt(row):
+        name = shown_name(others[0])
         raise RowError(
-            f"no `prompt`, and `{others[0]}` could be it"
-            f" (data.columns.prompt={others[0]} takes it, data.columns.ignored=[{others[0]}] does not)"
+            f"no `prompt`, and `{name}` could be it"
+            f" (data.columns.prompt={name} takes it, data.columns.ignored=[{name}] does not)"
         )
     prompt = common_prompt(chosen, rejected)
     if not prompt.strip():
