@@ -59,7 +59,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder with a tokenizer, and 24 pairs of which the chosen ends in w9 and the rejected in w8."""
-    from tests.tiny import tiny_tokenizer  # after the hook above, which checks what is imported from here on
+    from tests.helpers.tiny import tiny_tokenizer  # after the hook above, which checks what is imported from here on
 
     monkeypatch.chdir(tmp_path)
     tokenizer = tiny_tokenizer()

@@ -16,9 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 import caldpo
 from caldpo.config.conf_dir import conf_dir
 from caldpo.errors import CaldpoError
-from tests.command import RANDOM_MODEL
-from tests.command import train as command
-from tests.messages import names, refused
+from tests.helpers.command import RANDOM_MODEL
+from tests.helpers.command import train as command
+from tests.helpers.messages import names, refused
 
 SMALL = (
     *RANDOM_MODEL,

@@ -14,7 +14,7 @@ from caldpo.compare import main as compare
 from caldpo.evaluate import main as evaluate
 from caldpo.generate import main as generate
 from caldpo.train import main as train
-from tests.messages import names
+from tests.helpers.messages import names
 
 ROOT = Path(__file__).parents[1]
 # A run that would need no generated data; nothing of it is ever loaded here.

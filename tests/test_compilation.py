@@ -21,11 +21,11 @@ from caldpo.models.model_source import prepare_for_training
 from caldpo.models.tabular_model import TabularModel
 from caldpo.reference.frozen_model import Frozen
 from caldpo.reference.reference_base import in_run_dtype
-from tests.harness import Pairs, fit, make_module
-from tests.messages import refused
+from tests.helpers.messages import refused
+from tests.helpers.tiny import sample_responses, tiny_model, tiny_pairs, tiny_tokenizer
+from tests.helpers.tiny_trainer import Pairs, fit, make_module
 from tests.reference.contexts import make_context
 from tests.test_step_metrics import Packed
-from tests.tiny import sample_responses, tiny_model, tiny_pairs, tiny_tokenizer
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.hydra_extensions import register_with_hydra
 from caldpo.config.validation import check_config
-from tests.documents import DOCUMENTS, commands
+from tests.helpers.documents import DOCUMENTS, commands
 
 register_with_hydra()  # as a command does
 

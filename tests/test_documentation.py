@@ -26,7 +26,7 @@ from caldpo.config.validation import check_config
 from caldpo.data.formats import detect, formats
 from caldpo.types import PairLogps
 from tests.data import test_formats
-from tests.documents import DOCUMENTS, ROOT, blocks, commands, recipe, shell_lines
+from tests.helpers.documents import DOCUMENTS, ROOT, blocks, commands, recipe, shell_lines
 from tests.losses import test_losses
 from tests.test_configs import CONF, TOP_LEVEL
 

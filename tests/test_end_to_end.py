@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.logprobs import response_logprobs
-from tests import wandb_file
-from tests.command import RANDOM_MODEL, SIDES, train
-from tests.messages import names
+from tests.helpers import wandb_file
+from tests.helpers.command import RANDOM_MODEL, SIDES, train
+from tests.helpers.messages import names
 
 SMALL = [
     *RANDOM_MODEL,

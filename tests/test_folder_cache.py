@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from caldpo.utils import folder_cache
 from caldpo.utils.folder_cache import cached_folder
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 def slow_make(folder: Path) -> None:

@@ -19,7 +19,7 @@ from caldpo.generation import chat
 from caldpo.generation import generation_run as module
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.runs import inside, reference_model, tiny_run, write_data
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.test_generate_prompts import chat_tokenizer
 
 

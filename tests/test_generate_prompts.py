@@ -16,8 +16,8 @@ from caldpo.environments.reviews.sft_policy import build_tokenizer
 from caldpo.generation.generation_checks import read_prompts
 from caldpo.generation.generation_output import print_prompt, print_responses
 from caldpo.generation.responses import Response
-from tests.messages import names, refused
-from tests.tiny import tiny_tokenizer
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_tokenizer
 
 
 def test_texts_are_taken_as_they_are() -> None:

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from caldpo.data.end_tokens import end_tokens, inner_end_notes, response_text, trained_ends
 from caldpo.data.pair import TokenizedPair
 from caldpo.models.sampling import LEAST_TEMPERATURE, prompt_batching, sampling_notes
-from tests.messages import names, refused
-from tests.tiny import sample_responses, tiny_model, tiny_tokenizer
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import sample_responses, tiny_model, tiny_tokenizer
 
 MODEL = tiny_model()
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]

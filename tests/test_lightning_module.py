@@ -23,9 +23,9 @@ from caldpo.losses.sft import SFT
 from caldpo.models.model_source import prepare_for_training
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.frozen_model import FrozenReference
-from tests.harness import Pairs, fit, make_module
-from tests.messages import refused
-from tests.tiny import batch_of, tiny_model, tiny_pairs
+from tests.helpers.messages import refused
+from tests.helpers.tiny import batch_of, tiny_model, tiny_pairs
+from tests.helpers.tiny_trainer import Pairs, fit, make_module
 
 
 @pytest.mark.parametrize("loss", [DPO(), SFT(), CPO(), CalDPO()], ids=lambda x: type(x).__name__)

@@ -11,7 +11,7 @@ import torch
 
 from caldpo.lightning_trainer import FetchOnException, TrainerSettings
 from caldpo.models.compilation import CompiledLayers
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 @pytest.fixture(autouse=True)

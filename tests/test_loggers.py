@@ -10,8 +10,8 @@ import pytest
 import wandb
 
 from caldpo.loggers import NoTracker, WandB, account_configured
-from tests import wandb_file
-from tests.messages import names, refused
+from tests.helpers import wandb_file
+from tests.helpers.messages import names, refused
 
 
 @pytest.fixture

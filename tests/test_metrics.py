@@ -7,7 +7,7 @@ import torch
 
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
 from caldpo.types import LossOutput, PairLogps
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 def logps(reference: bool = True) -> PairLogps:

@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from caldpo.metrics_file import RowWriter, keep_rows, read_rows
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 def written(path: Path, *rows: tuple[int, dict[str, float]]) -> None:

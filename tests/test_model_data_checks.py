@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from caldpo.estimate import main as estimate
 from caldpo.models.position_limit import position_limit
-from tests.command import call, train
 from tests.evaluation.runs import evaluate
-from tests.messages import names
-from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
+from tests.helpers.command import call, train
+from tests.helpers.messages import names
+from tests.helpers.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 POSITIONS = 24
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

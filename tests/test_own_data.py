@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from caldpo.evaluate import main as evaluate
-from tests.command import RANDOM_MODEL, call, train
-from tests.messages import names
+from tests.helpers.command import RANDOM_MODEL, call, train
+from tests.helpers.messages import names
 
 QUICK = (
     *(text for text in RANDOM_MODEL if not text.startswith("data")),

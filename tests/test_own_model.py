@@ -16,11 +16,11 @@ from caldpo.models.adapted_policy import count_parameters
 from caldpo.models.adapters import Lora
 from caldpo.resume.config_diff import differences
 from caldpo.utils.devices import resolve_accelerator, resolve_precision
-from tests.command import train
-from tests.messages import names
+from tests.helpers.command import train
+from tests.helpers.messages import names
+from tests.helpers.tiny import tiny_model
 from tests.road.folders import write_model, write_rows
 from tests.test_configs import composed
-from tests.tiny import tiny_model
 
 OWN = ["model=hf", "model.path=folder", "data.train=train.jsonl"]
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run(folder: Path, micro: int, accumulation: int, ranks: int, *budget: str) -> str:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    words = ["-m", "tests.train_ranks", str(folder), *map(str, (micro, accumulation, ranks)), *budget]
+    words = ["-m", "tests.helpers.train_ranks", str(folder), *map(str, (micro, accumulation, ranks)), *budget]
     folder.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

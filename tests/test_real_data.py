@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tests.command import SIDES, train
-from tests.shared import shared
+from tests.helpers.command import SIDES, train
+from tests.helpers.shared import shared
 
 ZEPHYR = [
     "model=random",

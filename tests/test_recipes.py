@@ -19,10 +19,10 @@ from omegaconf import OmegaConf
 
 from caldpo.config.hydra_extensions import per_loss_options
 from caldpo.evaluate import main as evaluate
-from tests.command import train
-from tests.messages import names
+from tests.helpers.command import train
+from tests.helpers.messages import names
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 from tests.test_configs import CONF, composed
-from tests.tiny import tiny_model, tiny_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] + ' ' }}"

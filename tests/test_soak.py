@@ -1,4 +1,4 @@
-"""A quarter of a minute of what ``python -m tests.soak`` does for half an hour."""
+"""A quarter of a minute of what ``python -m tests.helpers.soak`` does for half an hour."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import soak
+from tests.helpers.soak import soak
 
 pytestmark = pytest.mark.slow
 

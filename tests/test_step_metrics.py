@@ -26,9 +26,9 @@ from caldpo.lightning_trainer import StepProgress
 from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.step_metrics import StepMetrics
-from tests.harness import Pairs, fit, make_module
-from tests.messages import refused
-from tests.tiny import tiny_batch, tiny_pairs
+from tests.helpers.messages import refused
+from tests.helpers.tiny import tiny_batch, tiny_pairs
+from tests.helpers.tiny_trainer import Pairs, fit, make_module
 
 TIMES = ["tokens_per_second"]
 

@@ -19,8 +19,8 @@ from caldpo.config.run_lock import run_lock
 from caldpo.config.summary_file import SUMMARY
 from caldpo.report.comparison import compare_runs
 from caldpo.sweep_report import UnderWay, planned_runs, report, report_interrupted
-from tests.command import train
-from tests.messages import names
+from tests.helpers.command import train
+from tests.helpers.messages import names
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from caldpo.lightning_trainer import TrainerSettings
-from tests.command import train
+from tests.helpers.command import train
 
 STEP = 8  # pairs; 21 of them make steps of 8, 8 and 5
 COMMON = [

@@ -20,7 +20,7 @@ from caldpo.models.architecture import require_decoder
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import prepare_for_training
 from tests.architectures.families import ORIGINAL, POSITIONS, VOCABULARY, build, long_rope, small_config
-from tests.tiny import sample_responses, tiny_tokenizer
+from tests.helpers.tiny import sample_responses, tiny_tokenizer
 
 CLOSE, CLOSE_GRADIENTS = 2e-5, 2e-4  # relative; hybrids with long sums of exponentials are the furthest off
 _LENGTHS = ((5, 6, 3), (1, 1, 1), (8, 10, 13), (3, 1, 19))  # prompt, chosen, rejected; two rows beyond ORIGINAL

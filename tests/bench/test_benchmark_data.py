@@ -28,8 +28,8 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import tokenize_pairs
-from tests.messages import refused
-from tests.shared import shared
+from tests.helpers.messages import refused
+from tests.helpers.shared import shared
 
 LIMITS = {"max_length": 64, "max_prompt_length": 32}
 

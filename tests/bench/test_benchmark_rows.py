@@ -9,7 +9,7 @@ import pytest
 from caldpo.bench.benchmark_report import HEADERS, agreement_lines, cells, first_run, markdown
 from caldpo.bench.benchmark_rows import Difference, TimedWork, compare, disagreements, make_rows
 from caldpo.bench.worker_job import Answer, digest
-from tests.messages import names
+from tests.helpers.messages import names
 
 WORK = TimedWork(pairs=40, response_tokens=8000, flops=10**9, run_pairs=50)
 SAME = digest([([1], [2], [3])])

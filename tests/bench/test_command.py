@@ -22,7 +22,7 @@ from caldpo.bench.worker_job import Answer, Job, digest
 from caldpo.benchmark import main
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.validation import check_config
-from tests.messages import names
+from tests.helpers.messages import names
 
 TINY = ["benchmark_model=tiny", "repeats=1", "steps=2", "micro_batch_size=3", "hydra.run.dir=out"]
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "rich")

@@ -10,7 +10,7 @@ from caldpo.bench.measure import PeakMemory, StepClock
 from caldpo.bench.step_timer import pairs_of, step_digests
 from caldpo.bench.worker_job import digest
 from caldpo.data.collate import collate
-from tests.tiny import tiny_pairs
+from tests.helpers.tiny import tiny_pairs
 
 
 def test_the_clock_leaves_out_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:

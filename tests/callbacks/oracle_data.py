@@ -20,8 +20,8 @@ from caldpo.loggers import csv_logger
 from caldpo.losses.dpo import DPO
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.frozen_model import FrozenReference
-from tests.harness import Pairs
-from tests.tiny import VOCABULARY, tiny_model, tiny_pairs, tiny_tokenizer
+from tests.helpers.tiny import VOCABULARY, tiny_model, tiny_pairs, tiny_tokenizer
+from tests.helpers.tiny_trainer import Pairs
 
 BETA = 0.25
 PROMPTS = 24

@@ -15,9 +15,9 @@ from pytorch_lightning.loggers import WandbLogger
 from caldpo.callbacks.displacement_alarm import DisplacementAlarm
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.losses.dpo import DPO
-from tests.harness import Pairs, fit, make_module
-from tests.messages import names
-from tests.tiny import tiny_pairs
+from tests.helpers.messages import names
+from tests.helpers.tiny import tiny_pairs
+from tests.helpers.tiny_trainer import Pairs, fit, make_module
 
 # measured on the embedded pairs, every 25 steps
 DPO_0 = [0.0, 0.58, -3.38, -4.83, -7.45, -5.10, -5.32]

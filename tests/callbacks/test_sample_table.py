@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import Logger
 
 from caldpo.callbacks.sample_table import SampleTable
 from tests.callbacks.oracle_data import OracleData, fit, make_module, reward, scored_pairs, words
-from tests.tiny import sample_responses
+from tests.helpers.tiny import sample_responses
 
 SAMPLING: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "seed": 4}
 PROMPTS = [p.prompt_ids for p in scored_pairs()[::2][:3]]

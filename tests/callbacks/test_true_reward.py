@@ -25,7 +25,7 @@ from tests.callbacks.oracle_data import (
     scored_pairs,
     words,
 )
-from tests.tiny import sample_responses
+from tests.helpers.tiny import sample_responses
 
 SAMPLING: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.8, "seed": 3}
 

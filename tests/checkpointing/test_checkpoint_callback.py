@@ -11,9 +11,9 @@ import pytest
 from caldpo.checkpointing.checkpoint_callback import Checkpoints
 from caldpo.checkpointing.manifest import checkpoint_folders, verify
 from caldpo.losses.dpo import DPO
-from tests.harness import make_module
-from tests.messages import names
-from tests.train_ranks import Pairs
+from tests.helpers.messages import names
+from tests.helpers.tiny_trainer import make_module
+from tests.helpers.train_ranks import Pairs
 
 
 def saved(folder: Path, *, epochs: int = 2, steps: int | None = None, **settings: Any) -> list[int]:

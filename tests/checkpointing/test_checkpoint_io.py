@@ -21,7 +21,7 @@ from caldpo.checkpointing.manifest import (
     verify,
 )
 from caldpo.errors import CaldpoError
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 
 def checkpoint(step: int = 7) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from caldpo.checkpointing import checkpoint_plan
 from caldpo.checkpointing.checkpoint_plan import CheckpointPlan, environment_note, require_same
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 
 def manifest(**changed: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from caldpo.checkpointing.checkpoint_weights import add_frozen, drop_frozen, frozen_names
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 def model(*frozen: str) -> nn.Module:

@@ -13,7 +13,7 @@ from caldpo.config.value_checks import problem
 from caldpo.errors import CaldpoError
 from caldpo.run_settings import SCHEMAS, find_config_problems
 from caldpo.train import main
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.test_configs import CONF
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from caldpo.config.find_runs import find_runs, natural, no_folder_error
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 from tests.report.runs import held_out, write_run
 
 ROWS = [held_out(0, 0, 0)]

@@ -20,7 +20,7 @@ from caldpo.environments.tabular_environment import exact_metrics
 from caldpo.metrics import loss_metrics, pair_metrics
 from caldpo.step_metrics import StepMetrics
 from caldpo.types import PairLogps
-from tests.messages import names
+from tests.helpers.messages import names
 
 LOSSES = sorted(path.stem for path in (conf_dir() / "loss").iterdir())
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.validation import raise_problems
 from caldpo.data.source_paths import find_misplaced
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 @pytest.fixture(autouse=True)

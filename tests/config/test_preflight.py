@@ -17,7 +17,7 @@ from caldpo.config.hydra_session import HydraSession, hydra_session
 from caldpo.config.preflight import check_composes, preflight
 from caldpo.config.validation import find_problems
 from caldpo.errors import CaldpoError
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 pytestmark = pytest.mark.usefixtures("package")
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from caldpo.config.hydra_extensions import register_with_hydra
 from caldpo.config.run_dir import LONGEST, claim_folder, naming_overrides, run_name
 from caldpo.config.run_lock import run_lock
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 SUBDIR = "${run_name:${hydra.overrides.task},${hydra.job.config.override_dirname.exclude_keys}}"
 

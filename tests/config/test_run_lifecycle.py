@@ -18,7 +18,7 @@ from caldpo.errors import CaldpoError
 from caldpo.sweep_report import UnderWay, collect, report_interrupted
 from tests.config.command import MISTAKE
 from tests.config.jobs import JOBLIB, SECRET, everything_written, run, start, statuses, write_conf
-from tests.messages import names
+from tests.helpers.messages import names
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from caldpo.config import run_lock as lock
 from caldpo.config.run_lock import EVALUATION, RUN, is_held, read_owner, require_free, run_lock
 from caldpo.errors import CaldpoError
 from caldpo.utils.process_rank import LAUNCHERS, process_rank
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 HOLD = """
     import os, signal, sys

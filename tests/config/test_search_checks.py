@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from caldpo.config.search_checks import find_search_problems
 from caldpo.config.summary_file import read_summary
 from caldpo.utils.yaml_io import read_yaml
-from tests.command import train
-from tests.messages import holds, names
+from tests.helpers.command import train
+from tests.helpers.messages import holds, names
 
 SEARCH = "somewhere.OptunaSweeper"
 

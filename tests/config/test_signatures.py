@@ -14,7 +14,7 @@ from pydantic import Field
 from caldpo.config.bounds import Positive
 from caldpo.config.signatures import Parameter, read_signature, resolved_hints
 from caldpo.config.value_checks import describe, is_config_type, is_section
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 def parameters(target: str) -> dict[str, Parameter]:

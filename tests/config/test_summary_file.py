@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from caldpo.config.summary_file import known_summary, read_summary
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 WRITTEN = {
     "status": "finished",

@@ -19,7 +19,7 @@ from caldpo.config.summary_file import read_summary
 from caldpo.errors import CaldpoError
 from tests.config.command import main
 from tests.config.jobs import JOBLIB, SECRET, everything_written, run, start, write_conf
-from tests.messages import names
+from tests.helpers.messages import names
 
 
 @pytest.fixture(scope="module")

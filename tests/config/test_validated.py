@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from caldpo.config.bounds import Positive, PositiveInt
 from caldpo.config.signatures import resolved_hints, validated
 from caldpo.errors import CaldpoError
-from tests.messages import names
+from tests.helpers.messages import names
 
 if TYPE_CHECKING:
     from nowhere import Model

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.validation import check_config, find_problems
 from caldpo.errors import CaldpoError
-from tests.messages import names
+from tests.helpers.messages import names
 
 pytestmark = pytest.mark.usefixtures("package")
 

@@ -18,7 +18,7 @@ from caldpo.config.bounds import (
 )
 from caldpo.config.did_you_mean import suggest
 from caldpo.config.value_checks import Section, describe, is_config_type, is_section, problem
-from tests.messages import names
+from tests.helpers.messages import names
 
 NAN, INF = float("nan"), float("inf")
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
-from tests.shared import shared
+from tests.helpers.shared import shared
 
 WORDS = [
     *string.ascii_lowercase,

@@ -20,7 +20,7 @@ from caldpo.data.sources.file_checks import ENDINGS, folder_digest
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.data.sources.local_files import READERS, LocalFiles
 from tests.data.prepared import prepared
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 ROW = {"prompt": "p", "chosen": "a", "rejected": "b"}
 LINE = json.dumps(ROW).encode()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from caldpo.data.batching import StepBatchSampler
 from caldpo.data.microbatching import MicroBatch
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 def real(batches: list[MicroBatch]) -> list[int]:

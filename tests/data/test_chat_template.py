@@ -12,7 +12,7 @@ from caldpo.data.chat_template import render_pair, without_token
 from caldpo.data.raw_row import RowError
 from caldpo.data.template_source import read_template, require_template
 from tests.data.small import chat, pair, word_tokenizer
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 FILE = {"key": "data.chat_template", "remedy": "data.chat_template=FILE"}
 

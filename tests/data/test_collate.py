@@ -14,7 +14,7 @@ from caldpo.data.collate import Layout, PairBatches, collate
 from caldpo.data.microbatching import MicroBatch
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 EOS = 2
 FIRST = TokenizedPair([5, 6], [7, EOS], [8, 9, EOS], 0.75, 0.25, 0, "f:1")

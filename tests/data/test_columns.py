@@ -22,7 +22,7 @@ from caldpo.data.sources.local_files import LocalFiles
 from tests.data.format_rows import assistant, system, user
 from tests.data.prepared import prepared
 from tests.data.test_demonstrations import Rows
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 Q = (user("Why?"),)
 BOTH = {"chosen": "Because.", "rejected": "No."}

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from caldpo.data.data_console import pieces, print_preview
 from caldpo.data.tokenize import tokenize_pairs
 from tests.data.small import chat, pair, word_tokenizer
-from tests.messages import names
-from tests.shared import shared
+from tests.helpers.messages import names
+from tests.helpers.shared import shared
 
 
 def printed(pairs: list[Any], tokenizer: Any, count: int = 2, **limits: int) -> str:

@@ -22,8 +22,8 @@ from caldpo.data.datamodule import PairDataModule
 from caldpo.data.raw_row import PairSource, RawRow, RewardSource
 from tests.data.prepared import BASE, TEST, TRAIN, prepared, rejected, settings
 from tests.data.small import RowsSource, ids, word_tokenizer
-from tests.messages import names, refused
-from tests.shared import shared
+from tests.helpers.messages import names, refused
+from tests.helpers.shared import shared
 
 
 def test_the_yaml_has_the_keys_of_the_signature_each_with_a_comment() -> None:

@@ -13,8 +13,8 @@ from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 from tests.data.prepared import TEST, TRAIN, Conversations, prepared, rejected
 from tests.data.small import RowsSource, ids, word_tokenizer
-from tests.messages import names, refused
-from tests.shared import shared
+from tests.helpers.messages import names, refused
+from tests.helpers.shared import shared
 
 
 def test_truncated_and_dropped_pairs_are_counted_in_report_file_and_terminal(

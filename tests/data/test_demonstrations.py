@@ -13,8 +13,8 @@ from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.sources.review_texts import ReviewTexts
 from tests.data.prepared import rejected, settings
 from tests.data.small import TEMPLATE, word_tokenizer
-from tests.messages import names, refused
-from tests.tiny import tiny_tokenizer
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_tokenizer
 
 EOS = 2
 

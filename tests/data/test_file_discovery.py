@@ -13,7 +13,7 @@ import pytest
 from caldpo.data.columns import Columns
 from caldpo.data.sources.file_discovery import find_files
 from caldpo.data.sources.local_files import LocalFiles
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from caldpo.data.formats.trl_standard import common_prompt
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import RowError
 from tests.data.format_rows import assistant, system, tldr, uf, user
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 HI = (user("Hi?"),)
 EXAMPLES = [

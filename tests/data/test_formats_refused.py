@@ -7,7 +7,7 @@ import pytest
 from caldpo.data.formats import detect, formats
 from caldpo.data.raw_row import RowError
 from tests.data.format_rows import assistant, system, tldr, uf, user
-from tests.messages import names
+from tests.helpers.messages import names
 
 
 @pytest.mark.parametrize(

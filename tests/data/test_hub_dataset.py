@@ -18,7 +18,7 @@ from caldpo.config.conf_dir import conf_dir
 from caldpo.data.load import load_pairs
 from caldpo.data.raw_row import PairSource
 from caldpo.data.sources.hub_dataset import HubDataset
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 
 @pytest.fixture(autouse=True)

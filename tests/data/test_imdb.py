@@ -26,7 +26,7 @@ from caldpo.data.load import load_pairs
 from caldpo.data.raw_row import PairSource
 from caldpo.data.sources import imdb
 from caldpo.data.sources.imdb import ImdbSentiment, label_pairs
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 WORDS = [
     "this",

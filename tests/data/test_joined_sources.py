@@ -13,7 +13,7 @@ from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.split import prompt_key
 from tests.data.prepared import prepared, rejected
 from tests.data.small import WORDS, RowsSource
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 LETTERS = WORDS[:26]
 

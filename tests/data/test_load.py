@@ -14,8 +14,8 @@ from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
-from tests.messages import names, refused
-from tests.shared import shared
+from tests.helpers.messages import names, refused
+from tests.helpers.shared import shared
 
 
 class Rows(PairSource):

@@ -19,7 +19,7 @@ from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.sources import file_opening
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 STANDARD = [
     {

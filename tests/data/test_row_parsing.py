@@ -11,7 +11,7 @@ from caldpo.data.load import load_pairs
 from tests.data.format_rows import assistant, system, user
 from tests.data.small import byte_tokenizer, tokenized
 from tests.data.test_demonstrations import Rows
-from tests.messages import names
+from tests.helpers.messages import names
 
 TURNS = (
     "{% for m in messages %}{{ m.role + ':' + m.content }}"

@@ -14,7 +14,7 @@ from caldpo.data.chat_template import render_pair
 from caldpo.data.special_text import SpecialText
 from caldpo.data.tokenize import encode_prompt
 from tests.data.small import byte_tokenizer, chat, gpt2, letter_tokenizer, pair, tokenized, word_tokenizer, zephyr
-from tests.messages import names
+from tests.helpers.messages import names
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role + ':' + m.content + eos_token + '\\n' }}{% endfor %}"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from caldpo.data.pair import PreferencePair
 from caldpo.data.split import prompt_key, shared_prompts, split_by_prompt
 from caldpo.errors import CaldpoError
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 
 def pairs_of(prompts):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from caldpo.data.batching import StepPlan, plan_steps, steps_per_epoch
 from caldpo.data.microbatching import MicroBatch
 from caldpo.estimation.step_schedule import packed_tokens, padded_tokens
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 LAYOUTS = ("packed", "padded")
 COST = {"packed": packed_tokens, "padded": padded_tokens}

@@ -16,7 +16,7 @@ from caldpo.models.model_source import NoRepository
 from caldpo.resume.pins import first_day, pin
 from tests.data.prepared import TEST, TRAIN, Conversations, prepared
 from tests.data.small import byte_tokenizer, chat, pair
-from tests.messages import names
+from tests.helpers.messages import names
 
 DATED = (
     "\n{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"

@@ -16,8 +16,8 @@ from caldpo.data.datamodule import PairDataModule
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from tests.data.prepared import Conversations, prepared, rejected, settings
 from tests.data.small import TEMPLATE, RowsSource, letter_tokenizer, pair, word_tokenizer, zephyr
-from tests.messages import names, refused
-from tests.shared import shared
+from tests.helpers.messages import names, refused
+from tests.helpers.shared import shared
 
 LIMITS: dict[str, Any] = {"max_length": 9, "max_prompt_length": 4, "on_degenerate": "drop"}
 # kept, cut, equal once cut, no tokens in the prompt, equal tokens, EOS in the text

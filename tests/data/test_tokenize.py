@@ -22,7 +22,7 @@ from tests.data.small import (
     word_tokenizer,
     zephyr,
 )
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 
 def test_words_in_a_conversation() -> None:

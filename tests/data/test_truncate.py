@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from caldpo.data.data_report import TokenCounts
 from caldpo.data.tokenize import truncate
 from tests.data.small import chat, ids, pair, tokenized, word_tokenizer, zephyr
-from tests.messages import names
+from tests.helpers.messages import names
 
 
 def test_truncation_as_in_the_dpo_reference() -> None:

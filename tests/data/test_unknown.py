@@ -11,7 +11,7 @@ from caldpo.data.tokenize import unknown_token
 from caldpo.environments.reviews.sft_policy import build_tokenizer
 from tests.data.prepared import TEST, TRAIN, prepared
 from tests.data.small import RowsSource, gpt2, word_tokenizer
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 OTHER = [(f"Ask {w} ?", f" strange {w}", f" odd {w}") for w in "bcdefghijk"]
 

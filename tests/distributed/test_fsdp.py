@@ -29,8 +29,8 @@ from caldpo.lightning_trainer import TrainerSettings
 from caldpo.reference.fingerprint import weights_digest
 from caldpo.utils import collectives as ranks
 from caldpo.utils.collectives import call_on_all_ranks, largest_over_ranks, shard_items
-from tests.messages import refused
-from tests.tiny import tiny_model
+from tests.helpers.messages import refused
+from tests.helpers.tiny import tiny_model
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 SMALL |= {"num_key_value_heads": 2, "vocab_size": 32, "head_dim": 8, "pad_token_id": 0}

@@ -15,7 +15,7 @@ from tests.config.test_sweep_jobs import composed
 from tests.distributed.slurm import environment, make_cluster
 from tests.distributed.test_parity import table
 from tests.evaluation.runs import write_data
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.resume.runs import BASE, train
 
 pytestmark = pytest.mark.slow

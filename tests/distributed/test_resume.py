@@ -17,7 +17,7 @@ from safetensors import safe_open
 from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.checkpointing.manifest import DamagedCheckpointError, checkpoint_folders, newest_intact, verify
 from tests.evaluation.runs import write_data
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.resume.child import Kill
 from tests.resume.runs import BASE, NOT_THE_RUN, train
 

@@ -10,7 +10,7 @@ from caldpo.distributed.deepspeed_strategy import ZeroStrategy
 from caldpo.distributed.fsdp_strategy import FsdpStrategy
 from caldpo.distributed.step_gradients import LocalGradients
 from caldpo.distributed.strategy_interface import PolicyStrategy, Replicated, policy_strategy
-from tests.tiny import tiny_model
+from tests.helpers.tiny import tiny_model
 
 
 @pytest.mark.parametrize("strategy", [SingleDeviceStrategy(torch.device("cpu")), DDPStrategy()], ids=["one", "ddp"])

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.nonfinite.spoiled_runs import dumps
 
 pytest.importorskip("deepspeed")

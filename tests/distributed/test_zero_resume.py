@@ -14,7 +14,7 @@ from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.checkpointing.manifest import DamagedCheckpointError, checkpoint_folders, newest_intact, verify
 from tests.distributed.test_resume import KILLS, kill_and_resume, outcome
 from tests.evaluation.runs import write_data
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.resume.child import Kill
 from tests.resume.runs import BASE, train
 

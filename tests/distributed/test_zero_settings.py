@@ -11,7 +11,7 @@ from torch import nn
 
 from caldpo.distributed.deepspeed_config import engine_config, require_dtype
 from caldpo.lightning_trainer import TrainerSettings
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 @pytest.fixture

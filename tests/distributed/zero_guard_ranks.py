@@ -14,9 +14,9 @@ import torch
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
+from tests.helpers.tiny import tiny_pairs
 from tests.nonfinite.guard_ranks import second_rank_pair
 from tests.nonfinite.spoiled_runs import PairsWithOrigins, guarded_module, pairs_with_spoiled
-from tests.tiny import tiny_pairs
 
 ZERO = "deepspeed_stage_2"
 RUNS = {

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from caldpo.environments.reward_agreement import reward_agreement
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 def test_against_scipy_on_residuals_of_prompt_means() -> None:

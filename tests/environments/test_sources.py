@@ -16,7 +16,7 @@ from caldpo.data.sources.tabular_pairs import TabularPairs
 from caldpo.environments.reviews.review_reward import reward
 from caldpo.environments.tabular_environment import log_partition, optimum
 from caldpo.models.tabular_model import TabularModel
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 TABLE: dict[str, Any] = {
     "prompts": 4,

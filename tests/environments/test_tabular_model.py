@@ -16,8 +16,8 @@ from caldpo.environments.tabular_environment import TabularEnvironment
 from caldpo.logprobs import pair_logprobs
 from caldpo.models.tabular_model import TabularLM, TabularModel
 from caldpo.types import PairBatch
-from tests.messages import names
-from tests.tiny import sample_responses
+from tests.helpers.messages import names
+from tests.helpers.tiny import sample_responses
 
 SOURCE = TabularModel(prompts=3, responses=5, environment_seed=1, reference_spread=1.0)
 TOKENIZER = SOURCE.load_tokenizer()

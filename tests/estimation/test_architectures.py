@@ -18,9 +18,9 @@ from caldpo.estimation.run_flops import ModelCost, model_costs
 from caldpo.estimation.step_memory import StepMemory, training_step
 from caldpo.models.adapters import Lora
 from caldpo.models.model_source import prepare_for_training
-from tests.command import call, train
-from tests.messages import names, refused
-from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
+from tests.helpers.command import call, train
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 SIZES = {
     "hidden_size": 64,

@@ -23,9 +23,9 @@ from caldpo.models.tabular_model import TabularModel
 from caldpo.reference.auto_reference import Auto
 from caldpo.reference.frozen_model import Frozen
 from caldpo.reference.precomputed import Precomputed
-from tests.command import train
-from tests.messages import names, refused
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.command import train
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 SMALL = [
     "model=random",

@@ -11,7 +11,7 @@ import torch
 
 from caldpo.estimation.memory_breakdown import ACTIVATIONS, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS, MemoryBreakdown
 from caldpo.estimation.memory_verdict import GIB, DeviceMemory, available_ram, device_memory, memory_verdict
-from tests.messages import names
+from tests.helpers.messages import names
 
 
 def components(checkpointing: bool = False, tokens: int | None = None) -> Any:

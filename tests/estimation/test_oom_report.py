@@ -16,8 +16,8 @@ from caldpo.estimate import main as estimate
 from caldpo.estimation.memory_verdict import GIB
 from caldpo.lightning_module import PreferenceModule
 from caldpo.utils.out_of_memory import is_out_of_memory
-from tests.command import RANDOM_MODEL, train
-from tests.messages import names
+from tests.helpers.command import RANDOM_MODEL, train
+from tests.helpers.messages import names
 
 SMALL = [
     *RANDOM_MODEL,

@@ -11,7 +11,7 @@ from caldpo.estimation.fake_model import fake_tensors
 from caldpo.estimation.optimizer_memory import optimizer_memory
 from caldpo.optim import AdamW, RMSprop, Schedule
 from caldpo.optim.adafactor import Adafactor
-from tests.tiny import tiny_model
+from tests.helpers.tiny import tiny_model
 
 SPECS: dict[str, Any] = {
     "adamw": AdamW(Schedule(), fused=False),

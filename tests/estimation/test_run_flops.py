@@ -28,8 +28,8 @@ from caldpo.estimation.run_flops import (
 )
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.packed_attention import use_packed_attention
-from tests.messages import refused
-from tests.tiny import tiny_pairs
+from tests.helpers.messages import refused
+from tests.helpers.tiny import tiny_pairs
 
 PAIRS = tiny_pairs(7)
 LENGTHS = np.array([[len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)] for p in PAIRS])

@@ -10,8 +10,8 @@ import pytest
 
 from caldpo.estimate import main
 from caldpo.estimation.sharded_memory import Sharding, ShardUnits, gathered_bytes
-from tests.messages import names
-from tests.tiny import tiny_model
+from tests.helpers.messages import names
+from tests.helpers.tiny import tiny_model
 
 GROUPS = ShardUnits(layer=100, root=1000, layer_trained=10, root_trained=500)
 

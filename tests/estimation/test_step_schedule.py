@@ -10,7 +10,7 @@ import pytest
 from caldpo.data.batching import StepPlan, plan_steps
 from caldpo.data.collate import Layout, collate
 from caldpo.estimation.step_schedule import StepSchedule, padded_tokens, repeated_lengths, step_schedule
-from tests.tiny import tiny_pairs
+from tests.helpers.tiny import tiny_pairs
 
 PAIRS = tiny_pairs(23)
 LENGTHS = np.array([[len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)] for p in PAIRS])

@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.callbacks.oracle_data import naive_logprob
-from tests.command import train
 from tests.evaluation.runs import TINY_RUN, inside, reference_model, tiny_run, write_data
+from tests.helpers.command import train
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from caldpo.models.random_init import RandomModel
-from tests.command import call, train
-from tests.tiny import tiny_tokenizer
+from tests.helpers.command import call, train
+from tests.helpers.tiny import tiny_tokenizer
 
 # run from a folder that `write_data` filled
 TINY_RUN = (

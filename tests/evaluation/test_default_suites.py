@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from caldpo.evaluation.default_suites import with_default_suites
-from tests.messages import names
+from tests.helpers.messages import names
 
 
 def run_folder(path: Path, **config: Any) -> Path:

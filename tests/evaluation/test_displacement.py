@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from caldpo.evaluation.suites.displacement import PLAIN, Displacement, by_length, read_texts
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.runs import evaluate, inside, reference_model, result, value
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from caldpo.config.run_lock import EVALUATION, run_lock
 from caldpo.evaluation import evaluated_policy
 from tests.evaluation.runs import QUICK, evaluate, inside, result, runs, value
-from tests.messages import names
+from tests.helpers.messages import names
 
 
 @pytest.fixture(scope="module")

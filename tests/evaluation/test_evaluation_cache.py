@@ -13,7 +13,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from tests.evaluation.runs import QUICK, evaluate, inside, result, tiny_run, write_data
-from tests.messages import names
+from tests.helpers.messages import names
 
 
 def other_tokenizer(folder: Path) -> None:

@@ -13,7 +13,7 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.suites.judge import Judge
 from tests.evaluation.judge_server import saved, serving
 from tests.evaluation.runs import evaluate, inside, result, value
-from tests.messages import holds, names, refused
+from tests.helpers.messages import holds, names, refused
 
 GOOD: dict[str, Any] = {"base_url": "http://localhost:8000/v1", "model": "m"}
 

@@ -14,7 +14,7 @@ import pytest
 
 from caldpo.errors import CaldpoError
 from tests.evaluation.judge_server import FakePolicy, judge, policy_wins, saved, serving
-from tests.messages import holds, names, refused
+from tests.helpers.messages import holds, names, refused
 
 SECRET = "sk-live-0123456789abcdef"
 WINNERS = (0, 3, 4, 9)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.judge_server import FakePolicy, JudgeServer, judge, policy_wins, saved, serving
-from tests.messages import holds, names, refused
+from tests.helpers.messages import holds, names, refused
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from caldpo.evaluation.judge import endpoint
 from caldpo.evaluation.judge.endpoint import InvalidReplyError, read_reply
 from tests.evaluation.judge_server import FakePolicy, judge, saved, serving
-from tests.messages import holds, refused
+from tests.helpers.messages import holds, refused
 
 
 def completion(**message: Any) -> dict[str, Any]:

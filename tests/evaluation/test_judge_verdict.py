@@ -17,7 +17,7 @@ from caldpo.evaluation.judge.pair_comparison import (
     read_verdict,
     readable,
 )
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 READ = [
     ("Verdict: A", "A"),

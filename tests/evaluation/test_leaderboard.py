@@ -21,7 +21,7 @@ from caldpo.evaluation.pair_scoring import score_pairs
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.lm_eval_tasks import ASKED, data_sets_in, quick_python, write_tasks
 from tests.evaluation.runs import evaluate, inside, result, value
-from tests.messages import holds, names
+from tests.helpers.messages import holds, names
 
 pytest.importorskip("lm_eval")
 TASKS = "leaderboard.tasks=[word_choice,word_answer,held_out_pairs]"

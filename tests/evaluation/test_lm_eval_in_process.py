@@ -25,8 +25,8 @@ from caldpo.evaluation.lm_eval.task_plan import PAIRS, Options, PlannedTask, pai
 from caldpo.models.adapters import Lora
 from tests.callbacks.oracle_data import naive_logprob
 from tests.evaluation.lm_eval_tasks import ASKED, data_sets_in, write_tasks
-from tests.messages import refused
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.messages import refused
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("lm_eval")
 

@@ -17,8 +17,8 @@ from caldpo.evaluation.lm_eval.task_index import require_names, task_manager
 from caldpo.evaluation.lm_eval.task_plan import PlannedTask, plan_tasks, runnable_tasks
 from caldpo.evaluation.suite_base import Measure
 from caldpo.evaluation.suites.leaderboard import Leaderboard, averages
-from tests.messages import names, refused
-from tests.tiny import tiny_tokenizer
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_tokenizer
 
 pytest.importorskip("lm_eval")
 

@@ -20,9 +20,9 @@ from caldpo.evaluation.model_loading import Weights, find_weights, load_weights
 from caldpo.generate import main as generate
 from caldpo.models.adapters import NoAdapter
 from caldpo.models.random_init import RandomModel
-from tests.command import call
 from tests.evaluation.runs import QUICK, evaluate, inside, tiny_run, write_data
-from tests.messages import names, refused
+from tests.helpers.command import call
+from tests.helpers.messages import names, refused
 
 
 def target_of(run: Path) -> Target:

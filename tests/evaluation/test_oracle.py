@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, RobertaConfig, Rob
 
 from caldpo.environments.tabular_environment import TabularEnvironment
 from tests.callbacks.oracle_data import naive_logprob
-from tests.command import train
 from tests.evaluation.runs import evaluate, inside, reference_model, result, value
-from tests.messages import holds, names
-from tests.tiny import sample_responses, tiny_model
+from tests.helpers.command import train
+from tests.helpers.messages import holds, names
+from tests.helpers.tiny import sample_responses, tiny_model
 
 SAMPLES = 400  # to each of 8 prompts
 

@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from caldpo.evaluation.bootstrap import Bootstrap
 from tests.evaluation.runs import evaluate, inside, result, value
-from tests.messages import names
+from tests.helpers.messages import names
 
 BETA = 0.1  # of the run's loss
 

@@ -16,10 +16,10 @@ from caldpo.config.conf_dir import conf_dir
 from caldpo.evaluation import suites
 from caldpo.evaluation.suite_base import Suite
 from tests.callbacks.oracle_data import naive_logprob
-from tests.command import train
 from tests.evaluation.lm_eval_tasks import data_sets_in
 from tests.evaluation.runs import TINY_RUN, evaluate, inside, result, value, write_data
-from tests.messages import names
+from tests.helpers.command import train
+from tests.helpers.messages import names
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import pytest
 
 from caldpo.evaluation.evaluation_run import update_tracker
 from caldpo.evaluation.evaluation_target import Target
-from tests import wandb_file
 from tests.evaluation.runs import evaluate, inside, result, tiny_run, value, write_data
-from tests.messages import names
+from tests.helpers import wandb_file
+from tests.helpers.messages import names
 
 
 def test_an_evaluation_is_in_the_summary_of_its_run(

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.callbacks.oracle_data import naive_logprob
-from tests.command import call
 from tests.evaluation.runs import inside, tiny_run, write_data
-from tests.messages import names
+from tests.helpers.command import call
+from tests.helpers.messages import names
 
 TEXTS = ("w1 w2 w3", "w9  w8 <eos> w39")
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from caldpo.exporting.export_policy import export_notes, write_policy
 from caldpo.models.generation_settings import valid_settings
 from caldpo.models.hub_model import load_causal_lm
-from tests.messages import names
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.messages import names
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 
 from caldpo.exporting import hub_upload as hub
 from caldpo.exporting.export_settings import hub_token
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 SECRET = "hf_" + "a1B2" * 8
 

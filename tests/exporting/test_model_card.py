@@ -25,8 +25,8 @@ from caldpo.exporting.model_card import (
     without_paths,
 )
 from caldpo.report.run_files import Run
-from tests.messages import names, refused
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 KEYS = {"checkpoint": "final", "to": None, "max_shard_size": "5GB", "push_to": None}
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from caldpo.checkpointing.checkpoint_io import CheckpointFolders
 from tests.checkpointing.test_checkpoint_io import checkpoint
 from tests.fuzz.values import anything, mutated, mutations, texts
+from tests.helpers.tiny import tiny_pairs
 from tests.nonfinite.test_step_dump import dumped, seen_of
 from tests.report.results import accuracy
 from tests.report.runs import finals, held_out, write_run
-from tests.tiny import tiny_pairs
 
 ROWS = [held_out(0, 0.0, 0.0), *({"step": i, "loss": 1 / i} for i in range(1, 9)), held_out(8, -1.0, -3.0)]
 STEPS = (5, 7)  # of its checkpoints, which count on 9 rows

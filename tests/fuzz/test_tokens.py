@@ -20,7 +20,7 @@ from tests.data.small import TEMPLATE, letter_tokenizer, word_tokenizer
 from tests.fuzz.effort import fuzz
 from tests.fuzz.test_rows import Given
 from tests.fuzz.values import texts
-from tests.shared import SHARED
+from tests.helpers.shared import SHARED
 
 pytestmark = pytest.mark.slow
 

@@ -22,13 +22,13 @@ from caldpo.models.model_source import prepare_for_training
 from caldpo.models.sampling import prompt_batching
 from tests.architectures.examine import apart, gradients, one_by_one, relative, some_pairs
 from tests.architectures.families import POSITIONS, build
-from tests.command import train
 from tests.evaluation.runs import evaluate, inside, result, value
+from tests.helpers.command import train
+from tests.helpers.tiny import sample_responses, tiny_tokenizer
 from tests.resume.child import Kill
 from tests.resume.runs import train as train_apart
 from tests.road.folders import write_model, write_rows
 from tests.road.test_real_run import call_export, call_generate, logprobs
-from tests.tiny import sample_responses, tiny_tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

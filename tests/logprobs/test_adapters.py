@@ -13,11 +13,11 @@ from caldpo.data.collate import collate
 from caldpo.logprobs import LogprobEngine, pair_logprobs
 from caldpo.models.adapters import Lora
 from caldpo.models.model_source import prepare_for_training
+from tests.helpers.messages import names
 from tests.logprobs import naive
 from tests.logprobs.engine import assert_equal, by_engine
 from tests.logprobs.models import kept, make, wide_copy
 from tests.logprobs.naive import PAIRS
-from tests.messages import names
 
 LAYOUTS = pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 WAYS = pytest.mark.parametrize("streamed", [False, True], ids=["call", "loss"])

@@ -12,8 +12,8 @@ from torch import Tensor
 from caldpo.logprobs import fused_loss, lm_head_ops
 from caldpo.logprobs.fused_loss import ResponseTokens, fused_pair_loss
 from caldpo.logprobs.lm_head_ops import HeadGradient, LogitTransform
+from tests.helpers.messages import refused
 from tests.logprobs.heads import KEPT, PARTS, TOKENS, TRANSFORMS, Head, draw
-from tests.messages import refused
 
 # chosen and rejected tokens of four pairs, in all as many as a drawn head has; the third is longer than most parts
 LENGTHS = [(1, 1), (2, 1), (1, 5), (1, 1)]

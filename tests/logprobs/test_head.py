@@ -16,10 +16,10 @@ from caldpo.logprobs import LogprobEngine, pair_logprobs
 from caldpo.logprobs.head import NoHeadError, head_layer, output_head
 from caldpo.logprobs.lm_head_ops import LogitTransform
 from caldpo.models.model_forward import NonFiniteLogitsError
+from tests.helpers.messages import names, refused
 from tests.logprobs import naive
 from tests.logprobs.models import PARITY, VOCABULARY, kept, make, transformed, wide_copy
 from tests.logprobs.naive import PAIRS
-from tests.messages import names, refused
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 

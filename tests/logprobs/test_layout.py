@@ -16,10 +16,10 @@ from caldpo.logprobs.layout import choose_layout, why_not_packed
 from caldpo.logprobs.packed_attention import EAGER, SDPA
 from caldpo.models.adapters import Lora
 from caldpo.models.tabular_model import TabularConfig, TabularLM
+from tests.helpers.messages import names, refused
 from tests.logprobs import naive
 from tests.logprobs.models import PARITY, VOCABULARY, kept, make, wide_copy
 from tests.logprobs.naive import LIMIT, PAIRS
-from tests.messages import names, refused
 
 CAN = [*PARITY, "phi", "mixtral", "gemma3_text"]
 CANNOT: dict[str, tuple[str, dict[str, Any], tuple[Any, ...]]] = {

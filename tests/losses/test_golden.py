@@ -12,8 +12,8 @@ from hydra.utils import instantiate
 
 from caldpo.config.conf_dir import conf_dir
 from caldpo.types import PairLogps
+from tests.helpers.shared import SHARED
 from tests.losses.golden_values import FORMULAS, VALUES
-from tests.shared import SHARED
 
 TABLE = json.loads(VALUES.read_text(encoding="utf-8"))
 SHARED_TABLE = SHARED / "golden" / "losses.json"

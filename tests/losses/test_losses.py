@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
 from caldpo.types import PairLogps
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 @dataclass(frozen=True)

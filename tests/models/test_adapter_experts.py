@@ -12,9 +12,9 @@ from caldpo.models.adapter_folder import load_adapter
 from caldpo.models.adapters import Dora, Lora
 from caldpo.models.hub_model import HubModel
 from caldpo.models.merged_adapter import merged
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model
 from tests.models.test_weight_files import tiny_experts
-from tests.tiny import tiny_model
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
 

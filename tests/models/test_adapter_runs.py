@@ -11,7 +11,7 @@ import pytest
 from caldpo.config.summary_file import read_summary
 from caldpo.models.hub_model import load_causal_lm
 from tests.evaluation.runs import write_data
-from tests.messages import refused
+from tests.helpers.messages import refused
 from tests.resume.child import Kill
 from tests.resume.runs import BASE, outcome, train
 

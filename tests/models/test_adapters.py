@@ -20,9 +20,9 @@ from caldpo.models.merged_adapter import merged, save_merged
 from caldpo.models.qlora import QLora, check_quantized, dequantized, is_quantized
 from caldpo.reference.disabled_adapter import Adapter
 from caldpo.reference.fingerprint import weights_digest
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import VOCABULARY, tiny_batch
 from tests.reference.contexts import make_context
-from tests.tiny import VOCABULARY, tiny_batch
 
 KINDS: list[Any] = [Lora(rank=3), Dora(rank=3), QLora(rank=3), QLora(rank=3, bits=8)]
 NAMES = ["lora", "dora", "qlora4", "qlora8"]

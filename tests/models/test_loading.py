@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from caldpo.models import architecture
 from caldpo.models.architecture import choose_attention
 from caldpo.models.hub_model import HubModel, causal_lm_skeleton, check_causal_lm, load_tokenizer
-from tests.messages import names, refused
-from tests.tiny import tiny_model
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model
 
 OLD, NEW = "a" * 40, "b" * 40
 

@@ -23,8 +23,8 @@ from caldpo.models.sampling import padded_batch_size, prompt_batches
 from caldpo.models.tabular_model import TabularConfig, TabularLM
 from tests.architectures.examine import one_by_one, relative
 from tests.architectures.families import build
-from tests.messages import names, refused
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 HALF = (torch.float32, torch.bfloat16)
 

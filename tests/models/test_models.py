@@ -13,8 +13,8 @@ from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import HubModel
 from caldpo.models.model_source import prepare_for_training
 from caldpo.models.random_init import RandomModel
-from tests.messages import names, refused
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.command import RANDOM_MODEL, SIDES, train
+from tests.helpers.command import RANDOM_MODEL, SIDES, train
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "smollm3"]
 

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from caldpo.models.adapter_folder import load_adapter
 from caldpo.models.adapters import Lora
 from caldpo.models.hub_model import HubModel
-from tests.messages import names, refused
-from tests.tiny import tiny_model
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 QUERY = "model.layers.0.self_attn.q_proj.weight"

@@ -13,8 +13,8 @@ from caldpo.data.batching import StepBatchSampler
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
+from tests.helpers.tiny import tiny_pairs
 from tests.nonfinite.spoiled_runs import PairsWithOrigins, guarded_module, pairs_with_spoiled
-from tests.tiny import tiny_pairs
 
 
 def main(folder: Path, action: str) -> None:

@@ -19,8 +19,8 @@ from caldpo.lightning_module import PreferenceModule
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.types import LossOutput, PairLogps
-from tests.harness import Pairs, make_module
-from tests.tiny import tiny_pairs
+from tests.helpers.tiny import tiny_pairs
+from tests.helpers.tiny_trainer import Pairs, make_module
 
 SPOILED_SCORE = 7.0  # of a pair whose calibration term is made infinite
 

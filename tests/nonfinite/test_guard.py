@@ -20,8 +20,9 @@ import torch
 from caldpo.errors import CaldpoError
 from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.nonfinite.step_dump import read_dump
-from tests.harness import fit, make_module
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_pairs
+from tests.helpers.tiny_trainer import fit, make_module
 from tests.nonfinite.spoiled_runs import (
     PairsWithOrigins,
     SpoiledCalDPO,
@@ -30,7 +31,6 @@ from tests.nonfinite.spoiled_runs import (
     guarded_module,
     pairs_with_spoiled,
 )
-from tests.tiny import tiny_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,9 +21,9 @@ from caldpo.losses.cal_dpo import CalDPO
 from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.types import LossOutput, PairLogps
 from tests.callbacks.oracle_data import OracleData, fit, make_module, reward
-from tests.messages import holds, names, refused
+from tests.helpers.messages import holds, names, refused
+from tests.helpers.tiny import tiny_model, tiny_pairs
 from tests.nonfinite.spoiled_runs import PairsWithOrigins
-from tests.tiny import tiny_model, tiny_pairs
 
 SAMPLES: dict[str, Any] = {"max_new_tokens": 4, "temperature": 1.0, "seed": 0}
 

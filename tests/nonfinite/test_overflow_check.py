@@ -25,9 +25,9 @@ from caldpo.models.adapters import Lora, NoAdapter
 from caldpo.nonfinite.overflow_check import SCALE, check_overflow, initial_loss, steps_to_scale
 from caldpo.optim import AdamW, RMSprop, Schedule
 from caldpo.reference.frozen_model import FrozenReference
-from tests.harness import Pairs, fit, make_module
-from tests.messages import names, refused
-from tests.tiny import tiny_model, tiny_pairs
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model, tiny_pairs
+from tests.helpers.tiny_trainer import Pairs, fit, make_module
 
 PAIRS = 4
 

@@ -21,8 +21,8 @@ from caldpo.metrics import loss_metrics
 from caldpo.nonfinite.locate import SeenBatch
 from caldpo.nonfinite.step_dump import dump_step, last_checkpoint, read_dump
 from caldpo.types import PairLogps
-from tests.messages import refused
-from tests.tiny import tiny_pairs
+from tests.helpers.messages import refused
+from tests.helpers.tiny import tiny_pairs
 
 
 def seen_of(pairs: list[TokenizedPair], layout: Any, weight: list[float] | None = None) -> SeenBatch:

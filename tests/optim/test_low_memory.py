@@ -19,7 +19,7 @@ from caldpo.optim.adafactor import Adafactor
 from caldpo.optim.low_bit import Lion, LowMemoryAdamW
 from caldpo.optim.stochastic_rounding import StochasticAdamW
 from tests.evaluation.runs import write_data
-from tests.messages import refused
+from tests.helpers.messages import refused
 from tests.resume.child import Kill
 from tests.resume.runs import BASE, outcome, train
 

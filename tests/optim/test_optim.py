@@ -17,9 +17,9 @@ from caldpo.loggers import csv_logger
 from caldpo.losses.dpo import DPO
 from caldpo.optim import AdamW, RMSprop, Schedule, can_fuse, decay_groups
 from caldpo.optim.lr_schedule import share_of
-from tests.harness import Pairs, make_module
-from tests.messages import refused
-from tests.tiny import tiny_model, tiny_pairs
+from tests.helpers.messages import refused
+from tests.helpers.tiny import tiny_model, tiny_pairs
+from tests.helpers.tiny_trainer import Pairs, make_module
 
 
 def rates(schedule: Schedule, total: int, lr: float = 1.0) -> list[float]:

@@ -18,7 +18,7 @@ from caldpo.reference.fingerprint import MANIFEST, key_of, read_manifest
 from caldpo.reference.precomputed import Precomputed, PrecomputedReference
 from caldpo.reference.reference_base import ReferenceContext
 from caldpo.types import PairBatch
-from tests.tiny import tiny_model, tiny_pairs
+from tests.helpers.tiny import tiny_model, tiny_pairs
 
 TRAIN, TEST = 23, 7
 

@@ -26,10 +26,10 @@ from caldpo.reference.fingerprint import weights_digest
 from caldpo.reference.frozen_model import Frozen, FrozenReference
 from caldpo.reference.precomputed import Precomputed
 from caldpo.reference.reference_base import in_run_dtype
-from tests.command import RANDOM_MODEL, train
-from tests.messages import names, refused
+from tests.helpers.command import RANDOM_MODEL, train
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_batch, tiny_model
 from tests.reference.contexts import batch_of, make_context
-from tests.tiny import tiny_batch, tiny_model
 
 SMALL = [
     *RANDOM_MODEL,

@@ -15,9 +15,9 @@ from caldpo.data.collate import collate
 from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.reference import precomputed
 from caldpo.reference.frozen_model import Frozen, FrozenReference
-from tests.messages import refused
+from tests.helpers.messages import refused
+from tests.helpers.tiny import VOCABULARY, tiny_model, tiny_pairs
 from tests.reference.contexts import TEST, TRAIN, CountedEngine, batch_of, make_context, prepared, same
-from tests.tiny import VOCABULARY, tiny_model, tiny_pairs
 
 
 @pytest.fixture

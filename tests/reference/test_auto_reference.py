@@ -13,9 +13,9 @@ from caldpo.reference.auto_reference import Auto
 from caldpo.reference.disabled_adapter import AdapterReference
 from caldpo.reference.frozen_model import FrozenReference
 from caldpo.reference.precomputed import PrecomputedReference
-from tests.messages import names
+from tests.helpers.messages import names
+from tests.helpers.tiny import tiny_model
 from tests.reference.contexts import TRAIN, make_context
-from tests.tiny import tiny_model
 
 
 @pytest.mark.parametrize(

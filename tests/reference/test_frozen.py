@@ -9,9 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo.reference.frozen_model import Frozen, FrozenReference
-from tests.messages import refused
+from tests.helpers.messages import refused
+from tests.helpers.tiny import VOCABULARY, tiny_batch, tiny_model
 from tests.reference.contexts import batch_of, make_context
-from tests.tiny import VOCABULARY, tiny_batch, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from caldpo.reference import logprob_store
 from caldpo.reference.logprob_store import DamagedPartError, LogpStore
-from tests.messages import names
+from tests.helpers.messages import names
 
 PAIRS = 21  # three parts of eight, the last one shorter
 

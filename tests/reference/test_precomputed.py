@@ -17,9 +17,9 @@ from caldpo.reference.fingerprint import MANIFEST
 from caldpo.reference.frozen_model import Frozen
 from caldpo.reference.precomputed import Precomputed
 from caldpo.types import PairBatch
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model, tiny_pairs
 from tests.reference.contexts import TEST, TRAIN, CountedEngine, batch_of, make_context, prepared, rewrite, same
-from tests.tiny import tiny_model, tiny_pairs
 
 CHANGED = r"\b(weights|tokens|autocast|dtype)\b"  # what a message names of stored values of another key
 

@@ -19,9 +19,9 @@ from caldpo.losses.dpo import DPO
 from caldpo.reference.frozen_model import FrozenReference
 from caldpo.reference.tolerances import HALF_ROUNDING, check_start, largest_and_mean, start_ratios
 from caldpo.types import PairLogps
-from tests.harness import Pairs, fit, make_module
-from tests.messages import refused
-from tests.tiny import tiny_model, tiny_pairs
+from tests.helpers.messages import refused
+from tests.helpers.tiny import tiny_model, tiny_pairs
+from tests.helpers.tiny_trainer import Pairs, fit, make_module
 
 
 class WrongFor(FrozenReference):

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tests.command import RANDOM_MODEL, train
+from tests.helpers.command import RANDOM_MODEL, train
 from tests.reference.contexts import CountedEngine
 
 SMALL = [

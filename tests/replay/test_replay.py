@@ -22,10 +22,10 @@ from caldpo.reference.frozen_model import FrozenReference
 from caldpo.replay.inspected_pass import group_of, run_pass
 from caldpo.replay.replay_run import batches_of
 from caldpo.types import assembler
-from tests.command import RANDOM_MODEL, train
-from tests.harness import make_module
-from tests.messages import names
-from tests.tiny import batch_of, tiny_model, tiny_pairs
+from tests.helpers.command import RANDOM_MODEL, train
+from tests.helpers.messages import names
+from tests.helpers.tiny import batch_of, tiny_model, tiny_pairs
+from tests.helpers.tiny_trainer import make_module
 
 RUN = [*RANDOM_MODEL, "loss=dpo", "optim.lr=1e30", "optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null"]
 QUIET = ["trainer.progress_bar=false", "logger=csv", "callbacks.samples.prompts=0", "data.preview_pairs=0"]

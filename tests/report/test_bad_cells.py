@@ -23,7 +23,7 @@ from caldpo.report.read_runs import read_run, read_runs
 from caldpo.report.run_files import in_one_unit
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import anything, numbers
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.report.results import content, measure
 from tests.report.runs import finals, held_out, table, write_run
 

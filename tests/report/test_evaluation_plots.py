@@ -10,7 +10,7 @@ from caldpo.report.frontier_plot import frontiers, reward_kl
 from caldpo.report.grouping import group_runs
 from caldpo.report.markdown_report import report
 from caldpo.report.read_runs import read_runs
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.report.results import content, measure, reliability
 from tests.report.runs import finals, held_out, write_run
 

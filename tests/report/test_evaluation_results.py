@@ -9,7 +9,7 @@ import pytest
 
 from caldpo.report.comparison import compare_runs
 from caldpo.report.evaluation_results import drawable
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.report.results import content, measure, reliability
 from tests.report.runs import finals, held_out, write_run
 

@@ -17,7 +17,7 @@ from caldpo.report.comparison_table import write_comparison
 from caldpo.report.grouping import group_runs
 from caldpo.report.markdown_report import report
 from caldpo.report.read_runs import read_runs
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.report.results import accuracy, content, measure, reliability
 from tests.report.runs import finals, held_out, table, write_run
 

@@ -11,7 +11,7 @@ from caldpo.report.frontier_plot import reward_kl
 from caldpo.report.grouping import RunGroup, group_runs
 from caldpo.report.plot_style import COLOURS, linear_limit, looks, round_up, save, set_symmetric_log
 from caldpo.report.read_runs import read_runs
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.report.runs import finals, held_out, write_run
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from caldpo.report.read_curves import read_curves
 from caldpo.report.read_runs import read_run, read_runs
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.report.results import content, measure
 from tests.report.runs import finals, held_out, write_run
 

@@ -15,7 +15,7 @@ import yaml
 
 from caldpo.config.conf_dir import conf_dir
 from caldpo.report.comparison import compare_runs
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.report.runs import finals, held_out, table, write_run
 
 BETA = 0.1

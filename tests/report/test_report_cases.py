@@ -13,7 +13,7 @@ import pytest
 from caldpo.compare import main
 from caldpo.config.run_lock import run_lock
 from caldpo.report.comparison import compare_runs
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 from tests.report.runs import finals, held_out, table, write_run
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import train
 from tests.evaluation.runs import inside, write_data
+from tests.helpers.command import train
 from tests.resume.stopped import RUN, stopped
 
 

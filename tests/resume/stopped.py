@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from caldpo.lightning_module import PreferenceModule
-from tests.command import train
+from tests.helpers.command import train
 from tests.resume.runs import BASE, outcome
 
 RUN = (*BASE, "loss=dpo", "trainer.max_steps=8", "callbacks.samples.prompts=1")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from caldpo.resume.config_diff import new_run_remedy
-from tests.command import train
 from tests.evaluation.runs import inside, write_data
-from tests.messages import names
+from tests.helpers.command import train
+from tests.helpers.messages import names
 from tests.resume.runs import outcome
 from tests.resume.stopped import RUN, contents, refused
 

@@ -16,7 +16,7 @@ import pytest
 
 from caldpo.checkpointing.manifest import checkpoint_folders
 from tests.evaluation.runs import write_data
-from tests.messages import names
+from tests.helpers.messages import names
 from tests.resume.child import Kill
 from tests.resume.runs import BASE, outcome, train
 

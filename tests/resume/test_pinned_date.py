@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from caldpo.data import datamodule
-from tests.command import train
 from tests.data.format_rows import assistant, user
 from tests.data.small import byte_tokenizer
 from tests.evaluation.runs import evaluate, inside
-from tests.messages import names
+from tests.helpers.command import train
+from tests.helpers.messages import names
 from tests.resume.runs import BASE
 from tests.resume.stopped import stopped
 

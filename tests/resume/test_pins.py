@@ -13,7 +13,7 @@ from caldpo.models import hub_model
 from caldpo.models.hub_model import HubModel
 from caldpo.models.model_source import NoRepository
 from caldpo.resume.pins import DATA_COMMIT, MODEL_COMMIT, pin, pin_model
-from tests.messages import names
+from tests.helpers.messages import names
 
 OLD, NEW = "a" * 40, "b" * 40
 EMBEDDED: Any = NoRepository()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from caldpo.config.validation import NEEDED
-from tests.command import train
 from tests.evaluation.runs import inside
-from tests.messages import names
+from tests.helpers.command import train
+from tests.helpers.messages import names
 from tests.resume.stopped import RUN
 
 

@@ -12,9 +12,9 @@ import yaml
 
 from caldpo.checkpointing.manifest import FOLDER, TRAINING, WEIGHTS, read_manifest
 from caldpo.lightning_module import PreferenceModule
-from tests.command import train
 from tests.evaluation.runs import inside, write_data
-from tests.messages import holds, names
+from tests.helpers.command import train
+from tests.helpers.messages import holds, names
 from tests.resume.runs import outcome
 from tests.resume.stopped import RUN, contents, refused, same, stopped
 

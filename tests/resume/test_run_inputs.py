@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from caldpo.config.path_digests import path_digests
 from caldpo.resume.config_diff import IGNORED, compared_keys, config_digest, differences
 from caldpo.resume.run_inputs import COMPARED_AS_READ
-from tests.command import train
 from tests.evaluation.runs import inside, write_data
-from tests.messages import names
+from tests.helpers.command import train
+from tests.helpers.messages import names
 from tests.resume.stopped import RUN, stopped
 from tests.resume.stopped import contents as files_of
 

@@ -10,9 +10,9 @@ import pandas
 import pytest
 
 from caldpo.loggers import REPLACED, WandB
-from tests import wandb_file
-from tests.command import train
 from tests.evaluation.runs import inside, write_data
+from tests.helpers import wandb_file
+from tests.helpers.command import train
 from tests.resume.runs import BASE
 from tests.resume.stopped import stopped
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from caldpo.checkpointing.manifest import TRAINING, Manifest, describe_files, read_manifest
-from tests.command import train
-from tests.messages import names
+from tests.helpers.command import train
+from tests.helpers.messages import names
 from tests.resume.stopped import RUN, refused, same
 from tests.security.traps import Trap, plant
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.command import call, train
-from tests.documents import commands
 from tests.evaluation.runs import evaluate, inside
+from tests.helpers.command import call, train
+from tests.helpers.documents import commands
 from tests.road.folders import rows, write_classifier, write_model, write_rows
 
 SMALL = (

@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.command import call, train
 from tests.evaluation.runs import evaluate, inside, result, value
+from tests.helpers.command import call, train
 from tests.resume.child import Kill
 from tests.resume.runs import train as train_apart
 from tests.road.folders import FAMILIES, rows, write_classifier, write_model, write_rows

@@ -19,9 +19,9 @@ from caldpo.security.paths import (
     stays_inside,
 )
 from caldpo.sweep_report import SweepReport
-from tests.command import call, train
 from tests.evaluation.runs import evaluate, inside
-from tests.messages import names, refused
+from tests.helpers.command import call, train
+from tests.helpers.messages import names, refused
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.errors import CaldpoError
 from caldpo.models.adapter_folder import load_adapter
 from caldpo.models.hub_model import HubModel
-from tests.command import call
 from tests.evaluation.runs import evaluate, inside, tiny_run
-from tests.messages import names, refused
+from tests.helpers.command import call
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 from tests.security.traps import plant, raw, zipped
-from tests.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from caldpo.security.redacted_streams import (
     redacted_output,
 )
 from caldpo.security.secrets import MASK, redact_text
-from tests.messages import refused
+from tests.helpers.messages import refused
 from tests.security.secrets import ENVIRONMENT, set_environment
 
 

@@ -11,8 +11,8 @@ import transformers.dynamic_module_utils
 
 from caldpo.models.hub_files import announce_code, code_files, commit_of, require_safe
 from caldpo.models.hub_model import HubModel, causal_lm_skeleton, check_causal_lm, load_causal_lm
-from tests.messages import names, refused
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 CODE = """
 from pathlib import Path

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import caldpo.training_run
-from tests.command import RANDOM_MODEL, call, train
 from tests.evaluation.runs import evaluate
+from tests.helpers.command import RANDOM_MODEL, call, train
+from tests.helpers.wandb_file import wait_until_written
 from tests.security.secrets import ENVIRONMENT, GIVEN, IN_ADDRESS, leaks, set_environment
-from tests.wandb_file import wait_until_written
 
 RUN = (
     *RANDOM_MODEL,

@@ -17,7 +17,7 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.judge.pair_comparison import fill, load_template
 from caldpo.utils.resource_limits import TooLong, bounded
 from tests.data.small import chat, pair, word_tokenizer
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 
 def render(template: str) -> str:

@@ -19,7 +19,7 @@ from caldpo.config.validation import NEEDED
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
 from tests.evaluation.runs import evaluate, inside
-from tests.messages import names, refused
+from tests.helpers.messages import names, refused
 
 FILE = Path("run/config.yaml")
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from caldpo.utils.process_rank import LAUNCHERS, own_ranks, process_rank
 from tests.config.jobs import run, write_conf
-from tests.messages import names
+from tests.helpers.messages import names
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
 SLURM = {"SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_NODEID": "0", "SLURM_NTASKS": "4"}

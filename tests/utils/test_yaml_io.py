@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from caldpo.utils.yaml_io import flatten, read_json, read_yaml
-from tests.messages import names
+from tests.helpers.messages import names
 
 
 def test_flatten() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from caldpo.environments.reviews.review_prompts import TITLES, Prompt, parse_prompt, sample_prompts
 from caldpo.environments.reviews.vocabulary import ASPECTS, TITLE_FIRST, TITLE_SECOND, TONES
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 EXAMPLE = "Write a warm review of silent garden : plot , music , acting ."
 

@@ -17,7 +17,7 @@ from caldpo.environments.reviews.review_prompts import TITLES, parse_prompt
 from caldpo.environments.reviews.review_reward import parse_sentence
 from caldpo.environments.reviews.sft_policy import SftRecipe, build_tokenizer, fit_sft, sft_batches
 from caldpo.models.tiny_model import TinyModel
-from tests.messages import refused
+from tests.helpers.messages import refused
 
 SMALL = SftRecipe(
     hidden_size=16,

@@ -1,6 +1,6 @@
 """A long training that saves every few seconds, watched from outside: does memory grow, do file handles?
 
-    python -m tests.soak MINUTES [FOLDER]
+    python -m tests.helpers.soak MINUTES [FOLDER]
 
 Trains the embedded policy for so long, stops it by SIGTERM, resumes it, stops it again, and prints what was seen. The
 test suite does the same for a quarter of a minute.

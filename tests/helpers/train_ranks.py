@@ -1,6 +1,6 @@
 """Trains a tiny policy on fixed pairs and saves its weights: run alone, or by torchrun on several ranks.
 
-python -m tests.train_ranks FOLDER MICRO ACCUMULATION RANKS [LAYOUT TOKENS]
+python -m tests.helpers.train_ranks FOLDER MICRO ACCUMULATION RANKS [LAYOUT TOKENS]
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import csv_logger
 from caldpo.logprobs.layout import choose_layout
 from caldpo.losses.cpo import CPO
-from tests.harness import make_module
-from tests.tiny import tiny_pairs
+from tests.helpers.tiny import tiny_pairs
+from tests.helpers.tiny_trainer import make_module
 
 
 class Pairs(TokenizedDataModule):

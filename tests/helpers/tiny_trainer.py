@@ -19,7 +19,7 @@ from caldpo.loggers import csv_logger
 from caldpo.losses.base import PreferenceLoss
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.frozen_model import FrozenReference
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 
 class Pairs(pl.LightningDataModule):
