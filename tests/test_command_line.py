@@ -51,7 +51,7 @@ def answer(capsys: pytest.CaptureFixture[str], command, *arguments: str) -> tupl
         (["loss.beta=-1"], ["loss.beta=-1:", "> 0"]),
         (["loss.beta=nan"], ["loss.beta=nan:", "> 0"]),
         (["loss.beta=abc"], ["loss.beta=abc:", "> 0"]),
-        (["loss.targets=foo"], ["loss.targets=foo:", "half, scores"]),
+        (["loss.targets=foo"], ["loss.targets=foo:", "fixed, scores"]),
         (["+loss.label_smoothing=0.1"], ["loss.label_smoothing:"]),
         (
             ["loss=dpo", "loss.label_smoothing=0.7"],
