@@ -182,7 +182,8 @@ def test_workers_end_when_their_loaders_are_closed(tmp_path: Path) -> None:
     """SIGTERM, with which Python would end them, is the run's to heed and ignored by them."""
     module, _ = prepared(tmp_path, num_workers=2, micro_batch_size=2)
     half_read = iter(module.train_dataloader())
-    next(half_read)
+    for _ in range(2):  # a batch of each worker: both have started
+        next(half_read)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for worker in workers:
