@@ -130,19 +130,15 @@ def _deleted_groups(compose: Compose, loader: ConfigLoader, overrides: Sequence[
 def _unknown_optional(loader: ConfigLoader, overrides: Sequence[str]) -> dict[str, Problem]:
     """Refuse options of the one optional group that do not exist, which Hydra leaves out in silence."""
     options = _options(loader, PER_LOSS)
-    return {
-        o.input_line or "": Problem(
-            PER_LOSS,
-            str(o.value()),
-            f"no such option{suggest(o.value(), options)}",
-            f"choose one of {', '.join(options)}",
-        )
-        for o in parse_overrides(loader, overrides)
-        if o.key_or_group == PER_LOSS
-        and isinstance(o.value(), str)
-        and o.value() not in options
-        and "${" not in o.value()
-    }
+    remedy = f"choose one of {', '.join(options)}"
+    problems = {}
+    for override in parse_overrides(loader, overrides):
+        option = override.value()
+        if override.key_or_group != PER_LOSS or not isinstance(option, str) or option in options or "${" in option:
+            continue
+        wrong = f"no such option{suggest(option, options)}"
+        problems[override.input_line or ""] = Problem(PER_LOSS, option, wrong, remedy)
+    return problems
 
 
 def _explain(

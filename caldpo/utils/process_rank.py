@@ -56,7 +56,8 @@ def own_ranks(cfg: DictConfig, *, announce: bool = False) -> Iterator[None]:
         )
     from lightning_utilities.core.rank_zero import rank_zero_only  # a tenth of a second, not spent on a mistake
 
-    rank_zero_only.rank = process_rank()  # Lightning asks the environment once, when it is imported
+    # Lightning asks the environment once, when it is imported
+    rank_zero_only.rank = process_rank()  # type: ignore[attr-defined]
     try:
         yield
     finally:
