@@ -265,7 +265,7 @@ def as_caldpo_error(error: BaseException) -> CaldpoError | None:
         return CaldpoError(
             f"cannot be written: {cause.strerror}",
             key=str(cause.filename or "disk"),
-            remedy="make room there; a run that was begun goes on with python -m caldpo.train resume=FOLDER",
+            remedy="make room there; resume a run that was begun: python -m caldpo.train resume=FOLDER",
         )
     return cause if isinstance(cause, CaldpoError) else None
 

@@ -1,4 +1,4 @@
-"""Lock a run's folder for one writing process; the next one is told who holds it. No heavy imports.
+"""Lock a run's folder for one writing process; another one learns who holds it. No heavy imports.
 
 The lock is a ``FileLock`` on a hidden file of the folder: it goes with the process that holds it, however that ends, so
 that what a killed one leaves behind stops nobody. Who holds it stands in a small file beside it.
@@ -28,7 +28,7 @@ from caldpo.utils.process_rank import process_rank
 RUN, EVALUATION, GENERATION = "run", "evaluation", "generation"  # what is written, each by one process at a time
 _PATIENCE = 1.0  # seconds: another one may be looking whether the lock is held, which takes it for a moment
 _LOOK_AGAIN = 0.02
-_LONGEST = 300  # characters of a command line that are told
+_LONGEST = 300  # characters of a command line that are shown
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def run_lock(folder: Path, what: str = RUN) -> Iterator[None]:
     """Hold the lock of ``folder`` until the context ends, on the first rank.
 
     Of the several processes of one run the first takes it; the others, which write nothing of the run's, go on without.
-    Where the file system knows no locks that is said, and nothing stops a second process.
+    A file system without locks is noted, and nothing stops a second process there.
 
     Args:
         folder: a run's; it has to be there.

@@ -22,7 +22,7 @@ def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
     """Read every metric of a ``metrics.csv`` over optimiser steps.
 
     An empty cell was not logged in that row; ``nan`` was, and stays. Lines that do not fit the header, as a
-    killed run leaves one at the end, and cells that hold no number are left out and noted. A step logged twice
+    killed run leaves one at the end, and cells that are not numbers are left out and noted. A step logged twice
     keeps its last value.
     """
     if not path.is_file():
@@ -59,7 +59,7 @@ def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
         verb = "is" if len(incomplete) == 1 else "are"
         notes.append(f"{_first_of(incomplete)} {verb} incomplete and left out")
     for name, places in list(bad_cells.items())[:_NAMED]:
-        notes.append(f"{path.name}: {name} is no number: {_first_of(places)}; left out")
+        notes.append(f"{path.name}: {name} is not a number: {_first_of(places)}; left out")
     if len(bad_cells) > _NAMED:
         notes.append(f"{path.name}: so are cells of {len(bad_cells) - _NAMED} more columns")
     return curves

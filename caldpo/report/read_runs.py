@@ -112,7 +112,7 @@ def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any], notes: li
     wrong = [f"{name} {str(value)[:40]!r}" for name, value in summarised.items() if name not in numbers]
     if wrong:
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        notes.append(f"{SUMMARY}: metrics that are no numbers are left out: {', '.join(wrong[:_NAMED])}{more}")
+        notes.append(f"{SUMMARY}: metrics that are not numbers are left out: {', '.join(wrong[:_NAMED])}{more}")
     return last | numbers
 
 

@@ -64,8 +64,8 @@ def pin_model(source: ModelSource, recorded: Mapping[str, Any]) -> str | None:
     elif commit != repository.revision and (current := repository.commit()) not in (None, commit):
         print_notes(
             [
-                f"{repository.revision or 'main'} of {repository.path} has moved on to {current}; the run goes on with"
-                f" {commit}, which it began with"
+                f"{repository.revision or 'main'} of {repository.path} has moved on to {current}; the run resumes with"
+                f" {commit}, with which it began"
             ]
         )
     if commit is not None:

@@ -58,7 +58,7 @@ def with_run_overrides(overrides: Sequence[str], multirun: bool = False, config_
         return list(overrides)
     if multirun:
         raise CaldpoError(
-            "goes on with one run",
+            "resumes one run",
             key="resume",
             value=folder,
             remedy="leave -m out; for a sweep repeat its command with hydra.sweep.dir=FOLDER resume=auto",

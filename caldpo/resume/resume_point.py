@@ -77,7 +77,7 @@ class ResumePoint:
             place = f"after {manifest.step} optimiser steps" if manifest else "at its beginning: it has no checkpoint"
             for line in (
                 *(f"note: {damage}; the one before it is used" for damage in damages),
-                f"going on {place} ({folder or run_dir})",
+                f"resuming {place} ({folder or run_dir})",
             ):
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
         return cls(run_dir, folder, manifest, earlier[:rows])
