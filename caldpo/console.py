@@ -153,7 +153,7 @@ def training_facts(
         "steps": _steps(plan),
         "precision": f"{cfg.trainer.precision} on {cfg.trainer.accelerator}, weights in {_dtypes(policy)}",
         "trained": str(count_parameters(policy)),
-        "clipping": "none" if clip is None else f"gradient norms above {clip:g}",
+        "gradient clipping": "none" if clip is None else f"max norm {clip:g}",
         "reference": reference,
     }
 
@@ -206,7 +206,7 @@ def _pairs(plan: StepPlan, tokens: int | None) -> str:
         cut = f"{plan.accumulation} micro-batch{'es' if plan.accumulation > 1 else ''} of at most {tokens:,} tokens"
         return f"{plan.step_size} ({per_device}{devices}, in {cut})"
     accumulated = f" x {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
-    return f"{plan.step_size} ({plan.micro_batch_size}{accumulated}{devices})"
+    return f"{plan.step_size} ({plan.micro_batch_size} per micro-batch{accumulated}{devices})"
 
 
 def _steps(plan: StepPlan) -> str:

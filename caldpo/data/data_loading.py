@@ -191,8 +191,8 @@ class TokenizedDataModule(LightningDataModule):
             )
             note = (
                 f"note: an optimiser step asks for {plan.step_size:,} pairs ({factors}), and the training split has"
-                f" {plan.pairs:,}: every step has these, an epoch is one step; lower data.micro_batch_size or"
-                " trainer.accumulate_grad_batches for more"
+                f" {plan.pairs:,}: each step uses all of them, so one epoch is one step; lower data.micro_batch_size or"
+                " trainer.accumulate_grad_batches for more steps"
             )
             Console().print(Text(note))
         return plan

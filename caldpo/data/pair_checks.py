@@ -156,9 +156,9 @@ def refuse_unknown(share: float, limit: float, split: str, tokenizer: PreTrained
     """
     if share > limit:
         raise CaldpoError(
-            f"{share:.1%} of the tokens of {split} are {tokenizer.unk_token}: the policy's tokenizer has "
-            f"{len(tokenizer):,} tokens and none for that text, so training would see nothing readable",
+            f"{share:.1%} of the tokens of {split} are {tokenizer.unk_token}: the vocabulary of the policy's tokenizer "
+            f"({len(tokenizer):,} tokens) does not cover this text",
             key="model",
-            remedy="take a model whose vocabulary is that of the data, for instance model=hf model.path=ID_OR_FOLDER,"
+            remedy="choose a model whose vocabulary covers the data, for instance model=hf model.path=ID_OR_FOLDER,"
             f" or set data.max_unknown={min(1.0, share + 0.005):.2f} to train on them",
         )

@@ -78,7 +78,7 @@ def choose_mode(*, trains: bool, pairs: int, pairs_seen: int, in_policy: bool) -
         in_policy: the policy without its adapter is the reference.
     """
     if not trains:
-        return "precomputed", "the loss needs no reference; the held-out pairs are evaluated with it"
+        return "precomputed", "precomputed for held-out pairs only (the loss is reference-free)"
     share = f"the run sees {pairs_seen:,} pairs of {pairs:,}"
     if pairs_seen >= 0.9 * pairs:
         return "precomputed", f"{share}, so one pass over them serves this run and all that follow"
