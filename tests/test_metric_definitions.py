@@ -59,7 +59,7 @@ def test_every_logged_metric_is_defined_and_every_definition_is_of_one() -> None
 
 
 def test_every_column_of_the_golden_runs_is_defined() -> None:
-    """Their tables name each column of metrics.csv, and refuse one that they do not know."""
+    """Their tables name each recorded column of metrics.csv, and refuse one that is neither recorded nor defined."""
     columns = [*golden.METRICS.values(), *golden.ORACLE.values()]
     assert [name for name in columns if definition_of(name) is None] == []
     assert {metric.name for metric in SAMPLED} <= set(columns)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from caldpo.metric_definitions import definition_of
 from tests.evaluation.runs import write_data
 from tests.golden.scenarios import (
     CLOCK,
@@ -95,7 +96,7 @@ def observe(golden: Golden, folder: Path) -> Values:
         assert stopped.codes[0] == 128 + signal.SIGTERM, stopped.said
         keys = (RESUME.format("run"),)
     _succeed(folder, *keys, ranks=golden.ranks)
-    return _of_run(folder / "run")
+    return observe_run(folder / "run")
 
 
 def observe_comparison(folder: Path) -> dict[str, Values]:
@@ -136,18 +137,30 @@ def record(recorded: dict[str, Any]) -> None:
     RECORDED.write_text(written(recorded, 0) + "\n")
 
 
-def _of_run(run: Path) -> Values:
+def observe_run(run: Path) -> Values:
+    """Read the numbers of a finished run from its folder, by meaning."""
     with (run / METRICS_FILE).open(newline="") as file:
         rows = list(csv.DictReader(file))
     columns = {"step": STEP, **METRICS, **ORACLE}
     columns |= {f"held-out {meaning}": HELD_OUT.format(name) for meaning, name in METRICS.items()}
-    observed = {"metrics": _columns(rows, columns, ignored=CLOCK)}
+    unrecorded = {name for name in rows[0] if name not in columns.values() and _is_defined(name)}
+    observed = {"metrics": _columns(rows, columns, ignored={*CLOCK, *unrecorded})}
     if (samples := run / SAMPLES_FILE).exists():
         lines = [json.loads(line) for line in samples.read_text().splitlines()]
         observed["samples"] = {meaning: [line[name] for line in lines] for meaning, name in SAMPLES.items()}
     if weights := [*run.glob(WEIGHTS_FILES)]:
         observed["weights"] = _of_weights(*weights)
     return observed
+
+
+def _is_defined(name: str) -> bool:
+    """Whether the product defines a metric of this very name: one added since the recording, which has no such numbers.
+
+    A renamed one cannot hide among these: its recorded meaning is missed. Terms of a loss are defined by no name of
+    their own, so that a new one is still an error.
+    """
+    definition = definition_of(name)
+    return definition is not None and definition.name == name.removeprefix(HELD_OUT.format(""))
 
 
 def _of_weights(file: Path) -> Values:

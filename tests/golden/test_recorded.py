@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import math
 import warnings
@@ -20,8 +21,9 @@ from tests.golden.observe import (
     machine,
     observe,
     observe_comparison,
+    observe_run,
 )
-from tests.golden.scenarios import RUNS
+from tests.golden.scenarios import HELD_OUT, METRICS, METRICS_FILE, RUNS, STEP
 
 pytest.importorskip("peft")
 GOLDEN = json.loads(RECORDED.read_text())
@@ -99,3 +101,29 @@ def test_what_counts_as_a_difference(exact: bool) -> None:
     renamed = copy.deepcopy(run)
     renamed["metrics"]["another name"] = renamed["metrics"].pop("gradient norm")
     assert len(found(renamed)) == 2
+
+
+def rewritten(folder: Path, *, new: tuple[str, ...] = (), renamed: dict[str, str] | None = None) -> dict[str, Any]:
+    """The recorded metrics of one run, written into its file with columns that are new or renamed, and read again."""
+    columns = {"step": STEP, **METRICS}
+    columns |= {f"held-out {meaning}": HELD_OUT.format(name) for meaning, name in METRICS.items()}
+    recorded = GOLDEN["runs"]["padded"]["metrics"]
+    table = {columns[meaning]: values for meaning, values in recorded.items()}
+    table = {(renamed or {}).get(name, name): values for name, values in table.items()}
+    table |= {name: [0.5] * len(recorded["step"]) for name in new}
+    with (folder / METRICS_FILE).open("w", newline="") as file:
+        csv.writer(file).writerows([table.keys(), *zip(*table.values(), strict=True)])
+    return observe_run(folder)["metrics"]
+
+
+def test_a_metric_that_was_defined_since_hides_nothing(tmp_path: Path) -> None:
+    """It is not compared; what was recorded is, under its own name, and a column that nobody defines is an error."""
+    recorded = GOLDEN["runs"]["padded"]["metrics"]
+    assert rewritten(tmp_path) == recorded
+    assert rewritten(tmp_path, new=("skipped_steps", "val/skipped_steps")) == recorded
+    for name, meaning in (("grad_norm", "gradient norm"), ("val/loss", "held-out loss")):
+        found = rewritten(tmp_path, renamed={name: "skipped_steps"})
+        assert differences(recorded, found, exact=True) == [f"{meaning}: only recorded"]
+    for name in ("gradient_norm", "terms/new", "val/diagnostics/new"):
+        with pytest.raises(AssertionError, match=name):
+            rewritten(tmp_path, new=(name,))
