@@ -138,7 +138,7 @@ LOSS = Metric(
     "loss",
     "loss",
     "the loss's own",
-    "mean over pairs of the loss that is trained; comparable among runs of one loss with equal settings alone",
+    "mean over pairs of the loss that is trained; comparable only among runs of one loss with equal settings",
     optimize="lower",
 )
 TERM = Metric(
@@ -152,8 +152,7 @@ DIAGNOSTIC = Metric(
     "diagnostics/*",
     "diagnostic",
     "the loss's own",
-    "a value that the loss computes on its way, mean over pairs (f_dpo's clamped: share of pairs whose log-ratio was"
-    " clamped)",
+    "an intermediate value of the loss, mean over pairs (f_dpo's clamped: share of pairs whose log-ratio was clamped)",
 )
 OF_LOSS = (TERM, DIAGNOSTIC)
 

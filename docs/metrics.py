@@ -12,8 +12,8 @@ HEAD = """# Metrics
 
 Every metric that a run logs, by its name in `metrics.csv`, `summary.json` and the tracker. *Better* is the direction
 that is plainly better, by which tables mark a best; in brackets the only direction in which a [search](training.md)
-(`optimized_metric=NAME`) may optimise the metric. Losses that train without a reference log what needs one on held-out
-pairs alone. This page is made from `caldpo/metric_definitions.py`. After a change there, write it anew:
+(`optimized_metric=NAME`) may optimise the metric. Losses that train without a reference log what needs one for held-out
+pairs only. This page is made from `caldpo/metric_definitions.py`. After a change there, regenerate it:
 
 ```sh
 python docs/metrics.py

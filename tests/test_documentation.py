@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -22,10 +23,15 @@ from hydra.utils import instantiate
 
 import caldpo.data.formats
 import caldpo.losses
+from caldpo import metric_definitions
 from caldpo.config.validation import check_config
 from caldpo.data.formats import detect, formats
+from caldpo.data.pair import PreferencePair, TokenizedPair
+from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.types import PairLogps
+from tests import test_metrics
 from tests.data import test_formats
+from tests.evaluation import test_suites
 from tests.helpers.documents import DOCUMENTS, ROOT, blocks, commands, recipe, shell_lines
 from tests.losses import test_losses
 from tests.test_configs import CONF, TOP_LEVEL
@@ -33,6 +39,7 @@ from tests.test_configs import CONF, TOP_LEVEL
 pytestmark = pytest.mark.skipif(not DOCUMENTS, reason="an installed wheel has no pages")
 
 COMPOSED = ("train", "evaluate", "generate", "export", "compare", "estimate", "benchmark")  # by tests/test_configs.py
+LINES_OF_A_TABLE = ("tests/losses", "tests/evaluation", "tests/test_metrics.py", "caldpo/metrics.py")
 # files that the recipes would add, and placeholders
 NOT_HERE = re.compile(r"/(x|simpo|ranked|longest|mine)\.|[A-Z]{2,}|^caldpo/conf$")
 
@@ -185,7 +192,7 @@ def test_every_format_has_an_example_row() -> None:
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: path.name)
 def test_python_compiles(page: Path) -> None:
     for block in blocks(page, "python"):
-        if not block.lstrip("# \n").startswith(("tests/losses", "caldpo/metrics.py")):  # lines of a table
+        if not block.lstrip("# \n").startswith(LINES_OF_A_TABLE):
             compile(block, page.name, "exec")
 
 
@@ -221,6 +228,8 @@ def test_recipe_of_a_row_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert detect(row) == name
         assert formats()[name].parse(row) == pair
         assert set(formats()[name].COLUMNS) <= set(row)
+        (example,) = blocks(ROOT / "docs/recipes.md", "json")
+        assert json.loads(example) == row
     finally:
         formats.cache_clear()
         sys.modules.pop("caldpo.data.formats.ranked", None)
@@ -238,6 +247,22 @@ def test_recipe_of_a_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name: measure.value for name, measure in result.measures.items()} == {"words": 3}
 
 
+def test_recipe_of_the_row_of_a_suite(tmp_path: Path) -> None:
+    row = eval("{" + recipe("tests/evaluation/test_suites.py") + "}", vars(test_suites))["longest"]
+    (tmp_path / "test.jsonl").write_text('{"chosen": "a"}\n{"chosen": "a b c"}\n')
+    assert (row.measure, row.expected(tmp_path / "run")) == ("words", 3)
+
+
+def test_what_a_suite_may_read_is_there() -> None:
+    (section,) = re.findall(r"^## An evaluation suite$.*?(?=^## )", (ROOT / "docs/recipes.md").read_text(), re.M | re.S)
+    lines = re.findall(r"^- `policy\.(\w+)`: .*$", section, re.M)
+    assert len(lines) == 5
+    assert all(hasattr(EvaluatedPolicy, name) for name in lines)
+    for kind, line in ((TokenizedPair, "pairs"), (PreferencePair, "texts")):
+        (fields,) = re.findall(rf"^- `policy\.{line}`: .*: (.*)\.$", section, re.M)
+        assert set(re.findall(r"`(\w+)`", fields)) <= {field.name for field in dataclasses.fields(kind)}
+
+
 def test_recipe_of_a_model(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/mine.yaml").write_text(recipe("conf/model/mine.yaml"))
@@ -253,4 +278,12 @@ def test_recipe_of_a_metric() -> None:
     logps = PairLogps(ones, ones, ones - 3, ones, 2 * ones, ones)
     names = {"a": logps.chosen_log_ratio, "logps": logps}
     metrics = eval("{" + recipe("caldpo/metrics.py, in pair_metrics") + "}", names)
-    assert {name: value.tolist() for name, value in metrics.items()} == {"log_ratios/per_token": [1.5, 1.5]}
+    assert {name: value.tolist() for name, value in metrics.items()} == {"per_token/log_ratio": [1.5, 1.5]}
+    (definition,) = eval(recipe("caldpo/metric_definitions.py, in WITH_REFERENCE"), vars(metric_definitions))
+    assert [definition.name] == [*metrics]
+    assert definition.name not in {metric.name for metric in metric_definitions.DEFINITIONS}
+    by_hand = eval("{" + recipe("tests/test_metrics.py, in test_values_by_hand") + "}", vars(test_metrics))
+    logps = test_metrics.logps()
+    names = {"a": logps.chosen_log_ratio, "logps": logps}
+    metrics = eval("{" + recipe("caldpo/metrics.py, in pair_metrics") + "}", names)
+    assert {name: value.tolist() for name, value in metrics.items()} == by_hand
