@@ -18,7 +18,7 @@ demo: $(VENV)/.run-installed ## nine losses, three seeds, on the embedded data; 
 	$(PY) -m caldpo.train -m experiment=demo hydra.sweep.dir=$(DEMO) $(ARGS)
 	$(PY) -m caldpo.compare $(DEMO)
 
-evaluate: $(VENV)/.eval-installed ## every suite on the newest demo (or RUNS=outputs/SWEEP), a mock judge; its report anew
+evaluate: $(VENV)/.eval-installed ## every suite on the newest demo (or RUNS=outputs/SWEEP), a mock judge; regenerates its report
 	@test -n "$(RUNS)" || { echo "there is no demo to evaluate yet: make demo"; exit 2; }
 	$(PY) -m caldpo.evaluate $(RUNS) 'suite=[preference,displacement,oracle,judge,leaderboard]' \
 	  oracle.checkpoints=all judge.mock=true 'leaderboard.tasks=[held_out_pairs]' $(ARGS)
@@ -34,7 +34,7 @@ lint: $(VENV)/.dev-installed secrets ## ruff, formatting, types, and secrets
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-docs: $(VENV)/.dev-installed ## the pages of docs/ as a site, in build/site; writes the page of all keys anew
+docs: $(VENV)/.dev-installed ## the pages of docs/ as a site, in build/site; regenerates the pages of keys and metrics
 	$(PY) docs/configuration.py
 	$(PY) docs/metrics.py
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --config-file .mkdocs.yml

@@ -16,7 +16,7 @@ HEAD = """# Configuration
 
 Every key with its default and meaning, and every option of every group. `group=option` picks a yaml of `conf/`,
 `group.key=value` changes a key; see [Training](training.md). This page is made from the comments in `conf/`. After a
-change there, write the page anew:
+change there, regenerate the page:
 
 ```sh
 python docs/configuration.py
