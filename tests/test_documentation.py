@@ -279,8 +279,12 @@ def test_recipe_of_a_metric() -> None:
     names = {"a": logps.chosen_log_ratio, "logps": logps}
     metrics = eval("{" + recipe("caldpo/metrics.py, in pair_metrics") + "}", names)
     assert {name: value.tolist() for name, value in metrics.items()} == {"per_token/log_ratio": [1.5, 1.5]}
-    (definition,) = eval(recipe("caldpo/metric_definitions.py, in WITH_REFERENCE"), vars(metric_definitions))
+    defined = {**vars(metric_definitions)}
+    exec(recipe("caldpo/metric_definitions.py"), defined)
+    definition = defined["LOG_RATIO_PER_TOKEN"]
     assert [definition.name] == [*metrics]
+    assert isinstance(metric_definitions.WITH_REFERENCE, tuple)
+    assert isinstance(metric_definitions.LOGPS, tuple)
     assert definition.name not in {metric.name for metric in metric_definitions.DEFINITIONS}
     by_hand = eval("{" + recipe("tests/test_metrics.py, in test_values_by_hand") + "}", vars(test_metrics))
     logps = test_metrics.logps()
