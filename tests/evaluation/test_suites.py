@@ -114,7 +114,7 @@ from caldpo.evaluation.suite_base import Measure, Result, Suite
 
 @dataclass(frozen=True, kw_only=True)
 class Longest(Suite):
-    name = "longest"
+    name = "own_longest"
     unit: int = 1
 
     def run(self, policy):
@@ -129,7 +129,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_data(tmp_path)
     (tmp_path / "longest_suite.py").write_text(CODE)
     (tmp_path / "own/suite").mkdir(parents=True)
-    (tmp_path / "own/suite/longest.yaml").write_text("# @package longest\n_target_: longest_suite.Longest\nunit: 2\n")
+    yaml = "# @package own_longest\n_target_: longest_suite.Longest\nunit: 2\n"
+    (tmp_path / "own/suite/own_longest.yaml").write_text(yaml)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
@@ -138,12 +139,12 @@ def test_a_suite_of_ones_own_is_found_and_run(home: Path, capsys: pytest.Capture
     """A class beside the project, and a yaml in the folder of ``--config-dir``, which a run may name, too."""
     from caldpo.train import main
 
-    command = [*TINY_RUN, "trainer.max_steps=1", "hydra.run.dir=run", "suites=[longest]"]
+    command = [*TINY_RUN, "trainer.max_steps=1", "hydra.run.dir=run", "suites=[own_longest]"]
     with inside(home):
         with pytest.raises(SystemExit):
             main(command)
-        names(capsys.readouterr().err, "error: suites=longest:")
+        names(capsys.readouterr().err, "error: suites=own_longest:")
         main([*command, "--config-dir", "own"])
-        evaluate("run", "--config-dir", "own", "longest.unit=1")
+        evaluate("run", "--config-dir", "own", "own_longest.unit=1")
     longest = max(len(json.loads(line)["chosen"].split()) for line in (home / "test.jsonl").read_text().splitlines())
-    assert value(result(home / "run", "longest"), "words") == longest
+    assert value(result(home / "run", "own_longest"), "words") == longest
