@@ -258,11 +258,12 @@ def _missing_option(
 def _named_in_place_of_option(text: str) -> Problem | None:
     """Explain a model or data of a person's own that is named where an option belongs."""
     group, _, name = text.partition("=")
-    if group == "model" and "/" in name:
+    if group == "model" and ("/" in name or is_there(name)):
         remedy = f"write model=hf model.path={redact_text(name)}"
         return Problem(group, redact_text(name), "is not an option, but a model of the hub or a folder", remedy)
-    if group == "data" and ("/" in name or _DATA_FILE.search(name)):
-        on_hub = _HUB_ID.fullmatch(name) and not _DATA_FILE.search(name) and not is_there(name)
+    is_local = _DATA_FILE.search(name) or is_there(name)
+    if group == "data" and ("/" in name or is_local):
+        on_hub = _HUB_ID.fullmatch(name) and not is_local
         what, key = ("a data set of the hub", "data=hub data.path") if on_hub else ("a path", "data=local data.train")
         return Problem(group, redact_text(name), f"is not an option, but {what}", f"write {key}={redact_text(name)}")
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -123,6 +124,15 @@ def test_a_likely_mistake_names_what_to_write(
     said = told(*words.split(), capsys=capsys)
     names(said, *facts, remedy=remedy)
     assert "=...." not in said
+
+
+def test_a_folder_in_the_place_of_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    said = told("data=mine", "model=mine", capsys=capsys)
+    names(said, "data=local data.train=mine", "model=hf model.path=mine")
 
 
 @pytest.mark.parametrize(
