@@ -18,6 +18,7 @@ from caldpo.config.conf_dir import conf_dir
 from caldpo.data.batching import StepPlan
 from caldpo.metrics_file import read_rows
 from caldpo.models.adapted_policy import count_parameters
+from caldpo.utils.text_format import counted
 
 END_METRICS = ("log_ratios/chosen", "log_ratios/rejected", "rewards/margins", "rewards/accuracies", "displacement")
 _OWN_ROWS = ("lr", "schedule", "_target_")  # keys of an optimiser that have rows of their own
@@ -212,7 +213,7 @@ def _pairs(plan: StepPlan, tokens: int | None) -> str:
 def _steps(plan: StepPlan) -> str:
     epochs = plan.steps / max(plan.steps_per_epoch, 1)
     length = f"{epochs:.3g} epoch{'' if epochs == 1 else 's'} of {plan.steps_per_epoch:,}"
-    return f"{plan.steps:,} ({length}; {plan.pairs:,} training pairs)"
+    return f"{plan.steps:,} ({length}; {counted(plan.pairs, 'training pair')})"
 
 
 def _dtypes(policy: PreTrainedModel) -> str:

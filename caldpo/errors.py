@@ -20,8 +20,8 @@ class CaldpoError(Exception):
     def __init__(self, message: str, *, key: str | None = None, value: Any = _UNSET, remedy: str | None = None) -> None:
         self.message, self.key, self.value, self.remedy = message, key, value, remedy
         subject = "" if key is None else f"{key}: " if value is _UNSET else f"{key}={value}: "
-        text = f"{subject}{message}."
-        super().__init__(f"{text}\n  What to do: {remedy}." if remedy else text)
+        text = _with_full_stop(f"{subject}{message}")
+        super().__init__(f"{text}\n  What to do: {_with_full_stop(remedy)}" if remedy else text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions pickle by positional arguments; parallel launchers send them between processes.
@@ -31,6 +31,11 @@ class CaldpoError(Exception):
     def value_or_none(self) -> Any:
         """The offending value, or None when there is none to show."""
         return None if self.value is _UNSET else self.value
+
+
+def _with_full_stop(sentence: str) -> str:
+    """End a sentence with a full stop; ``optim.lr=...`` has dots enough."""
+    return sentence if sentence.endswith("...") else f"{sentence}."
 
 
 def one_line(error: BaseException) -> str:

@@ -69,7 +69,7 @@ def answer(capsys: pytest.CaptureFixture[str], command, *arguments: str) -> tupl
         (["-m", "seed=0,1", "trainer.devices=2"], ["trainer.devices=2", "submitit"]),
         (["-m", "--cfg", "job"], ["-m", "--cfg"]),
         (["--config-dir", "nowhere"], ["--config-dir=nowhere:"]),
-        (["--mulltirun"], ["unrecognized arguments: --mulltirun"]),
+        (["--mulltirun"], ["--mulltirun:", "did you mean --multirun?"]),
     ],
 )
 def test_a_mistake_is_answered(arguments: list[str], said: list[str], capsys) -> None:

@@ -210,7 +210,7 @@ class BenchmarkSettings:
             raise CaldpoError(message, key="data_file", value=self.data_file, remedy="name a file of preference pairs")
         if self.data_file is not None and self.tokenizer is None:
             raise CaldpoError(
-                "has to be given with data_file",
+                "is required with data_file",
                 key="tokenizer",
                 remedy="add tokenizer=FOLDER, a hub id or a folder, to the command line",
             )

@@ -49,6 +49,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "dataloader_num_workers": ("data.num_workers",),
     "torch_dtype": ("model.dtype",),
     "attn_implementation": ("model.attention",),
+    "tokenizer_name": ("model.tokenizer",),
+    "tokenizer_name_or_path": ("model.tokenizer",),
     "torch_compile": ("trainer.compile",),
     "precompute_ref_log_probs": ("reference",),
     "max_seq_length": ("data.max_length",),
@@ -69,6 +71,10 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "test_file": ("data.test",),
     "eval_file": ("data.test",),
     "loss_type": ("loss",),
+    "weight": ("loss.calibration_weight",),
+    "lambda": ("loss.calibration_weight",),
+    "c": ("loss.calibration_weight",),
+    "suite": ("suite", "suites"),
     "optimizer": ("optim",),
     "optimiser": ("optim",),
     "lora": ("adapter",),
@@ -82,6 +88,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "lora_rank": ("adapter.rank",),
     "lora_alpha": ("adapter.alpha",),
     "lora_dropout": ("adapter.dropout",),
+    "lora_target_modules": ("adapter.target_modules",),
     "gpus": ("trainer.devices",),
     "num_gpus": ("trainer.devices",),
     "n_gpus": ("trainer.devices",),
@@ -193,14 +200,18 @@ def meant_keys(key: str, cfg: DictConfig, groups: list[str]) -> list[str]:
     """
     name = key.rpartition(".")[2].replace("-", "_").lower()
     for known in KEYS.get(name, ()):
-        if known in groups or OmegaConf.select(cfg, known, throw_on_missing=False, default=_ABSENT) is not _ABSENT:
+        if known in groups or _has_key(cfg, known):
             return [known]
     parent = key.rpartition(".")[0]  # a key of a section may stand further down in it
     section = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
     return list(_leaves(section, name, parent)) if isinstance(section, DictConfig) else []
 
 
-_ABSENT = object()
+def _has_key(cfg: DictConfig, key: str) -> bool:
+    """Tell whether there is a key, also one whose value is still ``???``."""
+    parent, _, name = key.rpartition(".")
+    section = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
+    return isinstance(section, DictConfig) and name in list(section)  # "in section" would deny a value of ???
 
 
 def _leaves(section: DictConfig, name: str, place: str = "") -> Iterator[str]:

@@ -19,17 +19,22 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.did_you_mean import meant_keys, suggest, suggest_known
+from caldpo.config.did_you_mean import KEYS, meant_keys, suggest, suggest_known
 from caldpo.config.hydra_extensions import PER_LOSS
 from caldpo.config.overrides import parse_overrides
 from caldpo.config.validation import NEEDED, Problem, missing_group_problem
 from caldpo.security.secrets import redact_text
+from caldpo.utils.file_names import is_there
 
+# Options that bring the keys which are most often set without them.
+_BRINGING_KEYS = ("adapter=lora", "model=hf", "loss=dpo")
 Compose = Callable[[list[str]], DictConfig]
 _GLOBAL = re.compile(r"^# *@package +_global_", re.MULTILINE)  # of a file that sets keys of other sections
+_DATA_FILE = re.compile(r"\.(jsonl?|csv|parquet)(\.gz)?$")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _FAULTS = (HydraException, OSError, TypeError, ValueError, yaml.YAMLError)  # what Hydra lets out while composing
 
 
@@ -231,6 +236,9 @@ def _missing_option(
 ) -> tuple[Problem, str | None]:
     """Explain an unknown option; return the override that names it."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    for text in overrides:
+        if text.replace("=", "/", 1) == error.missing_cfg_file and (problem := _named_in_place_of_option(text)):
+            return problem, text
     options = list(error.options or (_options(loader, group) if group else ()))  # of a list, Hydra names none
     if not group:
         return Problem("configuration", None, f"there is no {error.missing_cfg_file}"), None
@@ -241,7 +249,24 @@ def _missing_option(
         return Problem(group, option, "not installed", install(group, option)), written
     wrong = f"no such option{suggest_known(option, options)}"
     choice = _value(written) if written and "=[" not in written else option  # of a list, the one that is wrong
-    return Problem(group, choice, wrong, f"choose one of {', '.join(options)}"), written
+    remedy = f"choose one of {', '.join(options)}"
+    if group == "model":
+        remedy += f", or any of the hub, or a folder: model=hf model.path={redact_text(option)}"
+    return Problem(group, choice, wrong, remedy), written
+
+
+def _named_in_place_of_option(text: str) -> Problem | None:
+    """Explain a model or data of a person's own that is named where an option belongs."""
+    group, _, name = text.partition("=")
+    if group == "model" and ("/" in name or is_there(name)):
+        remedy = f"write model=hf model.path={redact_text(name)}"
+        return Problem(group, redact_text(name), "is not an option, but a model of the hub or a folder", remedy)
+    is_local = _DATA_FILE.search(name) or is_there(name)
+    if group == "data" and ("/" in name or is_local):
+        on_hub = _HUB_ID.fullmatch(name) and not is_local
+        what, key = ("a data set of the hub", "data=hub data.path") if on_hub else ("a path", "data=local data.train")
+        return Problem(group, redact_text(name), f"is not an option, but {what}", f"write {key}={redact_text(name)}")
+    return None
 
 
 def _unknown_key(override: Override, compose: Compose, loader: ConfigLoader, others: list[str]) -> Problem:
@@ -268,11 +293,44 @@ def _unknown_key(override: Override, compose: Compose, loader: ConfigLoader, oth
     # in a sweep over a group, say which of its options lacks the key
     chosen = next((o for o in reversed(others) if parent and o.split("=")[0] == parent), None)
     where = chosen or parent or "the top level"
-    listed = ", ".join(sorted(set(choices))) or "none"
     meant = meant_keys(key, cfg, _groups(cfg, loader))
     near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest(names[0], choices)
-    wrong = f"unknown key{f' with {chosen}' if chosen else ''}{near}"
-    return Problem(key, None, wrong, f"write {meant[0]}=..." if meant else f"the keys of {where} are {listed}")
+    wrong = f"unknown key{f' with {chosen}' if chosen else ''}"
+    if not meant and (not near or parent or key in KEYS):
+        option, meant_with = _of_other_option(key, cfg, compose, loader, others)
+        if option:
+            near = f" (did you mean {meant_with}?)" if meant_with != key else ""
+            others_choice = next((o for o in others if o.split("=")[0] == option.split("=")[0]), None)
+            remedy = f"choose {option} in place of {others_choice}" if others_choice else f"add {option}"
+            return Problem(
+                key, None, f"{wrong}{near}", remedy if meant_with == key else f"{remedy} and write {meant_with}=..."
+            )
+    listed = f"the keys of {where} are {', '.join(sorted(set(choices)))}" if choices else f"{where} has no keys"
+    return Problem(key, None, f"{wrong}{near}", f"write {_assigned(cfg, meant[0])}" if meant else listed)
+
+
+def _of_other_option(
+    key: str, cfg: DictConfig, compose: Compose, loader: ConfigLoader, others: list[str]
+) -> tuple[str, str] | tuple[None, None]:
+    """Find the option with which there would be a key, or one that is meant by it; return both."""
+    groups, section = _groups(cfg, loader), key.partition(".")[0]
+    for option in _BRINGING_KEYS:
+        group = option.partition("=")[0]
+        if group not in groups or (section in groups and section != group):
+            continue
+        if group == "loss" and any(text.split("=")[0] == group for text in others):
+            continue  # another loss is another experiment
+        other = _composed_without_faults(compose, loader, [*others, option])
+        meant = [] if other is None else meant_keys(key, other, [])
+        if chosen := next((name for name in meant if name.startswith(f"{group}.")), None):
+            return option, chosen
+    return None, None
+
+
+def _assigned(cfg: DictConfig, key: str) -> str:
+    """Write an override of ``key`` with its value left open."""
+    value = OmegaConf.select(cfg, key, throw_on_missing=False)
+    return f"'{key}=[...]'" if isinstance(value, ListConfig) else f"{key}=..."
 
 
 def _composed_without_faults(compose: Compose, loader: ConfigLoader, overrides: list[str]) -> DictConfig | None:

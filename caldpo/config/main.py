@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from caldpo import __version__
+from caldpo.config.did_you_mean import suggest
 from caldpo.config.help_text import help_text
 from caldpo.config.hydra_errors import without_search_paths
 from caldpo.config.hydra_session import HydraSession, hydra_session, options_parser
@@ -20,7 +22,7 @@ from caldpo.config.preflight import Agree, check_composes, preflight
 from caldpo.config.run_dir import NOT_BY_HYDRA
 from caldpo.config.run_lifecycle import IsDone, Task, early_ends, exit_on_signals, print_error, run_job
 from caldpo.errors import CaldpoError
-from caldpo.security.secrets import redact_error
+from caldpo.security.secrets import redact_error, redact_text
 
 Main = Callable[..., None]
 BAD_COMMAND_LINE = 2  # the exit code of argparse
@@ -107,7 +109,9 @@ def hydra_entry(
 
 def _parse(command: str, argv: Sequence[str], positional: str | None, several: bool) -> Namespace:
     parser = options_parser(f"python -m caldpo.{command}")
-    args = parser.parse_intermixed_args(list(argv))  # options may stand between overrides
+    args, unknown = parser.parse_known_intermixed_args(list(argv))  # options may stand between overrides
+    if unknown:
+        raise _unknown_option(unknown[0], argv, re.findall(r"--[a-z-]+", parser.format_usage()))
     modes = {"-m": args.multirun, "--run": args.run, "--cfg": args.cfg, "--info": args.info}
     chosen = [name for name, is_set in modes.items() if is_set]
     if len(chosen) > 1:
@@ -126,6 +130,18 @@ def _parse(command: str, argv: Sequence[str], positional: str | None, several: b
     args.config_name = args.config_name or command
     args.parser = parser
     return args
+
+
+def _unknown_option(option: str, argv: Sequence[str], options: Sequence[str]) -> CaldpoError:
+    """Make the error of an option that is none; ``--loss dpo`` is an override written as one."""
+    near = suggest(option.partition("=")[0], options)
+    remedy, (key, sign, value) = "see --help for examples", option.lstrip("-").partition("=")
+    if option.startswith("--") and key and not near:
+        after = list(argv)[list(argv).index(option) + 1 :] if option in argv else []
+        if not sign:
+            value = next((text for text in after[:1] if "=" not in text and not text.startswith("-")), "VALUE")
+        remedy = f"write {key.replace('-', '_')}={redact_text(value)}"
+    return CaldpoError(f"unknown option{near}", key=redact_text(option), remedy=remedy)
 
 
 def _check(

@@ -96,7 +96,7 @@ def claim_folder(cfg: DictConfig, kind: str) -> list[str]:
         return []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CaldpoError(
-            "has to be given: each process started from outside (torchrun) would name a folder of its own",
+            "is required: each process started from outside (torchrun) would name a folder of its own",
             key=key,
             remedy=f"add {key}=outputs/NAME to the command line",
         )

@@ -130,8 +130,8 @@ def _of_key(
     name = _join(path, key)
     parameter = signature.parameters.get(key) if signature else None
     if OmegaConf.is_missing(section, key):
-        kind = f": {describe(parameter.annotation)}" if parameter and parameter.checked else ""
-        yield Problem(name, None, f"has to be given{kind}", f"add {name}=... to the command line")
+        kind = f" ({describe(parameter.annotation)})" if parameter and parameter.checked else ""
+        yield Problem(name, None, f"is required{kind}", f"add {name}=... to the command line")
         return
     try:
         value = section[key]
@@ -159,7 +159,9 @@ def _of_value(name: str, section: DictConfig, key: str, annotation: Any) -> Iter
     if wrong := value_checks.problem(annotation, value):
         unit = meaning(name, _plain(section, "_target_")) if is_quantity(annotation) else None
         wrong += f" ({unit})" if unit else ""
-        yield Problem(name, _shown(section, key), wrong, reference=_reference(section, key))
+        shown, reference = _shown(section, key), _reference(section, key)
+        listed = isinstance(value, str) and not reference and not value_checks.problem(annotation, [value])
+        yield Problem(name, shown, wrong, f"write '{name}=[{shown}]'" if listed else None, reference)
 
 
 def _of_container(name: str, value: Container, schemas: Mapping[str, str]) -> Iterator[Problem]:
@@ -182,11 +184,12 @@ def _unknown_keys(path: str, section: DictConfig, signature: Signature) -> Itera
             continue
         meant = [] if path else meant_keys(key, section, [])
         near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest_known(key, known)
+        where = path or "the top level"
         yield Problem(
             _join(path, key),
             None,
             f"unknown key{near}",
-            f"the keys of {path or 'the top level'} are {', '.join(sorted(known)) or 'none'}",
+            f"the keys of {where} are {', '.join(sorted(known))}" if known else f"{where} has no keys",
         )
 
 
@@ -198,7 +201,7 @@ def _absent_keys(path: str, section: DictConfig, signature: Signature) -> Iterat
             yield Problem(
                 key,
                 None,
-                f"has to be given: {describe(parameter.annotation)}",
+                f"is required ({describe(parameter.annotation)})",
                 f"add +{key}=... to the command line",
             )
 

@@ -17,6 +17,7 @@ from torch.utils.data import Sampler
 from caldpo.data.collate import Layout
 from caldpo.data.microbatching import ByCount, ByTokens, MicroBatch, MicroBatching
 from caldpo.errors import CaldpoError
+from caldpo.utils.text_format import counted
 
 
 class StepBatchSampler(Sampler[MicroBatch]):
@@ -63,7 +64,7 @@ class StepBatchSampler(Sampler[MicroBatch]):
         self.start = 0  # micro-batches to skip: where a resumed epoch goes on
         if drop_last and self.dropped == pairs:
             raise CaldpoError(
-                f"leaves nothing: {pairs} pairs are fewer than the {self.step_size} of one optimiser step",
+                f"leaves nothing: {counted(pairs, 'pair')}, fewer than the {self.step_size} of one optimiser step",
                 key="data.drop_last",
                 value=drop_last,
                 remedy="set data.drop_last=false, or lower data.micro_batch_size or the accumulation",

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from caldpo.data.data_report import PARTS, QUANTILES, DataReport, SplitReport
 from caldpo.data.end_tokens import trained_ends
 from caldpo.data.tokenize import TokenizedSplit
+from caldpo.utils.text_format import counted
 
 HEAD, TAIL = 24, 24  # tokens printed of each end of a text
 LOSS_STYLE = "bold green"
@@ -41,17 +42,21 @@ def print_report(report: DataReport, console: Console) -> None:
             table.add_row(label, part, *(f"{value:,}" for value in quantiles.values()))
     console.print(table)
     for name, split in splits.items():
-        console.print(Text(f"{name}: {split.pairs:,} pairs of {split.prompts:,} prompts{_remarks(split)}"))
+        console.print(
+            Text(f"{name}: {counted(split.pairs, 'pair')} of {counted(split.prompts, 'prompt')}{_remarks(split)}")
+        )
 
 
 def _remarks(split: SplitReport) -> str:
     """List what happened to the pairs of a split, a line each; nothing for counts of 0."""
     counts = split.counts
-    truncated = counts.prompts_truncated, counts.chosen_truncated, counts.rejected_truncated
+    prompts, chosen, rejected = counts.prompts_truncated, counts.chosen_truncated, counts.rejected_truncated
     lines = {
         **{f"dropped: {count:,} {reason}": count for reason, count in split.dropped.items()},
-        f"left out as a subset was asked for: {split.left_out:,} pairs": split.left_out,
-        "truncated: {:,} prompts, {:,} chosen, {:,} rejected".format(*truncated): sum(truncated),
+        f"left out as a subset was asked for: {counted(split.left_out, 'pair')}": split.left_out,
+        f"truncated: {counted(prompts, 'prompt')}, {chosen:,} chosen, {rejected:,} rejected": prompts
+        + chosen
+        + rejected,
         f"pairs whose responses are the same tokens: {counts.identical:,}": counts.identical,
         f"responses tokenised apart from their prompt: {counts.boundary_merges:,}": counts.boundary_merges,
         f"EOS tokens taken out of responses: {counts.eos_stripped:,}": counts.eos_stripped,

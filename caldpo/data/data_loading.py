@@ -20,6 +20,7 @@ from caldpo.data.microbatching import MicroBatch
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.types import PairBatch
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.text_format import counted
 
 
 class PairLoader:
@@ -186,13 +187,12 @@ class TokenizedDataModule(LightningDataModule):
         lengths = self.train_pairs.lengths() if lengths is None else lengths
         self._plan = plan = self._step_plan(lengths, accumulation, world_size, max_epochs, max_steps)
         if plan.pairs < plan.step_size and is_first_rank():
-            factors = (
-                f"data.micro_batch_size={self.micro_batch_size} x accumulation {accumulation} x {world_size} devices"
-            )
+            devices = counted(world_size, "device")
+            factors = f"data.micro_batch_size={self.micro_batch_size} x accumulation {accumulation} x {devices}"
             note = (
-                f"note: an optimiser step asks for {plan.step_size:,} pairs ({factors}), and the training split has"
-                f" {plan.pairs:,}: each step uses all of them, so one epoch is one step; lower data.micro_batch_size or"
-                " trainer.accumulate_grad_batches for more steps"
+                f"note: an optimiser step asks for {counted(plan.step_size, 'pair')} ({factors}), and the training"
+                f" split has {plan.pairs:,}: each step uses all of them, so one epoch is one step; lower"
+                " data.micro_batch_size or trainer.accumulate_grad_batches for more steps"
             )
             Console().print(Text(note))
         return plan
@@ -202,7 +202,9 @@ class TokenizedDataModule(LightningDataModule):
         world_size, rank = self._ranks()
         sampler = (self._plan or self._default_plan(world_size)).sampler(rank)
         if sampler.dropped and rank == 0:
-            note = f"data.drop_last: each epoch leaves out {sampler.dropped:,} of {len(self.train_pairs):,} pairs"
+            note = (
+                f"data.drop_last: each epoch leaves out {sampler.dropped:,} of {counted(len(self.train_pairs), 'pair')}"
+            )
             Console().print(Text(note))
         return self._loader("train", sampler)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from caldpo.data.raw_row import shown_name
+from caldpo.utils.text_format import counted
 
 Kind = Literal["line", "row", "degenerate", "filtered"]
 
@@ -78,7 +79,7 @@ class LoadReport:
         """Summarise in a few lines: formats, usable pairs, and what was left out and why."""
         detected = ", ".join(f"{name} {n:,}" for name, n in sorted(self.formats.items())) or "none"
         lines = [
-            f"{self.split}: {self.kept:,} of {self.rows:,} rows kept (format: {detected}; "
+            f"{self.split}: {self.kept:,} of {counted(self.rows, 'row')} kept (format: {detected}; "
             f"{self.with_scores:,} with scores)",
             *(f"  {note}" for note in self.notes),
         ]
@@ -99,7 +100,7 @@ class LoadReport:
         if self.remarks:
             lines.append(f"  {list_counts(self.remarks)}")
         if self.unread:
-            columns = (f"{shown_name(name)} ({n:,} rows)" for name, n in self.unread.items())
+            columns = (f"{shown_name(name)} ({counted(n, 'row')})" for name, n in self.unread.items())
             lines.append(f"  columns not read: {', '.join(columns)}")
         return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from caldpo.data.raw_row import PairSource, RawRow, RowError
 from caldpo.data.row_parsing import map_row, parse_row
 from caldpo.data.sources.file_checks import no_rows
 from caldpo.errors import CaldpoError
+from caldpo.utils.text_format import counted
 
 OnDegenerate = Literal["drop", "keep"]
 OnReversedScores = Literal["reject", "swap", "keep"]
@@ -128,10 +129,10 @@ def refuse_bad_rows(reports: Sequence[LoadReport], listed_in: str | os.PathLike[
     every = [rejection for bad in by_split for rejection in bad]
     if not every:
         return
-    lines = [f"{len(every):,} of {sum(report.rows for report in reports):,} rows cannot be used"]
+    lines = [f"{len(every):,} of {counted(sum(report.rows for report in reports), 'row')} cannot be used"]
     for report, bad in zip(reports, by_split, strict=True):
         if bad:
-            lines.append(f"  {report.split}: {len(bad):,} of {report.rows:,} rows")
+            lines.append(f"  {report.split}: {len(bad):,} of {counted(report.rows, 'row')}")
         lines += [f"    {r.origin}: {r.reason}" for r in bad[:_SHOWN]]
         if len(bad) > _SHOWN:
             lines.append(f"    ... and {len(bad) - _SHOWN:,} more")
@@ -154,7 +155,9 @@ def require_pairs(report: LoadReport) -> None:
     if not report.rows:
         raise no_rows(report.split)
     if not report.kept:
-        raise CaldpoError(f"none of its {report.rows:,} rows is a usable pair\n{report.summary()}", key=report.split)
+        raise CaldpoError(
+            f"none of its {counted(report.rows, 'row')} is a usable pair\n{report.summary()}", key=report.split
+        )
 
 
 def write_rejections(reports: LoadReport | Iterable[LoadReport], path: str | os.PathLike[str]) -> int:

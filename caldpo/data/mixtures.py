@@ -10,6 +10,7 @@ from typing import Any
 
 from caldpo.data.pair import PreferencePair
 from caldpo.errors import CaldpoError
+from caldpo.utils.text_format import counted
 
 # A name; or [NAME, ...] one after another; or {NAME: WEIGHT, ...}, for names that Hydra's grammar cannot have as a key
 # [{path: NAME, weight: WEIGHT}, ...].
@@ -113,7 +114,7 @@ def share_out(
     total = min(len(own) / share for own, share in zip(places, shares, strict=True))
     counts = [min(round(total * share), len(own)) for own, share in zip(places, shares, strict=True)]
     listed = "; ".join(
-        f"{part.name} {share:.1%}: {count:,} of {len(own):,} pairs"
+        f"{part.name} {share:.1%}: {count:,} of {counted(len(own), 'pair')}"
         for part, share, count, own in zip(parts, shares, counts, places, strict=True)
     )
     if not all(counts):

@@ -11,6 +11,7 @@ from caldpo.data.data_report import Rejection
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import RowError
 from caldpo.errors import CaldpoError
+from caldpo.utils.text_format import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,7 +108,7 @@ def require_scores(pairs: Sequence[PreferencePair], split: str, loss_name: str) 
     if missing:
         raise CaldpoError(
             f"loss {loss_name} takes its targets from the data's scores, and {len(missing):,} of "
-            f"{len(pairs):,} pairs of {split} have none, first {missing[0].origin}",
+            f"{counted(len(pairs), 'pair')} of {split} have none, first {missing[0].origin}",
             key="loss.targets",
             value="scores",
             remedy="set loss.targets=fixed, or give every row score_chosen and score_rejected",
@@ -133,7 +134,7 @@ def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_in
     listed = refused or rejections
     lines = "".join(f"\n    {r.origin}: {r.reason}" for r in listed[:_SHOWN])
     more = f"\n    ... and {len(listed) - _SHOWN:,} more, see {listed_in}" if len(listed) > _SHOWN else ""
-    what = f"{'' if kept else 'no pair is left: '}{len(listed):,} pairs cannot be used"
+    what = f"{'' if kept else 'no pair is left: '}{counted(len(listed), 'pair')} cannot be used"
     raise CaldpoError(
         f"{what} once they are tokenised{lines}{more}",
         key=split,

@@ -18,9 +18,15 @@ from caldpo.config.path_checks import (
 )
 from caldpo.config.validation import Problem
 from caldpo.data.mixtures import AUTO, parts_of
+from caldpo.data.sources.file_checks import ENDINGS, ending
 from caldpo.data.sources.file_discovery import find_files
 from caldpo.data.template_source import read_template
+from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
+from caldpo.utils.file_names import expanded, is_there
+
+_GENERATED = (".ReviewPairs", ".TabularPairs")  # sources that read no files
+_SPLITS = ("train", "test")  # of those
 
 
 def find_misplaced(cfg: DictConfig) -> Iterator[Problem]:
@@ -38,14 +44,17 @@ def _of_hub(cfg: DictConfig) -> Iterator[Problem]:
         remedy = "choose data=hub with it, or name files: data=local data.train=FILE_OR_FOLDER"
         yield Problem("data.path", redact_text(path), "this source reads no data set of the hub", remedy)
     if path is None and "path" in source and text_at(cfg, "data.source.path") is None:
-        what = "has to be given: the id of a data set on the hub, or a folder laid out like one"
+        what = "is required (the id of a data set on the hub, or a folder laid out like one)"
         yield Problem("data.path", None, what, "add data.path=OWNER/NAME to the command line")
 
 
 def _data_paths(cfg: DictConfig) -> Iterator[PathKey]:
-    local = str(text_at(cfg, "data.source._target_")).endswith(".LocalFiles")
-    yield PathKey("data.train", find_files if local else _leave_to_source, functools.partial(_names, "data.train"))
-    yield PathKey("data.test", _require_held_out if local else _leave_to_source, functools.partial(_names, "data.test"))
+    source = str(text_at(cfg, "data.source._target_"))
+    train, test = (find_files, _require_held_out) if source.endswith(".LocalFiles") else (_leave_to_source,) * 2
+    if source.endswith(_GENERATED):
+        train = test = _refuse_path
+    yield PathKey("data.train", train, functools.partial(_names, "data.train"))
+    yield PathKey("data.test", test, functools.partial(_names, "data.test"))
     yield PathKey("data.chat_template", read_template)
     yield from (PathKey(key, _require_data_folder) for key in ("data.path", "data.source.path"))
     yield from (PathKey(key, require_model_folder) for key in ("data.source.policy", "data.source.classifier"))
@@ -59,6 +68,15 @@ def _names(key: str, value: Any) -> list[str]:
 def _require_held_out(name: str) -> None:
     if name != AUTO:
         find_files(name, training=False)
+
+
+def _refuse_path(name: str) -> None:
+    path = expanded(name)
+    if "/" in name or ending(path) in ENDINGS or (name not in ("", *_SPLITS) and is_there(path)):
+        raise CaldpoError(
+            f"is a path, and the embedded data has the splits {' and '.join(_SPLITS)}",
+            remedy="add data=local, or take a model of your own: model=hf model.path=ID_OR_FOLDER",
+        )
 
 
 def _leave_to_source(name: str) -> Any:

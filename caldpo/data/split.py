@@ -11,6 +11,7 @@ from typing import Literal
 from caldpo.data.data_report import Rejection
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.errors import CaldpoError
+from caldpo.utils.text_format import counted
 
 _SHOWN = 5  # prompts named in a message
 
@@ -129,7 +130,7 @@ def settle_shared_prompts(
     if policy == "error":
         examples = "".join(f"\n    {a} and {b}" for a, b in list(shared.values())[:_SHOWN])
         raise CaldpoError(
-            f"{len(shared):,} prompts of the test split are in the training split too, so the test would "
+            f"{counted(len(shared), 'prompt')} of the test split also in the training split, so the test would "
             f"reward memorisation; for instance{examples}",
             key="data.on_shared_prompts",
             value=policy,
@@ -143,7 +144,7 @@ def settle_shared_prompts(
             remaining.append(pair)
     if not remaining:
         raise CaldpoError(
-            f"leaves nothing: all {len(train):,} training pairs have a prompt of the test split",
+            f"leaves nothing: the test split has the prompts of all {counted(len(train), 'training pair')}",
             key="data.on_shared_prompts",
             value=policy,
             remedy="give data.train and data.test different prompts",

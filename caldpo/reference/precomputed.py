@@ -28,6 +28,7 @@ from caldpo.reference.tolerances import exceeds_rounding, relative_difference, r
 from caldpo.types import PairBatch
 from caldpo.utils.collectives import all_gather, fresh_seed, is_first_rank, shard_items, true_on_any_rank
 from caldpo.utils.delayed_progress import DelayedProgress
+from caldpo.utils.text_format import counted
 
 
 class PrecomputedReference:
@@ -135,7 +136,8 @@ class PrecomputedReference:
                 other = difference(self.cache, split, facts)
                 reason = "none are stored yet" if other is None else f"stored ones differ in {other}"
                 _report(
-                    f"computed once for {len(pairs):,} {split} pairs and stored in {folder} ({reason})", first_rank=True
+                    f"computed once for {counted(len(pairs), f'{split} pair')} and stored in {folder} ({reason})",
+                    first_rank=True,
                 )
                 if not self.context.sharded or is_first_rank():
                     folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +145,7 @@ class PrecomputedReference:
             else:
                 stored = sum(len(part.rows) for part in store.parts if part.path.exists())
                 rest = "" if stored == len(pairs) else f", the other {len(pairs) - stored:,} computed and stored there"
-                _report(f"{stored:,} {split} pairs read from {folder}{rest}", first_rank=True)
+                _report(f"{counted(stored, f'{split} pair')} read from {folder}{rest}", first_rank=True)
             return self._fill(split, store, engine)
         except OSError as error:
             raise _cannot_write(str(self.cache), error.strerror or str(error)) from error

@@ -96,7 +96,7 @@ def require_same_config(began: Mapping[str, Any], config: Mapping[str, Any], run
         return
     more = f" and {len(changes) - _LISTED} more" if len(changes) > _LISTED else ""
     raise CaldpoError(
-        f"{run_dir} was begun with another configuration: {'; '.join(changes[:_LISTED])}{more}",
+        f"{run_dir} was started with a different configuration: {'; '.join(changes[:_LISTED])}{more}",
         key="resume",
         remedy="leave these keys out; where the yamls or the version of caldpo changed, go back to those that the run"
         " began with (its summary.json has the versions), or start a new run",
@@ -110,7 +110,7 @@ def differences(began: Mapping[str, Any], config: Mapping[str, Any], exempt: Col
         old, new = before.get(key, _ABSENT), after.get(key, _ABSENT)
         same = old == new or (key in RESOLVED and new == "auto")
         if not same and key not in exempt and not _is_ignored(key):
-            yield f"{key} was {_as_text(old)}, is {_as_text(new)}"
+            yield f"{key} was {_as_text(old)}, is now {_as_text(new)}"
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ def finished_outcome(cfg: DictConfig, folder: Path) -> AlreadyDone | None:
     if began is None:
         if process_rank() == 0 and _holds_run(folder):
             raise CaldpoError(
-                f"{CONFIG} of this run is missing: what it was begun with is not known",
+                f"{CONFIG} of this run is missing: the configuration that it started with is not known",
                 key="resume",
                 value=folder,
                 remedy="bring that file back, or start a new run in another folder",

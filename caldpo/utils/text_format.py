@@ -17,6 +17,11 @@ def number(value: float) -> str:
     return f"{value:.{decimals(value, 3)}f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a count with its noun: ``1 pair``, ``2,000 pairs``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def with_interval(value: float, low: float, high: float) -> str:
     """Format as ``0.859 [0.816, 0.898]``: as many decimals as two digits of the interval's width need.
 

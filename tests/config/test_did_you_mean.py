@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -78,6 +79,60 @@ def test_usual_names_of_keys(written: str, meant: str, capsys: pytest.CaptureFix
     model = ["model=hf"] if written.startswith("model.") else []
     said = told(written, *model, capsys=capsys)
     names(line_of(written.partition("=")[0], said), f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("words", "facts", "remedy"),
+    [
+        # a key that is required and not given yet
+        ("model=hf model_name_or_path=gpt2", ["model_name_or_path:", "did you mean model.path?"], "model.path=..."),
+        # keys of an option that is not chosen
+        ("model.path=Qwen/X", ["model.path:"], "add model=hf"),
+        ("adapter.rank=8", ["adapter.rank:"], "add adapter=lora"),
+        ("adapter=none adapter.rank=8", ["adapter.rank:"], "choose adapter=lora in place of adapter=none"),
+        ("lora_r=8", ["lora_r:", "adapter.rank"], "add adapter=lora and write adapter.rank=..."),
+        ("lora_alpha=8", ["lora_alpha:", "adapter.alpha"], "add adapter=lora and write adapter.alpha=..."),
+        ("lora_target_modules=x", ["adapter.target_modules"], "add adapter=lora"),
+        ("adapter=qlora lora_target_modules=x", ["did you mean adapter.target_modules?"], "write"),
+        ("attn_implementation=x", ["model.attention"], "add model=hf and write model.attention=..."),
+        ("gradient_checkpointing=true", ["model.gradient_checkpointing"], "add model=hf"),
+        ("tokenizer=x", ["model.tokenizer"], "add model=hf"),
+        ("label_smoothing=0.1", ["loss.label_smoothing"], "add loss=dpo"),
+        ("loss=dpo label_smoothing=0.1", ["did you mean loss.label_smoothing?"], "write"),
+        # other names of the weight, where the loss has one
+        *[(f"loss.{name}=1", ["did you mean loss.calibration_weight?"], "write") for name in ("weight", "lambda", "c")],
+        ("loss=dpo loss.weight=1", ["loss.weight:"], "beta, label_smoothing"),
+        # a path or an id in the place of an option
+        ("model=Qwen/Qwen3-0.6B", ["model=Qwen/Qwen3-0.6B:"], "model=hf model.path=Qwen/Qwen3-0.6B"),
+        ("model=/models/x", ["model=/models/x:"], "model=hf model.path=/models/x"),
+        ("model=gpt2", ["model=gpt2:", "gpt2_large"], "model=hf model.path=gpt2"),
+        ("data=train.jsonl", ["data=train.jsonl:"], "data=local data.train=train.jsonl"),
+        ("data=owner/name", ["data=owner/name:", "hub"], "data=hub data.path=owner/name"),
+        # a path as a split of the embedded data
+        ("data.train=/x/rows.jsonl", ["data.train=/x/rows.jsonl:"], ("data=local", "model=hf")),
+        # lists and options
+        ("suites=longer", ["suites=longer:", "list"], "'suites=[longer]'"),
+        ("suite=x", ["suite:", "did you mean suites?"], "'suites=[...]'"),
+        ("--loss dpo", ["--loss:"], "write loss=dpo"),
+        ("--learning-rate=1 seed=1", ["--learning-rate=1:"], "write learning_rate=1"),
+        ("--mulltirun", ["--mulltirun:", "did you mean --multirun?"], "--help"),
+    ],
+)
+def test_a_likely_mistake_names_what_to_write(
+    words: str, facts: list[str], remedy: str | tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = told(*words.split(), capsys=capsys)
+    names(said, *facts, remedy=remedy)
+    assert "=...." not in said
+
+
+def test_a_folder_in_the_place_of_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    said = told("data=mine", "model=mine", capsys=capsys)
+    names(said, "data=local data.train=mine", "model=hf model.path=mine")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,16 @@ def test_other_sources_name_splits() -> None:
     check_places(config(data__source___target_="caldpo.data.sources.hub_dataset.HubDataset", data__train="train"))
 
 
+@pytest.mark.parametrize("name", ["nowhere/rows", "rows.jsonl", "pairs"])
+def test_the_embedded_data_has_no_files(name: str) -> None:
+    """A folder may be called as a split is."""
+    embedded = {"data__source___target_": "caldpo.data.sources.review_pairs.ReviewPairs", "data__test": "test"}
+    Path("train").mkdir()
+    check_places(config(data__train="train", **embedded))
+    with refused("train and test", key="data.train", value=name, remedy="data=local"):
+        check_places(config(data__train=name, **embedded))
+
+
 COMMAND = (
     "import sys; from caldpo.train import main\n"
     "try: main(sys.argv[1:])\n"

@@ -37,7 +37,7 @@ def test_truncated_and_dropped_pairs_are_counted_in_report_file_and_terminal(
     assert count == 1
     names(reason, "chosen", "rejected", "same tokens", "truncated")
     assert rejected(tmp_path) == [{"split": "train", "origin": "train:3", "kind": "degenerate", "reason": reason}]
-    names(capsys.readouterr().out, "1 prompts, 2 chosen, 1 rejected")
+    names(capsys.readouterr().out, "1 prompt, 2 chosen, 1 rejected")
     kept, _ = prepared(tmp_path, source=source, max_length=6, max_prompt_length=2, on_degenerate="keep")
     assert len(kept.train_pairs) == 3
 
@@ -45,7 +45,7 @@ def test_truncated_and_dropped_pairs_are_counted_in_report_file_and_terminal(
 def test_prompts_in_both_splits(tmp_path: Path) -> None:
     source = RowsSource(train=[*TRAIN, ("Z  b ?", " e", " f")], test=TEST)
     with refused(
-        "1 prompts",
+        "1 prompt",
         "train:11",
         "test:1",
         key="data.on_shared_prompts",
@@ -102,7 +102,7 @@ def test_conversations_the_template_refuses(tmp_path: Path) -> None:
         template="{{ raise_exception('no c') if 'c' in messages[0].content }}"
         "{% for m in messages %}{{ m.content + ' ' + eos_token + ' ' }}{% endfor %}"
     )
-    with refused("1 pairs", "train:2", "no c", key="train", remedy=("data.chat_template=FILE", "data.on_invalid=skip")):
+    with refused("1 pair", "train:2", "no c", key="train", remedy=("data.chat_template=FILE", "data.on_invalid=skip")):
         prepared(tmp_path, tokenizer, source=source)
     module, report = prepared(tmp_path, tokenizer, source=source, on_invalid="skip")
     assert len(module.train_pairs) == report["train"]["pairs"] == 9
@@ -149,7 +149,7 @@ def test_all_bad_rows_of_both_files_are_reported_in_one_error(tmp_path: Path) ->
 
 def test_a_split_without_pairs_stops_after_the_list_is_written(tmp_path: Path) -> None:
     source = RowsSource(train=TRAIN, test=[("a", " b", " b")])
-    with refused("1 rows", "chosen", "rejected", "identical", key="test"):
+    with refused("1 row", "chosen", "rejected", "identical", key="test"):
         prepared(tmp_path, source=source, on_invalid="skip")
     [row] = rejected(tmp_path)
     assert row["origin"] == "test:1"

@@ -112,7 +112,7 @@ def test_bad_rows_are_left_out_and_reported():
 
 def test_no_pair_at_all_is_an_error():
     _, report = load_pairs(Rows(row(chosen="bad")), "train")
-    with refused("1 rows", "0 of 1 rows", "chosen", "rejected", "identical", key="train"):
+    with refused("1 row", "0 of 1 row", "chosen", "rejected", "identical", key="train"):
         require_pairs(report)
 
 

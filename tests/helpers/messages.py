@@ -30,7 +30,7 @@ def names(error: Any, *facts: Any, key: Any = None, value: Any = None, remedy: A
     problem = solution = text
     if isinstance(error, CaldpoError):
         solution = error.remedy or ""
-        problem = text.removesuffix(f"\n  What to do: {solution}.")
+        problem = text.partition(f"\n  What to do: {solution}")[0] if solution else text
         assert key is None or error.key == str(key), f"the key is {error.key!r}, not {str(key)!r}: {text}"
         key = None
     remedies = remedy if isinstance(remedy, (tuple, list)) else () if remedy is None else (remedy,)

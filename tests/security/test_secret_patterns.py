@@ -99,7 +99,7 @@ def test_json_and_yaml(number: int) -> None:
         "token: null\npassword: ''\napi_key: ???",
         "token: ${oc.env:HF_TOKEN}",
         "    token = self.next_token(ids)",
-        "data.train: has to be given: str",
+        "data.train: is required (str)",
         "tokens by author: 12; author: somebody",
         "10:32:11 step: 5 loss: 0.1",
     ],

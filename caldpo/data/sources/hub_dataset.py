@@ -43,7 +43,7 @@ class HubDataset(PairSource):
     ) -> None:
         if path is None:
             raise CaldpoError(
-                "has to be given: the id of a data set on the hub, or a folder laid out like one",
+                "is required (the id of a data set on the hub, or a folder laid out like one)",
                 key="data.path",
                 remedy="add data.path=OWNER/NAME",
             )
