@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from tests.architectures.examine import COLUMNS, commands, examine, faults, write_pairs
-from tests.architectures.families import ALL
+from tests.architectures.families import ALL, build
 
 
 def main(file: Path, kinds: list[str]) -> None:
@@ -34,7 +34,8 @@ def main(file: Path, kinds: list[str]) -> None:
                 try:
                     row = examine(kind)
                     if os.environ.get("PROBES") != "only":
-                        row |= commands(kind, Path(folder, kind))
+                        build(kind, rate=0.3).save_pretrained(Path(folder, kind))
+                        row |= commands(Path(folder, kind))
                 except Exception as error:
                     row = {"refused": f"cannot be built or run here: {type(error).__name__}: {str(error)[:80]}"}
             shown = {n: f"{v:.0e}" if isinstance(v, float) else str(v) for n, v in row.items()}

@@ -182,13 +182,11 @@ def write_pairs() -> None:
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def commands(kind: str, folder: Path) -> dict[str, str]:
+def commands(folder: Path) -> dict[str, str]:
     """How train and estimate end, as a user starts them on a saved folder; in the current folder lie pairs."""
     from caldpo.estimate import main as estimate
     from caldpo.train import main as train
 
-    model = build(kind, rate=0.3)
-    model.save_pretrained(folder)
     words = folder.with_name("words")  # beside a config.json, transformers would read them by the type's own class
     tiny_tokenizer().save_pretrained(words)
     run = [

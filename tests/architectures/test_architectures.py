@@ -28,13 +28,17 @@ def test_a_few_types(kind: str) -> None:
 @pytest.mark.parametrize("kind", ALL)
 def test_all_types(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
-        build(kind, rate=0.3)
-    except (AssertionError, RuntimeError) as error:
-        pytest.skip(f"transformers cannot build it from its default settings made small: {error}")
+        model = build(kind, rate=0.3)
+    except AssertionError as error:
+        pytest.skip(f"transformers does not build it from its default settings made small: {error}")
     row = examine(kind)
     assert not faults(row)
     if kind in NOT_CAUSAL:
         assert "refused" in row
     monkeypatch.chdir(tmp_path)
     write_pairs()
-    assert not faults(row | commands(kind, tmp_path / kind))
+    try:
+        model.save_pretrained(tmp_path / kind)
+    except RuntimeError as error:
+        pytest.skip(f"transformers cannot save it as small as this: {error}")
+    assert not faults(row | commands(tmp_path / kind))
