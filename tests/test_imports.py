@@ -31,3 +31,11 @@ def test_commands_import_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*[m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_what_runs_a_policy_imports_no_extra_that_it_does_not_use() -> None:
+    """PEFT brings bitsandbytes along: more than a second, and 60 MiB."""
+    names = "caldpo.evaluation.evaluation_run, caldpo.exporting.export_run, caldpo.generation.generation_run"
+    code = f"import sys, {names}; print(*[m for m in ('peft', 'bitsandbytes', 'deepspeed') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

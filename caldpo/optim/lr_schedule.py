@@ -7,7 +7,6 @@ from fractions import Fraction as Exact
 from typing import Any, Literal
 
 import torch
-from transformers import get_scheduler
 
 from caldpo.config.bounds import Fraction, NonNegativeInt
 from caldpo.config.signatures import validated
@@ -35,6 +34,8 @@ class Schedule:
 
     def attach(self, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
         """Make Lightning's optimiser dictionary, with the schedule stepped at every optimiser step."""
+        from transformers import get_scheduler  # brings PEFT and bitsandbytes along, which other commands do not need
+
         warmup = share_of(self.warmup_ratio, total_steps) if self.warmup_steps is None else self.warmup_steps
         name = "constant_with_warmup" if self.decay == "constant" else self.decay
         scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
