@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from caldpo import metric_definitions as m
 from caldpo.config.conf_dir import conf_dir
 from caldpo.data.batching import StepPlan
 from caldpo.metrics_file import read_rows
 from caldpo.models.adapted_policy import count_parameters
 from caldpo.utils.text_format import counted
 
-END_METRICS = ("log_ratios/chosen", "log_ratios/rejected", "rewards/margins", "rewards/accuracies", "displacement")
+END_METRICS = (m.CHOSEN_LOG_RATIO, m.REJECTED_LOG_RATIO, m.REWARD_MARGIN, m.ACCURACY, m.DISPLACEMENT)
 _OWN_ROWS = ("lr", "schedule", "_target_")  # keys of an optimiser that have rows of their own
 
 
@@ -61,7 +62,7 @@ def print_end(summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     metrics = summary["metrics"]
-    for name in [f"val/{n}" for n in END_METRICS] + [n for n in metrics if n.startswith("oracle/")]:
+    for name in [metric.held_out.name for metric in END_METRICS] + [n for n in metrics if n.startswith("oracle/")]:
         if name in metrics:
             table.add_row(name, f"{metrics[name]:.4g}")
     console = Console()

@@ -28,13 +28,8 @@ REPLACED = "replaced"  # folder of offline stretches that a later one repeats
 _STRETCH = re.compile(r"(?P<offline>offline-)?run-(?P<time>\d{8}_\d{6})-.+")
 
 
-def csv_logger(run_dir: Path) -> Logger:
-    """Open ``metrics.csv`` in the run's folder for appending; every row is on disk at once."""
-    return MetricsFile(run_dir)
-
-
 class MetricsFile(Logger):
-    """Lightning's view of :class:`~caldpo.metrics_file.RowWriter`: the first rank writes."""
+    """Append rows to ``metrics.csv`` of the run's folder, each on disk at once; the first rank writes."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from caldpo.config.find_runs import holds_no_training, natural
 from caldpo.config.run_lifecycle import (
     DIED,
+    DIED_REASON,
     FAILED,
     FINISHED,
     INTERRUPTED,
@@ -39,7 +40,7 @@ _LOOK_AGAIN = 0.2  # seconds
 _DYING = 3.0  # seconds that workers have to end, which were stopped with the sweep
 _NO_END = {
     RUNNING: "still running",
-    DIED: "its process ended without a word: killed, out of memory, or the machine went down",
+    DIED: DIED_REASON,
 }
 
 

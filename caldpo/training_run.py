@@ -37,7 +37,7 @@ from caldpo.estimation.oom_report import out_of_memory_error
 from caldpo.exporting.export_policy import export, export_notes
 from caldpo.exporting.model_card import CARD, Exported, write_card
 from caldpo.lightning_module import PreferenceModule
-from caldpo.loggers import csv_logger
+from caldpo.loggers import MetricsFile
 from caldpo.logprobs.layout import choose_layout
 from caldpo.metrics_file import NAME
 from caldpo.model_data_checks import check_fit, tokenizer_key
@@ -165,7 +165,7 @@ def open_loggers(components: Components, record: RunRecord, resume: ResumePoint)
     tracked = components.logger.open(
         record.run_dir, record.tracked_name, record.sweep_name, record.config, resume.earlier
     )
-    return [csv_logger(record.run_dir), *tracked]
+    return [MetricsFile(record.run_dir), *tracked]
 
 
 def plan_steps(cfg: DictConfig, components: Components, record: RunRecord, policy: PreTrainedModel) -> StepPlan:

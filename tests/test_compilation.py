@@ -13,7 +13,7 @@ import torch
 
 from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.lightning_trainer import TrainerSettings
-from caldpo.loggers import csv_logger
+from caldpo.loggers import MetricsFile
 from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.models.compilation import CompileClock, compile_layers
@@ -67,7 +67,7 @@ def test_a_resident_reference_is_the_compiled_policys_start_in_half_precision(pr
     torch.compiler.reset()  # tests before this one may have used up how often a part is compiled
     module = make_module(CalDPO(beta=0.5))
     settings = TrainerSettings(progress_bar=False, max_steps=1, precision=precision, compile=True)
-    trainer = settings.build(tmp_path, [csv_logger(tmp_path)], [])
+    trainer = settings.build(tmp_path, [MetricsFile(tmp_path)], [])
     policy = in_run_dtype(trainer, module.policy)
     context = make_context(policy, precision=trainer.precision_plugin.forward_context)
     module.reference = Frozen().build(context)

@@ -14,7 +14,7 @@ import torch
 from caldpo.checkpointing.checkpoint_callback import Checkpoints
 from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.lightning_trainer import TrainerSettings
-from caldpo.loggers import csv_logger
+from caldpo.loggers import MetricsFile
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.losses.cpo import CPO
@@ -93,7 +93,7 @@ def test_rows_say_what_the_weights_of_their_step_do(tmp_path: Path) -> None:
     module = make_module(DPO())
     data = Pairs(pairs, pairs, 6)  # training and held-out pairs are the same, one batch
     trainer = TrainerSettings(progress_bar=False, max_steps=4, val_check_interval=2).build(
-        tmp_path, [csv_logger(tmp_path)], []
+        tmp_path, [MetricsFile(tmp_path)], []
     )
     trainer.validate(module, data, verbose=False)
     trainer.fit(module, data)
@@ -202,7 +202,7 @@ def test_clip_fraction_counts_clipped_steps(tmp_path: Path) -> None:
 def test_another_start_is_refused_before_the_first_step(tmp_path: Path) -> None:
     module = make_module(DPO())
     module.reference = FrozenReference(tiny_model(seed=1))
-    trainer = TrainerSettings(progress_bar=False, max_steps=1).build(tmp_path, [csv_logger(tmp_path)], [])
+    trainer = TrainerSettings(progress_bar=False, max_steps=1).build(tmp_path, [MetricsFile(tmp_path)], [])
     with refused("policy", "reference", "differ"):
         trainer.validate(module, Pairs(tiny_pairs(4), tiny_pairs(4), 2), verbose=False)
     module.same_start = False

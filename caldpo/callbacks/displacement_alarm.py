@@ -21,8 +21,9 @@ from caldpo.callbacks.callback_base import RunCallback
 from caldpo.config.bounds import NonNegative, NonNegativeInt
 from caldpo.config.signatures import validated
 from caldpo.lightning_module import PreferenceModule
+from caldpo.metric_definitions import CHOSEN_LOG_RATIO, DISPLACEMENT, REJECTED_LOG_RATIO
 
-CHOSEN, REJECTED, SHARE = "val/log_ratios/chosen", "val/log_ratios/rejected", "val/displacement"
+CHOSEN, REJECTED, SHARE = (m.held_out.name for m in (CHOSEN_LOG_RATIO, REJECTED_LOG_RATIO, DISPLACEMENT))
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,14 +33,12 @@ def wins(difference: Values) -> Values:
 
 
 def true_rewards(data: PairDataModule, prompts: Sequence[str], responses: Sequence[str]) -> Values:
-    """Compute the true reward of each response to its prompt, all at once where the source can.
+    """Compute the true reward of each response to its prompt.
 
     Args:
-        data: its ``oracle`` is not None.
+        data: its source is a :class:`RewardSource`, so that its ``oracle`` is not None.
         prompts: as text.
         responses: one to each prompt.
     """
-    if isinstance(data.source, RewardSource):
-        return np.asarray(data.source.rewards(prompts, responses), dtype=np.float64)
-    assert data.oracle is not None
-    return np.array([data.oracle(p, r) for p, r in zip(prompts, responses, strict=True)], dtype=np.float64)
+    assert isinstance(data.source, RewardSource)
+    return np.asarray(data.source.rewards(prompts, responses), dtype=np.float64)

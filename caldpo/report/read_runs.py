@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caldpo.config.find_runs import natural
-from caldpo.config.run_lifecycle import DIED, FINISHED, INTERRUPTED, RUNNING, status_of
+from caldpo.config.run_lifecycle import DIED, DIED_REASON, FINISHED, INTERRUPTED, RUNNING, status_of
 from caldpo.config.run_lifecycle import one_line as describe_error
 from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import SUMMARY, read_summary
@@ -25,7 +25,7 @@ from caldpo.utils.yaml_io import flatten, read_json, read_yaml
 _NAMED = 5  # metrics of a kind that are named, the others counted
 _NO_END = {
     RUNNING: "it is still training",
-    DIED: "its process ended without a word: killed, out of memory, or the machine went down",
+    DIED: DIED_REASON,
     INTERRUPTED: "it was stopped from outside",
     INCOMPLETE: "it left no summary",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +13,11 @@ import torch
 from caldpo import training_run
 from caldpo.data.datamodule import HeldOutPrompt
 from caldpo.data.pair import TokenizedPair
+from caldpo.data.raw_row import RawRow, RewardSource
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
 from caldpo.lightning_trainer import TrainerSettings
-from caldpo.loggers import csv_logger
+from caldpo.loggers import MetricsFile
 from caldpo.losses.dpo import DPO
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.frozen_model import FrozenReference
@@ -48,6 +49,21 @@ def words(ids: list[int]) -> str:
     return " ".join(f"w{i - 4}" for i in ids if i >= 4)
 
 
+class KnownReward(RewardSource):
+    """A source of no rows whose true reward is a function."""
+
+    name = "known reward"
+
+    def __init__(self, reward: Callable[[str, str], float]) -> None:
+        self._reward = reward
+
+    def rows(self, split: str) -> Iterator[RawRow]:
+        return iter(())
+
+    def reward(self, prompt: str, response: str) -> float:
+        return self._reward(prompt, response)
+
+
 class OracleData(Pairs):
     """A data module with held-out prompts, and a known reward where one is given."""
 
@@ -56,7 +72,8 @@ class OracleData(Pairs):
     def __init__(self, oracle: Callable[[str, str], float] | None) -> None:
         pairs = scored_pairs()
         super().__init__(pairs[:8], pairs, 4)
-        self.oracle, self.source, self.test_pairs = oracle, SimpleNamespace(), TokenizedPairs(pairs)
+        self.source = SimpleNamespace() if oracle is None else KnownReward(oracle)
+        self.oracle, self.test_pairs = oracle, TokenizedPairs(pairs)
 
     def held_out_prompts(self, count: int) -> list[HeldOutPrompt]:
         """The first prompts, each once."""
@@ -79,7 +96,7 @@ def make_module(seed: int = 1) -> PreferenceModule:
 
 def fit(module: PreferenceModule, data: Any, folder: Path, *callbacks: pl.Callback, **settings: Any) -> None:
     """Train in a real Trainer."""
-    made = TrainerSettings(progress_bar=False, **settings).build(folder, [csv_logger(folder)], [*callbacks])
+    made = TrainerSettings(progress_bar=False, **settings).build(folder, [MetricsFile(folder)], [*callbacks])
     training_run.fit(made, module, data)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
-from caldpo.loggers import csv_logger
+from caldpo.loggers import MetricsFile
 from tests.helpers.tiny import tiny_pairs
 from tests.nonfinite.guard_ranks import second_rank_pair
 from tests.nonfinite.spoiled_runs import PairsWithOrigins, guarded_module, pairs_with_spoiled
@@ -39,7 +39,7 @@ def main(folder: Path, action: str, strategy: str, offload: bool) -> None:
         gradient_clip_val=0.05,  # clips every step
         cpu_offload=offload,
     )
-    trainer = settings.build(folder, [csv_logger(folder)], [])
+    trainer = settings.build(folder, [MetricsFile(folder)], [])
     try:
         trainer.fit(module, PairsWithOrigins(pairs_with_spoiled(24, [second_rank_pair(step=1)]), tiny_pairs(4), 2))
         message = f"{module.nonfinite.skipped} skipped, {module.global_step} steps"

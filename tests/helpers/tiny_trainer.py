@@ -15,7 +15,7 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
 from caldpo.lightning_trainer import TrainerSettings
-from caldpo.loggers import csv_logger
+from caldpo.loggers import MetricsFile
 from caldpo.losses.base import PreferenceLoss
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.frozen_model import FrozenReference
@@ -55,6 +55,6 @@ def make_module(loss: PreferenceLoss, lr: float = 1e-2, decay: str = "constant")
 def fit(module: PreferenceModule, data: Pairs, folder: Path, **settings: Any) -> pl.Trainer:
     callbacks = settings.pop("callbacks", [])
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = TrainerSettings(progress_bar=False, **settings).build(folder, [csv_logger(folder)], callbacks)
+    trainer = TrainerSettings(progress_bar=False, **settings).build(folder, [MetricsFile(folder)], callbacks)
     trainer.fit(module, data)
     return trainer

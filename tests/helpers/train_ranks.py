@@ -14,7 +14,7 @@ from caldpo.data.collate import Layout
 from caldpo.data.data_loading import TokenizedDataModule
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_trainer import TrainerSettings
-from caldpo.loggers import csv_logger
+from caldpo.loggers import MetricsFile
 from caldpo.logprobs.layout import choose_layout
 from caldpo.losses.cpo import CPO
 from tests.helpers.tiny import tiny_pairs
@@ -54,7 +54,7 @@ def main(
         accumulate_grad_batches=accumulation,
         val_check_interval=2,
     )
-    trainer = settings.build(folder, [csv_logger(folder)], [], plan.accumulation)
+    trainer = settings.build(folder, [MetricsFile(folder)], [], plan.accumulation)
     trainer.fit(module, data)
     if trainer.is_global_zero:
         torch.save(module.policy.state_dict(), folder / "weights.pt")

@@ -12,7 +12,7 @@ from pathlib import Path
 from caldpo.data.batching import StepBatchSampler
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
-from caldpo.loggers import csv_logger
+from caldpo.loggers import MetricsFile
 from tests.helpers.tiny import tiny_pairs
 from tests.nonfinite.spoiled_runs import PairsWithOrigins, guarded_module, pairs_with_spoiled
 
@@ -21,7 +21,7 @@ def main(folder: Path, action: str) -> None:
     folder.mkdir(exist_ok=True)
     module = guarded_module(action)
     settings = TrainerSettings(progress_bar=False, devices=2, strategy="ddp", max_steps=3)
-    trainer = settings.build(folder, [csv_logger(folder)], [])
+    trainer = settings.build(folder, [MetricsFile(folder)], [])
     try:
         trainer.fit(module, PairsWithOrigins(pairs_with_spoiled(24, [second_rank_pair(step=1)]), tiny_pairs(4), 2))
         message = f"{module.nonfinite.skipped} skipped, {module.global_step} steps"

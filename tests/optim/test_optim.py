@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
 from caldpo.lightning_trainer import TrainerSettings
-from caldpo.loggers import csv_logger
+from caldpo.loggers import MetricsFile
 from caldpo.losses.dpo import DPO
 from caldpo.optim import AdamW, RMSprop, Schedule, can_fuse, decay_groups
 from caldpo.optim.lr_schedule import share_of
@@ -151,7 +151,7 @@ def test_clipping_meets_the_limit_in_every_precision(precision: str, fused: bool
             trainer.optimizers[0].register_step_post_hook(look)
 
     settings = TrainerSettings(progress_bar=False, max_steps=2, gradient_clip_val=0.25)
-    trainer = settings.build(tmp_path, [csv_logger(tmp_path)], [Look()])
+    trainer = settings.build(tmp_path, [MetricsFile(tmp_path)], [Look()])
     if precision != "32-true":  # given itself, as Lightning takes bfloat16 for float16 on a CPU
         trainer.strategy.precision_plugin = MixedPrecision(precision, "cpu")
     trainer.fit(module, Pairs(tiny_pairs(8), tiny_pairs(4), 4))
