@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import yaml
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
-    HydraException,
     MissingConfigException,
     OverrideParseException,
 )
-from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 
-from caldpo.config.conf_dir import conf_dir
-from caldpo.config.did_you_mean import KEYS, meant_keys, suggest, suggest_known
+from caldpo.config.config_groups import groups_of, has_group, options_of
+from caldpo.config.did_you_mean import suggest, suggest_known
+from caldpo.config.extras import EXTRAS, install
 from caldpo.config.hydra_extensions import PER_LOSS
 from caldpo.config.overrides import parse_overrides
+from caldpo.config.unknown_keys import FAULTS, Compose, unknown_key
 from caldpo.config.validation import NEEDED, Problem, missing_group_problem
 from caldpo.security.secrets import redact_text
 from caldpo.utils.file_names import is_there
 
-# Options that bring the keys which are most often set without them.
-_BRINGING_KEYS = ("adapter=lora", "model=hf", "loss=dpo")
-Compose = Callable[[list[str]], DictConfig]
-_GLOBAL = re.compile(r"^# *@package +_global_", re.MULTILINE)  # of a file that sets keys of other sections
 _DATA_FILE = re.compile(r"\.(jsonl?|csv|parquet)(\.gz)?$")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_FAULTS = (HydraException, OSError, TypeError, ValueError, yaml.YAMLError)  # what Hydra lets out while composing
 
 
 def compose_or_explain(
@@ -60,7 +52,7 @@ def compose_or_explain(
         try:
             cfg = compose(remaining)
             return None if no_option else cfg, problems
-        except _FAULTS as error:
+        except FAULTS as error:
             problem, culprit = _explain(error, compose, loader, remaining)
             problems.append(problem)
             if culprit not in remaining:
@@ -72,14 +64,20 @@ def compose_or_explain(
 
 
 def _remembering(compose: Compose) -> Compose:
-    """Cache compositions by their overrides; none of them is changed in this module."""
-    composed: dict[tuple[str, ...], DictConfig] = {}
+    """Cache compositions, and their faults, by their overrides; none of them is changed in this module."""
+    composed: dict[tuple[str, ...], DictConfig | Exception] = {}
 
     def remembered(overrides: list[str]) -> DictConfig:
         key = tuple(overrides)
         if key not in composed:
-            composed[key] = compose(overrides)
-        return composed[key]
+            try:
+                composed[key] = compose(overrides)
+            except FAULTS as error:
+                composed[key] = error
+        outcome = composed[key]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     return remembered
 
@@ -102,15 +100,15 @@ def _of_other_commands(
     compose: Compose, loader: ConfigLoader, overrides: Sequence[str]
 ) -> tuple[list[Problem], list[str]]:
     """Refuse added groups that no configuration of this command names, and that nothing would read."""
-    added = [o for o in parse_overrides(loader, overrides) if o.is_add() and _options(loader, o.key_or_group)]
+    added = [o for o in parse_overrides(loader, overrides) if o.is_add() and options_of(loader, o.key_or_group)]
     if not added:
         return [], []
     try:
         cfg = compose([])
-    except _FAULTS:
+    except FAULTS:
         return [], []
-    foreign = [o for o in added if not _has_group(cfg, loader, o.key_or_group)]
-    remedy = f"the groups of this command are {', '.join(_groups(cfg, loader))}"
+    foreign = [o for o in added if not has_group(cfg, loader, o.key_or_group)]
+    remedy = f"the groups of this command are {', '.join(groups_of(cfg, loader))}"
     problems = [Problem(o.key_or_group, None, "a group of another command", remedy) for o in foreign]
     return problems, [o.input_line or "" for o in foreign]
 
@@ -122,7 +120,7 @@ def _deleted_groups(compose: Compose, loader: ConfigLoader, overrides: Sequence[
         return {}
     try:
         choices = compose([]).hydra.runtime.choices
-    except _FAULTS:
+    except FAULTS:
         return {}
     # a command that can do without has no option of it to begin with
     return {
@@ -134,7 +132,7 @@ def _deleted_groups(compose: Compose, loader: ConfigLoader, overrides: Sequence[
 
 def _unknown_optional(loader: ConfigLoader, overrides: Sequence[str]) -> dict[str, Problem]:
     """Refuse options of the one optional group that do not exist, which Hydra leaves out in silence."""
-    options = _options(loader, PER_LOSS)
+    options = options_of(loader, PER_LOSS)
     remedy = f"choose one of {', '.join(options)}"
     problems = {}
     for override in parse_overrides(loader, overrides):
@@ -173,7 +171,7 @@ def _of_override(
     key, line = override.key_or_group, override.input_line or ""
     no_option = "Config group override must be" in text or "is not iterable" in text  # the second for a list of numbers
     if no_option and not _are_names(override.value()):
-        options = _options(loader, key) if key else []
+        options = options_of(loader, key) if key else []
         wrong = Problem(key, _value(line), "must be the name of an option", f"choose one of {', '.join(options)}")
         return wrong if options else _unreadable(line) if not key else None
     if f"Multiple values for {key}." in text or ("Could not append" in text and f"'{key}'" in text):
@@ -190,36 +188,12 @@ def _of_override(
     if "Did you mean to override" in text or "looks like a config group" in text:
         return Problem(f"{key}@{override.package}", None, "unknown package", f"leave it out: {key}={_value(line)}")
     if "Could not override" in text or "Could not delete" in text:
-        return _unknown_key(override, compose, loader, others)
+        return unknown_key(override, compose, loader, others)
     return Problem(key, _value(line), text.splitlines()[0].rstrip("."))
 
 
 def _are_names(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
-
-
-# options that come with an extra of pyproject.toml
-EXTRAS = {
-    ("hydra/launcher", "joblib"): "sweep",
-    ("hydra/launcher", "submitit_local"): "slurm",
-    ("hydra/launcher", "submitit_slurm"): "slurm",
-    ("hydra/sweeper", "optuna"): "search",
-    ("adapter", "lora"): "peft",
-    ("adapter", "dora"): "peft",
-    ("adapter", "qlora"): "qlora",
-    ("optim", "adamw_8bit"): "bnb",
-    ("optim", "adamw_paged"): "bnb",
-    ("optim", "lion"): "bnb",
-    ("optim", "adamw_stochastic"): "ao",
-    ("trainer", "deepspeed_zero2"): "deepspeed",
-    ("suite", "judge"): "judge",
-    ("suite", "leaderboard"): "eval",
-}
-
-
-def install(group: str, option: str) -> str:
-    """Name the extra to install where the packages behind an option are missing."""
-    return f"install the extra that brings it: pip install 'caldpo[{EXTRAS[group, option]}]'"
 
 
 def _unreadable(text: str) -> Problem:
@@ -239,7 +213,7 @@ def _missing_option(
     for text in overrides:
         if text.replace("=", "/", 1) == error.missing_cfg_file and (problem := _named_in_place_of_option(text)):
             return problem, text
-    options = list(error.options or (_options(loader, group) if group else ()))  # of a list, Hydra names none
+    options = list(error.options or (options_of(loader, group) if group else ()))  # of a list, Hydra names none
     if not group:
         return Problem("configuration", None, f"there is no {error.missing_cfg_file}"), None
     written = next((o for o in reversed(overrides) if o.split("=")[0].strip("+").split("@")[0] == group), None)
@@ -267,106 +241,6 @@ def _named_in_place_of_option(text: str) -> Problem | None:
         what, key = ("a data set of the hub", "data=hub data.path") if on_hub else ("a path", "data=local data.train")
         return Problem(group, redact_text(name), f"is not an option, but {what}", f"write {key}={redact_text(name)}")
     return None
-
-
-def _unknown_key(override: Override, compose: Compose, loader: ConfigLoader, others: list[str]) -> Problem:
-    """Explain an unknown key by the keys beside which it would stand."""
-    key, value = override.key_or_group, override.value()
-    cfg = _composed_without_faults(compose, loader, others)
-    if cfg is None:
-        return Problem(key, None, "unknown key")
-    options = _options(loader, key)
-    if options and key not in cfg and _has_group(cfg, loader, key):
-        return Problem(key, None, "not chosen by the defaults list", f"add it as +{key}={'|'.join(options)}")
-    section = OmegaConf.select(cfg, key, throw_on_missing=False)
-    if isinstance(value, dict) and isinstance(section, DictConfig):
-        key = next((f"{key}.{name}" for name in value if name not in section), key)
-    parent, names = "", key.split(".")
-    while len(names) > 1:
-        below = OmegaConf.select(cfg, ".".join([*parent.split("."), names[0]]).strip("."), throw_on_missing=False)
-        if not isinstance(below, DictConfig):
-            break
-        parent = f"{parent}.{names.pop(0)}".strip(".")
-    section = OmegaConf.select(cfg, parent) if parent else cfg
-    known = [str(k) for k in section if k != "hydra" and not str(k).startswith("_")]
-    choices = [*known, *_groups(cfg, loader)] if not parent else known
-    # in a sweep over a group, say which of its options lacks the key
-    chosen = next((o for o in reversed(others) if parent and o.split("=")[0] == parent), None)
-    where = chosen or parent or "the top level"
-    meant = meant_keys(key, cfg, _groups(cfg, loader))
-    near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest(names[0], choices)
-    wrong = f"unknown key{f' with {chosen}' if chosen else ''}"
-    if not meant and (not near or parent or key in KEYS):
-        option, meant_with = _of_other_option(key, cfg, compose, loader, others)
-        if option:
-            near = f" (did you mean {meant_with}?)" if meant_with != key else ""
-            others_choice = next((o for o in others if o.split("=")[0] == option.split("=")[0]), None)
-            remedy = f"choose {option} in place of {others_choice}" if others_choice else f"add {option}"
-            return Problem(
-                key, None, f"{wrong}{near}", remedy if meant_with == key else f"{remedy} and write {meant_with}=..."
-            )
-    listed = f"the keys of {where} are {', '.join(sorted(set(choices)))}" if choices else f"{where} has no keys"
-    return Problem(key, None, f"{wrong}{near}", f"write {_assigned(cfg, meant[0])}" if meant else listed)
-
-
-def _of_other_option(
-    key: str, cfg: DictConfig, compose: Compose, loader: ConfigLoader, others: list[str]
-) -> tuple[str, str] | tuple[None, None]:
-    """Find the option with which there would be a key, or one that is meant by it; return both."""
-    groups, section = _groups(cfg, loader), key.partition(".")[0]
-    for option in _BRINGING_KEYS:
-        group = option.partition("=")[0]
-        if group not in groups or (section in groups and section != group):
-            continue
-        if group == "loss" and any(text.split("=")[0] == group for text in others):
-            continue  # another loss is another experiment
-        other = _composed_without_faults(compose, loader, [*others, option])
-        meant = [] if other is None else meant_keys(key, other, [])
-        if chosen := next((name for name in meant if name.startswith(f"{group}.")), None):
-            return option, chosen
-    return None, None
-
-
-def _assigned(cfg: DictConfig, key: str) -> str:
-    """Write an override of ``key`` with its value left open."""
-    value = OmegaConf.select(cfg, key, throw_on_missing=False)
-    return f"'{key}=[...]'" if isinstance(value, ListConfig) else f"{key}=..."
-
-
-def _composed_without_faults(compose: Compose, loader: ConfigLoader, overrides: list[str]) -> DictConfig | None:
-    """Compose these overrides, or those alone that choose an option, where others are faulty, too."""
-    chosen = [o for o in overrides if _options(loader, o.partition("=")[0].lstrip("+~").partition("@")[0])]
-    for texts in (overrides, chosen):
-        try:
-            return compose(texts)
-        except _FAULTS:
-            continue
-    return None
-
-
-def _options(loader: ConfigLoader, group: str) -> list[str]:
-    return loader.get_group_options(group, ObjectType.CONFIG) if "." not in group else []
-
-
-def _groups(cfg: DictConfig, loader: ConfigLoader) -> list[str]:
-    """List the groups of the command that ``cfg`` was composed for."""
-    return [group for group in loader.list_groups("") if group != "hydra" and _has_group(cfg, loader, group)]
-
-
-def _has_group(cfg: DictConfig, loader: ConfigLoader, group: str) -> bool:
-    """Tell whether the command's defaults choose from the group, or a user's own option changes what they chose."""
-    if "/" in group or group in cfg.hydra.runtime.choices or group in _listed(loader, cfg.hydra.job.config_name):
-        return True
-    folders = [Path(source.path, group) for source in loader.get_sources() if source.scheme() == "file"]
-    files = [file for folder in folders if folder.parent != conf_dir() for file in folder.glob("*.yaml")]
-    return any(_GLOBAL.search(file.read_text(encoding="utf-8", errors="replace")) for file in files)
-
-
-@functools.lru_cache(maxsize=1)
-def _listed(loader: ConfigLoader, config_name: str) -> set[str]:
-    """List the groups with several options at once: a list in the defaults, which Hydra counts as no choice."""
-    chosen = loader.compute_defaults_list(config_name, [], RunMode.RUN).defaults
-    return {path.rpartition("/")[0] for default in chosen if (path := default.config_path)}
 
 
 def _value(line: str) -> str:

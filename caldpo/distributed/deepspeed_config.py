@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from caldpo.config.hydra_errors import install
+from caldpo.config.extras import install
 from caldpo.errors import CaldpoError
 
 if TYPE_CHECKING:

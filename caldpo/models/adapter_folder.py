@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from caldpo.config.hydra_errors import install
+from caldpo.config.extras import install
 from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import REFERENCE
 from caldpo.models.hub_files import no_safetensors_error

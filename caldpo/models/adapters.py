@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from caldpo.config.bounds import NonNegativeInt, PositiveInt, Rate
-from caldpo.config.hydra_errors import install
+from caldpo.config.extras import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import set_dora_magnitudes

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from caldpo.config.bounds import NonNegativeInt, PositiveInt, Rate
-from caldpo.config.hydra_errors import install
+from caldpo.config.extras import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.adapters import AdapterSource, Lora

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from caldpo.config.hydra_errors import install
+from caldpo.config.extras import install
 from caldpo.errors import CaldpoError
 
 

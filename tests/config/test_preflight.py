@@ -10,9 +10,9 @@ from textwrap import dedent
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from caldpo.config import hydra_errors as explain
 from caldpo.config import preflight as module
 from caldpo.config.conf_dir import conf_dir
+from caldpo.config.extras import EXTRAS
 from caldpo.config.hydra_session import HydraSession, hydra_session
 from caldpo.config.preflight import check_composes, preflight
 from caldpo.config.validation import find_problems
@@ -184,7 +184,7 @@ def test_a_group_that_cannot_be_chosen_hides_nothing_misleading() -> None:
 
 
 def test_an_option_of_a_missing_extra_names_the_extra(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain, "EXTRAS", {("hydra/launcher", "shuttle"): "space"})
+    monkeypatch.setitem(EXTRAS, ("hydra/launcher", "shuttle"), "space")
     (conf / "hydra" / "launcher" / "ours.yaml").write_text("defaults: [shuttle, _self_]\nname: x\n")
     for option in ("shuttle", "ours"):  # itself, and as what a yaml of ours builds on
         text = answer(f"hydra/launcher={option}")

@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.hydra_errors import EXTRAS
+from caldpo.config.extras import EXTRAS
 from caldpo.config.sweep_jobs import find_process_problems
 
 PLUGINS = {"workers": "joblib", "jobs": "submitit_local", "slurm": "submitit_slurm"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caldpo.config.hydra_errors import install
+from caldpo.config.extras import install
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.lm_eval import environment_probe
 from caldpo.evaluation.lm_eval.leaderboards import NEEDS, Package, needs

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt, Share
-from caldpo.config.hydra_errors import install
+from caldpo.config.extras import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
