@@ -30,6 +30,7 @@ MEANING = (
     *("tool_calls", "functions", "function_call", "documents", "context", "history"),
 )
 
+_TURN_TYPES = (list, dict, Cell)  # of conversations, or of what may turn out to be one
 _MAX_LAYOUTS = 1000  # column layouts remembered
 
 # what was done to rows, worded to follow a count
@@ -97,24 +98,18 @@ class Columns:
             RowError: a column that a setting names is not there; two columns could be the prompt; a conversation is
                 encoded where it cannot be decoded.
         """
-        columns = {name: value for name, value in row.items() if name not in self.ignored}
+        columns = {name: value for name, value in row.items() if name not in self.ignored} if self.ignored else row
         names = tuple(columns)
         if names not in self._sources_by_columns:
             if len(self._sources_by_columns) >= _MAX_LAYOUTS:
                 self._sources_by_columns.clear()
             self._sources_by_columns[names] = self._sources(columns)
         sources = dict(self._sources_by_columns[names])
-        roles = {role: _joined(columns, names) for role, names in sources.items()}
-        whole = {**columns, **roles}
-        for name in TURNS:  # under a name of its own, a cell is still text
-            if isinstance(whole.get(name), Cell):
-                whole[name] = decoded(name, whole[name])
-        if isinstance(whole.get("conversations"), list) and "conversations" not in sources:
-            _place_conversation(whole, sources)
-        for name in TURNS:
-            if name in whole:
-                whole[name] = as_turns(name, whole[name])
-        remarks = _settle_shapes(whole, sources)
+        whole = dict(columns)
+        for role, own in sources.items():
+            whole[role] = _joined(columns, own)
+        turns = [name for name in TURNS if isinstance(whole.get(name), _TURN_TYPES)]
+        remarks = _settle_turns(whole, sources, turns) if turns else ()
         return MappedRow(_without_missing(whole), columns, sources, remarks)
 
     def of_table(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +176,8 @@ class MappedRow(dict[str, Any]):
         remarks: tuple[str, ...] = (),
     ) -> None:
         super().__init__(values)
-        self.columns, self.remarks, self._sources, self._read = columns, remarks, sources, set[str]()
+        self.columns, self.remarks, self._sources = columns, remarks, sources
+        self._read: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
         self._read.add(name)
@@ -199,8 +195,9 @@ class MappedRow(dict[str, Any]):
     @property
     def unread(self) -> list[str]:
         """The columns that hold something and were not read, sorted."""
-        read = {name for role in self._read for name in self._sources.get(role, [role])}
-        return sorted(name for name, value in self.columns.items() if name not in read and not is_empty(value))
+        renamed = self._sources.keys()
+        read = (self._read - renamed).union(*(self._sources[role] for role in self._read & renamed))
+        return sorted(name for name in self.columns.keys() - read if not is_empty(self.columns[name]))
 
 
 def require_meaning(unread: Sequence[str]) -> None:
@@ -257,6 +254,19 @@ def _joined(row: Mapping[str, Any], names: Sequence[str]) -> Any:
     return "\n\n".join(parts)
 
 
+def _settle_turns(row: dict[str, Any], sources: dict[str, list[str]], turns: Sequence[str]) -> tuple[str, ...]:
+    """Bring the columns ``turns``, which are no plain text, into the form that formats read; return remarks on it."""
+    for name in turns:  # under a name of its own, a cell is still text
+        if isinstance(row[name], Cell):
+            row[name] = decoded(name, row[name])
+    if isinstance(row.get("conversations"), list) and "conversations" not in sources:
+        _place_conversation(row, sources)
+    for name in TURNS:
+        if name in row:
+            row[name] = as_turns(name, row[name])
+    return _settle_shapes(row, sources)
+
+
 def _place_conversation(row: dict[str, Any], sources: dict[str, list[str]]) -> None:
     """Take ShareGPT's ``conversations`` as the prompt of responses beside it, or as a conversation to imitate."""
     compared = "chosen" in row or "rejected" in row
@@ -301,6 +311,8 @@ def _answer_turns(row: dict[str, Any], sources: dict[str, list[str]], sides: Seq
 
 def _without_missing(row: dict[str, Any]) -> dict[str, Any]:
     """Drop columns that are not given; a null prompt or response stays, for the format to report."""
+    if None not in row.values():
+        return row
     responses = [name for name in ("chosen", "rejected") if row.get(name) is not None]
     stay = {"prompt", "chosen", "rejected"} if responses else {"prompt"}
     return {name: value for name, value in row.items() if value is not None or name in stay}

@@ -16,8 +16,9 @@ MAX_ENCODED = 2_000_000  # characters; Python's own parser takes a hundred times
 
 _MAX_SHOWN = 60  # characters of a value in a message
 _SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
-_LIST = re.compile(r"\s*(?:array\()?\[\s*\{\s*['\"]\w+['\"]\s*:")
-_OBJECT = re.compile(r"\s*\{\s*['\"](?:role|from|content|value)['\"]\s*:")
+_BEGINS = re.compile(  # a list of objects, or one object
+    r"\s*(?:(?P<list>(?:array\()?\[\s*\{\s*['\"]\w+['\"]\s*:)|\{\s*['\"](?:role|from|content|value)['\"]\s*:)"
+)
 _ROLE = re.compile(r"['\"](?:role|from)['\"]\s*:\s*['\"]")
 _SPEAKER = re.compile(r"['\"](?:role|from)['\"]\s*:\s*['\"](?:system|user|assistant|tool|human|gpt)['\"]")
 
@@ -147,9 +148,8 @@ def without_nulls(value: Any) -> Any:
 
 def looks_encoded(value: str) -> bool:
     """Whether a text begins like messages in JSON or Python notation, and names a speaker."""
-    if _LIST.match(value):
-        return _ROLE.search(value) is not None
-    return _OBJECT.match(value) is not None and _SPEAKER.search(value) is not None
+    begins = _BEGINS.match(value)
+    return begins is not None and (_ROLE if begins["list"] else _SPEAKER).search(value) is not None
 
 
 def decoded(column: str, value: Any) -> Any:

@@ -37,11 +37,8 @@ def parse_row(row: MappedRow, origin: str = "") -> tuple[PreferencePair, str]:
         RowError: no format, or several, match; a column holds something else than its format says.
     """
     name = detect(dict(row))
-    pair = formats()[name].parse(row)
-    if row.remarks:
-        pair = replace(pair, remarks=(*row.remarks, *pair.remarks))
-    pair = add_context(cut_repeated_prompt(pair), row)
-    remarks = pair.remarks
+    pair = add_context(cut_repeated_prompt(formats()[name].parse(row)), row)
+    remarks = (*row.remarks, *pair.remarks)
     if isinstance(pair.prompt, str) and not (pair.prompt[-1:].isspace() or pair.chosen[:1].isspace()):
         remarks = (*remarks, "rows whose response follows its prompt without a space")
     return replace(pair, origin=origin, remarks=remarks), name
@@ -70,8 +67,10 @@ def cut_repeated_prompt(pair: PreferencePair) -> PreferencePair:
 def _after(prompt: str, response: str) -> str | None:
     """Return what follows the prompt in a response that begins with it; None for another response."""
     core, text = prompt.strip(), response.lstrip()
+    if not text.startswith(core):
+        return None
     rest = text[len(core) :]
-    if not text.startswith(core) or not rest.strip() or (core[-1].isalnum() and rest[0].isalnum()):
+    if not rest.strip() or (core[-1].isalnum() and rest[0].isalnum()):
         return None  # "Do" is no prompt of "Done"
     return rest.removeprefix(prompt[len(prompt.rstrip()) :])
 
