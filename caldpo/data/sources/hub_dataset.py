@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 
 from caldpo.config.signatures import validated
 from caldpo.data.raw_row import PairSource, RawRow
-from caldpo.data.sources.file_checks import folder_digest, no_rows
+from caldpo.data.sources.file_checks import full_folder_digest, no_rows
 from caldpo.data.sources.file_discovery import require_split_shards
 from caldpo.errors import CaldpoError
 
@@ -151,7 +151,7 @@ class HubDataset(PairSource):
 
 def _cache_of(folder: Path) -> str:
     """Name the cache of a folder by its content, since ``datasets`` itself goes by file times alone."""
-    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"folder-{folder_digest(folder)[:32]}")
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"folder-{full_folder_digest(folder)[:32]}")
 
 
 _REMEDY = (

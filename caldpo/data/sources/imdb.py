@@ -26,7 +26,7 @@ from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.end_tokens import end_tokens
 from caldpo.data.raw_row import RawRow, RewardSource
-from caldpo.data.sources.file_checks import folder_digest
+from caldpo.data.sources.file_checks import full_folder_digest
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.data.sources.json_rows import read_jsonl
 from caldpo.data.sources.review_texts import decode_exactly, first_tokens, prompt_lengths
@@ -269,4 +269,4 @@ def _identity(path: str) -> list[Any]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return [path]
-    return [folder_digest(folder)]
+    return [full_folder_digest(folder)]
