@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from caldpo.config.signatures import validated
@@ -37,6 +38,8 @@ _MAX_LAYOUTS = 1000  # column layouts remembered
 CUT = "rows whose prompt was cut from the beginning of their responses"
 
 
+@validated
+@dataclass
 class Columns:
     """The mapping from columns to roles; roles that are not set go by the usual names.
 
@@ -53,39 +56,23 @@ class Columns:
         ignored: columns left out on purpose, and not reported as unread.
     """
 
-    @validated
-    def __init__(
-        self,
-        prompt: str | list[str] | None = None,
-        chosen: str | None = None,
-        rejected: str | None = None,
-        completion: str | None = None,
-        messages: str | None = None,
-        system: str | None = None,
-        tools: str | None = None,
-        chat_template_kwargs: str | None = None,
-        score_chosen: str | None = None,
-        score_rejected: str | None = None,
-        ignored: Sequence[str] = (),
-    ) -> None:
-        self.ignored = frozenset(ignored)
-        named = {
-            "prompt": [prompt] if isinstance(prompt, str) else prompt,
-            "chosen": chosen,
-            "rejected": rejected,
-            "completion": completion,
-            "messages": messages,
-            "system": system,
-            "tools": tools,
-            "chat_template_kwargs": chat_template_kwargs,
-            "score_chosen": score_chosen,
-            "score_rejected": score_rejected,
-        }
-        self.named: dict[str, list[str]] = {
-            role: [names] if isinstance(names, str) else names for role, names in named.items() if names
-        }
-        _refuse_twice(self.named)
-        own = (*self.named.get("prompt", ()), *self.named.get("system", ()))
+    prompt: str | list[str] | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    system: str | None = None
+    tools: str | None = None
+    chat_template_kwargs: str | None = None
+    score_chosen: str | None = None
+    score_rejected: str | None = None
+    ignored: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        roles = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ignored"}
+        self._named = {r: [names] if isinstance(names, str) else list(names) for r, names in roles.items() if names}
+        _refuse_twice(self._named)
+        own = (*self._named.get("prompt", ()), *self._named.get("system", ()))
         self._asking = frozenset({"prompt", *PROMPTS, *SYSTEMS, *own})  # may hold the prompt, or a system turn
         self._sources_by_columns: dict[tuple[str, ...], dict[str, list[str]]] = {}  # most rows have the same columns
 
@@ -136,11 +123,11 @@ class Columns:
 
     def _sources(self, row: Mapping[str, Any]) -> dict[str, list[str]]:
         """Return the columns of each role that does not go by its own name."""
-        for role, names in self.named.items():
+        for role, names in self._named.items():
             for name in names:
                 if name not in row:
                     raise RowError(f"column `{name}` is missing, which data.columns.{role} names")
-        sources = dict(self.named)
+        sources = dict(self._named)
         compared = "chosen" in row or "chosen" in sources or "rejected" in row or "rejected" in sources
         if "prompt" not in row and "prompt" not in sources:
             usual = _usual_prompt(row)
