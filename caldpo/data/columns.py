@@ -113,13 +113,9 @@ class Columns:
         return cells
 
     def roles(self, columns: Sequence[str]) -> list[str]:
-        """List the names that formats may find in rows with these columns.
-
-        Raises:
-            RowError: a column that a setting names is not there; two columns could be the prompt.
-        """
+        """List the names that formats may find in rows with these columns; raises as :meth:`mapped` does."""
         row = dict.fromkeys((name for name in columns if name not in self.ignored), "")
-        return [*row, *(role for role in self._sources(row) if role not in row)]
+        return [*row, *self._sources(row)]
 
     def _sources(self, row: Mapping[str, Any]) -> dict[str, list[str]]:
         """Return the columns of each role that does not go by its own name."""
@@ -146,10 +142,10 @@ class Columns:
 
 
 class MappedRow(dict[str, Any]):
-    """A row that records which of its columns were read.
+    """A row under the names that formats read, which records which of its columns were read.
 
     Args:
-        values: under the names that formats read.
+        values: of the row.
         columns: of the row itself.
         sources: the columns of each role that goes by another name.
         remarks: what was done to the row, in fixed phrases.
@@ -188,13 +184,8 @@ class MappedRow(dict[str, Any]):
 
 
 def require_meaning(unread: Sequence[str]) -> None:
-    """Refuse a row with an unread column that changes the meaning of the row.
-
-    Raises:
-        RowError: naming the column.
-    """
-    lost = [name for name in unread if name in MEANING]
-    if lost:
+    """Refuse a row with an unread column that changes the meaning of the row."""
+    if lost := [name for name in unread if name in MEANING]:
         raise RowError(f"`{lost[0]}` is not read, and changes what the row means (see data.columns.ignored)")
 
 

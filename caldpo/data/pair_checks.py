@@ -20,13 +20,10 @@ _SHOWN = 5  # rows named in a message
 
 
 def check_pair(pair: PreferencePair) -> None:
-    """Refuse a pair that no tokenizer or loss could use, whatever its format.
-
-    A NUL character is kept: it is legal text.
+    """Refuse a pair that no tokenizer or loss could use, whatever its format. A NUL character is legal text.
 
     Raises:
-        RowError: a blank prompt or response (except the one a demonstration lacks), or text that is not Unicode (half
-            of a surrogate pair).
+        RowError: a blank prompt or response (except the one a demonstration lacks), or half of a surrogate pair.
     """
     if not isinstance(pair.prompt, tuple) and not pair.prompt.strip():
         raise RowError("the prompt has no text")
@@ -92,11 +89,7 @@ class DegeneracyCheck:
 
 
 def require_scores(pairs: Sequence[PreferencePair], split: str, loss_name: str) -> None:
-    """Check that every pair has both ground-truth rewards.
-
-    Raises:
-        CaldpoError: naming the loss and how many pairs have none.
-    """
+    """Check that every pair has both ground-truth rewards."""
     missing = [pair for pair in pairs if not pair.has_scores]
     if missing:
         raise CaldpoError(
@@ -109,17 +102,13 @@ def require_scores(pairs: Sequence[PreferencePair], split: str, loss_name: str) 
 
 
 def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_invalid: str, listed_in: Path) -> None:
-    """Refuse a split of which tokenisation left out unusable rows, or everything.
+    """Refuse a split of which tokenisation left out everything, or unusable rows under ``on_invalid=error``.
 
     Args:
         rejections: of tokenisation.
-        kept: tokenised pairs.
-        split: for the message.
-        on_invalid: ``error`` refuses conversations that the chat template refuses.
-        listed_in: the file that lists all rejections.
-
-    Raises:
-        CaldpoError: such a conversation under ``error``; no pair left under either setting.
+        kept: number of tokenised pairs.
+        split, listed_in: for the message: the split's name, and the file that lists all rejections.
+        on_invalid: the setting.
     """
     refused = [r for r in rejections if r.kind == "row"]
     if not (refused and on_invalid == "error") and kept:
@@ -137,17 +126,7 @@ def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_in
 
 
 def refuse_unknown(share: float, limit: float, split: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a split that the vocabulary does not cover.
-
-    Args:
-        share: of the split's tokens that stand for text outside the vocabulary.
-        limit: the largest share allowed.
-        split: for the message.
-        tokenizer: of the policy.
-
-    Raises:
-        CaldpoError: ``share`` is larger.
-    """
+    """Refuse a split with a larger share of tokens for text outside the vocabulary than ``limit``."""
     if share > limit:
         raise CaldpoError(
             f"{share:.1%} of the tokens of {split} are {tokenizer.unk_token}: the vocabulary of the policy's tokenizer "

@@ -80,10 +80,9 @@ def _lines(handle: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _parse_line(line: bytes, origin: str, decoder: _Decoder) -> RawRow | None:
-    """Parse one line of bytes to a row, with its error where there is one; None for a blank line.
+    """Parse a line to a row, with its error where there is one; None for a blank line.
 
-    ``NaN`` and ``1e400`` become non-finite floats, as Python's json reads them: whether that matters depends on the
-    column.
+    ``NaN`` and ``1e400`` become non-finite floats: whether that matters depends on the column.
     """
     try:
         text = line.decode("utf-8").removeprefix("\ufeff").strip(_BLANK)
