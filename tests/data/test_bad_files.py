@@ -46,7 +46,7 @@ def test_other_encodings_are_named_once(tmp_path, name, encoding):
 
 def test_latin_text_is_shown_as_it_reads_in_windows_1252(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(LINE + b'\n{"prompt": "un caf\xe9 noir"}\n')
-    names(read(tmp_path / "a.jsonl")[1].error, "UTF-8", "0xE9", 19, "'café'", "Windows-1252")
+    names(read(tmp_path / "a.jsonl")[1].error, "UTF-8", "0xE9", 19, "café", "Windows-1252")
     (tmp_path / "a.csv").write_bytes(b"prompt,chosen,rejected\nun caf\xe9,a,b\nq,a,b\n")
     bad, good = read(tmp_path / "a.csv")
     names(bad.error, "UTF-8", "0xE9")

@@ -41,7 +41,6 @@ _METADATA = frozenset(
         *("tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens", "vocab"),
     )
 )
-_MAX_DEPTH = 3  # folders below the named one: owner/subset/split has fewer
 _MAX_ENTRIES = 20_000  # a home folder is no data set
 _STATE, _DICT = "state.json", "dataset_dict.json"  # of a saved Dataset, of a saved DatasetDict
 _SAVE_AGAIN = "save the data set again"
@@ -203,20 +202,15 @@ def _split_of(inside: Path) -> str:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder, its own first, without those of hidden folders."""
+    """Yield the files of a folder, without those of hidden folders."""
     seen = 0
     for place, children, names in os.walk(folder, onerror=_raise_unreadable):
-        here = Path(place)
         seen += len(children) + len(names)
         if seen > _MAX_ENTRIES:
-            raise CaldpoError(
-                f"has over {_MAX_ENTRIES:,} files and folders",
-                key=str(folder),
-                remedy="name the folder of the data itself",
-            )
-        too_deep = len(here.relative_to(folder).parts) >= _MAX_DEPTH
-        children[:] = [] if too_deep else sorted(child for child in children if not child.startswith((".", "__")))
-        yield from (here / name for name in sorted(names))
+            what = f"has over {_MAX_ENTRIES:,} files and folders"
+            raise CaldpoError(what, key=str(folder), remedy="name the folder of the data itself")
+        children[:] = (child for child in children if not child.startswith((".", "__")))
+        yield from (Path(place, name) for name in sorted(names))
 
 
 def _raise_unreadable(error: OSError) -> None:

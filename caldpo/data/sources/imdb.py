@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
@@ -35,6 +33,7 @@ from caldpo.environments.bradley_terry import prefers_first
 from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import load_causal_lm, load_tokenizer
 from caldpo.models.sampling import sample_responses
+from caldpo.utils.delayed_progress import tracked
 from caldpo.utils.folder_cache import cached_folder
 
 _PAIRS = "pairs.jsonl"  # in the cache's folder
@@ -184,19 +183,9 @@ def sample_continuations(
     seed: int,
     batch_size: int,
 ) -> list[str]:
-    """Sample one continuation per prompt, with a progress bar on a terminal.
-
-    ``prompt + continuation`` is the text of the whole sequence, spaces between them included.
-    """
-    console = Console(stderr=True)
+    """Sample one continuation per prompt; ``prompt + continuation`` is the whole text, spaces between them included."""
     continuations: list[str] = []
-    for start in track(
-        range(0, len(prompts), batch_size),
-        "Sampling continuations",
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    ):
+    for start in tracked(range(0, len(prompts), batch_size), "Sampling continuations"):
         texts = prompts[start : start + batch_size]
         ids = [_as_prompt(tokenizer(text)["input_ids"], tokenizer.eos_token_id) for text in texts]
         responses = sample_responses(
