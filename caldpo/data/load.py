@@ -132,11 +132,7 @@ def refuse_bad_rows(reports: Sequence[LoadReport], listed_in: Path) -> None:
 
 
 def require_pairs(report: LoadReport) -> None:
-    """Check that a split has any pair at all.
-
-    Raises:
-        CaldpoError: it has none; the message reports what became of its rows.
-    """
+    """Check that a split has any pair at all; otherwise report what became of its rows."""
     if not report.rows:
         raise no_rows(report.split)
     if not report.kept:

@@ -33,12 +33,6 @@ def wins(difference: Values) -> Values:
 
 
 def true_rewards(data: PairDataModule, prompts: Sequence[str], responses: Sequence[str]) -> Values:
-    """Compute the true reward of each response to its prompt.
-
-    Args:
-        data: its source is a :class:`RewardSource`, so that its ``oracle`` is not None.
-        prompts: as text.
-        responses: one to each prompt.
-    """
+    """Compute the true reward of each response to its prompt, for data whose source is a :class:`RewardSource`."""
     assert isinstance(data.source, RewardSource)
     return np.asarray(data.source.rewards(prompts, responses), dtype=np.float64)

@@ -1,9 +1,8 @@
 """Generate the controlled sentiment task: pairs of movie-review continuations with a known reward.
 
-IMDb itself has reviews and labels, no pairs. As in Rafailov et al. 2023 (section 6 and appendix C.1), the
-prompt is the first few tokens of a review, an SFT policy continues it several times, a sentiment classifier's
-log-odds are the true reward, and every two continuations of a prompt make a pair. The rewards stay with the
-pairs as scores.
+As in Rafailov et al. 2023 (section 6 and appendix C.1), the prompt is the first few tokens of a review, an SFT policy
+continues it several times, a sentiment classifier's log-odds are the true reward, and every two continuations of a
+prompt make a pair. The rewards stay with the pairs as scores.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class ImdbSentiment(RewardSource):
     """Generates the pairs of a split once and reads them from ``cache_dir`` from then on.
 
     The cached folder is named by a digest of everything that determines the pairs, the contents of local models
-    included. The device is left out: pairs generated on one serve on another.
+    included, but not the device.
 
     Args:
         path: hub id or folder of the reviews, with a column ``text``.
@@ -52,8 +51,7 @@ class ImdbSentiment(RewardSource):
         classifier: hub id or folder of the sentiment classifier.
         positive_label: the classifier's name for the positive class.
         revision: of the reviews: branch, tag or commit.
-        min_prompt_tokens, max_prompt_tokens: a prompt's length is drawn uniformly between them, in tokens
-            of the policy.
+        min_prompt_tokens, max_prompt_tokens: of a prompt's length, drawn uniformly, in tokens of the policy.
         completions: continuations sampled per prompt; n of them make n (n - 1) / 2 pairs.
         max_new_tokens: longest continuation, tokens.
         temperature: of the sampling.

@@ -33,11 +33,7 @@ class ReviewPairs(RewardSource):
         self.label_sharpness, self.seed = label_sharpness, seed
 
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yield the pairs of ``train`` or ``test``, text with the scores of both responses.
-
-        Raises:
-            CaldpoError: another split, or more pairs than there are prompts.
-        """
+        """Yield the pairs of ``train`` or ``test``, text with the scores of both responses."""
         if split not in TITLES:
             raise CaldpoError(f"no such split: the reviews have {' and '.join(TITLES)}", key=split)
         pairs = sample_pairs(split, self.sizes[split], seed=self.seed, sharpness=self.label_sharpness)

@@ -26,7 +26,7 @@ class ReviewTexts(PairSource):
         path: hub id or folder of the texts, with a column ``text``.
         tokenizer: hub id or folder of the tokenizer that counts the tokens of prompts.
         revision: of the texts: branch, tag or commit.
-        min_prompt_tokens, max_prompt_tokens: a prompt's length is drawn evenly between them, in tokens.
+        min_prompt_tokens, max_prompt_tokens: of a prompt's length, drawn uniformly, in tokens.
         seed: of prompt lengths.
     """
 

@@ -66,11 +66,7 @@ class TabularPairs(RewardSource):
         self.partition_beta, self.seed = partition_beta, seed
 
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yield the pairs of ``train`` or ``test``, prompt by prompt.
-
-        Raises:
-            CaldpoError: another split.
-        """
+        """Yield the pairs of ``train`` or ``test``, prompt by prompt."""
         if split not in self.pairs_per_prompt:
             raise CaldpoError("no such split: the tabular environment has train and test", key=split)
         return self._rows(split)
@@ -84,17 +80,12 @@ class TabularPairs(RewardSource):
         return row[responses[response.strip()]].item() if response.strip() in responses else row.min().item()
 
     def exact_metrics(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> dict[str, float]:
-        """Compute :func:`caldpo.environments.tabular_environment.exact_metrics` of a policy.
-
-        Args:
-            policy, reference: models with a ``table`` of logits, as ``caldpo.models.tabular_model`` has.
-            beta: of the objective, reward per nat.
+        """Compute :func:`caldpo.environments.tabular_environment.exact_metrics`; ``beta`` is reward per nat.
 
         Raises:
-            CaldpoError: the policy is no table of these sizes.
+            CaldpoError: policy or reference is no ``caldpo.models.tabular_model`` of the environment's sizes.
         """
-        rewards = self.environment.rewards()
-        return exact_metrics(self._table(policy), self._table(reference), rewards, beta)
+        return exact_metrics(self._table(policy), self._table(reference), self.environment.rewards(), beta)
 
     def _table(self, model: PreTrainedModel) -> Table:
         sizes = (self.environment.prompts, self.environment.responses)
