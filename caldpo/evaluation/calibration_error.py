@@ -17,11 +17,6 @@ from scipy.special import expit
 Values = NDArray[np.float64]
 
 
-def preference_probability(margins: Values) -> Values:
-    """Compute ``sigmoid(beta (a - b))`` from margins in units of reward."""
-    return expit(margins)
-
-
 def calibration_error(margins: Values, bins: int) -> float:
     """Compute the expected calibration error: mean distance of claimed from observed frequency, weighted by pairs.
 
@@ -50,17 +45,13 @@ def expected_error(margins: Values, bins: int, seed: int, draws: int = 200) -> f
     """
     rng = np.random.default_rng(seed)
     sizes = np.abs(np.asarray(margins, dtype=np.float64))
-    likelier = preference_probability(sizes)
+    likelier = expit(sizes)
     errors = [calibration_error(np.where(rng.random(len(sizes)) < likelier, sizes, -sizes), bins) for _ in range(draws)]
     return float(np.mean(errors))
 
 
 def reliability_curve(margins: Values, bins: int) -> list[dict[str, Any]]:
-    """Return claimed and observed frequency of each bin with pairs, by claimed probability.
-
-    Returns:
-        ``low``, ``high`` (of the bin), ``claimed``, ``observed``, and ``count`` of pairs, half of each order.
-    """
+    """Return claimed and observed frequency of each bin that has pairs; ``count`` has both orders of a pair."""
     claimed, true = _both_orders(margins)
     edges = np.linspace(0, 1, bins + 1)
     bin_of = _bin_of(claimed, bins)
@@ -84,5 +75,5 @@ def _bin_of(claimed: Values, bins: int) -> NDArray[np.intp]:
 
 
 def _both_orders(margins: Values) -> tuple[Values, Values]:
-    p = preference_probability(np.asarray(margins, dtype=np.float64))
+    p = expit(np.asarray(margins, dtype=np.float64))
     return np.concatenate([p, 1 - p]), np.concatenate([np.ones_like(p), np.zeros_like(p)])

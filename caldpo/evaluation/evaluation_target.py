@@ -55,8 +55,7 @@ class Target:
     @property
     def steps(self) -> int | None:
         """Optimiser steps of the run; None for a model, or where the run did not finish."""
-        steps = self.summary.get("steps")
-        return steps if isinstance(steps, int) else None
+        return self.summary.get("steps")
 
     @property
     def implicit_reward_beta(self) -> float | None:
@@ -64,9 +63,8 @@ class Target:
 
         Unlike ``reward_beta``, which is one unit for all runs.
         """
-        beta = self.summary.get("implicit_reward_beta")
-        valid = isinstance(beta, int | float) and not isinstance(beta, bool) and 0 < beta < math.inf
-        return float(beta) if valid and beta is not None else None
+        beta: Any = self.summary.get("implicit_reward_beta")
+        return float(beta) if type(beta) in (int, float) and 0 < beta < math.inf else None
 
     def of_run(self, key: str, default: Any) -> Any:
         """Return a value of the run's configuration, by its dotted key (``trainer.precision``)."""
@@ -133,10 +131,10 @@ def _of_run(folder: Path, cfg: DictConfig) -> Target:
     else:
         require_own_code(config, SECTIONS, file)
     config, replaced = with_cache_dirs(config, cfg.get("cache") or CACHE)
+    replaced.pop("reference.cache", None)  # no evaluation reads it
     for key, place in replaced.items():
-        if not key.startswith("reference."):  # no evaluation reads that cache
-            message = f"note: {file} sets {key} to {redact_text(place)}, which is ignored: set cache=FOLDER to use it"
-            print(message, file=sys.stderr)
+        message = f"note: {file} sets {key} to {redact_text(place)}, which is ignored: set cache=FOLDER to use it"
+        print(message, file=sys.stderr)
     own_data = cfg.get("data") is None
     if not own_data:
         config["data"] = OmegaConf.to_container(cfg.data, resolve=True)
@@ -157,13 +155,9 @@ def _pin_revisions(config: dict[str, Any], summary: Mapping[str, Any]) -> None:
 
 def _of_model(cfg: DictConfig) -> Target:
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    model = {k: v for k, v in plain["model"].items() if k != "_target_"}
+    hub = {"_target_": "caldpo.models.hub_model.HubModel", "trust_remote_code": cfg.allow_untrusted_code}
     config = {
-        "model": {
-            "_target_": "caldpo.models.hub_model.HubModel",
-            **model,
-            "trust_remote_code": cfg.allow_untrusted_code,
-        },
+        "model": plain["model"] | hub,
         "adapter": {"_target_": "caldpo.models.adapters.NoAdapter"},
         "reference": None,
         "data": plain.get("data"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from caldpo.evaluation.model_loading import Weights
 
 FOLDER = "evaluation"  # of a run's folder; one JSON file per suite
+_NOTED_SHARE = 0.05  # of truncated responses, above which a note says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +67,6 @@ class Result:
     notes: Sequence[str] = ()
     reusable: bool = True
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for ``evaluation/<suite>.json``."""
-        return {
-            "examples": self.examples,
-            "measures": {name: asdict(measure) for name, measure in self.measures.items()},
-            "details": dict(self.details),
-            "notes": list(self.notes),
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
@@ -86,6 +78,7 @@ class Suite:
 
     name: ClassVar[str]
     needs_reference: ClassVar[bool] = False
+    needs_rejected: ClassVar[bool] = False  # of every held-out pair
 
     def check(self) -> None:
         """Check settings and installation, before data and weights load.
@@ -100,14 +93,7 @@ class Suite:
         Raises:
             CaldpoError: the data lacks something that the suite needs.
         """
-
-    def require_rejected(self, policy: EvaluatedPolicy) -> None:
-        """Refuse held-out rows without a rejected response.
-
-        Raises:
-            CaldpoError: some rows have a single response.
-        """
-        single = sum(pair.demonstration for pair in policy.texts)
+        single = sum(pair.demonstration for pair in policy.texts) if self.needs_rejected else 0
         if single:
             raise CaldpoError(
                 f"compares responses, and {single:,} of {len(policy.texts):,} held-out rows have a single one",
@@ -132,6 +118,18 @@ class Suite:
     def settings(self) -> dict[str, Any]:
         """Return the keys that results depend on, for the results' file."""
         return asdict(self)
+
+
+def truncation_notes(responses: Sequence[Sequence[int]], ends: Sequence[int], longest: int) -> list[str]:
+    """Note where many of the policy's responses were truncated, since a judge or a reward then misses their end.
+
+    Args:
+        responses: token ids of each.
+        ends: the ids that end one.
+        longest: largest length of a response, tokens.
+    """
+    share = sum(len(ids) >= longest and ids[-1] not in ends for ids in responses) / max(1, len(responses))
+    return [f"{share:.0%} of the policy's responses were cut at {longest} tokens"] if share > _NOTED_SHARE else []
 
 
 def read_results(folder: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
