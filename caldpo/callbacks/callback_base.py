@@ -56,14 +56,7 @@ class PromptSampling(RunCallback):
         seed: int,
         model_name: str = "policy",
     ) -> list[list[int]]:
-        """Sample one response to each prompt, token ids up to and including its end.
-
-        Args:
-            model: the policy or the reference; its responses end where the policy's do.
-            module: of the run.
-            held_out: prompts.
-            seed: of the samples.
-            model_name: for an error.
+        """Sample one response to each prompt by policy or reference, token ids up to and including the policy's end.
 
         Raises:
             CaldpoError: logits are not finite.

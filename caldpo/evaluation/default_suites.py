@@ -48,11 +48,6 @@ def with_default_suites(overrides: Sequence[str], multirun: bool, config_dir: st
     Names alone are taken from a run's folder, and only those of known options: this project and ``config_dir`` define
     what an option builds. Others are left out with a message. ``judge`` is left out as well, unless the overrides set
     keys of it: it needs an endpoint.
-
-    Args:
-        overrides: of the command line, ``run=FOLDER`` among them or not.
-        multirun: the command is a sweep.
-        config_dir: the user's own folder of configurations.
     """
     overrides = list(overrides)
     if any(override.lstrip("+~").partition("=")[0].partition("@")[0] == "suite" for override in overrides):

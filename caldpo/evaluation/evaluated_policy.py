@@ -78,12 +78,16 @@ class EvaluatedPolicy:
         data: PairDataModule | None = build_optional(config, "data")
         self.adapter.check()
         self.identity: str = self.source.identity()
-        self._model_key = f"{self._key('model', 'adapter', 'reference')} {self.reference_identity} {self.precision}"
         self.tokenizer: PreTrainedTokenizerBase = self.source.load_tokenizer()
-        date = str(target.summary.get(DATE))  # a chat template may write it
-        self._data_key = self._key("data", "model") + tokenizer_digest(self.tokenizer) + date
+        # policies that agree in all of this share data, reference, its log-probs and its samples
+        config_keys = compared_keys({name: target.config[name] for name in SECTIONS}) | {"data.seed": None}
+        shared = [self.identity, self.reference_identity, config_keys, tokenizer_digest(self.tokenizer), self.precision]
+        date = target.summary.get(DATE)  # a chat template may write it
+        self._shared_key = json.dumps([*shared, date], sort_keys=True, default=str)
         self._data: PairDataModule | None
-        self.tokenizer, self._data = cache.once(self._data_key, lambda: (self.tokenizer, self._prepare(data)))
+        self.tokenizer, self._data = cache.once(
+            f"data {self._shared_key}", lambda: (self.tokenizer, self._prepare(data))
+        )
 
     def at(self, weights: Weights) -> EvaluatedPolicy:
         """Return the same run with other weights; only the last weights used stay in memory."""
@@ -179,7 +183,7 @@ class EvaluatedPolicy:
     @property
     def model(self) -> PreTrainedModel:
         """The policy on its device, in evaluation mode."""
-        return self.cache.model("policy", self._policy_key, self._load_policy)
+        return self.cache.model("policy", self._key("policy"), self._load_policy)
 
     @contextmanager
     def model_of(self, role: Role) -> Iterator[PreTrainedModel]:
@@ -192,7 +196,7 @@ class EvaluatedPolicy:
             with adapter_off(policy) as base:
                 yield base
         else:
-            yield self.cache.model("reference", self._model_key, lambda: self._load_reference(path))
+            yield self.cache.model("reference", self._shared_key, lambda: self._load_reference(path))
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -213,7 +217,7 @@ class EvaluatedPolicy:
 
     def once(self, role: Role, key: str, compute: Callable[[], Any]) -> Any:
         """Return what is computed of these weights, or of the reference by all policies that have it, only once."""
-        return self.cache.once(f"{role} {key} {self._policy_key if role == 'policy' else self._reference_key}", compute)
+        return self.cache.once(f"{role} {key} {self._key(role)}", compute)
 
     def logps(self, role: Role, pairs: Sequence[TokenizedPair], label: str = "log-probs") -> NDArray[np.float64]:
         """Sum the log-probs of both responses of any pairs, nats, shape ``(2, pairs)``."""
@@ -282,25 +286,17 @@ class EvaluatedPolicy:
         """Return the text of a response."""
         return response_text(self.tokenizer, ids, self.ends)
 
-    # -- loading, and keys of the cache
+    # -- keys, preparing, loading
 
     def _owner(self, role: Role) -> str:
         """Name run, checkpoint and model, for an error."""
         step = "" if self.weights.step is None else f" at step {self.weights.step}"
         return f"{self.target.name}{step}: the {role}'s"
 
-    def _key(self, *sections: str) -> str:
-        """Key of what policies share: all of these sections but what no number depends on, and the data's seed."""
-        config = compared_keys({name: self.target.config[name] for name in sections})
-        return json.dumps([self.identity, config | {"data.seed": None}], sort_keys=True, default=str)
-
-    @property
-    def _policy_key(self) -> str:
-        return f"{self.target.name} {self.weights}"
-
-    @property
-    def _reference_key(self) -> str:
-        return f"{self._model_key} {self.batch} {self._data_key} {self.ends}"
+    def _key(self, role: Role) -> str:
+        if role == "policy":
+            return f"{self.target.name} {self.weights}"
+        return f"{self._shared_key} {self.batch} {self.ends}"
 
     def _prepare(self, data: PairDataModule | None) -> PairDataModule | None:
         """Load and tokenise the held-out pairs; print the data report unless the run itself has printed it."""

@@ -30,23 +30,15 @@ SECTIONS = ("model", "adapter", "reference", "data")  # of a run's configuration
 
 @dataclass(frozen=True)
 class Target:
-    """One policy to evaluate, before anything of it is loaded.
+    """One policy to evaluate, before anything of it is loaded."""
 
-    Args:
-        name: as the terminal shows it.
-        folder: ``evaluation/`` is written into it.
-        run: the run's folder; None for a model.
-        config: sections of :data:`SECTIONS`, and ``reward_beta``, ``trainer``, ``callbacks`` of a run.
-        summary: the run's ``summary.json``.
-        own_data: evaluate on the pairs that the run itself held out, not on those of ``data=``.
-    """
-
-    name: str
-    folder: Path
-    run: Path | None
+    name: str  # as the terminal shows it
+    folder: Path  # that ``evaluation/`` is written into
+    run: Path | None  # the run's folder; None for a model
+    # sections of :data:`SECTIONS`, and ``reward_beta``, ``trainer``, ``callbacks`` of a run
     config: Mapping[str, Any] = field(repr=False)
     summary: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    own_data: bool = True
+    own_data: bool = True  # the pairs that the run itself held out, not those of ``data=``
 
     def checkpoints(self) -> dict[int, Path]:
         """Return the run's checkpoints by optimiser step, in their order."""

@@ -31,11 +31,7 @@ _WEIGHT_DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}  # prec
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of ``device=``.
-
-    Raises:
-        CaldpoError: a GPU is requested and there is none.
-    """
+    """Return the device of ``device=``; refuse a GPU where there is none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise CaldpoError("there is no GPU here", key="device", value=name, remedy="use device=cpu, or device=auto")
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
@@ -49,21 +45,13 @@ def place(model: PreTrainedModel, precision: str, device: torch.device) -> PreTr
 
 @dataclass(frozen=True)
 class Weights:
-    """Location of a policy's weights.
+    """Location of a policy's weights."""
 
-    Args:
-        step: optimiser steps that they were trained for; None for a model that is no run's.
-        path: ``policy/`` of a run, or a checkpoint; None for the start, as ``model`` loads it.
-    """
-
-    step: int | None
-    path: Path | None
+    step: int | None  # optimiser steps of training; None for a model that is no run's
+    path: Path | None  # ``policy/`` of a run, or a checkpoint; None for the start, as ``model`` loads it
 
     def fingerprint(self) -> list[list[Any]]:
-        """Return name, size and SHA-256 of the files that are loaded, weights first.
-
-        No times: contents may change while they stay.
-        """
+        """Return name, size and SHA-256 of the files that are loaded, weights first."""
         if self.path is None:
             return []
         files = [f for f in self.path.rglob("*") if f.suffix in _SUFFIXES and f.parent.name != OPTIMIZER_PARTS]
@@ -116,11 +104,7 @@ def load_weights(weights: Weights, source: ModelSource, adapter: AdapterSource, 
 
 
 def require_vocabulary(path: str, source: ModelSource) -> None:
-    """Refuse a reference at ``path`` with another vocabulary than the policy of ``source``, by configurations only.
-
-    Raises:
-        CaldpoError: it does not exist, or has another vocabulary.
-    """
+    """Refuse a reference that does not exist or has another vocabulary than the policy; no weights load."""
     with torch.device("meta"):
         reference = causal_lm_skeleton(path, key=REFERENCE_KEY)
     policy = skeleton_of(source)
@@ -135,13 +119,7 @@ def check_vocabulary(path: str, reference: PreTrainedModel, policy: PreTrainedMo
 
 
 def load_reference(path: str | None, dtype: str, source: ModelSource) -> PreTrainedModel:
-    """Load the model at ``path``, or the weights that the policy of ``source`` started from.
-
-    Args:
-        path: hub id or folder; None takes the policy's start.
-        dtype: of the weights, ``reference.dtype`` of the run; ``same`` leaves them as they load.
-        source: of the policy.
-    """
+    """Load the reference at ``path``, or the policy's start; ``dtype`` is the run's ``reference.dtype``."""
     model = source.load_policy() if path is None else load_causal_lm(path, key=REFERENCE_KEY, dtype="auto")
     return model.eval().requires_grad_(False) if dtype == "same" else freeze(model, floating_dtype(dtype))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.config.bounds import NonNegative, PositiveInt, Share
 from caldpo.config.signatures import validated
@@ -57,11 +59,7 @@ class Oracle(Suite):
     confidence: Share = 0.95
 
     def check_policy(self, policy: EvaluatedPolicy) -> None:
-        """Require a known reward, and checkpoints for ``checkpoints=all``.
-
-        Raises:
-            CaldpoError: one is missing.
-        """
+        """Require a known reward, and checkpoints for ``checkpoints=all``."""
         if self.classifier is None and policy.data.oracle is None:
             raise CaldpoError(
                 f"the true reward of a response is unknown on this data ({policy.data.source.name})",
@@ -99,9 +97,10 @@ class Oracle(Suite):
         start = []
         if self.checkpoints == "all" and policy.starts_from_reference:  # step 0 is the reference
             start = [{"step": 0, "reward": float(samples.reference_reward.mean()), "kl": 0.0, "win_rate": 0.5}]
-        measures = self._measures(samples, bootstrap)
-        measures["perplexity"] = self._perplexity(policy, samples, bootstrap)
-        measures |= exact_measures(policy)
+        clusters = [i // self.samples for i in range(len(samples))]  # the prompt of each sample
+        measures = self._measures(samples, bootstrap, clusters)
+        measures["perplexity"] = self._perplexity(policy, samples, bootstrap, clusters)
+        measures |= _exact_measures(policy)
         _write(policy.folder / SAMPLES, samples)
         notes = truncation_notes(policy.samples("policy", sampling), policy.ends, sampling.max_new_tokens)
         if not self._samples_from_policy:
@@ -160,7 +159,7 @@ class Oracle(Suite):
                 "policy_reward": self._rewards(policy, prompts, texts),
                 "reference_reward": policy.once(
                     "reference",
-                    f"rewards {self.classifier} {self.positive_label} {sampling}",
+                    f"rewards {sampling}",
                     lambda: self._rewards(policy, prompts, reference_texts),
                 ),
                 "policy_log_ratio": log_ratios[0],
@@ -174,18 +173,15 @@ class Oracle(Suite):
     def _rewards(self, policy: EvaluatedPolicy, prompts: Sequence[str], texts: Sequence[str]) -> Values:
         if self.classifier is None:
             return true_rewards(policy.data, prompts, texts)
-        classifier = self._classifier(policy)
-        return np.array(classifier([prompt + text for prompt, text in zip(prompts, texts, strict=True)]))
+        return np.array(self._classifier(policy)([prompt + text for prompt, text in zip(prompts, texts, strict=True)]))
 
     def _classifier(self, policy: EvaluatedPolicy) -> SentimentReward:
-        path, label, device = str(self.classifier), self.positive_label, str(policy.device)
-        classifier: SentimentReward = policy.cache.once(
-            f"classifier {path} {label}",
-            lambda: SentimentReward(path, label, device, policy.batch, key="oracle.classifier"),
-        )
+        path, label, key = str(self.classifier), self.positive_label, "oracle.classifier"
+        load = partial(SentimentReward, path, label, str(policy.device), policy.batch, key=key)
+        classifier: SentimentReward = policy.cache.once(key, load)
         return classifier
 
-    def _measures(self, samples: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Measure]:
+    def _measures(self, samples: pd.DataFrame, bootstrap: Bootstrap, clusters: list[int]) -> dict[str, Measure]:
         # logged metrics are of one sample per prompt, these of `samples`
         reward = TRUE_REWARD.words | {"meaning": "mean true reward of the policy's samples on held-out prompts"}
         win_rate = WIN_RATE.words | {
@@ -193,7 +189,6 @@ class Oracle(Suite):
             "meaning": "share of samples with a higher true reward than the reference's to the same prompt, ties"
             " counted half",
         }
-        clusters = self._clusters(samples)
         gain = (samples.policy_reward - samples.reference_reward).to_numpy()
         measures = {
             "reward": Measure(**bootstrap.mean(samples.policy_reward, clusters), **reward, main=True),
@@ -217,7 +212,9 @@ class Oracle(Suite):
         )
         return measures
 
-    def _perplexity(self, policy: EvaluatedPolicy, samples: pd.DataFrame, bootstrap: Bootstrap) -> Measure:
+    def _perplexity(
+        self, policy: EvaluatedPolicy, samples: pd.DataFrame, bootstrap: Bootstrap, clusters: list[int]
+    ) -> Measure:
         if self.perplexity_model is None:
             scorer = "the reference, end of sequence included"
             logps, tokens = samples.reference_logp.to_numpy(), samples.policy_tokens.to_numpy()
@@ -225,19 +222,15 @@ class Oracle(Suite):
             scorer = f"{self.perplexity_model}, in that model's tokens, without end of sequence"
             logps, tokens = _score_texts(self.perplexity_model, policy, samples)
         return Measure(
-            **bootstrap.of_sums(lambda logp, count: np.exp(-logp / count), (logps, tokens), self._clusters(samples)),
+            **bootstrap.of_sums(lambda logp, count: np.exp(-logp / count), (logps, tokens), clusters),
             title="perplexity",
             unit="per token",
             meaning=f"exp of the mean negative log-prob per token of the policy's samples under {scorer}",
             main=True,
         )
 
-    def _clusters(self, samples: pd.DataFrame) -> list[int]:
-        """Number the prompt of each sample."""
-        return [i // self.samples for i in range(len(samples))]
 
-
-def exact_measures(policy: EvaluatedPolicy) -> dict[str, Measure]:
+def _exact_measures(policy: EvaluatedPolicy) -> dict[str, Measure]:
     """Compute what the data's source knows without sampling (expected reward and KL of a table); empty without."""
     source = policy.data.source
     if not isinstance(source, ExactSource):
@@ -258,11 +251,12 @@ def _score_texts(path: str, policy: EvaluatedPolicy, samples: pd.DataFrame) -> t
 
     Both are 0 for an empty text.
     """
-    tokenizer = policy.cache.once(f"tokenizer {path}", lambda: load_tokenizer(path, key=_PERPLEXITY_KEY))
-    model = policy.cache.once(
-        f"perplexity {path} {policy.precision}",
-        lambda: place(load_causal_lm(path, key=_PERPLEXITY_KEY, dtype="auto"), policy.precision, policy.device),
-    )
+
+    def load() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+        model = place(load_causal_lm(path, key=_PERPLEXITY_KEY, dtype="auto"), policy.precision, policy.device)
+        return load_tokenizer(path, key=_PERPLEXITY_KEY), model
+
+    tokenizer, model = policy.cache.once(f"{_PERPLEXITY_KEY} {policy.precision}", load)
     prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in samples.prompt]
     text_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in samples.policy]
     logps, tokens = np.zeros(len(text_ids)), np.array([len(ids) for ids in text_ids], dtype=np.float64)
