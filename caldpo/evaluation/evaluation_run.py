@@ -70,11 +70,7 @@ def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> None:
 
 
 def build_suites(cfg: DictConfig) -> list[Suite]:
-    """Build and check the suites of the configuration, in its order.
-
-    Raises:
-        CaldpoError: a suite's check fails, or there is no suite.
-    """
+    """Build and check the suites of the configuration, in its order; refuse one without any."""
     names = [str(name) for name in cfg if isinstance(cfg[name], DictConfig) and "_target_" in cfg[name]]
     suites: list[Suite] = [build(cfg[name], name) for name in names if name not in _NO_SUITES]
     if not suites:
