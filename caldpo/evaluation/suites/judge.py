@@ -23,8 +23,7 @@ from caldpo.evaluation.judge.mock_judge import NAME, mock_server, mock_verdicts
 from caldpo.evaluation.judge.pair_comparison import JudgeModel, Pair, Question, load_template
 from caldpo.evaluation.judge.verdict_cache import FILE, Prices, VerdictCache
 from caldpo.evaluation.judge.win_rates import rate_measures
-from caldpo.evaluation.scored_samples import truncation_notes
-from caldpo.evaluation.suite_base import Measure, Result, Suite
+from caldpo.evaluation.suite_base import Measure, Result, Suite, truncation_notes
 
 Variable = Annotated[
     str, Field(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z", description="the name of an environment variable")
