@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 
 def export(module: PreferenceModule, folder: Path, weights: dict[str, Tensor]) -> None:
-    """Write the policy of a training as a Hugging Face folder, whole or not at all.
-
-    Of a policy with an adapter the adapter alone, in PEFT's format, which names its base.
-    """
+    """Write the policy of a training as a Hugging Face folder, whole or not at all."""
     with atomic_folder(folder) as draft:
         write_policy(module.policy, module.tokenizer, draft, weights=weights)
 
@@ -40,10 +37,10 @@ def write_policy(
     weights: Mapping[str, Tensor] | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Fill a folder with a policy, or with its adapter alone, and its tokenizer.
+    """Fill a folder with a policy, or with its adapter alone in PEFT's format, and its tokenizer.
 
     Args:
-        policy: its configuration is made fit to be used.
+        policy: ``use_cache`` of its configuration is switched on.
         tokenizer: of the run; it says where a response ends.
         folder: to be filled.
         weights: all of the policy's by name; None takes its own.
@@ -59,7 +56,7 @@ def write_policy(
         arguments["max_shard_size"] = max_shard_size
     own = getattr(base, "generation_config", None)
     settings, _ = export_settings(policy, tokenizer)
-    transformers.utils.logging.disable_progress_bar()  # a bar a shard says nothing that a user waits for
+    transformers.utils.logging.disable_progress_bar()
     try:
         if settings is not None:
             base.generation_config = settings
@@ -77,13 +74,12 @@ def complete_generation(
 ) -> None:
     """Complete the base's generation settings: end where responses end, pad with an existing token, be saveable.
 
-    All else that the base says stays, but for what transformers would not save or cannot generate with.
+    Changed in place. All other settings stay, but for those that transformers would not save or cannot generate with.
 
     Args:
-        settings: changed in place.
+        settings: of the base.
         tokenizer: of the run.
-        ends: tokens that end a response, see :mod:`caldpo.data.end_tokens`; those of the settings and the EOS are among
-            them in any case.
+        ends: further tokens that end a response, see :mod:`caldpo.data.end_tokens`.
     """
     own = settings.eos_token_id if isinstance(settings.eos_token_id, list | tuple) else [settings.eos_token_id]
     eos = list(dict.fromkeys([*trained_ends(tokenizer), *ends, *(token for token in own if _is_id(token))]))
@@ -102,10 +98,7 @@ def complete_generation(
 def export_settings(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[GenerationConfig | None, dict[str, Any]]:
-    """Return the generation settings of an export of the policy, and what is left out of the policy's own.
-
-    The policy keeps its own. None of a model that has none.
-    """
+    """Return the generation settings of an export (None of a model without any), and what it leaves out of them."""
     base = base_model(policy)
     if getattr(base, "generation_config", None) is None:
         return None, {}
@@ -119,7 +112,7 @@ def export_settings(
 
 
 def export_notes(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Say in a line what an export leaves out of the checkpoint's generation settings; empty where it is nothing."""
+    """Name what an export leaves out of the checkpoint's generation settings; empty where it is nothing."""
     _, gone = export_settings(policy, tokenizer)
     reason = "transformers does not save it, or cannot generate with it"
     return [f"exports have no {format_settings(gone)} in generation_config.json: {reason}"] if gone else []

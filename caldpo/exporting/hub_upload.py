@@ -12,26 +12,21 @@ from huggingface_hub.errors import HfHubHTTPError
 from caldpo.errors import CaldpoError
 from caldpo.exporting.export_settings import hub_token
 
-_WHY = {
+_REASONS = {
     401: ("the hub does not know this token", "set HF_TOKEN to a valid one (huggingface.co/settings/tokens)"),
     403: ("the token may not write there", "use a token with write access to this organisation, or another name"),
 }
 
 
 class Repository:
-    """A model repository on the hub that an export goes to.
-
-    Args:
-        name: ``organisation/name``.
-        private: whether it is private if it has to be made.
-    """
+    """A model repository on the hub, ``organisation/name``; ``private`` if it has to be made."""
 
     def __init__(self, name: str, *, private: bool) -> None:
         self.name, self.private = name, private
         self._api = HfApi(token=hub_token())
 
     def prepare(self) -> None:
-        """Make sure that the repository exists, before anything is exported.
+        """Create the repository if there is none, before anything is exported.
 
         Raises:
             CaldpoError: the hub refuses or cannot be reached, or the repository is public where a private one is meant.
@@ -47,7 +42,7 @@ class Repository:
                 "this repository exists already, and is public",
                 key="push_to",
                 value=self.name,
-                remedy="say private=false if everybody may have the policy, or name another repository",
+                remedy="set private=false if everybody may have the policy, or name another repository",
             )
 
     def upload(self, folder: Path, message: str) -> str:
@@ -70,10 +65,9 @@ class Repository:
             return call(**arguments)
         except HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
-            why, remedy = _WHY.get(
-                status, (f"the hub refuses: {_first_line(error)}", "see what it says, and try again")
-            )
-            raise CaldpoError(why, key="push_to", value=self.name, remedy=remedy) from error
+            refusal = (f"the hub refuses: {_first_line(error)}", "correct that, and try again")
+            reason, remedy = _REASONS.get(status, refusal)
+            raise CaldpoError(reason, key="push_to", value=self.name, remedy=remedy) from error
         except Exception as error:  # the library that makes the connection, and its errors, differ by version
             raise CaldpoError(
                 f"the hub cannot be reached: {_first_line(error)}",
