@@ -20,7 +20,7 @@ from caldpo.evaluation.evaluation_target import Target, find_folders, read_targe
 from caldpo.evaluation.model_loading import find_weights, load_weights
 from caldpo.exporting.export_policy import export_notes, in_dtype, write_policy
 from caldpo.exporting.export_settings import RECORD, ExportSettings, default_dir, export_dir
-from caldpo.exporting.hub_upload import Repository
+from caldpo.exporting.hub_upload import prepare_repository, upload
 from caldpo.exporting.model_card import CARD, Exported, published_base, write_card
 from caldpo.models.adapted_policy import is_adapted
 from caldpo.models.hub_model import load_tokenizer
@@ -52,7 +52,6 @@ def export_run(cfg: DictConfig) -> None:
     adapted = target.config["adapter"]["_target_"] != "caldpo.models.adapters.NoAdapter"
     if settings.merge and not adapted:
         raise CaldpoError("the run trained no adapter that could be merged", key="merge", value=True)
-    repository = None
     if settings.push_to is not None:
         if adapted and not settings.merge and published_base(target.config, target.summary) is None:
             raise CaldpoError(
@@ -61,8 +60,7 @@ def export_run(cfg: DictConfig) -> None:
                 value=settings.push_to,
                 remedy="add merge=true",
             )
-        repository = Repository(settings.push_to, private=settings.private)
-        repository.prepare()
+        prepare_repository(settings.push_to, private=settings.private)
 
     tokenizer = _tokenizer(target, model)
     policy = load_weights(weights, model, adapter, target)
@@ -81,7 +79,10 @@ def export_run(cfg: DictConfig) -> None:
             write_json(draft / RECORD, source | {"merged": settings.merge, "dtype": settings.dtype})
     except OSError as error:
         raise CaldpoError(f"cannot be written: {error.strerror or error}", key="to", value=place) from error
-    _print_export(place, what, repository)
+    _print_export(place, what)
+    if settings.push_to is not None:
+        message = f"Policy of step {what.step}, exported by caldpo {__version__}"
+        print(f"uploaded: {upload(settings.push_to, place, message)}")
 
 
 def _tokenizer(target: Target, source: Any) -> PreTrainedTokenizerBase:
@@ -95,10 +96,8 @@ def _tokenizer(target: Target, source: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _print_export(place: Path, what: Exported, repository: Repository | None) -> None:
+def _print_export(place: Path, what: Exported) -> None:
     size = sum(file.stat().st_size for file in place.glob("*.safetensors"))
     print(f"{'adapter' if what.adapter else 'policy'} of step {what.step}: {size / 2**20:,.1f} MiB in {place}")
     if not what.adapter:
         print(f"serve it with vLLM, if you have it (never run here): vllm serve {shlex.quote(str(place))}")
-    if repository is not None:
-        print(f"uploaded: {repository.upload(place, f'Policy of step {what.step}, exported by caldpo {__version__}')}")

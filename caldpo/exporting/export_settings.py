@@ -25,21 +25,7 @@ _SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s?(KB|MB|GB|KiB|MiB|GiB)", re.IGNORECASE)
 @validated
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """An export.
-
-    Args:
-        run: folder of one run.
-        checkpoint: ``final`` (at the run's last step), ``last`` (the last that was saved, also of a run that did not
-            finish), or an optimiser step, ``40`` or ``step-40``.
-        to: folder to write; None names one in ``outputs/exports`` after the run's folder and the step.
-        merge: fold an adapter into its base.
-        dtype: of the weights that are written; None leaves them as they are.
-        max_shard_size: largest weight file, as ``5GB``.
-        picture: draw the curves of the implicit reward beside the card.
-        push_to: ``organisation/name`` on the hub to upload it to.
-        private: whether a repository that is made there is private.
-        allow_untrusted_code: build classes outside caldpo that a run's configuration names, and run its model's code.
-    """
+    """Settings of ``caldpo.export``, which ``conf/export.yaml`` explains."""
 
     run: str | None
     checkpoint: CheckpointName

@@ -124,10 +124,10 @@ def test_boards_keep_their_shots_and_tasks_come_once() -> None:
     assert (plan["piqa"].shots, plan["held_out_pairs"].shots) == (3, None)
 
 
-def _without(*modules: str, antlr: str = "4.11.0") -> Installation:
-    known = ("math_verify", "sympy", "antlr4", "langdetect", "immutabledict", "nltk", "pkg_resources", "vllm")
-    locations = {m: None if m in modules else "here" for m in known}
-    return Installation(None, Path(), "0", locations, {"antlr4-python3-runtime": antlr})
+def _without(*packages: str, antlr: str = "4.11.0") -> Installation:
+    versions = {"math-verify": "0.8.0", "sympy": "1.14.0", "antlr4-python3-runtime": antlr, "langdetect": "1.0.9"}
+    versions |= {"immutabledict": "4.2.1", "nltk": "3.9.1", "setuptools": "80.9.0", "vllm": "0.10.0"}
+    return Installation(None, Path(), {name: None if name in packages else v for name, v in versions.items()})
 
 
 def test_missing_packages() -> None:
@@ -147,14 +147,13 @@ def test_missing_packages() -> None:
 
 
 def test_a_harness_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    columns = {"modules": dict.fromkeys(installations._MODULES), "versions": {}}
-    monkeypatch.setattr(installations.environment_probe, "probe", lambda *_: columns)
+    monkeypatch.setattr(installations.environment_probe, "probe", lambda *_: {"folder": None, "versions": {}})
     with refused(key="suite", value="leaderboard", remedy="pip install 'caldpo[eval]'"):
         Leaderboard(tasks=[V2]).check()
     with refused(key="leaderboard.python", value=tmp_path / "nowhere"):
         Leaderboard(tasks=[V2], python=str(tmp_path / "nowhere")).check()
     empty = tmp_path / "python"
-    empty.write_text('#!/bin/sh\necho \'{"modules": {"lm_eval": null}, "versions": {"lm_eval": null}}\'\n')
+    empty.write_text('#!/bin/sh\necho \'{"folder": null, "versions": {"lm_eval": null}}\'\n')
     empty.chmod(0o755)
     with refused("lm_eval", key="leaderboard.python", value=empty, remedy=f"{empty} -m pip install"):
         Leaderboard(tasks=[V2], python=str(empty)).check()

@@ -89,7 +89,10 @@ def _load(
             built = manager.load([dict(options.pairs) if task.name == PAIRS and options.pairs else task.name])
         except Exception as error:  # data sets, the hub and the tasks' own code each have errors of their own
             if task.board is None:
-                raise _load_error(task.name, error) from error
+                remedy = "check its yaml and what that names, if it is your own"
+                if isinstance(error, ImportError | OSError):
+                    remedy = OTHER_ENVIRONMENT if isinstance(error, ImportError) else _DATA_REMEDY
+                raise CaldpoError(_reason(error), key="leaderboard.tasks", value=task.name, remedy=remedy) from error
             left_out[task.name] = _reason(error)
             continue
         for leaf in built["tasks"].values():
@@ -111,14 +114,6 @@ def _require_safe(name: str, leaf: Any) -> None:
         raise CaldpoError("shows images, which this model does not take", key="leaderboard.tasks", value=name)
 
 
-def _load_error(name: str, error: Exception) -> CaldpoError:
-    if isinstance(error, ImportError):
-        remedy = OTHER_ENVIRONMENT
-    else:
-        remedy = _DATA_REMEDY if isinstance(error, OSError) else "check its yaml and what that names, if it is your own"
-    return CaldpoError(_reason(error), key="leaderboard.tasks", value=name, remedy=remedy)
-
-
 def _reason(error: Exception) -> str:
     """Describe a failure to load; errors of files, the network, data sets and the hub are OSErrors."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -138,8 +133,6 @@ def _plain(value: Any) -> Any:
 
 
 class _TruncationCounter(logging.Handler):
-    """Counts LM Eval's warnings of prompts that were longer than the model's context."""
-
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.count = 0

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caldpo.evaluation.lm_eval.leaderboards import board_score
+from caldpo.evaluation.lm_eval.leaderboards import board_score, scores_of
 from caldpo.evaluation.lm_eval.task_plan import PlannedTask
 from caldpo.evaluation.suite_base import Measure
 
@@ -27,12 +27,11 @@ def read_task(task: PlannedTask, results: Mapping[str, Any], *, templated: bool)
         templated: the chat template was applied.
     """
     leaves = list(results["n-samples"])
-    scores = results.get("groups", {}).get(task.name) or results["results"].get(task.name, {})
-    names = [task.name] if _metrics(scores) else leaves
+    names = [task.name] if _metrics(scores_of(results, task.name)) else leaves
     measures = {name: _measure(name, task, results, templated) for name in names}
     details = {
         "leaderboard": task.board,
-        "read": {name: ", ".join(_score_keys(task, _scores(results, name))) for name in names},
+        "read": {name: ", ".join(_score_keys(task, scores_of(results, name))) for name in names},
         "shots": {leaf: results["n-shot"][leaf] for leaf in leaves},
         "chat_template": templated,
         "n": {leaf: results["n-samples"][leaf] for leaf in leaves},
@@ -50,7 +49,7 @@ def wrong_shots(task: PlannedTask, results: Mapping[str, Any]) -> set[int]:
 
 
 def _measure(name: str, task: PlannedTask, results: Mapping[str, Any], templated: bool) -> Measure:
-    scores = _scores(results, name)
+    scores = scores_of(results, name)
     keys = _score_keys(task, scores)
     leaves = [name] if name in results["n-samples"] else list(results["n-samples"])
     if task.row and task.row.by_subject and len(leaves) > 1:
@@ -73,11 +72,6 @@ def _measure(name: str, task: PlannedTask, results: Mapping[str, Any], templated
         better=_better(results, leaves[0], metric),
         main=True,
     )
-
-
-def _scores(results: Mapping[str, Any], name: str) -> Scores:
-    scores: Scores = results.get("groups", {}).get(name) or results["results"][name]
-    return scores
 
 
 def _metrics(scores: Scores) -> list[str]:

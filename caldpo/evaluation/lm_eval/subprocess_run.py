@@ -5,7 +5,6 @@ MATH needs another environment: the parser of its answers and Hydra need differe
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.lm_eval.in_process import count_truncations
 from caldpo.evaluation.lm_eval.task_plan import PAIRS, SAMPLES, Options, PlannedTask, TaskResults, require_some
 from caldpo.models.adapted_policy import is_adapted
+from caldpo.models.merged_adapter import save_merged
 from caldpo.security.redacted_streams import HUB_TOKENS, environment_without_secrets
 from caldpo.utils.atomic_io import atomic_file
 
@@ -33,12 +33,12 @@ _MIXED_DTYPES = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
 def run_subprocess(
     plan: list[PlannedTask], policy: EvaluatedPolicy, options: Options, python: str | None, backend: str
 ) -> TaskResults:
-    """Run each task by a command of its own.
+    """Run each task by a command of its own, on the run's export or on a copy of the policy in a temporary folder.
 
     Args:
         plan: the tasks.
-        policy: read from the run's export, or written into a temporary folder.
-        options: see :class:`Options`.
+        policy: whose weights are read or written.
+        options: of the tasks.
         python: interpreter of the environment; None: this one.
         backend: ``hf`` or ``vllm``.
 
@@ -65,7 +65,12 @@ def run_subprocess(
             elif task.board is not None:
                 left_out[task.name] = f"failed: {_last_line(log)}"
             else:
-                raise _command_error(task, command, log)
+                raise CaldpoError(
+                    f"LM Eval's command line failed: {_last_line(log)}",
+                    key="leaderboard.tasks",
+                    value=task.name,
+                    remedy=f"read {log}; the command was {' '.join(command)}",
+                )
     require_some(results, left_out, f"read {log}")
     return TaskResults(results, left_out, count_truncations(log.read_text(encoding="utf-8", errors="replace")))
 
@@ -125,10 +130,10 @@ def _write_model(policy: EvaluatedPolicy, workspace: Path) -> None:
     if export is not None and export.is_dir() and not (export / "adapter_config.json").is_file():
         (workspace / "policy").symlink_to(export.absolute(), target_is_directory=True)
         return
-    model: Any = policy.model
-    if is_adapted(model):
-        model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(workspace / "policy")
+    if is_adapted(policy.model):
+        save_merged(policy.model, workspace / "policy")
+    else:
+        policy.model.save_pretrained(workspace / "policy")
 
 
 def _copy_samples(task: PlannedTask, policy: EvaluatedPolicy, options: Options, workspace: Path) -> None:
@@ -140,15 +145,6 @@ def _copy_samples(task: PlannedTask, policy: EvaluatedPolicy, options: Options, 
         # LM Eval appends the time to the task's name
         with atomic_file(folder / f"{file.stem.removeprefix('samples_').rsplit('_', 1)[0]}.jsonl") as copied:
             copied.write(file.read_bytes())
-
-
-def _command_error(task: PlannedTask, command: list[str], log: Path) -> CaldpoError:
-    return CaldpoError(
-        f"LM Eval's command line failed: {_last_line(log)}",
-        key="leaderboard.tasks",
-        value=task.name,
-        remedy=f"read {log}; the command was {' '.join(command)}",
-    )
 
 
 def _last_line(log: Path) -> str:

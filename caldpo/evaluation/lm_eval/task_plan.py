@@ -14,7 +14,7 @@ from caldpo.data.chat_template import render_pair
 from caldpo.data.pair import PreferencePair
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT, Installation
-from caldpo.evaluation.lm_eval.leaderboards import BOARDS, Row
+from caldpo.evaluation.lm_eval.leaderboards import BOARDS, V2, Row
 from caldpo.utils.atomic_io import write_text
 
 PAIRS = "held_out_pairs"  # a task of this project, made of the run's own data
@@ -25,10 +25,10 @@ _ROWS = {row.task: row for rows in BOARDS.values() for row in rows} | {PAIRS: Ro
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """One task to run.
+    """One task, group or tag of LM Eval to run.
 
     Args:
-        name: of LM Eval's task, group or tag.
+        name: LM Eval's.
         shots: to set; None leaves them to the task.
         board: its leaderboard; None if the task was named itself.
         row: which metrics are its score, also where it was named itself; None takes what it reports.
@@ -42,17 +42,11 @@ class PlannedTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How tasks run, in this process or in another.
+    """How tasks run, in this process or in another; see :class:`caldpo.evaluation.suites.leaderboard.Leaderboard`.
 
     Args:
         own_tasks: folder of the user's own tasks.
         shipped_tasks: folder of LM Eval's tasks.
-        limit: number of questions of each task, the first ones; None: all.
-        chat_template: put questions through the model's chat template.
-        multiturn: with the template, examples are turns of a conversation.
-        batch: questions in a forward pass.
-        bootstrap: resamples of LM Eval for standard errors without a formula.
-        log_samples: write questions and answers.
         pairs: configuration of the task of held-out pairs, if it runs.
     """
 
@@ -91,10 +85,10 @@ def plan_tasks(tasks: Sequence[str], shots: int | None) -> list[PlannedTask]:
 
     Args:
         tasks: names of leaderboards, and of tasks, groups or tags of LM Eval.
-        shots: of the tasks that are named themselves; None leaves them to each task.
+        shots: of the latter; None leaves them to each task.
     """
     of_boards = [
-        PlannedTask(row.task, None if row.carries_shots else row.shots, board, row)
+        PlannedTask(row.task, None if board == V2 else row.shots, board, row)
         for board in BOARDS
         if board in tasks
         for row in BOARDS[board]
@@ -144,11 +138,6 @@ def pairs_task(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBa
     the end-of-text token, which LM Eval does not score, is not counted. Pairs are not truncated; the tokenizer decides
     about BOS. Conversations are written out by the chat template. The chosen response is the first choice of every
     second pair, so that a model which always takes the first gets half of them right.
-
-    Args:
-        pairs: of the run.
-        tokenizer: with the chat template.
-        folder: receives the questions.
     """
     file = folder / f"{PAIRS}.jsonl"
     with file.open("w", encoding="utf-8") as lines:

@@ -40,30 +40,7 @@ class Judge(Suite):
 
     A pair's score is the mean over the two orders (1 won, 1/2 tie, 0 lost). A pair of identical responses is a tie and
     is not sent. A pair without a readable verdict of both orders is left out: one order alone has the judge's position
-    bias.
-
-    Args:
-        base_url: of the endpoint, such as ``http://localhost:8000/v1``.
-        model: the judge's name there.
-        api_key_env: environment variable with the key, which is sent to ``base_url``; None, or a variable that is not
-            set, sends a placeholder, for servers without keys.
-        against: ``reference`` compares with the reference's responses, ``chosen`` with the data's.
-        prompt: template of the question: ``tldr``, ``hh``, ``general``, or a file with ``$prompt``, ``$first``,
-            ``$second`` in it.
-        mock: ask a mock judge on this machine.
-        prompts: number of held-out prompts, one response each.
-        max_new_tokens: longest response, tokens; None takes the length of the run's own samples.
-        temperature: of sampling responses.
-        verdict_temperature: of the judge; None leaves it to the endpoint.
-        verdict_seed: of the judge, for endpoints that take one; None sends none.
-        max_tokens: longest answer of the judge, tokens.
-        limit_by: the name under which the endpoint takes that limit.
-        concurrency: largest number of calls in flight.
-        timeout: seconds of one attempt, to the last byte of the answer.
-        max_retries: attempts after the first, with the client's back-off.
-        price_input, price_output: per million tokens read and written; None states no cost.
-        resamples: bootstrap draws of whole prompts.
-        confidence: of the intervals.
+    bias. ``conf/suite/judge.yaml`` explains the keys.
     """
 
     name: ClassVar[str] = "judge"
