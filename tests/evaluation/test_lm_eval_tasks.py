@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def test_normalisation_is_the_documentation_s() -> None:
     scores = {"murder_mysteries": 0.7, "object_placements": 0.4, "team_allocation": 0.6}
     results = _results(task, {f"leaderboard_musr_{n}": {"acc_norm,none": v} for n, v in scores.items()}, 0)
     results["groups"] = {"leaderboard_musr": {"acc_norm,none": 0.56, "acc_norm_stderr,none": 0.1}}
-    measures, details = read_task(task, results, templated=False)
+    measures, details = read_task(task, results)
     assert details["normalised"] == pytest.approx(35.0, abs=0.05)
     assert measures["leaderboard_musr"].value == 0.56
     assert measures["leaderboard_musr"].low == pytest.approx(0.56 - 0.196)
@@ -206,7 +207,7 @@ def test_chance_of_bbh_is_of_each_task_s_choices() -> None:
     results = _results(task, leaves, 3)
     results["groups"] = {"leaderboard_bbh": {"acc_norm,none": 0.4}}
     results["configs"] = {name: {"doc_to_choice": ["x"] * n} for name, n in zip(leaves, (2, 6), strict=True)}
-    _, details = read_task(task, results, templated=False)
+    _, details = read_task(task, results)
     assert details["normalised"] == pytest.approx((50 + 0) / 2)
 
 
@@ -219,7 +220,7 @@ def test_ifeval_is_the_mean_of_two() -> None:
         "inst_level_strict_acc_stderr,none": "N/A",
         "prompt_level_loose_acc,none": 0.9,
     }
-    measures, details = read_task(task, _results(task, {task.name: scores}, 0), templated=True)
+    measures, details = read_task(replace(task, templated=True), _results(task, {task.name: scores}, 0))
     measure = measures[task.name]
     assert (measure.value, measure.low) == (pytest.approx(0.4), None)
     assert measure.unit == "prompt_level_strict_acc and inst_level_strict_acc"
@@ -236,7 +237,7 @@ def test_mmlu_is_the_mean_over_subjects() -> None:
     }
     results = _results(task, subjects, 5)
     results["groups"] = {"mmlu": {"acc,none": 0.55, "acc_stderr,none": 0.03}}
-    measures, details = read_task(task, results, templated=False)
+    measures, details = read_task(task, results)
     assert list(measures) == ["mmlu"]
     assert measures["mmlu"].value == pytest.approx(0.4)
     assert measures["mmlu"].high == pytest.approx(0.4 + 1.96 * 0.025)
@@ -247,11 +248,11 @@ def test_mmlu_is_the_mean_over_subjects() -> None:
 def test_gsm8k_is_read_strictly_and_others_by_what_they_report() -> None:
     scores = {"exact_match,flexible-extract": 0.4, "exact_match,strict-match": 0.3}
     for task, expected in ((_wanted("gsm8k"), 0.3), (PlannedTask("other", None), 0.4)):
-        measures, _ = read_task(task, _results(task, {task.name: scores}, 5), templated=False)
+        measures, _ = read_task(task, _results(task, {task.name: scores}, 5))
         assert measures[task.name].value == expected
     task = PlannedTask("mine", None)
     reported = {"acc,none": 0.2, "f1,none": 0.6, "acc_norm,none": 0.3, "alias": "mine"}
-    measures, details = read_task(task, _results(task, {"mine": reported}, 0), templated=False)
+    measures, details = read_task(task, _results(task, {"mine": reported}, 0))
     assert measures["mine"].value == 0.3
     assert details["read"] == {"mine": "acc_norm,none"}
 
@@ -259,7 +260,7 @@ def test_gsm8k_is_read_strictly_and_others_by_what_they_report() -> None:
 def test_a_tag_gives_a_measure_for_each_task() -> None:
     task = PlannedTask("two", None)
     results = _results(task, {"a": {"acc,none": 0.2}, "b": {"f1,none": 0.9}}, 0)
-    assert {n: m.value for n, m in read_task(task, results, templated=False)[0].items()} == {"a": 0.2, "b": 0.9}
+    assert {n: m.value for n, m in read_task(task, results)[0].items()} == {"a": 0.2, "b": 0.9}
 
 
 def test_other_shots_than_the_leaderboard_s_are_seen() -> None:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from caldpo.data.chat_template import render_pair
-from caldpo.data.pair import PreferencePair
 from caldpo.errors import CaldpoError
+from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT, Installation
 from caldpo.evaluation.lm_eval.leaderboards import BOARDS, V2, Row
 from caldpo.utils.atomic_io import write_text
@@ -32,37 +30,14 @@ class PlannedTask:
         shots: to set; None leaves them to the task.
         board: its leaderboard; None if the task was named itself.
         row: which metrics are its score, also where it was named itself; None takes what it reports.
+        templated: put questions through the model's chat template.
     """
 
     name: str
     shots: int | None
     board: str | None = None
     row: Row | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How tasks run, in this process or in another; see :class:`caldpo.evaluation.suites.leaderboard.Leaderboard`.
-
-    Args:
-        own_tasks: folder of the user's own tasks.
-        shipped_tasks: folder of LM Eval's tasks.
-        pairs: configuration of the task of held-out pairs, if it runs.
-    """
-
-    own_tasks: Path | None
-    shipped_tasks: Path
-    limit: int | None
-    chat_template: bool
-    multiturn: bool
-    batch: int
-    bootstrap: int
-    log_samples: bool
-    pairs: Mapping[str, Any] | None = None
-
-    def templated(self, task: PlannedTask) -> bool:
-        """Whether the chat template is applied; held-out pairs are already written out as in training."""
-        return self.chat_template and task.name != PAIRS
+    templated: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,21 +55,24 @@ class TaskResults:
     truncations: int
 
 
-def plan_tasks(tasks: Sequence[str], shots: int | None) -> list[PlannedTask]:
+def plan_tasks(tasks: Sequence[str], shots: int | None, *, templated: bool = False) -> list[PlannedTask]:
     """Expand names to tasks, each once; a leaderboard's task has the leaderboard's shots in any case.
 
     Args:
         tasks: names of leaderboards, and of tasks, groups or tags of LM Eval.
         shots: of the latter; None leaves them to each task.
+        templated: apply the chat template, but for held-out pairs, which are already written out as in training.
     """
     of_boards = [
-        PlannedTask(row.task, None if board == V2 else row.shots, board, row)
+        PlannedTask(row.task, None if board == V2 else row.shots, board, row, templated)
         for board in BOARDS
         if board in tasks
         for row in BOARDS[board]
     ]
     named = [
-        PlannedTask(name, None if name == PAIRS else shots, row=_ROWS.get(name)) for name in tasks if name not in BOARDS
+        PlannedTask(name, None if name == PAIRS else shots, None, _ROWS.get(name), templated and name != PAIRS)
+        for name in tasks
+        if name not in BOARDS
     ]
     return list({task.name: task for task in reversed([*of_boards, *named])}.values())[::-1]
 
@@ -130,7 +108,7 @@ def require_some(tasks: Sequence[object], left_out: Mapping[str, str], remedy: s
         raise CaldpoError(f"none of the tasks can run here: {reasons}", key="leaderboard.tasks", remedy=remedy)
 
 
-def pairs_task(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any]:
+def pairs_task(policy: EvaluatedPolicy) -> dict[str, Any]:
     """Write the held-out pairs as a multiple-choice task, and return its configuration.
 
     An offline task, and a check of log-probs: ``acc`` is the share of pairs whose chosen response has the higher summed
@@ -139,10 +117,10 @@ def pairs_task(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBa
     about BOS. Conversations are written out by the chat template. The chosen response is the first choice of every
     second pair, so that a model which always takes the first gets half of them right.
     """
-    file = folder / f"{PAIRS}.jsonl"
+    file = policy.folder / f"{PAIRS}.jsonl"
     with file.open("w", encoding="utf-8") as lines:
-        for number, pair in enumerate(pairs):
-            texts, label = render_pair(pair, tokenizer), number % 2
+        for number, pair in enumerate(policy.texts):
+            texts, label = render_pair(pair, policy.tokenizer), number % 2
             choices = [texts.chosen, texts.rejected][:: -1 if label else 1]
             lines.write(json.dumps({"prompt": texts.prompt, "choices": choices, "label": label}) + "\n")
     return {

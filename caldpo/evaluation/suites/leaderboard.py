@@ -19,11 +19,8 @@ from caldpo.evaluation.lm_eval.subprocess_run import run_subprocess
 from caldpo.evaluation.lm_eval.task_index import require_names
 from caldpo.evaluation.lm_eval.task_plan import (
     OWN_NAMES,
-    PAIRS,
-    Options,
     PlannedTask,
     TaskResults,
-    pairs_task,
     plan_tasks,
     runnable_tasks,
 )
@@ -33,7 +30,7 @@ from caldpo.evaluation.suite_base import Measure, Result, Suite
 @validated
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard(Suite):
-    """Tasks of LM Eval with the policy alone, without a reference. ``conf/suite/leaderboard.yaml`` explains the keys."""
+    """Tasks of LM Eval with the policy alone; ``conf/suite/leaderboard.yaml`` explains the keys."""
 
     name: ClassVar[str] = "leaderboard"
 
@@ -59,13 +56,11 @@ class Leaderboard(Suite):
                 remedy="create an environment with pip install 'lm_eval[vllm]', and name its interpreter:"
                 " leaderboard.python=PATH/bin/python",
             )
-        if self._own_tasks is not None and not self._own_tasks.is_dir():
+        if self.own_tasks is not None and not self.own_tasks.is_dir():
             raise CaldpoError("no such folder", key="leaderboard.include_path", value=self.include_path)
         if not self.tasks:
             raise CaldpoError("no task is named", key="leaderboard.tasks", remedy=f"choose {', '.join(OWN_NAMES)}, ...")
-        require_names(
-            [t for t in self.tasks if t not in OWN_NAMES], self._own_tasks, installation.tasks, also=OWN_NAMES
-        )
+        require_names([t for t in self.tasks if t not in OWN_NAMES], self.own_tasks, installation.tasks, also=OWN_NAMES)
         self._plan(installation)
 
     def check_policy(self, policy: EvaluatedPolicy) -> None:
@@ -80,15 +75,14 @@ class Leaderboard(Suite):
     def run(self, policy: EvaluatedPolicy) -> Result:
         installation = find_installation(self.python)
         plan, left_out = self._plan(installation)
-        options = self._options(policy, installation)
         if self.python is None and self.backend == "hf":
-            done = run_in_process(plan, policy, options)
+            done = run_in_process(plan, policy, self, installation.tasks)
         else:
-            done = run_subprocess(plan, policy, options, installation.python, self.backend)
+            done = run_subprocess(plan, policy, self, installation.python)
         measures: dict[str, Measure] = {}
         tasks: dict[str, Any] = {}
         for task, results in done.results:
-            task_measures, tasks[task.name] = read_task(task, results, templated=options.templated(task))
+            task_measures, tasks[task.name] = read_task(task, results)
             measures |= task_measures
         left_out = {**left_out, **done.left_out}
         measures |= averages(plan, measures, tasks)
@@ -114,24 +108,13 @@ class Leaderboard(Suite):
         return asdict(self) | {"lm_eval": installation.versions["lm_eval"], "left_out": left_out}
 
     @property
-    def _own_tasks(self) -> Path | None:
+    def own_tasks(self) -> Path | None:
+        """Folder of the user's own tasks."""
         return None if self.include_path is None else Path(self.include_path).expanduser().absolute()
 
     def _plan(self, installation: Installation) -> tuple[list[PlannedTask], Mapping[str, str]]:
-        return runnable_tasks(plan_tasks(self.tasks, self.num_fewshot), installation)
-
-    def _options(self, policy: EvaluatedPolicy, installation: Installation) -> Options:
-        return Options(
-            own_tasks=self._own_tasks,
-            shipped_tasks=installation.tasks,
-            limit=self.limit,
-            chat_template=self.apply_chat_template,
-            multiturn=self.fewshot_as_multiturn,
-            batch=self.batch_size or policy.batch,
-            bootstrap=self.bootstrap_iters,
-            log_samples=self.log_samples,
-            pairs=pairs_task(policy.texts, policy.tokenizer, policy.folder) if PAIRS in self.tasks else None,
-        )
+        plan = plan_tasks(self.tasks, self.num_fewshot, templated=self.apply_chat_template)
+        return runnable_tasks(plan, installation)
 
     def _notes(self, done: TaskResults, left_out: Mapping[str, str]) -> list[str]:
         notes = [f"{name} was left out: {reason}" for name, reason in left_out.items()]
