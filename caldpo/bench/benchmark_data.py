@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from caldpo.bench.benchmark_settings import BenchmarkModel, BenchmarkSettings
 from caldpo.bench.worker_job import ADAPTER, IDS, MODEL, TEST, TOKENIZER, TRAIN
-from caldpo.data.batching import StepBatchSampler
+from caldpo.data.batching import StepPlan
 from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.pair_checks import refuse_untokenized
@@ -222,7 +222,7 @@ def read_pairs(ids: Path) -> TokenizedPairs:
 
 def training_order(count: int, micro_batch_size: int, seed: int) -> list[int]:
     """Order in which this project's training visits ``count`` pairs in its first epoch."""
-    return StepBatchSampler(count, micro_batch_size, seed=seed).order()
+    return StepPlan(count, micro_batch_size, seed=seed).order(epoch=0)
 
 
 def padding_waste(lengths: np.ndarray, micro_batch_size: int) -> tuple[float, float]:

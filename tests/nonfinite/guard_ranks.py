@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from caldpo.data.batching import StepBatchSampler
+from caldpo.data.batching import StepPlan
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import MetricsFile
@@ -32,7 +32,7 @@ def main(folder: Path, action: str) -> None:
 
 def second_rank_pair(step: int) -> int:
     """A pair that the second rank has at ``step``."""
-    sampler = StepBatchSampler(24, 2, world_size=2, rank=1, accumulation=1, seed=0)
+    sampler = StepPlan(24, 2, world_size=2, seed=0).sampler(rank=1)
     return int(list(sampler)[step].rows[0])
 
 
