@@ -22,7 +22,7 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.data.pair_checks import refuse_untokenized
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.split import subset
-from caldpo.data.template_source import require_template
+from caldpo.data.template_checks import require_template
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import tokenize_pairs, truncate
 from caldpo.errors import CaldpoError

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import Fraction, NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
+from caldpo.data.chat_template import reads_clock
 from caldpo.data.columns import Columns
 from caldpo.data.data_console import print_preview, print_report
 from caldpo.data.data_loading import TokenizedDataModule
@@ -25,7 +26,7 @@ from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.pair_checks import refuse_unknown, refuse_untokenized, require_scores
 from caldpo.data.raw_row import PairSource, RewardSource
 from caldpo.data.split import prompt_key, settle_shared_prompts, split_by_prompt, subset
-from caldpo.data.template_source import read_template, reads_clock, require_template
+from caldpo.data.template_checks import read_template, require_template
 from caldpo.data.token_cache import cached_tokens
 from caldpo.data.tokenize import TokenizedSplit
 from caldpo.errors import CaldpoError

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from caldpo.data.chat_template import render_pair
+from caldpo.data.chat_template import Renderer
 from caldpo.data.pair import PreferencePair
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT, Installation
@@ -151,9 +151,10 @@ def pairs_task(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBa
         folder: receives the questions.
     """
     file = folder / f"{PAIRS}.jsonl"
+    renderer = Renderer(tokenizer)
     with file.open("w", encoding="utf-8") as lines:
         for number, pair in enumerate(pairs):
-            texts, label = render_pair(pair, tokenizer), number % 2
+            texts, label = renderer.pair(pair), number % 2
             choices = [texts.chosen, texts.rejected][:: -1 if label else 1]
             lines.write(json.dumps({"prompt": texts.prompt, "choices": choices, "label": label}) + "\n")
     return {
