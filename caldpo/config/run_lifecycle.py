@@ -215,7 +215,7 @@ class _Record:
         if not self.folder or not self.started:
             return
         with self._or_note():
-            self._merge({"status": FAILED, "error": one_line(error)})
+            self._merge({"status": FAILED, "error": describe_error(error)})
         trace = redact_text("".join(traceback.format_exception(error)))
         try:
             write_text(self._error_file(), trace)
@@ -245,7 +245,7 @@ class _Record:
         write_json(self.folder / SUMMARY, {k: v for k, v in merged.items() if k != "error" or v is not None})
 
 
-def one_line(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Format type and message of an error on one line; the message alone of a CaldpoError."""
     known = as_caldpo_error(error)
     text = redact_error(known) if known else redact_text(f"{type(error).__name__}: {error}")

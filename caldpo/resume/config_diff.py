@@ -7,8 +7,6 @@ the number of micro-batches of a step. Elsewhere that is refused. No heavy impor
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from caldpo.checkpointing.manifest import checkpoint_folders
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
+from caldpo.utils.digests import json_digest
 from caldpo.utils.yaml_io import flatten, read_yaml
 
 CONFIG = "config.yaml"
@@ -114,8 +113,8 @@ def differences(began: Mapping[str, Any], config: Mapping[str, Any], exempt: Col
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of the compared keys."""
-    return hashlib.sha256(json.dumps(compared_keys(config), sort_keys=True, default=str).encode()).hexdigest()
+    """Digest the compared keys."""
+    return json_digest(compared_keys(config))
 
 
 def compared_keys(config: Mapping[str, Any]) -> dict[str, Any]:

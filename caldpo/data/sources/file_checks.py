@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from caldpo.errors import CaldpoError
-from caldpo.utils.atomic_io import file_digest
+from caldpo.utils.digests import file_digest
 from caldpo.utils.file_names import expanded, is_there
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".csv.gz")
