@@ -146,30 +146,30 @@ def _plain(word: str) -> str:
 
 
 def meant_keys(key: str, cfg: DictConfig, groups: list[str]) -> list[str]:
-    """Find the keys and groups of a configuration that may be meant by an unknown key.
-
-    Args:
-        key: as it was written, dotted or not.
-        cfg: the composed configuration.
-        groups: that options can be chosen from.
-    """
+    """Find the keys of a configuration, and of its ``groups``, that may be meant by an unknown key, dotted or not."""
     name = key.rpartition(".")[2].replace("-", "_").lower()
     for known in KEYS.get(name, ()):
         if known in groups or _has_key(cfg, known):
             return [known]
     parent = key.rpartition(".")[0]  # a key of a section may stand further down in it
-    section = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
-    return list(_leaves(section, name, parent)) if isinstance(section, DictConfig) else []
+    section = section_at(cfg, parent)
+    return [] if section is None else list(_leaves(section, name, parent))
+
+
+def section_at(cfg: DictConfig, place: str) -> DictConfig | None:
+    """Select the section at a dotted place, the configuration itself at ``""``; None where there is none."""
+    section = OmegaConf.select(cfg, place, throw_on_missing=False) if place else cfg
+    return section if isinstance(section, DictConfig) else None
 
 
 def _has_key(cfg: DictConfig, key: str) -> bool:
     """Tell whether there is a key, also one whose value is still ``???``."""
     parent, _, name = key.rpartition(".")
-    section = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
-    return isinstance(section, DictConfig) and name in list(section)  # "in section" would deny a value of ???
+    return name in list(section_at(cfg, parent) or ())  # "in section" would deny a value of ???
 
 
-def _leaves(section: DictConfig, name: str, place: str = "") -> Iterator[str]:
+def _leaves(section: DictConfig, name: str, place: str) -> Iterator[str]:
+    """Yield the keys called ``name`` in a section and those below it, but at the top level and in Hydra's own."""
     for key in map(str, section):
         if key == "hydra" and not place:
             continue
