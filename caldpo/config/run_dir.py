@@ -106,7 +106,7 @@ def claim_folder(cfg: DictConfig, kind: str) -> list[str]:
 
 
 def write_hydra_dir(cfg: DictConfig, folder: Path) -> None:
-    """Write configuration and overrides, interpolations unresolved and secrets masked, into the files that Hydra would."""
+    """Write the files that Hydra would: configuration and overrides, unresolved, with secrets masked."""
     hydra = HydraConfig.get()
     place = folder / _HYDRA_DIR
     place.mkdir(exist_ok=True)

@@ -39,13 +39,7 @@ _UNCOMPARED = ("transformers_version", "_from_model_config", "_commit_hash")  # 
 
 
 def data_inputs(config: Mapping[str, Any], data: PairDataModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Digest, by name, configuration, pairs and tokenizer: what is known before weights load.
-
-    Args:
-        config: of the run, resolved.
-        data: prepared.
-        tokenizer: with the chat template that the data was rendered by.
-    """
+    """Digest, by name, what is known before weights load: resolved configuration, prepared pairs and tokenizer."""
     compared = {k: v for k, v in compared_keys(config).items() if not k.startswith(COMPARED_AS_READ)}
     texts = [[pair.prompt, pair.chosen, pair.rejected] for pair in data.test_sources]
     return {
@@ -74,11 +68,6 @@ def frozen_inputs(policy: PreTrainedModel, reference: Reference, source: Referen
     """Digest the weights that a checkpoint does not hold: the reference's, and the frozen ones of the policy.
 
     All ranks have to call.
-
-    Args:
-        policy: that is trained.
-        reference: prepared.
-        source: of the reference.
     """
     facts = dict(reference.facts())
     weights = facts.pop("weights")

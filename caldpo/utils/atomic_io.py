@@ -35,10 +35,7 @@ _drafts: set[str] = set()  # names under which this process writes, or has writt
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a draft to write to, which gets the file's name once it is complete and on the disk.
 
-    Drafts of the same file that killed processes left are cleared away.
-
-    Args:
-        path: its name. What is there stays until then, and for good where writing fails.
+    What is there stays until then. Drafts of the same file that killed processes left are cleared away.
 
     Raises:
         OSError: it cannot be written; names the file. The draft is removed.
@@ -102,23 +99,15 @@ def atomic_text(path: Path) -> Iterator[TextIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all.
-
-    Raises:
-        OSError: as :func:`atomic_file`.
-    """
+    """Write a text file in UTF-8, whole or not at all, as :func:`atomic_file`."""
     with atomic_file(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add whole lines to a text file in UTF-8, beside other processes that do.
+    """Add whole lines, each with its newline, to a text file in UTF-8, beside other processes that do.
 
     A last line without its end, as a power cut leaves one, is ended first. What cannot be written whole is taken back.
-
-    Args:
-        path: made where it is not there.
-        text: ends in a newline.
 
     Raises:
         OSError: it cannot be written; names the file.
