@@ -53,8 +53,8 @@ from caldpo.run_record import PLANNED, RunRecord
 from caldpo.run_settings import RunSettings
 from caldpo.utils.atomic_io import atomic_folder
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.devices import is_out_of_memory
 from caldpo.utils.notes import print_notes
-from caldpo.utils.out_of_memory import is_out_of_memory
 
 Announce = Callable[[str], None]
 
