@@ -40,7 +40,7 @@ from caldpo.evaluation.model_loading import (
 )
 from caldpo.evaluation.pair_scoring import score_pairs
 from caldpo.evaluation.suite_base import FOLDER
-from caldpo.model_data_checks import check_fit, require_prompts, tokenizer_key
+from caldpo.model_data_checks import check_fit, require_prompts
 from caldpo.models.adapted_policy import adapter_off, is_adapted
 from caldpo.models.model_forward import NonFiniteLogitsError
 from caldpo.models.model_probes import require_valid_logprobs
@@ -376,6 +376,6 @@ class EvaluatedPolicy:
             tokenizer,
             data,
             reference=self._own_reference,
-            tokenizer_key=tokenizer_key(self.target.config["model"]),
+            model_section=self.target.config["model"],
         )
         return tokenizer, data
