@@ -20,12 +20,7 @@ def tracked(items: Iterable[Item], label: str) -> Iterable[Item]:
 
 
 class DelayedProgress:
-    """Show a bar on standard error once the work has taken two seconds, on the first rank.
-
-    Args:
-        label: what is being done.
-        total: how much of it there is, in any unit.
-    """
+    """Show a bar on standard error once the work, ``total`` in any unit, has taken two seconds, on the first rank."""
 
     def __init__(self, label: str, total: int) -> None:
         from caldpo.utils.collectives import is_first_rank  # imports torch
