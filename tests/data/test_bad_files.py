@@ -16,9 +16,10 @@ from caldpo.data import load
 from caldpo.data.data_report import LoadReport
 from caldpo.data.load import load_pairs, require_pairs
 from caldpo.data.sources import file_opening
-from caldpo.data.sources.file_checks import ENDINGS, full_folder_digest
+from caldpo.data.sources.file_checks import ENDINGS
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.data.sources.local_files import READERS, LocalFiles
+from caldpo.utils.digests import full_folder_digest
 from tests.data.prepared import prepared
 from tests.helpers.messages import names, refused
 

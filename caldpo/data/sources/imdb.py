@@ -8,7 +8,6 @@ prompt make a pair. The rewards stay with the pairs as scores.
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import random
@@ -23,16 +22,16 @@ from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.end_tokens import end_tokens
 from caldpo.data.raw_row import RawRow, RewardSource
-from caldpo.data.sources.file_checks import full_folder_digest
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.data.sources.json_rows import read_jsonl
 from caldpo.data.sources.review_texts import decode_exactly, first_tokens, prompt_lengths
 from caldpo.data.sources.sentiment_reward import SentimentReward
-from caldpo.environments.bradley_terry import prefers_first
+from caldpo.environments.bradley_terry import labelled_row
 from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import load_causal_lm, load_tokenizer
 from caldpo.models.sampling import sample_responses
 from caldpo.utils.delayed_progress import tracked
+from caldpo.utils.digests import full_folder_digest, json_digest
 from caldpo.utils.folder_cache import cached_folder
 
 _PAIRS = "pairs.jsonl"  # in the cache's folder
@@ -132,8 +131,7 @@ class ImdbSentiment(RewardSource):
             "sampling": [self.completions, self.max_new_tokens, self.temperature, self.batch_size, self.seed],
             "label_sharpness": self.label_sharpness,
         }
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        return Path(self.cache_dir).expanduser() / f"imdb-{digest}" / _PAIRS
+        return Path(self.cache_dir).expanduser() / f"imdb-{json_digest(settings)[:16]}" / _PAIRS
 
     def _pairs(self, split: str) -> list[dict[str, Any]]:
         score = self._scorer  # before the sampling, which takes long: the classifier may not be there
@@ -222,15 +220,7 @@ def label_pairs(
     """
     usable = [(text, reward) for text, reward in scored if text.strip()]
     for first, second in itertools.combinations(usable, 2):
-        in_order = prefers_first(first[1], second[1], sharpness, rng)
-        (chosen, score_chosen), (rejected, score_rejected) = (first, second) if in_order else (second, first)
-        yield {
-            "prompt": prompt,
-            "chosen": chosen,
-            "rejected": rejected,
-            "score_chosen": score_chosen,
-            "score_rejected": score_rejected,
-        }
+        yield labelled_row(prompt, first, second, sharpness, rng)
 
 
 def _identity(path: str) -> list[str]:

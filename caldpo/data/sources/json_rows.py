@@ -59,24 +59,16 @@ def read_json(path: Path) -> Iterator[RawRow]:
 
 
 def _rows_of_lines(handle: BinaryIO, path: Path) -> Iterator[RawRow]:
-    decoder = _Decoder()
-    for number, line in _lines(handle):
+    decoder, number = _Decoder(), 0
+    while line := handle.readline(file_opening.MAX_ROW + 1):
+        number += 1
         origin = f"{path}:{number}"
-        if line is None:
+        if len(line) > file_opening.MAX_ROW:
+            while line and not line.endswith(b"\n"):
+                line = handle.readline(_BLOCK)
             yield RawRow(origin, None, too_long("line"))
         elif (row := _parse_line(line, origin, decoder)) is not None:
             yield row
-
-
-def _lines(handle: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Yield line numbers from 1, and the lines; None for one over the limit, which is skipped."""
-    number = 0
-    while line := handle.readline(file_opening.MAX_ROW + 1):
-        number += 1
-        over = len(line) > file_opening.MAX_ROW
-        while over and line and not line.endswith(b"\n"):
-            line = handle.readline(_BLOCK)
-        yield number, None if over else line
 
 
 def _parse_line(line: bytes, origin: str, decoder: _Decoder) -> RawRow | None:

@@ -6,13 +6,14 @@ import random
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
 from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.raw_row import RawRow, RewardSource
-from caldpo.environments.bradley_terry import prefers_first
+from caldpo.environments.bradley_terry import labelled_row
 from caldpo.environments.tabular_environment import (
     Table,
     TabularEnvironment,
@@ -102,23 +103,15 @@ class TabularPairs(RewardSource):
     def _rows(self, split: str) -> Iterator[RawRow]:
         e, rng = self.environment, random.Random(f"{self.seed}/{split}")
         rewards, reference = e.rewards(), e.reference()
-        scores = rewards
-        if self.partition_beta is not None:
-            partition = log_partition(reference, rewards, self.partition_beta)
-            scores = rewards - self.partition_beta * partition[:, None]
+        beta = self.partition_beta
+        shift = beta * log_partition(reference, rewards, beta) if beta is not None else torch.zeros(e.prompts)
         weights = reference.exp().tolist() if self.proposal == "reference" else [[1.0] * e.responses] * e.prompts
         for x in range(e.prompts):
             for i in range(self.pairs_per_prompt[split]):
-                first, second = _two_different(weights[x], rng)
-                if not prefers_first(rewards[x, first].item(), rewards[x, second].item(), self.label_sharpness, rng):
-                    first, second = second, first
-                row = {
-                    "prompt": prompt_text(x),
-                    "chosen": response_text(first),
-                    "rejected": response_text(second),
-                    "score_chosen": scores[x, first].item(),
-                    "score_rejected": scores[x, second].item(),
-                }
+                responses = [(response_text(y), rewards[x, y].item()) for y in _two_different(weights[x], rng)]
+                row = labelled_row(prompt_text(x), responses[0], responses[1], self.label_sharpness, rng)
+                for side in ("score_chosen", "score_rejected"):
+                    row[side] -= shift[x].item()
                 yield RawRow(f"{split}[{x}, {i}]", row)
 
 
