@@ -150,13 +150,11 @@ class ImdbSentiment(RewardSource):
             batch_size=self.batch_size,
         )
         rewards = score([p + c for p, c in zip(repeated, continuations, strict=True)])
-        n = self.completions
-        groups = (
-            (prompt, list(zip(continuations[i * n : i * n + n], rewards[i * n : i * n + n], strict=True)))
-            for i, prompt in enumerate(prompts)
-        )
+        scored = zip(continuations, rewards, strict=True)
         rng = random.Random(f"labels {self.seed}")
-        pairs = [pair for group in groups for pair in label_pairs(*group, self.label_sharpness, rng)]
+        pairs: list[dict[str, Any]] = []
+        for prompt in prompts:
+            pairs += label_pairs(prompt, list(itertools.islice(scored, self.completions)), self.label_sharpness, rng)
         if not pairs:
             raise CaldpoError(
                 "no two continuations of a prompt have any text", key="data.source.policy", value=self.policy
