@@ -12,10 +12,12 @@ import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
@@ -38,6 +40,8 @@ _PAIRS = "pairs.jsonl"  # in the cache's folder
 _RECIPE = 1  # raised when the same settings would give other pairs
 
 
+@validated
+@dataclass(eq=False)
 class ImdbSentiment(RewardSource):
     """Generates the pairs of a split once and reads them from ``cache_dir`` from then on.
 
@@ -64,34 +68,27 @@ class ImdbSentiment(RewardSource):
 
     name = "imdb"
 
-    @validated
-    def __init__(
-        self,
-        path: str,
-        policy: str,
-        classifier: str,
-        positive_label: str = "POSITIVE",
-        revision: str | None = None,
-        min_prompt_tokens: PositiveInt = 2,
-        max_prompt_tokens: PositiveInt = 8,
-        completions: PositiveInt = 4,
-        max_new_tokens: PositiveInt = 64,
-        temperature: Positive = 1.0,
-        label_sharpness: Positive | None = None,
-        batch_size: PositiveInt = 64,
-        seed: NonNegativeInt = 0,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
-        cache_dir: str = "outputs/cache",
-    ) -> None:
-        if completions < 2:
-            raise CaldpoError("a pair needs two", key="data.source.completions", value=completions)
-        self.reviews = HubDataset(path, revision=revision)
-        self.policy, self.classifier, self.positive_label = policy, classifier, positive_label
-        self.prompt_tokens = prompt_lengths(min_prompt_tokens, max_prompt_tokens)
-        self.completions, self.max_new_tokens = completions, max_new_tokens
-        self.temperature, self.label_sharpness = temperature, label_sharpness
-        self.batch_size, self.seed, self.cache_dir = batch_size, seed, cache_dir
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    path: str
+    policy: str
+    classifier: str
+    positive_label: str = "POSITIVE"
+    revision: str | None = None
+    min_prompt_tokens: PositiveInt = 2
+    max_prompt_tokens: PositiveInt = 8
+    completions: Annotated[int, Field(ge=2)] = 4
+    max_new_tokens: PositiveInt = 64
+    temperature: Positive = 1.0
+    label_sharpness: Positive | None = None
+    batch_size: PositiveInt = 64
+    seed: NonNegativeInt = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cache_dir: str = "outputs/cache"
+
+    def __post_init__(self) -> None:
+        self._prompt_tokens = prompt_lengths(self.min_prompt_tokens, self.max_prompt_tokens)
+        self._reviews = HubDataset(self.path, revision=self.revision)
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def rows(self, split: str) -> Iterator[RawRow]:
         """Yield the pairs of a split of the reviews, generating them if they are not in the cache.
@@ -125,9 +122,9 @@ class ImdbSentiment(RewardSource):
         settings = {
             "recipe": _RECIPE,
             "split": split,
-            "reviews": [_identity(self.reviews.path), self.reviews.revision],
+            "reviews": [_identity(self.path), self.revision],
             "models": [_identity(self.policy), _identity(self.classifier), self.positive_label],
-            "prompt_tokens": self.prompt_tokens,
+            "prompt_tokens": self._prompt_tokens,
             "sampling": [self.completions, self.max_new_tokens, self.temperature, self.batch_size, self.seed],
             "label_sharpness": self.label_sharpness,
         }
@@ -136,7 +133,7 @@ class ImdbSentiment(RewardSource):
     def _pairs(self, split: str) -> list[dict[str, Any]]:
         score = self._scorer  # before the sampling, which takes long: the classifier may not be there
         tokenizer = load_tokenizer(self.policy, key="data.source.policy")
-        prompts = first_tokens(self.reviews.column(split, "text"), tokenizer, *self.prompt_tokens, self.seed)
+        prompts = first_tokens(self._reviews.column(split, "text"), tokenizer, *self._prompt_tokens, self.seed)
         repeated = [prompt for prompt in prompts for _ in range(self.completions)]
         model = load_causal_lm(self.policy, key="data.source.policy")
         model.to(self.device)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +20,8 @@ from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import load_tokenizer
 
 
+@validated
+@dataclass(eq=False)
 class ReviewTexts(PairSource):
     """Reads texts and cuts each in two.
 
@@ -32,19 +35,16 @@ class ReviewTexts(PairSource):
 
     name = "review texts"
 
-    @validated
-    def __init__(
-        self,
-        path: str,
-        tokenizer: str,
-        revision: str | None = None,
-        min_prompt_tokens: PositiveInt = 2,
-        max_prompt_tokens: PositiveInt = 8,
-        seed: NonNegativeInt = 0,
-    ) -> None:
-        self.texts = HubDataset(path, revision=revision)
-        self.tokenizer, self.seed = tokenizer, seed
-        self.prompt_tokens = prompt_lengths(min_prompt_tokens, max_prompt_tokens)
+    path: str
+    tokenizer: str
+    revision: str | None = None
+    min_prompt_tokens: PositiveInt = 2
+    max_prompt_tokens: PositiveInt = 8
+    seed: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = prompt_lengths(self.min_prompt_tokens, self.max_prompt_tokens)
+        self.texts = HubDataset(self.path, revision=self.revision)
 
     def rows(self, split: str) -> Iterator[RawRow]:
         """Yield a prompt and a completion for each text of the split; together they are the text.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -25,6 +26,8 @@ from caldpo.environments.tabular_environment import (
 from caldpo.errors import CaldpoError
 
 
+@validated
+@dataclass(eq=False)
 class TabularPairs(RewardSource):
     """Pairs of a finite environment (see ``caldpo.environments.tabular_environment``).
 
@@ -46,31 +49,28 @@ class TabularPairs(RewardSource):
 
     name = "tabular"
 
-    @validated
-    def __init__(
-        self,
-        prompts: PositiveInt,
-        responses: Annotated[int, Field(ge=2)],
-        environment_seed: NonNegativeInt,
-        reference_spread: NonNegative,
-        reward_spread: Positive,
-        pairs_per_prompt: PositiveInt,
-        test_pairs_per_prompt: PositiveInt,
-        proposal: Literal["reference", "uniform"],
-        label_sharpness: Positive | None,
-        partition_beta: Positive | None,
-        seed: NonNegativeInt,
-    ) -> None:
-        self.environment = TabularEnvironment(prompts, responses, environment_seed, reference_spread, reward_spread)
-        self.pairs_per_prompt = {"train": pairs_per_prompt, "test": test_pairs_per_prompt}
-        self.proposal, self.label_sharpness = proposal, label_sharpness
-        self.partition_beta, self.seed = partition_beta, seed
+    prompts: PositiveInt
+    responses: Annotated[int, Field(ge=2)]
+    environment_seed: NonNegativeInt
+    reference_spread: NonNegative
+    reward_spread: Positive
+    pairs_per_prompt: PositiveInt
+    test_pairs_per_prompt: PositiveInt
+    proposal: Literal["reference", "uniform"]
+    label_sharpness: Positive | None
+    partition_beta: Positive | None
+    seed: NonNegativeInt
+
+    def __post_init__(self) -> None:
+        sizes_and_seed = self.prompts, self.responses, self.environment_seed
+        self.environment = TabularEnvironment(*sizes_and_seed, self.reference_spread, self.reward_spread)
 
     def rows(self, split: str) -> Iterator[RawRow]:
         """Yield the pairs of ``train`` or ``test``, prompt by prompt."""
-        if split not in self.pairs_per_prompt:
+        counts = {"train": self.pairs_per_prompt, "test": self.test_pairs_per_prompt}
+        if split not in counts:
             raise CaldpoError("no such split: the tabular environment has train and test", key=split)
-        return self._rows(split)
+        return self._rows(split, counts[split])
 
     def reward(self, prompt: str, response: str) -> float:
         """Return the true reward; for a response outside the table, the lowest of the prompt."""
@@ -100,14 +100,14 @@ class TabularPairs(RewardSource):
             )
         return table.detach().cpu()
 
-    def _rows(self, split: str) -> Iterator[RawRow]:
+    def _rows(self, split: str, pairs_per_prompt: int) -> Iterator[RawRow]:
         e, rng = self.environment, random.Random(f"{self.seed}/{split}")
         rewards, reference = e.rewards(), e.reference()
         beta = self.partition_beta
         shift = beta * log_partition(reference, rewards, beta) if beta is not None else torch.zeros(e.prompts)
         weights = reference.exp().tolist() if self.proposal == "reference" else [[1.0] * e.responses] * e.prompts
         for x in range(e.prompts):
-            for i in range(self.pairs_per_prompt[split]):
+            for i in range(pairs_per_prompt):
                 responses = [(response_text(y), rewards[x, y].item()) for y in _two_different(weights[x], rng)]
                 row = labelled_row(prompt_text(x), responses[0], responses[1], self.label_sharpness, rng)
                 for side in ("score_chosen", "score_rejected"):
