@@ -158,9 +158,7 @@ class Oracle(Suite):
                 "reference": reference_texts,
                 "policy_reward": self._rewards(policy, prompts, texts),
                 "reference_reward": policy.once(
-                    "reference",
-                    f"rewards {sampling}",
-                    lambda: self._rewards(policy, prompts, reference_texts),
+                    "reference", f"rewards {sampling}", lambda: self._rewards(policy, prompts, reference_texts)
                 ),
                 "policy_log_ratio": log_ratios[0],
                 "reference_log_ratio": log_ratios[1],
