@@ -60,10 +60,10 @@ def write_policy(
 
 def complete_generation(
     settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()
-) -> GenerationConfig:
+) -> tuple[GenerationConfig, dict[str, Any]]:
     """Return the base's generation settings with the end and padding tokens of trained responses, fit to be saved.
 
-    All else stays, but for what transformers would not save or cannot generate with.
+    Also what had to be left out of them: what transformers does not save or cannot generate with.
 
     Args:
         settings: of the base.
@@ -79,7 +79,7 @@ def complete_generation(
         values["pad_token_id"] = tokenizer.eos_token_id if padding is None else padding
     if not _is_id(settings.bos_token_id):
         values["bos_token_id"] = tokenizer.bos_token_id
-    return valid_settings(values, saved=True)[0]
+    return valid_settings(values, saved=True)
 
 
 def export_settings(
@@ -87,12 +87,7 @@ def export_settings(
 ) -> tuple[GenerationConfig | None, dict[str, Any]]:
     """Return the generation settings of an export (None of a model without any), and what it leaves out of them."""
     own = getattr(base_model(policy), "generation_config", None)
-    if own is None:
-        return None, {}
-    settings = complete_generation(own, tokenizer, end_tokens(tokenizer, policy))
-    before, after = own.to_dict(), settings.to_dict()
-    gone = {n: v for n, v in before.items() if v is not None and n[0] != "_" and after.get(n) is None}
-    return settings, gone
+    return (None, {}) if own is None else complete_generation(own, tokenizer, end_tokens(tokenizer, policy))
 
 
 def export_notes(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -238,10 +238,10 @@ def _held_out(run: Run, what: Exported) -> Markdown | None:
     """Tabulate metrics at the exported step, or at the last evaluation before it."""
     rows = []
     for metric in (*shown_metrics.HELD_OUT, *(shown_metrics.ORACLE if what.is_end else ())):
-        curve = {s: v for s, v in metric.curve(run.curves).items() if what.step is None or s <= what.step}
-        final = metric.final(run.final) if what.is_end else None
-        step = what.step if final is not None else max(curve, default=None)
-        value = final if final is not None else None if step is None else curve[step]
+        step, value = what.step, metric.final(run.final) if what.is_end else None
+        if value is None:
+            curve = {s: v for s, v in metric.curve(run.curves).items() if what.step is None or s <= what.step}
+            step, value = max(curve.items(), default=(None, None))
         if value is not None:
             rows.append([metric.title, number(value), metric.unit, str(step), metric.meaning])
     return markdown_table(["metric", "value", "unit", "step", "meaning"], rows) if rows else None

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +45,9 @@ def print_prompt(console: Console, title: str, content: PromptContent) -> None:
 def print_responses(
     console: Console, responses: Sequence[Response], chosen: tuple[str, float | None] | None = None
 ) -> None:
-    """Print responses below one another, with length, log-ratio and true reward.
+    """Print the responses to one prompt, with length, log-ratio and true reward.
 
-    Args:
-        console: to print on.
-        responses: to one prompt.
-        chosen: text and true reward of the data's preferred response.
+    ``chosen`` is the text and the true reward of the data's preferred response.
     """
     several = max(response.sample for response in responses) > 0
     rows = [] if chosen is None else [("chosen (data)", chosen[0].strip(), "", "", _number(chosen[1]))]
@@ -73,17 +69,14 @@ def print_responses(
 
 def print_legend(console: Console, responses: Sequence[Response]) -> None:
     """Explain the columns that the tables have."""
-    lines = (
-        "log-ratio: log pi(response) - log pi_ref(response), nats, summed over its tokens",
-        "reward: the true one, in the data's units",
-        "cut: truncated before the response ended (max_new_tokens)",
-    )
-    applies = (
-        any(response.log_ratio is not None for response in responses),
-        any(response.true_reward is not None for response in responses),
-        not all(response.ended for response in responses),
-    )
-    for line in compress(lines, applies):
+    lines = []
+    if any(response.log_ratio is not None for response in responses):
+        lines.append("log-ratio: log pi(response) - log pi_ref(response), nats, summed over its tokens")
+    if any(response.true_reward is not None for response in responses):
+        lines.append("reward: the true one, in the data's units")
+    if not all(response.ended for response in responses):
+        lines.append("cut: truncated before the response ended (max_new_tokens)")
+    for line in lines:
         console.print(line, style="dim", highlight=False, soft_wrap=True)
 
 

@@ -30,7 +30,7 @@ def merged(policy: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """
     dtype = base_model(policy).dtype if dtype is None else dtype
     copied = copy.deepcopy(policy)
-    if _has_quantized(copied):
+    if any(map(is_quantized, copied.modules())):
         _log.warning("merged: the base is quantised; the merged weights are its dequantised ones, in %s", dtype)
         copied = _dequantize(copied)
     else:
@@ -42,15 +42,11 @@ def merged(policy: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
     return model
 
 
-def save_merged(policy: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_merged(policy: Any, folder: Path) -> None:
     """Write :func:`merged` as a Hugging Face folder of safetensors, without tokenizer."""
-    model = merged(policy, dtype)
+    model = merged(policy)
     model.config.use_cache = True
     model.save_pretrained(folder)
-
-
-def _has_quantized(policy: nn.Module) -> bool:
-    return any(map(is_quantized, policy.modules()))
 
 
 def _dequantize(policy: Any) -> Any:

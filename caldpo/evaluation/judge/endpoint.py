@@ -67,12 +67,12 @@ def require_endpoint(base_url: str | None, model: str | None) -> None:
     Raises:
         CaldpoError: one is missing, or the address is not a server's, or may hold a secret.
     """
-    if base_url is None:
+    if base_url is None or model is None:
         raise CaldpoError(
-            "no endpoint is named for the judge",
-            key=URL_KEY,
-            remedy="name an OpenAI-compatible one, such as judge.base_url=http://localhost:8000/v1"
-            " judge.model=NAME, or try everything else with judge.mock=true",
+            "a judge needs an endpoint and a model",
+            key=URL_KEY if base_url is None else "judge.model",
+            remedy="name an OpenAI-compatible endpoint and a model that it serves, such as"
+            " judge.base_url=http://localhost:8000/v1 judge.model=NAME, or try everything else with judge.mock=true",
         )
     parts = urlsplit(base_url)
     if parts.username or parts.password or parts.query or parts.fragment:
@@ -87,10 +87,6 @@ def require_endpoint(base_url: str | None, model: str | None) -> None:
             key=URL_KEY,
             value=base_url,
             remedy=f"write it as http://localhost:8000/v1, without {_PATH}",
-        )
-    if model is None:
-        raise CaldpoError(
-            "no model is named for the judge", key="judge.model", remedy=f"name a model that {base_url} serves"
         )
 
 

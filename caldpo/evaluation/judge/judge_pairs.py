@@ -97,8 +97,8 @@ def judge_pairs(
     Args:
         pairs: with the policy's responses.
         template: of a question.
-        cache: of earlier answers; receives the new ones.
-        ask: the judge.
+        cache: of earlier answers, and for the new ones.
+        ask: sends a question to the judge.
         concurrency: largest number of questions in flight.
         prices: per million tokens read and written.
 

@@ -38,11 +38,7 @@ def run_subprocess(
 ) -> TaskResults:
     """Run each task by a command of its own, on the run's export or on a copy of the policy in a temporary folder.
 
-    Args:
-        plan: the tasks.
-        policy: whose weights are read or written.
-        suite: settings.
-        python: interpreter of the environment; None: this one.
+    ``python`` is the interpreter of another environment.
 
     Raises:
         CaldpoError: the command failed for a task that was named itself, or for all.

@@ -89,12 +89,9 @@ def require_names(wanted: Iterable[str], own: Path | None, shipped: Path, also: 
 
 
 def task_manager(wanted: Iterable[str], own: Path | None, shipped: Path) -> Any:
-    """Build LM Eval's index of the user's own tasks, the wanted ones and all that those consist of.
+    """Build LM Eval's index of the user's own tasks, the wanted ones (known names) and all that those consist of.
 
-    Args:
-        wanted: known names (:func:`require_names`).
-        own: folder of the user's own tasks; they take precedence.
-        shipped: folder of LM Eval's tasks.
+    The tasks of the folder ``own`` take precedence over those of ``shipped``.
     """
     from lm_eval.tasks import TaskManager
 

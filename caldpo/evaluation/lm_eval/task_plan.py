@@ -29,26 +29,23 @@ class PlannedTask:
         name: LM Eval's.
         shots: to set; None leaves them to the task.
         board: its leaderboard; None if the task was named itself.
-        row: which metrics are its score, also where it was named itself; None takes what it reports.
         templated: put questions through the model's chat template.
     """
 
     name: str
     shots: int | None
     board: str | None = None
-    row: Row | None = None
     templated: bool = False
+
+    @property
+    def row(self) -> Row | None:
+        """Which metrics are its score, also where it was named itself; None takes what it reports."""
+        return _ROWS.get(self.name)
 
 
 @dataclass(frozen=True)
 class TaskResults:
-    """The results of LM Eval.
-
-    Args:
-        results: of each task.
-        left_out: reason by leaderboard task without results.
-        truncations: number of warnings of prompts longer than the model's context.
-    """
+    """LM Eval's results of each task, the reasons of the leaderboard tasks without any, and warnings of truncation."""
 
     results: list[tuple[PlannedTask, Mapping[str, Any]]]
     left_out: Mapping[str, str]
@@ -64,13 +61,13 @@ def plan_tasks(tasks: Sequence[str], shots: int | None, *, templated: bool = Fal
         templated: apply the chat template, but for held-out pairs, which are already written out as in training.
     """
     of_boards = [
-        PlannedTask(row.task, None if board == V2 else row.shots, board, row, templated)
+        PlannedTask(row.task, None if board == V2 else row.shots, board, templated)
         for board in BOARDS
         if board in tasks
         for row in BOARDS[board]
     ]
     named = [
-        PlannedTask(name, None if name == PAIRS else shots, None, _ROWS.get(name), templated and name != PAIRS)
+        PlannedTask(name, None if name == PAIRS else shots, templated=templated and name != PAIRS)
         for name in tasks
         if name not in BOARDS
     ]
