@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 # names of this project, which expand to the tasks of a board
 V1, V2 = "leaderboard_v1", "leaderboard_v2"
@@ -78,32 +77,3 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 def above_chance(score: float, chance: float) -> float:
     """Scale ``score`` (0 to 1) so that guessing gets 0 and 100 is everything right."""
     return 100 * max(0.0, score - chance) / (1 - chance)
-
-
-def board_score(name: str, row: Row, results: Mapping[str, Any]) -> float | None:
-    """Compute a task's score on the scale of leaderboard version 2, 0 to 100; None for other tasks.
-
-    ``results`` are LM Eval's, of this task alone.
-    """
-    if row not in BOARDS[V2]:
-        return None
-    if isinstance(row.chance, float):
-        return above_chance(_score(row, results, name), row.chance)
-    parts = [above_chance(_score(row, results, leaf), _chance(row, results, leaf)) for leaf in results["n-samples"]]
-    return sum(parts) / len(parts)
-
-
-def scores_of(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return LM Eval's scores of a group or a task; empty where it reports none."""
-    return results.get("groups", {}).get(name) or results["results"].get(name, {})
-
-
-def _score(row: Row, results: Mapping[str, Any], name: str) -> float:
-    scores = scores_of(results, name)
-    return sum(float(scores[f"{metric},none"]) for metric in row.metrics) / len(row.metrics)
-
-
-def _chance(row: Row, results: Mapping[str, Any], leaf: str) -> float:
-    if isinstance(row.chance, Mapping):
-        return row.chance[leaf]
-    return 1 / len(results["configs"][leaf]["doc_to_choice"])
