@@ -24,8 +24,7 @@ from caldpo.evaluation.judge.mock_judge import NAME, mock_answer
 from caldpo.evaluation.judge.pair_comparison import JudgeModel, Pair, load_template
 from caldpo.evaluation.judge.verdict_cache import FILE, VerdictCache
 from caldpo.evaluation.judge.win_rates import rate_measures
-from caldpo.evaluation.scored_samples import truncation_notes
-from caldpo.evaluation.suite_base import Measure, Result, Suite
+from caldpo.evaluation.suite_base import Measure, Result, Suite, truncation_notes
 
 Variable = Annotated[
     str, Field(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z", description="the name of an environment variable")
