@@ -26,25 +26,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Response:
-    """One response.
+    """One response to a prompt."""
 
-    Args:
-        role: of the model that wrote it.
-        sample: its number among those to the same prompt, from 0.
-        text: without special tokens.
-        tokens: its length, with its end token.
-        ended: whether it has an end token; otherwise it was truncated.
-        log_ratio: ``log pi(response) - log pi_ref(response)`` at temperature 1, nats, summed over its tokens.
-        true_reward: in the data's units, if the data knows it.
-    """
-
-    role: Role
-    sample: int
-    text: str
-    tokens: int
-    ended: bool
-    log_ratio: float | None
-    true_reward: float | None
+    role: Role  # of the model that wrote it
+    sample: int  # its number among those to the same prompt, from 0
+    text: str  # without special tokens
+    tokens: int  # with its end token
+    ended: bool  # whether it has an end token; otherwise it was truncated
+    log_ratio: float | None  # log pi - log pi_ref at temperature 1, nats, summed over its tokens
+    true_reward: float | None  # in the data's units, if the data knows it
 
 
 # ---- prompts

@@ -26,6 +26,10 @@ _PATH = "/chat/completions"
 _MAX_SHOWN = 300  # characters of an endpoint's own message, or of a body that is no chat completion
 _VERBOSE = ("openai", "httpx", "httpx2")  # loggers with a line at INFO for every call and retry
 _QUESTION_STATUS = (400, 413, 422)  # too long, filtered, or parameters that the model does not take
+_FAILURES = {
+    404: ("no such model or path", "check judge.model, and judge.base_url (it mostly ends in /v1)"),
+    429: ("it accepts no more calls (rate limit or quota)", "lower judge.concurrency, or wait, or check the account"),
+}
 
 
 class JudgeError(Exception):
@@ -171,16 +175,8 @@ class Endpoint:
                 f"it refused the call: {message}; {key}",
                 f"put the key into {self._variable or 'a variable'}, or name the right variable by judge.api_key_env",
             )
-        if status == 404:
-            return EndpointError(
-                f"no such model or path: {message}", "check judge.model, and judge.base_url (it mostly ends in /v1)"
-            )
-        if status == 429:
-            return EndpointError(
-                f"it accepts no more calls (rate limit or quota): {message}",
-                "lower judge.concurrency, or wait, or check the account",
-            )
-        return EndpointError(f"status {status}: {message}", "check the server")
+        reason, remedy = _FAILURES.get(status, (f"status {status}", "check the server"))
+        return EndpointError(f"{reason}: {message}", remedy)
 
     def _message(self, error: Exception) -> str:
         body = getattr(error, "body", None)

@@ -10,8 +10,6 @@ from string import Template
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.text import Text
 
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.judge.endpoint import URL_KEY, EndpointError, JudgeError, QuestionRefusedError
@@ -27,21 +25,13 @@ Ask = Callable[[Question], Answer]  # raises a JudgeError where there is no answ
 
 @dataclass(frozen=True)
 class Judgement:
-    """All pairs with their verdicts, and what they took.
-
-    Args:
-        pairs: every pair.
-        refused: reason by the digest of each refused question; these are not saved, and the next command asks again.
-        retries: failed attempts before this command's answers.
-        usage: of this command's answers.
-        total_usage: of all answers in use, those of earlier commands too.
-    """
+    """All pairs with their verdicts, and what they took."""
 
     pairs: Sequence[JudgedPair]
-    refused: Mapping[str, str]
-    retries: int
-    usage: Usage
-    total_usage: Usage
+    refused: Mapping[str, str]  # reason by digest; these questions are not saved, and the next command asks again
+    retries: int  # failed attempts before this command's answers
+    usage: Usage  # of this command's answers
+    total_usage: Usage  # of all answers in use, those of earlier commands too
 
     @property
     def verdicts(self) -> list[Verdict | None]:
@@ -199,7 +189,7 @@ def _print_plan(cache: VerdictCache, pairs: Sequence[Pair], missing: Mapping[str
     ]
     parts += [f"{cached:,} verdicts cached"] if cached else []
     parts += [f"{identical:,} pairs of identical responses need none"] if identical else []
-    _print(f"  judge: {'; '.join(parts)}")
+    print(f"  judge: {'; '.join(parts)}")
 
 
 def _print_usage(judgement: Judgement) -> None:
@@ -208,8 +198,4 @@ def _print_usage(judgement: Judgement) -> None:
     if usage.cost is not None:
         cost = f"cost {usage.cost:.4f} ({judgement.total_usage.cost:.4f} in all)"
     tokens = f"{usage.prompt_tokens:,} tokens read, {usage.completion_tokens:,} written"
-    _print(f"  judge: {usage.answers:,} answers, {judgement.retries:,} retries, {tokens}, {cost}")
-
-
-def _print(line: str) -> None:
-    Console().print(Text(line), soft_wrap=True)
+    print(f"  judge: {usage.answers:,} answers, {judgement.retries:,} retries, {tokens}, {cost}")

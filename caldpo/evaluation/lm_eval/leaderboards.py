@@ -20,21 +20,13 @@ V1, V2 = "leaderboard_v1", "leaderboard_v2"
 
 @dataclass(frozen=True)
 class Row:
-    """One column of a leaderboard.
+    """One column of a leaderboard."""
 
-    Args:
-        task: name of LM Eval's task or group.
-        shots: examples in the prompt.
-        metrics: of LM Eval, with the filter where a task has several; the column is the mean of several metrics.
-        by_subject: average the subtasks plainly, not weighted by their sizes.
-        chance: score of guessing: one number, numbers by subtask, or None where each subtask of LM Eval lists its
-            choices.
-    """
-
-    task: str
-    shots: int
-    metrics: tuple[str, ...]
-    by_subject: bool = False
+    task: str  # name of LM Eval's task or group
+    shots: int  # examples in the prompt
+    metrics: tuple[str, ...]  # of LM Eval, with the filter where a task has several; the column is their mean
+    by_subject: bool = False  # average the subtasks plainly, not weighted by their sizes
+    # score of guessing: one number, numbers by subtask, or None where each subtask of LM Eval lists its choices
     chance: float | Mapping[str, float] | None = field(default=0.0, hash=False)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich.console import Console
 
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
@@ -45,16 +44,13 @@ def run_subprocess(
     """
     results: list[tuple[PlannedTask, Mapping[str, Any]]] = []
     left_out: dict[str, str] = {}
-    console = Console(stderr=True)
     log = policy.folder / LOG
     log.write_text("", encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="caldpo-lm-eval-") as name:
         workspace = Path(name)
         _write_model(policy, workspace)
         for number, task in enumerate(plan, start=1):
-            console.print(
-                f"  {task.name} ({number} of {len(plan)}), its output goes to {log}", highlight=False, soft_wrap=True
-            )
+            print(f"  {task.name} ({number} of {len(plan)}), its output goes to {log}", file=sys.stderr)
             command = [python or sys.executable, *_arguments(task, policy, suite, workspace)]
             output = _run(command, workspace / task.name, log)
             if output is not None:

@@ -23,19 +23,12 @@ _ROWS = {row.task: row for rows in BOARDS.values() for row in rows} | {PAIRS: Ro
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """One task, group or tag of LM Eval to run.
-
-    Args:
-        name: LM Eval's.
-        shots: to set; None leaves them to the task.
-        board: its leaderboard; None if the task was named itself.
-        templated: put questions through the model's chat template.
-    """
+    """One task, group or tag of LM Eval to run."""
 
     name: str
-    shots: int | None
-    board: str | None = None
-    templated: bool = False
+    shots: int | None  # None leaves them to the task
+    board: str | None = None  # its leaderboard; None if the task was named itself
+    templated: bool = False  # put questions through the model's chat template
 
     @property
     def row(self) -> Row | None:
