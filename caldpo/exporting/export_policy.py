@@ -30,7 +30,7 @@ def write_policy(
 
     Args:
         policy: ``use_cache`` of its configuration is switched on.
-        tokenizer: of the run; it says where a response ends.
+        tokenizer: of the run.
         folder: to be filled.
         weights: all of the policy's by name; None takes its own.
         max_shard_size: largest weight file; an adapter is always one.
@@ -63,12 +63,8 @@ def complete_generation(
 ) -> tuple[GenerationConfig, dict[str, Any]]:
     """Return the base's generation settings with the end and padding tokens of trained responses, fit to be saved.
 
-    Also what had to be left out of them: what transformers does not save or cannot generate with.
-
-    Args:
-        settings: of the base.
-        tokenizer: of the run.
-        ends: further tokens that end a response, see :mod:`caldpo.data.end_tokens`.
+    Also return what transformers does not save or cannot generate with, which is left out of them. ``ends`` are further
+    tokens that end a response, see :mod:`caldpo.data.end_tokens`.
     """
     values = settings.to_dict()
     own = settings.eos_token_id if isinstance(settings.eos_token_id, list | tuple) else [settings.eos_token_id]

@@ -36,11 +36,10 @@ def check_generation(cfg: DictConfig) -> None:
         )
     check_target(cfg)
     if cfg.chat and (cfg.prompts is not None or cfg.samples != 1):
-        key = "samples" if cfg.prompts is None else "prompts"
         raise CaldpoError(
             "chat=true reads its prompts from the terminal and gives one response to each",
-            key=key,
-            value=cfg[key],
+            key="samples" if cfg.prompts is None else "prompts",
+            value=cfg.samples if cfg.prompts is None else None,
             remedy="leave out one of the two",
         )
     if cfg.prompts is not None:

@@ -1,8 +1,4 @@
-"""Print prompts and responses, and write them as CSV; control characters of a model's text never reach a terminal.
-
-CSV, since the files are for reading: every spreadsheet and pandas open it, and a row is complete on disk as soon as it
-is written.
-"""
+"""Print prompts and responses, and write them as CSV; control characters of a model's text never reach a terminal."""
 
 from __future__ import annotations
 
@@ -54,16 +50,15 @@ def print_responses(
     for response in responses:
         label = f"{response.role} {response.sample + 1}" if several else response.role
         tokens = f"{response.tokens}" if response.ended else f"{response.tokens}, cut"
-        numbers = (_number(response.log_ratio), _number(response.true_reward))
-        rows.append((label, response.text.strip(), tokens, *numbers))
+        ratio, reward = _number(response.log_ratio), _number(response.true_reward)
+        rows.append((label, response.text.strip(), tokens, ratio, reward))
+    headers = ("", "response", "tokens", "log-ratio", "reward")
+    shown = [i for i in range(len(headers)) if i < 3 or any(row[i] for row in rows)]
     table = Table(box=box.SIMPLE, show_lines=True)
-    table.add_column("", style="bold")
-    table.add_column("response")
-    known = [i for i in range(2, 5) if any(row[i] for row in rows)]
-    for i in known:
-        table.add_column(("tokens", "log-ratio", "reward")[i - 2], justify="right")
-    for label, text, *numbers in rows:
-        table.add_row(label, Text(printable(text)), *(numbers[i - 2] for i in known))
+    for i in shown:
+        table.add_column(headers[i], style="bold" if i == 0 else None, justify="left" if i < 2 else "right")
+    for row in rows:
+        table.add_row(*(Text(printable(row[i])) for i in shown))
     console.print(table)
 
 

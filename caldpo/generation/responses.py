@@ -83,11 +83,7 @@ def respond(
 ) -> list[list[Response]]:
     """Sample ``sampling.samples`` responses of the policy to each prompt, then as many of the reference.
 
-    Args:
-        policy: with its reference.
-        prompts: any; ``sampling.prompts`` is ignored.
-        sampling: of the policy; the reference's seed is derived from its seed.
-        compare: False leaves out the reference: its responses and log-ratios.
+    ``sampling.prompts`` is ignored. Without ``compare`` there is no reference: no responses of it, and no log-ratios.
 
     Raises:
         CaldpoError: a prompt fills the model's context.

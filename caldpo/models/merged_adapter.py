@@ -19,14 +19,11 @@ _log = logging.getLogger("caldpo")
 
 
 def merged(policy: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Copy the policy with its adapter merged, in main memory; the policy is left unchanged.
+    """Copy the policy, which is not sharded, with its adapter merged, in main memory; the policy is left unchanged.
 
     Updates are added in float32. A base of 4 or 8 bits is dequantised first, which restores no precision that rounding
-    has lost. Where ``dtype`` is narrower than float32, the last digits of small updates are lost, too.
-
-    Args:
-        policy: not sharded over ranks.
-        dtype: of the result; None: that of the base's weights that are not quantised.
+    has lost. The result has ``dtype``, else that of the base's weights that are not quantised; where it is narrower
+    than float32, the last digits of small updates are lost, too.
     """
     dtype = base_model(policy).dtype if dtype is None else dtype
     copied = copy.deepcopy(policy)

@@ -98,7 +98,7 @@ class Endpoint:
     """A connection to a judge. The client retries rate limits, time-outs and server errors with back-off.
 
     Args:
-        judge: address, model and parameters.
+        judge: to connect to.
         api_key_env: environment variable with the key; without one a placeholder is sent, for servers without keys.
         timeout: seconds of one attempt, from the question to the last byte of the answer.
         max_retries: attempts after the first.
@@ -208,9 +208,6 @@ def _bounding_hooks(timeout: float) -> dict[str, list[Any]]:
     """Build event hooks of an HTTP client that bound each attempt: body to :data:`MAX_BYTES`, duration to ``timeout``.
 
     The client's own time-out bounds each wait for the next bytes, which may repeat for ever.
-
-    Args:
-        timeout: seconds, from sending the question to the last byte of the answer.
     """
 
     def note_start(request: Any) -> None:

@@ -48,14 +48,11 @@ def length_controlled(scores: Values, differences: Values) -> float:
 
     The log-loss takes scores between 0 and 1 as soft labels. The slope has a ridge penalty of :data:`RIDGE`, without
     which it would be infinite where the longer response always wins; the intercept has none, so that the rate is the
-    plain mean where length plays no part.
+    plain mean where length plays no part. NaN without pairs, or where all differ by the same length other than zero.
 
     Args:
         scores: of each pair: 1 won, 1/2 tie, 0 lost, ``(pairs,)``.
         differences: lengths of the policy's responses minus those of the others, in any unit, ``(pairs,)``.
-
-    Returns:
-        Between 0 and 1; NaN without pairs, or where all differ by the same length other than zero.
     """
     if not len(scores):
         return float("nan")

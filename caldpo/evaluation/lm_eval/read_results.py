@@ -17,13 +17,9 @@ _PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "mcc", "bleu", "rougeL", "
 
 
 def read_task(task: PlannedTask, results: Mapping[str, Any]) -> tuple[dict[str, Measure], Scores]:
-    """Return measures by name, and everything else that LM Eval reports.
+    """Return measures by name, and everything else in LM Eval's results of this task.
 
     A group without a score of its own, and a tag, give a measure for each of their tasks.
-
-    Args:
-        task: that ran.
-        results: LM Eval's, of this task alone.
     """
     leaves = list(results["n-samples"])
     names = [task.name] if _metrics(_scores(results, task.name)) else leaves

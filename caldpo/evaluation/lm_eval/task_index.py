@@ -65,16 +65,12 @@ def _texts(value: Any) -> list[str]:
 
 
 def require_names(wanted: Iterable[str], own: Path | None, shipped: Path, also: Iterable[str]) -> None:
-    """Refuse unknown names.
+    """Refuse names of tasks, groups or tags that are in neither folder; ``also`` are further names to suggest.
 
-    Args:
-        wanted: names of tasks, groups or tags.
-        own: folder of the user's own tasks.
-        shipped: folder of LM Eval's tasks, read only for names that are not the user's own.
-        also: further names to suggest.
+    ``shipped``, which is LM Eval's, is read only for names that are not the user's own.
 
     Raises:
-        CaldpoError: a name is in neither folder.
+        CaldpoError: a name is unknown.
     """
     own_names = names(own) if own else {}
     for name in wanted:

@@ -46,12 +46,10 @@ class TaskResults:
 
 
 def plan_tasks(tasks: Sequence[str], shots: int | None, *, templated: bool = False) -> list[PlannedTask]:
-    """Expand names to tasks, each once; a leaderboard's task has the leaderboard's shots in any case.
+    """Expand names of leaderboards, and of tasks, groups or tags of LM Eval, to tasks, each once.
 
-    Args:
-        tasks: names of leaderboards, and of tasks, groups or tags of LM Eval.
-        shots: of the latter; None leaves them to each task.
-        templated: apply the chat template, but for held-out pairs, which are already written out as in training.
+    A leaderboard's task has the leaderboard's shots in any case. Held-out pairs are already written out as in training,
+    and never ``templated``.
     """
     of_boards = [
         PlannedTask(row.task, None if board == V2 else row.shots, board, templated)
