@@ -101,33 +101,27 @@ class ReferenceContext:
 
 
 class ReferenceSource(Protocol):
-    """Identifies and builds the reference: what ``reference=`` chooses."""
+    """Identifies and builds the reference: what ``reference=`` chooses.
+
+    ``path`` and ``distinct`` are those of :class:`~caldpo.reference.reference_load.NamedReference`; ``dtype`` is of the
+    weights, ``same`` the policy's.
+    """
 
     @property
-    def distinct(self) -> bool:
-        """Whether the reference is meant to be another model than the one that the policy starts from."""
-        ...
+    def distinct(self) -> bool: ...
 
     @property
-    def path(self) -> str | None:
-        """Hub id or folder of another model; None: the weights that the policy starts from."""
-        ...
+    def path(self) -> str | None: ...
 
     @property
-    def dtype(self) -> str:
-        """Of the weights; ``same``: the policy's."""
-        ...
+    def dtype(self) -> str: ...
 
     def identity(self, policy: str) -> str:
         """Describe the reference in one line, the same in every mode; ``policy`` is the policy's identity."""
         ...
 
     def check(self) -> None:
-        """Check before weights load that the reference can be built.
-
-        Raises:
-            CaldpoError: it cannot.
-        """
+        """Refuse before weights load a reference that cannot be built."""
         ...
 
     def build(self, context: ReferenceContext) -> Reference:
@@ -155,16 +149,14 @@ def reference_context(
     pairs_seen: int,
     facts: Mapping[str, str],
 ) -> ReferenceContext:
-    """Gather what a reference is built from.
+    """Gather what a reference is built from, see :class:`ReferenceContext`.
 
     Args:
-        policy: with its starting weights, its adapter in place, in the run's dtype.
         source: of the policy's weights.
         loss: tells whether the training pairs' log-probs are needed; the held-out pairs' always are.
         data: prepared.
         trainer: built, so that device and precision are determined.
-        pairs_seen: training pairs of all optimiser steps, repeats counted.
-        facts: sources of the tokens, for people, beside the limits of truncation.
+        facts: sources of the tokens, to which the limits of truncation are added.
     """
     limits = f"at most {data.max_length} tokens, of which {data.max_prompt_length} of the prompt"
     strategy = policy_strategy(trainer.strategy)
