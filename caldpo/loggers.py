@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from caldpo.config.run_lifecycle import one_line
+from caldpo.config.run_lifecycle import describe_error
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME, STEP, RowWriter, read_rows
@@ -219,7 +219,7 @@ class WandB:
             figures = {**_last_logged(run_dir / NAME), **values}
             self._add(run_dir, run_id, {k: v for k, v in figures.items() if math.isfinite(v)}, offline=offline)
         except Exception as error:  # network, account, disk, or a service that does not start
-            return f"W&B was not reached: {one_line(error)}"
+            return f"W&B was not reached: {describe_error(error)}"
         return f"upload to W&B: wandb sync {_from_here(run_dir / 'wandb')}" if offline else None
 
     def _add(self, run_dir: Path, run_id: str, values: Mapping[str, float], *, offline: bool) -> None:
@@ -268,7 +268,7 @@ def _refused(error: Exception) -> CaldpoError:
     details = error.errors() if isinstance(error, ValidationError) else []
     problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in details]
     return CaldpoError(
-        f"W&B does not begin its run ({'; '.join(problems) or one_line(error)})",
+        f"W&B does not begin its run ({'; '.join(problems) or describe_error(error)})",
         key="logger",
         value="wandb",
         remedy="mend the key of logger or the WANDB_ variable, log in (wandb login), or take logger.mode=offline or"
