@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -40,11 +41,7 @@ class AdapterSource(Protocol):
         ...
 
     def check(self) -> None:
-        """Check before weights load that packages and files exist.
-
-        Raises:
-            CaldpoError: one is missing.
-        """
+        """Refuse before weights load an adapter whose packages or files are missing."""
         ...
 
     def base(self, source: ModelSource) -> ModelSource:
@@ -100,6 +97,8 @@ class NoAdapter:
         return load_adapter(policy, folder)
 
 
+@validated
+@dataclass
 class Lora:
     """``adapter=lora``: low-rank updates of linear layers; the base is frozen.
 
@@ -117,19 +116,13 @@ class Lora:
 
     kind, option, decomposed = "LoRA", "lora", False
 
-    @validated
-    def __init__(
-        self,
-        rank: PositiveInt = 16,
-        alpha: PositiveInt = 32,
-        dropout: Rate = 0.0,
-        target_modules: str | list[str] = "all-linear",
-        seed: NonNegativeInt = 0,
-        init_from: str | None = None,
-        init_mode: Literal["merged", "reference"] = "merged",
-    ) -> None:
-        self.rank, self.alpha, self.dropout, self.seed = rank, alpha, dropout, seed
-        self.target_modules, self.init_from, self.init_mode = target_modules, init_from, init_mode
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: Rate = 0.0
+    target_modules: str | list[str] = "all-linear"
+    seed: NonNegativeInt = 0
+    init_from: str | None = None
+    init_mode: Literal["merged", "reference"] = "merged"
 
     def identity(self, policy: str) -> str:
         where = self.target_modules if isinstance(self.target_modules, str) else ", ".join(self.target_modules)
@@ -143,23 +136,14 @@ class Lora:
 
     @property
     def keeps_reference(self) -> bool:
-        """Whether an earlier adapter stays beside the one that is trained, as the reference's."""
         return self.init_from is not None and self.init_mode == "reference"
 
     def check(self) -> None:
-        """Check that PEFT is installed and the earlier adapter exists.
-
-        Raises:
-            CaldpoError: one is missing.
-        """
-        if importlib.util.find_spec("peft") is None:
-            remedy = install("adapter", self.option)
-            raise CaldpoError("not installed", key="adapter", value=self.option, remedy=remedy)
+        require_package("peft", self.option)
         if self.init_from is not None:
             require_adapter_folder(self.init_from)
 
     def base(self, source: ModelSource) -> ModelSource:
-        """Return the source itself, or one that merges the earlier adapter into its weights."""
         return source if self.init_from is None or self.keeps_reference else MergedAdapter(source, self.init_from)
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
@@ -184,28 +168,27 @@ class Lora:
             use_dora=self.decomposed,
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "fan_in_fan_out"
-            )  # GPT-2 keeps its matrices transposed, which PEFT handles
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # PEFT asks by a name of transformers 4
-            warnings.filterwarnings("ignore", "The following .* keys did not match")  # no modules, but parameters
-            warnings.filterwarnings(
-                "ignore", "target_parameters=.* were set but"
-            )  # the coverage printed at the start names what is left out
+            for message in (
+                "fan_in_fan_out",  # GPT-2 keeps its matrices transposed, which PEFT handles
+                "`is_gradient_checkpointing`",  # PEFT asks by a name of transformers 4
+                "The following .* keys did not match",  # no modules, but parameters
+                "target_parameters=.* were set but",  # the coverage printed at the start names what is left out
+            ):
+                warnings.filterwarnings("ignore", message)
             torch.manual_seed(self.seed)
             try:
                 adapted: Any = get_peft_model(policy, config)
             except ValueError as error:
                 if "ParamWrapper" in str(error):
                     raise self._experts_error(policy) from error
-                all_linear = self.target_modules == "all-linear"
+                remedy = "name linear layers of the model, such as [q_proj, v_proj], or take all-linear"
+                if self.target_modules == "all-linear":
+                    remedy = "train this model with adapter=none: it has no linear layer but its output head"
                 raise CaldpoError(
                     f"cannot be put on {type(policy).__name__}: {str(error).splitlines()[0].rstrip('.')}",
                     key="adapter.target_modules",
                     value=self.target_modules,
-                    remedy="train this model with adapter=none: it has no linear layer but its output head"
-                    if all_linear
-                    else "name linear layers of the model, such as [q_proj, v_proj], or take all-linear",
+                    remedy=remedy,
                 ) from error
         set_dora_magnitudes(adapted)
         if self.init_from is not None:  # merged into the base, which no longer is the model of this name
@@ -225,11 +208,6 @@ class Lora:
         )
 
     def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        """Put the adapter in ``folder`` on the policy, and the reference's where there is one.
-
-        Raises:
-            CaldpoError: the folder holds no adapter of this project's kinds, or one of another base.
-        """
         return self._with_reference(policy, folder) if self.keeps_reference else load_adapter(policy, folder)
 
     def _with_reference(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -243,11 +221,16 @@ class Lora:
 class Dora(Lora):
     """``adapter=dora``: the updated matrix is normalised by row, and the rows' magnitudes are trained weights.
 
-    DoRA, Liu et al. 2024: ``m * V / |V|`` with ``V = W + (alpha / rank) B A``, where ``m`` starts as ``|W|``. The
-    arguments are :class:`Lora`'s.
+    ``m * V / |V|`` with ``V = W + (alpha / rank) B A``, where ``m`` starts as ``|W|``. The arguments are
+    :class:`Lora`'s.
     """
 
     kind, option, decomposed = "DoRA", "dora", True
+
+
+def require_package(name: str, option: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise CaldpoError(f"{name} is not installed", key="adapter", value=option, remedy=install("adapter", option))
 
 
 def _enable_input_gradients(policy: PreTrainedModel) -> None:
