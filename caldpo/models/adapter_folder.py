@@ -6,6 +6,7 @@ where the weights are not safetensors. A folder may come from others, so all of 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import warnings
@@ -28,6 +29,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # settings that an adapter of this project sets, and names that nothing is done with
 _OWN = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out", "peft_type", "use_dora"}
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
+_SIZES = re.compile(r"size mismatch for (\S+): [^\n]*?Size\((\[[\d, ]*\])\)[^\n]*?Size\((\[[\d, ]*\])\)")
 _NAMES = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 
 
@@ -45,7 +47,6 @@ def load_adapter(
     Args:
         base: the model that the adapter was trained on.
         folder: written by ``save_pretrained`` of a policy with an adapter.
-        trained: whether the adapter's weights are going to be trained.
         dropout: on the update's input; None: the saved one.
         expected: settings that the adapter has to have, by PEFT's names.
         reference: folder of a second adapter, kept frozen under the name :data:`REFERENCE`.
@@ -53,12 +54,12 @@ def load_adapter(
     Raises:
         CaldpoError: PEFT is not installed, or a folder holds anything but such an adapter of this base.
     """
-    try:
-        from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-    except ImportError:
-        raise CaldpoError("not installed", key="adapter", value="lora", remedy=install("adapter", "lora")) from None
+    require_package("peft", "lora")
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+
+    folders = {"default": folder} | ({} if reference is None else {REFERENCE: reference})
     stored: dict[Path, set[str]] = {}
-    for source in (folder, *([] if reference is None else [reference])):
+    for source in folders.values():
         settings = _plain_settings(source / CONFIG, LoraConfig().to_dict())
         _require_expected(settings, expected or {}, source)
         if not (source / WEIGHTS).is_file():
@@ -78,7 +79,7 @@ def load_adapter(
                 adapted.set_adapter("default")
     except (RuntimeError, ValueError) as error:
         raise _mismatch(base, folder, _size_mismatch(error) or str(error).strip().splitlines()[0]) from error
-    for source, name in ((folder, "default"), *([] if reference is None else [(reference, REFERENCE)])):
+    for name, source in folders.items():
         needed = set(get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False))
         if stored[source] != needed:  # PEFT initialises what is missing, and ignores what it does not know
             first = sorted(stored[source] ^ needed)[0]
@@ -92,9 +93,6 @@ def _note_other_base(settings: Mapping[str, Any], base: PreTrainedModel, folder:
     name, path = settings.get("base_model_name_or_path"), base.config.name_or_path
     if isinstance(name, str) and name and path and Path(name).name != Path(path).name:
         print_notes([f"the adapter in {folder} was trained on {name} by its {CONFIG}, and is put on {path}"])
-
-
-_SIZES = re.compile(r"size mismatch for (\S+): [^\n]*?Size\((\[[\d, ]*\])\)[^\n]*?Size\((\[[\d, ]*\])\)")
 
 
 def _mismatch(base: PreTrainedModel, folder: Path, reason: str) -> CaldpoError:
@@ -172,11 +170,7 @@ class MergedAdapter(WrappedSource):
         self.folder = folder
 
     def load_policy(self) -> PreTrainedModel:
-        """Load the base and add the adapter's updates to its weights, in its own dtype.
-
-        Raises:
-            CaldpoError: as :func:`load_adapter`.
-        """
+        """Load the base and add the adapter's updates to its weights, in its own dtype."""
         adapted: Any = load_adapter(self.source.load_policy(), Path(self.folder))
         model: PreTrainedModel = adapted.merge_and_unload()
         return model.requires_grad_(True)  # PEFT has frozen the base
@@ -194,12 +188,14 @@ def named_with_digest(folder: str) -> str:
     return f"{folder} ({file_digest(file)[:12]})" if file.is_file() else folder
 
 
-def require_adapter_folder(folder: str) -> None:
-    """Refuse an ``adapter.init_from`` without an adapter, before weights load.
+def require_package(name: str, option: str) -> None:
+    """Refuse ``adapter=OPTION`` where a package that it needs is not installed."""
+    if importlib.util.find_spec(name) is None:
+        raise CaldpoError(f"{name} is not installed", key="adapter", value=option, remedy=install("adapter", option))
 
-    Raises:
-        CaldpoError: there is none.
-    """
+
+def require_adapter_folder(folder: str) -> None:
+    """Refuse an ``adapter.init_from`` without an adapter, before weights load."""
     if not (Path(folder) / CONFIG).is_file():
         raise CaldpoError(
             f"holds no adapter: there is no {CONFIG}",

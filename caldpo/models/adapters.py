@@ -6,7 +6,6 @@ DoRA, Liu et al. 2024, trains magnitudes and directions of the matrices' rows ap
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,16 @@ import torch
 from transformers import PreTrainedModel
 
 from caldpo.config.bounds import NonNegativeInt, PositiveInt, Rate
-from caldpo.config.extras import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import set_dora_magnitudes
-from caldpo.models.adapter_folder import MergedAdapter, load_adapter, named_with_digest, require_adapter_folder
+from caldpo.models.adapter_folder import (
+    MergedAdapter,
+    load_adapter,
+    named_with_digest,
+    require_adapter_folder,
+    require_package,
+)
 from caldpo.models.model_source import ModelSource
 
 
@@ -226,11 +230,6 @@ class Dora(Lora):
     """
 
     kind, option, decomposed = "DoRA", "dora", True
-
-
-def require_package(name: str, option: str) -> None:
-    if importlib.util.find_spec(name) is None:
-        raise CaldpoError(f"{name} is not installed", key="adapter", value=option, remedy=install("adapter", option))
 
 
 def _enable_input_gradients(policy: PreTrainedModel) -> None:

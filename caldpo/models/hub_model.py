@@ -19,7 +19,7 @@ from transformers import (
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.architecture import NEEDS_GPU, choose_attention, require_decoder
-from caldpo.models.generation_settings import format_settings, readable_settings
+from caldpo.models.generation_settings import errors_only, format_settings, readable_settings
 from caldpo.models.hub_files import announce_code, code_files, commit_of, require_safe, stored_tensors
 from caldpo.models.load_report import (
     attention_error,
@@ -29,7 +29,6 @@ from caldpo.models.load_report import (
     note_router_loss,
     note_unused,
     print_loaded,
-    without_load_report,
 )
 from caldpo.models.model_source import floating_dtype, prepare_for_training
 from caldpo.models.weight_files import require_all_weights, require_equal_experts, require_float_weights, require_shapes
@@ -144,7 +143,7 @@ def load_causal_lm(
     started = time.perf_counter()
     files = stored_tensors(path, key=key, revision=revision)
     try:
-        with delayed_progress_bars(), without_load_report():
+        with delayed_progress_bars(), errors_only():  # tensors that do not match are refused or named below
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 revision=revision or "main",

@@ -47,17 +47,6 @@ def delayed_progress_bars() -> Iterator[None]:
         hook(before)
 
 
-@contextmanager
-def without_load_report() -> Iterator[None]:
-    """Silence transformers' table of tensors that do not match, which the caller refuses or names."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
 def note_unused(names: Iterable[str], files: Mapping[str, StoredTensor], path: str) -> None:
     """Print which tensors of the files the model does not use; ``names`` are the model's."""
     unused = sorted(names)

@@ -19,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
-from caldpo.models.adapters import AdapterSource, Lora, require_package
+from caldpo.models.adapter_folder import require_package
+from caldpo.models.adapters import AdapterSource, Lora
 from caldpo.models.model_source import ModelSource, WrappedSource, floating_dtype
 
 BLOCK, NESTED = 64, 256  # weights with one scale, and scales with one second-level scale: bitsandbytes' defaults
