@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -28,59 +28,44 @@ from caldpo.models.adapter_folder import (
 from caldpo.models.model_source import ModelSource
 
 
-class AdapterSource(Protocol):
+class AdapterSource:
     """Puts an adapter on a policy: what ``adapter=`` chooses."""
 
     @property
     def keeps_reference(self) -> bool:
         """Whether the policy holds the reference's own adapter, so that the reference cannot be had without it."""
-        ...
+        return False
 
     def identity(self, policy: str) -> str:
         """Describe in one line what is trained; ``policy`` is the base's identity."""
-        ...
+        return policy
 
     def started_from(self, policy: str) -> str:
         """Describe the weights that policy and reference start from; ``policy`` is the base's identity."""
-        ...
+        return policy
 
     def check(self) -> None:
         """Refuse before weights load an adapter whose packages or files are missing."""
-        ...
 
     def base(self, source: ModelSource) -> ModelSource:
         """Wrap the source of the weights into that of the model under the adapter; nothing is loaded yet."""
-        ...
+        return source
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
         """Put the adapter on a policy from :meth:`base`."""
-        ...
+        raise NotImplementedError
 
     def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Put an adapter saved in ``folder`` on a policy from :meth:`base`."""
-        ...
+        return load_adapter(policy, folder)
 
 
-class NoAdapter:
+class NoAdapter(AdapterSource):
     """``adapter=none``: every weight of the policy is trained."""
-
-    keeps_reference = False
 
     @validated
     def __init__(self) -> None:
         pass
-
-    def identity(self, policy: str) -> str:
-        return policy
-
-    def started_from(self, policy: str) -> str:
-        return policy
-
-    def check(self) -> None:
-        """Nothing is needed."""
-
-    def base(self, source: ModelSource) -> ModelSource:
-        return source
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
         """Return the policy itself.
@@ -97,13 +82,10 @@ class NoAdapter:
             )
         return policy
 
-    def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        return load_adapter(policy, folder)
-
 
 @validated
 @dataclass
-class Lora:
+class Lora(AdapterSource):
     """``adapter=lora``: low-rank updates of linear layers; the base is frozen.
 
     Args:
@@ -212,7 +194,7 @@ class Lora:
         )
 
     def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        return self._with_reference(policy, folder) if self.keeps_reference else load_adapter(policy, folder)
+        return self._with_reference(policy, folder) if self.keeps_reference else super().restore(policy, folder)
 
     def _with_reference(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Load a trainable copy of the adapter in ``folder``, and the earlier one, frozen, beside it."""

@@ -12,7 +12,6 @@ from caldpo.models.adapted_policy import adapter_off, is_adapted
 from caldpo.models.adapters import AdapterSource, NoAdapter
 from caldpo.reference.frozen_model import ModelReference
 from caldpo.reference.reference_base import ReferenceContext, ReferenceSource
-from caldpo.reference.reference_load import describe_reference
 from caldpo.reference.tolerances import rounding_tolerance
 
 
@@ -23,20 +22,12 @@ class AdapterReference(ModelReference):
         return adapter_off(self.model)
 
 
-class Adapter:
+class Adapter(ReferenceSource):
     """``reference=adapter``: the policy with its adapter disabled."""
-
-    distinct, path, dtype = False, None, "same"
 
     @validated
     def __init__(self) -> None:
-        pass
-
-    def identity(self, policy: str) -> str:
-        return describe_reference(None, policy, self.distinct)
-
-    def check(self) -> None:
-        """Nothing to check before the policy is loaded."""
+        super().__init__()
 
     def build(self, context: ReferenceContext) -> AdapterReference:
         """Build the reference from the policy without its adapter.

@@ -17,8 +17,8 @@ from caldpo.models.adapted_policy import base_copy
 from caldpo.models.model_forward import evaluating
 from caldpo.models.model_source import floating_dtype
 from caldpo.reference.fingerprint import model_configuration, weights_digest
-from caldpo.reference.reference_base import Logps, ReferenceContext
-from caldpo.reference.reference_load import NamedReference, freeze, load_other
+from caldpo.reference.reference_base import Logps, ReferenceContext, ReferenceSource
+from caldpo.reference.reference_load import freeze, load_other
 from caldpo.reference.tolerances import rounding_tolerance
 from caldpo.types import PairBatch
 from caldpo.utils.collectives import max_over_ranks
@@ -92,11 +92,11 @@ class FrozenReference(ModelReference):
 
 @validated
 @dataclass
-class Frozen(NamedReference):
+class Frozen(ReferenceSource):
     """``reference=frozen``: the policy's own starting weights, or another model's.
 
     Args:
-        path, distinct: as of :class:`~caldpo.reference.reference_load.NamedReference`.
+        path, distinct: as of :class:`~caldpo.reference.reference_base.ReferenceSource`.
         dtype: of the reference's weights; ``same`` is the policy's.
     """
 

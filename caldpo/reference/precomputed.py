@@ -23,8 +23,8 @@ from caldpo.models.adapted_policy import adapter_off, is_adapted
 from caldpo.models.model_forward import evaluating
 from caldpo.reference.fingerprint import MANIFEST, difference, key_of, model_configuration, model_facts, weights_digest
 from caldpo.reference.logprob_store import LogpStore
-from caldpo.reference.reference_base import Logps, Reference, ReferenceContext
-from caldpo.reference.reference_load import NamedReference, load_other, match_policy
+from caldpo.reference.reference_base import Logps, Reference, ReferenceContext, ReferenceSource
+from caldpo.reference.reference_load import load_other, match_policy
 from caldpo.reference.tolerances import exceeds_rounding, relative_difference, rounding_tolerance
 from caldpo.types import PairBatch
 from caldpo.utils.collectives import all_gather, fresh_seed, is_first_rank, shard_items, true_on_any_rank
@@ -209,16 +209,14 @@ class PrecomputedReference:
 
 @validated
 @dataclass
-class Precomputed(NamedReference):
+class Precomputed(ReferenceSource):
     """``reference=precomputed``: log-probs on disk, of the policy's own starting weights or of another model.
 
     Args:
-        path, distinct: as of :class:`~caldpo.reference.reference_load.NamedReference`.
+        path, distinct: as of :class:`~caldpo.reference.reference_base.ReferenceSource`.
         cache: folder of the log-probs, shared by all runs that name it.
         spot_check: pairs recomputed whenever log-probs are read; 0: none.
     """
-
-    dtype = "same"
 
     cache: str = "outputs/cache/reference"
     spot_check: NonNegativeInt = 8

@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.distributed.strategy_interface import policy_strategy
+from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.adapted_policy import set_dora_magnitudes
+from caldpo.models.hub_model import check_causal_lm
 from caldpo.models.model_source import ModelSource, load_on_rank
 from caldpo.types import PairBatch
 
@@ -100,33 +102,43 @@ class ReferenceContext:
         return model
 
 
-class ReferenceSource(Protocol):
+@dataclass
+class ReferenceSource:
     """Identifies and builds the reference: what ``reference=`` chooses.
 
-    ``path`` and ``distinct`` are those of :class:`~caldpo.reference.reference_load.NamedReference`; ``dtype`` is of the
-    weights, ``same`` the policy's.
+    Args:
+        path: hub id or folder of another reference; None is the policy's start.
+        distinct: the reference is meant to be another model than the one the policy starts from. Otherwise
+            log-ratios have to be 0 before the first step.
     """
 
-    @property
-    def distinct(self) -> bool: ...
+    dtype = "same"  # of the weights: the policy's
 
-    @property
-    def path(self) -> str | None: ...
+    path: str | None = None
+    distinct: bool = False
 
-    @property
-    def dtype(self) -> str: ...
+    def __post_init__(self) -> None:
+        if self.distinct and self.path is None:
+            raise CaldpoError(
+                "the reference is the policy's own start unless reference.path names another",
+                key="reference.distinct",
+                value=self.distinct,
+                remedy="give reference.path as well",
+            )
 
     def identity(self, policy: str) -> str:
         """Describe the reference in one line, the same in every mode; ``policy`` is the policy's identity."""
-        ...
+        suffix = ", meant to differ from the policy's start" if self.distinct else ""
+        return (self.path or f"the policy's starting weights, {policy}") + suffix
 
     def check(self) -> None:
         """Refuse before weights load a reference that cannot be built."""
-        ...
+        if self.path is not None:
+            check_causal_lm(self.path, key="reference.path")
 
     def build(self, context: ReferenceContext) -> Reference:
         """Build the reference, before the first step, while the policy has its starting weights."""
-        ...
+        raise NotImplementedError
 
 
 def in_run_dtype(trainer: pl.Trainer, model: PreTrainedModel) -> PreTrainedModel:

@@ -1,8 +1,6 @@
-"""Name and load a reference of another path or of the policy's start: shared by the reference modes."""
+"""Load a reference of another path or of the policy's start: shared by the reference modes."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -11,46 +9,10 @@ from caldpo.errors import CaldpoError
 from caldpo.logprobs.layout import choose_layout
 from caldpo.logprobs.packed_attention import EAGER, SDPA
 from caldpo.models.adapted_policy import base_model
-from caldpo.models.hub_model import causal_lm_skeleton, check_causal_lm, load_causal_lm
+from caldpo.models.hub_model import causal_lm_skeleton, load_causal_lm
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.reference.reference_base import ReferenceContext
 from caldpo.utils.collectives import is_first_rank
-
-
-@dataclass
-class NamedReference:
-    """Base of the reference modes that can take another model.
-
-    Args:
-        path: hub id or folder of another reference; None is the policy's start.
-        distinct: the reference is meant to be another model than the one the policy starts from. Otherwise
-            log-ratios have to be 0 before the first step.
-    """
-
-    path: str | None = None
-    distinct: bool = False
-
-    def __post_init__(self) -> None:
-        if self.distinct and self.path is None:
-            raise CaldpoError(
-                "the reference is the policy's own start unless reference.path names another",
-                key="reference.distinct",
-                value=self.distinct,
-                remedy="give reference.path as well",
-            )
-
-    def identity(self, policy: str) -> str:
-        return describe_reference(self.path, policy, self.distinct)
-
-    def check(self) -> None:
-        if self.path is not None:
-            check_causal_lm(self.path, key="reference.path")
-
-
-def describe_reference(path: str | None, policy: str, distinct: bool) -> str:
-    """Describe the reference in one line."""
-    suffix = ", meant to differ from the policy's start" if distinct else ""
-    return (path or f"the policy's starting weights, {policy}") + suffix
 
 
 def load_other(path: str, context: ReferenceContext) -> PreTrainedModel:
