@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from caldpo.config.extras import install
-from caldpo.errors import CaldpoError
+from caldpo.errors import CaldpoError, one_line
 from caldpo.models.adapted_policy import REFERENCE
 from caldpo.models.hub_files import no_safetensors_error
 from caldpo.models.model_source import ModelSource, WrappedSource
@@ -29,7 +29,6 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # settings that an adapter of this project sets, and names that nothing is done with
 _OWN = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out", "peft_type", "use_dora"}
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
-_SIZES = re.compile(r"size mismatch for (\S+): [^\n]*?Size\((\[[\d, ]*\])\)[^\n]*?Size\((\[[\d, ]*\])\)")
 _NAMES = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 
 
@@ -58,33 +57,39 @@ def load_adapter(
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 
     folders = {"default": folder} | ({} if reference is None else {REFERENCE: reference})
-    stored: dict[Path, set[str]] = {}
+    stored: dict[Path, dict[str, tuple[int, ...]]] = {}
     for source in folders.values():
         settings = _plain_settings(source / CONFIG, LoraConfig().to_dict())
         _require_expected(settings, expected or {}, source)
         if not (source / WEIGHTS).is_file():
             raise no_safetensors_error(str(source), "adapter", f"there is no {WEIGHTS}")
-        stored[source] = set(read_header(source / WEIGHTS, key="adapter", value=source))
+        header = read_header(source / WEIGHTS, key="adapter", value=source)
+        stored[source] = {name: tensor.shape for name, tensor in header.items()}
         _note_other_base(settings, base, source)
     config = LoraConfig.from_pretrained(str(folder))
     if dropout is not None:
         config.lora_dropout = dropout
     try:
         with warnings.catch_warnings():  # about what is refused below, and about settings of parameters
-            warnings.filterwarnings("ignore", "Found missing adapter keys|The following .* keys did not match")
+            refused = "Found missing adapter keys|Some weights of|The following .* keys did not match"
+            warnings.filterwarnings("ignore", refused)
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # PEFT asks by a name of transformers 4
-            adapted: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=trained, config=config)
+            adapted: Any = PeftModel.from_pretrained(
+                base, str(folder), is_trainable=trained, config=config, ignore_mismatched_sizes=True
+            )
             if reference is not None:
-                adapted.load_adapter(str(reference), REFERENCE, is_trainable=False)
+                adapted.load_adapter(str(reference), REFERENCE, is_trainable=False, ignore_mismatched_sizes=True)
                 adapted.set_adapter("default")
     except (RuntimeError, ValueError) as error:
-        raise _mismatch(base, folder, _size_mismatch(error) or str(error).strip().splitlines()[0]) from error
+        raise _mismatch(base, folder, one_line(error)) from error
     for name, source in folders.items():
-        needed = set(get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False))
-        if stored[source] != needed:  # PEFT initialises what is missing, and ignores what it does not know
-            first = sorted(stored[source] ^ needed)[0]
-            difference = f"{WEIGHTS} lacks" if first in needed else f"it has no place for what is in {WEIGHTS}:"
-            raise _mismatch(base, source, f"{difference} {first}")
+        state = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+        # PEFT initialises what is missing or of another shape, and ignores what it does not know
+        needed = {weight: tuple(value.shape) for weight, value in state.items()}
+        if differing := sorted(stored[source].items() ^ needed.items()):
+            weight = differing[0][0]
+            has, needs = (f"of shape {list(s[weight])}" if weight in s else "missing" for s in (stored[source], needed))
+            raise _mismatch(base, source, f"{weight} is {has} in {WEIGHTS}, and {needs} in the model")
     return adapted
 
 
@@ -101,12 +106,6 @@ def _mismatch(base: PreTrainedModel, folder: Path, reason: str) -> CaldpoError:
         key=str(folder),
         remedy="name the base that it was trained on by model.path, and a complete adapter",
     )
-
-
-def _size_mismatch(error: Exception) -> str:
-    """Name the first tensor of PyTorch's list of size mismatches, with both shapes; empty where there is none."""
-    match = _SIZES.search(str(error))
-    return "" if match is None else f"{match[1]} has the shape {match[2]} in {WEIGHTS}, and {match[3]} in the model"
 
 
 def _is_about_fused_experts(key: str, value: Any) -> bool:
