@@ -24,7 +24,7 @@ from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT
 from caldpo.evaluation.lm_eval.task_index import task_manager
 from caldpo.evaluation.lm_eval.task_plan import PAIRS, PlannedTask, TaskResults, pairs_task, require_some, write_samples
 from caldpo.models.model_forward import evaluating
-from caldpo.models.sampling import padded_batch_size
+from caldpo.models.prompt_batching import padded_batch_size
 
 if TYPE_CHECKING:
     from caldpo.evaluation.suites.leaderboard import Leaderboard
