@@ -36,31 +36,19 @@ UPDATE, EVALUATION = "more during the optimiser's update", "more during evaluati
 
 @dataclass(frozen=True)
 class MemoryBreakdown:
-    """Bytes on each device, and what else the model's shapes tell.
+    """Bytes on each device, and what else the model's shapes tell."""
 
-    Args:
-        parameters, trainable: numbers of the policy.
-        dtype: of the policy's weights.
-        reference: how the reference is kept.
-        parts: bytes by part, in the order of tables; their sum is the peak.
-        vocab_size: of the policy.
-        activations_unknown: why activations are not counted; empty where they are.
-        host: bytes of each process in CPU memory, where shards are offloaded.
-        cost, reference_cost: FLOPs per token of policy and reference; None where they are unknown.
-        flops_unknown: the reason; empty where they are known.
-    """
-
-    parameters: int
+    parameters: int  # of the policy
     trainable: int
-    dtype: str
-    reference: str
-    parts: dict[str, int]
+    dtype: str  # of its weights
+    reference: str  # how it is kept
+    parts: dict[str, int]  # bytes by part, in the order of tables; their sum is the peak
     vocab_size: int = 0
-    activations_unknown: str = ""
-    host: int = 0
-    cost: ModelCost | None = field(default=None, repr=False)
+    activations_unknown: str = ""  # why activations are not counted
+    host: int = 0  # bytes of each process in CPU memory, where shards are offloaded
+    cost: ModelCost | None = field(default=None, repr=False)  # FLOPs per token; None where they are unknown
     reference_cost: ModelCost | None = field(default=None, repr=False)
-    flops_unknown: str = ""
+    flops_unknown: str = ""  # the reason
 
     @property
     def total(self) -> int:
@@ -84,8 +72,7 @@ def memory_breakdown(
 
     Args:
         components: of the run.
-        batch: largest micro-batch of training.
-        held_out: largest batch of evaluation.
+        batch, held_out: largest batches of training and of evaluation.
         layout: of both.
         device: ``cpu`` or ``cuda``.
         pairs, pairs_seen: of the training split, and over all steps.
@@ -148,11 +135,8 @@ def memory_breakdown(
             UPDATE: max(0, temporary - step.total),
             EVALUATION: max(0, evaluation - max(step.total, temporary)),
         }
-        full: dict[State, int] = {
-            "weights": weights + reference_weights,
-            "gradients": gradients,
-            "optimizer": optimizer.state,
-        }
+        full: dict[State, int] = {"weights": weights + reference_weights, "gradients": gradients}
+        full["optimizer"] = optimizer.state
         return MemoryBreakdown(
             # an element of uint8 holds two weights of 4 bits
             parameters=sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in policy.parameters()),
@@ -177,14 +161,7 @@ def fake_model_of(source: ModelSource) -> PreTrainedModel:
 def reference_mode_of(
     source: ReferenceSource, policy: PreTrainedModel, needed: bool, pairs: int, pairs_seen: int
 ) -> ReferenceMode:
-    """Choose the reference mode as the run will.
-
-    Args:
-        source: of the reference.
-        policy: with its adapter, if any.
-        needed: whether the loss reads the reference's log-probs.
-        pairs, pairs_seen: of the training split, and over all steps.
-    """
+    """Choose the reference mode as the run will; ``needed``: the loss reads the reference's log-probs."""
     if isinstance(source, Frozen):
         return "frozen"
     if isinstance(source, Adapter):
@@ -204,12 +181,7 @@ def fake_reference(
 ) -> PreTrainedModel | None:
     """Build the reference that is kept in memory from fake tensors; None where none is.
 
-    Args:
-        source: of the reference.
-        mode: how the run keeps it.
-        policy: whose dtype another reference is loaded in.
-        policy_source: of the policy's start.
-        dtype: that the run converts weights to; None keeps theirs.
+    ``dtype`` is the one that the run converts weights to; None keeps theirs, of another reference the policy's.
     """
     if mode != "frozen":
         return None
