@@ -28,12 +28,8 @@ def path_digests(tree: Any, place: str = "") -> dict[str, str]:
     return by_key
 
 
-def folder_digest(folder: Path) -> str:
-    """Compute the SHA-256 of names and contents of all files below ``folder`` but hidden ones.
-
-    Raises:
-        OSError: the disk does not give it.
-    """
+def _bounded_folder_digest(folder: Path) -> str:
+    """Digest the files below a folder, without hidden ones, and of those after the first 1,000 the size and times."""
     files = sorted(f for f in folder.rglob("*") if _counts(f, folder))
     return _sha256(
         f"{file.relative_to(folder)} {known_digest(file) if number < _MOST_FILES else _changed(file)}"
@@ -47,7 +43,7 @@ def _digest(path: Path) -> str | None:
         path = path.expanduser()
         if path.is_file():
             return known_digest(path)
-        return folder_digest(path) if path.is_dir() else None
+        return _bounded_folder_digest(path) if path.is_dir() else None
     except (OSError, RuntimeError, ValueError):  # too long for a name, no such user's home, a null byte
         return None
 

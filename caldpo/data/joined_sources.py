@@ -20,18 +20,10 @@ _PATH = "data.source.path"  # of which data.path is the short form
 
 @dataclass(frozen=True)
 class JoinedPairs:
-    """The pairs of all data sets under one key.
+    """The pairs of all data sets under one key, in order, with a report for each data set."""
 
-    Args:
-        key: ``data.train`` or ``data.test``.
-        label: the names, on one line.
-        parts: the data sets.
-        pairs: of all data sets, in order.
-        reports: one for each data set.
-    """
-
-    key: str
-    label: str
+    key: str  # data.train or data.test
+    label: str  # the names, on one line
     parts: Sequence[Part]
     pairs: list[PreferencePair] = field(default_factory=list, repr=False)
     reports: list[LoadReport] = field(default_factory=list, repr=False)
@@ -46,15 +38,7 @@ class JoinedPairs:
         return JoinedPairs(self.key, self.label, [Part(self.label)], pairs)
 
     def shared_out(self, pairs: list[PreferencePair], seed: int) -> tuple[list[PreferencePair], list[str]]:
-        """Draw pairs by the weights, and describe the shares on a line; without weights take all pairs.
-
-        Args:
-            pairs: the remaining ones of :attr:`pairs`.
-            seed: of the draw.
-
-        Raises:
-            CaldpoError: as :func:`~caldpo.data.mixtures.share_out` does.
-        """
+        """Draw of the remaining pairs by the weights, and describe the shares on a line; without weights take all."""
         if self.parts[0].share is None:
             return pairs, []
         drawn, shares = share_out(pairs, self._part_of, self.parts, seed, self.key)
@@ -62,16 +46,11 @@ class JoinedPairs:
 
 
 def read_joined(source: PairSource, named: Named, key: str, **policies: Any) -> JoinedPairs:
-    """Read the data sets that ``named`` lists; of a pair that occurs in two of them, the first one stands.
-
-    Args:
-        source: of the rows.
-        named: the data sets.
-        key: the setting that names them.
-        policies: as for :func:`~caldpo.data.load.load_pairs`.
+    """Read the data sets that a setting names; of a pair that occurs in two of them, the first one stands.
 
     Raises:
-        CaldpoError: as ``load_pairs``, with the setting as key; a file that two data sets share.
+        CaldpoError: as :func:`~caldpo.data.load.load_pairs`, which takes the policies, with the setting as key; a file
+            that two data sets share.
     """
     joined, seen = JoinedPairs(key, label(named), parts_of(named, key)), DegeneracyCheck()
     files: dict[Path, str] = {}
@@ -91,13 +70,7 @@ def read_joined(source: PairSource, named: Named, key: str, **policies: Any) -> 
 def held_out_name(source: PairSource, train: Named, test: Named | None) -> tuple[Named | None, list[str]]:
     """Name the held-out data, None to cut it from the training pairs; and describe the choice in lines.
 
-    Args:
-        source: may know of test splits.
-        train: names the training data.
-        test: as configured; ``auto`` takes the test split beside ``train``, where that is one name.
-
-    Raises:
-        CaldpoError: the source cannot list its splits.
+    The value ``auto`` of ``test`` takes the test split beside ``train``, where that is one name.
     """
     if test is not None and test != AUTO:
         parts = parts_of(test, "data.test")

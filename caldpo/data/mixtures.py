@@ -23,23 +23,14 @@ _WRITTEN = "write NAME, '[NAME,NAME]', '{NAME: WEIGHT, NAME: WEIGHT}' or '[{path
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One data set of several.
+    """One data set of several."""
 
-    Args:
-        name: of a file or split of the source.
-        share: of the pairs of the split, all shares adding up to 1; None takes every pair there is.
-    """
-
-    name: str
-    share: float | None = None
+    name: str  # of a file or split of the source
+    share: float | None = None  # of the pairs of the split, all adding up to 1; None takes every pair there is
 
 
 def parts_of(named: Named, key: str) -> list[Part]:
-    """List the data sets that ``named`` asks for, in order.
-
-    Args:
-        named: value of ``data.train`` or ``data.test``.
-        key: of the value, for the message.
+    """List the data sets that the value of ``data.train`` or ``data.test`` names, in order.
 
     Raises:
         CaldpoError: no data set, one named twice, weights for some alone, or a weight that is no positive number.
@@ -95,17 +86,14 @@ def share_out(
     replacement, by the seed and the number of its pairs alone. Counts are rounded to whole pairs.
 
     Args:
-        pairs: of the split, of all data sets.
+        pairs: of all data sets.
         part_of: from a pair's origin to the index of its data set in ``parts``.
         parts: data sets, each with its share.
         seed: of the draw.
-        key: the setting with the weights.
+        key: the setting with the weights, for the error of a data set that would give no pair.
 
     Returns:
         The drawn pairs, in order, and a line with the counts.
-
-    Raises:
-        CaldpoError: a data set has no pair, or too few for the others to have any.
     """
     places: list[list[int]] = [[] for _ in parts]
     for place, pair in enumerate(pairs):
