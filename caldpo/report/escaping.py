@@ -1,8 +1,4 @@
-"""Escape foreign text on its way into a document: names, errors and overrides are whatever a run's folder holds.
-
-The one place where such text becomes part of Markdown, of a command to copy, or of a spreadsheet. In a template every
-value is escaped unless it is :class:`Markdown` already. No heavy imports.
-"""
+"""Escape text from a run's folder on its way into Markdown, a command to copy, or a spreadsheet. No heavy imports."""
 
 from __future__ import annotations
 
@@ -123,9 +119,7 @@ def _escape(special: re.Match[str]) -> str:
 
 
 def _quoted(argument: str) -> str:
-    if argument.isprintable():
-        return shlex.quote(argument)
-    return f"$'{''.join(map(_ansi_c, argument))}'"
+    return shlex.quote(argument) if argument.isprintable() else f"$'{''.join(map(_ansi_c, argument))}'"
 
 
 def _ansi_c(character: str) -> str:
