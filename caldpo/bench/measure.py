@@ -7,11 +7,11 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from caldpo.bench.benchmark_settings import BenchmarkSettings
-from caldpo.bench.worker_job import PeakFigures
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # see proc(5)
@@ -77,7 +77,8 @@ class PeakMemory:
         """Read the peak, after the last step."""
         self.training = peak_bytes(self.device)
 
-    def figures(self) -> PeakFigures:
+    def figures(self) -> dict[str, Any]:
+        """Bytes by name, and what they are the peak ``of``."""
         return {
             "peak": self.training - self.libraries,
             "peak_of_process": self.training,

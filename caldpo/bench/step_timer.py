@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import pytorch_lightning as pl
 from caldpo import __version__
 from caldpo.bench.benchmark_settings import VARIANTS, CaldpoVariant
 from caldpo.bench.measure import PeakMemory, StepClock, now
-from caldpo.bench.worker_job import Answer, Ids, Job, digest
-from caldpo.config.run_lifecycle import write_json
+from caldpo.bench.worker_job import Answer, Ids, Job, digest, read, write
 from caldpo.metrics_file import NAME, read_rows
 from caldpo.types import PairBatch
 
@@ -26,7 +24,7 @@ class StepTimer(pl.Callback):
     """
 
     def __init__(self, job_file: str) -> None:
-        self.job = Job.read(Path(job_file))
+        self.job = read(Job, Path(job_file))
         self.memory = PeakMemory(self.job.device)
         self.clock = StepClock(self.job.settings, self.job.device)
         self.reference_seconds: float | None = None
@@ -70,7 +68,7 @@ class StepTimer(pl.Callback):
             options=f"{overrides} ({self.reference}, {self.layout})",
             versions={"caldpo": __version__, **versions},
         )
-        write_json(self.job.answer, asdict(answer))
+        write(answer, self.job.answer)
 
     def _timed(self, prepare: Callable[[], None]) -> Callable[[], None]:
         def timed() -> None:

@@ -6,6 +6,7 @@ train on the same tokens, and its pass over the data for the reference's log-pro
 
 from __future__ import annotations
 
+import json
 import time
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer
 
-from caldpo.bench.benchmark_data import read_pairs, training_order
+from caldpo.bench.benchmark_data import training_order
 from caldpo.bench.benchmark_settings import TrlVariant
 from caldpo.bench.measure import PeakMemory, StepClock
 from caldpo.bench.worker_job import ADAPTER, BETAS, EPS, IDS, MODEL, NO_CLIPPING, TOKENIZER, Answer, Ids, Job, digest
@@ -178,10 +179,8 @@ def _load_adapter(model: Any, job: Job) -> None:
 
 def _dataset(job: Job) -> Dataset:
     """Read the pairs in the order in which this project's sampler visits them."""
-    pairs = read_pairs(job.prepared(IDS))
-    rows = [pairs[index] for index in training_order(len(pairs), job.settings)]
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return Dataset.from_dict({name: [getattr(row, name) for row in rows] for name in columns})
+    rows = [json.loads(line) for line in job.prepared(IDS).read_text(encoding="utf-8").splitlines()]
+    return Dataset.from_list([rows[index] for index in training_order(len(rows), job.settings)])
 
 
 def _digests(trainer: DPOTrainer, accumulation: int) -> list[str]:

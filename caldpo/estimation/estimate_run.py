@@ -109,9 +109,7 @@ def estimate_needs(cfg: DictConfig, components: Components, pairs: int, memory_g
         collate(longest_pairs(data.test_pairs, data.eval_micro_batch_size), 0, layout=layout),
         layout=layout,
         device=has.device,
-        pairs=plan.pairs,
-        pairs_seen=plan.pairs_seen,
-        accumulates=plan.accumulation > 1,
+        plan=plan,
         logits_cache_mib=cfg.logits_cache_mib,
     )
     return Needs(schedule, memory, has, layout)

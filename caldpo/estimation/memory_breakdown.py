@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from caldpo.components import Components
+from caldpo.data.batching import StepPlan
 from caldpo.data.collate import Layout
 from caldpo.errors import CaldpoError, one_line
 from caldpo.estimation.fake_model import NEEDS_VALUES, fake_batch, fake_model, fake_tensors, to_dtype
@@ -63,9 +64,7 @@ def memory_breakdown(
     *,
     layout: Layout,
     device: str,
-    pairs: int,
-    pairs_seen: int,
-    accumulates: bool,
+    plan: StepPlan,
     logits_cache_mib: int,
 ) -> MemoryBreakdown:
     """Run a step of the run on fake tensors and add up its memory.
@@ -75,8 +74,7 @@ def memory_breakdown(
         batch, held_out: largest batches of training and of evaluation.
         layout: of both.
         device: ``cpu`` or ``cuda``.
-        pairs, pairs_seen: of the training split, and over all steps.
-        accumulates: whether a step has several micro-batches.
+        plan: steps of the run.
         logits_cache_mib: of the log-prob engine.
 
     Raises:
@@ -89,7 +87,7 @@ def memory_breakdown(
         policy = to_dtype(components.adapter.apply(fake_model_of(components.model)), dtype)
         policy.train()
         trained = [p for p in policy.parameters() if p.requires_grad]
-        reference_mode = reference_mode_of(source, policy, needs_reference, pairs, pairs_seen)
+        reference_mode = reference_mode_of(source, policy, needs_reference, plan.pairs, plan.pairs_seen)
         reference = fake_reference(source, reference_mode, policy, components.model, dtype)
         if layout == "packed":
             for model in filter(None, (policy, reference)):
@@ -104,7 +102,7 @@ def memory_breakdown(
                 fake_batch(batch, mode),
                 precision=trainer.precision,
                 reference=live,
-                accumulates=accumulates,
+                accumulates=plan.accumulation > 1,
                 logits_cache_mib=logits_cache_mib,
             )
             evaluation = evaluation_step(policy, fake_batch(held_out, mode), trainer.precision)

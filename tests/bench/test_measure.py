@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from caldpo.bench import measure
 from caldpo.bench.measure import PeakMemory, StepClock
 from caldpo.bench.step_timer import pairs_of, step_digests
-from caldpo.bench.worker_job import digest
+from caldpo.bench.worker_job import Answer, digest, read, write
 from caldpo.data.collate import collate
 from tests.helpers.tiny import tiny_pairs
 
@@ -70,3 +71,11 @@ def test_steps_are_put_together_from_micro_batches() -> None:
     expected = [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in pairs]
     parts = [collate(pairs[i:j], pad_id=0) for i, j in [(0, 1), (1, 3), (3, 6)]]
     assert step_digests(parts, 3) == [digest(expected[:3]), digest(expected[3:])]
+
+
+def test_a_loss_that_is_not_a_number_reaches_the_comparison(tmp_path: Path) -> None:
+    answer = Answer([float("nan")], [1.0], [digest([])], 1.0, None, {"peak": 1, "of": ""}, "", {})
+    write(answer, tmp_path / "answer.json")
+    same = read(Answer, tmp_path / "answer.json")
+    assert same.losses[0] != same.losses[0]
+    assert same.grad_norms == answer.grad_norms
