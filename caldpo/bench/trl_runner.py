@@ -20,7 +20,7 @@ from trl import DPOConfig, DPOTrainer
 
 from caldpo.bench.benchmark_data import training_order
 from caldpo.bench.benchmark_settings import TrlVariant
-from caldpo.bench.measure import PeakMemory, StepClock
+from caldpo.bench.measure import StepMeter
 from caldpo.bench.worker_job import ADAPTER, BETAS, EPS, IDS, MODEL, NO_CLIPPING, TOKENIZER, Answer, Ids, Job, digest
 from caldpo.models.model_source import floating_dtype
 
@@ -43,24 +43,21 @@ class TokenDPOTrainer(DPOTrainer):
 class TrlStepTimer(TrainerCallback):
     """Measure the optimiser steps, and collect the logged losses and gradient norms."""
 
-    def __init__(self, clock: StepClock, memory: PeakMemory) -> None:
-        self.clock, self.memory = clock, memory
+    def __init__(self, meter: StepMeter) -> None:
+        self.meter = meter
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.memory.start_training()
+        self.meter.start_training()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.clock.step_done()
+        self.meter.step_done()
 
     def on_log(self, *args: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "grad_norm" in logs:  # the summary at the end has none
             self.losses.append(logs["loss"])
             self.grad_norms.append(logs["grad_norm"])
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self.memory.end_training()
 
 
 def train_with_trl(job: Job, variant: TrlVariant) -> Answer:
@@ -70,7 +67,7 @@ def train_with_trl(job: Job, variant: TrlVariant) -> Answer:
     disable_progress_bars()
     torch.set_num_threads(job.settings.num_threads)
     options = dpo_options(variant, job)
-    timer = TrlStepTimer(StepClock(job.settings, job.device), PeakMemory(job.device))
+    timer = TrlStepTimer(StepMeter(job.settings, job.device))
     trainer = TokenDPOTrainer(
         model=_policy(job, attention_implementation(variant, job)),
         args=_config(job, options),
@@ -93,9 +90,9 @@ def train_with_trl(job: Job, variant: TrlVariant) -> Answer:
         losses=timer.losses,
         grad_norms=timer.grad_norms,
         step_digests=digests,
-        seconds=timer.clock.seconds,
+        seconds=timer.meter.seconds,
         reference_seconds=trainer.reference_seconds,
-        memory=timer.memory.figures(),
+        memory=timer.meter.memory,
         options=", ".join(f"{name}={value}" for name, value in options.items()),
         versions={name: version(name) for name in ("trl", "transformers", "accelerate", "torch")},
     )

@@ -26,19 +26,12 @@ BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a variant.
-
-    Args:
-        variant: name in :data:`caldpo.bench.benchmark_settings.VARIANTS`.
-        folder: absolute path of what :func:`caldpo.bench.benchmark_data.prepare` wrote.
-        output: absolute path of the run's own folder.
-        device: cpu or cuda.
-    """
+    """One run of a variant."""
 
     variant: str
-    folder: str
-    output: str
-    device: str
+    folder: str  # absolute path of what benchmark_data.prepare wrote
+    output: str  # absolute path of the run's own folder
+    device: str  # cpu or cuda
     settings: BenchmarkSettings
     model: BenchmarkModel
 
@@ -64,27 +57,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """Measurements of a run.
+    """Measurements of a run."""
 
-    Args:
-        losses: of each optimiser step, mean over its pairs, before its update.
-        grad_norms: of the same gradients.
-        step_digests: of the token ids that each step trained on, see :func:`digest`.
-        seconds: of all timed steps.
-        reference_seconds: of precomputing the reference's log-probs; None: computed in every step.
-        memory: figures of :class:`caldpo.bench.measure.PeakMemory`; ``peak`` is compared, the others explain it.
-        options: the variant's options on this machine, in words.
-        versions: of the libraries.
-    """
-
-    losses: list[float]
-    grad_norms: list[float]
-    step_digests: list[str]
-    seconds: float
-    reference_seconds: float | None
-    memory: dict[str, Any]
-    options: str
-    versions: dict[str, str]
+    losses: list[float]  # of each optimiser step, mean over its pairs, before its update
+    grad_norms: list[float]  # of the same gradients
+    step_digests: list[str]  # of the token ids that each step trained on, see ``digest``
+    seconds: float  # of all timed steps
+    reference_seconds: float | None  # of precomputing the reference's log-probs; None: computed in every step
+    memory: dict[str, Any]  # by measure.StepMeter; ``peak`` is compared, the others explain it
+    options: str  # of the variant on this machine, in words
+    versions: dict[str, str]  # of the libraries
 
 
 def write(content: Job | Answer, path: Path) -> None:

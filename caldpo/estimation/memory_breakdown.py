@@ -11,7 +11,7 @@ from caldpo.components import Components
 from caldpo.data.batching import StepPlan
 from caldpo.data.collate import Layout
 from caldpo.errors import CaldpoError, one_line
-from caldpo.estimation.fake_model import NEEDS_VALUES, fake_batch, fake_model, fake_tensors, to_dtype
+from caldpo.estimation.fake_model import fake_batch, fake_model, fake_tensors, to_dtype
 from caldpo.estimation.optimizer_memory import optimizer_memory
 from caldpo.estimation.run_flops import ModelCost, model_costs
 from caldpo.estimation.sharded_memory import Sharding, ShardUnits, State, gathered_bytes
@@ -67,15 +67,7 @@ def memory_breakdown(
     plan: StepPlan,
     logits_cache_mib: int,
 ) -> MemoryBreakdown:
-    """Run a step of the run on fake tensors and add up its memory.
-
-    Args:
-        components: of the run.
-        batch, held_out: largest batches of training and of evaluation.
-        layout: of both.
-        device: ``cpu`` or ``cuda``.
-        plan: steps of the run.
-        logits_cache_mib: of the log-prob engine.
+    """Run a step of the run, with its largest batches, on fake tensors and add up its memory.
 
     Raises:
         CaldpoError: the run would raise it as well, or the model cannot be built from fake tensors.
@@ -106,11 +98,9 @@ def memory_breakdown(
                 logits_cache_mib=logits_cache_mib,
             )
             evaluation = evaluation_step(policy, fake_batch(held_out, mode), trainer.precision)
-        except NEEDS_VALUES as error:
-            unknown = f"{type(base_model(policy)).__name__} depends on values of its tensors ({type(error).__name__})"
         except CaldpoError:
             raise
-        except Exception as error:  # other code that needs values: the parts beside activations stay known
+        except Exception as error:  # code that needs values: the parts beside activations stay known
             unknown = f"{type(base_model(policy)).__name__} cannot run on tensors without values ({one_line(error)})"
         sharding = Sharding.of(trainer.strategy, trainer.world_size, cpu_offload=trainer.cpu_offload)
         weights = bytes_of([*policy.parameters(), *policy.buffers()])

@@ -230,13 +230,7 @@ def run_flops(
 ) -> Flops:
     """Add up the FLOPs of a run by part, and in ``total``, over all devices.
 
-    Args:
-        cost: of the policy.
-        trained: of all training steps.
-        evaluated: of one evaluation.
-        evaluations: how many there are.
-        reference: cost of the reference.
-        reference_work: of all its passes.
+    ``trained`` is the work of all training steps, ``evaluated`` that of one evaluation.
     """
     parts = {
         "forward": forward_flops(cost, trained),

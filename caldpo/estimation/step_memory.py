@@ -141,8 +141,7 @@ def training_step(
         logits_cache_mib: of the log-prob engine.
 
     Raises:
-        Exception: one of :data:`~caldpo.estimation.fake_model.NEEDS_VALUES`: the model depends on the values of its
-            tensors.
+        Exception: the model depends on the values of fake tensors.
     """
     trained = [p for p in policy.parameters() if p.requires_grad]
     for parameter in trained:

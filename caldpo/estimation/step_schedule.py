@@ -21,16 +21,10 @@ _MAX_SEARCHED = 1_000_000  # pairs searched for the largest micro-batch: some ep
 
 @dataclass(frozen=True, slots=True)
 class DataSample:
-    """A run's data, of which a sample is tokenised.
+    """A run's data, of which a sample is tokenised."""
 
-    Args:
-        report: of the sampled pairs.
-        train_pairs, test_pairs: of the full splits; where not all pairs were tokenised, the number that tokenisation
-            will drop is estimated from the sample.
-    """
-
-    report: DataReport
-    train_pairs: int
+    report: DataReport  # of the sampled pairs
+    train_pairs: int  # of the full split, less the share that tokenisation dropped of the sample
     test_pairs: int
 
     def truncated(self) -> dict[str, int]:
@@ -94,31 +88,20 @@ def refuse_ungenerated(data: PairDataModule) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StepSchedule:
-    """Steps of a run, and tokens of an epoch over all devices.
-
-    Args:
-        micro_batches: of one device in an epoch.
-        prompt_tokens: with each prompt counted once per pair.
-        computed_tokens: positions that the model processes: prompts as often as the layout repeats them, and padding.
-        attended: query-key pairs of attention, in one layer and head.
-        largest: indices, in the sample, of the pairs of the largest micro-batch.
-        largest_tokens: computed tokens of it.
-        exact: the sample is the full split.
-        exact_steps: the number of steps is exact, whether or not the number of pairs is.
-    """
+    """Steps of a run, and tokens of an epoch over all devices."""
 
     pairs: int
-    micro_batches: int
+    micro_batches: int  # of one device in an epoch
     steps_per_epoch: int
     steps: int
-    prompt_tokens: int
+    prompt_tokens: int  # each prompt counted once per pair
     response_tokens: int
-    computed_tokens: int
-    attended: int
-    largest: tuple[int, ...]
-    largest_tokens: int
-    exact: bool
-    exact_steps: bool
+    computed_tokens: int  # positions that the model processes: prompts as often as they are repeated, and padding
+    attended: int  # query-key pairs of attention, in one layer and head
+    largest: tuple[int, ...]  # indices, in the sample, of the pairs of the largest micro-batch
+    largest_tokens: int  # its computed tokens
+    exact: bool  # the sample is the full split
+    exact_steps: bool  # the number of steps is exact, whether or not the number of pairs is
 
     @property
     def epochs(self) -> float:
