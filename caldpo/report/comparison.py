@@ -9,8 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from omegaconf import DictConfig, OmegaConf
-
 from caldpo.config.bounds import PositiveInt
 from caldpo.config.find_runs import find_runs, no_folder_error
 from caldpo.config.signatures import validated
@@ -21,12 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from caldpo.report.grouping import RunGroup
-
-
-def compare(cfg: DictConfig) -> None:
-    """Compare the runs that ``conf/compare.yaml`` names."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    compare_runs(**{str(key): value for key, value in plain.items() if key != "hydra"})  # type: ignore[union-attr]
 
 
 @validated

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from caldpo.metric_definitions import REWARD_UNIT, MetricDefinition
-from caldpo.report.escaping import shorten
+from caldpo.report.escaping import first_of, shorten
 from caldpo.report.grouping import RunGroup, differences, is_within
 from caldpo.report.run_files import Run, is_number
 from caldpo.utils.yaml_io import flatten
@@ -24,8 +24,8 @@ def finished_runs(groups: Iterable[RunGroup]) -> list[Run]:
 
 def varied(runs: Iterable[Run], read: Callable[[Run], Any], limit: int = 4) -> str | None:
     """Read a value of all runs: the one they share, or the distinct ones joined; None where there is none."""
-    values = [value for run in runs if (value := read(run)) is not None]
-    return _joined(values, limit) if values else None
+    values = [str(value) for run in runs if (value := read(run)) is not None]
+    return first_of(list(dict.fromkeys(values)), limit) if values else None
 
 
 def choice(runs: Iterable[Run], config_group: str) -> str | None:
@@ -79,7 +79,8 @@ def shared_facts(runs: Sequence[Run], part: str) -> dict[str, str]:
     """Return plain entries of a part of ``summary.json`` (``versions``), flat; values that differ are all named."""
     entries = [flatten(run.summary.get(part, {})) for run in runs]
     keys = dict.fromkeys(key for entry in entries for key, value in entry.items() if _is_plain(value))
-    return {key: _joined((entry[key] for entry in entries if key in entry), 4) for key in keys}
+    values = {key: dict.fromkeys(str(entry[key]) for entry in entries if key in entry) for key in keys}
+    return {key: first_of(list(distinct), 4) for key, distinct in values.items()}
 
 
 def unfair_differences(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:
@@ -90,8 +91,3 @@ def unfair_differences(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float) and "\n" not in str(value)
-
-
-def _joined(values: Iterable[Any], limit: int) -> str:
-    distinct = list(dict.fromkeys(map(str, values)))
-    return ", ".join(distinct[:limit]) + (f" and {len(distinct) - limit} more" if len(distinct) > limit else "")

@@ -63,10 +63,15 @@ def shorten(text: str, limit: int = 300) -> str:
 
 
 def listed(values: Iterable[object], limit: int | None = None) -> Markdown:
-    """Join escaped values by commas; of more than ``limit`` the first ones, the others counted."""
+    """Escape and join values."""
     items = [plain(value) for value in values]
-    more = f" and {len(items) - limit} more" if limit is not None and len(items) > limit else ""
-    return Markdown(", ".join(items[:limit]) + more)
+    return Markdown(first_of(items, len(items) if limit is None else limit))
+
+
+def first_of(texts: Sequence[str], limit: int) -> str:
+    """Join texts by commas, as they are; of more than ``limit`` the first ones, the others counted."""
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more
 
 
 def command(arguments: Iterable[str]) -> str:

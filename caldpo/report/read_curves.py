@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from caldpo.report.escaping import first_of
 from caldpo.report.run_files import Curve, as_float, is_number
 
 _LAST_STEP = 2**53  # beyond it floats, in which figures are drawn, are no whole numbers any more
@@ -55,9 +56,11 @@ def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
             except ValueError:
                 bad_cells.setdefault(name, []).append(f"{cell[:40]!r} in line {number}")
     if incomplete:
-        notes.append(f"{first_of(incomplete)} {'is' if len(incomplete) == 1 else 'are'} incomplete and left out")
+        notes.append(
+            f"{first_of(incomplete, _NAMED)} {'is' if len(incomplete) == 1 else 'are'} incomplete and left out"
+        )
     for name, places in list(bad_cells.items())[:_NAMED]:
-        notes.append(f"{path.name}: {name} is not a number: {first_of(places)}; left out")
+        notes.append(f"{path.name}: {name} is not a number: {first_of(places, _NAMED)}; left out")
     if len(bad_cells) > _NAMED:
         notes.append(f"{path.name}: so are cells of {len(bad_cells) - _NAMED} more columns")
     return curves
@@ -84,7 +87,7 @@ def contradictions(curves: Mapping[str, Curve], summary: Mapping[str, Any], conf
                 differing.append(f"{name} {text} against {logged:.6g} at step {max(curve)}")
     if differing:
         shown = "tables show the summary's, figures the rows"
-        yield f"summary.json and the last rows of metrics.csv differ: {first_of(differing)}; {shown}"
+        yield f"summary.json and the last rows of metrics.csv differ: {first_of(differing, _NAMED)}; {shown}"
 
 
 def _step(cell: str) -> int | None:
@@ -94,12 +97,6 @@ def _step(cell: str) -> int | None:
     except ValueError:
         return None
     return int(value) if 0 <= value <= _LAST_STEP and value.is_integer() else None
-
-
-def first_of(texts: Sequence[str], limit: int = _NAMED) -> str:
-    """Join the first texts, the others counted."""
-    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
-    return ", ".join(texts[:limit]) + more
 
 
 def _same(summarised: float, logged: float) -> bool:

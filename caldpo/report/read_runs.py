@@ -15,9 +15,9 @@ from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import SUMMARY, read_summary
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.suite_base import read_results
-from caldpo.report.escaping import one_line
+from caldpo.report.escaping import first_of, one_line
 from caldpo.report.evaluation_results import drawable, final_values
-from caldpo.report.read_curves import contradictions, first_of, read_curves
+from caldpo.report.read_curves import contradictions, read_curves
 from caldpo.report.run_files import INCOMPLETE, UNREADABLE, Curve, Run, as_float, in_one_unit, is_number
 from caldpo.security.secrets import redact_text
 from caldpo.utils.yaml_io import flatten, read_json, read_yaml
