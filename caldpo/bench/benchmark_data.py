@@ -16,13 +16,13 @@ from transformers.utils import logging
 
 from caldpo.bench.benchmark_settings import BenchmarkModel, BenchmarkSettings
 from caldpo.bench.worker_job import ADAPTER, IDS, MODEL, TEST, TOKENIZER, TRAIN
-from caldpo.data.batching import StepBatchSampler
+from caldpo.data.batching import StepPlan
 from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.pair_checks import refuse_untokenized
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.split import subset
-from caldpo.data.template_source import require_template
+from caldpo.data.template_checks import require_template
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import tokenize_pairs, truncate
 from caldpo.errors import CaldpoError
@@ -186,7 +186,7 @@ def save_pairs(pairs: Iterable[TokenizedPair], ids: Path, texts: Path) -> None:
 
 def training_order(count: int, settings: BenchmarkSettings) -> list[int]:
     """Order in which this project's training visits ``count`` pairs in its first epoch."""
-    return StepBatchSampler(count, settings.micro_batch_size, seed=settings.seed).order()
+    return StepPlan(count, settings.micro_batch_size, seed=settings.seed).order(epoch=0)
 
 
 def padding_waste(lengths: np.ndarray, micro_batch_size: int) -> tuple[float, float]:

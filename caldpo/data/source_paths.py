@@ -17,10 +17,10 @@ from caldpo.config.path_checks import (
     text_at,
 )
 from caldpo.config.validation import Problem
-from caldpo.data.mixtures import AUTO, parts_of
+from caldpo.data.joined_sources import AUTO, parts_of
 from caldpo.data.sources.file_checks import ENDINGS, ending
 from caldpo.data.sources.file_discovery import find_files
-from caldpo.data.template_source import read_template
+from caldpo.data.template_checks import read_template
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
 from caldpo.utils.file_names import expanded, is_there

@@ -24,7 +24,7 @@ from caldpo.estimation.memory_verdict import DeviceMemory, device_memory, memory
 from caldpo.estimation.run_flops import Flops, Workload, batch_workload, gpu_hours, logits_recomputed, run_flops
 from caldpo.estimation.step_schedule import StepSchedule, repeated_lengths, sample_data, step_schedule
 from caldpo.logprobs.layout import why_not_packed
-from caldpo.model_data_checks import check_fit, tokenizer_key
+from caldpo.model_data_checks import check_fit
 
 FILE = "estimate.json"
 
@@ -60,7 +60,7 @@ def estimate(
             loss_name=str(hydra.runtime.choices["loss"]),
             needs_rejected=loss.needs_rejected,
         )
-    check_fit(model, tokenizer, data, reference=components.reference, tokenizer_key=tokenizer_key(cfg.model))
+    check_fit(model, tokenizer, data, reference=components.reference, model_section=cfg.model)
     needs = estimate_needs(cfg, components, sample.train_pairs, memory_gib)
     verdict = memory_verdict(needs.memory, needs.has, components, len(needs.schedule.largest))
     flops = estimate_flops(needs, components, sample.test_pairs, cfg.logits_cache_mib)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from caldpo.config.run_lifecycle import as_caldpo_error, one_line
+from caldpo.config.run_lifecycle import as_caldpo_error, describe_error
 from caldpo.evaluation.suite_base import FOLDER, Measure, Result
 from caldpo.security.secrets import redact_text
 from caldpo.utils.atomic_io import write_text
@@ -28,7 +28,7 @@ def print_policy(console: Console, name: str, index: int = 1, total: int = 1) ->
 
 def print_failure(console: Console, folder: Path | None, error: Exception) -> None:
     """Print why a run of a sweep was not evaluated; write the traceback of an unexpected error into its folder."""
-    console.print(f"  left out: {one_line(error)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"  left out: {describe_error(error)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if folder is None or as_caldpo_error(error) is not None:
         return
     file = folder / FOLDER / "error.txt"

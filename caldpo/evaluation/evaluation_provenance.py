@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from caldpo.config.path_digests import path_digests
 from caldpo.data.token_cache import tokenizer_digest
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.suite_base import Suite
 from caldpo.resume.config_diff import config_digest
+from caldpo.utils.digests import json_digest, path_digests
 from caldpo.utils.versions import versions
 from caldpo.utils.yaml_io import flatten
 
@@ -51,7 +51,7 @@ def provenance_of(suite: Suite, policy: EvaluatedPolicy) -> dict[str, Any]:
 
 def digest_of(provenance: Mapping[str, Any]) -> str:
     """Digest a provenance; equal provenances have equal digests."""
-    return hashlib.sha256(json.dumps(provenance, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return json_digest(provenance)[:16]
 
 
 def _pairs_digest(policy: EvaluatedPolicy) -> str:

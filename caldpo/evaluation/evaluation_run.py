@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from caldpo.components import build
-from caldpo.config.run_lifecycle import one_line, write_json
+from caldpo.config.run_lifecycle import describe_error, write_json
 from caldpo.config.run_lock import EVALUATION, run_lock
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
@@ -146,5 +146,5 @@ def update_tracker(target: Target) -> str | None:
     try:
         message: str | None = instantiate(dict(section), _recursive_=False).add_summary(target.run, values)
     except InstantiationException as error:  # keys of another version
-        return f"the tracker's summary was not updated: {one_line(error)}"
+        return f"the tracker's summary was not updated: {describe_error(error)}"
     return message

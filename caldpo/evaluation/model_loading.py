@@ -22,7 +22,7 @@ from caldpo.models.adapters import AdapterSource
 from caldpo.models.hub_model import causal_lm_skeleton, load_causal_lm
 from caldpo.models.model_source import ModelSource, floating_dtype
 from caldpo.reference.reference_load import freeze, vocabulary_error
-from caldpo.utils.atomic_io import known_digest
+from caldpo.utils.digests import known_digest
 
 REFERENCE_KEY = "reference.path"
 _SUFFIXES = (".safetensors", ".json", ".py", ".jinja", ".model", ".txt")  # of the files that a model is loaded from

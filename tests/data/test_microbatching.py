@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.microbatching import ByCount, ByTokens
+from caldpo.data.batching import ByCount, ByTokens
 from caldpo.estimation.run_flops import computed_tokens
 
 LAYOUTS = ("packed", "padded")

@@ -16,7 +16,6 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caldpo.data.chat_template import render_pair
 from caldpo.data.pair import PreferencePair
 from caldpo.evaluation.lm_eval.in_process import run_in_process
 from caldpo.evaluation.lm_eval.read_results import read_task
@@ -25,6 +24,7 @@ from caldpo.evaluation.lm_eval.task_plan import PAIRS, PlannedTask, TaskResults,
 from caldpo.evaluation.suites.leaderboard import Leaderboard
 from caldpo.models.adapters import Lora
 from tests.callbacks.oracle_data import naive_logprob
+from tests.data.small import rendered
 from tests.evaluation.lm_eval_tasks import ASKED, data_sets_in, write_tasks
 from tests.helpers.messages import refused
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
@@ -100,7 +100,7 @@ def test_conversations_are_written_as_training_writes_them(tmp_path: Path) -> No
     pair = PreferencePair(({"role": "user", "content": "w1 w2"},), "w3", "w4 w5")
     pairs_task(_policy(tmp_path, tokenizer, texts=[pair]))
     row = json.loads((tmp_path / "held_out_pairs.jsonl").read_text())
-    texts = render_pair(pair, tokenizer)
+    texts = rendered(pair, tokenizer)
     assert row == {"prompt": texts.prompt, "choices": [texts.chosen, texts.rejected], "label": 0}
     assert row["prompt"] == "<user> w1 w2 "
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from caldpo.data.batching import StepBatchSampler
+from caldpo.data.batching import StepPlan
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import MetricsFile
@@ -69,7 +69,7 @@ def main(folder: Path, action: str, settings: dict[str, Any]) -> None:
 
 def second_rank_pair(step: int) -> int:
     """A pair that the second rank has at ``step``."""
-    sampler = StepBatchSampler(24, 2, world_size=2, rank=1, accumulation=1, seed=0)
+    sampler = StepPlan(24, 2, world_size=2, seed=0).sampler(rank=1)
     return int(list(sampler)[step].rows[0])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from caldpo.config.find_runs import natural
 from caldpo.errors import CaldpoError
-from caldpo.utils.atomic_io import file_digest
+from caldpo.utils.digests import file_digest
 from caldpo.utils.file_names import expanded, is_there
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".csv.gz")

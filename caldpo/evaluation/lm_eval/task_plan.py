@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caldpo.data.chat_template import render_pair
+from caldpo.data.chat_template import Renderer
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT, Installation
@@ -118,9 +118,10 @@ def pairs_task(policy: EvaluatedPolicy) -> dict[str, Any]:
     second pair, so that a model which always takes the first gets half of them right.
     """
     file = policy.folder / f"{PAIRS}.jsonl"
+    renderer = Renderer(policy.tokenizer)
     with file.open("w", encoding="utf-8") as lines:
         for number, pair in enumerate(policy.texts):
-            texts, label = render_pair(pair, policy.tokenizer), number % 2
+            texts, label = renderer.pair(pair), number % 2
             choices = [texts.chosen, texts.rejected][:: -1 if label else 1]
             lines.write(json.dumps({"prompt": texts.prompt, "choices": choices, "label": label}) + "\n")
     return {
