@@ -26,21 +26,16 @@ _BY_SEED = {"pairs": "held-out pairs", "reference": "references"}  # what follow
 
 def suite_sections(groups: Sequence[RunGroup], pictures: Sequence[str]) -> list[dict[str, Any]]:
     """Return what the report shows of each suite; ``pictures``: names of the figures that were drawn."""
-    return [_section(groups, suite, pictures) for suite in suites_of(groups)]
-
-
-def _section(groups: Sequence[RunGroup], suite: str, pictures: Sequence[str]) -> dict[str, Any]:
-    metrics = main_metrics(groups, suite)
-    picture, caption = PICTURES.get(suite, ("", ""))
-    return {
-        "name": suite,
-        "metrics": metrics,
-        "table": _table(groups, suite, metrics) if metrics else None,
-        "faults": faults(groups, suite),
-        "notes": _notes(groups, suite),
-        "picture": picture if picture in pictures else None,
-        "caption": caption,
-    }
+    sections = []
+    for suite in suites_of(groups):
+        metrics = main_metrics(groups, suite)
+        picture, caption = PICTURES.get(suite, ("", ""))
+        section: dict[str, Any] = {"name": suite, "metrics": metrics, "caption": caption}
+        section["table"] = _table(groups, suite, metrics) if metrics else None
+        section["faults"], section["notes"] = faults(groups, suite), _notes(groups, suite)
+        section["picture"] = picture if picture in pictures else None
+        sections.append(section)
+    return sections
 
 
 def faults(groups: Sequence[RunGroup], suite: str) -> list[Markdown]:
@@ -63,10 +58,13 @@ def faults(groups: Sequence[RunGroup], suite: str) -> list[Markdown]:
         seeds = [seed for seed, several in values.items() if len(several) > 1]
         if seeds:
             sentences.append(f"Not measured alike, runs of the same seed ({', '.join(seeds)}) had different {title}.")
-    steps_of = {run.name: (facts[run.name].get("step"), run.summary.get("steps")) for run in runs}
-    early = [run for run in runs if None not in (both := steps_of[run.name]) and both[0] != both[1]]
+    early = []
+    for run in runs:
+        step, last = facts[run.name].get("step"), run.summary.get("steps")
+        if None not in (step, last) and step != last:
+            early.append(run)
     if early:
-        steps = varied(early, lambda run: steps_of[run.name][0])
+        steps = varied(early, lambda run: facts[run.name].get("step"))
         sentences.append(f"Not the final policy but that of step {steps}: {_names(groups, early)}.")
     return [Markdown(sentence) for sentence in sentences]
 
@@ -79,8 +77,8 @@ def _table(groups: Sequence[RunGroup], suite: str, metrics: Sequence[MetricDefin
     header = ["setting", "seeds", "examples", *(_header(metric, betas) for metric in metrics)]
     rows = []
     for group in groups:
-        seeds, figures = seeds_text(group, evaluated_seeds(group, suite)), (column[group.label] for column in columns)
-        rows.append([code(group.label), seeds, _examples(group, suite), *figures])
+        first = [code(group.label), seeds_text(group, evaluated_seeds(group, suite)), _examples(group, suite)]
+        rows.append([*first, *(column[group.label] for column in columns)])
     return markdown_table(header, rows)
 
 

@@ -77,8 +77,8 @@ def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         handles, labels = axes.get_legend_handles_labels()
         # the groups first, then the lines that join them
         order = sorted(range(len(labels)), key=lambda i: (labels[i] == _REFERENCE, isinstance(handles[i], Line2D)))
-        entries_of_legend = [handles[i] for i in order], [labels[i] for i in order]
-        figure.legend(*entries_of_legend, loc="outside right center", frameon=False)
+        shown = [handles[i] for i in order], [labels[i] for i in order]
+        figure.legend(*shown, loc="outside right center", frameon=False)
     return figure
 
 

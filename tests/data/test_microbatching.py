@@ -14,7 +14,7 @@ from caldpo.data.batching import ByCount, ByTokens
 from caldpo.estimation.run_flops import computed_tokens
 
 LAYOUTS = ("packed", "padded")
-COST = {layout: partial(computed_tokens, layout=layout) for layout in ("packed", "padded")}
+COST = {layout: partial(computed_tokens, layout=layout) for layout in LAYOUTS}
 LENGTHS = st.lists(st.tuples(*[st.integers(1, 60)] * 3), min_size=1, max_size=25).map(np.array)
 
 

@@ -15,7 +15,7 @@ from caldpo.estimation.run_flops import computed_tokens
 from tests.helpers.messages import refused
 
 LAYOUTS = ("packed", "padded")
-COST = {layout: partial(computed_tokens, layout=layout) for layout in ("packed", "padded")}
+COST = {layout: partial(computed_tokens, layout=layout) for layout in LAYOUTS}
 
 
 def lengths_of(pairs: int, seed: int = 0, longest: int = 80) -> np.ndarray:
