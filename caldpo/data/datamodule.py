@@ -9,6 +9,8 @@ from datetime import datetime, time
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
@@ -203,6 +205,11 @@ class PairDataModule(TokenizedDataModule):
     def oracle(self) -> Callable[[str, str], float] | None:
         """The source's known true reward of (prompt, response), where it has one."""
         return self.source.reward if isinstance(self.source, RewardSource) else None
+
+    def true_rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float64]:
+        """Compute the true reward of each response to its prompt, where :attr:`oracle` is not None."""
+        assert isinstance(self.source, RewardSource)
+        return np.asarray(self.source.rewards(prompts, responses), dtype=np.float64)
 
     def pin_source(self, commit: str) -> None:
         """Read a hub data set at ``commit`` from now on; to be called before :meth:`prepare_pairs`."""

@@ -89,6 +89,11 @@ def rank_correlation(x: Values, y: Values) -> float:
     return float(stats.spearmanr(x.round(9), y.round(9)).statistic)
 
 
+def wins(difference: Values) -> Values:
+    """Return 1 where a difference is above 0, 0 below, one half at 0."""
+    return (difference > 0) + 0.5 * (difference == 0)
+
+
 def varies(values: Values) -> bool:
     """Whether values vary, so that a correlation is defined."""
     return len(values) > 1 and bool((values != values[0]).any())
