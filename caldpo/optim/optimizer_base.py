@@ -1,15 +1,56 @@
-"""Base of the optimiser builders: early checks, parameter groups, and the interface."""
+"""Base of the optimiser builders: early checks, parameter groups, and learning-rate schedules."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from abc import ABC, abstractmethod
-from typing import Any
+from fractions import Fraction as Exact
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
+from caldpo.config.bounds import Fraction, NonNegativeInt
 from caldpo.config.extras import install
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
+
+
+class Schedule:
+    """Linear warm-up from 0, then a decay to 0 (or none) at the last step.
+
+    Args:
+        decay: shape after the warm-up.
+        warmup_steps: optimiser steps of warm-up; None takes the ratio.
+        warmup_ratio: share of all steps that is warm-up, rounded down (the first step of a warm-up has rate 0).
+    """
+
+    @validated
+    def __init__(
+        self,
+        decay: Literal["constant", "linear", "cosine"] = "cosine",
+        warmup_steps: NonNegativeInt | None = None,
+        warmup_ratio: Fraction = 0.1,
+    ) -> None:
+        self.decay, self.warmup_steps, self.warmup_ratio = decay, warmup_steps, warmup_ratio
+
+    def attach(self, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
+        """Make Lightning's optimiser dictionary, with the schedule stepped at every optimiser step."""
+        from transformers import get_scheduler  # brings PEFT and bitsandbytes along, which other commands do not need
+
+        warmup = share_of(self.warmup_ratio, total_steps) if self.warmup_steps is None else self.warmup_steps
+        name = "constant_with_warmup" if self.decay == "constant" else self.decay
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def share_of(ratio: float, steps: int) -> int:
+    """Compute ``ratio`` of ``steps``, rounded down, with the ratio as written in decimal: 0.29 of 100 is 29.
+
+    The float product is 28.999999999999996.
+    """
+    return math.floor(Exact(repr(float(ratio))) * steps)
 
 
 class OptimizerChoice(ABC):
@@ -46,11 +87,7 @@ class OptimizerChoice(ABC):
 
 
 def require_package(package: str, option: str) -> None:
-    """Check that the package of an option is installed.
-
-    Raises:
-        CaldpoError: it is not, naming the extra that installs it.
-    """
+    """Refuse an option whose package is not installed, naming the extra that installs it."""
     if importlib.util.find_spec(package) is None:
         raise CaldpoError("not installed", key="optim", value=option, remedy=install("optim", option))
 
