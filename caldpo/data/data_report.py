@@ -56,15 +56,15 @@ class LoadReport:
     split: str
     rows: int = 0
     kept: int = 0
-    formats: dict[str, int] = field(default_factory=dict)
+    formats: Counter[str] = field(default_factory=Counter)
     rejections: list[Rejection] = field(default_factory=list)
     with_scores: int = 0
     swapped: int = 0
-    degenerate_kept: dict[str, int] = field(default_factory=dict)
+    degenerate_kept: Counter[str] = field(default_factory=Counter)
     notes: Sequence[str] = ()
     odd: dict[str, tuple[int, str]] = field(default_factory=dict)
-    unread: dict[str, int] = field(default_factory=dict)
-    remarks: dict[str, int] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
 
     def counts(self, *kinds: Kind) -> dict[str, int]:
         """Count rejections by reason, most frequent first; of the given kinds, or of all."""
@@ -95,7 +95,7 @@ class LoadReport:
         if self.remarks:
             lines.append(f"  {list_counts(self.remarks)}")
         if self.unread:
-            columns = (f"{shown_name(name)} ({counted(n, 'row')})" for name, n in self.unread.items())
+            columns = (f"{shown_name(name)} ({counted(n, 'row')})" for name, n in sorted(self.unread.items()))
             lines.append(f"  columns not read: {', '.join(columns)}")
         return "\n".join(lines)
 
@@ -150,5 +150,5 @@ def count_by_reason(rejections: Iterable[Rejection]) -> dict[str, int]:
 
 
 def list_counts(counts: Mapping[str, int]) -> str:
-    """List counts on one line: ``3 `chosen` is null; 1 not JSON``."""
-    return "; ".join(f"{n:,} {reason}" for reason, n in counts.items())
+    """List counts on one line, the highest first: ``3 `chosen` is null; 1 not JSON``."""
+    return "; ".join(f"{n:,} {reason}" for reason, n in Counter(counts).most_common())

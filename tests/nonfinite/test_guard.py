@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import errno
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +20,7 @@ from caldpo.nonfinite.step_dump import read_dump
 from tests.helpers.messages import names, refused
 from tests.helpers.tiny import tiny_pairs
 from tests.helpers.tiny_trainer import fit, make_module
+from tests.nonfinite.guard_ranks import train_on_ranks
 from tests.nonfinite.spoiled_runs import (
     PairsWithOrigins,
     SpoiledCalDPO,
@@ -31,8 +29,6 @@ from tests.nonfinite.spoiled_runs import (
     guarded_module,
     pairs_with_spoiled,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def steps_of(data: PairsWithOrigins, micro: int, steps: int, tmp_path: Path) -> list[list[int]]:
@@ -54,16 +50,16 @@ def test_a_nonfinite_loss_is_reported_with_step_row_and_term_before_the_update(t
     with pytest.raises(CaldpoError) as stopped:
         fit(module, PairsWithOrigins(pairs_with_spoiled(16, [row]), tiny_pairs(3), 4), tmp_path, max_steps=4)
     message = str(stopped.value)
-    replay = f"replay={tmp_path / 'nonfinite_batches' / 'step-2.safetensors'}"
+    replay = f"replay={tmp_path / 'nonfinite_batches' / 'step-2.json'}"
     names(stopped, "loss", "step 2", "1 of 4 pairs", "terms/calibration", f"train.jsonl:{row + 1}", remedy=replay)
     assert message.count("train.jsonl:") == 1
     with pytest.raises(CaldpoError):
         module.fetch_rows()  # there is no going on
     module.require_good_weights()  # and nothing against saving
     assert all(p.isfinite().all() for p in module.policy.parameters())
-    dump = read_dump(tmp_path / "nonfinite_batches" / "step-2.safetensors")
+    dump = read_dump(tmp_path / "nonfinite_batches" / "step-2.json")
     assert [pair.index for pair in dump.pairs] == order[2]
-    assert dump.values["terms/calibration"].isfinite().tolist() == [i != row for i in order[2]]
+    assert [math.isfinite(pair.values["terms/calibration"]) for pair in dump.pairs] == [i != row for i in order[2]]
     assert pd.read_csv(tmp_path / "metrics.csv")["step"].tolist() == [0, 1, 2]
 
 
@@ -79,7 +75,7 @@ def test_a_nonfinite_gradient_of_finite_losses_is_reported_with_its_parameter(tm
     message = str(stopped.value)
     names(message, "gradient", "step 1", "2 pairs", "train.jsonl:")
     assert message.count("model.layers.1.mlp.up_proj.weight") == 1
-    assert dumps(tmp_path) == ["step-1.safetensors"]
+    assert dumps(tmp_path) == ["step-1.json"]
 
 
 def test_a_step_fetched_after_its_update_is_reported_without_gradients(tmp_path: Path) -> None:
@@ -93,7 +89,7 @@ def test_a_step_fetched_after_its_update_is_reported_without_gradients(tmp_path:
     assert "model.layers" not in message, "no gradient is named"
     with refused("step 1"):
         module.require_good_weights()
-    assert dumps(tmp_path) == ["step-1.safetensors"]  # what follows from it is not told again
+    assert dumps(tmp_path) == ["step-1.json"]  # what follows from it is not told again
 
 
 class Look(pl.Callback):
@@ -130,7 +126,7 @@ def test_a_skipped_step_changes_nothing_but_the_count(accumulation: int, tmp_pat
     assert module.latest["skipped_steps"] == 1
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "skipped (" in line)
     names(line, 1, 100, "gradient", "step 2")
-    assert dumps(tmp_path) == ["step-2.safetensors"]
+    assert dumps(tmp_path) == ["step-2.json"]
 
 
 @pytest.mark.parametrize("bound", [0, 2])
@@ -222,27 +218,18 @@ def test_rows_pending_on_the_device_count_as_written(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ranks_agree_and_report_the_row_of_the_other_rank(tmp_path: Path) -> None:
     """The bad pair is on the second rank; both stop, or both skip, and the first one speaks."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.nonfinite.guard_ranks"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *command, str(tmp_path)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    output = train_on_ranks("ddp", tmp_path)
     for action in ("stop", "skip"):
         folder = tmp_path / action
         messages = [(folder / f"message-{rank}.txt").read_text() for rank in (0, 1)]
         if action == "stop":
             names(messages[0], "step 1", "1 of 4 pairs", "terms/calibration", "train.jsonl:")
         assert messages == [messages[0] if action == "stop" else "1 skipped, 3 steps"] * 2
-        assert dumps(folder) == ["step-1-rank-0.safetensors", "step-1-rank-1.safetensors"]
+        assert dumps(folder) == ["step-1-rank-0.json", "step-1-rank-1.json"]
         finite = [
-            bool(read_dump(f).values["loss"].isfinite().all()) for f in sorted((folder / "nonfinite_batches").iterdir())
+            all(math.isfinite(pair.values["loss"]) for pair in read_dump(file).pairs)
+            for file in sorted((folder / "nonfinite_batches").iterdir())
         ]
         assert finite == [True, False]
-    (line,) = (line for line in done.stdout.splitlines() if "skipped (" in line)
+    (line,) = (line for line in output.splitlines() if "skipped (" in line)
     names(line, 1, 100, "step 1")

@@ -14,7 +14,7 @@ from caldpo.data import chat_template as rendering
 from caldpo.data.chat_template import Renderer, bound_template
 from caldpo.data.raw_row import RowError
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.judge.pair_comparison import fill, load_template
+from caldpo.evaluation.judge.pair_comparison import Pair, both_orders, load_template
 from caldpo.utils.resource_limits import TooLong, bounded
 from tests.data.small import chat, pair, rendered, word_tokenizer
 from tests.helpers.messages import refused
@@ -180,8 +180,8 @@ def test_judges_templates_are_no_programs(tmp_path: Path) -> None:
     """Python's string.Template: names alone are filled in, once."""
     file = tmp_path / "t.txt"
     file.write_text("{{ ().__class__ }} {prompt.__class__} %(prompt)s $prompt $first $second")
-    text = fill(load_template(str(file)), "$first", "{{ 9**9 }}", "$prompt")
-    assert text == "{{ ().__class__ }} {prompt.__class__} %(prompt)s $first {{ 9**9 }} $prompt"
+    question, _ = both_orders(Pair("$first", "{{ 9**9 }}", "$prompt"), load_template(str(file)))
+    assert question.text == "{{ ().__class__ }} {prompt.__class__} %(prompt)s $first {{ 9**9 }} $prompt"
     for trick in ("${prompt.__class__}", "$prompt.__class__ ${first}[0] $$second"):
         file.write_text(trick)
         with refused(key="judge.prompt"):
