@@ -6,12 +6,10 @@ import shutil
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from caldpo.config.bounds import Fraction, NonNegative, Positive
 from caldpo.config.signatures import validated
-from caldpo.errors import CaldpoError
-from caldpo.optim.optimizer_base import OptimizerChoice, Schedule, decay_groups, refuse_sharded, require_package
+from caldpo.optim.optimizer_base import OptimizerChoice, Schedule, refuse_sharded, refused, require_package
 
 
 class FromBitsAndBytes(OptimizerChoice):
@@ -56,18 +54,12 @@ class LowMemoryAdamW(FromBitsAndBytes):
         self.betas, self.eps, self.bits, self.paged = (beta1, beta2), eps, bits, paged
         self.option = "adamw_paged" if paged else "adamw_8bit"
 
-    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
+    def optimizer(self, groups: list[dict[str, Any]], scaled: bool) -> torch.optim.Optimizer:
         import bitsandbytes
 
-        optimizer = bitsandbytes.optim.AdamW(
-            decay_groups(policy, self.weight_decay),
-            lr=self.lr,
-            betas=self.betas,
-            eps=self.eps,
-            optim_bits=self.bits,
-            is_paged=self.paged,
+        return bitsandbytes.optim.AdamW(
+            groups, lr=self.lr, betas=self.betas, eps=self.eps, optim_bits=self.bits, is_paged=self.paged
         )
-        return self.schedule.attach(optimizer, total_steps)
 
 
 class Lion(FromBitsAndBytes):
@@ -97,12 +89,10 @@ class Lion(FromBitsAndBytes):
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
         self.betas, self.bits = (beta1, beta2), bits
 
-    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
+    def optimizer(self, groups: list[dict[str, Any]], scaled: bool) -> torch.optim.Optimizer:
         import bitsandbytes
 
-        groups = decay_groups(policy, self.weight_decay)
-        optimizer = bitsandbytes.optim.Lion(groups, lr=self.lr, betas=self.betas, optim_bits=self.bits)
-        return self.schedule.attach(optimizer, total_steps)
+        return bitsandbytes.optim.Lion(groups, lr=self.lr, betas=self.betas, optim_bits=self.bits)
 
 
 class StochasticAdamW(OptimizerChoice):
@@ -138,36 +128,19 @@ class StochasticAdamW(OptimizerChoice):
 
     def check(self, precision: str, *, sharded: bool = False, replicas: bool = False) -> None:
         require_package("torchao", self.option)
-        if not torch.cuda.is_available() and not any(map(shutil.which, ("g++", "c++", "clang++"))):
-            raise CaldpoError(
-                "its update is compiled, which needs a C++ compiler on a CPU, and there is none",
-                key="optim",
-                value=self.option,
-                remedy="install g++, or choose optim=adamw",
-            )
+        compiles = torch.cuda.is_available() or any(map(shutil.which, ("g++", "c++", "clang++")))
+        if not compiles:
+            why = "its update is compiled, which needs a C++ compiler on a CPU, and there is none"
+            raise refused(self.option, why, "install g++, or choose optim=adamw")
         if replicas:
-            raise CaldpoError(
-                "rounds at random on each device, so that full copies of weights on several would drift apart",
-                key="optim",
-                value=self.option,
-                remedy="set trainer.strategy=fsdp, which shards each weight, or train on one device",
-            )
+            why = "rounds at random on each device, so that full copies of weights on several would drift apart"
+            remedy = "set trainer.strategy=fsdp, which shards each weight, or train on one device"
+            raise refused(self.option, why, remedy)
         if precision != "bf16-true":
-            raise CaldpoError(
-                f"rounds bfloat16 weights, which trainer.precision={precision} does not have",
-                key="optim",
-                value=self.option,
-                remedy="set trainer.precision=bf16-true, or choose optim=adamw",
-            )
+            why = f"rounds bfloat16 weights, which trainer.precision={precision} does not have"
+            raise refused(self.option, why, "set trainer.precision=bf16-true, or choose optim=adamw")
 
-    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
+    def optimizer(self, groups: list[dict[str, Any]], scaled: bool) -> torch.optim.Optimizer:
         from torchao.optim import _AdamW  # torchao's name of its AdamW with states of full size
 
-        optimizer = _AdamW(
-            decay_groups(policy, self.weight_decay),
-            lr=self.lr,
-            betas=self.betas,
-            eps=self.eps,
-            bf16_stochastic_round=True,
-        )
-        return self.schedule.attach(optimizer, total_steps)
+        return _AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, bf16_stochastic_round=True)

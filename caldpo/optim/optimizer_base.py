@@ -56,7 +56,9 @@ def share_of(ratio: float, steps: int) -> int:
 class OptimizerChoice(ABC):
     """Checks settings early, and builds the optimiser with its schedule: what ``optim=`` chooses."""
 
+    schedule: Schedule
     lr: float  # largest learning rate of the schedule
+    weight_decay: float  # of matrices
     eps: float | None = None  # added to the denominator
     rounds_stochastically = False  # updates of half-precision weights are rounded at random, without bias
     compiled_step = False  # torch.compile makes a kernel for each weight, without a temporary copy
@@ -70,36 +72,38 @@ class OptimizerChoice(ABC):
             precision: ``trainer.precision``.
             sharded: whether its state is sharded over ranks, with the weights or without them.
             replicas: whether several ranks update full weights, each on its own.
-
-        Raises:
-            CaldpoError: naming the key.
         """
 
-    @abstractmethod
     def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
-        """Build Lightning's optimiser dictionary.
+        """Build Lightning's optimiser dictionary for the policy's trainable parameters.
 
         Args:
-            policy: whose trainable parameters are updated.
+            policy: the trained model.
             total_steps: optimiser steps of the run, for the schedule.
             scaled: whether float16 arithmetic scales the gradients.
         """
+        return self.schedule.attach(self.optimizer(decay_groups(policy, self.weight_decay), scaled), total_steps)
+
+    @abstractmethod
+    def optimizer(self, groups: list[dict[str, Any]], scaled: bool) -> torch.optim.Optimizer:
+        """Make the optimiser of these parameter groups; see :meth:`build`."""
+
+
+def refused(option: str, why: str, remedy: str) -> CaldpoError:
+    """Build the error about a chosen optimiser."""
+    return CaldpoError(why, key="optim", value=option, remedy=remedy)
 
 
 def require_package(package: str, option: str) -> None:
     """Refuse an option whose package is not installed, naming the extra that installs it."""
     if importlib.util.find_spec(package) is None:
-        raise CaldpoError("not installed", key="optim", value=option, remedy=install("optim", option))
+        raise refused(option, "not installed", install("optim", option))
 
 
 def refuse_sharded(option: str) -> None:
     """Raise for an optimiser whose state cannot be sharded over ranks."""
-    raise CaldpoError(
-        "cannot be sharded over devices",
-        key="optim",
-        value=option,
-        remedy="choose optim=adamw, whose state is sharded like its weights, or trainer.strategy=ddp",
-    )
+    remedy = "choose optim=adamw, whose state is sharded like its weights, or trainer.strategy=ddp"
+    raise refused(option, "cannot be sharded over devices", remedy)
 
 
 def can_fuse(groups: list[dict[str, Any]]) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from caldpo.config.bounds import Fraction, NonNegative, NonPositive, Positive
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
-from caldpo.optim.optimizer_base import OptimizerChoice, Schedule, can_fuse, decay_groups, refuse_sharded
+from caldpo.optim.optimizer_base import OptimizerChoice, Schedule, can_fuse, refuse_sharded
 
 
 class AdamW(OptimizerChoice):
@@ -24,8 +23,6 @@ class AdamW(OptimizerChoice):
         weight_decay: decoupled, on matrices.
         fused: update all weights in one kernel; ``auto`` where the device and the precision allow it.
     """
-
-    eps: float
 
     @validated
     def __init__(
@@ -52,11 +49,9 @@ class AdamW(OptimizerChoice):
                 remedy="set optim.fused=auto, or trainer.precision=bf16-mixed",
             )
 
-    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
-        groups = decay_groups(policy, self.weight_decay)
+    def optimizer(self, groups: list[dict[str, Any]], scaled: bool) -> torch.optim.Optimizer:
         fused = can_fuse(groups) and not scaled if self.fused == "auto" else self.fused
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)
-        return self.schedule.attach(optimizer, total_steps)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)
 
 
 class RMSprop(OptimizerChoice):
@@ -72,8 +67,6 @@ class RMSprop(OptimizerChoice):
             updates one by one. There is no fused kernel.
     """
 
-    eps: float
-
     @validated
     def __init__(
         self,
@@ -87,15 +80,8 @@ class RMSprop(OptimizerChoice):
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
         self.smoothing, self.eps, self.foreach = smoothing, eps, foreach
 
-    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
-        optimizer = torch.optim.RMSprop(
-            decay_groups(policy, self.weight_decay),
-            lr=self.lr,
-            alpha=self.smoothing,
-            eps=self.eps,
-            foreach=self.foreach,
-        )
-        return self.schedule.attach(optimizer, total_steps)
+    def optimizer(self, groups: list[dict[str, Any]], scaled: bool) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop(groups, lr=self.lr, alpha=self.smoothing, eps=self.eps, foreach=self.foreach)
 
 
 class Adafactor(OptimizerChoice):
@@ -125,16 +111,8 @@ class Adafactor(OptimizerChoice):
         self.beta2_decay, self.min_size = beta2_decay, min_size
 
     def check(self, precision: str, *, sharded: bool = False, replicas: bool = False) -> None:
-        if (
-            sharded
-        ):  # the update squares the norms of columns in place, which fails on the partial ones of a rank's rows
+        if sharded:  # the update squares norms of columns in place, which fails on partial ones
             refuse_sharded("adafactor")
 
-    def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
-        optimizer = torch.optim.Adafactor(
-            decay_groups(policy, self.weight_decay),
-            lr=self.lr,
-            beta2_decay=self.beta2_decay,
-            eps=(None, self.min_size),
-        )
-        return self.schedule.attach(optimizer, total_steps)
+    def optimizer(self, groups: list[dict[str, Any]], scaled: bool) -> torch.optim.Optimizer:
+        return torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, eps=(None, self.min_size))
