@@ -38,19 +38,12 @@ REJECTED_ROWS = "rejected_rows.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class HeldOutPrompt:
-    """A prompt of the test split to generate from.
-
-    Args:
-        prompt: the conversation or text of the data.
-        prompt_ids: tokens, truncated as in training.
-        reference: the chosen response of the first pair with this prompt.
-        origin: of that pair, as ``test.jsonl:3``.
-    """
+    """A prompt of the test split to generate from."""
 
     prompt: str | tuple[Message, ...]
-    prompt_ids: list[int]
-    reference: str
-    origin: str = ""
+    prompt_ids: list[int]  # truncated as in training
+    reference: str  # the chosen response of the first pair with this prompt
+    origin: str = ""  # of that pair, as test.jsonl:3
 
 
 class PairDataModule(TokenizedDataModule):
@@ -149,9 +142,6 @@ class PairDataModule(TokenizedDataModule):
             needs_scores: whether the loss takes its targets from the pairs' scores.
             loss_name: for the message if there are none.
             needs_rejected: whether the loss compares responses; otherwise rows with a single one are accepted, too.
-
-        Returns:
-            The report of the rows; its ``as_dict()`` goes into ``summary.json``.
 
         Raises:
             CaldpoError: rows that are no pairs, prompts in both splits, missing scores, a missing or broken
