@@ -33,7 +33,7 @@ def choose_layout(
 
     Args:
         requested: ``auto`` takes packed where possible.
-        policy: a causal language model, with or without adapters.
+        policy: with or without adapters.
         max_length: tokens of the longest sequence.
         sharded: the model is going to be sharded over ranks, of which only the first has weights now. It checks for
             all of them, and cannot fall back to padded.
