@@ -24,7 +24,6 @@ from caldpo.data.end_tokens import end_tokens, response_text
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.data.split import prompt_key
 from caldpo.data.token_cache import tokenizer_digest
-from caldpo.data.true_rewards import true_rewards
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_cache import EvaluationCache, Role, Sampling
 from caldpo.evaluation.evaluation_target import SECTIONS, Target
@@ -144,7 +143,7 @@ class EvaluatedPolicy:
             return None
         prompts = [str(p.prompt) for p in self.texts]
         sides = [p.chosen for p in self.texts], [p.rejected for p in self.texts]
-        return np.stack([true_rewards(self.data, prompts, side) for side in sides])
+        return np.stack([self.data.true_rewards(prompts, side) for side in sides])
 
     def held_out(self, count: int) -> list[HeldOutPrompt]:
         """Return the first ``count`` distinct held-out prompts."""

@@ -23,8 +23,8 @@ from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.adapters import AdapterSource, NoAdapter
 from caldpo.models.model_source import ModelSource
-from caldpo.optim.adamw import AdamW
 from caldpo.optim.optimizer_base import OptimizerChoice
+from caldpo.optim.torch_optimizers import AdamW
 from caldpo.types import PairLogps
 
 SMALLEST = 1e-3  # per nat, of a log-prob's gradient by the hidden states, and by all weights together

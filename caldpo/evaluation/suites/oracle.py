@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from caldpo.config.bounds import NonNegative, PositiveInt, Share
 from caldpo.config.signatures import validated
 from caldpo.data.pair import TokenizedPair
+from caldpo.data.raw_row import ExactSource
 from caldpo.data.sources.sentiment_reward import SentimentReward
-from caldpo.data.true_rewards import ExactSource, true_rewards, wins
+from caldpo.environments.reward_agreement import wins
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
@@ -168,7 +169,7 @@ class Oracle(Suite):
 
     def _rewards(self, policy: EvaluatedPolicy, prompts: Sequence[str], texts: Sequence[str]) -> Values:
         if self.classifier is None:
-            return true_rewards(policy.data, prompts, texts)
+            return policy.data.true_rewards(prompts, texts)
         return np.array(self._classifier(policy)([prompt + text for prompt, text in zip(prompts, texts, strict=True)]))
 
     def _classifier(self, policy: EvaluatedPolicy) -> SentimentReward:

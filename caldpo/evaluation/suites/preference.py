@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from caldpo import metric_definitions as metric
 from caldpo.config.bounds import PositiveInt, Share
 from caldpo.config.signatures import validated
-from caldpo.data.true_rewards import wins
-from caldpo.environments.reward_agreement import agreement_of_centred, centred, rank_correlation
+from caldpo.environments.reward_agreement import agreement_of_centred, centred, rank_correlation, wins
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.calibration_error import calibration_error, expected_error, reliability_curve
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
