@@ -29,11 +29,7 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
-    """List the run folders at or below ``folder``, in the order of their names, numbers by value.
-
-    Raises:
-        CaldpoError: about ``key``: the folder does not exist, or no run lies in it.
-    """
+    """List the run folders at or below ``folder``, numbers in names by value; CaldpoError where there are none."""
     runs = list(_walk(folder))
     if runs:
         return runs

@@ -35,9 +35,7 @@ def compose_or_explain(
     """Compose; explain each faulty override, leave it out and try again, so that all are reported at once.
 
     An option that is not there leaves open which keys there are: of dotted ones nothing is said then, nor of values.
-
-    Returns:
-        The configuration without the faulty overrides (None when it cannot be composed) and their problems.
+    The configuration that is returned is without the faulty overrides; None when it cannot be composed.
     """
     composer = Composer(compose, loader)
     refused = _refused(composer, overrides)

@@ -45,10 +45,7 @@ class HydraSession:
     def compose(self, overrides: Sequence[str], mode: RunMode, *, refuse_sweeps: bool = True) -> DictConfig:
         """Compose the configuration of a run, or of a sweep as a whole, with Hydra's own section.
 
-        Args:
-            overrides: as on the command line.
-            mode: of the two. As a sweep, options that are chosen by several values are left out.
-            refuse_sweeps: refuse values that the mode has no use for: several for a run.
+        As a sweep, options that are chosen by several values are left out; ``refuse_sweeps`` refuses several for a run.
         """
         return self.loader.load_configuration(
             self.config_name, list(overrides), mode, validate_sweep_overrides=refuse_sweeps
@@ -79,11 +76,7 @@ def hydra_session(
 ) -> Iterator[HydraSession]:
     """Initialise Hydra until the context ends, then restore the one of the calling program, if any.
 
-    Args:
-        config_name: of the primary configuration.
-        job_name: of the runs; None: as the configuration.
-        conf: folder of configurations; None: the project's.
-        extra: folder with further options.
+    ``conf`` is a folder of configurations in place of the project's, ``extra`` one with further options.
     """
     register_with_hydra()
     Plugins.instance().register(ConfigDirPlugin)

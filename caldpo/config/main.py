@@ -47,7 +47,7 @@ def hydra_entry(
     Args:
         command: name of the command and of its primary configuration in ``conf``.
         positional: key that the first bare argument is the value of.
-        several: whether it may be a list, of which each bare argument is one.
+        several: whether each bare argument is an item of that value.
         absent: the answer where that argument alone is missing; None takes that of any missing key.
         settings: dotted target in caldpo whose signature describes the plain top-level keys.
         agree: as for :func:`caldpo.config.preflight.preflight`; imports nothing heavy.

@@ -43,7 +43,7 @@ def preflight(
         agree: finds where good keys contradict each other, or what lies on this machine; may raise CaldpoError.
 
     Returns:
-        Whether it is a run or a sweep, and overrides to add, which name the folders.
+        Whether it is a run or a sweep, and overrides that name its folders.
 
     Raises:
         CaldpoError: all problems of all runs at once.
@@ -67,11 +67,7 @@ def preflight(
 def composed(
     config_name: str, overrides: Sequence[str], *, schemas: Mapping[str, str], agree: Agree | None = None
 ) -> DictConfig:
-    """Compose and check the configuration of a single run as :func:`preflight`, with Hydra's own section; make nothing.
-
-    Raises:
-        CaldpoError: all problems at once.
-    """
+    """Compose and check the configuration of one run as :func:`preflight`, with Hydra's own section; make nothing."""
     with hydra_session(config_name) as session:
         try:
             cfg, problems = _compose(session, overrides, RunMode.RUN)
@@ -83,20 +79,12 @@ def composed(
 
 
 def check_run(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None = None) -> None:
-    """Check the configuration of a single run, with Hydra's own section.
-
-    Raises:
-        CaldpoError: all problems at once.
-    """
+    """Check the configuration of a single run, with Hydra's own section, as :func:`preflight`."""
     raise_problems(_run_problems(cfg, schemas, agree))
 
 
 def check_composes(session: HydraSession, overrides: Sequence[str]) -> None:
-    """Check the keys alone: a configuration can be shown while values are still missing.
-
-    Raises:
-        CaldpoError: all faulty overrides at once.
-    """
+    """Check the keys alone: a configuration can be shown while values are still missing."""
     raise_problems(_compose(session, overrides, RunMode.RUN)[1])
 
 

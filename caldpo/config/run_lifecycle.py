@@ -173,10 +173,7 @@ def status_of(folder: Path, written: str) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON atomically: a reader, or a crash half way, never sees half a file.
-
-    Numbers that are not finite become null, which JSON can hold.
-    """
+    """Write JSON atomically; numbers that are not finite become null, which JSON can hold."""
     finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
     write_text(path, json.dumps(finite, indent=2) + "\n")
 

@@ -35,11 +35,8 @@ _LONGEST = 300  # characters of a command line that are shown
 def run_lock(folder: Path, what: str = RUN) -> Iterator[None]:
     """Hold the lock of a run's folder until the context ends, on the first rank; other ranks write nothing.
 
-    A file system without locks is noted, and nothing stops a second process there.
-
-    Args:
-        folder: has to exist.
-        what: is written in it; different things do not exclude each other.
+    Writers of different things do not exclude each other. A file system without locks is noted, and nothing stops a
+    second process there.
 
     Raises:
         CaldpoError: another process has it; names that process.

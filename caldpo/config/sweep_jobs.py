@@ -32,12 +32,7 @@ class SweepJobs:
 
 
 def expand_sweep(loader: ConfigLoader | None, sweep_cfg: DictConfig) -> SweepJobs:
-    """Expand a sweep into its runs, in the order in which Hydra starts them.
-
-    Args:
-        loader: knows the options that ``glob(*)`` stands for; without one, such an override is left out.
-        sweep_cfg: with Hydra's own section.
-    """
+    """Expand a sweep into its runs, in the order in which Hydra starts them; no ``glob(*)`` without a loader."""
     params = OmegaConf.select(sweep_cfg, "hydra.sweeper.params") or {}
     texts = [*(f"{key}={value}" for key, value in params.items()), *sweep_cfg.hydra.overrides.task]
     overrides = parse_overrides(loader, texts)

@@ -20,10 +20,10 @@ from caldpo.config.trusted_config import announce_foreign, require_own_code
 from caldpo.config.validation import check_config
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.suite_base import FOLDER
+from caldpo.resume.config_diff import read_config
 from caldpo.resume.pins import DATA_COMMIT, MODEL_COMMIT
 from caldpo.security.paths import require_unlinked
 from caldpo.security.secrets import redact_text
-from caldpo.utils.yaml_io import read_yaml
 
 SECTIONS = ("model", "adapter", "reference", "data")  # of a run's configuration that an evaluation builds
 
@@ -117,14 +117,9 @@ def _root(cfg: DictConfig) -> Path:
 
 def _of_run(folder: Path, cfg: DictConfig) -> Target:
     file = folder / "config.yaml"
-    try:
-        config = read_yaml(file)
-    except FileNotFoundError:
-        raise CaldpoError("the run ended before it wrote its configuration", key=str(file)) from None
-    except (OSError, ValueError) as error:
-        raise CaldpoError(f"cannot be read: {error}", key=str(file)) from error
-    if not isinstance(config, dict):
-        raise CaldpoError("holds no configuration", key=str(file))
+    config = read_config(folder)
+    if config is None:
+        raise CaldpoError("the run ended before it wrote its configuration", key=str(file))
     summary = read_summary(folder)
     _pin_revisions(config, summary)
     require_unlinked(folder, FOLDER)

@@ -40,12 +40,7 @@ _UNRECORDED = ("resume", "replay", "allow_untrusted_code")  # keys of a single s
 
 
 def with_run_overrides(overrides: Sequence[str], multirun: bool = False, config_dir: str | None = None) -> list[str]:
-    """Add the overrides of the run that ``resume=FOLDER`` names, and its folder.
-
-    Args:
-        overrides: as typed.
-        multirun: whether they are of a sweep, which cannot resume a single run.
-        config_dir: not read: a run's overrides are complete.
+    """Add the overrides of the run that ``resume=FOLDER`` names, and its folder; ``config_dir`` is not needed for that.
 
     Raises:
         CaldpoError: it is no run, its overrides are lost or would run code, or a secret has to be typed again.

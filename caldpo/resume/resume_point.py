@@ -77,11 +77,7 @@ class ResumePoint:
         return self.manifest.seconds if self.manifest else 0.0
 
     def require_same_inputs(self, inputs: Mapping[str, str]) -> None:
-        """Refuse to resume where inputs, by name, that are known so far are not those of the checkpoint.
-
-        Raises:
-            CaldpoError: naming those that changed.
-        """
+        """Refuse to resume where the digests of inputs that are known so far are not those of the checkpoint."""
         if self.manifest is not None:
             require_same({name: digest for name, digest in self.manifest.identity.items() if name in inputs}, inputs)
 
