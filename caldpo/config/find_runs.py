@@ -43,6 +43,21 @@ def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
     raise CaldpoError(wrong, key=key, value=folder, remedy=remedy)
 
 
+def find_one_run(folder: Path) -> Path:
+    """Find the one run that ``run=`` names.
+
+    Raises:
+        CaldpoError: no run lies at or below the folder, or several do.
+    """
+    runs = find_runs(folder, key="run")
+    if len(runs) > 1:
+        shown = ", ".join(f"'{run}'" for run in runs[:_SHOWN]) + (", ..." if len(runs) > _SHOWN else "")
+        raise CaldpoError(
+            f"holds {len(runs)} runs, and one is needed", key="run", value=folder, remedy=f"name one of them: {shown}"
+        )
+    return runs[0]
+
+
 def no_folder_error() -> CaldpoError:
     """Build the error of a command that names no folder: how to name one, and the newest sweeps."""
     sweeps = [str(sweep) for sweep in _sweeps_in(Path("outputs"))]

@@ -78,34 +78,27 @@ def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None =
         SystemExit: with 1 when a single run failed, 130 after Ctrl-C, 128 + signal after SIGTERM, SIGUSR1 and SIGHUP.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that its CPU build could download
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    in_sweep = hydra.mode == RunMode.MULTIRUN
-    # also where a launcher's own process runs this, and not our command
-    with exit_on_signals(), redacted_output(outlived=records), own_ranks(cfg, announce=True):
-        if not records:
-            return _run(task, cfg, folder, _Record(None), in_sweep)
-        try:
-            require_no_links_out(folder)  # before the lock, its owner's file and the record are written there
-            with run_lock(folder):
-                return _run(task, cfg, folder, _Record(folder), in_sweep, done, reraise=reraise)
-        except CaldpoError as refused:  # by a link or the lock: those of a run are dealt with in there
-            if reraise:
-                raise
-            return _end_of_failure(refused, None, in_sweep)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exit_on_signals())  # also where a launcher's own process runs this, and not our command
+        stack.enter_context(redacted_output(outlived=records))
+        stack.enter_context(own_ranks(cfg, announce=True))
+        if records:
+            try:
+                require_no_links_out(folder)  # before the lock, its owner's file and the record are written there
+                stack.enter_context(run_lock(folder))
+            except CaldpoError as refused:
+                if reraise:
+                    raise
+                return _end_of_failure(refused, None)
+        return _run(task, cfg, folder, _Record(folder if records else None), done, reraise)
 
 
 def _run(
-    task: Task,
-    cfg: DictConfig,
-    folder: Path,
-    record: _Record,
-    in_sweep: bool,
-    done: IsDone | None = None,
-    *,
-    reraise: bool = False,
+    task: Task, cfg: DictConfig, folder: Path, record: _Record, done: IsDone | None = None, reraise: bool = False
 ) -> Any:
     hydra = HydraConfig.get()
+    in_sweep = hydra.mode == RunMode.MULTIRUN
     name = f"run {hydra.job.num}: {folder.name}" if in_sweep else str(folder)
     try:
         if in_sweep:
@@ -127,7 +120,7 @@ def _run(
         record.failed(error)
         if reraise:
             raise as_caldpo_error(error) or error from None
-        return _end_of_failure(error, record.folder if record.started else None, in_sweep)
+        return _end_of_failure(error, record.folder if record.started else None)
     except (KeyboardInterrupt, SystemExit) as stop:
         record.interrupted()
         if reraise and isinstance(stop, KeyboardInterrupt):
@@ -135,12 +128,13 @@ def _run(
         raise SystemExit(_exit_code(stop)) from None
 
 
-def _end_of_failure(error: Exception, recorded: Path | None, in_sweep: bool) -> None:
+def _end_of_failure(error: Exception, recorded: Path | None) -> None:
     """Report a failure and end the run by it; ``recorded``: the folder that holds the traceback."""
     print_error(error, recorded)
-    if not in_sweep:
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
         raise SystemExit(1) from None
-    if not str(HydraConfig.get().sweeper.get("_target_")).endswith(".BasicSweeper"):
+    if not str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
         raise error  # a sweeper that learns from values has to know that this one is none
     # the basic one would not start the remaining batches
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Keys of summary.json
 MODEL_COMMIT = "model_commit"  # of a hub model
 DATA_COMMIT = "data_commit"  # of a hub data set
-DATE = "date"  # day of the run's first start, for chat templates that write it: see caldpo.data.template_source
+DATE = "date"  # day of the run's first start, for chat templates that write it: see caldpo.data.chat_template
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

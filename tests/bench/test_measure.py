@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from tests.helpers.tiny import tiny_pairs
 def test_the_clock_leaves_out_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 17.5])
     monkeypatch.setattr(measure, "now", lambda device: next(times))
-    clock = StepClock(warmup=2, steps=5, device="cpu")
+    settings = SimpleNamespace(warmup_steps=2, all_steps=5)
+    clock = StepClock(settings, "cpu")  # type: ignore[arg-type]
     for _ in range(5):
         assert clock.seconds != clock.seconds, "not a number before the end"
         clock.step_done()
