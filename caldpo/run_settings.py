@@ -21,7 +21,7 @@ SuiteName = Annotated[
     str, Field(pattern=r"\A[A-Za-z0-9_]+\Z", description="the name of a suite, of letters, digits and _")
 ]
 Tag = Annotated[str, Field(min_length=1, max_length=64, description="a text of 1 to 64 characters")]  # as in W&B
-SCHEMAS = {"": "caldpo.run_settings.RunSettings"}  # of the plain top-level keys
+SETTINGS = "caldpo.run_settings.RunSettings"  # of the plain top-level keys
 
 
 @validated

@@ -83,9 +83,8 @@ def hydra_entry(
                             session.show(args, args.parser)
                             return
                         try:
-                            schemas = {"": settings} if settings else {}
                             mode, folders = preflight(
-                                session, args.overrides, multirun=args.multirun, schemas=schemas, agree=agree
+                                session, args.overrides, multirun=args.multirun, settings=settings, agree=agree
                             )
                         except CaldpoError as error:
                             # Without a value it is the missing one; several problems have no key in common.
