@@ -63,11 +63,8 @@ def no_folder_error() -> CaldpoError:
     sweeps = [str(sweep) for sweep in _sweeps_in(Path("outputs"))]
     listed = f"; the newest: {', '.join(sweeps[:_NEWEST])}" if sweeps else ""
     more = f" and {len(sweeps) - _NEWEST} more" if len(sweeps) > _NEWEST else ""
-    return CaldpoError(
-        "there is no folder to compare",
-        key="sweep",
-        remedy=f"name a folder: python -m caldpo.compare outputs/SWEEP{listed}{more}",
-    )
+    remedy = f"name a folder: python -m caldpo.compare outputs/SWEEP{listed}{more}"
+    return CaldpoError("there is no folder to compare", key="sweep", remedy=remedy)
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:

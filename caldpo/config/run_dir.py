@@ -91,11 +91,8 @@ def claim_folder(cfg: DictConfig, kind: str) -> list[str]:
             require_free(named, key)
         return []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise CaldpoError(
-            "is required: each process started from outside (torchrun) would name a folder of its own",
-            key=key,
-            remedy=f"add {key}=outputs/NAME to the command line",
-        )
+        wrong = "is required: each process started from outside (torchrun) would name a folder of its own"
+        raise CaldpoError(wrong, key=key, remedy=f"add {key}=outputs/NAME to the command line")
     resolved = folder = str(OmegaConf.select(cfg, key))
     for count in itertools.count(2):
         try:

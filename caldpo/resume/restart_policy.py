@@ -23,9 +23,14 @@ def finished_outcome(cfg: DictConfig, folder: Path) -> AlreadyDone | None:
     Raises:
         CaldpoError: the folder holds another run, or one that the command does not ask to resume.
     """
-    # Only the first rank looks at the folder: others may start when it has begun to write there.
-    if cfg.dry_run or cfg.replay is not None or cfg.resume is None:
-        if process_rank() == 0 and _holds_run(folder):
+    is_new = cfg.dry_run or cfg.replay is not None or cfg.resume is None
+    began = None if is_new else read_config(folder)
+    if began is None:
+        # Only the first rank looks at the folder: others may start when it has begun to write there.
+        holds_run = (folder / NAME).is_file() or any((folder / FOLDER).glob("step-*"))
+        if not holds_run or process_rank() != 0:
+            return None
+        if is_new:
             raise CaldpoError(
                 "this folder holds a run already, which would be written over",
                 key="hydra.run.dir",
@@ -33,24 +38,15 @@ def finished_outcome(cfg: DictConfig, folder: Path) -> AlreadyDone | None:
                 remedy="add resume=auto to go on with it (one that has finished is left alone), or name another folder;"
                 " with dry_run=true or replay=FILE leave hydra.run.dir out",
             )
-        return None
-    began = read_config(folder)
-    if began is None:
-        if process_rank() == 0 and _holds_run(folder):
-            raise CaldpoError(
-                f"{CONFIG} of this run is missing: the configuration that it started with is not known",
-                key="resume",
-                value=folder,
-                remedy="bring that file back, or start a new run in another folder",
-            )
-        return None
+        raise CaldpoError(
+            f"{CONFIG} of this run is missing: the configuration that it started with is not known",
+            key="resume",
+            value=folder,
+            remedy="bring that file back, or start a new run in another folder",
+        )
     config = recorded_config(cfg, str(HydraConfig.get().runtime.choices["loss"]))
     require_same_config(began, config, folder)
     summary = known_summary(folder)
     if cfg.resume != AUTO or summary.get("status") != FINISHED or is_longer(began, config):
         return None
     return AlreadyDone(summary.get("metrics", {}).get(cfg.optimized_metric))
-
-
-def _holds_run(folder: Path) -> bool:
-    return (folder / NAME).is_file() or any((folder / FOLDER).glob("step-*"))

@@ -6,7 +6,6 @@ resumes where the command's folder holds an unfinished run, and leaves a finishe
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,23 +50,16 @@ def with_run_overrides(overrides: Sequence[str], multirun: bool = False, config_
         return list(overrides)
     folder = Path(str(resumed)).expanduser()
     if multirun:
-        raise CaldpoError(
-            "resumes one run",
-            key="resume",
-            value=folder,
-            remedy="leave -m out; for a sweep repeat its command with hydra.sweep.dir=FOLDER resume=auto",
-        )
+        remedy = "leave -m out; for a sweep repeat its command with hydra.sweep.dir=FOLDER resume=auto"
+        raise CaldpoError("resumes one run", key="resume", value=folder, remedy=remedy)
     _require_run(folder)
     require_no_links_out(folder)  # before Hydra, the log or the lock write there
     trusted = typed.get("allow_untrusted_code", "").partition("=")[2].lower() == "true"
     recorded = [t for t in _read_overrides(folder) if _key(t) not in typed and _key(t) not in _UNRECORDED]
     for text in recorded:
         if MASK in text:
-            raise CaldpoError(
-                "was left out of the run's files, being a secret",
-                key=_key(text),
-                remedy="type it again beside resume=",
-            )
+            wrong = "was left out of the run's files, being a secret"
+            raise CaldpoError(wrong, key=_key(text), remedy="type it again beside resume=")
     if not trusted:
         require_plain_overrides(recorded, folder / SUMMARY)
     recorded, left_out = without_cache_dirs(recorded)
@@ -128,26 +120,14 @@ def _value(text: str | None) -> Any:
 
 
 def _require_run(folder: Path) -> None:
-    if not folder.is_dir():
-        raise CaldpoError("there is no such folder", key="resume", value=folder, remedy="name a run's folder")
     if is_run(folder):
         return
-    sweep = folder / "multirun.yaml"
-    if sweep.is_file():
-        raise CaldpoError(
-            "is a sweep, not a run", key="resume", value=folder, remedy=f"repeat its command: {_command(folder, sweep)}"
-        )
-    raise CaldpoError("holds no run", key="resume", value=folder, remedy="name the folder of a run that was started")
-
-
-def _command(folder: Path, sweep: Path) -> str:
-    """Return the command that resumes a sweep."""
-    try:
-        overrides = [str(text) for text in read_yaml(sweep)["hydra"]["overrides"]["task"]]
-    except (OSError, ValueError, LookupError, TypeError):
-        overrides = ["..."]
-    typed = [text for text in overrides if _key(text) != "resume"]
-    return shlex.join(["python", "-m", "caldpo.train", "-m", *typed, f"hydra.sweep.dir={folder}", "resume=auto"])
+    wrong, remedy = "there is no such folder", "name the folder of a run that was started"
+    if (folder / "multirun.yaml").is_file():
+        wrong, remedy = "is a sweep, not a run", f"repeat its command with hydra.sweep.dir={folder} resume=auto"
+    elif folder.is_dir():
+        wrong = "holds no run"
+    raise CaldpoError(wrong, key="resume", value=folder, remedy=remedy)
 
 
 def _read_overrides(folder: Path) -> list[str]:
@@ -162,11 +142,8 @@ def _read_overrides(folder: Path) -> list[str]:
             raise ValueError(f"it holds {type(written).__name__} in place of a list")
         return [str(text) for text in written if _key(str(text)) not in _UNRECORDED]
     except (OSError, ValueError):
-        raise CaldpoError(
-            "does not say what the run was started with",
-            key=str(file),
-            remedy="repeat the run's command with hydra.run.dir=FOLDER resume=auto",
-        ) from None
+        remedy = "repeat the run's command with hydra.run.dir=FOLDER resume=auto"
+        raise CaldpoError("does not say what the run was started with", key=str(file), remedy=remedy) from None
 
 
 def _key(text: str) -> str:
