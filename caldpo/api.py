@@ -19,8 +19,7 @@ from caldpo.config.run_dir import claim_folder
 from caldpo.config.run_lifecycle import run_job
 from caldpo.config.summary_file import known_summary
 from caldpo.errors import CaldpoError
-from caldpo.resume.restart_policy import finished_outcome
-from caldpo.resume.resume_overrides import with_run_overrides
+from caldpo.resume.resume_command import finished_outcome, with_run_overrides
 from caldpo.run_settings import SETTINGS, find_config_problems
 
 

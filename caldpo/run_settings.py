@@ -15,7 +15,7 @@ from caldpo.config.signatures import validated
 from caldpo.config.validation import Problem, find_missing_groups
 from caldpo.data.source_paths import find_misplaced
 from caldpo.evaluation.default_suites import find_unknown_suites
-from caldpo.resume.resume_overrides import require_same_run
+from caldpo.resume.resume_command import require_same_run
 
 SuiteName = Annotated[
     str, Field(pattern=r"\A[A-Za-z0-9_]+\Z", description="the name of a suite, of letters, digits and _")

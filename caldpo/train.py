@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from caldpo.config.main import hydra_entry
-from caldpo.resume.restart_policy import finished_outcome
-from caldpo.resume.resume_overrides import with_run_overrides
+from caldpo.resume.resume_command import finished_outcome, with_run_overrides
 from caldpo.run_settings import SETTINGS, find_config_problems
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from caldpo.config.hydra_extensions import register_with_hydra
+from caldpo.config.hydra_session import register_with_hydra
 from caldpo.config.run_dir import write_hydra_dir
 from caldpo.config.run_lock import is_held, run_lock
 from caldpo.config.summary_file import SUMMARY, known_summary

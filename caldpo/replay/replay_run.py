@@ -32,7 +32,7 @@ from caldpo.replay.inspected_pass import InspectedPass, run_pass
 from caldpo.replay.replay_report import print_replay, replay_facts
 from caldpo.resume.config_diff import differences, read_config
 from caldpo.resume.pins import pin_model
-from caldpo.resume.resume_overrides import recorded_config
+from caldpo.resume.resume_command import recorded_config
 from caldpo.run_settings import RunSettings
 from caldpo.types import PairBatch
 

@@ -1,7 +1,7 @@
-"""Expand ``resume=FOLDER`` into the overrides that the run was started with.
+"""What ``resume`` makes of a command: overrides of the run it names are added, and runs are refused or left alone.
 
-Overrides typed beside it are added, and must not make it another run. ``resume=auto`` leaves the command as it is: it
-resumes where the command's folder holds an unfinished run, and leaves a finished one alone.
+``resume=FOLDER`` stands for the overrides that the run was started with; those typed beside it must not make it another
+run. ``resume=auto`` leaves the command as it is: it resumes where its folder holds an unfinished run.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from caldpo.checkpointing.manifest import FOLDER
 from caldpo.config.cache_dirs import without_cache_dirs
 from caldpo.config.find_runs import is_run
 from caldpo.config.overrides import parse_overrides, quoted
-from caldpo.config.run_lifecycle import FINISHED
+from caldpo.config.run_lifecycle import FINISHED, AlreadyDone
 from caldpo.config.summary_file import SUMMARY, known_summary
 from caldpo.config.trusted_config import require_own_code, require_plain_overrides
 from caldpo.config.validation import NEEDED
 from caldpo.errors import CaldpoError
+from caldpo.metrics_file import NAME
 from caldpo.resume.config_diff import (
     CONFIG,
     is_longer,
@@ -31,6 +33,7 @@ from caldpo.resume.config_diff import (
 )
 from caldpo.security.paths import require_no_links_out
 from caldpo.security.secrets import MASK, redact, redact_text
+from caldpo.utils.process_rank import process_rank
 from caldpo.utils.yaml_io import read_yaml
 
 AUTO = "auto"
@@ -97,6 +100,41 @@ def require_same_run(cfg: DictConfig) -> None:
         )
     if began is not None:
         require_same_config(began, config, folder)
+
+
+def finished_outcome(cfg: DictConfig, folder: Path) -> AlreadyDone | None:
+    """Return the outcome of a finished run that ``resume=auto`` leaves alone; None where there is work to do.
+
+    Raises:
+        CaldpoError: the folder holds another run, or one that the command does not ask to resume.
+    """
+    is_new = cfg.dry_run or cfg.replay is not None or cfg.resume is None
+    began = None if is_new else read_config(folder)
+    if began is None:
+        # Only the first rank looks at the folder: others may start when it has begun to write there.
+        holds_run = (folder / NAME).is_file() or any((folder / FOLDER).glob("step-*"))
+        if not holds_run or process_rank() != 0:
+            return None
+        if is_new:
+            raise CaldpoError(
+                "this folder holds a run already, which would be written over",
+                key="hydra.run.dir",
+                value=folder,
+                remedy="add resume=auto to go on with it (one that has finished is left alone), or name another folder;"
+                " with dry_run=true or replay=FILE leave hydra.run.dir out",
+            )
+        raise CaldpoError(
+            f"{CONFIG} of this run is missing: the configuration that it started with is not known",
+            key="resume",
+            value=folder,
+            remedy="bring that file back, or start a new run in another folder",
+        )
+    config = recorded_config(cfg, str(HydraConfig.get().runtime.choices["loss"]))
+    require_same_config(began, config, folder)
+    summary = known_summary(folder)
+    if cfg.resume != AUTO or summary.get("status") != FINISHED or is_longer(began, config):
+        return None
+    return AlreadyDone(summary.get("metrics", {}).get(cfg.optimized_metric))
 
 
 def recorded_config(cfg: DictConfig, loss_name: str) -> dict[str, Any]:
