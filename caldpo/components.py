@@ -29,37 +29,21 @@ _CALL = re.compile(r"(?:missing \d+ required|unexpected keyword|got multiple val
 
 @dataclass(frozen=True)
 class Components:
-    """What the groups of a training configuration choose. Nothing is loaded yet.
-
-    Args:
-        loss: one value per pair.
-        model: source of the weights under the adapter; without an adapter, of the policy's.
-        adapter: put on the policy, or none.
-        reference: of the log-ratios.
-        data: pairs of both splits.
-        optim: optimiser and schedule.
-        trainer: settings of Lightning's Trainer.
-        logger: tracker beside ``metrics.csv``.
-        callbacks: by name, without those that the configuration sets to null.
-    """
+    """What the groups of a training configuration choose. Nothing is loaded yet."""
 
     loss: PreferenceLoss
-    model: ModelSource
+    model: ModelSource  # of the weights under the adapter; without an adapter, of the policy's
     adapter: AdapterSource
     reference: ReferenceSource
     data: PairDataModule
     optim: OptimizerChoice
     trainer: TrainerSettings
-    logger: Tracker = field(default_factory=NoTracker)
-    callbacks: dict[str, pl.Callback] = field(default_factory=dict)
+    logger: Tracker = field(default_factory=NoTracker)  # beside metrics.csv
+    callbacks: dict[str, pl.Callback] = field(default_factory=dict)  # without those that the configuration sets to null
 
     @classmethod
     def from_config(cls, cfg: DictConfig, *, tracked: bool = True) -> Components:
-        """Build every component.
-
-        Args:
-            cfg: of a training run.
-            tracked: build the sections ``logger`` and ``callbacks`` too; an estimate and a replay need neither.
+        """Build every component of a training run; ``logger`` and ``callbacks`` only where it is ``tracked``.
 
         Raises:
             CaldpoError: a class cannot be imported, does not take its section's keys, or refuses a value.
@@ -75,10 +59,7 @@ class Components:
         return cls(loss, model, adapter, reference, data, optim, trainer, **rest)
 
     def check(self, *, on_this_machine: bool = True) -> None:
-        """Refuse what can be refused before data and weights load.
-
-        Args:
-            on_this_machine: check the trainer's settings against this machine's devices, too; an estimate does not.
+        """Refuse what can be refused before data and weights load; an estimate is not ``on_this_machine``'s devices.
 
         Raises:
             CaldpoError: a component needs what is not installed or not allowed, or components exclude each other.
@@ -136,11 +117,7 @@ def build_optional(cfg: DictConfig, name: str) -> Any:
 
 
 def build(section: DictConfig, key: str) -> Any:
-    """Build the object of a section, or its objects by name.
-
-    Args:
-        section: of a configuration.
-        key: of the section.
+    """Build the object of a section of the configuration under this key, or its objects by name.
 
     Raises:
         CaldpoError: a class cannot be imported, or does not take the section's keys.

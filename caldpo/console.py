@@ -25,14 +25,18 @@ END_METRICS = (m.CHOSEN_LOG_RATIO, m.REJECTED_LOG_RATIO, m.REWARD_MARGIN, m.ACCU
 _OWN_ROWS = ("lr", "schedule", "_target_")  # keys of an optimiser that have rows of their own
 
 
-def print_start(facts: Mapping[str, str]) -> None:
-    """Print what is going to be trained, before anything expensive."""
-    Console().print(_two_columns("Run", facts))
-
-
-def print_layout(layout: str, reason: str) -> None:
-    """Print the layout of the batches."""
-    Console().print(f"layout: {layout} ({reason})", soft_wrap=True, highlight=False, markup=False)
+def print_facts(title: str, facts: Mapping[str, str]) -> None:
+    """Print facts by name as a table; where there is no terminal as lines, of which none is folded."""
+    console = Console()
+    if not console.is_terminal:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            console.print(f"{name:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)
+        return
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    console.print(table)
 
 
 def note_rounding(dtype: torch.dtype, lr: float) -> None:
@@ -43,17 +47,6 @@ def note_rounding(dtype: torch.dtype, lr: float) -> None:
             " half of a weight's last digit and are lost; model.dtype=float32 with trainer.precision=bf16-mixed keeps"
             " them, optim=adamw_stochastic keeps them on average"
         )
-
-
-def print_training(facts: Mapping[str, str]) -> None:
-    """Print how the policy is trained, as a table; where there is no terminal, without lines that fold."""
-    console = Console()
-    if not console.is_terminal:
-        width = max(map(len, facts))
-        for name, value in facts.items():
-            console.print(f"{name:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)
-        return
-    console.print(_two_columns("Training", facts))
 
 
 def print_end(summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
@@ -76,12 +69,7 @@ def print_end(summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
 
 
 def print_clipping(metrics: Path, limit: float | None) -> None:
-    """Print how many steps were clipped where most were: the limit then decides about the length of every update.
-
-    Args:
-        metrics: ``metrics.csv`` of the run.
-        limit: ``trainer.gradient_clip_val``.
-    """
+    """Print how many steps were clipped where most were: the limit then decides about the length of every update."""
     norms = [float(row["grad_norm"]) for row in read_rows(metrics) if row.get("grad_norm")]
     norms = [norm for norm in norms if math.isfinite(norm)]
     clipped = sum(norm > limit for norm in norms) if limit is not None else 0
@@ -112,11 +100,7 @@ def print_line(name: str, summary: Mapping[str, Any]) -> None:
 def recipe_note(model: str | None, path: Any, overrides: Sequence[str], data: str | None = None) -> str | None:
     """Warn where the settings of an option are made for another model or other data.
 
-    Args:
-        model: the option that ``model=`` chose.
-        path: ``model.path``.
-        overrides: of the command line.
-        data: the option that ``data=`` chose.
+    ``model`` and ``data`` are the options that the command line chose, ``path`` is ``model.path``.
     """
     if model == "tiny" and data == "local":
         return (
@@ -138,15 +122,7 @@ def recipe_note(model: str | None, path: Any, overrides: Sequence[str], data: st
 def training_facts(
     cfg: DictConfig, policy: PreTrainedModel, plan: StepPlan, *, optimizer: str, reference: str
 ) -> dict[str, str]:
-    """Describe how the policy is trained, by name.
-
-    Args:
-        cfg: the run's configuration, with ``auto`` resolved.
-        policy: with its adapter.
-        plan: of the optimiser steps.
-        optimizer: the option that ``optim=`` chose.
-        reference: mode of the reference.
-    """
+    """Describe how the policy is trained, by name; ``optimizer`` is the option that ``optim=`` chose."""
     clip = cfg.trainer.gradient_clip_val
     return {
         "optimiser": _optimizer(cfg.optim, optimizer),
@@ -174,13 +150,6 @@ def on_one_line(facts: Mapping[str, str]) -> str:
             f"reference {facts['reference']}",
         ]
     )
-
-
-def _two_columns(title: str, facts: Mapping[str, str]) -> Table:
-    table = Table(title=title, show_header=False, title_justify="left")
-    for name, value in facts.items():
-        table.add_row(name, value)
-    return table
 
 
 def _optimizer(section: DictConfig, option: str) -> str:

@@ -39,10 +39,9 @@ class PreferenceModule(pl.LightningModule):
         reference: log-probs of the frozen reference.
         loss: one value per pair.
         optim: builds optimiser and schedule.
-        tokenizer: saved beside exported weights, and used to generate samples.
+        tokenizer: saved with exported weights, and used to generate samples.
         reward_beta: unit of the logged implicit rewards: reward per nat of log-ratio, one for all losses.
-        same_start: whether policy and reference have to start as the same weights, so that step 0 must show
-            log-ratios of 0.
+        same_start: policy and reference have to start as the same weights, with log-ratios of 0 at step 0.
         metrics_sync_every: optimiser steps whose rows of metrics are fetched from the device at once.
         logits_cache_mib: see :class:`LogprobEngine`.
         nonfinite: stops the run at a non-finite loss or gradient, or skips the step; None stops.
@@ -113,7 +112,7 @@ class PreferenceModule(pl.LightningModule):
     # -- training
 
     def pair_logps(self, batch: PairBatch, *, with_reference: bool) -> PairLogps:
-        """Compute log-probs of a batch by the policy and, where wanted, by the reference."""
+        """Compute log-probs (nats) of a batch by the policy and, where wanted, by the reference."""
         return self._assembler(batch, with_reference)(*self.engine(batch), slice(None))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
@@ -168,7 +167,7 @@ class PreferenceModule(pl.LightningModule):
 
         Args:
             about_to_update: the step whose update is still to come, if any.
-            alone: whether other ranks may not call: rows are logged, and no check that needs all ranks is made.
+            alone: other ranks may not call: no check that needs all ranks is made.
 
         Raises:
             CaldpoError: a loss or a gradient was not finite, naming the first such step.
@@ -177,7 +176,7 @@ class PreferenceModule(pl.LightningModule):
         if rows and self.first_step_ratios and not alone:
             ratios, self.first_step_ratios = largest_over_ranks(*largest_and_mean(self.first_step_ratios)), []
             try:
-                self.check_start(*ratios, of="training")
+                self._check_start(*ratios, of="training")
             except CaldpoError as error:
                 self.failure = error
         for step, metrics in rows:
@@ -192,12 +191,9 @@ class PreferenceModule(pl.LightningModule):
             raise self.failure  # again at every attempt to continue or to save: the weights may be non-finite
 
     def require_good_weights(self) -> None:
-        """Fetch the rows that are still on the device, and refuse to save weights that met a non-finite gradient.
+        """Refuse to save weights that met a non-finite gradient, or that did not start as the reference.
 
         A step that was caught before its update is no obstacle: the weights are those of the step before.
-
-        Raises:
-            CaldpoError: a non-finite gradient has met them, or policy and reference were not the same at the start.
         """
         try:
             self.fetch_rows()
@@ -244,11 +240,7 @@ class PreferenceModule(pl.LightningModule):
             self.start_ratios.append(start_ratios(logps, batch.weight))  # fetched together at the end
 
     def require_finite_held_out(self) -> None:
-        """Refuse non-finite means of this evaluation; all ranks have to call.
-
-        Raises:
-            CaldpoError: naming rows and terms.
-        """
+        """Refuse non-finite means of this evaluation, naming rows and terms; all ranks have to call."""
         if failure := self.held_out_guard.check(self, self.held_out.fetch()):
             self.failure = failure
             raise failure
@@ -260,14 +252,13 @@ class PreferenceModule(pl.LightningModule):
             self.largest_start_ratio, mean = largest_over_ranks(*largest_and_mean(self.start_ratios))
             self.start_ratios.clear()
             if self.same_start:
-                self.check_start(self.largest_start_ratio, mean, of="held-out")
+                self._check_start(self.largest_start_ratio, mean, of="held-out")
         metrics = {f"val/{name}": value for name, value in self.held_out.fetch().items()}
         self.write_metrics(metrics, self.global_step)
         self.evaluated_at = self.global_step
         self.log_dict(metrics, logger=False, sync_dist=True)  # for callbacks that watch a metric
 
-    def check_start(self, largest: float, mean: float, of: Literal["held-out", "training"]) -> None:
-        """Refuse log-ratios that are not 0 before the first step; see the function of this name."""
+    def _check_start(self, largest: float, mean: float, of: Literal["held-out", "training"]) -> None:
         check_start(largest, mean, self.policy.dtype, self.reference.dtype, self.reference.rounding, of)
 
     def write_metrics(self, metrics: dict[str, float], step: int) -> None:

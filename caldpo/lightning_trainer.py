@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,78 +26,41 @@ from caldpo.models.compilation import CompiledLayers
 from caldpo.utils.devices import resolve_accelerator, resolve_precision
 
 
+@validated
+@dataclass(kw_only=True)
 class TrainerSettings:
-    """Settings of Lightning's Trainer, in optimiser steps throughout.
+    """Settings of Lightning's Trainer, in optimiser steps throughout; ``conf/trainer/base.yaml`` explains each.
 
-    Args:
-        accelerator: cpu, gpu or auto (a CUDA GPU where there is one).
-        devices: processes on this node, one device each.
-        num_nodes: nodes.
-        strategy: ``ddp`` has the full model on each device, ``fsdp`` shards weights, gradients and optimiser over
-            devices (FSDP2), ``deepspeed_stage_2`` gradients and optimiser alone (ZeRO-2); ``auto`` is one device, or
-            ``ddp``.
-        precision: Lightning's name; ``bf16-mixed`` keeps float32 weights, ``bf16-true`` does not. ``auto`` is
-            ``bf16-mixed`` on a GPU that has bfloat16, else ``32-true``.
-        max_steps: optimiser steps; None trains for ``max_epochs``.
-        max_epochs: passes over the training pairs, read when ``max_steps`` is None.
-        accumulate_grad_batches: micro-batches per optimiser step and device.
-        gradient_clip_val: largest gradient norm; None does not clip.
-        val_check_interval: optimiser steps between evaluations of the held-out pairs; None: at start and end.
-        num_threads: CPU threads of PyTorch; None leaves its default.
-        deterministic: refuse operations that have no deterministic implementation.
-        progress_bar: show one.
-        metrics_sync_every: optimiser steps whose metrics are fetched from the device at once. With 1 the host waits for
-            every step; a non-finite gradient is then found before it meets the weights.
-        matmul_precision: of float32 matrix products on a GPU: ``highest`` is float32, ``high`` TF32 (10 bits of
-            mantissa), ``medium`` bfloat16 (7 bits).
-        compile: the norms and feed-forward blocks of the policy's decoder layers, with ``torch.compile``.
-        on_nonfinite: ``stop`` the run at a non-finite loss or gradient, or ``skip`` the update. Skipping waits for the
-            device at every step, whatever ``metrics_sync_every``.
-        max_skipped_steps: steps that a run may skip before it stops after all, those that float16 arithmetic skips by
-            itself included.
-        cpu_offload: keep each device's shards in main memory: with ``fsdp`` they are moved to it to compute, with
-            ``deepspeed_stage_2`` they are gradients and optimiser, and the update is computed there.
+    With ``metrics_sync_every=1`` the host waits for the device at every step, and a non-finite gradient is found before
+    it meets the weights; ``on_nonfinite=skip`` does so whatever that is.
     """
 
-    @validated
-    def __init__(
-        self,
-        accelerator: Literal["cpu", "gpu", "auto"] = "cpu",
-        devices: PositiveInt = 1,
-        num_nodes: PositiveInt = 1,
-        strategy: Literal["auto", "ddp", "fsdp", "deepspeed_stage_2"] = "auto",
-        precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true",
-        max_steps: PositiveInt | None = None,
-        max_epochs: PositiveInt = 1,
-        accumulate_grad_batches: PositiveInt = 1,
-        gradient_clip_val: Positive | None = None,
-        val_check_interval: PositiveInt | None = None,
-        num_threads: PositiveInt | None = None,
-        deterministic: bool = False,
-        progress_bar: bool = True,
-        metrics_sync_every: PositiveInt = 1,
-        matmul_precision: Literal["highest", "high", "medium"] = "highest",
-        compile: bool = False,
-        on_nonfinite: Literal["stop", "skip"] = "stop",
-        max_skipped_steps: NonNegativeInt = 100,
-        cpu_offload: bool = False,
-    ) -> None:
-        self.accelerator, self.devices, self.num_nodes = resolve_accelerator(accelerator), devices, num_nodes
-        self.strategy, self.deterministic = strategy, deterministic
-        self.precision = resolve_precision(precision, self.accelerator)
-        self.max_steps, self.max_epochs = max_steps, max_epochs
-        self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
-        self.val_check_interval, self.num_threads, self.progress_bar = val_check_interval, num_threads, progress_bar
-        self.metrics_sync_every, self.matmul_precision, self.compile = metrics_sync_every, matmul_precision, compile
-        self.on_nonfinite, self.max_skipped_steps = on_nonfinite, max_skipped_steps
-        self.cpu_offload = cpu_offload
+    accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
+    devices: PositiveInt = 1
+    num_nodes: PositiveInt = 1
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed_stage_2"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
+    max_steps: PositiveInt | None = None
+    max_epochs: PositiveInt = 1
+    accumulate_grad_batches: PositiveInt = 1
+    gradient_clip_val: Positive | None = None
+    val_check_interval: PositiveInt | None = None
+    num_threads: PositiveInt | None = None
+    deterministic: bool = False
+    progress_bar: bool = True
+    metrics_sync_every: PositiveInt = 1
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    compile: bool = False
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skipped_steps: NonNegativeInt = 100
+    cpu_offload: bool = False
+
+    def __post_init__(self) -> None:
+        self.accelerator = resolve_accelerator(self.accelerator)  # type: ignore[assignment]  # one of the same names
+        self.precision = resolve_precision(self.precision, self.accelerator)  # type: ignore[assignment]  # likewise
 
     def check(self) -> None:
-        """Refuse settings that this machine or the strategy does not support, before any weights load.
-
-        Raises:
-            CaldpoError: naming the setting; GPUs that are not there, too.
-        """
+        """Refuse settings that this machine or the strategy does not support, before any weights load."""
         if self.is_sharded and self.precision == "16-mixed":
             raise CaldpoError(
                 "scales its gradients, which the sharded ones of trainer.strategy=fsdp are not tested with",
@@ -157,11 +121,7 @@ class TrainerSettings:
     ) -> pl.Trainer:
         """Build the Trainer; every file it writes is in ``run_dir``.
 
-        Args:
-            run_dir: the run's folder.
-            loggers: of metrics.
-            callbacks: beside those of every run.
-            accumulation: micro-batches per optimiser step and device; None: ``accumulate_grad_batches``.
+        ``accumulation``: micro-batches per optimiser step and device, in place of ``accumulate_grad_batches``.
         """
         accumulation = self.accumulate_grad_batches if accumulation is None else accumulation
         _silence_advice()

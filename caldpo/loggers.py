@@ -23,7 +23,6 @@ from caldpo.utils.collectives import is_first_rank
 Rows = Sequence[Mapping[str, str]]  # of metrics.csv, as text
 ROW = "row"  # name in W&B of a row's number, counted from 1
 REPLACED = "replaced"  # folder of offline stretches that a later one repeats
-
 # a folder in which W&B keeps one stretch of a run; the id in its name may have a number after it, the file's has none
 _STRETCH = re.compile(r"(?P<offline>offline-)?run-(?P<time>\d{8}_\d{6})-.+")
 
@@ -61,28 +60,20 @@ class TableLogger(Protocol):
 
 
 class Tracker(Protocol):
-    """What ``logger=`` chooses: a tracker beside ``metrics.csv``."""
+    """What ``logger=`` chooses: a tracker beside ``metrics.csv``; see :class:`WandB`."""
 
     url: str | None  # of the run's page, once it is open and online
 
     def open(
         self, run_dir: Path, name: str, group: str | None, config: dict[str, Any], earlier: Rows | None = None
-    ) -> list[Logger]:
-        """Start the tracked run, or go on with it; see :meth:`WandB.open`."""
-        ...
+    ) -> list[Logger]: ...
 
-    def close(self) -> None:
-        """Finish the tracked run, if any is open."""
-        ...
+    def close(self) -> None: ...
 
     @property
-    def upload(self) -> str | None:
-        """The command that uploads an offline run, once it was opened; None of an online one."""
-        ...
+    def upload(self) -> str | None: ...
 
-    def add_summary(self, run_dir: Path, values: Mapping[str, float]) -> str | None:
-        """Add figures to the summary of the tracked run of a training; see :meth:`WandB.add_summary`."""
-        ...
+    def add_summary(self, run_dir: Path, values: Mapping[str, float]) -> str | None: ...
 
 
 class NoTracker:
@@ -96,8 +87,7 @@ class NoTracker:
     ) -> list[Logger]:
         return []
 
-    def close(self) -> None:
-        """Nothing is open."""
+    def close(self) -> None: ...
 
     def add_summary(self, run_dir: Path, values: Mapping[str, float]) -> str | None:
         return None
@@ -136,13 +126,13 @@ class WandB:
     def open(
         self, run_dir: Path, name: str, group: str | None, config: dict[str, Any], earlier: Rows | None = None
     ) -> list[Logger]:
-        """Start the W&B run, or go on with it, on the first rank alone.
+        """Start the W&B run, or go on with it, on the first rank.
 
         Args:
             run_dir: the run's folder.
             name: of the W&B run, where neither the settings nor ``WANDB_NAME`` give one.
-            group: of the W&B run, likewise; None of a run that is none of a sweep.
-            config: of the run, free of secrets; its ``tags`` and ``notes`` are those of the W&B run.
+            group: likewise; None outside a sweep.
+            config: of the run, without secrets; its ``tags`` and ``notes`` are those of the W&B run.
             earlier: the rows that a resumed run has kept; None of a new one. W&B then has each row once: online it is
                 sent those that did not reach it, offline a new stretch takes the place of the old one.
 
@@ -151,7 +141,8 @@ class WandB:
         """
         if not is_first_rank() or self.mode == "disabled" or (self.mode == "auto" and _switched_off()):
             return []
-        offline = self.mode == "offline" or (self.mode == "auto" and not _goes_online())
+        online = os.environ.get("WANDB_MODE") == "online" or account_configured()
+        offline = self.mode == "offline" or (self.mode == "auto" and not online)
         before = None if earlier is None else _latest_stretch(run_dir)
         same: dict[str, Any] = {}
         # online before and offline now: what the server has is not known, so that all is sent to a run of its own
@@ -159,8 +150,11 @@ class WandB:
             same = {"id": before[0]} if offline else {"id": before[0], "resume": "allow"}
         if offline:
             _set_aside(run_dir / "wandb")
+        own_name = self.name or os.environ.get("WANDB_NAME")
+        if own_name and group is not None:
+            own_name = f"{own_name}: {name}"  # distinguishes the runs of a sweep
         labels = {
-            "name": self._run_name(name, in_sweep=group is not None),
+            "name": own_name or name,
             "group": self.group or os.environ.get("WANDB_RUN_GROUP") or group,
             "tags": config.get("tags") or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag] or None,
             "notes": config.get("notes") or os.environ.get("WANDB_NOTES"),
@@ -172,7 +166,7 @@ class WandB:
         except OSError:  # of the disk; it speaks for itself
             raise
         except Exception as error:  # of its settings, its variables, the account or its server
-            raise _refused(error) from error
+            raise _refusal(error) from error
         self._folder = Path(run.dir).parent if offline else None
         self.url = None if offline else run.url
         # Lightning logs the optimiser step under this name: make it the axis of every curve.
@@ -186,7 +180,7 @@ class WandB:
         return [logger]
 
     def close(self) -> None:
-        """Finish the W&B run, whatever happened."""
+        """Finish the W&B run, if any is open."""
         import wandb
 
         if wandb.run is not None:
@@ -194,18 +188,14 @@ class WandB:
 
     @property
     def upload(self) -> str | None:
-        """The command that uploads an offline run."""
+        """The command that uploads an offline run, once it was opened; None of an online one."""
         return None if self._folder is None else f"wandb sync {_from_here(self._folder)}"
 
     def add_summary(self, run_dir: Path, values: Mapping[str, float]) -> str | None:
-        """Add figures to the summary of the W&B run that a training left in its folder, online or offline as it was.
+        """Add all finite ``values`` to the summary of the W&B run that a training left in its folder.
 
-        They are a second stretch of the run, beside the first where it is offline, and W&B may take the later summary
-        in place of the earlier one. So the last logged value of every metric, from ``metrics.csv``, goes in again.
-
-        Args:
-            run_dir: the run's folder.
-            values: every figure by its name, earlier ones too; those that are no finite numbers are left out.
+        They are a second stretch of the run, online or offline as the first, and W&B may take the later summary in
+        place of the earlier one. So the last logged value of every metric, from ``metrics.csv``, goes in again.
 
         Returns:
             A line for a person: how to upload an offline run, or why W&B was not reached, which is no error: the
@@ -216,28 +206,17 @@ class WandB:
             return None
         run_id, offline = stretch
         try:
+            if not offline and not account_configured():
+                raise CaldpoError("its run is online, and no API key is configured here", remedy="wandb login")
             figures = {**_last_logged(run_dir / NAME), **values}
-            self._add(run_dir, run_id, {k: v for k, v in figures.items() if math.isfinite(v)}, offline=offline)
+            run = self._init(run_dir, offline=offline, id=run_id, resume="allow")
+            try:
+                run.summary.update({name: value for name, value in figures.items() if math.isfinite(value)})
+            finally:
+                run.finish()
         except Exception as error:  # network, account, disk, or a service that does not start
             return f"W&B was not reached: {describe_error(error)}"
         return f"upload to W&B: wandb sync {_from_here(run_dir / 'wandb')}" if offline else None
-
-    def _add(self, run_dir: Path, run_id: str, values: Mapping[str, float], *, offline: bool) -> None:
-        import wandb
-
-        if not offline and not account_configured():
-            raise CaldpoError("its run is online, and no API key is configured here", remedy="wandb login")
-        run = self._init(run_dir, offline=offline, id=run_id, resume="allow")
-        try:
-            run.summary.update(dict(values))
-        finally:
-            wandb.finish()
-
-    def _run_name(self, name: str, *, in_sweep: bool) -> str:
-        own = self.name or os.environ.get("WANDB_NAME")
-        if not own:
-            return name
-        return f"{own}: {name}" if in_sweep else own  # distinguishes the runs of a sweep
 
     def _init(self, run_dir: Path, *, offline: bool, **arguments: Any) -> Any:
         import wandb
@@ -261,8 +240,8 @@ class WandB:
         )
 
 
-def _refused(error: Exception) -> CaldpoError:
-    """Explain on one line why W&B starts no run: a bad value of its settings or variables, its account, or else."""
+def _refusal(error: Exception) -> CaldpoError:
+    """Explain on one line why W&B starts no run."""
     from pydantic import ValidationError  # W&B's own check of its settings
 
     details = error.errors() if isinstance(error, ValidationError) else []
@@ -277,12 +256,7 @@ def _refused(error: Exception) -> CaldpoError:
 
 
 class WandbRows(WandbLogger):
-    """Lightning's logger of a W&B run that may have the first rows of metrics already.
-
-    Args:
-        run: the W&B run.
-        sent: rows that it has; a resumed run computes them again with the same values.
-    """
+    """Lightning's logger of a W&B run that has the first ``sent`` rows of metrics already: a resumed run's."""
 
     def __init__(self, run: Any, sent: int) -> None:
         super().__init__(experiment=run)
@@ -313,7 +287,7 @@ def _latest_stretch(run_dir: Path) -> tuple[str, bool] | None:
 
 
 def _last_logged(metrics: Path) -> dict[str, float]:
-    """Return the last value of each column of ``metrics.csv``, by its name in W&B."""
+    """Return the last value of each column, by its name in W&B."""
     last = {name: float(text) for row in read_rows(metrics) for name, text in row.items() if text}
     return {"trainer/global_step" if name == STEP else name: value for name, value in last.items()}
 
@@ -324,13 +298,8 @@ def _from_here(folder: Path) -> Path:
 
 
 def _switched_off() -> bool:
-    """Whether W&B's variables disable it."""
     off = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes")
     return off or os.environ.get("WANDB_MODE") == "disabled"
-
-
-def _goes_online() -> bool:
-    return os.environ.get("WANDB_MODE") == "online" or account_configured()
 
 
 def account_configured() -> bool:

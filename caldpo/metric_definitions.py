@@ -20,24 +20,17 @@ Direction = Literal["higher", "lower"]
 class MetricDefinition:
     """A logged metric, or the difference of two.
 
-    Attributes:
-        name: as it is logged; ``terms/*`` for every name that begins with ``terms/``.
-        title: as tables and axes show it.
-        unit: of its values.
-        meaning: one sentence for a reader who has not seen it before.
-        better: the direction that is plainly better; None where there is none.
-        optimize: the direction of a search where none is plainly better: a larger margin is no success by itself, but
-            a search for the smallest is a mistake.
-        minus: a second metric to subtract.
+    Where no direction is plainly better a search may still have one: a larger margin is no success by itself, but a
+    search for the smallest is a mistake.
     """
 
-    name: str
-    title: str
+    name: str  # as it is logged; terms/* for every name that begins with terms/
+    title: str  # as tables and axes show it
     unit: str
-    meaning: str
+    meaning: str  # one sentence for a reader who has not seen it before
     better: Direction | None = None
-    optimize: Direction | None = None
-    minus: str | None = None
+    optimize: Direction | None = None  # of a search
+    minus: str | None = None  # a second metric to subtract
 
     @property
     def direction(self) -> Direction | None:

@@ -49,11 +49,7 @@ def keep_rows(path: Path, count: int) -> list[dict[str, str]]:
 
 
 class RowWriter:
-    """Appends rows to the file.
-
-    Args:
-        path: of the file.
-    """
+    """Append rows to the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

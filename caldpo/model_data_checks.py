@@ -5,7 +5,7 @@ A token or position beyond the model's ends in an index error, or on a GPU in an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from caldpo.callbacks.callback_base import PromptSampling
 from caldpo.callbacks.true_reward import OracleEvaluation
 from caldpo.data.datamodule import PairDataModule
-from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import base_model
 from caldpo.models.hub_model import causal_lm_skeleton
@@ -34,7 +33,7 @@ def check_fit(
     data: PairDataModule,
     *,
     reference: ReferenceSource | None,
-    tokenizer_key: str,
+    model_section: Mapping[str, Any],
     callbacks: Mapping[str, pl.Callback] | None = None,
 ) -> None:
     """Compare the tokenised pairs of a run, and the samples that it will draw, with its models' sizes.
@@ -44,7 +43,7 @@ def check_fit(
         tokenizer: of the run.
         data: prepared.
         reference: of the run, which may be another model than the policy's start.
-        tokenizer_key: that names the tokenizer, see :func:`tokenizer_key`.
+        model_section: section ``model`` of the configuration.
         callbacks: of the run.
 
     Raises:
@@ -56,22 +55,27 @@ def check_fit(
             ["this model cannot be made without its weights, so that token ids and lengths are not checked first"]
         )
         return
-    require_embedded(policy, tokenizer, data, key=tokenizer_key)
-    require_positions(policy, data)
+    key = "model.path" if model_section.get("tokenizer") is None else "model.tokenizer"
+    _require_embedded(policy, tokenizer, data, key)
+    _require_positions(policy, data)
     for name, callback in (callbacks or {}).items():
-        if isinstance(callback, PromptSampling):
-            _require_room_for(callback, policy, data, f"callbacks.{name}")
+        is_used = isinstance(callback, PromptSampling) and callback.prompts
+        if is_used and not (isinstance(callback, OracleEvaluation) and data.oracle is None):
+            longest = max(len(prompt.prompt_ids) for prompt in data.held_out_prompts(callback.prompts))
+            _require_room(policy, longest, callback.max_new_tokens, key=f"callbacks.{name}.max_new_tokens")
     if reference is not None and reference.path is not None:
         with torch.device("meta"):
             other = causal_lm_skeleton(reference.path, key="reference.path")
-        require_embedded(other, tokenizer, data, key="reference.path")
-        require_positions(other, data)
-    note_vocabulary(policy, tokenizer)
-
-
-def tokenizer_key(section: Mapping[str, Any]) -> str:
-    """Return the key of the section ``model`` that names the tokenizer."""
-    return "model.path" if section.get("tokenizer") is None else "model.tokenizer"
+        _require_embedded(other, tokenizer, data, "reference.path")
+        _require_positions(other, data)
+    rows, known = _embedding_rows(policy), len(tokenizer)
+    if not (1 - _PADDING) * rows - 1024 <= known <= rows:
+        print_notes(
+            [
+                f"the tokenizer knows {known:,} tokens, and the embedding has {rows:,} rows: is it this model's?"
+                " (model.tokenizer)"
+            ]
+        )
 
 
 def skeleton_of(source: ModelSource) -> PreTrainedModel | None:
@@ -89,26 +93,13 @@ def skeleton_of(source: ModelSource) -> PreTrainedModel | None:
         return None
 
 
-def require_embedded(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PairDataModule, *, key: str
-) -> None:
-    """Refuse token ids of pairs that the model's embedding has no row for.
-
-    Raises:
-        CaldpoError: naming ``key``, the first such token, and where it occurs.
-    """
-    _require_rows(model, tokenizer, [(f"{place} holds", token) for place, token in _largest(data)], key)
-
-
 def require_prompts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], more: int
 ) -> None:
-    """Refuse prompts that a model cannot be sampled from: :func:`require_embedded` and :func:`require_room` of them.
+    """Refuse prompts, as token ids, that a model (with or without an adapter) cannot be sampled from.
 
     Args:
-        model: that samples, with or without an adapter.
-        tokenizer: of the prompts.
-        prompts: their token ids.
+        model, tokenizer, prompts: see above.
         more: tokens of the longest response.
 
     Raises:
@@ -116,14 +107,28 @@ def require_prompts(
     """
     used = [("a prompt holds", max((token for prompt in prompts for token in prompt), default=0))]
     _require_rows(base_model(model), tokenizer, used, "model.tokenizer")
-    require_room(model, max(map(len, prompts), default=0), more, key="max_new_tokens")
+    _require_room(base_model(model), max(map(len, prompts), default=0), more, key="max_new_tokens")
+
+
+def _require_embedded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PairDataModule, key: str
+) -> None:
+    """Refuse token ids of pairs that the model's embedding has no row for: the largest of each split."""
+    largest = []
+    for pairs in (data.train_pairs, data.test_pairs):
+        tokens, ends = pairs.arrays()
+        if len(tokens):
+            place = int(tokens.argmax())
+            origin = pairs.origin(int(np.searchsorted(ends, place, side="right") - 1) // 3)
+            largest.append((f"{origin} holds", int(tokens[place])))
+    _require_rows(model, tokenizer, largest, key)
 
 
 def _require_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, used: list[tuple[str, int]], key: str
 ) -> None:
     """Compare tokens, and those that end and pad rows, with the embedding; ``used``: places and ids."""
-    rows = _rows(model)
+    rows = _embedding_rows(model)
     special = [(f"its {name} is", getattr(tokenizer, f"{name}_id")) for name in ("eos_token", "pad_token")]
     for place, token in [*used, *special]:
         if token is None or token < rows:
@@ -142,13 +147,14 @@ def _require_rows(
         )
 
 
-def require_positions(model: PreTrainedModel, data: PairDataModule) -> None:
-    """Refuse rows with more tokens than the model has positions: a prompt with the longer of its responses.
-
-    Raises:
-        CaldpoError: naming ``data.max_length``.
-    """
-    tokens, place = _longest(data)
+def _require_positions(model: PreTrainedModel, data: PairDataModule) -> None:
+    """Refuse rows with more tokens than the model has positions: a prompt with the longer of its responses."""
+    tokens, place = 0, ""
+    for pairs in (data.train_pairs, data.test_pairs):
+        lengths = pairs.lengths()
+        rows = lengths[:, 0] + lengths[:, 1:].max(axis=1)
+        if len(rows) and rows.max() > tokens:
+            tokens, place = int(rows.max()), pairs.origin(int(rows.argmax()))
     limit = position_limit(model, tokens)
     if limit is not None:
         raise CaldpoError(
@@ -160,31 +166,8 @@ def require_positions(model: PreTrainedModel, data: PairDataModule) -> None:
         )
 
 
-def note_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Warn where a tokenizer has far fewer tokens than the embedding has rows, or more."""
-    rows, known = _rows(model), len(tokenizer)
-    if not (1 - _PADDING) * rows - 1024 <= known <= rows:
-        print_notes(
-            [
-                f"the tokenizer knows {known:,} tokens, and the embedding has {rows:,} rows: is it this model's?"
-                " (model.tokenizer)"
-            ]
-        )
-
-
-def require_room(model: PreTrainedModel, prompt: int, more: int, *, key: str) -> None:
-    """Refuse samples that would go beyond the model's positions.
-
-    Args:
-        model: that samples, with or without an adapter.
-        prompt: tokens of the longest prompt.
-        more: of the longest response.
-        key: that sets it.
-
-    Raises:
-        CaldpoError: naming ``key``.
-    """
-    model = base_model(model)
+def _require_room(model: PreTrainedModel, prompt: int, more: int, *, key: str) -> None:
+    """Refuse samples of ``more`` tokens, set by ``key``, after ``prompt`` tokens, that go beyond the positions."""
     limit = position_limit(model, prompt + more)
     if limit is not None:
         raise CaldpoError(
@@ -198,41 +181,8 @@ def require_room(model: PreTrainedModel, prompt: int, more: int, *, key: str) ->
         )
 
 
-def _require_room_for(callback: PromptSampling, model: PreTrainedModel, data: PairDataModule, key: str) -> None:
-    is_used = callback.prompts and not (isinstance(callback, OracleEvaluation) and data.oracle is None)
-    if is_used:
-        longest = max(len(prompt.prompt_ids) for prompt in data.held_out_prompts(callback.prompts))
-        require_room(model, longest, callback.max_new_tokens, key=f"{key}.max_new_tokens")
-
-
-def _rows(model: PreTrainedModel) -> int:
+def _embedding_rows(model: PreTrainedModel) -> int:
     try:
         return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     except (NotImplementedError, AttributeError):  # no matrix, but a table of its own
         return int(model.config.get_text_config().vocab_size)
-
-
-def _splits(data: PairDataModule) -> Iterable[TokenizedPairs]:
-    return data.train_pairs, data.test_pairs
-
-
-def _largest(data: PairDataModule) -> list[tuple[str, int]]:
-    """Return the largest token id of each split, after the pair that it is of."""
-    largest = []
-    for pairs in _splits(data):
-        tokens, ends = pairs.arrays()
-        if len(tokens):
-            place = int(tokens.argmax())
-            largest.append((pairs.origin(int(np.searchsorted(ends, place, side="right") - 1) // 3), int(tokens[place])))
-    return largest
-
-
-def _longest(data: PairDataModule) -> tuple[int, str]:
-    """Return the length of the longest row of both splits, and the pair that it is of."""
-    most, where = 0, ""
-    for pairs in _splits(data):
-        lengths = pairs.lengths()
-        rows = lengths[:, 0] + lengths[:, 1:].max(axis=1)
-        if len(rows) and rows.max() > most:
-            most, where = int(rows.max()), pairs.origin(int(rows.argmax()))
-    return most, where

@@ -52,11 +52,7 @@ class RunRecord:
     def open(cls, run_dir: Path, cfg: DictConfig, settings: RunSettings, components: Components) -> RunRecord:
         """Write ``config.yaml``, and what the run is into ``summary.json``; pin what could change until a resume.
 
-        Args:
-            run_dir: the run's folder.
-            cfg: the run's configuration.
-            settings: its plain top-level keys.
-            components: built and checked; commits and date are pinned in them.
+        Commits and date are pinned in the ``components``, which are built and checked.
 
         Raises:
             CaldpoError: a resumed run has another configuration than it was begun with.
@@ -97,11 +93,6 @@ class RunRecord:
             write_json(self.run_dir / SUMMARY, known_summary(self.run_dir) | entries)
 
     @property
-    def tracked_name(self) -> str:
-        """Name of the run in a tracker, see :func:`tracked_name`."""
-        return tracked_name(self.run_dir, self.loss_name, self.settings.seed)
-
-    @property
     def sweep_name(self) -> str | None:
         """Name of the sweep's folder, which groups its runs in a tracker; None of a single run."""
         hydra = HydraConfig.get()
@@ -111,13 +102,7 @@ class RunRecord:
         return self.run_dir.absolute().parent.name if resumed_from_sweep else None
 
     def finish(self, module: PreferenceModule, *, earlier_seconds: float, **entries: Any) -> dict[str, Any]:
-        """Write the final ``summary.json`` and return it.
-
-        Args:
-            module: trained.
-            earlier_seconds: of the run before it was resumed.
-            entries: further ones.
-        """
+        """Write the final ``summary.json``, with further ``entries``, and return it."""
         memory, memory_of = peak_memory()
         summary = {
             "status": FINISHED,

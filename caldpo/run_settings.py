@@ -27,27 +27,7 @@ SETTINGS = "caldpo.run_settings.RunSettings"  # of the plain top-level keys
 @validated
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What a run is called and how it is seeded and scaled; this signature is the schema of its keys.
-
-    Args:
-        name: first part of the output folder's name.
-        notes: free text on the run, kept in its files and shown by trackers and reports.
-        tags: free labels, likewise.
-        seed: of the order of the data, and of dropout where there is any.
-        reward_beta: unit of the logged implicit rewards: reward per nat of log-ratio, one for all losses.
-        console: ``full`` prints tables and a preview of the data; ``compact`` keeps those in ``output.txt`` of the
-            run's folder and prints one line at the start and one at the end, for many runs side by side.
-        export: write the trained policy as a Hugging Face folder, ``policy/`` in the run's folder.
-        optimized_metric: the final metric that a searching sweeper gets (its ``direction`` says which way is better).
-        suites: what ``caldpo.evaluate`` measures of the run where its own command line names nothing.
-        dry_run: print what the run would need instead of training, as ``caldpo.estimate`` does.
-        resume: folder of a run to resume; ``auto`` resumes where the folder of this very command holds a run that did
-            not finish, and leaves alone one that did.
-        replay: dump of a non-finite step (``nonfinite_batches/``), to be computed again instead of training.
-        allow_untrusted_code: let a resumed run build what the project's own configurations do not name.
-        layout: of the batches; ``packed`` has each prompt once and no padding, ``auto`` takes it where the model can.
-        logits_cache_mib: softmax kept between the two passes over the output head; the rest is computed again.
-    """
+    """What a run is called and how it is seeded and scaled; ``conf/train.yaml`` explains each key."""
 
     name: FolderName
     notes: str | None

@@ -24,18 +24,11 @@ OWN = ("tokens", "grad_norm", "clipped")  # values of a row after the means
 
 @dataclass(frozen=True, slots=True)
 class PendingRow:
-    """A step whose metrics are still on the device.
+    """A step whose metrics are still on the device."""
 
-    Args:
-        step: optimiser steps that the weights had seen when it was measured.
-        names: of the means at the head of ``values``.
-        values: the means, then :data:`OWN`; float64.
-        lr: learning rate of the update.
-    """
-
-    step: int
-    names: tuple[str, ...]
-    values: Tensor
+    step: int  # optimiser steps that the weights had seen when it was measured
+    names: tuple[str, ...]  # of the means
+    values: Tensor  # the means, then OWN; float64
     lr: float
 
 
@@ -69,7 +62,7 @@ class StepMetrics:
         self.tokens += (batch.response_lengths.view(2, -1) * batch.weight).sum()
 
     def close(self, step: int, norm: Tensor, limit: float | None, lr: float) -> None:
-        """Close the row of ``step``, after its last micro-batch and before its update.
+        """Close the row of a step, after its last micro-batch and before its update.
 
         Args:
             step: optimiser steps so far, without this one.
@@ -96,18 +89,17 @@ class StepMetrics:
         if not self.pending:
             return []
         pending, self.pending = self.pending, []
-        numbers = torch.cat([row.values for row in pending]).tolist()
+        numbers = iter(torch.cat([row.values for row in pending]).tolist())
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
         rows: list[tuple[int, dict[str, float]]] = []
         tokens = 0.0
         for row in pending:
-            means, own = numbers[: len(row.names)], numbers[len(row.names) : len(row.names) + len(OWN)]
-            numbers = numbers[len(row.names) + len(OWN) :]
-            self.rows, self.clipped = self.rows + 1, self.clipped + int(own[2])
-            tokens += own[0]
-            metrics = dict(zip(row.names, means, strict=True))
-            metrics |= {"grad_norm": own[1], "clip_fraction": self.clipped / self.rows, "lr": row.lr}
+            metrics = {name: next(numbers) for name in row.names}
+            own = {name: next(numbers) for name in OWN}
+            self.rows, self.clipped = self.rows + 1, self.clipped + int(own["clipped"])
+            tokens += own["tokens"]
+            metrics |= {"grad_norm": own["grad_norm"], "clip_fraction": self.clipped / self.rows, "lr": row.lr}
             rows.append((row.step, metrics))
         for _, metrics in rows:
             metrics["tokens_per_second"] = tokens / seconds

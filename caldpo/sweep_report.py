@@ -38,10 +38,7 @@ REPORT = "sweep.json"
 JOBS = ".submitit"  # what submitit keeps of its jobs, in the sweep's folder
 _LOOK_AGAIN = 0.2  # seconds
 _DYING = 3.0  # seconds that workers have to end, which were stopped with the sweep
-_NO_END = {
-    RUNNING: "still running",
-    DIED: DIED_REASON,
-}
+_NO_END = {RUNNING: "still running", DIED: DIED_REASON}
 
 
 @dataclass(frozen=True)
@@ -55,19 +52,12 @@ class RunOutcome:
 
 @dataclass(frozen=True)
 class UnderWay:
-    """A sweep of this process.
-
-    Args:
-        folder: of the sweep.
-        planned: number of its runs, None where it is not known beforehand.
-        jobs_here: whether its runs are jobs of submitit's on this machine, which go on without this process.
-        jobs_elsewhere: the same of a cluster's.
-    """
+    """A sweep of this process."""
 
     folder: Path
-    planned: int | None = None
-    jobs_here: bool = False
-    jobs_elsewhere: bool = False
+    planned: int | None = None  # number of its runs, where it is known beforehand
+    jobs_here: bool = False  # its runs are jobs of submitit's on this machine, which go on without this process
+    jobs_elsewhere: bool = False  # the same of a cluster's
 
 
 class SweepReport(Callback):
@@ -90,13 +80,9 @@ class SweepReport(Callback):
         print(f"sweep in {sweep.folder}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Report.
-
-        Raises:
-            SystemExit: with code 1 when any run failed.
-        """
+        """Report, and exit with code 1 when any run failed."""
         early_ends.clear()
-        outcomes = _close(self.under_way or UnderWay(Path(config.hydra.sweep.dir)))
+        outcomes = report(self.under_way or UnderWay(Path(config.hydra.sweep.dir)))
         if any(run.status != FINISHED for run in outcomes):
             raise SystemExit(1)
 
@@ -119,30 +105,23 @@ def report_interrupted(sweep: UnderWay, code: object = None) -> None:
             summary = read_summary(path.parent)
             if summary.get("status") == RUNNING and not lost and not is_held(path.parent):
                 write_json(path, summary | {"status": INTERRUPTED})
-    _close(sweep)
+    report(sweep)
 
 
-def _close(sweep: UnderWay) -> list[RunOutcome]:
-    outcomes = report(sweep.folder, sweep.planned)
-    _clear_jobs(sweep)
-    return outcomes
+def report(sweep: UnderWay) -> list[RunOutcome]:
+    """Write ``sweep.json``, print the table of the runs, and clear away what ended jobs left.
 
-
-def report(folder: Path, planned: int | None = None) -> list[RunOutcome]:
-    """Write ``sweep.json`` and print the table of the runs in ``folder``.
-
-    Args:
-        folder: the sweep's.
-        planned: number of its runs, where it is known: those without a folder were not started.
+    Of the planned runs, those without a folder were not started.
     """
-    outcomes = collect(folder)
-    missing = 0 if planned is None else max(0, planned - len(outcomes))
-    content = {"folder": str(folder), "runs": [asdict(run) for run in outcomes], "not_started": missing}
+    outcomes = collect(sweep.folder)
+    missing = 0 if sweep.planned is None else max(0, sweep.planned - len(outcomes))
+    content = {"folder": str(sweep.folder), "runs": [asdict(run) for run in outcomes], "not_started": missing}
     try:
-        write_json(folder / REPORT, content)
+        write_json(sweep.folder / REPORT, content)
     except OSError as error:  # a full disk: the runs' own files are what counts
         print(f"note: {REPORT} cannot be written: {error}")
-    _print(folder, outcomes, missing)
+    _print(sweep.folder, outcomes, missing)
+    _clear_jobs(sweep)
     return outcomes
 
 

@@ -25,15 +25,10 @@ from caldpo.utils.devices import resolve_devices
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Train, estimate or replay, as the configuration says.
-
-    Everything is written into Hydra's output folder.
+    """Train, estimate or replay, as the configuration says, in Hydra's output folder.
 
     Returns:
         The final metric named by ``optimized_metric``, for sweepers that search; None where nothing is trained.
-
-    Raises:
-        CaldpoError: a mistake that the user can mend; before weights load where possible.
     """
     try:
         run_dir = Path(HydraConfig.get().runtime.output_dir)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,7 @@ from caldpo.console import (
     on_one_line,
     print_clipping,
     print_end,
-    print_layout,
-    print_start,
-    print_training,
+    print_facts,
     recipe_note,
     training_facts,
 )
@@ -40,7 +37,7 @@ from caldpo.lightning_module import PreferenceModule
 from caldpo.loggers import MetricsFile
 from caldpo.logprobs.layout import choose_layout
 from caldpo.metrics_file import NAME
-from caldpo.model_data_checks import check_fit, tokenizer_key
+from caldpo.model_data_checks import check_fit
 from caldpo.models.adapted_policy import is_adapted, print_adapter_coverage
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import load_on_rank
@@ -49,7 +46,7 @@ from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.reference.reference_base import in_run_dtype, reference_context
 from caldpo.resume.resume_point import ResumePoint
 from caldpo.resume.run_inputs import data_inputs, environment, frozen_inputs, policy_inputs
-from caldpo.run_record import PLANNED, RunRecord
+from caldpo.run_record import PLANNED, RunRecord, tracked_name
 from caldpo.run_settings import RunSettings
 from caldpo.utils.atomic_io import atomic_folder
 from caldpo.utils.collectives import is_first_rank
@@ -61,30 +58,22 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What training needs of the prepared data beside the pairs.
-
-    Args:
-        tokenizer: with the chat template that the pairs were rendered by.
-        inputs: digests by name, for checkpoints, see :func:`data_inputs`.
-    """
+    """What training needs of the prepared data beside the pairs."""
 
     tokenizer: PreTrainedTokenizerBase
-    inputs: dict[str, str]
+    inputs: dict[str, str]  # digests for checkpoints, see data_inputs
 
 
 def train_run(
     cfg: DictConfig, settings: RunSettings, run_dir: Path, announce: Announce | None = None
 ) -> dict[str, Any]:
-    """Train one policy.
+    """Train one policy, and return the content of ``summary.json``.
 
     Args:
         cfg: the run's configuration.
         settings: its plain top-level keys.
         run_dir: the run's folder.
         announce: prints a line beside the redirected output, with ``console=compact``.
-
-    Returns:
-        The content of ``summary.json``.
     """
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     components = Components.from_config(cfg)
@@ -108,7 +97,8 @@ def train_run(
 
 def announce_start(cfg: DictConfig, record: RunRecord, announce: Announce | None) -> None:
     """Print what is going to be trained, before anything expensive."""
-    print_start(
+    print_facts(
+        "Run",
         {
             "loss": f"{record.loss_name}: {record['formula']}",
             "policy": record["policy"],
@@ -116,13 +106,13 @@ def announce_start(cfg: DictConfig, record: RunRecord, announce: Announce | None
             "rewards/*": f"{record.settings.reward_beta:g} x log-ratio (nats), the same for every loss",
             "seed": str(record.settings.seed),
             "folder": str(record.run_dir),
-        }
+        },
     )
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
     note = recipe_note(choices.get("model"), cfg.model.get("path"), hydra.overrides.task, choices.get("data"))
     if note is not None:
-        (announce or functools.partial(print, flush=True))(note)
+        (announce or print)(note)
 
 
 def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, resume: ResumePoint) -> PreparedData:
@@ -141,7 +131,7 @@ def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, res
         tokenizer,
         data,
         reference=components.reference,
-        tokenizer_key=tokenizer_key(cfg.model),
+        model_section=cfg.model,
         callbacks=components.callbacks,
     )
     inputs = data_inputs(record.config, data, tokenizer)
@@ -163,9 +153,8 @@ def load_checked_policy(
 
 def open_loggers(components: Components, record: RunRecord, resume: ResumePoint) -> list[Logger]:
     """Open ``metrics.csv`` and the run's tracker."""
-    tracked = components.logger.open(
-        record.run_dir, record.tracked_name, record.sweep_name, record.config, resume.earlier
-    )
+    name = tracked_name(record.run_dir, record.loss_name, record.settings.seed)
+    tracked = components.logger.open(record.run_dir, name, record.sweep_name, record.config, resume.earlier)
     return [MetricsFile(record.run_dir), *tracked]
 
 
@@ -174,7 +163,7 @@ def plan_steps(cfg: DictConfig, components: Components, record: RunRecord, polic
     data, trainer = components.data, components.trainer
     require_valid_logprobs(policy, training=True, max_length=data.max_length, dropout=bool(cfg.model.get("dropout")))
     layout, reason = choose_layout(record.settings.layout, policy, data.max_length, sharded=trainer.is_sharded)
-    print_layout(layout, reason)
+    print(f"layout: {layout} ({reason})", flush=True)
     plan = data.plan_steps(layout, **trainer.extent())
     record.note({PLANNED: plan.steps})
     return plan
@@ -233,7 +222,7 @@ def announce_training(
         reference=type(module.reference).__name__.removesuffix("Reference").lower(),
     )
     if is_first_rank():
-        print_training(facts)
+        print_facts("Training", facts)
     if announce is not None:
         announce(f"{record.run_dir.name}: {on_one_line(facts)}")
 
@@ -243,9 +232,7 @@ def fit(
 ) -> None:
     """Evaluate, train, evaluate once more where training did not end with that, and call the callbacks' ``on_trained``.
 
-    Args:
-        trainer, module, data: of the run.
-        resume: where the run begins; after a checkpoint the first evaluation is done already. None begins anew.
+    After a checkpoint the first evaluation is done already; without ``resume`` the run begins anew.
     """
     checkpoint = None if resume is None else resume.checkpoint
     if checkpoint is None:
@@ -294,13 +281,13 @@ def finish(
     trainer: pl.Trainer, module: PreferenceModule, components: Components, record: RunRecord, resume: ResumePoint
 ) -> dict[str, Any]:
     """Write the final ``summary.json`` and the model card, and print the outcome; returns the summary."""
-    alarms = [alarm for callback in components.callbacks.values() for alarm in _alarms(callback)]
+    watchers = [callback for callback in components.callbacks.values() if isinstance(callback, RunCallback)]
     summary = record.finish(
         module,
         earlier_seconds=resume.seconds,
         upload=components.logger.upload,
         tracker_url=components.logger.url,
-        alarms=alarms,
+        alarms=[alarm for callback in watchers for alarm in callback.alarms],
     )
     if trainer.is_global_zero:
         run_dir, adapted = record.run_dir, is_adapted(module.policy)
@@ -315,7 +302,3 @@ def finish(
         print_end(summary, places)
         print_clipping(run_dir / NAME, components.trainer.gradient_clip_val)
     return summary
-
-
-def _alarms(callback: pl.Callback) -> list[dict[str, Any]]:
-    return callback.alarms if isinstance(callback, RunCallback) else []

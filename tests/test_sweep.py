@@ -37,7 +37,7 @@ def test_only_trained_runs_are_to_be_compared(
 ) -> None:
     for number, this in enumerate(dry):
         finished(tmp_path / f"seed={number}", this)
-    report(tmp_path)
+    report(UnderWay(tmp_path))
     text = capsys.readouterr().out
     names(text, "2 of 2", tmp_path)
     assert (f"python -m caldpo.compare {tmp_path}" in text) == proposed
@@ -59,7 +59,7 @@ def test_what_says_that_it_is_running_is_believed_only_where_somebody_runs_it(
     running = '{"status": "running", "kept": 1}'
     summaries(tmp_path, busy=running, killed=running, torn='{"status": "fin', odd="[1]", done='{"status": "finished"}')
     with run_lock(tmp_path / "busy"):
-        outcomes = {run.name: run for run in report(tmp_path, planned=7)}
+        outcomes = {run.name: run for run in report(UnderWay(tmp_path, planned=7))}
     assert {name: run.status for name, run in outcomes.items()} == {
         "busy": "running",
         "done": "finished",

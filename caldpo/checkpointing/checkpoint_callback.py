@@ -111,10 +111,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
     # -- saving
 
     def save(self, trainer: pl.Trainer, module: CheckpointedModule) -> Path | None:
-        """Save the run as of the end of the last optimiser step; all ranks have to take part.
-
-        Returns:
-            The checkpoint's folder; None where no step of this stretch has ended yet.
+        """Save the run as of the last optimiser step's end, if any; all ranks have to take part.
 
         Raises:
             CaldpoError: it cannot be written, or its weights must not be saved.

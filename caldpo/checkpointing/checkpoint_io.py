@@ -70,11 +70,7 @@ class CheckpointFolders(CheckpointIO):
             raise save_error(folder, manifest.step, tensor_bytes(checkpoint), error) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load all that was saved, on the CPU. No pickle is run, whatever ``weights_only`` is.
-
-        Raises:
-            CaldpoError: it holds more than tensors and plain values, or cannot be read.
-        """
+        """Load all that was saved, on the CPU. No pickle is run, whatever ``weights_only`` is."""
         folder = Path(path)
         return load_training(folder) | {"state_dict": load_weights(folder)}
 
@@ -126,7 +122,7 @@ def write_collectively(
         manifest: without files.
         training: content of ``training.pt``, written by the first rank.
         write: writes this rank's tensors as safetensors into the draft folder.
-        ties: further names of tied weights, each with the name that is kept.
+        ties: as of :func:`deduplicate_tied`.
 
     Raises:
         OSError: a rank cannot write.
@@ -189,7 +185,7 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def _merge_shards(folder: Path) -> dict[str, Tensor]:
-    """Merge the weights that several ranks wrote, in one process alone."""
+    """Merge the weights that several ranks wrote, in one process."""
     metadata = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     weights = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)  # type: ignore[union-attr]
@@ -209,11 +205,7 @@ def _own_files(draft: Path) -> list[str]:
 
 
 def _wait_for_files(draft: Path, files: Collection[str]) -> None:
-    """Wait until the first rank sees what the others wrote.
-
-    Raises:
-        OSError: it does not, so that the ranks do not write into one folder.
-    """
+    """Wait until the first rank sees what the others wrote; an OSError where their folder is another."""
     deadline = time.monotonic() + _VISIBLE_WITHIN
     while missing := [name for name in files if not (draft / name).exists()]:
         if time.monotonic() > deadline:

@@ -34,10 +34,6 @@ class CheckpointPlan:
     def accept(self, manifest: Mapping[str, Any], *, first_rank: bool) -> str | None:
         """Cut the run's files to a checkpoint, unless it must not be resumed from; all ranks have to call.
 
-        Args:
-            manifest: of the checkpoint, as plain values.
-            first_rank: whether this process writes the run's files.
-
         Returns:
             A note where the run's last bits may change; None where they do not.
 
@@ -45,18 +41,20 @@ class CheckpointPlan:
             CaldpoError: its inputs differ, or ranks loaded different checkpoints.
         """
         require_same(manifest["identity"], self.identity)
-        require_agreement(manifest["step"])
+        steps = sorted({int(step) for step in all_gather(manifest["step"])})
+        if len(steps) > 1:
+            raise CaldpoError(
+                f"the run's ranks loaded checkpoints of different steps ({', '.join(map(str, steps))})",
+                key="resume",
+                remedy="put the run's folder where all nodes see the same files, or look why some cannot read them",
+            )
         if first_rank:
             self.cut()
         return environment_note(manifest["versions"], self.environment)
 
 
 def require_same(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
-    """Refuse to resume where the run would be another one.
-
-    Args:
-        saved: digests by name, of when the checkpoint was written.
-        current: the same of today.
+    """Refuse to resume where digests, by name, differ from those of when the checkpoint was written.
 
     Raises:
         CaldpoError: configuration, reference weights or tokens changed.
@@ -70,21 +68,6 @@ def require_same(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
             key="resume",
             remedy="bring back the model, the data and the settings that the run began with (config.yaml names them),"
             " or start a new run",
-        )
-
-
-def require_agreement(step: int) -> None:
-    """Refuse to resume where ranks loaded different checkpoints; all ranks have to call.
-
-    Raises:
-        CaldpoError: they did, with the steps.
-    """
-    steps = sorted({int(other) for other in all_gather(step)})
-    if len(steps) > 1:
-        raise CaldpoError(
-            f"the run's ranks loaded checkpoints of different steps ({', '.join(map(str, steps))})",
-            key="resume",
-            remedy="put the run's folder where all nodes see the same files, or look why some cannot read them",
         )
 
 

@@ -77,12 +77,7 @@ def describe_files(folder: Path, names: Iterable[str] = (WEIGHTS, TRAINING)) -> 
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a checkpoint's manifest.
-
-    Raises:
-        DamagedCheckpointError: it is malformed, or was changed.
-        OSError: it cannot be read, so that it is not known whether it is intact.
-    """
+    """Read a checkpoint's manifest; errors as of :func:`verify`."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if content.pop("sha256") != _digest(content):
@@ -127,10 +122,7 @@ def checkpoint_folders(run: Path) -> dict[int, Path]:
 
 
 def newest_intact(run: Path) -> tuple[Path | None, Manifest | None, list[str]]:
-    """Find a run's last intact checkpoint.
-
-    Returns:
-        Its folder and manifest, or None, and the damage of each later one.
+    """Find the folder and manifest of a run's last intact checkpoint, or None, and the damage of each later one.
 
     Raises:
         OSError: a file cannot be read.

@@ -19,28 +19,19 @@ from caldpo.checkpointing.manifest import SAMPLES
 
 
 class CheckpointedModule(Protocol):
-    """What checkpointing needs of the training module beside its weights."""
+    """What checkpointing needs of :class:`caldpo.lightning_module.PreferenceModule` beside its weights."""
 
     checkpoint_plan: CheckpointPlan
     evaluated_at: int
-    """Optimiser steps at the last evaluation of the held-out pairs."""
 
     @property
-    def caught_before_update(self) -> bool:
-        """Whether a non-finite step stopped the run before its update, so that the weights are good."""
-        ...
+    def caught_before_update(self) -> bool: ...
 
-    def require_good_weights(self) -> None:
-        """Raise where a non-finite gradient has met the weights, or they started from another reference."""
-        ...
+    def require_good_weights(self) -> None: ...
 
-    def training_state(self) -> dict[str, Any]:
-        """Return the module's own counters as plain numbers."""
-        ...
+    def training_state(self) -> dict[str, Any]: ...
 
-    def restore_training_state(self, state: dict[str, Any]) -> None:
-        """Continue from what :meth:`training_state` returned."""
-        ...
+    def restore_training_state(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -66,16 +57,15 @@ class TrainState:
     @classmethod
     def capture(cls, trainer: pl.Trainer, module: CheckpointedModule) -> TrainState:
         """Capture the end of an optimiser step, inside ``on_train_batch_end`` of its last micro-batch."""
-        step, epoch_ends = trainer.global_step, trainer.is_last_batch
-        callbacks = {c.state_key: copy.deepcopy(c.state_dict()) for c in _all_callbacks(trainer)}
+        callbacks = {c.state_key: copy.deepcopy(c.state_dict()) for c in trainer.callbacks}  # type: ignore[attr-defined]
         samples = Path(trainer.default_root_dir) / SAMPLES
         return cls(
-            step=step,
-            loops=completed_loops(trainer.fit_loop.state_dict(), epoch_ends=epoch_ends),
+            step=trainer.global_step,
+            loops=completed_loops(trainer.fit_loop.state_dict(), epoch_ends=trainer.is_last_batch),
             callbacks={key: state for key, state in callbacks.items() if state},
             module=module.training_state(),
             samples=samples.stat().st_size if samples.exists() else 0,
-            evaluate=epoch_ends if (every := _evaluate_every(trainer)) is None else step % every == 0,
+            evaluate=_evaluation_is_due(trainer),
         )
 
 
@@ -84,10 +74,6 @@ def completed_loops(loops: dict[str, Any], *, epoch_ends: bool) -> dict[str, Any
 
     Taken inside the hook of a batch's end they count the batch as not completed. Lightning then has to guess where it
     was, and its guesses leave out an evaluation that was due, and count an epoch that ends here in two ways.
-
-    Args:
-        loops: state of the fit loop; not changed.
-        epoch_ends: whether the current batch is the epoch's last.
     """
     loops = copy.deepcopy(loops)
     batch, epoch = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
@@ -106,12 +92,8 @@ def completed_loops(loops: dict[str, Any], *, epoch_ends: bool) -> dict[str, Any
     return loops
 
 
-def _evaluate_every(trainer: pl.Trainer) -> int | None:
-    """Optimiser steps between evaluations; None: at the end of each epoch."""
-    if trainer.check_val_every_n_epoch is not None:
-        return None
-    return int(trainer.val_check_interval) // trainer.accumulate_grad_batches  # Lightning counts micro-batches
-
-
-def _all_callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
-    return list(trainer.callbacks)  # type: ignore[attr-defined]
+def _evaluation_is_due(trainer: pl.Trainer) -> bool:
+    if trainer.check_val_every_n_epoch is not None:  # at the end of each epoch
+        return trainer.is_last_batch
+    every = int(trainer.val_check_interval) // trainer.accumulate_grad_batches  # Lightning counts micro-batches
+    return trainer.global_step % every == 0

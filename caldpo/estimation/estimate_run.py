@@ -24,7 +24,7 @@ from caldpo.estimation.memory_verdict import DeviceMemory, device_memory, memory
 from caldpo.estimation.run_flops import GpuHours, RunFlops, Workload, batch_workload, logits_recomputed
 from caldpo.estimation.step_schedule import StepSchedule, repeated_lengths, sample_data, step_schedule
 from caldpo.logprobs.layout import why_not_packed
-from caldpo.model_data_checks import check_fit, tokenizer_key
+from caldpo.model_data_checks import check_fit
 
 FILE = "estimate.json"
 
@@ -70,7 +70,7 @@ def estimate(
         tokenizer,
         components.data,
         reference=components.reference,
-        tokenizer_key=tokenizer_key(cfg.model),
+        model_section=cfg.model,
     )
     needs = estimate_needs(cfg, components, sample.train_pairs, memory_gib)
     flops = estimate_flops(needs, components, sample.test_pairs, cfg.logits_cache_mib)

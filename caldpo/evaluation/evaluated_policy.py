@@ -41,7 +41,7 @@ from caldpo.evaluation.model_loading import (
 )
 from caldpo.evaluation.pair_scoring import score_pairs
 from caldpo.evaluation.suite_base import FOLDER
-from caldpo.model_data_checks import check_fit, require_prompts, tokenizer_key
+from caldpo.model_data_checks import check_fit, require_prompts
 from caldpo.models.adapted_policy import adapter_off, is_adapted
 from caldpo.models.model_forward import NonFiniteLogitsError
 from caldpo.models.model_probes import require_valid_logprobs
@@ -308,8 +308,8 @@ class EvaluatedPolicy:
             data.prepare_pairs(self.tokenizer, self.folder, needs_scores=False, loss_name="none", needs_rejected=False)
         if reported:
             (self.folder / REJECTED_ROWS).unlink()  # the run's folder lists them
-        key = tokenizer_key(self.target.config["model"])
-        check_fit(self.source, self.tokenizer, data, reference=self._own_reference, tokenizer_key=key)
+        section = self.target.config["model"]
+        check_fit(self.source, self.tokenizer, data, reference=self._own_reference, model_section=section)
         return data
 
     def _load_policy(self) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.precision import MixedPrecision
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from caldpo.distributed.strategy_interface import policy_strategy
@@ -24,17 +24,12 @@ from caldpo.utils.collectives import all_gather
 from caldpo.utils.finite_checks import REMEDY, nonfinite_names
 from caldpo.utils.notes import print_notes
 
-MAX_SKIPPED_STEPS = 100
-"""Float16 arithmetic skips some steps at the start and then one every 2,000, while it adjusts the gradients' scale."""
-
 
 @runtime_checkable
 class PairOrigins(Protocol):
-    """Data that knows where its pairs come from."""
+    """Data that knows where its pairs come from, such as ``pairs.jsonl:7``."""
 
-    def origin(self, index: int, split: str) -> str:
-        """Describe the source of the pair at ``index`` of a split, such as ``pairs.jsonl:7``."""
-        ...
+    def origin(self, index: int, split: str) -> str: ...
 
 
 class GuardedModule(Protocol):
@@ -51,9 +46,7 @@ class GuardedModule(Protocol):
     def global_step(self) -> int: ...
 
     @property
-    def scales_gradients(self) -> bool:
-        """Whether float16 arithmetic scales the gradients, and skips the steps in which they overflow."""
-        ...
+    def scales_gradients(self) -> bool: ...
 
 
 class NonFiniteGuard:
@@ -64,10 +57,10 @@ class NonFiniteGuard:
     Args:
         action: ``stop`` the run at a non-finite step, or ``skip`` its update and go on.
         max_skipped: steps that may be skipped in a run before it stops after all. Those that float16 arithmetic skips
-            by itself, because a scaled gradient overflowed, count as well.
+            by itself count as well: some at the start and then one every 2,000, while it adjusts the gradients' scale.
     """
 
-    def __init__(self, action: Literal["stop", "skip"] = "stop", max_skipped: int = MAX_SKIPPED_STEPS) -> None:
+    def __init__(self, action: Literal["stop", "skip"] = "stop", max_skipped: int = 100) -> None:
         self.skips, self.max_skipped = action == "skip", max_skipped
         self.skipped = 0  # steps whose update was not applied
         self.caught: CaldpoError | None = None  # why the run stops, where the weights have not met the step
@@ -87,11 +80,7 @@ class NonFiniteGuard:
     ) -> CaldpoError | None:
         """Check a step's fetched metrics, once, and drop its micro-batches; all ranks have to call.
 
-        Args:
-            module: the training module.
-            step: optimiser steps before this one.
-            metrics: of the step: ``loss`` is the mean over its pairs, ``grad_norm`` that of the reduced gradient.
-            before_update: whether the step's gradients still exist and the update has not been applied.
+        ``before_update``: whether the step's gradients still exist and the update has not been applied.
 
         Returns:
             Why the run has to stop; None where it need not.
@@ -104,7 +93,7 @@ class NonFiniteGuard:
             self.skipped += 1
             return self._check_limit(f"float16 gradients overflowed at optimiser step {step}, as at steps before")
         finding = merged(all_gather(locate(seen, module.policy if before_update else None, origins_of(module.trainer))))
-        path, dump_failure = self._dump(module, step, seen, str(finding))
+        path, dump_failure = _dump(module, step, seen, str(finding))
         what = "loss" if not math.isfinite(loss) else "gradient"
         values = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "grad_norm", "lr") if name in metrics)
         message = f"the {what} is not finite at optimiser step {step} ({values}): {finding}{dump_failure}"
@@ -116,7 +105,11 @@ class NonFiniteGuard:
                 "; its update has changed the weights, since metrics were fetched later"
                 " (trainer.metrics_sync_every=1 checks every step before its update)"
             )
-        error = CaldpoError(message, remedy=_step_remedy(path))
+        remedy = "lower optim.lr, raise loss.beta, or use trainer.precision=32-true"
+        if path is not None:
+            run_dir = path.parent.parent
+            remedy = f"compute the batch again: python -m caldpo.train resume={run_dir} replay={path}; then {remedy}"
+        error = CaldpoError(message, remedy=remedy)
         self.caught = error if unharmed else None
         return error
 
@@ -142,30 +135,6 @@ class NonFiniteGuard:
         )
         return self.caught
 
-    def _dump(self, module: GuardedModule, step: int, seen: list[SeenBatch], reason: str) -> tuple[Path | None, str]:
-        """Write this rank's share of the step; a full disk must not hide why the run stopped."""
-        if not seen:
-            return None, ""
-        trainer = module.trainer
-        plugin = trainer.precision_plugin
-        scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
-        try:
-            path = dump_step(
-                Path(trainer.default_root_dir),
-                step,
-                seen,
-                reason=reason,
-                rank=trainer.global_rank,
-                ranks=trainer.world_size,
-                loss=type(module.loss).__name__,
-                formula=module.loss.formula,
-                origin=origins_of(trainer),
-                gradient_scale=scaler.get_scale() if scaler is not None else 1.0,
-            )
-        except OSError as error:
-            return None, f"; its batch could not be written for replay ({error.strerror or error})"
-        return path, ""
-
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
@@ -174,10 +143,7 @@ class _Rows:
     index: Tensor
     weight: Tensor
     split: str
-
-    @property
-    def pairs(self) -> int:
-        return len(self.weight)
+    pairs: int
 
 
 class HeldOutGuard:
@@ -195,28 +161,23 @@ class HeldOutGuard:
 
     def record(self, batch: PairBatch, logps: PairLogps, values: dict[str, Tensor]) -> None:
         """Keep a batch with its loss and terms per pair."""
-        rows: Any = _Rows(batch.index, batch.weight, batch.split)
+        rows: Any = _Rows(batch.index, batch.weight, batch.split, batch.pairs)
         self._seen.append(SeenBatch(rows, logps, values))
 
     def check(self, module: GuardedModule, means: Mapping[str, float]) -> CaldpoError | None:
-        """Check the means of an evaluation; all ranks have to call.
+        """Check the means of an evaluation over all ranks; all of them have to call.
 
         Where non-finite steps are skipped, non-finite rows are noted and the run goes on, unless weights are not finite
         either: no later step could be any better.
-
-        Args:
-            module: the training module.
-            means: over all held-out pairs, the same on all ranks.
 
         Returns:
             Why the run has to stop; None where it need not.
         """
         if all(map(math.isfinite, means.values())):
             return None
-        weights = nonfinite_names((name, p.detach()) for name, p in _parameters(module))
-        finding = merged(
-            all_gather(replace(locate(self._seen, None, origins_of(module.trainer)), weights=tuple(weights)))
-        )
+        weights = nonfinite_names((name, p.detach()) for name, p in module.policy.named_parameters())
+        located = replace(locate(self._seen, None, origins_of(module.trainer)), weights=tuple(weights))
+        finding = merged(all_gather(located))
         if not finding.bad:
             return None  # a mean over so many pairs overflowed, or is undefined
         message = f"held-out values are not finite after {module.global_step} optimiser steps: {finding}"
@@ -232,14 +193,25 @@ def origins_of(trainer: pl.Trainer) -> Callable[[int, str], str]:
     return lambda row, split: data.origin(row, split) if split and isinstance(data, PairOrigins) else f"pair {row}"
 
 
-def _parameters(module: GuardedModule) -> list[tuple[str, nn.Parameter]]:
-    return list(module.policy.named_parameters())
-
-
-def _step_remedy(path: Path | None) -> str:
-    """The remedy of a non-finite step, whose dump is at ``path``."""
-    settings = "lower optim.lr, raise loss.beta, or use trainer.precision=32-true"
-    if path is None:
-        return settings
-    run = path.parent.parent
-    return f"compute the batch again: python -m caldpo.train resume={run} replay={path}; then {settings}"
+def _dump(module: GuardedModule, step: int, seen: list[SeenBatch], reason: str) -> tuple[Path | None, str]:
+    """Write this rank's share of the step; a full disk must not hide why the run stopped."""
+    if not seen:
+        return None, ""
+    trainer, plugin = module.trainer, module.trainer.precision_plugin
+    scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+    try:
+        path = dump_step(
+            Path(trainer.default_root_dir),
+            step,
+            seen,
+            reason=reason,
+            rank=trainer.global_rank,
+            ranks=trainer.world_size,
+            loss=type(module.loss).__name__,
+            formula=module.loss.formula,
+            origin=origins_of(trainer),
+            gradient_scale=scaler.get_scale() if scaler is not None else 1.0,
+        )
+    except OSError as error:
+        return None, f"; its batch could not be written for replay ({error.strerror or error})"
+    return path, ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -88,26 +88,28 @@ def locate(seen: Sequence[SeenBatch], policy: nn.Module | None, origin: Callable
         policy: with the step's gradients; None where they are gone.
         origin: describes where a pair comes from, by its row and split.
     """
-    pairs, bad = 0, 0
-    named: list[tuple[str, str]] = []
-    origins: list[str] = []
+    real: list[tuple[str, list[str]]] = []
     for one in seen:
         flags = _nonfinite_flags(one)
         for place, (row, weight) in enumerate(zip(one.batch.index.tolist(), one.batch.weight.tolist(), strict=True)):
-            if weight <= 0:
-                continue
-            pairs += 1
-            if len(origins) < MAX_NAMED:
-                origins.append(origin(row, one.batch.split))
-            values = [name for name, flag in flags.items() if flag[place]]
-            bad += bool(values)
-            if values and len(named) < MAX_NAMED:
-                named.append((origin(row, one.batch.split), ", ".join(values)))
+            if weight > 0:
+                values = [name for name, flag in flags.items() if flag[place]]
+                real.append((origin(row, one.batch.split), values))
+    bad = [(place, ", ".join(values)) for place, values in real if values]
+    finding = Finding(
+        pairs=len(real),
+        bad=len(bad),
+        named=tuple(bad[:MAX_NAMED]),
+        origins=tuple(place for place, _ in real[:MAX_NAMED]),
+    )
     if policy is None:
-        return Finding(pairs, bad, tuple(named), tuple(origins))
-    weights = nonfinite_names((name, p.detach()) for name, p in policy.named_parameters())
-    graded = sum(p.grad is not None for p in policy.parameters())
-    return Finding(pairs, bad, tuple(named), tuple(origins), tuple(nonfinite_gradients(policy)), tuple(weights), graded)
+        return finding
+    return replace(
+        finding,
+        parameters=tuple(nonfinite_gradients(policy)),
+        weights=tuple(nonfinite_names((name, p.detach()) for name, p in policy.named_parameters())),
+        graded=sum(p.grad is not None for p in policy.parameters()),
+    )
 
 
 def merged(findings: Sequence[Finding]) -> Finding:

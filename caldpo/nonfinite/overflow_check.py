@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -34,8 +33,7 @@ SCORES_APART = 1e-3  # of a pair, where the targets are the data's scores
 HALF_MAX, SINGLE_MAX = (torch.finfo(dtype).max for dtype in (torch.float16, torch.float32))
 
 
-@dataclass(frozen=True, slots=True)
-class InitialLoss:
+class InitialLoss(NamedTuple):
     """A pair's loss where policy and reference agree, and the larger of its slopes by the two log-probs."""
 
     loss: float
@@ -55,13 +53,7 @@ class TrainerNumerics(Protocol):
 
 
 def initial_loss(loss: PreferenceLoss, tokens: int, dtype: torch.dtype) -> InitialLoss:
-    """Evaluate a loss on a mild pair: log-probs of -0.1 nats, the most tokens possible, scores hardly apart.
-
-    Args:
-        loss: of any kind.
-        tokens: of a response, the divisor of what is a mean per token.
-        dtype: to compute in.
-    """
+    """Evaluate a loss on a mild pair: log-probs of -0.1 nats, ``tokens`` in each response, scores hardly apart."""
     nats = torch.full((1,), -0.1, dtype=dtype)
     chosen, rejected = nats.clone().requires_grad_(), nats.clone().requires_grad_()
     lengths = torch.full_like(nats, tokens)
@@ -70,9 +62,8 @@ def initial_loss(loss: PreferenceLoss, tokens: int, dtype: torch.dtype) -> Initi
     if not value.requires_grad:  # refused when it is trained, with a better reason
         return InitialLoss(value.item(), 0.0)
     slopes = torch.autograd.grad(value, (chosen, rejected), allow_unused=True)
-    return InitialLoss(
-        value.item(), max(0.0 if s is None else abs(s.item()) for s in slopes)
-    )  # max keeps a leading nan
+    largest = max(0.0 if s is None else abs(s.item()) for s in slopes)  # max keeps a leading nan
+    return InitialLoss(value.item(), largest)
 
 
 def check_overflow(
@@ -86,12 +77,6 @@ def check_overflow(
     trainer: TrainerNumerics,
 ) -> None:
     """Refuse what is certain to overflow.
-
-    Args:
-        loss, model, adapter, optim: of the run.
-        max_length: of a sequence, tokens.
-        micro_batch_size: pairs per device and micro-batch.
-        trainer: its settings.
 
     Raises:
         CaldpoError: a loss, a gradient or the optimiser's state would, from the first step on; or the gradient is 0
@@ -116,14 +101,15 @@ def check_overflow(
     pairs = micro_batch_size * trainer.accumulate_grad_batches * trainer.world_size
     smallest = start.slope / pairs * SMALLEST
     arithmetic = f"slope {start.slope:.3g} / {pairs} pairs x {SMALLEST:g} = {smallest:.3g}"
-    float16 = has_float16_weights(model, trainer.precision)
+    converted = trainer.precision in ("bf16-true", "64-true")
+    has_float16_weights = not converted and getattr(model, "dtype", None) == "float16"
     if dtype == torch.float32 and smallest > math.sqrt(SINGLE_MAX):
         raise _overflow_error(
             loss,
             f"the gradient's norm is at least {arithmetic}, and its square is beyond float32's {SINGLE_MAX:.3g}",
         )
-    if scales_gradients(trainer):
-        if float16:
+    if trainer.precision == "16-mixed" and trainer.accelerator == "gpu":  # on a CPU, Lightning takes bfloat16 instead
+        if has_float16_weights:
             raise CaldpoError(
                 "float16 arithmetic scales its gradients, and cannot take the scale off gradients that are themselves"
                 " float16, as those of model.dtype=float16 are",
@@ -139,20 +125,10 @@ def check_overflow(
                 f" it is beyond {HALF_MAX:g}, and {skipped} steps in a row would be skipped to halve that scale until"
                 f" it fits, where trainer.max_skipped_steps={trainer.max_skipped_steps}",
             )
-    elif float16:
+    elif has_float16_weights:
         if smallest > HALF_MAX:
             raise _overflow_error(loss, f"the gradient is at least {arithmetic}, and float16 ends at {HALF_MAX:g}")
         _check_optimizer(optim, adapter)
-
-
-def scales_gradients(trainer: TrainerNumerics) -> bool:
-    """Whether float16 arithmetic will scale the gradients: on a CPU, Lightning takes bfloat16 instead."""
-    return bool(trainer.precision == "16-mixed" and trainer.accelerator == "gpu")
-
-
-def has_float16_weights(model: ModelSource, precision: str) -> bool:
-    """Whether the configured weights are float16, and the precision does not convert them."""
-    return precision not in ("bf16-true", "64-true") and getattr(model, "dtype", None) == "float16"
 
 
 def steps_to_scale(smallest: float) -> int:
@@ -180,11 +156,7 @@ def _overflow_error(loss: PreferenceLoss, reason: str) -> CaldpoError:
     setting = _extreme_setting(loss)
     too_large = setting["key"] == "loss.beta" and float(setting["value"]) > 1
     remedy = "lower loss.beta" if too_large else "raise loss.beta, or lower the weight that makes the loss this large"
-    return CaldpoError(
-        f"the loss {loss.formula} is certain to overflow: {reason}",
-        **setting,
-        remedy=remedy,
-    )
+    return CaldpoError(f"the loss {loss.formula} is certain to overflow: {reason}", **setting, remedy=remedy)
 
 
 def _extreme_setting(loss: PreferenceLoss) -> dict[str, Any]:

@@ -1,87 +1,106 @@
-"""Dump a non-finite step's batch for replay, and read it back: token ids, log-probs and their origins, no code.
+"""Dump a non-finite step's batch for replay, and read it back.
 
-``nonfinite_batches/step-N.safetensors`` in the run's folder, one for each rank where there are several. Tensors:
-``tokens`` (all sequences concatenated) and ``ends`` (where each prompt, chosen and rejected response ends), and per
-pair ``index``, ``weight``, ``scores`` where the data has them, log-probs (nats), loss and terms. The metadata holds
-everything else.
+``nonfinite_batches/step-N.json`` in the run's folder, or ``step-N-rank-R.json`` with that rank's share: token ids and
+origin of each pair, and its log-probs, loss and terms as the run computed them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from caldpo.checkpointing.manifest import FOLDER as CHECKPOINTS
 from caldpo.checkpointing.manifest import WEIGHT_PARTS, WEIGHTS, checkpoint_folders
-from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.nonfinite.locate import LOGPS, SeenBatch
 from caldpo.types import PairBatch
-from caldpo.utils.atomic_io import atomic_file
+from caldpo.utils.atomic_io import write_text
 
 FOLDER = "nonfinite_batches"
-FORMAT: Literal["caldpo bad batch 1"] = "caldpo bad batch 1"
-_INTEGERS, _FLOATS = (torch.int32, torch.int64), (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class DumpHeader(BaseModel):
-    """Facts of a dumped step.
+def _printable(text: Any) -> Any:
+    """Replace lone surrogates, which names of files can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_printable)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class PlainFacts(BaseModel):
+    """The content of a JSON file, in which NaN and infinities are text."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+
+class DumpedPair(PlainFacts):
+    """A pair of the step.
+
+    Args:
+        origin: file and line, or split and row.
+        index: row in its split.
+        is_real: False for filler that evens out ranks.
+        prompt_ids, chosen_ids, rejected_ids: its tokens.
+        scores: true rewards of chosen and rejected, where the data has them.
+        values: by name: log-probs in nats, ``loss``, ``terms/*`` and ``diagnostics/*``.
+    """
+
+    origin: Text
+    index: Annotated[int, Field(ge=0, lt=2**63)]
+    is_real: bool
+    prompt_ids: TokenIds
+    chosen_ids: TokenIds
+    rejected_ids: TokenIds
+    scores: tuple[Finite, Finite] | None
+    values: dict[str, float]
+
+
+class StepDump(PlainFacts):
+    """A rank's share of an optimiser step.
 
     Args:
         step: optimiser steps before this one.
-        rank, ranks: whose share of the step it is, and how many ranks there were.
+        rank, ranks: whose share it is, and how many ranks there were.
         reason: why it was dumped, for people.
         loss, formula: of the run, for people.
         layout: of the batches.
         micro_batches: pairs of each.
         gradient_scale: of float16 arithmetic; 1 where there is none.
         step_pairs: real pairs of the step, over ranks and accumulation.
-        origins: where each pair comes from.
         checkpoint: the last one before the step, relative to the run's folder.
+        pairs: in the order of the micro-batches.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    format: Literal["caldpo bad batch 1"] = FORMAT
+    format: Literal["caldpo nonfinite batch 2"] = "caldpo nonfinite batch 2"
     step: Annotated[int, Field(ge=0, lt=2**63)]
-    rank: Annotated[int, Field(ge=0)]
-    ranks: Annotated[int, Field(lt=2**31)]
-    reason: str
-    loss: str
-    formula: str
+    rank: NonNegativeInt
+    ranks: PositiveInt
+    reason: Text
+    loss: Text
+    formula: Text
     layout: Literal["packed", "padded"]
     micro_batches: list[PositiveInt]
-    gradient_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    gradient_scale: Annotated[Finite, Field(gt=0)] = 1.0
     step_pairs: Annotated[int, Field(gt=0, lt=2**63)]
-    origins: list[str]
     checkpoint: Annotated[str, Field(pattern=r"\Acheckpoints/step-[0-9]+\z")] | None
+    pairs: Annotated[list[DumpedPair], Field(min_length=1)]
 
-
-@dataclass(frozen=True)
-class Dump:
-    """A step's batch, read back.
-
-    Args:
-        header: facts of the step.
-        pairs: in the order of the micro-batches, with their origins.
-        weight: 1 for a real pair, 0 for padding.
-        values: per pair, by name: log-probs as in :class:`PairLogps`, ``loss`` and ``terms/*``.
-    """
-
-    header: DumpHeader
-    pairs: list[TokenizedPair]
-    weight: list[float]
-    values: dict[str, Tensor]
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        first = self.pairs[0]
+        if not (
+            self.rank < self.ranks
+            and sum(self.micro_batches) == len(self.pairs)
+            and all("loss" in pair.values for pair in self.pairs)
+            and all((pair.scores is None) == (first.scores is None) for pair in self.pairs)
+        ):
+            raise ValueError("its parts do not fit each other")
+        return self
 
 
 def dump_step(
@@ -89,13 +108,8 @@ def dump_step(
     step: int,
     seen: Sequence[SeenBatch],
     *,
-    reason: str,
-    rank: int,
-    ranks: int,
-    loss: str,
-    formula: str,
     origin: Callable[[int, str], str] = lambda row, split: f"pair {row}",
-    gradient_scale: float = 1.0,
+    **facts: Any,
 ) -> Path:
     """Write this rank's share of a step.
 
@@ -103,146 +117,47 @@ def dump_step(
         run_dir: the run's folder.
         step: optimiser steps before this one.
         seen: its micro-batches, one at least.
-        reason: why it is dumped, for people.
-        rank, ranks: this rank, and how many there are.
-        loss, formula: of the run, for people.
         origin: describes where a pair comes from, by its row and split.
-        gradient_scale: of float16 arithmetic.
+        facts: further fields of :class:`StepDump`.
 
     Raises:
         OSError: it cannot be written.
     """
-    pairs = [pair for one in seen for pair in pairs_of(one.batch)]
-    ends = [0]
-    for prompt, chosen, rejected in pairs:
-        for ids in (prompt, chosen, rejected):
-            ends.append(ends[-1] + len(ids))
-    tensors = {
-        "tokens": torch.tensor([t for pair in pairs for ids in pair for t in ids], dtype=torch.int32),
-        "ends": torch.tensor(ends, dtype=torch.int64),
-        "weight": _joined([one.batch.weight for one in seen]),
-        "index": _joined([one.batch.index for one in seen]),
-    }
-    for name in LOGPS:
-        values: list[Tensor] = [value for one in seen if (value := getattr(one.logps, name)) is not None]
-        if len(values) == len(seen):
-            tensors[name] = _joined(values)
-    for name in seen[0].values:
-        tensors[name] = _joined([one.values[name] for one in seen])
-    scores = [(b.score_chosen, b.score_rejected) for b in (one.batch for one in seen)]
-    both = [torch.stack([c, r]) for c, r in scores if c is not None and r is not None]
-    if len(both) == len(seen):
-        tensors["scores"] = torch.cat(both, dim=1).cpu()
-    header = DumpHeader(
+    first = seen[0].batch
+    dump = StepDump(
         step=step,
-        rank=rank,
-        ranks=ranks,
-        reason=_printable(reason),
-        loss=loss,
-        formula=_printable(formula),
-        layout="packed" if seen[0].batch.spans is not None else "padded",
+        layout="packed" if first.spans is not None else "padded",
         micro_batches=[one.batch.pairs for one in seen],
-        gradient_scale=gradient_scale,
-        step_pairs=seen[0].batch.step_pairs,
-        origins=[_printable(origin(row, one.batch.split)) for one in seen for row in one.batch.index.tolist()],
+        step_pairs=first.step_pairs,
         checkpoint=last_checkpoint(run_dir, step),
+        pairs=[pair for one in seen for pair in _dumped_pairs(one, origin)],
+        **facts,
     )
-    path = run_dir / FOLDER / (f"step-{step}.safetensors" if ranks == 1 else f"step-{step}-rank-{rank}.safetensors")
+    name = f"step-{step}.json" if dump.ranks == 1 else f"step-{step}-rank-{dump.rank}.json"
+    path = run_dir / FOLDER / name
     path.parent.mkdir(exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(save(tensors, metadata={"caldpo": header.model_dump_json()}))
+    write_text(path, dump.model_dump_json() + "\n")
     return path
 
 
-def pairs_of(batch: PairBatch) -> list[tuple[list[int], list[int], list[int]]]:
-    """Split a batch into prompt, chosen and rejected token ids of each pair, padding pairs included."""
-    count, ids = batch.pairs, batch.input_ids.flatten().tolist()
-    targets, predicts = batch.targets.tolist(), batch.predicts.tolist()
-    lengths, width = batch.response_lengths.tolist(), batch.input_ids.shape[1]
-    pairs, at, row = [], 0, 0
-    for i in range(count):
-        # the first token of the chosen response is predicted where its prompt ends
-        begin = row if batch.spans is not None else predicts[at] // width * width
-        prompt = ids[begin : predicts[at] + 1]
-        chosen, rejected = (lengths[i], lengths[count + i])
-        pairs.append((prompt, targets[at : at + chosen], targets[at + chosen : at + chosen + rejected]))
-        at += chosen + rejected
-        row += sum(batch.spans[i]) if batch.spans is not None else 0
-    return pairs
-
-
-def read_dump(path: Path) -> Dump:
+def read_dump(path: Path) -> StepDump:
     """Read a step's batch.
 
     Raises:
         CaldpoError: the file is missing, damaged, or no dump.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        header = json.loads(metadata["caldpo"])
-        if header["format"] != FORMAT:
-            raise _no_dump(path, f"it is of the format {header['format']!r}, and this version reads {FORMAT!r}")
-        return _checked(path, DumpHeader(**header), tensors)
-    except FileNotFoundError as error:
-        raise _no_dump(path, "there is no such file") from error
+        return StepDump.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        reason = "there is no such file"
     except OSError as error:
-        raise _no_dump(path, f"it cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        detail = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise _no_dump(path, f"it is damaged, or no batch that a run has written ({detail})") from error
-
-
-def _checked(path: Path, header: DumpHeader, tensors: dict[str, Tensor]) -> Dump:
-    """Build the dump, checking its parts against each other.
-
-    Raises:
-        ValueError, KeyError, TypeError: a part is missing, or has another type than is written.
-    """
-    _require_types(tensors)
-    tokens, ends = tensors.pop("tokens").tolist(), tensors.pop("ends").tolist()
-    index, weight, scores = tensors.pop("index").tolist(), tensors.pop("weight").tolist(), tensors.pop("scores", None)
-    count = len(index)
-    sizes = {len(weight), len(header.origins), sum(header.micro_batches), *(len(value) for value in tensors.values())}
-    sizes |= set() if scores is None else {scores.shape[1]}
-    fits = (
-        count > 0
-        and sizes == {count}
-        and header.rank < header.ranks
-        and len(ends) == 3 * count + 1
-        and ends[0] == 0
-        and ends[-1] == len(tokens)
-        and all(a < b for a, b in pairwise(ends))  # no sequence is empty
-        and min(tokens) >= 0
+        reason = f"it cannot be read: {error.strerror or error}"
+    except ValueError as error:
+        detail = " ".join(str(error).split())[:300]
+        reason = f"it is damaged, or no batch that this version of caldpo has written ({detail})"
+    raise CaldpoError(
+        reason, key="replay", value=path, remedy=f"name a file of {FOLDER}/ in a run's folder, as the run wrote it"
     )
-    if not fits:
-        raise _no_dump(path, "its parts do not fit each other")
-    both = [(None, None)] * count if scores is None else list(zip(*scores.tolist(), strict=True))
-    sequences = [tokens[begin:end] for begin, end in pairwise(ends)]
-    triples = zip(sequences[0::3], sequences[1::3], sequences[2::3], strict=True)
-    pairs = [
-        TokenizedPair(prompt, chosen, rejected, both[i][0], both[i][1], index[i], header.origins[i])
-        for i, (prompt, chosen, rejected) in enumerate(triples)
-    ]
-    return Dump(header, pairs, weight, tensors)
-
-
-def _require_types(tensors: dict[str, Tensor]) -> None:
-    """Check shape and dtype of each tensor.
-
-    Raises:
-        ValueError: one has another than is written.
-    """
-    for name, value in tensors.items():
-        kinds = _INTEGERS if name in ("tokens", "ends", "index") else _FLOATS
-        if value.dtype not in kinds or value.shape[: value.dim() - 1] != ((2,) if name == "scores" else ()):
-            raise ValueError(f"{name!r} is {value.dtype} of the shape {tuple(value.shape)}")
-
-
-def _printable(text: str) -> str:
-    """Replace lone surrogates, which names of files can hold and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def last_checkpoint(run_dir: Path, step: int) -> str | None:
@@ -255,11 +170,39 @@ def last_checkpoint(run_dir: Path, step: int) -> str | None:
     return f"{CHECKPOINTS}/step-{steps[-1]}" if steps else None
 
 
-def _joined(values: Sequence[Tensor]) -> Tensor:
-    return torch.cat([value.detach().cpu() for value in values])
+def _dumped_pairs(seen: SeenBatch, origin: Callable[[int, str], str]) -> list[DumpedPair]:
+    batch = seen.batch
+    logps = {name: getattr(seen.logps, name) for name in LOGPS}
+    values = {name: value.tolist() for name, value in (logps | seen.values).items() if value is not None}
+    scores: list[Any] = [None] * batch.pairs
+    if batch.score_chosen is not None and batch.score_rejected is not None:
+        scores = list(zip(batch.score_chosen.tolist(), batch.score_rejected.tolist(), strict=True))
+    rows = zip(batch.index.tolist(), batch.weight.tolist(), sequences_of(batch), scores, strict=True)
+    return [
+        DumpedPair(
+            origin=origin(index, batch.split),
+            index=index,
+            is_real=weight > 0,
+            prompt_ids=prompt,
+            chosen_ids=chosen,
+            rejected_ids=rejected,
+            scores=pair_scores,
+            values={name: column[i] for name, column in values.items()},
+        )
+        for i, (index, weight, (prompt, chosen, rejected), pair_scores) in enumerate(rows)
+    ]
 
 
-def _no_dump(path: Path, reason: str) -> CaldpoError:
-    return CaldpoError(
-        reason, key="replay", value=path, remedy=f"name a file of {FOLDER}/ in a run's folder, as the run wrote it"
-    )
+def sequences_of(batch: PairBatch) -> list[tuple[list[int], list[int], list[int]]]:
+    """Split a batch into prompt, chosen and rejected token ids of each pair, filler included."""
+    ids, positions = batch.input_ids.flatten().tolist(), batch.position_ids.flatten().tolist()
+    targets, predicts = batch.targets.tolist(), batch.predicts.tolist()
+    chosen, rejected = batch.response_lengths.view(2, -1).tolist()
+    sequences, start = [], 0
+    for middle_length, end_length in zip(chosen, rejected, strict=True):
+        prompt_end = predicts[start]  # the last token of the prompt predicts the first one of the chosen response
+        middle, end = start + middle_length, start + middle_length + end_length
+        prompt = ids[prompt_end - positions[prompt_end] : prompt_end + 1]
+        sequences.append((prompt, targets[start:middle], targets[middle:end]))
+        start = end
+    return sequences

@@ -1,11 +1,11 @@
-"""Run one forward and backward pass over a step's batch, and inspect every value and gradient."""
+"""Run one forward and backward pass over a dumped step, and inspect every value and gradient."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,46 +16,51 @@ from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import loss_metrics
 from caldpo.models.model_forward import evaluating
 from caldpo.nonfinite.locate import LOGPS, nonfinite_gradients
-from caldpo.reference.reference_base import Logps, Reference
+from caldpo.nonfinite.step_dump import DumpedPair, PlainFacts
+from caldpo.reference.reference_base import Reference
 from caldpo.types import PairBatch, assembler
 
 _LAYER = re.compile(r".*?\.\d+(?=\.)")  # model.layers.3 of model.layers.3.mlp.up_proj.weight
 
 
-@dataclass(frozen=True)
-class InspectedPass:
-    """Values and gradients of one pass.
+class InspectedPair(PlainFacts):
+    """A real pair in one pass.
 
     Args:
-        precision: Lightning's name.
-        values: per pair, by name: log-probs as in :class:`caldpo.types.PairLogps` (nats), ``loss``, ``terms/*``.
-        norms: of the gradient, by group of parameters: a layer, or a module outside the layers.
-        nonfinite: parameters whose gradient is not finite.
+        origin: file and line, or split and row.
+        tokens: of prompt, chosen and rejected response.
+        values: by name: log-probs and log-ratios in nats, ``loss``, ``terms/*`` and ``diagnostics/*``.
+        then: as the run computed them.
+        not_finite: names of the values that are not.
     """
 
+    origin: str
+    tokens: tuple[int, int, int]
+    values: dict[str, float]
+    then: dict[str, float]
+    not_finite: list[str]
+
+
+class InspectedPass(PlainFacts):
+    """Values and gradients of one pass, in Lightning's ``precision``; a group of parameters is a layer or a module."""
+
     precision: str
-    values: dict[str, Tensor]
-    norms: dict[str, float]
-    nonfinite: list[str]
+    pairs: list[InspectedPair]
+    gradient_norms: dict[str, float]
+    nonfinite_gradients: list[str]
 
-    def nonfinite_values(self, pair: int) -> list[str]:
-        """Name the values of a pair that are not finite."""
-        return [name for name, value in self.values.items() if not bool(value[pair].isfinite())]
-
-    def nonfinite_pairs(self, weight: list[float]) -> list[int]:
-        """List the real pairs with a non-finite value."""
-        return [i for i, real in enumerate(weight) if real > 0 and self.nonfinite_values(i)]
-
-    def is_nonfinite(self, weight: list[float]) -> bool:
+    @property
+    def is_nonfinite(self) -> bool:
         """Whether any value or gradient is not finite."""
-        return bool(self.nonfinite or self.nonfinite_pairs(weight))
+        return bool(self.nonfinite_gradients) or any(pair.not_finite for pair in self.pairs)
 
 
 def run_pass(
     policy: PreTrainedModel,
     reference: Reference | None,
     loss: PreferenceLoss,
-    batches: list[PairBatch],
+    batches: Sequence[PairBatch],
+    pairs: Sequence[DumpedPair],
     *,
     precision: str,
     context: Callable[[], AbstractContextManager[object]],
@@ -70,6 +75,7 @@ def run_pass(
         reference: run live; None where the loss needs none.
         loss: of the run.
         batches: the micro-batches, on the device.
+        pairs: of all batches.
         precision: name of the pass.
         context: in which forward passes have that precision.
         logits_cache_mib: of the engine.
@@ -79,9 +85,13 @@ def run_pass(
     if to_float32:
         policy.float()
     policy.zero_grad(set_to_none=True)
-    references = _reference_logps(reference, batches, context, to_float32)
+    references: list[tuple[Tensor | None, Tensor | None]] = [(None, None) for _ in batches]
+    if reference is not None:  # its model may be the policy with its adapter disabled
+        with torch.no_grad(), reference.live() as model, evaluating(model), context():
+            reference_engine = LogprobEngine(model.float() if to_float32 else model)
+            references = [reference_engine(batch) for batch in batches]
     engine = LogprobEngine(policy, logits_cache_mib)
-    columns: dict[str, list[Tensor]] = {}
+    columns: dict[str, list[float]] = {}
     for batch, reference_logps in zip(batches, references, strict=True):
         assemble = assembler(batch, reference_logps)
         weight, factor = batch.weight, scale / batch.step_pairs
@@ -95,15 +105,36 @@ def run_pass(
         total.backward()
         with torch.no_grad(), context():
             logps = assemble(chosen, rejected, slice(None))
-            of_batch = {name: getattr(logps, name) for name in LOGPS} | loss_metrics(loss(logps))
-        for name, value in of_batch.items():
+            values = {name: getattr(logps, name) for name in LOGPS} | loss_metrics(loss(logps))
+            if reference is not None:
+                values |= {"log_ratio_chosen": logps.chosen_log_ratio, "log_ratio_rejected": logps.rejected_log_ratio}
+        for name, value in values.items():
             if value is not None:
-                columns.setdefault(name, []).append(value.detach().float().cpu())
+                columns.setdefault(name, []).extend(value.tolist())
     for parameter in policy.parameters():
         if parameter.grad is not None:
             parameter.grad /= scale
-    values = {name: torch.cat(parts) for name, parts in columns.items()}
-    return InspectedPass(precision, values, group_norms(policy), nonfinite_gradients(policy))
+    inspected = [
+        InspectedPair(
+            origin=pair.origin,
+            tokens=(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)),
+            values={name: column[i] for name, column in columns.items()},
+            then=pair.values,
+            not_finite=[
+                name
+                for name, column in columns.items()
+                if not math.isfinite(column[i]) and not name.startswith("log_ratio_")  # follow from log-probs
+            ],
+        )
+        for i, pair in enumerate(pairs)
+        if pair.is_real
+    ]
+    return InspectedPass(
+        precision=precision,
+        pairs=inspected,
+        gradient_norms=group_norms(policy),
+        nonfinite_gradients=nonfinite_gradients(policy),
+    )
 
 
 def group_norms(policy: PreTrainedModel) -> dict[str, float]:
@@ -120,18 +151,3 @@ def group_of(name: str) -> str:
     """Name the layer of a parameter, or its module where it is in none."""
     layer = _LAYER.match(name)
     return layer[0] if layer else name.rpartition(".")[0] or name
-
-
-@torch.no_grad()
-def _reference_logps(
-    reference: Reference | None,
-    batches: Iterable[PairBatch],
-    context: Callable[[], AbstractContextManager[object]],
-    to_float32: bool,
-) -> list[Logps | tuple[None, None]]:
-    """Compute the reference's log-probs of each batch; its model may be the policy with its adapter disabled."""
-    if reference is None:
-        return [(None, None) for _ in batches]
-    with reference.live() as model, evaluating(model), context():
-        engine = LogprobEngine(model.float() if to_float32 else model)
-        return [engine(batch) for batch in batches]

@@ -4,45 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedModel
 
 from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.checkpointing.checkpoint_weights import add_frozen
 from caldpo.checkpointing.manifest import DamagedCheckpointError, verify
 from caldpo.components import Components
-from caldpo.config.run_lifecycle import write_json
 from caldpo.config.summary_file import known_summary
-from caldpo.data.collate import collate
+from caldpo.data.collate import Layout, collate
+from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.logprobs.layout import choose_layout
 from caldpo.losses.base import PreferenceLoss
-from caldpo.nonfinite.step_dump import Dump, last_checkpoint, read_dump
+from caldpo.nonfinite.step_dump import PlainFacts, StepDump, last_checkpoint, read_dump
 from caldpo.reference.reference_base import ReferenceContext, in_run_dtype
-from caldpo.replay.inspected_pass import InspectedPass, run_pass
-from caldpo.replay.replay_report import print_replay, replay_facts
+from caldpo.replay.inspected_pass import InspectedPass, group_of, run_pass
 from caldpo.resume.config_diff import differences, read_config
 from caldpo.resume.pins import pin_model
 from caldpo.resume.resume_command import recorded_config
 from caldpo.run_settings import RunSettings
 from caldpo.types import PairBatch
+from caldpo.utils.atomic_io import write_text
+from caldpo.utils.text_format import counted
 
-ENDING = ".replay.json"  # in place of a dump's own: several may lie in a folder
 FLOAT32 = "32-true"
-_MAX_KEYS = 8
+MIN_WIDTH = 150  # of the tables: numbers must not be cut
+MAX_PAIRS = 20  # that are printed, the non-finite ones first; the file has all
 _REMEDY = "give the overrides of the run that wrote it"
+_SHORT = {"policy_chosen": "p_w", "policy_rejected": "p_l", "reference_chosen": "r_w", "reference_rejected": "r_l"}
+_SHORT |= {"log_ratio_chosen": "a", "log_ratio_rejected": "b"}
 
 
-def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]:
+class Replay(PlainFacts):
+    """A replayed step, as written to ``step-N.replay.json``."""
+
+    dump: str
+    weights: str
+    verdict: str
+    passes: list[InspectedPass]
+
+
+def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> Replay:
     """Compute a dumped step again, in the run's precision and in float32; print it, and write ``step-N.replay.json``.
 
     The weights are those of the run's last checkpoint from before the step, where it still exists, else those that the
@@ -51,9 +63,6 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     Args:
         cfg, settings: of the run, whose overrides were given again.
         path: of the dump.
-
-    Returns:
-        What was written.
 
     Raises:
         CaldpoError: the dump, or the checkpoint, is damaged or does not fit this configuration.
@@ -66,12 +75,12 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     trainer_settings.devices, trainer_settings.num_nodes, trainer_settings.strategy = 1, 1, "auto"
     trainer_settings.progress_bar = trainer_settings.cpu_offload = False
     components.check()
-    _print(_changed_keys(cfg, run_dir))
+    _note_changed_keys(cfg, run_dir)
     pin_model(components.model, known_summary(run_dir))
     tokenizer = components.model.load_tokenizer()
     policy = components.adapter.apply(components.model.load_policy())
     require_fit(dump, policy, loss, path)
-    layout, _ = choose_layout(dump.header.layout, policy, components.data.max_length)
+    layout, _ = choose_layout(dump.layout, policy, components.data.max_length)
     trainer = trainer_settings.build(run_dir, [], [])
     policy = in_run_dtype(trainer, policy)
     reference = None
@@ -83,101 +92,148 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> dict[str, Any]
     torch.nn.Module.to(policy, device).train()
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     batches = [batch.to(device) for batch in batches_of(dump, int(pad_id), layout)]
-    passes: list[InspectedPass] = []
+    passes = []
     for precision in dict.fromkeys([str(trainer.precision), FLOAT32]):
-        own = precision == trainer.precision
+        is_own = precision == trainer.precision
         passes.append(
             run_pass(
                 policy,
                 reference,
                 loss,
                 batches,
+                dump.pairs,
                 precision=precision,
-                context=trainer.precision_plugin.forward_context if own else contextlib.nullcontext,
+                context=trainer.precision_plugin.forward_context if is_own else contextlib.nullcontext,
                 logits_cache_mib=settings.logits_cache_mib,
-                scale=dump.header.gradient_scale if own else 1.0,
-                to_float32=not own,
+                scale=dump.gradient_scale if is_own else 1.0,
+                to_float32=not is_own,
             )
         )
-    facts, output = replay_facts(path, dump, weights, passes), path.with_suffix(ENDING)
-    write_json(output, facts)
-    print_replay(facts)
-    _print([f"written to {output}"])
-    return facts
+    result = Replay(dump=str(path), weights=weights, verdict=verdict(passes, weights), passes=passes)
+    output = path.with_suffix(".replay.json")
+    write_text(output, result.model_dump_json(indent=2) + "\n")
+    print_replay(dump, result)
+    _print(f"written to {output}")
+    return result
 
 
-def batches_of(dump: Dump, pad_id: int, layout: Any) -> list[PairBatch]:
+def batches_of(dump: StepDump, pad_id: int, layout: Layout) -> list[PairBatch]:
     """Collate the dumped micro-batches, without a split, so that the reference is run live."""
     batches, start = [], 0
-    for size in dump.header.micro_batches:
-        rows = slice(start, start + size)
+    for size in dump.micro_batches:
+        rows = dump.pairs[start : start + size]
         start += size
-        step_pairs = dump.header.step_pairs
-        batches.append(
-            collate(dump.pairs[rows], pad_id, layout=layout, weight=dump.weight[rows], step_pairs=step_pairs)
-        )
+        pairs = [
+            TokenizedPair(p.prompt_ids, p.chosen_ids, p.rejected_ids, *(p.scores or (None, None)), p.index, p.origin)
+            for p in rows
+        ]
+        weight = [float(p.is_real) for p in rows]
+        batches.append(collate(pairs, pad_id, layout=layout, weight=weight, step_pairs=dump.step_pairs))
     return batches
 
 
-def require_fit(dump: Dump, policy: PreTrainedModel, loss: PreferenceLoss, path: Path) -> None:
+def require_fit(dump: StepDump, policy: PreTrainedModel, loss: PreferenceLoss, path: Path) -> None:
     """Refuse a dump of another model's or loss's run.
 
     Raises:
         CaldpoError: it has tokens the policy lacks, or lacks scores the loss needs.
     """
-    embeddings: Any = policy.get_input_embeddings()
-    size = int(embeddings.weight.shape[0])
+    size = int(policy.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     largest = max(max(ids) for p in dump.pairs for ids in (p.prompt_ids, p.chosen_ids, p.rejected_ids))
+    problem = None
     if largest >= size:
-        raise CaldpoError(
-            f"has the token {largest}, and this policy's vocabulary has {size:,}: it is of another model's run",
-            key="replay",
-            value=path,
-            remedy=_REMEDY,
-        )
-    if loss.needs_scores and dump.pairs[0].score_chosen is None:
-        raise CaldpoError("has no scores, which this loss needs", key="replay", value=path, remedy=_REMEDY)
+        problem = f"has the token {largest}, and this policy's vocabulary has {size:,}: it is of another model's run"
+    elif loss.needs_scores and dump.pairs[0].scores is None:
+        problem = "has no scores, which this loss needs"
+    if problem is not None:
+        raise CaldpoError(problem, key="replay", value=path, remedy=_REMEDY)
 
 
-def load_checkpoint_before(dump: Dump, run_dir: Path, policy: PreTrainedModel) -> str:
+def load_checkpoint_before(dump: StepDump, run_dir: Path, policy: PreTrainedModel) -> str:
     """Load the weights of the last checkpoint from before the step into the policy, and describe them.
 
     Raises:
         CaldpoError: the checkpoint is damaged, or of another policy.
     """
-    name = last_checkpoint(run_dir, dump.header.step)
+    name = last_checkpoint(run_dir, dump.step)
     if name is None:
-        missing = "" if dump.header.checkpoint is None else f" ({dump.header.checkpoint} no longer exists)"
+        missing = "" if dump.checkpoint is None else f" ({dump.checkpoint} no longer exists)"
         return f"those that the run started from{missing}"
     folder = run_dir / name
     try:
         verify(folder)
+        weights = {key.removeprefix("policy."): value for key, value in load_weights(folder).items()}
+        add_frozen(weights, policy)
+        policy.load_state_dict(weights)
     except DamagedCheckpointError as error:
         raise CaldpoError(
             f"it is damaged: {error}", key="replay", value=folder, remedy="remove it, to use the one before it"
         ) from error
-    weights = {key.removeprefix("policy."): value for key, value in load_weights(folder).items()}
-    add_frozen(weights, policy)
-    try:
-        policy.load_state_dict(weights)
     except RuntimeError as error:  # a shape differs
         detail = " ".join(str(error).split())[:300]
         raise CaldpoError(f"is of another policy: {detail}", key="replay", value=folder, remedy=_REMEDY) from error
-    before = dump.header.step - int(name.rpartition("-")[2])
+    before = dump.step - int(name.rpartition("-")[2])
     return f"{name}, {before} optimiser steps before the batch" if before else f"{name}, those of the step itself"
 
 
-def _changed_keys(cfg: DictConfig, run_dir: Path) -> list[str]:
+def verdict(passes: list[InspectedPass], weights: str) -> str:
+    """State whether the non-finite values were reproduced, and whether the precision causes them."""
+    bad = " and in ".join(one.precision for one in passes if one.is_nonfinite)
+    good = " and in ".join(one.precision for one in passes if not one.is_nonfinite)
+    if not bad:
+        return f"not reproduced: everything is finite in {good} (weights: {weights})"
+    if not good:
+        return f"reproduced in {bad}: the precision is not the cause"
+    return f"reproduced in {bad}, and not in {good}: the precision is too narrow"
+
+
+def print_replay(dump: StepDump, result: Replay) -> None:
+    """Print the pairs and the gradient of each pass as tables, and the verdict."""
+    share = f"rank {dump.rank} of {dump.ranks}, {counted(len(dump.micro_batches), 'micro-batch')}, {dump.layout}"
+    _print(f"replay of step {dump.step} ({share}); nothing is trained")
+    _print(f"dumped because {dump.reason}\nloss: {dump.formula}\nweights: {result.weights}\n")
+    for one in result.passes:
+        pairs = sorted(one.pairs, key=lambda pair: not pair.not_finite)[:MAX_PAIRS]
+        names = [name for name in pairs[0].values if not name.startswith("diagnostics/")] if pairs else []
+        columns = ["pair", "tokens", *names, "loss then", "not finite"]
+        rows = [
+            [
+                pair.origin,
+                "{}+{}/{}".format(*pair.tokens),
+                *(f"{value:.4g}" for value in (*(pair.values[name] for name in names), pair.then["loss"])),
+                ", ".join(_SHORT.get(name, name) for name in pair.not_finite),
+            ]
+            for pair in pairs
+        ]
+        _print_table(f"{len(pairs)} of {len(one.pairs)} pairs in {one.precision}; nats", columns, rows)
+        norms = []
+        for group, norm in one.gradient_norms.items():
+            bad = [name.removeprefix(f"{group}.") for name in one.nonfinite_gradients if group_of(name) == group]
+            norms.append([group, f"{norm:.4g}", ", ".join(bad)])
+        _print_table(f"Gradient in {one.precision}", ["parameters", "norm", "not finite"], norms)
+    _print(result.verdict)
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    console = Console()
+    console.width = max(console.width, MIN_WIDTH)
+    table = Table(*(_SHORT.get(column, column) for column in columns), title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _note_changed_keys(cfg: DictConfig, run_dir: Path) -> None:
     """Note where the configuration is not the run's, on purpose or by mistake."""
-    try:
+    run_config = None
+    with contextlib.suppress(CaldpoError):
         run_config = read_config(run_dir)
-    except CaldpoError:
-        run_config = None
     if run_config is None:
-        return ["note: the run's configuration cannot be read: it is not known whether this is the same"]
-    keys = list(differences(run_config, recorded_config(cfg, str(HydraConfig.get().runtime.choices["loss"]))))
-    more = f" and {len(keys) - _MAX_KEYS} more" if len(keys) > _MAX_KEYS else ""
-    return [f"note: not the run's configuration: {'; '.join(keys[:_MAX_KEYS])}{more}"] if keys else []
+        _print("note: the run's configuration cannot be read: it is not known whether this is the same")
+        return
+    changes = list(differences(run_config, recorded_config(cfg, str(HydraConfig.get().runtime.choices["loss"]))))
+    if changes:
+        _print(f"note: not the run's configuration: {'; '.join(changes)}")
 
 
 def _live_context(components: Components, policy: PreTrainedModel, trainer: pl.Trainer) -> ReferenceContext:
@@ -195,6 +251,5 @@ def _live_context(components: Components, policy: PreTrainedModel, trainer: pl.T
     )
 
 
-def _print(lines: Sequence[str]) -> None:
-    for line in lines:
-        Console().print(line, soft_wrap=True, highlight=False, markup=False)
+def _print(text: str) -> None:
+    Console().print(text, soft_wrap=True, highlight=False, markup=False)

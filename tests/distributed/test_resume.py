@@ -180,7 +180,7 @@ def test_a_nonfinite_step_stops_all_ranks_and_is_replayed_by_one(tmp_path: Path)
         said[strategy] = told[0]
     assert said["fsdp"] == said["ddp"]
     names(said["fsdp"], "loss", "step 1", "8 of 8 pairs")
-    (batch, *_) = sorted((tmp_path / "fsdp" / "nonfinite_batches").glob("*.safetensors"))
+    (batch, *_) = sorted((tmp_path / "fsdp" / "nonfinite_batches").glob("*.json"))
     replayed = train(tmp_path, "resume=fsdp", f"replay={batch}")
     assert replayed.codes == (0,), replayed.said
     assert "step-1-rank-0.replay.json" in replayed.said

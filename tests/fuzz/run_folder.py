@@ -20,7 +20,7 @@ from tests.report.runs import finals, held_out, write_run
 
 ROWS = [held_out(0, 0.0, 0.0), *({"step": i, "loss": 1 / i} for i in range(1, 9)), held_out(8, -1.0, -3.0)]
 STEPS = (5, 7)  # of its checkpoints, which count on 9 rows
-DUMP = "nonfinite_batches/step-12.safetensors"
+DUMP = "nonfinite_batches/step-12.json"
 MANIFEST = "checkpoints/step-7/manifest.json"
 FILES = (
     "config.yaml", "summary.json", "metrics.csv", "samples.jsonl", ".hydra/config.yaml", ".hydra/hydra.yaml",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import random
 from pathlib import Path
@@ -10,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
@@ -47,7 +46,7 @@ def test_a_dump_round_trips(layout: str, tmp_path: Path) -> None:
 
     seen = [seen_of(pairs[:3], layout), seen_of(pairs[3:], layout, [1, 1, 0, 1])]
     path = dumped(tmp_path, seen, origin=origin, gradient_scale=1024.0)
-    assert path == tmp_path / "nonfinite_batches" / "step-12.safetensors"
+    assert path == tmp_path / "nonfinite_batches" / "step-12.json"
     dump = read_dump(path)
     for found, pair in zip(dump.pairs, pairs, strict=True):
         assert (found.prompt_ids, found.chosen_ids, found.rejected_ids, found.index) == (
@@ -56,21 +55,31 @@ def test_a_dump_round_trips(layout: str, tmp_path: Path) -> None:
             pair.rejected_ids,
             pair.index,
         )
-        assert found.score_chosen == pytest.approx(pair.score_chosen)
+        assert found.scores == pytest.approx((pair.score_chosen, pair.score_rejected))
         assert found.origin == f"train.jsonl:{pair.index + 1}"
-    assert dump.header.micro_batches == [3, 4]
-    assert dump.weight == [1, 1, 1, 1, 1, 0, 1]
-    assert dump.values["reference_rejected"].tolist() == [-i - 0.75 for i in range(7)]
-    assert torch.equal(dump.values["loss"], torch.cat([s.values["loss"] for s in seen]))
-    assert {"terms/contrast", "terms/calibration"} <= dump.values.keys()
-    header = dump.header
-    assert (header.step, header.step_pairs, header.layout, header.gradient_scale) == (12, 7, layout, 1024.0)
+    assert dump.micro_batches == [3, 4]
+    assert [pair.is_real for pair in dump.pairs] == [True, True, True, True, True, False, True]
+    assert [pair.values["reference_rejected"] for pair in dump.pairs] == [-i - 0.75 for i in range(7)]
+    losses = torch.cat([s.values["loss"] for s in seen]).tolist()
+    assert [pair.values["loss"] for pair in dump.pairs] == losses, "to the last bit"
+    assert {"terms/contrast", "terms/calibration"} <= dump.pairs[0].values.keys()
+    assert (dump.step, dump.step_pairs, dump.layout, dump.gradient_scale) == (12, 7, layout, 1024.0)
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no draft is left
+
+
+def test_values_that_are_not_finite_are_kept(tmp_path: Path) -> None:
+    seen = seen_of(tiny_pairs(3), "padded")
+    seen.values["loss"] = torch.tensor([math.nan, -math.inf, 1 / 3])
+    path = dumped(tmp_path, [seen], reason="the file \udc80.jsonl", origin=lambda row, split: "\udc80:1")
+    first, second, third = read_dump(path).pairs
+    assert math.isnan(first.values["loss"])
+    assert (second.values["loss"], third.values["loss"]) == (-math.inf, seen.values["loss"][2].item())
+    assert first.origin == "?:1"
 
 
 def test_each_rank_writes_its_own_file(tmp_path: Path) -> None:
     names = [dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")], rank=r, ranks=2).name for r in (0, 1)]
-    assert names == ["step-12-rank-0.safetensors", "step-12-rank-1.safetensors"]
+    assert names == ["step-12-rank-0.json", "step-12-rank-1.json"]
 
 
 def test_the_last_checkpoint_before_the_step_is_found(tmp_path: Path) -> None:
@@ -81,7 +90,7 @@ def test_the_last_checkpoint_before_the_step_is_found(tmp_path: Path) -> None:
         (folder / "weights.safetensors").touch()
     (tmp_path / "checkpoints" / "step-11").mkdir()  # nothing in it
     assert last_checkpoint(tmp_path, 12) == "checkpoints/step-12"  # weights that have seen 12 steps, as the batch's had
-    assert read_dump(dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")])).header.checkpoint == "checkpoints/step-12"
+    assert read_dump(dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")])).checkpoint == "checkpoints/step-12"
 
 
 def require_refused(path: Path, *facts: Any) -> None:
@@ -90,12 +99,13 @@ def require_refused(path: Path, *facts: Any) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    require_refused(tmp_path / "nowhere.safetensors")
-    other = tmp_path / "other.safetensors"
-    save_file({"w": torch.ones(2)}, other)
+    require_refused(tmp_path / "nowhere.json")
+    other = tmp_path / "other.json"
+    other.write_text("{}")
     require_refused(other)
-    save_file({"w": torch.ones(2)}, other, metadata={"caldpo": json.dumps({"format": "caldpo bad batch 9"})})
-    require_refused(other, "caldpo bad batch 9")
+    written = json.loads(dumped(tmp_path, [seen_of(tiny_pairs(2), "padded")]).read_text())
+    other.write_text(json.dumps({**written, "format": "caldpo nonfinite batch 9"}))
+    require_refused(other, "caldpo nonfinite batch 9")
     require_refused(tmp_path)  # a folder
 
     class Marker:
@@ -115,7 +125,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("micro_batches", [2, 2]),
         ("micro_batches", []),
         ("micro_batches", [-1, 4]),
-        ("origins", ["a"]),
+        ("pairs", []),
         ("step_pairs", 0),
         ("step_pairs", None),
         ("layout", "both"),
@@ -133,10 +143,31 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 )
 def test_inconsistent_parts_are_refused(change: str, to: Any, tmp_path: Path) -> None:
     path = dumped(tmp_path, [seen_of(tiny_pairs(3), "padded")])
-    with safe_open(path, framework="pt") as file:
-        metadata = json.loads(file.metadata()["caldpo"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file(tensors, path, metadata={"caldpo": json.dumps({**metadata, change: to})})
+    path.write_text(json.dumps({**json.loads(path.read_text()), change: to}))
+    require_refused(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "to"),
+    [
+        ("prompt_ids", []),
+        ("chosen_ids", [-1]),
+        ("rejected_ids", [2**31]),
+        ("index", -1),
+        ("index", 2**63),
+        ("scores", None),
+        ("scores", [1.0]),
+        ("scores", [1.0, "nan"]),
+        ("values", {}),
+        ("values", {"loss": "large"}),
+        ("origin", 1),
+    ],
+)
+def test_a_pair_that_no_run_writes_is_refused(change: str, to: Any, tmp_path: Path) -> None:
+    path = dumped(tmp_path, [seen_of(tiny_pairs(3), "padded")])
+    content = json.loads(path.read_text())
+    content["pairs"][1][change] = to
+    path.write_text(json.dumps(content))
     require_refused(path)
 
 

@@ -244,9 +244,9 @@ def test_a_bad_number_leaves_a_checkpoint_to_replay_and_to_go_on_from(
     monkeypatch.setattr(PreferenceModule, "configure_gradient_clipping", spoilt)
     train("resume=half", fails=1)
     assert read_manifest(half / "checkpoints" / "step-7").step == 7
-    assert (half / "nonfinite_batches" / "step-7.safetensors").is_file()
+    assert (half / "nonfinite_batches" / "step-7.json").is_file()
     before = contents(half)
-    train("resume=half", "replay=half/nonfinite_batches/step-7.safetensors", "hydra.run.dir=replayed")
+    train("resume=half", "replay=half/nonfinite_batches/step-7.json", "hydra.run.dir=replayed")
     assert contents(half).items() >= before.items(), "a replay changes nothing about the run"
     train("resume=half", "trainer.on_nonfinite=skip")
     summary = json.loads((half / "summary.json").read_text())

@@ -34,10 +34,12 @@ SHOWN = [*ENVIRONMENT.values(), GIVEN, f"https://me:{IN_ADDRESS}@host/x"]
 def talkative(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Trainings that say every secret wherever a program can say something, and one with seed 7 fails with them."""
     set_environment(monkeypatch)
-    start = caldpo.training_run.print_start
+    original = caldpo.training_run.print_facts
 
-    def say(facts: dict[str, str]) -> None:
-        start(facts)
+    def say(title: str, facts: dict[str, str]) -> None:
+        original(title, facts)
+        if title != "Run":
+            return
         for secret in SHOWN:
             print(secret)
             warnings.warn(secret, stacklevel=1)
@@ -49,7 +51,7 @@ def talkative(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if facts["seed"] == "7":
             raise RuntimeError(" ".join(SHOWN)) from ValueError(SHOWN[0])
 
-    monkeypatch.setattr(caldpo.training_run, "print_start", say)
+    monkeypatch.setattr(caldpo.training_run, "print_facts", say)
     return folder
 
 
