@@ -1,4 +1,4 @@
-"""Hydra by its public interface: initialised for one command, with the resolvers of the yamls and options of its own."""
+"""Hydra by its public interface, initialised for one command, with the resolvers and the options of this project."""
 
 from __future__ import annotations
 
