@@ -97,16 +97,8 @@ class WandB:
     """``logger=wandb``: a W&B run; without an account it is offline, and nothing is asked.
 
     What is None is taken from W&B's own variable (``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_NAME``,
-    ``WANDB_RUN_GROUP``) where that is set; so are the run's ``tags`` and ``notes`` where it has none (``WANDB_TAGS``,
-    ``WANDB_NOTES``).
-
-    Args:
-        project: W&B project; else ``caldpo``.
-        entity: W&B user or team; else the account's default.
-        name: of the W&B run; else the one that the run is opened with. In a sweep the run's own follows it.
-        group: of the run; else the sweep's folder, so that the runs of a sweep are one group.
-        mode: ``auto`` is what ``WANDB_MODE`` says, else online when an API key is configured, else offline;
-            ``disabled`` opens no run.
+    ``WANDB_RUN_GROUP``, ``WANDB_MODE``) where that is set; so are the run's ``tags`` and ``notes`` where it has none
+    (``WANDB_TAGS``, ``WANDB_NOTES``). ``conf/logger/wandb.yaml`` explains each key.
     """
 
     @validated

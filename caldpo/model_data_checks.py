@@ -96,11 +96,7 @@ def skeleton_of(source: ModelSource) -> PreTrainedModel | None:
 def require_prompts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], more: int
 ) -> None:
-    """Refuse prompts, as token ids, that a model (with or without an adapter) cannot be sampled from.
-
-    Args:
-        model, tokenizer, prompts: see above.
-        more: tokens of the longest response.
+    """Refuse prompts, as token ids, that a model cannot be sampled from for ``more`` tokens.
 
     Raises:
         CaldpoError: naming ``model.tokenizer`` or ``max_new_tokens``.

@@ -15,9 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from caldpo.checkpointing.checkpoint_io import load_weights
-from caldpo.checkpointing.checkpoint_weights import add_frozen
-from caldpo.checkpointing.manifest import DamagedCheckpointError, verify
+from caldpo.checkpointing.checkpoint_io import load_policy_weights
 from caldpo.components import Components
 from caldpo.config.summary_file import known_summary
 from caldpo.data.collate import Layout, collate
@@ -40,7 +38,6 @@ from caldpo.utils.text_format import counted
 FLOAT32 = "32-true"
 MIN_WIDTH = 150  # of the tables: numbers must not be cut
 MAX_PAIRS = 20  # that are printed, the non-finite ones first; the file has all
-_REMEDY = "give the overrides of the run that wrote it"
 _SHORT = {"policy_chosen": "p_w", "policy_rejected": "p_l", "reference_chosen": "r_w", "reference_rejected": "r_l"}
 _SHORT |= {"log_ratio_chosen": "a", "log_ratio_rejected": "b"}
 
@@ -113,7 +110,7 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> Replay:
     output = path.with_suffix(".replay.json")
     write_text(output, result.model_dump_json(indent=2) + "\n")
     print_replay(dump, result)
-    _print(f"written to {output}")
+    print(f"written to {output}")
     return result
 
 
@@ -133,11 +130,7 @@ def batches_of(dump: StepDump, pad_id: int, layout: Layout) -> list[PairBatch]:
 
 
 def require_fit(dump: StepDump, policy: PreTrainedModel, loss: PreferenceLoss, path: Path) -> None:
-    """Refuse a dump of another model's or loss's run.
-
-    Raises:
-        CaldpoError: it has tokens the policy lacks, or lacks scores the loss needs.
-    """
+    """Refuse a dump of another run: with tokens the policy lacks, or without scores the loss needs."""
     size = int(policy.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     largest = max(max(ids) for p in dump.pairs for ids in (p.prompt_ids, p.chosen_ids, p.rejected_ids))
     problem = None
@@ -146,32 +139,16 @@ def require_fit(dump: StepDump, policy: PreTrainedModel, loss: PreferenceLoss, p
     elif loss.needs_scores and dump.pairs[0].scores is None:
         problem = "has no scores, which this loss needs"
     if problem is not None:
-        raise CaldpoError(problem, key="replay", value=path, remedy=_REMEDY)
+        raise CaldpoError(problem, key="replay", value=path, remedy="give the overrides of the run that wrote it")
 
 
 def load_checkpoint_before(dump: StepDump, run_dir: Path, policy: PreTrainedModel) -> str:
-    """Load the weights of the last checkpoint from before the step into the policy, and describe them.
-
-    Raises:
-        CaldpoError: the checkpoint is damaged, or of another policy.
-    """
+    """Load the weights of the last checkpoint from before the step into the policy, and describe them."""
     name = last_checkpoint(run_dir, dump.step)
     if name is None:
         missing = "" if dump.checkpoint is None else f" ({dump.checkpoint} no longer exists)"
         return f"those that the run started from{missing}"
-    folder = run_dir / name
-    try:
-        verify(folder)
-        weights = {key.removeprefix("policy."): value for key, value in load_weights(folder).items()}
-        add_frozen(weights, policy)
-        policy.load_state_dict(weights)
-    except DamagedCheckpointError as error:
-        raise CaldpoError(
-            f"it is damaged: {error}", key="replay", value=folder, remedy="remove it, to use the one before it"
-        ) from error
-    except RuntimeError as error:  # a shape differs
-        detail = " ".join(str(error).split())[:300]
-        raise CaldpoError(f"is of another policy: {detail}", key="replay", value=folder, remedy=_REMEDY) from error
+    load_policy_weights(run_dir / name, policy)
     before = dump.step - int(name.rpartition("-")[2])
     return f"{name}, {before} optimiser steps before the batch" if before else f"{name}, those of the step itself"
 
@@ -190,8 +167,8 @@ def verdict(passes: list[InspectedPass], weights: str) -> str:
 def print_replay(dump: StepDump, result: Replay) -> None:
     """Print the pairs and the gradient of each pass as tables, and the verdict."""
     share = f"rank {dump.rank} of {dump.ranks}, {counted(len(dump.micro_batches), 'micro-batch')}, {dump.layout}"
-    _print(f"replay of step {dump.step} ({share}); nothing is trained")
-    _print(f"dumped because {dump.reason}\nloss: {dump.formula}\nweights: {result.weights}\n")
+    print(f"replay of step {dump.step} ({share}); nothing is trained")
+    print(f"dumped because {dump.reason}\nloss: {dump.formula}\nweights: {result.weights}\n")
     for one in result.passes:
         pairs = sorted(one.pairs, key=lambda pair: not pair.not_finite)[:MAX_PAIRS]
         names = [name for name in pairs[0].values if not name.startswith("diagnostics/")] if pairs else []
@@ -211,7 +188,7 @@ def print_replay(dump: StepDump, result: Replay) -> None:
             bad = [name.removeprefix(f"{group}.") for name in one.nonfinite_gradients if group_of(name) == group]
             norms.append([group, f"{norm:.4g}", ", ".join(bad)])
         _print_table(f"Gradient in {one.precision}", ["parameters", "norm", "not finite"], norms)
-    _print(result.verdict)
+    print(result.verdict)
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -229,11 +206,11 @@ def _note_changed_keys(cfg: DictConfig, run_dir: Path) -> None:
     with contextlib.suppress(CaldpoError):
         run_config = read_config(run_dir)
     if run_config is None:
-        _print("note: the run's configuration cannot be read: it is not known whether this is the same")
+        print("note: the run's configuration cannot be read: it is not known whether this is the same")
         return
     changes = list(differences(run_config, recorded_config(cfg, str(HydraConfig.get().runtime.choices["loss"]))))
     if changes:
-        _print(f"note: not the run's configuration: {'; '.join(changes)}")
+        print(f"note: not the run's configuration: {'; '.join(changes)}")
 
 
 def _live_context(components: Components, policy: PreTrainedModel, trainer: pl.Trainer) -> ReferenceContext:
@@ -249,7 +226,3 @@ def _live_context(components: Components, policy: PreTrainedModel, trainer: pl.T
         pairs_seen=0,
         facts={},
     )
-
-
-def _print(text: str) -> None:
-    Console().print(text, soft_wrap=True, highlight=False, markup=False)
