@@ -10,9 +10,6 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from transformers import PreTrainedModel
 
 from caldpo.checkpointing.checkpoint_io import load_policy_weights
@@ -36,10 +33,7 @@ from caldpo.utils.atomic_io import write_text
 from caldpo.utils.text_format import counted
 
 FLOAT32 = "32-true"
-MIN_WIDTH = 150  # of the tables: numbers must not be cut
 MAX_PAIRS = 20  # that are printed, the non-finite ones first; the file has all
-_SHORT = {"policy_chosen": "p_w", "policy_rejected": "p_l", "reference_chosen": "r_w", "reference_rejected": "r_l"}
-_SHORT |= {"log_ratio_chosen": "a", "log_ratio_rejected": "b"}
 
 
 class Replay(PlainFacts):
@@ -165,39 +159,22 @@ def verdict(passes: list[InspectedPass], weights: str) -> str:
 
 
 def print_replay(dump: StepDump, result: Replay) -> None:
-    """Print the pairs and the gradient of each pass as tables, and the verdict."""
+    """Print each pair's values and each layer's gradient norm in every pass, and the verdict."""
     share = f"rank {dump.rank} of {dump.ranks}, {counted(len(dump.micro_batches), 'micro-batch')}, {dump.layout}"
     print(f"replay of step {dump.step} ({share}); nothing is trained")
-    print(f"dumped because {dump.reason}\nloss: {dump.formula}\nweights: {result.weights}\n")
+    print(f"dumped because {dump.reason}\nloss: {dump.formula}\nweights: {result.weights}")
     for one in result.passes:
         pairs = sorted(one.pairs, key=lambda pair: not pair.not_finite)[:MAX_PAIRS]
-        names = [name for name in pairs[0].values if not name.startswith("diagnostics/")] if pairs else []
-        columns = ["pair", "tokens", *names, "loss then", "not finite"]
-        rows = [
-            [
-                pair.origin,
-                "{}+{}/{}".format(*pair.tokens),
-                *(f"{value:.4g}" for value in (*(pair.values[name] for name in names), pair.then["loss"])),
-                ", ".join(_SHORT.get(name, name) for name in pair.not_finite),
-            ]
-            for pair in pairs
-        ]
-        _print_table(f"{len(pairs)} of {len(one.pairs)} pairs in {one.precision}; nats", columns, rows)
-        norms = []
+        print(f"\n{one.precision}: {len(pairs)} of {len(one.pairs)} pairs, prompt + chosen / rejected tokens; nats")
+        for pair in pairs:
+            prompt, chosen, rejected = pair.tokens
+            values = ", ".join(f"{name} {value:.4g}" for name, value in pair.values.items())
+            print(f"  {pair.origin} ({prompt} + {chosen} / {rejected}): {values}; then loss {pair.then['loss']:.4g}")
+        print(f"{one.precision}: gradient norms, and whose entries are not finite")
         for group, norm in one.gradient_norms.items():
             bad = [name.removeprefix(f"{group}.") for name in one.nonfinite_gradients if group_of(name) == group]
-            norms.append([group, f"{norm:.4g}", ", ".join(bad)])
-        _print_table(f"Gradient in {one.precision}", ["parameters", "norm", "not finite"], norms)
-    print(result.verdict)
-
-
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    console = Console()
-    console.width = max(console.width, MIN_WIDTH)
-    table = Table(*(_SHORT.get(column, column) for column in columns), title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
+            print(f"  {group}: {norm:.4g} {', '.join(bad)}")
+    print(f"\n{result.verdict}")
 
 
 def _note_changed_keys(cfg: DictConfig, run_dir: Path) -> None:
