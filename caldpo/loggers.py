@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from caldpo.config.run_lifecycle import one_line
+from caldpo.config.run_lifecycle import describe_error
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME, STEP, RowWriter, read_rows
@@ -207,7 +207,7 @@ class WandB:
             finally:
                 run.finish()
         except Exception as error:  # network, account, disk, or a service that does not start
-            return f"W&B was not reached: {one_line(error)}"
+            return f"W&B was not reached: {describe_error(error)}"
         return f"upload to W&B: wandb sync {_from_here(run_dir / 'wandb')}" if offline else None
 
     def _init(self, run_dir: Path, *, offline: bool, **arguments: Any) -> Any:
@@ -239,7 +239,7 @@ def _refusal(error: Exception) -> CaldpoError:
     details = error.errors() if isinstance(error, ValidationError) else []
     problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in details]
     return CaldpoError(
-        f"W&B does not begin its run ({'; '.join(problems) or one_line(error)})",
+        f"W&B does not begin its run ({'; '.join(problems) or describe_error(error)})",
         key="logger",
         value="wandb",
         remedy="mend the key of logger or the WANDB_ variable, log in (wandb login), or take logger.mode=offline or"

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
-from caldpo.config.metric_names import find_metric_problems
+from caldpo.config.metric_checks import find_metric_problems
 from caldpo.config.signatures import validated
 from caldpo.config.validation import Problem, find_missing_groups
 from caldpo.data.source_paths import find_misplaced

@@ -31,7 +31,7 @@ from caldpo.data.batching import StepPlan
 from caldpo.data.end_tokens import end_tokens, inner_end_notes
 from caldpo.distributed.fsdp import full_state_dict
 from caldpo.estimation.oom_report import out_of_memory_error
-from caldpo.exporting.export_policy import export, export_notes
+from caldpo.exporting.export_policy import export_notes, write_policy
 from caldpo.exporting.model_card import CARD, Exported, write_card
 from caldpo.lightning_module import PreferenceModule
 from caldpo.loggers import MetricsFile
@@ -48,9 +48,10 @@ from caldpo.resume.resume_point import ResumePoint
 from caldpo.resume.run_inputs import data_inputs, environment, frozen_inputs, policy_inputs
 from caldpo.run_record import PLANNED, RunRecord, tracked_name
 from caldpo.run_settings import RunSettings
+from caldpo.utils.atomic_io import atomic_folder
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.devices import is_out_of_memory
 from caldpo.utils.notes import print_notes
-from caldpo.utils.out_of_memory import is_out_of_memory
 
 Announce = Callable[[str], None]
 
@@ -272,7 +273,8 @@ def export_policy(module: PreferenceModule, record: RunRecord) -> None:
     if record.settings.export:
         weights = full_state_dict(module.policy)
         if is_first_rank():
-            export(module, record.run_dir / "policy", weights)
+            with atomic_folder(record.run_dir / "policy") as draft:
+                write_policy(module.policy, module.tokenizer, draft, weights=weights)
 
 
 def finish(

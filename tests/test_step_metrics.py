@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from caldpo.checkpointing.checkpoint_callback import Checkpoints
 from caldpo.checkpointing.checkpoint_io import load_weights
-from caldpo.data.batching import StepBatchSampler
-from caldpo.data.collate import PairBatches, collate
-from caldpo.data.data_loading import PairLoader
+from caldpo.data.batching import StepPlan
+from caldpo.data.collate import collate
+from caldpo.data.data_loading import PairBatches, PairLoader
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
 from caldpo.lightning_trainer import StepProgress
@@ -225,7 +225,7 @@ class Packed(Pairs):
     """The same pairs without padding."""
 
     def loader(self, pairs: TokenizedPairs, micro: int, **keys: Any) -> PairLoader:
-        return PairLoader(PairBatches(pairs, 0, layout="packed"), StepBatchSampler(len(pairs), micro, **keys))
+        return PairLoader(PairBatches(pairs, 0, layout="packed"), StepPlan(len(pairs), micro, **keys).sampler())
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])

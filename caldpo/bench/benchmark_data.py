@@ -16,13 +16,13 @@ from transformers.utils import logging
 
 from caldpo.bench.benchmark_settings import BenchmarkModel, BenchmarkSettings
 from caldpo.bench.worker_job import ADAPTER, IDS, MODEL, TEST, TOKENIZER, TRAIN
-from caldpo.data.batching import StepBatchSampler
+from caldpo.data.batching import StepPlan
 from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.pair_checks import refuse_untokenized
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.split import subset
-from caldpo.data.template_source import require_template
+from caldpo.data.template_checks import require_template
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import tokenize_pairs, truncate
 from caldpo.errors import CaldpoError
@@ -43,29 +43,20 @@ EOS = SPECIAL.index("</s>")
 
 
 def prepare(settings: BenchmarkSettings, model: BenchmarkModel, folder: Path) -> tuple[TokenizedPairs, ModelCost]:
-    """Write pairs, tokenizer, weights and the adapter's start into ``folder``.
-
-    Returns:
-        The pairs, and the sizes that determine the model's FLOPs.
+    """Write pairs, tokenizer, weights and the adapter's start into ``folder``; return the pairs, and sizes for FLOPs.
 
     Raises:
         CaldpoError: the data file or its tokenizer does not exist, or has too few pairs.
     """
     folder.mkdir(parents=True)
-    limits = {"max_length": model.max_length, "max_prompt_length": model.max_prompt_length}
+    keys = {name: getattr(model, name) for name in ("vocab_size", "max_length", "max_prompt_length")}
+    keys["seed"] = settings.seed
     if settings.data_file is None:
-        pairs = synthetic_pairs(settings.pairs, vocab_size=model.vocab_size, seed=settings.seed, **limits)
+        pairs = synthetic_pairs(settings.pairs, **keys)
     else:
         assert settings.tokenizer is not None
-        pairs = pairs_of_file(
-            settings.data_file,
-            settings.tokenizer,
-            settings.pairs,
-            vocab_size=model.vocab_size,
-            seed=settings.seed,
-            folder=folder.parent,
-            **limits,
-        )
+        file, tokenizer = settings.data_file, settings.tokenizer
+        pairs = pairs_of_file(file, tokenizer, settings.pairs, folder=folder.parent, **keys)
     save_pairs(pairs, folder / IDS, folder / TRAIN)
     first, _, _ = (folder / TRAIN).read_text(encoding="utf-8").partition("\n")
     (folder / TEST).write_text(first + "\n", encoding="utf-8")  # a run has to evaluate some pair
@@ -113,15 +104,7 @@ def pairs_of_file(
 ) -> TokenizedPairs:
     """Draw ``count`` pairs from a file, tokenise them as in training, and :func:`fold` them.
 
-    Args:
-        path: as ``data.train`` of ``data=local``.
-        tokenizer_name: hub id or folder.
-        count: pairs wanted.
-        vocab_size: of the model.
-        max_length: tokens of a prompt and its longer response together.
-        max_prompt_length: tokens left of the prompt of a pair that is too long.
-        seed: of the draw.
-        folder: where unusable rows are listed.
+    Unusable rows are listed in ``folder``.
 
     Raises:
         CaldpoError: no such file or tokenizer, or fewer pairs than wanted.
@@ -158,12 +141,7 @@ def pairs_of_file(
 def fold(pairs: Iterable[TokenizedPair], vocab_size: int, eos: int) -> TokenizedPairs:
     """Map pairs to a vocabulary of ``vocab_size`` ids, of which the first few are special, keeping their lengths.
 
-    Special ids and ids beyond the vocabulary become others.
-
-    Args:
-        pairs: of another vocabulary.
-        vocab_size: of the new one.
-        eos: end of a response that is not truncated, in the pairs' own vocabulary.
+    Special ids and ids beyond the vocabulary become others. ``eos`` is that of the pairs' own vocabulary.
     """
     plain = vocab_size - len(SPECIAL)
 
@@ -186,28 +164,23 @@ def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
 
     Its ``vocab_size`` tokens are the special ones, and ``w3``, ``w4``, ... by their ids.
     """
-    words = [*SPECIAL, *map(_word, range(len(SPECIAL), vocab_size))]
+    words = [*SPECIAL, *(f"w{token}" for token in range(len(SPECIAL), vocab_size))]
     core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-def _text(ids: Iterable[int]) -> str:
-    """Write ids as text; without the EOS, which tokenisation appends."""
-    return " ".join(_word(token) for token in ids if token != EOS)
-
-
-def _word(token: int) -> str:
-    return f"w{token}"
-
-
 def save_pairs(pairs: Iterable[TokenizedPair], ids: Path, texts: Path) -> None:
     """Write the pairs twice, a line each: as ids, and as text that tokenises to these ids."""
+
+    def text(token_ids: Iterable[int]) -> str:  # tokenisation appends the EOS
+        return " ".join(f"w{token}" for token in token_ids if token != EOS)
+
     with ids.open("w", encoding="utf-8") as id_file, texts.open("w", encoding="utf-8") as text_file:
         for p in pairs:
             id_file.write(json.dumps([p.prompt_ids, p.chosen_ids, p.rejected_ids]) + "\n")
-            row = {"prompt": _text(p.prompt_ids)}
-            row |= {side: f" {_text(x)}" for side, x in (("chosen", p.chosen_ids), ("rejected", p.rejected_ids))}
+            sides = {"chosen": f" {text(p.chosen_ids)}", "rejected": f" {text(p.rejected_ids)}"}
+            row = {"prompt": text(p.prompt_ids), **sides}
             text_file.write(json.dumps(row) + "\n")
 
 
@@ -220,17 +193,15 @@ def read_pairs(ids: Path) -> TokenizedPairs:
     )
 
 
-def training_order(count: int, micro_batch_size: int, seed: int) -> list[int]:
+def training_order(count: int, settings: BenchmarkSettings) -> list[int]:
     """Order in which this project's training visits ``count`` pairs in its first epoch."""
-    return StepBatchSampler(count, micro_batch_size, seed=seed).order()
+    return StepPlan(count, settings.micro_batch_size, seed=settings.seed).order(epoch=0)
 
 
 def padding_waste(lengths: np.ndarray, micro_batch_size: int) -> tuple[float, float]:
     """Ratios of tokens with padding to tokens without, and of those to tokens with each prompt once.
 
-    Args:
-        lengths: of prompt, chosen and rejected, ``(pairs, 3)``, in the order of training.
-        micro_batch_size: pairs whose rows are padded to their longest.
+    ``lengths`` are those of prompt, chosen and rejected, ``(pairs, 3)``, in the order of training.
     """
     rows = lengths[:, :1] + lengths[:, 1:]
     starts = range(0, len(lengths), micro_batch_size)

@@ -17,8 +17,8 @@ from caldpo.bench.benchmark_rows import Row
 from caldpo.bench.benchmark_settings import BenchmarkModel, BenchmarkSettings
 from caldpo.bench.worker_job import Answer
 from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.report.table_cells import NONE, markdown_table
 
-NONE = "-"
 # speed x: multiple of the baseline's; memory x: the baseline's memory over this one's; estimate: of the peak memory,
 # and the measured peak over it
 HEADERS = (
@@ -51,7 +51,7 @@ def cells(row: Row) -> list[str]:
 
 
 def agreement_lines(rows: Sequence[Row]) -> list[str]:
-    """List how far each variant is from the baseline."""
+    """How far each variant is from the baseline."""
     return [
         f"{row.title}: loss {d.loss:.1e}, gradient norm {d.first_grad_norm:.1e} at the first step,"
         f" {d.grad_norm:.1e} at any" + (f"; NO AGREEMENT: {d.problem}" if d.problem else "")
@@ -62,10 +62,8 @@ def agreement_lines(rows: Sequence[Row]) -> list[str]:
 
 def reference_line(rows: Sequence[Row]) -> str:
     """State the time of precomputing the reference's log-probs, of the variants that do."""
-    seconds = [
-        (row.title, row.reference_seconds_per_pair) for row in rows if row.reference_seconds_per_pair is not None
-    ]
-    each = "; ".join(f"{title} {1000 * value:.3g}" for title, value in seconds)
+    seconds = {row.title: s for row in rows if (s := row.reference_seconds_per_pair) is not None}
+    each = "; ".join(f"{title} {1000 * value:.3g}" for title, value in seconds.items())
     return f"Reference precomputed before training, not part of the steps, ms per pair: {each or NONE}"
 
 
@@ -91,17 +89,11 @@ def print_table(console: Console, rows: Sequence[Row], facts: Mapping[str, str])
 
 def markdown(rows: Sequence[Row], facts: Mapping[str, str]) -> str:
     """Write the same as a Markdown document."""
-    lines = ["# Benchmark", ""]
-    lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", _line(HEADERS), "|---|" + "---:|" * (len(HEADERS) - 1), *(_line(cells(row)) for row in rows)]
-    lines += ["", reference_line(rows)]
+    lines = ["# Benchmark", "", *(f"- {name}: {value}" for name, value in facts.items())]
+    lines += ["", markdown_table(HEADERS, map(cells, rows)), "", reference_line(rows)]
     if differences := agreement_lines(rows):
         lines += ["", "Largest relative differences from the baseline:", "", *(f"- {line}" for line in differences)]
     return "\n".join(lines) + "\n"
-
-
-def _line(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(texts)} |"
 
 
 def _estimate(row: Row) -> str:
@@ -125,19 +117,9 @@ def report_facts(
     rows: Sequence[Row],
     baseline: str | None,
 ) -> dict[str, str]:
-    """Describe the benchmark in lines, by their titles.
-
-    Args:
-        settings, model: of the benchmark.
-        device: cpu or cuda.
-        pairs: of a run.
-        answers: of each variant, one for each round.
-        matmul_flops: measured matmul peak, FLOP/s.
-        rows: figures of each variant.
-        baseline: variant that ratios refer to; None: no ratios.
-    """
-    memory = next((rounds[0].memory["of"] for rounds in answers.values() if rounds), "")
-    versions = {name: v for rounds in answers.values() for a in rounds for name, v in a.versions.items()}
+    """Describe the benchmark in lines, by their titles."""
+    measured = [answer for rounds in answers.values() for answer in rounds]
+    versions = {name: number for answer in measured for name, number in answer.versions.items()}
     facts = {
         "device": f"{device_name(device)}, {settings.num_threads} CPU thread(s); measured matmul peak"
         f" {matmul_flops / 1e9:,.0f} GFLOP/s in {model.dtype}",
@@ -145,7 +127,7 @@ def report_facts(
         "data": data_line(settings, model, pairs),
         "steps": f"{settings.steps} timed after {settings.warmup_steps} of warm-up, {settings.micro_batch_size} pairs"
         f" each; medians of {settings.repeats} interleaved round(s), a process each",
-        "memory": memory,
+        "memory": measured[0].memory["of"] if measured else "",
         "of peak": "minimal FLOPs (each token once, no padding, no recomputation, no reference) per second, over the"
         " matmul peak",
         "estimate": "memory by caldpo.estimate, from the same overrides before anything ran; in brackets the measured"
@@ -154,9 +136,8 @@ def report_facts(
         "versions": ", ".join(f"{name} {v}" for name, v in sorted(versions.items())),
     }
     if "trl" in versions:
-        facts["not measured"] = (
-            f"padding_free of TRL {versions['trl']}: its DPOTrainer warns that the option is switched off, and pads"
-        )
+        padding_free = "its DPOTrainer warns that the option is switched off, and pads"
+        facts["not measured"] = f"padding_free of TRL {versions['trl']}: {padding_free}"
     base = next((row for row in rows if row.name == baseline), None)
     if base:
         facts["speed x, memory x"] = f"times faster, and times less memory, than {base.title}"
@@ -177,7 +158,7 @@ def first_run(row: Row, base: Row | None) -> str:
 
 def data_line(settings: BenchmarkSettings, model: BenchmarkModel, pairs: TokenizedPairs) -> str:
     """Describe the pairs: source, lengths, and the cost of padding and of repeated prompts."""
-    lengths = pairs.lengths()[training_order(len(pairs), settings.micro_batch_size, settings.seed)]
+    lengths = pairs.lengths()[training_order(len(pairs), settings)]
     prompts, responses = lengths[:, 0], lengths[:, 1:]
     padding, repetition = padding_waste(lengths, settings.micro_batch_size)
     source = "synthetic pairs, log-normal lengths"

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from types import MappingProxyType
 
+from caldpo.bench.benchmark_settings import VARIANTS
 from caldpo.bench.worker_job import Answer
 
 # largest relative difference of the first step, and of later ones
@@ -21,29 +21,16 @@ TOLERANCE = {"float32": (1e-5, 1e-3), "bfloat16": (5e-2, 1e-1)}
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest relative differences of a variant from the baseline.
-
-    Args:
-        loss: of any step.
-        first_grad_norm: of the first step.
-        grad_norm: of any step.
-        problem: why the variants disagree; None if they agree.
-    """
+    """Largest relative differences of a variant from the baseline."""
 
     loss: float
     first_grad_norm: float
     grad_norm: float
-    problem: str | None
+    problem: str | None  # why the variants disagree
 
 
 def compare(baseline: Answer, other: Answer, tolerance: tuple[float, float]) -> Difference:
-    """Compare a variant's steps with the baseline's.
-
-    Args:
-        baseline: steps to compare with.
-        other: of the variant.
-        tolerance: largest relative difference that counts as agreement, of the first step and of later ones.
-    """
+    """Compare a variant's steps with the baseline's; ``tolerance`` is that of the first step, and of later ones."""
     loss = _relative(baseline.losses, other.losses)
     norm = _relative(baseline.grad_norms, other.grad_norms)
     problem = None
@@ -53,13 +40,13 @@ def compare(baseline: Answer, other: Answer, tolerance: tuple[float, float]) -> 
     elif baseline.step_digests != other.step_digests:
         problem = "the steps trained on different token ids"
     else:
-        for name, differences in (("loss", loss), ("gradient norm", norm)):
-            beyond = [
-                f"{name} of step {step + 1} differs by {value:.2g}"
-                for step, value in enumerate(differences)
-                if not value <= tolerance[step > 0]  # NaN is no agreement
-            ]
-            problem = problem or next(iter(beyond), None)
+        beyond = (
+            f"{name} of step {step + 1} differs by {value:.2g}"
+            for name, differences in (("loss", loss), ("gradient norm", norm))
+            for step, value in enumerate(differences)
+            if not value <= tolerance[step > 0]  # NaN is no agreement
+        )
+        problem = next(beyond, None)
     return Difference(max(loss, default=0.0), norm[0] if norm else 0.0, max(norm, default=0.0), problem)
 
 
@@ -75,19 +62,12 @@ def _relative(expected: Sequence[float], values: Sequence[float]) -> list[float]
 
 @dataclass(frozen=True)
 class TimedWork:
-    """Content of the timed steps, the same for every variant.
-
-    Args:
-        pairs: of all timed steps.
-        response_tokens: likewise.
-        flops: minimal FLOPs of the loss and its gradients, see :func:`caldpo.estimation.run_flops.minimal_workload`.
-        run_pairs: pairs of a run, warm-up included: those whose reference may be precomputed.
-    """
+    """Content of the timed steps, the same for every variant."""
 
     pairs: int
     response_tokens: int
-    flops: int
-    run_pairs: int
+    flops: int  # minimal, of the loss and its gradients; see caldpo.estimation.run_flops.minimal_workload
+    run_pairs: int  # pairs of a run, warm-up included: those whose reference may be precomputed
 
 
 @dataclass(frozen=True)
@@ -95,16 +75,11 @@ class Row:
     """Figures of a variant, medians over the rounds; None where it ran out of memory.
 
     Args:
-        name: of the variant.
-        title: of the variant, in tables.
         pairs_per_second: median, and the lowest and highest of the rounds.
-        response_tokens_per_second: median.
         speed: multiple of the baseline's.
-        peak_bytes: median peak memory.
         memory: the baseline's peak memory as a multiple of this one's.
         peak_share: share of the measured matmul peak, by the minimal FLOPs.
         reference_seconds_per_pair: of precomputing the reference's log-probs, which is not part of the steps.
-        difference: from the baseline's losses and gradient norms.
         estimated_bytes: memory by ``caldpo.estimate``, before the run; None where it has no figure.
     """
 
@@ -136,19 +111,17 @@ class Row:
 
 
 def make_rows(
-    titles: Mapping[str, str],
     answers: Mapping[str, Sequence[Answer]],
     baseline: str | None,
     differences: Mapping[str, Difference],
     work: TimedWork,
     matmul_flops: float,
-    estimated: Mapping[str, int | None] = MappingProxyType({}),
+    estimated: Mapping[str, int | None],
 ) -> list[Row]:
     """Make one row for each variant.
 
     Args:
-        titles: of the variants, by name, in order.
-        answers: one for each round; none for a variant that ran out of memory.
+        answers: by variant, one for each round; none for a variant that ran out of memory.
         baseline: variant that ratios refer to; None: no ratios.
         differences: from the baseline, by variant.
         work: of the timed steps.
@@ -157,18 +130,18 @@ def make_rows(
     """
     base = answers[baseline] if baseline else []
     rows = []
-    for name, title in titles.items():
-        rounds, estimate = answers[name], estimated.get(name)
+    for name, rounds in answers.items():
+        title, difference, estimate = VARIANTS[name].title, differences.get(name), estimated.get(name)
         if not rounds:
-            rows.append(Row(name, title, difference=differences.get(name), estimated_bytes=estimate))
+            rows.append(Row(name, title, difference=difference, estimated_bytes=estimate))
             continue
         times = [answer.seconds for answer in rounds]
         seconds, peak = median(times), median(_peaks(rounds))
         passes = [answer.reference_seconds for answer in rounds if answer.reference_seconds is not None]
         rows.append(
             Row(
-                name=name,
-                title=title,
+                name,
+                title,
                 pairs_per_second=(work.pairs / seconds, work.pairs / max(times), work.pairs / min(times)),
                 response_tokens_per_second=work.response_tokens / seconds,
                 speed=median(answer.seconds for answer in base) / seconds if base else None,
@@ -176,7 +149,7 @@ def make_rows(
                 memory=median(_peaks(base)) / peak if base else None,
                 peak_share=work.flops / seconds / matmul_flops,
                 reference_seconds_per_pair=median(passes) / work.run_pairs if passes else None,
-                difference=differences.get(name),
+                difference=difference,
                 estimated_bytes=estimate,
             )
         )

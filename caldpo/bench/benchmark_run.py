@@ -33,7 +33,7 @@ def benchmark(cfg: DictConfig) -> None:
     """
     settings, model = read_settings(cfg)
     require_extras(settings, model)
-    device = choose_device(settings.device)
+    device = resolve_device(settings.device)
     run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
     work_dir = run_dir / "work"
     try:
@@ -43,14 +43,13 @@ def benchmark(cfg: DictConfig) -> None:
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)  # the weights may be large
     baseline = next((n for n in settings.variants if isinstance(VARIANTS[n], TrlVariant) and answers[n]), None)
-    first, later = settings.tolerance or TOLERANCE[model.dtype]
+    tolerance = settings.tolerance or TOLERANCE[model.dtype]
     differences = {
-        name: compare(answers[baseline][0], rounds[0], (first, later))
+        name: compare(answers[baseline][0], rounds[0], tolerance)
         for name, rounds in answers.items()
         if baseline and rounds and name != baseline
     }
-    titles: dict[str, str] = {name: VARIANTS[name].title for name in settings.variants}
-    rows = make_rows(titles, answers, baseline, differences, work, matmul, estimated)
+    rows = make_rows(answers, baseline, differences, work, matmul, estimated)
     facts = report_facts(settings, model, device, pairs, answers, matmul, rows, baseline)
     content = {
         "config": OmegaConf.to_container(cfg, resolve=True),
@@ -65,7 +64,7 @@ def benchmark(cfg: DictConfig) -> None:
     print_table(Console(), rows, facts | {"report": str(run_dir / "benchmark.md")})
     if problems := disagreements(differences):
         raise CaldpoError(
-            f"the variants disagree (tolerance {first:g}, later {later:g}): {'; '.join(problems)}",
+            f"the variants disagree (tolerance {tolerance[0]:g}, later {tolerance[1]:g}): {'; '.join(problems)}",
             remedy="do not compare these timings; see the losses and gradient norms in benchmark.json",
         )
 
@@ -80,25 +79,7 @@ def measure(
     """
 
     def job(name: str, output: str) -> Job:
-        return Job(
-            variant=name,
-            folder=str(work_dir),
-            output=str(run_dir / "runs" / output),
-            device=device,
-            dtype=model.dtype,
-            lora_rank=model.lora_rank,
-            base_bits=model.base_bits,
-            num_threads=settings.num_threads,
-            seed=settings.seed,
-            micro_batch_size=settings.micro_batch_size,
-            warmup_steps=settings.warmup_steps,
-            steps=settings.all_steps,
-            lr=settings.lr,
-            beta=settings.beta,
-            model=model.random_model_keys(settings.seed),
-            max_length=model.max_length,
-            max_prompt_length=model.max_prompt_length,
-        )
+        return Job(name, str(work_dir), str(run_dir / "runs" / output), device, settings, model)
 
     answers: dict[str, list[Answer]] = {name: [] for name in settings.variants}
     too_large: set[str] = set()
@@ -130,7 +111,7 @@ def measure(
 def timed_work(pairs: TokenizedPairs, settings: BenchmarkSettings, cost: ModelCost) -> TimedWork:
     """Count the content of the timed steps: the pairs after those of the warm-up, in the order of training."""
     first = settings.warmup_steps * settings.micro_batch_size
-    timed = pairs.lengths()[training_order(len(pairs), settings.micro_batch_size, settings.seed)][first:]
+    timed = pairs.lengths()[training_order(len(pairs), settings)][first:]
     minimal = minimal_workload(timed)
     return TimedWork(
         pairs=len(timed),
@@ -146,22 +127,22 @@ def require_extras(settings: BenchmarkSettings, model: BenchmarkModel) -> None:
     Raises:
         CaldpoError: naming the extra that brings it.
     """
-    of_trl = [name for name in settings.variants if isinstance(VARIANTS[name], TrlVariant)]
-    for needed, package, title, extra, key, value in (
-        (bool(of_trl), "trl", "TRL", "bench", "variants", f"[{','.join(of_trl)}]"),
-        (model.base_bits is not None, "bitsandbytes", "bitsandbytes", "qlora", "base_bits", model.base_bits),
-        (model.lora_rank is not None, "peft", "PEFT", "peft", "lora_rank", model.lora_rank),
+    of_trl = ",".join(name for name in settings.variants if isinstance(VARIANTS[name], TrlVariant))
+    for title, extra, key, value in (
+        ("TRL", "bench", "variants", f"[{of_trl}]" if of_trl else None),
+        ("bitsandbytes", "qlora", "benchmark_model.base_bits", model.base_bits),
+        ("PEFT", "peft", "benchmark_model.lora_rank", model.lora_rank),
     ):
-        if needed and find_spec(package) is None:
+        if value is not None and find_spec(title.lower()) is None:
             raise CaldpoError(
                 f"{title} is not installed",
-                key=key if key == "variants" else f"benchmark_model.{key}",
+                key=key,
                 value=value,
                 remedy=f"install the extra that brings it: pip install 'caldpo[{extra}]'",
             )
 
 
-def choose_device(device: str) -> str:
+def resolve_device(device: str) -> str:
     """Resolve ``auto`` to ``cpu`` or ``cuda``.
 
     Raises:

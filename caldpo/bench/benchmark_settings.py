@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,30 +17,22 @@ from caldpo.errors import CaldpoError
 
 @dataclass(frozen=True)
 class TrlVariant:
-    """Options of TRL's ``DPOTrainer``.
+    """Options of TRL's ``DPOTrainer``."""
 
-    Args:
-        title: name in the table.
-        options: fields of TRL's ``DPOConfig`` that differ from its defaults.
-        kernels: use Liger's and FlashAttention's CUDA kernels where they are installed.
-    """
-
-    title: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    kernels: bool = False
+    title: str  # in the table
+    options: Mapping[str, Any] = field(default_factory=dict)  # fields of DPOConfig that differ from its defaults
+    kernels: bool = False  # use Liger's and FlashAttention's CUDA kernels where they are installed
 
 
 @dataclass(frozen=True)
 class CaldpoVariant:
-    """Overrides of ``python -m caldpo.train``.
+    """Overrides of ``python -m caldpo.train``, with ``{max_length}`` for the model's limit of tokens."""
 
-    Args:
-        title: name in the table.
-        overrides: as on its command line; ``{max_length}`` is filled in.
-    """
-
-    title: str
+    title: str  # in the table
     overrides: tuple[str, ...] = ()
+
+    def filled(self, max_length: int) -> list[str]:
+        return [text.format(max_length=max_length) for text in self.overrides]
 
 
 _NO_CHECKPOINTING = {"gradient_checkpointing": False}
@@ -77,81 +69,54 @@ VariantName = Literal[
 ]
 
 
+@validated
+@dataclass(frozen=True)
 class BenchmarkModel:
-    """The measured model: an architecture with random weights, and the lengths it is trained at.
+    """The measured model: an architecture with random weights, and its limits of tokens.
 
-    Args:
-        architecture: ``model_type`` of a decoder-only model in transformers.
-        hidden_size: width of the residual stream.
-        num_layers: transformer blocks.
-        num_heads: attention heads; must divide ``hidden_size``.
-        num_key_value_heads: heads of keys and values, dividing ``num_heads``; None is ``num_heads``.
-        intermediate_size: width inside the feed-forward block.
-        vocab_size: tokens; ids of real data above it are folded into it.
-        tie_word_embeddings: one matrix for the input embedding and the output head.
-        dtype: of weights, gradients, optimiser states and arithmetic.
-        lora_rank: train adapters of this rank on all linear layers but the head; None trains all weights.
-        base_bits: of the matrices under the adapters; None keeps them in ``dtype``.
-        max_length: tokens of a prompt and its longer response together.
-        max_prompt_length: tokens left of the prompt of a pair that is too long.
+    ``conf/benchmark_model/*.yaml`` explain the keys.
     """
 
-    @validated
-    def __init__(
-        self,
-        architecture: Literal["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2"],
-        hidden_size: PositiveInt,
-        num_layers: PositiveInt,
-        num_heads: PositiveInt,
-        num_key_value_heads: PositiveInt | None,
-        intermediate_size: PositiveInt,
-        vocab_size: PositiveInt,
-        tie_word_embeddings: bool,
-        dtype: Literal["float32", "bfloat16"],
-        lora_rank: PositiveInt | None,
-        base_bits: Literal[4, 8] | None,
-        max_length: PositiveInt,
-        max_prompt_length: PositiveInt,
-    ) -> None:
+    architecture: Literal["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2"]
+    hidden_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_key_value_heads: PositiveInt | None
+    intermediate_size: PositiveInt
+    vocab_size: PositiveInt
+    tie_word_embeddings: bool
+    dtype: Literal["float32", "bfloat16"]
+    lora_rank: PositiveInt | None
+    base_bits: Literal[4, 8] | None
+    max_length: PositiveInt
+    max_prompt_length: PositiveInt
+
+    def __post_init__(self) -> None:
+        heads = self.num_key_value_heads or self.num_heads
         for key, value, multiple, of in (
-            ("num_heads", num_heads, "hidden_size", hidden_size),
-            ("num_key_value_heads", num_key_value_heads or num_heads, "num_heads", num_heads),
+            ("num_heads", self.num_heads, "hidden_size", self.hidden_size),
+            ("num_key_value_heads", heads, "num_heads", self.num_heads),
         ):
             if of % value:
                 raise CaldpoError(f"must divide benchmark_model.{multiple}={of}", key=key, value=value)
-        if base_bits is not None and lora_rank is None:
+        if self.base_bits is not None and self.lora_rank is None:
             raise CaldpoError(
                 "quantised weights cannot be trained",
                 key="base_bits",
-                value=base_bits,
+                value=self.base_bits,
                 remedy="set benchmark_model.lora_rank, such as 16, to train adapters beside them",
             )
-        if vocab_size < 8:
-            raise CaldpoError("must be at least 8", key="vocab_size", value=vocab_size)
-        if max_prompt_length >= max_length:
-            message = f"must be below benchmark_model.max_length={max_length}"
-            raise CaldpoError(message, key="max_prompt_length", value=max_prompt_length)
-        self.architecture, self.vocab_size, self.dtype, self.lora_rank = architecture, vocab_size, dtype, lora_rank
-        self.base_bits = base_bits
-        self.hidden_size, self.num_layers, self.num_heads = hidden_size, num_layers, num_heads
-        self.num_key_value_heads, self.intermediate_size = num_key_value_heads, intermediate_size
-        self.tie_word_embeddings = tie_word_embeddings
-        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        if self.vocab_size < 8:
+            raise CaldpoError("must be at least 8", key="vocab_size", value=self.vocab_size)
+        if self.max_prompt_length >= self.max_length:
+            message = f"must be below benchmark_model.max_length={self.max_length}"
+            raise CaldpoError(message, key="max_prompt_length", value=self.max_prompt_length)
 
     def random_model_keys(self, seed: int) -> dict[str, Any]:
         """Keys of :class:`caldpo.models.random_init.RandomModel`, without the tokenizer."""
-        return {
-            "architecture": self.architecture,
-            "hidden_size": self.hidden_size,
-            "num_layers": self.num_layers,
-            "num_heads": self.num_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_length,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "dtype": self.dtype,
-            "seed": seed,
-        }
+        other = ("vocab_size", "lora_rank", "base_bits", "max_length", "max_prompt_length")
+        shared = {key: value for key, value in asdict(self).items() if key not in other}
+        return shared | {"max_position_embeddings": self.max_length, "seed": seed}
 
     def describe(self) -> str:
         """Describe the model on one line of a table."""
@@ -166,24 +131,7 @@ class BenchmarkModel:
 @validated
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """Top-level keys of a benchmark; this signature is their schema.
-
-    Args:
-        variants: run in this order; the first of TRL is the baseline.
-        micro_batch_size: pairs of an optimiser step, the same for every variant.
-        steps: timed optimiser steps.
-        warmup_steps: optimiser steps before the clock starts.
-        repeats: rounds; each runs every variant once.
-        device: cpu, cuda, or auto (cuda where there is one).
-        num_threads: CPU threads of PyTorch.
-        lr: constant learning rate of AdamW.
-        beta: of the DPO loss.
-        seed: of weights, synthetic pairs, and the order of the pairs.
-        data_file: preference pairs of the user's own; None makes synthetic ones.
-        tokenizer: hub id or folder of the tokenizer for ``data_file``.
-        tolerance: largest relative difference of a loss or gradient norm that counts as agreement, of the first
-            step and of later ones; None goes by the dtype, see :mod:`caldpo.bench.benchmark_rows`.
-    """
+    """Top-level keys of a benchmark, which ``conf/benchmark.yaml`` explains."""
 
     variants: list[VariantName]
     micro_batch_size: PositiveInt
@@ -204,16 +152,6 @@ class BenchmarkSettings:
             raise CaldpoError("names nothing to run", key="variants", value=self.variants)
         if len(set(self.variants)) < len(self.variants):
             raise CaldpoError("names a variant twice", key="variants", value=self.variants)
-        file = None if self.data_file is None else Path(self.data_file).expanduser()
-        if file is not None and not file.is_file():
-            message = "a folder, not a file" if file.is_dir() else "no such file"
-            raise CaldpoError(message, key="data_file", value=self.data_file, remedy="name a file of preference pairs")
-        if self.data_file is not None and self.tokenizer is None:
-            raise CaldpoError(
-                "is required with data_file",
-                key="tokenizer",
-                remedy="add tokenizer=FOLDER, a hub id or a folder, to the command line",
-            )
 
     @property
     def all_steps(self) -> int:
@@ -230,9 +168,16 @@ def read_settings(cfg: DictConfig) -> tuple[BenchmarkSettings, BenchmarkModel]:
     """Build settings and model of a composed configuration.
 
     Raises:
-        CaldpoError: values contradict each other; raised through Hydra for those of the model.
+        CaldpoError: values contradict each other, through Hydra for those of the model; the data file is missing.
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     settings = BenchmarkSettings(**{name: plain[name] for name in BenchmarkSettings.__dataclass_fields__})
+    file = None if settings.data_file is None else Path(settings.data_file).expanduser()
+    if file is not None and not file.is_file():
+        message = "a folder, not a file" if file.is_dir() else "no such file"
+        raise CaldpoError(message, key="data_file", value=settings.data_file, remedy="name a file of preference pairs")
+    if file is not None and settings.tokenizer is None:
+        remedy = "add tokenizer=FOLDER, a hub id or a folder, to the command line"
+        raise CaldpoError("is required with data_file", key="tokenizer", remedy=remedy)
     model: BenchmarkModel = instantiate(cfg.benchmark_model)
     return settings, model

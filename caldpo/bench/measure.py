@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from caldpo.bench.benchmark_settings import BenchmarkSettings
 from caldpo.bench.worker_job import PeakFigures
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -21,23 +22,19 @@ MATMUL_REPEATS = 5
 class StepClock:
     """Time the steps after the warm-up; a step ends when the data of the next begins to be fetched.
 
-    Args:
-        warmup: steps that are not timed, at least 1.
-        steps: of the run, warm-up included.
-        device: a CUDA device is synchronised at the first and the last instant only.
+    A CUDA device is synchronised at the first and the last instant only.
     """
 
-    def __init__(self, warmup: int, steps: int, device: str) -> None:
-        self.warmup, self.steps, self.device = warmup, steps, device
-        self.done = 0
+    def __init__(self, settings: BenchmarkSettings, device: str) -> None:
+        self.settings, self.device, self.done = settings, device, 0
         self._started = self._ended = float("nan")
 
     def step_done(self) -> None:
         """Count an optimiser step; to be called at its end."""
         self.done += 1
-        if self.done == self.warmup:
+        if self.done == self.settings.warmup_steps:
             self._started = now(self.device)
-        if self.done == self.steps:
+        if self.done == self.settings.all_steps:
             self._ended = now(self.device)
 
     @property
@@ -81,7 +78,6 @@ class PeakMemory:
         self.training = peak_bytes(self.device)
 
     def figures(self) -> PeakFigures:
-        """Return the measured figures."""
         return {
             "peak": self.training - self.libraries,
             "peak_of_process": self.training,
@@ -129,15 +125,12 @@ def _max_rss() -> int:
 
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
     """Measure the FLOP/s of the fastest of a few large square matrix products."""
-    return max(_matmul_rate(size, device, dtype) for size in MATMUL_SIZES[device])
-
-
-def _matmul_rate(size: int, device: str, dtype: torch.dtype) -> float:
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = left @ right  # warm-up
-    best = float("inf")
-    for _ in range(MATMUL_REPEATS):
-        started = now(device)
-        torch.matmul(left, right, out=out)
-        best = min(best, now(device) - started)
-    return 2 * size**3 / best
+    best = 0.0
+    for size in MATMUL_SIZES[device]:
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = left @ right  # warm-up
+        for _ in range(MATMUL_REPEATS):
+            started = now(device)
+            torch.matmul(left, right, out=out)
+            best = max(best, 2 * size**3 / (now(device) - started))
+    return best

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import pytorch_lightning as pl
 
 from caldpo import __version__
 from caldpo.bench.benchmark_settings import VARIANTS, CaldpoVariant
-from caldpo.bench.caldpo_runner import variant_overrides
 from caldpo.bench.measure import PeakMemory, StepClock, now
 from caldpo.bench.worker_job import Answer, Ids, Job, digest
+from caldpo.config.run_lifecycle import write_json
+from caldpo.metrics_file import NAME, read_rows
 from caldpo.types import PairBatch
 
 
@@ -22,15 +23,12 @@ class StepTimer(pl.Callback):
     """Measure the optimiser steps of a run, and write the answer at its end.
 
     Built after the imports and before the policy loads, which is where memory begins to count.
-
-    Args:
-        job_file: path of the job that the run is for.
     """
 
     def __init__(self, job_file: str) -> None:
         self.job = Job.read(Path(job_file))
         self.memory = PeakMemory(self.job.device)
-        self.clock = StepClock(self.job.warmup_steps, self.job.steps, self.job.device)
+        self.clock = StepClock(self.job.settings, self.job.device)
         self.reference_seconds: float | None = None
         self.digests: list[str] = []
         self.reference, self.layout = "", ""
@@ -43,7 +41,7 @@ class StepTimer(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         batches = list(datamodule.train_dataloader())
-        self.digests = step_digests(batches, self.job.micro_batch_size)
+        self.digests = step_digests(batches, self.job.settings.micro_batch_size)
         self.layout = f"{'padded' if batches[0].spans is None else 'packed'}, {len(batches)} micro-batches"
         del batches
         self.memory.start_training()
@@ -52,27 +50,27 @@ class StepTimer(pl.Callback):
         if trainer.global_step == self.clock.done:
             return  # inside an accumulation window
         self.clock.step_done()
-        if self.clock.done == self.job.steps:
+        if self.clock.done == self.job.settings.all_steps:
             self.memory.end_training()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.fetch_rows()  # metrics that are still on the device
-        rows = _step_rows(Path(trainer.default_root_dir) / "metrics.csv")
+        rows = [row for row in read_rows(Path(trainer.default_root_dir) / NAME) if row["grad_norm"]]
         variant = VARIANTS[self.job.variant]
         assert isinstance(variant, CaldpoVariant)
-        Answer(
+        overrides = " ".join(variant.filled(self.job.model.max_length)) or "defaults"
+        versions = {name: version(name) for name in ("pytorch-lightning", "transformers", "torch")}
+        answer = Answer(
             losses=[float(row["loss"]) for row in rows],
             grad_norms=[float(row["grad_norm"]) for row in rows],
             step_digests=self.digests,
             seconds=self.clock.seconds,
             reference_seconds=self.reference_seconds,
             memory=self.memory.figures(),
-            options=f"{' '.join(variant_overrides(self.job, variant)) or 'defaults'} ({self.reference}, {self.layout})",
-            versions={
-                "caldpo": __version__,
-                **{name: version(name) for name in ("pytorch-lightning", "transformers", "torch")},
-            },
-        ).write(self.job.answer)
+            options=f"{overrides} ({self.reference}, {self.layout})",
+            versions={"caldpo": __version__, **versions},
+        )
+        write_json(self.job.answer, asdict(answer))
 
     def _timed(self, prepare: Callable[[], None]) -> Callable[[], None]:
         def timed() -> None:
@@ -100,9 +98,8 @@ def pairs_of(batch: PairBatch) -> list[Ids]:
     flat, positions = batch.input_ids.flatten().tolist(), batch.position_ids.flatten().tolist()
     responses: list[list[int]] = [[] for _ in range(2 * batch.pairs)]
     prompts: list[list[int]] = [[] for _ in range(2 * batch.pairs)]
-    for token, at, response in zip(
-        batch.targets.tolist(), batch.predicts.tolist(), batch.response.tolist(), strict=True
-    ):
+    columns = (batch.targets.tolist(), batch.predicts.tolist(), batch.response.tolist())
+    for token, at, response in zip(*columns, strict=True):
         if not responses[response]:  # the end of the prompt predicts the first token of the response
             prompts[response] = flat[at - positions[at] : at + 1]
         responses[response].append(token)
@@ -111,9 +108,3 @@ def pairs_of(batch: PairBatch) -> list[Ids]:
         raise RuntimeError("the responses of a pair follow different prompts")
     rows = zip(prompts[:count], responses[:count], responses[count:], strict=True)
     return [row for row, weight in zip(rows, batch.weight.tolist(), strict=True) if weight]  # no filler
-
-
-def _step_rows(metrics: Path) -> list[dict[str, str]]:
-    """Read the rows of optimiser steps, in order."""
-    with metrics.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row.get("grad_norm")]

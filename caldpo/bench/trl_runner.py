@@ -13,15 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer
 
@@ -61,14 +53,7 @@ class TrlStepTimer(TrainerCallback):
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.clock.step_done()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, *args: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "grad_norm" in logs:  # the summary at the end has none
             self.losses.append(logs["loss"])
             self.grad_norms.append(logs["grad_norm"])
@@ -82,71 +67,67 @@ def train_with_trl(job: Job, variant: TrlVariant) -> Answer:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
-    torch.set_num_threads(job.num_threads)
-    options, attention = dpo_options(variant, job), attention_implementation(variant, job)
-    clock, memory = StepClock(job.warmup_steps, job.steps, job.device), PeakMemory(job.device)
-    timer = TrlStepTimer(clock, memory)
+    torch.set_num_threads(job.settings.num_threads)
+    options = dpo_options(variant, job)
+    timer = TrlStepTimer(StepClock(job.settings, job.device), PeakMemory(job.device))
     trainer = TokenDPOTrainer(
-        model=_policy(job, attention),
+        model=_policy(job, attention_implementation(variant, job)),
         args=_config(job, options),
         train_dataset=_dataset(job),
-        processing_class=AutoTokenizer.from_pretrained(job.file(TOKENIZER), trust_remote_code=False),
+        processing_class=AutoTokenizer.from_pretrained(job.prepared(TOKENIZER), trust_remote_code=False),
         peft_config=_adapter_config(job),
         callbacks=[timer],
     )
     model: Any = trainer.model
-    if job.lora_rank is not None:
-        if job.base_bits is not None:  # TRL's adapters on such a base are bfloat16, this project's float32
+    if job.model.lora_rank is not None:
+        if job.model.base_bits is not None:  # TRL's adapters on such a base are bfloat16, this project's float32
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         _load_adapter(model, job)
     digests = _digests(trainer, options["gradient_accumulation_steps"])
     trainer.train()
+    options["attention"] = model.config._attn_implementation
     return Answer(
         losses=timer.losses,
         grad_norms=timer.grad_norms,
         step_digests=digests,
-        seconds=clock.seconds,
+        seconds=timer.clock.seconds,
         reference_seconds=trainer.reference_seconds,
-        memory=memory.figures(),
-        options=_words({**options, "attention": model.config._attn_implementation}),
+        memory=timer.memory.figures(),
+        options=", ".join(f"{name}={value}" for name, value in options.items()),
         versions={name: version(name) for name in ("trl", "transformers", "accelerate", "torch")},
     )
 
 
 def dpo_options(variant: TrlVariant, job: Job) -> dict[str, Any]:
     """Fields of ``DPOConfig`` of the variant, with its kernels where they are installed and useful."""
-    on_cuda = job.device == "cuda"
     options = dict(variant.options)
-    micro_batch = options.setdefault("per_device_train_batch_size", job.micro_batch_size)
-    options["gradient_accumulation_steps"] = job.micro_batch_size // micro_batch
-    options["use_liger_kernel"] = variant.kernels and on_cuda and find_spec("liger_kernel") is not None
+    micro_batch = options.setdefault("per_device_train_batch_size", job.settings.micro_batch_size)
+    options["gradient_accumulation_steps"] = job.settings.micro_batch_size // micro_batch
+    useful = variant.kernels and job.device == "cuda"
+    options["use_liger_kernel"] = useful and find_spec("liger_kernel") is not None
     return options
 
 
 def attention_implementation(variant: TrlVariant, job: Job) -> str | None:
     """Name the attention implementation to request; None leaves it to transformers."""
-    useful = variant.kernels and job.device == "cuda" and job.dtype == "bfloat16"
+    useful = variant.kernels and job.device == "cuda" and job.model.dtype == "bfloat16"
     return "flash_attention_2" if useful and find_spec("flash_attn") is not None else None
-
-
-def _words(options: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 def _config(job: Job, options: dict[str, Any]) -> DPOConfig:
     return DPOConfig(
         output_dir=job.output,
-        max_steps=job.steps,
-        learning_rate=job.lr,
+        max_steps=job.settings.all_steps,
+        learning_rate=job.settings.lr,
         lr_scheduler_type="constant",
         adam_beta1=BETAS[0],
         adam_beta2=BETAS[1],
         adam_epsilon=EPS,
         weight_decay=0.0,
         max_grad_norm=NO_CLIPPING,
-        beta=job.beta,
+        beta=job.settings.beta,
         max_length=None,  # the pairs are truncated already
         bf16=job.autocast,  # otherwise the weights have the dtype of all arithmetic
         use_cpu=job.device == "cpu",
@@ -156,35 +137,34 @@ def _config(job: Job, options: dict[str, Any]) -> DPOConfig:
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
-        seed=job.seed,
+        seed=job.settings.seed,
         **options,
     )
 
 
 def _policy(job: Job, attention: str | None) -> PreTrainedModel:
-    dtype = floating_dtype(job.dtype)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        job.file(MODEL),
-        dtype=dtype,
+        job.prepared(MODEL),
+        dtype=floating_dtype(job.model.dtype),
         attn_implementation=attention,
         trust_remote_code=False,
         use_safetensors=True,
     )
-    if job.base_bits is None:
+    if job.model.base_bits is None:
         return model
     from caldpo.models.qlora import QLora, quantize
 
     # quantised by the same code on the same device, so that both sides train on the same base
-    quantized: PreTrainedModel = torch.nn.Module.to(quantize(model, QLora(bits=job.base_bits)), job.device)
+    quantized: PreTrainedModel = torch.nn.Module.to(quantize(model, QLora(bits=job.model.base_bits)), job.device)
     return quantized
 
 
 def _adapter_config(job: Job) -> Any:
-    if job.lora_rank is None:
+    if job.model.lora_rank is None:
         return None
     from peft import LoraConfig
 
-    config = LoraConfig.from_pretrained(str(job.file(ADAPTER)))
+    config = LoraConfig.from_pretrained(str(job.prepared(ADAPTER)))
     config.inference_mode = False  # as adapters are saved
     return config
 
@@ -193,20 +173,15 @@ def _load_adapter(model: Any, job: Job) -> None:
     """Load the saved adapter: its first factor is random, and both sides need the same."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    set_peft_model_state_dict(model, load_peft_weights(str(job.file(ADAPTER)), device=job.device))
+    set_peft_model_state_dict(model, load_peft_weights(str(job.prepared(ADAPTER)), device=job.device))
 
 
 def _dataset(job: Job) -> Dataset:
     """Read the pairs in the order in which this project's sampler visits them."""
-    pairs = read_pairs(job.file(IDS))
-    rows = [pairs[index] for index in training_order(len(pairs), job.micro_batch_size, job.seed)]
-    return Dataset.from_dict(
-        {
-            "prompt_ids": [row.prompt_ids for row in rows],
-            "chosen_ids": [row.chosen_ids for row in rows],
-            "rejected_ids": [row.rejected_ids for row in rows],
-        }
-    )
+    pairs = read_pairs(job.prepared(IDS))
+    rows = [pairs[index] for index in training_order(len(pairs), job.settings)]
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return Dataset.from_dict({name: [getattr(row, name) for row in rows] for name in columns})
 
 
 def _digests(trainer: DPOTrainer, accumulation: int) -> list[str]:
@@ -219,9 +194,8 @@ def _digests(trainer: DPOTrainer, accumulation: int) -> list[str]:
 def _pairs_of(batch: dict[str, torch.Tensor]) -> list[Ids]:
     """Read prompt, chosen and rejected ids back from a batch of chosen rows, then rejected rows."""
     rows = []
-    for ids, attended, completion in zip(
-        batch["input_ids"].cpu(), batch["attention_mask"].cpu(), batch["completion_mask"].cpu(), strict=True
-    ):
+    columns = [batch[name].cpu() for name in ("input_ids", "attention_mask", "completion_mask")]
+    for ids, attended, completion in zip(*columns, strict=True):
         is_response = completion.bool()
         rows.append((ids[attended.bool() & ~is_response].tolist(), ids[is_response].tolist()))
     half = len(rows) // 2

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ import caldpo
 from caldpo.bench.benchmark_settings import VARIANTS, CaldpoVariant, TrlVariant
 from caldpo.bench.caldpo_runner import train_overrides
 from caldpo.bench.measure import matmul_peak
-from caldpo.bench.worker_job import JOB, Job
+from caldpo.bench.worker_job import Job
 from caldpo.config.run_lifecycle import write_json
 from caldpo.errors import CaldpoError
 from caldpo.models.model_source import floating_dtype
@@ -43,14 +43,14 @@ def run_variant(job: Job) -> None:
     """
     variant = VARIANTS[job.variant]
     if isinstance(variant, CaldpoVariant):
-        _run(job, ["caldpo.train", *train_overrides(job, variant)])
+        _run(job, "caldpo.train", *train_overrides(job, variant))
     else:
-        _run(job, ["caldpo.bench.worker", "trl", str(Path(job.output) / JOB)])
+        _run(job, "caldpo.bench.worker", "trl", str(job.file))
 
 
 def run_matmul(job: Job) -> float:
     """Measure the device's matmul peak in its own process; FLOP/s."""
-    _run(job, ["caldpo.bench.worker", "matmul", str(Path(job.output) / JOB)])
+    _run(job, "caldpo.bench.worker", "matmul", str(job.file))
     return float(json.loads(job.answer.read_text(encoding="utf-8"))["flops"])
 
 
@@ -61,35 +61,31 @@ def estimated_bytes(job: Job) -> int | None:
     does not depend on it.
     """
     variant = VARIANTS[job.variant]
-    if not isinstance(variant, CaldpoVariant):
+    if not isinstance(variant, CaldpoVariant) or _exit_code(job, "caldpo.estimate", *train_overrides(job, variant)):
         return None
-    folder = Path(job.output)
-    folder.mkdir(parents=True)
-    with (folder / LOG).open("w", encoding="utf-8") as log:
-        command = [sys.executable, "-m", "caldpo.estimate", *train_overrides(job, variant)]
-        done = subprocess.run(
-            command, cwd=folder, env=environment(job), stdout=log, stderr=subprocess.STDOUT, check=False
-        )
-    if done.returncode:
-        return None
-    estimate = json.loads((folder / ESTIMATE).read_text(encoding="utf-8"))
+    estimate = json.loads((Path(job.output) / ESTIMATE).read_text(encoding="utf-8"))
     return None if estimate["activations_unknown"] else int(estimate["memory_bytes"]["total"])
 
 
-def _run(job: Job, module: Sequence[str]) -> None:
+def _exit_code(job: Job, module: str, *arguments: str) -> int:
+    """Run a module in the job's own folder, which has its log."""
     folder = Path(job.output)
     folder.mkdir(parents=True)
-    job.write(folder / JOB)
+    write_json(job.file, asdict(job))
     with (folder / LOG).open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *module], cwd=folder, env=environment(job), stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            code = process.wait()
-        finally:
-            process.kill()  # on an interrupt; otherwise it has ended
-            process.wait()
-    text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+        return subprocess.run(  # kills the process on an interrupt
+            [sys.executable, "-m", module, *arguments],
+            cwd=folder,
+            env=environment(job.settings.num_threads),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+
+
+def _run(job: Job, module: str, *arguments: str) -> None:
+    code, log = _exit_code(job, module, *arguments), Path(job.output) / LOG
+    text = log.read_text(encoding="utf-8", errors="replace")
     if code == KILLED or (code and ("OutOfMemoryError" in text or "DefaultCPUAllocator: can't allocate" in text)):
         raise OutOfMemoryError
     if code or not job.answer.exists():
@@ -98,14 +94,13 @@ def _run(job: Job, module: Sequence[str]) -> None:
             f"ended with exit code {code}\n    {end}",
             key="variants",
             value=job.variant,
-            remedy=f"look at {folder / LOG}",
+            remedy=f"look at {log}",
         )
 
 
-def environment(job: Job) -> dict[str, str]:
+def environment(num_threads: int) -> dict[str, str]:
     """Environment of a worker: offline, no tracker, no secrets, the configured number of threads."""
     checkout = str(Path(caldpo.__file__).resolve().parents[1])
-    threads = str(job.num_threads)
     return environment_without_secrets() | {
         "PYTHONPATH": os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")])),
         "HF_HUB_OFFLINE": "1",
@@ -113,28 +108,23 @@ def environment(job: Job) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "WANDB_MODE": "disabled",
         "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": str(num_threads),
+        "MKL_NUM_THREADS": str(num_threads),
     }
 
 
 def main(kind: str, job_file: str) -> None:
-    """Do one measurement in this process.
-
-    Args:
-        kind: ``trl`` or ``matmul``.
-        job_file: path of the job.
-    """
+    """Do one measurement, ``trl`` or ``matmul``, in this process."""
     job = Job.read(Path(job_file))
     if kind == "matmul":
-        torch.set_num_threads(job.num_threads)
-        write_json(job.answer, {"flops": matmul_peak(job.device, floating_dtype(job.dtype))})
+        torch.set_num_threads(job.settings.num_threads)
+        write_json(job.answer, {"flops": matmul_peak(job.device, floating_dtype(job.model.dtype))})
         return
     from caldpo.bench.trl_runner import train_with_trl  # TRL is an extra
 
     variant = VARIANTS[job.variant]
     assert isinstance(variant, TrlVariant)
-    train_with_trl(job, variant).write(job.answer)
+    write_json(job.answer, asdict(train_with_trl(job, variant)))
 
 
 if __name__ == "__main__":

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TypedDict
 
-from caldpo.config.run_lifecycle import write_json
+from caldpo.bench.benchmark_settings import BenchmarkModel, BenchmarkSettings
 
 Ids = tuple[Sequence[int], Sequence[int], Sequence[int]]  # prompt, chosen, rejected
 
 # files and folders of a prepared folder
 MODEL, TOKENIZER, ADAPTER, IDS, TRAIN, TEST = "model", "tokenizer", "adapter", "ids.jsonl", "train.jsonl", "test.jsonl"
-JOB, ANSWER = "job.json", "answer.json"  # of a job's own folder
 
 NO_CLIPPING = 1e9  # a limit above every gradient norm: both trainers measure the norm, neither clips
 BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW
@@ -30,59 +29,44 @@ class Job:
         folder: absolute path of what :func:`caldpo.bench.benchmark_data.prepare` wrote.
         output: absolute path of the run's own folder.
         device: cpu or cuda.
-        dtype: of weights and arithmetic.
-        lora_rank: rank of the trained adapters; None trains all weights.
-        base_bits: of the matrices under them; None keeps them in ``dtype``.
-        num_threads, seed, micro_batch_size, warmup_steps, lr, beta: as in the settings.
-        steps: of the run, warm-up included.
-        model: keys of ``model=random`` that make the saved model.
-        max_length, max_prompt_length: limits that the pairs are within.
     """
 
     variant: str
     folder: str
     output: str
     device: str
-    dtype: str
-    lora_rank: int | None
-    base_bits: Literal[4, 8] | None
-    num_threads: int
-    seed: int
-    micro_batch_size: int
-    warmup_steps: int
-    steps: int
-    lr: float
-    beta: float
-    model: dict[str, Any]
-    max_length: int
-    max_prompt_length: int
+    settings: BenchmarkSettings
+    model: BenchmarkModel
 
     @property
     def autocast(self) -> bool:
         """Whether weights have two dtypes: adapters are float32 beside a bfloat16 body."""
-        return self.dtype == "bfloat16" and self.lora_rank is not None
+        return self.model.dtype == "bfloat16" and self.model.lora_rank is not None
 
-    def file(self, name: str) -> Path:
-        """Path in the prepared folder."""
-        return Path(self.folder) / name
+    @property
+    def file(self) -> Path:
+        """Path of the job's own file."""
+        return Path(self.output) / "job.json"
 
     @property
     def answer(self) -> Path:
         """Path of the worker's answer."""
-        return Path(self.output) / ANSWER
+        return Path(self.output) / "answer.json"
 
-    def write(self, path: Path) -> None:
-        """Write as JSON."""
-        write_json(path, asdict(self))
+    def prepared(self, name: str) -> Path:
+        """Path in the prepared folder."""
+        return Path(self.folder) / name
 
     @staticmethod
     def read(path: Path) -> Job:
-        """Read what :meth:`write` wrote."""
-        return Job(**json.loads(path.read_text(encoding="utf-8")))
+        """Read a job that was written as JSON."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings, model = BenchmarkSettings(**content.pop("settings")), BenchmarkModel(**content.pop("model"))
+        return Job(**content, settings=settings, model=model)
 
 
 class PeakFigures(TypedDict, total=False):
-    """Bytes measured by :class:`caldpo.bench.measure.PeakMemory`; ``peak`` is compared, the others explain it."""
+    """Bytes by :class:`caldpo.bench.measure.PeakMemory`; ``peak`` is compared, the others explain it."""
 
     peak: int
     peak_of_process: int
@@ -115,13 +99,9 @@ class Answer:
     options: str
     versions: dict[str, str]
 
-    def write(self, path: Path) -> None:
-        """Write as JSON."""
-        write_json(path, asdict(self))
-
     @staticmethod
     def read(path: Path) -> Answer:
-        """Read what :meth:`write` wrote."""
+        """Read an answer that was written as JSON."""
         return Answer(**json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -1,4 +1,4 @@
-"""Base classes of the project's callbacks."""
+"""Base classes of the project's callbacks; ``conf/callbacks/default.yaml`` explains their keys."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import pytorch_lightning as pl
 from transformers import PreTrainedModel
 
+from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
+from caldpo.config.signatures import validated
 from caldpo.data.datamodule import HeldOutPrompt
 from caldpo.data.end_tokens import end_tokens, response_text
 from caldpo.distributed.fsdp import is_sharded
@@ -28,16 +30,16 @@ class RunCallback(pl.Callback):
 
 
 class PromptSampling(RunCallback):
-    """Samples responses to held-out prompts.
+    """Samples responses to the first held-out prompts; without prompts it is off."""
 
-    Args:
-        prompts: how many; 0 switches the callback off.
-        max_new_tokens: longest response, tokens.
-        temperature: of sampling; 0 takes the likeliest token.
-        seed: of the policy's samples.
-    """
-
-    def __init__(self, prompts: int, max_new_tokens: int, temperature: float, seed: int) -> None:
+    @validated
+    def __init__(
+        self,
+        prompts: NonNegativeInt,
+        max_new_tokens: PositiveInt = 64,
+        temperature: NonNegative = 1.0,
+        seed: NonNegativeInt = 0,
+    ) -> None:
         super().__init__()
         self.prompts, self.max_new_tokens, self.temperature, self.seed = prompts, max_new_tokens, temperature, seed
 
@@ -54,14 +56,7 @@ class PromptSampling(RunCallback):
         seed: int,
         model_name: str = "policy",
     ) -> list[list[int]]:
-        """Sample one response to each prompt, token ids up to and including its end.
-
-        Args:
-            model: the policy or the reference; its responses end where the policy's do.
-            module: of the run.
-            held_out: prompts.
-            seed: of the samples.
-            model_name: for an error.
+        """Sample one response to each prompt by policy or reference, token ids up to and including the policy's end.
 
         Raises:
             CaldpoError: logits are not finite.

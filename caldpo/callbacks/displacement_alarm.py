@@ -8,10 +8,8 @@ log-ratio then falls below zero, which is the reference, and where the probabili
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
@@ -26,8 +24,7 @@ from caldpo.metric_definitions import CHOSEN_LOG_RATIO, DISPLACEMENT, REJECTED_L
 CHOSEN, REJECTED, SHARE = (m.held_out.name for m in (CHOSEN_LOG_RATIO, REJECTED_LOG_RATIO, DISPLACEMENT))
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """Held-out log-ratios at an evaluation, nats, and the share of pairs whose chosen response fell."""
 
     step: int
@@ -64,10 +61,10 @@ class DisplacementAlarm(RunCallback):
         self.points = [*earlier, point][-self.evaluations - 1 :]
         if point.chosen >= 0:
             self.raised = False
-        if self.raised or not is_falling(self.points, self.evaluations, self.below):
+        if self.raised or not self._is_falling():
             return
         self.raised = True
-        text = describe(self.points)
+        text = self._describe()
         self.alarms.append(
             {
                 "alarm": "displacement",
@@ -78,45 +75,36 @@ class DisplacementAlarm(RunCallback):
                 "text": text,
             }
         )
-        if trainer.is_global_zero:
-            Console().print(f"[bold yellow]alarm:[/bold yellow] {text}", soft_wrap=True, highlight=False)
-            send_alert(trainer, text)
+        if not trainer.is_global_zero:
+            return
+        Console().print(f"[bold yellow]alarm:[/bold yellow] {text}", soft_wrap=True, highlight=False)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                with contextlib.suppress(Exception):  # an error of the tracker does not stop training
+                    logger.experiment.alert(title="likelihood displacement", text=text, level="WARN")
 
     def state_dict(self) -> dict[str, Any]:
-        values = [[p.step, p.chosen, p.rejected, p.share] for p in self.points]
-        return {"points": values, "raised": self.raised, "alarms": [dict(alarm) for alarm in self.alarms]}
+        return {"points": [list(p) for p in self.points], "raised": self.raised, "alarms": list(self.alarms)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.points = [Point(int(step), *values) for step, *values in state_dict["points"]]
+        self.points = [Point(*values) for values in state_dict["points"]]
         self.raised, self.alarms = bool(state_dict["raised"]), list(state_dict["alarms"])
 
+    def _is_falling(self) -> bool:
+        """Whether the chosen log-ratio fell at each of the last evaluations, and lies far enough below zero."""
+        if len(self.points) <= self.evaluations or not self.points[-1].chosen < -self.below:
+            return False
+        return all(after.chosen < before.chosen for before, after in pairwise(self.points))
 
-def is_falling(points: Sequence[Point], evaluations: int, below: float) -> bool:
-    """Whether the chosen log-ratio fell at each of the last ``evaluations``, and lies ``below`` nats under zero."""
-    last = points[-evaluations - 1 :]
-    if len(last) <= evaluations or not last[-1].chosen < -below:
-        return False
-    return all(b.chosen < a.chosen for a, b in pairwise(last))
-
-
-def describe(points: Sequence[Point]) -> str:
-    """Describe the displacement with its figures, and where to look."""
-    first, last = points[0], points[-1]
-    values = ", ".join(f"{p.chosen:+.2f}" for p in points)
-    steps = ", ".join(str(p.step) for p in points)
-    margins = f"{first.chosen - first.rejected:.2f} to {last.chosen - last.rejected:.2f}"
-    return (
-        f"held-out chosen responses become less and less likely: their log-ratio is {values} nats at steps {steps}, and"
-        f" {last.share:.0%} of them are less likely than under the reference, while the margin went from {margins} nats"
-        " (likelihood displacement). Read samples.jsonl to see what takes their place; a calibrated loss"
-        " (loss=cal_dpo), a larger loss.beta or a lower optim.lr holds the chosen responses up."
-        " Falling is not yet failing: judge by what the policy writes."
-    )
-
-
-def send_alert(trainer: pl.Trainer, text: str) -> None:
-    """Send an alert to W&B, which may mail it; an error of the tracker does not stop training."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            with contextlib.suppress(Exception):
-                logger.experiment.alert(title="likelihood displacement", text=text, level="WARN")
+    def _describe(self) -> str:
+        first, last = self.points[0], self.points[-1]
+        values = ", ".join(f"{p.chosen:+.2f}" for p in self.points)
+        steps = ", ".join(str(p.step) for p in self.points)
+        margins = f"{first.chosen - first.rejected:.2f} to {last.chosen - last.rejected:.2f}"
+        return (
+            f"held-out chosen responses become less and less likely: their log-ratio is {values} nats at steps {steps},"
+            f" and {last.share:.0%} of them are less likely than under the reference, while the margin went from"
+            f" {margins} nats (likelihood displacement). Read samples.jsonl to see what takes their place; a calibrated"
+            " loss (loss=cal_dpo), a larger loss.beta or a lower optim.lr holds the chosen responses up."
+            " Falling is not yet failing: judge by what the policy writes."
+        )

@@ -15,21 +15,14 @@ class Reseed(pl.Callback):
 
     No generator has to be saved, draws in between (evaluation, samples) do not shift those of training, and each rank
     has its own.
-
-    Args:
-        seed: of the run.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        reseed(self.seed, trainer.global_step, batch_idx, trainer.global_rank)
-
-
-def reseed(*place: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's generators (of all devices) from non-negative numbers."""
-    drawn = np.random.SeedSequence(place).generate_state(3)
-    random.seed(int(drawn[0]))
-    np.random.seed(int(drawn[1]))
-    torch.manual_seed(int(drawn[2]))
+        place = (self.seed, trainer.global_step, batch_idx, trainer.global_rank)
+        drawn = np.random.SeedSequence(place).generate_state(3)
+        random.seed(int(drawn[0]))
+        np.random.seed(int(drawn[1]))
+        torch.manual_seed(int(drawn[2]))  # of all devices

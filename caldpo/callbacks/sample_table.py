@@ -9,32 +9,13 @@ import pytorch_lightning as pl
 
 from caldpo.callbacks.callback_base import PromptSampling, response_texts
 from caldpo.checkpointing.manifest import SAMPLES
-from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
-from caldpo.config.signatures import validated
 from caldpo.data.datamodule import PairDataModule
 from caldpo.lightning_module import PreferenceModule
 from caldpo.loggers import TableLogger
 
 
 class SampleTable(PromptSampling):
-    """Samples the policy on a few held-out prompts whenever the held-out pairs are evaluated.
-
-    Args:
-        prompts: how many; the same at each evaluation. 0 switches it off.
-        max_new_tokens: longest response, tokens.
-        temperature: of sampling; 0 takes the likeliest token.
-        seed: of the sampling.
-    """
-
-    @validated
-    def __init__(
-        self,
-        prompts: NonNegativeInt = 4,
-        max_new_tokens: PositiveInt = 64,
-        temperature: NonNegative = 1.0,
-        seed: NonNegativeInt = 0,
-    ) -> None:
-        super().__init__(prompts, max_new_tokens, temperature, seed)
+    """Samples the policy on the same held-out prompts whenever the held-out pairs are evaluated."""
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: PreferenceModule) -> None:  # type: ignore[override]
         if not self.prompts:
@@ -47,15 +28,13 @@ class SampleTable(PromptSampling):
         responses = self.sample(module.policy, module, held_out, seed=self.seed)
         if not trainer.is_global_zero:
             return
-        reward = data.oracle
         rows = []
-        for prompt, text in zip(held_out, response_texts(module, responses), strict=True):
-            prompt_text = (
-                prompt.prompt if isinstance(prompt.prompt, str) else str(module.tokenizer.decode(prompt.prompt_ids))
-            )
-            row = {"step": module.global_step, "prompt": prompt_text, "chosen": prompt.reference, "sample": text}
-            if reward is not None:
-                row["true_reward"] = round(reward(prompt_text, text), 4)
+        for held, text in zip(held_out, response_texts(module, responses), strict=True):
+            is_text = isinstance(held.prompt, str)
+            prompt = str(held.prompt if is_text else module.tokenizer.decode(held.prompt_ids))
+            row = {"step": module.global_step, "prompt": prompt, "chosen": held.reference, "sample": text}
+            if data.oracle is not None:
+                row["true_reward"] = round(data.oracle(prompt, text), 4)
             rows.append(row)
         file = Path(trainer.default_root_dir) / SAMPLES
         with file.open("a", encoding="utf-8") as opened:
@@ -63,10 +42,7 @@ class SampleTable(PromptSampling):
         for logger in trainer.loggers:
             if isinstance(logger, TableLogger):
                 # a table is replaced, not appended to: every row of the run so far, at the step they belong to
-                table = [json.loads(line) for line in file.open(encoding="utf-8")]  # not splitlines(): U+2028
-                logger.log_table(
-                    "samples",
-                    columns=list(rows[0]),
-                    data=[list(row.values()) for row in table],
-                    step=module.global_step,
-                )
+                table = [
+                    list(json.loads(line).values()) for line in file.open(encoding="utf-8")
+                ]  # not splitlines(): U+2028
+                logger.log_table("samples", columns=list(rows[0]), data=table, step=module.global_step)

@@ -1,20 +1,12 @@
-"""Score generations with the true reward, where the data's environment knows it.
+"""Score generations with the true reward, where the data's environment knows it, at the end of training.
 
-Logged as ``oracle/*`` at the end of training:
-
-- ``oracle/reward``, ``oracle/reference_reward``: mean true reward of one sample per held-out prompt, from the
-  policy and from the reference; ``oracle/win_rate``: share of prompts on which the policy's sample has the
-  higher reward, ties counted half.
-- ``oracle/kl``: sequence KL(policy || reference), nats: the mean log-ratio of the policy's samples.
-- ``oracle/slope``, ``oracle/pearson``, ``oracle/spearman``, ``oracle/error``: how implicit rewards (reward_beta x
-  log-ratio) of the held-out responses match their true rewards (see ``caldpo.environments.reward_agreement``).
-
-An environment that can compute more, such as the exact KL of a tabular policy, adds it under its own names.
+Logged as ``oracle/*``, see :mod:`caldpo.metric_definitions`. An environment that can compute more, such as the exact KL
+of a tabular policy, adds it under its own names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytorch_lightning as pl
@@ -22,10 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from caldpo.callbacks.callback_base import PromptSampling, response_texts
-from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
-from caldpo.config.signatures import validated
 from caldpo.data.collate import collate
-from caldpo.data.datamodule import HeldOutPrompt, PairDataModule
+from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.true_rewards import ExactSource, true_rewards, wins
 from caldpo.environments.reward_agreement import reward_agreement
@@ -37,22 +27,8 @@ from caldpo.types import PairLogps
 class OracleEvaluation(PromptSampling):
     """Scores the trained policy, on data that has a known reward; elsewhere it does nothing.
 
-    Args:
-        prompts: held-out prompts, one sample each. 0 switches it off.
-        max_new_tokens: longest response, tokens.
-        temperature: of sampling.
-        seed: of the policy's samples; the reference's have another, derived from it.
+    One sample per held-out prompt. The reference's samples have a seed of their own, derived from the policy's.
     """
-
-    @validated
-    def __init__(
-        self,
-        prompts: NonNegativeInt = 256,
-        max_new_tokens: PositiveInt = 64,
-        temperature: NonNegative = 1.0,
-        seed: NonNegativeInt = 0,
-    ) -> None:
-        super().__init__(prompts, max_new_tokens, temperature, seed)
 
     def on_trained(self, trainer: pl.Trainer, module: PreferenceModule) -> None:
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -62,7 +38,7 @@ class OracleEvaluation(PromptSampling):
         metrics = self.score_samples(data, module)
         if data.test_pairs.has_scores:
             with trainer.precision_plugin.forward_context():  # as the log-probs of the reference were computed
-                metrics |= agreement(data, module)
+                metrics |= _agreement(data, module)
         if isinstance(data.source, ExactSource):
             with module.reference.live() as reference:
                 # the optimum is that of the loss's own beta, where it has one
@@ -81,41 +57,35 @@ class OracleEvaluation(PromptSampling):
         with module.reference.live() as reference:
             baseline = self.sample(reference, module, held_out, seed=reference_seed(self.seed), model_name="reference")
         policy_rewards, reference_rewards = rewards(samples), rewards(baseline)
+        pairs = [
+            TokenizedPair(prompt.prompt_ids, response, response, None, None, i, "")
+            for i, (prompt, response) in enumerate(zip(held_out, samples, strict=True))
+        ]
+        log_ratios = torch.cat([logps.chosen_log_ratio for logps in _logps(data, module, pairs, split="")])
         return {
             "reward": float(policy_rewards.mean()),
             "reference_reward": float(reference_rewards.mean()),
             "win_rate": float(wins(policy_rewards - reference_rewards).mean()),
-            "kl": log_ratios(data, module, held_out, samples).mean().item(),
+            "kl": log_ratios.mean().item(),
         }
 
 
-def log_ratios(
-    data: PairDataModule, module: PreferenceModule, prompts: Sequence[HeldOutPrompt], responses: Sequence[list[int]]
-) -> torch.Tensor:
-    """Log-ratio policy/reference of each response, nats, shape ``(responses,)``, by the engine that training uses."""
-    pairs = [
-        TokenizedPair(prompt.prompt_ids, response, response, None, None, i, "")
-        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
-    ]
-    return torch.cat([logps.chosen_log_ratio for logps in _logps(data, module, pairs, split="")])
-
-
-def agreement(data: PairDataModule, module: PreferenceModule) -> dict[str, float]:
+def _agreement(data: PairDataModule, module: PreferenceModule) -> dict[str, float]:
     """Slope, correlation and error of implicit on true rewards, over the responses of the held-out pairs."""
     pairs = data.test_pairs[:]
-    logps = list(_logps(data, module, pairs, split="test"))
-    log_ratio = torch.cat([x.chosen_log_ratio for x in logps] + [x.rejected_log_ratio for x in logps])
+    logps = _logps(data, module, pairs, split="test")
+    log_ratios = torch.cat([x.chosen_log_ratio for x in logps] + [x.rejected_log_ratio for x in logps])
     true = [p.score_chosen for p in pairs] + [p.score_rejected for p in pairs]
     prompts = [tuple(p.prompt_ids) for p in pairs] * 2
-    return reward_agreement((module.reward_beta * log_ratio).tolist(), [t for t in true if t is not None], prompts)
+    return reward_agreement((module.reward_beta * log_ratios).tolist(), [t for t in true if t is not None], prompts)
 
 
 @torch.no_grad()
-def _logps(
-    data: PairDataModule, module: PreferenceModule, pairs: list[TokenizedPair], split: str
-) -> Iterator[PairLogps]:
+def _logps(data: PairDataModule, module: PreferenceModule, pairs: list[TokenizedPair], split: str) -> list[PairLogps]:
     """Log-probs of pairs, batch by batch: all of them on this rank, whatever share its data loader has."""
     size = data.eval_micro_batch_size
-    for start in range(0, len(pairs), size):
-        batch = collate(pairs[start : start + size], module.tokenizer.pad_token_id, split=split)
-        yield module.pair_logps(batch.to(module.device), with_reference=True)
+    batches = (
+        collate(pairs[start : start + size], module.tokenizer.pad_token_id, split=split)
+        for start in range(0, len(pairs), size)
+    )
+    return [module.pair_logps(batch.to(module.device), with_reference=True) for batch in batches]

@@ -20,7 +20,8 @@ from pydantic import Field
 
 from caldpo.config.bounds import NonNegativeInt
 from caldpo.errors import CaldpoError
-from caldpo.utils.atomic_io import file_digest, write_text
+from caldpo.utils.atomic_io import write_text
+from caldpo.utils.digests import file_digest
 
 FOLDER = "checkpoints"
 WEIGHTS, TRAINING, MANIFEST = "weights.safetensors", "training.pt", "manifest.json"

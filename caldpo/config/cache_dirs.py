@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
+from caldpo.config.overrides import parse_overrides
 from caldpo.errors import CaldpoError
 from caldpo.utils.yaml_io import flatten
 
@@ -25,22 +23,19 @@ PLACES = {"data.cache": "", "data.source.cache_dir": "", "model.cache": "", "ref
 def with_cache_dirs(config: Mapping[str, Any], cache: str = CACHE) -> tuple[dict[str, Any], dict[str, str]]:
     """Replace the cache folders of a run's configuration by ``cache``; return it with what was replaced, by key.
 
-    Args:
-        config: of a run; sections alone will do. A cache that is switched off (null) stays so.
-        cache: folder of all of them.
+    A cache that is switched off (null) stays so.
     """
-    replaced_config, replaced = copy.deepcopy(dict(config)), {}
+    changed, replaced = copy.deepcopy(dict(config)), {}
     for key, below in PLACES.items():
         *parts, name = key.split(".")
-        section: Any = replaced_config
+        section: Any = changed
         for part in parts:
             section = section.get(part) if isinstance(section, dict) else None
-        if isinstance(section, dict) and section.get(name) is not None:
-            cache_dir = str(PurePath(cache, below))
-            if section[name] != cache_dir:
-                replaced[key] = str(section[name])
+        cache_dir = str(PurePath(cache, below))
+        if isinstance(section, dict) and section.get(name) not in (None, cache_dir):
+            replaced[key] = str(section[name])
             section[name] = cache_dir
-    return replaced_config, replaced
+    return changed, replaced
 
 
 def without_cache_dirs(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -67,8 +62,5 @@ def without_cache_dirs(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def _named(text: str) -> set[str]:
     """List the cache keys that an override sets, or may set."""
-    try:
-        override = OverridesParser.create().parse_override(text)
-    except (HydraException, ValueError):
-        return set()  # refused by whoever reads it next
-    return PLACES.keys() & flatten({override.key_or_group: override.value()}).keys()
+    overrides = parse_overrides(None, [text])  # one that cannot be read is refused by who reads it next
+    return {key for o in overrides for key in flatten({o.key_or_group: o.value()}) if key in PLACES}

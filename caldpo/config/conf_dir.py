@@ -1,8 +1,10 @@
-"""The configuration folder of the package."""
+"""The configuration folder of the package, and the groups that a configuration in it is composed of."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from caldpo.errors import CaldpoError
 
@@ -25,3 +27,11 @@ def conf_dir() -> Path:
         f"the configuration folder is missing, looked in {', '.join(map(str, places))}",
         remedy="install caldpo again, or run it from a complete checkout",
     )
+
+
+def groups_of_defaults(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the groups of a defaults list: ``loss`` of ``- loss: dpo``."""
+    for entry in config.get("defaults", ()):
+        if isinstance(entry, Mapping):
+            name = str(next(iter(entry)))
+            yield name.removeprefix("optional ").removeprefix("override ").removeprefix("/").split("@")[0]

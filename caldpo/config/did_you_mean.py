@@ -7,156 +7,111 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from omegaconf import DictConfig, OmegaConf
 
-# Names in TRL, transformers, Lightning and PEFT, and the keys here. A key of another section is found in the
-# configuration itself by its last part (lr: optim.lr).
-KEYS: Mapping[str, tuple[str, ...]] = {
-    "learning_rate": ("optim.lr",),
-    "batch_size": ("data.micro_batch_size", "batch"),
-    "bs": ("data.micro_batch_size",),
-    "train_batch_size": ("data.micro_batch_size",),
-    "per_device_train_batch_size": ("data.micro_batch_size",),
-    "eval_batch_size": ("data.eval_micro_batch_size", "batch"),
-    "per_device_eval_batch_size": ("data.eval_micro_batch_size",),
-    "accumulation": ("trainer.accumulate_grad_batches",),
-    "grad_accum": ("trainer.accumulate_grad_batches",),
-    "gradient_accumulation_steps": ("trainer.accumulate_grad_batches",),
-    "epochs": ("trainer.max_epochs",),
-    "n_epochs": ("trainer.max_epochs",),
-    "num_epochs": ("trainer.max_epochs",),
-    "num_train_epochs": ("trainer.max_epochs",),
-    "steps": ("trainer.max_steps",),
-    "num_steps": ("trainer.max_steps",),
-    "max_grad_norm": ("trainer.gradient_clip_val",),
-    "grad_clip": ("trainer.gradient_clip_val",),
-    "gradient_clipping": ("trainer.gradient_clip_val",),
-    "eval_every": ("trainer.val_check_interval",),
-    "eval_steps": ("trainer.val_check_interval",),
-    "logging_steps": ("trainer.metrics_sync_every",),
-    "save_every": ("callbacks.checkpoint.every",),
-    "save_steps": ("callbacks.checkpoint.every",),
-    "save_total_limit": ("callbacks.checkpoint.keep",),
-    "warmup": ("optim.schedule.warmup_ratio",),
-    "lr_scheduler": ("optim.schedule.decay",),
-    "lr_scheduler_type": ("optim.schedule.decay",),
-    "scheduler": ("optim.schedule.decay",),
-    "bf16": ("trainer.precision",),
-    "fp16": ("trainer.precision",),
-    "fp32": ("trainer.precision",),
-    "mixed_precision": ("trainer.precision",),
-    "adam_beta1": ("optim.beta1",),
-    "adam_beta2": ("optim.beta2",),
-    "adam_epsilon": ("optim.eps",),
-    "dataloader_num_workers": ("data.num_workers",),
-    "torch_dtype": ("model.dtype",),
-    "attn_implementation": ("model.attention",),
-    "tokenizer_name": ("model.tokenizer",),
-    "tokenizer_name_or_path": ("model.tokenizer",),
-    "torch_compile": ("trainer.compile",),
-    "precompute_ref_log_probs": ("reference",),
-    "max_seq_length": ("data.max_length",),
-    "max_seq_len": ("data.max_length",),
-    "seq_len": ("data.max_length",),
-    "model_name": ("model.path",),
-    "model_path": ("model.path",),
-    "model_id": ("model.path",),
-    "model_name_or_path": ("model.path",),
-    "pretrained": ("model.path",),
-    "ref_model": ("reference.path",),
-    "reference_model": ("reference.path",),
-    "dataset": ("data",),
-    "dataset_name": ("data",),
-    "data_path": ("data.train",),
-    "train_file": ("data.train",),
-    "train_data": ("data.train",),
-    "test_file": ("data.test",),
-    "eval_file": ("data.test",),
-    "loss_type": ("loss",),
-    "weight": ("loss.calibration_weight",),
-    "lambda": ("loss.calibration_weight",),
-    "c": ("loss.calibration_weight",),
-    "suite": ("suite", "suites"),
-    "optimizer": ("optim",),
-    "optimiser": ("optim",),
-    "lora": ("adapter",),
-    "peft": ("adapter",),
-    "use_peft": ("adapter",),
-    "load_in_4bit": ("adapter",),
-    "fsdp": ("trainer",),
-    "deepspeed": ("trainer",),
-    "r": ("adapter.rank",),
-    "lora_r": ("adapter.rank",),
-    "lora_rank": ("adapter.rank",),
-    "lora_alpha": ("adapter.alpha",),
-    "lora_dropout": ("adapter.dropout",),
-    "lora_target_modules": ("adapter.target_modules",),
-    "gpus": ("trainer.devices",),
-    "num_gpus": ("trainer.devices",),
-    "n_gpus": ("trainer.devices",),
-    "nodes": ("trainer.num_nodes",),
-    "device": ("trainer.accelerator",),
-    "out": ("to", "output", "hydra.run.dir"),
-    "out_dir": ("to", "output", "hydra.run.dir"),
-    "output": ("to", "output", "hydra.run.dir"),
-    "output_dir": ("to", "output", "hydra.run.dir"),
-    "save_dir": ("to", "output", "hydra.run.dir"),
-    "wandb": ("logger",),
-    "report_to": ("logger",),
-    "wandb_project": ("logger.project",),
-    "run_name": ("logger.name",),
-    "random_seed": ("seed",),
-    "resume_from_checkpoint": ("resume",),
-    "checkpoint_path": ("resume", "checkpoint"),
-    "base_url": ("judge.base_url",),
-    # earlier names of keys
-    "fetch_every": ("trainer.metrics_sync_every",),
-    "val_every": ("trainer.val_check_interval",),
-    "threads": ("trainer.num_threads",),
-    "on_bad_numbers": ("trainer.on_nonfinite",),
-    "pairs_per_batch": ("data.micro_batch_size",),
-    "eval_pairs_per_batch": ("data.eval_micro_batch_size",),
-    "tokens_per_batch": ("data.max_tokens_per_micro_batch",),
-    "kept_logits_mib": ("logits_cache_mib",),
-    "differs": ("reference.distinct",),
-    "start": ("adapter.init_from",),
-    "start_as": ("adapter.init_mode",),
-    "trust_code": ("allow_untrusted_code",),
-    "rehearse": ("judge.mock",),
-    "objective": ("optimized_metric",),
-    "shape": ("benchmark_model",),
-    "tuned": ("per_loss",),
-    "tags": ("tags",),
-    "notes": ("notes",),
+# Keys and groups here, and their names in TRL, transformers, Lightning and PEFT, and in earlier versions. A key of
+# another section is found in the configuration itself by its last part (lr: optim.lr).
+_KEY_NAMES = {
+    "optim.lr": "learning_rate",
+    "data.micro_batch_size": "batch_size bs train_batch_size per_device_train_batch_size pairs_per_batch",
+    "data.eval_micro_batch_size": "eval_batch_size per_device_eval_batch_size eval_pairs_per_batch",
+    "batch": "batch_size eval_batch_size",
+    "trainer.accumulate_grad_batches": "accumulation grad_accum gradient_accumulation_steps",
+    "trainer.max_epochs": "epochs n_epochs num_epochs num_train_epochs",
+    "trainer.max_steps": "steps num_steps",
+    "trainer.gradient_clip_val": "max_grad_norm grad_clip gradient_clipping",
+    "trainer.val_check_interval": "eval_every eval_steps val_every",
+    "trainer.metrics_sync_every": "logging_steps fetch_every",
+    "trainer.precision": "bf16 fp16 fp32 mixed_precision",
+    "trainer.compile": "torch_compile",
+    "trainer.devices": "gpus num_gpus n_gpus",
+    "trainer.num_nodes": "nodes",
+    "trainer.accelerator": "device",
+    "trainer.num_threads": "threads",
+    "trainer.on_nonfinite": "on_bad_numbers",
+    "trainer": "fsdp deepspeed",
+    "callbacks.checkpoint.every": "save_every save_steps",
+    "callbacks.checkpoint.keep": "save_total_limit",
+    "optim.schedule.warmup_ratio": "warmup",
+    "optim.schedule.decay": "lr_scheduler lr_scheduler_type scheduler",
+    "optim.beta1": "adam_beta1",
+    "optim.beta2": "adam_beta2",
+    "optim.eps": "adam_epsilon",
+    "optim": "optimizer optimiser",
+    "data.num_workers": "dataloader_num_workers",
+    "data.max_length": "max_seq_length max_seq_len seq_len",
+    "data.max_tokens_per_micro_batch": "tokens_per_batch",
+    "data": "dataset dataset_name",
+    "data.train": "data_path train_file train_data",
+    "data.test": "test_file eval_file",
+    "model.dtype": "torch_dtype",
+    "model.attention": "attn_implementation",
+    "model.tokenizer": "tokenizer_name tokenizer_name_or_path",
+    "model.path": "model_name model_path model_id model_name_or_path pretrained",
+    "reference": "precompute_ref_log_probs",
+    "reference.path": "ref_model reference_model",
+    "reference.distinct": "differs",
+    "loss": "loss_type",
+    "loss.calibration_weight": "weight lambda c",
+    "suite": "suite",
+    "suites": "suite",
+    "adapter": "lora peft use_peft load_in_4bit",
+    "adapter.rank": "r lora_r lora_rank",
+    "adapter.alpha": "lora_alpha",
+    "adapter.dropout": "lora_dropout",
+    "adapter.target_modules": "lora_target_modules",
+    "adapter.init_from": "start",
+    "adapter.init_mode": "start_as",
+    "to": "out out_dir output output_dir save_dir",
+    "output": "out out_dir output output_dir save_dir",
+    "hydra.run.dir": "out out_dir output output_dir save_dir",
+    "logger": "wandb report_to",
+    "logger.project": "wandb_project",
+    "logger.name": "run_name",
+    "seed": "random_seed",
+    "resume": "resume_from_checkpoint checkpoint_path",
+    "checkpoint": "checkpoint_path",
+    "judge.base_url": "base_url",
+    "judge.mock": "rehearse",
+    "logits_cache_mib": "kept_logits_mib",
+    "allow_untrusted_code": "trust_code",
+    "optimized_metric": "objective",
+    "benchmark_model": "shape",
+    "per_loss": "tuned",
+    "tags": "tags",
+    "notes": "notes",
 }
 
-# Names of values elsewhere, and the values here; of several, the one that the key takes.
-VALUES: Mapping[str, tuple[str, ...]] = {
-    "bf16": ("bf16-mixed", "bfloat16"),
-    "bfloat16": ("bf16-mixed", "bfloat16"),
-    "bf16-amp": ("bf16-mixed",),
-    "16": ("16-mixed", "float16"),
-    "fp16": ("16-mixed", "float16"),
-    "half": ("16-mixed", "float16", "fixed"),
-    "float16": ("16-mixed", "float16"),
-    "32": ("32-true", "float32"),
-    "fp32": ("32-true", "float32"),
-    "float": ("32-true", "float32"),
-    "float32": ("32-true", "float32"),
-    "full": ("32-true", "float32"),
-    "64": ("64-true", "float64"),
-    "fp64": ("64-true", "float64"),
-    "double": ("64-true", "float64"),
-    "float64": ("64-true", "float64"),
-    "cuda": ("gpu", "cuda"),
-    "flash": ("flash_attention_2",),
-    "flash_attention": ("flash_attention_2",),
-    "fa2": ("flash_attention_2",),
-    "zero2": ("deepspeed_stage_2", "deepspeed_zero2"),
-    "deepspeed": ("deepspeed_zero2",),
-    # earlier names of values
-    "resident": ("frozen",),
-    "cached": ("precomputed",),
-    "line": ("compact",),
+# Values here, and their names elsewhere and in earlier versions.
+_VALUE_NAMES = {
+    "bf16-mixed": "bf16 bfloat16 bf16-amp",
+    "bfloat16": "bf16 bfloat16",
+    "16-mixed": "16 fp16 half float16",
+    "float16": "16 fp16 half float16",
+    "fixed": "half",
+    "32-true": "32 fp32 float float32 full",
+    "float32": "32 fp32 float float32 full",
+    "64-true": "64 fp64 double float64",
+    "float64": "64 fp64 double float64",
+    "gpu": "cuda",
+    "cuda": "cuda",
+    "flash_attention_2": "flash flash_attention fa2",
+    "deepspeed_stage_2": "zero2",
+    "deepspeed_zero2": "zero2 deepspeed",
+    "frozen": "resident",
+    "precomputed": "cached",
+    "compact": "line",
 }
+
+
+def _by_other_name(names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Map each other name to the names here; where it stands for several, the first that the command has is meant."""
+    inverted: dict[str, tuple[str, ...]] = {}
+    for here, others in names.items():
+        for other in others.split():
+            inverted[other] = (*inverted.get(other, ()), here)
+    return inverted
+
+
+KEYS, VALUES = _by_other_name(_KEY_NAMES), _by_other_name(_VALUE_NAMES)
 
 
 def suggest_known(word: object, choices: Iterable[object]) -> str:
@@ -191,30 +146,30 @@ def _plain(word: str) -> str:
 
 
 def meant_keys(key: str, cfg: DictConfig, groups: list[str]) -> list[str]:
-    """Find the keys and groups of a configuration that may be meant by an unknown key.
-
-    Args:
-        key: as it was written, dotted or not.
-        cfg: the composed configuration.
-        groups: that options can be chosen from.
-    """
+    """Find the keys of a configuration, and of its ``groups``, that may be meant by an unknown key, dotted or not."""
     name = key.rpartition(".")[2].replace("-", "_").lower()
     for known in KEYS.get(name, ()):
         if known in groups or _has_key(cfg, known):
             return [known]
     parent = key.rpartition(".")[0]  # a key of a section may stand further down in it
-    section = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
-    return list(_leaves(section, name, parent)) if isinstance(section, DictConfig) else []
+    section = section_at(cfg, parent)
+    return [] if section is None else list(_leaves(section, name, parent))
+
+
+def section_at(cfg: DictConfig, place: str) -> DictConfig | None:
+    """Select the section at a dotted place, the configuration itself at ``""``; None where there is none."""
+    section = OmegaConf.select(cfg, place, throw_on_missing=False) if place else cfg
+    return section if isinstance(section, DictConfig) else None
 
 
 def _has_key(cfg: DictConfig, key: str) -> bool:
     """Tell whether there is a key, also one whose value is still ``???``."""
     parent, _, name = key.rpartition(".")
-    section = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
-    return isinstance(section, DictConfig) and name in list(section)  # "in section" would deny a value of ???
+    return name in list(section_at(cfg, parent) or ())  # "in section" would deny a value of ???
 
 
-def _leaves(section: DictConfig, name: str, place: str = "") -> Iterator[str]:
+def _leaves(section: DictConfig, name: str, place: str) -> Iterator[str]:
+    """Yield the keys called ``name`` in a section and those below it, but at the top level and in Hydra's own."""
     for key in map(str, section):
         if key == "hydra" and not place:
             continue

@@ -20,8 +20,8 @@ _SHOWN = 8  # sweeps named in an error message
 def is_run(folder: Path) -> bool:
     """Tell whether ``folder`` holds a run's files.
 
-    One of the three alone is not enough: experiment trackers keep a ``config.yaml`` of their own. Hydra's
-    folder is, so that a run that failed before it wrote anything is still seen. An estimate, or a dry run, is none.
+    One of the three alone is not enough: experiment trackers keep a ``config.yaml`` of their own. Hydra's folder is,
+    also of a run that failed before it wrote anything. An estimate, or a dry run, is none.
     """
     if (folder / ".hydra").is_dir():
         return not holds_no_training(folder)
@@ -31,29 +31,40 @@ def is_run(folder: Path) -> bool:
 def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
     """List the run folders at or below ``folder``, in the order of their names, numbers by value.
 
-    Args:
-        folder: a run's, or one that holds runs.
-        key: configuration key of ``folder``, for messages.
+    Raises:
+        CaldpoError: about ``key``: the folder does not exist, or no run lies in it.
+    """
+    runs = list(_walk(folder))
+    if runs:
+        return runs
+    wrong = "no runs in this folder (a run holds .hydra, config.yaml, metrics.csv or summary.json)"
+    sweeps = _other_sweeps(folder)
+    if not folder.is_dir():
+        wrong = f"no such folder{suggest(folder.name, (sweep.name for sweep in sweeps))}"
+    remedy = "train first, for example: python -m caldpo.train -m loss=dpo,cal_dpo seed=0,1,2"
+    if sweeps:
+        remedy = f"name a folder that holds runs: {', '.join(map(str, sweeps[:_SHOWN]))}"
+    raise CaldpoError(wrong, key=key, value=folder, remedy=remedy)
+
+
+def find_one_run(folder: Path) -> Path:
+    """Find the one run that ``run=`` names.
 
     Raises:
-        CaldpoError: the folder does not exist, or no run lies in it.
+        CaldpoError: no run lies at or below the folder, or several do.
     """
-    if not folder.is_dir():
-        raise CaldpoError(f"no such folder{_suggestion(folder)}", key=key, value=folder, remedy=_remedy(folder))
-    runs = list(_walk(folder))
-    if not runs:
+    runs = find_runs(folder, key="run")
+    if len(runs) > 1:
+        shown = ", ".join(f"'{run}'" for run in runs[:_SHOWN]) + (", ..." if len(runs) > _SHOWN else "")
         raise CaldpoError(
-            "no runs in this folder (a run holds .hydra, config.yaml, metrics.csv or summary.json)",
-            key=key,
-            value=folder,
-            remedy=_remedy(folder),
+            f"holds {len(runs)} runs, and one is needed", key="run", value=folder, remedy=f"name one of them: {shown}"
         )
-    return runs
+    return runs[0]
 
 
 def no_folder_error() -> CaldpoError:
     """Build the error of a command that names no folder: how to name one, and the newest sweeps."""
-    sweeps = [str(sweep) for sweep in existing_sweeps(Path("outputs"))]
+    sweeps = [str(sweep) for sweep in _sweeps_in(Path("outputs"))]
     listed = f"; the newest: {', '.join(sweeps[:_NEWEST])}" if sweeps else ""
     more = f" and {len(sweeps) - _NEWEST} more" if len(sweeps) > _NEWEST else ""
     return CaldpoError(
@@ -66,12 +77,6 @@ def no_folder_error() -> CaldpoError:
 def natural(text: str) -> list[tuple[int, int, str]]:
     """Make a sort key under which ``seed=10`` comes after ``seed=9``."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
-
-
-def existing_sweeps(place: Path) -> list[Path]:
-    """List the folders in ``place`` that are a run or hold one directly, newest first."""
-    sweeps = [f for f in _folders(place) if is_run(f) or any(map(is_run, _folders(f)))]
-    return sorted(sweeps, key=lambda f: f.stat().st_mtime, reverse=True)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -89,30 +94,19 @@ def holds_no_training(folder: Path) -> bool:
     return _NO_TRAINING.search(config.read_text(encoding="utf-8", errors="replace")) is not None
 
 
-def _folders(place: Path) -> list[Path]:
-    if not place.is_dir():
-        return []
-    return [f for f in place.iterdir() if f.is_dir() and not f.name.startswith(".")]
+def _sweeps_in(place: Path) -> list[Path]:
+    """List the folders in ``place`` that are a run or hold one directly, newest first."""
+    sweeps = [folder for folder in place.glob("[!.]*/") if is_run(folder) or any(map(is_run, folder.glob("[!.]*/")))]
+    return sorted(sweeps, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
-def _others(folder: Path) -> list[Path]:
+def _other_sweeps(folder: Path) -> list[Path]:
     """List the sweeps beside ``folder`` and in ``outputs``, as they are typed from the current folder."""
     places = dict.fromkeys(place.resolve() for place in (folder.parent, Path("outputs")))
     here = Path.cwd()
     return [
         sweep.relative_to(here) if sweep.is_relative_to(here) else sweep
         for place in places
-        for sweep in existing_sweeps(place)
+        for sweep in _sweeps_in(place)
         if sweep != folder.resolve()
     ]
-
-
-def _suggestion(folder: Path) -> str:
-    return suggest(folder.name, (sweep.name for sweep in _others(folder)))
-
-
-def _remedy(folder: Path) -> str:
-    sweeps = _others(folder)
-    if not sweeps:
-        return "train first, for example: python -m caldpo.train -m loss=dpo,cal_dpo seed=0,1,2"
-    return f"name a folder that holds runs: {', '.join(map(str, sweeps[:_SHOWN]))}"

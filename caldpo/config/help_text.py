@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from caldpo.config.conf_dir import conf_dir
+from caldpo.config.conf_dir import conf_dir, groups_of_defaults
 from caldpo.utils.yaml_io import read_yaml
 
 _BASE = "hydra_base"  # has the parts of the help that a command's own yaml leaves out
@@ -21,16 +21,13 @@ def help_text(config_name: str, conf: Path | None = None, extra: Path | None = N
         config_name: of its primary configuration.
         conf: folder of configurations; None: the project's.
         extra: one with options of a person's own.
-
-    Raises:
-        FileNotFoundError: there is no such configuration.
     """
     folder = conf or conf_dir()
     primary = read_yaml(folder / f"{config_name}.yaml")
     base = folder / f"{_BASE}.yaml"
     parts = {**_help_of(read_yaml(base) if base.is_file() else {}), **_help_of(primary)}
     template, lines = str(parts.get("template", "")), []
-    for group in sorted({*_groups(primary), *(_folders(extra) if extra else ())}):
+    for group in sorted({*groups_of_defaults(primary), *(_folders(extra) if extra else ())}):
         files = [path for place in (folder, extra) if place for path in (place / group).glob("*.yaml")]
         options = {path.stem: path for path in files if path.stem != _SHARED}
         lines += [f"{group}: {', '.join(sorted(options))}"] if options else []
@@ -49,14 +46,6 @@ def _description(file: Path) -> str:
 
 def _help_of(config: Mapping[str, Any]) -> dict[str, str]:
     return (config.get("hydra") or {}).get("help") or {}
-
-
-def _groups(primary: Mapping[str, Any]) -> Iterable[str]:
-    """List the groups of a defaults list: ``loss`` of ``- loss: dpo``."""
-    for entry in primary.get("defaults", ()):
-        if isinstance(entry, Mapping):
-            name = str(next(iter(entry)))
-            yield name.removeprefix("optional ").removeprefix("override ").removeprefix("/").split("@")[0]
 
 
 def _folders(place: Path) -> Iterable[str]:

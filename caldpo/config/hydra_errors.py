@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import yaml
 from hydra.core.config_loader import ConfigLoader
@@ -16,12 +16,11 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig
 
-from caldpo.config.config_groups import groups_of, has_group, options_of
+from caldpo.config.composer import FAULTS, Composer
 from caldpo.config.did_you_mean import suggest, suggest_known
 from caldpo.config.extras import EXTRAS, install
 from caldpo.config.hydra_extensions import PER_LOSS
-from caldpo.config.overrides import parse_overrides
-from caldpo.config.unknown_keys import FAULTS, Compose, unknown_key
+from caldpo.config.unknown_keys import unknown_key
 from caldpo.config.validation import NEEDED, Problem, missing_group_problem
 from caldpo.security.secrets import redact_text
 from caldpo.utils.file_names import is_there
@@ -31,7 +30,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def compose_or_explain(
-    compose: Compose, loader: ConfigLoader, overrides: Sequence[str]
+    compose: Callable[[list[str]], DictConfig], loader: ConfigLoader, overrides: Sequence[str]
 ) -> tuple[DictConfig | None, list[Problem]]:
     """Compose; explain each faulty override, leave it out and try again, so that all are reported at once.
 
@@ -40,20 +39,17 @@ def compose_or_explain(
     Returns:
         The configuration without the faulty overrides (None when it cannot be composed) and their problems.
     """
-    compose = _remembering(compose)
-    texts = [override for override in overrides if _is_text(override)]
-    problems, foreign = _of_other_commands(compose, loader, texts)
-    without = {**_deleted_groups(compose, loader, texts), **_unknown_optional(loader, texts)}
-    problems += without.values()
-    problems += [_no_text(override) for override in overrides if override not in texts]
-    remaining = [override for override in texts if override not in foreign and override not in without]
+    composer = Composer(compose, loader)
+    refused = _refused(composer, overrides)
+    problems = list(refused.values())
+    remaining = [text for text in overrides if text not in refused]
     no_option = False
     while True:
         try:
-            cfg = compose(remaining)
+            cfg = composer.compose(remaining)
             return None if no_option else cfg, problems
         except FAULTS as error:
-            problem, culprit = _explain(error, compose, loader, remaining)
+            problem, culprit = _explain(error, composer, remaining)
             problems.append(problem)
             if culprit not in remaining:
                 return None, problems
@@ -63,115 +59,64 @@ def compose_or_explain(
                 remaining = [override for override in remaining if "." not in override.partition("=")[0]]
 
 
-def _remembering(compose: Compose) -> Compose:
-    """Cache compositions, and their faults, by their overrides; none of them is changed in this module."""
-    composed: dict[tuple[str, ...], DictConfig | Exception] = {}
-
-    def remembered(overrides: list[str]) -> DictConfig:
-        key = tuple(overrides)
-        if key not in composed:
-            try:
-                composed[key] = compose(overrides)
-            except FAULTS as error:
-                composed[key] = error
-        outcome = composed[key]
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    return remembered
-
-
-def _is_text(override: str) -> bool:
-    """Tell whether an override can be written into a file: bytes that are not UTF-8 cannot."""
-    try:
-        override.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _no_text(override: str) -> Problem:
-    key, _, value = override.encode("ascii", "backslashreplace").decode().partition("=")
-    return Problem(key, redact_text(value) or None, "is not text in UTF-8", "rename what it names")
-
-
-def _of_other_commands(
-    compose: Compose, loader: ConfigLoader, overrides: Sequence[str]
-) -> tuple[list[Problem], list[str]]:
-    """Refuse added groups that no configuration of this command names, and that nothing would read."""
-    added = [o for o in parse_overrides(loader, overrides) if o.is_add() and options_of(loader, o.key_or_group)]
-    if not added:
-        return [], []
-    try:
-        cfg = compose([])
-    except FAULTS:
-        return [], []
-    foreign = [o for o in added if not has_group(cfg, loader, o.key_or_group)]
-    remedy = f"the groups of this command are {', '.join(groups_of(cfg, loader))}"
-    problems = [Problem(o.key_or_group, None, "a group of another command", remedy) for o in foreign]
-    return problems, [o.input_line or "" for o in foreign]
-
-
-def _deleted_groups(compose: Compose, loader: ConfigLoader, overrides: Sequence[str]) -> dict[str, Problem]:
-    """Refuse deletions of a group of which a run needs an option; a model may have set keys of it all the same."""
-    deleted = [o for o in parse_overrides(loader, overrides) if o.is_delete() and o.key_or_group in NEEDED]
-    if not deleted:
-        return {}
-    try:
-        choices = compose([]).hydra.runtime.choices
-    except FAULTS:
-        return {}
-    # a command that can do without has no option of it to begin with
-    return {
-        o.input_line or "": missing_group_problem(o.key_or_group)
-        for o in deleted
-        if choices.get(o.key_or_group) is not None
-    }
-
-
-def _unknown_optional(loader: ConfigLoader, overrides: Sequence[str]) -> dict[str, Problem]:
-    """Refuse options of the one optional group that do not exist, which Hydra leaves out in silence."""
-    options = options_of(loader, PER_LOSS)
-    remedy = f"choose one of {', '.join(options)}"
+def _refused(composer: Composer, overrides: Sequence[str]) -> dict[str, Problem]:
+    """Refuse, by their text, overrides that Hydra would take, or fail at in a way of its own."""
     problems = {}
-    for override in parse_overrides(loader, overrides):
-        option = override.value()
-        if override.key_or_group != PER_LOSS or not isinstance(option, str) or option in options or "${" in option:
-            continue
-        wrong = f"no such option{suggest(option, options)}"
-        problems[override.input_line or ""] = Problem(PER_LOSS, option, wrong, remedy)
+    for text in overrides:
+        if text != text.encode(errors="replace").decode():
+            key, _, value = text.encode("ascii", "backslashreplace").decode().partition("=")
+            problems[text] = Problem(key, redact_text(value) or None, "is not text in UTF-8", "rename what it names")
+    for override in composer.parse([text for text in overrides if text not in problems]):
+        if problem := _unwanted(override, composer):
+            problems[override.input_line or ""] = problem
     return problems
 
 
-def _explain(
-    error: Exception, compose: Compose, loader: ConfigLoader, overrides: list[str]
-) -> tuple[Problem, str | None]:
+def _unwanted(override: Override, composer: Composer) -> Problem | None:
+    """Refuse what Hydra would take: a group that nothing reads, a group deleted that a run needs, no such option."""
+    key, option = override.key_or_group, override.value()
+    if override.is_add() and composer.options(key):
+        cfg = composer.compose_or_none([])
+        if cfg is not None and not composer.has_group(cfg, key):
+            remedy = f"the groups of this command are {', '.join(composer.groups(cfg))}"
+            return Problem(key, None, "a group of another command", remedy)
+    if override.is_delete() and key in NEEDED:
+        cfg = composer.compose_or_none([])
+        # a command that can do without has no option of it to begin with; a model may set keys of it all the same
+        if cfg is not None and cfg.hydra.runtime.choices.get(key) is not None:
+            return missing_group_problem(key)
+    if key == PER_LOSS and isinstance(option, str) and "${" not in option:  # the one optional group
+        options = composer.options(PER_LOSS)
+        if option not in options:
+            remedy = f"choose one of {', '.join(options)}"
+            return Problem(PER_LOSS, option, f"no such option{suggest(option, options)}", remedy)
+    return None
+
+
+def _explain(error: Exception, composer: Composer, overrides: list[str]) -> tuple[Problem, str | None]:
     """Explain an error of composing; return the override to leave out (None: nothing else can be checked)."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override), error.override
     if isinstance(error, yaml.YAMLError):
         return Problem("configuration", None, f"cannot be read: {' '.join(str(error).split())}"), None
     if isinstance(error, MissingConfigException):
-        return _missing_option(error, loader, overrides)
+        return _missing_option(error, composer, overrides)
     for text in overrides:
-        if not parse_overrides(loader, [text]):  # a number of thousands of digits, which Python refuses, not Hydra
+        if not composer.parse([text]):  # a number of thousands of digits, which Python refuses, not Hydra
             return _unreadable(text), text
-    for override in parse_overrides(loader, overrides):
+    for override in composer.parse(overrides):
         line = override.input_line or ""
-        if problem := _of_override(override, str(error), compose, loader, [o for o in overrides if o != line]):
+        if problem := _of_override(override, str(error), composer, [o for o in overrides if o != line]):
             return problem, line
     return Problem("configuration", None, without_search_paths(error)), None
 
 
-def _of_override(
-    override: Override, text: str, compose: Compose, loader: ConfigLoader, others: list[str]
-) -> Problem | None:
+def _of_override(override: Override, text: str, composer: Composer, others: list[str]) -> Problem | None:
     """Explain ``override`` if Hydra's ``text`` is about it."""
     key, line = override.key_or_group, override.input_line or ""
     no_option = "Config group override must be" in text or "is not iterable" in text  # the second for a list of numbers
     if no_option and not _are_names(override.value()):
-        options = options_of(loader, key) if key else []
+        options = composer.options(key) if key else []
         wrong = Problem(key, _value(line), "must be the name of an option", f"choose one of {', '.join(options)}")
         return wrong if options else _unreadable(line) if not key else None
     if f"Multiple values for {key}." in text or ("Could not append" in text and f"'{key}'" in text):
@@ -180,15 +125,13 @@ def _of_override(
         )
     if not any(f"'{named}'" in text for named in (key, line, f"{key}@{override.package}")) and line not in text:
         return None
-    if "Sweeping over Hydra" in text:
-        return Problem(key, _value(line), "a key of Hydra itself has one value for the whole sweep")
-    if override.is_sweep_override():
+    if override.is_sweep_override() and "Sweeping over Hydra" not in text:
         remedy = f"add -m to run once per value, or write a list as '{key}=[...]'"
         return Problem(key, _value(line), "several values for one run", remedy)
     if "Did you mean to override" in text or "looks like a config group" in text:
         return Problem(f"{key}@{override.package}", None, "unknown package", f"leave it out: {key}={_value(line)}")
     if "Could not override" in text or "Could not delete" in text:
-        return unknown_key(override, compose, loader, others)
+        return unknown_key(override, composer, others)
     return Problem(key, _value(line), text.splitlines()[0].rstrip("."))
 
 
@@ -206,14 +149,14 @@ def _unreadable(text: str) -> Problem:
 
 
 def _missing_option(
-    error: MissingConfigException, loader: ConfigLoader, overrides: list[str]
+    error: MissingConfigException, composer: Composer, overrides: list[str]
 ) -> tuple[Problem, str | None]:
     """Explain an unknown option; return the override that names it."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     for text in overrides:
         if text.replace("=", "/", 1) == error.missing_cfg_file and (problem := _named_in_place_of_option(text)):
             return problem, text
-    options = list(error.options or (options_of(loader, group) if group else ()))  # of a list, Hydra names none
+    options = list(error.options or (composer.options(group) if group else ()))  # of a list, Hydra names none
     if not group:
         return Problem("configuration", None, f"there is no {error.missing_cfg_file}"), None
     written = next((o for o in reversed(overrides) if o.split("=")[0].strip("+").split("@")[0] == group), None)

@@ -28,7 +28,7 @@ def register_with_hydra() -> None:
 
 @functools.cache
 def per_loss_options() -> dict[str, dict[str, Any]]:
-    """Read the settings of each option, by its name: ``tldr_pythia_dpo`` as ``{"loss": {"beta": 0.5}}``.
+    """Read the settings of each option: ``{"tldr_pythia_dpo": {"loss": {"beta": 0.5}}}``.
 
     ``per_loss.yaml`` has them by experiment or model and by loss, with keys as on the command line.
     """

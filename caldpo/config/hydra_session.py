@@ -35,11 +35,7 @@ class ConfigDirPlugin(SearchPathPlugin):
 
 
 class HydraSession:
-    """Compose, run and show configurations by an initialised Hydra.
-
-    Args:
-        config_name: name of the primary configuration.
-    """
+    """Compose, run and show the primary configuration ``config_name`` by an initialised Hydra."""
 
     def __init__(self, config_name: str) -> None:
         self.config_name = config_name
@@ -84,10 +80,10 @@ def hydra_session(
     """Initialise Hydra until the context ends, then restore the one of the calling program, if any.
 
     Args:
-        config_name: name of the primary configuration.
+        config_name: of the primary configuration.
         job_name: of the runs; None: as the configuration.
         conf: folder of configurations; None: the project's.
-        extra: one with options of a person's own.
+        extra: folder with further options.
     """
     register_with_hydra()
     Plugins.instance().register(ConfigDirPlugin)

@@ -50,15 +50,13 @@ def hydra_entry(
         several: whether it may be a list, of which each bare argument is one.
         absent: the answer where that argument alone is missing; None takes that of any missing key.
         settings: dotted target in caldpo whose signature describes the plain top-level keys.
-        agree: returns problems, or raises CaldpoError, where keys contradict each other or what lies on this
-            machine; imports nothing heavy.
-        expand: what the overrides of a run, or (True) of a sweep, stand for, and with which --config-dir; None takes
-            them as they are.
+        agree: as for :func:`caldpo.config.preflight.preflight`; imports nothing heavy.
+        expand: replaces the overrides of a run, or (True) of a sweep, under a ``--config-dir``.
         records: keep status and error in ``summary.json`` and ``error.txt`` of the run's folder.
         done: asked before each run is started, with its configuration and folder; an answer takes the run's place.
 
     Returns:
-        A decorator. What it makes is called as ``main(argv=None)`` and raises ``SystemExit`` on any failure.
+        A decorator; the function that it makes is called as ``main(argv=None)``, and raises SystemExit on a failure.
     """
 
     def decorator(task: Task) -> Main:
@@ -85,13 +83,18 @@ def hydra_entry(
                             session.show(args, args.parser)
                             return
                         try:
-                            mode = _check(command, session, args, {"": settings} if settings else {}, agree)
+                            schemas = {"": settings} if settings else {}
+                            mode, folders = preflight(
+                                session, args.overrides, multirun=args.multirun, schemas=schemas, agree=agree
+                            )
                         except CaldpoError as error:
                             # Without a value it is the missing one; several problems have no key in common.
                             if absent and error.key == positional and error.value_or_none is None:
                                 raise absent() from None
                             raise
-                        _launch(session, args, mode, functools.partial(run_job, task, records, done=done))
+                        # The job's name first: Lightning gives its child processes another one.
+                        overrides = [f"hydra.job.name={command}", NOT_BY_HYDRA, *args.overrides, *folders]
+                        _launch(session, overrides, mode, functools.partial(run_job, task, records, done=done))
             except CaldpoError as error:
                 print(f"error: {redact_error(error)}", file=sys.stderr)
                 raise SystemExit(BAD_COMMAND_LINE) from None
@@ -144,21 +147,11 @@ def _unknown_option(option: str, argv: Sequence[str], options: Sequence[str]) ->
     return CaldpoError(f"unknown option{near}", key=redact_text(option), remedy=remedy)
 
 
-def _check(
-    command: str, session: HydraSession, args: Namespace, schemas: dict[str, str], agree: Agree | None
-) -> RunMode:
-    """Check the command line, add the overrides that name the job and its folders, and tell whether it is a sweep."""
-    mode, folders = preflight(session, args.overrides, multirun=args.multirun, schemas=schemas, agree=agree)
-    # The job's name first: Lightning gives its child processes another one.
-    args.overrides = [f"hydra.job.name={command}", NOT_BY_HYDRA, *args.overrides, *folders]
-    return mode
-
-
-def _launch(session: HydraSession, args: Namespace, mode: RunMode, job: Task) -> None:
+def _launch(session: HydraSession, overrides: list[str], mode: RunMode, job: Task) -> None:
     # Not by hydra.main, which reads sys.argv: Lightning starts child processes by sys.argv, which therefore has to
     # stay as it was typed, with the subcommand of the console script.
     try:
-        session.run(job, args.overrides, mode)
+        session.run(job, overrides, mode)
     except Exception as error:  # of a launcher or a sweeper: errors of a run are dealt with in its job
         if isinstance(error, HydraException):
             print(f"error: {without_search_paths(error)}", file=sys.stderr)

@@ -32,11 +32,7 @@ def parse_override_value(text: str) -> str:
 
 
 def require_unspaced(overrides: Sequence[str]) -> None:
-    """Refuse ``key = value``, which a shell hands over as three arguments.
-
-    Raises:
-        CaldpoError: naming the key, with the override as it is written.
-    """
+    """Raise a CaldpoError for ``key = value``, which a shell hands over as three arguments."""
     for place, text in enumerate(overrides):
         before = overrides[place - 1] if place else ""
         after = overrides[place + 1] if place + 1 < len(overrides) else ""
@@ -56,14 +52,10 @@ def require_unspaced(overrides: Sequence[str]) -> None:
 
 
 def with_positional(overrides: Sequence[str], key: str, *, several: bool = False) -> list[str]:
-    """Make the first bare argument the value of ``key``.
+    """Make the first bare argument, or ``several`` of them, the value of ``key``.
 
-    Bare is what has no ``=``, or names a file or folder: those of runs have ``=`` in their names.
-
-    Args:
-        overrides: as they were typed.
-        key: of the value.
-        several: whether all bare arguments are values of it; ``[a,b]`` is two of them, unless a folder has that name.
+    Bare is what has no ``=``, or names a file or folder: those of runs have ``=`` in their names. ``[a,b]`` is two of
+    several, unless a folder has that name.
     """
     texts = list(overrides)
     bare = [

@@ -5,6 +5,7 @@ What is no path of this machine, such as the id of a model on the hub, is left t
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,17 +29,11 @@ _OUTPUT_NAMES = ("hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.name")
 
 @dataclass(frozen=True)
 class PathKey:
-    """A key whose value may name a path.
-
-    Args:
-        key: dotted.
-        check: raises CaldpoError where the path is not as it should be.
-        names: the paths in a value that is no text; raises CaldpoError where it is not understood.
-    """
+    """A dotted key whose value may name a path; its functions raise CaldpoError."""
 
     key: str
-    check: Callable[[str], object]
-    names: Callable[[Any], list[str]] | None = None
+    check: Callable[[str], object]  # of a path
+    names: Callable[[Any], list[str]] | None = None  # the paths in a value that is no text
 
 
 def find_missing_paths(cfg: DictConfig, more: Iterable[PathKey] = ()) -> Iterator[Problem]:
@@ -108,10 +103,6 @@ def require_model_folder(path: str) -> None:
     _require_holding(path, _WEIGHTS, "model")
 
 
-def _require_tokenizer_folder(path: str) -> None:
-    _require_holding(path, _TOKENIZER, "tokenizer")
-
-
 def _require_holding(path: str, one_of: tuple[str, ...], what: str) -> None:
     remedy = f"name a folder written by save_pretrained, or the id of a {what} on the hub"
     folder = require_folder(path, remedy)
@@ -146,18 +137,14 @@ _MODELS_AND_CACHES = (
     PathKey("replay", _require_batch),
     PathKey("model.path", require_model_folder),
     PathKey("reference.path", require_model_folder),
-    PathKey("model.tokenizer", _require_tokenizer_folder),
+    PathKey("model.tokenizer", functools.partial(_require_holding, one_of=_TOKENIZER, what="tokenizer")),
     PathKey("model.cache", require_writable_cache),
     PathKey("reference.cache", require_writable_cache),
 )
 
 
 def find_escapes(cfg: DictConfig) -> Iterator[Problem]:
-    """Yield the names of a run's folder and files, and of options, that would lead out of the folder they belong in.
-
-    Args:
-        cfg: one run's configuration, with Hydra's own section in it.
-    """
+    """Yield names of a run's folder and files, and of options, that would lead out of the folder they belong in."""
     for key in _OUTPUT_NAMES:
         try:
             name = OmegaConf.select(cfg, key)

@@ -11,11 +11,11 @@ from omegaconf import MISSING, DictConfig, open_dict, read_write
 
 from caldpo.config.hydra_errors import compose_or_explain
 from caldpo.config.hydra_session import HydraSession, hydra_session
+from caldpo.config.metric_checks import find_search_problems
 from caldpo.config.overrides import parse_overrides
 from caldpo.config.path_checks import find_escapes
 from caldpo.config.run_dir import claim_folder, naming_overrides
 from caldpo.config.run_lifecycle import as_caldpo_error
-from caldpo.config.search_checks import find_search_problems
 from caldpo.config.sweep_jobs import Job, expand_sweep, find_process_problems, fixed_keys, representative_jobs
 from caldpo.config.validation import Problem, find_problems, raise_problems
 from caldpo.security.secrets import redact_text
@@ -40,8 +40,7 @@ def preflight(
         overrides: as given on the command line.
         multirun: whether ``-m`` was given; a configuration may ask for a sweep too (``hydra.mode``).
         schemas: as for :func:`caldpo.config.validation.check_config`.
-        agree: returns problems, or raises CaldpoError, where keys that are good by themselves contradict each other
-            or what lies on this machine.
+        agree: finds where good keys contradict each other, or what lies on this machine; may raise CaldpoError.
 
     Returns:
         Whether it is a run or a sweep, and overrides to add, which name the folders.
@@ -68,11 +67,7 @@ def preflight(
 def composed(
     config_name: str, overrides: Sequence[str], *, schemas: Mapping[str, str], agree: Agree | None = None
 ) -> DictConfig:
-    """Compose and check the configuration of a single run, with Hydra's own section; nothing is made.
-
-    Args:
-        config_name: the primary configuration.
-        overrides, schemas, agree: as for :func:`preflight`.
+    """Compose and check the configuration of a single run as :func:`preflight`, with Hydra's own section; make nothing.
 
     Raises:
         CaldpoError: all problems at once.
@@ -137,7 +132,7 @@ def _check_sweep(
     searched = {text.split("=")[0] for job in sweep.jobs for text in job} - fixed_keys(loader, sweep_cfg)
     problems += [*sweep.problems, *find_search_problems(sweep_cfg, searched)]
     for batch in representative_jobs(loader, sweep.jobs):
-        for number, job in _with_progress(batch):
+        for number, job in batch if len(batch) <= _MANY else _with_progress(batch):
             cfg, of_job = compose_or_explain(lambda texts: loader.load_sweep_config(sweep_cfg, texts), loader, job)
             problems += of_job
             if cfg is not None:
@@ -167,19 +162,16 @@ def _disagreements(cfg: DictConfig, agree: Agree, *, doubtful: bool) -> list[Pro
     try:
         problems.extend(agree(cfg) or [])  # keeps what comes before an error
     except Exception as error:
-        if doubtful:
-            return problems  # the error is most likely due to a value that is reported already
         known = as_caldpo_error(error)
-        if known is None:
+        if known is not None and not doubtful:
+            value = None if known.value_or_none is None else redact_text(str(known.value))
+            problems.append(Problem(known.key or "configuration", value, known.message, known.remedy))
+        elif not doubtful:  # else the error is most likely due to a value that is reported already
             raise
-        value = None if known.value_or_none is None else redact_text(str(known.value))
-        problems.append(Problem(known.key or "configuration", value, known.message, known.remedy))
     return problems
 
 
 def _with_progress(batch: list[tuple[int, Job]]) -> Iterable[tuple[int, Job]]:
-    if len(batch) <= _MANY:
-        return batch
-    from rich.progress import track
+    from rich.progress import track  # a tenth of a second, not spent on few runs
 
-    return track(batch, description="Checking the sweep", transient=True)
+    return track(batch, "Checking the sweep", transient=True)

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from caldpo.config.did_you_mean import as_yaml
 from caldpo.config.overrides import quoted
 from caldpo.config.run_lock import require_free
 from caldpo.errors import CaldpoError
@@ -46,13 +47,9 @@ def run_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
 def naming_overrides(jobs: Sequence[Sequence[str]], master: DictConfig, *, all_known: bool) -> list[str]:
     """Make the overrides that keep the folder names of a sweep short and distinct.
 
-    Where names grow too long, the overrides that all runs share are left out of them. Where two runs would
-    share a folder, or the sweeper draws values that nobody knows beforehand, the run's number is appended.
-
-    Args:
-        jobs: the overrides of each run.
-        master: the sweep's configuration; a ``hydra.sweep.subdir`` of the user's own is left alone.
-        all_known: whether ``jobs`` are all runs of the sweep.
+    Where names grow too long, the overrides that all runs share are left out of them. Where two runs would share a
+    folder, or not ``all_known`` runs are among the ``jobs``, since the sweeper draws values, the run's number is
+    appended. A ``hydra.sweep.subdir`` of the user's own is left alone.
     """
     subdir = _written(master, "hydra.sweep.subdir")
     if f"${{{RUN_NAME}:" not in subdir:
@@ -71,14 +68,10 @@ def naming_overrides(jobs: Sequence[Sequence[str]], master: DictConfig, *, all_k
 
 
 def claim_folder(cfg: DictConfig, kind: str) -> list[str]:
-    """Make the folder of a run or sweep; return the override that names it.
+    """Make the folder ``hydra.<kind>.dir`` of a run or sweep; return the override that names it.
 
     Two command lines started in the same second would otherwise write into one folder. A folder that is named
     without the time is the user's own choice and stays as it is.
-
-    Args:
-        cfg: configuration whose ``hydra.<kind>.dir`` is made; relative to the current folder.
-        kind: ``run`` or ``sweep``.
 
     Raises:
         CaldpoError: when the folder cannot be made, another process trains there, links lead out of a sweep's, or
@@ -113,12 +106,7 @@ def claim_folder(cfg: DictConfig, kind: str) -> list[str]:
 
 
 def write_hydra_dir(cfg: DictConfig, folder: Path) -> None:
-    """Write configuration and overrides, interpolations unresolved and secrets masked, into the files that Hydra would.
-
-    Args:
-        cfg: of the run.
-        folder: the run's.
-    """
+    """Write the files that Hydra would: configuration and overrides, unresolved, with secrets masked."""
     hydra = HydraConfig.get()
     place = folder / _HYDRA_DIR
     place.mkdir(exist_ok=True)
@@ -164,7 +152,7 @@ def _short(value: Any) -> str:
         return "+".join(map(_short, value))
     if isinstance(value, dict):
         return "+".join(f"{key}={_short(item)}" for key, item in value.items())
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = as_yaml(value)
     return PurePath(text).name or "root" if "/" in text else text
 
 

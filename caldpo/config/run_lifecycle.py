@@ -43,10 +43,9 @@ _ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class AlreadyDone:
-    """A run that has finished already: the value that its command returns, and its status for the terminal."""
+    """A run that has finished already, with the value that its command returns."""
 
     value: Any
-    status: str = FINISHED
 
 
 Task = Callable[[DictConfig], Any]
@@ -70,10 +69,10 @@ def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None =
         records: whether the folder tells what became of it.
         cfg: the run's configuration.
         done: asked once the lock is held; where it answers, nothing is run and nothing recorded.
-        reraise: hand an error on to the caller, who is a program, in place of telling it on the terminal.
+        reraise: raise an error in place of printing it.
 
     Returns:
-        What the task returns; None when it failed in a sweep of the basic sweeper.
+        The result of the task; None when it failed in a sweep of the basic sweeper.
 
     Raises:
         SystemExit: with 1 when a single run failed, 130 after Ctrl-C, 128 + signal after SIGTERM, SIGUSR1 and SIGHUP.
@@ -112,7 +111,7 @@ def _run(
         if in_sweep:
             redact_file(Path(hydra.sweep.dir) / "multirun.yaml")
         if done is not None and (result := done(cfg, folder)) is not None:
-            print(f"{name} {result.status} already", flush=True)
+            print(f"{name} {FINISHED} already", flush=True)
             return result.value
         if hydra.output_subdir is not None:  # somebody has asked Hydra to write it after all
             redact_files(folder / hydra.output_subdir)
@@ -158,7 +157,7 @@ def exit_on_signals() -> Iterator[None]:
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in _ENDING} if in_main_thread else {}
-    replaced = [n for n, handler in before.items() if handler is signal.SIG_DFL or _name_of(handler) == "bypass"]
+    replaced = [n for n, h in before.items() if h is signal.SIG_DFL or getattr(h, "__name__", "") == "bypass"]
     for number in replaced:
         signal.signal(number, leave)
     try:
@@ -166,10 +165,6 @@ def exit_on_signals() -> Iterator[None]:
     finally:
         for number in replaced:
             signal.signal(number, before[number])
-
-
-def _name_of(handler: Any) -> str:
-    return str(getattr(handler, "__name__", ""))
 
 
 def status_of(folder: Path, written: str) -> str:
@@ -181,9 +176,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON atomically: a reader, or a crash half way, never sees half a file.
 
     Numbers that are not finite become null, which JSON can hold.
-
-    Raises:
-        OSError: it cannot be written; what was there stays.
     """
     finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
     write_text(path, json.dumps(finite, indent=2) + "\n")
@@ -201,21 +193,21 @@ class _Record:
         self.started = True
         if self.folder:
             self._error_file().unlink(missing_ok=True)
-        self._merge({"status": RUNNING, "error": None})
+        self._write(RUNNING)
 
     def finished(self) -> None:
-        self._merge({"status": FINISHED})
+        self._write(FINISHED)
 
     def interrupted(self) -> None:
         if self.started:
             with self._or_note():
-                self._merge({"status": INTERRUPTED})
+                self._write(INTERRUPTED)
 
     def failed(self, error: Exception) -> None:
         if not self.folder or not self.started:
             return
         with self._or_note():
-            self._merge({"status": FAILED, "error": one_line(error)})
+            self._write(FAILED, error=describe_error(error))
         trace = redact_text("".join(traceback.format_exception(error)))
         try:
             write_text(self._error_file(), trace)
@@ -238,14 +230,15 @@ class _Record:
         assert self.folder
         return self.folder / (f"error.rank{self.rank}.txt" if self.rank else ERROR)
 
-    def _merge(self, changes: dict[str, Any]) -> None:
-        if not self.folder or self.rank:
-            return
-        merged = known_summary(self.folder) | changes  # of one that a power cut has torn nothing can be kept
-        write_json(self.folder / SUMMARY, {k: v for k, v in merged.items() if k != "error" or v is not None})
+    def _write(self, status: str, **error: str) -> None:
+        if self.folder and not self.rank:
+            summary = known_summary(self.folder)  # of one that a power cut has torn nothing can be kept
+            if status == RUNNING:
+                summary.pop("error", None)  # an earlier run's
+            write_json(self.folder / SUMMARY, {**summary, "status": status, **error})
 
 
-def one_line(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Format type and message of an error on one line; the message alone of a CaldpoError."""
     known = as_caldpo_error(error)
     text = redact_error(known) if known else redact_text(f"{type(error).__name__}: {error}")
@@ -272,12 +265,7 @@ def as_caldpo_error(error: BaseException) -> CaldpoError | None:
 
 
 def print_error(error: Exception, folder: Path | None = None) -> None:
-    """Print an error without secrets: one meant for a person as it is, any other as a traceback.
-
-    Args:
-        error: of a run, or of what starts it.
-        folder: that holds the traceback, where it was recorded.
-    """
+    """Print an error without secrets: a CaldpoError as it is, others as a traceback; and ``folder`` that holds it."""
     known = as_caldpo_error(error)
     trace = "".join(traceback.format_exception(error)).rstrip()
     print(f"error: {redact_error(known)}" if known else redact_text(trace), file=sys.stderr)

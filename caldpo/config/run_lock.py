@@ -33,17 +33,16 @@ _LONGEST = 300  # characters of a command line that are shown
 
 @contextlib.contextmanager
 def run_lock(folder: Path, what: str = RUN) -> Iterator[None]:
-    """Hold the lock of ``folder`` until the context ends, on the first rank.
+    """Hold the lock of a run's folder until the context ends, on the first rank; other ranks write nothing.
 
-    Of the several processes of one run the first takes it; the others, which write nothing of the run's, go on without.
     A file system without locks is noted, and nothing stops a second process there.
 
     Args:
-        folder: a run's; it has to be there.
+        folder: has to exist.
         what: is written in it; different things do not exclude each other.
 
     Raises:
-        CaldpoError: another process has it, with its owner.
+        CaldpoError: another process has it; names that process.
     """
     if process_rank():
         yield
@@ -53,7 +52,14 @@ def run_lock(folder: Path, what: str = RUN) -> Iterator[None]:
     owner = _owner_file(folder, what)
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            write_text(owner, json.dumps(_owner(locked=locked), indent=2) + "\n")
+            content = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+                "command": " ".join(redact_text(shlex.join(sys.orig_argv)).split())[:_LONGEST],
+                "locked": locked,
+            }
+            write_text(owner, json.dumps(content, indent=2) + "\n")
         yield
     finally:
         if os.getpid() == process:  # else this is a forked process, and the lock its parent's
@@ -82,11 +88,7 @@ def is_held(folder: Path, what: str = RUN) -> bool:
 
 
 def require_free(folder: Path, key: str, what: str = RUN) -> None:
-    """Refuse a folder that another process writes, before anything is written into it.
-
-    Raises:
-        CaldpoError: as :func:`run_lock`.
-    """
+    """Raise as :func:`run_lock` where another process writes a folder, before anything is written into it."""
     if not process_rank() and is_held(folder, what):
         raise _taken(folder, what, key)
 
@@ -101,11 +103,7 @@ def read_owner(folder: Path, what: str = RUN) -> dict[str, Any] | None:
 
 
 def _acquire(lock: FileLock, folder: Path, what: str) -> bool:
-    """Acquire the lock; False where the file system has none.
-
-    Raises:
-        CaldpoError: another process has it, or it cannot be made.
-    """
+    """Acquire the lock, or raise CaldpoError; False where the file system has none."""
     try:
         lock.acquire(timeout=_PATIENCE, poll_interval=_LOOK_AGAIN)
     except Timeout:
@@ -136,21 +134,6 @@ def _taken(folder: Path, what: str, key: str) -> CaldpoError:
         value=str(folder),
         remedy=f"wait until it has ended, stop it ({stop}), or name another folder",
     )
-
-
-def _owner(*, locked: bool) -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": _command_line(),
-        "locked": locked,
-    }
-
-
-def _command_line() -> str:
-    """Write the command line as it was typed, without secrets."""
-    return " ".join(redact_text(shlex.join(sys.orig_argv)).split())[:_LONGEST]
 
 
 def _lock_file(folder: Path, what: str) -> Path:

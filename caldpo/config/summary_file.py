@@ -21,7 +21,7 @@ _ENTRIES = {
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read the ``summary.json`` of a run's folder, empty when there is none.
 
-    Entries that the project reads have the type that it writes: what has another is left out, as if it was not there.
+    An entry that the project reads and that has another type than it writes is left out.
 
     Raises:
         CaldpoError: it is no JSON object, its status is none, or the disk does not give it.
@@ -29,10 +29,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     try:
         content = read_json(path) if path.is_file() else {}
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds {type(content).__name__} in place of an object")
-        if "status" in content and type(content["status"]) is not str:
-            raise ValueError(f"its status is {type(content['status']).__name__} in place of str")
+        if not isinstance(content, dict) or not isinstance(content.get("status", ""), str):
+            raise ValueError("it is no object with a status that is text")
     except (OSError, ValueError) as error:
         raise CaldpoError(
             f"cannot be read: {error}", key=str(path), remedy="restore it, or remove it: runs write it anew"

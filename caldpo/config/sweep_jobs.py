@@ -24,17 +24,11 @@ _CLUSTER = "SlurmLauncher"
 
 @dataclass(frozen=True)
 class SweepJobs:
-    """The runs that a sweep starts.
+    """The runs that a sweep starts."""
 
-    Args:
-        jobs: overrides of each run; of a sweeper that draws values, runs that show each value once.
-        complete: whether these are all runs.
-        problems: why the sweep cannot be expanded.
-    """
-
-    jobs: list[Job]
-    complete: bool
-    problems: list[Problem]
+    jobs: list[Job]  # of a sweeper that draws values, runs that show each value once
+    complete: bool  # whether these are all runs
+    problems: list[Problem]  # why the sweep cannot be expanded
 
 
 def expand_sweep(loader: ConfigLoader | None, sweep_cfg: DictConfig) -> SweepJobs:
@@ -96,11 +90,7 @@ def representative_jobs(loader: ConfigLoader, jobs: Sequence[Job]) -> list[list[
 
 
 def find_process_problems(cfg: DictConfig) -> Iterator[Problem]:
-    """Refuse several devices a run under a launcher that does not start as many processes.
-
-    Args:
-        cfg: of one run of a sweep, with Hydra's own section.
-    """
+    """Refuse several devices a run under a launcher that does not start as many processes."""
     launcher = str(cfg.hydra.launcher.get("_target_")).rpartition(".")[2]
     devices = OmegaConf.select(cfg, "trainer.devices")
     several = isinstance(devices, int) and not isinstance(devices, bool) and devices > 1
@@ -130,7 +120,7 @@ def _chooses_option(loader: ConfigLoader, text: str) -> bool:
 
 
 def _one_value_at_a_time(values: dict[str, list[str]]) -> Iterator[Job]:
-    """Jobs that show every value of every key once, for sweepers that choose combinations themselves."""
+    """Yield jobs that show every value of every key once, for sweepers that choose combinations themselves."""
     first = {key: of_key[0] for key, of_key in values.items() if of_key}
     yield [f"{key}={value}" for key, value in first.items()]
     for key, of_key in values.items():
@@ -139,7 +129,7 @@ def _one_value_at_a_time(values: dict[str, list[str]]) -> Iterator[Job]:
 
 
 def _values(override: Override) -> list[str]:
-    """The values of an override as they are written; of an interval its ends."""
+    """List the values of an override as they are written; of an interval its ends."""
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if override.is_discrete_sweep():

@@ -13,81 +13,81 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
-from hydra.errors import HydraException
 
-from caldpo.config.conf_dir import conf_dir
+from caldpo.config.conf_dir import conf_dir, groups_of_defaults
+from caldpo.config.overrides import parse_overrides
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
+from caldpo.utils.yaml_io import read_yaml
 
 TRUST = "if you know that code and want it run, add allow_untrusted_code=true"
 _PRIMARY = "train.yaml"  # its defaults list names the groups that a training run is composed of
-_ROOT = "_global_"
 _START_KEYS = ("resume", "replay", "allow_untrusted_code")  # keys that no run keeps
-_PACKAGE = "# @package "
+_PACKAGE = re.compile(r"\A(?:#.*\n)*?# @package (\S+)")  # where Hydra puts the content of a file
 
 
-def require_own_code(config: Mapping[str, Any], sections: Iterable[str], file: Path, remedy: str = TRUST) -> None:
-    """Refuse what no configuration of the project contains: foreign classes, model code, references outside.
-
-    Args:
-        config: a run's.
-        sections: the ones that are going to be built.
-        file: where it was read.
-        remedy: what somebody does who trusts the folder.
+def require_own_code(config: Mapping[str, Any], sections: Iterable[str], file: Path) -> None:
+    """Refuse what no configuration of the project contains, in the sections of a run that are going to be built.
 
     Raises:
-        CaldpoError: a class that the project's configurations do not name at this place, another of Hydra's keys (which
-            pass on what no signature checks), code that comes with a model, or a reference to the reader's environment.
+        CaldpoError: about ``file``: a class that the project's configurations do not name at this place, another of
+            Hydra's keys (which pass on what no signature checks), code that comes with a model, or a reference to the
+            reader's environment.
     """
-    for section in sections:
-        for place, value in _leaves(config.get(section), section):
-            key = place.rpartition(".")[2]
-            if key == "_target_":
-                _require_known(place.removesuffix("._target_"), str(value), file, remedy)
-            elif key.startswith("_"):
-                raise CaldpoError("is no key that a run writes", key=f"{file}: {place}", remedy=remedy)
-            elif key == "trust_remote_code" and value:
-                raise CaldpoError(
-                    "the model of this run brings Python code of its own", key=f"{file}: {place}", remedy=remedy
-                )
-            elif isinstance(value, str) and "${" in value:
-                raise CaldpoError(
-                    "refers to something outside the run, where a run writes values",
-                    key=f"{file}: {place}",
-                    value=value,
-                    remedy="write the value itself",
-                )
+    for place, target in _foreign_targets(config, sections):
+        raise CaldpoError(
+            f"{place} is built by {target}, which no configuration of caldpo builds there", key=str(file), remedy=TRUST
+        )
+    for place, value in _leaves_of(config, sections):
+        key = place.rpartition(".")[2]
+        if key.startswith("_") and key != "_target_":
+            raise CaldpoError("is no key that a run writes", key=f"{file}: {place}", remedy=TRUST)
+        if key == "trust_remote_code" and value:
+            raise CaldpoError(
+                "the model of this run brings Python code of its own", key=f"{file}: {place}", remedy=TRUST
+            )
+        if isinstance(value, str) and "${" in value and key != "_target_":
+            raise CaldpoError(
+                "refers to something outside the run, where a run writes values",
+                key=f"{file}: {place}",
+                value=value,
+                remedy="write the value itself",
+            )
 
 
-def require_plain_overrides(overrides: Iterable[str], file: Path, remedy: str = TRUST) -> None:
-    """Refuse recorded overrides that do more than set values and choose options.
+def announce_foreign(config: Mapping[str, Any], sections: Iterable[str], file: Path) -> None:
+    """Print what a trusted configuration builds that :func:`require_own_code` would refuse."""
+    for place, target in _foreign_targets(config, sections):
+        print(f"allow_untrusted_code: {file} has {place} built by {target}", file=sys.stderr)
+
+
+def require_plain_overrides(overrides: Iterable[str], file: Path) -> None:
+    """Refuse overrides recorded in a run's file that do more than set values and choose options.
 
     Hydra's own keys are never a run's: they name callbacks, loggers and folders that Hydra makes before anything of the
     configuration can be looked at.
 
-    Args:
-        overrides: as they were typed once.
-        file: where they were read.
-        remedy: what somebody does who trusts the folder.
-
     Raises:
-        CaldpoError: a key of Hydra's or one that says whom to trust, a class, a reference to the reader's environment,
-            a path where an option has its name, or text that Hydra cannot read.
+        CaldpoError: about ``file``: a key of Hydra's or one that says whom to trust, a class, a reference to the
+            reader's environment, a path where an option has its name, or text that Hydra cannot read.
     """
-    parser = OverridesParser.create()
     for text in overrides:
-        why = _more_than_a_value(parser, text)
-        if why:
-            raise CaldpoError(f"{redact_text(text)}: {why}", key=str(file), remedy=remedy)
+        if why := _more_than_a_value(text):
+            raise CaldpoError(f"{redact_text(text)}: {why}", key=str(file), remedy=TRUST)
 
 
-def _more_than_a_value(parser: OverridesParser, text: str) -> str | None:
-    try:
-        override = parser.parse_override(text)
-    except (HydraException, ValueError):  # the second for a number of thousands of digits
+def _foreign_targets(config: Mapping[str, Any], sections: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each place whose class no configuration of the project builds there, with that class."""
+    for key, value in _leaves_of(config, sections):
+        place = key.removesuffix("._target_")
+        if place != key and str(value) not in own_targets().get(place, ()):
+            yield place, str(value)
+
+
+def _more_than_a_value(text: str) -> str | None:
+    override = next(iter(parse_overrides(None, [text])), None)
+    if override is None:
         return "is no override"
     key, package = override.key_or_group, override.package or ""
     if any(re.split("[./]", name)[0] == "hydra" for name in (key, package)) or package.startswith("_"):
@@ -115,60 +115,25 @@ def _holds_special(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_holds_special, value))
 
 
-def announce_foreign(config: Mapping[str, Any], sections: Iterable[str], file: Path) -> None:
-    """Print what a trusted configuration builds that :func:`require_own_code` would refuse."""
-    for section in sections:
-        for place, value in _leaves(config.get(section), section):
-            built = place.removesuffix("._target_")
-            if built != place and str(value) not in own_targets(section).get(built, frozenset()):
-                print(f"allow_untrusted_code: {file} has {built} built by {value}", file=sys.stderr)
-
-
-def _require_known(place: str, target: str, file: Path, remedy: str) -> None:
-    known = own_targets(place.partition(".")[0]).get(place, frozenset())
-    if target not in known:
-        raise CaldpoError(
-            f"{place} is built by {target}, which no configuration of caldpo builds there", key=str(file), remedy=remedy
-        )
-
-
-def own_targets(section: str) -> Mapping[str, frozenset[str]]:
-    """Collect the ``_target_`` of each place of a section (``data``, ``data.source``) in the project's own yamls.
-
-    All that a training is composed of is read, since a model or an experiment may set other sections than its own.
-    """
-    within = {place: targets for place, targets in _all_targets().items() if place.partition(".")[0] == section}
-    return {place: frozenset(targets) for place, targets in within.items()}
-
-
 @functools.cache
-def _all_targets() -> Mapping[str, set[str]]:
+def own_targets() -> Mapping[str, set[str]]:
+    """Collect the ``_target_`` of each place (``data``, ``data.source``) in the project's own yamls of a training.
+
+    All groups are read, since a model or an experiment may set other sections than its own.
+    """
     targets: dict[str, set[str]] = {}
-    for group in _groups():
+    for group in groups_of_defaults(read_yaml(conf_dir() / _PRIMARY)):
         for path in sorted((conf_dir() / group).glob("*.yaml")):
-            text = path.read_text(encoding="utf-8")
-            package = _package(text) or group
-            for place, value in _leaves(yaml.safe_load(text), "" if package == _ROOT else package):
+            header = _PACKAGE.search(path.read_text(encoding="utf-8"))
+            package = header[1] if header else group
+            for place, value in _leaves(read_yaml(path), "" if package == "_global_" else package):
                 if place.endswith("._target_"):
                     targets.setdefault(place.removesuffix("._target_"), set()).add(str(value))
     return targets
 
 
-def _groups() -> list[str]:
-    """List the option groups that a training is composed of."""
-    defaults = yaml.safe_load((conf_dir() / _PRIMARY).read_text(encoding="utf-8"))["defaults"]
-    named = [str(next(iter(entry))) for entry in defaults if isinstance(entry, Mapping)]
-    return [name.removeprefix("optional ").removeprefix("override ") for name in named]
-
-
-def _package(text: str) -> str | None:
-    """Read the package header of a yaml file, which tells where Hydra puts its content."""
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            return None
-        if line.startswith(_PACKAGE):
-            return line.removeprefix(_PACKAGE).strip()
-    return None
+def _leaves_of(config: Mapping[str, Any], sections: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    return (leaf for section in sections for leaf in _leaves(config.get(section), section))
 
 
 def _leaves(node: Any, place: str) -> Iterator[tuple[str, Any]]:

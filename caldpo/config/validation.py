@@ -11,7 +11,7 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from caldpo.config import value_checks
-from caldpo.config.did_you_mean import meant_keys, suggest_known
+from caldpo.config.did_you_mean import as_yaml, meant_keys, suggest_known
 from caldpo.config.signatures import Signature, read_signature
 from caldpo.config.value_checks import describe, is_quantity
 from caldpo.config.yaml_comments import meaning
@@ -29,21 +29,13 @@ _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake.
+    """One mistake, as a :class:`CaldpoError` tells it; one of several in a configuration."""
 
-    Args:
-        key: dotted key.
-        value: the value as it may be shown; None shows none.
-        message: what is wrong.
-        remedy: what to do.
-        reference: the interpolation that the value came from.
-    """
-
-    key: str
-    value: str | None
+    key: str  # dotted
+    value: str | None  # as it may be shown; None shows none
     message: str
     remedy: str | None = None
-    reference: str | None = None
+    reference: str | None = None  # interpolation that the value came from
 
     def __str__(self) -> str:
         return f"{self.key}: {self.message}" if self.value is None else f"{self.key}={self.value}: {self.message}"
@@ -53,9 +45,9 @@ def check_config(cfg: DictConfig, schemas: Mapping[str, str] | None = None) -> N
     """Check keys and values of every section against the signature of its ``_target_``.
 
     Args:
-        cfg: the composed configuration; interpolations are resolved for checking, in place of nothing.
-        schemas: dotted keys of sections without ``_target_`` and the target whose signature describes their
-            plain keys; the key ``""`` is the top level.
+        cfg: composed; its interpolations are resolved for the check alone.
+        schemas: targets whose signatures describe the plain keys of sections without ``_target_``, by dotted key of
+            the section, which is ``""`` at the top level.
 
     Raises:
         CaldpoError: with all problems at once.
@@ -64,11 +56,7 @@ def check_config(cfg: DictConfig, schemas: Mapping[str, str] | None = None) -> N
 
 
 def raise_problems(problems: list[Problem]) -> None:
-    """Raise one error for all ``problems``; none for an empty list.
-
-    Raises:
-        CaldpoError: naming each problem on a line of its own.
-    """
+    """Raise one CaldpoError for all ``problems``, each on a line of its own; none for an empty list."""
     if len(problems) == 1:
         (only,) = problems
         value = {} if only.value is None else {"value": only.value}
@@ -108,6 +96,7 @@ def missing_group_problem(group: str) -> Problem:
 
 def _of_section(path: str, section: DictConfig, schemas: Mapping[str, str]) -> Iterator[Problem]:
     target = schemas.get(path) or _plain(section, "_target_")
+    keys = [key for key in map(str, section) if key not in _HYDRA_KEYS and (path or key != "hydra")]
     signature = None
     if isinstance(target, str):
         try:
@@ -115,12 +104,10 @@ def _of_section(path: str, section: DictConfig, schemas: Mapping[str, str]) -> I
         except CaldpoError as error:
             yield Problem(_join(path, "_target_"), target, error.message)
     if signature:
-        yield from _unknown_keys(path, section, signature)
+        yield from _unknown_keys(path, section, keys, signature)
         if _plain(section, "_partial_") is not True:
-            yield from _absent_keys(path, section, signature)
-    for key in map(str, section):
-        if key in _HYDRA_KEYS or (not path and key == "hydra"):
-            continue
+            yield from _absent_keys(path, keys, signature)
+    for key in keys:
         yield from _of_key(path, section, key, signature, schemas)
 
 
@@ -138,8 +125,8 @@ def _of_key(
     except InterpolationToMissingValueError:
         return  # reported once, at the key that is missing
     except InterpolationResolutionError as error:
-        reference = _reference(section, key)
-        yield Problem(name, reference, f"cannot be resolved: {_first_line(error)}")
+        reason = redact_text(str(error).splitlines()[0])
+        yield Problem(name, _reference(section, key), f"cannot be resolved: {reason}")
         return
     if isinstance(value, Container):
         yield from _of_container(name, value, schemas)
@@ -165,45 +152,33 @@ def _of_value(name: str, section: DictConfig, key: str, annotation: Any) -> Iter
 
 
 def _of_container(name: str, value: Container, schemas: Mapping[str, str]) -> Iterator[Problem]:
-    if isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
+    if value._is_none() or value._is_missing():
+        return
+    if isinstance(value, DictConfig):
         yield from _of_section(name, value, schemas)
-    if isinstance(value, ListConfig) and not (value._is_none() or value._is_missing()):
+    if isinstance(value, ListConfig):
         for place in range(len(value)):
             if not OmegaConf.is_missing(value, place) and isinstance(value[place], DictConfig):
                 yield from _of_section(f"{name}[{place}]", value[place], schemas)
 
 
-def _unknown_keys(path: str, section: DictConfig, signature: Signature) -> Iterator[Problem]:
-    if signature.open:
-        return
-    known = list(signature.parameters)
-    for key in map(str, section):
-        if key in _HYDRA_KEYS or key in known or (not path and key == "hydra"):
-            continue
-        if not path and _is_group(section, key):
+def _unknown_keys(path: str, section: DictConfig, keys: list[str], signature: Signature) -> Iterator[Problem]:
+    known, where = sorted(signature.parameters), path or "the top level"
+    remedy = f"the keys of {where} are {', '.join(known)}" if known else f"{where} has no keys"
+    for key in () if signature.open else keys:
+        if key in known or (not path and _is_group(section, key)):
             continue
         meant = [] if path else meant_keys(key, section, [])
-        near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest_known(key, known)
-        where = path or "the top level"
-        yield Problem(
-            _join(path, key),
-            None,
-            f"unknown key{near}",
-            f"the keys of {where} are {', '.join(sorted(known))}" if known else f"{where} has no keys",
-        )
+        near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest_known(key, signature.parameters)
+        yield Problem(_join(path, key), None, f"unknown key{near}", remedy)
 
 
-def _absent_keys(path: str, section: DictConfig, signature: Signature) -> Iterator[Problem]:
-    keys = set(map(str, section))  # "in" would deny keys whose value is still ???
+def _absent_keys(path: str, keys: list[str], signature: Signature) -> Iterator[Problem]:
     for name, parameter in signature.parameters.items():
         if parameter.required and name not in keys:
             key = _join(path, name)
-            yield Problem(
-                key,
-                None,
-                f"is required ({describe(parameter.annotation)})",
-                f"add +{key}=... to the command line",
-            )
+            wrong = f"is required ({describe(parameter.annotation)})"
+            yield Problem(key, None, wrong, f"add +{key}=... to the command line")
 
 
 def _is_group(section: DictConfig, key: str) -> bool:
@@ -236,23 +211,14 @@ def _shown(section: DictConfig, key: str) -> str:
     if reference and "oc.env" in reference:
         return reference
     value = section[key]
-    text = MASK if is_secret_name(key) and isinstance(value, str) else redact_text(_yaml_text(value))
+    text = MASK if is_secret_name(key) and isinstance(value, str) else redact_text(as_yaml(value))
     return f"{text} (from {reference})" if reference else text
-
-
-def _yaml_text(value: Any) -> str:
-    spelled = {True: "true", False: "false"}
-    return "null" if value is None else spelled[value] if isinstance(value, bool) else str(value)
 
 
 def _reference(section: DictConfig, key: str) -> str | None:
     """Select the interpolation written at ``key``, if there is one."""
     node = section._get_node(key)
     return redact_text(str(node._value())) if OmegaConf.is_interpolation(section, key) else None  # type: ignore[union-attr]
-
-
-def _first_line(error: Exception) -> str:
-    return redact_text(str(error).splitlines()[0])
 
 
 def _join(path: str, key: str) -> str:

@@ -138,7 +138,7 @@ def _section(value: Any) -> Any:
 
 
 def _choice(choices: tuple[Any, ...], value: Any) -> Any:
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
+    if (type(value), value) not in [(type(choice), choice) for choice in choices]:
         raise ValueError("no choice")
     return value
 

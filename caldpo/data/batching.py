@@ -6,7 +6,7 @@ share the step: 2 devices x 4 pairs x accumulation 2 see the pairs of 1 device x
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -15,89 +15,261 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from caldpo.data.collate import Layout
-from caldpo.data.microbatching import ByCount, ByTokens, MicroBatch, MicroBatching
 from caldpo.errors import CaldpoError
 from caldpo.utils.text_format import counted
 
 
-class StepBatchSampler(Sampler[MicroBatch]):
-    """Yields one rank's micro-batches of an epoch.
-
-    Each optimiser step but the last of an epoch has ``step_size`` pairs, the last what remains. Every step has
-    ``accumulation`` micro-batches per rank, so that counting micro-batches counts steps; a micro-batch left without a
-    pair gets a filler pair of weight 0, so that no rank waits forever.
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward pass of one rank.
 
     Args:
-        pairs: pairs of the split.
-        micro_batch_size: pairs of a full micro-batch.
-        accumulation: micro-batches of one rank in an optimiser step.
-        world_size: ranks that share each step.
-        rank: the rank this sampler is for.
+        rows: rows of the split.
+        weights: 1 for each real pair, 0 for filler.
+        step_pairs: real pairs of the whole optimiser step, over ranks and accumulation.
+    """
+
+    rows: tuple[int, ...]
+    weights: tuple[float, ...]
+    step_pairs: int
+
+
+@dataclass(frozen=True)
+class ByCount:
+    """Micro-batches whose sizes differ by one pair at most.
+
+    Args:
+        lengths: tokens of each pair; with these, pairs of similar length share a micro-batch, longest first, which
+            saves padding. None keeps the order of the rows.
+    """
+
+    lengths: np.ndarray | None = None
+
+    def split(self, rows: Sequence[int], count: int) -> list[list[int]]:
+        """Divide the rows into exactly ``count`` micro-batches; some are empty where there are fewer rows."""
+        ordered = list(rows) if self.lengths is None else _longest_first(rows, self.lengths)
+        return [ordered[len(rows) * i // count : len(rows) * (i + 1) // count] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class ByTokens:
+    """Micro-batches of at most ``budget`` tokens; a longer pair has a micro-batch to itself.
+
+    Micro-batches are ordered by tokens, most first, so that those of neighbouring ranks take similar time.
+
+    Args:
+        budget: tokens of a micro-batch, padding included.
+        packed: tokens of each pair in a packed row.
+        longest: tokens of each pair's longer sequence, prompt included: the length of padded rows.
+        layout: which of the two counts.
+    """
+
+    budget: int
+    packed: np.ndarray
+    longest: np.ndarray
+    layout: Layout
+
+    def needed(self, rows: Sequence[int]) -> int:
+        """Return the number of micro-batches the rows need; with any larger one :meth:`split` keeps the budget too."""
+        if self.layout == "padded":
+            return len(self._padded(_longest_first(rows, self.longest), self.budget))
+        least = max(1, -(-int(np.minimum(self.packed[list(rows)], self.budget).sum()) // self.budget))
+        while any(len(batch) > 1 and self.tokens(batch) > self.budget for batch in self.split(rows, least)):
+            least += 1
+        return least
+
+    def split(self, rows: Sequence[int], count: int) -> list[list[int]]:
+        if self.layout == "packed":
+            batches = self._least_loaded(_longest_first(rows, self.packed), count)
+        else:
+            batches = self._evenly_padded(_longest_first(rows, self.longest), count)
+        return sorted(batches, key=lambda batch: -self.tokens(batch))
+
+    def tokens(self, batch: Sequence[int]) -> int:
+        """Count the tokens of a micro-batch, padding included."""
+        if self.layout == "packed":
+            return int(self.packed[list(batch)].sum())
+        return 2 * len(batch) * max((int(self.longest[row]) for row in batch), default=0)
+
+    def _least_loaded(self, ordered: Sequence[int], count: int) -> list[list[int]]:
+        """Put each row, longest first, into the micro-batch with the fewest tokens so far."""
+        batches: list[list[int]] = [[] for _ in range(count)]
+        loads = np.zeros(count, dtype=np.int64)
+        for row in ordered:
+            emptiest = int(loads.argmin())
+            batches[emptiest].append(row)
+            loads[emptiest] += self.packed[row]
+        return batches
+
+    def _padded(self, ordered: Sequence[int], limit: int) -> list[list[int]]:
+        """Fill padded micro-batches greedily up to ``limit`` tokens: the fewest possible."""
+        batches: list[list[int]] = []
+        start = 0
+        while start < len(ordered):
+            fitting = max(1, limit // (2 * int(self.longest[ordered[start]])))
+            batches.append(list(ordered[start : start + fitting]))
+            start += fitting
+        return batches
+
+    def _evenly_padded(self, ordered: Sequence[int], count: int) -> list[list[int]]:
+        """Group rows of similar length under the lowest limit that ``count`` micro-batches suffice for."""
+        too_low, limit = 0, self.tokens(ordered)
+        while limit - too_low > 1:
+            middle = (too_low + limit) // 2
+            if len(self._padded(ordered, middle)) <= count:
+                limit = middle
+            else:
+                too_low = middle
+        batches = self._padded(ordered, limit)
+        while len(batches) < count:  # halve the most loaded one that can be halved
+            most = max(range(len(batches)), key=lambda i: (len(batches[i]) > 1, self.tokens(batches[i])))
+            batch = batches.pop(most)
+            half = (len(batch) + 1) // 2
+            batches += [batch[:half], batch[half:]]
+        return batches
+
+
+def _longest_first(rows: Sequence[int], lengths: np.ndarray) -> list[int]:
+    return sorted(rows, key=lambda row: (-int(lengths[row]), row))
+
+
+@dataclass
+class StepPlan:
+    """The optimiser steps of a run, the same on all ranks.
+
+    Each step but the last of an epoch has ``step_size`` pairs, the last what remains.
+
+    Args:
+        pairs: of the split.
+        micro_batch_size: pairs of a micro-batch where they are divided by count.
+        accumulation: micro-batches of one device in each step.
+        world_size: devices.
         seed: with the epoch, determines the order; None keeps the order of the split.
-        drop_last: leave out the pairs of the last, partial step (see :attr:`dropped`).
-        micro_batching: divides a step into micro-batches; None: by count, in order.
-        step_size: pairs of a full optimiser step; None: those of its micro-batches if all are full.
+        drop_last: leave out the last step of an epoch where it has fewer pairs than the others.
+        max_epochs: passes over the pairs, where there is no ``max_steps``.
+        max_steps: optimiser steps.
+        micro_batching: divides a step into micro-batches; by default in order.
+        step_size: pairs of a full optimiser step, over all devices; 0: those of full micro-batches.
 
     Raises:
         CaldpoError: ``drop_last`` with fewer pairs than one step has.
     """
 
-    def __init__(
-        self,
-        pairs: int,
-        micro_batch_size: int,
-        *,
-        accumulation: int = 1,
-        world_size: int = 1,
-        rank: int = 0,
-        seed: int | None = None,
-        drop_last: bool = False,
-        micro_batching: MicroBatching | None = None,
-        step_size: int | None = None,
-    ) -> None:
-        self.pairs, self.micro_batch_size, self.accumulation = pairs, micro_batch_size, accumulation
-        self.micro_batching = ByCount() if micro_batching is None else micro_batching
-        self.step_size = micro_batch_size * accumulation * world_size if step_size is None else step_size
-        self.world_size, self.rank, self.seed = world_size, rank, seed
-        self.dropped = pairs % self.step_size if drop_last else 0  # pairs left out of each epoch
-        self.epoch = 0
-        self.start = 0  # micro-batches to skip: where a resumed epoch goes on
-        if drop_last and self.dropped == pairs:
+    pairs: int
+    micro_batch_size: int
+    accumulation: int = 1
+    world_size: int = 1
+    seed: int | None = None
+    drop_last: bool = False
+    max_epochs: int = 1
+    max_steps: int | None = None
+    micro_batching: ByCount | ByTokens = ByCount()
+    step_size: int = 0
+
+    def __post_init__(self) -> None:
+        self.step_size = self.step_size or self.micro_batch_size * self.accumulation * self.world_size
+        if self.drop_last and self.dropped == self.pairs:
             raise CaldpoError(
-                f"leaves nothing: {counted(pairs, 'pair')}, fewer than the {self.step_size} of one optimiser step",
+                f"leaves nothing: {counted(self.pairs, 'pair')}, fewer than the {self.step_size} of one optimiser step",
                 key="data.drop_last",
-                value=drop_last,
+                value=self.drop_last,
                 remedy="set data.drop_last=false, or lower data.micro_batch_size or the accumulation",
             )
+
+    @property
+    def dropped(self) -> int:
+        """Pairs left out of each epoch."""
+        return self.pairs % self.step_size if self.drop_last else 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch, a smaller last one included where it is not dropped."""
+        return -(-(self.pairs - self.dropped) // self.step_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the run."""
+        return self.max_epochs * self.steps_per_epoch if self.max_steps is None else self.max_steps
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that the run begins."""
+        return -(-self.steps // self.steps_per_epoch)
+
+    @property
+    def pairs_seen(self) -> int:
+        """Training pairs of all steps, repeats counted."""
+        per_epoch = self.pairs - self.dropped
+        epochs, rest = divmod(self.steps, self.steps_per_epoch)
+        return epochs * per_epoch + min(rest * self.step_size, per_epoch)
+
+    def for_lengths(self, lengths: np.ndarray, layout: Layout, max_tokens: int | None = None) -> StepPlan:
+        """Divide steps by the lengths of their pairs.
+
+        With ``max_tokens`` a step is cut into as many micro-batches as the most demanding step needs: the same number
+        in every step, so that accumulation is a constant of the run.
+
+        Args:
+            lengths: tokens of prompt, chosen and rejected response of each pair, ``(pairs, 3)``.
+            layout: of the batches; padded ones group pairs of similar length.
+            max_tokens: most tokens of a micro-batch, padding included; None divides by count.
+        """
+        longest = lengths[:, 0] + lengths[:, 1:].max(axis=1)
+        if max_tokens is None:
+            return replace(self, micro_batching=ByCount(longest if layout == "padded" else None))
+        by_tokens = ByTokens(max_tokens, lengths.sum(axis=1), longest, layout)
+        needed = max(map(by_tokens.needed, self.all_steps()))
+        return replace(self, micro_batching=by_tokens, accumulation=-(-needed // self.world_size))
+
+    def order(self, epoch: int) -> list[int]:
+        """Return all rows of the split in the order of an epoch."""
+        if self.seed is None:
+            return list(range(self.pairs))
+        return np.random.default_rng([self.seed, epoch]).permutation(self.pairs).tolist()
+
+    def epoch_steps(self, epoch: int) -> Iterator[list[int]]:
+        """Yield the rows of each optimiser step of an epoch, over all ranks."""
+        order, end = self.order(epoch), self.pairs - self.dropped
+        return (order[start : min(start + self.step_size, end)] for start in range(0, end, self.step_size))
+
+    def all_steps(self) -> Iterator[list[int]]:
+        """Yield the rows of every step of the run; without a seed all epochs are the same."""
+        epochs = range(1 if self.seed is None else self.epochs)
+        return islice((rows for epoch in epochs for rows in self.epoch_steps(epoch)), self.steps)
+
+    def sampler(self, rank: int = 0) -> StepBatchSampler:
+        """Build one rank's sampler."""
+        return StepBatchSampler(self, rank)
+
+
+class StepBatchSampler(Sampler[MicroBatch]):
+    """Yields one rank's micro-batches of an epoch.
+
+    Every step has ``accumulation`` micro-batches per rank, so that counting micro-batches counts steps; a micro-batch
+    left without a pair gets a filler pair of weight 0, so that no rank waits forever.
+    """
+
+    def __init__(self, plan: StepPlan, rank: int) -> None:
+        self.plan, self.rank = plan, rank
+        self.epoch = 0
+        self.start = 0  # micro-batches to skip: where a resumed epoch goes on
 
     def set_epoch(self, epoch: int) -> None:
         """Move to the start of another epoch; naming the current epoch changes nothing."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
-    def order(self, epoch: int | None = None) -> list[int]:
-        """Return all rows of the split in the order of an epoch, the current one by default."""
-        epoch = self.epoch if epoch is None else epoch
-        if self.seed is None:
-            return list(range(self.pairs))
-        return np.random.default_rng([self.seed, epoch]).permutation(self.pairs).tolist()
-
-    def steps(self, epoch: int) -> Iterator[list[int]]:
-        """Yield the rows of each optimiser step of an epoch, over all ranks."""
-        order = self.order(epoch)
-        end = self.pairs - self.dropped
-        return (order[start : min(start + self.step_size, end)] for start in range(0, end, self.step_size))
-
     def __len__(self) -> int:
         """Count the micro-batches of an epoch, for each rank."""
-        return -(-(self.pairs - self.dropped) // self.step_size) * self.accumulation
+        return self.plan.steps_per_epoch * self.plan.accumulation
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        first, skipped = divmod(self.start, self.accumulation)
-        for rows in islice(self.steps(self.epoch), first, None):
-            batches = self.micro_batching.split(rows, self.accumulation * self.world_size)
+        plan = self.plan
+        first, skipped = divmod(self.start, plan.accumulation)
+        for rows in islice(plan.epoch_steps(self.epoch), first, None):
+            batches = plan.micro_batching.split(rows, plan.accumulation * plan.world_size)
             filler = [batch for batch in batches if batch][-1][-1:]  # one of the shortest, where lengths are known
-            for mine in batches[self.rank :: self.world_size][skipped:]:
+            for mine in batches[self.rank :: plan.world_size][skipped:]:
                 weights = (1.0,) * len(mine) or (0.0,)
                 yield MicroBatch(rows=tuple(mine or filler), weights=weights, step_pairs=len(rows))
             skipped = 0
@@ -123,127 +295,4 @@ class StepBatchSampler(Sampler[MicroBatch]):
 
     def _identity(self) -> dict[str, int | None]:
         names = ("pairs", "micro_batch_size", "step_size", "accumulation", "world_size", "seed", "dropped")
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """The optimiser steps of a run, the same on all ranks.
-
-    Args:
-        pairs: of the split.
-        micro_batch_size: pairs of a micro-batch where they are divided by count.
-        step_size: pairs of a full optimiser step, over all devices.
-        accumulation: micro-batches of one device in each step.
-        steps: optimiser steps of the run.
-        world_size: devices.
-        micro_batching: divides a step into micro-batches.
-        seed, drop_last: see :class:`StepBatchSampler`.
-    """
-
-    pairs: int
-    micro_batch_size: int
-    step_size: int
-    accumulation: int
-    steps: int
-    world_size: int
-    micro_batching: MicroBatching
-    seed: int | None
-    drop_last: bool
-
-    def sampler(self, rank: int) -> StepBatchSampler:
-        """Build one rank's sampler."""
-        return StepBatchSampler(
-            self.pairs,
-            self.micro_batch_size,
-            step_size=self.step_size,
-            accumulation=self.accumulation,
-            world_size=self.world_size,
-            rank=rank,
-            seed=self.seed,
-            drop_last=self.drop_last,
-            micro_batching=self.micro_batching,
-        )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch, a smaller last one included where it is not dropped."""
-        return steps_per_epoch(self.pairs, self.step_size, self.drop_last)
-
-    @property
-    def epochs(self) -> int:
-        """Epochs that the run begins."""
-        return -(-self.steps // self.steps_per_epoch)
-
-    @property
-    def pairs_seen(self) -> int:
-        """Training pairs of all steps, repeats counted."""
-        per_epoch = self.pairs - self.sampler(0).dropped
-        epochs, rest = divmod(self.steps, self.steps_per_epoch)
-        return epochs * per_epoch + min(rest * self.step_size, per_epoch)
-
-
-def plan_steps(
-    lengths: np.ndarray,
-    *,
-    micro_batch_size: int,
-    max_tokens_per_micro_batch: int | None,
-    layout: Layout,
-    accumulation: int,
-    world_size: int,
-    seed: int | None,
-    drop_last: bool,
-    max_epochs: int,
-    max_steps: int | None,
-) -> StepPlan:
-    """Plan the optimiser steps of a run, each of ``micro_batch_size x accumulation x world_size`` pairs.
-
-    With ``max_tokens_per_micro_batch`` a step is cut into as many micro-batches as the most demanding step needs: the
-    same number in every step, so that accumulation is a constant of the run.
-
-    Args:
-        lengths: tokens of prompt, chosen and rejected response of each pair, ``(pairs, 3)``.
-        micro_batch_size: pairs of a micro-batch where there is no token budget.
-        max_tokens_per_micro_batch: most tokens of a micro-batch, padding included; None divides by count.
-        layout: of the batches; padded ones group pairs of similar length.
-        accumulation: micro-batches of one device in an optimiser step, where they are divided by count.
-        world_size: devices.
-        seed: with the epoch, determines the order; None keeps the order of the split.
-        drop_last: leave out the last step of an epoch where it has fewer pairs than the others.
-        max_epochs: passes over the pairs, where there is no ``max_steps``.
-        max_steps: optimiser steps.
-
-    Raises:
-        CaldpoError: ``drop_last`` with fewer pairs than one step has.
-    """
-    longest = lengths[:, 0] + lengths[:, 1:].max(axis=1)
-    step_size = micro_batch_size * accumulation * world_size
-    plan = StepPlan(
-        pairs=len(lengths),
-        micro_batch_size=micro_batch_size,
-        step_size=step_size,
-        accumulation=accumulation,
-        steps=max_epochs * steps_per_epoch(len(lengths), step_size, drop_last) if max_steps is None else max_steps,
-        world_size=world_size,
-        micro_batching=ByCount(longest if layout == "padded" else None),
-        seed=seed,
-        drop_last=drop_last,
-    )
-    steps = _all_steps(plan)
-    if max_tokens_per_micro_batch is None:
-        return plan
-    by_tokens = ByTokens(max_tokens_per_micro_batch, lengths.sum(axis=1), longest, layout)
-    needed = max(map(by_tokens.needed, steps))
-    return replace(plan, micro_batching=by_tokens, accumulation=-(-needed // world_size))
-
-
-def steps_per_epoch(pairs: int, step_size: int, drop_last: bool) -> int:
-    """Count the optimiser steps of an epoch; with ``drop_last`` only full ones."""
-    return pairs // step_size if drop_last else -(-pairs // step_size)
-
-
-def _all_steps(plan: StepPlan) -> Iterator[list[int]]:
-    """Yield the rows of every step of the run; without a seed all epochs are the same."""
-    sampler = plan.sampler(0)  # refuses a plan without a step
-    epochs = range(1 if plan.seed is None else plan.epochs)
-    return islice((rows for epoch in epochs for rows in sampler.steps(epoch)), plan.steps)
+        return {name: getattr(self.plan, name) for name in names}

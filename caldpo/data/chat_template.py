@@ -12,6 +12,7 @@ taken with them. And EOS at the end of a response is stripped and counted, since
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,6 @@ from caldpo.data.template_checks import (
     rewritten_turns,
     without_calls,
 )
-from caldpo.data.template_source import reads_clock, with_fixed_date
 from caldpo.errors import CaldpoError
 from caldpo.utils.resource_limits import TooLong, bounded
 from caldpo.utils.yaml_io import texts_in
@@ -44,7 +44,8 @@ MAX_SECONDS = 10.0  # of processor time, likewise
 MAX_WRITTEN = 1_000_000  # characters around a conversation
 MAX_REPEATED = 20  # times a conversation may be written
 
-_ANOTHER = "name a template that you have read with data.chat_template=FILE"
+_CLOCK = "strftime_now"  # transformers' function for templates that write today's date
+_DIRECTIVES = (*"aAbBcd", *"HIjmMp", *"SUwWxX", *"yYzZGu", *"VeDFTR", *(f"-{letter}" for letter in "dmHIMSjye"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +55,19 @@ class RenderedPair:
     Args:
         prompt: the rendered prompt.
         chosen, rejected: the rest of each sequence, with what a template writes around a response.
+        marked: the three with ``mark`` in special tokens of the pair's own text; an empty mark where there are none.
         templated: True if a template wrote the special tokens into the text.
         eos_stripped: number of EOS tokens that the responses' own text contained.
-        mark: the character put into special tokens of the pair's own text; empty where there are none.
-        marked: the three texts with the mark; None where there is none.
         rewritten: earlier assistant turns that the template did not write verbatim.
     """
 
     prompt: str
     chosen: str
     rejected: str
+    marked: tuple[str, str, str]
+    mark: str
     templated: bool
     eos_stripped: int
-    mark: str = ""
-    marked: tuple[str, str, str] | None = None
     rewritten: int = 0
 
 
@@ -103,7 +103,7 @@ class Renderer:
         if isinstance(pair.prompt, str):
             mark = "" if rendered else self.special.mark_for(chosen, rejected, pair.prompt)
             chosen, rejected = self.special.marked([chosen, rejected], mark)
-            return _plain(pair.prompt, chosen, rejected, mark, templated=False, eos_stripped=stripped)
+            return _rendered((pair.prompt, chosen, rejected), mark, templated=False, eos_stripped=stripped)
         turns: list[Any] = [pair.chosen_turn | {"content": chosen}]
         if not pair.demonstration:
             turns.append(pair.rejected_turn | {"content": rejected})
@@ -121,16 +121,11 @@ class Renderer:
             for side, turn, text in zip(("chosen", "rejected"), turns, after, strict=False):
                 ends = [place for token in self._ends if (place := text.find(token)) >= 0]
                 require_response(turn, text[: min(ends, default=len(text))], side)
-        answers = [*after, ""][:2]
-        return _plain(written, answers[0], answers[1], mark, templated=True, eos_stripped=stripped, rewritten=rewritten)
+        texts = (written, after[0], after[1] if len(after) > 1 else "")
+        return _rendered(texts, mark, templated=True, eos_stripped=stripped, rewritten=rewritten)
 
     def prompt(self, prompt: str | tuple[Message, ...]) -> tuple[str, str]:
-        """Render a prompt that a response is to follow, as :meth:`pair` does; return the mark in it as well.
-
-        Raises:
-            RowError: the template refuses the conversation.
-            CaldpoError: the template itself is broken, reaches out of its sandbox, or exceeds its limits.
-        """
+        """Render a prompt that a response is to follow, with the errors of :meth:`pair`; return its mark as well."""
         if isinstance(prompt, str):
             return prompt, ""
         mark = self.special.mark_for(*texts_in(prompt))
@@ -156,11 +151,7 @@ class Renderer:
         return text[:end], count
 
     def _require_prompt(self, prompt: Sequence[Message], written: str, tools: Any, variables: Mapping[str, Any]) -> int:
-        """Count the earlier turns that the template rewrote.
-
-        Raises:
-            RowError: the template left out a turn, the tools, or tool calls.
-        """
+        """Count the earlier turns that the template rewrote; refuse one that left out a turn, tools or tool calls."""
         if tools and self._same(written, prompt, tools=None, variables=variables):
             raise RowError("the chat template does not write the list of tools")
         if any("tool_calls" in turn for turn in prompt):
@@ -201,12 +192,15 @@ class Renderer:
                     **variables,
                 )
             )
+            text.encode()
         except RowError:
             raise
+        except UnicodeEncodeError:  # the pair's own text was checked, but a template writes any text
+            raise RowError("the chat template writes half of a surrogate pair") from None
         except jinja2.TemplateSyntaxError as error:
-            raise _broken(f"is no valid Jinja: line {error.lineno}: {error.message}") from error
+            raise _bad(f"is no valid Jinja: line {error.lineno}: {error.message}") from error
         except SyntaxError as error:  # of the Python code that Jinja makes of it
-            raise _broken(f"is nested too deep: {error.msg}") from error
+            raise _bad(f"is nested too deep: {error.msg}") from error
         except jinja2.exceptions.SecurityError as error:
             raise _bad(f"reaches out of its sandbox ({str(error).rstrip('.')})") from error
         except (MemoryError, RecursionError, OverflowError) as error:
@@ -218,17 +212,6 @@ class Renderer:
         return text
 
 
-def render_pair(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> RenderedPair:
-    """Render one pair; see :meth:`Renderer.pair`."""
-    return Renderer(tokenizer, now).pair(pair)
-
-
-def render_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Render a prompt that a response is to follow; see :meth:`Renderer.prompt`."""
-    text, mark = Renderer(tokenizer).prompt(prompt)
-    return text.replace(mark, "") if mark else text
-
-
 def _last_of(text: str, end: int) -> int:
     """Return the end of ``text[:end]`` without trailing white space."""
     while end and text[end - 1].isspace():
@@ -236,12 +219,9 @@ def _last_of(text: str, end: int) -> int:
     return end
 
 
-def _plain(prompt: str, chosen: str, rejected: str, mark: str, **facts: Any) -> RenderedPair:
-    """Build a rendered pair of texts without the mark, and of the marked ones where there is a mark."""
-    if not mark:
-        return RenderedPair(prompt, chosen, rejected, **facts)
-    bare = [text.replace(mark, "") for text in (prompt, chosen, rejected)]
-    return RenderedPair(bare[0], bare[1], bare[2], **facts, mark=mark, marked=(prompt, chosen, rejected))
+def _rendered(marked: tuple[str, str, str], mark: str, **facts: Any) -> RenderedPair:
+    prompt, chosen, rejected = (text.replace(mark, "") for text in marked)
+    return RenderedPair(prompt, chosen, rejected, marked, mark, **facts)
 
 
 def without_token(text: str, token: str) -> tuple[str, int]:
@@ -282,13 +262,9 @@ def _bounded() -> Iterator[None]:
         raise _too_much(f"more than {MAX_SECONDS:g} seconds") from None
 
 
-def _broken(what: str) -> CaldpoError:
-    remedy = "mend the template, or name another with data.chat_template=FILE"
-    return CaldpoError(f"the chat template {what}", key="data.chat_template", remedy=remedy)
-
-
 def _bad(what: str) -> CaldpoError:
-    return CaldpoError(f"the chat template {what}", key="data.chat_template", remedy=_ANOTHER)
+    remedy = "mend the template, or name one that you have read with data.chat_template=FILE"
+    return CaldpoError(f"the chat template {what}", key="data.chat_template", remedy=remedy)
 
 
 def _too_much(what: str) -> CaldpoError:
@@ -304,3 +280,20 @@ def _continuation(prompt: str, whole: str) -> str:
         f"(after {same} characters {whole[same : same + 40]!r} instead of {prompt[same : same + 40]!r}; "
         "data.chat_template=FILE names another template)"
     )
+
+
+def reads_clock(template: str) -> bool:
+    """Whether a chat template asks for the time."""
+    return _CLOCK in template
+
+
+def with_fixed_date(template: str, now: datetime) -> str:
+    """Return the template with a macro in front that answers ``strftime_now`` for ``now``.
+
+    A run keeps the date of the day it began on: resumed a day later, or evaluated, it would otherwise have other
+    tokens. The template that is exported with the policy stays unchanged.
+    """
+    steps = [("%%", "\0"), *((f"%{name}", now.strftime(f"%{name}")) for name in _DIRECTIVES), ("\0", "%")]
+    filters = "".join(f"|replace({json.dumps(old)},{json.dumps(new)})" for old, new in steps)
+    # the empty expression keeps Jinja from taking the template's first line break for that of the macro
+    return f"{{% macro {_CLOCK}(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"

@@ -9,42 +9,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from caldpo.data.microbatching import MicroBatch
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.types import PairBatch
 
 Layout = Literal["packed", "padded"]
-
-
-class PairBatches(Dataset[PairBatch]):
-    """A split as a dataset of batches: the sampler names the rows of a batch.
-
-    Args:
-        pairs: the tokenised split.
-        pad_id: fills the padding; any token will do, since a batch lists which positions predict which tokens.
-        layout: of the batches.
-        split: the split's name.
-    """
-
-    def __init__(self, pairs: TokenizedPairs, pad_id: int, layout: Layout = "padded", split: str = "") -> None:
-        self.pairs, self.pad_id, self.layout, self.split = pairs, pad_id, layout, split
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, batch: MicroBatch) -> PairBatch:
-        return collate(
-            [self.pairs[row] for row in batch.rows],
-            self.pad_id,
-            layout=self.layout,
-            split=self.split,
-            weight=batch.weights,
-            step_pairs=batch.step_pairs,
-            with_scores=self.pairs.has_scores,
-        )
 
 
 def collate(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from caldpo.config.signatures import validated
@@ -30,12 +31,15 @@ MEANING = (
     *("tool_calls", "functions", "function_call", "documents", "context", "history"),
 )
 
+_TURN_TYPES = (list, dict, Cell)  # of conversations, or of what may turn out to be one
 _MAX_LAYOUTS = 1000  # column layouts remembered
 
 # what was done to rows, worded to follow a count
 CUT = "rows whose prompt was cut from the beginning of their responses"
 
 
+@validated
+@dataclass
 class Columns:
     """The mapping from columns to roles; roles that are not set go by the usual names.
 
@@ -52,39 +56,23 @@ class Columns:
         ignored: columns left out on purpose, and not reported as unread.
     """
 
-    @validated
-    def __init__(
-        self,
-        prompt: str | list[str] | None = None,
-        chosen: str | None = None,
-        rejected: str | None = None,
-        completion: str | None = None,
-        messages: str | None = None,
-        system: str | None = None,
-        tools: str | None = None,
-        chat_template_kwargs: str | None = None,
-        score_chosen: str | None = None,
-        score_rejected: str | None = None,
-        ignored: Sequence[str] = (),
-    ) -> None:
-        self.ignored = frozenset(ignored)
-        named = {
-            "prompt": [prompt] if isinstance(prompt, str) else prompt,
-            "chosen": chosen,
-            "rejected": rejected,
-            "completion": completion,
-            "messages": messages,
-            "system": system,
-            "tools": tools,
-            "chat_template_kwargs": chat_template_kwargs,
-            "score_chosen": score_chosen,
-            "score_rejected": score_rejected,
-        }
-        self.named: dict[str, list[str]] = {
-            role: [names] if isinstance(names, str) else names for role, names in named.items() if names
-        }
-        _refuse_twice(self.named)
-        own = (*self.named.get("prompt", ()), *self.named.get("system", ()))
+    prompt: str | list[str] | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    system: str | None = None
+    tools: str | None = None
+    chat_template_kwargs: str | None = None
+    score_chosen: str | None = None
+    score_rejected: str | None = None
+    ignored: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        roles = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ignored"}
+        self._named = {r: [names] if isinstance(names, str) else list(names) for r, names in roles.items() if names}
+        _refuse_twice(self._named)
+        own = (*self._named.get("prompt", ()), *self._named.get("system", ()))
         self._asking = frozenset({"prompt", *PROMPTS, *SYSTEMS, *own})  # may hold the prompt, or a system turn
         self._sources_by_columns: dict[tuple[str, ...], dict[str, list[str]]] = {}  # most rows have the same columns
 
@@ -97,24 +85,18 @@ class Columns:
             RowError: a column that a setting names is not there; two columns could be the prompt; a conversation is
                 encoded where it cannot be decoded.
         """
-        columns = {name: value for name, value in row.items() if name not in self.ignored}
+        columns = {name: value for name, value in row.items() if name not in self.ignored} if self.ignored else row
         names = tuple(columns)
         if names not in self._sources_by_columns:
             if len(self._sources_by_columns) >= _MAX_LAYOUTS:
                 self._sources_by_columns.clear()
             self._sources_by_columns[names] = self._sources(columns)
         sources = dict(self._sources_by_columns[names])
-        roles = {role: _joined(columns, names) for role, names in sources.items()}
-        whole = {**columns, **roles}
-        for name in TURNS:  # under a name of its own, a cell is still text
-            if isinstance(whole.get(name), Cell):
-                whole[name] = decoded(name, whole[name])
-        if isinstance(whole.get("conversations"), list) and "conversations" not in sources:
-            _place_conversation(whole, sources)
-        for name in TURNS:
-            if name in whole:
-                whole[name] = as_turns(name, whole[name])
-        remarks = _settle_shapes(whole, sources)
+        whole = dict(columns)
+        for role, own in sources.items():
+            whole[role] = _joined(columns, own)
+        turns = [name for name in TURNS if isinstance(whole.get(name), _TURN_TYPES)]
+        remarks = _settle_turns(whole, sources, turns) if turns else ()
         return MappedRow(_without_missing(whole), columns, sources, remarks)
 
     def of_table(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,21 +113,17 @@ class Columns:
         return cells
 
     def roles(self, columns: Sequence[str]) -> list[str]:
-        """List the names that formats may find in rows with these columns.
-
-        Raises:
-            RowError: a column that a setting names is not there; two columns could be the prompt.
-        """
+        """List the names that formats may find in rows with these columns; raises as :meth:`mapped` does."""
         row = dict.fromkeys((name for name in columns if name not in self.ignored), "")
-        return [*row, *(role for role in self._sources(row) if role not in row)]
+        return [*row, *self._sources(row)]
 
     def _sources(self, row: Mapping[str, Any]) -> dict[str, list[str]]:
         """Return the columns of each role that does not go by its own name."""
-        for role, names in self.named.items():
+        for role, names in self._named.items():
             for name in names:
                 if name not in row:
                     raise RowError(f"column `{name}` is missing, which data.columns.{role} names")
-        sources = dict(self.named)
+        sources = dict(self._named)
         compared = "chosen" in row or "chosen" in sources or "rejected" in row or "rejected" in sources
         if "prompt" not in row and "prompt" not in sources:
             usual = _usual_prompt(row)
@@ -164,10 +142,10 @@ class Columns:
 
 
 class MappedRow(dict[str, Any]):
-    """A row that records which of its columns were read.
+    """A row under the names that formats read, which records which of its columns were read.
 
     Args:
-        values: under the names that formats read.
+        values: of the row.
         columns: of the row itself.
         sources: the columns of each role that goes by another name.
         remarks: what was done to the row, in fixed phrases.
@@ -181,7 +159,8 @@ class MappedRow(dict[str, Any]):
         remarks: tuple[str, ...] = (),
     ) -> None:
         super().__init__(values)
-        self.columns, self.remarks, self._sources, self._read = columns, remarks, sources, set[str]()
+        self.columns, self.remarks, self._sources = columns, remarks, sources
+        self._read: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
         self._read.add(name)
@@ -199,18 +178,14 @@ class MappedRow(dict[str, Any]):
     @property
     def unread(self) -> list[str]:
         """The columns that hold something and were not read, sorted."""
-        read = {name for role in self._read for name in self._sources.get(role, [role])}
-        return sorted(name for name, value in self.columns.items() if name not in read and not is_empty(value))
+        renamed = self._sources.keys()
+        read = (self._read - renamed).union(*(self._sources[role] for role in self._read & renamed))
+        return sorted(name for name in self.columns.keys() - read if not is_empty(self.columns[name]))
 
 
 def require_meaning(unread: Sequence[str]) -> None:
-    """Refuse a row with an unread column that changes the meaning of the row.
-
-    Raises:
-        RowError: naming the column.
-    """
-    lost = [name for name in unread if name in MEANING]
-    if lost:
+    """Refuse a row with an unread column that changes the meaning of the row."""
+    if lost := [name for name in unread if name in MEANING]:
         raise RowError(f"`{lost[0]}` is not read, and changes what the row means (see data.columns.ignored)")
 
 
@@ -257,6 +232,19 @@ def _joined(row: Mapping[str, Any], names: Sequence[str]) -> Any:
     return "\n\n".join(parts)
 
 
+def _settle_turns(row: dict[str, Any], sources: dict[str, list[str]], turns: Sequence[str]) -> tuple[str, ...]:
+    """Bring the columns ``turns``, which are no plain text, into the form that formats read; return remarks on it."""
+    for name in turns:  # under a name of its own, a cell is still text
+        if isinstance(row[name], Cell):
+            row[name] = decoded(name, row[name])
+    if isinstance(row.get("conversations"), list) and "conversations" not in sources:
+        _place_conversation(row, sources)
+    for name in TURNS:
+        if name in row:
+            row[name] = as_turns(name, row[name])
+    return _settle_shapes(row, sources)
+
+
 def _place_conversation(row: dict[str, Any], sources: dict[str, list[str]]) -> None:
     """Take ShareGPT's ``conversations`` as the prompt of responses beside it, or as a conversation to imitate."""
     compared = "chosen" in row or "rejected" in row
@@ -301,6 +289,8 @@ def _answer_turns(row: dict[str, Any], sources: dict[str, list[str]], sides: Seq
 
 def _without_missing(row: dict[str, Any]) -> dict[str, Any]:
     """Drop columns that are not given; a null prompt or response stays, for the format to report."""
+    if None not in row.values():
+        return row
     responses = [name for name in ("chosen", "rejected") if row.get(name) is not None]
     stay = {"prompt", "chosen", "rejected"} if responses else {"prompt"}
     return {name: value for name, value in row.items() if value is not None or name in stay}

@@ -1,4 +1,4 @@
-"""Print a run's data at its start: the report, and a few tokenised pairs with the tokens that bear loss.
+"""Report a run's data at its start: counts and lengths, and a few tokenised pairs with the tokens that bear loss.
 
 A doubled BOS or EOS, a missing template or a lost question is seen here in a second, elsewhere in a week.
 """
@@ -6,19 +6,98 @@ A doubled BOS or EOS, a missing template or a lost question is seen here in a se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from caldpo.data.data_report import PARTS, QUANTILES, DataReport, SplitReport
+from caldpo.data.data_report import LoadReport, TokenCounts
 from caldpo.data.end_tokens import trained_ends
+from caldpo.data.split import prompt_key
 from caldpo.data.tokenize import TokenizedSplit
 from caldpo.utils.text_format import counted
 
+QUANTILES = {"median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
+PARTS = ("prompt", "chosen", "rejected")
 HEAD, TAIL = 24, 24  # tokens printed of each end of a text
 LOSS_STYLE = "bold green"
+
+
+@dataclass(frozen=True, slots=True)
+class SplitReport:
+    """The pairs of a split as they go into batches.
+
+    Args:
+        pairs, prompts: number of pairs, and of distinct prompts.
+        left_out: usable pairs beyond ``max_train_pairs`` or ``max_test_pairs``.
+        dropped: pairs dropped after they were read, by reason.
+        counts: what tokenisation did.
+        lengths: tokens by part (prompt, chosen, rejected) and quantile, after truncation; each is one that occurs.
+    """
+
+    pairs: int
+    prompts: int
+    left_out: int
+    dropped: dict[str, int]
+    counts: TokenCounts
+    lengths: dict[str, dict[str, int]]
+
+    @classmethod
+    def of(cls, split: TokenizedSplit, later: LoadReport, left_out: int) -> SplitReport:
+        """Report a tokenised split; ``later`` has its rejections after the rows were read."""
+        levels = list(QUANTILES.values())
+        values = np.quantile(split.pairs.lengths(), levels, axis=0, method="inverted_cdf").astype(int).T.tolist()
+        return cls(
+            pairs=len(split.pairs),
+            prompts=len({prompt_key(pair.prompt) for pair in split.sources}),
+            left_out=left_out,
+            dropped=later.counts(),
+            counts=split.counts,
+            lengths={part: dict(zip(QUANTILES, own, strict=True)) for part, own in zip(PARTS, values, strict=True)},
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for ``summary.json``."""
+        own = {"pairs": self.pairs, "prompts": self.prompts, "left_out": self.left_out, "dropped": self.dropped}
+        return {**own, **self.counts.as_dict(), "lengths": self.lengths}
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """Everything that happened between the source's rows and the batches.
+
+    Args:
+        source: name of the source.
+        loads: a report for each split that was read; only one where the test split was cut from it.
+        train, test: the two splits.
+        max_length, max_prompt_length: the limits, in tokens.
+        prompts: plain text, or the chat template that renders them.
+        notes: on how the splits were put together.
+    """
+
+    source: str
+    loads: Sequence[LoadReport]
+    train: SplitReport
+    test: SplitReport
+    max_length: int
+    max_prompt_length: int
+    prompts: str
+    notes: Sequence[str] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for ``summary.json``."""
+        names = ("source", "prompts", "max_length", "max_prompt_length")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "notes": list(self.notes),
+            "read": [load.as_dict() for load in self.loads],
+            "train": self.train.as_dict(),
+            "test": self.test.as_dict(),
+        }
 
 
 def print_report(report: DataReport, console: Console) -> None:

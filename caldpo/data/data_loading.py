@@ -12,30 +12,50 @@ import torch
 from pytorch_lightning import LightningDataModule
 from rich.console import Console
 from rich.text import Text
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from caldpo.data.batching import StepBatchSampler, StepPlan, plan_steps
-from caldpo.data.collate import Layout, PairBatches
-from caldpo.data.microbatching import MicroBatch
+from caldpo.data.batching import MicroBatch, StepBatchSampler, StepPlan
+from caldpo.data.collate import Layout, collate
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.types import PairBatch
 from caldpo.utils.collectives import is_first_rank
 from caldpo.utils.text_format import counted
 
 
+class PairBatches(Dataset[PairBatch]):
+    """A split as a dataset of batches: the sampler names the rows of a batch.
+
+    Args:
+        pairs: the tokenised split.
+        pad_id: fills the padding; any token will do, since a batch lists which positions predict which tokens.
+        layout: of the batches.
+        split: the split's name.
+    """
+
+    def __init__(self, pairs: TokenizedPairs, pad_id: int, layout: Layout = "padded", split: str = "") -> None:
+        self.pairs, self.pad_id, self.layout, self.split = pairs, pad_id, layout, split
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, batch: MicroBatch) -> PairBatch:
+        return collate(
+            [self.pairs[row] for row in batch.rows],
+            self.pad_id,
+            layout=self.layout,
+            split=self.split,
+            weight=batch.weights,
+            step_pairs=batch.step_pairs,
+            with_scores=self.pairs.has_scores,
+        )
+
+
 class PairLoader:
     """Iterates over one epoch of batches at a time and counts them, so that a run resumes in mid-epoch.
 
-    Lightning takes any iterable. It finds ``sampler`` to set the epoch, and ``state_dict`` and ``load_state_dict`` to
-    put the position in the epoch into a checkpoint. Not being a ``DataLoader``, it is never rebuilt with another
-    sampler. Batches are counted here rather than in the sampler, which workers make run ahead of training.
-
-    Args:
-        batches: the split.
-        sampler: names the rows of each batch.
-        workers: processes that collate batches; 0 collates in this one.
-        prefetch: batches that each worker keeps ready.
-        pin_memory: put batches into page-locked memory, for fast copies to a GPU.
+    Lightning finds ``sampler`` to set the epoch, and ``state_dict`` and ``load_state_dict`` to put the position in the
+    epoch into a checkpoint. Not being a ``DataLoader``, it is never rebuilt with another sampler. Batches are counted
+    here rather than in the sampler, which workers make run ahead of training.
     """
 
     batch_sampler = None  # Lightning looks at it beside ``sampler``
@@ -66,7 +86,6 @@ class PairLoader:
         weakref.finalize(self, _end_workers, self._loader)  # at the latest when the process ends
 
     def __len__(self) -> int:
-        """Count the batches of a whole epoch."""
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[PairBatch]:
@@ -81,7 +100,7 @@ class PairLoader:
             self.sampler.start = 0
 
     def close(self) -> None:
-        """End the workers, whose batches are no longer needed."""
+        """End the workers."""
         _end_workers(self._loader)
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,17 +130,7 @@ def _end_workers(loader: DataLoader[PairBatch]) -> None:
 
 
 class TokenizedDataModule(LightningDataModule):
-    """A training and a test split of tokenised pairs, and how they are batched.
-
-    Args:
-        micro_batch_size: pairs of a micro-batch in training.
-        max_tokens_per_micro_batch: most tokens of a micro-batch in training; None divides by pairs alone.
-        eval_micro_batch_size: pairs of a batch of held-out pairs.
-        drop_last: leave out the last optimiser step of an epoch where it has fewer pairs than the others.
-        num_workers: processes that collate batches; 0 collates in this one.
-        prefetch_factor: batches that each worker keeps ready.
-        seed: with the epoch, determines the order of the training pairs.
-    """
+    """A training and a test split of tokenised pairs, and how they are batched: see ``conf/data/base.yaml``."""
 
     def __init__(
         self,
@@ -175,9 +184,7 @@ class TokenizedDataModule(LightningDataModule):
         Args:
             layout: of the batches.
             accumulation: micro-batches of ``micro_batch_size`` pairs per device in a step.
-            world_size: devices of the run.
-            max_epochs: passes over the pairs, where there is no ``max_steps``.
-            max_steps: optimiser steps.
+            world_size, max_epochs, max_steps: see :class:`~caldpo.data.batching.StepPlan`.
             lengths: of the pairs to plan for, ``(pairs, 3)``; None: those of the training split.
 
         Raises:
@@ -185,7 +192,17 @@ class TokenizedDataModule(LightningDataModule):
         """
         self.layout = layout
         lengths = self.train_pairs.lengths() if lengths is None else lengths
-        self._plan = plan = self._step_plan(lengths, accumulation, world_size, max_epochs, max_steps)
+        plan = StepPlan(
+            len(lengths),
+            self.micro_batch_size,
+            accumulation=accumulation,
+            world_size=world_size,
+            seed=self.seed,
+            drop_last=self.drop_last,
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+        )
+        self._plan = plan = plan.for_lengths(lengths, layout, self.max_tokens_per_micro_batch)
         if plan.pairs < plan.step_size and is_first_rank():
             devices = counted(world_size, "device")
             factors = f"data.micro_batch_size={self.micro_batch_size} x accumulation {accumulation} x {devices}"
@@ -199,39 +216,21 @@ class TokenizedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> PairLoader:
         """Load this rank's training batches in the order of seed and epoch."""
-        world_size, rank = self._ranks()
-        sampler = (self._plan or self._default_plan(world_size)).sampler(rank)
-        if sampler.dropped and rank == 0:
-            note = (
-                f"data.drop_last: each epoch leaves out {sampler.dropped:,} of {counted(len(self.train_pairs), 'pair')}"
-            )
+        if self._plan is None:
+            raise RuntimeError("plan_steps has to be called first")
+        _, rank = self._ranks()
+        if (dropped := self._plan.dropped) and rank == 0:
+            note = f"data.drop_last: each epoch leaves out {dropped:,} of {counted(self._plan.pairs, 'pair')}"
             Console().print(Text(note))
-        return self._loader("train", sampler)
+        return self._loader("train", self._plan.sampler(rank))
 
     def val_dataloader(self) -> PairLoader:
         """Load this rank's share of the whole test split; padded batches group pairs of similar length."""
         world_size, rank = self._ranks()
         lengths = self.test_pairs.lengths()
-        plan = plan_steps(
-            lengths,
-            micro_batch_size=self.eval_micro_batch_size,
-            max_tokens_per_micro_batch=None,
-            layout=self.layout,
-            accumulation=-(-len(lengths) // (self.eval_micro_batch_size * world_size)),  # one step has all of it
-            world_size=world_size,
-            seed=None,
-            drop_last=False,
-            max_epochs=1,
-            max_steps=None,
-        )
-        return self._loader("test", plan.sampler(rank))
-
-    def batches(self, split: str, rows: Sequence[int]) -> Iterator[PairBatch]:
-        """Yield these rows of a split, in order, in batches of ``eval_micro_batch_size``: for work beside training."""
-        dataset = self._dataset(split)
-        for start in range(0, len(rows), self.eval_micro_batch_size):
-            batch_rows = tuple(rows[start : start + self.eval_micro_batch_size])
-            yield dataset[MicroBatch(batch_rows, (1.0,) * len(batch_rows), len(batch_rows))]
+        one_step = -(-len(lengths) // (self.eval_micro_batch_size * world_size))
+        plan = StepPlan(len(lengths), self.eval_micro_batch_size, accumulation=one_step, world_size=world_size)
+        return self._loader("test", plan.for_lengths(lengths, self.layout).sampler(rank))
 
     def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
         # Lightning waits for the copy of anything but a tensor; from pinned memory nothing has to wait
@@ -247,33 +246,17 @@ class TokenizedDataModule(LightningDataModule):
             raise RuntimeError("prepare_pairs has to be called first")
         return self._pairs[name]
 
-    def _default_plan(self, world_size: int) -> StepPlan:
-        """Plan for the attached Trainer, where no run has planned its steps."""
-        if self.max_tokens_per_micro_batch is not None:
-            raise RuntimeError("plan_steps has to be called first: a token budget settles the accumulation")
-        accumulation = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        return self._step_plan(self.train_pairs.lengths(), accumulation, world_size, max_epochs=1, max_steps=None)
-
-    def _step_plan(
-        self, lengths: np.ndarray, accumulation: int, world_size: int, max_epochs: int, max_steps: int | None
-    ) -> StepPlan:
-        return plan_steps(
-            lengths,
-            micro_batch_size=self.micro_batch_size,
-            max_tokens_per_micro_batch=self.max_tokens_per_micro_batch,
-            layout=self.layout,
-            accumulation=accumulation,
-            world_size=world_size,
-            seed=self.seed,
-            drop_last=self.drop_last,
-            max_epochs=max_epochs,
-            max_steps=max_steps,
-        )
-
     def _ranks(self) -> tuple[int, int]:
         """Return the number of ranks, and this rank."""
         ranks = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
         return ranks["num_replicas"], ranks["rank"]
+
+    def batches(self, split: str, rows: Sequence[int]) -> Iterator[PairBatch]:
+        """Yield these rows of a split, in order, in batches of ``eval_micro_batch_size``: for work beside training."""
+        dataset = self._dataset(split)
+        for start in range(0, len(rows), self.eval_micro_batch_size):
+            batch_rows = tuple(rows[start : start + self.eval_micro_batch_size])
+            yield dataset[MicroBatch(batch_rows, (1.0,) * len(batch_rows), len(batch_rows))]
 
     def _dataset(self, name: str) -> PairBatches:
         return PairBatches(self._split(name), self._pad_id, self.layout, name)

@@ -1,21 +1,16 @@
-"""Count what became of a run's data, from rows to tokens: for the terminal at the start, and for ``summary.json``."""
+"""Count what became of a split's rows, and what tokenisation did to its pairs. No heavy imports."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
-
-import numpy as np
 
 from caldpo.data.raw_row import shown_name
 from caldpo.utils.text_format import counted
 
 Kind = Literal["line", "row", "degenerate", "filtered"]
-
-QUANTILES = {"median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
-PARTS = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +56,15 @@ class LoadReport:
     split: str
     rows: int = 0
     kept: int = 0
-    formats: dict[str, int] = field(default_factory=dict)
+    formats: Counter[str] = field(default_factory=Counter)
     rejections: list[Rejection] = field(default_factory=list)
     with_scores: int = 0
     swapped: int = 0
-    degenerate_kept: dict[str, int] = field(default_factory=dict)
+    degenerate_kept: Counter[str] = field(default_factory=Counter)
     notes: Sequence[str] = ()
     odd: dict[str, tuple[int, str]] = field(default_factory=dict)
-    unread: dict[str, int] = field(default_factory=dict)
-    remarks: dict[str, int] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
 
     def counts(self, *kinds: Kind) -> dict[str, int]:
         """Count rejections by reason, most frequent first; of the given kinds, or of all."""
@@ -100,26 +95,15 @@ class LoadReport:
         if self.remarks:
             lines.append(f"  {list_counts(self.remarks)}")
         if self.unread:
-            columns = (f"{shown_name(name)} ({counted(n, 'row')})" for name, n in self.unread.items())
+            columns = (f"{shown_name(name)} ({counted(n, 'row')})" for name, n in sorted(self.unread.items()))
             lines.append(f"  columns not read: {', '.join(columns)}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for ``summary.json``, rejections and odd rows as counts."""
-        return {
-            "split": self.split,
-            "rows": self.rows,
-            "kept": self.kept,
-            "formats": self.formats,
-            "with_scores": self.with_scores,
-            "swapped": self.swapped,
-            "rejected": self.counts(),
-            "degenerate_kept": self.degenerate_kept,
-            "notes": list(self.notes),
-            "odd": {what: count for what, (count, _) in self.odd.items()},
-            "unread": self.unread,
-            "remarks": self.remarks,
-        }
+        own = {own.name: getattr(self, own.name) for own in fields(self) if own.name != "rejections"}
+        odd = {what: count for what, (count, _) in self.odd.items()}
+        return own | {"rejected": self.counts(), "notes": list(self.notes), "odd": odd}
 
 
 @dataclass(slots=True)
@@ -146,90 +130,18 @@ class TokenCounts:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for ``summary.json``."""
+        truncated = {
+            "prompt": self.prompts_truncated,
+            "chosen": self.chosen_truncated,
+            "rejected": self.rejected_truncated,
+        }
+        names = ("boundary_merges", "eos_stripped", "eos_appended", "special_as_text", "special_in_prompts")
         return {
-            "truncated": {
-                "prompt": self.prompts_truncated,
-                "chosen": self.chosen_truncated,
-                "rejected": self.rejected_truncated,
-            },
+            "truncated": truncated,
             "identical_after_truncation": self.identical,
-            "boundary_merges": self.boundary_merges,
-            "eos_stripped": self.eos_stripped,
-            "eos_appended": self.eos_appended,
-            "special_as_text": self.special_as_text,
-            "special_in_prompts": self.special_in_prompts,
-            "turns_rewritten": self.turns_rewritten,
+            **{name: getattr(self, name) for name in (*names, "turns_rewritten")},
             "unknown": self.unknown_share,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class SplitReport:
-    """The pairs of a split as they go into batches.
-
-    Args:
-        pairs, prompts: number of pairs, and of distinct prompts.
-        left_out: usable pairs beyond ``max_train_pairs`` or ``max_test_pairs``.
-        dropped: pairs dropped after they were read, by reason.
-        counts: what tokenisation did.
-        lengths: tokens by part (prompt, chosen, rejected) and quantile, after truncation.
-    """
-
-    pairs: int
-    prompts: int
-    left_out: int
-    dropped: dict[str, int]
-    counts: TokenCounts
-    lengths: dict[str, dict[str, int]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for ``summary.json``."""
-        own = {"pairs": self.pairs, "prompts": self.prompts, "left_out": self.left_out, "dropped": self.dropped}
-        return {**own, **self.counts.as_dict(), "lengths": self.lengths}
-
-
-@dataclass(frozen=True, slots=True)
-class DataReport:
-    """Everything that happened between the source's rows and the batches.
-
-    Args:
-        source: name of the source.
-        loads: a report for each split that was read; only one where the test split was cut from it.
-        train, test: the two splits.
-        max_length, max_prompt_length: the limits, in tokens.
-        prompts: plain text, or the chat template that renders them.
-        notes: on how the splits were put together.
-    """
-
-    source: str
-    loads: Sequence[LoadReport]
-    train: SplitReport
-    test: SplitReport
-    max_length: int
-    max_prompt_length: int
-    prompts: str
-    notes: Sequence[str] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for ``summary.json``."""
-        return {
-            "source": self.source,
-            "prompts": self.prompts,
-            "notes": list(self.notes),
-            "max_length": self.max_length,
-            "max_prompt_length": self.max_prompt_length,
-            "read": [load.as_dict() for load in self.loads],
-            "train": self.train.as_dict(),
-            "test": self.test.as_dict(),
-        }
-
-
-def length_quantiles(lengths: np.ndarray) -> dict[str, dict[str, int]]:
-    """Compute quantiles by part of lengths in tokens, shape ``(pairs, 3)``; each is a length that occurs."""
-    values = np.quantile(lengths, list(QUANTILES.values()), axis=0, method="inverted_cdf").astype(int)
-    return {
-        part: dict(zip(QUANTILES, column.tolist(), strict=True)) for part, column in zip(PARTS, values.T, strict=True)
-    }
 
 
 def count_by_reason(rejections: Iterable[Rejection]) -> dict[str, int]:
@@ -238,5 +150,5 @@ def count_by_reason(rejections: Iterable[Rejection]) -> dict[str, int]:
 
 
 def list_counts(counts: Mapping[str, int]) -> str:
-    """List counts on one line: ``3 `chosen` is null; 1 not JSON``."""
-    return "; ".join(f"{n:,} {reason}" for reason, n in counts.items())
+    """List counts on one line, the highest first: ``3 `chosen` is null; 1 not JSON``."""
+    return "; ".join(f"{n:,} {reason}" for reason, n in Counter(counts).most_common())

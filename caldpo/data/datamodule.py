@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, time
 from pathlib import Path
 from typing import Literal
@@ -14,18 +14,18 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import Fraction, NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
+from caldpo.data.chat_template import reads_clock
 from caldpo.data.columns import Columns
-from caldpo.data.data_console import print_preview, print_report
+from caldpo.data.data_console import DataReport, SplitReport, print_preview, print_report
 from caldpo.data.data_loading import TokenizedDataModule
-from caldpo.data.data_report import DataReport, LoadReport, SplitReport, length_quantiles
-from caldpo.data.joined_sources import JoinedPairs, held_out_name, read_joined
+from caldpo.data.data_report import LoadReport
+from caldpo.data.joined_sources import JoinedPairs, Named, held_out_name, read_joined
 from caldpo.data.load import refuse_bad_rows, require_pairs, write_rejections
-from caldpo.data.mixtures import Named
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.pair_checks import refuse_unknown, refuse_untokenized, require_scores
 from caldpo.data.raw_row import PairSource, RewardSource
 from caldpo.data.split import prompt_key, settle_shared_prompts, split_by_prompt, subset
-from caldpo.data.template_source import read_template, reads_clock, require_template
+from caldpo.data.template_checks import read_template, require_template
 from caldpo.data.token_cache import cached_tokens
 from caldpo.data.tokenize import TokenizedSplit
 from caldpo.errors import CaldpoError
@@ -125,7 +125,7 @@ class PairDataModule(TokenizedDataModule):
         self.preview_pairs = preview_pairs
         self.cache = None if cache is None else Path(cache).expanduser()
         self.now = datetime.combine(datetime.now(), time())  # the day alone, so that runs of one day share tokens
-        self._test_sources: list[PreferencePair] = []
+        self.test_sources: list[PreferencePair] = []  # the test split as text, in the order of test_pairs
 
     def prepare_pairs(
         self,
@@ -182,14 +182,14 @@ class PairDataModule(TokenizedDataModule):
             refuse_unknown(split.counts.unknown_share, self.max_unknown, later.split, tokenizer)
             refuse_untokenized(split.rejections, len(split.pairs), later.split, self.on_invalid, rejected)
         self._pairs = {"train": train_split.pairs, "test": test_split.pairs}
-        self._test_sources = test_split.sources
+        self.test_sources = test_split.sources
         pad = tokenizer.pad_token_id
         self._pad_id = tokenizer.eos_token_id if pad is None else pad
         report = DataReport(
             source=self.source.name,
             loads=loads,
-            train=_split_report(train_split, later_train, left_out=len(train) - len(drawn_train)),
-            test=_split_report(test_split, later_test, left_out=len(test) - len(drawn_test)),
+            train=SplitReport.of(train_split, later_train, left_out=len(train) - len(drawn_train)),
+            test=SplitReport.of(test_split, later_test, left_out=len(test) - len(drawn_test)),
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             prompts=form,
@@ -208,15 +208,10 @@ class PairDataModule(TokenizedDataModule):
         """Read a hub data set at ``commit`` from now on; to be called before :meth:`prepare_pairs`."""
         self.source = self.source.pinned(commit)
 
-    @property
-    def test_sources(self) -> list[PreferencePair]:
-        """The pairs of the test split as text, in the order of :attr:`test_pairs`."""
-        return self._test_sources
-
     def held_out_prompts(self, count: int) -> list[HeldOutPrompt]:
         """Return the first ``count`` distinct prompts of the test split, in order, or all if it has fewer."""
         prompts: dict[str, HeldOutPrompt] = {}
-        for pair, tokens in zip(self._test_sources, self.test_pairs, strict=True):
+        for pair, tokens in zip(self.test_sources, self.test_pairs, strict=True):
             if len(prompts) == count:
                 break
             held_out = HeldOutPrompt(pair.prompt, tokens.prompt_ids, pair.chosen, pair.origin)
@@ -247,7 +242,7 @@ class PairDataModule(TokenizedDataModule):
             require_pairs(report)
         if test is None:
             pairs, held_out = split_by_prompt(train.pairs, self.test_fraction, self.split_seed)
-            train, test = train.with_pairs(pairs), train.held_out(held_out)
+            train, test = replace(train, pairs=pairs), train.held_out(held_out)
         return train, test, notes
 
     def _prompt_form(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> str:
@@ -275,24 +270,6 @@ class PairDataModule(TokenizedDataModule):
             label=name,
             now=self.now,
         )
-
-
-def _split_report(split: TokenizedSplit, later: LoadReport, left_out: int) -> SplitReport:
-    """Report a tokenised split.
-
-    Args:
-        split: the tokenised pairs.
-        later: rejections after the rows were read.
-        left_out: usable pairs beyond the number asked for.
-    """
-    return SplitReport(
-        pairs=len(split.pairs),
-        prompts=len({prompt_key(pair.prompt) for pair in split.sources}),
-        left_out=left_out,
-        dropped=later.counts(),
-        counts=split.counts,
-        lengths=length_quantiles(split.pairs.lengths()),
-    )
 
 
 def _prompt_limit(max_length: int, max_prompt_length: int | None) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from caldpo.data.chat_template import render_pair
+from caldpo.data.chat_template import Renderer
 from caldpo.data.pair import Message, PreferencePair, TokenizedPair
 from caldpo.data.raw_row import RowError
 from caldpo.errors import CaldpoError
@@ -33,7 +33,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     probe = PreferencePair((Message(role="user", content="a"),), _PROBE, "", demonstration=True)
     try:
-        _, mark, after = render_pair(probe, tokenizer).chosen.rpartition(_PROBE)
+        _, mark, after = Renderer(tokenizer).pair(probe).chosen.rpartition(_PROBE)
     except (RowError, CaldpoError, ValueError):  # refused so short a conversation: its rows tell why
         return None
     if not mark:

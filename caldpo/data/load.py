@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -18,7 +16,7 @@ from caldpo.data.data_report import Kind, LoadReport, Rejection, count_by_reason
 from caldpo.data.formats import require_columns
 from caldpo.data.pair import PreferencePair
 from caldpo.data.pair_checks import DegeneracyCheck, check_pair, has_reversed_scores
-from caldpo.data.raw_row import PairSource, RawRow, RowError
+from caldpo.data.raw_row import PairSource, RowError
 from caldpo.data.row_parsing import map_row, parse_row
 from caldpo.data.sources.file_checks import no_rows
 from caldpo.errors import CaldpoError
@@ -60,33 +58,33 @@ def load_pairs(
         columns: the mapping from columns to roles; None goes by the usual names.
         console: for the progress bar, if it is a terminal; None is stderr.
 
-    Returns:
-        The pairs, each with its origin, and the report of all rows.
-
     Raises:
         CaldpoError: an unreadable split, one with more unusable rows than can be reported, or a table without the
             columns of any format.
     """
     report, pairs = LoadReport(split, notes=source.notes(split)), []
     columns, degenerate = columns or Columns(), DegeneracyCheck() if degenerate is None else degenerate
+    console = console or Console(stderr=True)
+    quiet = not console.is_terminal  # no bar in a log file
     tables: set[str] = set()  # whose columns were checked
-    usable_formats: Counter[str] = Counter()
-    degenerate_kept: Counter[str] = Counter()
-    unread: Counter[str] = Counter()
-    remarks: Counter[str] = Counter()
-    for raw in _progress(source.rows(split), split, console or Console(stderr=True)):
+    title = f"Reading {Path(split).name}"
+    for raw in track(source.rows(split), title, console=console, transient=True, disable=quiet):
         report.rows += 1
         if len(report.rejections) >= MAX_REJECTIONS:
-            raise _too_many(report)
+            raise CaldpoError(
+                f"{MAX_REJECTIONS:,} of the first {report.rows:,} rows are unusable ({list_counts(report.counts())})",
+                key=split,
+                remedy="check that this is a file of preference pairs",
+            )
         if raw.table is not None and raw.table not in tables and isinstance(raw.value, dict):
             require_columns(list(raw.value), raw.table, columns)
             tables.add(raw.table)
         try:
             row = map_row(raw, columns)
             pair, format_name = parse_row(row, raw.origin)
-            if columns_left := row.unread:
-                unread.update(columns_left)
-                require_meaning(columns_left)
+            if unread := row.unread:
+                report.unread.update(unread)
+                require_meaning(unread)
             check_pair(pair)
             if pair.demonstration and not demonstrations:
                 raise RowError("has no rejected response, which this loss needs")
@@ -99,31 +97,25 @@ def load_pairs(
             if on_degenerate == "drop":
                 report.rejections.append(Rejection(raw.origin, "degenerate", reason))
                 continue
-            degenerate_kept[reason] += 1
+            report.degenerate_kept[reason] += 1
         pairs.append(pair)
-        usable_formats[format_name] += 1
-        remarks.update(pair.remarks)
+        report.formats[format_name] += 1
+        report.remarks.update(pair.remarks)
         if raw.note is not None:
             count, first = report.odd.get(raw.note, (0, pair.origin))
             report.odd[raw.note] = (count + 1, first)
         report.swapped += swapped
         report.with_scores += pair.has_scores
     report.kept = len(pairs)
-    report.formats = dict(sorted(usable_formats.items()))
-    report.degenerate_kept = dict(degenerate_kept.most_common())
-    report.unread, report.remarks = dict(sorted(unread.items())), dict(remarks.most_common())
     return pairs, report
 
 
-def refuse_bad_rows(reports: Sequence[LoadReport], listed_in: str | os.PathLike[str]) -> None:
+def refuse_bad_rows(reports: Sequence[LoadReport], listed_in: Path) -> None:
     """Check that no row of any split was an unreadable line or an unusable row.
 
-    Args:
-        reports: one for each split.
-        listed_in: the file that lists all rejections; the message names the first rows alone.
-
     Raises:
-        CaldpoError: the number of such rows in all splits, by split and by reason, and the first of each split.
+        CaldpoError: the number of such rows in all splits, by split and by reason, the first of each split, and the
+            file ``listed_in``, which lists them all.
     """
     by_split = [[r for r in report.rejections if r.kind in ("line", "row")] for report in reports]
     every = [rejection for bad in by_split for rejection in bad]
@@ -137,7 +129,7 @@ def refuse_bad_rows(reports: Sequence[LoadReport], listed_in: str | os.PathLike[
         if len(bad) > _SHOWN:
             lines.append(f"    ... and {len(bad) - _SHOWN:,} more")
     lines.append(f"  By reason: {list_counts(count_by_reason(every))}")
-    lines.append(f"  {os.fspath(listed_in)} lists every one of them")
+    lines.append(f"  {listed_in} lists every one of them")
     raise CaldpoError(
         "\n".join(lines),
         key="data.on_invalid",
@@ -160,28 +152,10 @@ def require_pairs(report: LoadReport) -> None:
         )
 
 
-def write_rejections(reports: LoadReport | Iterable[LoadReport], path: str | os.PathLike[str]) -> int:
-    """Write every rejection as a JSON line {split, origin, kind, reason}.
-
-    Args:
-        reports: one report or several.
-        path: the file, replaced if it exists; empty where nothing was rejected.
-
-    Returns:
-        The number of lines.
-    """
-    every = [reports] if isinstance(reports, LoadReport) else list(reports)
-    lines = [json.dumps({"split": rep.split, **asdict(rej)}) for rep in every for rej in rep.rejections]
-    Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return len(lines)
-
-
-def _too_many(report: LoadReport) -> CaldpoError:
-    return CaldpoError(
-        f"{len(report.rejections):,} of the first {report.rows:,} rows are unusable ({list_counts(report.counts())})",
-        key=report.split,
-        remedy="check that this is a file of preference pairs",
-    )
+def write_rejections(reports: Iterable[LoadReport], path: Path) -> None:
+    """Write every rejection as a JSON line {split, origin, kind, reason}; an empty file where nothing was rejected."""
+    lines = [json.dumps({"split": rep.split, **asdict(rejection)}) for rep in reports for rejection in rep.rejections]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _agree_with_scores(pair: PreferencePair, on_reversed: OnReversedScores) -> tuple[PreferencePair, bool]:
@@ -196,13 +170,10 @@ def _agree_with_scores(pair: PreferencePair, on_reversed: OnReversedScores) -> t
     exchanged = replace(
         pair,
         chosen=pair.rejected,
-        rejected=pair.chosen,
+        chosen_extra=pair.rejected_extra,
         score_chosen=pair.score_rejected,
+        rejected=pair.chosen,
+        rejected_extra=pair.chosen_extra,
         score_rejected=pair.score_chosen,
     )
     return exchanged, True
-
-
-def _progress(rows: Iterator[RawRow], split: str, console: Console) -> Iterable[RawRow]:
-    """Show a progress bar of unknown length on a terminal, nothing in a log file."""
-    return track(rows, f"Reading {Path(split).name}", console=console, transient=True, disable=not console.is_terminal)

@@ -27,14 +27,10 @@ class PreferencePair:
     dispreferred response: ``rejected`` is empty, and tokenised as EOS alone.
 
     Args:
-        prompt, chosen, rejected: see above.
-        score_chosen, score_rejected: true rewards.
         origin: file and line, or split and row, for messages.
-        demonstration: True for a response to imitate, without one to compare it with.
-        chosen_extra, rejected_extra: fields of a response's message beside its text: ``tool_calls``,
+        chosen_extra, rejected_extra: fields of a response's message other than its text: ``tool_calls``,
             ``reasoning_content``.
-        tools: the list of tools for the chat template.
-        template_kwargs: further variables for the chat template.
+        tools, template_kwargs: the list of tools and further variables for the chat template.
         remarks: what was done to make a pair of the row, in fixed phrases to count by.
     """
 

@@ -20,13 +20,10 @@ _SHOWN = 5  # rows named in a message
 
 
 def check_pair(pair: PreferencePair) -> None:
-    """Refuse a pair that no tokenizer or loss could use, whatever its format.
-
-    A NUL character is kept: it is legal text.
+    """Refuse a pair that no tokenizer or loss could use, whatever its format. A NUL character is legal text.
 
     Raises:
-        RowError: a blank prompt or response (except the one a demonstration lacks), or text that is not Unicode (half
-            of a surrogate pair).
+        RowError: a blank prompt or response (except the one a demonstration lacks), or half of a surrogate pair.
     """
     if not isinstance(pair.prompt, tuple) and not pair.prompt.strip():
         raise RowError("the prompt has no text")
@@ -35,12 +32,11 @@ def check_pair(pair: PreferencePair) -> None:
         calls = extra is not None and bool(extra.get("tool_calls"))  # a response may be a tool call alone
         if not response.strip() and not calls and not (pair.demonstration and side == "rejected"):
             raise RowError(f"the {side} response has no text")
+    context = (pair.prompt, pair.chosen_extra, pair.rejected_extra, pair.tools, pair.template_kwargs)
     try:  # as a tokenizer does; its own error would name no row
-        for text in (pair.chosen, pair.rejected):
-            text.encode()
-        context = pair.chosen_extra, pair.rejected_extra, pair.tools, pair.template_kwargs
-        for text in _texts((pair.prompt, context)):
-            text.encode()
+        for part in (pair.chosen, pair.rejected, *filter(None, context)):
+            for text in (part,) if isinstance(part, str) else _texts(part):
+                text.encode()
     except UnicodeEncodeError as error:
         raise RowError(f"text with a lone surrogate (U+{ord(error.object[error.start]):04X})") from None
 
@@ -71,39 +67,29 @@ class DegeneracyCheck:
     """
 
     def __init__(self) -> None:
-        self._seen: set[bytes] = set()
+        self._in_order: dict[bytes, bool] = {}  # by digest of a pair whose sides are sorted: whether they were
 
     def reason(self, pair: PreferencePair) -> str | None:
         """Return why ``pair`` is degenerate, given the pairs checked before; None when it is not."""
-        same_extra = pair.chosen_extra == pair.rejected_extra
-        if same_extra and pair.chosen == pair.rejected:
-            return "chosen and rejected are identical"
-        if same_extra and pair.chosen.strip() == pair.rejected.strip():
-            return "chosen and rejected differ in surrounding white space alone"
+        chosen, rejected = (pair.chosen.strip(), pair.chosen_extra), (pair.rejected.strip(), pair.rejected_extra)
+        if chosen == rejected:
+            same = pair.chosen == pair.rejected
+            return f"chosen and rejected {'are identical' if same else 'differ in surrounding white space alone'}"
         if pair.has_scores and pair.score_chosen == pair.score_rejected:
             return "equal scores, so no preference"
-        prompt = pair.prompt, pair.tools, pair.template_kwargs
-        chosen, rejected = (pair.chosen.strip(), pair.chosen_extra), (pair.rejected.strip(), pair.rejected_extra)
-        digest = _digest(prompt, chosen, rejected)
-        if digest in self._seen:
-            return "repeats an earlier pair"
-        if _digest(prompt, rejected, chosen) in self._seen:
-            return "contradicts an earlier pair"
-        self._seen.add(digest)
+        # repr keeps the parts apart, whatever characters they hold
+        sides = [repr(chosen), repr(rejected)]
+        parts = (repr((pair.prompt, pair.tools, pair.template_kwargs)), min(sides), max(sides))
+        digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).digest()
+        in_order = sides[0] < sides[1]
+        if digest in self._in_order:
+            return f"{'repeats' if self._in_order[digest] == in_order else 'contradicts'} an earlier pair"
+        self._in_order[digest] = in_order
         return None
 
 
-def _digest(*parts: object) -> bytes:
-    # repr keeps the parts apart, whatever characters they hold.
-    return hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=16).digest()
-
-
 def require_scores(pairs: Sequence[PreferencePair], split: str, loss_name: str) -> None:
-    """Check that every pair has both ground-truth rewards.
-
-    Raises:
-        CaldpoError: naming the loss and how many pairs have none.
-    """
+    """Check that every pair has both ground-truth rewards."""
     missing = [pair for pair in pairs if not pair.has_scores]
     if missing:
         raise CaldpoError(
@@ -116,17 +102,13 @@ def require_scores(pairs: Sequence[PreferencePair], split: str, loss_name: str) 
 
 
 def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_invalid: str, listed_in: Path) -> None:
-    """Refuse a split of which tokenisation left out unusable rows, or everything.
+    """Refuse a split of which tokenisation left out everything, or unusable rows under ``on_invalid=error``.
 
     Args:
         rejections: of tokenisation.
-        kept: tokenised pairs.
-        split: for the message.
-        on_invalid: ``error`` refuses conversations that the chat template refuses.
-        listed_in: the file that lists all rejections.
-
-    Raises:
-        CaldpoError: such a conversation under ``error``; no pair left under either setting.
+        kept: number of tokenised pairs.
+        split, listed_in: for the message: the split's name, and the file that lists all rejections.
+        on_invalid: the setting.
     """
     refused = [r for r in rejections if r.kind == "row"]
     if not (refused and on_invalid == "error") and kept:
@@ -144,17 +126,7 @@ def refuse_untokenized(rejections: list[Rejection], kept: int, split: str, on_in
 
 
 def refuse_unknown(share: float, limit: float, split: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a split that the vocabulary does not cover.
-
-    Args:
-        share: of the split's tokens that stand for text outside the vocabulary.
-        limit: the largest share allowed.
-        split: for the message.
-        tokenizer: of the policy.
-
-    Raises:
-        CaldpoError: ``share`` is larger.
-    """
+    """Refuse a split with a larger share of tokens for text outside the vocabulary than ``limit``."""
     if share > limit:
         raise CaldpoError(
             f"{share:.1%} of the tokens of {split} are {tokenizer.unk_token}: the vocabulary of the policy's tokenizer "

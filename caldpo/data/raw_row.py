@@ -16,8 +16,9 @@ MAX_ENCODED = 2_000_000  # characters; Python's own parser takes a hundred times
 
 _MAX_SHOWN = 60  # characters of a value in a message
 _SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
-_LIST = re.compile(r"\s*(?:array\()?\[\s*\{\s*['\"]\w+['\"]\s*:")
-_OBJECT = re.compile(r"\s*\{\s*['\"](?:role|from|content|value)['\"]\s*:")
+_BEGINS = re.compile(  # a list of objects, or one object
+    r"\s*(?:(?P<list>(?:array\()?\[\s*\{\s*['\"]\w+['\"]\s*:)|\{\s*['\"](?:role|from|content|value)['\"]\s*:)"
+)
 _ROLE = re.compile(r"['\"](?:role|from)['\"]\s*:\s*['\"]")
 _SPEAKER = re.compile(r"['\"](?:role|from)['\"]\s*:\s*['\"](?:system|user|assistant|tool|human|gpt)['\"]")
 
@@ -28,30 +29,20 @@ class RawRow:
 
     A line that is no JSON object has an ``error`` and no ``value``. A row that was read but cannot be trusted (a key
     given twice) has both. Every other row has a ``value`` alone.
-
-    Args:
-        origin: position of the row, ``train.jsonl:12``, ``train.csv:12-14`` or ``train_prefs[12]``; lines count from
-            1, rows from 0.
-        value: the parsed row; None where there is none.
-        error: what is wrong with the row, in one phrase; None for a good row.
-        note: what is odd about a good row, a fixed phrase to count by.
-        table: name of the table, where the row is of one: every row has all columns, and null means not given.
     """
 
-    origin: str
+    origin: str  # train.jsonl:12, train.csv:12-14 or train_prefs[12]; lines count from 1, rows from 0
     value: object | None
-    error: str | None = None
-    note: str | None = None
-    table: str | None = None
+    error: str | None = None  # what is wrong with the row, in one phrase
+    note: str | None = None  # what is odd about a good row, a fixed phrase to count by
+    table: str | None = None  # name of a table: each of its rows has all columns, and null means not given
 
 
 class RowError(Exception):
     """A row that is no usable preference pair.
 
-    Args:
-        reason: a fixed phrase, with details in parentheses at its end so that equal faults count together:
-            ``unknown role ('bot')``.
-        kind: ``row`` is a fault; ``filtered`` a valid row of another task, left out under every setting.
+    Its ``reason`` is a fixed phrase, with details in parentheses at its end so that equal faults count together:
+    ``unknown role ('bot')``. The kind ``filtered`` is a valid row of another task, left out under every setting.
     """
 
     def __init__(self, reason: str, *, kind: Literal["row", "filtered"] = "row") -> None:
@@ -69,10 +60,7 @@ class PairSource(ABC):
 
     @abstractmethod
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yield the rows of ``split`` in a fixed order.
-
-        Args:
-            split: a split's name, or a path where the source reads files.
+        """Yield the rows of ``split``, a name or a path, in a fixed order.
 
         Raises:
             CaldpoError: the split cannot be read at all (a bad row is yielded with its error instead). Its
@@ -88,7 +76,7 @@ class PairSource(ABC):
         return ()
 
     def held_out(self, split: str) -> str | None:
-        """Name the test split beside ``split``, for ``data.test=auto``; None where none is known."""
+        """Name the test split beside ``split``, for ``data.test=auto``."""
         return None
 
     def as_test(self, split: str) -> str:
@@ -147,9 +135,8 @@ def without_nulls(value: Any) -> Any:
 
 def looks_encoded(value: str) -> bool:
     """Whether a text begins like messages in JSON or Python notation, and names a speaker."""
-    if _LIST.match(value):
-        return _ROLE.search(value) is not None
-    return _OBJECT.match(value) is not None and _SPEAKER.search(value) is not None
+    begins = _BEGINS.match(value)
+    return begins is not None and (_ROLE if begins["list"] else _SPEAKER).search(value) is not None
 
 
 def decoded(column: str, value: Any) -> Any:

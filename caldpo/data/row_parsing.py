@@ -37,11 +37,8 @@ def parse_row(row: MappedRow, origin: str = "") -> tuple[PreferencePair, str]:
         RowError: no format, or several, match; a column holds something else than its format says.
     """
     name = detect(dict(row))
-    pair = formats()[name].parse(row)
-    if row.remarks:
-        pair = replace(pair, remarks=(*row.remarks, *pair.remarks))
-    pair = add_context(cut_repeated_prompt(pair), row)
-    remarks = pair.remarks
+    pair = add_context(cut_repeated_prompt(formats()[name].parse(row)), row)
+    remarks = (*row.remarks, *pair.remarks)
     if isinstance(pair.prompt, str) and not (pair.prompt[-1:].isspace() or pair.chosen[:1].isspace()):
         remarks = (*remarks, "rows whose response follows its prompt without a space")
     return replace(pair, origin=origin, remarks=remarks), name
@@ -50,28 +47,26 @@ def parse_row(row: MappedRow, origin: str = "") -> tuple[PreferencePair, str]:
 def cut_repeated_prompt(pair: PreferencePair) -> PreferencePair:
     """Cut a text prompt from the beginning of its responses, where it would stand twice in a sequence and bear loss.
 
-    Raises:
-        RowError: the prompt is too short to tell whether it was repeated.
+    A prompt that is too short to tell whether it was repeated is an error.
     """
     if not isinstance(pair.prompt, str) or not pair.prompt.strip():
         return pair  # conversations mark where a prompt ends
-    sides = (pair.chosen,) if pair.demonstration else (pair.chosen, pair.rejected)
-    rests = [_after(pair.prompt, side) for side in sides]
-    if None in rests:
+    sides = {"chosen": pair.chosen} if pair.demonstration else {"chosen": pair.chosen, "rejected": pair.rejected}
+    rests: dict[str, Any] = {side: _after(pair.prompt, response) for side, response in sides.items()}
+    if None in rests.values():
         return pair
     if not is_transcript(pair.prompt) and len(pair.prompt.strip()) < _CERTAIN_LENGTH:
         raise RowError("every response begins with the whole prompt, which would stand twice (cut it from them)")
-    cut = [str(rest) for rest in rests]
-    return replace(
-        pair, chosen=cut[0], rejected=pair.rejected if pair.demonstration else cut[1], remarks=(*pair.remarks, CUT)
-    )
+    return replace(pair, **rests, remarks=(*pair.remarks, CUT))
 
 
 def _after(prompt: str, response: str) -> str | None:
     """Return what follows the prompt in a response that begins with it; None for another response."""
     core, text = prompt.strip(), response.lstrip()
+    if not text.startswith(core):
+        return None
     rest = text[len(core) :]
-    if not text.startswith(core) or not rest.strip() or (core[-1].isalnum() and rest[0].isalnum()):
+    if not rest.strip() or (core[-1].isalnum() and rest[0].isalnum()):
         return None  # "Do" is no prompt of "Done"
     return rest.removeprefix(prompt[len(prompt.rstrip()) :])
 

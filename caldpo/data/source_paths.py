@@ -17,10 +17,10 @@ from caldpo.config.path_checks import (
     text_at,
 )
 from caldpo.config.validation import Problem
-from caldpo.data.mixtures import AUTO, parts_of
+from caldpo.data.joined_sources import AUTO, parts_of
 from caldpo.data.sources.file_checks import ENDINGS, ending
 from caldpo.data.sources.file_discovery import find_files
-from caldpo.data.template_source import read_template
+from caldpo.data.template_checks import read_template
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
 from caldpo.utils.file_names import expanded, is_there
@@ -31,21 +31,14 @@ _SPLITS = ("train", "test")  # of those
 
 def find_misplaced(cfg: DictConfig) -> Iterator[Problem]:
     """The problems of all paths in a configuration, of data and of all else; one a path, whatever keys refer to it."""
-    yield from _of_hub(cfg)
-    yield from find_missing_paths(cfg, _data_paths(cfg))
-
-
-def _of_hub(cfg: DictConfig) -> Iterator[Problem]:
-    """Whether ``data.path`` is given where the source reads a data set of the hub, and only there."""
     path, source = text_at(cfg, "data.path"), OmegaConf.select(cfg, "data.source", throw_on_missing=False)
-    if not isinstance(source, DictConfig):
-        return
-    if path is not None and "path" not in source:
+    if isinstance(source, DictConfig) and path is not None and "path" not in source:
         remedy = "choose data=hub with it, or name files: data=local data.train=FILE_OR_FOLDER"
         yield Problem("data.path", redact_text(path), "this source reads no data set of the hub", remedy)
-    if path is None and "path" in source and text_at(cfg, "data.source.path") is None:
+    if isinstance(source, DictConfig) and path is None and "path" in source and text_at(source, "path") is None:
         what = "is required (the id of a data set on the hub, or a folder laid out like one)"
         yield Problem("data.path", None, what, "add data.path=OWNER/NAME to the command line")
+    yield from find_missing_paths(cfg, _data_paths(cfg))
 
 
 def _data_paths(cfg: DictConfig) -> Iterator[PathKey]:

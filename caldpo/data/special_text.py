@@ -9,7 +9,7 @@ special tokens, which are the template's, and the pieces between are tokenised a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -17,15 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.raw_row import RowError
 
+_IDS: dict[str, Any] = {"return_attention_mask": False, "verbose": False}
 _MARKS = range(0xE000, 0xE100)  # code points for private use, of which no text has all
 
 
 class SpecialText:
-    """The special tokens of a tokenizer, as text.
-
-    Args:
-        tokenizer: its special tokens must not change afterwards.
-    """
+    """The special tokens of a tokenizer, which must not change afterwards, as text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -47,11 +44,7 @@ class SpecialText:
         return self._any.findall(text) if self._any else []
 
     def mark_for(self, *texts: str) -> str:
-        """Choose a mark for these texts: empty where none of them has a special token that could stay text.
-
-        Raises:
-            RowError: no unused character is left.
-        """
+        """Choose a mark for these texts: empty where none of them has a special token that could stay text."""
         if self._writable is None or not any(self._writable.search(text) for text in texts):
             return ""
         used = set(chain.from_iterable(texts))
@@ -70,6 +63,12 @@ class SpecialText:
             return {name: self.marked(item, mark) for name, item in value.items()}
         return [self.marked(item, mark) for item in value] if isinstance(value, list | tuple) else value
 
+    def encode_all(self, texts: list[str], mark: str = "") -> list[list[int]]:
+        """Encode texts: without a mark all special tokens as such, with one as :meth:`encode` does."""
+        if mark:
+            return [self.encode(text, mark) for text in texts]
+        return self._tokenizer(texts, add_special_tokens=False, **_IDS)["input_ids"]
+
     def encode(self, text: str, mark: str) -> list[int]:
         """Encode a marked text: unmarked special tokens as such, the rest as plain text without the mark."""
         pieces = self._any.split(text) if self._any else [text]
@@ -81,31 +80,34 @@ class SpecialText:
             if token in self._left:
                 piece = piece.rstrip()
             if piece := piece.replace(mark, ""):
-                ids += self._plain([piece])[0] if not ids or self._stands_apart() else self._continued(piece)
+                apart = not ids or self._stands_apart()
+                ids += self._plain([piece])[0] if apart else encode_continuation(self._plain, piece)
             if token is not None:
                 ids.append(self._ids[token])
         return ids
 
     def _plain(self, texts: list[str]) -> list[list[int]]:
-        keys: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True}
-        return self._tokenizer(texts, **keys, return_attention_mask=False, verbose=False)["input_ids"]
-
-    def _continued(self, text: str) -> list[int]:
-        """Encode a text after a special token, which not every tokenizer treats as the beginning of a text."""
-        for word in ("\n", "a", "="):
-            before, both = self._plain([word, word + text])
-            if both[: len(before)] == before:
-                return both[len(before) :]
-        return self._plain([text])[0]
+        return self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True, **_IDS)["input_ids"]
 
     def _stands_apart(self) -> bool:
         """Whether text after a special token has the same ids as alone."""
         if self._apart is None:
-            token = next(iter(self._ids))
-            keys: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-            after, alone = self._tokenizer([f"{token}a", "a"], **keys)["input_ids"]
+            after, alone = self.encode_all([f"{next(iter(self._ids))}a", "a"])
             self._apart = after[1:] == alone
         return self._apart
+
+
+def encode_continuation(encode: Callable[[list[str]], list[list[int]]], text: str) -> list[int]:
+    """Encode a text that continues another one.
+
+    SentencePiece-style tokenizers put a space before the beginning of a text. So the text is tokenised after a short
+    word, whose tokens are then removed, provided that they did not merge with the text.
+    """
+    for word in ("\n", "a", "="):
+        before, both = encode([word, word + text])
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return encode([text])[0]
 
 
 def _pattern(names: Iterable[str]) -> re.Pattern[str] | None:

@@ -29,21 +29,13 @@ def prompt_key(prompt: str | Sequence[Message]) -> str:
 def split_by_prompt(
     pairs: Iterable[PreferencePair], test_fraction: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Send each prompt, with all its pairs, to the training or the test split.
+    """Send each prompt, with all its pairs in their order, to the training or the test split.
 
     The side is a function of the prompt and the seed alone: adding, removing or reordering rows moves no
     prompt. So the share of *prompts* in the test split is ``test_fraction`` in expectation.
 
-    Args:
-        pairs: pairs of any order; it is kept within each split.
-        test_fraction: expected share of prompts in the test split, between 0 and 1, both excluded.
-        seed: draws another split of the same prompts.
-
-    Returns:
-        Training pairs and test pairs.
-
     Raises:
-        CaldpoError: the fraction is out of range, or one of the splits got no prompt.
+        CaldpoError: the fraction is not between 0 and 1, both excluded, or one of the splits got no prompt.
     """
     if not 0 < test_fraction < 1:
         raise CaldpoError(
@@ -77,20 +69,14 @@ def _remedy(positions: Sequence[float], test_fraction: float) -> str:
     if len(positions) < 2:
         return other
     low, high = positions[:2] if test_fraction <= positions[0] else positions[-2:]
-    digits = next((n for n in range(2, 18) if low < round((low + high) / 2, n) < high), None)
-    if digits is None:
-        return other
-    fraction = round((low + high) / 2, digits)
+    middles = (round((low + high) / 2, digits) for digits in range(2, 18))
+    fraction = next((middle for middle in middles if low < middle < high), high)
     held_out = sum(position < fraction for position in positions)
     return f"set data.test_fraction={fraction}, which holds out {held_out} of them and trains on the others, or {other}"
 
 
 def shared_prompts(train: Iterable[PreferencePair], test: Iterable[PreferencePair]) -> dict[str, tuple[str, str]]:
-    """Find prompts that two splits share.
-
-    Returns:
-        From the prompt's key to the origins of its first pair in ``train`` and in ``test``; empty is good.
-    """
+    """Find prompts that two splits share: by key, the origins of their first pairs in ``train`` and in ``test``."""
     first: dict[str, str] = {}
     for pair in train:
         first.setdefault(prompt_key(pair.prompt), pair.origin)
@@ -113,14 +99,7 @@ def settle_shared_prompts(
     test: list[PreferencePair],
     policy: Literal["error", "drop_train", "keep"],
 ) -> tuple[list[PreferencePair], list[Rejection]]:
-    """Apply a policy to training pairs whose prompt is in the test split too.
-
-    Args:
-        train, test: pairs of the two splits.
-        policy: refuse, drop or keep such training pairs.
-
-    Returns:
-        The remaining training pairs, and the rejections of the others.
+    """Apply a policy to training pairs whose prompt is in the test split; return the others, and rejections of these.
 
     Raises:
         CaldpoError: under ``error`` if a prompt is shared; under ``drop_train`` if no training pair is left.
@@ -138,10 +117,7 @@ def settle_shared_prompts(
         )
     remaining, dropped = [], []
     for pair in train:
-        if prompt_key(pair.prompt) in shared:
-            dropped.append(Rejection(pair.origin, "filtered", "the test split has the same prompt"))
-        else:
-            remaining.append(pair)
+        (dropped if prompt_key(pair.prompt) in shared else remaining).append(pair)
     if not remaining:
         raise CaldpoError(
             f"leaves nothing: the test split has the prompts of all {counted(len(train), 'training pair')}",
@@ -149,7 +125,7 @@ def settle_shared_prompts(
             value=policy,
             remedy="give data.train and data.test different prompts",
         )
-    return remaining, dropped
+    return remaining, [Rejection(p.origin, "filtered", "the test split has the same prompt") for p in dropped]
 
 
 def subset(pairs: list[PreferencePair], at_most: int | None, seed: int) -> list[PreferencePair]:

@@ -1,8 +1,9 @@
-"""Check that a chat template wrote its whole input: a template is a program, and may leave out or rewrite.
+"""Check a chat template: that there is one, and that it wrote its whole input. No heavy imports.
 
-The text of a response has to occur in the trained text, and the text of a prompt in the rendered prompt, or the row is
-refused. White space is ignored: templates trim and break lines. An earlier assistant turn may be rewritten, since
-templates strip its reasoning by design, in generation too: such turns are counted.
+A template is a program, and may leave out or rewrite. The text of a response has to occur in the trained text, and the
+text of a prompt in the rendered prompt, or the row is refused. White space is ignored: templates trim and break lines.
+An earlier assistant turn may be rewritten, since templates strip its reasoning by design, in generation too: such turns
+are counted.
 """
 
 from __future__ import annotations
@@ -10,10 +11,60 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caldpo.data.pair import Message
 from caldpo.data.raw_row import RowError
+from caldpo.errors import CaldpoError
+from caldpo.utils.file_names import expanded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_TEMPLATE_CHARACTERS = 200_000  # the longest published templates have about 20,000
+
+
+def read_template(path: str) -> str:
+    """Read the chat template in a file; refuse one that is not UTF-8 text, empty, or absurdly long."""
+    file = expanded(path)
+    try:
+        with file.open(encoding="utf-8") as handle:
+            text = handle.read(MAX_TEMPLATE_CHARACTERS + 1)  # enough to refuse a longer one
+    except (OSError, ValueError) as error:
+        raise CaldpoError(
+            f"the chat template cannot be read ({error})",
+            key="data.chat_template",
+            value=path,
+            remedy="name a UTF-8 file with a Jinja chat template, or set null for the tokenizer's own",
+        ) from error
+    if not text.strip() or len(text) > MAX_TEMPLATE_CHARACTERS:
+        more = "more than " if len(text) > MAX_TEMPLATE_CHARACTERS else ""
+        raise CaldpoError(
+            f"the file has {more}{min(len(text), MAX_TEMPLATE_CHARACTERS):,} characters, which no chat template has",
+            key="data.chat_template",
+            value=path,
+            remedy=f"name a Jinja chat template of at most {MAX_TEMPLATE_CHARACTERS:,} characters",
+        )
+    return text
+
+
+def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer without a chat template, or with one that is absurdly long."""
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:
+        name = f" ({tokenizer.name_or_path})" if tokenizer.name_or_path else ""  # none for one made in memory
+        raise CaldpoError(
+            f"the data has conversations, and the policy's tokenizer{name} has no chat template to write them with",
+            key="data.chat_template",
+            remedy="name a Jinja file with data.chat_template=FILE, take a model whose tokenizer has a chat "
+            "template, or use data whose prompts are plain text",
+        ) from error
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise CaldpoError(
+            f"the tokenizer's chat template has {len(template):,} characters, which no chat template has",
+            remedy="name a template of your own with data.chat_template=FILE",
+        )
 
 
 def rewritten_turns(prompt: Iterable[Message], written: str) -> int:
@@ -40,29 +91,16 @@ def rewritten_turns(prompt: Iterable[Message], written: str) -> int:
 
 
 def require_response(turn: Message, written: str, side: str) -> None:
-    """Check that a response occurs in the trained text completely.
-
-    Args:
-        turn: the response.
-        written: what the template wrote after the prompt, up to its end token.
-        side: chosen or rejected, for the message.
-
-    Raises:
-        RowError: part of the response does not occur.
-    """
-    if not occurs(turn["content"], written):
+    """Refuse a response that does not occur completely in what the template wrote up to its end token."""
+    if not _occurs(turn["content"], written):
         raise RowError(f"the chat template leaves out or rewrites part of the {side} response")
-    if not occurs(turn.get("reasoning_content", ""), written):
+    if not _occurs(turn.get("reasoning_content", ""), written):
         raise RowError(f"the chat template leaves out the {side} response's reasoning_content")
     require_calls([turn], written)
 
 
 def require_calls(turns: Iterable[Message], written: str) -> None:
-    """Check that the text names the tools that turns call.
-
-    Raises:
-        RowError: a tool is not named, or a call has no name.
-    """
+    """Refuse calls of tools that the text does not name, or without a name."""
     for call in (call for turn in turns for call in turn.get("tool_calls", ())):
         function = call.get("function", call)
         name = function.get("name") if isinstance(function, Mapping) else None
@@ -73,11 +111,7 @@ def require_calls(turns: Iterable[Message], written: str) -> None:
 
 
 def require_variables_read(variables: Iterable[str], template: str) -> None:
-    """Check that a template reads the variables, by their names in it.
-
-    Raises:
-        RowError: a name occurs nowhere.
-    """
+    """Refuse variables whose names occur nowhere in a template."""
     for name in variables:
         if not re.search(rf"\b{re.escape(name)}\b", template):
             raise RowError(f"the chat template does not read chat_template_kwargs.{name}")
@@ -89,7 +123,7 @@ def without_calls(turns: Iterable[Message]) -> tuple[Message, ...]:
     return tuple(bare)
 
 
-def occurs(text: str, written: str) -> bool:
+def _occurs(text: str, written: str) -> bool:
     """Whether a text occurs in another, white space aside, or as the content of a JSON string."""
     return text.strip() in written or any(form in _squeezed(written) for form in _forms(text))
 

@@ -1,9 +1,8 @@
 """Cache tokenised pairs on disk, so that the second run of a sweep does not tokenise again.
 
-Every run reads, checks and renders its data: that takes an eighth of the time, and keeps counts and refusals true for
-this run. Token ids are cached under a digest of everything they depend on: the rendered texts, the tokenizer, the
-limits and the code. So a changed row, chat template (also one that writes today's date) or tokenizer gives another
-digest, and no entry can go stale.
+Every run reads and checks its data. Token ids, counts and refusals are cached under a digest of everything they depend
+on: the pairs' texts, the tokenizer with its chat template, the date that one writes, the limits and the code. So no
+entry can go stale.
 """
 
 from __future__ import annotations
@@ -20,24 +19,14 @@ from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
-from caldpo.data import (
-    chat_template,
-    end_tokens,
-    special_text,
-    template_checks,
-    template_source,
-    token_arrays,
-    tokenize,
-)
-from caldpo.data.chat_template import Renderer
+from caldpo.data import chat_template, end_tokens, special_text, template_checks, token_arrays, tokenize
+from caldpo.data.chat_template import reads_clock
 from caldpo.data.data_report import Rejection, TokenCounts
 from caldpo.data.pair import PreferencePair
-from caldpo.data.raw_row import RowError
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from caldpo.utils.atomic_io import atomic_file
@@ -68,33 +57,35 @@ def cached_tokens(
     One process tokenises; others with the same pairs wait for it. A damaged file is replaced.
 
     Args:
-        pairs, tokenizer, max_length, max_prompt_length, on_degenerate: as for ``tokenize_pairs``.
+        pairs, tokenizer, max_length, max_prompt_length, on_degenerate, now: as for ``tokenize_pairs``.
         cache: folder of the files; None caches nothing, and neither does a tokenizer whose content is unknown (one
             written in Python).
         console: for a line on where the ids come from.
-        bar: for progress bars.
-        label: of the progress bars.
-        now: as for ``tokenize_pairs``; dates that a template writes are in the rendered texts.
+        bar, label: of the progress bar.
 
     Raises:
         CaldpoError: as ``tokenize_pairs``; the folder cannot be written to.
     """
-    settings: dict[str, Any] = {
+    limits: dict[str, Any] = {
         "max_length": max_length,
         "max_prompt_length": max_prompt_length,
         "on_degenerate": on_degenerate,
     }
-    progress: dict[str, Any] = {"console": bar, "label": f"Tokenising {label}"}
-    make = functools.partial(tokenize_pairs, pairs, tokenizer, **settings, **progress, now=now)
-    identity = tokenizer_identity(tokenizer)
-    if cache is None or identity is None or tokenizer.eos_token is None:  # tokenize_pairs refuses the last
-        return make()
-    tracked = track(pairs, f"Rendering {label}", console=bar, transient=True, disable=not bar.is_terminal)
-    renderer = Renderer(tokenizer, now)
-    digest = _digest(
-        json.dumps([identity, settings, code_identity()], sort_keys=True).encode(),
-        *(_rendered(pair, renderer) for pair in tracked),
+    make = functools.partial(
+        tokenize_pairs, pairs, tokenizer, **limits, console=bar, label=f"Tokenising {label}", now=now
     )
+    if cache is None or not tokenizer.is_fast or tokenizer.eos_token is None:  # tokenize_pairs refuses the last
+        return make()
+    dated = reads_clock(str(tokenizer.chat_template))
+    inputs = {
+        "tokenizer": tokenizer_digest(tokenizer),
+        "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
+        "date": (now or datetime.now()).isoformat() if dated else None,
+        "libraries": [version(name) for name in ("tokenizers", "transformers", "jinja2")],
+        "code": code_identity(),
+        **limits,
+    }
+    digest = _digest(json.dumps(inputs, sort_keys=True).encode(), *(_content(pair) for pair in pairs))
     name = f"tokens-{digest[:32]}"
     path = cache / f"{name}.safetensors"
     with locked(cache, name, key="data.cache"):
@@ -114,20 +105,6 @@ def cached_tokens(
         return split
 
 
-def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-    """Return everything about a tokenizer that token ids depend on; None where that is unknown."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    return {
-        "class": type(tokenizer).__name__,
-        "backend": _digest(backend.to_str().encode()),
-        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
-        "libraries": [version("tokenizers"), version("transformers")],
-    }
-
-
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the SHA-256 of a tokenizer's vocabulary, merges, special tokens and chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -143,16 +120,14 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 @functools.cache
 def code_identity() -> str:
     """Return a digest of the code that turns texts into ids, so that a change of it needs no version number."""
-    modules = (template_source, template_checks, special_text, chat_template, tokenize, token_arrays, end_tokens)
+    modules = (template_checks, special_text, chat_template, tokenize, token_arrays, end_tokens)
     return _digest(*(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
-def _rendered(pair: PreferencePair, renderer: Renderer) -> bytes:
-    try:
-        texts: Any = asdict(renderer.pair(pair))
-    except RowError as error:
-        texts = [error.kind, error.reason]
-    return json.dumps(texts).encode()
+def _content(pair: PreferencePair) -> bytes:
+    """Return what of a pair the tokens depend on: not its scores or origin."""
+    sides = (pair.prompt, pair.chosen, pair.rejected, pair.demonstration, pair.chosen_extra, pair.rejected_extra)
+    return json.dumps([sides, pair.tools, pair.template_kwargs], default=repr).encode()
 
 
 def _read(path: Path, pairs: Sequence[PreferencePair], digest: str) -> TokenizedSplit:

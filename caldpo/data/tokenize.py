@@ -17,9 +17,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import takewhile
+from functools import partial
+from itertools import islice, takewhile
 from typing import Literal
 
 from rich.console import Console
@@ -31,7 +32,7 @@ from caldpo.data.data_report import Rejection, TokenCounts
 from caldpo.data.end_tokens import turn_end
 from caldpo.data.pair import Message, PreferencePair, TokenizedPair
 from caldpo.data.raw_row import RowError
-from caldpo.data.special_text import SpecialText
+from caldpo.data.special_text import encode_continuation
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
 
@@ -45,7 +46,7 @@ class TokenizedSplit:
     Args:
         pairs: the tokenised pairs.
         sources: the pairs they were made of, in the same order.
-        counts: see :class:`~caldpo.data.data_report.TokenCounts`.
+        counts: what tokenisation did.
         rejections: pairs that the template refuses (kind ``row``), and pairs to be dropped because both responses are
             the same tokens (kind ``degenerate``), in order.
         cut_prompts: indices of the pairs in ``pairs`` whose prompt was truncated.
@@ -80,8 +81,7 @@ def tokenize_pairs(
         max_prompt_length: tokens left of the prompt of a pair that is too long; below ``max_length``, so that a
             response keeps at least one token.
         on_degenerate: whether to drop a pair whose responses are the same tokens.
-        console: for the progress bar.
-        label: of the progress bar.
+        console, label: of the progress bar.
         now: the time for chat templates that write the date; None is that of each call.
 
     Raises:
@@ -117,13 +117,10 @@ def truncate(
     """Truncate a pair that is too long: the prompt from the left, then the responses from the right.
 
     Args:
-        prompt, chosen, rejected: token ids; the responses include their EOS.
+        prompt, chosen, rejected: token ids; the responses include their EOS, and keep at least one token.
         max_length: tokens of the prompt and the longer response together.
         max_prompt_length: tokens left of the prompt of a pair that is too long.
         bos: a first token to keep in front of a truncated prompt; None if there is none.
-
-    Returns:
-        The three, shortened where necessary; a response keeps at least one token.
     """
     if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
         return prompt, chosen, rejected
@@ -160,7 +157,7 @@ def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokeni
     """
     renderer = Renderer(tokenizer)
     text, mark = renderer.prompt(prompt)
-    ids = renderer.special.encode(text, mark) if mark else _encode(tokenizer, [text])[0]
+    [ids] = renderer.special.encode_all([text], mark)
     if isinstance(prompt, str):
         ids = _led(ids, leading_special_tokens(tokenizer))
     if not ids:
@@ -175,28 +172,6 @@ def leading_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
 
 
-def encode_continuation(
-    tokenizer: PreTrainedTokenizerBase, text: str, special: SpecialText | None = None, mark: str = ""
-) -> list[int]:
-    """Encode a text that continues another one.
-
-    SentencePiece-style tokenizers put a space before the beginning of a text. So the text is tokenised after a short
-    word, whose tokens are then removed, provided that they did not merge with the text.
-
-    Args:
-        tokenizer: of the ids.
-        text: marked where ``special`` is given.
-        special: tokenises a marked text.
-        mark: of the text.
-    """
-    for word in ("\n", "a", "="):
-        texts = [word, word + text]
-        before, both = [special.encode(t, mark) for t in texts] if special else _encode(tokenizer, texts)
-        if both[: len(before)] == before:
-            return both[len(before) :]
-    return special.encode(text, mark) if special else _encode(tokenizer, [text])[0]
-
-
 def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the id of text outside the vocabulary; None where there is none.
 
@@ -206,64 +181,47 @@ def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
 
 
-def _encodable(texts: RenderedPair) -> RenderedPair:
-    """Check that a tokenizer can encode the texts: the pair's own were checked, but a template writes any text."""
-    try:
-        "".join((texts.prompt, texts.chosen, texts.rejected)).encode()
-    except UnicodeEncodeError:
-        raise RowError("the chat template writes half of a surrogate pair") from None
-    return texts
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-
-
 def _led(prompt: list[int], leading: list[int]) -> list[int]:
     """Put the tokenizer's leading special tokens in front of ``prompt``, once."""
     return prompt if prompt[: len(leading)] == leading else leading + prompt
 
 
-@dataclass(slots=True)
 class _Worker:
     """Tokenises chunk by chunk, and counts."""
 
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
-    max_prompt_length: int
-    on_degenerate: str
-    now: datetime | None
-    counts: TokenCounts = field(default_factory=TokenCounts)
-    rejections: dict[int, Rejection] = field(default_factory=dict)  # by the position of the pair
-    cut_prompts: set[int] = field(default_factory=set)
-    kept: list[int] = field(default_factory=list)  # positions of the tokenised pairs
-    leading: list[int] = field(init=False)
-    turn: int | None = field(init=False)  # the token with which the template ends a turn, if it is not EOS
-    unknown: int | None = field(init=False)
-    renderer: Renderer = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.leading = leading_special_tokens(self.tokenizer)
-        turn = turn_end(self.tokenizer)
-        self.turn = None if turn == self.tokenizer.eos_token_id else turn
-        ends = None if self.turn is None else str(self.tokenizer.convert_ids_to_tokens(self.turn))
-        self.renderer = Renderer(self.tokenizer, self.now, ends)
-        self.unknown = unknown_token(self.tokenizer)
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        max_prompt_length: int,
+        on_degenerate: str,
+        now: datetime | None,
+    ) -> None:
+        self.tokenizer, self.on_degenerate = tokenizer, on_degenerate
+        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        self.counts = TokenCounts()
+        self.rejections: dict[int, Rejection] = {}  # by the position of the pair
+        self.cut_prompts: set[int] = set()
+        self.kept: list[int] = []  # positions of the tokenised pairs
+        self.leading, self.unknown = leading_special_tokens(tokenizer), unknown_token(tokenizer)
+        turn = turn_end(tokenizer)
+        self.turn = None if turn == tokenizer.eos_token_id else turn  # with which the template ends a turn, beside EOS
+        self.turn_text = None if self.turn is None else str(tokenizer.convert_ids_to_tokens(self.turn))
+        self.renderer = Renderer(tokenizer, now, self.turn_text)
 
     def tokenize(self, start: int, chunk: Sequence[PreferencePair]) -> Iterator[TokenizedPair]:
         """Tokenise the pairs at the positions from ``start`` on."""
         rendered: list[tuple[int, PreferencePair, RenderedPair]] = []
         for place, pair in enumerate(chunk, start):
             try:
-                rendered.append((place, pair, _encodable(self.renderer.pair(self._unended(pair)))))
+                rendered.append((place, pair, self.renderer.pair(self._unended(pair))))
             except RowError as error:
                 self.rejections[place] = Rejection(pair.origin, error.kind, error.reason)
-        texts = [t for *_, r in rendered for t in (r.prompt, r.prompt + r.chosen, r.prompt + r.rejected)]
-        ids = iter(_encode(self.tokenizer, texts) if texts else [])
-        for (place, pair, texts_of_pair), prompt, chosen, rejected in zip(rendered, ids, ids, ids, strict=True):
-            if texts_of_pair.marked is not None:
-                prompt, chosen, rejected = self._as_text(texts_of_pair, texts_of_pair.marked)
-            result = self._pair(pair, texts_of_pair, prompt, chosen, rejected)
+        unmarked = [text for *_, texts in rendered if not texts.mark for text in _sequences(texts)]
+        ids = iter(self.renderer.special.encode_all(unmarked) if unmarked else [])
+        for place, pair, texts in rendered:
+            marked = self.renderer.special.encode_all(_sequences(texts), texts.mark) if texts.mark else None
+            result = self._pair(pair, texts, *(marked or islice(ids, 3)))
             if isinstance(result, Rejection):
                 self.rejections[place] = result
             else:
@@ -272,26 +230,20 @@ class _Worker:
 
     def _unended(self, pair: PreferencePair) -> PreferencePair:
         """Strip the template's end of turn from responses whose own text ends with it: a response ends once."""
-        if self.turn is None or isinstance(pair.prompt, str):
+        token = self.turn_text
+        if token is None or isinstance(pair.prompt, str):
             return pair
-        token = str(self.tokenizer.convert_ids_to_tokens(self.turn))
-        ended = [text for text in (pair.chosen, pair.rejected) if text.rstrip().endswith(token)]
-        self.counts.eos_stripped += len(ended)
-        chosen, rejected = (
-            text.rstrip().removesuffix(token) if text in ended else text for text in (pair.chosen, pair.rejected)
-        )
-        return replace(pair, chosen=chosen, rejected=rejected) if ended else pair
-
-    def _as_text(self, texts: RenderedPair, marked: tuple[str, str, str]) -> list[list[int]]:
-        """Encode the prompt and both whole sequences, with special tokens of their own text as text."""
-        prompt, *responses = marked
-        return [self.renderer.special.encode(text, texts.mark) for text in (prompt, *(prompt + r for r in responses))]
+        responses = {"chosen": pair.chosen, "rejected": pair.rejected}
+        bare = {
+            side: text.rstrip().removesuffix(token) for side, text in responses.items() if text.rstrip().endswith(token)
+        }
+        self.counts.eos_stripped += len(bare)
+        return replace(pair, **bare) if bare else pair
 
     def _pair(
         self, pair: PreferencePair, texts: RenderedPair, prompt: list[int], *joint: list[int]
     ) -> TokenizedPair | Rejection:
-        sides = texts.marked[1:] if texts.marked is not None else (texts.chosen, texts.rejected)
-        whole = [self._response(texts, prompt, ids, text) for ids, text in zip(joint, sides, strict=True)]
+        whole = [self._response(texts, prompt, ids, text) for ids, text in zip(joint, texts.marked[1:], strict=True)]
         if not texts.templated:
             prompt = _led(prompt, self.leading)
         if not prompt:
@@ -305,7 +257,7 @@ class _Worker:
         )
         counts = self.counts
         counts.eos_stripped += texts.eos_stripped
-        counts.special_as_text += texts.marked is not None
+        counts.special_as_text += bool(texts.mark)
         counts.turns_rewritten += texts.rewritten
         counts.special_in_prompts += not texts.templated and bool(self.renderer.special.spelled_out(texts.prompt))
         counts.prompts_truncated += len(cut_prompt) < len(prompt)
@@ -331,7 +283,13 @@ class _Worker:
             ids = joint[len(prompt) :]
         else:
             self.counts.boundary_merges += 1
-            ids = encode_continuation(self.tokenizer, text, self.renderer.special if texts.mark else None, texts.mark)
+            ids = encode_continuation(partial(self.renderer.special.encode_all, mark=texts.mark), text)
         eos = self.tokenizer.eos_token_id
         self.counts.eos_appended += texts.templated and eos not in ids and self.turn not in ids
         return end_once(ids, eos, templated=texts.templated, turn=self.turn)
+
+
+def _sequences(texts: RenderedPair) -> list[str]:
+    """List the prompt and both whole sequences."""
+    prompt, chosen, rejected = texts.marked
+    return [prompt, prompt + chosen, prompt + rejected]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from caldpo.distributed.deepspeed_config import engine_config, require_dtype
 from caldpo.distributed.step_gradients import Gradients, LocalGradients, ZeroGradients
-from caldpo.distributed.strategy_interface import PolicyStrategy
+from caldpo.distributed.strategy_interface import ShardedStrategy
 from caldpo.distributed.zero_checkpoint import load_zero, save_zero
 
 
@@ -40,7 +40,7 @@ def zero_precision(precision: str, accelerator: str) -> Precision:
     return HalfPrecision("bf16-true") if precision == "bf16-true" else Precision()
 
 
-class ZeroStrategy(DeepSpeedStrategy, PolicyStrategy):
+class ZeroStrategy(ShardedStrategy, DeepSpeedStrategy):
     """Keep the full weights on every rank, and its partition of gradients and optimiser (ZeRO's stage 2).
 
     Args:
@@ -58,9 +58,6 @@ class ZeroStrategy(DeepSpeedStrategy, PolicyStrategy):
         self._last_micro_batch = False
 
     # -- set-up
-
-    def shard(self, model: Any) -> None:
-        """Do nothing: every rank has the full weights."""
 
     def connect(self, model: Any) -> None:
         require_dtype(model, torch.bfloat16 if self.half else torch.float32)
@@ -166,18 +163,8 @@ class ZeroStrategy(DeepSpeedStrategy, PolicyStrategy):
 
     # -- checkpoints
 
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Return nothing: each rank writes its own partition, see :func:`save_zero`."""
-        return {}
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        checkpoint.pop("optimizer_states", None)
-        save_zero(checkpoint, Path(filepath), self._engine.optimizer)
+    def save_shards(self, checkpoint: dict[str, Any], folder: Path) -> None:
+        save_zero(checkpoint, folder, self._engine.optimizer)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return load_zero(Path(checkpoint_path), self._module, self._engine.optimizer)
-
-    @property
-    def _module(self) -> pl.LightningModule:
-        assert self.lightning_module is not None
-        return self.lightning_module

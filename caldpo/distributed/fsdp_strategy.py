@@ -12,11 +12,10 @@ from transformers import PreTrainedModel
 
 from caldpo.distributed.fsdp import is_sharded, reshard, shard
 from caldpo.distributed.fsdp_checkpoint import load_sharded, save_sharded
-from caldpo.distributed.step_gradients import LocalGradients
-from caldpo.distributed.strategy_interface import PolicyStrategy
+from caldpo.distributed.strategy_interface import ShardedStrategy
 
 
-class FsdpStrategy(ModelParallelStrategy, PolicyStrategy):
+class FsdpStrategy(ShardedStrategy, ModelParallelStrategy):
     """Keep a shard of each weight, gradient and optimiser state on every rank.
 
     Args:
@@ -36,9 +35,6 @@ class FsdpStrategy(ModelParallelStrategy, PolicyStrategy):
         if not is_sharded(model):
             shard(model, self.device_mesh["data_parallel"], self.root_device, cpu_offload=self.cpu_offload)
 
-    def gradients(self, policy: torch.nn.Module) -> LocalGradients:
-        return LocalGradients(policy)
-
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         reshard(self._module)  # an evaluation may have come before
         super().setup_optimizers(trainer)
@@ -49,18 +45,8 @@ class FsdpStrategy(ModelParallelStrategy, PolicyStrategy):
     def model_to_device(self) -> None:
         """Do nothing: shards are placed when a model is sharded."""
 
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Return nothing: the state is read in the form in which it is written, see :func:`save_sharded`."""
-        return {}
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        checkpoint.pop("optimizer_states", None)
-        save_sharded(checkpoint, Path(filepath), self._module, self.optimizers)
+    def save_shards(self, checkpoint: dict[str, Any], folder: Path) -> None:
+        save_sharded(checkpoint, folder, self._module, self.optimizers)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return load_sharded(Path(checkpoint_path), self._module, self.optimizers)
-
-    @property
-    def _module(self) -> pl.LightningModule:
-        assert self.lightning_module is not None
-        return self.lightning_module

@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.strategies import Strategy
+from torch import nn
+from transformers import PreTrainedModel
 
 from caldpo.distributed.step_gradients import Gradients, LocalGradients
 
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedModel
 
+class PolicyStrategy:
+    """Shard the policy and find its gradients; by itself for Lightning's own strategies (one device, DDP).
 
-class PolicyStrategy(ABC):
-    """Shard the policy and find its gradients.
-
-    Lightning's own strategies (one device, DDP) fulfil it through :class:`Replicated`; the project's subclasses of them
-    (FSDP2, ZeRO-2) inherit it, and override Lightning's ``save_checkpoint`` and ``load_checkpoint`` as well, in which
-    each rank writes and reads its own shards.
+    Those have full weights, gradients and optimiser on each device.
     """
 
     shards_weights = False  # each rank holds a part of the weights alone, so that all have to run a model together
 
-    @abstractmethod
     def shard(self, model: PreTrainedModel) -> None:
         """Shard a model's weights over the ranks in place, once; all of them have to take part."""
 
-    @abstractmethod
     def gradients(self, policy: nn.Module) -> Gradients:
         """Return the reduced gradients of the current optimiser step, between backward pass and update."""
-
-
-class Replicated(PolicyStrategy):
-    """Full weights, gradients and optimiser on each device: one device, or DDP."""
-
-    def shard(self, model: PreTrainedModel) -> None:
-        """Do nothing: every rank has the full weights."""
-
-    def gradients(self, policy: nn.Module) -> Gradients:
         return LocalGradients(policy)
+
+
+class ShardedStrategy(PolicyStrategy, Strategy):
+    """Base of the project's strategies (FSDP2, ZeRO-2): each rank writes and reads its own shards of a checkpoint."""
+
+    def save_shards(self, checkpoint: dict[str, Any], folder: Path) -> None:
+        """Write a checkpoint with this rank's part of the optimiser."""
+        raise NotImplementedError
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        checkpoint.pop("optimizer_states", None)
+        self.save_shards(checkpoint, Path(filepath))
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Return nothing: the state is read in the form in which it is written, see :meth:`save_shards`."""
+        return {}
+
+    @property
+    def _module(self) -> pl.LightningModule:
+        assert self.lightning_module is not None
+        return self.lightning_module
 
 
 def policy_strategy(strategy: Strategy) -> PolicyStrategy:
     """Return the interface of a Trainer's strategy."""
-    return strategy if isinstance(strategy, PolicyStrategy) else Replicated()
+    return strategy if isinstance(strategy, PolicyStrategy) else PolicyStrategy()

@@ -22,7 +22,7 @@ def out_of_memory_error(error: BaseException, cfg: DictConfig, components: Compo
     Releases what the failed run holds first, as far as its frames hold it.
 
     Args:
-        error: for which :func:`caldpo.utils.out_of_memory.is_out_of_memory` is true.
+        error: for which :func:`caldpo.utils.devices.is_out_of_memory` is true.
         cfg: the run's configuration.
         components: of the run; the data is prepared, unless memory ran out before.
     """

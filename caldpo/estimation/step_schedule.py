@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.batching import StepPlan
 from caldpo.data.collate import Layout
-from caldpo.data.data_report import DataReport, SplitReport
+from caldpo.data.data_console import DataReport, SplitReport
 from caldpo.data.datamodule import PairDataModule
-from caldpo.data.mixtures import parts_of
+from caldpo.data.joined_sources import parts_of
 from caldpo.errors import CaldpoError
 from caldpo.estimation.run_flops import batch_workload
 

@@ -21,25 +21,14 @@ Rows = NDArray[np.intp]  # indices of a resample's examples, with repeats
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Settings of the intervals.
-
-    Args:
-        resamples: draws of whole prompts.
-        confidence: share of resamples inside the interval.
-        seed: of the draws.
-    """
+    """Settings of the intervals. ``clusters`` is the prompt of each example throughout."""
 
     resamples: int = 1000
     confidence: float = 0.95
     seed: int = 0
 
     def mean(self, values: Sequence[float] | NDArray[Any], clusters: Sequence[Hashable]) -> dict[str, Any]:
-        """Compute the mean with its interval, as keywords of a :class:`~caldpo.evaluation.suite_base.Measure`.
-
-        Args:
-            values: one per example.
-            clusters: the prompt of each.
-        """
+        """Compute the mean with its interval, as keywords of a :class:`~caldpo.evaluation.suite_base.Measure`."""
         array = np.asarray(values, dtype=np.float64)
         return self.of_sums(lambda total, count: total / count, (array, np.ones_like(array)), clusters)
 
@@ -51,7 +40,7 @@ class Bootstrap:
         Args:
             statistic: of the sum of each column; also takes arrays of sums, one per resample.
             columns: values to sum, each ``(examples,)``.
-            clusters: the prompt of each example.
+            clusters: of the examples.
         """
         if not len(clusters):
             return {"value": float("nan"), "n": 0}
@@ -72,7 +61,7 @@ class Bootstrap:
 
         Args:
             statistic: of the examples at these indices, some of them repeated.
-            clusters: the prompt of each example.
+            clusters: of the examples.
             n: number of examples to report; None: all.
         """
         rows, _ = _grouped(clusters)

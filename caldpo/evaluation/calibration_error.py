@@ -17,20 +17,11 @@ from scipy.special import expit
 Values = NDArray[np.float64]
 
 
-def preference_probability(margins: Values) -> Values:
-    """Compute ``sigmoid(beta (a - b))`` from margins in units of reward."""
-    return expit(margins)
-
-
 def calibration_error(margins: Values, bins: int) -> float:
     """Compute the expected calibration error: mean distance of claimed from observed frequency, weighted by pairs.
 
-    Guo et al. 2017 (arXiv 1706.04599), Eq. 3. A probability of exactly 1 is in the last bin; torchmetrics has
-    a bin of its own for it.
-
-    Args:
-        margins: reward of the preferred minus that of the other response, ``(pairs,)``.
-        bins: number of bins of equal width between 0 and 1.
+    Guo et al. 2017 (arXiv 1706.04599), Eq. 3, over bins of equal width. A probability of exactly 1 is in the last bin;
+    torchmetrics has a bin of its own for it. ``margins``: reward of the preferred minus that of the other response.
     """
     claimed, true = _both_orders(margins)
     gaps = np.bincount(_bin_of(claimed, bins), claimed - true, minlength=bins)  # summed over the pairs of each bin
@@ -40,27 +31,18 @@ def calibration_error(margins: Values, bins: int) -> float:
 def expected_error(margins: Values, bins: int, seed: int, draws: int = 200) -> float:
     """Compute the mean calibration error of these claims if all were true, with labels drawn from the claims.
 
-    The error is a sum of absolute differences, so that it is above 0 for any policy with few pairs per bin.
-
-    Args:
-        margins: in units of reward, ``(pairs,)``; their signs, the labels, do not matter.
-        bins: number of bins of equal width.
-        seed: of the draws.
-        draws: sets of labels.
+    The error is a sum of absolute differences, so that it is above 0 for any policy with few pairs per bin. The signs
+    of ``margins``, the labels, do not matter.
     """
     rng = np.random.default_rng(seed)
     sizes = np.abs(np.asarray(margins, dtype=np.float64))
-    likelier = preference_probability(sizes)
+    likelier = expit(sizes)
     errors = [calibration_error(np.where(rng.random(len(sizes)) < likelier, sizes, -sizes), bins) for _ in range(draws)]
     return float(np.mean(errors))
 
 
 def reliability_curve(margins: Values, bins: int) -> list[dict[str, Any]]:
-    """Return claimed and observed frequency of each bin with pairs, by claimed probability.
-
-    Returns:
-        ``low``, ``high`` (of the bin), ``claimed``, ``observed``, and ``count`` of pairs, half of each order.
-    """
+    """Return claimed and observed frequency of each bin that has pairs; ``count`` has both orders of a pair."""
     claimed, true = _both_orders(margins)
     edges = np.linspace(0, 1, bins + 1)
     bin_of = _bin_of(claimed, bins)
@@ -84,5 +66,5 @@ def _bin_of(claimed: Values, bins: int) -> NDArray[np.intp]:
 
 
 def _both_orders(margins: Values) -> tuple[Values, Values]:
-    p = preference_probability(np.asarray(margins, dtype=np.float64))
+    p = expit(np.asarray(margins, dtype=np.float64))
     return np.concatenate([p, 1 - p]), np.concatenate([np.ones_like(p), np.zeros_like(p)])

@@ -48,11 +48,6 @@ def with_default_suites(overrides: Sequence[str], multirun: bool, config_dir: st
     Names alone are taken from a run's folder, and only those of known options: this project and ``config_dir`` define
     what an option builds. Others are left out with a message. ``judge`` is left out as well, unless the overrides set
     keys of it: it needs an endpoint.
-
-    Args:
-        overrides: of the command line, ``run=FOLDER`` among them or not.
-        multirun: the command is a sweep.
-        config_dir: the user's own folder of configurations.
     """
     overrides = list(overrides)
     if any(override.lstrip("+~").partition("=")[0].partition("@")[0] == "suite" for override in overrides):
@@ -62,19 +57,18 @@ def with_default_suites(overrides: Sequence[str], multirun: bool, config_dir: st
     known = known_suites(*([] if config_dir is None else [Path(config_dir)]))
     suites = []
     for name in names:
+        reason = None
         if name not in known:
-            _print_left_out(name, "no such option here; --config-dir=FOLDER adds some")
+            reason = "no such option here; --config-dir=FOLDER adds some"
         elif name == "judge" and not any(override.lstrip("+").startswith("judge.") for override in overrides):
-            _print_left_out(name, "it needs judge.base_url=URL judge.model=NAME")
-        else:
+            reason = "it needs judge.base_url=URL judge.model=NAME"
+        if reason is None:
             suites.append(name)
+        else:
+            print(f"suite {name} of this run is left out: {reason}", file=sys.stderr)
     if not any(name in known for name in names):
         return overrides  # the command's own default applies
     return [*overrides, f"suite=[{','.join(suites)}]"]  # empty for a judge without endpoint, which the command refuses
-
-
-def _print_left_out(name: str, reason: str) -> None:
-    print(f"suite {name} of this run is left out: {reason}", file=sys.stderr)
 
 
 def _named_by_runs(folder: Path) -> Iterator[str]:

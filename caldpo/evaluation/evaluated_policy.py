@@ -6,13 +6,14 @@ import contextlib
 import copy
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,14 +26,14 @@ from caldpo.data.split import prompt_key
 from caldpo.data.token_cache import tokenizer_digest
 from caldpo.data.true_rewards import true_rewards
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.evaluation_cache import EvaluationCache, Sampling
+from caldpo.evaluation.evaluation_cache import EvaluationCache, Role, Sampling
 from caldpo.evaluation.evaluation_target import SECTIONS, Target
 from caldpo.evaluation.model_loading import (
+    REFERENCE_KEY,
     Weights,
     check_vocabulary,
     find_device,
     find_weights,
-    forward_context,
     load_reference,
     load_weights,
     place,
@@ -51,19 +52,14 @@ from caldpo.resume.pins import DATE, first_day
 from caldpo.utils.delayed_progress import DelayedProgress
 from caldpo.utils.notes import print_notes
 
-Role = Literal["policy", "reference"]
-
 _BATCH = 16  # responses in a forward pass where no data sets a micro-batch
+_AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class EvaluatedPolicy:
     """One policy with everything that a suite may read of it.
 
     The constructor prepares the data; weights load when they are first needed.
-
-    Args:
-        target: the policy to evaluate.
-        cache: shared with the other policies of the command.
 
     Raises:
         CaldpoError: the data cannot be loaded, or the run did not save the requested weights.
@@ -82,23 +78,22 @@ class EvaluatedPolicy:
         data: PairDataModule | None = build_optional(config, "data")
         self.adapter.check()
         self.identity: str = self.source.identity()
-        # by weights, and shared with the copies that `at` makes
-        self._loaded: dict[Weights, PreTrainedModel] = {}  # one at a time
-        self._samples: dict[tuple[Weights, Sampling], list[list[int]]] = {}
-        self._log_ratios: dict[Weights, NDArray[np.float64]] = {}
         self.tokenizer: PreTrainedTokenizerBase = self.source.load_tokenizer()
-        date = str(self.target.summary.get(DATE))  # a chat template may write it
-        self._data_key = self._key("data", "model") + tokenizer_digest(self.tokenizer) + date
+        # policies that agree in all of this share data, reference, its log-probs and its samples
+        config_keys = compared_keys({name: target.config[name] for name in SECTIONS}) | {"data.seed": None}
+        shared = [self.identity, self.reference_identity, config_keys, tokenizer_digest(self.tokenizer), self.precision]
+        date = target.summary.get(DATE)  # a chat template may write it
+        self._shared_key = json.dumps([*shared, date], sort_keys=True, default=str)
         self._data: PairDataModule | None
-        self.tokenizer, self._data = cache.once(self._data_key, lambda: self._prepare(data))
+        self.tokenizer, self._data = cache.once(
+            f"data {self._shared_key}", lambda: (self.tokenizer, self._prepare(data))
+        )
 
     def at(self, weights: Weights) -> EvaluatedPolicy:
         """Return the same run with other weights; only the last weights used stay in memory."""
         other = copy.copy(self)
         other.weights = weights
         return other
-
-    # -- results
 
     @property
     def folder(self) -> Path:
@@ -154,12 +149,6 @@ class EvaluatedPolicy:
         """Return the first ``count`` distinct held-out prompts."""
         return self.data.held_out_prompts(count)
 
-    def prompt_text(self, held_out: HeldOutPrompt) -> str:
-        """Return a prompt as text: a conversation in the chat template, without special tokens."""
-        if isinstance(held_out.prompt, str):
-            return held_out.prompt
-        return str(self.tokenizer.decode(held_out.prompt_ids, skip_special_tokens=True))
-
     # -- models
 
     @property
@@ -185,7 +174,7 @@ class EvaluatedPolicy:
         if self.reference_identity is None:
             raise CaldpoError(
                 f"suite={suite} needs a reference, and a model by itself has none",
-                key="reference.path",
+                key=REFERENCE_KEY,
                 remedy="name the model that training started from: reference.path=ID_OR_FOLDER",
             )
         if self.cache.reference is not None:
@@ -194,33 +183,20 @@ class EvaluatedPolicy:
     @property
     def model(self) -> PreTrainedModel:
         """The policy on its device, in evaluation mode."""
-        if self.weights not in self._loaded:
-            self._loaded.clear()
-            model = load_weights(self.weights, self.source, self.adapter, self.target)
-            self._loaded[self.weights] = place(model, self.precision, self.device)
-            self._require_valid_logprobs(self._loaded[self.weights])
-        return self._loaded[self.weights]
-
-    @contextmanager
-    def reference_model(self) -> Iterator[PreTrainedModel]:
-        """Open the reference as a model; for a policy with an adapter it may be the policy itself, adapter off."""
-        path = self.cache.reference or self.target.of_run("reference.path", None)
-        if path is None and self.adapter.keeps_reference:
-            _ = self.model  # holds the base and the adapter that training started from
-        if path is None and self._loaded and is_adapted(next(iter(self._loaded.values()))):
-            with adapter_off(next(iter(self._loaded.values()))) as model:
-                yield model
-            return
-        yield self.cache.model(self._model_key, lambda: self._load_reference(path))
+        return self.cache.model("policy", self._key("policy"), self._load_policy)
 
     @contextmanager
     def model_of(self, role: Role) -> Iterator[PreTrainedModel]:
-        """Open the policy or the reference, on its device."""
+        """Open the policy or the reference; with an adapter the reference may be the policy itself, adapter off."""
+        policy = self.model  # first: it may hold the reference
+        path = self.cache.reference or self.target.of_run(REFERENCE_KEY, None)
         if role == "policy":
-            yield self.model
+            yield policy
+        elif path is None and is_adapted(policy):
+            with adapter_off(policy) as base:
+                yield base
         else:
-            with self.reference_model() as model:
-                yield model
+            yield self.cache.model("reference", self._shared_key, lambda: self._load_reference(path))
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -232,25 +208,25 @@ class EvaluatedPolicy:
         """Largest number of responses in a forward pass."""
         return self.settings.batch or (2 * self.data.eval_micro_batch_size if self.has_data else _BATCH)
 
-    @property
-    def pad_id(self) -> int:
-        """Token of the padding, which masks always exclude."""
-        pad = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if pad is None else pad)
-
     def context(self) -> AbstractContextManager[object]:
-        """Return the context of a forward pass in the run's precision."""
-        return forward_context(self.precision, self.device)
+        """Return the context of Lightning's forward pass in the run's precision."""
+        dtype = _AUTOCAST_DTYPES.get(self.precision)
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
     # -- log-probs and samples
 
+    def once(self, role: Role, key: str, compute: Callable[[], Any]) -> Any:
+        """Return what is computed of these weights, or of the reference by all policies that have it, only once."""
+        return self.cache.once(f"{role} {key} {self._key(role)}", compute)
+
     def logps(self, role: Role, pairs: Sequence[TokenizedPair], label: str = "log-probs") -> NDArray[np.float64]:
         """Sum the log-probs of both responses of any pairs, nats, shape ``(2, pairs)``."""
+        pad = self.tokenizer.pad_token_id
         with self.model_of(role) as model:
             return score_pairs(
                 model,
                 pairs,
-                pad_id=self.pad_id,
+                pad_id=int(self.tokenizer.eos_token_id if pad is None else pad),
                 batch=self.batch,
                 label=f"{role}: {label}",
                 context=self.context,
@@ -260,12 +236,8 @@ class EvaluatedPolicy:
     @property
     def log_ratios(self) -> NDArray[np.float64]:
         """Log-ratios policy/reference of both responses of the held-out pairs, nats, shape ``(2, pairs)``."""
-        if self.weights not in self._log_ratios:
-            policy = self.logps("policy", self.pairs)  # first: an adapter's base is then in memory for the reference
-            key = f"log-probs {self._reference_key} {self.settings.max_pairs}"
-            reference = self.cache.once(key, lambda: self.logps("reference", self.pairs))
-            self._log_ratios[self.weights] = policy - reference
-        return self._log_ratios[self.weights]
+        policy = self.once("policy", "log-probs", lambda: self.logps("policy", self.pairs))
+        return policy - self.once("reference", "log-probs", lambda: self.logps("reference", self.pairs))
 
     def sampling(self, prompts: int, samples: int, max_new_tokens: int | None, temperature: float) -> Sampling:
         """Complete settings of sampling; the default length is that of the run's own samples, else 256 tokens."""
@@ -274,16 +246,9 @@ class EvaluatedPolicy:
 
     def samples(self, role: Role, sampling: Sampling) -> list[list[int]]:
         """Sample responses to the held-out prompts, token ids: all samples of the first prompt, then of the second."""
-        if role == "reference":
-            return self.cache.once(f"samples {self.sampling_key(sampling)}", lambda: self._sample(role, sampling))
-        key = (self.weights, sampling)
-        if key not in self._samples:
-            self._samples[key] = self._sample(role, sampling)
-        return self._samples[key]
-
-    def sampling_key(self, sampling: Sampling) -> str:
-        """Identify the reference's samples by everything that determines them."""
-        return f"{self._reference_key} {sampling} {self.ends}"
+        prompts = [p for p in self.held_out(sampling.prompts) for _ in range(sampling.samples)]
+        ids, names = [p.prompt_ids for p in prompts], [p.origin for p in prompts if p.origin]
+        return self.once(role, f"samples {sampling}", lambda: self.draw(role, ids, sampling, names))
 
     def draw(
         self, role: Role, prompts: Sequence[list[int]], sampling: Sampling, names: Sequence[str] = ()
@@ -293,7 +258,7 @@ class EvaluatedPolicy:
         Args:
             role: whose responses.
             prompts: token ids of each.
-            sampling: length, temperature and seed; its numbers of prompts and samples are ignored.
+            sampling: its numbers of prompts and samples are ignored.
             names: of the prompts, for an error.
 
         Raises:
@@ -301,7 +266,6 @@ class EvaluatedPolicy:
         """
         for line in sampling_notes(self.model, self.tokenizer, self.ends):
             self.cache.once(f"note {line}", partial(print_notes, [line]))
-        ends = self.ends  # loads the policy, which may contain the reference
         with self.model_of(role) as model, DelayedProgress(f"{role}: sampling", len(prompts)) as bar, self.context():
             require_prompts(model, self.tokenizer, prompts, sampling.max_new_tokens)
             return sample_responses(
@@ -312,7 +276,7 @@ class EvaluatedPolicy:
                 temperature=sampling.temperature,
                 seed=sampling.seed if role == "policy" else reference_seed(sampling.seed),
                 batch_size=self.batch,
-                ends=ends,
+                ends=self.ends,
                 whose=self._owner(role),
                 names=names,
                 on_batch=bar.advance,
@@ -322,60 +286,49 @@ class EvaluatedPolicy:
         """Return the text of a response."""
         return response_text(self.tokenizer, ids, self.ends)
 
-    def _sample(self, role: Role, sampling: Sampling) -> list[list[int]]:
-        prompts = [p for p in self.held_out(sampling.prompts) for _ in range(sampling.samples)]
-        return self.draw(role, [p.prompt_ids for p in prompts], sampling, [p.origin for p in prompts if p.origin])
+    # -- keys, preparing, loading
 
     def _owner(self, role: Role) -> str:
         """Name run, checkpoint and model, for an error."""
         step = "" if self.weights.step is None else f" at step {self.weights.step}"
         return f"{self.target.name}{step}: the {role}'s"
 
+    def _key(self, role: Role) -> str:
+        if role == "policy":
+            return f"{self.target.name} {self.weights}"
+        return f"{self._shared_key} {self.batch} {self.ends}"
+
+    def _prepare(self, data: PairDataModule | None) -> PairDataModule | None:
+        """Load and tokenise the held-out pairs; print the data report unless the run itself has printed it."""
+        if data is None:
+            return None
+        data.now = first_day(self.target.summary) or data.now
+        reported = self.target.run is not None and self.target.own_data
+        with contextlib.redirect_stdout(io.StringIO()) if reported else contextlib.nullcontext():
+            data.prepare_pairs(self.tokenizer, self.folder, needs_scores=False, loss_name="none", needs_rejected=False)
+        if reported:
+            (self.folder / REJECTED_ROWS).unlink()  # the run's folder lists them
+        section = self.target.config["model"]
+        check_fit(self.source, self.tokenizer, data, reference=self._own_reference, model_section=section)
+        return data
+
+    def _load_policy(self) -> PreTrainedModel:
+        model = place(load_weights(self.weights, self.source, self.adapter, self.target), self.precision, self.device)
+        self._require_valid_logprobs(model, key="model")
+        return model
+
     def _load_reference(self, path: str | None) -> PreTrainedModel:
         dtype = str(self.target.of_run("reference.dtype", "same"))
         model = place(load_reference(path, dtype, self.source), self.precision, self.device)
         if path is not None:
             check_vocabulary(path, model, self.model)
-        self._require_valid_logprobs(model, key="reference.path")
-        return model.eval().requires_grad_(False)
+        self._require_valid_logprobs(model, key=REFERENCE_KEY)
+        return model
 
-    def _require_valid_logprobs(self, model: PreTrainedModel, key: str = "model") -> None:
+    def _require_valid_logprobs(self, model: PreTrainedModel, key: str) -> None:
         longest = 0
         if self.has_data:
             lengths = self.data.test_pairs.lengths()
             longest = int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
         with contextlib.suppress(NonFiniteLogitsError):  # scoring and sampling name run, step and rows as well
             require_valid_logprobs(model, training=False, max_length=longest, key=key)
-
-    def _key(self, *sections: str) -> str:
-        """Key of what policies share: all of these sections but what no number depends on, and the data's seed."""
-        config = compared_keys({name: self.target.config[name] for name in sections})
-        return json.dumps([self.identity, config | {"data.seed": None}], sort_keys=True, default=str)
-
-    @property
-    def _model_key(self) -> str:
-        return f"{self._key('model', 'adapter', 'reference')} {self.reference_identity} {self.precision}"
-
-    @property
-    def _reference_key(self) -> str:
-        return f"{self._model_key} {self.batch} {self._data_key}"
-
-    def _prepare(self, data: PairDataModule | None) -> tuple[PreTrainedTokenizerBase, PairDataModule | None]:
-        """Load and tokenise the held-out pairs; print the data report unless the run itself has printed it."""
-        tokenizer = self.tokenizer
-        if data is None:
-            return tokenizer, None
-        data.now = first_day(self.target.summary) or data.now
-        reported = self.target.run is not None and self.target.own_data
-        with contextlib.redirect_stdout(io.StringIO()) if reported else contextlib.nullcontext():
-            data.prepare_pairs(tokenizer, self.folder, needs_scores=False, loss_name="none", needs_rejected=False)
-        if reported:
-            (self.folder / REJECTED_ROWS).unlink()  # the run's folder lists them
-        check_fit(
-            self.source,
-            tokenizer,
-            data,
-            reference=self._own_reference,
-            model_section=self.target.config["model"],
-        )
-        return tokenizer, data

@@ -1,32 +1,26 @@
-"""Share prepared data, the reference and its outputs among the policies that one command evaluates."""
+"""Share prepared data, models, log-probs and samples among the policies that one command evaluates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
 from caldpo.evaluation.evaluation_settings import TargetSettings
 
+Role = Literal["policy", "reference"]
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of sampling; equal ones are drawn once for all suites.
+    """Settings of sampling; equal ones are drawn once for all suites."""
 
-    Args:
-        prompts: number of held-out prompts, the first distinct ones.
-        samples: responses to each.
-        max_new_tokens: longest response, tokens.
-        temperature: of plain sampling; 0 takes the likeliest token.
-        seed: of the sampling.
-    """
-
-    prompts: int
-    samples: int
+    prompts: int  # the first distinct held-out ones
+    samples: int  # to each
     max_new_tokens: int
-    temperature: float
+    temperature: float  # 0 takes the likeliest token
     seed: int
 
 
@@ -42,14 +36,15 @@ class EvaluationCache:
     settings: TargetSettings
     reference: str | None = None
     _values: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-    _models: dict[str, PreTrainedModel] = field(default_factory=dict, init=False, repr=False)
+    _models: dict[Role, tuple[str, PreTrainedModel]] = field(default_factory=dict, init=False, repr=False)
 
-    def model(self, key: str, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-        """Return the reference model of this key, loading it unless it is the last one; keep one model at a time."""
-        if key not in self._models:
-            self._models.clear()
-            self._models[key] = load()
-        return self._models[key]
+    def model(self, role: Role, key: str, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """Return the model of this key, loading it unless it is the last one; keep one model of each role."""
+        if role in self._models and self._models[role][0] != key:
+            del self._models[role]  # before the next one takes memory
+        if role not in self._models:
+            self._models[role] = key, load()
+        return self._models[role][1]
 
     def once(self, key: str, compute: Callable[[], Any]) -> Any:
         """Return the value of this key, computed at the first call."""

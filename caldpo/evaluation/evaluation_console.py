@@ -8,10 +8,10 @@ import traceback
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from caldpo.config.run_lifecycle import as_caldpo_error, one_line
+from caldpo.config.run_lifecycle import as_caldpo_error, describe_error
 from caldpo.evaluation.suite_base import FOLDER, Measure, Result
 from caldpo.security.secrets import redact_text
 from caldpo.utils.atomic_io import write_text
@@ -28,7 +28,7 @@ def print_policy(console: Console, name: str, index: int = 1, total: int = 1) ->
 
 def print_failure(console: Console, folder: Path | None, error: Exception) -> None:
     """Print why a run of a sweep was not evaluated; write the traceback of an unexpected error into its folder."""
-    console.print(f"  left out: {one_line(error)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"  left out: {describe_error(error)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if folder is None or as_caldpo_error(error) is not None:
         return
     file = folder / FOLDER / "error.txt"
@@ -40,13 +40,12 @@ def print_failure(console: Console, folder: Path | None, error: Exception) -> No
 def print_result(console: Console, suite: str, result: Result, seconds: float, file: Path, *, full: bool) -> None:
     """Print one suite's measures: all of them in a table, or the main ones on a line."""
     if full:
-        table = Table(title=f"{suite}: {result.examples:,} examples, {seconds:.1f} s", title_justify="left")
-        table.add_column("measure")
-        for header in ("value", "interval", "n"):
-            table.add_column(header, justify="right")
-        table.add_column("unit")
+        right = [Column(header, justify="right") for header in ("value", "interval", "n")]
+        title = f"{suite}: {result.examples:,} examples, {seconds:.1f} s"
+        table = Table("measure", *right, "unit", title=title, title_justify="left")
         for measure in result.measures.values():
-            table.add_row(measure.title, number(measure.value), _interval(measure), _count(measure), measure.unit)
+            count = "" if measure.n is None else f"{measure.n:,}"
+            table.add_row(measure.title, number(measure.value), _interval(measure), count, measure.unit)
         console.print(table)
     else:
         measures = [m for m in result.measures.values() if m.main] or list(result.measures.values())[:_FEW]
@@ -73,7 +72,3 @@ def _interval(measure: Measure) -> str:
     if measure.low is None or measure.high is None or not math.isfinite(measure.value):
         return ""
     return f"{number(measure.low)} to {number(measure.high)}"
-
-
-def _count(measure: Measure) -> str:
-    return "" if measure.n is None else f"{measure.n:,}"

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from caldpo.config.path_digests import path_digests
 from caldpo.data.token_cache import tokenizer_digest
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.suite_base import Suite
 from caldpo.resume.config_diff import config_digest
+from caldpo.utils.digests import json_digest, path_digests
 from caldpo.utils.versions import versions
 from caldpo.utils.yaml_io import flatten
 
@@ -23,25 +23,24 @@ _LIBRARIES = ("scipy", "torchmetrics")  # compute measures, beside the libraries
 def provenance_of(suite: Suite, policy: EvaluatedPolicy) -> dict[str, Any]:
     """Collect what a result depends on: settings, weights, pairs, versions, and the content of files they name."""
     suite_settings = suite.settings()
-    settings = {name: getattr(policy.settings, name) for name in _SETTINGS}
-    settings |= {
-        "checkpoint": policy.settings.wanted,
-        "precision": policy.precision,
-        "reward_beta": policy.reward_beta,
-    }
     config = {name: value for name, value in policy.target.config.items() if value is not None}
     # not the files of its data: the pairs have a digest of their own
     models = {name: config[name] for name in ("model", "adapter", "reference") if name in config}
     return {
         "suite": suite_settings,
-        "settings": settings,
+        "settings": {
+            **{name: getattr(policy.settings, name) for name in _SETTINGS},
+            "checkpoint": policy.settings.wanted,
+            "precision": policy.precision,
+            "reward_beta": policy.reward_beta,
+        },
         "implicit_reward_beta": policy.target.implicit_reward_beta,
         "policy": policy.identity,
         "reference": policy.reference_identity,
         "step": policy.weights.step,
         "weights": [weights.fingerprint() for weights in (policy.weights, *suite.other_weights(policy))],
         "data": f"{policy.data.source.name}: {policy.data.test or policy.data.train}",
-        "pairs": pairs_digest(policy),
+        "pairs": _pairs_digest(policy),
         "configuration": config_digest(config),
         "tokenizer": tokenizer_digest(policy.tokenizer),
         "device": policy.device.type,
@@ -52,10 +51,10 @@ def provenance_of(suite: Suite, policy: EvaluatedPolicy) -> dict[str, Any]:
 
 def digest_of(provenance: Mapping[str, Any]) -> str:
     """Digest a provenance; equal provenances have equal digests."""
-    return hashlib.sha256(json.dumps(provenance, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return json_digest(provenance)[:16]
 
 
-def pairs_digest(policy: EvaluatedPolicy) -> str:
+def _pairs_digest(policy: EvaluatedPolicy) -> str:
     """Digest the held-out pairs' texts, tokens and scores."""
     content = hashlib.sha256(policy.data.test_pairs.digest().encode())
     for pair in policy.data.test_sources:
@@ -70,16 +69,18 @@ def consistency_notes(policy: EvaluatedPolicy) -> list[str]:
         return []
     if not policy.target.own_data:
         return [f"of the pairs of {policy.data.source.name} ({policy.data.test}), not of those that the run held out"]
-    return [*_reference_notes(policy), *_pair_notes(policy)]
+    notes = _pair_notes(policy)
+    # a hub model's identity includes its commit, an embedded model's its digest
+    trained_with, now = policy.target.summary.get("reference"), policy.reference_identity
+    if policy.cache.reference is not None:
+        notes.insert(0, f"against {policy.cache.reference}, not the run's own reference")
+    elif trained_with not in (None, now):
+        notes.insert(0, f"the run was trained against {trained_with}; its configuration now builds {now}")
+    return notes
 
 
 def log_ratio_notes(policy: EvaluatedPolicy, chosen: float) -> list[str]:
-    """Note where the run logged another mean chosen log-ratio for the same weights and pairs.
-
-    Args:
-        policy: a run's.
-        chosen: measured mean log-ratio of the chosen responses, nats.
-    """
+    """Note where the run logged another mean chosen log-ratio than ``chosen`` (nats) for the same weights and pairs."""
     settings, logged = policy.settings, policy.target.summary.get("metrics", {}).get("val/log_ratios/chosen")
     comparable = (
         settings.checkpoint == "final"
@@ -99,16 +100,6 @@ def log_ratio_notes(policy: EvaluatedPolicy, chosen: float) -> list[str]:
         f"the run logged a mean chosen log-ratio of {logged:.4g} nats at its end where {chosen:.4g} is measured:"
         " its data, reference or weights have changed"
     ]
-
-
-def _reference_notes(policy: EvaluatedPolicy) -> list[str]:
-    """Compare reference identities: a hub model's includes its commit, an embedded model's its digest."""
-    trained_with, now = policy.target.summary.get("reference"), policy.reference_identity
-    if policy.cache.reference is not None:
-        return [f"against {policy.cache.reference}, not the run's own reference"]
-    if trained_with is None or trained_with == now:
-        return []
-    return [f"the run was trained against {trained_with}; its configuration now builds {now}"]
 
 
 def _pair_notes(policy: EvaluatedPolicy) -> list[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from caldpo.components import build
-from caldpo.config.run_lifecycle import one_line, write_json
+from caldpo.config.run_lifecycle import describe_error, write_json
 from caldpo.config.run_lock import EVALUATION, run_lock
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
@@ -28,7 +27,7 @@ from caldpo.evaluation.evaluation_provenance import consistency_notes, digest_of
 from caldpo.evaluation.evaluation_settings import EvaluateSettings
 from caldpo.evaluation.evaluation_target import Target, find_folders, name_of, read_target
 from caldpo.evaluation.model_loading import find_device
-from caldpo.evaluation.suite_base import FOLDER, Result, Suite, read_results
+from caldpo.evaluation.suite_base import FOLDER, Suite, read_results
 
 _NO_SUITES = ("model", "reference", "data")  # sections that build something else
 # by name, not by package: nothing else that a run's file may name is built for its summary
@@ -36,11 +35,7 @@ _TRACKERS = ("caldpo.loggers.NoTracker", "caldpo.loggers.WandB")
 
 
 def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> None:
-    """Evaluate the run, the sweep or the model of ``cfg`` by its suites.
-
-    Args:
-        cfg: of ``caldpo.evaluate``.
-        write_report: writes the comparison report of a sweep's folder; called once its runs are evaluated.
+    """Evaluate the run, the sweep or the model of ``cfg`` by its suites; ``write_report`` compares a sweep's runs.
 
     Raises:
         CaldpoError: a suite or the only policy cannot be evaluated.
@@ -75,11 +70,7 @@ def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> None:
 
 
 def build_suites(cfg: DictConfig) -> list[Suite]:
-    """Build and check the suites of the configuration, in its order.
-
-    Raises:
-        CaldpoError: a suite's check fails, or there is no suite.
-    """
+    """Build and check the suites of the configuration, in its order; refuse one without any."""
     names = [str(name) for name in cfg if isinstance(cfg[name], DictConfig) and "_target_" in cfg[name]]
     suites: list[Suite] = [build(cfg[name], name) for name in names if name not in _NO_SUITES]
     if not suites:
@@ -102,57 +93,49 @@ def _run_suites(
         name = suite.result_name
         file = policy.folder / f"{name}.json"
         provenance = provenance_of(suite, policy)
-        if not settings.again and _is_current(file, provenance):
+        digest = digest_of(provenance)
+        if not settings.again and _digest_in(file) == digest:
             console.print(f"  {name}: unchanged, not run again (again=true reruns it)", highlight=False)
             continue
         started = time.perf_counter()
         with torch.no_grad():
             result = suite.run(policy)
         result = replace(result, notes=[*consistency_notes(policy), *result.notes])
-        seconds = time.perf_counter() - started
-        write_json(file, _content(name, policy, result, provenance, seconds))
-        print_result(console, name, result, seconds, file, full=single)
+        content = {
+            "name": name,
+            **asdict(result),
+            "determined_by": provenance,
+            "digest": digest if result.reusable else None,
+            "seconds": time.perf_counter() - started,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": str(policy.device),
+        }
+        write_json(file, content)
+        print_result(console, name, result, content["seconds"], file, full=single)
         written = True
     is_end_of_run = isinstance(settings.wanted, str) and policy.target.own_data and policy.cache.reference is None
     if written and is_end_of_run and (message := update_tracker(policy.target)):
         console.print(f"  {message}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _content(
-    name: str, policy: EvaluatedPolicy, result: Result, provenance: dict[str, Any], seconds: float
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        **result.as_dict(),
-        "determined_by": provenance,
-        "digest": digest_of(provenance) if result.reusable else None,
-        "seconds": seconds,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": str(policy.device),
-    }
-
-
-def _is_current(file: Path, provenance: dict[str, Any]) -> bool:
-    """Whether ``file`` holds a reusable result of this very provenance."""
+def _digest_in(file: Path) -> str | None:
+    """Read the digest of a reusable result; None where there is none."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["digest"] == digest_of(provenance)
+        digest: str | None = json.loads(file.read_text(encoding="utf-8"))["digest"]
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
+    return digest
 
 
 def update_tracker(target: Target) -> str | None:
-    """Add every measure in the run's results to its W&B summary, as ``evaluation/SUITE/MEASURE``.
+    """Add every measure in the run's results to its W&B summary, and return a line for the terminal, if any.
 
-    All of them, since W&B takes the last summary of a run for the whole run's. Those of earlier checkpoints are left
-    out: a summary is of the end.
-
-    Returns:
-        A line for the terminal, if there is anything to report.
+    As ``evaluation/SUITE/MEASURE``, and all of them, since W&B takes the last summary of a run for the whole run's.
+    Those of earlier checkpoints are left out: a summary is of the end.
     """
     section = target.config.get("logger")
-    if target.run is None or target.folder != target.run:  # output= may hold results of something else
-        return None
-    if not isinstance(section, Mapping) or section.get("_target_") not in _TRACKERS:
+    is_tracked = isinstance(section, Mapping) and section.get("_target_") in _TRACKERS
+    if target.run is None or target.folder != target.run or not is_tracked:  # output= may hold other results
         return None
     values = {
         f"{FOLDER}/{suite}/{name}": float(measure["value"])
@@ -161,8 +144,7 @@ def update_tracker(target: Target) -> str | None:
         if measure.get("value") is not None
     }
     try:
-        tracker = instantiate(dict(section), _recursive_=False)
+        message: str | None = instantiate(dict(section), _recursive_=False).add_summary(target.run, values)
     except InstantiationException as error:  # keys of another version
-        return f"the tracker's summary was not updated: {one_line(error)}"
-    message: str | None = tracker.add_summary(target.run, values)
+        return f"the tracker's summary was not updated: {describe_error(error)}"
     return message

@@ -1,6 +1,6 @@
 """Define the plain top-level keys of evaluation and generation; these signatures are their schemas.
 
-No heavy imports here.
+``conf/target.yaml``, ``conf/evaluate.yaml`` and ``conf/generate.yaml`` explain the keys. No heavy imports here.
 """
 
 from __future__ import annotations
@@ -22,23 +22,7 @@ from caldpo.evaluation.judge.endpoint import require_endpoint
 @validated
 @dataclass(frozen=True, kw_only=True)
 class TargetSettings:
-    """Which policy is evaluated, and how its forward passes run.
-
-    Args:
-        run: folder of a run, or of a sweep; None where ``model.path`` names a model.
-        checkpoint: the policy of a run: ``final`` (at its last step), ``last`` (the last that was saved, also of a run
-            that did not finish), or an optimiser step that a checkpoint was saved at, ``40`` or ``step-40``.
-        output: folder that ``evaluation/`` is written into; None takes the run's own, or one named after the model.
-        cache: folder of cached tokens, fitted models and generated pairs, whatever a run's configuration names.
-        device: ``auto`` is the GPU where there is one.
-        precision: of forward passes, by Lightning's name; None takes the run's own, 32-true for a model.
-        reward_beta: factor from log-ratio (nats) to the implicit reward; None takes the run's own, 0.1 for a model.
-        max_pairs: number of held-out pairs, the first ones; None takes all.
-        batch: largest number of responses in a forward pass or a step of sampling; None takes twice
-            ``eval_micro_batch_size``.
-        seed: of sampling and resampling.
-        allow_untrusted_code: build classes outside caldpo that a run's configuration names, and run its model's code.
-    """
+    """Which policy is evaluated, and how its forward passes run."""
 
     run: str | None
     checkpoint: CheckpointName
@@ -61,12 +45,7 @@ class TargetSettings:
 @validated
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(TargetSettings):
-    """Settings of ``caldpo.evaluate``.
-
-    Args:
-        again: also rerun suites whose results are up to date.
-        report: rewrite the comparison report of a sweep at the end.
-    """
+    """Settings of ``caldpo.evaluate``."""
 
     again: bool
     report: bool
@@ -75,20 +54,7 @@ class EvaluateSettings(TargetSettings):
 @validated
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings(TargetSettings):
-    """Settings of ``caldpo.generate``.
-
-    Args:
-        prompts: texts, or a file of them (``.txt``: one a line, ``.jsonl``: ``prompt`` as text or messages); None takes
-            held-out prompts of the data.
-        count: number of held-out prompts, the first distinct ones; all prompts of ``prompts`` are taken.
-        samples: responses to each prompt.
-        max_new_tokens: longest response, tokens; None takes the length of the run's own samples, 256 for a model.
-        temperature: of plain sampling; 0 takes the likeliest token.
-        compare: show the reference beside the policy, where there is one.
-        chat: answer typed lines, turn by turn, in place of prompts.
-        as_chat: wrap a plain-text prompt as a user's turn in the chat template; None follows the data, and without
-            data the tokenizer.
-    """
+    """Settings of ``caldpo.generate``."""
 
     prompts: list[str] | str | None
     count: PositiveInt
@@ -103,15 +69,7 @@ class GenerateSettings(TargetSettings):
 @validated
 @dataclass(frozen=True, kw_only=True)
 class NamedModel:
-    """A model of the hub or a folder in its format; see :class:`caldpo.models.hub_model.HubModel`.
-
-    Args:
-        path: hub id or folder; None where ``run`` names the policy.
-        revision: branch, tag or commit of a hub model.
-        tokenizer: hub id or folder of another tokenizer; None takes the model's own.
-        dtype: of the weights; ``auto`` is the checkpoint's.
-        attention: attention implementation of transformers; None lets it choose.
-    """
+    """A model of the hub or a folder in its format; see :class:`caldpo.models.hub_model.HubModel`."""
 
     path: str | None
     revision: str | None
@@ -123,11 +81,7 @@ class NamedModel:
 @validated
 @dataclass(frozen=True, kw_only=True)
 class NamedReference:
-    """Another reference than the run's own.
-
-    Args:
-        path: hub id or folder; None takes the run's own.
-    """
+    """Another reference than the run's own."""
 
     path: str | None
 
@@ -151,22 +105,21 @@ def check_target(cfg: DictConfig) -> None:
     """
     model = cfg.model.path
     wanted_checkpoint(cfg.checkpoint)
-    if cfg.run is None and model is None:
+    if cfg.run is not None:
+        if model is not None:
+            raise CaldpoError(
+                f"run={cfg.run} names a policy already", key="model.path", value=model, remedy="leave one out"
+            )
+        find_runs(Path(cfg.run).expanduser(), key="run")
+    elif model is None:
         raise CaldpoError(
             "no run or model is named", key="run", remedy="name a run's folder, run=outputs/RUN, or set model.path"
         )
-    if cfg.run is not None and model is not None:
-        raise CaldpoError(
-            f"run={cfg.run} names a policy already", key="model.path", value=model, remedy="leave one out"
-        )
-    has_prompts = cfg.get("prompts") is not None or cfg.get("chat")
-    if model is not None and cfg.get("data") is None and not has_prompts:
+    elif cfg.get("data") is None and cfg.get("prompts") is None and not cfg.get("chat"):
         raise CaldpoError(
             "model.path needs pairs or prompts to be evaluated on",
             key="data",
             remedy="choose them, for example data=ultrafeedback, or data=local data.train=FILE data.test=FILE",
         )
-    if model is not None and cfg.checkpoint != "final":
+    elif cfg.checkpoint != "final":
         raise CaldpoError("only a run has checkpoints", key="checkpoint", value=cfg.checkpoint, remedy="leave it out")
-    if cfg.run is not None:
-        find_runs(Path(cfg.run).expanduser(), key="run")

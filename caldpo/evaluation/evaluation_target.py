@@ -20,33 +20,25 @@ from caldpo.config.trusted_config import announce_foreign, require_own_code
 from caldpo.config.validation import check_config
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.suite_base import FOLDER
+from caldpo.resume.config_diff import CONFIG, read_config
 from caldpo.resume.pins import DATA_COMMIT, MODEL_COMMIT
 from caldpo.security.paths import require_unlinked
 from caldpo.security.secrets import redact_text
-from caldpo.utils.yaml_io import read_yaml
 
 SECTIONS = ("model", "adapter", "reference", "data")  # of a run's configuration that an evaluation builds
 
 
 @dataclass(frozen=True)
 class Target:
-    """One policy to evaluate, before anything of it is loaded.
+    """One policy to evaluate, before anything of it is loaded."""
 
-    Args:
-        name: as the terminal shows it.
-        folder: ``evaluation/`` is written into it.
-        run: the run's folder; None for a model.
-        config: sections of :data:`SECTIONS`, and ``reward_beta``, ``trainer``, ``callbacks`` of a run.
-        summary: the run's ``summary.json``.
-        own_data: evaluate on the pairs that the run itself held out, not on those of ``data=``.
-    """
-
-    name: str
-    folder: Path
-    run: Path | None
+    name: str  # as the terminal shows it
+    folder: Path  # that ``evaluation/`` is written into
+    run: Path | None  # the run's folder; None for a model
+    # sections of :data:`SECTIONS`, and ``reward_beta``, ``trainer``, ``callbacks`` of a run
     config: Mapping[str, Any] = field(repr=False)
     summary: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    own_data: bool = True
+    own_data: bool = True  # the pairs that the run itself held out, not those of ``data=``
 
     def checkpoints(self) -> dict[int, Path]:
         """Return the run's checkpoints by optimiser step, in their order."""
@@ -55,8 +47,7 @@ class Target:
     @property
     def steps(self) -> int | None:
         """Optimiser steps of the run; None for a model, or where the run did not finish."""
-        steps = self.summary.get("steps")
-        return steps if isinstance(steps, int) else None
+        return self.summary.get("steps")
 
     @property
     def implicit_reward_beta(self) -> float | None:
@@ -64,9 +55,8 @@ class Target:
 
         Unlike ``reward_beta``, which is one unit for all runs.
         """
-        beta = self.summary.get("implicit_reward_beta")
-        valid = isinstance(beta, int | float) and not isinstance(beta, bool) and 0 < beta < math.inf
-        return float(beta) if valid and beta is not None else None
+        beta: Any = self.summary.get("implicit_reward_beta")
+        return float(beta) if type(beta) in (int, float) and 0 < beta < math.inf else None
 
     def of_run(self, key: str, default: Any) -> Any:
         """Return a value of the run's configuration, by its dotted key (``trainer.precision``)."""
@@ -77,11 +67,7 @@ class Target:
 
 
 def find_folders(cfg: DictConfig) -> list[Path | None]:
-    """List the run folders at or below ``cfg.run``; a single None stands for the model of ``cfg.model``.
-
-    Raises:
-        CaldpoError: there is no run, or several with one ``output``.
-    """
+    """List the run folders at or below ``cfg.run``; a single None stands for the model of ``cfg.model``."""
     if cfg.run is None:
         return [None]
     folders = sorted(find_runs(_root(cfg), key="run"), key=lambda folder: natural(str(folder)))
@@ -116,15 +102,9 @@ def _root(cfg: DictConfig) -> Path:
 
 
 def _of_run(folder: Path, cfg: DictConfig) -> Target:
-    file = folder / "config.yaml"
-    try:
-        config = read_yaml(file)
-    except FileNotFoundError:
-        raise CaldpoError("the run ended before it wrote its configuration", key=str(file)) from None
-    except (OSError, ValueError) as error:
-        raise CaldpoError(f"cannot be read: {error}", key=str(file)) from error
-    if not isinstance(config, dict):
-        raise CaldpoError("holds no configuration", key=str(file))
+    file, config = folder / CONFIG, read_config(folder)
+    if config is None:
+        raise CaldpoError("the run ended before it wrote its configuration", key=str(file))
     summary = read_summary(folder)
     _pin_revisions(config, summary)
     require_unlinked(folder, FOLDER)
@@ -133,10 +113,10 @@ def _of_run(folder: Path, cfg: DictConfig) -> Target:
     else:
         require_own_code(config, SECTIONS, file)
     config, replaced = with_cache_dirs(config, cfg.get("cache") or CACHE)
+    replaced.pop("reference.cache", None)  # no evaluation reads it
     for key, place in replaced.items():
-        if not key.startswith("reference."):  # no evaluation reads that cache
-            message = f"note: {file} sets {key} to {redact_text(place)}, which is ignored: set cache=FOLDER to use it"
-            print(message, file=sys.stderr)
+        message = f"note: {file} sets {key} to {redact_text(place)}, which is ignored: set cache=FOLDER to use it"
+        print(message, file=sys.stderr)
     own_data = cfg.get("data") is None
     if not own_data:
         config["data"] = OmegaConf.to_container(cfg.data, resolve=True)
@@ -157,13 +137,9 @@ def _pin_revisions(config: dict[str, Any], summary: Mapping[str, Any]) -> None:
 
 def _of_model(cfg: DictConfig) -> Target:
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    model = {k: v for k, v in plain["model"].items() if k != "_target_"}
+    hub = {"_target_": "caldpo.models.hub_model.HubModel", "trust_remote_code": cfg.allow_untrusted_code}
     config = {
-        "model": {
-            "_target_": "caldpo.models.hub_model.HubModel",
-            **model,
-            "trust_remote_code": cfg.allow_untrusted_code,
-        },
+        "model": plain["model"] | hub,
         "adapter": {"_target_": "caldpo.models.adapters.NoAdapter"},
         "reference": None,
         "data": plain.get("data"),

@@ -31,13 +31,11 @@ def score_pairs(
 ) -> NDArray[np.float64]:
     """Sum the log-probs of both responses of each pair, nats, shape ``(2, pairs)``: chosen, then rejected.
 
-    Batch pairs of similar length; return the scores in the order of ``pairs``.
-
     Args:
         model: on its device; put into evaluation mode meanwhile.
         pairs: ``chosen`` and ``rejected`` may be any two responses to a prompt.
         pad_id: token of the padding.
-        batch: largest number of responses in a forward pass.
+        batch: largest number of responses in a forward pass; those of similar length go together.
         label: of the progress bar.
         context: opened around each forward pass; sets its precision.
         whose: owner of the log-probs, for an error.

@@ -18,62 +18,34 @@ if TYPE_CHECKING:
     from caldpo.evaluation.model_loading import Weights
 
 FOLDER = "evaluation"  # of a run's folder; one JSON file per suite
+_NOTED_SHARE = 0.05  # of truncated responses, above which a note says so
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One figure of one policy.
+    """One figure of one policy."""
 
-    Args:
-        value: NaN where it is undefined.
-        title: as tables show it.
-        unit: of the value.
-        meaning: one sentence for a reader who has not seen it before.
-        low: lower end of the interval; None without an interval.
-        high: upper end of the interval.
-        n: number of examples.
-        better: the direction that is plainly better; None where there is none.
-        main: show it in the tables of a report; the files hold every measure.
-    """
-
-    value: float
+    value: float  # NaN where it is undefined
     title: str
     unit: str
-    meaning: str
-    low: float | None = None
+    meaning: str  # one sentence for a reader who has not seen it before
+    low: float | None = None  # ends of the interval, if it has one
     high: float | None = None
-    n: int | None = None
-    better: Literal["higher", "lower"] | None = None
-    main: bool = False
+    n: int | None = None  # examples
+    better: Literal["higher", "lower"] | None = None  # None where no direction is plainly better
+    main: bool = False  # shown in the tables of a report; the files hold every measure
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The result of one suite on one policy.
+    """The result of one suite on one policy, as ``evaluation/SUITE.json`` holds it."""
 
-    Args:
-        measures: by a short name.
-        examples: number of pairs, prompts or questions.
-        details: curves, distributions and counts, of plain JSON values.
-        notes: caveats that a reader needs beside the measures.
-        reusable: skip the suite the next time nothing has changed; False where a rerun may find more, since data or
-            an endpoint was out of reach.
-    """
-
-    measures: Mapping[str, Measure]
-    examples: int
-    details: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    measures: Mapping[str, Measure]  # by a short name
+    examples: int  # pairs, prompts or questions
+    details: Mapping[str, Any] = field(default_factory=dict)  # curves, distributions and counts: plain JSON values
+    notes: Sequence[str] = ()  # caveats that a reader needs beside the measures
+    # False: run the suite again the next time, since data or an endpoint was out of reach
     reusable: bool = True
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for ``evaluation/<suite>.json``."""
-        return {
-            "examples": self.examples,
-            "measures": {name: asdict(measure) for name, measure in self.measures.items()},
-            "details": dict(self.details),
-            "notes": list(self.notes),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,28 +58,14 @@ class Suite:
 
     name: ClassVar[str]
     needs_reference: ClassVar[bool] = False
+    needs_rejected: ClassVar[bool] = False  # of every held-out pair
 
     def check(self) -> None:
-        """Check settings and installation, before data and weights load.
-
-        Raises:
-            CaldpoError: an extra is not installed, a file does not exist, ...
-        """
+        """Refuse missing extras, files and settings, before data and weights load."""
 
     def check_policy(self, policy: EvaluatedPolicy) -> None:
-        """Check the policy's data, before weights load.
-
-        Raises:
-            CaldpoError: the data lacks something that the suite needs.
-        """
-
-    def require_rejected(self, policy: EvaluatedPolicy) -> None:
-        """Refuse held-out rows without a rejected response.
-
-        Raises:
-            CaldpoError: some rows have a single response.
-        """
-        single = sum(pair.demonstration for pair in policy.texts)
+        """Refuse a policy whose data lacks something that the suite needs, before weights load."""
+        single = sum(pair.demonstration for pair in policy.texts) if self.needs_rejected else 0
         if single:
             raise CaldpoError(
                 f"compares responses, and {single:,} of {len(policy.texts):,} held-out rows have a single one",
@@ -134,13 +92,14 @@ class Suite:
         return asdict(self)
 
 
-def read_results(folder: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
-    """Read a run's ``evaluation/*.json`` by suite; note and leave out the files that cannot be read.
+def truncation_notes(responses: Sequence[Sequence[int]], ends: Sequence[int], longest: int) -> list[str]:
+    """Note where many of the policy's responses (token ids) were truncated: a judge or a reward misses their end."""
+    share = sum(len(ids) >= longest and ids[-1] not in ends for ids in responses) / max(1, len(responses))
+    return [f"{share:.0%} of the policy's responses were cut at {longest} tokens"] if share > _NOTED_SHARE else []
 
-    Args:
-        folder: the run's.
-        notes: receives one phrase per unreadable file.
-    """
+
+def read_results(folder: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
+    """Read a run's ``evaluation/*.json`` by suite; leave out unreadable files, each with a phrase in ``notes``."""
     results: dict[str, dict[str, Any]] = {}
     for path in sorted((folder / FOLDER).glob("*.json")):
         try:

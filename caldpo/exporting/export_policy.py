@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -17,19 +16,6 @@ from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import base_model, is_adapted
 from caldpo.models.dropout import checkpoint_settings
 from caldpo.models.generation_settings import format_settings, valid_settings
-from caldpo.utils.atomic_io import atomic_folder
-
-if TYPE_CHECKING:
-    from caldpo.lightning_module import PreferenceModule
-
-
-def export(module: PreferenceModule, folder: Path, weights: dict[str, Tensor]) -> None:
-    """Write the policy of a training as a Hugging Face folder, whole or not at all.
-
-    Of a policy with an adapter the adapter alone, in PEFT's format, which names its base.
-    """
-    with atomic_folder(folder) as draft:
-        write_policy(module.policy, module.tokenizer, draft, weights=weights)
 
 
 def write_policy(
@@ -40,10 +26,10 @@ def write_policy(
     weights: Mapping[str, Tensor] | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Fill a folder with a policy, or with its adapter alone, and its tokenizer.
+    """Fill a folder with a policy, or with its adapter alone in PEFT's format, and its tokenizer.
 
     Args:
-        policy: its configuration is made fit to be used.
+        policy: ``use_cache`` of its configuration is switched on.
         tokenizer: of the run; it says where a response ends.
         folder: to be filled.
         weights: all of the policy's by name; None takes its own.
@@ -59,7 +45,7 @@ def write_policy(
         arguments["max_shard_size"] = max_shard_size
     own = getattr(base, "generation_config", None)
     settings, _ = export_settings(policy, tokenizer)
-    transformers.utils.logging.disable_progress_bar()  # a bar a shard says nothing that a user waits for
+    transformers.utils.logging.disable_progress_bar()
     try:
         if settings is not None:
             base.generation_config = settings
@@ -74,52 +60,43 @@ def write_policy(
 
 def complete_generation(
     settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()
-) -> None:
-    """Complete the base's generation settings: end where responses end, pad with an existing token, be saveable.
+) -> GenerationConfig:
+    """Return the base's generation settings with the end and padding tokens of trained responses, fit to be saved.
 
-    All else that the base says stays, but for what transformers would not save or cannot generate with.
+    All else stays, but for what transformers would not save or cannot generate with.
 
     Args:
-        settings: changed in place.
+        settings: of the base.
         tokenizer: of the run.
-        ends: tokens that end a response, see :mod:`caldpo.data.end_tokens`; those of the settings and the EOS are among
-            them in any case.
+        ends: further tokens that end a response, see :mod:`caldpo.data.end_tokens`.
     """
+    values = settings.to_dict()
     own = settings.eos_token_id if isinstance(settings.eos_token_id, list | tuple) else [settings.eos_token_id]
     eos = list(dict.fromkeys([*trained_ends(tokenizer), *ends, *(token for token in own if _is_id(token))]))
-    settings.eos_token_id = eos[0] if len(eos) == 1 else eos or None
+    values["eos_token_id"] = eos[0] if len(eos) == 1 else eos or None
     if not _is_id(settings.pad_token_id):
         padding = tokenizer.pad_token_id
-        settings.pad_token_id = tokenizer.eos_token_id if padding is None else padding
+        values["pad_token_id"] = tokenizer.eos_token_id if padding is None else padding
     if not _is_id(settings.bos_token_id):
-        settings.bos_token_id = tokenizer.bos_token_id
-    usable, left_out = valid_settings(settings.to_dict(), saved=True)
-    for name in left_out:
-        setattr(settings, name, None)
-    settings.do_sample = usable.do_sample
+        values["bos_token_id"] = tokenizer.bos_token_id
+    return valid_settings(values, saved=True)[0]
 
 
 def export_settings(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[GenerationConfig | None, dict[str, Any]]:
-    """Return the generation settings of an export of the policy, and what is left out of the policy's own.
-
-    The policy keeps its own. None of a model that has none.
-    """
-    base = base_model(policy)
-    if getattr(base, "generation_config", None) is None:
+    """Return the generation settings of an export (None of a model without any), and what it leaves out of them."""
+    own = getattr(base_model(policy), "generation_config", None)
+    if own is None:
         return None, {}
-    completed = copy.deepcopy(base.generation_config)
-    complete_generation(completed, tokenizer, end_tokens(tokenizer, policy))
-    # not the copy: transformers would take it for settings made of the model's configuration, and change it
-    settings, _ = valid_settings(completed.to_dict(), saved=True)
-    before, after = base.generation_config.to_dict(), settings.to_dict()
+    settings = complete_generation(own, tokenizer, end_tokens(tokenizer, policy))
+    before, after = own.to_dict(), settings.to_dict()
     gone = {n: v for n, v in before.items() if v is not None and n[0] != "_" and after.get(n) is None}
     return settings, gone
 
 
 def export_notes(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Say in a line what an export leaves out of the checkpoint's generation settings; empty where it is nothing."""
+    """Name what an export leaves out of the checkpoint's generation settings; empty where it is nothing."""
     _, gone = export_settings(policy, tokenizer)
     reason = "transformers does not save it, or cannot generate with it"
     return [f"exports have no {format_settings(gone)} in generation_config.json: {reason}"] if gone else []

@@ -1,4 +1,4 @@
-"""``python -m caldpo.export``: find a run's weights, write them with their card, upload them if asked."""
+"""Find a run's weights, write them with their card, upload them if asked: ``python -m caldpo.export``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import transformers
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from caldpo import __version__
@@ -18,11 +17,11 @@ from caldpo.components import build_model
 from caldpo.config.run_lifecycle import write_json
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_target import Target, find_folders, read_target
-from caldpo.evaluation.model_loading import Weights, find_weights, load_weights
+from caldpo.evaluation.model_loading import find_weights, load_weights
 from caldpo.exporting.export_policy import export_notes, in_dtype, write_policy
 from caldpo.exporting.export_settings import RECORD, ExportSettings, default_dir, export_dir
-from caldpo.exporting.hub_upload import Repository
-from caldpo.exporting.model_card import CARD, PICTURE, Exported, draw, published_base, write_card
+from caldpo.exporting.hub_upload import prepare_repository, upload
+from caldpo.exporting.model_card import CARD, Exported, published_base, write_card
 from caldpo.models.adapted_policy import is_adapted
 from caldpo.models.hub_model import load_tokenizer
 from caldpo.models.merged_adapter import merged
@@ -53,7 +52,6 @@ def export_run(cfg: DictConfig) -> None:
     adapted = target.config["adapter"]["_target_"] != "caldpo.models.adapters.NoAdapter"
     if settings.merge and not adapted:
         raise CaldpoError("the run trained no adapter that could be merged", key="merge", value=True)
-    repository = None
     if settings.push_to is not None:
         if adapted and not settings.merge and published_base(target.config, target.summary) is None:
             raise CaldpoError(
@@ -62,8 +60,7 @@ def export_run(cfg: DictConfig) -> None:
                 value=settings.push_to,
                 remedy="add merge=true",
             )
-        repository = Repository(settings.push_to, private=settings.private)
-        repository.prepare()
+        prepare_repository(settings.push_to, private=settings.private)
 
     tokenizer = _tokenizer(target, model)
     policy = load_weights(weights, model, adapter, target)
@@ -77,46 +74,30 @@ def export_run(cfg: DictConfig) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(place) as draft:
             write_policy(policy, tokenizer, draft, max_shard_size=settings.max_shard_size)
-            picture = settings.picture and draw(folder, draft / PICTURE)
-            write_card(folder, draft / CARD, what, picture=picture)
-            write_json(draft / RECORD, _record(target, weights, settings))
+            write_card(folder, draft / CARD, what, picture=settings.picture)
+            source = {"caldpo": __version__, "run": target.name, "step": weights.step}
+            write_json(draft / RECORD, source | {"merged": settings.merge, "dtype": settings.dtype})
     except OSError as error:
         raise CaldpoError(f"cannot be written: {error.strerror or error}", key="to", value=place) from error
-    _print_export(place, what, repository)
+    _print_export(place, what)
+    if settings.push_to is not None:
+        message = f"Policy of step {what.step}, exported by caldpo {__version__}"
+        print(f"uploaded: {upload(settings.push_to, place, message)}")
 
 
 def _tokenizer(target: Target, source: Any) -> PreTrainedTokenizerBase:
     """Load the one that the run saved beside its policy, else the one that it was made with."""
     assert target.run is not None
     saved = target.run / "policy"
+    trusted = bool(target.of_run("model.trust_remote_code", False))
     if (saved / "tokenizer_config.json").is_file():
-        return load_tokenizer(
-            str(saved), key="run", trust_remote_code=bool(target.of_run("model.trust_remote_code", False))
-        )
+        return load_tokenizer(str(saved), key="run", trust_remote_code=trusted)
     tokenizer: PreTrainedTokenizerBase = source.load_tokenizer()
     return tokenizer
 
 
-def _record(target: Target, weights: Weights, settings: ExportSettings) -> dict[str, Any]:
-    return {
-        "caldpo": __version__,
-        "run": target.name,
-        "step": weights.step,
-        "merged": settings.merge,
-        "dtype": settings.dtype,
-    }
-
-
-def _print_export(place: Path, what: Exported, repository: Repository | None) -> None:
-    console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    quoted = shlex.quote(str(place))
+def _print_export(place: Path, what: Exported) -> None:
     size = sum(file.stat().st_size for file in place.glob("*.safetensors"))
-    say(f"{'adapter' if what.adapter else 'policy'} of step {what.step}: {size / 2**20:,.1f} MiB in {place}")
+    print(f"{'adapter' if what.adapter else 'policy'} of step {what.step}: {size / 2**20:,.1f} MiB in {place}")
     if not what.adapter:
-        say(f"serve it with vLLM, if you have it (never run here): vllm serve {quoted}")
-    if repository is not None:
-        say(f"uploaded: {repository.upload(place, f'Policy of step {what.step}, exported by caldpo {__version__}')}")
+        print(f"serve it with vLLM, if you have it (never run here): vllm serve {shlex.quote(str(place))}")

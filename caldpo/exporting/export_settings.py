@@ -14,34 +14,18 @@ from typing import Literal
 from omegaconf import DictConfig
 
 from caldpo.checkpointing.manifest import CheckpointName, wanted_checkpoint
-from caldpo.config.find_runs import find_runs, is_run
+from caldpo.config.find_runs import find_one_run, is_run
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 
 RECORD = "caldpo_export.json"  # in each export: whose it is; a folder with it may be written over by another export
 _SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s?(KB|MB|GB|KiB|MiB|GiB)", re.IGNORECASE)
-_REPOSITORY = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*(?<![.-])/\w[\w.-]*(?<![.-])", re.ASCII)  # the hub's own rules
-_LONGEST = 96  # characters of a name on the hub
 
 
 @validated
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """An export.
-
-    Args:
-        run: folder of one run.
-        checkpoint: ``final`` (at the run's last step), ``last`` (the last that was saved, also of a run that did not
-            finish), or an optimiser step, ``40`` or ``step-40``.
-        to: folder to write; None names one in ``outputs/exports`` after the run's folder and the step.
-        merge: fold an adapter into its base.
-        dtype: of the weights that are written; None leaves them as they are.
-        max_shard_size: largest weight file, as ``5GB``.
-        picture: draw the curves of the implicit reward beside the card.
-        push_to: ``organisation/name`` on the hub to upload it to.
-        private: whether a repository that is made there is private.
-        allow_untrusted_code: build classes outside caldpo that a run's configuration names, and run its model's code.
-    """
+    """Settings of ``caldpo.export``, which ``conf/export.yaml`` explains."""
 
     run: str | None
     checkpoint: CheckpointName
@@ -56,67 +40,46 @@ class ExportSettings:
 
 
 def check_export(cfg: DictConfig) -> None:
-    """Check what can be checked before anything heavy is imported.
+    """Check an export before anything heavy is imported.
 
     Raises:
-        CaldpoError: there is not one run to export, a value is none, the folder is not to be written over, or the hub
-            could not be spoken to.
+        CaldpoError: not one run to export, an invalid value, a folder that is not to be written over, no token.
     """
     if cfg.run is None:
         raise CaldpoError("there is nothing to export", key="run", remedy="name a run's folder, run=outputs/RUN")
-    runs = find_runs(Path(cfg.run).expanduser(), key="run")
-    if len(runs) != 1:
-        raise CaldpoError(
-            f"{len(runs)} runs lie here, and one is exported at a time",
-            key="run",
-            value=cfg.run,
-            remedy=f"name one of them, for example {runs[0]}",
-        )
+    run = find_one_run(Path(cfg.run).expanduser())
     wanted_checkpoint(cfg.checkpoint)
     if not _SIZE.fullmatch(str(cfg.max_shard_size)):
         raise CaldpoError("must be a size such as 5GB or 500MB", key="max_shard_size", value=cfg.max_shard_size)
     if cfg.to is not None:
-        export_dir(Path(cfg.to), runs[0])
+        export_dir(Path(cfg.to), run)
     if cfg.push_to is not None:
         _require_repository(str(cfg.push_to))
+        hub_token()
 
 
 def export_dir(to: Path, run: Path) -> Path:
-    """Resolve the folder ``to``, if an export may take its place.
-
-    Args:
-        to: of the command line.
-        run: the folder of the run that is exported.
+    """Resolve the folder ``to``, which an export of ``run`` may replace.
 
     Raises:
         CaldpoError: it holds something else than an earlier export, or lies in a run's folder.
     """
     place = to.expanduser().resolve()
-    elsewhere = "name a folder that is new, empty, or an earlier export, such as to=exports/NAME"
-    for folder in (place, *place.parents):
-        if folder == run.resolve() or is_run(folder):
-            raise CaldpoError(
-                "lies in the folder of a run, which keeps what the run itself wrote",
-                key="to",
-                value=to,
-                remedy=elsewhere,
-            )
-    if place.is_dir():
-        if any(place.iterdir()) and not (place / RECORD).is_file():
-            raise CaldpoError("holds something that is no export", key="to", value=to, remedy=elsewhere)
-    elif place.exists():
-        raise CaldpoError("is a file", key="to", value=to, remedy=elsewhere)
-    if place in (*run.resolve().parents, Path.cwd().resolve()):
-        raise CaldpoError("holds the run, or is where you are", key="to", value=to, remedy=elsewhere)
+    in_run = any(folder == run.resolve() or is_run(folder) for folder in (place, *place.parents))
+    around = place in (*run.resolve().parents, Path.cwd().resolve())
+    foreign = place.is_dir() and any(place.iterdir()) and not (place / RECORD).is_file()
+    if in_run or around or foreign or (place.exists() and not place.is_dir()):
+        raise CaldpoError(
+            "an export goes into a folder that is new, empty or an earlier export, and neither in nor around a run",
+            key="to",
+            value=to,
+            remedy="name another folder, such as to=exports/NAME",
+        )
     return place
 
 
 def default_dir(run: Path, step: int | None, *, merged: bool) -> Path:
-    """Name ``outputs/exports/SWEEP-RUN-step-40-merged``: by the run's folder, and what tells this export from others.
-
-    Args:
-        step: None at the run's end.
-    """
+    """Name ``outputs/exports/SWEEP-RUN-step-40-merged`` by the run's folder; ``step`` is None at the run's end."""
     folder = run.resolve()
     of_sweep = (folder.parent / "multirun.yaml").is_file()
     parts = [folder.parent.name if of_sweep else "", folder.name, "" if step is None else f"step-{step}"]
@@ -140,12 +103,16 @@ def hub_token() -> str:
 
 
 def _require_repository(name: str) -> None:
-    if not _REPOSITORY.fullmatch(name) or len(name) > _LONGEST or name.endswith(".git"):
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        name.index("/")  # the hub's rules do without an organisation
+    except ValueError as error:
         raise CaldpoError(
             "is no name of a repository on the hub",
             key="push_to",
             value=name,
             remedy="write organisation/name in letters, digits, - _ and . (no -- or .., none at an end), at most 96"
             " characters",
-        )
-    hub_token()
+        ) from error

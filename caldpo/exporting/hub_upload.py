@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
@@ -12,75 +13,65 @@ from huggingface_hub.errors import HfHubHTTPError
 from caldpo.errors import CaldpoError
 from caldpo.exporting.export_settings import hub_token
 
-_WHY = {
+_REASONS = {
     401: ("the hub does not know this token", "set HF_TOKEN to a valid one (huggingface.co/settings/tokens)"),
     403: ("the token may not write there", "use a token with write access to this organisation, or another name"),
 }
 
 
-class Repository:
-    """A model repository on the hub that an export goes to.
+def prepare_repository(name: str, *, private: bool) -> None:
+    """Create the model repository ``organisation/name`` if there is none, before anything is exported.
 
-    Args:
-        name: ``organisation/name``.
-        private: whether it is private if it has to be made.
+    Raises:
+        CaldpoError: the hub refuses or cannot be reached, or the repository is public where a private one is meant.
     """
-
-    def __init__(self, name: str, *, private: bool) -> None:
-        self.name, self.private = name, private
-        self._api = HfApi(token=hub_token())
-
-    def prepare(self) -> None:
-        """Make sure that the repository exists, before anything is exported.
-
-        Raises:
-            CaldpoError: the hub refuses or cannot be reached, or the repository is public where a private one is meant.
-        """
-        self._ask(self._api.whoami)
-        self._ask(self._api.create_repo, repo_id=self.name, repo_type="model", private=self.private, exist_ok=True)
-        info = self._ask(self._api.repo_info, repo_id=self.name, repo_type="model")
-        if "write" in inspect.signature(self._api.auth_check).parameters:  # not in older versions
+    with _refusals_explained(name):
+        api = HfApi(token=hub_token())
+        api.whoami()
+        api.create_repo(repo_id=name, repo_type="model", private=private, exist_ok=True)
+        info = api.repo_info(repo_id=name, repo_type="model")
+        if "write" in inspect.signature(api.auth_check).parameters:  # not in older versions
             # one that is there already is found by whoever may read it
-            self._ask(self._api.auth_check, repo_id=self.name, repo_type="model", write=True)
-        if self.private and info.private is False:
-            raise CaldpoError(
-                "this repository exists already, and is public",
-                key="push_to",
-                value=self.name,
-                remedy="say private=false if everybody may have the policy, or name another repository",
-            )
-
-    def upload(self, folder: Path, message: str) -> str:
-        """Upload the folder as one commit; return its address.
-
-        Raises:
-            CaldpoError: the hub refuses, or cannot be reached.
-        """
-        done = self._ask(
-            self._api.upload_folder,
-            repo_id=self.name,
-            repo_type="model",
-            folder_path=str(folder),
-            commit_message=message,
+            api.auth_check(repo_id=name, repo_type="model", write=True)
+    if private and info.private is False:
+        raise CaldpoError(
+            "this repository exists already, and is public",
+            key="push_to",
+            value=name,
+            remedy="set private=false if everybody may have the policy, or name another repository",
         )
-        return str(done.commit_url)
 
-    def _ask(self, call: Any, **arguments: Any) -> Any:
-        try:
-            return call(**arguments)
-        except HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
-            why, remedy = _WHY.get(
-                status, (f"the hub refuses: {_first_line(error)}", "see what it says, and try again")
-            )
-            raise CaldpoError(why, key="push_to", value=self.name, remedy=remedy) from error
-        except Exception as error:  # the library that makes the connection, and its errors, differ by version
-            raise CaldpoError(
-                f"the hub cannot be reached: {_first_line(error)}",
-                key="push_to",
-                value=self.name,
-                remedy="leave push_to out where there is no network (or unset HF_HUB_OFFLINE)",
-            ) from error
+
+def upload(name: str, folder: Path, message: str) -> str:
+    """Upload the folder as one commit; return its address.
+
+    Raises:
+        CaldpoError: the hub refuses, or cannot be reached.
+    """
+    with _refusals_explained(name):
+        api = HfApi(token=hub_token())
+        done = api.upload_folder(repo_id=name, repo_type="model", folder_path=str(folder), commit_message=message)
+    return str(done.commit_url)
+
+
+@contextmanager
+def _refusals_explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except CaldpoError:
+        raise
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        refusal = (f"the hub refuses: {_first_line(error)}", "correct that, and try again")
+        reason, remedy = _REASONS.get(status, refusal)
+        raise CaldpoError(reason, key="push_to", value=name, remedy=remedy) from error
+    except Exception as error:  # the library that makes the connection, and its errors, differ by version
+        raise CaldpoError(
+            f"the hub cannot be reached: {_first_line(error)}",
+            key="push_to",
+            value=name,
+            remedy="leave push_to out where there is no network (or unset HF_HUB_OFFLINE)",
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,12 +1,11 @@
-"""Write the model card of a run from the run's own files: what was trained, how, what came of it, what is not known.
+"""Write the model card of a run from the run's own files, by the template ``model_card.md.j2``.
 
-All words are in ``model_card.md.j2``; here is what fills it. Nothing of the machine is in a card: paths are cut to
-their last part, and secrets are masked.
+Nothing of the machine is in a card: paths are cut to their last part, and secrets are masked.
 """
 
 from __future__ import annotations
 
-import ast
+import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -14,9 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 
-import caldpo
 from caldpo.config.run_lifecycle import FINISHED
 from caldpo.report import shown_metrics
 from caldpo.report.escaping import Markdown, code, command, plain, render
@@ -44,13 +42,13 @@ _NO_SETTING = re.compile(
 
 @dataclass(frozen=True)
 class Exported:
-    """Which weights a card is about.
+    """The weights that a card is about.
 
     Args:
-        step: optimiser steps that they have seen; None where the run does not say.
-        is_end: whether these are all that the run took.
+        step: optimiser steps that they have seen; None where unknown.
+        is_end: whether it is the run's last step.
         adapter: whether they are an adapter alone.
-        merged: whether an adapter was folded in.
+        merged: whether an adapter was merged into them.
     """
 
     step: int | None
@@ -60,22 +58,19 @@ class Exported:
 
 
 def write_card(run_dir: Path, path: Path, what: Exported, *, picture: bool) -> None:
-    """Write the card of the run in ``run_dir``.
-
-    Args:
-        picture: whether :data:`PICTURE` lies beside it.
+    """Write the card of the run in ``run_dir``, and beside it a picture if one is wanted and the run has curves.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: a file cannot be written.
     """
-    write_text(path, card(read_run(run_dir, run_dir.parent), what, picture=picture))
-
-
-def draw(run_dir: Path, path: Path) -> bool:
-    """Draw the run's curves on held-out pairs; False where it has none. Imports matplotlib."""
     run = read_run(run_dir, run_dir.parent)
-    if not shown_metrics.CHOSEN.curve(run.curves):
-        return False
+    picture = picture and bool(shown_metrics.CHOSEN.curve(run.curves))
+    if picture:
+        _draw(run, path.with_name(PICTURE))
+    write_text(path, card(run, what, picture=picture))
+
+
+def _draw(run: Run, path: Path) -> None:
     from caldpo.report.comparison_facts import headline
     from caldpo.report.dynamics_plot import reward_dynamics
     from caldpo.report.grouping import group_runs
@@ -84,7 +79,6 @@ def draw(run_dir: Path, path: Path) -> bool:
     # a run that was stopped has curves, too; the card says that it was stopped
     groups = group_runs([replace(run, status=FINISHED)])
     save(reward_dynamics(groups, without_paths(headline(groups)), "range"), path, _DPI)
-    return True
 
 
 def card(run: Run, what: Exported, *, picture: bool) -> str:
@@ -118,16 +112,12 @@ def published_base(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str
     """Return the hub id of the model that training started from; None of a folder, or of an embedded model.
 
     A folder that is no longer there may look like an id, so the run's summary decides: of the hub it has the commit.
-
-    Args:
-        config: of a run, nested or flat.
-        summary: of a run.
+    The configuration may be nested or flat.
     """
-    path, policy = flatten(config).get("model.path"), summary.get("policy")
-    if not _is_published(path):
+    config = flatten(config)
+    path, policy = config.get("model.path"), summary.get("policy")
+    if not _is_published(path) or _extends_merged_adapter(config):
         return None
-    if flatten(config).get("adapter.init_from") and flatten(config).get("adapter.init_mode") == "merged":
-        return None  # the base with an earlier adapter in it, which is nowhere but here
     return path if not isinstance(policy, str) or f"{path}@" in policy else None
 
 
@@ -142,20 +132,15 @@ def _is_published(path: Any) -> bool:
 
 
 def citations(target: str) -> list[str]:
-    """List the arXiv numbers in the docstring of a loss's file; none of a loss outside caldpo.
-
-    Args:
-        target: dotted name of the loss's class.
-    """
+    """List the arXiv numbers in the module docstring of a loss (its class's dotted name); none outside caldpo."""
     module = target.rpartition(".")[0]
     if not re.fullmatch(r"caldpo\.losses\.\w+", module):
         return []
-    file = Path(caldpo.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
     try:
-        head = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    except (OSError, SyntaxError):
+        text = importlib.import_module(module).__doc__ or ""
+    except ImportError:
         return []
-    return list(dict.fromkeys(_ARXIV.findall(head)))
+    return list(dict.fromkeys(_ARXIV.findall(text)))
 
 
 def tracking(summary: Mapping[str, Any]) -> Markdown | None:
@@ -172,8 +157,7 @@ def tracking(summary: Mapping[str, Any]) -> Markdown | None:
 def without_paths(text: str, *folders: Path) -> str:
     """Cut paths from the root or from home to their last part; addresses of the web stay.
 
-    Args:
-        folders: these are cut wherever they stand, whatever their names hold.
+    ``folders`` are cut whatever characters their names hold.
     """
     for folder in (*folders, *(f.resolve() for f in folders)):
         if not folder.is_absolute():
@@ -185,18 +169,20 @@ def without_paths(text: str, *folders: Path) -> str:
 
 
 def _front_matter(run: Run, what: Exported, base: str | None, data_sets: list[str]) -> Markdown:
-    entries: dict[str, Any] = {"library_name": "peft" if what.adapter else "transformers"}
-    entries["pipeline_tag"] = "text-generation"
-    if base is not None:
-        entries |= {"base_model": base, "base_model_relation": "adapter" if what.adapter else "finetune"}
-    if data_sets:
-        entries["datasets"] = data_sets
-    entries["tags"] = ["caldpo", "preference-learning", run.loss.replace("_", "-")]
-    return Markdown(f"---\n{yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)}---")
+    relation = "adapter" if what.adapter else "finetune"
+    data = ModelCardData(
+        library_name="peft" if what.adapter else "transformers",
+        pipeline_tag="text-generation",
+        base_model=base,
+        base_model_relation=None if base is None else relation,
+        datasets=data_sets or None,
+        tags=["caldpo", "preference-learning", run.loss.replace("_", "-")],
+    )
+    return Markdown(f"---\n{data.to_yaml()}\n---")
 
 
 def _caveats(run: Run, what: Exported) -> Iterator[str]:
-    """What has to be known before anything else is believed."""
+    """List what a reader has to know before the figures."""
     if not run.finished:
         yield f"The run is incomplete: {run.status}, {run.progress}."
     elif not what.is_end:
@@ -206,16 +192,21 @@ def _caveats(run: Run, what: Exported) -> Iterator[str]:
             yield f"Alarm at step {alarm.get('step')}: {alarm.get('text', alarm.get('alarm'))}"
     if run.summary.get("skipped_steps"):
         yield f"{run.summary['skipped_steps']} optimiser steps were left out because loss or gradient was not finite."
-    setting = run.resolved.get
-    if what.adapter and setting("adapter.init_from") and setting("adapter.init_mode") == "merged":
+    if what.adapter and _extends_merged_adapter(run.resolved):
         yield (
             "This adapter belongs on a base that an earlier adapter was merged into, which no name stands for: export"
             " with merge=true to have one model."
         )
-    if what.merged and setting("adapter._target_", "").endswith(".QLora"):
-        yield f"The base was rounded to {setting('adapter.bits')} bits: these are its rounded weights, widened."
+    if what.merged and run.resolved.get("adapter._target_", "").endswith(".QLora"):
+        bits = run.resolved.get("adapter.bits")
+        yield f"The base was rounded to {bits} bits: these are its rounded weights, widened."
     for note in run.notes:
         yield f"Of the run's files: {note}."
+
+
+def _extends_merged_adapter(config: Mapping[str, Any]) -> bool:
+    """Tell whether the base has an earlier adapter merged into it, which is published nowhere."""
+    return bool(config.get("adapter.init_from")) and config.get("adapter.init_mode") == "merged"
 
 
 def _is_before(step: Any, what: Exported) -> bool:
@@ -223,7 +214,7 @@ def _is_before(step: Any, what: Exported) -> bool:
 
 
 def _data(run: Run) -> list[str]:
-    """Where the pairs came from, how many there were, and what became of them."""
+    """List the source of the pairs, their numbers, and how many were truncated or rejected."""
     summarised = run.summary.get("data")
     facts = summarised if isinstance(summarised, Mapping) else {}
     lines = [f"source: {facts.get('source', run.choices.get('data', 'unknown'))}"]
@@ -244,7 +235,7 @@ def _data(run: Run) -> list[str]:
 
 
 def _held_out(run: Run, what: Exported) -> Markdown | None:
-    """Metrics at the exported step; those of a checkpoint between two evaluations are the ones before it, marked so."""
+    """Tabulate metrics at the exported step, or at the last evaluation before it."""
     rows = []
     for metric in (*shown_metrics.HELD_OUT, *(shown_metrics.ORACLE if what.is_end else ())):
         curve = {s: v for s, v in metric.curve(run.curves).items() if what.step is None or s <= what.step}
@@ -257,7 +248,7 @@ def _held_out(run: Run, what: Exported) -> Markdown | None:
 
 
 def _evaluations(run: Run) -> Iterator[tuple[str, Markdown, list[str]]]:
-    """Suites with a table of their main measures, and their notes."""
+    """Yield each suite with a table of its main measures, and its notes."""
     for suite, content in run.evaluation.items():
         rows = []
         for name, measure in content["measures"].items():
@@ -271,7 +262,7 @@ def _evaluations(run: Run) -> Iterator[tuple[str, Markdown, list[str]]]:
 
 
 def _settings(run: Run) -> list[list[str]]:
-    """Key and value of what decides a run's numbers, in the order of the command line's groups."""
+    """List key and value of what decides a run's numbers."""
     return [
         [key, value if isinstance(value, str) else json.dumps(value, default=str)]
         for group in _SHOWN

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -15,8 +17,8 @@ from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_cache import Sampling
 from caldpo.evaluation.evaluation_settings import GenerateSettings
 from caldpo.generation.generation_checks import PromptContent
-from caldpo.generation.generation_output import CHAT, Transcript, print_responses
-from caldpo.generation.responses import PromptForm, Response, as_prompt, find_form, respond, user_turn
+from caldpo.generation.generation_output import CHAT, append_rows, print_responses, rows_of
+from caldpo.generation.responses import Response, as_prompt, find_form, respond
 
 _QUIT, _NEW = "/quit", "/new"
 _PROMPT = "you> "
@@ -28,49 +30,55 @@ def converse(policy: EvaluatedPolicy, settings: GenerateSettings, console: Conso
     With a chat template the conversation continues with the policy's answers; as plain text each line is a prompt by
     itself. Every turn is written to ``chat.csv`` before it is shown.
     """
-    form = find_form(policy, settings.as_chat)
-    commands = f"{_QUIT} or Ctrl-D ends{f', {_NEW} starts a new conversation' if form.as_turn else ''}"
-    for line in (str(form), commands):
+    as_turn, form = find_form(policy, settings.as_chat)
+    commands = f"{_QUIT} or Ctrl-D ends{f', {_NEW} starts a new conversation' if as_turn else ''}"
+    for line in (form, commands):
         console.print(line, style="dim", highlight=False, soft_wrap=True)
     sampling = policy.sampling(1, 1, settings.max_new_tokens, settings.temperature)
-    chat = _Chat(policy, form, sampling, Transcript(policy.folder / CHAT), compare)
+    chat = _Chat(policy, as_turn, sampling, compare)
     _prepare_input()
     try:
         while (text := _read_line()) is not None and text.strip() != _QUIT:
             _handle(chat, text, console)
     except KeyboardInterrupt:
         console.print()
-    if chat.transcript.turns:
-        console.print(f"written to {chat.transcript.file}", highlight=False, markup=False, soft_wrap=True)
+    if chat.turns:
+        console.print(f"written to {chat.file}", highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass
 class _Chat:
-    """The state of a conversation."""
+    """The state of a session: its turns, and the history of its current conversation."""
 
     policy: EvaluatedPolicy
-    form: PromptForm
+    as_turn: bool
     sampling: Sampling
-    transcript: Transcript
     compare: bool
+    session: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     conversation: int = 0
-    history: tuple[Message, ...] = field(default=())
+    turns: int = 0
+    history: tuple[Message, ...] = ()
+
+    @property
+    def file(self) -> Path:
+        return self.policy.folder / CHAT
 
     def restart(self) -> None:
-        """Start a new conversation without history."""
         self.conversation, self.history = self.conversation + 1, ()
 
     def answer(self, text: str) -> list[Response]:
-        """Respond to the user's next text.
+        """Respond to the user's next text, and append the turn to the file.
 
         Raises:
             CaldpoError: the conversation is too long, or the template refuses it.
         """
-        content: PromptContent = (*self.history, user_turn(text)) if self.form.as_turn else text
+        content: PromptContent = (*self.history, Message(role="user", content=text)) if self.as_turn else text
         # another seed each turn, or the same question would always get the same answer
-        sampling = replace(self.sampling, seed=self.sampling.seed + self.transcript.turns)
+        sampling = replace(self.sampling, seed=self.sampling.seed + self.turns)
         (responses,) = respond(self.policy, [as_prompt(self.policy, content)], sampling, compare=self.compare)
-        self.transcript.add(self.conversation, text, responses, sampling)
+        turn = {"session": self.session, "conversation": self.conversation, "turn": self.turns}
+        append_rows(self.file, [turn | row for row in rows_of(text, responses, sampling)])
+        self.turns += 1
         if not isinstance(content, str):
             self.history = (*content, Message(role="assistant", content=responses[0].text))
         return responses

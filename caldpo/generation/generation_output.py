@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -53,36 +53,37 @@ def print_responses(
         responses: to one prompt.
         chosen: text and true reward of the data's preferred response.
     """
-    has_ratios = any(response.log_ratio is not None for response in responses)
-    has_rewards = any(response.true_reward is not None for response in responses)
     several = max(response.sample for response in responses) > 0
-    table = Table("", "response", box=box.SIMPLE, show_lines=True)
-    for header in ["tokens", *(["log-ratio"] if has_ratios else []), *(["reward"] if has_rewards else [])]:
-        table.add_column(header, justify="right")
-
-    def add(label: str, text: str, tokens: str, ratio: float | None, reward: float | None) -> None:
-        columns = [tokens, *([_number(ratio)] if has_ratios else []), *([_number(reward)] if has_rewards else [])]
-        table.add_row(Text(label, "bold"), Text(printable(text.strip())), *columns)
-
-    if chosen is not None:
-        add("chosen (data)", chosen[0], "", None, chosen[1])
+    rows = [] if chosen is None else [("chosen (data)", chosen[0].strip(), "", "", _number(chosen[1]))]
     for response in responses:
         label = f"{response.role} {response.sample + 1}" if several else response.role
         tokens = f"{response.tokens}" if response.ended else f"{response.tokens}, cut"
-        add(label, response.text, tokens, response.log_ratio, response.true_reward)
+        numbers = (_number(response.log_ratio), _number(response.true_reward))
+        rows.append((label, response.text.strip(), tokens, *numbers))
+    table = Table(box=box.SIMPLE, show_lines=True)
+    table.add_column("", style="bold")
+    table.add_column("response")
+    known = [i for i in range(2, 5) if any(row[i] for row in rows)]
+    for i in known:
+        table.add_column(("tokens", "log-ratio", "reward")[i - 2], justify="right")
+    for label, text, *numbers in rows:
+        table.add_row(label, Text(printable(text)), *(numbers[i - 2] for i in known))
     console.print(table)
 
 
 def print_legend(console: Console, responses: Sequence[Response]) -> None:
     """Explain the columns that the tables have."""
-    lines = {
-        "log-ratio: log pi(response) - log pi_ref(response), nats, summed over its tokens": any(
-            response.log_ratio is not None for response in responses
-        ),
-        "reward: the true one, in the data's units": any(response.true_reward is not None for response in responses),
-        "cut: truncated before the response ended (max_new_tokens)": any(not response.ended for response in responses),
-    }
-    for line in (line for line, applies in lines.items() if applies):
+    lines = (
+        "log-ratio: log pi(response) - log pi_ref(response), nats, summed over its tokens",
+        "reward: the true one, in the data's units",
+        "cut: truncated before the response ended (max_new_tokens)",
+    )
+    applies = (
+        any(response.log_ratio is not None for response in responses),
+        any(response.true_reward is not None for response in responses),
+        not all(response.ended for response in responses),
+    )
+    for line in compress(lines, applies):
         console.print(line, style="dim", highlight=False, soft_wrap=True)
 
 
@@ -124,31 +125,9 @@ def rows_of(content: PromptContent, responses: Sequence[Response], sampling: Sam
     ]
 
 
-class Transcript:
-    """A file that conversations are appended to, turn by turn.
-
-    Args:
-        file: created with its header by the first turn.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.session = datetime.now(UTC).isoformat(timespec="seconds")
-        self.turns = 0
-
-    def add(self, conversation: int, text: str, responses: Sequence[Response], sampling: Sampling) -> None:
-        """Append one turn to the file.
-
-        Args:
-            conversation: its number within the session; each starts without history.
-            text: as typed.
-            responses: to it.
-            sampling: of the responses.
-        """
-        turn = {"session": self.session, "conversation": conversation, "turn": self.turns}
-        rows = [turn | row for row in rows_of(text, responses, sampling)]
-        append_text(self.file, _as_csv(rows, header=not self.file.exists()))
-        self.turns += 1
+def append_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Append rows to a table, which gets its header with the first ones."""
+    append_text(file, _as_csv(rows, header=not file.exists()))
 
 
 def _as_csv(rows: Sequence[dict[str, Any]], *, header: bool) -> str:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from caldpo.config.run_lock import GENERATION, run_lock
+from caldpo.data.pair import Message
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_cache import EvaluationCache
 from caldpo.evaluation.evaluation_console import print_policy
@@ -24,7 +25,7 @@ from caldpo.generation.generation_output import (
     rows_of,
     write_table,
 )
-from caldpo.generation.responses import Prompt, find_form, held_out_prompts, respond, true_reward, user_prompts
+from caldpo.generation.responses import Prompt, as_prompt, find_form, respond, true_reward
 
 
 def generate(cfg: DictConfig) -> None:
@@ -70,11 +71,13 @@ def _answer_prompts(policy: EvaluatedPolicy, settings: GenerateSettings, console
 
 
 def _prompts(policy: EvaluatedPolicy, settings: GenerateSettings, console: Console) -> list[Prompt]:
-    """Return the user's prompts, or held-out ones."""
+    """Return the user's prompts, or the first distinct held-out ones, truncated as in training."""
     if settings.prompts is None:
-        return held_out_prompts(policy, settings.count)
+        return [Prompt(row.prompt, row.prompt_ids, row.reference) for row in policy.held_out(settings.count)]
     contents = read_prompts(settings.prompts)
-    form = find_form(policy, settings.as_chat)
+    as_turn, form = find_form(policy, settings.as_chat)
     if any(isinstance(content, str) for content in contents):
-        console.print(str(form), style="dim", highlight=False, soft_wrap=True)
-    return user_prompts(policy, contents, form)
+        console.print(form, style="dim", highlight=False, soft_wrap=True)
+    if as_turn:
+        contents = [(Message(role="user", content=c),) if isinstance(c, str) else c for c in contents]
+    return [as_prompt(policy, content) for content in contents]

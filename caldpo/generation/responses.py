@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedModel
-
-from caldpo.data.pair import Message, TokenizedPair
+from caldpo.data.pair import TokenizedPair
 from caldpo.data.raw_row import RowError
 from caldpo.data.tokenize import encode_prompt
 from caldpo.errors import CaldpoError
@@ -19,13 +17,7 @@ from caldpo.generation.generation_checks import PromptContent
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt to answer.
-
-    Args:
-        content: text, or a conversation.
-        ids: its tokens.
-        chosen: the data's preferred response, if it has one.
-    """
+    """A prompt to answer, its token ids, and the data's preferred response if it has one."""
 
     content: PromptContent
     ids: list[int]
@@ -55,64 +47,33 @@ class Response:
     true_reward: float | None
 
 
-@dataclass(frozen=True)
-class PromptForm:
-    """How a plain text becomes a prompt.
-
-    Args:
-        as_turn: as a user's turn in the chat template; otherwise unchanged.
-        reason: for the terminal.
-    """
-
-    as_turn: bool
-    reason: str
-
-    def __str__(self) -> str:
-        form = "a user's turn in the chat template" if self.as_turn else "used unchanged"
-        return f"a text is {form}: {self.reason}"
-
-
 # ---- prompts
 
 
-def find_form(policy: EvaluatedPolicy, as_chat: bool | None) -> PromptForm:
-    """Choose the form of texts: by ``as_chat``, else as the data's prompts, else by the tokenizer.
+def find_form(policy: EvaluatedPolicy, as_chat: bool | None) -> tuple[bool, str]:
+    """Tell whether a text becomes a user's turn in the chat template, or is used unchanged, and why, in a line.
+
+    ``as_chat`` decides, else the data's prompts, else the tokenizer.
 
     Raises:
         CaldpoError: a turn is requested and the tokenizer has no chat template.
     """
     if as_chat is not None:
-        form = PromptForm(as_chat, f"as_chat={str(as_chat).lower()}")
+        turns, reason = as_chat, f"as_chat={str(as_chat).lower()}"
     elif policy.has_data:
         turns = any(not isinstance(pair.prompt, str) for pair in policy.data.test_sources)
-        form = PromptForm(turns, f"the data's prompts are {'conversations' if turns else 'plain text'}")
+        reason = f"the data's prompts are {'conversations' if turns else 'plain text'}"
     else:
         turns = policy.tokenizer.chat_template is not None
-        form = PromptForm(turns, f"the tokenizer has {'a' if turns else 'no'} chat template")
-    if form.as_turn:
+        reason = f"the tokenizer has {'a' if turns else 'no'} chat template"
+    if turns:
         _require_template(policy, key="as_chat")
-    return form
-
-
-def held_out_prompts(policy: EvaluatedPolicy, count: int) -> list[Prompt]:
-    """Return the first ``count`` distinct held-out prompts, truncated as in training, with their chosen responses."""
-    return [Prompt(prompt.prompt, prompt.prompt_ids, prompt.reference) for prompt in policy.held_out(count)]
-
-
-def user_prompts(policy: EvaluatedPolicy, contents: Sequence[PromptContent], form: PromptForm) -> list[Prompt]:
-    """Tokenise the user's prompts, without truncation.
-
-    Raises:
-        CaldpoError: the chat template refuses one, or one has no tokens.
-    """
-    return [
-        as_prompt(policy, (user_turn(content),) if isinstance(content, str) and form.as_turn else content)
-        for content in contents
-    ]
+    form = "a user's turn in the chat template" if turns else "used unchanged"
+    return turns, f"a text is {form}: {reason}"
 
 
 def as_prompt(policy: EvaluatedPolicy, content: PromptContent) -> Prompt:
-    """Tokenise text as it is, or a conversation in the chat template, as in training.
+    """Tokenise text as it is, or a conversation in the chat template, as in training but without truncation.
 
     Raises:
         CaldpoError: the template refuses the conversation, or there is none; there are no tokens.
@@ -123,11 +84,6 @@ def as_prompt(policy: EvaluatedPolicy, content: PromptContent) -> Prompt:
         return Prompt(content, encode_prompt(content, policy.tokenizer))
     except RowError as error:
         raise CaldpoError(str(error), key="prompts", value=repr(content)[:80]) from error
-
-
-def user_turn(text: str) -> Message:
-    """Wrap a user's text as a message."""
-    return Message(role="user", content=text)
 
 
 def _require_template(policy: EvaluatedPolicy, key: str) -> None:
@@ -150,17 +106,17 @@ def respond(
     Args:
         policy: with its reference.
         prompts: any; ``sampling.prompts`` is ignored.
-        sampling: length, temperature and seed; the reference's seed is derived from it.
+        sampling: of the policy; the reference's seed is derived from its seed.
         compare: False leaves out the reference: its responses and log-ratios.
 
     Raises:
         CaldpoError: a prompt fills the model's context.
     """
     repeated = [prompt for prompt in prompts for _ in range(sampling.samples)]
-    ids_of: dict[Role, list[list[int]]] = {"policy": draw(policy, "policy", repeated, sampling)}
+    ids_of: dict[Role, list[list[int]]] = {"policy": _draw(policy, "policy", repeated, sampling)}
     log_ratios: dict[Role, list[float]] = {}
     if compare:
-        ids_of["reference"] = draw(policy, "reference", repeated, sampling)
+        ids_of["reference"] = _draw(policy, "reference", repeated, sampling)
         log_ratios = _log_ratios(policy, repeated, ids_of)
 
     def response(prompt: Prompt, role: Role, index: int, sample: int) -> Response:
@@ -176,15 +132,20 @@ def respond(
     ]
 
 
-def draw(policy: EvaluatedPolicy, role: Role, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
-    """Sample one response to each prompt, token ids with the end token, as long as the model has positions for.
-
-    Raises:
-        CaldpoError: a prompt fills the model's context.
-    """
+def _draw(policy: EvaluatedPolicy, role: Role, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
+    """Sample one response to each prompt, token ids with the end token, as long as the model has positions for."""
     with policy.model_of(role) as model:
-        longest = min(sampling.max_new_tokens, _free_positions(model, prompts))
-    return policy.draw(role, [prompt.ids for prompt in prompts], replace(sampling, max_new_tokens=longest))
+        context = getattr(model.config, "max_position_embeddings", None)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    if isinstance(context, int):
+        if longest >= context:
+            raise CaldpoError(
+                f"the prompt has {longest:,} tokens, and the model's context is {context:,}, the response included",
+                key="prompts",
+                remedy="shorten it",
+            )
+        sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, context - longest))
+    return policy.draw(role, [prompt.ids for prompt in prompts], sampling)
 
 
 def true_reward(policy: EvaluatedPolicy, content: PromptContent, text: str) -> float | None:
@@ -207,18 +168,3 @@ def _log_ratios(
     ]
     of_policy, of_reference = policy.logps("policy", pairs) - policy.logps("reference", pairs)
     return {"policy": of_policy.tolist(), "reference": of_reference.tolist()}
-
-
-def _free_positions(model: PreTrainedModel, prompts: Sequence[Prompt]) -> int:
-    """Count the positions that the model has left after the longest prompt."""
-    longest = max(len(prompt.ids) for prompt in prompts)
-    context = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(context, int):
-        return longest + 2**31
-    if longest >= context:
-        raise CaldpoError(
-            f"the prompt has {longest:,} tokens, and the model's context is {context:,}, the response included",
-            key="prompts",
-            remedy="shorten it",
-        )
-    return context - longest

@@ -21,7 +21,7 @@ from caldpo.models.adapted_policy import REFERENCE
 from caldpo.models.hub_files import no_safetensors_error
 from caldpo.models.model_source import ModelSource, WrappedSource
 from caldpo.models.weight_files import read_header
-from caldpo.utils.atomic_io import file_digest
+from caldpo.utils.digests import file_digest
 from caldpo.utils.notes import print_notes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -33,8 +33,8 @@ from caldpo.models.load_report import (
 )
 from caldpo.models.model_source import floating_dtype, prepare_for_training
 from caldpo.models.weight_files import require_equal_experts, require_float_weights, require_shapes
+from caldpo.utils.devices import is_out_of_memory
 from caldpo.utils.notes import print_notes
-from caldpo.utils.out_of_memory import is_out_of_memory
 
 
 class HubModel:

@@ -26,7 +26,7 @@ from caldpo.models.model_forward import (
     frequency_change_length,
     use_rowwise_frequencies,
 )
-from caldpo.utils.out_of_memory import is_out_of_memory
+from caldpo.utils.devices import is_out_of_memory
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 """Largest difference of logits by rounding, relative to their spread over the vocabulary. Models compute norms and

@@ -33,8 +33,8 @@ from caldpo.models.generation_settings import format_settings, unused_settings, 
 from caldpo.models.model_forward import evaluating, frequency_change_length, use_rowwise_frequencies
 from caldpo.models.model_probes import difference, random_ids, tolerance
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.devices import is_out_of_memory
 from caldpo.utils.finite_checks import not_finite_error
-from caldpo.utils.out_of_memory import is_out_of_memory
 
 LEAST_TEMPERATURE = 1e-6
 """Below it the likeliest token is taken: float32 logits have no finer differences."""

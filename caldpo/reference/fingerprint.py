@@ -25,9 +25,9 @@ from transformers import PreTrainedModel
 
 from caldpo.distributed.fsdp import full_tensor
 from caldpo.models.adapted_policy import base_model, base_weights, reference_adapter
-from caldpo.utils.atomic_io import file_digest
 from caldpo.utils.collectives import all_gather, is_first_rank
 from caldpo.utils.delayed_progress import DelayedProgress
+from caldpo.utils.digests import file_digest, json_digest
 
 ENGINE_VERSION = "2"
 """Version of the log-prob engine: raised when it computes other values from the same weights and tokens."""
@@ -83,11 +83,11 @@ def model_configuration(model: PreTrainedModel) -> dict[str, str]:
     # a sharded model has a class made by FSDP, whose base is the model's own
     own = next(kind for kind in type(base).__mro__ if not issubclass(kind, FSDPModule))
     config = {k: v for k, v in base.config.to_dict().items() if k not in _NO_EFFECT}
-    facts = {"model class": own.__name__, "model configuration": _json_digest(config), "dtype": str(base.dtype)}
+    facts = {"model class": own.__name__, "model configuration": json_digest(config), "dtype": str(base.dtype)}
     if not own.__module__.startswith("transformers."):  # whose version enters
         facts["model code"] = file_digest(Path(inspect.getfile(own)))
     if (adapter := reference_adapter(model)) is not None:
-        facts["adapter"] = _json_digest(adapter)
+        facts["adapter"] = json_digest(adapter)
     return facts
 
 
@@ -125,13 +125,13 @@ def weights_digest(model: PreTrainedModel) -> str:
         collect()
     shapes = {name: [str(value.dtype), *value.shape] for name, value in weights.items()}
     contents = [[name, start, digest] for (name, start), digest in sorted(digests.items())]
-    digest = _digest(json.dumps([shapes, contents], sort_keys=True).encode())
+    digest = json_digest([shapes, contents])
     return all_gather(digest)[0] if sharded else digest
 
 
 def key_of(facts: Mapping[str, str]) -> str:
     """Compute the hex digest of everything that determines a split's log-probs."""
-    return _digest(json.dumps(dict(facts), sort_keys=True).encode())
+    return json_digest(dict(facts))
 
 
 def difference(cache: Path, split: str, facts: Mapping[str, str]) -> str | None:
@@ -158,10 +158,6 @@ def _pieces(value: Tensor) -> list[tuple[int, Tensor]]:
 
 def _content(piece: Tensor) -> str:
     return _digest(piece.cpu().contiguous().view(torch.uint8).numpy())
-
-
-def _json_digest(content: Mapping[str, Any]) -> str:
-    return _digest(json.dumps(content, sort_keys=True, default=str).encode())
 
 
 def _digest(content: Any) -> str:

@@ -154,7 +154,7 @@ def _write(
 
 def _is_drawn(make: Callable[[], Figure | None], path: Path, dpi: int, failed: list[str]) -> bool:
     """Draw a figure. One that cannot be drawn costs that figure, and is named in ``failed``."""
-    from caldpo.config.run_lifecycle import one_line
+    from caldpo.config.run_lifecycle import describe_error
     from caldpo.report.plot_style import save
 
     try:
@@ -165,7 +165,7 @@ def _is_drawn(make: Callable[[], Figure | None], path: Path, dpi: int, failed: l
     except OSError:
         raise
     except Exception as error:  # of whatever is in the runs' files; the other figures and all tables are not to be lost
-        failed.append(f"{path.name} could not be drawn: {one_line(error)}")
+        failed.append(f"{path.name} could not be drawn: {describe_error(error)}")
         return False
     return True
 

@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from caldpo.config.find_runs import natural
-from caldpo.config.run_lifecycle import DIED, DIED_REASON, FINISHED, INTERRUPTED, RUNNING, status_of
-from caldpo.config.run_lifecycle import one_line as describe_error
+from caldpo.config.run_lifecycle import (
+    DIED,
+    DIED_REASON,
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    describe_error,
+    status_of,
+)
 from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import SUMMARY, read_summary
 from caldpo.errors import CaldpoError

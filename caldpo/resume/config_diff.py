@@ -7,8 +7,6 @@ the number of micro-batches of a step. Elsewhere that is refused. No heavy impor
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from caldpo.checkpointing.manifest import checkpoint_folders
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
+from caldpo.utils.digests import json_digest
 from caldpo.utils.yaml_io import flatten, read_yaml
 
 CONFIG = "config.yaml"
@@ -81,9 +80,8 @@ def require_same_config(began: Mapping[str, Any], config: Mapping[str, Any], run
     """Refuse to resume a run under a configuration that makes it another one.
 
     Args:
-        began: the configuration that the run began with.
+        began: the configuration that the run in ``run_dir`` began with.
         config: the current one, resolved and without secrets as that is.
-        run_dir: the run's folder.
 
     Raises:
         CaldpoError: naming every key that differs, with both values; or the run cannot be made longer.
@@ -91,7 +89,7 @@ def require_same_config(began: Mapping[str, Any], config: Mapping[str, Any], run
     longer = is_longer(began, config)
     changes = list(differences(began, config, LENGTHS if longer else ()))
     if longer and not changes:
-        require_extendable(began, config, run_dir)
+        _require_extendable(began, config, run_dir)
     if not changes:
         return
     more = f" and {len(changes) - _LISTED} more" if len(changes) > _LISTED else ""
@@ -114,8 +112,8 @@ def differences(began: Mapping[str, Any], config: Mapping[str, Any], exempt: Col
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of the compared keys."""
-    return hashlib.sha256(json.dumps(compared_keys(config), sort_keys=True, default=str).encode()).hexdigest()
+    """Digest the compared keys."""
+    return json_digest(compared_keys(config))
 
 
 def compared_keys(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def compared_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_longer(began: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether ``config`` has more optimiser steps or epochs than ``began``; other keys are not compared."""
+    """Tell whether ``config`` has more optimiser steps or epochs than ``began``; other keys are not compared."""
     changed = [(old, new) for _, old, new in _length_changes(began, config)]
     return bool(changed) and all(type(old) is int and type(new) is int and new > old for old, new in changed)
 
@@ -142,13 +140,8 @@ def length_dependence(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def require_extendable(began: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:
+def _require_extendable(began: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:
     """Refuse to make a run longer where it would not be the run that was as long from its beginning.
-
-    Args:
-        began: the configuration that the run began with.
-        config: the one that it is to resume with.
-        run_dir: the run's folder.
 
     Raises:
         CaldpoError: something before its old end depends on the length, or it has no checkpoint to resume from.

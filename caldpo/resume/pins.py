@@ -16,45 +16,29 @@ if TYPE_CHECKING:
 # Keys of summary.json
 MODEL_COMMIT = "model_commit"  # of a hub model
 DATA_COMMIT = "data_commit"  # of a hub data set
-DATE = "date"  # day of the run's first start, for chat templates that write it: see caldpo.data.template_source
+DATE = "date"  # day of the run's first start, for chat templates that write it: see caldpo.data.chat_template
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def pin(model: ModelSource, data: PairDataModule, recorded: Mapping[str, Any]) -> dict[str, str]:
-    """Pin the sources of a run to the recorded commits and date; in a new run to those of today.
+    """Pin the sources of a run to the ``recorded`` commits and date; in a new run to those of today.
 
     To be called before the tokenizer loads and before rows are read, which come from the same commits.
-
-    Args:
-        model: source of the weights.
-        data: of the run, whose rows may come from the hub.
-        recorded: ``summary.json`` of a run that was begun before; empty for a new one.
 
     Returns:
         Entries to record in ``summary.json``.
     """
-    began = first_day(recorded)
-    if began is not None:
-        data.now = began
+    data.now = first_day(recorded) or data.now
     data_commit = _commit(recorded.get(DATA_COMMIT)) or _commit(data.source.commit())
     if data_commit is not None:
         data.pin_source(data_commit)
-    pinned = {
-        MODEL_COMMIT: pin_model(model, recorded),
-        DATA_COMMIT: data_commit,
-        DATE: data.now.date().isoformat(),
-    }
+    pinned = {MODEL_COMMIT: pin_model(model, recorded), DATA_COMMIT: data_commit, DATE: data.now.date().isoformat()}
     return {key: value for key, value in pinned.items() if value is not None}
 
 
 def pin_model(source: ModelSource, recorded: Mapping[str, Any]) -> str | None:
-    """Pin a model to the recorded commit, with a note where its branch has moved; return the commit.
-
-    Args:
-        source: of the weights; one without a repository has no commit.
-        recorded: ``summary.json`` of a run that was begun before; empty for a new one.
-    """
+    """Pin a model to the recorded commit, with a note where its branch has moved; return the commit."""
     repository = source.repository()
     if repository is None:
         return None
@@ -62,12 +46,8 @@ def pin_model(source: ModelSource, recorded: Mapping[str, Any]) -> str | None:
     if commit is None:
         commit = _commit(repository.commit())
     elif commit != repository.revision and (current := repository.commit()) not in (None, commit):
-        print_notes(
-            [
-                f"{repository.revision or 'main'} of {repository.path} has moved on to {current}; the run resumes with"
-                f" {commit}, with which it began"
-            ]
-        )
+        branch = f"{repository.revision or 'main'} of {repository.path}"
+        print_notes([f"{branch} has moved on to {current}; the run resumes with {commit}, with which it began"])
     if commit is not None:
         repository.pin(commit)
     return commit

@@ -20,10 +20,6 @@ from caldpo.utils.process_rank import process_rank
 def finished_outcome(cfg: DictConfig, folder: Path) -> AlreadyDone | None:
     """Return the outcome of a finished run that ``resume=auto`` leaves alone; None where there is work to do.
 
-    Args:
-        cfg: of the run.
-        folder: the run's.
-
     Raises:
         CaldpoError: the folder holds another run, or one that the command does not ask to resume.
     """

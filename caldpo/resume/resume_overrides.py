@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.cache_dirs import without_cache_dirs
 from caldpo.config.find_runs import is_run
-from caldpo.config.overrides import quoted
+from caldpo.config.overrides import parse_overrides, quoted
 from caldpo.config.run_lifecycle import FINISHED
 from caldpo.config.summary_file import SUMMARY, known_summary
 from caldpo.config.trusted_config import require_own_code, require_plain_overrides
@@ -53,9 +51,10 @@ def with_run_overrides(overrides: Sequence[str], multirun: bool = False, config_
         CaldpoError: it is no run, its overrides are lost or would run code, or a secret has to be typed again.
     """
     typed = {_key(text): text for text in overrides}
-    folder = _folder(typed.get("resume"))
-    if folder is None:
+    resumed = _value(typed.get("resume"))
+    if resumed in (None, AUTO):
         return list(overrides)
+    folder = Path(str(resumed)).expanduser()
     if multirun:
         raise CaldpoError(
             "resumes one run",
@@ -123,24 +122,14 @@ def recorded_config(cfg: DictConfig, loss_name: str) -> dict[str, Any]:
 
 
 def recorded_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that ``summary.json`` keeps of a command line, without secrets."""
+    """Leave out what ``summary.json`` does not keep of a command line: keys of a single start, and secrets."""
     return list(redact([text for text in overrides if _key(text) not in _UNRECORDED]))
 
 
-def _folder(text: str | None) -> Path | None:
-    """Parse the folder that ``resume=`` names; None where it names none."""
-    value = _value(text)
-    return None if value is None or value == AUTO else Path(str(value)).expanduser()
-
-
 def _value(text: str | None) -> Any:
-    """Parse the value of an override; None where there is none, or it is malformed."""
-    if text is None:
-        return None
-    try:
-        return OverridesParser.create().parse_override(text).value()
-    except (HydraException, ValueError):
-        return None  # explained with all else that is wrong with the command line
+    """Parse the value of an override; None where there is none, or it is malformed, which is explained elsewhere."""
+    overrides = [] if text is None else parse_overrides(None, [text])
+    return overrides[0].value() if overrides else None
 
 
 def _require_run(folder: Path) -> None:

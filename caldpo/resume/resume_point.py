@@ -17,27 +17,16 @@ from caldpo.utils.collectives import is_first_rank
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where training begins.
-
-    Args:
-        run_dir: the run's folder.
-        checkpoint: folder of the checkpoint; None begins with step 0.
-        manifest: of the checkpoint.
-        earlier: rows of ``metrics.csv`` up to the checkpoint; None of a new run.
-    """
+    """Where training begins."""
 
     run_dir: Path
-    checkpoint: Path | None = None
-    manifest: Manifest | None = None
-    earlier: Sequence[Mapping[str, str]] | None = None
+    checkpoint: Path | None = None  # its folder; None begins with step 0
+    manifest: Manifest | None = None  # of the checkpoint
+    earlier: Sequence[Mapping[str, str]] | None = None  # rows of metrics.csv up to the checkpoint; None of a new run
 
     @classmethod
     def find(cls, run_dir: Path, *, resumed: bool) -> ResumePoint:
-        """Find where a run begins, and print it; changes nothing in its folder.
-
-        Args:
-            run_dir: the run's folder.
-            resumed: whether the run was begun before.
+        """Find where a run begins, and print it where it was begun before (``resumed``); change nothing in its folder.
 
         Raises:
             CaldpoError: there are checkpoints and all are damaged or unreadable, or ``metrics.csv`` or
@@ -88,10 +77,7 @@ class ResumePoint:
         return self.manifest.seconds if self.manifest else 0.0
 
     def require_same_inputs(self, inputs: Mapping[str, str]) -> None:
-        """Refuse to resume where these inputs are not those of the checkpoint.
-
-        Args:
-            inputs: digests by name, of those inputs that are known so far.
+        """Refuse to resume where inputs, by name, that are known so far are not those of the checkpoint.
 
         Raises:
             CaldpoError: naming those that changed.
@@ -100,9 +86,9 @@ class ResumePoint:
             require_same({name: digest for name, digest in self.manifest.identity.items() if name in inputs}, inputs)
 
     def truncate_files(self) -> None:
-        """Truncate the run's files to the checkpoint and set damaged ones aside; to be called on the first rank.
+        """Truncate the run's files to the checkpoint and set damaged ones aside.
 
-        Called once nothing can refuse to resume any more.
+        To be called on the first rank, once nothing can refuse to resume any more.
         """
         if self.earlier is None:
             return

@@ -8,8 +8,6 @@ weights saved in other shards, are the same run.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,13 +15,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.checkpointing.checkpoint_weights import frozen_names
-from caldpo.config.path_digests import path_digests
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_cache import tokenizer_digest
 from caldpo.models.adapted_policy import base_model
 from caldpo.reference.fingerprint import key_of, model_configuration, weights_digest
 from caldpo.reference.reference_base import Reference, ReferenceSource
 from caldpo.resume.config_diff import compared_keys, config_digest, without_length
+from caldpo.utils.digests import json_digest, path_digests
 from caldpo.utils.versions import versions
 
 COMPARED_AS_READ = (
@@ -41,13 +39,7 @@ _UNCOMPARED = ("transformers_version", "_from_model_config", "_commit_hash")  # 
 
 
 def data_inputs(config: Mapping[str, Any], data: PairDataModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Digest, by name, configuration, pairs and tokenizer: what is known before weights load.
-
-    Args:
-        config: of the run, resolved.
-        data: prepared.
-        tokenizer: with the chat template that the data was rendered by.
-    """
+    """Digest, by name, what is known before weights load: resolved configuration, prepared pairs and tokenizer."""
     compared = {k: v for k, v in compared_keys(config).items() if not k.startswith(COMPARED_AS_READ)}
     texts = [[pair.prompt, pair.chosen, pair.rejected] for pair in data.test_sources]
     return {
@@ -56,7 +48,7 @@ def data_inputs(config: Mapping[str, Any], data: PairDataModule, tokenizer: PreT
         "the tokens of the held-out pairs": data.test_pairs.digest(),
         "the scores of the training pairs": data.train_pairs.scores_digest(),
         "the scores of the held-out pairs": data.test_pairs.scores_digest(),
-        "the texts of the held-out pairs": _digest(texts),
+        "the texts of the held-out pairs": json_digest(texts),
         "the tokenizer": tokenizer_digest(tokenizer),
         **{f"what {key} names": digest for key, digest in path_digests(compared).items()},
     }
@@ -68,7 +60,7 @@ def policy_inputs(policy: PreTrainedModel) -> dict[str, str]:
     settings = {} if generation is None else {k: v for k, v in generation.to_dict().items() if k not in _UNCOMPARED}
     return {
         "the policy's configuration": key_of(model_configuration(policy)),
-        "the policy's generation settings": _digest(settings),
+        "the policy's generation settings": json_digest(settings),
     }
 
 
@@ -76,11 +68,6 @@ def frozen_inputs(policy: PreTrainedModel, reference: Reference, source: Referen
     """Digest the weights that a checkpoint does not hold: the reference's, and the frozen ones of the policy.
 
     All ranks have to call.
-
-    Args:
-        policy: that is trained.
-        reference: prepared.
-        source: of the reference.
     """
     facts = dict(reference.facts())
     weights = facts.pop("weights")
@@ -101,7 +88,3 @@ def environment(policy: PreTrainedModel, device: torch.device, layout: str) -> d
         "attention": str(base_model(policy).config._attn_implementation),
         "layout": layout,
     }
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -25,10 +25,7 @@ def require_no_links_out(folder: Path) -> None:
     """Refuse a run's folder with a link out of it anywhere, whatever its name, before anything is written there.
 
     Let be are the links at the top of ``wandb/`` that W&B removes and makes anew instead of writing through them, and
-    its service's log in the folders of its earlier runs.
-
-    Args:
-        folder: may come from other hands, may be a link itself (a person named it), and need not be there yet.
+    its service's log in the folders of its earlier runs. The folder may be a link itself, since a person named it.
 
     Raises:
         CaldpoError: naming the link.
@@ -43,14 +40,8 @@ def require_no_links_out(folder: Path) -> None:
 def require_no_links_out_of_sweep(folder: Path, depth: int = 1) -> None:
     """Refuse links out of a sweep's folder in what the sweep itself writes; runs check their own folders.
 
-    Not everything below is, since a sweep may be told to lie in a folder with other things in it.
-
-    Args:
-        folder: of the sweep; need not be there yet.
-        depth: how many folders down its runs' are.
-
-    Raises:
-        CaldpoError: naming the link.
+    Not everything below is, since a sweep may be told to lie in a folder with other things in it: its runs' folders
+    are ``depth`` down.
     """
     root = folder.resolve()
     for link in (*_links(root, depth), *_links(root / _JOBS)):
@@ -58,11 +49,7 @@ def require_no_links_out_of_sweep(folder: Path, depth: int = 1) -> None:
 
 
 def require_unlinked(folder: Path, *names: str) -> None:
-    """Refuse files that are links out of a folder, through which writing would change what lies elsewhere.
-
-    Args:
-        folder: may come from other hands. It may be a link itself, since that is what a person named.
-        names: of files and folders in it that are going to be written to; those that are not there are none.
+    """Refuse links out of a folder in the files and folders in it that are going to be written to.
 
     Raises:
         CaldpoError: one of them, or anything below it, is a link that leads out of ``folder``.

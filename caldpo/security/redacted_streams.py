@@ -1,4 +1,4 @@
-"""Mask secrets in logs, output and the environment of child processes."""
+"""Output of a run: secrets masked, also in logs and the environment of child processes, and readers that may leave."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, TextIO
 
 from caldpo.security.secrets import KNOWN_FORMS, is_secret_name, known_secrets, redact_text
-from caldpo.utils.resilient_stream import ResilientStream
 
 # Gated models and data need it; a process that is to have them is handed these by name.
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -26,6 +26,11 @@ _SHORTEST_START = 6  # characters of a secret before an ellipsis
 _LAYOUT = re.compile(rf"{_COLOURS}|{_FRAME}+|\n+")
 # the end of one line with the start of the next, but no space between two words of a line
 _WRAP = re.compile(rf"(?:{_COLOURS}|{_FRAME})*\n(?:{_COLOURS}|{_FRAME}|\n)*|{_COLOURS}")
+
+
+# of a terminal that is closed, of a reader that has left, and of a stream that was closed on purpose
+_GONE = (errno.EIO, errno.EPIPE, errno.EBADF)
+_NOTE = b"\nnote: the output stream is closed: the run goes on and writes to its folder alone\n"
 
 
 class RedactedFormatter(logging.Formatter):
@@ -55,13 +60,7 @@ class UnlinkedLogHandler(logging.FileHandler):
 
 
 class RedactedStream:
-    """Wrap a text stream; mask secrets in what is written to it, one call at a time.
-
-    Also those that a table's column or a terminal's width has folded.
-
-    Args:
-        stream: gets the text.
-    """
+    """Wrap a text stream; mask secrets in what is written to it, one call at a time, also where layout has cut them."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -76,6 +75,44 @@ class RedactedStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class ResilientStream:
+    """Wrap a text stream; write nowhere once its reader is gone.
+
+    A terminal is gone after a logout, a pipe when the program at its other end has ended, and None is what Python makes
+    of a descriptor that is closed. None of that is a reason to lose a run, which keeps all that it finds in files. A
+    disk without room is another matter, and an error as ever.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream: TextIO = stream or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, of the process
+
+    def write(self, text: str) -> int:
+        self._ignoring_closed(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._ignoring_closed(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _ignoring_closed(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            self._write_nowhere()
+
+    def _write_nowhere(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # what is buffered goes there, too
+            os.close(nowhere)
+        with contextlib.suppress(OSError):
+            os.write(2, _NOTE)
 
 
 @contextlib.contextmanager
@@ -100,11 +137,7 @@ def redacted_output(*, outlived: bool = False) -> Iterator[None]:
 
 
 def environment_without_secrets(*keep: str) -> dict[str, str]:
-    """Copy the environment without the variables that sound like secrets, for a child process.
-
-    Args:
-        keep: names of secret ones that it does need.
-    """
+    """Copy the environment for a child process, without variables that sound like secrets but those to ``keep``."""
     return {name: value for name, value in os.environ.items() if name in keep or not is_secret_name(name)}
 
 

@@ -35,37 +35,23 @@ _REFERENCE = re.compile(r"\$|\$\{oc\.env:\w+(,\s*null)?\}")  # to a variable tha
 _HEADERS = {"authorization", "cookie"}  # last words of names
 # what stands after such a name where none is given, or in source code
 _INNOCENT = {
-    "none",
-    "null",
-    "true",
-    "false",
-    "str",
-    "string",
-    "int",
-    "bool",
-    "bytes",
-    "float",
-    "any",
-    "optional",
-    "???",
+    *("none", "null", "true", "false", "???"),
+    *("str", "string", "int", "bool", "bytes", "float", "any", "optional"),
 }
 
 
 def mask_addresses(text: str) -> str:
     """Mask whatever stands before the host of an address."""
-    return (
-        _ADDRESS.sub(lambda match: _masked_address(text[: match.start() - 3], match[0]), text) if "@" in text else text
-    )
+    if "@" not in text:
+        return text
+    return _ADDRESS.sub(lambda match: _masked_address(text[: match.start() - 3], match[0]), text)
 
 
 def mask_named(text: str, is_secret_name: Callable[[str], bool]) -> str:
     """Mask values that follow names of secrets: ``"key": "value"``, ``key: value``, ``--key value``.
 
-    Overrides, ``key=value``, are left to :func:`caldpo.security.secrets.redact_text`.
-
-    Args:
-        text: of any kind: JSON, yaml, source code, headers, a command line, prose.
-        is_secret_name: whether a name sounds like a secret's.
+    Overrides, ``key=value``, are left to :func:`caldpo.security.secrets.redact_text`. The text may be of any kind:
+    JSON, yaml, source code, headers, a command line, prose.
     """
     for pattern, find in ((_NAME, _after_name), (_OPTION, _after_option), (_ELEMENT, _in_element)):
         text = _masked(text, pattern, find, is_secret_name)
@@ -108,7 +94,7 @@ def _after_name(text: str, match: re.Match[str]) -> re.Match[str] | None:
             return _TO_QUOTE.match(text, end)
         return (line.strip() and _CREDENTIALS.match(text, end)) or _LINE.match(text, end)
     if before in ("", "-") and not match["quote"]:
-        return _BLOCK.match(text, end) or (_FLOW if _is_flow(text, end) else _LINE).match(text, end)
+        return _BLOCK.match(text, end) or (_FLOW if text[end : end + 1] in ("{", "[") else _LINE).match(text, end)
     word = _WORD.match(text, end)
     if before in ("{", ",") and not (word and word[0].lower() in _INNOCENT):  # else the next parameter of a function
         return _FLOW.match(text, end)
@@ -124,10 +110,6 @@ def _after_option(text: str, match: re.Match[str]) -> re.Match[str] | None:
 
 def _in_element(text: str, match: re.Match[str]) -> re.Match[str] | None:
     return _TO_TAG.match(text, match.end())
-
-
-def _is_flow(text: str, place: int) -> bool:
-    return text[place : place + 1] in ("{", "[")
 
 
 def _is_header(key: str) -> bool:

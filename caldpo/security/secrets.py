@@ -1,8 +1,8 @@
 """Mask secrets in what is written or printed.
 
-Masked are the values of keys that sound like secrets, the values of environment variables that do, wherever
-they stand, well-known forms of access tokens, and whatever stands before the host in addresses. A value that was
-once masked because of its key is masked wherever it turns up later in this process, as in an error's message.
+Masked are the values of keys and environment variables that sound like secrets, well-known forms of access tokens, and
+whatever stands before the host in addresses. A value that was once masked because of its key is masked wherever it
+turns up later in this process, as in an error's message.
 """
 
 from __future__ import annotations
@@ -22,19 +22,10 @@ from omegaconf import OmegaConf
 from caldpo.errors import CaldpoError
 from caldpo.security.secret_patterns import MASK, mask_addresses, mask_named
 from caldpo.utils.atomic_io import write_text
+from caldpo.utils.file_names import is_there
 
 _SHORTEST = 8  # characters; a shorter environment value ("none", "true") would mask innocent text
-_WORDS = {
-    "token",
-    "secret",
-    "secrets",
-    "password",
-    "passwd",
-    "passphrase",
-    "credential",
-    "credentials",
-    "apikey",
-}
+_WORDS = {"token", "secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "apikey"}
 # also at the end of a word that runs on: PGPASSWORD, SECRETKEY, ACCESSTOKEN; no plain "pass", as of COMPASS
 _ENDINGS = (
     *("token", "password", "passwd", "passphrase", "secret", "sshpass", "dbpass", "smtppass"),
@@ -43,18 +34,8 @@ _ENDINGS = (
 # and as the last of several words: MYSQL_PWD, SMTP_PASS, GITHUB_PAT, REDISCLI_AUTH; PWD alone is a folder
 _LAST_WORDS = {"pwd", "pass", "pat", "auth"}
 _KINDS_OF_KEY = (
-    "api",
-    "access",
-    "account",
-    "auth",
-    "encryption",
-    "kaggle",
-    "storage",
-    "openai",
-    "private",
-    "service",
-    "signing",
-    "wandb",
+    *("api", "access", "account", "auth", "encryption", "kaggle", "storage"),
+    *("openai", "private", "service", "signing", "wandb"),
 )
 _WORD_PAIRS = {(kind, key) for kind in _KINDS_OF_KEY for key in ("key", "keys")} | {("connection", "string")}
 # Variables are named NVIDIA_KEY and the like after whatever they open; a key in a configuration is often a column.
@@ -87,26 +68,17 @@ def is_secret_name(name: str) -> bool:
         return False
     if any(word.endswith(_ENDINGS) for word in words) or _WORDS & set(words):
         return True
-    if len(words) > 1 and (words[-1] in _LAST_WORDS or _is_key_of_variable(last, words)):
+    opens = last.isupper() and words[-1:] == ["key"] and not _OPEN_KEYS & set(words)
+    if len(words) > 1 and (words[-1] in _LAST_WORDS or opens):
         return True
     return any(pair in _WORD_PAIRS for pair in itertools.pairwise(words))
 
 
-def _is_key_of_variable(name: str, words: list[str]) -> bool:
-    return name.isupper() and words[-1] == "key" and not _OPEN_KEYS & set(words)
-
-
 def redact(container: Any) -> Any:
     """Copy nested mappings and sequences with every secret masked; references to variables stay."""
-    learn(container)  # before anything is masked: a secret may stand in plain text ahead of its key
+    # before anything is masked: a secret may stand in plain text ahead of its key
+    _learned.update(value for value in _secret_values(container, secret=False) if len(value) >= _SHORTEST)
     return _redacted(container, secret=False)
-
-
-def learn(container: Any) -> None:
-    """Remember the values under secret keys, so that they are masked wherever this process writes them."""
-    for value in _secret_values(container, secret=False):
-        if len(value) >= _SHORTEST:
-            _learned.add(value)
 
 
 def _redacted(node: Any, *, secret: bool) -> Any:
@@ -195,11 +167,7 @@ def known_secrets() -> list[str]:
 def _secrets_among(variables: tuple[tuple[str, str], ...], learned: frozenset[str]) -> list[str]:
     values = {value for name, value in variables if len(value) >= _SHORTEST and is_secret_name(name)}
     # SSH_KEY or BUILD_PWD may name a file or folder, which messages have to name, too
-    values = {value for value in values if not (value.startswith("/") and _is_there(value))} | learned
+    values = {value for value in values if not (value.startswith("/") and is_there(value))} | learned
     # as they stand in addresses, in JSON and in the repr of a text
     written = {form for s in values for form in (s, quote(s, safe=""), json.dumps(s)[1:-1], repr(s)[1:-1])}
     return sorted(written, key=len, reverse=True)  # a secret inside another one is masked with it
-
-
-def _is_there(path: str) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 - Path.exists fails at what is too long for a name

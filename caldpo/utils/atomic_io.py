@@ -1,4 +1,4 @@
-"""Write files and folders atomically, and digest files. No heavy imports.
+"""Write files and folders atomically. No heavy imports.
 
 Everything is drafted beside its place, flushed to the disk, and renamed: a reader never sees half of it, and neither a
 kill nor a full disk costs what was there before.
@@ -19,11 +19,9 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-CHUNK = 32 * 2**20  # bytes hashed at a time: large enough for threads to pay, small enough to share them out
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without flock answer
 _PARTIAL = ".partial"
 _FOREIGN_AFTER = 86400.0  # seconds after which another machine's draft is taken for left behind
@@ -37,10 +35,7 @@ _drafts: set[str] = set()  # names under which this process writes, or has writt
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a draft to write to, which gets the file's name once it is complete and on the disk.
 
-    Drafts of the same file that killed processes left are cleared away.
-
-    Args:
-        path: its name. What is there stays until then, and for good where writing fails.
+    What is there stays until then. Drafts of the same file that killed processes left are cleared away.
 
     Raises:
         OSError: it cannot be written; names the file. The draft is removed.
@@ -104,23 +99,15 @@ def atomic_text(path: Path) -> Iterator[TextIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all.
-
-    Raises:
-        OSError: as :func:`atomic_file`.
-    """
+    """Write a text file in UTF-8, whole or not at all, as :func:`atomic_file`."""
     with atomic_file(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add whole lines to a text file in UTF-8, beside other processes that do.
+    """Add whole lines, each with its newline, to a text file in UTF-8, beside other processes that do.
 
     A last line without its end, as a power cut leaves one, is ended first. What cannot be written whole is taken back.
-
-    Args:
-        path: made where it is not there.
-        text: ends in a newline.
 
     Raises:
         OSError: it cannot be written; names the file.
@@ -145,30 +132,6 @@ def append_text(path: Path, text: str) -> None:
     except OSError as error:
         _name(error, path, path)
         raise
-
-
-def file_digest(path: Path) -> str:
-    """Digest a file: SHA-256 over the SHA-256 of each chunk, read by several threads."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        pieces = pool.map(lambda start: _piece_digest(path, start), range(0, path.stat().st_size, CHUNK))
-        digest = hashlib.sha256()
-        for piece in pieces:
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def known_digest(path: Path) -> str:
-    """Digest a file as :func:`file_digest`, once a process as long as the system says that it is unchanged.
-
-    A program can set back the size and the time of writing of a file, but not the time of its last change (ctime).
-    """
-    state = path.stat()
-    return _digest_of(path, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-
-
-@functools.lru_cache(maxsize=10_000)
-def _digest_of(path: Path, *unchanged: int) -> str:
-    return file_digest(path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -269,9 +232,3 @@ def _name(error: BaseException, path: Path, draft: Path) -> None:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _piece_digest(path: Path, start: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return hashlib.sha256(file.read(CHUNK)).digest()

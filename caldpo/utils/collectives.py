@@ -23,12 +23,7 @@ def is_first_rank() -> bool:
 
 
 def true_on_any_rank(flags: list[bool], device: torch.device) -> list[bool]:
-    """Reduce flags by OR over all ranks; a collective call.
-
-    Args:
-        flags: as many on every rank.
-        device: where this rank computes.
-    """
+    """Reduce flags, as many on every rank, by OR over all ranks; a collective call."""
     if not _several():
         return flags
     reduced = torch.tensor(flags, dtype=torch.uint8, device=device)

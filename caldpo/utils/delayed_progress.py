@@ -13,12 +13,7 @@ PATIENCE = 2.0  # seconds before there is something to see
 
 
 class DelayedProgress:
-    """Show a bar on standard error once the work has taken two seconds, on the first rank.
-
-    Args:
-        label: what is being done.
-        total: how much of it there is, in any unit.
-    """
+    """Show a bar on standard error once the work, ``total`` in any unit, has taken two seconds, on the first rank."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0

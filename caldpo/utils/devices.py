@@ -1,4 +1,4 @@
-"""Resolve ``auto`` devices and precision on this machine, before anything expensive is loaded."""
+"""Devices of this machine: what ``auto`` stands for on it, and how much memory they have given, or lack."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from omegaconf import DictConfig
 
 AUTO = "auto"
+# How PyTorch and the libraries below it name exhausted memory, where they raise no type of their own for it.
+_OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed", "bad_alloc")
 
 
 def resolve_accelerator(setting: str) -> str:
@@ -21,9 +23,7 @@ def resolve_accelerator(setting: str) -> str:
 def resolve_precision(setting: str, accelerator: str) -> str:
     """Resolve Lightning's name of a precision; ``auto`` is ``bf16-mixed`` on a GPU with bfloat16, else ``32-true``.
 
-    Args:
-        setting: ``trainer.precision``.
-        accelerator: ``cpu`` or ``gpu``; one that is not here, in an estimate, is taken to have bfloat16.
+    A GPU that is not here, in an estimate, is taken to have bfloat16.
     """
     if setting != AUTO:
         return setting
@@ -51,3 +51,10 @@ def peak_memory() -> tuple[int, str]:
         return torch.cuda.max_memory_allocated(), "GPU allocations of this run"
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "whole process so far"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on a device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)

@@ -30,13 +30,9 @@ def first_names(names: Sequence[str], count: int) -> str:
 
 
 def not_finite_error(what: str, bad: Sequence[str], count: int, kind: str) -> CaldpoError:
-    """Make the error of rows whose values are not finite.
+    """Make the error of rows whose values are not finite: ``bad`` ones, by where they come from, among ``count``.
 
-    Args:
-        what: whose values, as ``run at step 4: the policy's log-probs``.
-        bad: where each of these rows comes from.
-        count: rows that were checked.
-        kind: of rows, plural.
+    ``what`` names the values (``run at step 4: the policy's log-probs``), ``kind`` the rows, in the plural.
     """
     return CaldpoError(
         f"{what} are not finite: {len(bad)} of {count} {kind}, {first_names(bad, len(bad))}", remedy=REMEDY

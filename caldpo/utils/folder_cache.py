@@ -23,7 +23,7 @@ def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key
         cache: parent folder; created if need be.
         name: of the content, with a digest of its inputs.
         make: fills an empty folder.
-        key: configuration key of ``cache``, for the message.
+        key: configuration key of ``cache``.
 
     Raises:
         CaldpoError: the parent folder cannot be created or written to.
@@ -42,13 +42,8 @@ def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key
 def locked(cache: Path, name: str, *, key: str) -> Iterator[None]:
     """Hold the lock of an entry of ``cache``: taken at once, or after a message that the process waits.
 
-    Args:
-        cache: parent folder; created if need be.
-        name: of the entry.
-        key: configuration key of ``cache``, for the message.
-
     Raises:
-        CaldpoError: the parent folder cannot be created or written to.
+        CaldpoError: about ``key``: the parent folder cannot be created or written to.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -26,10 +26,7 @@ NODES = (_NODE, "GROUP_RANK")
 
 
 def process_rank() -> int:
-    """Read the rank of this process from the environment; 0: the first, or only one.
-
-    To be asked within :func:`own_ranks`.
-    """
+    """Read the rank of this process from the environment, within :func:`own_ranks`; 0: the first, or only one."""
     values = (os.environ.get(name) for name in RANKS)
     rank = next((int(value) for value in values if value and value.isdigit()), 0)
     # Lightning's own processes on a second node, the first of which has no rank yet
@@ -41,9 +38,8 @@ def process_rank() -> int:
 def own_ranks(cfg: DictConfig, *, announce: bool = False) -> Iterator[None]:
     """Hide other launchers' variables from the environment within the context.
 
-    Args:
-        cfg: of the run; without a section ``trainer`` it is one process.
-        announce: say so where one that is left out would have made this another process of the run.
+    Where one of them would have made this another process of the run, ``announce`` prints so. A configuration without a
+    section ``trainer`` is of one process.
     """
     devices, nodes = _count(cfg, "trainer.devices"), _count(cfg, "trainer.num_nodes")
     hidden = {name: os.environ.pop(name) for name in _foreign(os.environ, devices * nodes, nodes)}

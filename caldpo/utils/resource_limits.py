@@ -1,7 +1,6 @@
-"""Bound the memory and processor time of untrusted work, such as a chat template. No heavy imports.
+"""Bound the memory and processor time of untrusted work. No heavy imports.
 
-For what is a program without looking like one: a chat template can ask for gigabytes in one expression, or loop for
-years, which Jinja's sandbox does not stop.
+A chat template can ask for gigabytes in one expression, or loop for years, which Jinja's sandbox does not stop.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ def bounded(*, mebibytes: int, seconds: float) -> Iterator[None]:
     signals.
 
     Args:
-        mebibytes: of address space beyond what the process has now.
-        seconds: of the process's processor time, so that a busy machine does not count.
+        mebibytes: address space beyond what the process has now.
+        seconds: processor time of the process, so that a busy machine does not count.
 
     Raises:
         MemoryError: from the work, where it asks for more memory.

@@ -26,7 +26,7 @@ class TestRows:
         "caldpo": [answer(2.0, 100, once=5.0), answer(3.0, 300, once=15.0), answer(2.5, 200, once=10.0)],
         "trl_best": [],
     }
-    rows = make_rows({"trl": "A", "caldpo": "B", "trl_best": "C"}, answers, "trl", {}, WORK, matmul_flops=2e9)
+    rows = make_rows(answers, "trl", {}, WORK, matmul_flops=2e9, estimated={})
 
     def test_ratios_are_of_medians(self) -> None:
         baseline, caldpo_row, _ = self.rows
@@ -48,12 +48,12 @@ class TestRows:
         assert caldpo_row.first_run_pairs_per_second == pytest.approx(1 / (2.5 / 40 + 10 / 50))
         assert baseline.first_run_pairs_per_second == pytest.approx(40 / 12)
         assert too_large.first_run_pairs_per_second is None
-        names(first_run(caldpo_row, baseline), "first run", "3.81 pairs/s", "1.14 times A")
+        names(first_run(caldpo_row, baseline), "first run", "3.81 pairs/s", "1.14 times TRL default")
         names(first_run(caldpo_row, None), "first run", "3.81 pairs/s")
         assert "times" not in first_run(caldpo_row, None)
 
     def test_without_trl_there_are_no_ratios(self) -> None:
-        (row,) = make_rows({"caldpo": "B"}, {"caldpo": self.answers["caldpo"]}, None, {}, WORK, 2e9)
+        (row,) = make_rows({"caldpo": self.answers["caldpo"]}, None, {}, WORK, 2e9, {})
         assert (row.speed, row.memory) == (None, None)
         assert cells(row)[3] == "-"
 
@@ -61,15 +61,14 @@ class TestRows:
         text = markdown(self.rows, {"device": "abacus"})
         lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
         assert lines[0] == list(HEADERS)
-        assert lines[3][:4] == ["B", "16 (13.3-20)", "3200", "4.80"]
+        assert lines[3][:4] == ["caldpo default", "16 (13.3-20)", "3200", "4.80"]
         assert lines[3][5:] == ["4.50", "0.20", "-"]
-        assert lines[4] == ["C", "out of memory", *["-"] * 6]
-        names(text, "ms per pair", "B 200", "device: abacus")
+        assert lines[4] == ["TRL, fastest", "out of memory", *["-"] * 6]
+        names(text, "ms per pair", "caldpo default 200", "device: abacus")
 
     def test_estimates_stand_beside_what_was_measured(self) -> None:
         """180 MiB measured of 200 estimated are nine tenths; what did not fit has an estimate all the same."""
         rows = make_rows(
-            {"caldpo": "B", "caldpo_frozen": "C", "trl": "A"},
             {"caldpo": [answer(peak=180 * 2**20)], "caldpo_frozen": [], "trl": [answer(peak=2**20)]},
             None,
             {},
@@ -108,11 +107,10 @@ class TestAgreement:
         names(line, "caldpo", *facts)
 
     def test_lines_for_people(self) -> None:
-        rows = make_rows(
-            {"caldpo": "B"}, {"caldpo": [answer()]}, None, {"caldpo": Difference(1e-6, 2e-7, 3e-4, None)}, WORK, 1e9
-        )
+        difference = Difference(1e-6, 2e-7, 3e-4, None)
+        rows = make_rows({"caldpo": [answer()]}, None, {"caldpo": difference}, WORK, 1e9, {})
         (line,) = agreement_lines(rows)
-        names(line, "B", "loss 1.0e-06", "gradient norm 2.0e-07", "3.0e-04")
+        names(line, "caldpo default", "loss 1.0e-06", "gradient norm 2.0e-07", "3.0e-04")
 
 
 def test_a_digest_is_of_the_ids_and_not_of_their_order_in_the_step() -> None:

@@ -7,7 +7,7 @@ import inspect
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +21,7 @@ from caldpo.bench.worker import OutOfMemoryError
 from caldpo.bench.worker_job import Answer, Job, digest
 from caldpo.benchmark import main
 from caldpo.config.conf_dir import conf_dir
+from caldpo.config.run_lifecycle import write_json
 from caldpo.config.validation import check_config
 from tests.helpers.messages import names
 
@@ -173,9 +174,9 @@ class Workers:
         if answer.get("too large"):
             raise OutOfMemoryError
         Path(job.output).mkdir(parents=True)
-        steps = job.steps
+        steps = job.settings.all_steps
         plain = Answer([0.5] * steps, [2.0] * steps, [digest([])] * steps, 4.0, None, {"peak": 8, "of": ""}, "", {})
-        replace(plain, **answer).write(job.answer)
+        write_json(job.answer, asdict(replace(plain, **answer)))
 
     def matmul(self, job: Job) -> float:
         return 1e9

@@ -12,7 +12,7 @@ import pytest
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from caldpo.config.run_lifecycle import as_caldpo_error, exit_on_signals, one_line, write_json
+from caldpo.config.run_lifecycle import as_caldpo_error, describe_error, exit_on_signals, write_json
 from caldpo.config.summary_file import read_summary
 from caldpo.errors import CaldpoError
 from caldpo.sweep_report import UnderWay, collect, report_interrupted
@@ -181,7 +181,7 @@ def test_a_constructors_error_is_named_by_its_place() -> None:
     assert nested is not None
     assert nested.key == "loss.beta"
     assert as_caldpo_error(InstantiationException("z")) is None
-    assert one_line(ValueError("a\n b")) == "ValueError: a b"
+    assert describe_error(ValueError("a\n b")) == "ValueError: a b"
 
 
 def test_a_broken_summary_is_a_failed_run(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from caldpo.config.search_checks import find_search_problems
+from caldpo.config.metric_checks import find_search_problems
 from caldpo.config.summary_file import read_summary
 from caldpo.utils.yaml_io import read_yaml
 from tests.helpers.command import train

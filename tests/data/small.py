@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import string
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from caldpo.data.chat_template import RenderedPair, Renderer
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
@@ -96,6 +98,11 @@ class RowsSource(PairSource):
 def pair(prompt: Any, chosen: str, rejected: str, origin: str = "data:1") -> PreferencePair:
     """A pair without scores."""
     return PreferencePair(prompt, chosen, rejected, origin=origin)
+
+
+def rendered(pair: PreferencePair, tokenizer: Any, now: datetime | None = None) -> RenderedPair:
+    """The texts of a pair."""
+    return Renderer(tokenizer, now).pair(pair)
 
 
 def tokenized(pairs: list[Any], tokenizer: Any, **changes: Any) -> TokenizedSplit:

@@ -16,7 +16,7 @@ from caldpo.data import load
 from caldpo.data.data_report import LoadReport
 from caldpo.data.load import load_pairs, require_pairs
 from caldpo.data.sources import file_opening
-from caldpo.data.sources.file_checks import ENDINGS, folder_digest
+from caldpo.data.sources.file_checks import ENDINGS, full_folder_digest
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.data.sources.local_files import READERS, LocalFiles
 from tests.data.prepared import prepared
@@ -227,7 +227,9 @@ def test_a_changed_folder_is_read_again_whatever_its_times(tmp_path):
     for chosen in ("a", "c"):  # of the same size
         file.write_text(json.dumps({**ROW, "chosen": chosen}) + "\n")
         os.utime(file, (1e9, 1e9))
-        seen.append(([row.value["chosen"] for row in HubDataset(str(tmp_path)).rows("train")], folder_digest(tmp_path)))
+        seen.append(
+            ([row.value["chosen"] for row in HubDataset(str(tmp_path)).rows("train")], full_folder_digest(tmp_path))
+        )
     (first, before), (second, after) = seen
     assert (first, second) == (["a"], ["c"])
     assert before != after

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.batching import StepBatchSampler
-from caldpo.data.microbatching import MicroBatch
+from caldpo.data.batching import MicroBatch, StepBatchSampler, StepPlan
 from tests.helpers.messages import refused
 
 
@@ -21,7 +20,7 @@ def real(batches: list[MicroBatch]) -> list[int]:
 
 def test_by_hand() -> None:
     """7 pairs in steps of 4 (2 a batch, 2 micro-batches), in order: the last step has 3, dealt 1 and 2."""
-    batches = list(StepBatchSampler(7, 2, accumulation=2))
+    batches = list(StepPlan(7, 2, accumulation=2).sampler())
     assert batches == [
         MicroBatch((0, 1), (1.0, 1.0), 4),
         MicroBatch((2, 3), (1.0, 1.0), 4),
@@ -31,7 +30,7 @@ def test_by_hand() -> None:
 
 
 def test_a_rank_without_a_pair_gets_filler_of_weight_0() -> None:
-    ranks = [list(StepBatchSampler(5, 2, world_size=2, rank=rank)) for rank in (0, 1)]
+    ranks = [list(StepPlan(5, 2, world_size=2).sampler(rank)) for rank in (0, 1)]
     assert ranks[0] == [MicroBatch((0, 1), (1.0, 1.0), 4), MicroBatch((4,), (0.0,), 1)]
     assert ranks[1] == [MicroBatch((2, 3), (1.0, 1.0), 4), MicroBatch((4,), (1.0,), 1)]
 
@@ -58,15 +57,14 @@ def test_nothing_is_lost_or_doubled_and_no_rank_waits(
     drop_last = drop_last and pairs >= step_size
     ranks = []
     for rank in range(world_size):
-        sampler = StepBatchSampler(
+        sampler = StepPlan(
             pairs,
             micro_batch_size,
             accumulation=accumulation,
             world_size=world_size,
-            rank=rank,
             seed=seed,
             drop_last=drop_last,
-        )
+        ).sampler(rank)
         sampler.set_epoch(epoch)
         ranks.append(list(sampler))
         assert len(ranks[-1]) == len(sampler)
@@ -74,7 +72,7 @@ def test_nothing_is_lost_or_doubled_and_no_rank_waits(
     seen = [row for batches in ranks for row in real(batches)]
     assert max(Counter(seen).values()) == 1
     assert len(seen) == pairs - (pairs % step_size if drop_last else 0)
-    assert sampler.dropped == pairs - len(seen)
+    assert sampler.plan.dropped == pairs - len(seen)
     for begin in range(0, len(ranks[0]), accumulation):
         step = [b for batches in ranks for b in batches[begin : begin + accumulation]]
         assert {b.step_pairs for b in step} == {len(real(step))}  # every micro-batch knows its whole step
@@ -88,14 +86,13 @@ def test_a_step_has_the_same_pairs_for_every_division_into_micro_batches(pairs: 
     def steps(micro_batch_size: int, accumulation: int, world_size: int) -> list[set[int]]:
         ranks = [
             list(
-                StepBatchSampler(
+                StepPlan(
                     pairs,
                     micro_batch_size,
                     accumulation=accumulation,
                     world_size=world_size,
-                    rank=rank,
                     seed=5,
-                )
+                ).sampler(rank)
             )
             for rank in range(world_size)
         ]
@@ -110,7 +107,7 @@ def test_a_step_has_the_same_pairs_for_every_division_into_micro_batches(pairs: 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = StepBatchSampler(50, 4, seed=seed)
+        sampler = StepPlan(50, 4, seed=seed).sampler()
         for passed in range(epoch):  # how the epoch was reached must not matter
             sampler.set_epoch(passed)
             next(iter(sampler))
@@ -121,22 +118,22 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     assert orders == {key: order(*key) for key in orders}
     assert len({tuple(o) for o in orders.values()}) == 9
     assert all(sorted(o) == list(range(50)) for o in orders.values())
-    sampler = StepBatchSampler(50, 4, seed=1)
+    sampler = StepPlan(50, 4, seed=1).sampler()
     sampler.set_epoch(2)
     assert real(list(sampler)) == orders[1, 2]  # reached at once
 
 
 def test_dropping_the_last_step_is_counted_and_refused_where_it_leaves_nothing() -> None:
-    sampler = StepBatchSampler(11, 2, accumulation=2, seed=0, drop_last=True)
-    assert (sampler.dropped, len(sampler)) == (3, 4)
-    assert StepBatchSampler(12, 2, accumulation=2, seed=0, drop_last=True).dropped == 0
+    sampler = StepPlan(11, 2, accumulation=2, seed=0, drop_last=True).sampler()
+    assert (sampler.plan.dropped, len(sampler)) == (3, 4)
+    assert StepPlan(12, 2, accumulation=2, seed=0, drop_last=True).dropped == 0
     with refused("3 pairs", 4, key="data.drop_last", value=True, remedy="data.drop_last=false"):
-        StepBatchSampler(3, 2, accumulation=2, drop_last=True)
+        StepPlan(3, 2, accumulation=2, drop_last=True).sampler()
 
 
 def resumable(**changes: Any) -> StepBatchSampler:
     settings = {"pairs": 29, "micro_batch_size": 2, "accumulation": 3, "seed": 4} | changes
-    return StepBatchSampler(settings.pop("pairs"), settings.pop("micro_batch_size"), **settings)
+    return StepPlan(settings.pop("pairs"), settings.pop("micro_batch_size"), **settings).sampler()
 
 
 @pytest.mark.parametrize("handed_out", [0, 1, 5, 14, 15])

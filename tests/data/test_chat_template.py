@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.chat_template import render_pair, without_token
+from caldpo.data.chat_template import without_token
 from caldpo.data.raw_row import RowError
-from caldpo.data.template_source import read_template, require_template
-from tests.data.small import chat, pair, word_tokenizer
+from caldpo.data.template_checks import read_template, require_template
+from tests.data.small import chat, pair, rendered, word_tokenizer
 from tests.helpers.messages import refused
 
 FILE = {"key": "data.chat_template", "remedy": "data.chat_template=FILE"}
@@ -19,24 +19,24 @@ FILE = {"key": "data.chat_template", "remedy": "data.chat_template=FILE"}
 
 def test_a_conversation_is_rendered_as_prompt_and_response() -> None:
     tokenizer = word_tokenizer()
-    rendered = render_pair(pair(chat("a", "b", "c"), "yes", "no"), tokenizer)
-    assert rendered.prompt == "user : a <eos> z assistant : b <eos> z user : c <eos> z assistant : "
-    assert (rendered.chosen, rendered.rejected) == ("yes <eos> z ", "no <eos> z ")
-    assert rendered.templated
+    texts = rendered(pair(chat("a", "b", "c"), "yes", "no"), tokenizer)
+    assert texts.prompt == "user : a <eos> z assistant : b <eos> z user : c <eos> z assistant : "
+    assert (texts.chosen, texts.rejected) == ("yes <eos> z ", "no <eos> z ")
+    assert texts.templated
 
 
 def test_plain_text_is_not_rendered_even_with_a_template() -> None:
-    rendered = render_pair(pair("{{ 1 }} user :", " yes", "no"), word_tokenizer())
-    assert (rendered.prompt, rendered.chosen, rendered.rejected) == ("{{ 1 }} user :", " yes", "no")
-    assert not rendered.templated
+    texts = rendered(pair("{{ 1 }} user :", " yes", "no"), word_tokenizer())
+    assert (texts.prompt, texts.chosen, texts.rejected) == ("{{ 1 }} user :", " yes", "no")
+    assert not texts.templated
 
 
 def test_eos_in_the_responses_own_text_is_taken_out_and_counted() -> None:
-    rendered = render_pair(pair(chat("a <eos>"), "b <eos> c<eos>", "<<eos>eos>d"), word_tokenizer())
-    assert rendered.eos_stripped == 4  # two, one, and the one that taking it out makes
-    assert rendered.chosen == "b  c <eos> z "
-    assert rendered.rejected == "d <eos> z "
-    assert "a <eos>" in rendered.prompt  # the prompt is not ours to change
+    texts = rendered(pair(chat("a <eos>"), "b <eos> c<eos>", "<<eos>eos>d"), word_tokenizer())
+    assert texts.eos_stripped == 4  # two, one, and the one that taking it out makes
+    assert texts.chosen == "b  c <eos> z "
+    assert texts.rejected == "d <eos> z "
+    assert "a <eos>" in texts.prompt  # the prompt is not ours to change
 
 
 @pytest.mark.parametrize(("text", "left", "count"), [("", "", 0), ("xx", "", 1), ("xxx", "x", 1), ("axxb", "ab", 1)])
@@ -63,30 +63,30 @@ def test_a_text_made_of_nested_tokens_takes_no_time() -> None:
 def test_a_template_that_raises_names_its_reason() -> None:
     tokenizer = word_tokenizer(template="{{ raise_exception('only one turn') if messages|length > 2 }}x")
     with refused("chat template", "only one turn", kind=RowError):
-        render_pair(pair(chat("a", "b", "c"), "yes", "no"), tokenizer)
+        rendered(pair(chat("a", "b", "c"), "yes", "no"), tokenizer)
 
 
 def test_a_template_that_does_not_continue_its_own_prompt_is_refused_where_they_part() -> None:
     template = "assistant : {{ 'think' if add_generation_prompt else messages[-1].content }}"
     with refused(12, "'yes'", "'think'", "data.chat_template=FILE", kind=RowError):
-        render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
+        rendered(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
 
 
 def test_a_conversation_shorter_than_its_prompt_is_refused() -> None:
     template = "{{ 'abc' if add_generation_prompt else 'ab' }}"
     with refused(2, "''", "'c'", "data.chat_template=FILE", kind=RowError):
-        render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
+        rendered(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
 
 
 def test_a_template_runs_in_the_sandbox() -> None:
     template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     with refused("sandbox", "'__class__'", "unsafe", **FILE):
-        render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
+        rendered(pair(chat("a"), "yes", "no"), word_tokenizer(template=template))
 
 
 def test_a_syntax_error_blames_the_template_and_not_the_row() -> None:
     with refused("Jinja", "line 2", **FILE):
-        render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template="x\n{% if %}"))
+        rendered(pair(chat("a"), "yes", "no"), word_tokenizer(template="x\n{% if %}"))
 
 
 def test_a_tokenizer_without_template_is_refused_with_remedies() -> None:

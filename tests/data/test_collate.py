@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.collate import Layout, PairBatches, collate
-from caldpo.data.microbatching import MicroBatch
+from caldpo.data.batching import MicroBatch
+from caldpo.data.collate import Layout, collate
+from caldpo.data.data_loading import PairBatches
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
 from tests.helpers.messages import refused

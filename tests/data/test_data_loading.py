@@ -10,9 +10,8 @@ import torch
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from caldpo.data.batching import StepBatchSampler
-from caldpo.data.collate import PairBatches
-from caldpo.data.data_loading import PairLoader
+from caldpo.data.batching import StepPlan
+from caldpo.data.data_loading import PairBatches, PairLoader
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.types import PairBatch
@@ -51,7 +50,7 @@ class Recorder(LightningModule):
 
 def loader(seed: int | None = 11, workers: int = 0, accumulation: int = ACCUMULATION) -> PairLoader:
     pairs = TokenizedPairs(TokenizedPair([1], [i, 2], [i + 1, 2], None, None, i, f"f:{i}") for i in range(PAIRS))
-    sampler = StepBatchSampler(PAIRS, BATCH, accumulation=accumulation, seed=seed)
+    sampler = StepPlan(PAIRS, BATCH, accumulation=accumulation, seed=seed).sampler()
     return PairLoader(PairBatches(pairs, 0), sampler, workers=workers)
 
 
@@ -87,7 +86,7 @@ def test_each_epoch_has_every_pair_once_in_an_order_of_its_own(whole_run: tuple[
     orders = [[i for epoch, pairs, _ in steps if epoch == e for i in pairs] for e in range(3)]
     assert all(sorted(order) == list(range(PAIRS)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
-    sampler = StepBatchSampler(PAIRS, BATCH, accumulation=ACCUMULATION, seed=11)
+    sampler = StepPlan(PAIRS, BATCH, accumulation=ACCUMULATION, seed=11).sampler()
     for epoch, order in enumerate(orders):
         sampler.set_epoch(epoch)
         assert order == [row for batch in sampler for row in batch.rows]
@@ -120,7 +119,7 @@ def test_workers_run_ahead_and_the_position_counts_consumed_batches(
 
 def test_an_epoch_that_was_cut_short_does_not_shift_the_next(tmp_path: Path) -> None:
     cut = fit(tmp_path, epochs=2, limit_train_batches=6)
-    full = StepBatchSampler(PAIRS, BATCH, accumulation=ACCUMULATION, seed=11)
+    full = StepPlan(PAIRS, BATCH, accumulation=ACCUMULATION, seed=11).sampler()
     for epoch in (0, 1):
         full.set_epoch(epoch)
         expected = [row for batch in list(full)[:6] for row in batch.rows]

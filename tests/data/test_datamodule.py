@@ -26,6 +26,10 @@ from tests.helpers.messages import names, refused
 from tests.helpers.shared import shared
 
 
+def plan_steps(module: PairDataModule, accumulation: int = 1, world_size: int = 1) -> None:
+    module.plan_steps("padded", accumulation=accumulation, world_size=world_size, max_epochs=1, max_steps=None)
+
+
 def test_the_yaml_has_the_keys_of_the_signature_each_with_a_comment() -> None:
     lines = BASE.read_text().splitlines()
     keys = [i for i, line in enumerate(lines) if line and not line.startswith(("#", " "))]
@@ -138,12 +142,12 @@ def test_loaders_follow_the_trainers_ranks_and_accumulation(tmp_path: Path, caps
 
     def attached(rank: int) -> PairDataModule:
         module.trainer = SimpleNamespace(  # type: ignore[assignment]
-            accumulate_grad_batches=2,
             distributed_sampler_kwargs={"num_replicas": 2, "rank": rank},
             strategy=SimpleNamespace(root_device=SimpleNamespace(type="cpu")),
         )
         return module
 
+    plan_steps(module, accumulation=2, world_size=2)
     train = [list(attached(rank).train_dataloader()) for rank in (0, 1)]
     assert [[len(b.weight) for b in batches] for batches in train] == [[2, 2], [2, 2]]
     assert all(b.step_pairs == 8 for batches in train for b in batches)
@@ -156,6 +160,7 @@ def test_loaders_follow_the_trainers_ranks_and_accumulation(tmp_path: Path, caps
     assert [b.index.tolist() for b in test[1]] == [[1, 2]]
     assert test[0][0].step_pairs == 3
     module.trainer = None
+    plan_steps(module)
     alone = [b.index.tolist() for b in module.train_dataloader()]
     assert [len(rows) for rows in alone] == [2] * 5
     assert sorted(i for rows in alone for i in rows) == list(range(10))
@@ -173,6 +178,7 @@ def test_copies_to_a_gpu_do_not_wait(device: str, waits: bool) -> None:
 @pytest.mark.parametrize(("workers", "prefetch"), [(0, None), (1, 3)])
 def test_workers_keep_batches_ready(workers: int, prefetch: int | None, tmp_path: Path) -> None:
     module, _ = prepared(tmp_path, num_workers=workers, prefetch_factor=3, micro_batch_size=2)
+    plan_steps(module)
     loader = module.train_dataloader()
     assert (loader._loader.num_workers, loader._loader.prefetch_factor) == (workers, prefetch)
     assert sorted(i for batch in loader for i in batch.index.tolist()) == list(range(10))
@@ -182,6 +188,7 @@ def test_workers_end_when_their_loaders_are_closed(tmp_path: Path) -> None:
     """SIGTERM, with which Python would end them, is the run's to heed and ignored by them."""
     before = multiprocessing.active_children()  # of other tests in this process
     module, _ = prepared(tmp_path, num_workers=2, micro_batch_size=2)
+    plan_steps(module)
     half_read = iter(module.train_dataloader())
     for _ in range(2):  # a batch of each worker: both have started
         next(half_read)
@@ -199,7 +206,7 @@ def test_workers_end_when_their_loaders_are_closed(tmp_path: Path) -> None:
 
 def test_pairs_before_preparing_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="prepare_pairs"):
-        PairDataModule(**settings()).train_dataloader()
+        plan_steps(PairDataModule(**settings()))
 
 
 def test_other_ranks_are_silent_and_write_nothing(

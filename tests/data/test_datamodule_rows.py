@@ -78,6 +78,7 @@ def test_a_loss_with_score_targets_needs_scores_in_every_row(tmp_path: Path) -> 
         prepared(tmp_path, source=RowsSource(train=scored, test=TEST), needs_scores=True)
     source = RowsSource(train=scored, test=[(*row, 2.0, 1.0) for row in TEST])
     module, _ = prepared(tmp_path, source=source, needs_scores=True)
+    module.plan_steps("padded", accumulation=1, world_size=1, max_epochs=1, max_steps=None)
     batch = next(iter(module.train_dataloader()))
     assert batch.score_chosen.tolist() == [2.0] * 8
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from caldpo.data.mixtures import parts_of
+from caldpo.data.joined_sources import parts_of
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.split import prompt_key
 from tests.data.prepared import prepared, rejected

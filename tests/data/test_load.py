@@ -181,6 +181,16 @@ def test_reversed_scores():
     pairs, report = kept(source, on_reversed_scores="swap")
     assert pairs[0] == PreferencePair("A", "bad", "good", 3.0, 1.0, origin="train[0]")
     assert (report.swapped, pairs[1].chosen) == (1, "good")
+    called = [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]
+    answer, ask = [{"role": "assistant", "content": "b"}], [{"role": "user", "content": "A"}]
+    [pair], _ = kept(Rows(row(ask, called, answer, score_chosen=1, score_rejected=3)), on_reversed_scores="swap")
+    assert (pair.chosen, pair.chosen_extra) == ("b", None), "what stands beside a text goes with it"
+    assert pair.rejected_extra == {"tool_calls": called[0]["tool_calls"]}
+    called = [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]
+    answer, ask = [{"role": "assistant", "content": "b"}], [{"role": "user", "content": "A"}]
+    [pair], _ = kept(Rows(row(ask, called, answer, score_chosen=1, score_rejected=3)), on_reversed_scores="swap")
+    assert (pair.chosen, pair.chosen_extra) == ("b", None), "what stands beside a text goes with it"
+    assert pair.rejected_extra == {"tool_calls": called[0]["tool_calls"]}
     pairs, report = kept(source, on_reversed_scores="keep")
     assert (pairs[0].chosen, pairs[0].score_chosen, report.swapped) == ("good", 1.0, 0)
 
@@ -199,12 +209,12 @@ def test_write_rejections(tmp_path):
     first = LoadReport("train", rejections=[Rejection("train:1", "line", "not JSON (x)")])
     second = LoadReport("test", rejections=[Rejection("test:2", "row", "`é` is null")])
     path = tmp_path / "rejected_rows.jsonl"
-    assert write_rejections([first, second], path) == 2
+    write_rejections([first, second], path)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"split": "train", "origin": "train:1", "kind": "line", "reason": "not JSON (x)"},
         {"split": "test", "origin": "test:2", "kind": "row", "reason": "`é` is null"},
     ]
-    assert write_rejections(LoadReport("train"), path) == 0
+    write_rejections([LoadReport("train")], path)
     assert path.read_text() == ""
 
 

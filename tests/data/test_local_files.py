@@ -64,8 +64,9 @@ def read(path):
 
 
 def value(row):
-    """Its cells, without those that are not given."""
-    return Columns().of_table(row.value) if row.table else row.value
+    """Its cells, without those that are not given; scores as numbers, which csv holds as text."""
+    cells = Columns().of_table(row.value) if row.table else row.value
+    return {name: float(cell) if name.startswith("score") else cell for name, cell in cells.items()}
 
 
 def test_local_files_is_a_source():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.microbatching import ByCount, ByTokens
+from caldpo.data.batching import ByCount, ByTokens
 from caldpo.estimation.step_schedule import packed_tokens, padded_tokens
 
 LAYOUTS = ("packed", "padded")

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from caldpo.data.chat_template import render_pair
 from caldpo.data.load import load_pairs
 from tests.data.format_rows import assistant, system, user
-from tests.data.small import byte_tokenizer, tokenized
+from tests.data.small import byte_tokenizer, rendered, tokenized
 from tests.data.test_demonstrations import Rows
 from tests.helpers.messages import names
 
@@ -55,7 +54,7 @@ def refusal(row: dict[str, Any], template: str) -> str:
 
 
 def prompt_of(row: dict[str, Any], template: str) -> str:
-    return render_pair(pair_of(row), byte_tokenizer(template=template)).prompt
+    return rendered(pair_of(row), byte_tokenizer(template=template)).prompt
 
 
 def test_tools_and_what_turns_call_reach_the_template() -> None:
@@ -79,7 +78,7 @@ def test_tools_and_what_turns_call_reach_the_template() -> None:
 def test_a_response_may_be_a_tool_call_and_has_to_occur() -> None:
     calls = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     row = {"prompt": [user("Oslo?")], "chosen": [calls], "rejected": [assistant("No.")], "tools": [TOOL]}
-    assert render_pair(pair_of(row), byte_tokenizer(template=TOOLS)).chosen.startswith('<call>{"name": "weather"')
+    assert rendered(pair_of(row), byte_tokenizer(template=TOOLS)).chosen.startswith('<call>{"name": "weather"')
     template = TOOLS.replace("m.tool_calls", "[]")
     names(refusal(row, template), "chat template", "tool_calls", "weather")
     names(refusal({**row, "chosen": [assistant("")]}, TOOLS), "chosen response", "text")
@@ -104,18 +103,16 @@ def test_variables_reach_the_template() -> None:
 @pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
 def test_reasoning_reaches_the_template(name: str) -> None:
     row = {"prompt": [user("Why?")], **SIDES, "chosen": [{**assistant("Rain."), name: "Clouds."}]}
-    assert render_pair(pair_of(row), byte_tokenizer(template=THINKS)).chosen == "<think>Clouds.</think>Rain.</s>"
+    assert rendered(pair_of(row), byte_tokenizer(template=THINKS)).chosen == "<think>Clouds.</think>Rain.</s>"
     names(refusal(row, TURNS), "chat template", "chosen response", "reasoning_content")
 
 
 def test_a_response_that_a_template_cuts_is_refused() -> None:
     row = {"prompt": [user("Why?")], **SIDES, "rejected": [assistant("<think>\nHm.\n</think>\n\nNo.")]}
     names(refusal(row, STRIPS), "chat template", "rejected response")
-    assert render_pair(pair_of(row), byte_tokenizer(template=TURNS)).rejected.startswith("<think>\nHm.")
+    assert rendered(pair_of(row), byte_tokenizer(template=TURNS)).rejected.startswith("<think>\nHm.")
     spaced = {**row, "rejected": [assistant("  No. \n")]}  # trimmed, and not rewritten
-    assert render_pair(
-        pair_of(spaced), byte_tokenizer(template=TURNS.replace("m.content", "m.content | trim"))
-    ).rejected
+    assert rendered(pair_of(spaced), byte_tokenizer(template=TURNS.replace("m.content", "m.content | trim"))).rejected
 
 
 def test_other_turns_occur_except_earlier_ones_of_the_assistant() -> None:

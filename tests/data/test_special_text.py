@@ -10,10 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caldpo.data.chat_template import render_pair
 from caldpo.data.special_text import SpecialText
 from caldpo.data.tokenize import encode_prompt
-from tests.data.small import byte_tokenizer, chat, gpt2, letter_tokenizer, pair, tokenized, word_tokenizer, zephyr
+from tests.data.small import (
+    byte_tokenizer,
+    chat,
+    gpt2,
+    letter_tokenizer,
+    pair,
+    rendered,
+    tokenized,
+    word_tokenizer,
+    zephyr,
+)
 from tests.helpers.messages import names
 
 TEMPLATE = (
@@ -63,8 +72,8 @@ def test_an_eos_at_the_end_is_stripped_except_in_html() -> None:
 
 def test_an_endless_row_of_eos_takes_no_time() -> None:
     started = time.process_time()
-    rendered = render_pair(pair("a", "b" + " </s>" * 200_000, "c"), byte_tokenizer())
-    assert (rendered.chosen, rendered.eos_stripped) == ("b ", 200_000)
+    texts = rendered(pair("a", "b" + " </s>" * 200_000, "c"), byte_tokenizer())
+    assert (texts.chosen, texts.eos_stripped) == ("b ", 200_000)
     assert time.process_time() - started < 10
 
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.batching import StepPlan, plan_steps, steps_per_epoch
-from caldpo.data.microbatching import MicroBatch
+from caldpo.data.batching import MicroBatch, StepPlan
 from caldpo.estimation.step_schedule import packed_tokens, padded_tokens
 from tests.helpers.messages import refused
 
@@ -34,7 +33,9 @@ def planned(lengths: np.ndarray, **changes: Any) -> StepPlan:
         "max_epochs": 1,
         "max_steps": None,
     }
-    return plan_steps(lengths, **settings | changes)
+    settings |= changes
+    layout, max_tokens = settings.pop("layout"), settings.pop("max_tokens_per_micro_batch")
+    return StepPlan(len(lengths), **settings).for_lengths(lengths, layout, max_tokens)
 
 
 def real(batches: list[MicroBatch]) -> list[int]:
@@ -103,7 +104,7 @@ def test_the_same_steps_within_the_budget(
             loads = [[c * any(b.weights) for b, c in zip(*both, strict=True)] for both in zip(step, costs, strict=True)]
             most = max(max(of_rank) for of_rank in loads)
             assert max(map(sum, loads)) - min(map(sum, loads)) <= most  # no rank waits for more than one micro-batch
-    assert plan.pairs_seen == plain.pairs_seen == epochs * (pairs - plan.sampler(0).dropped)
+    assert plan.pairs_seen == plain.pairs_seen == epochs * (pairs - plan.dropped)
 
 
 def test_more_micro_batches_than_pairs_get_filler() -> None:
@@ -214,4 +215,4 @@ def test_dropping_the_only_step_is_refused_before_anything_runs() -> None:
     for tokens in (None, 100):
         with refused("5 pairs", 6, key="data.drop_last", value=True, remedy="data.drop_last=false"):
             planned(lengths_of(5), drop_last=True, max_tokens_per_micro_batch=tokens)
-    assert steps_per_epoch(5, 6, drop_last=False) == 1
+    assert StepPlan(5, 6).steps_per_epoch == 1

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from caldpo.data.chat_template import render_pair
-from caldpo.data.template_source import with_fixed_date
+from caldpo.data.chat_template import with_fixed_date
 from caldpo.data.token_cache import cached_tokens
 from caldpo.models.model_source import NoRepository
 from caldpo.resume.pins import first_day, pin
 from tests.data.prepared import TEST, TRAIN, Conversations, prepared
-from tests.data.small import byte_tokenizer, chat, pair
+from tests.data.small import byte_tokenizer, chat, pair, rendered
 from tests.helpers.messages import names
 
 DATED = (
@@ -30,9 +29,9 @@ EMBEDDED: Any = NoRepository()
 
 
 def test_the_date_is_fixed_in_any_format() -> None:
-    rendered = render_pair(pair(chat("a"), "b", "c"), byte_tokenizer(template=DATED), THEN)
-    assert rendered.prompt.lstrip("\n").startswith("29 Feb 2024 Thursday, 100%% user:a</s>")
-    now = render_pair(pair(chat("a"), "b", "c"), byte_tokenizer(template=DATED))
+    texts = rendered(pair(chat("a"), "b", "c"), byte_tokenizer(template=DATED), THEN)
+    assert texts.prompt.lstrip("\n").startswith("29 Feb 2024 Thursday, 100%% user:a</s>")
+    now = rendered(pair(chat("a"), "b", "c"), byte_tokenizer(template=DATED))
     assert f"{datetime.now():%Y}" in now.prompt
     formats = ("%Y-%m-%d", "%d %B %Y", "%-d %b", "%%d %H:%M", "%A %j %y")
     for form in formats:

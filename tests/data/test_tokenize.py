@@ -9,7 +9,8 @@ import pytest
 from tokenizers import processors
 
 from caldpo.data.data_report import TokenCounts
-from caldpo.data.tokenize import encode_continuation, end_once, leading_special_tokens
+from caldpo.data.special_text import SpecialText, encode_continuation
+from caldpo.data.tokenize import end_once, leading_special_tokens
 from tests.data.small import (
     byte_tokenizer,
     chat,
@@ -130,10 +131,12 @@ def test_prompt_and_response_always_spell_the_whole_text(make: Any, prompt: str,
 
 def test_a_continuation_has_no_space_of_its_own() -> None:
     tokenizer = zephyr()
-    assert encode_continuation(tokenizer, "Yes") == ids(tokenizer, "Yes")
-    assert encode_continuation(tokenizer, " Yes") == ids(tokenizer, "▁Yes")
-    assert encode_continuation(tokenizer, "\nYes") == ids(tokenizer, "<0x0A> Yes")
-    assert encode_continuation(gpt2(), "\n\n") == ids(gpt2(), "ĊĊ")  # which would merge with a newline before it
+    assert encode_continuation(SpecialText(tokenizer).encode_all, "Yes") == ids(tokenizer, "Yes")
+    assert encode_continuation(SpecialText(tokenizer).encode_all, " Yes") == ids(tokenizer, "▁Yes")
+    assert encode_continuation(SpecialText(tokenizer).encode_all, "\nYes") == ids(tokenizer, "<0x0A> Yes")
+    assert encode_continuation(SpecialText(gpt2()).encode_all, "\n\n") == ids(
+        gpt2(), "ĊĊ"
+    )  # which would merge with a newline before it
 
 
 def test_every_response_has_one_eos_and_other_eos_are_counted() -> None:

@@ -15,7 +15,7 @@ import torch
 from caldpo.estimate import main as estimate
 from caldpo.estimation.memory_verdict import GIB
 from caldpo.lightning_module import PreferenceModule
-from caldpo.utils.out_of_memory import is_out_of_memory
+from caldpo.utils.devices import is_out_of_memory
 from tests.helpers.command import RANDOM_MODEL, train
 from tests.helpers.messages import names
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from caldpo.data.batching import StepPlan, plan_steps
+from caldpo.data.batching import StepPlan
 from caldpo.data.collate import Layout, collate
 from caldpo.estimation.step_schedule import StepSchedule, padded_tokens, repeated_lengths, step_schedule
 from tests.helpers.tiny import tiny_pairs
@@ -29,7 +29,10 @@ def plan(pairs: int = 23, **changes: Any) -> StepPlan:
         "max_epochs": 1,
         "max_steps": None,
     }
-    return plan_steps(repeated_lengths(LENGTHS, pairs), **settings | changes)
+    lengths = repeated_lengths(LENGTHS, pairs)
+    settings |= changes
+    layout, max_tokens = settings.pop("layout"), settings.pop("max_tokens_per_micro_batch")
+    return StepPlan(len(lengths), **settings).for_lengths(lengths, layout, max_tokens)
 
 
 def planned(pairs: int = 23, **changes: Any) -> StepSchedule:

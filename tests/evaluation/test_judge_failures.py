@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_a_judge_that_repeats_the_key(policy: FakePolicy, monkeypatch: pytest.Mo
     with serving(lambda *question: f"{SECRET}\nVerdict: A") as server:
         outcome = judge(server).run(policy)
     assert SECRET not in (policy.folder / "judge_verdicts.jsonl").read_text()
-    assert SECRET not in json.dumps(outcome.as_dict())
+    assert SECRET not in json.dumps(asdict(outcome))
 
 
 def test_an_unset_key_is_told_where_one_is_wanted(policy: FakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -167,7 +168,7 @@ def test_many_calls_at_a_time_change_nothing(policy: FakePolicy, tmp_path: Path)
         (tmp_path / "one").mkdir()
         one = judge(server, concurrency=1).run(FakePolicy(tmp_path / "one", policy.ours, policy.theirs))
         many = judge(server, concurrency=16).run(policy)
-    assert many.as_dict() == one.as_dict()
+    assert asdict(many) == asdict(one)
 
 
 def test_tokens_and_cost(policy: FakePolicy) -> None:

@@ -60,7 +60,7 @@ def test_what_is_no_chat_completion(body: Any) -> None:
 )
 def test_counts_that_are_none_are_not_known(usage: Any, counted: tuple[int | None, int | None]) -> None:
     outcome = read_reply(json.dumps(completion(content="Verdict: B") | {"usage": usage}).encode())
-    assert (outcome.content, outcome.prompt_tokens, outcome.completion_tokens) == ("Verdict: B", *counted)
+    assert (outcome.answer, outcome.prompt_tokens, outcome.completion_tokens) == ("Verdict: B", *counted)
 
 
 @pytest.mark.parametrize("message", [{"content": None}, {}, {"content": None, "refusal": "no"}, {"content": ""}])
@@ -68,7 +68,7 @@ def test_a_judge_that_says_nothing_has_answered(message: dict[str, Any]) -> None
     body = completion(**message)
     body["choices"][0]["finish_reason"] = {"not": "text"}
     outcome = read_reply(json.dumps(body).encode())
-    assert (outcome.content, outcome.finish) == ("", None)
+    assert (outcome.answer, outcome.finish) == ("", None)
 
 
 def test_each_costs_its_own_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

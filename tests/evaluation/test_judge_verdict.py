@@ -11,8 +11,6 @@ from caldpo.evaluation.judge.pair_comparison import (
     JudgeModel,
     Pair,
     both_orders,
-    built_in,
-    fill,
     load_template,
     read_verdict,
     readable,
@@ -66,13 +64,13 @@ def test_verdicts_are_read(answer: str, verdict: str | None) -> None:
 
 def test_places_are_filled_in_one_pass() -> None:
     template = Template("$prompt|$first|$second|$$5")
-    assert fill(template, "{prompt} $first", "$second {0}", "\\1 $$") == "{prompt} $first|$second {0}|\\1 $$|$5"
+    question, _ = both_orders(Pair("{prompt} $first", "$second {0}", "\\1 $$"), template)
+    assert question.text == "{prompt} $first|$second {0}|\\1 $$|$5"
 
 
 @pytest.mark.parametrize("name", ["tldr", "hh", "general"])
 def test_own_texts_show_all_three_once_and_say_how_to_end(name: str) -> None:
-    assert name in built_in()
-    text = fill(load_template(name), "PROMPT-HERE", "FIRST-HERE", "SECOND-HERE")
+    text = both_orders(Pair("PROMPT-HERE", "FIRST-HERE", "SECOND-HERE"), load_template(name))[0].text
     places = [text.index(word) for word in ("PROMPT-HERE", "FIRST-HERE", "SECOND-HERE")]
     assert places == sorted(places)
     assert all(text.count(word) == 1 for word in ("PROMPT-HERE", "FIRST-HERE", "SECOND-HERE"))
@@ -99,7 +97,8 @@ def test_a_persons_text_is_checked(tmp_path: Path, content: bytes, facts: list[s
 
 def test_a_persons_text_is_used(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("Zu {$prompt}: 1. ${first} 2. $second")
-    assert fill(load_template(str(tmp_path / "mine.txt")), "p", "a", "b") == "Zu {p}: 1. a 2. b"
+    template = load_template(str(tmp_path / "mine.txt"))
+    assert template.substitute(prompt="p", first="a", second="b") == "Zu {p}: 1. a 2. b"
 
 
 def test_no_such_text_names_the_choices() -> None:

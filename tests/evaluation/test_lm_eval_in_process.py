@@ -16,14 +16,15 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caldpo.data.chat_template import render_pair
 from caldpo.data.pair import PreferencePair
 from caldpo.evaluation.lm_eval.in_process import run_in_process
 from caldpo.evaluation.lm_eval.read_results import read_task
 from caldpo.evaluation.lm_eval.subprocess_run import _arguments, _write_model
-from caldpo.evaluation.lm_eval.task_plan import PAIRS, Options, PlannedTask, pairs_task
+from caldpo.evaluation.lm_eval.task_plan import PAIRS, PlannedTask, TaskResults, pairs_task, plan_tasks
+from caldpo.evaluation.suites.leaderboard import Leaderboard
 from caldpo.models.adapters import Lora
 from tests.callbacks.oracle_data import naive_logprob
+from tests.data.small import rendered
 from tests.evaluation.lm_eval_tasks import ASKED, data_sets_in, write_tasks
 from tests.helpers.messages import refused
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
@@ -38,22 +39,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _policy(folder: Path, tokenizer: Any, **keys: Any) -> Any:
-    model = tiny_model()
-    return SimpleNamespace(
-        model=model, tokenizer=tokenizer, device=model.device, context=nullcontext, folder=folder, **keys
-    )
+    common = {"model": tiny_model(), "tokenizer": tokenizer, "context": nullcontext, "folder": folder}
+    return SimpleNamespace(**{**common, "device": torch.device("cpu"), "texts": PAIRS_OF_WORDS, **keys})
 
 
-def _options(folder: Path, **keys: Any) -> Options:
-    common = {
-        "own_tasks": None,
-        "shipped_tasks": folder,
-        "limit": None,
-        "chat_template": False,
-        "multiturn": True,
-        "batch": 4,
-    }
-    return Options(**{**common, "bootstrap": 10, "log_samples": False, **keys})
+def _run(policy: Any, *plan: PlannedTask, own: Path | None = None, **keys: Any) -> TaskResults:
+    """Run tasks of the user's own and held-out pairs, without LM Eval's own tasks."""
+    suite = _suite(include_path=None if own is None else str(own), **keys)
+    return run_in_process(list(plan), policy, suite, policy.folder / "no tasks")
+
+
+def _suite(**keys: Any) -> Leaderboard:
+    return Leaderboard(**{"tasks": [PAIRS], "batch_size": 4, "bootstrap_iters": 10, **keys})
 
 
 PAIRS_OF_WORDS = [
@@ -68,8 +65,7 @@ def test_process_and_model_are_left_as_they_were(tmp_path: Path) -> None:
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     expected = random.random(), np.random.rand(), torch.rand(1).item()
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    task = pairs_task(PAIRS_OF_WORDS, policy.tokenizer, tmp_path)
-    done = run_in_process([PlannedTask(PAIRS, None)], policy, _options(tmp_path, pairs=task, limit=3))
+    done = _run(policy, PlannedTask(PAIRS, None), limit=3)
     assert done.results[0][1]["n-samples"][PAIRS] == {"original": 24, "effective": 3}
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
     assert policy.model.training
@@ -82,8 +78,7 @@ def test_bos_stands_once_before_the_prompt(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     policy = _policy(tmp_path, tokenizer)
-    task = pairs_task(PAIRS_OF_WORDS, tokenizer, tmp_path)
-    done = run_in_process([PlannedTask(PAIRS, None)], policy, _options(tmp_path, pairs=task, log_samples=True))
+    done = _run(policy, PlannedTask(PAIRS, None), log_samples=True)
     plain = tiny_tokenizer()
     right = []
     for pair in PAIRS_OF_WORDS:
@@ -103,9 +98,9 @@ def test_conversations_are_written_as_training_writes_them(tmp_path: Path) -> No
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' ' }}{% endfor %}"
     pair = PreferencePair(({"role": "user", "content": "w1 w2"},), "w3", "w4 w5")
-    pairs_task([pair], tokenizer, tmp_path)
+    pairs_task(_policy(tmp_path, tokenizer, texts=[pair]))
     row = json.loads((tmp_path / "held_out_pairs.jsonl").read_text())
-    texts = render_pair(pair, tokenizer)
+    texts = rendered(pair, tokenizer)
     assert row == {"prompt": texts.prompt, "choices": [texts.chosen, texts.rejected], "label": 0}
     assert row["prompt"] == "<user> w1 w2 "
 
@@ -113,19 +108,17 @@ def test_conversations_are_written_as_training_writes_them(tmp_path: Path) -> No
 def test_prompts_longer_than_the_context_are_told(tmp_path: Path) -> None:
     policy = _policy(tmp_path, tiny_tokenizer())
     policy.model.config.max_position_embeddings = 4
-    task = pairs_task(PAIRS_OF_WORDS, policy.tokenizer, tmp_path)
-    done = run_in_process([PlannedTask(PAIRS, None)], policy, _options(tmp_path, pairs=task))
+    done = _run(policy, PlannedTask(PAIRS, None))
     ends = [len(f"{p.prompt}{side}".split()) for p in PAIRS_OF_WORDS for side in (p.chosen, p.rejected)]
     assert done.truncations == sum(length > 5 for length in ends)
 
 
 def test_mixed_precision_of_the_run(tmp_path: Path) -> None:
-    policy = _policy(tmp_path, tiny_tokenizer())
+    policy = _policy(tmp_path, tiny_tokenizer(), texts=PAIRS_OF_WORDS[:2])
     policy.context = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
     dtypes = set()
     policy.model.lm_head.register_forward_hook(lambda module, given, out: dtypes.add(out.dtype))
-    task = pairs_task(PAIRS_OF_WORDS[:2], policy.tokenizer, tmp_path)
-    run_in_process([PlannedTask(PAIRS, None)], policy, _options(tmp_path, pairs=task))
+    _run(policy, PlannedTask(PAIRS, None))
     assert dtypes == {torch.bfloat16}
 
 
@@ -133,10 +126,9 @@ def test_chat_template_is_for_questions_not_for_held_out_pairs(tmp_path: Path) -
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ 'w38 ' + m['content'] + ' w39' }}{% endfor %}"
     write_tasks(tmp_path / "own", lambda question: "w1")
-    policy = _policy(tmp_path, tokenizer)
-    task = pairs_task(PAIRS_OF_WORDS[:2], tokenizer, tmp_path)
-    options = _options(tmp_path, pairs=task, own_tasks=tmp_path / "own", chat_template=True, log_samples=True, limit=2)
-    run_in_process([PlannedTask("word_choice", None), PlannedTask(PAIRS, None)], policy, options)
+    policy = _policy(tmp_path, tokenizer, texts=PAIRS_OF_WORDS[:2])
+    plan = plan_tasks(["word_choice", PAIRS], None, templated=True)
+    _run(policy, *plan, own=tmp_path / "own", log_samples=True, limit=2)
 
     def asked(name: str) -> str:
         rows = (tmp_path / "leaderboard_samples" / f"{name}.jsonl").read_text().splitlines()
@@ -150,15 +142,14 @@ def test_chat_template_is_for_questions_not_for_held_out_pairs(tmp_path: Path) -
 def test_adapted_policy(tmp_path: Path) -> None:
     """In memory with its adapter on top, and in a folder with the adapter merged."""
     pytest.importorskip("peft")
-    policy = _policy(tmp_path, tiny_tokenizer(), weights=SimpleNamespace(path=None))
+    policy = _policy(tmp_path, tiny_tokenizer(), weights=SimpleNamespace(path=None), texts=PAIRS_OF_WORDS[:4])
     plain = tiny_model()
     policy.model = Lora(rank=2).apply(policy.model).eval()
     torch.manual_seed(0)
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    task = pairs_task(PAIRS_OF_WORDS[:4], policy.tokenizer, tmp_path)
-    run_in_process([PlannedTask(PAIRS, None)], policy, _options(tmp_path, pairs=task, log_samples=True))
+    _run(policy, PlannedTask(PAIRS, None), log_samples=True)
     row = json.loads((tmp_path / "leaderboard_samples" / f"{PAIRS}.jsonl").read_text().splitlines()[0])
     words = policy.tokenizer(PAIRS_OF_WORDS[0].prompt).input_ids, policy.tokenizer(PAIRS_OF_WORDS[0].chosen).input_ids
     expected = naive_logprob(policy.model, *words)
@@ -183,8 +174,8 @@ def test_groups_and_tags(tmp_path: Path) -> None:
         PlannedTask("words", None),
         PlannedTask("word_tasks", None),
     )
-    done = run_in_process([group, tag], policy, _options(tmp_path, own_tasks=tmp_path / "own"))
-    read = {task.name: read_task(task, results, templated=False) for task, results in done.results}
+    done = _run(policy, group, tag, own=tmp_path / "own")
+    read = {task.name: read_task(task, results) for task, results in done.results}
     measures, details = read["words"]
     parts = [details["metrics"][name]["acc,none"] for name in ("word_choice", "word_two")]
     assert parts[0] != parts[1]
@@ -202,22 +193,21 @@ def test_own_task_that_is_broken(tmp_path: Path) -> None:
     write_tasks(own, lambda question: "w1")
     (own / "no_data.yaml").write_text((own / "word_choice.yaml").read_text().replace("word_choice", "no_data"))
     (own / "odd_key.yaml").write_text("include: word_choice.yaml\ntask: odd_key\nshots: 3\n")
-    policy, options = _policy(tmp_path, tiny_tokenizer()), _options(tmp_path, own_tasks=own)
+    policy = _policy(tmp_path, tiny_tokenizer())
     with refused("no_data.jsonl", key="leaderboard.tasks", value="no_data"):
-        run_in_process([PlannedTask("no_data", None)], policy, options)
+        _run(policy, PlannedTask("no_data", None), own=own)
     with refused("shots", key="leaderboard.tasks", value="odd_key", remedy="yaml"):
-        run_in_process([PlannedTask("odd_key", None)], policy, options)
+        _run(policy, PlannedTask("odd_key", None), own=own)
 
 
 def test_command_line_of_vllm(tmp_path: Path) -> None:
     target = SimpleNamespace(of_run=lambda key, default: default)
     policy = _policy(tmp_path, tiny_tokenizer(), precision="bf16-mixed", target=target)
-    options = _options(tmp_path, chat_template=True, limit=7)
-    row = PlannedTask("gsm8k", 5)
-    assert _arguments(row, policy, options, "vllm", tmp_path) == [
+    task = PlannedTask("gsm8k", 5, templated=True)
+    assert _arguments(task, policy, _suite(backend="vllm", limit=7), tmp_path) == [
         *("-m", "lm_eval", "--model", "vllm", "--model_args", "pretrained=policy,tokenizer=tokenizer,dtype=auto"),
         *("--batch_size", "auto", "--num_fewshot", "5", "--limit", "7"),
         *("--apply_chat_template", "--fewshot_as_multiturn", "--tasks", "gsm8k", "--output_path", "gsm8k"),
     ]
-    line = " ".join(_arguments(row, policy, options, "hf", tmp_path))
+    line = " ".join(_arguments(task, policy, _suite(), tmp_path))
     assert "dtype=auto,mixed_precision_dtype=bfloat16 --device cpu --batch_size 4 " in line

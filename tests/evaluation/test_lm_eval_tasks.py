@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,10 @@ def test_boards_keep_their_shots_and_tasks_come_once() -> None:
     assert (plan["piqa"].shots, plan["held_out_pairs"].shots) == (3, None)
 
 
-def _without(*modules: str, antlr: str = "4.11.0") -> Installation:
-    known = ("math_verify", "sympy", "antlr4", "langdetect", "immutabledict", "nltk", "pkg_resources", "vllm")
-    locations = {m: None if m in modules else "here" for m in known}
-    return Installation(None, Path(), "0", locations, {"antlr4-python3-runtime": antlr})
+def _without(*packages: str, antlr: str = "4.11.0") -> Installation:
+    versions = {"math-verify": "0.8.0", "sympy": "1.14.0", "antlr4-python3-runtime": antlr, "langdetect": "1.0.9"}
+    versions |= {"immutabledict": "4.2.1", "nltk": "3.9.1", "setuptools": "80.9.0", "vllm": "0.10.0"}
+    return Installation(None, Path(), {name: None if name in packages else v for name, v in versions.items()})
 
 
 def test_missing_packages() -> None:
@@ -147,14 +148,13 @@ def test_missing_packages() -> None:
 
 
 def test_a_harness_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    columns = {"modules": dict.fromkeys(installations._MODULES), "versions": {}}
-    monkeypatch.setattr(installations.environment_probe, "probe", lambda *_: columns)
+    monkeypatch.setattr(installations.environment_probe, "probe", lambda *_: {"folder": None, "versions": {}})
     with refused(key="suite", value="leaderboard", remedy="pip install 'caldpo[eval]'"):
         Leaderboard(tasks=[V2]).check()
     with refused(key="leaderboard.python", value=tmp_path / "nowhere"):
         Leaderboard(tasks=[V2], python=str(tmp_path / "nowhere")).check()
     empty = tmp_path / "python"
-    empty.write_text('#!/bin/sh\necho \'{"modules": {"lm_eval": null}, "versions": {"lm_eval": null}}\'\n')
+    empty.write_text('#!/bin/sh\necho \'{"folder": null, "versions": {"lm_eval": null}}\'\n')
     empty.chmod(0o755)
     with refused("lm_eval", key="leaderboard.python", value=empty, remedy=f"{empty} -m pip install"):
         Leaderboard(tasks=[V2], python=str(empty)).check()
@@ -194,7 +194,7 @@ def test_normalisation_is_the_documentation_s() -> None:
     scores = {"murder_mysteries": 0.7, "object_placements": 0.4, "team_allocation": 0.6}
     results = _results(task, {f"leaderboard_musr_{n}": {"acc_norm,none": v} for n, v in scores.items()}, 0)
     results["groups"] = {"leaderboard_musr": {"acc_norm,none": 0.56, "acc_norm_stderr,none": 0.1}}
-    measures, details = read_task(task, results, templated=False)
+    measures, details = read_task(task, results)
     assert details["normalised"] == pytest.approx(35.0, abs=0.05)
     assert measures["leaderboard_musr"].value == 0.56
     assert measures["leaderboard_musr"].low == pytest.approx(0.56 - 0.196)
@@ -207,7 +207,7 @@ def test_chance_of_bbh_is_of_each_task_s_choices() -> None:
     results = _results(task, leaves, 3)
     results["groups"] = {"leaderboard_bbh": {"acc_norm,none": 0.4}}
     results["configs"] = {name: {"doc_to_choice": ["x"] * n} for name, n in zip(leaves, (2, 6), strict=True)}
-    _, details = read_task(task, results, templated=False)
+    _, details = read_task(task, results)
     assert details["normalised"] == pytest.approx((50 + 0) / 2)
 
 
@@ -220,7 +220,7 @@ def test_ifeval_is_the_mean_of_two() -> None:
         "inst_level_strict_acc_stderr,none": "N/A",
         "prompt_level_loose_acc,none": 0.9,
     }
-    measures, details = read_task(task, _results(task, {task.name: scores}, 0), templated=True)
+    measures, details = read_task(replace(task, templated=True), _results(task, {task.name: scores}, 0))
     measure = measures[task.name]
     assert (measure.value, measure.low) == (pytest.approx(0.4), None)
     assert measure.unit == "prompt_level_strict_acc and inst_level_strict_acc"
@@ -237,7 +237,7 @@ def test_mmlu_is_the_mean_over_subjects() -> None:
     }
     results = _results(task, subjects, 5)
     results["groups"] = {"mmlu": {"acc,none": 0.55, "acc_stderr,none": 0.03}}
-    measures, details = read_task(task, results, templated=False)
+    measures, details = read_task(task, results)
     assert list(measures) == ["mmlu"]
     assert measures["mmlu"].value == pytest.approx(0.4)
     assert measures["mmlu"].high == pytest.approx(0.4 + 1.96 * 0.025)
@@ -248,11 +248,11 @@ def test_mmlu_is_the_mean_over_subjects() -> None:
 def test_gsm8k_is_read_strictly_and_others_by_what_they_report() -> None:
     scores = {"exact_match,flexible-extract": 0.4, "exact_match,strict-match": 0.3}
     for task, expected in ((_wanted("gsm8k"), 0.3), (PlannedTask("other", None), 0.4)):
-        measures, _ = read_task(task, _results(task, {task.name: scores}, 5), templated=False)
+        measures, _ = read_task(task, _results(task, {task.name: scores}, 5))
         assert measures[task.name].value == expected
     task = PlannedTask("mine", None)
     reported = {"acc,none": 0.2, "f1,none": 0.6, "acc_norm,none": 0.3, "alias": "mine"}
-    measures, details = read_task(task, _results(task, {"mine": reported}, 0), templated=False)
+    measures, details = read_task(task, _results(task, {"mine": reported}, 0))
     assert measures["mine"].value == 0.3
     assert details["read"] == {"mine": "acc_norm,none"}
 
@@ -260,7 +260,7 @@ def test_gsm8k_is_read_strictly_and_others_by_what_they_report() -> None:
 def test_a_tag_gives_a_measure_for_each_task() -> None:
     task = PlannedTask("two", None)
     results = _results(task, {"a": {"acc,none": 0.2}, "b": {"f1,none": 0.9}}, 0)
-    assert {n: m.value for n, m in read_task(task, results, templated=False)[0].items()} == {"a": 0.2, "b": 0.9}
+    assert {n: m.value for n, m in read_task(task, results)[0].items()} == {"a": 0.2, "b": 0.9}
 
 
 def test_other_shots_than_the_leaderboard_s_are_seen() -> None:

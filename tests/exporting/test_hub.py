@@ -66,7 +66,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[int, di
 
 
 def test_a_repository_is_made_private_with_the_token_of_the_environment(answers: dict) -> None:
-    hub.Repository("org/name", private=True).prepare()
+    hub.prepare_repository("org/name", private=True)
     assert {header for _, header, _ in Hub.seen} == {f"Bearer {SECRET}"}
     (made,) = [body for path, _, body in Hub.seen if path.startswith("/api/repos/create")]
     assert made["name"] == "name"
@@ -86,7 +86,7 @@ def test_a_refusal_is_told(answers: dict, path: str, status: int, fact: str, rem
     answers[path] = (status, {"error": "no"})
     answers["/api/models/org/name"] = (404, {"error": "no such repository"})
     with refused(fact, key="push_to", value="org/name", remedy=remedy) as caught:
-        hub.Repository("org/name", private=True).prepare()
+        hub.prepare_repository("org/name", private=True)
     assert SECRET not in str(caught.value)
 
 
@@ -94,14 +94,14 @@ def test_a_refusal_is_told(answers: dict, path: str, status: int, fact: str, rem
 def test_a_repository_of_others_is_refused_before_the_export(answers: dict) -> None:
     Hub.answers = {"/api/models/org/name/auth-check": (403, {"error": "no"}), **answers}
     with refused("may not write", key="push_to", value="org/name", remedy="write access"):
-        hub.Repository("org/name", private=True).prepare()
+        hub.prepare_repository("org/name", private=True)
 
 
 def test_a_public_repository_takes_no_private_policy(answers: dict) -> None:
     answers["/api/models/org/name"] = (200, {"id": "org/name", "private": False, "siblings": []})
     with refused("public", key="push_to", value="org/name", remedy="private=false"):
-        hub.Repository("org/name", private=True).prepare()
-    hub.Repository("org/name", private=False).prepare()
+        hub.prepare_repository("org/name", private=True)
+    hub.prepare_repository("org/name", private=False)
 
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "HfApi", functools.partial(HfApi, endpoint="http://127.0.0.1:9"))
     with refused("hub", "Connection refused", key="push_to", value="org/name", remedy="HF_HUB_OFFLINE"):
-        hub.Repository("org/name", private=True).prepare()
+        hub.prepare_repository("org/name", private=True)
 
 
 def test_the_whole_folder_goes_up_in_one_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_whole_folder_goes_up_in_one_commit(monkeypatch: pytest.MonkeyPatch,
         "upload_folder",
         lambda _, **arguments: asked.update(arguments) or SimpleNamespace(commit_url="https://there"),
     )
-    assert hub.Repository("org/name", private=True).upload(tmp_path, "why") == "https://there"
+    assert hub.upload("org/name", tmp_path, "why") == "https://there"
     assert asked == {
         "repo_id": "org/name",
         "repo_type": "model",

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from caldpo.data.batching import StepBatchSampler
-from caldpo.data.collate import PairBatches
-from caldpo.data.data_loading import PairLoader
+from caldpo.data.batching import StepPlan
+from caldpo.data.data_loading import PairBatches, PairLoader
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
@@ -36,8 +35,8 @@ class Pairs(pl.LightningDataModule):
         return self.loader(self.test, 3)
 
     def loader(self, pairs: TokenizedPairs, micro: int, **keys: Any) -> PairLoader:
-        ranks = {"world_size": self.trainer.world_size, "rank": self.trainer.global_rank}
-        return PairLoader(PairBatches(pairs, 0), StepBatchSampler(len(pairs), micro, **ranks, **keys))
+        plan = StepPlan(len(pairs), micro, world_size=self.trainer.world_size, **keys)
+        return PairLoader(PairBatches(pairs, 0), plan.sampler(self.trainer.global_rank))
 
 
 def make_module(loss: PreferenceLoss, lr: float = 1e-2, decay: str = "constant") -> PreferenceModule:

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldpo.data.collate import Layout, PairBatches, collate
-from caldpo.data.microbatching import MicroBatch
+from caldpo.data.batching import MicroBatch
+from caldpo.data.collate import Layout, collate
+from caldpo.data.data_loading import PairBatches
 from caldpo.logprobs import pair_logprobs
 from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.models.adapted_policy import base_model, is_adapted

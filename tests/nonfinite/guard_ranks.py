@@ -1,41 +1,78 @@
-"""Train on two ranks with a non-finite loss on the second one, once stopping and once skipping.
+"""Train on two ranks with a non-finite loss on the second one. By torchrun, with a folder and the name of the runs.
 
-By torchrun, with a folder for ``stop`` and ``skip``.
+``ddp`` stops once and skips once. ``zero`` skips that step under ``ddp`` and under ZeRO-2, with and without offloading,
+and then stops at it; every step is clipped.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from caldpo.data.batching import StepBatchSampler
+import torch
+
+from caldpo.data.batching import StepPlan
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import MetricsFile
 from tests.helpers.tiny import tiny_pairs
 from tests.nonfinite.spoiled_runs import PairsWithOrigins, guarded_module, pairs_with_spoiled
 
+ROOT = Path(__file__).resolve().parents[2]
+DDP: dict[str, Any] = {"strategy": "ddp", "max_steps": 3}
+CLIPPED: dict[str, Any] = {"max_steps": 4, "gradient_clip_val": 0.05}
+ZERO: dict[str, Any] = {"strategy": "deepspeed_stage_2", **CLIPPED}
+RUNS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "ddp": {"skip": ("skip", DDP), "stop": ("stop", DDP)},
+    "zero": {
+        "ddp": ("skip", DDP | CLIPPED),
+        "zero": ("skip", ZERO),
+        "offload": ("skip", ZERO | {"cpu_offload": True}),
+        "stop": ("stop", ZERO),
+    },
+}
 
-def main(folder: Path, action: str) -> None:
+
+def train_on_ranks(runs: str, folder: Path) -> str:
+    """Start these runs on two ranks; return what they print."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", __name__]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, *launcher, str(folder), runs],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def main(folder: Path, action: str, settings: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
     module = guarded_module(action)
-    settings = TrainerSettings(progress_bar=False, devices=2, strategy="ddp", max_steps=3)
-    trainer = settings.build(folder, [MetricsFile(folder)], [])
+    trainer = TrainerSettings(progress_bar=False, devices=2, **settings).build(folder, [MetricsFile(folder)], [])
     try:
         trainer.fit(module, PairsWithOrigins(pairs_with_spoiled(24, [second_rank_pair(step=1)]), tiny_pairs(4), 2))
         message = f"{module.nonfinite.skipped} skipped, {module.global_step} steps"
     except CaldpoError as error:
         message = error.message
-    (folder / f"message-{os.environ['RANK']}.txt").write_text(message)
+    rank = os.environ["RANK"]
+    (folder / f"message-{rank}.txt").write_text(message)
+    torch.save({k: v.clone() for k, v in module.policy.state_dict().items()}, folder / f"weights-{rank}.pt")
 
 
 def second_rank_pair(step: int) -> int:
     """A pair that the second rank has at ``step``."""
-    sampler = StepBatchSampler(24, 2, world_size=2, rank=1, accumulation=1, seed=0)
+    sampler = StepPlan(24, 2, world_size=2, seed=0).sampler(rank=1)
     return int(list(sampler)[step].rows[0])
 
 
 if __name__ == "__main__":
-    for policy in ("skip", "stop"):
-        main(Path(sys.argv[1]) / policy, policy)
+    for name, run in RUNS[sys.argv[2]].items():
+        main(Path(sys.argv[1]) / name, *run)

@@ -10,9 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from caldpo.data.batching import StepBatchSampler
-from caldpo.data.collate import PairBatches
-from caldpo.data.data_loading import PairLoader
+from caldpo.data.batching import StepPlan
+from caldpo.data.data_loading import PairBatches, PairLoader
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
@@ -40,8 +39,8 @@ class PairsWithOrigins(Pairs):
 
     def loader(self, pairs: TokenizedPairs, micro: int, **keys: Any) -> PairLoader:
         split = "train" if pairs is self.train else "test"
-        ranks = {"world_size": self.trainer.world_size, "rank": self.trainer.global_rank}
-        return PairLoader(PairBatches(pairs, 0, split=split), StepBatchSampler(len(pairs), micro, **ranks, **keys))
+        plan = StepPlan(len(pairs), micro, world_size=self.trainer.world_size, **keys)
+        return PairLoader(PairBatches(pairs, 0, split=split), plan.sampler(self.trainer.global_rank))
 
     def origin(self, index: int, split: str) -> str:
         return f"{split}.jsonl:{index + 1}"

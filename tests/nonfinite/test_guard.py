@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import errno
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +20,7 @@ from caldpo.nonfinite.step_dump import read_dump
 from tests.helpers.messages import names, refused
 from tests.helpers.tiny import tiny_pairs
 from tests.helpers.tiny_trainer import fit, make_module
+from tests.nonfinite.guard_ranks import train_on_ranks
 from tests.nonfinite.spoiled_runs import (
     PairsWithOrigins,
     SpoiledCalDPO,
@@ -31,8 +29,6 @@ from tests.nonfinite.spoiled_runs import (
     guarded_module,
     pairs_with_spoiled,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def steps_of(data: PairsWithOrigins, micro: int, steps: int, tmp_path: Path) -> list[list[int]]:
@@ -222,17 +218,7 @@ def test_rows_pending_on_the_device_count_as_written(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ranks_agree_and_report_the_row_of_the_other_rank(tmp_path: Path) -> None:
     """The bad pair is on the second rank; both stop, or both skip, and the first one speaks."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.nonfinite.guard_ranks"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *command, str(tmp_path)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    output = train_on_ranks("ddp", tmp_path)
     for action in ("stop", "skip"):
         folder = tmp_path / action
         messages = [(folder / f"message-{rank}.txt").read_text() for rank in (0, 1)]
@@ -245,5 +231,5 @@ def test_ranks_agree_and_report_the_row_of_the_other_rank(tmp_path: Path) -> Non
             for file in sorted((folder / "nonfinite_batches").iterdir())
         ]
         assert finite == [True, False]
-    (line,) = (line for line in done.stdout.splitlines() if "skipped (" in line)
+    (line,) = (line for line in output.splitlines() if "skipped (" in line)
     names(line, 1, 100, "step 1")

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from caldpo.data.collate import PairBatches
-from caldpo.data.microbatching import MicroBatch
+from caldpo.data.batching import MicroBatch
+from caldpo.data.data_loading import PairBatches
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.reference import logprob_store
 from caldpo.reference.fingerprint import MANIFEST, key_of, read_manifest

@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from caldpo.data.batching import StepBatchSampler
-from caldpo.data.collate import PairBatches
-from caldpo.data.data_loading import PairLoader
+from caldpo.data.batching import StepPlan
+from caldpo.data.data_loading import PairBatches, PairLoader
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.losses.dpo import DPO
@@ -41,7 +40,7 @@ class Named(Pairs):
 
     def loader(self, pairs: TokenizedPairs, micro: int, **keys: Any) -> PairLoader:
         batches = PairBatches(pairs, 0, split="train" if pairs is self.train else "test")
-        return PairLoader(batches, StepBatchSampler(len(pairs), micro, world_size=1, rank=0, **keys))
+        return PairLoader(batches, StepPlan(len(pairs), micro, **keys).sampler())
 
 
 @pytest.mark.parametrize("metrics_sync_every", [1, 3])

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from caldpo.config.path_digests import path_digests
 from caldpo.resume.config_diff import IGNORED, compared_keys, config_digest, differences
 from caldpo.resume.run_inputs import COMPARED_AS_READ
+from caldpo.utils.digests import path_digests
 from tests.evaluation.runs import inside, write_data
 from tests.helpers.command import train
 from tests.helpers.messages import names

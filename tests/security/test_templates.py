@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from caldpo.data import chat_template as rendering
-from caldpo.data.chat_template import bound_template, render_pair, render_prompt
+from caldpo.data.chat_template import Renderer, bound_template
 from caldpo.data.raw_row import RowError
 from caldpo.errors import CaldpoError
-from caldpo.evaluation.judge.pair_comparison import fill, load_template
+from caldpo.evaluation.judge.pair_comparison import Pair, both_orders, load_template
 from caldpo.utils.resource_limits import TooLong, bounded
-from tests.data.small import chat, pair, word_tokenizer
+from tests.data.small import chat, pair, rendered, word_tokenizer
 from tests.helpers.messages import refused
 
 
 def render(template: str) -> str:
-    return render_pair(pair(chat("a"), "yes", "no"), word_tokenizer(template=template)).chosen
+    return rendered(pair(chat("a"), "yes", "no"), word_tokenizer(template=template)).chosen
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_escapes_fail_by_our_own_error(template: str) -> None:
     ],
 )
 def test_what_is_merely_named_is_nothing(template: str) -> None:
-    assert render_prompt(chat("a"), word_tokenizer(template=template)) == ""
+    assert Renderer(word_tokenizer(template=template)).prompt(chat("a"))[0] == ""
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_nesting_too_deep_for_python_is_the_templates_fault() -> None:
 def test_long_conversations_are_no_bombs() -> None:
     """Ten times what may be written around a conversation, in the conversation itself."""
     long = "x" * (10 * rendering.MAX_WRITTEN)
-    assert len(render_prompt(chat(long), word_tokenizer())) > len(long)
+    assert len(Renderer(word_tokenizer()).prompt(chat(long))[0]) > len(long)
 
 
 def test_the_bounds_hold_where_others_render_with_the_tokenizer() -> None:
@@ -180,8 +180,8 @@ def test_judges_templates_are_no_programs(tmp_path: Path) -> None:
     """Python's string.Template: names alone are filled in, once."""
     file = tmp_path / "t.txt"
     file.write_text("{{ ().__class__ }} {prompt.__class__} %(prompt)s $prompt $first $second")
-    text = fill(load_template(str(file)), "$first", "{{ 9**9 }}", "$prompt")
-    assert text == "{{ ().__class__ }} {prompt.__class__} %(prompt)s $first {{ 9**9 }} $prompt"
+    question, _ = both_orders(Pair("$first", "{{ 9**9 }}", "$prompt"), load_template(str(file)))
+    assert question.text == "{{ ().__class__ }} {prompt.__class__} %(prompt)s $first {{ 9**9 }} $prompt"
     for trick in ("${prompt.__class__}", "$prompt.__class__ ${first}[0] $$second"):
         file.write_text(trick)
         with refused(key="judge.prompt"):

@@ -16,7 +16,6 @@ from caldpo.config.conf_dir import conf_dir
 from caldpo.config.hydra_extensions import register_with_hydra
 from caldpo.config.trusted_config import announce_foreign, own_targets, require_own_code, require_plain_overrides
 from caldpo.config.validation import NEEDED
-from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
 from tests.evaluation.runs import evaluate, inside
 from tests.helpers.messages import names, refused
@@ -95,7 +94,7 @@ def test_nothing_else_is_passed_on(
 def test_a_class_belongs_to_its_place() -> None:
     """A callback of the project's is none in the place of another, nor a source of data a model."""
     plain = composed()
-    assert own_targets("callbacks")["callbacks.samples"] == {"caldpo.callbacks.sample_table.SampleTable"}
+    assert own_targets()["callbacks.samples"] == {"caldpo.callbacks.sample_table.SampleTable"}
     samples, oracle = plain["callbacks"]["samples"], plain["callbacks"]["oracle"]
     with refused("callbacks.samples", oracle["_target_"], key=FILE, remedy="allow_untrusted_code=true"):
         require_own_code({**plain, "callbacks": {"samples": oracle, "oracle": samples}}, ["callbacks"], FILE)
@@ -156,12 +155,6 @@ def test_overrides_of_ones_own() -> None:
     own += ["optim.schedule={decay: linear, warmup_ratio: 0.1}", "adapter.target_modules=[q_proj,v_proj]", "x=null"]
     own += ["model.path=./models/../models/a", "seed=0,1", "data.train='a b,c.jsonl'", "model.tokenizer=.."]
     require_plain_overrides(own, FILE)
-
-
-def test_the_remedy_is_the_callers() -> None:
-    with pytest.raises(CaldpoError) as error:
-        require_own_code({"loss": {"_target_": "x.Y"}}, ["loss"], FILE, remedy="start it anew")
-    assert error.value.remedy == "start it anew"
 
 
 def test_what_a_trusted_run_has_built_is_announced(

@@ -19,7 +19,9 @@ from textwrap import dedent
 import pytest
 
 from caldpo.utils import atomic_io as files
-from caldpo.utils.atomic_io import atomic_file, atomic_folder, atomic_text, file_digest, is_alive, write_text
+from caldpo.utils import digests
+from caldpo.utils.atomic_io import atomic_file, atomic_folder, atomic_text, is_alive, write_text
+from caldpo.utils.digests import file_digest
 
 KILLS = 8
 LARGE = 300_000  # characters: more than one write of the system's
@@ -243,7 +245,7 @@ def test_tables_keep_their_own_line_ends(tmp_path: Path) -> None:
 
 
 def test_a_digest_is_of_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "CHUNK", 4)
+    monkeypatch.setattr(digests, "CHUNK", 4)
     content = b"0123456789"
     (tmp_path / "x").write_bytes(content)
     expected = hashlib.sha256()

@@ -13,8 +13,8 @@ from caldpo.data.raw_row import Cell, RowError, looks_encoded, shown
 
 ROLES = ("system", "user", "assistant", "tool")
 # columns of responses that were compared or judged
-_COMPARED = ("chosen", "rejected", "summaries", "label", "output_1")
-_DEMONSTRATED = ("messages", "completion", "summary")  # columns of a single response to imitate
+_COMPARED = frozenset(("chosen", "rejected", "summaries", "label", "output_1"))
+_DEMONSTRATED = frozenset(("messages", "completion", "summary"))  # columns of a single response to imitate
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of an assistant's reasoning
 _UNREAD = ("images", "image", "audio", "video", "function_call")  # of a message, which change its meaning
 # names of columns with the source of a row, its writer or the reasons of its judge
@@ -41,7 +41,7 @@ _FOLLOWS = {
 
 def is_demonstration(row: Mapping[str, Any]) -> bool:
     """Whether a row's columns have a response to imitate, and none that was compared or judged."""
-    return any(name in row for name in _DEMONSTRATED) and not any(name in row for name in _COMPARED)
+    return not _DEMONSTRATED.isdisjoint(row) and _COMPARED.isdisjoint(row)
 
 
 def text(row: Mapping[str, Any], column: str) -> str:
@@ -171,9 +171,10 @@ def kind(value: object) -> str:
 def _present(row: Mapping[str, Any], column: str) -> Any:
     if column not in row:
         raise RowError(f"column `{column}` is missing")
-    if row[column] is None:
+    value = row[column]
+    if value is None:
         raise RowError(f"`{column}` is null")
-    return row[column]
+    return value
 
 
 def _message(item: Any, column: str) -> Message:

@@ -6,14 +6,17 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
+from caldpo.config.find_runs import natural
 from caldpo.errors import CaldpoError
-from caldpo.utils.atomic_io import file_digest
+from caldpo.utils.digests import file_digest
 from caldpo.utils.file_names import expanded, is_there
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".csv.gz")
+
+HELD_OUT = ("test", "validation")  # which of several test splits is taken
 
 _REMEDY = "name a file of preference pairs"
 _SHARD = re.compile(r"(?P<before>.*?)(?P<number>\d+)-of-(?P<total>\d+)(?P<after>.*)", re.DOTALL)
@@ -22,19 +25,14 @@ _MAX_SHARDS = 100_000
 
 
 def require_file(split: str) -> Path:
-    """Return the file that ``split`` names.
-
-    Args:
-        split: path of the file, relative to the working directory or absolute; ``~`` is expanded.
+    """Return the file that ``split`` names; ``~`` is expanded.
 
     Raises:
-        CaldpoError: no such file, a folder, an unknown ending, no access, or an empty file. Its key is ``split``.
+        CaldpoError: no such file, an unknown ending, no access, or an empty file. Its key is ``split``.
     """
     path = expanded(split)
     if not is_there(path):
         raise CaldpoError(f"no such file{_neighbours(path)}", key=split, remedy=_remedy_of_missing(split))
-    if path.is_dir():
-        raise CaldpoError(f"a folder, not a file{_listing(path)}", key=split, remedy=_REMEDY)
     if ending(path) not in ENDINGS:
         raise CaldpoError(
             f"unknown kind of file, its name ends in none of {', '.join(ENDINGS)}", key=split, remedy=_REMEDY
@@ -57,8 +55,8 @@ def ending(path: Path) -> str:
     return "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]).lower()
 
 
-def folder_digest(folder: Path) -> str:
-    """Return the SHA-256 of names and contents of all files in a folder: times and sizes may hide a change."""
+def full_folder_digest(folder: Path) -> str:
+    """Return the SHA-256 of names and contents of all files in a folder, hidden ones too: times may hide a change."""
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     lines = [f"{file.relative_to(folder)} {file_digest(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
@@ -70,27 +68,26 @@ def without_shard(stem: str) -> str:
     return (match["before"] if match else stem).rstrip("-_. 0123456789")
 
 
+def find_test_split(split: str, known: Container[str]) -> str | None:
+    """Name the test split of a training split among the known ones: ``test_prefs`` beside ``train_prefs``."""
+    names = [split.replace("train", other) for other in HELD_OUT if "train" in split]
+    return next((name for name in names if name in known), None)
+
+
 def require_all_shards(files: Iterable[Path], name: str) -> None:
     """Check that no numbered shard is missing.
 
     A pattern may select some of the shards that exist; one that is not on the disk at all is missing.
 
-    Args:
-        files: to be read.
-        name: as configured; the key of the error.
-
     Raises:
-        CaldpoError: naming the missing shards, or two numberings of one split side by side.
+        CaldpoError: naming the missing shards, or two numberings of one split side by side. Its key is ``name``.
     """
-    numbered: dict[tuple[Path, str, str], dict[str, set[int]]] = {}
-    widths: dict[tuple[Path, str, str], int] = {}
+    numbered: dict[tuple[Path, str, str], dict[str, list[str]]] = {}
     for file in files:
         if match := _SHARD.fullmatch(file.name):
             group = (file.parent, match["before"], match["after"])
-            numbered.setdefault(group, {}).setdefault(match["total"], set()).add(int(match["number"]))
-            widths[group] = len(match["number"])
-    for group, totals in numbered.items():
-        folder, before, after = group
+            numbered.setdefault(group, {}).setdefault(match["total"], []).append(match["number"])
+    for (folder, before, after), totals in numbered.items():
         if len(totals) > 1:
             first, second = sorted(totals)[:2]
             raise CaldpoError(
@@ -99,12 +96,13 @@ def require_all_shards(files: Iterable[Path], name: str) -> None:
                 key=name,
                 remedy=f"remove those that are out of date, or name '{folder}/{before}*-of-{second}{after}'",
             )
-        ((total, present),) = totals.items()
-        names = {n: f"{before}{n:0{widths[group]}d}-of-{total}{after}" for n in range(min(int(total), _MAX_SHARDS) + 1)}
-        existing = {n for n, shard in names.items() if n in present or (folder / shard).exists()}
-        one_too_many = 0 if int(total) in existing and 0 not in existing else max(names)  # counted from 1, or from 0
-        missing = [shard for n, shard in names.items() if n not in existing and n != one_too_many]
-        if missing:
+        ((total, numbers),) = totals.items()
+        shards = {
+            n: f"{before}{n:0{len(numbers[-1])}d}-of-{total}{after}" for n in range(min(int(total), _MAX_SHARDS) + 1)
+        }
+        present = {int(number) for number in numbers} | {n for n, shard in shards.items() if (folder / shard).exists()}
+        del shards[0 if int(total) in present and 0 not in present else max(shards)]  # counted from 1, or from 0
+        if missing := [shard for n, shard in shards.items() if n not in present]:
             raise CaldpoError(
                 f"{len(missing):,} of {int(total):,} shards missing in {folder}: {list_names(missing)}",
                 key=name,
@@ -118,6 +116,15 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def list_contents(folder: Path) -> str:
+    """List what a folder holds, to follow a message; nothing where it cannot be listed."""
+    try:
+        names = sorted((path.name + "/" * path.is_dir() for path in folder.iterdir()), key=natural)
+    except OSError:
+        return ""
+    return f"; {folder.resolve()} {f'holds {list_names(names)}' if names else 'is empty'}"  # "." names no folder
+
+
 def _remedy_of_missing(split: str) -> str:
     """Return the remedy for a missing file whose name may be that of a hub data set."""
     address = re.fullmatch(r"(?:hf://datasets/|https://huggingface\.co/datasets/)([\w.-]+/[\w.-]+).*", split)
@@ -129,23 +136,8 @@ def _remedy_of_missing(split: str) -> str:
 def _neighbours(path: Path) -> str:
     """Name data files beside a missing one: those with a similar name if there are any."""
     try:
-        in_folder = path.parent.is_dir()
-    except (OSError, ValueError):
-        return ""  # not a valid name
-    if not in_folder:
-        return f", and no folder {path.parent}"
-    names = _data_files(path.parent)
+        names = sorted(p.name for p in path.parent.iterdir() if ending(p) in ENDINGS)
+    except (OSError, ValueError):  # no folder, no access, no valid name
+        return "" if is_there(path.parent) else f", and no folder {path.parent}"
     near = difflib.get_close_matches(path.name, names, n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(near)}" if near else _listing(path.parent)
-
-
-def _listing(folder: Path) -> str:
-    names, folder = _data_files(folder), folder.resolve()  # "." names no folder to a reader
-    return f"; data files in {folder}: {list_names(names)}" if names else f"; {folder} has no data files"
-
-
-def _data_files(folder: Path) -> list[str]:
-    try:
-        return sorted(p.name for p in folder.iterdir() if ending(p) in ENDINGS)
-    except OSError:
-        return []
+    return f"; did you mean {' or '.join(near)}" if near else list_contents(path.parent)

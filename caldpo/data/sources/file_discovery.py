@@ -19,7 +19,10 @@ from caldpo.config.did_you_mean import suggest
 from caldpo.config.find_runs import natural
 from caldpo.data.sources.file_checks import (
     ENDINGS,
+    HELD_OUT,
     ending,
+    find_test_split,
+    list_contents,
     list_names,
     require_all_shards,
     require_file,
@@ -30,7 +33,6 @@ from caldpo.utils.file_names import expanded, is_there
 
 _TRAIN = frozenset(("train", "training"))
 _TEST = frozenset(("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"))
-_HELD_OUT = ("test", "validation")  # which of several test splits is taken
 _METADATA = frozenset(
     f"{name}.json"
     for name in (
@@ -42,6 +44,7 @@ _METADATA = frozenset(
 _MAX_DEPTH = 3  # folders below the named one: owner/subset/split has fewer
 _MAX_ENTRIES = 20_000  # a home folder is no data set
 _STATE, _DICT = "state.json", "dataset_dict.json"  # of a saved Dataset, of a saved DatasetDict
+_SAVE_AGAIN = "save the data set again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +80,10 @@ def find_files(name: str, *, training: bool = True) -> DataFiles:
     if any(mark in name for mark in "*?["):
         return _of_pattern(path, name)
     if "/" in name and not ending(path) and is_there(path.parent) and path.parent.is_dir():
-        splits = {split: files for split, files in _splits(path.parent)[0].items() if split}
+        splits = {split: files for split, files in _splits(path.parent, str(path.parent))[0].items() if split}
         if files := splits.get(path.name):
-            beside = [path.name.replace("train", other) for other in _HELD_OUT if "train" in path.name]
-            held_out = next((str(path.parent / split) for split in beside if split in splits), None)
-            return DataFiles(_settled(files, path.parent, name), held_out=held_out)
+            held_out = find_test_split(path.name, splits)
+            return DataFiles(_settled(files, name), held_out=held_out and str(path.parent / held_out))
         if splits:
             known = sorted(splits, key=natural)
             near = suggest(path.name, known)
@@ -91,51 +93,56 @@ def find_files(name: str, *, training: bool = True) -> DataFiles:
 
 
 def require_split_shards(folder: Path, split: str) -> None:
-    """Check that no shard of a split is missing in a folder laid out as on the hub.
-
-    Args:
-        folder: of the files.
-        split: a split's name, or a slice of one; the key of the error.
+    """Check that no shard of a split, or of a slice of one, is missing in a folder laid out as on the hub.
 
     Raises:
-        CaldpoError: naming the missing shards.
+        CaldpoError: naming the missing shards. Its key is ``split``.
     """
-    require_all_shards(_splits(folder)[0].get(split.split("[")[0], []), split)
+    require_all_shards(_splits(folder, str(folder))[0].get(split.split("[")[0], []), split)
 
 
 def _of_folder(folder: Path, name: str, training: bool) -> DataFiles:
-    if _is_saved(folder):
-        return DataFiles(_saved_files(folder, name))
-    if (saved := _saved_splits(folder)) is not None:
-        train, held_out, notes = _roles(saved, folder, name, training)
-        files = tuple(file for split in train for file in _saved_files(folder / split, name))
-        return DataFiles(files, notes, held_out)
-    splits, left_out = _splits(folder)
-    if not any(splits.values()):
+    splits, left_out = _splits(folder, name)
+    if not splits:
         raise CaldpoError(
-            f"the folder has no data files{_contents(folder)}",
+            f"the folder has no data files{list_contents(folder)}",
             key=name,
             remedy=f"name a folder of files that end in {', '.join(ENDINGS)}",
         )
     train, held_out, notes = _roles(splits, folder, name, training)
-    files = _settled([file for split in train for file in splits[split]], folder, name)
-    shown = [str(file.relative_to(folder)) for file in files]
-    note = f"{len(shown):,} files: {shown[0]} to {shown[-1]}" if len(shown) > 1 else f"files: {', '.join(shown)}"
-    notes = (note, *notes, *_empty(files))
+    files = _settled([file for split in train for file in splits[split]], name)
+    return DataFiles(files, (*_describe(files, left_out, folder), *notes), held_out)
+
+
+def _of_pattern(pattern: Path, name: str) -> DataFiles:
+    every = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
+    matched = [Path(match) for match in sorted(every, key=natural)]
+    files = [path for path in matched if ending(path) in ENDINGS and path.name not in _METADATA and path.is_file()]
+    left_out = [str(path) for path in matched if path not in files]
+    if not files:
+        what = f"matches no data file, but {list_names(left_out)}" if left_out else "matches no file"
+        base = next(p for p in pattern.parents if not any(mark in str(p) for mark in "*?["))
+        listing = list_contents(base) if base.is_dir() else f", and there is no folder {base}"
+        remedy = "mend the pattern, or name files or a folder"
+        raise CaldpoError(f"the pattern {what}{listing}", key=name, remedy=remedy)
+    notes = _describe(files, left_out, Path())
+    if {_role(_split_of(Path(file.name))) for file in files} >= {"train", "test"}:
+        notes.append("files of a training split and of a test split are read together")
+    return DataFiles(_settled(files, name), tuple(notes))
+
+
+def _describe(files: Sequence[Path], left_out: Sequence[str], folder: Path) -> list[str]:
+    """Note which files are read, those without a byte, and other files beside them."""
+    names = [str(file.relative_to(folder)) for file in files]
+    notes = [f"{len(names):,} files: {names[0]} to {names[-1]}" if len(names) > 1 else f"files: {', '.join(names)}"]
+    if empty := [file.name for file in files if file.is_file() and not file.stat().st_size]:
+        notes.append(f"empty files: {list_names(empty)}")
     if left_out:
-        notes = (*notes, f"left out, no data: {list_names(left_out)}")
-    return DataFiles(files, notes, held_out)
+        notes.append(f"left out, no data: {list_names(left_out)}")
+    return notes
 
 
-def _empty(files: Sequence[Path]) -> list[str]:
-    """Note files without a byte, if there are any."""
-    names = [file.name for file in files if file.is_file() and not file.stat().st_size]
-    return [f"empty files: {list_names(names)}"] if names else []
-
-
-def _roles(
-    splits: Iterable[str], folder: Path, name: str, training: bool
-) -> tuple[list[str], str | None, tuple[str, ...]]:
+def _roles(splits: Iterable[str], folder: Path, name: str, training: bool) -> tuple[list[str], str | None, list[str]]:
     """Choose the splits to train on and the one to hold out, and note the choice.
 
     ``""`` stands for the files whose names tell no split.
@@ -151,14 +158,13 @@ def _roles(
         remedy = f"name one of them: {folder / first}, for instance"
         raise CaldpoError(f"the folder has {why} ({listed})", key=name, remedy=remedy)
     train = ["train"] if "train" in train else train
-    wanted = [split for split in (*_HELD_OUT, *by_role["test"]) if split in by_role["test"]]
-    held_out = wanted[0] if wanted else None
+    held_out = next((split for split in (*HELD_OUT, *by_role["test"]) if split in by_role["test"]), None)
     rest = [s for role in by_role.values() for s in role if s and s not in train and s != held_out]
     notes = [f"split {list_names(train)}"] if by_role["train"] else []
     notes += [f"other splits, left out: {list_names(rest)}"] if rest else []
     if "" in splits and "" not in train:
         notes.append("files that belong to no split are left out")
-    return train, None if held_out is None else str(folder / held_out), tuple(notes)
+    return train, held_out and str(folder / held_out), notes
 
 
 def _role(split: str) -> str:
@@ -167,10 +173,16 @@ def _role(split: str) -> str:
     return "train" if train and not test else "test" if test and not train else ""
 
 
-def _splits(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Group the data files of a folder by the split their names tell, and list the other files."""
-    if (saved := _saved_splits(folder)) is not None:
-        return {split: list(_saved_files(folder / split, str(folder / split))) for split in saved}, []
+def _splits(folder: Path, name: str) -> tuple[dict[str, Sequence[Path]], list[str]]:
+    """Group the data files of a folder by the split their names tell, ``""`` for none, and list the other files.
+
+    Raises:
+        CaldpoError: a folder that ``datasets`` saved is damaged. Its key is ``name``, or the damaged file.
+    """
+    if _is_saved(folder):
+        return {"": _saved_files(folder, name)}, []
+    if (folder / _DICT).is_file():
+        return {split: _saved_files(folder / split, name) for split in _saved_splits(folder)}, []
     splits: dict[str, list[Path]] = {}
     left_out = []
     for file in _walk(folder):
@@ -181,7 +193,7 @@ def _splits(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
             left_out.append(str(inside))
         else:
             splits.setdefault(_split_of(inside), []).append(file)
-    return splits, left_out
+    return {**splits}, left_out
 
 
 def _split_of(inside: Path) -> str:
@@ -211,60 +223,23 @@ def _raise_unreadable(error: OSError) -> None:
     raise CaldpoError(f"cannot be listed ({error.strerror})", key=str(error.filename)) from error
 
 
-def _of_pattern(pattern: Path, name: str) -> DataFiles:
-    every = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
-    matched = [Path(match) for match in sorted(every, key=natural)]
-    files = [path for path in matched if ending(path) in ENDINGS and path.name not in _METADATA and path.is_file()]
-    if not files:
-        what = f"matches no data file, but {list_names([str(p) for p in matched])}" if matched else "matches no file"
-        base = next(p for p in pattern.parents if not any(mark in str(p) for mark in "*?["))
-        listing = _contents(base) if base.is_dir() else f", and there is no folder {base}"
-        raise CaldpoError(
-            f"the pattern {what}{listing}", key=name, remedy="mend the pattern, or name files or a folder"
-        )
-    notes = [f"files: {files[0]}" if len(files) == 1 else f"{len(files):,} files: {files[0]} to {files[-1].name}"]
-    if {_role(_split_of(Path(file.name))) for file in files} >= {"train", "test"}:
-        notes.append("files of a training split and of a test split are read together")
-    notes += _empty(files)
-    if rest := [str(path) for path in matched if path not in files]:
-        notes.append(f"left out, no data: {list_names(rest)}")
-    return DataFiles(_settled(files, None, name), tuple(notes))
-
-
-def _settled(files: Sequence[Path], folder: Path | None, name: str) -> tuple[Path, ...]:
+def _settled(files: Sequence[Path], name: str) -> tuple[Path, ...]:
     """Return the files in natural order, once checked to belong together."""
     ordered = sorted(files, key=lambda file: natural(str(file)))
     by_kind: dict[str, list[Path]] = {}
-    for file in ordered:
-        by_kind.setdefault(ending(file).removesuffix(".gz"), []).append(file)
-    if len(by_kind) > 1:
-        counted = ", ".join(f"{len(some):,} {kind} ({some[0].name})" for kind, some in by_kind.items())
-        kind = max(by_kind, key=lambda kind: len(by_kind[kind]))
-        where = ordered[0].parent if folder is None else by_kind[kind][0].parent
-        raise CaldpoError(
-            f"files of several kinds: {counted}",
-            key=name,
-            remedy=f"name the wanted ones by a pattern ('{where}/*{kind}') or in a list",
-        )
     plain: dict[str, Path] = {}
     for file in ordered:
-        twin = plain.setdefault(str(file).removesuffix(".gz"), file)
-        if twin is not file:
-            raise CaldpoError(
-                f"{twin.name} and {file.name} are likely the same rows",
-                key=name,
-                remedy="remove one, or name the other",
-            )
+        by_kind.setdefault(ending(file).removesuffix(".gz"), []).append(file)
+        if (twin := plain.setdefault(str(file).removesuffix(".gz"), file)) is not file:
+            what = f"{twin.name} and {file.name} are likely the same rows"
+            raise CaldpoError(what, key=name, remedy="remove one, or name the other")
+    if len(by_kind) > 1:
+        counts = ", ".join(f"{len(some):,} {kind} ({some[0].name})" for kind, some in by_kind.items())
+        kind = max(by_kind, key=lambda kind: len(by_kind[kind]))
+        remedy = f"name the wanted ones by a pattern ('{by_kind[kind][0].parent}/*{kind}') or in a list"
+        raise CaldpoError(f"files of several kinds: {counts}", key=name, remedy=remedy)
     require_all_shards(ordered, name)
     return tuple(ordered)
-
-
-def _contents(folder: Path) -> str:
-    try:
-        names = sorted((p.name + "/" * p.is_dir() for p in folder.iterdir()), key=natural)
-    except OSError:
-        return ""
-    return f"; {folder.resolve()} holds {list_names(names)}" if names else f"; {folder.resolve()} is empty"
 
 
 def _is_saved(folder: Path) -> bool:
@@ -272,36 +247,27 @@ def _is_saved(folder: Path) -> bool:
     return (folder / _STATE).is_file() and (folder / "dataset_info.json").is_file()
 
 
-def _saved_splits(folder: Path) -> list[str] | None:
-    """List the splits of a folder that ``DatasetDict.save_to_disk`` wrote; None for another folder."""
-    if not (folder / _DICT).is_file():
-        return None
+def _saved_splits(folder: Path) -> list[str]:
+    """List the splits of a folder that ``DatasetDict.save_to_disk`` wrote."""
     listed = _read_object(folder / _DICT).get("splits")
     if not isinstance(listed, list) or not all(isinstance(split, str) for split in listed):
-        raise CaldpoError("lists no splits", key=str(folder / _DICT), remedy="save the data set again")
+        raise CaldpoError("lists no splits", key=str(folder / _DICT), remedy=_SAVE_AGAIN)
     missing = [split for split in listed if Path(split).name != split or not _is_saved(folder / split)]
     if missing:
-        raise CaldpoError(f"its split {missing[0]} is missing", key=str(folder), remedy="save the data set again")
+        raise CaldpoError(f"its split {missing[0]} is missing", key=str(folder), remedy=_SAVE_AGAIN)
     return listed
 
 
 def _saved_files(folder: Path, name: str) -> tuple[Path, ...]:
-    """List the Arrow files of a saved ``Dataset``, in the order of its rows.
-
-    Raises:
-        CaldpoError: a file is missing, or their list is damaged. Its key is ``name``.
-    """
+    """List the Arrow files of a saved ``Dataset``, in the order of its rows."""
     listed = _read_object(folder / _STATE).get("_data_files")
     names = [item.get("filename") if isinstance(item, dict) else None for item in listed or []]
     if not names or any(not isinstance(file, str) or Path(file).name != file for file in names):
-        raise CaldpoError(f"{folder / _STATE} lists no data files", key=name, remedy="save the data set again")
+        raise CaldpoError(f"{folder / _STATE} lists no data files", key=name, remedy=_SAVE_AGAIN)
     missing = [file for file in names if not (folder / str(file)).is_file()]
     if missing:
-        raise CaldpoError(
-            f"{len(missing):,} of {len(names):,} files of the saved data set are missing: {missing[0]}",
-            key=name,
-            remedy="copy the whole folder, or save the data set again",
-        )
+        what = f"{len(missing):,} of {len(names):,} files of the saved data set are missing: {missing[0]}"
+        raise CaldpoError(what, key=name, remedy=f"copy the whole folder, or {_SAVE_AGAIN}")
     return tuple(folder / str(file) for file in names)
 
 
@@ -309,5 +275,5 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CaldpoError(f"cannot be read: {error}", key=str(path), remedy="save the data set again") from error
+        raise CaldpoError(f"cannot be read: {error}", key=str(path), remedy=_SAVE_AGAIN) from error
     return content if isinstance(content, dict) else {}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +21,6 @@ MAX_ROW = 16 * 2**20
 MAX_EXPANSION = 200
 _ALWAYS_ALLOWED = 256 * 2**20  # bytes that any file may expand to, however small
 
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark begins this one
-    (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
-)
 _OTHER_KINDS = (
     (b"\x1f\x8b", "gzip", ".gz"),
     (b"PAR1", "parquet", ".parquet"),
@@ -98,19 +92,10 @@ def _require_text(beginning: bytes, path: Path) -> None:
                 key=str(path),
                 remedy=f"let its name end in {suffix}" if suffix else "decompress it first",
             )
-    encoding = next((name for mark, name in _MARKS if beginning.startswith(mark)), None)
-    if encoding is None and _alternates(beginning):
-        encoding = "UTF-16"  # without a mark: every second byte of English text is zero
-    if encoding:
+    encoding = json.detect_encoding(beginning)[:6].upper()
+    if encoding in ("UTF-16", "UTF-32"):
         raise CaldpoError(
             f"is text in {encoding}, where UTF-8 is expected",
             key=str(path),
             remedy=f"convert it: iconv -f {encoding} -t UTF-8 FILE > NEW",
         )
-
-
-def _alternates(beginning: bytes) -> bool:
-    even, odd = beginning[0::2], beginning[1::2]
-    both_ways = ((even, odd), (odd, even))
-    ascii_only = (not any(zeros) and all(0 < byte < 0x80 for byte in letters) for zeros, letters in both_ways)
-    return len(beginning) >= 8 and any(ascii_only)

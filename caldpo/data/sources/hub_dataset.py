@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 
 from caldpo.config.signatures import validated
 from caldpo.data.raw_row import PairSource, RawRow
-from caldpo.data.sources.file_checks import folder_digest, no_rows
+from caldpo.data.sources.file_checks import find_test_split, full_folder_digest, no_rows
 from caldpo.data.sources.file_discovery import require_split_shards
 from caldpo.errors import CaldpoError
 
@@ -64,11 +64,7 @@ class HubDataset(PairSource):
         return self._rows(self.load(split), split)
 
     def held_out(self, split: str) -> str | None:
-        """Name the split ``test``, or else ``validation``, beside ``train``, as ``test_prefs`` beside ``train_prefs``.
-
-        Raises:
-            CaldpoError: as :meth:`rows`.
-        """
+        """Name the split ``test``, or else ``validation``, beside ``train``; raises as :meth:`rows` does."""
         named = split.split("[")[0]
         try:
             known = datasets.get_dataset_split_names(
@@ -76,8 +72,7 @@ class HubDataset(PairSource):
             )
         except Exception as error:  # as in load
             raise self._explained(error, split) from error
-        beside = [named.replace("train", other) for other in ("test", "validation") if "train" in named]
-        return next((name for name in beside if name in known), None)
+        return find_test_split(named, known)
 
     def commit(self) -> str | None:
         """Return the commit that the revision stands for now; None for a folder, or where the hub cannot be reached."""
@@ -98,12 +93,28 @@ class HubDataset(PairSource):
         """Load a split with ``datasets``; raises as :meth:`rows` does."""
         path = self._location()
         try:
-            cache = _cache_of(Path(path)) if Path(path).is_dir() else None
+            cache = None
+            if Path(path).is_dir():  # named by its content: `datasets` itself goes by file times alone
+                digest = full_folder_digest(Path(path))[:32]
+                cache = str(Path(datasets.config.HF_DATASETS_CACHE) / f"folder-{digest}")
             return datasets.load_dataset(
                 path, self.config, data_dir=self.data_dir, split=split, revision=self.revision, cache_dir=cache
             )
         except Exception as error:  # datasets raises a dozen types here, of three libraries
             raise self._explained(error, split) from error
+
+    def column(self, split: str, name: str) -> Sequence[Any]:
+        """Load one column of a split.
+
+        Raises:
+            CaldpoError: as :meth:`rows`, or there is no such column.
+        """
+        data = self.load(split)
+        if name not in data.column_names:
+            raise CaldpoError(
+                f"has no column `{name}` (but {', '.join(data.column_names)})", key="data.source.path", value=self.path
+            )
+        return data[name]
 
     def _location(self) -> str:
         """Return the folder, where there is one, else the id."""
@@ -121,50 +132,34 @@ class HubDataset(PairSource):
         if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
             error = cast(Exception, error.__cause__)  # the wrapper only says that an error occurred
         detail = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-        name = self.path + (f" ({self.config})" if self.config else "")
-        if isinstance(error, ValueError) and "corresponds to no data" in detail:
+        wrong = detail if isinstance(error, ValueError) else ""
+        if "corresponds to no data" in wrong:
             return no_rows(split)
-        if isinstance(error, ValueError) and ("split" in detail or "instruction" in detail):
+        if "split" in wrong or "instruction" in wrong:
+            name = self.path + (f" ({self.config})" if self.config else "")
+            remedy = "name one of its splits, or a slice like train[:1000]"
+            return CaldpoError(f"no such split of {name}: {detail}", key=split, remedy=remedy)
+        if "BuilderConfig" in wrong or "Config name is missing" in wrong:
             return CaldpoError(
-                f"no such split of {name}: {detail}",
-                key=split,
-                remedy="name one of its splits, or a slice like train[:1000]",
-            )
-        if isinstance(error, ValueError) and "BuilderConfig" in detail:
-            return CaldpoError(f"no such subset of {self.path}: {detail}", key="data.source.config", value=self.config)
-        if isinstance(error, ValueError) and "Config name is missing" in detail:
-            names = detail.partition("available configs: ")[2].partition("]")[0].strip("[")
-            return CaldpoError(
-                f"the data set {self.path} has several subsets ({names})",
+                f"not one of the subsets of {self.path}: {detail}",
                 key="data.source.config",
+                value=self.config,
                 remedy="name one of them: data.source.config=NAME",
             )
-        if isinstance(error, ValueError) and "save_to_disk" in detail:
-            return CaldpoError(
-                "one split written by save_to_disk",
-                key="data.source.path",
-                value=self.path,
-                remedy=f"read it as files: data=local data.train={self.path}",
-            )
-        return CaldpoError(_cause(error, detail), key="data.source.path", value=self.path, remedy=_REMEDY)
-
-
-def _cache_of(folder: Path) -> str:
-    """Name the cache of a folder by its content, since ``datasets`` itself goes by file times alone."""
-    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"folder-{folder_digest(folder)[:32]}")
+        remedy = f"read it as files: data=local data.train={self.path}" if "save_to_disk" in wrong else _REMEDY
+        causes: dict[type[Exception], str] = {
+            ConnectionError: "the hub cannot be reached and the data set is not cached here",
+            FileNotFoundError: "no such data set or folder, or it has no data files",
+            StopIteration: "one of its files is empty",
+        }
+        cause = next(
+            (text for kind, text in causes.items() if isinstance(error, kind)), "the data set cannot be loaded"
+        )
+        what = f"{cause} ({type(error).__name__}: {detail})"
+        return CaldpoError(what, key="data.source.path", value=self.path, remedy=remedy)
 
 
 _REMEDY = (
     "check the name; without network give a local folder of its files with data.source.path=FOLDER; "
     "for gated data accept its terms on the hub and log in with `hf auth login`"
 )
-
-
-def _cause(error: Any, detail: str) -> str:
-    if isinstance(error, ConnectionError):
-        return f"the hub cannot be reached and the data set is not cached here ({detail})"
-    if isinstance(error, FileNotFoundError):
-        return f"no such data set or folder, or it has no data files ({detail})"
-    if isinstance(error, StopIteration):
-        return "one of its files is empty"
-    return f"the data set cannot be loaded ({type(error).__name__}: {detail})"

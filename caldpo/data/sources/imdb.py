@@ -26,7 +26,7 @@ from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.end_tokens import end_tokens
 from caldpo.data.raw_row import RawRow, RewardSource
-from caldpo.data.sources.file_checks import folder_digest
+from caldpo.data.sources.file_checks import full_folder_digest
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.data.sources.json_rows import read_jsonl
 from caldpo.data.sources.review_texts import decode_exactly, first_tokens, prompt_lengths
@@ -100,9 +100,6 @@ class ImdbSentiment(RewardSource):
     def rows(self, split: str) -> Iterator[RawRow]:
         """Yield the pairs of a split of the reviews, generating them if they are not in the cache.
 
-        Args:
-            split: of the reviews (``train``, ``train[:1000]``).
-
         Raises:
             CaldpoError: reviews, policy or classifier cannot be loaded, or give no pair.
         """
@@ -117,7 +114,7 @@ class ImdbSentiment(RewardSource):
 
     def reward(self, prompt: str, response: str) -> float:
         """Return the true reward: log-odds, in nats, that prompt and response together are positive."""
-        return self._scorer([prompt + response])[0]
+        return self.rewards([prompt], [response])[0]
 
     def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Return the true rewards of many responses, a batch at a time."""
@@ -144,7 +141,7 @@ class ImdbSentiment(RewardSource):
     def _pairs(self, split: str) -> list[dict[str, Any]]:
         score = self._scorer  # before the sampling, which takes long: the classifier may not be there
         tokenizer = load_tokenizer(self.policy, key="data.source.policy")
-        prompts = first_tokens(self._reviews(split), tokenizer, *self.prompt_tokens, self.seed)
+        prompts = first_tokens(self.reviews.column(split, "text"), tokenizer, *self.prompt_tokens, self.seed)
         repeated = [prompt for prompt in prompts for _ in range(self.completions)]
         model = load_causal_lm(self.policy, key="data.source.policy")
         model.to(self.device)  # type: ignore[arg-type]
@@ -171,25 +168,10 @@ class ImdbSentiment(RewardSource):
             )
         return pairs
 
-    def _reviews(self, split: str) -> Iterator[str]:
-        data = self.reviews.load(split)
-        if "text" not in data.column_names:
-            raise CaldpoError(
-                f"the reviews have no column `text` (but {', '.join(data.column_names)})",
-                key="data.source.path",
-                value=self.reviews.path,
-            )
-        return iter(data["text"])
-
     @functools.cached_property
     def _scorer(self) -> SentimentReward:
-        return SentimentReward(
-            self.classifier,
-            self.positive_label,
-            self.device,
-            self.batch_size,
-            key="data.source.classifier",
-        )
+        names = self.classifier, self.positive_label
+        return SentimentReward(*names, self.device, self.batch_size, key="data.source.classifier")
 
 
 def sample_continuations(
@@ -264,9 +246,7 @@ def label_pairs(
         }
 
 
-def _identity(path: str) -> list[Any]:
+def _identity(path: str) -> list[str]:
     """Identify a hub id by itself, a folder by a digest of its files, since it may be trained again."""
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return [path]
-    return [folder_digest(folder)]
+    return [full_folder_digest(folder) if folder.is_dir() else path]

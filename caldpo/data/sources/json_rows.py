@@ -59,11 +59,12 @@ def read_json(path: Path) -> Iterator[RawRow]:
 
 
 def _rows_of_lines(handle: BinaryIO, path: Path) -> Iterator[RawRow]:
+    decoder = _Decoder()
     for number, line in _lines(handle):
         origin = f"{path}:{number}"
         if line is None:
             yield RawRow(origin, None, too_long("line"))
-        elif (row := parse_line(line, origin)) is not None:
+        elif (row := _parse_line(line, origin, decoder)) is not None:
             yield row
 
 
@@ -78,11 +79,10 @@ def _lines(handle: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
         yield number, None if over else line
 
 
-def parse_line(line: bytes, origin: str) -> RawRow | None:
-    """Parse one line of bytes to a row, with its error where there is one; None for a blank line.
+def _parse_line(line: bytes, origin: str, decoder: _Decoder) -> RawRow | None:
+    """Parse a line to a row, with its error where there is one; None for a blank line.
 
-    ``NaN`` and ``1e400`` become non-finite floats, as Python's json reads them: whether that matters depends on the
-    column.
+    ``NaN`` and ``1e400`` become non-finite floats: whether that matters depends on the column.
     """
     try:
         text = line.decode("utf-8").removeprefix("\ufeff").strip(_BLANK)
@@ -90,9 +90,9 @@ def parse_line(line: bytes, origin: str) -> RawRow | None:
         return RawRow(origin, None, f"not UTF-8 (byte 0x{line[error.start]:02X} at {error.start + 1}{_latin(line)})")
     if not text:
         return None
-    decoder = _Decoder()
     try:
-        return _row(decoder.decode(text), decoder.repeated, origin)
+        value = decoder.decode(text)
+        return _row(value, decoder.repeated, origin)
     except (ValueError, RecursionError) as error:
         return RawRow(origin, None, f"not JSON ({_reason(error)})")
 
@@ -127,7 +127,12 @@ class _Decoder(json.JSONDecoder):
 
     def __init__(self) -> None:
         super().__init__(object_pairs_hook=self._object)
-        self.repeated: str | None = None
+        self.repeated: str | None = None  # in the value decoded last
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        """Decode the value at ``idx``; return it and where it ends."""
+        self.repeated = None
+        return super().raw_decode(s, idx)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -147,7 +152,7 @@ class _ListReader:
 
     def __init__(self, handle: BinaryIO) -> None:
         self._handle, self._utf8 = handle, codecs.getincrementaldecoder("utf-8-sig")()
-        self._buffer, self._at, self._ended = "", 0, False
+        self._decoder, self._buffer, self._at, self._ended = _Decoder(), "", 0, False
 
     def __iter__(self) -> Iterator[tuple[Any, str | None]]:
         self._skip("[")
@@ -179,9 +184,8 @@ class _ListReader:
         if not self._next():
             raise ValueError("it ends too early")
         while True:
-            decoder = _Decoder()
             try:
-                value, end = decoder.raw_decode(self._buffer, self._at)
+                value, end = self._decoder.raw_decode(self._buffer, self._at)
             except (json.JSONDecodeError, RecursionError) as error:
                 # the end of a value that is yet to be read may leave a text open
                 open_text = isinstance(error, json.JSONDecodeError) and error.msg.startswith("Unterminated string")
@@ -191,7 +195,7 @@ class _ListReader:
                 if (self._ended or end < len(self._buffer)) and end - self._at <= file_opening.MAX_ROW:
                     # at the end of the buffer, a number might go on
                     self._at = end
-                    return value, decoder.repeated
+                    return value, self._decoder.repeated
             if self._is_full():
                 raise ValueError(too_long("a row"))
             self._read_more()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from caldpo.data.raw_row import PairSource, RawRow
@@ -35,12 +35,10 @@ class LocalFiles(PairSource):
             split: a file, a folder, a split in a folder, or a pattern, see :mod:`caldpo.data.sources.file_discovery`.
 
         Raises:
-            CaldpoError: no such file, an unknown ending, no access, a damaged file, text that is not UTF-8 throughout,
-                a table without the columns of any format, no rows; a folder or pattern without data files, with files
-                of several kinds, or with a missing shard.
+            CaldpoError: as :func:`~caldpo.data.sources.file_discovery.find_files`; (while reading) a damaged file, text
+                that is not UTF-8 throughout, no rows.
         """
-        files = self.files(split)
-        return _not_empty((row for file in files for row in _reader(file)(file)), split)
+        return _rows(self.files(split), split)
 
     def files(self, split: str) -> tuple[Path, ...]:
         """List the files of ``split``, in order."""
@@ -59,13 +57,10 @@ class LocalFiles(PairSource):
         return (find_files(split, training=False).held_out if expanded(split).is_dir() else None) or split
 
 
-def _reader(file: Path) -> Callable[[Path], Iterator[RawRow]]:
-    return READERS.get(ending(file), read_arrow)
-
-
-def _not_empty(rows: Iterator[RawRow], split: str) -> Iterator[RawRow]:
+def _rows(files: Sequence[Path], split: str) -> Iterator[RawRow]:
     row = None
-    for row in rows:
-        yield row
+    for file in files:
+        for row in READERS.get(ending(file), read_arrow)(file):
+            yield row
     if row is None:
         raise no_rows(split)

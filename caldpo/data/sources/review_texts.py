@@ -49,21 +49,12 @@ class ReviewTexts(PairSource):
     def rows(self, split: str) -> Iterator[RawRow]:
         """Yield a prompt and a completion for each text of the split; together they are the text.
 
-        Args:
-            split: of the texts (``train``, ``train[:1000]``).
-
         Raises:
             CaldpoError: texts or tokenizer cannot be loaded, or there is no column ``text``.
         """
-        data = self.texts.load(split)
-        if "text" not in data.column_names:
-            raise CaldpoError(
-                f"has no column `text` (but {', '.join(data.column_names)})",
-                key="data.source.path",
-                value=self.texts.path,
-            )
+        texts = self.texts.column(split, "text")
         tokenizer = load_tokenizer(self.tokenizer, key="data.source.tokenizer")
-        return (self._row(f"{split}[{i}]", text, i, tokenizer) for i, text in enumerate(data["text"]))
+        return (self._row(f"{split}[{i}]", text, i, tokenizer) for i, text in enumerate(texts))
 
     def _row(self, origin: str, text: str, place: int, tokenizer: PreTrainedTokenizerBase) -> RawRow:
         prompt = beginning(text, place, tokenizer, *self.prompt_tokens, self.seed)
@@ -73,11 +64,7 @@ class ReviewTexts(PairSource):
 
 
 def prompt_lengths(shortest: int, longest: int) -> tuple[int, int]:
-    """Check the bounds of a prompt's length in tokens.
-
-    Raises:
-        CaldpoError: the shortest is longer than the longest.
-    """
+    """Check the bounds of a prompt's length in tokens."""
     if shortest > longest:
         raise CaldpoError(
             f"must not exceed max_prompt_tokens={longest}", key="data.source.min_prompt_tokens", value=shortest
@@ -88,18 +75,13 @@ def prompt_lengths(shortest: int, longest: int) -> tuple[int, int]:
 def first_tokens(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, shortest: int, longest: int, seed: int
 ) -> list[str]:
-    """Cut the first few tokens of each text, as text; a text without any gives none.
-
-    Args:
-        shortest, longest: a prompt's length in tokens is drawn uniformly between them, a function of the
-            seed and the text's position.
-    """
+    """Cut the beginning of each text, see :func:`beginning`; a text without any tokens gives none."""
     prompts = [beginning(text, i, tokenizer, shortest, longest, seed) for i, text in enumerate(texts)]
     return [prompt for prompt in prompts if prompt.strip()]
 
 
 def beginning(text: str, place: int, tokenizer: PreTrainedTokenizerBase, shortest: int, longest: int, seed: int) -> str:
-    """Cut the first few tokens of the text at position ``place``; other arguments as for :func:`first_tokens`."""
+    """Cut the first tokens of a text: their number is drawn uniformly, a function of the seed and the text's place."""
     length = random.Random(f"prompt {seed} {place}").randint(shortest, longest)
     ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
     return decode_exactly(tokenizer, ids)

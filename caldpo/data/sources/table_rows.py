@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -27,21 +26,7 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
     Raises:
         CaldpoError: (while reading, too) no such file, a damaged one, or two columns of one name.
     """
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if len(set(names)) < len(names):
-                raise CaldpoError("it has two columns of one name", key=str(path), remedy="rename one of them")
-            number = 0
-            for batch in file.iter_batches(batch_size=_BATCH):
-                yield from _rows_of(batch, path, number)
-                number += len(batch)
-    except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
-        raise CaldpoError(
-            f"no readable parquet file ({_first_line(error)})",
-            key=str(path),
-            remedy="copy or download it again",
-        ) from error
+    return _rows_of_batches(_parquet_batches(path), path, "parquet", "copy or download it again")
 
 
 def read_arrow(path: Path) -> Iterator[RawRow]:
@@ -50,18 +35,33 @@ def read_arrow(path: Path) -> Iterator[RawRow]:
     Raises:
         CaldpoError: (while reading, too) no such file, or a damaged one.
     """
+    return _rows_of_batches(_arrow_batches(path), path, "Arrow", "save the data set again")
+
+
+def _parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise CaldpoError("it has two columns of one name", key=str(path), remedy="rename one of them")
+        yield from file.iter_batches(batch_size=_BATCH)
+
+
+def _arrow_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
+    with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as stream:
+        for batch in stream:
+            batch.validate(full=True)  # offsets of a damaged file may point outside of it
+            yield from (batch.slice(start, _BATCH) for start in range(0, len(batch), _BATCH))
+
+
+def _rows_of_batches(batches: Iterator[pyarrow.RecordBatch], path: Path, kind: str, remedy: str) -> Iterator[RawRow]:
+    number = 0
     try:
-        with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as stream:
-            number = 0
-            for batch in stream:
-                batch.validate(full=True)  # offsets of a damaged file may point outside of it
-                for start in range(0, len(batch), _BATCH):
-                    yield from _rows_of(batch.slice(start, _BATCH), path, number + start)
-                number += len(batch)
+        for batch in batches:
+            yield from _rows_of(batch, path, number)
+            number += len(batch)
     except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
-        raise CaldpoError(
-            f"no readable Arrow file ({_first_line(error)})", key=str(path), remedy="save the data set again"
-        ) from error
+        what = f"no readable {kind} file ({_first_line(error)})"
+        raise CaldpoError(what, key=str(path), remedy=remedy) from error
 
 
 def _rows_of(batch: pyarrow.RecordBatch, path: Path, first: int) -> Iterator[RawRow]:
@@ -92,8 +92,7 @@ def _rows_of(batch: pyarrow.RecordBatch, path: Path, first: int) -> Iterator[Raw
 def read_csv(path: Path) -> Iterator[RawRow]:
     """Read the rows of a comma-separated file with a header; a row's origin is its line, or the range of its lines.
 
-    All cells are text, of the type :class:`~caldpo.data.raw_row.Cell`, except ``score_chosen`` and
-    ``score_rejected``, which are numbers.
+    All cells are text, of the type :class:`~caldpo.data.raw_row.Cell`.
 
     Every line is in one row or blank. Of a row that is not CSV, or has another number of cells than the header, each
     line is a bad row of its own: where a quote is never closed, the rows after it are read as text of its cell.
@@ -127,7 +126,7 @@ def read_csv(path: Path) -> Iterator[RawRow]:
             if bad := next((match for cell in cells if (match := _NO_UTF8.search(cell))), None):
                 yield RawRow(origin, None, f"not UTF-8 (byte 0x{ord(bad[0]) - 0xDC00:02X})")
             elif len(cells) == len(header):
-                row = _typed(dict(zip(header, cells, strict=True)))
+                row = {name: Cell(cell) if cell else None for name, cell in zip(header, cells, strict=True)}
                 yield RawRow(origin, row, note=lines.note(len(header)), table=str(path))
             elif cells:  # an empty list is a blank line
                 counted = f"{len(cells)} of {len(header)}"
@@ -199,16 +198,6 @@ def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
     if repeated := sorted({name for name in header if header.count(name) > 1}):
         raise CaldpoError(f"its header names a column twice ({shown(repeated[0])})", key=str(path))
     return header
-
-
-def _typed(cells: dict[str, str]) -> dict[str, Any]:
-    row: dict[str, Any] = {name: Cell(cell) if cell != "" else None for name, cell in cells.items()}
-    for name in ("score_chosen", "score_rejected"):
-        try:
-            row[name] = float(row[name])
-        except (KeyError, TypeError, ValueError):
-            continue  # absent, empty, or left as the text it is, which the format refuses
-    return row
 
 
 def _first_line(error: BaseException) -> str:

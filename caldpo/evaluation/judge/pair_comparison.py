@@ -15,6 +15,7 @@ from caldpo.data.pair import Message
 from caldpo.errors import CaldpoError
 
 Verdict = Literal["A", "B", "tie"]
+_VERDICTS: Mapping[str, Verdict] = {"a": "A", "b": "B", "tie": "tie"}
 
 TEMPLATE_KEY = "judge.prompt"
 PLACEHOLDERS = ("prompt", "first", "second")
@@ -34,13 +35,7 @@ _LABELLED = re.compile(rf"{_LABEL}(?:\s+is)?\s*(?:[:=]|\s[-\u2013\u2014]|(?<=\bi
 
 @dataclass(frozen=True)
 class Pair:
-    """Two responses to a prompt.
-
-    Args:
-        prompt: as the data has it.
-        policy: the policy's response.
-        opponent: the response of the reference, or of the data.
-    """
+    """The responses of the policy and of its opponent (the reference, or the data) to a prompt."""
 
     prompt: str | Sequence[Message]
     policy: str
@@ -59,11 +54,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class JudgeModel:
-    """The model that judges, with its parameters; other values may give other verdicts.
+    """What verdicts depend on beside the question.
 
     Args:
         base_url: of the endpoint, or ``mock``.
-        model: the model's name there.
+        model: its name at the endpoint.
         parameters: of a chat completion, such as ``temperature``.
     """
 
@@ -74,13 +69,7 @@ class JudgeModel:
 
 @dataclass(frozen=True)
 class Question:
-    """One order of a pair.
-
-    Args:
-        pair: to compare.
-        policy_first: show the policy's response as A.
-        text: the judge's input.
-    """
+    """One order of a pair: ``policy_first`` shows the policy's response as A; ``text`` is the judge's input."""
 
     pair: Pair
     policy_first: bool
@@ -114,9 +103,9 @@ class JudgedPair:
     """A pair with its verdicts.
 
     Args:
-        prompt_index: of its prompt among the prompts.
+        prompt_index: number of its prompt among the prompts.
         pair: that was compared.
-        verdicts: of both orders; None without a readable verdict. Empty for identical responses.
+        verdicts: of both orders; None without a readable verdict; empty for identical responses.
     """
 
     prompt_index: int
@@ -140,47 +129,40 @@ def both_orders(pair: Pair, template: Template) -> tuple[Question, Question]:
     """Write the question with the policy's response first, and the one with it second."""
     prompt, policy, opponent = readable(pair.prompt), pair.policy.strip(), pair.opponent.strip()
     return (
-        Question(pair, True, fill(template, prompt, policy, opponent)),
-        Question(pair, False, fill(template, prompt, opponent, policy)),
+        Question(pair, True, template.substitute(prompt=prompt, first=policy, second=opponent)),
+        Question(pair, False, template.substitute(prompt=prompt, first=opponent, second=policy)),
     )
 
 
 # ---- the text of a question
 
 
-def built_in() -> list[str]:
-    """List the names of the project's own templates."""
-    return sorted(path.stem for path in _TEMPLATES.glob("*.txt"))
-
-
 def load_template(name: str) -> Template:
-    """Load a template of the project by its name, or from a file.
-
-    Args:
-        name: of :func:`built_in`, or the path of a UTF-8 file with ``$prompt``, ``$first`` and ``$second`` in it.
+    """Load a template of the project by its name, or from a UTF-8 file, with ``$prompt``, ``$first`` and ``$second``.
 
     Raises:
         CaldpoError: there is no such template, or its placeholders are not these three.
     """
-    path = _TEMPLATES / f"{name}.txt" if name in built_in() else Path(name).expanduser()
+    own = {path.stem: path for path in sorted(_TEMPLATES.glob("*.txt"))}
     try:
-        template = Template(path.read_text(encoding="utf-8"))
+        template = Template(own.get(name, Path(name).expanduser()).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        choices = ", ".join(built_in())
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise CaldpoError(
             f"cannot be read: {reason}",
             key=TEMPLATE_KEY,
             value=name,
-            remedy=f"choose one of {choices}, or name a text file",
+            remedy=f"choose one of {', '.join(own)}, or name a text file",
         ) from None
-    _check_placeholders(template, name)
+    names = template.get_identifiers()
+    if not template.is_valid() or set(names) != set(PLACEHOLDERS):
+        raise CaldpoError(
+            f"must have $prompt, $first and $second, and has {', '.join(f'${name}' for name in names) or 'none'}",
+            key=TEMPLATE_KEY,
+            value=name,
+            remedy="put each where the prompt and the two responses belong; write $$ for a literal dollar sign",
+        )
     return template
-
-
-def fill(template: Template, prompt: str, first: str, second: str) -> str:
-    """Fill the placeholders in one pass, so that ``$first`` inside a response stays as it is."""
-    return template.substitute(prompt=prompt, first=first, second=second)
 
 
 def readable(prompt: str | Sequence[Message]) -> str:
@@ -188,31 +170,6 @@ def readable(prompt: str | Sequence[Message]) -> str:
     if isinstance(prompt, str):
         return prompt.strip()
     return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in prompt)
-
-
-def _check_placeholders(template: Template, name: str) -> None:
-    if not template.is_valid():
-        raise CaldpoError(
-            "a dollar sign is followed by no name",
-            key=TEMPLATE_KEY,
-            value=name,
-            remedy="write $$ for a literal dollar sign",
-        )
-    names = template.get_identifiers()
-    if missing := [f"${place}" for place in PLACEHOLDERS if place not in names]:
-        raise CaldpoError(
-            f"has no {' and no '.join(missing)}",
-            key=TEMPLATE_KEY,
-            value=name,
-            remedy="put $prompt, $first and $second where the prompt and the two responses belong",
-        )
-    if unknown := [f"${place}" for place in names if place not in PLACEHOLDERS]:
-        raise CaldpoError(
-            f"unknown placeholder {', '.join(unknown)}",
-            key=TEMPLATE_KEY,
-            value=name,
-            remedy="use $prompt, $first and $second; write $$ for a dollar sign",
-        )
 
 
 # ---- the verdict in an answer
@@ -235,11 +192,7 @@ def read_verdict(answer: str) -> Verdict | None:
 def _verdict_in(line: str, *, last: bool) -> Verdict | None:
     bracketed = {choice.lower() for choice in _BRACKETED.findall(line)}
     if bracketed:  # two different ones on a line repeat the choices and choose none
-        return _as_verdict(bracketed.pop()) if len(bracketed) == 1 else None
+        return _VERDICTS[bracketed.pop()] if len(bracketed) == 1 else None
     plain = _MARKUP.sub("", line).strip()
     match = _LABELLED.fullmatch(plain) or (_NAMED.fullmatch(plain) if last else None)
-    return _as_verdict(match[1] or match[2]) if match else None
-
-
-def _as_verdict(text: str) -> Verdict:
-    return "tie" if text.lower() == "tie" else "A" if text.lower() == "a" else "B"
+    return _VERDICTS[(match[1] or match[2]).lower()] if match else None

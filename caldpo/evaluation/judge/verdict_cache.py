@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError, WrapValidator
 
 from caldpo.evaluation.judge.pair_comparison import JudgeModel, Question, read_verdict
 from caldpo.utils.atomic_io import append_text
@@ -16,36 +18,40 @@ from caldpo.utils.atomic_io import append_text
 FILE = "judge_verdicts.jsonl"  # beside the results
 
 
-@dataclass(frozen=True)
-class Answer:
+def _none_if_invalid(value: Any, validate: Callable[[Any], Any]) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        return None
+
+
+ValidText = Annotated[str | None, WrapValidator(_none_if_invalid)]
+TokenCount = Annotated[
+    Annotated[int, Field(strict=True, ge=0, lt=2**53)] | None,  # larger ones are not believed
+    WrapValidator(_none_if_invalid),
+]
+
+
+class Answer(BaseModel):
     """The answer to one question.
 
     Args:
         answer: the judge's text.
-        finish: why it stopped (``stop``, ``length``, ...), if the endpoint reports it.
+        finish: why it stopped (``stop``, ``length``, ...); None where the endpoint does not report it.
         prompt_tokens: read by the judge; None where the endpoint does not count.
         completion_tokens: written by it; likewise.
         retries: failed attempts before.
     """
 
     answer: str
-    finish: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    retries: int
+    finish: ValidText = None
+    prompt_tokens: TokenCount = None
+    completion_tokens: TokenCount = None
+    retries: int = 0
 
 
-@dataclass(frozen=True)
-class Prices:
-    """Prices per million tokens, in whatever currency the endpoint charges; None where unknown.
-
-    Args:
-        input: of tokens that the judge reads.
-        output: of tokens that it writes.
-    """
-
-    input: float | None
-    output: float | None
+class _Line(Answer):
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,12 @@ class Usage:
     cost: float | None
 
     @classmethod
-    def of(cls, answers: Sequence[Answer], prices: Prices) -> Usage:
-        """Sum over these answers."""
+    def of(cls, answers: Sequence[Answer], prices: tuple[float, float] | None) -> Usage:
+        """Sum over these answers; ``prices`` are per million tokens read and written."""
         prompt = sum(answer.prompt_tokens or 0 for answer in answers)
         completion = sum(answer.completion_tokens or 0 for answer in answers)
         uncounted = sum(answer.prompt_tokens is None or answer.completion_tokens is None for answer in answers)
-        cost = None
-        if prices.input is not None and prices.output is not None:
-            cost = (prompt * prices.input + completion * prices.output) / 1e6
+        cost = None if prices is None else (prompt * prices[0] + completion * prices[1]) / 1e6
         return cls(len(answers), prompt, completion, uncounted, cost)
 
 
@@ -86,53 +90,37 @@ class VerdictCache:
 
     Args:
         path: created by the first answer.
+        judge: that new answers come from.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, judge: JudgeModel) -> None:
+        self.path, self.judge = path, judge
+        self.answers: dict[str, Answer] = {}
         self.damaged = 0
         self._lock = threading.Lock()
-        self._answers: dict[str, Answer] = {}
-        content = path.read_bytes() if path.exists() else b""
-        for line in content.splitlines():
-            self._read(line)
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            try:
+                answer = _Line.model_validate(json.loads(line))
+                self.answers[answer.digest] = answer
+            except (ValueError, RecursionError):
+                self.damaged += bool(line.strip())
 
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._answers
-
-    def __getitem__(self, digest: str) -> Answer:
-        return self._answers[digest]
-
-    def get(self, digest: str) -> Answer | None:
-        """Return the answer to a question, or None."""
-        return self._answers.get(digest)
-
-    def add(self, digest: str, judge: JudgeModel, question: Question, answer: Answer) -> None:
+    def add(self, digest: str, question: Question, answer: Answer) -> None:
         """Save an answer, in memory and on disk."""
         first, second = question.responses
-        record: Mapping[str, Any] = {
+        record = {
             "digest": digest,
-            "base_url": judge.base_url,
-            "model": judge.model,
-            "parameters": dict(judge.parameters),
+            "base_url": self.judge.base_url,
+            "model": self.judge.model,
+            "parameters": dict(self.judge.parameters),
             "policy_is": "A" if question.policy_first else "B",
             "prompt": question.pair.prompt,
             "A": first,
             "B": second,
             "verdict": read_verdict(answer.answer),
-            **asdict(answer),
+            **answer.model_dump(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         with self._lock:
             append_text(self.path, json.dumps(record) + "\n")
-            self._answers[digest] = answer
-
-    def _read(self, line: bytes) -> None:
-        try:
-            record = json.loads(line)
-            answer = Answer(**{f.name: record[f.name] for f in fields(Answer)})
-            if not isinstance(answer.answer, str):
-                raise TypeError
-            self._answers[record["digest"]] = answer
-        except (ValueError, KeyError, TypeError, RecursionError):
-            self.damaged += bool(line.strip())
+            self.answers[digest] = answer

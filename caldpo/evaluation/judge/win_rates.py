@@ -30,13 +30,7 @@ _LARGEST = 20.0  # of a and b in absolute value: where every pair is won, a has 
 
 
 def rate_measures(judged: Sequence[JudgedPair], opponent: str, bootstrap: Bootstrap) -> dict[str, Measure]:
-    """Compute all measures of a judged evaluation.
-
-    Args:
-        judged: every pair.
-        opponent: of the policy, in words.
-        bootstrap: of the intervals.
-    """
+    """Compute all measures of a judged evaluation; ``opponent`` names the policy's in words."""
     scored = [entry for entry in judged if entry.score is not None]
     return {
         **_win_rates(scored, opponent, bootstrap),

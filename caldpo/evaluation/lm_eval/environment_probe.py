@@ -1,4 +1,4 @@
-"""Look up modules and versions of an environment; standard library alone, since other interpreters run this file."""
+"""Look up packages of an environment; standard library alone, since other interpreters run this file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def probe(modules: Sequence[str], distributions: Sequence[str]) -> dict[str, Any]:
-    """Return locations of the modules (None: not installed) and versions of the distributions; import none of them."""
-    return {"modules": {m: _location(m) for m in modules}, "versions": {d: _version(d) for d in distributions}}
-
-
-def _location(module: str) -> str | None:
+def probe(module: str, distributions: Sequence[str]) -> dict[str, Any]:
+    """Locate a package without importing it, and return versions of distributions; None where not installed."""
     spec = importlib.util.find_spec(module)
-    if spec is None:
-        return None
-    return next(iter(spec.submodule_search_locations or ()), spec.origin)
+    folders = spec.submodule_search_locations if spec else None
+    return {"folder": next(iter(folders or ()), None), "versions": {name: _version(name) for name in distributions}}
 
 
 def _version(distribution: str) -> str | None:
@@ -30,4 +25,4 @@ def _version(distribution: str) -> str | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(probe(sys.argv[1].split(), sys.argv[2].split())))
+    print(json.dumps(probe(sys.argv[1], sys.argv[2:])))

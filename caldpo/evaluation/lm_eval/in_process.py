@@ -11,7 +11,8 @@ import random
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,9 +22,12 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT
 from caldpo.evaluation.lm_eval.task_index import task_manager
-from caldpo.evaluation.lm_eval.task_plan import PAIRS, Options, PlannedTask, TaskResults, require_some, write_samples
+from caldpo.evaluation.lm_eval.task_plan import PAIRS, PlannedTask, TaskResults, pairs_task, require_some, write_samples
 from caldpo.models.model_forward import evaluating
 from caldpo.models.sampling import padded_batch_size
+
+if TYPE_CHECKING:
+    from caldpo.evaluation.suites.leaderboard import Leaderboard
 
 _DATA_REMEDY = (
     "data sets come from the Hugging Face hub: connect once (and log in, if a set is gated), or set HF_HOME to a cache"
@@ -32,8 +36,14 @@ _DATA_REMEDY = (
 _TRUNCATED = "truncat"  # in every warning of LM Eval about a prompt that is too long
 
 
-def run_in_process(plan: list[PlannedTask], policy: EvaluatedPolicy, options: Options) -> TaskResults:
+def run_in_process(plan: list[PlannedTask], policy: EvaluatedPolicy, suite: Leaderboard, shipped: Path) -> TaskResults:
     """Run the tasks on the policy in memory; load the data of all tasks before the policy.
+
+    Args:
+        plan: the tasks.
+        policy: whose model is used.
+        suite: settings.
+        shipped: folder of LM Eval's tasks.
 
     Raises:
         CaldpoError: a task that was named itself cannot load, or no task can.
@@ -42,13 +52,13 @@ def run_in_process(plan: list[PlannedTask], policy: EvaluatedPolicy, options: Op
     from lm_eval.models.huggingface import HFLM
 
     with _counted_warnings() as truncations, _generators_restored(policy.device):
-        manager = task_manager((t.name for t in plan if t.name != PAIRS), options.own_tasks, options.shipped_tasks)
-        loaded, left_out = _load(plan, manager, options)
+        manager = task_manager((t.name for t in plan if t.name != PAIRS), suite.own_tasks, shipped)
+        loaded, left_out = _load(plan, manager, policy)
         require_some(loaded, left_out, _DATA_REMEDY)
         results: list[tuple[PlannedTask, Mapping[str, Any]]] = []
         with evaluating(policy.model) as model:
             with policy.context():
-                batch = padded_batch_size(model, options.batch, device=policy.device)
+                batch = padded_batch_size(model, suite.batch_size or policy.batch, device=policy.device)
             lm = HFLM(
                 pretrained=model,
                 tokenizer=bound_template(copy.deepcopy(policy.tokenizer)),  # it may get a padding token
@@ -61,14 +71,14 @@ def run_in_process(plan: list[PlannedTask], policy: EvaluatedPolicy, options: Op
                     tasks=objects,
                     num_fewshot=task.shots,
                     batch_size=batch,
-                    limit=options.limit,
-                    bootstrap_iters=options.bootstrap,
-                    apply_chat_template=options.templated(task),
-                    fewshot_as_multiturn=options.templated(task) and options.multiturn,
-                    log_samples=options.log_samples,
+                    limit=suite.limit,
+                    bootstrap_iters=suite.bootstrap_iters,
+                    apply_chat_template=task.templated,
+                    fewshot_as_multiturn=task.templated and suite.fewshot_as_multiturn,
+                    log_samples=suite.log_samples,
                     task_manager=manager,
                 )
-                if options.log_samples:
+                if suite.log_samples:
                     write_samples(policy.folder, output.pop("samples"))
                 results.append((task, json.loads(json.dumps(output, default=_plain))))
     return TaskResults(results, left_out, truncations.count)
@@ -80,16 +90,19 @@ def count_truncations(log: str) -> int:
 
 
 def _load(
-    plan: list[PlannedTask], manager: Any, options: Options
+    plan: list[PlannedTask], manager: Any, policy: EvaluatedPolicy
 ) -> tuple[list[tuple[PlannedTask, list[Any]]], dict[str, str]]:
     """Load LM Eval's task objects with their data; leave out tasks of a leaderboard that fail."""
     loaded, left_out = [], {}
     for task in plan:
         try:
-            built = manager.load([dict(options.pairs) if task.name == PAIRS and options.pairs else task.name])
+            built = manager.load([pairs_task(policy) if task.name == PAIRS else task.name])
         except Exception as error:  # data sets, the hub and the tasks' own code each have errors of their own
             if task.board is None:
-                raise _load_error(task.name, error) from error
+                remedy = "check its yaml and what that names, if it is your own"
+                if isinstance(error, ImportError | OSError):
+                    remedy = OTHER_ENVIRONMENT if isinstance(error, ImportError) else _DATA_REMEDY
+                raise CaldpoError(_reason(error), key="leaderboard.tasks", value=task.name, remedy=remedy) from error
             left_out[task.name] = _reason(error)
             continue
         for leaf in built["tasks"].values():
@@ -111,14 +124,6 @@ def _require_safe(name: str, leaf: Any) -> None:
         raise CaldpoError("shows images, which this model does not take", key="leaderboard.tasks", value=name)
 
 
-def _load_error(name: str, error: Exception) -> CaldpoError:
-    if isinstance(error, ImportError):
-        remedy = OTHER_ENVIRONMENT
-    else:
-        remedy = _DATA_REMEDY if isinstance(error, OSError) else "check its yaml and what that names, if it is your own"
-    return CaldpoError(_reason(error), key="leaderboard.tasks", value=name, remedy=remedy)
-
-
 def _reason(error: Exception) -> str:
     """Describe a failure to load; errors of files, the network, data sets and the hub are OSErrors."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -138,8 +143,6 @@ def _plain(value: Any) -> Any:
 
 
 class _TruncationCounter(logging.Handler):
-    """Counts LM Eval's warnings of prompts that were longer than the model's context."""
-
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.count = 0

@@ -20,34 +20,16 @@ V1, V2 = "leaderboard_v1", "leaderboard_v2"
 
 
 @dataclass(frozen=True)
-class Package:
-    """A package that a task imports and LM Eval itself does not need.
-
-    Args:
-        module: its import name.
-        pip: its requirement.
-        distribution: its name where the version matters; None where any version works.
-        version: required beginning of that version.
-    """
-
-    module: str
-    pip: str
-    distribution: str | None = None
-    version: str = ""
-
-
-@dataclass(frozen=True)
 class Row:
     """One column of a leaderboard.
 
     Args:
         task: name of LM Eval's task or group.
         shots: examples in the prompt.
-        metrics: of LM Eval, with the filter where a task has several; the column is their mean.
+        metrics: of LM Eval, with the filter where a task has several; the column is the mean of several metrics.
         by_subject: average the subtasks plainly, not weighted by their sizes.
         chance: score of guessing: one number, numbers by subtask, or None where each subtask of LM Eval lists its
             choices.
-        carries_shots: LM Eval's own definition of the task has these shots.
     """
 
     task: str
@@ -55,16 +37,15 @@ class Row:
     metrics: tuple[str, ...]
     by_subject: bool = False
     chance: float | Mapping[str, float] | None = field(default=0.0, hash=False)
-    carries_shots: bool = False
 
 
 BOARDS: Mapping[str, tuple[Row, ...]] = {
     V2: (
-        Row("leaderboard_mmlu_pro", 5, ("acc",), chance=1 / 10, carries_shots=True),
-        Row("leaderboard_bbh", 3, ("acc_norm",), chance=None, carries_shots=True),
-        Row("leaderboard_gpqa", 0, ("acc_norm",), chance=1 / 4, carries_shots=True),
-        Row("leaderboard_math_hard", 4, ("exact_match",), carries_shots=True),
-        Row("leaderboard_ifeval", 0, ("prompt_level_strict_acc", "inst_level_strict_acc"), carries_shots=True),
+        Row("leaderboard_mmlu_pro", 5, ("acc",), chance=1 / 10),
+        Row("leaderboard_bbh", 3, ("acc_norm",), chance=None),
+        Row("leaderboard_gpqa", 0, ("acc_norm",), chance=1 / 4),
+        Row("leaderboard_math_hard", 4, ("exact_match",)),
+        Row("leaderboard_ifeval", 0, ("prompt_level_strict_acc", "inst_level_strict_acc")),
         Row(
             "leaderboard_musr",
             0,
@@ -74,7 +55,6 @@ BOARDS: Mapping[str, tuple[Row, ...]] = {
                 "leaderboard_musr_object_placements": 1 / 5,
                 "leaderboard_musr_team_allocation": 1 / 3,
             },
-            carries_shots=True,
         ),
     ),
     V1: (
@@ -87,22 +67,12 @@ BOARDS: Mapping[str, tuple[Row, ...]] = {
     ),
 }
 
-_ANTLR = Package("antlr4", "antlr4-python3-runtime==4.11", "antlr4-python3-runtime", "4.11")
-# by the beginning of a task's name; the parser of MATH's answers needs antlr4 4.11, Hydra antlr4 4.9
-NEEDS: Mapping[str, tuple[Package, ...]] = {
-    "leaderboard_math": (Package("math_verify", "math-verify"), Package("sympy", "sympy"), _ANTLR),
-    "leaderboard_ifeval": (
-        Package("langdetect", "langdetect"),
-        Package("immutabledict", "immutabledict"),
-        Package("nltk", "nltk>=3.9.1"),
-        Package("pkg_resources", "setuptools<81"),
-    ),
+# what tasks import beyond LM Eval, by the beginning of their names; MATH's answers are parsed by antlr4 4.11, and Hydra
+# has 4.9; IFEval imports pkg_resources, which later versions of setuptools do not have
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "leaderboard_math": ("math-verify", "sympy", "antlr4-python3-runtime==4.11.*"),
+    "leaderboard_ifeval": ("langdetect", "immutabledict", "nltk>=3.9.1", "setuptools<81"),
 }
-
-
-def needs(task: str) -> tuple[Package, ...]:
-    """List what a task imports beyond LM Eval, as far as it is known before the task loads."""
-    return next((packages for start, packages in NEEDS.items() if task.startswith(start)), ())
 
 
 def above_chance(score: float, chance: float) -> float:
@@ -111,12 +81,9 @@ def above_chance(score: float, chance: float) -> float:
 
 
 def board_score(name: str, row: Row, results: Mapping[str, Any]) -> float | None:
-    """Compute the score on the scale of leaderboard version 2, 0 to 100; None for other tasks.
+    """Compute a task's score on the scale of leaderboard version 2, 0 to 100; None for other tasks.
 
-    Args:
-        name: of the task.
-        row: its column.
-        results: LM Eval's, of this task alone.
+    ``results`` are LM Eval's, of this task alone.
     """
     if row not in BOARDS[V2]:
         return None
@@ -126,8 +93,13 @@ def board_score(name: str, row: Row, results: Mapping[str, Any]) -> float | None
     return sum(parts) / len(parts)
 
 
+def scores_of(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return LM Eval's scores of a group or a task; empty where it reports none."""
+    return results.get("groups", {}).get(name) or results["results"].get(name, {})
+
+
 def _score(row: Row, results: Mapping[str, Any], name: str) -> float:
-    scores = results.get("groups", {}).get(name) or results["results"][name]
+    scores = scores_of(results, name)
     return sum(float(scores[f"{metric},none"]) for metric in row.metrics) / len(row.metrics)
 
 

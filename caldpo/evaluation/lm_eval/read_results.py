@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caldpo.evaluation.lm_eval.leaderboards import board_score
+from caldpo.evaluation.lm_eval.leaderboards import board_score, scores_of
 from caldpo.evaluation.lm_eval.task_plan import PlannedTask
 from caldpo.evaluation.suite_base import Measure
 
@@ -16,7 +16,7 @@ Z95 = 1.96  # standard errors on each side of a 95 % interval of the normal dist
 _PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "mcc", "bleu", "rougeL", "word_perplexity")
 
 
-def read_task(task: PlannedTask, results: Mapping[str, Any], *, templated: bool) -> tuple[dict[str, Measure], Scores]:
+def read_task(task: PlannedTask, results: Mapping[str, Any]) -> tuple[dict[str, Measure], Scores]:
     """Return measures by name, and everything else that LM Eval reports.
 
     A group without a score of its own, and a tag, give a measure for each of their tasks.
@@ -24,17 +24,15 @@ def read_task(task: PlannedTask, results: Mapping[str, Any], *, templated: bool)
     Args:
         task: that ran.
         results: LM Eval's, of this task alone.
-        templated: the chat template was applied.
     """
     leaves = list(results["n-samples"])
-    scores = results.get("groups", {}).get(task.name) or results["results"].get(task.name, {})
-    names = [task.name] if _metrics(scores) else leaves
-    measures = {name: _measure(name, task, results, templated) for name in names}
+    names = [task.name] if _metrics(scores_of(results, task.name)) else leaves
+    measures = {name: _measure(name, task, results) for name in names}
     details = {
         "leaderboard": task.board,
-        "read": {name: ", ".join(_score_keys(task, _scores(results, name))) for name in names},
+        "read": {name: ", ".join(_score_keys(task, scores_of(results, name))) for name in names},
         "shots": {leaf: results["n-shot"][leaf] for leaf in leaves},
-        "chat_template": templated,
+        "chat_template": task.templated,
         "n": {leaf: results["n-samples"][leaf] for leaf in leaves},
         "versions": {leaf: results["versions"].get(leaf) for leaf in leaves},
         "metrics": {**results["results"], **results.get("groups", {})},
@@ -49,8 +47,8 @@ def wrong_shots(task: PlannedTask, results: Mapping[str, Any]) -> set[int]:
     return shots - {task.row.shots} if task.row and task.board else set()
 
 
-def _measure(name: str, task: PlannedTask, results: Mapping[str, Any], templated: bool) -> Measure:
-    scores = _scores(results, name)
+def _measure(name: str, task: PlannedTask, results: Mapping[str, Any]) -> Measure:
+    scores = scores_of(results, name)
     keys = _score_keys(task, scores)
     leaves = [name] if name in results["n-samples"] else list(results["n-samples"])
     if task.row and task.row.by_subject and len(leaves) > 1:
@@ -66,18 +64,13 @@ def _measure(name: str, task: PlannedTask, results: Mapping[str, Any], templated
         title=name,
         unit=" and ".join(key.removesuffix(",none") for key in keys),
         meaning=f"{'mean of ' if len(keys) > 1 else ''}{' and '.join(keys)} as LM Eval computes it, {how},"
-        f" {' or '.join(map(str, shots))}-shot, {'with' if templated else 'without'} chat template",
+        f" {' or '.join(map(str, shots))}-shot, {'with' if task.templated else 'without'} chat template",
         low=None if error is None else value - Z95 * error,
         high=None if error is None else value + Z95 * error,
         n=sum(results["n-samples"][leaf]["effective"] for leaf in leaves),
         better=_better(results, leaves[0], metric),
         main=True,
     )
-
-
-def _scores(results: Mapping[str, Any], name: str) -> Scores:
-    scores: Scores = results.get("groups", {}).get(name) or results["results"][name]
-    return scores
 
 
 def _metrics(scores: Scores) -> list[str]:

@@ -5,14 +5,13 @@ MATH needs another environment: the parser of its answers and Hydra need differe
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
@@ -20,10 +19,14 @@ from rich.console import Console
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.lm_eval.in_process import count_truncations
-from caldpo.evaluation.lm_eval.task_plan import PAIRS, SAMPLES, Options, PlannedTask, TaskResults, require_some
+from caldpo.evaluation.lm_eval.task_plan import PAIRS, SAMPLES, PlannedTask, TaskResults, pairs_task, require_some
 from caldpo.models.adapted_policy import is_adapted
+from caldpo.models.merged_adapter import save_merged
 from caldpo.security.redacted_streams import HUB_TOKENS, environment_without_secrets
 from caldpo.utils.atomic_io import atomic_file
+
+if TYPE_CHECKING:
+    from caldpo.evaluation.suites.leaderboard import Leaderboard
 
 LOG = "leaderboard.log"  # output of the command line, beside the results
 _DTYPES = {"bf16-true": "bfloat16", "64-true": "float64"}
@@ -31,16 +34,15 @@ _MIXED_DTYPES = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
 
 
 def run_subprocess(
-    plan: list[PlannedTask], policy: EvaluatedPolicy, options: Options, python: str | None, backend: str
+    plan: list[PlannedTask], policy: EvaluatedPolicy, suite: Leaderboard, python: str | None
 ) -> TaskResults:
-    """Run each task by a command of its own.
+    """Run each task by a command of its own, on the run's export or on a copy of the policy in a temporary folder.
 
     Args:
         plan: the tasks.
-        policy: read from the run's export, or written into a temporary folder.
-        options: see :class:`Options`.
+        policy: whose weights are read or written.
+        suite: settings.
         python: interpreter of the environment; None: this one.
-        backend: ``hf`` or ``vllm``.
 
     Raises:
         CaldpoError: the command failed for a task that was named itself, or for all.
@@ -57,15 +59,21 @@ def run_subprocess(
             console.print(
                 f"  {task.name} ({number} of {len(plan)}), its output goes to {log}", highlight=False, soft_wrap=True
             )
-            command = [python or sys.executable, *_arguments(task, policy, options, backend, workspace)]
+            command = [python or sys.executable, *_arguments(task, policy, suite, workspace)]
             output = _run(command, workspace / task.name, log)
             if output is not None:
                 results.append((task, output))
-                _copy_samples(task, policy, options, workspace)
+                if suite.log_samples:
+                    _copy_samples(workspace / task.name, policy.folder / SAMPLES)
             elif task.board is not None:
                 left_out[task.name] = f"failed: {_last_line(log)}"
             else:
-                raise _command_error(task, command, log)
+                raise CaldpoError(
+                    f"LM Eval's command line failed: {_last_line(log)}",
+                    key="leaderboard.tasks",
+                    value=task.name,
+                    remedy=f"read {log}; the command was {' '.join(command)}",
+                )
     require_some(results, left_out, f"read {log}")
     return TaskResults(results, left_out, count_truncations(log.read_text(encoding="utf-8", errors="replace")))
 
@@ -88,32 +96,30 @@ def _run(command: list[str], output: Path, log: Path) -> Mapping[str, Any] | Non
     return results
 
 
-def _arguments(
-    task: PlannedTask, policy: EvaluatedPolicy, options: Options, backend: str, workspace: Path
-) -> list[str]:
+def _arguments(task: PlannedTask, policy: EvaluatedPolicy, suite: Leaderboard, workspace: Path) -> list[str]:
     """Build the command line after the interpreter; paths are relative to ``workspace``, its working folder."""
     model = {"pretrained": "policy", "tokenizer": "tokenizer", "dtype": _DTYPES.get(policy.precision, "auto")}
-    if backend == "hf" and policy.precision in _MIXED_DTYPES:
+    if suite.backend == "hf" and policy.precision in _MIXED_DTYPES:
         model["mixed_precision_dtype"] = _MIXED_DTYPES[policy.precision]
     if policy.target.of_run("model.trust_remote_code", False):
         model["trust_remote_code"] = "True"
     name = task.name
     if name == PAIRS:
         name = f"{PAIRS}.yaml"
-        (workspace / name).write_text(yaml.safe_dump(dict(options.pairs or {})), encoding="utf-8")
+        (workspace / name).write_text(yaml.safe_dump(pairs_task(policy)), encoding="utf-8")
     arguments = {
-        "--model": backend,
+        "--model": suite.backend,
         "--model_args": ",".join(f"{key}={value}" for key, value in model.items()),
-        "--device": None if backend == "vllm" else str(policy.device),
-        "--batch_size": "auto" if backend == "vllm" else options.batch,
+        "--device": None if suite.backend == "vllm" else str(policy.device),
+        "--batch_size": "auto" if suite.backend == "vllm" else suite.batch_size or policy.batch,
         "--num_fewshot": task.shots,
-        "--limit": options.limit,
-        "--include_path": options.own_tasks,
+        "--limit": suite.limit,
+        "--include_path": suite.own_tasks,
     }
     line = [part for key, value in arguments.items() if value is not None for part in (key, str(value))]
-    if options.templated(task):
-        line += ["--apply_chat_template", "--fewshot_as_multiturn", *([] if options.multiturn else ["false"])]
-    if options.log_samples:
+    if task.templated:
+        line += ["--apply_chat_template", "--fewshot_as_multiturn", *([] if suite.fewshot_as_multiturn else ["false"])]
+    if suite.log_samples:
         line.append("--log_samples")
     return ["-m", "lm_eval", *line, "--tasks", name, "--output_path", task.name]
 
@@ -125,30 +131,18 @@ def _write_model(policy: EvaluatedPolicy, workspace: Path) -> None:
     if export is not None and export.is_dir() and not (export / "adapter_config.json").is_file():
         (workspace / "policy").symlink_to(export.absolute(), target_is_directory=True)
         return
-    model: Any = policy.model
-    if is_adapted(model):
-        model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(workspace / "policy")
+    if is_adapted(policy.model):
+        save_merged(policy.model, workspace / "policy")
+    else:
+        policy.model.save_pretrained(workspace / "policy")
 
 
-def _copy_samples(task: PlannedTask, policy: EvaluatedPolicy, options: Options, workspace: Path) -> None:
-    if not options.log_samples:
-        return
-    folder = policy.folder / SAMPLES
+def _copy_samples(output: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    for file in (workspace / task.name).rglob("samples_*.jsonl"):
+    for file in output.rglob("samples_*.jsonl"):
         # LM Eval appends the time to the task's name
         with atomic_file(folder / f"{file.stem.removeprefix('samples_').rsplit('_', 1)[0]}.jsonl") as copied:
             copied.write(file.read_bytes())
-
-
-def _command_error(task: PlannedTask, command: list[str], log: Path) -> CaldpoError:
-    return CaldpoError(
-        f"LM Eval's command line failed: {_last_line(log)}",
-        key="leaderboard.tasks",
-        value=task.name,
-        remedy=f"read {log}; the command was {' '.join(command)}",
-    )
 
 
 def _last_line(log: Path) -> str:

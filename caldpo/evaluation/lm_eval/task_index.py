@@ -66,9 +66,9 @@ def require_names(wanted: Iterable[str], own: Path | None, shipped: Path, also: 
     """Refuse unknown names.
 
     Args:
-        wanted: names of tasks, groups or tags of LM Eval.
+        wanted: names of tasks, groups or tags.
         own: folder of the user's own tasks.
-        shipped: folder of LM Eval's tasks; read only for names that are not the user's own.
+        shipped: folder of LM Eval's tasks, read only for names that are not the user's own.
         also: further names to suggest.
 
     Raises:

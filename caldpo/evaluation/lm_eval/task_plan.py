@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from caldpo.data.chat_template import render_pair
-from caldpo.data.pair import PreferencePair
+from caldpo.data.chat_template import Renderer
 from caldpo.errors import CaldpoError
+from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT, Installation
-from caldpo.evaluation.lm_eval.leaderboards import BOARDS, Row
+from caldpo.evaluation.lm_eval.leaderboards import BOARDS, V2, Row
 from caldpo.utils.atomic_io import write_text
 
 PAIRS = "held_out_pairs"  # a task of this project, made of the run's own data
@@ -25,50 +23,21 @@ _ROWS = {row.task: row for rows in BOARDS.values() for row in rows} | {PAIRS: Ro
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """One task to run.
+    """One task, group or tag of LM Eval to run.
 
     Args:
-        name: of LM Eval's task, group or tag.
+        name: LM Eval's.
         shots: to set; None leaves them to the task.
         board: its leaderboard; None if the task was named itself.
         row: which metrics are its score, also where it was named itself; None takes what it reports.
+        templated: put questions through the model's chat template.
     """
 
     name: str
     shots: int | None
     board: str | None = None
     row: Row | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How tasks run, in this process or in another.
-
-    Args:
-        own_tasks: folder of the user's own tasks.
-        shipped_tasks: folder of LM Eval's tasks.
-        limit: number of questions of each task, the first ones; None: all.
-        chat_template: put questions through the model's chat template.
-        multiturn: with the template, examples are turns of a conversation.
-        batch: questions in a forward pass.
-        bootstrap: resamples of LM Eval for standard errors without a formula.
-        log_samples: write questions and answers.
-        pairs: configuration of the task of held-out pairs, if it runs.
-    """
-
-    own_tasks: Path | None
-    shipped_tasks: Path
-    limit: int | None
-    chat_template: bool
-    multiturn: bool
-    batch: int
-    bootstrap: int
-    log_samples: bool
-    pairs: Mapping[str, Any] | None = None
-
-    def templated(self, task: PlannedTask) -> bool:
-        """Whether the chat template is applied; held-out pairs are already written out as in training."""
-        return self.chat_template and task.name != PAIRS
+    templated: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,21 +55,24 @@ class TaskResults:
     truncations: int
 
 
-def plan_tasks(tasks: Sequence[str], shots: int | None) -> list[PlannedTask]:
+def plan_tasks(tasks: Sequence[str], shots: int | None, *, templated: bool = False) -> list[PlannedTask]:
     """Expand names to tasks, each once; a leaderboard's task has the leaderboard's shots in any case.
 
     Args:
         tasks: names of leaderboards, and of tasks, groups or tags of LM Eval.
-        shots: of the tasks that are named themselves; None leaves them to each task.
+        shots: of the latter; None leaves them to each task.
+        templated: apply the chat template, but for held-out pairs, which are already written out as in training.
     """
     of_boards = [
-        PlannedTask(row.task, None if row.carries_shots else row.shots, board, row)
+        PlannedTask(row.task, None if board == V2 else row.shots, board, row, templated)
         for board in BOARDS
         if board in tasks
         for row in BOARDS[board]
     ]
     named = [
-        PlannedTask(name, None if name == PAIRS else shots, row=_ROWS.get(name)) for name in tasks if name not in BOARDS
+        PlannedTask(name, None if name == PAIRS else shots, None, _ROWS.get(name), templated and name != PAIRS)
+        for name in tasks
+        if name not in BOARDS
     ]
     return list({task.name: task for task in reversed([*of_boards, *named])}.values())[::-1]
 
@@ -136,7 +108,7 @@ def require_some(tasks: Sequence[object], left_out: Mapping[str, str], remedy: s
         raise CaldpoError(f"none of the tasks can run here: {reasons}", key="leaderboard.tasks", remedy=remedy)
 
 
-def pairs_task(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any]:
+def pairs_task(policy: EvaluatedPolicy) -> dict[str, Any]:
     """Write the held-out pairs as a multiple-choice task, and return its configuration.
 
     An offline task, and a check of log-probs: ``acc`` is the share of pairs whose chosen response has the higher summed
@@ -144,16 +116,12 @@ def pairs_task(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBa
     the end-of-text token, which LM Eval does not score, is not counted. Pairs are not truncated; the tokenizer decides
     about BOS. Conversations are written out by the chat template. The chosen response is the first choice of every
     second pair, so that a model which always takes the first gets half of them right.
-
-    Args:
-        pairs: of the run.
-        tokenizer: with the chat template.
-        folder: receives the questions.
     """
-    file = folder / f"{PAIRS}.jsonl"
+    file = policy.folder / f"{PAIRS}.jsonl"
+    renderer = Renderer(policy.tokenizer)
     with file.open("w", encoding="utf-8") as lines:
-        for number, pair in enumerate(pairs):
-            texts, label = render_pair(pair, tokenizer), number % 2
+        for number, pair in enumerate(policy.texts):
+            texts, label = renderer.pair(pair), number % 2
             choices = [texts.chosen, texts.rejected][:: -1 if label else 1]
             lines.write(json.dumps({"prompt": texts.prompt, "choices": choices, "label": label}) + "\n")
     return {

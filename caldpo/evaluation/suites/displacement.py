@@ -35,17 +35,13 @@ Values = NDArray[np.float64]
 class Displacement(Suite):
     """Distribution of the log-ratios of held-out responses, by length, and drift on unrelated text.
 
-    Args:
-        length_bins: number of bins of about equally many pairs, by the mean length of a pair's responses.
-        unrelated: ``auto``: plain sentences of the project, or the held-out prompts, on which no loss is computed,
-            where the tokenizer does not know plain English; ``none``; or a file of texts.
-        max_text_tokens: longest part of an unrelated text that is scored.
-        resamples: bootstrap draws of whole prompts.
-        confidence: of the intervals.
+    Unrelated text is that of a file, or plain sentences of the project; where the tokenizer does not know plain
+    English, the held-out prompts, on which no loss is computed.
     """
 
     name: ClassVar[str] = "displacement"
     needs_reference: ClassVar[bool] = True
+    needs_rejected: ClassVar[bool] = True
 
     length_bins: PositiveInt = 4
     unrelated: str = "auto"
@@ -57,30 +53,72 @@ class Displacement(Suite):
         if self.unrelated not in ("auto", "none"):
             read_texts(self.unrelated)
 
-    def check_policy(self, policy: EvaluatedPolicy) -> None:
-        self.require_rejected(policy)
-
     def run(self, policy: EvaluatedPolicy) -> Result:
         chosen, rejected = policy.log_ratios
         tokens = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in policy.pairs], dtype=np.float64).T
         bootstrap = Bootstrap(self.resamples, self.confidence, policy.settings.seed)
         measures = _shift_measures(chosen, rejected, tokens, bootstrap, policy.prompts)
-        drift = measure_drift(policy, self.unrelated, self.max_text_tokens)
-        if drift is not None:
-            measures |= _drift_measures(drift, bootstrap)
+        drift, unrelated = self._drift(policy, bootstrap)
         quantiles = {
             name: np.quantile(values, LEVELS).tolist() for name, values in (("chosen", chosen), ("rejected", rejected))
         }
         return Result(
-            measures=measures,
+            measures=measures | drift,
             examples=len(chosen),
             details={
                 "log_ratios": {"levels": list(LEVELS), **quantiles},
                 "by_length": by_length(chosen, rejected, tokens.mean(axis=0), self.length_bins),
-                "unrelated": None if drift is None else drift.description,
+                "unrelated": unrelated,
                 "confidence": self.confidence,
             },
         )
+
+    def _drift(self, policy: EvaluatedPolicy, bootstrap: Bootstrap) -> tuple[dict[str, Measure], str | None]:
+        """Measure log-ratios of unrelated texts, and describe these; nothing where no text has two tokens.
+
+        Raises:
+            CaldpoError: the tokenizer does not know most words of the file.
+        """
+        if self.unrelated == "none":
+            return {}, None
+        plain = self.unrelated == "auto"
+        texts = read_texts(str(PLAIN) if plain else self.unrelated)
+        ids = [policy.tokenizer(text)["input_ids"][: self.max_text_tokens] for text in texts]
+        title = "drift on unrelated text"
+        description = f"{len(ids)} plain sentences" if plain else f"{len(ids)} texts of {self.unrelated}"
+        is_unknown = [token == policy.tokenizer.unk_token_id for text in ids for token in text]
+        if not is_unknown or np.mean(is_unknown) > _MAX_UNKNOWN:
+            if not plain:
+                raise CaldpoError(
+                    "most of its words are unknown to the model's tokenizer", key=_KEY, value=self.unrelated
+                )
+            ids = [prompt.prompt_ids for prompt in policy.held_out(len(policy.pairs))]
+            title = "drift on held-out prompts"
+            description = "the held-out prompts, on which no loss is computed (plain text is unknown to this tokenizer)"
+        ids = [tokens for tokens in ids if len(tokens) > 1]
+        if not ids:
+            return {}, None
+        pairs = [TokenizedPair(t[:1], t[1:], t[1:2], None, None, i, "") for i, t in enumerate(ids)]
+        by_policy = policy.logps("policy", pairs, "unrelated text")
+        ratios = (by_policy - policy.logps("reference", pairs, "unrelated text"))[0]
+        tokens = np.array([len(t) - 1 for t in ids], dtype=np.float64)
+        clusters = range(len(ids))  # each text its own
+        measures = {
+            "drift": Measure(
+                **bootstrap.of_sums(lambda total, count: total / count, (ratios, tokens), clusters),
+                title=title,
+                unit="nats per token",
+                meaning=f"log-ratio policy/reference per token of text that no loss was computed on: {description}",
+                main=True,
+            ),
+            "drift_size": Measure(
+                **bootstrap.mean(np.abs(ratios) / tokens, clusters),
+                title="size of that drift",
+                unit="nats per token",
+                meaning="mean absolute log-ratio per token of the same texts, each counted once",
+            ),
+        }
+        return measures, description
 
 
 def by_length(chosen: Values, rejected: Values, lengths: Values, bins: int) -> list[dict[str, Any]]:
@@ -91,10 +129,6 @@ def by_length(chosen: Values, rejected: Values, lengths: Values, bins: int) -> l
         rejected: the same of the rejected responses.
         lengths: of each pair, in tokens. Pairs of one length share a bin.
         bins: largest number of bins; fewer where lengths repeat.
-
-    Returns:
-        ``low`` and ``high`` length of the bin's pairs, ``count`` of pairs, ``chosen_fell`` and ``both_fell`` as shares,
-        ``chosen`` the mean chosen log-ratio.
     """
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
     bin_of = np.searchsorted(edges, lengths, side="left")
@@ -115,8 +149,8 @@ def by_length(chosen: Values, rejected: Values, lengths: Values, bins: int) -> l
 def _shift_measures(
     chosen: Values, rejected: Values, tokens: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable]
 ) -> dict[str, Measure]:
-    def per_token(total: Any, count: Any) -> Any:
-        return total / count
+    def per_token(log_ratio: Any, count: Any) -> Any:
+        return log_ratio / count
 
     return {
         "chosen_fell": Measure(
@@ -155,57 +189,6 @@ def _shift_measures(
     }
 
 
-# ---- drift on unrelated text
-
-
-@dataclass(frozen=True)
-class Drift:
-    """Log-ratios of unrelated texts.
-
-    Args:
-        title: of the drift, in a table.
-        description: of the texts.
-        ratios: log-ratio policy/reference of each text, all tokens but the first, nats, ``(texts,)``.
-        tokens: number of those tokens.
-    """
-
-    title: str
-    description: str
-    ratios: Values
-    tokens: Values
-
-
-def measure_drift(policy: EvaluatedPolicy, unrelated: str, longest: int) -> Drift | None:
-    """Compute log-ratios of unrelated texts; None for ``none``, or where no text has two tokens.
-
-    Args:
-        policy: with a reference.
-        unrelated: as :class:`Displacement` takes it.
-        longest: tokens of a text that are scored.
-
-    Raises:
-        CaldpoError: the tokenizer does not know most words of the file.
-    """
-    if unrelated == "none":
-        return None
-    texts = read_texts(str(PLAIN) if unrelated == "auto" else unrelated)
-    ids = [policy.tokenizer(text)["input_ids"][:longest] for text in texts]
-    title = "drift on unrelated text"
-    description = f"{len(ids)} plain sentences" if unrelated == "auto" else f"{len(ids)} texts of {unrelated}"
-    if _unknown_share(ids, policy.tokenizer.unk_token_id) > _MAX_UNKNOWN:
-        if unrelated != "auto":
-            raise CaldpoError("most of its words are unknown to the model's tokenizer", key=_KEY, value=unrelated)
-        ids = [prompt.prompt_ids for prompt in policy.held_out(len(policy.pairs))]
-        title = "drift on held-out prompts"
-        description = "the held-out prompts, on which no loss is computed (plain text is unknown to this tokenizer)"
-    ids = [tokens for tokens in ids if len(tokens) > 1]
-    if not ids:
-        return None
-    pairs = [TokenizedPair(t[:1], t[1:], t[1:2], None, None, i, "") for i, t in enumerate(ids)]
-    ratios = (policy.logps("policy", pairs, "unrelated text") - policy.logps("reference", pairs, "unrelated text"))[0]
-    return Drift(title, description, ratios, np.array([len(t) - 1 for t in ids], dtype=np.float64))
-
-
 def read_texts(path: str) -> list[str]:
     """Read the texts of a file: one a line of ``.txt``, or the key ``text`` of each line of ``.jsonl``.
 
@@ -232,27 +215,3 @@ def _read_jsonl_texts(file: Path) -> list[str]:
             raise CaldpoError(row.error or 'is no object with a "text"', key=row.origin)
         texts.append(text)
     return texts
-
-
-def _unknown_share(ids: Sequence[Sequence[int]], unknown_id: int | None) -> float:
-    tokens = [token for text in ids for token in text]
-    return float(np.mean([token == unknown_id for token in tokens])) if tokens else 1.0
-
-
-def _drift_measures(drift: Drift, bootstrap: Bootstrap) -> dict[str, Measure]:
-    texts = range(len(drift.ratios))  # each its own cluster
-    return {
-        "drift": Measure(
-            **bootstrap.of_sums(lambda total, count: total / count, (drift.ratios, drift.tokens), texts),
-            title=drift.title,
-            unit="nats per token",
-            meaning=f"log-ratio policy/reference per token of text that no loss was computed on: {drift.description}",
-            main=True,
-        ),
-        "drift_size": Measure(
-            **bootstrap.mean(np.abs(drift.ratios) / drift.tokens, texts),
-            title="size of that drift",
-            unit="nats per token",
-            meaning="mean absolute log-ratio per token of the same texts, each counted once",
-        ),
-    }

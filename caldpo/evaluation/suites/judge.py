@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,13 +19,12 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.judge.endpoint import Endpoint, require_endpoint
-from caldpo.evaluation.judge.judge_pairs import Judgement, judge_pairs
-from caldpo.evaluation.judge.mock_judge import NAME, mock_server, mock_verdicts
-from caldpo.evaluation.judge.pair_comparison import JudgeModel, Pair, Question, load_template
-from caldpo.evaluation.judge.verdict_cache import FILE, Prices, VerdictCache
+from caldpo.evaluation.judge.judge_pairs import Ask, Judgement, judge_pairs
+from caldpo.evaluation.judge.mock_judge import NAME, mock_answer
+from caldpo.evaluation.judge.pair_comparison import JudgeModel, Pair, load_template
+from caldpo.evaluation.judge.verdict_cache import FILE, VerdictCache
 from caldpo.evaluation.judge.win_rates import rate_measures
-from caldpo.evaluation.scored_samples import truncation_notes
-from caldpo.evaluation.suite_base import Measure, Result, Suite
+from caldpo.evaluation.suite_base import Measure, Result, Suite, truncation_notes
 
 Variable = Annotated[
     str, Field(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z", description="the name of an environment variable")
@@ -39,30 +39,7 @@ class Judge(Suite):
 
     A pair's score is the mean over the two orders (1 won, 1/2 tie, 0 lost). A pair of identical responses is a tie and
     is not sent. A pair without a readable verdict of both orders is left out: one order alone has the judge's position
-    bias.
-
-    Args:
-        base_url: of the endpoint, such as ``http://localhost:8000/v1``.
-        model: the judge's name there.
-        api_key_env: environment variable with the key, which is sent to ``base_url``; None, or a variable that is not
-            set, sends a placeholder, for servers without keys.
-        against: ``reference`` compares with the reference's responses, ``chosen`` with the data's.
-        prompt: template of the question: ``tldr``, ``hh``, ``general``, or a file with ``$prompt``, ``$first``,
-            ``$second`` in it.
-        mock: ask a mock judge on this machine.
-        prompts: number of held-out prompts, one response each.
-        max_new_tokens: longest response, tokens; None takes the length of the run's own samples.
-        temperature: of sampling responses.
-        verdict_temperature: of the judge; None leaves it to the endpoint.
-        verdict_seed: of the judge, for endpoints that take one; None sends none.
-        max_tokens: longest answer of the judge, tokens.
-        limit_by: the name under which the endpoint takes that limit.
-        concurrency: largest number of calls in flight.
-        timeout: seconds of one attempt, to the last byte of the answer.
-        max_retries: attempts after the first, with the client's back-off.
-        price_input, price_output: per million tokens read and written; None states no cost.
-        resamples: bootstrap draws of whole prompts.
-        confidence: of the intervals.
+    bias. ``conf/suite/judge.yaml`` explains the keys.
     """
 
     name: ClassVar[str] = "judge"
@@ -123,17 +100,20 @@ class Judge(Suite):
         return keys | {"prompt_digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
     def run(self, policy: EvaluatedPolicy) -> Result:
-        pairs, cut = self._pairs(policy)
-        judge, cache = self._judge_model(), VerdictCache(policy.folder / FILE)
-        judgement = judge_pairs(
-            pairs,
-            load_template(self.prompt),
-            judge,
-            cache,
-            lambda questions: self._endpoint(judge, questions, policy),
-            concurrency=self.concurrency,
-            prices=Prices(self.price_input, self.price_output),
-        )
+        pairs, truncated = self._pairs(policy)
+        judge = self._judge_model()
+        cache = VerdictCache(policy.folder / FILE, judge)
+        with self._connected(judge, policy) as ask:
+            judgement = judge_pairs(
+                pairs,
+                load_template(self.prompt),
+                cache,
+                ask,
+                concurrency=1 if self.mock else self.concurrency,  # a known reward need not be safe in threads
+                prices=None
+                if self.price_input is None or self.price_output is None
+                else (self.price_input, self.price_output),
+            )
         self._require_verdicts(judgement, cache)
         return Result(
             measures=self._measures(judgement, policy),
@@ -147,8 +127,8 @@ class Judge(Suite):
                 "confidence": self.confidence,
                 **judgement.details(),
             },
-            notes=[*self._mock_notes(policy), *judgement.notes(cache), *cut],
-            reusable=not judgement.counts.refused,
+            notes=[*self._mock_notes(policy), *judgement.notes(cache), *truncated],
+            reusable=not judgement.refused,
         )
 
     def _measures(self, judgement: Judgement, policy: EvaluatedPolicy) -> dict[str, Measure]:
@@ -189,18 +169,13 @@ class Judge(Suite):
         return JudgeModel(self.base_url.rstrip("/"), self.model, parameters)
 
     @contextmanager
-    def _endpoint(
-        self, judge: JudgeModel, questions: Mapping[str, Question], policy: EvaluatedPolicy
-    ) -> Iterator[Endpoint]:
-        with ExitStack() as stack:
-            base_url, variable = judge.base_url, self.api_key_env
-            if self.mock:
-                verdicts = mock_verdicts(questions.values(), policy.data.oracle)
-                base_url, variable = stack.enter_context(mock_server(verdicts)), None
-            endpoint = Endpoint(
-                judge, base_url, api_key_env=variable, timeout=self.timeout, max_retries=self.max_retries
-            )
-            yield stack.enter_context(closing(endpoint))
+    def _connected(self, judge: JudgeModel, policy: EvaluatedPolicy) -> Iterator[Ask]:
+        if self.mock:
+            yield partial(mock_answer, reward=policy.data.oracle)
+            return
+        endpoint = Endpoint(judge, api_key_env=self.api_key_env, timeout=self.timeout, max_retries=self.max_retries)
+        with closing(endpoint):
+            yield endpoint.ask
 
     def _mock_notes(self, policy: EvaluatedPolicy) -> list[str]:
         if not self.mock:
@@ -217,7 +192,7 @@ class Judge(Suite):
         asked = [entry for entry in judgement.pairs if entry.verdicts]  # identical responses are not sent
         if not asked or any(entry.score is not None for entry in asked):
             return
-        refused = next(iter(judgement.counts.refused.values()), None)
+        refused = next(iter(judgement.refused.values()), None)
         raise CaldpoError(
             "no pair has readable verdicts of both orders" + (f"; refused: {refused}" if refused else ""),
             key="judge.model",

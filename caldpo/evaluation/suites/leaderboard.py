@@ -19,11 +19,8 @@ from caldpo.evaluation.lm_eval.subprocess_run import run_subprocess
 from caldpo.evaluation.lm_eval.task_index import require_names
 from caldpo.evaluation.lm_eval.task_plan import (
     OWN_NAMES,
-    PAIRS,
-    Options,
     PlannedTask,
     TaskResults,
-    pairs_task,
     plan_tasks,
     runnable_tasks,
 )
@@ -33,23 +30,7 @@ from caldpo.evaluation.suite_base import Measure, Result, Suite
 @validated
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard(Suite):
-    """Tasks of LM Eval with the policy alone, without a reference.
-
-    Args:
-        tasks: ``leaderboard_v2``, ``leaderboard_v1``, ``held_out_pairs`` (the run's own pairs, offline), and any task,
-            group or tag of LM Eval.
-        num_fewshot: examples in the prompt of tasks that are named themselves; None leaves it to each task.
-        limit: questions of each task, the first ones; None: all.
-        apply_chat_template: put questions through the model's chat template.
-        fewshot_as_multiturn: with the template, examples are turns of the conversation.
-        include_path: folder of the user's own tasks, in LM Eval's yaml.
-        backend: ``hf`` is the policy in memory; ``vllm`` runs LM Eval's command line on the exported policy.
-        python: interpreter of another environment, whose LM Eval command line is run on the exported policy.
-        batch_size: questions of a forward pass; None takes ``batch``.
-        bootstrap_iters: resamples for standard errors that have no formula; not with ``python`` or vLLM, whose
-            command line has no such key.
-        log_samples: write every question and answer.
-    """
+    """Tasks of LM Eval with the policy alone; ``conf/suite/leaderboard.yaml`` explains the keys."""
 
     name: ClassVar[str] = "leaderboard"
 
@@ -67,7 +48,7 @@ class Leaderboard(Suite):
 
     def check(self) -> None:
         installation = find_installation(self.python)
-        if self.backend == "vllm" and not installation.has_vllm:
+        if self.backend == "vllm" and installation.versions["vllm"] is None:
             raise CaldpoError(
                 f"{installation.name} has no vLLM",
                 key="leaderboard.backend",
@@ -75,13 +56,11 @@ class Leaderboard(Suite):
                 remedy="create an environment with pip install 'lm_eval[vllm]', and name its interpreter:"
                 " leaderboard.python=PATH/bin/python",
             )
-        if self._own_tasks is not None and not self._own_tasks.is_dir():
+        if self.own_tasks is not None and not self.own_tasks.is_dir():
             raise CaldpoError("no such folder", key="leaderboard.include_path", value=self.include_path)
         if not self.tasks:
             raise CaldpoError("no task is named", key="leaderboard.tasks", remedy=f"choose {', '.join(OWN_NAMES)}, ...")
-        require_names(
-            [t for t in self.tasks if t not in OWN_NAMES], self._own_tasks, installation.tasks, also=OWN_NAMES
-        )
+        require_names([t for t in self.tasks if t not in OWN_NAMES], self.own_tasks, installation.tasks, also=OWN_NAMES)
         self._plan(installation)
 
     def check_policy(self, policy: EvaluatedPolicy) -> None:
@@ -96,15 +75,14 @@ class Leaderboard(Suite):
     def run(self, policy: EvaluatedPolicy) -> Result:
         installation = find_installation(self.python)
         plan, left_out = self._plan(installation)
-        options = self._options(policy, installation)
         if self.python is None and self.backend == "hf":
-            done = run_in_process(plan, policy, options)
+            done = run_in_process(plan, policy, self, installation.tasks)
         else:
-            done = run_subprocess(plan, policy, options, installation.python, self.backend)
+            done = run_subprocess(plan, policy, self, installation.python)
         measures: dict[str, Measure] = {}
         tasks: dict[str, Any] = {}
         for task, results in done.results:
-            task_measures, tasks[task.name] = read_task(task, results, templated=options.templated(task))
+            task_measures, tasks[task.name] = read_task(task, results)
             measures |= task_measures
         left_out = {**left_out, **done.left_out}
         measures |= averages(plan, measures, tasks)
@@ -112,7 +90,7 @@ class Leaderboard(Suite):
             measures=measures,
             examples=sum(n["effective"] for task in tasks.values() for n in task["n"].values()),
             details={
-                "lm_eval": installation.version,
+                "lm_eval": installation.versions["lm_eval"],
                 "backend": self.backend,
                 "python": installation.python,
                 "limit": self.limit,
@@ -127,27 +105,16 @@ class Leaderboard(Suite):
     def settings(self) -> dict[str, Any]:
         installation = find_installation(self.python)
         left_out = sorted(self._plan(installation)[1])  # since packages are missing
-        return asdict(self) | {"lm_eval": installation.version, "left_out": left_out}
+        return asdict(self) | {"lm_eval": installation.versions["lm_eval"], "left_out": left_out}
 
     @property
-    def _own_tasks(self) -> Path | None:
+    def own_tasks(self) -> Path | None:
+        """Folder of the user's own tasks."""
         return None if self.include_path is None else Path(self.include_path).expanduser().absolute()
 
     def _plan(self, installation: Installation) -> tuple[list[PlannedTask], Mapping[str, str]]:
-        return runnable_tasks(plan_tasks(self.tasks, self.num_fewshot), installation)
-
-    def _options(self, policy: EvaluatedPolicy, installation: Installation) -> Options:
-        return Options(
-            own_tasks=self._own_tasks,
-            shipped_tasks=installation.tasks,
-            limit=self.limit,
-            chat_template=self.apply_chat_template,
-            multiturn=self.fewshot_as_multiturn,
-            batch=self.batch_size or policy.batch,
-            bootstrap=self.bootstrap_iters,
-            log_samples=self.log_samples,
-            pairs=pairs_task(policy.texts, policy.tokenizer, policy.folder) if PAIRS in self.tasks else None,
-        )
+        plan = plan_tasks(self.tasks, self.num_fewshot, templated=self.apply_chat_template)
+        return runnable_tasks(plan, installation)
 
     def _notes(self, done: TaskResults, left_out: Mapping[str, str]) -> list[str]:
         notes = [f"{name} was left out: {reason}" for name, reason in left_out.items()]
@@ -170,23 +137,22 @@ def averages(
     plan: Sequence[PlannedTask], measures: Mapping[str, Measure], tasks: Mapping[str, Any]
 ) -> dict[str, Measure]:
     """Compute the average column of each complete leaderboard; version 2's is of scores above chance."""
-    measures_of_boards: dict[str, Measure] = {}
+    columns: dict[str, Measure] = {}
     for board, rows in BOARDS.items():
         names = [row.task for row in rows]
         if not all(name in tasks for name in names) or not any(task.board == board for task in plan):
             continue
-        scores = [tasks[n]["normalised"] if board == V2 else 100 * measures[n].value for n in names]
-        measures_of_boards[board] = Measure(
+        if board == V2:
+            scores = [tasks[name]["normalised"] for name in names]
+            scale = ", each scaled so that guessing gets 0 (the tasks' own measures are not)"
+        else:
+            scores, scale = [100 * measures[name].value for name in names], " in per cent"
+        columns[board] = Measure(
             value=sum(scores) / len(scores),
             title=f"{board}, average",
             unit="0 to 100",
-            meaning="mean of the leaderboard's columns"
-            + (
-                ", each scaled so that guessing gets 0 (the tasks' own measures are not)"
-                if board == V2
-                else " in per cent"
-            ),
+            meaning=f"mean of the leaderboard's columns{scale}",
             better="higher",
             main=True,
         )
-    return measures_of_boards
+    return columns

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.config.bounds import NonNegative, PositiveInt, Share
 from caldpo.config.signatures import validated
@@ -18,11 +23,15 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_cache import Sampling
-from caldpo.evaluation.model_loading import Weights
-from caldpo.evaluation.scored_samples import SAMPLES, ScoredSamples, score_texts, truncation_notes
-from caldpo.evaluation.suite_base import Measure, Result, Suite
+from caldpo.evaluation.model_loading import Weights, place
+from caldpo.evaluation.pair_scoring import score_pairs
+from caldpo.evaluation.suite_base import Measure, Result, Suite, truncation_notes
 from caldpo.metric_definitions import KL, REFERENCE_REWARD, TRUE_REWARD, WIN_RATE, definition_of
+from caldpo.models.hub_model import load_causal_lm, load_tokenizer
+from caldpo.utils.atomic_io import write_text
 
+SAMPLES = "oracle_samples.jsonl"  # beside the results
+_PERPLEXITY_KEY = "oracle.perplexity_model"
 Values = NDArray[np.float64]
 
 
@@ -33,18 +42,6 @@ class Oracle(Suite):
 
     The KL is the mean log-ratio of the policy's own samples at temperature 1, an unbiased estimate. At another
     temperature samples are not the policy's, and it is left out.
-
-    Args:
-        prompts: number of held-out prompts.
-        samples: responses to each.
-        max_new_tokens: longest response, tokens; None takes the length of the run's own samples.
-        temperature: of plain sampling from the whole distribution.
-        checkpoints: ``all`` also samples every saved checkpoint: the path from reference to policy.
-        classifier: hub id or folder of a sentiment classifier whose log-odds are the reward; None takes the data's own.
-        positive_label: the classifier's name for the positive class.
-        perplexity_model: hub id or folder of the model that scores the texts; None takes the reference.
-        resamples: bootstrap draws of whole prompts.
-        confidence: of the intervals.
     """
 
     name: ClassVar[str] = "oracle"
@@ -62,11 +59,7 @@ class Oracle(Suite):
     confidence: Share = 0.95
 
     def check_policy(self, policy: EvaluatedPolicy) -> None:
-        """Require a known reward, and checkpoints for ``checkpoints=all``.
-
-        Raises:
-            CaldpoError: one is missing.
-        """
+        """Require a known reward, and checkpoints for ``checkpoints=all``."""
         if self.classifier is None and policy.data.oracle is None:
             raise CaldpoError(
                 f"the true reward of a response is unknown on this data ({policy.data.source.name})",
@@ -87,32 +80,37 @@ class Oracle(Suite):
             self._classifier(policy)  # small, so that an error comes before the policy loads
 
     def other_weights(self, policy: EvaluatedPolicy) -> list[Weights]:
-        return self._earlier_weights(policy)
+        """List the checkpoints before the policy's own step, where all are sampled."""
+        if self.checkpoints == "final":
+            return []
+        end = policy.weights.step
+        return [Weights(step, path) for step, path in policy.target.checkpoints().items() if end is None or step < end]
 
     def run(self, policy: EvaluatedPolicy) -> Result:
         sampling = policy.sampling(self.prompts, self.samples, self.max_new_tokens, self.temperature)
         bootstrap = Bootstrap(self.resamples, self.confidence, policy.settings.seed)
-        prompts = [h.prompt_ids for h in policy.held_out(self.prompts)]
-        clusters = [i for i in range(len(prompts)) for _ in range(self.samples)]
         earlier = [
             self._point(weights.step, self._score(policy.at(weights), sampling))
-            for weights in self._earlier_weights(policy)
+            for weights in self.other_weights(policy)
         ]
         samples = self._score(policy, sampling)
+        start = []
+        if self.checkpoints == "all" and policy.starts_from_reference:  # step 0 is the reference
+            start = [{"step": 0, "reward": float(samples.reference_reward.mean()), "kl": 0.0, "win_rate": 0.5}]
+        clusters = [i // self.samples for i in range(len(samples))]  # the prompt of each sample
         measures = self._measures(samples, bootstrap, clusters)
         measures["perplexity"] = self._perplexity(policy, samples, bootstrap, clusters)
-        measures |= exact_measures(policy)
-        samples.write(policy.folder / SAMPLES)
-        points = [*self._start(policy, samples), *earlier, self._point(policy.weights.step, samples)]
+        measures |= _exact_measures(policy)
+        _write(policy.folder / SAMPLES, samples)
         notes = truncation_notes(policy.samples("policy", sampling), policy.ends, sampling.max_new_tokens)
         if not self._samples_from_policy:
             notes.insert(0, "no KL: samples of another temperature than 1 are not the policy's")
         return Result(
             measures=measures,
-            examples=len(samples.reward),
+            examples=len(samples),
             details={
-                "points": points,
-                "prompts": len(prompts),
+                "points": [*start, *earlier, self._point(policy.weights.step, samples)],
+                "prompts": len(samples) // self.samples,
                 "samples": self.samples,
                 "max_new_tokens": sampling.max_new_tokens,
                 "reward": self.classifier or f"of the data: {policy.data.source.name}",
@@ -127,26 +125,18 @@ class Oracle(Suite):
         """Whether samples are of the policy's own distribution."""
         return self.temperature == 1
 
-    def _earlier_weights(self, policy: EvaluatedPolicy) -> list[Weights]:
-        """List the checkpoints before the policy's own step."""
-        if self.checkpoints == "final":
-            return []
-        end = policy.weights.step
-        return [Weights(step, path) for step, path in policy.target.checkpoints().items() if end is None or step < end]
+    def _point(self, step: int | None, samples: pd.DataFrame) -> dict[str, Any]:
+        reward, reference_reward = samples.policy_reward.to_numpy(), samples.reference_reward.to_numpy()
+        kl = {"kl": float(samples.policy_log_ratio.to_numpy().mean())} if self._samples_from_policy else {}
+        rate = float(wins(reward - reference_reward).mean())
+        return {"step": step, "reward": float(reward.mean()), **kl, "win_rate": rate}
 
-    def _start(self, policy: EvaluatedPolicy, samples: ScoredSamples) -> list[dict[str, Any]]:
-        """Return the first point of the path: the reference, if training started from it."""
-        if self.checkpoints == "final" or not policy.starts_from_reference:
-            return []
-        return [{"step": 0, "reward": float(samples.reference_reward.mean()), "kl": 0.0, "win_rate": 0.5}]
+    def _score(self, policy: EvaluatedPolicy, sampling: Sampling) -> pd.DataFrame:
+        """Sample policy and reference: a row per sample with texts, rewards, log-ratios (nats) and lengths (tokens).
 
-    def _point(self, step: int | None, samples: ScoredSamples) -> dict[str, Any]:
-        kl = {"kl": float(samples.log_ratio.mean())} if self._samples_from_policy else {}
-        rate = float(wins(samples.reward - samples.reference_reward).mean())
-        return {"step": step, "reward": float(samples.reward.mean()), **kl, "win_rate": rate}
-
-    def _score(self, policy: EvaluatedPolicy, sampling: Sampling) -> ScoredSamples:
-        """Sample policy and reference, and compute rewards and log-ratios of both sides' samples."""
+        Samples to one prompt are neighbours. ``reference_logp`` is the policy's sample's under the reference,
+        ``reference_log_ratio`` the policy/reference log-ratio of the reference's sample.
+        """
         held_out = [h for h in policy.held_out(self.prompts) for _ in range(self.samples)]
         policy_ids, reference_ids = policy.samples("policy", sampling), policy.samples("reference", sampling)
         pairs = [
@@ -156,41 +146,42 @@ class Oracle(Suite):
         by_policy = policy.logps("policy", pairs, "samples of both")
         by_reference = policy.logps("reference", pairs, "samples of both")
         log_ratios = by_policy - by_reference
-        prompts = [policy.prompt_text(h) for h in held_out]
+        prompts = [
+            h.prompt if isinstance(h.prompt, str) else policy.tokenizer.decode(h.prompt_ids, skip_special_tokens=True)
+            for h in held_out
+        ]
         texts, reference_texts = ([policy.decode(ids) for ids in side] for side in (policy_ids, reference_ids))
-        return ScoredSamples(
-            reward=self._rewards(policy, prompts, texts),
-            reference_reward=policy.cache.once(
-                f"rewards {self.classifier} {self.positive_label} {policy.sampling_key(sampling)}",
-                lambda: self._rewards(policy, prompts, reference_texts),
-            ),
-            log_ratio=log_ratios[0],
-            reference_log_ratio=log_ratios[1],
-            reference_logp=by_reference[0],
-            prompts=prompts,
-            texts=texts,
-            reference_texts=reference_texts,
-            tokens=np.array([len(ids) for ids in policy_ids], dtype=np.float64),
-            ended=np.array([ids[-1] in policy.ends for ids in policy_ids]),
+        return pd.DataFrame(
+            {
+                "prompt": prompts,
+                "policy": texts,
+                "reference": reference_texts,
+                "policy_reward": self._rewards(policy, prompts, texts),
+                "reference_reward": policy.once(
+                    "reference",
+                    f"rewards {sampling}",
+                    lambda: self._rewards(policy, prompts, reference_texts),
+                ),
+                "policy_log_ratio": log_ratios[0],
+                "reference_log_ratio": log_ratios[1],
+                "reference_logp": by_reference[0],
+                "policy_tokens": [len(ids) for ids in policy_ids],
+                "ended": [ids[-1] in policy.ends for ids in policy_ids],
+            }
         )
 
     def _rewards(self, policy: EvaluatedPolicy, prompts: Sequence[str], texts: Sequence[str]) -> Values:
         if self.classifier is None:
             return true_rewards(policy.data, prompts, texts)
-        classifier = self._classifier(policy)
-        return np.array(classifier([prompt + text for prompt, text in zip(prompts, texts, strict=True)]))
+        return np.array(self._classifier(policy)([prompt + text for prompt, text in zip(prompts, texts, strict=True)]))
 
     def _classifier(self, policy: EvaluatedPolicy) -> SentimentReward:
-        path, label, device = str(self.classifier), self.positive_label, str(policy.device)
-        classifier: SentimentReward = policy.cache.once(
-            f"classifier {path} {label}",
-            lambda: SentimentReward(path, label, device, policy.batch, key="oracle.classifier"),
-        )
+        path, label, key = str(self.classifier), self.positive_label, "oracle.classifier"
+        load = partial(SentimentReward, path, label, str(policy.device), policy.batch, key=key)
+        classifier: SentimentReward = policy.cache.once(key, load)
         return classifier
 
-    def _measures(
-        self, samples: ScoredSamples, bootstrap: Bootstrap, clusters: Sequence[Hashable]
-    ) -> dict[str, Measure]:
+    def _measures(self, samples: pd.DataFrame, bootstrap: Bootstrap, clusters: list[int]) -> dict[str, Measure]:
         # logged metrics are of one sample per prompt, these of `samples`
         reward = TRUE_REWARD.words | {"meaning": "mean true reward of the policy's samples on held-out prompts"}
         win_rate = WIN_RATE.words | {
@@ -198,14 +189,14 @@ class Oracle(Suite):
             "meaning": "share of samples with a higher true reward than the reference's to the same prompt, ties"
             " counted half",
         }
-        gain = samples.reward - samples.reference_reward
+        gain = (samples.policy_reward - samples.reference_reward).to_numpy()
         measures = {
-            "reward": Measure(**bootstrap.mean(samples.reward, clusters), **reward, main=True),
+            "reward": Measure(**bootstrap.mean(samples.policy_reward, clusters), **reward, main=True),
             "reference_reward": Measure(**bootstrap.mean(samples.reference_reward, clusters), **REFERENCE_REWARD.words),
             "win_rate": Measure(**bootstrap.mean(wins(gain), clusters), **win_rate, main=True),
         }
         if self._samples_from_policy:
-            measures["kl"] = Measure(**bootstrap.mean(samples.log_ratio, clusters), **KL.words, main=True)
+            measures["kl"] = Measure(**bootstrap.mean(samples.policy_log_ratio, clusters), **KL.words, main=True)
             measures["reverse_kl"] = Measure(
                 **bootstrap.mean(-samples.reference_log_ratio, clusters),
                 title="KL from reference",
@@ -214,7 +205,7 @@ class Oracle(Suite):
                 " large where the policy makes responses of the reference unlikely",
             )
         measures["tokens"] = Measure(
-            **bootstrap.mean(samples.tokens, clusters),
+            **bootstrap.mean(samples.policy_tokens, clusters),
             title="response length",
             unit="tokens",
             meaning="mean length of the policy's samples, end of sequence included",
@@ -222,13 +213,14 @@ class Oracle(Suite):
         return measures
 
     def _perplexity(
-        self, policy: EvaluatedPolicy, samples: ScoredSamples, bootstrap: Bootstrap, clusters: Sequence[Hashable]
+        self, policy: EvaluatedPolicy, samples: pd.DataFrame, bootstrap: Bootstrap, clusters: list[int]
     ) -> Measure:
         if self.perplexity_model is None:
-            scorer, logps, tokens = "the reference, end of sequence included", samples.reference_logp, samples.tokens
+            scorer = "the reference, end of sequence included"
+            logps, tokens = samples.reference_logp.to_numpy(), samples.policy_tokens.to_numpy()
         else:
             scorer = f"{self.perplexity_model}, in that model's tokens, without end of sequence"
-            logps, tokens = score_texts(self.perplexity_model, policy, samples.prompts, samples.texts)
+            logps, tokens = _score_texts(self.perplexity_model, policy, samples)
         return Measure(
             **bootstrap.of_sums(lambda logp, count: np.exp(-logp / count), (logps, tokens), clusters),
             title="perplexity",
@@ -238,19 +230,54 @@ class Oracle(Suite):
         )
 
 
-def exact_measures(policy: EvaluatedPolicy) -> dict[str, Measure]:
+def _exact_measures(policy: EvaluatedPolicy) -> dict[str, Measure]:
     """Compute what the data's source knows without sampling (expected reward and KL of a table); empty without."""
     source = policy.data.source
     if not isinstance(source, ExactSource):
         return {}
     model = policy.model
-    with policy.reference_model() as reference:
+    with policy.model_of("reference") as reference:
         values = source.exact_metrics(model, reference, policy.target.implicit_reward_beta or policy.reward_beta)
-    return {name: Measure(value=value, **_exact_words(name)) for name, value in values.items()}
+    measures = {}
+    for name, value in values.items():
+        definition = definition_of(f"oracle/{name}")
+        own = {"title": name.replace("_", " "), "unit": "data's units", "meaning": "exact, without sampling"}
+        measures[name] = Measure(value=value, **(own if definition is None else definition.words))
+    return measures
 
 
-def _exact_words(name: str) -> dict[str, Any]:
-    definition = definition_of(f"oracle/{name}")
-    if definition is not None:
-        return definition.words
-    return {"title": name.replace("_", " "), "unit": "data's units", "meaning": "exact, without sampling"}
+def _score_texts(path: str, policy: EvaluatedPolicy, samples: pd.DataFrame) -> tuple[Values, Values]:
+    """Sum log-probs (nats) and count tokens of each sample under another model, in its own tokens.
+
+    Both are 0 for an empty text.
+    """
+
+    def load() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+        model = place(load_causal_lm(path, key=_PERPLEXITY_KEY, dtype="auto"), policy.precision, policy.device)
+        return load_tokenizer(path, key=_PERPLEXITY_KEY), model
+
+    tokenizer, model = policy.cache.once(f"{_PERPLEXITY_KEY} {policy.precision}", load)
+    prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in samples.prompt]
+    text_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in samples.policy]
+    logps, tokens = np.zeros(len(text_ids)), np.array([len(ids) for ids in text_ids], dtype=np.float64)
+    written = np.flatnonzero(tokens)
+    start = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+    pairs = [
+        TokenizedPair(prompt_ids[i] or start, text_ids[i], text_ids[i][:1], None, None, n, "")
+        for n, i in enumerate(written)
+    ]
+    logps[written] = score_pairs(
+        model,
+        pairs,
+        pad_id=tokenizer.pad_token_id,
+        batch=policy.batch,
+        label="perplexity",
+        context=policy.context,
+        whose=f"{path}'s",
+    )[0]
+    return logps, tokens
+
+
+def _write(path: Path, samples: pd.DataFrame) -> None:
+    rows = samples.drop(columns=["reference_log_ratio", "reference_logp"]).to_dict("records")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -15,7 +15,7 @@ from caldpo.config.bounds import PositiveInt, Share
 from caldpo.config.signatures import validated
 from caldpo.data.true_rewards import wins
 from caldpo.environments.reward_agreement import agreement_of_centred, centred, rank_correlation
-from caldpo.evaluation.bootstrap import Bootstrap, Rows
+from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.calibration_error import calibration_error, expected_error, reliability_curve
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_provenance import log_ratio_notes
@@ -43,38 +43,39 @@ class Preference(Suite):
 
     Where the run's loss has an implicit reward by its own derivation, calibration error and slope are also measured at
     its own beta, as ``calibration_error_own_beta`` and ``slope_own_beta``.
-
-    Args:
-        bins: number of bins of the reliability curve, of equal width.
-        resamples: bootstrap draws of whole prompts.
-        confidence: of the intervals.
     """
 
     name: ClassVar[str] = "preference"
     needs_reference: ClassVar[bool] = True
+    needs_rejected: ClassVar[bool] = True
 
     bins: PositiveInt = 10
     resamples: PositiveInt = 1000
     confidence: Share = 0.95
-
-    def check_policy(self, policy: EvaluatedPolicy) -> None:
-        self.require_rejected(policy)
 
     def run(self, policy: EvaluatedPolicy) -> Result:
         chosen, rejected = policy.log_ratios
         lengths = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in policy.pairs], dtype=np.float64).T
         bootstrap = Bootstrap(self.resamples, self.confidence, policy.settings.seed)
         margins = policy.reward_beta * (chosen - rejected)
-        measures = _pair_measures(margins, chosen, rejected, bootstrap, policy.prompts, self.bins)
+        measures = {
+            "accuracy": Measure(**bootstrap.mean(wins(margins), policy.prompts), **ACCURACY.words, main=True),
+            "margin": Measure(**bootstrap.mean(margins, policy.prompts), **REWARD_MARGIN.words, main=True),
+            "log_ratio_chosen": Measure(**bootstrap.mean(chosen, policy.prompts), **CHOSEN_LOG_RATIO.words),
+            "log_ratio_rejected": Measure(**bootstrap.mean(rejected, policy.prompts), **REJECTED_LOG_RATIO.words),
+        }
+        measures |= self._calibration(margins, bootstrap, policy.prompts)
         measures |= _length_bias(margins, lengths[0] - lengths[1], bootstrap, policy.prompts)
         own_beta = policy.target.implicit_reward_beta
         if own_beta is not None:
-            measures |= _own_calibration(own_beta, chosen - rejected, bootstrap, policy.prompts, self.bins)
+            measures["calibration_error_own_beta"] = self._own_calibration(
+                own_beta, chosen - rejected, bootstrap, policy.prompts
+            )
         scores = policy.scores
         if scores is not None:
             measures |= _true_reward_measures(policy.reward_beta, policy.log_ratios, scores, bootstrap, policy.prompts)
             if own_beta is not None:
-                measures |= _own_slope(own_beta / policy.reward_beta, measures["slope"])
+                measures["slope_own_beta"] = _own_slope(own_beta / policy.reward_beta, measures["slope"])
         self._write_pairs(policy, lengths, scores)
         return Result(
             measures=measures,
@@ -87,6 +88,43 @@ class Preference(Suite):
                 "confidence": self.confidence,
             },
             notes=log_ratio_notes(policy, float(chosen.mean())),
+        )
+
+    def _calibration(self, margins: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable]) -> dict[str, Measure]:
+        by_chance = expected_error(margins, self.bins, bootstrap.seed)
+        return {
+            "calibration_error": Measure(
+                **bootstrap.of(lambda rows: calibration_error(margins[rows], self.bins), prompts),
+                title="calibration error",
+                unit="probability",
+                meaning="mean distance between the claimed preference probability, sigmoid(reward margin) in units of"
+                " reward_beta, and the share of pairs in which it comes true, over bins of the claimed probability;"
+                f" never 0 with few pairs: see the error by chance beside it ({by_chance:.3f} here)",
+                better="lower",
+                main=True,
+            ),
+            "calibration_error_by_chance": Measure(
+                value=by_chance,
+                n=len(margins),
+                title="calibration error by chance",
+                unit="probability",
+                meaning="mean calibration error of a perfectly calibrated policy on this many pairs: an error no larger"
+                " than this shows no miscalibration",
+            ),
+        }
+
+    def _own_calibration(
+        self, beta: float, log_ratio_margins: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable]
+    ) -> Measure:
+        """Measure the calibration error of the loss's own claim: ``sigmoid(beta (a - b))`` at its own beta."""
+        error = self._calibration(beta * log_ratio_margins, bootstrap, prompts)
+        by_chance = error["calibration_error_by_chance"].value
+        return replace(
+            error["calibration_error"],
+            title="calibration error at own beta",
+            meaning="the calibration error of the probability that the loss's own derivation claims, sigmoid(beta x"
+            f" log-ratio margin) with beta = {beta:g} ({by_chance:.3f} by chance); for losses whose implicit reward is"
+            " a multiple of the log-ratio",
         )
 
     def _write_pairs(self, policy: EvaluatedPolicy, lengths: Values, scores: Values | None) -> None:
@@ -106,94 +144,20 @@ class Preference(Suite):
             writer.writerows(zip(*columns.values(), strict=True))
 
 
-def _pair_measures(
-    margins: Values, chosen: Values, rejected: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable], bins: int
-) -> dict[str, Measure]:
-    def error(rows: Rows) -> float:
-        return calibration_error(margins[rows], bins)
-
-    by_chance = expected_error(margins, bins, bootstrap.seed)
-    return {
-        "accuracy": Measure(
-            **bootstrap.mean(wins(margins), prompts),
-            **ACCURACY.words,
-            main=True,
-        ),
-        "margin": Measure(
-            **bootstrap.mean(margins, prompts),
-            **REWARD_MARGIN.words,
-            main=True,
-        ),
-        "log_ratio_chosen": Measure(
-            **bootstrap.mean(chosen, prompts),
-            **CHOSEN_LOG_RATIO.words,
-        ),
-        "log_ratio_rejected": Measure(
-            **bootstrap.mean(rejected, prompts),
-            **REJECTED_LOG_RATIO.words,
-        ),
-        "calibration_error": Measure(
-            **bootstrap.of(error, prompts),
-            title="calibration error",
-            unit="probability",
-            meaning="mean distance between the claimed preference probability, sigmoid(reward margin) in units of"
-            " reward_beta, and the share of pairs in which it comes true, over bins of the claimed probability;"
-            f" never 0 with few pairs: see the error by chance beside it ({by_chance:.3f} here)",
-            better="lower",
-            main=True,
-        ),
-        "calibration_error_by_chance": Measure(
-            value=by_chance,
-            n=len(margins),
-            title="calibration error by chance",
-            unit="probability",
-            meaning="mean calibration error of a perfectly calibrated policy on this many pairs: an error no larger"
-            " than this shows no miscalibration",
-        ),
-    }
-
-
-def _own_calibration(
-    beta: float, log_ratio_margins: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable], bins: int
-) -> dict[str, Measure]:
-    """Measure the calibration error of the loss's own claim: ``sigmoid(beta (a - b))`` at its own beta."""
-    margins = beta * log_ratio_margins
-    by_chance = expected_error(margins, bins, bootstrap.seed)
-    return {
-        "calibration_error_own_beta": Measure(
-            **bootstrap.of(lambda rows: calibration_error(margins[rows], bins), prompts),
-            title="calibration error at own beta",
-            unit="probability",
-            meaning="the calibration error of the probability that the loss's own derivation claims, sigmoid(beta x"
-            f" log-ratio margin) with beta = {beta:g} ({by_chance:.3f} by chance); for losses whose implicit reward is"
-            " a multiple of the log-ratio",
-            better="lower",
-            main=True,
-        )
-    }
-
-
-def _own_slope(factor: float, slope: Measure) -> dict[str, Measure]:
+def _own_slope(factor: float, slope: Measure) -> Measure:
     """Scale the slope to the loss's own beta, in which it is linear."""
     low, high = (None if end is None else factor * end for end in (slope.low, slope.high))
     own = replace(slope, value=factor * slope.value, low=low, high=high, title="slope at own beta", main=False)
-    return {"slope_own_beta": replace(own, meaning=f"the slope in units of the loss's own beta: {factor:g} times it")}
+    return replace(own, meaning=f"the slope in units of the loss's own beta: {factor:g} times it")
 
 
 def _length_bias(
     margins: Values, difference: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable]
 ) -> dict[str, Measure]:
     """Measure accuracy by which response is longer, beside the accuracy of length alone."""
-
-    def correlation(rows: Rows) -> float:
-        return rank_correlation(margins[rows], difference[rows])
-
-    def accuracy(mask: NDArray[np.bool_]) -> dict[str, Any]:
-        return bootstrap.mean(wins(margins[mask]), list(compress(prompts, mask)))
-
     measures = {
         f"accuracy_{side}": Measure(
-            **accuracy(mask),
+            **bootstrap.mean(wins(margins[mask]), list(compress(prompts, mask))),
             title=f"accuracy, chosen {side}",
             unit="share of pairs",
             meaning=f"accuracy among the pairs whose chosen response is {side} (in tokens) than the rejected one",
@@ -210,7 +174,7 @@ def _length_bias(
         main=True,
     )
     measures["length_correlation"] = Measure(
-        **bootstrap.of(correlation, prompts),
+        **bootstrap.of(lambda rows: rank_correlation(margins[rows], difference[rows]), prompts),
         title="margin and length",
         unit="Spearman, -1 to 1",
         meaning="rank correlation of the reward margin with how much longer the chosen response is",

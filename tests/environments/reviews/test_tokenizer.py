@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from caldpo.data.tokenize import encode_continuation
+from caldpo.data.special_text import SpecialText, encode_continuation
 from caldpo.environments.reviews.pair_sampling import sample_pairs
 from caldpo.environments.reviews.sft_policy import MAX_LENGTH, build_tokenizer
 from caldpo.environments.reviews.vocabulary import WORDS
@@ -36,7 +36,7 @@ def test_text_survives_the_round_trip_whole_and_apart() -> None:
         prompt, chosen = str(row["prompt"]), str(row["chosen"])
         whole = tokenizer(prompt + chosen)["input_ids"]
         head, tail = tokenizer(prompt)["input_ids"], tokenizer(chosen, add_special_tokens=False)["input_ids"]
-        assert whole == head + tail == head + encode_continuation(tokenizer, chosen)
+        assert whole == head + tail == head + encode_continuation(SpecialText(tokenizer).encode_all, chosen)
         assert tokenizer.decode(whole, skip_special_tokens=True) == prompt + chosen
         assert tokenizer.decode(tail) == chosen
         assert len(whole) < MAX_LENGTH

@@ -1,4 +1,4 @@
-"""The names under which a run logs its metrics, known before it starts; no heavy imports at the top.
+"""Check ``optimized_metric``: the run will log it, and a search can compare it between runs, in its better direction.
 
 Most names are the same for every run. Those that depend on the loss (its terms, its diagnostics, whether training rows
 have a reference) are read from the loss itself, on two made-up pairs: that imports torch, for such a name alone.
@@ -6,7 +6,7 @@ have a reference) are read from the loss itself, on two made-up pairs: that impo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,25 +19,22 @@ from caldpo.errors import CaldpoError
 
 _ORACLE = "oracle/"
 _ALWAYS_HELD_OUT = (m.LOSS, *m.LOGPS, *m.WITH_REFERENCE)
+_SEARCH = ".OptunaSweeper"
+_DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
 
 
 def find_metric_problems(cfg: DictConfig) -> Iterator[Problem]:
-    """Yield the problem of ``optimized_metric``, if it names a metric that the configured run will not log.
-
-    Args:
-        cfg: the composed configuration of a training run.
-    """
+    """Yield the problem of ``optimized_metric``, if it names a metric that the configured run will not log."""
     name = OmegaConf.select(cfg, "optimized_metric")
     always = _names(m.LOSS, *m.LOGPS, *m.STEP_METRICS) + _names(*(x.held_out for x in _ALWAYS_HELD_OUT))
     if not isinstance(name, str) or name in always:
         return  # other types are refused by the signature
+    known: list[str] | None = always
     reason = ""
     if name.startswith(_ORACLE):
         known, reason = _oracle_names(cfg)
     elif m.definition_of(name) in m.OF_LOSS or name in _names(*m.WITH_REFERENCE):
         known, reason = _loss_names(cfg)
-    else:
-        known = always
     if known is None or name in known:
         return
     near = "" if reason else suggest(name, [*known, *always])
@@ -45,12 +42,44 @@ def find_metric_problems(cfg: DictConfig) -> Iterator[Problem]:
     yield Problem("optimized_metric", name, f"this run will not log it{reason}{near}", f"choose among {listed}")
 
 
+def find_search_problems(cfg: DictConfig, searched: Iterable[str]) -> Iterator[Problem]:
+    """Yield the problems of the metric of a search, and of its direction.
+
+    Args:
+        cfg: of the sweep, with Hydra's own section.
+        searched: keys that the sweeper draws values for.
+    """
+    name = str(OmegaConf.select(cfg, "optimized_metric"))
+    metric = m.definition_of(name)
+    if metric is None or not str(OmegaConf.select(cfg, "hydra.sweeper._target_")).endswith(_SEARCH):
+        return
+    varying: list[str] = []  # searched keys that change what the metric measures
+    if metric in (m.LOSS, *m.OF_LOSS):
+        varying = [key for key in searched if key == "loss" or key.startswith("loss.")]
+    elif metric.unit == m.REWARD_UNIT:  # which changes where reward_beta is drawn, or written as ${loss.beta}
+        refers = str(OmegaConf.to_container(cfg, resolve=False).get("reward_beta"))  # type: ignore[union-attr]
+        varying = [key for key in searched if key == "reward_beta" or f"{{{key}}}" in refers]
+    if varying:
+        yield Problem(
+            "optimized_metric",
+            name,
+            f"is not comparable between values of {', '.join(sorted(varying))}, which change what it measures",
+            "choose a metric that means the same in every run, such as optimized_metric=val/rewards/accuracies"
+            " hydra.sweeper.direction=maximize",
+        )
+    direction = str(OmegaConf.select(cfg, "hydra.sweeper.direction")).rpartition(".")[2].lower()
+    better = _DIRECTIONS.get(metric.direction or "")
+    if better and direction in _DIRECTIONS.values() and direction != better:
+        message = f"{name} is better when it is {'larger' if better == 'maximize' else 'smaller'}"
+        yield Problem("hydra.sweeper.direction", direction, message, f"set it to {better}")
+
+
 def _names(*metrics: m.MetricDefinition) -> list[str]:
     return [metric.name for metric in metrics]
 
 
 def _loss_names(cfg: DictConfig) -> tuple[list[str], str]:
-    """Names of metrics that depend on the loss, in training and held out; and why one of them is missing."""
+    """List the metrics that depend on the loss, in training and held out; and why one of them is missing."""
     own, needs_reference = _loss_outputs(cfg.loss)
     training = [*own, *(_names(*m.WITH_REFERENCE) if needs_reference else ())]
     known = [*training, *(f"{m.HELD_OUT}{name}" for name in own)]
@@ -60,7 +89,7 @@ def _loss_names(cfg: DictConfig) -> tuple[list[str], str]:
 
 
 def _loss_outputs(section: DictConfig) -> tuple[list[str], bool]:
-    """Names of the terms and diagnostics of a loss, and whether it reads the reference in training."""
+    """List the terms and diagnostics of a loss, and tell whether it reads the reference in training."""
     import torch
     from hydra.utils import instantiate
 
@@ -76,7 +105,7 @@ def _loss_outputs(section: DictConfig) -> tuple[list[str], bool]:
 
 
 def _oracle_names(cfg: DictConfig) -> tuple[list[str] | None, str]:
-    """Names of metrics of the true reward (None: a source outside the package may add any), and why there are none."""
+    """List the metrics of the true reward (None: a foreign source may add any), and why there are none."""
     callbacks = OmegaConf.select(cfg, "callbacks") or {}
     sections = [section for section in callbacks.values() if isinstance(section, DictConfig)]
     oracles = [s for s in sections if str(OmegaConf.select(s, "_target_")).endswith(".OracleEvaluation")]
@@ -85,12 +114,12 @@ def _oracle_names(cfg: DictConfig) -> tuple[list[str] | None, str]:
     source = str(OmegaConf.select(cfg, "data.source._target_"))
     if not source.startswith("caldpo."):
         return None, ""
-    if not _has(source, "reward"):
+    if not _has_method(source, "reward"):
         return [], ": the true reward of this data is not known"
-    return _names(*m.SAMPLED, *m.AGREEMENT, *(m.EXACT if _has(source, "exact_metrics") else ())), ""
+    return _names(*m.SAMPLED, *m.AGREEMENT, *(m.EXACT if _has_method(source, "exact_metrics") else ())), ""
 
 
-def _has(target: str, method: str) -> bool:
+def _has_method(target: str, method: str) -> bool:
     try:
         return read_signature(f"{target}.{method}") is not None
     except CaldpoError:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from caldpo.security.redacted_streams import redacted_output
-from caldpo.utils.resilient_stream import ResilientStream
+from caldpo.security.redacted_streams import ResilientStream, redacted_output
 
 
 def test_a_reader_that_has_gone_is_outlived(capfd: pytest.CaptureFixture[str]) -> None:

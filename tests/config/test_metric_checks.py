@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from caldpo import metric_definitions
 from caldpo import training_command as run_module
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.metric_names import find_metric_problems
+from caldpo.config.metric_checks import find_metric_problems
 from caldpo.data.sources.tabular_pairs import TabularPairs
 from caldpo.environments.tabular_environment import exact_metrics
 from caldpo.metrics import loss_metrics, pair_metrics
