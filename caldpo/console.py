@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from caldpo import metric_definitions as m
 from caldpo.config.conf_dir import conf_dir
 from caldpo.data.batching import StepPlan
-from caldpo.metrics_file import read_rows
+from caldpo.metrics_file import NAME, read_rows
 from caldpo.models.adapted_policy import count_parameters
 from caldpo.utils.notes import print_notes
 from caldpo.utils.text_format import counted
@@ -52,7 +52,7 @@ def note_rounding(dtype: torch.dtype, lr: float) -> None:
         )
 
 
-def print_end(summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
+def print_end(summary: Mapping[str, Any], run_dir: Path, *, exported: bool, adapted: bool) -> None:
     """Print the final held-out metrics, time and memory, and where the files are."""
     table = Table(title=f"Held-out pairs after {summary['steps']} steps", title_justify="left")
     table.add_column("metric")
@@ -64,8 +64,11 @@ def print_end(summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
     Console().print(table)
     memory = f"{summary['peak_memory_bytes'] / 2**20:.0f} MiB ({summary['peak_memory_of']})"
     print(f"{summary['wall_seconds']:.1f} s, peak memory {memory}")
-    for name, value in places.items():
-        print(f"{name}: {value}", flush=True)
+    print(f"metrics: {run_dir / NAME}")
+    if exported:
+        print(f"policy: {run_dir / 'policy'}{' (the adapter; its base is loaded beside it)' if adapted else ''}")
+    if summary["upload"]:
+        print(f"upload to W&B: {summary['upload']}")
 
 
 def print_clipping(metrics: Path, limit: float | None) -> None:

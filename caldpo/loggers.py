@@ -34,13 +34,7 @@ class MetricsFile(Logger):
         super().__init__()
         self._writer = RowWriter(run_dir / NAME) if is_first_rank() else None
 
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
+    name = version = ""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._writer is not None:
@@ -54,9 +48,7 @@ class MetricsFile(Logger):
 class TableLogger(Protocol):
     """A Lightning logger that takes tables, as W&B's does."""
 
-    def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int) -> None:
-        """Replace the table of this name."""
-        ...
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int) -> None: ...
 
 
 class Tracker(Protocol):
@@ -122,8 +114,7 @@ class WandB:
 
         Args:
             run_dir: the run's folder.
-            name: of the W&B run, where neither the settings nor ``WANDB_NAME`` give one.
-            group: likewise; None outside a sweep.
+            name, group: of the W&B run, where nothing else names them; no group outside a sweep.
             config: of the run, without secrets; its ``tags`` and ``notes`` are those of the W&B run.
             earlier: the rows that a resumed run has kept; None of a new one. W&B then has each row once: online it is
                 sent those that did not reach it, offline a new stretch takes the place of the old one.
