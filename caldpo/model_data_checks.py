@@ -59,8 +59,9 @@ def check_fit(
     _require_embedded(policy, tokenizer, data, key)
     _require_positions(policy, data)
     for name, callback in (callbacks or {}).items():
-        is_used = isinstance(callback, PromptSampling) and callback.prompts
-        if is_used and not (isinstance(callback, OracleEvaluation) and data.oracle is None):
+        if isinstance(callback, OracleEvaluation) and data.oracle is None:
+            continue
+        if isinstance(callback, PromptSampling) and callback.prompts:
             longest = max(len(prompt.prompt_ids) for prompt in data.held_out_prompts(callback.prompts))
             _require_room(policy, longest, callback.max_new_tokens, key=f"callbacks.{name}.max_new_tokens")
     if reference is not None and reference.path is not None:
