@@ -29,15 +29,7 @@ STRETCHES, PLANNED = "stretches", "planned_steps"
 
 
 class RunRecord:
-    """What a run writes into its folder; the first rank writes.
-
-    Args:
-        run_dir: the run's folder.
-        settings: plain top-level keys of the configuration.
-        config: resolved and without secrets, as in ``config.yaml``.
-        loss_name: option of the group ``loss``.
-        resumed: whether the run was begun before.
-    """
+    """What a run writes into its folder; the first rank writes. ``config`` is resolved and without secrets."""
 
     def __init__(
         self, run_dir: Path, settings: RunSettings, config: dict[str, Any], loss_name: str, *, resumed: bool
