@@ -9,7 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TURNS = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")  # may hold conversations
 MAX_ENCODED = 2_000_000  # characters; Python's own parser takes a hundred times the memory of what it reads
@@ -106,6 +109,15 @@ class RewardSource(PairSource):
     def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Return the true rewards of many responses, one to each prompt."""
         return [self.reward(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+@runtime_checkable
+class ExactSource(Protocol):
+    """A source that knows expected reward and KL of a policy without sampling."""
+
+    def exact_metrics(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> dict[str, float]:
+        """Return sums over the whole distribution, by name; ``beta`` is the reward per nat of log-ratio."""
+        ...
 
 
 class Cell(str):

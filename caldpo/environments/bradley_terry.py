@@ -10,9 +10,7 @@ from typing import Any
 def preference_probability(first: float, second: float, sharpness: float | None) -> float:
     """``P(first > second) = 1 / (1 + exp(-sharpness * (first - second)))``.
 
-    Args:
-        first, second: true rewards.
-        sharpness: inverse temperature per unit of reward; None labels without noise (ties are even).
+    ``sharpness`` is the inverse temperature per unit of reward; None labels without noise (ties are even).
     """
     gap = first - second
     if sharpness is None:

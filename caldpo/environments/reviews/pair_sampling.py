@@ -18,11 +18,8 @@ def sample_pairs(split: Split, count: int, *, seed: int, sharpness: float | None
     Scores are true rewards, so with noisy labels the chosen one's can be the lower. The two rewards of a pair
     always differ: a tie says nothing about quality and is drawn again.
 
-    Args:
-        split: train or test; their prompts never meet, whatever the seed.
-        count: number of pairs.
-        seed: of prompts, responses and labels; splits draw independently.
-        sharpness: of the labels, see :func:`caldpo.environments.bradley_terry.preference_probability`.
+    Prompts of the two splits never meet, whatever the seed; splits draw independently. ``sharpness`` is that of
+    :func:`caldpo.environments.bradley_terry.preference_probability`.
     """
     rng = random.Random(f"{seed}/{split}")
     for prompt in sample_prompts(split, count, rng):
