@@ -55,7 +55,8 @@ def find_one_run(folder: Path) -> Path:
     """
     runs = find_runs(folder, key="run")
     if len(runs) > 1:
-        shown = ", ".join(f"'{run}'" for run in runs[:_SHOWN]) + (", ..." if len(runs) > _SHOWN else "")
+        shown = ", ".join(f"'{run}'" for run in runs[:_SHOWN])
+        shown += f" and {len(runs) - _SHOWN} more" if len(runs) > _SHOWN else ""
         raise CaldpoError(
             f"holds {len(runs)} runs, and one is needed", key="run", value=folder, remedy=f"name one of them: {shown}"
         )

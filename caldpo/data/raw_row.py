@@ -155,9 +155,6 @@ def decoded(column: str, value: Any) -> Any:
     """Decode messages that a text holds in JSON or Python notation; return any other value as it is.
 
     For tables alone: JSON has lists, and messages encoded as text are refused there.
-
-    Raises:
-        RowError: the text looks like messages and cannot be decoded.
     """
     if not isinstance(value, str) or not looks_encoded(value):
         return value

@@ -148,7 +148,9 @@ def _load_checkpoint(folder: Path, source: ModelSource, adapter: AdapterSource, 
         raise CaldpoError(f"this checkpoint is damaged: {damage}", key=str(folder)) from damage
     state = {name.removeprefix(_PREFIX): value for name, value in load_state(folder).items()}
     policy = adapter.apply(source.load_policy())
-    torch.nn.Module.to(policy, dtype=_WEIGHT_DTYPES.get(str(target.of_run("trainer.precision", ""))))
+    trained_in = _WEIGHT_DTYPES.get(str(target.of_run("trainer.precision", "")))
+    if trained_in is not None:
+        torch.nn.Module.to(policy, dtype=trained_in)
     add_frozen(state, policy)
     policy.load_state_dict(state)
     return policy

@@ -24,6 +24,8 @@ class AdamW(OptimizerChoice):
         fused: update all weights in one kernel; ``auto`` where the device and the precision allow it.
     """
 
+    eps: float
+
     @validated
     def __init__(
         self,
@@ -66,6 +68,8 @@ class RMSprop(OptimizerChoice):
         foreach: update all weights in a few kernels, which temporarily takes memory for one more copy of them; False
             updates one by one. There is no fused kernel.
     """
+
+    eps: float
 
     @validated
     def __init__(

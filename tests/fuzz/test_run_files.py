@@ -136,7 +136,7 @@ def comparison_is_sound(run: Path) -> None:
     columns, (row,) = comparison_rows(settings)
     assert len(row) == len(columns)
     if found.finished and CHOSEN.curve(found.curves):  # else there is nothing to compare, which is said
-        write_text(run.parent / "report.md", report(settings, run.parent, "range", [], None))
+        write_text(run.parent / "report.md", report(settings, [run.parent], "range", []))
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {

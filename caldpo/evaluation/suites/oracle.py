@@ -147,10 +147,8 @@ class Oracle(Suite):
         by_policy = policy.logps("policy", pairs, "samples of both")
         by_reference = policy.logps("reference", pairs, "samples of both")
         log_ratios = by_policy - by_reference
-        prompts = [
-            h.prompt if isinstance(h.prompt, str) else policy.tokenizer.decode(h.prompt_ids, skip_special_tokens=True)
-            for h in held_out
-        ]
+        decode = partial(policy.tokenizer.decode, skip_special_tokens=True)
+        prompts = [h.prompt if isinstance(h.prompt, str) else str(decode(h.prompt_ids)) for h in held_out]
         texts, reference_texts = ([policy.decode(ids) for ids in side] for side in (policy_ids, reference_ids))
         return pd.DataFrame(
             {
@@ -159,9 +157,7 @@ class Oracle(Suite):
                 "reference": reference_texts,
                 "policy_reward": self._rewards(policy, prompts, texts),
                 "reference_reward": policy.once(
-                    "reference",
-                    f"rewards {sampling}",
-                    lambda: self._rewards(policy, prompts, reference_texts),
+                    "reference", f"rewards {sampling}", lambda: self._rewards(policy, prompts, reference_texts)
                 ),
                 "policy_log_ratio": log_ratios[0],
                 "reference_log_ratio": log_ratios[1],
