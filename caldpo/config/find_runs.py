@@ -29,11 +29,7 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
-    """List the run folders at or below ``folder``, in the order of their names, numbers by value.
-
-    Raises:
-        CaldpoError: about ``key``: the folder does not exist, or no run lies in it.
-    """
+    """List the run folders at or below ``folder``, numbers in names by value; CaldpoError where there are none."""
     runs = list(_walk(folder))
     if runs:
         return runs
@@ -68,11 +64,8 @@ def no_folder_error() -> CaldpoError:
     sweeps = [str(sweep) for sweep in _sweeps_in(Path("outputs"))]
     listed = f"; the newest: {', '.join(sweeps[:_NEWEST])}" if sweeps else ""
     more = f" and {len(sweeps) - _NEWEST} more" if len(sweeps) > _NEWEST else ""
-    return CaldpoError(
-        "there is no folder to compare",
-        key="sweep",
-        remedy=f"name a folder: python -m caldpo.compare outputs/SWEEP{listed}{more}",
-    )
+    remedy = f"name a folder: python -m caldpo.compare outputs/SWEEP{listed}{more}"
+    return CaldpoError("there is no folder to compare", key="sweep", remedy=remedy)
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:

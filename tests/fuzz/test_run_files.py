@@ -26,7 +26,7 @@ from caldpo.report.read_runs import read_run
 from caldpo.report.run_files import Run
 from caldpo.report.shown_metrics import CHOSEN
 from caldpo.resume.config_diff import config_digest, differences, read_config
-from caldpo.resume.resume_overrides import with_run_overrides
+from caldpo.resume.resume_command import with_run_overrides
 from caldpo.resume.resume_point import ResumePoint
 from caldpo.sweep_report import collect
 from caldpo.utils.atomic_io import write_text
