@@ -157,12 +157,7 @@ def _plain_settings(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 class MergedAdapter(WrappedSource):
-    """A model source that merges an earlier adapter into its base: the start of policy and reference alike.
-
-    Args:
-        source: of the base that the earlier adapter was trained on.
-        folder: of that adapter, usually of an SFT run.
-    """
+    """Merges an earlier adapter (usually of an SFT run) into its base: the start of policy and reference alike."""
 
     def __init__(self, source: ModelSource, folder: str) -> None:
         super().__init__(source)

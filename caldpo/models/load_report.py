@@ -87,13 +87,7 @@ def _router_losses(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def describe_loaded(policy: PreTrainedModel, seconds: float, reason: str) -> str:
-    """Describe a loaded model in one line: class, parameters, dtype, memory, time and attention.
-
-    Args:
-        policy: as it was loaded.
-        seconds: taken to load it.
-        reason: for its attention; empty where it was configured.
-    """
+    """Describe a loaded model in one line; ``reason``: for its attention, empty where it was configured."""
     sizes: Counter[str] = Counter()
     for parameter in policy.parameters():  # tied ones once
         sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel() * parameter.element_size()

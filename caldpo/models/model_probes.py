@@ -111,13 +111,10 @@ def require_valid_logprobs(
 
 
 def probe(model: PreTrainedModel, *, training: bool = True, max_length: int = 0) -> ProbeResult:
-    """Compare logits of a few random tokens that have to be the same.
+    """Compare logits of a few random tokens that have to be the same; the model is left unchanged.
 
-    Args:
-        model: with its weights; left unchanged.
-        training: whether to probe training mode, too.
-        max_length: tokens of the longest sequence. Where it is beyond the length at which rotary frequencies change,
-            rows of such lengths are probed as well, if they are short enough.
+    Where ``max_length`` is beyond the length at which rotary frequencies change, rows of such lengths are probed as
+    well, if they are short enough.
 
     Raises:
         NonFiniteLogitsError: logits are NaN.

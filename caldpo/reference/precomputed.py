@@ -33,12 +33,10 @@ from caldpo.utils.text_format import counted
 
 
 class PrecomputedReference:
-    """Looks log-probs up by a pair's index in its split.
+    """Looks log-probs up by a pair's index in its split; the arguments are :class:`Precomputed`'s.
 
     The policy's own starting weights are run by the policy itself, before its first step; another model is loaded
     for the computation and released after it. Batches of other splits are run through the model.
-
-    The arguments are :class:`Precomputed`'s.
     """
 
     def __init__(self, context: ReferenceContext, path: str | None, cache: Path, spot_check: int) -> None:
