@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from caldpo import metric_definitions as m
 from caldpo.config.conf_dir import conf_dir
 from caldpo.data.batching import StepPlan
-from caldpo.metrics_file import read_rows
+from caldpo.metrics_file import NAME, read_rows
 from caldpo.models.adapted_policy import count_parameters
+from caldpo.utils.notes import print_notes
 from caldpo.utils.text_format import counted
 
 END_METRICS = (m.CHOSEN_LOG_RATIO, m.REJECTED_LOG_RATIO, m.REWARD_MARGIN, m.ACCURACY, m.DISPLACEMENT)
@@ -31,7 +32,7 @@ def print_facts(title: str, facts: Mapping[str, str]) -> None:
     if not console.is_terminal:
         width = max(map(len, facts))
         for name, value in facts.items():
-            console.print(f"{name:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)
+            print(f"{name:<{width}}  {value}", flush=True)
         return
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in facts.items():
@@ -42,14 +43,16 @@ def print_facts(title: str, facts: Mapping[str, str]) -> None:
 def note_rounding(dtype: torch.dtype, lr: float) -> None:
     """Warn where most updates will round to nothing: bfloat16 has 8 bits, and small updates fall below the last."""
     if dtype in (torch.bfloat16, torch.float16) and lr < 1e-4:
-        Console().print(
-            f"[bold]note:[/bold] the policy's weights are {dtype}: with optim.lr={lr:g} most updates are smaller than"
-            " half of a weight's last digit and are lost; model.dtype=float32 with trainer.precision=bf16-mixed keeps"
-            " them, optim=adamw_stochastic keeps them on average"
+        print_notes(
+            [
+                f"the policy's weights are {dtype}: with optim.lr={lr:g} most updates are smaller than half of a"
+                " weight's last digit and are lost; model.dtype=float32 with trainer.precision=bf16-mixed keeps them,"
+                " optim=adamw_stochastic keeps them on average"
+            ]
         )
 
 
-def print_end(summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
+def print_end(summary: Mapping[str, Any], run_dir: Path, *, exported: bool, adapted: bool) -> None:
     """Print the final held-out metrics, time and memory, and where the files are."""
     table = Table(title=f"Held-out pairs after {summary['steps']} steps", title_justify="left")
     table.add_column("metric")
@@ -58,14 +61,14 @@ def print_end(summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
     for name in [metric.held_out.name for metric in END_METRICS] + [n for n in metrics if n.startswith("oracle/")]:
         if name in metrics:
             table.add_row(name, f"{metrics[name]:.4g}")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{summary['wall_seconds']:.1f} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB"
-        f" ({summary['peak_memory_of']})"
-    )
-    for name, value in places.items():
-        console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
+    Console().print(table)
+    memory = f"{summary['peak_memory_bytes'] / 2**20:.0f} MiB ({summary['peak_memory_of']})"
+    print(f"{summary['wall_seconds']:.1f} s, peak memory {memory}")
+    print(f"metrics: {run_dir / NAME}")
+    if exported:
+        print(f"policy: {run_dir / 'policy'}{' (the adapter; its base is loaded beside it)' if adapted else ''}")
+    if summary["upload"]:
+        print(f"upload to W&B: {summary['upload']}")
 
 
 def print_clipping(metrics: Path, limit: float | None) -> None:
@@ -75,11 +78,9 @@ def print_clipping(metrics: Path, limit: float | None) -> None:
     clipped = sum(norm > limit for norm in norms) if limit is not None else 0
     if 2 * clipped > len(norms):
         share = "every step was" if clipped == len(norms) else f"{clipped:,} of {len(norms):,} steps were"
-        Console().print(
+        print(
             f"{share} clipped: gradient norms of {min(norms):.3g} to {max(norms):.3g},"
-            f" trainer.gradient_clip_val={limit:g} (null does not clip)",
-            soft_wrap=True,
-            highlight=False,
+            f" trainer.gradient_clip_val={limit:g} (null does not clip)"
         )
 
 

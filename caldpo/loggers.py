@@ -34,13 +34,7 @@ class MetricsFile(Logger):
         super().__init__()
         self._writer = RowWriter(run_dir / NAME) if is_first_rank() else None
 
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
+    name = version = ""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._writer is not None:
@@ -54,9 +48,7 @@ class MetricsFile(Logger):
 class TableLogger(Protocol):
     """A Lightning logger that takes tables, as W&B's does."""
 
-    def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int) -> None:
-        """Replace the table of this name."""
-        ...
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int) -> None: ...
 
 
 class Tracker(Protocol):
@@ -97,16 +89,8 @@ class WandB:
     """``logger=wandb``: a W&B run; without an account it is offline, and nothing is asked.
 
     What is None is taken from W&B's own variable (``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_NAME``,
-    ``WANDB_RUN_GROUP``) where that is set; so are the run's ``tags`` and ``notes`` where it has none (``WANDB_TAGS``,
-    ``WANDB_NOTES``).
-
-    Args:
-        project: W&B project; else ``caldpo``.
-        entity: W&B user or team; else the account's default.
-        name: of the W&B run; else the one that the run is opened with. In a sweep the run's own follows it.
-        group: of the run; else the sweep's folder, so that the runs of a sweep are one group.
-        mode: ``auto`` is what ``WANDB_MODE`` says, else online when an API key is configured, else offline;
-            ``disabled`` opens no run.
+    ``WANDB_RUN_GROUP``, ``WANDB_MODE``) where that is set; so are the run's ``tags`` and ``notes`` where it has none
+    (``WANDB_TAGS``, ``WANDB_NOTES``). ``conf/logger/wandb.yaml`` explains each key.
     """
 
     @validated
@@ -130,8 +114,7 @@ class WandB:
 
         Args:
             run_dir: the run's folder.
-            name: of the W&B run, where neither the settings nor ``WANDB_NAME`` give one.
-            group: likewise; None outside a sweep.
+            name, group: of the W&B run, where nothing else names them; no group outside a sweep.
             config: of the run, without secrets; its ``tags`` and ``notes`` are those of the W&B run.
             earlier: the rows that a resumed run has kept; None of a new one. W&B then has each row once: online it is
                 sent those that did not reach it, offline a new stretch takes the place of the old one.

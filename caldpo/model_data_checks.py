@@ -59,8 +59,9 @@ def check_fit(
     _require_embedded(policy, tokenizer, data, key)
     _require_positions(policy, data)
     for name, callback in (callbacks or {}).items():
-        is_used = isinstance(callback, PromptSampling) and callback.prompts
-        if is_used and not (isinstance(callback, OracleEvaluation) and data.oracle is None):
+        if isinstance(callback, OracleEvaluation) and data.oracle is None:
+            continue
+        if isinstance(callback, PromptSampling) and callback.prompts:
             longest = max(len(prompt.prompt_ids) for prompt in data.held_out_prompts(callback.prompts))
             _require_room(policy, longest, callback.max_new_tokens, key=f"callbacks.{name}.max_new_tokens")
     if reference is not None and reference.path is not None:
@@ -96,11 +97,7 @@ def skeleton_of(source: ModelSource) -> PreTrainedModel | None:
 def require_prompts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], more: int
 ) -> None:
-    """Refuse prompts, as token ids, that a model (with or without an adapter) cannot be sampled from.
-
-    Args:
-        model, tokenizer, prompts: see above.
-        more: tokens of the longest response.
+    """Refuse prompts, as token ids, that a model cannot be sampled from for ``more`` tokens.
 
     Raises:
         CaldpoError: naming ``model.tokenizer`` or ``max_new_tokens``.

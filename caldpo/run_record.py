@@ -17,7 +17,7 @@ from caldpo.config.summary_file import SUMMARY, known_summary
 from caldpo.lightning_module import PreferenceModule
 from caldpo.resume.config_diff import CONFIG, read_config, require_same_config
 from caldpo.resume.pins import pin
-from caldpo.resume.resume_overrides import OVERRIDES, recorded_config, recorded_overrides
+from caldpo.resume.resume_command import OVERRIDES, recorded_config, recorded_overrides
 from caldpo.run_settings import RunSettings
 from caldpo.utils.atomic_io import write_text
 from caldpo.utils.collectives import is_first_rank
@@ -29,15 +29,7 @@ STRETCHES, PLANNED = "stretches", "planned_steps"
 
 
 class RunRecord:
-    """What a run writes into its folder; the first rank writes.
-
-    Args:
-        run_dir: the run's folder.
-        settings: plain top-level keys of the configuration.
-        config: resolved and without secrets, as in ``config.yaml``.
-        loss_name: option of the group ``loss``.
-        resumed: whether the run was begun before.
-    """
+    """What a run writes into its folder; the first rank writes. ``config`` is resolved and without secrets."""
 
     def __init__(
         self, run_dir: Path, settings: RunSettings, config: dict[str, Any], loss_name: str, *, resumed: bool

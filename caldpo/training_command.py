@@ -57,22 +57,17 @@ def run(cfg: DictConfig) -> float | None:
 def compact_output(run_dir: Path, settings: RunSettings) -> Iterator[Announce | None]:
     """With ``console=compact``, redirect the output into the run's ``output.txt``; that of other ranks to nowhere.
 
-    Yields:
-        A function that prints a line beside the redirection, on the first rank; None where nothing is redirected.
+    Yields a function that prints a line past the redirection; None where nothing is redirected.
     """
     first_rank = is_first_rank()
     if settings.console == "full" and first_rank:
         yield None
         return
     transformers.utils.logging.disable_progress_bar()
-    announce: Announce = functools.partial(print, file=sys.stdout, flush=True) if first_rank else _print_nothing
+    announce: Announce = functools.partial(print, file=sys.stdout, flush=True) if first_rank else lambda line: None
     path = run_dir / "output.txt" if first_rank else Path(os.devnull)
     with (
         path.open("a" if settings.resume else "w", encoding="utf-8") as file,
         contextlib.redirect_stdout(RedactedStream(file)),
     ):
         yield announce
-
-
-def _print_nothing(line: str) -> None:
-    """Other ranks print nothing beside their redirected output."""

@@ -221,8 +221,7 @@ def announce_training(
         optimizer=str(HydraConfig.get().runtime.choices.get("optim")),
         reference=type(module.reference).__name__.removesuffix("Reference").lower(),
     )
-    if is_first_rank():
-        print_facts("Training", facts)
+    print_facts("Training", facts)
     if announce is not None:
         announce(f"{record.run_dir.name}: {on_one_line(facts)}")
 
@@ -291,14 +290,9 @@ def finish(
     )
     if trainer.is_global_zero:
         run_dir, adapted = record.run_dir, is_adapted(module.policy)
-        places = {"metrics": str(run_dir / NAME)}
         if record.settings.export:
             exported = Exported(module.global_step, is_end=True, adapter=adapted)
             write_card(run_dir, run_dir / "policy" / CARD, exported, picture=False)
-            adapter = " (the adapter; its base is loaded beside it)" if adapted else ""
-            places["policy"] = f"{run_dir / 'policy'}{adapter}"
-        if summary["upload"]:
-            places["upload to W&B"] = summary["upload"]
-        print_end(summary, places)
+        print_end(summary, run_dir, exported=record.settings.export, adapted=adapted)
         print_clipping(run_dir / NAME, components.trainer.gradient_clip_val)
     return summary

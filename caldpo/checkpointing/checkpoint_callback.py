@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
-from rich.console import Console
 
 from caldpo.checkpointing.checkpoint_io import OWN_KEY
 from caldpo.checkpointing.manifest import FOLDER, SAMPLES, checkpoint_folders
 from caldpo.checkpointing.stop_signals import StopSignals
-from caldpo.checkpointing.train_state import CheckpointedModule, TrainState
+from caldpo.checkpointing.train_state import TrainState
 from caldpo.config.bounds import PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
+
+if TYPE_CHECKING:
+    from caldpo.lightning_module import PreferenceModule
 
 
 class Checkpoints(pl.callbacks.Checkpoint):
@@ -31,7 +34,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     Args:
         every: optimiser steps between checkpoints; None: only when a signal stops the run.
-        keep: how many of the last checkpoints are kept (with two there is another where one is damaged), or all.
+        keep: how many of the last checkpoints are kept, or all.
     """
 
     @validated
@@ -110,7 +113,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     # -- saving
 
-    def save(self, trainer: pl.Trainer, module: CheckpointedModule) -> Path | None:
+    def save(self, trainer: pl.Trainer, module: PreferenceModule) -> Path | None:
         """Save the run as of the last optimiser step's end, if any; all ranks have to take part.
 
         Raises:
@@ -175,7 +178,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
                 " callbacks.checkpoint.keep"
             )
 
-    def _stop_if_asked(self, trainer: pl.Trainer, module: CheckpointedModule) -> None:
+    def _stop_if_asked(self, trainer: pl.Trainer, module: PreferenceModule) -> None:
         """Save and exit where any rank has received a signal."""
         number = self._signals.asked()
         if number is None:
@@ -196,7 +199,7 @@ def _is_fitting(trainer: pl.Trainer) -> bool:
 
 
 def _print_error(text: str) -> None:
-    Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)
+    print(text, file=sys.stderr, flush=True)
 
 
 def _sync(path: Path) -> None:

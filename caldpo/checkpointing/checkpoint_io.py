@@ -19,18 +19,20 @@ import torch.distributed.checkpoint as dcp
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from caldpo.checkpointing.checkpoint_weights import deduplicate_tied, tensor_bytes
+from caldpo.checkpointing.checkpoint_weights import add_frozen, deduplicate_tied, tensor_bytes
 from caldpo.checkpointing.manifest import (
     TRAINING,
     WEIGHT_PARTS,
     WEIGHTS,
+    DamagedCheckpointError,
     Manifest,
     checkpoint_folders,
     describe_files,
     read_manifest,
+    verify,
 )
 from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import atomic_folder
@@ -93,6 +95,29 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         sharded = (folder / WEIGHT_PARTS).is_dir()
         weights = _merge_shards(folder / WEIGHT_PARTS) if sharded else load_file(folder / WEIGHTS)
         return weights | {name: weights[first] for name, first in read_manifest(folder).same.items()}
+
+
+def load_policy_weights(folder: Path, policy: nn.Module) -> None:
+    """Verify a checkpoint, and load its weights into the policy; the frozen base of an adapter stays.
+
+    Raises:
+        CaldpoError: the checkpoint is damaged, or of another policy.
+    """
+    try:
+        verify(folder)
+        weights = {name.removeprefix("policy."): value for name, value in load_weights(folder).items()}
+        add_frozen(weights, policy)
+        policy.load_state_dict(weights)
+    except DamagedCheckpointError as damage:
+        raise CaldpoError(
+            f"this checkpoint is damaged: {damage}", key=str(folder), remedy="remove it, to use the one before it"
+        ) from damage
+    except RuntimeError as error:  # a shape differs
+        raise CaldpoError(
+            f"this checkpoint is of another policy: {' '.join(str(error).split())[:300]}",
+            key=str(folder),
+            remedy="give the model and adapter that the run began with",
+        ) from error
 
 
 def load_training(folder: Path) -> dict[str, Any]:

@@ -13,18 +13,11 @@ from caldpo.utils.collectives import all_gather
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """Record in each checkpoint what the run's numbers depend on, and compare it at resume.
+    """Record in each checkpoint what the run's numbers depend on, and compare it at resume."""
 
-    Args:
-        inputs: returns digests, by name, of all that must not change between two stretches of a run. Called once, at
-            the first save or load, on all ranks together.
-        environment: versions and devices that may change the last bits; a difference is noted, not refused.
-        cut: truncates the run's files to the loaded checkpoint; called on the first rank once nothing refuses.
-    """
-
-    inputs: Callable[[], dict[str, str]] = dict
-    environment: dict[str, str] = field(default_factory=dict)
-    cut: Callable[[], object] = lambda: None
+    inputs: Callable[[], dict[str, str]] = dict  # computes digests, by name, of all that must not change
+    environment: dict[str, str] = field(default_factory=dict)  # may change the last bits: a difference is noted
+    cut: Callable[[], object] = lambda: None  # truncates the run's files to the loaded checkpoint, on the first rank
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:

@@ -41,28 +41,16 @@ class DamagedCheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a checkpoint without reading its tensors.
+    """What is known of a checkpoint without reading its tensors."""
 
-    Args:
-        step: optimiser steps that the weights have seen.
-        rows: rows of ``metrics.csv`` at that step.
-        samples: bytes of ``samples.jsonl`` at that step.
-        seconds: training time until then, over all stretches of the run.
-        identity: digests of what must not change for the run to resume: configuration, reference weights, tokens, ...
-        versions: of software and devices that determine the last bits.
-        same: further names of tied weights, each with the name under which the tensor is stored.
-        files: size and digest of each file.
-        format: version of this folder's format.
-    """
-
-    step: int
-    rows: int
-    samples: int
-    seconds: float
-    identity: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    same: dict[str, str] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    step: int  # optimiser steps that the weights have seen
+    rows: int  # of metrics.csv at that step
+    samples: int  # bytes of samples.jsonl at that step
+    seconds: float  # training time until then, over all stretches of the run
+    identity: dict[str, str] = field(default_factory=dict)  # digests of what must not change for the run to resume
+    versions: dict[str, str] = field(default_factory=dict)  # of software and devices that determine the last bits
+    same: dict[str, str] = field(default_factory=dict)  # names of tied weights, each with that of the stored tensor
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # size and digest of each
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:

@@ -10,52 +10,29 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
-from caldpo.checkpointing.checkpoint_plan import CheckpointPlan
 from caldpo.checkpointing.manifest import SAMPLES
 
-
-class CheckpointedModule(Protocol):
-    """What checkpointing needs of :class:`caldpo.lightning_module.PreferenceModule` beside its weights."""
-
-    checkpoint_plan: CheckpointPlan
-    evaluated_at: int
-
-    @property
-    def caught_before_update(self) -> bool: ...
-
-    def require_good_weights(self) -> None: ...
-
-    def training_state(self) -> dict[str, Any]: ...
-
-    def restore_training_state(self, state: dict[str, Any]) -> None: ...
+if TYPE_CHECKING:
+    from caldpo.lightning_module import PreferenceModule
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """What is saved beside weights, optimiser and schedule.
+    """What is saved beside weights, optimiser and schedule."""
 
-    Args:
-        step: optimiser steps so far.
-        loops: Lightning's counters and the loader's position, see :func:`completed_loops`.
-        callbacks: their states.
-        module: the training module's counters.
-        samples: bytes of ``samples.jsonl``.
-        evaluate: whether an evaluation of the held-out pairs is due after this step.
-    """
-
-    step: int
-    loops: dict[str, Any]
-    callbacks: dict[str, Any]
-    module: dict[str, Any]
-    samples: int
-    evaluate: bool
+    step: int  # optimiser steps so far
+    loops: dict[str, Any]  # Lightning's counters and the loader's position, see completed_loops
+    callbacks: dict[str, Any]  # their states
+    module: dict[str, Any]  # the training module's counters
+    samples: int  # bytes of samples.jsonl
+    evaluate: bool  # an evaluation of the held-out pairs is due after this step
 
     @classmethod
-    def capture(cls, trainer: pl.Trainer, module: CheckpointedModule) -> TrainState:
+    def capture(cls, trainer: pl.Trainer, module: PreferenceModule) -> TrainState:
         """Capture the end of an optimiser step, inside ``on_train_batch_end`` of its last micro-batch."""
         callbacks = {c.state_key: copy.deepcopy(c.state_dict()) for c in trainer.callbacks}  # type: ignore[attr-defined]
         samples = Path(trainer.default_root_dir) / SAMPLES

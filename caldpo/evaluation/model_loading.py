@@ -12,9 +12,8 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from caldpo.checkpointing.checkpoint_io import load_weights as load_state
-from caldpo.checkpointing.checkpoint_weights import add_frozen
-from caldpo.checkpointing.manifest import MANIFEST, OPTIMIZER_PARTS, DamagedCheckpointError, verify
+from caldpo.checkpointing.checkpoint_io import load_policy_weights
+from caldpo.checkpointing.manifest import MANIFEST, OPTIMIZER_PARTS
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_target import Target
 from caldpo.model_data_checks import skeleton_of
@@ -26,7 +25,6 @@ from caldpo.utils.digests import known_digest
 
 REFERENCE_KEY = "reference.path"
 _SUFFIXES = (".safetensors", ".json", ".py", ".jinja", ".model", ".txt")  # of the files that a model is loaded from
-_PREFIX = "policy."  # of the policy's weights in the state of the training module
 _WEIGHT_DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}  # precisions that change a model's own dtype
 
 
@@ -136,13 +134,7 @@ def _load(path: Path | None, source: ModelSource, adapter: AdapterSource, target
 
 def _load_checkpoint(folder: Path, source: ModelSource, adapter: AdapterSource, target: Target) -> PreTrainedModel:
     """Load the start of training, then the weights of a checkpoint into it: the adapter's only, if there is one."""
-    try:
-        verify(folder)
-    except DamagedCheckpointError as damage:
-        raise CaldpoError(f"this checkpoint is damaged: {damage}", key=str(folder)) from damage
-    state = {name.removeprefix(_PREFIX): value for name, value in load_state(folder).items()}
     policy = adapter.apply(source.load_policy())
     torch.nn.Module.to(policy, dtype=_WEIGHT_DTYPES.get(str(target.of_run("trainer.precision", ""))))
-    add_frozen(state, policy)
-    policy.load_state_dict(state)
+    load_policy_weights(folder, policy)
     return policy

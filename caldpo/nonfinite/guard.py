@@ -6,17 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.precision import MixedPrecision
-from rich.console import Console
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from caldpo.distributed.strategy_interface import policy_strategy
 from caldpo.errors import CaldpoError
-from caldpo.losses.base import PreferenceLoss
 from caldpo.nonfinite.locate import SeenBatch, locate, merged
 from caldpo.nonfinite.step_dump import dump_step
 from caldpo.types import PairBatch, PairLogps
@@ -24,29 +21,15 @@ from caldpo.utils.collectives import all_gather
 from caldpo.utils.finite_checks import REMEDY, nonfinite_names
 from caldpo.utils.notes import print_notes
 
+if TYPE_CHECKING:
+    from caldpo.lightning_module import PreferenceModule
+
 
 @runtime_checkable
 class PairOrigins(Protocol):
     """Data that knows where its pairs come from, such as ``pairs.jsonl:7``."""
 
     def origin(self, index: int, split: str) -> str: ...
-
-
-class GuardedModule(Protocol):
-    """What the guards read of the training module."""
-
-    policy: PreTrainedModel
-    loss: PreferenceLoss
-    nonfinite: NonFiniteGuard
-
-    @property
-    def trainer(self) -> pl.Trainer: ...
-
-    @property
-    def global_step(self) -> int: ...
-
-    @property
-    def scales_gradients(self) -> bool: ...
 
 
 class NonFiniteGuard:
@@ -76,7 +59,7 @@ class NonFiniteGuard:
         self._steps[step], self._open = self._open, []
 
     def check(
-        self, module: GuardedModule, step: int, metrics: Mapping[str, float], *, before_update: bool
+        self, module: PreferenceModule, step: int, metrics: Mapping[str, float], *, before_update: bool
     ) -> CaldpoError | None:
         """Check a step's fetched metrics, once, and drop its micro-batches; all ranks have to call.
 
@@ -113,14 +96,14 @@ class NonFiniteGuard:
         self.caught = error if unharmed else None
         return error
 
-    def _skip(self, module: GuardedModule, message: str) -> CaldpoError | None:
+    def _skip(self, module: PreferenceModule, message: str) -> CaldpoError | None:
         self.skipped += 1
         policy_strategy(module.trainer.strategy).gradients(module.policy).discard()
         if stop := self._check_limit(message):
             return stop
         if module.trainer.is_global_zero:
             count = f"{self.skipped} of at most {self.max_skipped}"
-            Console().print(f"step skipped ({count}): {message}", soft_wrap=True, highlight=False, markup=False)
+            print(f"step skipped ({count}): {message}", flush=True)
         return None
 
     def _check_limit(self, message: str) -> CaldpoError | None:
@@ -164,7 +147,7 @@ class HeldOutGuard:
         rows: Any = _Rows(batch.index, batch.weight, batch.split, batch.pairs)
         self._seen.append(SeenBatch(rows, logps, values))
 
-    def check(self, module: GuardedModule, means: Mapping[str, float]) -> CaldpoError | None:
+    def check(self, module: PreferenceModule, means: Mapping[str, float]) -> CaldpoError | None:
         """Check the means of an evaluation over all ranks; all of them have to call.
 
         Where non-finite steps are skipped, non-finite rows are noted and the run goes on, unless weights are not finite
@@ -193,7 +176,7 @@ def origins_of(trainer: pl.Trainer) -> Callable[[int, str], str]:
     return lambda row, split: data.origin(row, split) if split and isinstance(data, PairOrigins) else f"pair {row}"
 
 
-def _dump(module: GuardedModule, step: int, seen: list[SeenBatch], reason: str) -> tuple[Path | None, str]:
+def _dump(module: PreferenceModule, step: int, seen: list[SeenBatch], reason: str) -> tuple[Path | None, str]:
     """Write this rank's share of the step; a full disk must not hide why the run stopped."""
     if not seen:
         return None, ""

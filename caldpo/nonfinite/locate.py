@@ -20,40 +20,24 @@ LOGPS = {
 
 @dataclass(frozen=True, slots=True)
 class SeenBatch:
-    """A micro-batch as a training step computed it, on its device.
-
-    Args:
-        batch: the pairs.
-        logps: of policy and reference, detached.
-        values: the loss and its terms per pair, by the names they are logged under.
-    """
+    """A micro-batch as a training step computed it, on its device."""
 
     batch: PairBatch
-    logps: PairLogps
-    values: dict[str, Tensor]
+    logps: PairLogps  # detached
+    values: dict[str, Tensor]  # the loss and its terms per pair, by the names they are logged under
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Non-finite values that one rank, or with :func:`merged` all of them, located in a step.
+    """Non-finite values that one rank, or with :func:`merged` all of them, located in a step."""
 
-    Args:
-        pairs: real pairs of the step.
-        bad: pairs with a non-finite value.
-        named: some of those: where they come from, and which values.
-        origins: where some of all pairs come from.
-        parameters: whose gradient is not finite; empty also where the gradients were gone.
-        weights: parameters whose own values are not finite.
-        graded: parameters that had a gradient.
-    """
-
-    pairs: int
-    bad: int
-    named: tuple[tuple[str, str], ...]
-    origins: tuple[str, ...]
-    parameters: tuple[str, ...] = ()
-    weights: tuple[str, ...] = ()
-    graded: int = 0
+    pairs: int  # real ones of the step
+    bad: int  # pairs with a non-finite value
+    named: tuple[tuple[str, str], ...]  # some of those: where they come from, and which values
+    origins: tuple[str, ...]  # of some of all pairs
+    parameters: tuple[str, ...] = ()  # whose gradient is not finite; empty also where the gradients were gone
+    weights: tuple[str, ...] = ()  # parameters whose own values are not finite
+    graded: int = 0  # parameters that had a gradient
 
     def __str__(self) -> str:
         if self.bad:

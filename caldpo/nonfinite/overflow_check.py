@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -23,9 +23,12 @@ from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.adapters import AdapterSource, NoAdapter
 from caldpo.models.model_source import ModelSource
-from caldpo.optim.adamw import AdamW
 from caldpo.optim.optimizer_base import OptimizerChoice
+from caldpo.optim.torch_optimizers import AdamW
 from caldpo.types import PairLogps
+
+if TYPE_CHECKING:
+    from caldpo.lightning_trainer import TrainerSettings
 
 SMALLEST = 1e-3  # per nat, of a log-prob's gradient by the hidden states, and by all weights together
 SCALE = 2.0**16  # that float16 arithmetic starts with
@@ -38,18 +41,6 @@ class InitialLoss(NamedTuple):
 
     loss: float
     slope: float
-
-
-class TrainerNumerics(Protocol):
-    """What decides on dtypes and the size of a step among the Trainer's settings."""
-
-    precision: str
-    accelerator: str
-    accumulate_grad_batches: int
-    max_skipped_steps: int
-
-    @property
-    def world_size(self) -> int: ...
 
 
 def initial_loss(loss: PreferenceLoss, tokens: int, dtype: torch.dtype) -> InitialLoss:
@@ -74,7 +65,7 @@ def check_overflow(
     optim: OptimizerChoice,
     max_length: int,
     micro_batch_size: int,
-    trainer: TrainerNumerics,
+    trainer: TrainerSettings,
 ) -> None:
     """Refuse what is certain to overflow.
 

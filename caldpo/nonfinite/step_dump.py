@@ -39,56 +39,34 @@ class PlainFacts(BaseModel):
 
 
 class DumpedPair(PlainFacts):
-    """A pair of the step.
+    """A pair of the step, with the values that the run computed."""
 
-    Args:
-        origin: file and line, or split and row.
-        index: row in its split.
-        is_real: False for filler that evens out ranks.
-        prompt_ids, chosen_ids, rejected_ids: its tokens.
-        scores: true rewards of chosen and rejected, where the data has them.
-        values: by name: log-probs in nats, ``loss``, ``terms/*`` and ``diagnostics/*``.
-    """
-
-    origin: Text
-    index: Annotated[int, Field(ge=0, lt=2**63)]
-    is_real: bool
+    origin: Text  # file and line, or split and row
+    index: Annotated[int, Field(ge=0, lt=2**63)]  # row in its split
+    is_real: bool  # False for filler that evens out ranks
     prompt_ids: TokenIds
     chosen_ids: TokenIds
     rejected_ids: TokenIds
-    scores: tuple[Finite, Finite] | None
-    values: dict[str, float]
+    scores: tuple[Finite, Finite] | None  # true rewards of chosen and rejected, where the data has them
+    values: dict[str, float]  # by name: log-probs in nats, loss, terms/* and diagnostics/*
 
 
 class StepDump(PlainFacts):
-    """A rank's share of an optimiser step.
-
-    Args:
-        step: optimiser steps before this one.
-        rank, ranks: whose share it is, and how many ranks there were.
-        reason: why it was dumped, for people.
-        loss, formula: of the run, for people.
-        layout: of the batches.
-        micro_batches: pairs of each.
-        gradient_scale: of float16 arithmetic; 1 where there is none.
-        step_pairs: real pairs of the step, over ranks and accumulation.
-        checkpoint: the last one before the step, relative to the run's folder.
-        pairs: in the order of the micro-batches.
-    """
+    """A rank's share of an optimiser step."""
 
     format: Literal["caldpo nonfinite batch 2"] = "caldpo nonfinite batch 2"
-    step: Annotated[int, Field(ge=0, lt=2**63)]
+    step: Annotated[int, Field(ge=0, lt=2**63)]  # optimiser steps before this one
     rank: NonNegativeInt
     ranks: PositiveInt
-    reason: Text
+    reason: Text  # why it was dumped, for people, as are the next two
     loss: Text
     formula: Text
     layout: Literal["packed", "padded"]
-    micro_batches: list[PositiveInt]
-    gradient_scale: Annotated[Finite, Field(gt=0)] = 1.0
-    step_pairs: Annotated[int, Field(gt=0, lt=2**63)]
-    checkpoint: Annotated[str, Field(pattern=r"\Acheckpoints/step-[0-9]+\z")] | None
-    pairs: Annotated[list[DumpedPair], Field(min_length=1)]
+    micro_batches: list[PositiveInt]  # pairs of each
+    gradient_scale: Annotated[Finite, Field(gt=0)] = 1.0  # of float16 arithmetic
+    step_pairs: Annotated[int, Field(gt=0, lt=2**63)]  # real ones, over ranks and accumulation
+    checkpoint: Annotated[str, Field(pattern=r"\Acheckpoints/step-[0-9]+\z")] | None  # the last one before the step
+    pairs: Annotated[list[DumpedPair], Field(min_length=1)]  # in the order of the micro-batches
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -156,14 +156,12 @@ class PrecomputedReference:
             fill = store.fill_together if self.context.sharded else store.fill
             parts = fill(compute)
             values = torch.cat([part.values for part in parts], dim=1)
-            device = self.context.device
-            # one rank reads what another has computed
-            new = true_on_any_rank([part.computed for part in parts], device)
+            new = true_on_any_rank([part.computed for part in parts])  # one rank reads what another has computed
             rows_read = [row for part, fresh in zip(store.parts, new, strict=True) if not fresh for row in part.rows]
             # a new seed for each run, so that over many runs many pairs are checked; the same on all ranks
-            checked = sorted(random.Random(fresh_seed(device)).sample(rows_read, min(self.spot_check, len(rows_read))))
+            checked = sorted(random.Random(fresh_seed()).sample(rows_read, min(self.spot_check, len(rows_read))))
             fault = self._fault(split, checked, values, engine) if checked else None
-            if true_on_any_rank([fault is not None], device)[0]:
+            if true_on_any_rank([fault is not None])[0]:
                 _report(f"{store.folder}: {fault or 'wrong on another rank'}; all of it is computed again")
                 parts = fill(compute, [part.checksum for part, fresh in zip(parts, new, strict=True) if not fresh])
                 values = torch.cat([part.values for part in parts], dim=1)

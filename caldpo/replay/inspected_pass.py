@@ -24,21 +24,13 @@ _LAYER = re.compile(r".*?\.\d+(?=\.)")  # model.layers.3 of model.layers.3.mlp.u
 
 
 class InspectedPair(PlainFacts):
-    """A real pair in one pass.
+    """A real pair in one pass."""
 
-    Args:
-        origin: file and line, or split and row.
-        tokens: of prompt, chosen and rejected response.
-        values: by name: log-probs and log-ratios in nats, ``loss``, ``terms/*`` and ``diagnostics/*``.
-        then: as the run computed them.
-        not_finite: names of the values that are not.
-    """
-
-    origin: str
-    tokens: tuple[int, int, int]
-    values: dict[str, float]
-    then: dict[str, float]
-    not_finite: list[str]
+    origin: str  # file and line, or split and row
+    tokens: tuple[int, int, int]  # of prompt, chosen and rejected response
+    values: dict[str, float]  # by name: log-probs and log-ratios in nats, loss, terms/* and diagnostics/*
+    then: dict[str, float]  # as the run computed them
+    not_finite: list[str]  # names of the values that are not
 
 
 class InspectedPass(PlainFacts):

@@ -10,14 +10,9 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from transformers import PreTrainedModel
 
-from caldpo.checkpointing.checkpoint_io import load_weights
-from caldpo.checkpointing.checkpoint_weights import add_frozen
-from caldpo.checkpointing.manifest import DamagedCheckpointError, verify
+from caldpo.checkpointing.checkpoint_io import load_policy_weights
 from caldpo.components import Components
 from caldpo.config.summary_file import known_summary
 from caldpo.data.collate import Layout, collate
@@ -31,18 +26,14 @@ from caldpo.reference.reference_base import ReferenceContext, in_run_dtype
 from caldpo.replay.inspected_pass import InspectedPass, group_of, run_pass
 from caldpo.resume.config_diff import differences, read_config
 from caldpo.resume.pins import pin_model
-from caldpo.resume.resume_overrides import recorded_config
+from caldpo.resume.resume_command import recorded_config
 from caldpo.run_settings import RunSettings
 from caldpo.types import PairBatch
 from caldpo.utils.atomic_io import write_text
 from caldpo.utils.text_format import counted
 
 FLOAT32 = "32-true"
-MIN_WIDTH = 150  # of the tables: numbers must not be cut
 MAX_PAIRS = 20  # that are printed, the non-finite ones first; the file has all
-_REMEDY = "give the overrides of the run that wrote it"
-_SHORT = {"policy_chosen": "p_w", "policy_rejected": "p_l", "reference_chosen": "r_w", "reference_rejected": "r_l"}
-_SHORT |= {"log_ratio_chosen": "a", "log_ratio_rejected": "b"}
 
 
 class Replay(PlainFacts):
@@ -113,7 +104,7 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> Replay:
     output = path.with_suffix(".replay.json")
     write_text(output, result.model_dump_json(indent=2) + "\n")
     print_replay(dump, result)
-    _print(f"written to {output}")
+    print(f"written to {output}")
     return result
 
 
@@ -133,11 +124,7 @@ def batches_of(dump: StepDump, pad_id: int, layout: Layout) -> list[PairBatch]:
 
 
 def require_fit(dump: StepDump, policy: PreTrainedModel, loss: PreferenceLoss, path: Path) -> None:
-    """Refuse a dump of another model's or loss's run.
-
-    Raises:
-        CaldpoError: it has tokens the policy lacks, or lacks scores the loss needs.
-    """
+    """Refuse a dump of another run: with tokens the policy lacks, or without scores the loss needs."""
     size = int(policy.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     largest = max(max(ids) for p in dump.pairs for ids in (p.prompt_ids, p.chosen_ids, p.rejected_ids))
     problem = None
@@ -146,32 +133,16 @@ def require_fit(dump: StepDump, policy: PreTrainedModel, loss: PreferenceLoss, p
     elif loss.needs_scores and dump.pairs[0].scores is None:
         problem = "has no scores, which this loss needs"
     if problem is not None:
-        raise CaldpoError(problem, key="replay", value=path, remedy=_REMEDY)
+        raise CaldpoError(problem, key="replay", value=path, remedy="give the overrides of the run that wrote it")
 
 
 def load_checkpoint_before(dump: StepDump, run_dir: Path, policy: PreTrainedModel) -> str:
-    """Load the weights of the last checkpoint from before the step into the policy, and describe them.
-
-    Raises:
-        CaldpoError: the checkpoint is damaged, or of another policy.
-    """
+    """Load the weights of the last checkpoint from before the step into the policy, and describe them."""
     name = last_checkpoint(run_dir, dump.step)
     if name is None:
         missing = "" if dump.checkpoint is None else f" ({dump.checkpoint} no longer exists)"
         return f"those that the run started from{missing}"
-    folder = run_dir / name
-    try:
-        verify(folder)
-        weights = {key.removeprefix("policy."): value for key, value in load_weights(folder).items()}
-        add_frozen(weights, policy)
-        policy.load_state_dict(weights)
-    except DamagedCheckpointError as error:
-        raise CaldpoError(
-            f"it is damaged: {error}", key="replay", value=folder, remedy="remove it, to use the one before it"
-        ) from error
-    except RuntimeError as error:  # a shape differs
-        detail = " ".join(str(error).split())[:300]
-        raise CaldpoError(f"is of another policy: {detail}", key="replay", value=folder, remedy=_REMEDY) from error
+    load_policy_weights(run_dir / name, policy)
     before = dump.step - int(name.rpartition("-")[2])
     return f"{name}, {before} optimiser steps before the batch" if before else f"{name}, those of the step itself"
 
@@ -188,39 +159,22 @@ def verdict(passes: list[InspectedPass], weights: str) -> str:
 
 
 def print_replay(dump: StepDump, result: Replay) -> None:
-    """Print the pairs and the gradient of each pass as tables, and the verdict."""
+    """Print each pair's values and each layer's gradient norm in every pass, and the verdict."""
     share = f"rank {dump.rank} of {dump.ranks}, {counted(len(dump.micro_batches), 'micro-batch')}, {dump.layout}"
-    _print(f"replay of step {dump.step} ({share}); nothing is trained")
-    _print(f"dumped because {dump.reason}\nloss: {dump.formula}\nweights: {result.weights}\n")
+    print(f"replay of step {dump.step} ({share}); nothing is trained")
+    print(f"dumped because {dump.reason}\nloss: {dump.formula}\nweights: {result.weights}")
     for one in result.passes:
         pairs = sorted(one.pairs, key=lambda pair: not pair.not_finite)[:MAX_PAIRS]
-        names = [name for name in pairs[0].values if not name.startswith("diagnostics/")] if pairs else []
-        columns = ["pair", "tokens", *names, "loss then", "not finite"]
-        rows = [
-            [
-                pair.origin,
-                "{}+{}/{}".format(*pair.tokens),
-                *(f"{value:.4g}" for value in (*(pair.values[name] for name in names), pair.then["loss"])),
-                ", ".join(_SHORT.get(name, name) for name in pair.not_finite),
-            ]
-            for pair in pairs
-        ]
-        _print_table(f"{len(pairs)} of {len(one.pairs)} pairs in {one.precision}; nats", columns, rows)
-        norms = []
+        print(f"\n{one.precision}: {len(pairs)} of {len(one.pairs)} pairs, prompt + chosen / rejected tokens; nats")
+        for pair in pairs:
+            prompt, chosen, rejected = pair.tokens
+            values = ", ".join(f"{name} {value:.4g}" for name, value in pair.values.items())
+            print(f"  {pair.origin} ({prompt} + {chosen} / {rejected}): {values}; then loss {pair.then['loss']:.4g}")
+        print(f"{one.precision}: gradient norms, and whose entries are not finite")
         for group, norm in one.gradient_norms.items():
             bad = [name.removeprefix(f"{group}.") for name in one.nonfinite_gradients if group_of(name) == group]
-            norms.append([group, f"{norm:.4g}", ", ".join(bad)])
-        _print_table(f"Gradient in {one.precision}", ["parameters", "norm", "not finite"], norms)
-    _print(result.verdict)
-
-
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    console = Console()
-    console.width = max(console.width, MIN_WIDTH)
-    table = Table(*(_SHORT.get(column, column) for column in columns), title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
+            print(f"  {group}: {norm:.4g} {', '.join(bad)}")
+    print(f"\n{result.verdict}")
 
 
 def _note_changed_keys(cfg: DictConfig, run_dir: Path) -> None:
@@ -229,11 +183,11 @@ def _note_changed_keys(cfg: DictConfig, run_dir: Path) -> None:
     with contextlib.suppress(CaldpoError):
         run_config = read_config(run_dir)
     if run_config is None:
-        _print("note: the run's configuration cannot be read: it is not known whether this is the same")
+        print("note: the run's configuration cannot be read: it is not known whether this is the same")
         return
     changes = list(differences(run_config, recorded_config(cfg, str(HydraConfig.get().runtime.choices["loss"]))))
     if changes:
-        _print(f"note: not the run's configuration: {'; '.join(changes)}")
+        print(f"note: not the run's configuration: {'; '.join(changes)}")
 
 
 def _live_context(components: Components, policy: PreTrainedModel, trainer: pl.Trainer) -> ReferenceContext:
@@ -249,7 +203,3 @@ def _live_context(components: Components, policy: PreTrainedModel, trainer: pl.T
         pairs_seen=0,
         facts={},
     )
-
-
-def _print(text: str) -> None:
-    Console().print(text, soft_wrap=True, highlight=False, markup=False)

@@ -161,7 +161,7 @@ def test_a_dump_of_another_run_is_refused(folder: Path, capsys: pytest.CaptureFi
     checkpoint.mkdir(parents=True)
     save_file({"policy.lm_head.weight": torch.ones(2, 2)}, checkpoint / "weights.safetensors")
     train(*command, fails=1)
-    names(capsys.readouterr().err, f"replay={checkpoint.absolute()}:", "damaged")
+    names(capsys.readouterr().err, f"{checkpoint.absolute()}:", "damaged")
     shutil.rmtree(checkpoint)
 
     content = json.loads(path.read_text())
