@@ -190,7 +190,8 @@ class Lora(AdapterSource):
 
     def _with_reference(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Load a trainable copy of the adapter in ``folder``, and the earlier one, frozen, beside it."""
-        expected = {"r": self.rank, "lora_alpha": self.alpha, "use_dora": self.decomposed}
+        kind = "dora" if self.decomposed else "lora"
+        expected = {"adapter.rank": self.rank, "adapter.alpha": self.alpha, "adapter": kind}
         return load_adapter(
             policy, folder, trained=True, dropout=self.dropout, expected=expected, reference=Path(str(self.init_from))
         ).train(policy.training)
