@@ -17,7 +17,7 @@ from caldpo.errors import CaldpoError
 from caldpo.logprobs import LOGITS_CACHE_MIB, LogprobEngine
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import loss_metrics, pair_metrics
-from caldpo.models.dropout import has_dropout
+from caldpo.models.dropout import dropout_rates
 from caldpo.models.model_forward import evaluating
 from caldpo.nonfinite.guard import HeldOutGuard, NonFiniteGuard
 from caldpo.optim.optimizer_base import OptimizerChoice
@@ -128,7 +128,7 @@ class PreferenceModule(pl.LightningModule):
         # before the first update policy and reference are the same, but for the policy's dropout
         fresh = self.global_step == 0 and not self.resumed and self.same_start and self.loss.needs_reference
         at_start = None
-        if fresh and has_dropout(self.policy):
+        if fresh and dropout_rates(self.policy):
             with evaluating(self.policy):
                 at_start = self.engine(batch)
         total, chosen, rejected = self.engine.loss(batch, summed_loss)

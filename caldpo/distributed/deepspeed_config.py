@@ -18,11 +18,7 @@ _BUCKET = 200_000_000  # elements reduced, or gathered, at once
 
 
 def check_zero(precision: str) -> None:
-    """Refuse a run that DeepSpeed cannot train, before any weights load.
-
-    Raises:
-        CaldpoError: DeepSpeed is not installed, or does not support the precision.
-    """
+    """Refuse a run that DeepSpeed cannot train, before any weights load."""
     if importlib.util.find_spec("deepspeed") is None:
         raise CaldpoError(
             "needs DeepSpeed, which is not installed",
@@ -44,11 +40,7 @@ def check_zero(precision: str) -> None:
 
 
 def require_dtype(model: nn.Module, dtype: torch.dtype) -> None:
-    """Refuse trainable weights of mixed dtypes: DeepSpeed's optimiser takes all to have that of the first one.
-
-    Raises:
-        CaldpoError: some of them are not of ``dtype``.
-    """
+    """Refuse trainable weights of mixed dtypes: DeepSpeed's optimiser takes all to have that of the first one."""
     trained = [p for p in model.parameters() if p.requires_grad]
     others = sorted({str(p.dtype).removeprefix("torch.") for p in trained if p.dtype != dtype})
     if others:
@@ -62,9 +54,7 @@ def require_dtype(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def engine_config(*, half: bool, offload: bool) -> dict[str, Any]:
-    """Build DeepSpeed's configuration.
-
-    Accumulation (Lightning's), clipping and skipping of steps are off: the project does them itself.
+    """Build DeepSpeed's configuration; accumulation (Lightning's), clipping and skipping are the project's own.
 
     Args:
         half: the weights are bfloat16, with float32 copies that are partitioned over the ranks and updated.

@@ -28,12 +28,7 @@ from caldpo.distributed.zero_checkpoint import load_zero, save_zero
 
 
 def zero_precision(precision: str, accelerator: str) -> Precision:
-    """Build the precision plugin of other strategies: DeepSpeed's own makes ``bf16-mixed`` something else.
-
-    Args:
-        precision: Lightning's name: 32-true, bf16-mixed or bf16-true.
-        accelerator: cpu, gpu or auto.
-    """
+    """Build the precision plugin of other strategies: DeepSpeed's own makes ``bf16-mixed`` something else."""
     if precision == "bf16-mixed":
         on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
         return MixedPrecision("bf16-mixed", "cuda" if on_gpu else "cpu")
@@ -88,10 +83,7 @@ class ZeroStrategy(ShardedStrategy, DeepSpeedStrategy):
         assert len(self.optimizers) == 1, "DeepSpeed partitions one optimiser"
 
     def _start_engine(self) -> None:
-        """Start DeepSpeed's engine with model and optimiser.
-
-        The optimiser gets this rank's partition of float32 copies of the weights, in place of the weights.
-        """
+        """Start DeepSpeed's engine; the optimiser gets this rank's float32 copies in place of the weights."""
         import deepspeed
 
         self._engine, *_ = deepspeed.initialize(

@@ -37,16 +37,7 @@ _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 def save_sharded(
     checkpoint: dict[str, Any], folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
-    """Write a checkpoint; all ranks have to take part.
-
-    Args:
-        checkpoint: as Lightning and its hooks made it, with this rank's shards in ``state_dict``.
-        folder: gets its name when all ranks' shards are complete.
-        module, optimizers: of the run.
-
-    Raises:
-        CaldpoError: a rank cannot write, with the size and the free space.
-    """
+    """Write a checkpoint, whose ``folder`` gets its name when all ranks' shards are complete; all ranks take part."""
     manifest = Manifest(**checkpoint[OWN_KEY]["manifest"])
     ties = {name: first for name, first in tied_names(module).items() if first in checkpoint["state_dict"]}
     weights = {name: value for name, value in checkpoint.pop("state_dict").items() if name not in ties}
@@ -63,14 +54,7 @@ def save_sharded(
 
 
 def load_sharded(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Load a checkpoint's weights and optimiser states into the run's own; all ranks have to take part.
-
-    Returns:
-        The rest of the checkpoint.
-
-    Raises:
-        CaldpoError: it was not written by a run with sharded weights, or is of another model.
-    """
+    """Load weights and optimiser states into the run's own; return the rest. All ranks take part."""
     training: dict[str, Any] = {}
     call_on_all_ranks(lambda: training.update(_load_rest(folder)))  # a read error on one rank stops all
     frozen, ties = frozen_names(module), tied_names(module)

@@ -51,10 +51,6 @@ class ZeroGradients:
     """This rank's partition in DeepSpeed's ZeRO-2 optimiser.
 
     It lies in ``averaged_gradients``, or with offloading in the ``grad`` of the float32 copies.
-
-    Args:
-        zero: DeepSpeed's optimiser, stage 2.
-        device: for reductions over ranks.
     """
 
     def __init__(self, zero: Any, device: torch.device) -> None:

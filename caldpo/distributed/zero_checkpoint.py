@@ -26,15 +26,11 @@ _MASTER = "master"  # the float32 copy of this rank's partition of the weights
 
 
 def save_zero(checkpoint: dict[str, Any], folder: Path, zero: Any) -> None:
-    """Write a checkpoint; all ranks have to take part.
+    """Write a checkpoint, whose ``folder`` gets its name when all ranks' parts are complete; all ranks take part.
 
     Args:
         checkpoint: as Lightning and its hooks made it, with the full weights to be saved in ``state_dict``.
-        folder: gets its name when all ranks' partitions are complete.
         zero: DeepSpeed's optimiser, stage 2.
-
-    Raises:
-        CaldpoError: a rank cannot write, with the size and the free space.
     """
     manifest = Manifest(**checkpoint[OWN_KEY]["manifest"])
     weights, ties = deduplicate_tied(checkpoint.pop("state_dict"))
@@ -56,14 +52,7 @@ def save_zero(checkpoint: dict[str, Any], folder: Path, zero: Any) -> None:
 
 
 def load_zero(folder: Path, module: nn.Module, zero: Any) -> dict[str, Any]:
-    """Load a checkpoint's weights and this rank's partition of the optimiser into the run's own.
-
-    Returns:
-        The rest of the checkpoint.
-
-    Raises:
-        CaldpoError: it was written by another strategy, by another number of ranks, or of another model.
-    """
+    """Load weights and this rank's partition of the optimiser into the run's own; return the rest."""
     training: dict[str, Any] = {}
     call_on_all_ranks(lambda: training.update(_load(folder, module, zero)))  # a read error on one rank stops all
     return training

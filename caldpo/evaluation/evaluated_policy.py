@@ -30,7 +30,6 @@ from caldpo.evaluation.evaluation_target import SECTIONS, Target
 from caldpo.evaluation.model_loading import (
     REFERENCE_KEY,
     Weights,
-    check_vocabulary,
     find_device,
     find_weights,
     load_reference,
@@ -46,6 +45,7 @@ from caldpo.models.model_forward import NonFiniteLogitsError
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.sampling import reference_seed, sample_responses, sampling_notes
 from caldpo.reference.reference_base import ReferenceSource
+from caldpo.reference.reference_load import check_vocabulary
 from caldpo.resume.config_diff import compared_keys
 from caldpo.resume.pins import DATE, first_day
 from caldpo.utils.delayed_progress import DelayedProgress

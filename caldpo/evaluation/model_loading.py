@@ -20,7 +20,7 @@ from caldpo.model_data_checks import skeleton_of
 from caldpo.models.adapters import AdapterSource
 from caldpo.models.hub_model import causal_lm_skeleton, load_causal_lm
 from caldpo.models.model_source import ModelSource, floating_dtype
-from caldpo.reference.reference_load import freeze, vocabulary_error
+from caldpo.reference.reference_load import check_vocabulary, freeze
 from caldpo.utils.digests import known_digest
 
 REFERENCE_KEY = "reference.path"
@@ -108,12 +108,6 @@ def require_vocabulary(path: str, source: ModelSource) -> None:
     policy = skeleton_of(source)
     if policy is not None:  # else checked once both have loaded
         check_vocabulary(path, reference, policy)
-
-
-def check_vocabulary(path: str, reference: PreTrainedModel, policy: PreTrainedModel) -> None:
-    """Require a reference from ``path`` to have the policy's number of tokens."""
-    if reference.config.vocab_size != policy.config.vocab_size:
-        raise vocabulary_error(path, reference.config.vocab_size, policy.config.vocab_size)
 
 
 def load_reference(path: str | None, dtype: str, source: ModelSource) -> PreTrainedModel:

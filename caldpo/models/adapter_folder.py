@@ -47,7 +47,7 @@ def load_adapter(
         base: the model that the adapter was trained on.
         folder: written by ``save_pretrained`` of a policy with an adapter.
         dropout: on the update's input; None: the saved one.
-        expected: settings that the adapter has to have, by PEFT's names.
+        expected: settings that the adapter has to have, by their keys.
         reference: folder of a second adapter, kept frozen under the name :data:`REFERENCE`.
 
     Raises:
@@ -122,16 +122,15 @@ def _is_about_fused_experts(key: str, value: Any) -> bool:
 
 
 def _require_expected(settings: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
-    keys = {"r": "adapter.rank", "lora_alpha": "adapter.alpha", "use_dora": "adapter"}
-    for name, value in expected.items():
-        stored = settings.get(name) or False if isinstance(value, bool) else settings.get(name)
-        if stored != value:
-            matching = ("dora" if stored else "lora") if isinstance(value, bool) else stored
+    kind = "dora" if settings.get("use_dora") else "lora"
+    stored = {"adapter.rank": settings.get("r"), "adapter.alpha": settings.get("lora_alpha"), "adapter": kind}
+    for key, value in expected.items():
+        if stored[key] != value:
             raise CaldpoError(
                 f"differs from the adapter in {folder}, which the policy continues",
-                key=keys[name],
-                value=("dora" if value else "lora") if isinstance(value, bool) else value,
-                remedy=f"set {keys[name]}={matching}, or adapter.init_mode=merged to start a new one",
+                key=key,
+                value=value,
+                remedy=f"set {key}={stored[key]}, or adapter.init_mode=merged to start a new one",
             )
 
 
@@ -157,12 +156,7 @@ def _plain_settings(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 class MergedAdapter(WrappedSource):
-    """A model source that merges an earlier adapter into its base: the start of policy and reference alike.
-
-    Args:
-        source: of the base that the earlier adapter was trained on.
-        folder: of that adapter, usually of an SFT run.
-    """
+    """Merges an earlier adapter (usually of an SFT run) into its base: the start of policy and reference alike."""
 
     def __init__(self, source: ModelSource, folder: str) -> None:
         super().__init__(source)

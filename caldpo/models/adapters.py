@@ -68,11 +68,7 @@ class NoAdapter(AdapterSource):
         pass
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
-        """Return the policy itself.
-
-        Raises:
-            CaldpoError: its checkpoint is quantised, so that most of its weights would take no gradient.
-        """
+        """Return the policy; refuse one of a quantised checkpoint, most of whose weights would take no gradient."""
         if getattr(policy, "is_quantized", False):
             raise CaldpoError(
                 "its weights are quantised (quantization_config in config.json), and such weights take no gradient",
@@ -133,11 +129,7 @@ class Lora(AdapterSource):
         return source if self.init_from is None or self.keeps_reference else MergedAdapter(source, self.init_from)
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
-        """Wrap the policy in PEFT's model; the base's weights no longer take gradients.
-
-        Raises:
-            CaldpoError: PEFT is not installed, the policy has no such layers, or the earlier adapter does not match.
-        """
+        """Wrap the policy in PEFT's model; the base's weights no longer take gradients."""
         self.check()
         from peft import LoraConfig, get_peft_model
 
@@ -198,17 +190,17 @@ class Lora(AdapterSource):
 
     def _with_reference(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Load a trainable copy of the adapter in ``folder``, and the earlier one, frozen, beside it."""
-        expected = {"r": self.rank, "lora_alpha": self.alpha, "use_dora": self.decomposed}
+        kind = "dora" if self.decomposed else "lora"
+        expected = {"adapter.rank": self.rank, "adapter.alpha": self.alpha, "adapter": kind}
         return load_adapter(
             policy, folder, trained=True, dropout=self.dropout, expected=expected, reference=Path(str(self.init_from))
         ).train(policy.training)
 
 
 class Dora(Lora):
-    """``adapter=dora``: the updated matrix is normalised by row, and the rows' magnitudes are trained weights.
+    """``adapter=dora``: ``m * V / |V|`` with ``V = W + (alpha / rank) B A``, whose magnitudes ``m`` are trained, too.
 
-    ``m * V / |V|`` with ``V = W + (alpha / rank) B A``, where ``m`` starts as ``|W|``. The arguments are
-    :class:`Lora`'s.
+    They start as ``|W|``. The arguments are :class:`Lora`'s.
     """
 
     kind, option, decomposed = "DoRA", "dora", True

@@ -105,15 +105,10 @@ def _flash_obstacle(config: PretrainedConfig, dtype: torch.dtype, supported: boo
         return "its kernels need compute capability 8.0"
     if dtype not in _HALF:
         return f"it computes in half precision, and the weights are {str(dtype).removeprefix('torch.')}"
-    size = _head_dim(config)
-    if size is not None and size > _MAX_HEAD_DIM:
-        return f"its kernels take a head dimension of at most {_MAX_HEAD_DIM}, and the model has {size}"
-    return None
-
-
-def _head_dim(config: PretrainedConfig) -> int | None:
     text = config.get_text_config()
     size = getattr(text, "head_dim", None)
     if size is None and getattr(text, "hidden_size", None) and getattr(text, "num_attention_heads", None):
         size = text.hidden_size // text.num_attention_heads
-    return size
+    if size is not None and size > _MAX_HEAD_DIM:
+        return f"its kernels take a head dimension of at most {_MAX_HEAD_DIM}, and the model has {size}"
+    return None

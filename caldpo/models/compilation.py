@@ -25,9 +25,6 @@ def compile_layers(policy: nn.Module) -> list[nn.Module]:
 
     Layers share their code, so that each kind of part is compiled once for all of them. The modules stay the same
     objects: no name in a checkpoint or an export changes.
-
-    Raises:
-        CaldpoError: the model's decoder layers cannot be told from its other parts.
     """
     layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
     parts = [part for layer in layers for part in layer.children() if "attention" not in type(part).__name__.lower()]

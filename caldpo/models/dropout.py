@@ -38,16 +38,6 @@ def dropout_rates(model: nn.Module) -> list[Rate]:
     return rates
 
 
-def has_dropout(model: nn.Module) -> bool:
-    """Whether a rate is above 0, so that outputs in training mode may differ from those in evaluation mode."""
-    return bool(dropout_rates(model))
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every rate to 0. :func:`checkpoint_settings` restores those of the configuration while it is written."""
-    zero_settings(model, dropout_rates(model))
-
-
 def zero_settings(model: nn.Module, settings: list[Rate]) -> None:
     """Set numbers to 0; :func:`checkpoint_settings` restores those of configurations while they are written."""
     for holder, name, value in settings:

@@ -97,9 +97,7 @@ def without_own_settings(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 def valid_settings(settings: Mapping[str, Any], *, saved: bool) -> tuple[GenerationConfig, dict[str, Any]]:
     """Drop settings until transformers accepts the others; return its configuration, and what was dropped.
 
-    Args:
-        settings: by name, as generation_config.json has them.
-        saved: whether transformers has to save them and generate with them; else it has to read them.
+    ``saved``: it has to save them and generate with them; else it has to read them.
     """
     valid = {name: value for name, value in settings.items() if value is not None and not name.startswith("_")}
     dropped: dict[str, Any] = {}

@@ -89,12 +89,9 @@ def require_safe(path: str, *, key: str, revision: str | None = None, trusted: b
 
 
 def stored_tensors(path: str, *, key: str, revision: str | None = None) -> dict[str, StoredTensor]:
-    """Map each tensor of the model's safetensors from its name, as far as the files are on this machine.
+    """Read name, dtype and shape of the model's tensors, as far as its safetensors are on this machine.
 
-    For a model of the hub the index is downloaded, which may name nothing but safetensors.
-
-    Raises:
-        CaldpoError: a file or the index is damaged, or not what it should be.
+    For a model of the hub the index is downloaded. Damaged files are refused, and an index that names others.
     """
     if Path(path).is_dir():
         return check_weight_files(Path(path), key=key)

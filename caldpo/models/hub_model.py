@@ -204,9 +204,6 @@ def causal_lm_skeleton(
         dtype: of the weights; None takes the one that the configuration names.
         attention: kernels that need a GPU are replaced by transformers' choice, which keeps the same tensors in memory;
             not on the meta device, where the model is built that a GPU is going to run.
-
-    Raises:
-        CaldpoError: naming ``key``: the configuration does not exist, or its model would not be loaded either.
     """
     config = _read_config(path, key, revision, trust_remote_code)
     _disable_router_loss(config)
@@ -228,11 +225,7 @@ def check_causal_lm(path: str, *, key: str) -> None:
 def load_tokenizer(
     path: str, *, key: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer of the hub or a folder, with a padding token (any: masks never read it).
-
-    Raises:
-        CaldpoError: naming ``key``: it does not exist, or has no EOS token.
-    """
+    """Load a tokenizer of the hub or a folder, with a padding token (any: masks never read it)."""
     if trust_remote_code:
         announce_code(path, revision)
     try:

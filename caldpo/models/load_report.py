@@ -56,12 +56,9 @@ def note_unused(names: Iterable[str], files: Mapping[str, StoredTensor], path: s
     kinds = ", ".join(f"{name} ({count})" for name, count in groups.most_common(_MAX_KINDS))
     more = f" and {len(groups) - _MAX_KINDS} other kinds" if len(groups) > _MAX_KINDS else ""
     where = f" ({files[unused[0]].file})" if unused[0] in files else ""
-    print_notes(
-        [
-            f"{len(unused):,} tensors of {path}{where} have no place in the model that its config.json describes, and"
-            f" are left out: {kinds}{more}"
-        ]
-    )
+    tensors = f"{len(unused):,} tensors of {path}{where}"
+    reason = "have no place in the model that its config.json describes, and are left out"
+    print_notes([f"{tensors} {reason}: {kinds}{more}"])
 
 
 def note_router_loss(config: PretrainedConfig) -> None:
@@ -70,12 +67,8 @@ def note_router_loss(config: PretrainedConfig) -> None:
     if not enabled:
         return
     named = ", ".join(f"{name}={'true' if value is True else f'{value:g}'}" for name, value in enabled.items())
-    print_notes(
-        [
-            f"its config.json asks for a load-balancing loss of the experts' router ({named}), which is not added:"
-            " the loss is of the pairs' log-probs alone (and the policy's output_router_logits is off)"
-        ]
-    )
+    asked = f"its config.json asks for a load-balancing loss of the experts' router ({named}), which is not added"
+    print_notes([f"{asked}: the loss is of the pairs' log-probs alone (and the policy's output_router_logits is off)"])
 
 
 def _router_losses(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -87,13 +80,7 @@ def _router_losses(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def describe_loaded(policy: PreTrainedModel, seconds: float, reason: str) -> str:
-    """Describe a loaded model in one line: class, parameters, dtype, memory, time and attention.
-
-    Args:
-        policy: as it was loaded.
-        seconds: taken to load it.
-        reason: for its attention; empty where it was configured.
-    """
+    """Describe a loaded model in one line; ``reason``: for its attention, empty where it was configured."""
     sizes: Counter[str] = Counter()
     for parameter in policy.parameters():  # tied ones once
         sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel() * parameter.element_size()

@@ -8,8 +8,8 @@ dozen tokens do.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,13 +111,10 @@ def require_valid_logprobs(
 
 
 def probe(model: PreTrainedModel, *, training: bool = True, max_length: int = 0) -> ProbeResult:
-    """Compare logits of a few random tokens that have to be the same.
+    """Compare logits of a few random tokens that have to be the same; the model is left unchanged.
 
-    Args:
-        model: with its weights; left unchanged.
-        training: whether to probe training mode, too.
-        max_length: tokens of the longest sequence. Where it is beyond the length at which rotary frequencies change,
-            rows of such lengths are probed as well, if they are short enough.
+    Where ``max_length`` is beyond the length at which rotary frequencies change, rows of such lengths are probed as
+    well, if they are short enough.
 
     Raises:
         NonFiniteLogitsError: logits are NaN.
@@ -145,33 +142,23 @@ def tolerance(model: PreTrainedModel) -> float:
 
 
 def _training_noise(model: PreTrainedModel, rows: Sequence[list[int]], expected: list[Tensor]) -> float:
+    """Measure the largest difference of logits in training mode, in several passes if random numbers are drawn."""
     largest = 0.0
-    with evaluating(model):  # restores the mode of each module
+    devices = [model.device] if model.device.type == "cuda" else []
+    with evaluating(model), torch.random.fork_rng(devices=devices):  # restores the mode of each module
         model.train()
         for seed in range(_PASSES):
-            with _random_numbers(model, seed) as drawn:
-                logits = _logits(model, rows)
-            differences = [difference(model, *both) for both in zip(logits, expected, strict=True)]
+            torch.manual_seed(seed)
+            before = _generator_state(model.device)
+            differences = [difference(model, *both) for both in zip(_logits(model, rows), expected, strict=True)]
             largest = max(largest, *differences)
-            if largest > tolerance(model) or not drawn:
+            if largest > tolerance(model) or torch.equal(before, _generator_state(model.device)):
                 break
     return largest
 
 
-@contextmanager
-def _random_numbers(model: PreTrainedModel, seed: int) -> Iterator[list[bool]]:
-    """Seed the generator while active; yields a list that is not empty at the end if random numbers were drawn."""
-    device, drawn = model.device, list[bool]()
-
-    def state() -> Tensor:
-        return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        before = state()
-        yield drawn
-        if not torch.equal(before, state()):
-            drawn.append(True)
+def _generator_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _logits(model: PreTrainedModel, rows: Sequence[list[int]]) -> list[Tensor]:

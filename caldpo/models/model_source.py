@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.errors import CaldpoError
-from caldpo.models.dropout import copy_configuration, disable_dropout, zero_settings
+from caldpo.models.dropout import copy_configuration, dropout_rates, zero_settings
 from caldpo.utils.collectives import is_first_rank
 
 
@@ -70,10 +70,8 @@ class WrappedSource(ModelSource):
 def load_on_rank(source: ModelSource, *, sharded: bool) -> PreTrainedModel:
     """Load the policy as each rank holds it before training.
 
-    Args:
-        source: of the model.
-        sharded: the weights are going to be sharded over ranks: only the first one loads them, and the others get a
-            model on the meta device, which takes no memory.
+    ``sharded``: the weights are going to be sharded over ranks; the first one loads them, and the others get a model on
+    the meta device, which takes no memory.
     """
     if sharded and not is_first_rank():
         with torch.device("meta"):
@@ -105,7 +103,7 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
         enable = getattr(policy, "activation_checkpointing_enable", None) or policy.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     if not dropout:
-        disable_dropout(policy)
+        zero_settings(policy, dropout_rates(policy))
     # RWKV divides weights in place in evaluation mode, against overflow in float16, and would be saved so
     if getattr(policy.config, "rescale_every", 0):
         zero_settings(policy, [(policy.config, "rescale_every", policy.config.rescale_every)])

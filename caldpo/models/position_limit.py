@@ -28,14 +28,8 @@ _aten = torch.ops.aten
 def position_limit(model: PreTrainedModel, tokens: int) -> int | None:
     """Find the longest row, in tokens, that ``model`` can read; None where it can read rows of ``tokens``.
 
-    Args:
-        model: without adapters; its weights are not read. In any mode and on any device, preferably on the meta device:
-            of another a copy is made there, where rows are longer than its configuration names.
-        tokens: of the longest row of the data.
-
-    Returns:
-        The length that the configuration names, if the model reads rows of it and none of ``tokens``. None, too, for a
-        model that cannot run on the meta device.
+    It is a length that the configuration names, if the model reads rows of it and none of ``tokens``. None, too, for a
+    model that cannot run on the meta device. Weights are not read: of a model on another device a copy is made there.
     """
     named = sorted((length for length in _lengths(model.config) if length < tokens), reverse=True)
     probed = _on_meta(model) if named else None

@@ -41,11 +41,8 @@ def prompt_batches(
 ) -> list[list[int]]:
     """Batch prompts, as indices into ``prompts``, such that each is answered as it is alone.
 
-    Args:
-        model: in evaluation mode. It is tried once; the result is cached as long as the model exists.
-        prompts: token ids.
-        size: prompts of a batch at most.
-        generation: keywords of ``generate`` that the model always needs, such as ``synced_gpus``.
+    The model, in evaluation mode, is tried once; the result is cached as long as it exists. ``generation``: keywords
+    of ``generate`` that it always needs, such as ``synced_gpus``.
     """
     use_rowwise_frequencies(model)
     lengths = [len(prompt) for prompt in prompts]

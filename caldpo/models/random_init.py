@@ -21,16 +21,13 @@ class RandomModel(ModelSource):
     """Weights drawn from ``seed``; the vocabulary is the tokenizer's.
 
     Args:
-        tokenizer: hub id or folder of the tokenizer.
+        tokenizer: hub id or folder.
         architecture: ``model_type`` of a decoder-only model in transformers.
-        hidden_size: width of the residual stream.
-        num_layers: transformer blocks.
-        num_heads: attention heads; must divide ``hidden_size``.
+        hidden_size: width of the residual stream, which ``num_heads`` must divide.
         num_key_value_heads: heads of keys and values; None is ``num_heads``.
         intermediate_size: width inside the feed-forward block; None is 4 x ``hidden_size``.
         max_position_embeddings: longest sequence, tokens.
         tie_word_embeddings: one matrix for the input embedding and the output head.
-        dtype: of the weights.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         seed: of the weights; runs with other training seeds start from the same model.
     """

@@ -79,13 +79,10 @@ class TabularLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutput:
-        """Compute logits of shape ``(rows, positions, vocabulary)``.
+        """Compute logits of shape ``(rows, positions, vocabulary)`` from tokens, ``(rows, length)``.
 
         Masks, positions and caches are accepted and ignored: nothing but the current token matters.
-
-        Args:
-            input_ids: tokens, ``(rows, length)``.
-            logits_to_keep: so many last positions (0: all), or the positions.
+        ``logits_to_keep``: so many last positions (0: all), or the positions.
         """
         positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         current = F.one_hot(input_ids[:, positions], self.config.vocab_size)
@@ -114,11 +111,7 @@ AutoModelForCausalLM.register(TabularConfig, TabularLM)
 @validated
 @dataclass
 class TabularModel(ModelSource):
-    """The reference policy of a tabular environment, as the policy to start from.
-
-    Args:
-        prompts, responses, environment_seed, reference_spread: of the environment, the same as the data's.
-    """
+    """The reference policy of a tabular environment, to start from; the arguments are the environment's."""
 
     prompts: PositiveInt
     responses: PositiveInt

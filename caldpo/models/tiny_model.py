@@ -23,11 +23,8 @@ class TinyModel(ModelSource):
     Args:
         hidden_size: width of the residual stream.
         intermediate_size: width inside the feed-forward block.
-        num_layers: transformer blocks.
-        num_heads: attention heads; must divide ``hidden_size``.
         initializer_range: standard deviation of the weights that fitting starts from.
-        sft_steps: optimiser steps of the fit.
-        sft_batch_size: reviews a step.
+        sft_steps, sft_batch_size: optimiser steps of the fit, and reviews a step.
         sft_lr: peak learning rate of the fit.
         sft_seed: of weights and reviews.
         cache: folder of the trained model, under a name with a digest of the arguments.

@@ -36,15 +36,12 @@ class StoredTensor:
 
 
 def check_weight_files(folder: Path, *, key: str, index: Path | None = None) -> dict[str, StoredTensor]:
-    """Read the headers of a model's safetensors in a folder, and its index where it has one.
+    """Read the headers of a model's safetensors in a folder: each tensor by its name, none where there are no files.
 
     Args:
         folder: of the files; with ``index``, missing ones are skipped, as in a half-filled cache of the hub.
         key: configuration key that names the model.
-        index: of a model of the hub, in its cache; None: that of ``folder``.
-
-    Returns:
-        Each tensor by its name in the files; empty where there are no such files.
+        index: of a model of the hub, in its cache; None: that of ``folder``, if it has one.
 
     Raises:
         CaldpoError: naming ``key`` and the file: it is truncated, empty, damaged or of another format; or the index
@@ -76,11 +73,7 @@ def check_weight_files(folder: Path, *, key: str, index: Path | None = None) -> 
 
 
 def read_header(file: Path, *, key: str, value: object) -> dict[str, StoredTensor]:
-    """Read the header of a safetensors file: each tensor by its name.
-
-    Raises:
-        CaldpoError: naming the file and its fault.
-    """
+    """Read the header of a safetensors file: each tensor by its name."""
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # not a mapping

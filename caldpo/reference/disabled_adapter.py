@@ -30,22 +30,14 @@ class Adapter(ReferenceSource):
         super().__init__()
 
     def build(self, context: ReferenceContext) -> AdapterReference:
-        """Build the reference from the policy without its adapter.
-
-        Raises:
-            CaldpoError: it has none.
-        """
+        """Build the reference from the policy without its adapter; refuse a policy that has none."""
         if not is_adapted(context.policy):
             raise _no_adapter_error()
         return AdapterReference(context.policy, rounding_tolerance(context), sharded=context.sharded)
 
 
 def check_adapter(reference: ReferenceSource, adapter: AdapterSource) -> None:
-    """Refuse ``reference=adapter`` for a policy without an adapter, before weights load.
-
-    Raises:
-        CaldpoError: it has none.
-    """
+    """Refuse ``reference=adapter`` for a policy without an adapter, before weights load."""
     if isinstance(reference, Adapter) and isinstance(adapter, NoAdapter):
         raise _no_adapter_error()
 

@@ -106,11 +106,7 @@ class Frozen(ReferenceSource):
         return super().identity(policy) + ("" if self.dtype == "same" else f", in {self.dtype}")
 
     def build(self, context: ReferenceContext) -> FrozenReference:
-        """Copy or load the model, and freeze it.
-
-        Raises:
-            CaldpoError: ``path`` cannot be loaded, or has another vocabulary.
-        """
+        """Copy or load the model, and freeze it; see :func:`~caldpo.reference.reference_load.load_other`."""
         model = base_copy(context.policy) if self.path is None else load_other(self.path, context)
         if self.dtype != "same":
             model = freeze(model, floating_dtype(self.dtype))

@@ -55,10 +55,8 @@ class LogpStore:
     """The log-probs of one split in one folder.
 
     Args:
-        folder: created if need be.
         key: digest of everything that determines the values.
         pairs: of the split.
-        dtype: of the values.
         report: called with a message on a damaged part, or on waiting for another process.
     """
 

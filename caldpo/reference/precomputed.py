@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +33,10 @@ from caldpo.utils.text_format import counted
 
 
 class PrecomputedReference:
-    """Looks log-probs up by a pair's index in its split.
+    """Looks log-probs up by a pair's index in its split; the arguments are :class:`Precomputed`'s.
 
     The policy's own starting weights are run by the policy itself, before its first step; another model is loaded
     for the computation and released after it. Batches of other splits are run through the model.
-
-    The arguments are :class:`Precomputed`'s.
     """
 
     def __init__(self, context: ReferenceContext, path: str | None, cache: Path, spot_check: int) -> None:
@@ -111,15 +109,12 @@ class PrecomputedReference:
     @contextmanager
     def _starting_weights(self) -> Iterator[PreTrainedModel]:
         """Yield the model to compute with: the policy itself at its start, or another one, released afterwards."""
-        policy = self.context.policy
         if self.path is not None:
             yield load_other(self.path, self.context)
-        elif is_adapted(policy):
-            with adapter_off(policy), evaluating(policy):
-                yield policy
-        else:
-            with evaluating(policy):
-                yield policy
+            return
+        policy = self.context.policy
+        with adapter_off(policy) if is_adapted(policy) else nullcontext(), evaluating(policy):
+            yield policy
 
     def _table(self, split: str, shared_facts: dict[str, str], engine: LogprobEngine) -> Tensor:
         pairs = self.context.splits[split]
@@ -132,10 +127,8 @@ class PrecomputedReference:
             if not (folder / MANIFEST).exists():
                 other = difference(self.cache, split, facts)
                 reason = "none are stored yet" if other is None else f"stored ones differ in {other}"
-                _report(
-                    f"computed once for {counted(len(pairs), f'{split} pair')} and stored in {folder} ({reason})",
-                    first_rank=True,
-                )
+                number = counted(len(pairs), f"{split} pair")
+                _report(f"computed once for {number} and stored in {folder} ({reason})", first_rank=True)
                 if not self.context.sharded or is_first_rank():
                     folder.mkdir(parents=True, exist_ok=True)
                     write_json(folder / MANIFEST, {"determined by": facts, "from": dict(self.context.facts)})

@@ -27,8 +27,7 @@ def load_other(path: str, context: ReferenceContext) -> PreTrainedModel:
             model = causal_lm_skeleton(path, key="reference.path")
     else:
         model = load_causal_lm(path, key="reference.path")
-    if model.config.vocab_size != policy.config.vocab_size:
-        raise vocabulary_error(path, model.config.vocab_size, policy.config.vocab_size)
+    check_vocabulary(path, model, policy)
     longest = max(int((n[:, 0] + n[:, 1:].max(1)).max()) for n in (s.lengths() for s in context.splits.values()))
     require_valid_logprobs(model, training=False, max_length=longest, key="reference.path")
     attention = base_model(policy).config._attn_implementation
@@ -44,14 +43,16 @@ def load_other(path: str, context: ReferenceContext) -> PreTrainedModel:
     return freeze(model, policy.dtype)
 
 
-def vocabulary_error(path: str, reference: int, policy: int) -> CaldpoError:
-    """Explain that the reference has other tokens than the policy; sizes of their vocabularies."""
-    return CaldpoError(
-        f"has a vocabulary of {reference:,} tokens where the policy has {policy:,}",
-        key="reference.path",
-        value=path,
-        remedy="name a reference with the policy's tokenizer",
-    )
+def check_vocabulary(path: str, reference: PreTrainedModel, policy: PreTrainedModel) -> None:
+    """Refuse a reference from ``path`` with another number of tokens than the policy."""
+    if reference.config.vocab_size != policy.config.vocab_size:
+        raise CaldpoError(
+            f"has a vocabulary of {reference.config.vocab_size:,} tokens where the policy has"
+            f" {policy.config.vocab_size:,}",
+            key="reference.path",
+            value=path,
+            remedy="name a reference with the policy's tokenizer",
+        )
 
 
 def match_policy(model: PreTrainedModel, policy: PreTrainedModel) -> PreTrainedModel:

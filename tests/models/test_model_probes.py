@@ -16,7 +16,7 @@ from caldpo.exporting.export_policy import write_policy
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import choose_layout
 from caldpo.models.adapters import Lora
-from caldpo.models.dropout import has_dropout
+from caldpo.models.dropout import dropout_rates
 from caldpo.models.model_probes import probe, require_valid_logprobs, tolerance
 from caldpo.models.model_source import prepare_for_training
 from caldpo.models.prompt_batching import padded_batch_size, prompt_batches
@@ -101,9 +101,9 @@ def test_the_checkpoints_own_rates_are_written_again(kind: str, tmp_path: Path) 
     model = build(kind, rate=0.3)
     model.config.save_pretrained(tmp_path / "before")
     prepare_for_training(model, gradient_checkpointing=False, dropout=False)
-    assert not has_dropout(model)
+    assert not dropout_rates(model)
     write_policy(model, tiny_tokenizer(), tmp_path / "after")
-    assert not has_dropout(model)
+    assert not dropout_rates(model)
     before, after = (json.loads((tmp_path / n / "config.json").read_text()) for n in ("before", "after"))
     assert {k: v for k, v in after.items() if "drop" in k} == {k: v for k, v in before.items() if "drop" in k}
     assert after.get("attn_config") == before.get("attn_config")
