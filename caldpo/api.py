@@ -19,9 +19,8 @@ from caldpo.config.run_dir import claim_folder
 from caldpo.config.run_lifecycle import run_job
 from caldpo.config.summary_file import known_summary
 from caldpo.errors import CaldpoError
-from caldpo.resume.restart_policy import finished_outcome
-from caldpo.resume.resume_overrides import with_run_overrides
-from caldpo.run_settings import SCHEMAS, find_config_problems
+from caldpo.resume.resume_command import finished_outcome, with_run_overrides
+from caldpo.run_settings import SETTINGS, find_config_problems
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
             remedy='write compose(["loss=dpo", "seed=1"])',
         )
     expanded = with_run_overrides(with_quoted_paths(list(overrides)))
-    return composed("train", expanded, schemas=SCHEMAS, agree=find_config_problems)
+    return composed("train", expanded, SETTINGS, find_config_problems)
 
 
 def train(cfg: DictConfig) -> TrainingResult:
@@ -77,7 +76,7 @@ def train(cfg: DictConfig) -> TrainingResult:
     cfg = copy.deepcopy(cfg)
     before = Singleton.get_state()
     try:
-        check_run(cfg, SCHEMAS, find_config_problems)
+        check_run(cfg, SETTINGS, find_config_problems)
         claimed = claim_folder(cfg, "run")
         folder = Path(parse_override_value(claimed[0]) if claimed else str(cfg.hydra.run.dir)).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.find_runs import no_folder_error
 from caldpo.config.main import hydra_entry
@@ -18,9 +20,10 @@ from caldpo.config.main import hydra_entry
 )
 def main(cfg: DictConfig) -> None:
     """Compare the runs of ``cfg.sweep``."""
-    from caldpo.report.comparison import compare  # matplotlib loads only for a good configuration
+    from caldpo.report.comparison import compare_runs  # matplotlib loads only for a good configuration
 
-    compare(cfg)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    compare_runs(**{key: value for key, value in settings.items() if key != "hydra"})
 
 
 if __name__ == "__main__":

@@ -125,13 +125,14 @@ def training_facts(
 ) -> dict[str, str]:
     """Describe how the policy is trained, by name; ``optimizer`` is the option that ``optim=`` chose."""
     clip = cfg.trainer.gradient_clip_val
+    trained, total = count_parameters(policy)
     return {
         "optimiser": _optimizer(cfg.optim, optimizer),
         "learning rate": _learning_rate(cfg.optim),
         "pairs per step": _pairs(plan, cfg.data.get("max_tokens_per_micro_batch")),
         "steps": _steps(plan),
         "precision": f"{cfg.trainer.precision} on {cfg.trainer.accelerator}, weights in {_dtypes(policy)}",
-        "trained": str(count_parameters(policy)),
+        "trained": f"{trained:,} of {total:,} parameters ({100 * trained / max(total, 1):.3g} %)",
         "gradient clipping": "none" if clip is None else f"max norm {clip:g}",
         "reference": reference,
     }

@@ -17,7 +17,7 @@ from caldpo.config.summary_file import SUMMARY, known_summary
 from caldpo.lightning_module import PreferenceModule
 from caldpo.resume.config_diff import CONFIG, read_config, require_same_config
 from caldpo.resume.pins import pin
-from caldpo.resume.resume_overrides import OVERRIDES, recorded_config, recorded_overrides
+from caldpo.resume.resume_command import OVERRIDES, recorded_config, recorded_overrides
 from caldpo.run_settings import RunSettings
 from caldpo.utils.atomic_io import write_text
 from caldpo.utils.collectives import is_first_rank

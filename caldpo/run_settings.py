@@ -15,13 +15,13 @@ from caldpo.config.signatures import validated
 from caldpo.config.validation import Problem, find_missing_groups
 from caldpo.data.source_paths import find_misplaced
 from caldpo.evaluation.default_suites import find_unknown_suites
-from caldpo.resume.resume_overrides import require_same_run
+from caldpo.resume.resume_command import require_same_run
 
 SuiteName = Annotated[
     str, Field(pattern=r"\A[A-Za-z0-9_]+\Z", description="the name of a suite, of letters, digits and _")
 ]
 Tag = Annotated[str, Field(min_length=1, max_length=64, description="a text of 1 to 64 characters")]  # as in W&B
-SCHEMAS = {"": "caldpo.run_settings.RunSettings"}  # of the plain top-level keys
+SETTINGS = "caldpo.run_settings.RunSettings"  # of the plain top-level keys
 
 
 @validated

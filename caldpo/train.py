@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from caldpo.config.main import hydra_entry
-from caldpo.resume.restart_policy import finished_outcome
-from caldpo.resume.resume_overrides import with_run_overrides
-from caldpo.run_settings import SCHEMAS, find_config_problems
+from caldpo.resume.resume_command import finished_outcome, with_run_overrides
+from caldpo.run_settings import SETTINGS, find_config_problems
 
 if TYPE_CHECKING:
     from caldpo.api import TrainingResult
 
 
-@hydra_entry(
-    "train", settings=SCHEMAS[""], agree=find_config_problems, expand=with_run_overrides, done=finished_outcome
-)
+@hydra_entry("train", settings=SETTINGS, agree=find_config_problems, expand=with_run_overrides, done=finished_outcome)
 def main(cfg: DictConfig) -> float | None:
     """Train as ``cfg`` says; returns the value that an optimising sweeper minimises or maximises."""
     from caldpo.training_command import run  # torch and transformers load only for a configuration known to be good

@@ -15,15 +15,15 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.hydra_extensions import register_with_hydra
+from caldpo.config.hydra_session import register_with_hydra
 from caldpo.config.validation import check_config
 from tests.helpers.documents import DOCUMENTS, commands
 
 register_with_hydra()  # as a command does
 
 CONF = conf_dir()
-TOP_LEVEL = {"": "caldpo.run_settings.RunSettings"}
-EVALUATION = {"": "caldpo.evaluation.evaluation_settings.EvaluateSettings"}
+TOP_LEVEL = "caldpo.run_settings.RunSettings"
+EVALUATION = "caldpo.evaluation.evaluation_settings.EvaluateSettings"
 GENERATION = {"": "caldpo.evaluation.evaluation_settings.GenerateSettings"}
 EXPORT = {"": "caldpo.exporting.export_settings.ExportSettings"}
 ESTIMATE = {"": "caldpo.estimation.estimate_settings.EstimateSettings"}
@@ -72,8 +72,8 @@ def test_all_suites_go_together() -> None:
     assert set(options("suite")) <= set(cfg)
 
 
-def fits_its_targets(cfg: DictConfig, schemas: dict[str, str]) -> None:
-    check_config(cfg, schemas)
+def fits_its_targets(cfg: DictConfig, settings: str) -> None:
+    check_config(cfg, settings)
     for path, section in sections(OmegaConf.to_container(cfg, resolve=False)):
         parameters = inspect.signature(get_object(section["_target_"])).parameters
         keys = set(section) - {"_target_"}

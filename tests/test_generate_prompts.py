@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,7 +17,7 @@ from caldpo.data.tokenize import encode_prompt, tokenize_pairs
 from caldpo.environments.reviews.sft_policy import build_tokenizer
 from caldpo.generation.generation_checks import read_prompts
 from caldpo.generation.generation_output import print_prompt, print_responses
-from caldpo.generation.responses import Response
+from caldpo.generation.responses import Response, as_prompt
 from tests.helpers.messages import names, refused
 from tests.helpers.tiny import tiny_tokenizer
 
@@ -97,6 +99,13 @@ def test_a_prompt_has_the_tokens_that_training_gives_it(tokenizer, prompt) -> No
     lengths = {"max_length": 60, "max_prompt_length": 50}
     split = tokenize_pairs([pair], tokenizer, **lengths, on_degenerate="keep", console=Console(quiet=True))
     assert encode_prompt(prompt, tokenizer) == split.pairs[0].prompt_ids
+
+
+def test_a_conversation_needs_a_template() -> None:
+    policy: Any = SimpleNamespace(tokenizer=tiny_tokenizer())
+    assert as_prompt(policy, "w1 w2").ids == [5, 6]
+    with refused("chat template", key="prompts", remedy="as_chat=false"):
+        as_prompt(policy, (Message(role="user", content="w1 w2"),))
 
 
 def recording_console(width: int = 200) -> tuple[Console, io.StringIO]:

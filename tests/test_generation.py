@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from caldpo.data.end_tokens import end_tokens, inner_end_notes, response_text, trained_ends
 from caldpo.data.pair import TokenizedPair
-from caldpo.models.sampling import LEAST_TEMPERATURE, prompt_batching, sampling_notes
+from caldpo.models.prompt_batching import prompt_batching
+from caldpo.models.sampling import LEAST_TEMPERATURE, sampling_notes
 from tests.helpers.messages import names, refused
 from tests.helpers.tiny import sample_responses, tiny_model, tiny_tokenizer
 

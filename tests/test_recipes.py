@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from caldpo.config.hydra_extensions import per_loss_options
+from caldpo.config.hydra_session import per_loss_options
 from caldpo.evaluate import main as evaluate
 from tests.helpers.command import train
 from tests.helpers.messages import names

@@ -178,19 +178,10 @@ def save_pairs(pairs: Iterable[TokenizedPair], ids: Path, texts: Path) -> None:
 
     with ids.open("w", encoding="utf-8") as id_file, texts.open("w", encoding="utf-8") as text_file:
         for p in pairs:
-            id_file.write(json.dumps([p.prompt_ids, p.chosen_ids, p.rejected_ids]) + "\n")
+            row = {"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids}
+            id_file.write(json.dumps(row) + "\n")
             sides = {"chosen": f" {text(p.chosen_ids)}", "rejected": f" {text(p.rejected_ids)}"}
-            row = {"prompt": text(p.prompt_ids), **sides}
-            text_file.write(json.dumps(row) + "\n")
-
-
-def read_pairs(ids: Path) -> TokenizedPairs:
-    """Read the ids that :func:`save_pairs` wrote."""
-    rows = [json.loads(line) for line in ids.read_text(encoding="utf-8").splitlines()]
-    return TokenizedPairs(
-        TokenizedPair(prompt, chosen, rejected, None, None, i, f"{ids.name}:{i + 1}")
-        for i, (prompt, chosen, rejected) in enumerate(rows)
-    )
+            text_file.write(json.dumps({"prompt": text(p.prompt_ids), **sides}) + "\n")
 
 
 def training_order(count: int, settings: BenchmarkSettings) -> list[int]:

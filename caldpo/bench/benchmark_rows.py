@@ -72,28 +72,19 @@ class TimedWork:
 
 @dataclass(frozen=True)
 class Row:
-    """Figures of a variant, medians over the rounds; None where it ran out of memory.
-
-    Args:
-        pairs_per_second: median, and the lowest and highest of the rounds.
-        speed: multiple of the baseline's.
-        memory: the baseline's peak memory as a multiple of this one's.
-        peak_share: share of the measured matmul peak, by the minimal FLOPs.
-        reference_seconds_per_pair: of precomputing the reference's log-probs, which is not part of the steps.
-        estimated_bytes: memory by ``caldpo.estimate``, before the run; None where it has no figure.
-    """
+    """Figures of a variant, medians over the rounds; None where it ran out of memory."""
 
     name: str
     title: str
-    pairs_per_second: tuple[float, float, float] | None = None
+    pairs_per_second: tuple[float, float, float] | None = None  # median, lowest and highest of the rounds
     response_tokens_per_second: float | None = None
-    speed: float | None = None
+    speed: float | None = None  # multiple of the baseline's
     peak_bytes: int | None = None
-    memory: float | None = None
-    peak_share: float | None = None
-    reference_seconds_per_pair: float | None = None
+    memory: float | None = None  # the baseline's peak memory as a multiple of this one's
+    peak_share: float | None = None  # of the measured matmul peak, by the minimal FLOPs
+    reference_seconds_per_pair: float | None = None  # of precomputing its log-probs, which is not part of the steps
     difference: Difference | None = None
-    estimated_bytes: int | None = None
+    estimated_bytes: int | None = None  # memory by caldpo.estimate, before the run; None where it has no figure
 
     @property
     def of_estimate(self) -> float | None:
@@ -126,7 +117,7 @@ def make_rows(
         differences: from the baseline, by variant.
         work: of the timed steps.
         matmul_flops: measured matmul peak, FLOP/s.
-        estimated: bytes by ``caldpo.estimate``, by variant.
+        estimated: bytes, by variant.
     """
     base = answers[baseline] if baseline else []
     rows = []

@@ -18,7 +18,7 @@ from caldpo.bench.benchmark_report import markdown, print_table, report_facts
 from caldpo.bench.benchmark_rows import TOLERANCE, TimedWork, compare, disagreements, make_rows
 from caldpo.bench.benchmark_settings import VARIANTS, BenchmarkModel, BenchmarkSettings, TrlVariant, read_settings
 from caldpo.bench.worker import OutOfMemoryError, estimated_bytes, run_matmul, run_variant
-from caldpo.bench.worker_job import Answer, Job
+from caldpo.bench.worker_job import Answer, Job, read
 from caldpo.config.run_lifecycle import write_json
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
@@ -100,7 +100,7 @@ def measure(
                     this = job(name, f"{name}-{repeat + 1}")
                     try:
                         run_variant(this)
-                        answers[name].append(Answer.read(this.answer))
+                        answers[name].append(read(Answer, this.answer))
                     except OutOfMemoryError:
                         too_large.add(name)
                         answers[name].clear()

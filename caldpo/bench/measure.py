@@ -7,11 +7,11 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from caldpo.bench.benchmark_settings import BenchmarkSettings
-from caldpo.bench.worker_job import PeakFigures
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # see proc(5)
@@ -19,28 +19,39 @@ MATMUL_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
 MATMUL_REPEATS = 5
 
 
-class StepClock:
-    """Time the steps after the warm-up; a step ends when the data of the next begins to be fetched.
+class StepMeter:
+    """Time the steps after the warm-up, and measure the peak memory of training, bytes.
 
-    A CUDA device is synchronised at the first and the last instant only.
+    A step ends when the data of the next begins to be fetched; a CUDA device is synchronised at the first and the last
+    instant only. Memory of a CPU is the peak of the process's resident set from the first step on, less the resident
+    set after imports: weights, gradients and optimiser state count, Python and its libraries do not. On CUDA it is the
+    peak of PyTorch's allocations.
     """
 
     def __init__(self, settings: BenchmarkSettings, device: str) -> None:
-        self.settings, self.device, self.done = settings, device, 0
-        self._started = self._ended = float("nan")
+        self.settings, self.device, self.steps = settings, device, 0
+        self.seconds = self._started = float("nan")  # of all timed steps
+        self.memory: dict[str, Any] = {}  # bytes by name, and what they are the peak ``of``
+        gc.collect()
+        self._libraries = 0 if device == "cuda" else resident_bytes()
+
+    def start_training(self) -> None:
+        """Reset the peak, before the first step, with the model loaded and the reference precomputed."""
+        before = peak_bytes(self.device)
+        since = "while training" if reset_peak(self.device) else "of the whole process"
+        of_process = f"peak resident set {since}, less that after imports"
+        kind = "peak of CUDA allocations while training" if self.device == "cuda" else of_process
+        self.memory = {"after_imports": self._libraries, "peak_before_training": before, "of": kind}
 
     def step_done(self) -> None:
         """Count an optimiser step; to be called at its end."""
-        self.done += 1
-        if self.done == self.settings.warmup_steps:
+        self.steps += 1
+        if self.steps == self.settings.warmup_steps:
             self._started = now(self.device)
-        if self.done == self.settings.all_steps:
-            self._ended = now(self.device)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all timed steps; NaN before the last of them."""
-        return self._ended - self._started
+        if self.steps == self.settings.all_steps:
+            self.seconds = now(self.device) - self._started
+            peak = peak_bytes(self.device)
+            self.memory |= {"peak": peak - self._libraries, "peak_of_process": peak}
 
 
 def now(device: str) -> float:
@@ -48,43 +59,6 @@ def now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-class PeakMemory:
-    """Measure the peak memory of training, bytes.
-
-    On a CPU it is the peak of the process's resident set from the first step on, less the resident set after imports:
-    weights, gradients and optimiser state count, Python and its libraries do not. On CUDA it is the peak of PyTorch's
-    allocations.
-    """
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        gc.collect()
-        self.libraries = 0 if device == "cuda" else resident_bytes()
-        self.before_training = self.training = 0
-        self.kind = "peak of CUDA allocations while training"
-
-    def start_training(self) -> None:
-        """Reset the peak, before the first step, with the model loaded and the reference precomputed."""
-        self.before_training = peak_bytes(self.device)
-        was_reset = reset_peak(self.device)
-        if self.device != "cuda":
-            since = "while training" if was_reset else "of the whole process"
-            self.kind = f"peak resident set {since}, less that after imports"
-
-    def end_training(self) -> None:
-        """Read the peak, after the last step."""
-        self.training = peak_bytes(self.device)
-
-    def figures(self) -> PeakFigures:
-        return {
-            "peak": self.training - self.libraries,
-            "peak_of_process": self.training,
-            "after_imports": self.libraries,
-            "peak_before_training": self.before_training,
-            "of": self.kind,
-        }
 
 
 def resident_bytes() -> int:

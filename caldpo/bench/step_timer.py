@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import pytorch_lightning as pl
 
 from caldpo import __version__
 from caldpo.bench.benchmark_settings import VARIANTS, CaldpoVariant
-from caldpo.bench.measure import PeakMemory, StepClock, now
-from caldpo.bench.worker_job import Answer, Ids, Job, digest
-from caldpo.config.run_lifecycle import write_json
+from caldpo.bench.measure import StepMeter, now
+from caldpo.bench.worker_job import Answer, Ids, Job, digest, read, write
 from caldpo.metrics_file import NAME, read_rows
 from caldpo.types import PairBatch
 
@@ -26,9 +24,8 @@ class StepTimer(pl.Callback):
     """
 
     def __init__(self, job_file: str) -> None:
-        self.job = Job.read(Path(job_file))
-        self.memory = PeakMemory(self.job.device)
-        self.clock = StepClock(self.job.settings, self.job.device)
+        self.job = read(Job, Path(job_file))
+        self.meter = StepMeter(self.job.settings, self.job.device)
         self.reference_seconds: float | None = None
         self.digests: list[str] = []
         self.reference, self.layout = "", ""
@@ -44,14 +41,11 @@ class StepTimer(pl.Callback):
         self.digests = step_digests(batches, self.job.settings.micro_batch_size)
         self.layout = f"{'padded' if batches[0].spans is None else 'packed'}, {len(batches)} micro-batches"
         del batches
-        self.memory.start_training()
+        self.meter.start_training()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        if trainer.global_step == self.clock.done:
-            return  # inside an accumulation window
-        self.clock.step_done()
-        if self.clock.done == self.job.settings.all_steps:
-            self.memory.end_training()
+        if trainer.global_step != self.meter.steps:  # else inside an accumulation window
+            self.meter.step_done()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.fetch_rows()  # metrics that are still on the device
@@ -64,13 +58,13 @@ class StepTimer(pl.Callback):
             losses=[float(row["loss"]) for row in rows],
             grad_norms=[float(row["grad_norm"]) for row in rows],
             step_digests=self.digests,
-            seconds=self.clock.seconds,
+            seconds=self.meter.seconds,
             reference_seconds=self.reference_seconds,
-            memory=self.memory.figures(),
+            memory=self.meter.memory,
             options=f"{overrides} ({self.reference}, {self.layout})",
             versions={"caldpo": __version__, **versions},
         )
-        write_json(self.job.answer, asdict(answer))
+        write(answer, self.job.answer)
 
     def _timed(self, prepare: Callable[[], None]) -> Callable[[], None]:
         def timed() -> None:

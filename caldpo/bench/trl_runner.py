@@ -6,6 +6,7 @@ train on the same tokens, and its pass over the data for the reference's log-pro
 
 from __future__ import annotations
 
+import json
 import time
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer
 
-from caldpo.bench.benchmark_data import read_pairs, training_order
+from caldpo.bench.benchmark_data import training_order
 from caldpo.bench.benchmark_settings import TrlVariant
-from caldpo.bench.measure import PeakMemory, StepClock
+from caldpo.bench.measure import StepMeter
 from caldpo.bench.worker_job import ADAPTER, BETAS, EPS, IDS, MODEL, NO_CLIPPING, TOKENIZER, Answer, Ids, Job, digest
 from caldpo.models.model_source import floating_dtype
 
@@ -42,24 +43,21 @@ class TokenDPOTrainer(DPOTrainer):
 class TrlStepTimer(TrainerCallback):
     """Measure the optimiser steps, and collect the logged losses and gradient norms."""
 
-    def __init__(self, clock: StepClock, memory: PeakMemory) -> None:
-        self.clock, self.memory = clock, memory
+    def __init__(self, meter: StepMeter) -> None:
+        self.meter = meter
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.memory.start_training()
+        self.meter.start_training()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.clock.step_done()
+        self.meter.step_done()
 
     def on_log(self, *args: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "grad_norm" in logs:  # the summary at the end has none
             self.losses.append(logs["loss"])
             self.grad_norms.append(logs["grad_norm"])
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self.memory.end_training()
 
 
 def train_with_trl(job: Job, variant: TrlVariant) -> Answer:
@@ -69,7 +67,7 @@ def train_with_trl(job: Job, variant: TrlVariant) -> Answer:
     disable_progress_bars()
     torch.set_num_threads(job.settings.num_threads)
     options = dpo_options(variant, job)
-    timer = TrlStepTimer(StepClock(job.settings, job.device), PeakMemory(job.device))
+    timer = TrlStepTimer(StepMeter(job.settings, job.device))
     trainer = TokenDPOTrainer(
         model=_policy(job, attention_implementation(variant, job)),
         args=_config(job, options),
@@ -92,9 +90,9 @@ def train_with_trl(job: Job, variant: TrlVariant) -> Answer:
         losses=timer.losses,
         grad_norms=timer.grad_norms,
         step_digests=digests,
-        seconds=timer.clock.seconds,
+        seconds=timer.meter.seconds,
         reference_seconds=trainer.reference_seconds,
-        memory=timer.memory.figures(),
+        memory=timer.meter.memory,
         options=", ".join(f"{name}={value}" for name, value in options.items()),
         versions={name: version(name) for name in ("trl", "transformers", "accelerate", "torch")},
     )
@@ -178,10 +176,8 @@ def _load_adapter(model: Any, job: Job) -> None:
 
 def _dataset(job: Job) -> Dataset:
     """Read the pairs in the order in which this project's sampler visits them."""
-    pairs = read_pairs(job.prepared(IDS))
-    rows = [pairs[index] for index in training_order(len(pairs), job.settings)]
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return Dataset.from_dict({name: [getattr(row, name) for row in rows] for name in columns})
+    rows = [json.loads(line) for line in job.prepared(IDS).read_text(encoding="utf-8").splitlines()]
+    return Dataset.from_list([rows[index] for index in training_order(len(rows), job.settings)])
 
 
 def _digests(trainer: DPOTrainer, accumulation: int) -> list[str]:

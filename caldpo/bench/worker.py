@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ import caldpo
 from caldpo.bench.benchmark_settings import VARIANTS, CaldpoVariant, TrlVariant
 from caldpo.bench.caldpo_runner import train_overrides
 from caldpo.bench.measure import matmul_peak
-from caldpo.bench.worker_job import Job
+from caldpo.bench.worker_job import Job, read, write
 from caldpo.config.run_lifecycle import write_json
 from caldpo.errors import CaldpoError
 from caldpo.models.model_source import floating_dtype
@@ -71,7 +70,7 @@ def _exit_code(job: Job, module: str, *arguments: str) -> int:
     """Run a module in the job's own folder, which has its log."""
     folder = Path(job.output)
     folder.mkdir(parents=True)
-    write_json(job.file, asdict(job))
+    write(job, job.file)
     with (folder / LOG).open("w", encoding="utf-8") as log:
         return subprocess.run(  # kills the process on an interrupt
             [sys.executable, "-m", module, *arguments],
@@ -115,7 +114,7 @@ def environment(num_threads: int) -> dict[str, str]:
 
 def main(kind: str, job_file: str) -> None:
     """Do one measurement, ``trl`` or ``matmul``, in this process."""
-    job = Job.read(Path(job_file))
+    job = read(Job, Path(job_file))
     if kind == "matmul":
         torch.set_num_threads(job.settings.num_threads)
         write_json(job.answer, {"flops": matmul_peak(job.device, floating_dtype(job.model.dtype))})
@@ -124,7 +123,7 @@ def main(kind: str, job_file: str) -> None:
 
     variant = VARIANTS[job.variant]
     assert isinstance(variant, TrlVariant)
-    write_json(job.answer, asdict(train_with_trl(job, variant)))
+    write(train_with_trl(job, variant), job.answer)
 
 
 if __name__ == "__main__":

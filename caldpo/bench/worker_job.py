@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from caldpo.bench.benchmark_settings import BenchmarkModel, BenchmarkSettings
+from caldpo.utils.atomic_io import write_text
 
+Content = TypeVar("Content")
 Ids = tuple[Sequence[int], Sequence[int], Sequence[int]]  # prompt, chosen, rejected
 
 # files and folders of a prepared folder
@@ -22,19 +26,12 @@ BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a variant.
-
-    Args:
-        variant: name in :data:`caldpo.bench.benchmark_settings.VARIANTS`.
-        folder: absolute path of what :func:`caldpo.bench.benchmark_data.prepare` wrote.
-        output: absolute path of the run's own folder.
-        device: cpu or cuda.
-    """
+    """One run of a variant."""
 
     variant: str
-    folder: str
-    output: str
-    device: str
+    folder: str  # absolute path of what benchmark_data.prepare wrote
+    output: str  # absolute path of the run's own folder
+    device: str  # cpu or cuda
     settings: BenchmarkSettings
     model: BenchmarkModel
 
@@ -57,52 +54,29 @@ class Job:
         """Path in the prepared folder."""
         return Path(self.folder) / name
 
-    @staticmethod
-    def read(path: Path) -> Job:
-        """Read a job that was written as JSON."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        settings, model = BenchmarkSettings(**content.pop("settings")), BenchmarkModel(**content.pop("model"))
-        return Job(**content, settings=settings, model=model)
-
-
-class PeakFigures(TypedDict, total=False):
-    """Bytes by :class:`caldpo.bench.measure.PeakMemory`; ``peak`` is compared, the others explain it."""
-
-    peak: int
-    peak_of_process: int
-    after_imports: int
-    peak_before_training: int
-    of: str
-
 
 @dataclass(frozen=True)
 class Answer:
-    """Measurements of a run.
+    """Measurements of a run."""
 
-    Args:
-        losses: of each optimiser step, mean over its pairs, before its update.
-        grad_norms: of the same gradients.
-        step_digests: of the token ids that each step trained on, see :func:`digest`.
-        seconds: of all timed steps.
-        reference_seconds: of precomputing the reference's log-probs; None: computed in every step.
-        memory: peak of training.
-        options: the variant's options on this machine, in words.
-        versions: of the libraries.
-    """
+    losses: list[float]  # of each optimiser step, mean over its pairs, before its update
+    grad_norms: list[float]  # of the same gradients
+    step_digests: list[str]  # of the token ids that each step trained on, see ``digest``
+    seconds: float  # of all timed steps
+    reference_seconds: float | None  # of precomputing the reference's log-probs; None: computed in every step
+    memory: dict[str, Any]  # by measure.StepMeter; ``peak`` is compared, the others explain it
+    options: str  # of the variant on this machine, in words
+    versions: dict[str, str]  # of the libraries
 
-    losses: list[float]
-    grad_norms: list[float]
-    step_digests: list[str]
-    seconds: float
-    reference_seconds: float | None
-    memory: PeakFigures
-    options: str
-    versions: dict[str, str]
 
-    @staticmethod
-    def read(path: Path) -> Answer:
-        """Read an answer that was written as JSON."""
-        return Answer(**json.loads(path.read_text(encoding="utf-8")))
+def write(content: Job | Answer, path: Path) -> None:
+    """Write as JSON, in which Python's NaN stays."""
+    write_text(path, json.dumps(asdict(content)))
+
+
+def read(kind: type[Content], path: Path) -> Content:
+    """Read a job or an answer that :func:`write` wrote."""
+    return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
 
 
 def digest(pairs: Iterable[Ids]) -> str:

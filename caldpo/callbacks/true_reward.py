@@ -17,8 +17,8 @@ from caldpo.callbacks.callback_base import PromptSampling, response_texts
 from caldpo.data.collate import collate
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import TokenizedPair
-from caldpo.data.true_rewards import ExactSource, true_rewards, wins
-from caldpo.environments.reward_agreement import reward_agreement
+from caldpo.data.raw_row import ExactSource
+from caldpo.environments.reward_agreement import reward_agreement, wins
 from caldpo.lightning_module import PreferenceModule
 from caldpo.models.sampling import reference_seed
 from caldpo.types import PairLogps
@@ -51,7 +51,7 @@ class OracleEvaluation(PromptSampling):
         held_out = data.held_out_prompts(self.prompts)
 
         def rewards(responses: Sequence[list[int]]) -> NDArray[np.float64]:
-            return true_rewards(data, [str(h.prompt) for h in held_out], response_texts(module, responses))
+            return data.true_rewards([str(h.prompt) for h in held_out], response_texts(module, responses))
 
         samples = self.sample(module.policy, module, held_out, seed=self.seed)
         with module.reference.live() as reference:

@@ -1,7 +1,4 @@
-"""Pydantic types of the values in constructor signatures: the signature is the schema of its yaml.
-
-Kept free of heavy imports, because a bad value has to be answered before torch is imported.
-"""
+"""Pydantic types of the values in constructor signatures, which are the schemas of the yamls. No heavy imports."""
 
 from __future__ import annotations
 

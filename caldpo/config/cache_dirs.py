@@ -1,7 +1,6 @@
-"""Cache folders of a command, which never come from the files of a run that it reads.
+"""Cache folders of a command, which never come from the files of a run that it reads: those may be of other hands.
 
-A run's folder may come from other hands. What is kept in a cache is named after what determines it, so that another
-folder changes no result. No heavy imports.
+What is kept in a cache is named after what determines it, so that another folder changes no result. No heavy imports.
 """
 
 from __future__ import annotations
@@ -39,11 +38,7 @@ def with_cache_dirs(config: Mapping[str, Any], cache: str = CACHE) -> tuple[dict
 
 
 def without_cache_dirs(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Split the overrides that a run's folder records into those without and those with a cache folder.
-
-    Raises:
-        CaldpoError: one names it among other values.
-    """
+    """Split recorded overrides into those without and those with a cache folder; refuse one among other values."""
     without, with_cache = [], []
     for text in overrides:
         named = _named(text)

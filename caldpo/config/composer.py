@@ -31,11 +31,7 @@ class Composer:
         self._outcomes: dict[tuple[str, ...], DictConfig | Exception] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose.
-
-        Raises:
-            Exception: one of ``FAULTS``.
-        """
+        """Compose, or raise one of ``FAULTS``."""
         key = tuple(overrides)
         if key not in self._outcomes:
             try:

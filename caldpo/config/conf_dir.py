@@ -10,11 +10,7 @@ from caldpo.errors import CaldpoError
 
 
 def conf_dir() -> Path:
-    """Find the absolute ``conf`` folder: inside the package in an installed wheel, beside it in a checkout.
-
-    Raises:
-        CaldpoError: when neither is there.
-    """
+    """Find the absolute ``conf`` folder: inside the package in an installed wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     # A checkout's conf belongs to it only beside pyproject.toml: site-packages may hold any "conf".
     places = [package / "conf"]

@@ -29,11 +29,7 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
-    """List the run folders at or below ``folder``, in the order of their names, numbers by value.
-
-    Raises:
-        CaldpoError: about ``key``: the folder does not exist, or no run lies in it.
-    """
+    """List the run folders at or below ``folder``, numbers in names by value; CaldpoError where there are none."""
     runs = list(_walk(folder))
     if runs:
         return runs
@@ -55,7 +51,8 @@ def find_one_run(folder: Path) -> Path:
     """
     runs = find_runs(folder, key="run")
     if len(runs) > 1:
-        shown = ", ".join(f"'{run}'" for run in runs[:_SHOWN]) + (", ..." if len(runs) > _SHOWN else "")
+        shown = ", ".join(f"'{run}'" for run in runs[:_SHOWN])
+        shown += f" and {len(runs) - _SHOWN} more" if len(runs) > _SHOWN else ""
         raise CaldpoError(
             f"holds {len(runs)} runs, and one is needed", key="run", value=folder, remedy=f"name one of them: {shown}"
         )
@@ -67,11 +64,8 @@ def no_folder_error() -> CaldpoError:
     sweeps = [str(sweep) for sweep in _sweeps_in(Path("outputs"))]
     listed = f"; the newest: {', '.join(sweeps[:_NEWEST])}" if sweeps else ""
     more = f" and {len(sweeps) - _NEWEST} more" if len(sweeps) > _NEWEST else ""
-    return CaldpoError(
-        "there is no folder to compare",
-        key="sweep",
-        remedy=f"name a folder: python -m caldpo.compare outputs/SWEEP{listed}{more}",
-    )
+    remedy = f"name a folder: python -m caldpo.compare outputs/SWEEP{listed}{more}"
+    return CaldpoError("there is no folder to compare", key="sweep", remedy=remedy)
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:

@@ -17,10 +17,7 @@ _SHARED = "base"  # an option that others are made of, and no choice
 def help_text(config_name: str, conf: Path | None = None, extra: Path | None = None) -> str:
     """Write the help of a command. In its template, ``$GROUP_options`` lists the options of a group with a description.
 
-    Args:
-        config_name: of its primary configuration.
-        conf: folder of configurations; None: the project's.
-        extra: one with options of a person's own.
+    ``conf`` is a folder of configurations in place of the project's, ``extra`` one with further options.
     """
     folder = conf or conf_dir()
     primary = read_yaml(folder / f"{config_name}.yaml")

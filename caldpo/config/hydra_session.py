@@ -1,8 +1,9 @@
-"""Hydra, initialised by its public interface for one command: its loader, and its ways to run and to show."""
+"""Hydra by its public interface, initialised for one command, with the resolvers and the options of this project."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,16 +13,19 @@ from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser  # Hydra's own options: no public name lists them
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.hydra_extensions import register_with_hydra
+from caldpo.config.run_dir import RUN_NAME, run_name
+from caldpo.utils.yaml_io import read_yaml
 
 HYDRA_VERSION = "1.3"
+PER_LOSS = "per_loss"  # a group of Hydra's and the file that has its options
 
 
 class ConfigDirPlugin(SearchPathPlugin):
@@ -45,10 +49,7 @@ class HydraSession:
     def compose(self, overrides: Sequence[str], mode: RunMode, *, refuse_sweeps: bool = True) -> DictConfig:
         """Compose the configuration of a run, or of a sweep as a whole, with Hydra's own section.
 
-        Args:
-            overrides: as on the command line.
-            mode: of the two. As a sweep, options that are chosen by several values are left out.
-            refuse_sweeps: refuse values that the mode has no use for: several for a run.
+        As a sweep, options that are chosen by several values are left out; ``refuse_sweeps`` refuses several for a run.
         """
         return self.loader.load_configuration(
             self.config_name, list(overrides), mode, validate_sweep_overrides=refuse_sweeps
@@ -79,11 +80,7 @@ def hydra_session(
 ) -> Iterator[HydraSession]:
     """Initialise Hydra until the context ends, then restore the one of the calling program, if any.
 
-    Args:
-        config_name: of the primary configuration.
-        job_name: of the runs; None: as the configuration.
-        conf: folder of configurations; None: the project's.
-        extra: folder with further options.
+    ``conf`` is a folder of configurations in place of the project's, ``extra`` one with further options.
     """
     register_with_hydra()
     Plugins.instance().register(ConfigDirPlugin)
@@ -107,3 +104,36 @@ def options_parser(program: str) -> ArgumentParser:
     parser: ArgumentParser = get_args_parser()
     parser.prog = program
     return parser
+
+
+def register_with_hydra() -> None:
+    """Register ``${run_name:...}``, ``${full_or_adapter:...}`` and the options of ``per_loss``."""
+    OmegaConf.register_new_resolver(
+        RUN_NAME, lambda overrides, excluded=(): run_name(list(overrides), list(excluded)), replace=True
+    )
+    OmegaConf.register_new_resolver("full_or_adapter", _full_or_adapter, replace=True)
+    store = ConfigStore.instance()
+    for option, settings in per_loss_options().items():
+        store.store(group=PER_LOSS, name=option, node=settings, package="_global_", provider="caldpo")
+
+
+@functools.cache
+def per_loss_options() -> dict[str, dict[str, Any]]:
+    """Read the settings of each option: ``{"tldr_pythia_dpo": {"loss": {"beta": 0.5}}}``.
+
+    ``per_loss.yaml`` has them by experiment or model and by loss, with keys as on the command line.
+    """
+    options = {}
+    for recipe, losses in read_yaml(conf_dir() / f"{PER_LOSS}.yaml").items():
+        for loss, keys in losses.items():
+            nested = OmegaConf.create()
+            for key, value in keys.items():
+                OmegaConf.update(nested, key, value)
+            options[f"{recipe}_{loss}"] = OmegaConf.to_container(nested, resolve=False)
+    return options  # type: ignore[return-value]  # to_container of a mapping is one
+
+
+def _full_or_adapter(full: Any, adapter: Any, *, _root_: DictConfig) -> Any:
+    """Choose the first value where all weights of the policy are trained, the second where an adapter is."""
+    target = OmegaConf.select(_root_, "adapter._target_")
+    return full if target is None or str(target).endswith(".NoAdapter") else adapter

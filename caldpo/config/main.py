@@ -47,7 +47,7 @@ def hydra_entry(
     Args:
         command: name of the command and of its primary configuration in ``conf``.
         positional: key that the first bare argument is the value of.
-        several: whether it may be a list, of which each bare argument is one.
+        several: whether each bare argument is an item of that value.
         absent: the answer where that argument alone is missing; None takes that of any missing key.
         settings: dotted target in caldpo whose signature describes the plain top-level keys.
         agree: as for :func:`caldpo.config.preflight.preflight`; imports nothing heavy.
@@ -83,9 +83,8 @@ def hydra_entry(
                             session.show(args, args.parser)
                             return
                         try:
-                            schemas = {"": settings} if settings else {}
                             mode, folders = preflight(
-                                session, args.overrides, multirun=args.multirun, schemas=schemas, agree=agree
+                                session, args.overrides, multirun=args.multirun, settings=settings, agree=agree
                             )
                         except CaldpoError as error:
                             # Without a value it is the missing one; several problems have no key in common.

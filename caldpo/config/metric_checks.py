@@ -43,12 +43,7 @@ def find_metric_problems(cfg: DictConfig) -> Iterator[Problem]:
 
 
 def find_search_problems(cfg: DictConfig, searched: Iterable[str]) -> Iterator[Problem]:
-    """Yield the problems of the metric of a search, and of its direction.
-
-    Args:
-        cfg: of the sweep, with Hydra's own section.
-        searched: keys that the sweeper draws values for.
-    """
+    """Yield the problems of the metric of a search over the keys ``searched``, and of its direction."""
     name = str(OmegaConf.select(cfg, "optimized_metric"))
     metric = m.definition_of(name)
     if metric is None or not str(OmegaConf.select(cfg, "hydra.sweeper._target_")).endswith(_SEARCH):

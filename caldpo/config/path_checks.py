@@ -6,7 +6,6 @@ What is no path of this machine, such as the id of a model on the hub, is left t
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from caldpo.config.validation import Problem
 from caldpo.errors import CaldpoError
 from caldpo.security.paths import stays_inside
 from caldpo.security.secrets import redact_text
-from caldpo.utils.file_names import expanded, is_there
+from caldpo.utils.file_names import expanded, is_there, why_unwritable
 
 _WEIGHTS = ("config.json", "adapter_config.json")  # one of them lies in every folder that save_pretrained wrote
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -37,12 +36,7 @@ class PathKey:
 
 
 def find_missing_paths(cfg: DictConfig, more: Iterable[PathKey] = ()) -> Iterator[Problem]:
-    """Yield the problems of the paths in a configuration; one a path, however many keys refer to it.
-
-    Args:
-        cfg: the composed configuration.
-        more: keys beside those of models, caches and a replay.
-    """
+    """Yield the problems of paths of models, caches, a replay and ``more`` keys; one a path, whatever keys name it."""
     seen: set[tuple[object, str]] = set()
     # a key of a section within a section last: it mostly refers to another, which is where the path was given
     for path_key in sorted((*more, *_MODELS_AND_CACHES), key=lambda path_key: path_key.key.count(".")):
@@ -71,23 +65,18 @@ def text_at(cfg: DictConfig, key: str) -> str | None:
 
 
 def _paths(cfg: DictConfig, path_key: PathKey) -> list[str]:
-    text = text_at(cfg, path_key.key)
-    if text is not None or path_key.names is None:
-        return [] if text is None else [text]
     try:
         value = OmegaConf.select(cfg, path_key.key)
-        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else None
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException:
-        return []
-    return path_key.names(plain) if isinstance(plain, list | dict) else []
+        return []  # reported elsewhere
+    if isinstance(plain, str):
+        return [plain]
+    return path_key.names(plain) if path_key.names and isinstance(plain, list | dict) else []
 
 
 def require_folder(path: str, remedy: str) -> Path | None:
-    """Find the folder of this machine that ``path`` names; None where it may be an id of the hub.
-
-    Raises:
-        CaldpoError: a path of this machine at which there is no folder.
-    """
+    """Find the folder of this machine that ``path`` names, or raise CaldpoError; None for an id of the hub."""
     place = expanded(path)
     if is_there(place) and place.is_dir():
         return place
@@ -118,14 +107,8 @@ def _require_holding(path: str, one_of: tuple[str, ...], what: str) -> None:
 
 def require_writable_cache(path: str) -> None:
     """Refuse a folder that files cannot be written into; it need not be there yet."""
-    place = expanded(path)
-    try:
-        nearest = next(p for p in (place, *place.absolute().parents) if is_there(p))
-    except (StopIteration, ValueError):
-        return
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        why = "is no folder" if not nearest.is_dir() else "cannot be written to"
-        raise CaldpoError(f"nothing can be kept there: {nearest} {why}", remedy="name a folder that you may write to")
+    if why := why_unwritable(expanded(path)):
+        raise CaldpoError(f"nothing can be kept there: {why}", remedy="name a folder that you may write to")
 
 
 def _require_batch(path: str) -> None:
@@ -146,17 +129,10 @@ _MODELS_AND_CACHES = (
 def find_escapes(cfg: DictConfig) -> Iterator[Problem]:
     """Yield names of a run's folder and files, and of options, that would lead out of the folder they belong in."""
     for key in _OUTPUT_NAMES:
-        try:
-            name = OmegaConf.select(cfg, key)
-        except OmegaConfBaseException:
-            continue  # made of a value that cannot be resolved, which is reported where it stands
-        if isinstance(name, str) and not stays_inside(name):
-            yield Problem(
-                key,
-                redact_text(name),
-                "leads out of the output folder",
-                "write a relative path without .. ; hydra.run.dir and hydra.sweep.dir name the folder itself",
-            )
+        name = text_at(cfg, key)
+        if name is not None and not stays_inside(name):
+            remedy = "write a relative path without .. ; hydra.run.dir and hydra.sweep.dir name the folder itself"
+            yield Problem(key, redact_text(name), "leads out of the output folder", remedy)
     for group, option in (OmegaConf.select(cfg, "hydra.runtime.choices") or {}).items():
         if isinstance(option, str) and not stays_inside(option):
             remedy = "choose an option by its name; --config-dir adds a folder with options of your own"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -30,7 +31,7 @@ def preflight(
     overrides: Sequence[str],
     *,
     multirun: bool,
-    schemas: Mapping[str, str],
+    settings: str | None = None,
     agree: Agree | None = None,
 ) -> tuple[RunMode, list[str]]:
     """Compose and check every run, and make the folder that this command line is going to fill.
@@ -39,64 +40,48 @@ def preflight(
         session: of the command.
         overrides: as given on the command line.
         multirun: whether ``-m`` was given; a configuration may ask for a sweep too (``hydra.mode``).
-        schemas: as for :func:`caldpo.config.validation.check_config`.
+        settings: as for :func:`caldpo.config.validation.check_config`.
         agree: finds where good keys contradict each other, or what lies on this machine; may raise CaldpoError.
 
     Returns:
-        Whether it is a run or a sweep, and overrides to add, which name the folders.
+        Whether it is a run or a sweep, and overrides that name its folders.
 
     Raises:
         CaldpoError: all problems of all runs at once.
     """
+    find = functools.partial(_run_problems, settings, agree)
     try:
         # As a sweep: only the composed configuration knows whether it is one.
         cfg, problems = _compose(session, overrides, RunMode.MULTIRUN, refuse_sweeps=multirun)
         if multirun or (cfg is not None and cfg.hydra.mode == RunMode.MULTIRUN):
-            return RunMode.MULTIRUN, _check_sweep(session, cfg, problems, schemas, agree)
+            return RunMode.MULTIRUN, _check_sweep(session, cfg, problems, find)
         several = any(override.is_sweep_override() for override in parse_overrides(session.loader, overrides))
         if not problems and (cfg is None or several or MISSING in cfg.hydra.runtime.choices.values()):
             cfg, problems = _compose(session, overrides, RunMode.RUN)  # which says what is wrong with them
-        _raise_all(cfg, problems, schemas, agree)
-        assert cfg is not None
+        cfg = _good_run(cfg, problems, find)
         with own_ranks(cfg):
             return RunMode.RUN, claim_folder(cfg, "run")
     finally:
         HydraConfig.instance().cfg = None
 
 
-def composed(
-    config_name: str, overrides: Sequence[str], *, schemas: Mapping[str, str], agree: Agree | None = None
-) -> DictConfig:
-    """Compose and check the configuration of a single run as :func:`preflight`, with Hydra's own section; make nothing.
-
-    Raises:
-        CaldpoError: all problems at once.
-    """
+def composed(config_name: str, overrides: Sequence[str], settings: str, agree: Agree | None = None) -> DictConfig:
+    """Compose and check the configuration of one run as :func:`preflight`, with Hydra's own section; make nothing."""
     with hydra_session(config_name) as session:
         try:
             cfg, problems = _compose(session, overrides, RunMode.RUN)
-            _raise_all(cfg, problems, schemas, agree)
+            return _good_run(cfg, problems, functools.partial(_run_problems, settings, agree))
         finally:
             HydraConfig.instance().cfg = None
-    assert cfg is not None
-    return cfg
 
 
-def check_run(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None = None) -> None:
-    """Check the configuration of a single run, with Hydra's own section.
-
-    Raises:
-        CaldpoError: all problems at once.
-    """
-    raise_problems(_run_problems(cfg, schemas, agree))
+def check_run(cfg: DictConfig, settings: str, agree: Agree) -> None:
+    """Check the configuration of a single run, with Hydra's own section, as :func:`preflight`."""
+    raise_problems(_run_problems(settings, agree, cfg))
 
 
 def check_composes(session: HydraSession, overrides: Sequence[str]) -> None:
-    """Check the keys alone: a configuration can be shown while values are still missing.
-
-    Raises:
-        CaldpoError: all faulty overrides at once.
-    """
+    """Check the keys alone: a configuration can be shown while values are still missing."""
     raise_problems(_compose(session, overrides, RunMode.RUN)[1])
 
 
@@ -108,21 +93,17 @@ def _compose(
     )
 
 
-def _raise_all(
-    cfg: DictConfig | None, problems: list[Problem], schemas: Mapping[str, str], agree: Agree | None
-) -> None:
-    """Raise the problems of composing, and those of what was composed without the faulty overrides."""
+def _good_run(cfg: DictConfig | None, problems: list[Problem], find: Callable[..., list[Problem]]) -> DictConfig:
+    """Return a configuration without problems, of composing or of what was composed without the faulty overrides."""
     unread = {problem.key for problem in problems}  # left out to read the others: of these keys nothing is known
-    of_run = [] if cfg is None else _run_problems(cfg, schemas, agree)
+    of_run = [] if cfg is None else find(cfg)
     raise_problems([*problems, *(problem for problem in of_run if problem.key not in unread)])
+    assert cfg is not None
+    return cfg
 
 
 def _check_sweep(
-    session: HydraSession,
-    sweep_cfg: DictConfig | None,
-    problems: list[Problem],
-    schemas: Mapping[str, str],
-    agree: Agree | None,
+    session: HydraSession, sweep_cfg: DictConfig | None, problems: list[Problem], find: Callable[..., list[Problem]]
 ) -> list[str]:
     """Check a sweep; return the overrides that name its folders."""
     if sweep_cfg is None:
@@ -136,23 +117,20 @@ def _check_sweep(
             cfg, of_job = compose_or_explain(lambda texts: loader.load_sweep_config(sweep_cfg, texts), loader, job)
             problems += of_job
             if cfg is not None:
-                problems += [*_run_problems(cfg, schemas, agree, number), *find_process_problems(cfg)]
+                problems += [*find(cfg, number), *find_process_problems(cfg)]
         raise_problems(list(dict.fromkeys(problems)))
     HydraConfig.instance().set_config(sweep_cfg)
     with own_ranks(sweep_cfg):
-        return [
-            *naming_overrides(sweep.jobs, sweep_cfg, all_known=sweep.complete),
-            *claim_folder(sweep_cfg, "sweep"),
-        ]
+        return naming_overrides(sweep.jobs, sweep_cfg, all_known=sweep.complete) + claim_folder(sweep_cfg, "sweep")
 
 
-def _run_problems(cfg: DictConfig, schemas: Mapping[str, str], agree: Agree | None, number: int = 0) -> list[Problem]:
+def _run_problems(settings: str | None, agree: Agree | None, cfg: DictConfig, number: int = 0) -> list[Problem]:
     """List the problems of one run's configuration, with the values that Hydra sets at its start in place."""
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.runtime.output_dir = str(Path.cwd())
         cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
     HydraConfig.instance().set_config(cfg)
-    problems = [*find_problems(cfg, schemas), *find_escapes(cfg)]
+    problems = [*find_problems(cfg, settings), *find_escapes(cfg)]
     return problems if agree is None else [*problems, *_disagreements(cfg, agree, doubtful=bool(problems))]
 
 

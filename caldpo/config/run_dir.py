@@ -24,6 +24,7 @@ from caldpo.errors import CaldpoError
 from caldpo.security.paths import require_no_links_out_of_sweep
 from caldpo.security.secrets import is_secret_name, redact, redact_text
 from caldpo.utils.atomic_io import write_text
+from caldpo.utils.file_names import why_unwritable
 
 # override under which Hydra leaves its folder to write_hydra_dir: Hydra would write it before anything is checked, over
 # the one of a run that lies there, and with the secrets in it
@@ -80,7 +81,9 @@ def claim_folder(cfg: DictConfig, kind: str) -> list[str]:
     key = f"hydra.{kind}.dir"
     if "${now:" not in _written(cfg, key):
         named = Path(str(OmegaConf.select(cfg, key)))
-        _require_makeable(named, key)
+        if not named.is_dir() and (why := why_unwritable(named)):  # which Hydra would answer with a traceback
+            remedy = "name a folder that you may write to"
+            raise CaldpoError(f"cannot be made: {why}", key=key, value=named, remedy=remedy)
         # Hydra writes its own record of the command there before anything else can refuse.
         if kind == "sweep":
             require_no_links_out_of_sweep(named, _written(cfg, "hydra.sweep.subdir").count("/") + 1)
@@ -88,11 +91,8 @@ def claim_folder(cfg: DictConfig, kind: str) -> list[str]:
             require_free(named, key)
         return []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise CaldpoError(
-            "is required: each process started from outside (torchrun) would name a folder of its own",
-            key=key,
-            remedy=f"add {key}=outputs/NAME to the command line",
-        )
+        wrong = "is required: each process started from outside (torchrun) would name a folder of its own"
+        raise CaldpoError(wrong, key=key, remedy=f"add {key}=outputs/NAME to the command line")
     resolved = folder = str(OmegaConf.select(cfg, key))
     for count in itertools.count(2):
         try:
@@ -117,17 +117,6 @@ def write_hydra_dir(cfg: DictConfig, folder: Path) -> None:
     }
     for name, content in contents.items():
         write_text(place / name, OmegaConf.to_yaml(OmegaConf.create(redact(content))))
-
-
-def _require_makeable(folder: Path, key: str) -> None:
-    """Refuse a folder that is not there and cannot be made, which Hydra would answer with a traceback."""
-    nearest = next((place for place in (folder, *folder.absolute().parents) if os.path.lexists(place)), None)
-    if nearest is None or (nearest == folder and nearest.is_dir()):
-        return
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        why = "cannot be written to" if nearest.is_dir() else "is no folder"
-        remedy = "name a folder that you may write to"
-        raise CaldpoError(f"cannot be made: {nearest} {why}", key=key, value=folder, remedy=remedy)
 
 
 def _written(cfg: DictConfig, key: str) -> str:

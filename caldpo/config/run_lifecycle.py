@@ -20,7 +20,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from caldpo.config.hydra_extensions import register_with_hydra
+from caldpo.config.hydra_session import register_with_hydra
 from caldpo.config.run_dir import write_hydra_dir
 from caldpo.config.run_lock import is_held, run_lock
 from caldpo.config.summary_file import SUMMARY, known_summary
@@ -78,34 +78,27 @@ def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None =
         SystemExit: with 1 when a single run failed, 130 after Ctrl-C, 128 + signal after SIGTERM, SIGUSR1 and SIGHUP.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that its CPU build could download
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    in_sweep = hydra.mode == RunMode.MULTIRUN
-    # also where a launcher's own process runs this, and not our command
-    with exit_on_signals(), redacted_output(outlived=records), own_ranks(cfg, announce=True):
-        if not records:
-            return _run(task, cfg, folder, _Record(None), in_sweep)
-        try:
-            require_no_links_out(folder)  # before the lock, its owner's file and the record are written there
-            with run_lock(folder):
-                return _run(task, cfg, folder, _Record(folder), in_sweep, done, reraise=reraise)
-        except CaldpoError as refused:  # by a link or the lock: those of a run are dealt with in there
-            if reraise:
-                raise
-            return _end_of_failure(refused, None, in_sweep)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exit_on_signals())  # also where a launcher's own process runs this, and not our command
+        stack.enter_context(redacted_output(outlived=records))
+        stack.enter_context(own_ranks(cfg, announce=True))
+        if records:
+            try:
+                require_no_links_out(folder)  # before the lock, its owner's file and the record are written there
+                stack.enter_context(run_lock(folder))
+            except CaldpoError as refused:
+                if reraise:
+                    raise
+                return _end_of_failure(refused, None)
+        return _run(task, cfg, folder, _Record(folder if records else None), done, reraise)
 
 
 def _run(
-    task: Task,
-    cfg: DictConfig,
-    folder: Path,
-    record: _Record,
-    in_sweep: bool,
-    done: IsDone | None = None,
-    *,
-    reraise: bool = False,
+    task: Task, cfg: DictConfig, folder: Path, record: _Record, done: IsDone | None = None, reraise: bool = False
 ) -> Any:
     hydra = HydraConfig.get()
+    in_sweep = hydra.mode == RunMode.MULTIRUN
     name = f"run {hydra.job.num}: {folder.name}" if in_sweep else str(folder)
     try:
         if in_sweep:
@@ -127,7 +120,7 @@ def _run(
         record.failed(error)
         if reraise:
             raise as_caldpo_error(error) or error from None
-        return _end_of_failure(error, record.folder if record.started else None, in_sweep)
+        return _end_of_failure(error, record.folder if record.started else None)
     except (KeyboardInterrupt, SystemExit) as stop:
         record.interrupted()
         if reraise and isinstance(stop, KeyboardInterrupt):
@@ -135,12 +128,13 @@ def _run(
         raise SystemExit(_exit_code(stop)) from None
 
 
-def _end_of_failure(error: Exception, recorded: Path | None, in_sweep: bool) -> None:
+def _end_of_failure(error: Exception, recorded: Path | None) -> None:
     """Report a failure and end the run by it; ``recorded``: the folder that holds the traceback."""
     print_error(error, recorded)
-    if not in_sweep:
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
         raise SystemExit(1) from None
-    if not str(HydraConfig.get().sweeper.get("_target_")).endswith(".BasicSweeper"):
+    if not str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
         raise error  # a sweeper that learns from values has to know that this one is none
     # the basic one would not start the remaining batches
 
@@ -173,10 +167,7 @@ def status_of(folder: Path, written: str) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON atomically: a reader, or a crash half way, never sees half a file.
-
-    Numbers that are not finite become null, which JSON can hold.
-    """
+    """Write JSON atomically; numbers that are not finite become null, which JSON can hold."""
     finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
     write_text(path, json.dumps(finite, indent=2) + "\n")
 

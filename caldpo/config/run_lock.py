@@ -35,11 +35,8 @@ _LONGEST = 300  # characters of a command line that are shown
 def run_lock(folder: Path, what: str = RUN) -> Iterator[None]:
     """Hold the lock of a run's folder until the context ends, on the first rank; other ranks write nothing.
 
-    A file system without locks is noted, and nothing stops a second process there.
-
-    Args:
-        folder: has to exist.
-        what: is written in it; different things do not exclude each other.
+    Writers of different things do not exclude each other. A file system without locks is noted, and nothing stops a
+    second process there.
 
     Raises:
         CaldpoError: another process has it; names that process.
@@ -87,10 +84,10 @@ def is_held(folder: Path, what: str = RUN) -> bool:
     return False
 
 
-def require_free(folder: Path, key: str, what: str = RUN) -> None:
+def require_free(folder: Path, key: str) -> None:
     """Raise as :func:`run_lock` where another process writes a folder, before anything is written into it."""
-    if not process_rank() and is_held(folder, what):
-        raise _taken(folder, what, key)
+    if not process_rank() and is_held(folder):
+        raise _taken(folder, RUN, key)
 
 
 def read_owner(folder: Path, what: str = RUN) -> dict[str, Any] | None:
@@ -112,12 +109,8 @@ def _acquire(lock: FileLock, folder: Path, what: str) -> bool:
         if error.errno in NO_LOCKS:
             print(f"note: {folder} lies where files have no locks: no second process may write it", file=sys.stderr)
             return False
-        raise CaldpoError(
-            f"its lock cannot be made: {error.strerror or error}",
-            key="folder",
-            value=str(folder),
-            remedy="name a folder that you may write to",
-        ) from error
+        wrong, remedy = f"its lock cannot be made: {error.strerror or error}", "name a folder that you may write to"
+        raise CaldpoError(wrong, key="folder", value=str(folder), remedy=remedy) from error
     return True
 
 
@@ -128,12 +121,8 @@ def _taken(folder: Path, what: str, key: str) -> CaldpoError:
     command = f": {owner['command']}" if owner.get("command") else ""
     doing = {RUN: "trains there", EVALUATION: "evaluates there", GENERATION: "samples there"}.get(what, "writes there")
     stop = f"kill {pid}" + (f" on {host}" if host != socket.gethostname() else "")
-    return CaldpoError(
-        f"another process {doing} ({holder}{command})",
-        key=key,
-        value=str(folder),
-        remedy=f"wait until it has ended, stop it ({stop}), or name another folder",
-    )
+    remedy = f"wait until it has ended, stop it ({stop}), or name another folder"
+    return CaldpoError(f"another process {doing} ({holder}{command})", key=key, value=str(folder), remedy=remedy)
 
 
 def _lock_file(folder: Path, what: str) -> Path:

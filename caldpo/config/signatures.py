@@ -1,9 +1,8 @@
 """The constructor's signature is the schema of its yaml.
 
-``read_signature`` reads it from source text, so that a bad value is answered without importing torch: of targets inside
-``caldpo.`` alone. Their annotations are resolved through the module's own imports and assignments, among which only
-builtins, ``typing``, ``collections.abc``, pydantic and other ``caldpo`` modules are followed; an annotation that names
-anything else (a tensor, a model) is left unchecked. ``validated`` checks the arguments of a call from plain Python.
+``read_signature`` reads it from the source text of targets inside caldpo, so that a bad value is answered without
+importing torch. Annotations are resolved through the module's own assignments and its imports of builtins, ``typing``,
+``collections.abc``, pydantic and caldpo; one that names anything else (a tensor, a model) is left unchecked.
 """
 
 from __future__ import annotations
@@ -76,10 +75,8 @@ class Signature:
 def read_signature(target: str) -> Signature | None:
     """Read the signature of ``caldpo.MODULE.Class``, ``.function`` or ``.Class.method``; None outside caldpo.
 
-    A class without ``__init__`` has its base's signature; dataclasses add up the fields of theirs.
-
-    Raises:
-        CaldpoError: when caldpo has no such module, class or function.
+    A class without ``__init__`` has its base's signature; dataclasses add up the fields of theirs. A CaldpoError tells
+    that caldpo has no such module, class or function.
     """
     if not target.startswith("caldpo."):
         return None
@@ -228,11 +225,8 @@ def _is_static(node: _Function) -> bool:
 def validated(decorated: Decorated) -> Decorated:
     """Check the arguments of an ``__init__``, a function or a dataclass against their annotations.
 
-    Only given arguments are checked, and only against annotations that a yaml value can fit.
-    On a dataclass it stands above ``@dataclass``.
-
-    Raises:
-        CaldpoError: (when the decorated is called) naming the argument, its value and what it must be.
+    Only given arguments are checked, and only against annotations that a yaml value can fit. A call then raises a
+    CaldpoError with the argument, its value and what it must be. On a dataclass it stands above ``@dataclass``.
     """
     if isinstance(decorated, type):
         decorated.__init__ = _checked(decorated.__init__, decorated)  # type: ignore[misc]

@@ -32,30 +32,18 @@ class SweepJobs:
 
 
 def expand_sweep(loader: ConfigLoader | None, sweep_cfg: DictConfig) -> SweepJobs:
-    """Expand a sweep into its runs, in the order in which Hydra starts them.
-
-    Args:
-        loader: knows the options that ``glob(*)`` stands for; without one, such an override is left out.
-        sweep_cfg: with Hydra's own section.
-    """
+    """Expand a sweep into its runs, in the order in which Hydra starts them; no ``glob(*)`` without a loader."""
     params = OmegaConf.select(sweep_cfg, "hydra.sweeper.params") or {}
     texts = [*(f"{key}={value}" for key, value in params.items()), *sweep_cfg.hydra.overrides.task]
     overrides = parse_overrides(loader, texts)
     values = {override.get_key_element(): _values(override) for override in overrides}
     if not str(sweep_cfg.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
         return SweepJobs(list(_one_value_at_a_time(values)), complete=False, problems=[])
-    problems = [
-        Problem(
-            override.key_or_group,
-            None,
-            "an interval has no single values to run",
-            "list values, or choose a sweeper that draws them (hydra/sweeper=...)",
-        )
-        for override in overrides
-        if override.is_sweep_override() and not override.is_discrete_sweep()
-    ]
-    if problems:
-        return SweepJobs([], complete=True, problems=problems)
+    intervals = [o.key_or_group for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()]
+    if intervals:
+        wrong = "an interval has no single values to run"
+        remedy = "list values, or choose a sweeper that draws them (hydra/sweeper=...)"
+        return SweepJobs([], complete=True, problems=[Problem(key, None, wrong, remedy) for key in intervals])
     choices = [[f"{key}={value}" for value in of_key] for key, of_key in values.items()]
     return SweepJobs([list(job) for job in itertools.product(*choices)], complete=True, problems=[])
 

@@ -44,16 +44,11 @@ def require_own_code(config: Mapping[str, Any], sections: Iterable[str], file: P
         if key.startswith("_") and key != "_target_":
             raise CaldpoError("is no key that a run writes", key=f"{file}: {place}", remedy=TRUST)
         if key == "trust_remote_code" and value:
-            raise CaldpoError(
-                "the model of this run brings Python code of its own", key=f"{file}: {place}", remedy=TRUST
-            )
+            wrong = "the model of this run brings Python code of its own"
+            raise CaldpoError(wrong, key=f"{file}: {place}", remedy=TRUST)
         if isinstance(value, str) and "${" in value and key != "_target_":
-            raise CaldpoError(
-                "refers to something outside the run, where a run writes values",
-                key=f"{file}: {place}",
-                value=value,
-                remedy="write the value itself",
-            )
+            wrong = "refers to something outside the run, where a run writes values"
+            raise CaldpoError(wrong, key=f"{file}: {place}", value=value, remedy="write the value itself")
 
 
 def announce_foreign(config: Mapping[str, Any], sections: Iterable[str], file: Path) -> None:

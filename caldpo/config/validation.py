@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,18 +41,16 @@ class Problem:
         return f"{self.key}: {self.message}" if self.value is None else f"{self.key}={self.value}: {self.message}"
 
 
-def check_config(cfg: DictConfig, schemas: Mapping[str, str] | None = None) -> None:
+def check_config(cfg: DictConfig, settings: str | None = None) -> None:
     """Check keys and values of every section against the signature of its ``_target_``.
 
-    Args:
-        cfg: composed; its interpolations are resolved for the check alone.
-        schemas: targets whose signatures describe the plain keys of sections without ``_target_``, by dotted key of
-            the section, which is ``""`` at the top level.
+    Interpolations are resolved for the check alone. The signature of the target ``settings`` describes the plain keys
+    of the top level.
 
     Raises:
         CaldpoError: with all problems at once.
     """
-    raise_problems(list(find_problems(cfg, schemas or {})))
+    raise_problems(list(find_problems(cfg, settings)))
 
 
 def raise_problems(problems: list[Problem]) -> None:
@@ -66,9 +64,9 @@ def raise_problems(problems: list[Problem]) -> None:
         raise CaldpoError("\n  ".join([f"{len(problems)} problems in the configuration", *lines]))
 
 
-def find_problems(cfg: DictConfig, schemas: Mapping[str, str]) -> Iterator[Problem]:
+def find_problems(cfg: DictConfig, settings: str | None = None) -> Iterator[Problem]:
     """Yield the problems that :func:`check_config` raises, section by section."""
-    problems = list(_of_section("", cfg, schemas))
+    problems = list(_of_section("", cfg, settings))
     wrong = {p.key for p in problems}
     for problem in problems:
         # A bad value is reported where it was given, not again wherever it is referred to.
@@ -94,8 +92,8 @@ def missing_group_problem(group: str) -> Problem:
     return Problem(group, None, "is deleted, and a run needs an option of this group", remedy)
 
 
-def _of_section(path: str, section: DictConfig, schemas: Mapping[str, str]) -> Iterator[Problem]:
-    target = schemas.get(path) or _plain(section, "_target_")
+def _of_section(path: str, section: DictConfig, target: str | None = None) -> Iterator[Problem]:
+    target = target or _plain(section, "_target_")
     keys = [key for key in map(str, section) if key not in _HYDRA_KEYS and (path or key != "hydra")]
     signature = None
     if isinstance(target, str):
@@ -108,12 +106,10 @@ def _of_section(path: str, section: DictConfig, schemas: Mapping[str, str]) -> I
         if _plain(section, "_partial_") is not True:
             yield from _absent_keys(path, keys, signature)
     for key in keys:
-        yield from _of_key(path, section, key, signature, schemas)
+        yield from _of_key(path, section, key, signature)
 
 
-def _of_key(
-    path: str, section: DictConfig, key: str, signature: Signature | None, schemas: Mapping[str, str]
-) -> Iterator[Problem]:
+def _of_key(path: str, section: DictConfig, key: str, signature: Signature | None) -> Iterator[Problem]:
     name = _join(path, key)
     parameter = signature.parameters.get(key) if signature else None
     if OmegaConf.is_missing(section, key):
@@ -129,7 +125,7 @@ def _of_key(
         yield Problem(name, _reference(section, key), f"cannot be resolved: {reason}")
         return
     if isinstance(value, Container):
-        yield from _of_container(name, value, schemas)
+        yield from _of_container(name, value)
     if parameter and parameter.checked and not _holds_sections(value):
         yield from _of_value(name, section, key, parameter.annotation)
 
@@ -151,15 +147,15 @@ def _of_value(name: str, section: DictConfig, key: str, annotation: Any) -> Iter
         yield Problem(name, shown, wrong, f"write '{name}=[{shown}]'" if listed else None, reference)
 
 
-def _of_container(name: str, value: Container, schemas: Mapping[str, str]) -> Iterator[Problem]:
+def _of_container(name: str, value: Container) -> Iterator[Problem]:
     if value._is_none() or value._is_missing():
         return
     if isinstance(value, DictConfig):
-        yield from _of_section(name, value, schemas)
+        yield from _of_section(name, value)
     if isinstance(value, ListConfig):
         for place in range(len(value)):
             if not OmegaConf.is_missing(value, place) and isinstance(value[place], DictConfig):
-                yield from _of_section(f"{name}[{place}]", value[place], schemas)
+                yield from _of_section(f"{name}[{place}]", value[place])
 
 
 def _unknown_keys(path: str, section: DictConfig, keys: list[str], signature: Signature) -> Iterator[Problem]:

@@ -21,26 +21,19 @@ from caldpo.utils.text_format import counted
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward pass of one rank.
+    """One forward pass of one rank."""
 
-    Args:
-        rows: rows of the split.
-        weights: 1 for each real pair, 0 for filler.
-        step_pairs: real pairs of the whole optimiser step, over ranks and accumulation.
-    """
-
-    rows: tuple[int, ...]
-    weights: tuple[float, ...]
-    step_pairs: int
+    rows: tuple[int, ...]  # of the split
+    weights: tuple[float, ...]  # 1 for each real pair, 0 for filler
+    step_pairs: int  # real pairs of the whole optimiser step, over ranks and accumulation
 
 
 @dataclass(frozen=True)
 class ByCount:
     """Micro-batches whose sizes differ by one pair at most.
 
-    Args:
-        lengths: tokens of each pair; with these, pairs of similar length share a micro-batch, longest first, which
-            saves padding. None keeps the order of the rows.
+    With ``lengths``, the tokens of each pair, pairs of similar length share a micro-batch, longest first, which saves
+    padding. Without, rows stay in order.
     """
 
     lengths: np.ndarray | None = None
@@ -56,18 +49,12 @@ class ByTokens:
     """Micro-batches of at most ``budget`` tokens; a longer pair has a micro-batch to itself.
 
     Micro-batches are ordered by tokens, most first, so that those of neighbouring ranks take similar time.
-
-    Args:
-        budget: tokens of a micro-batch, padding included.
-        packed: tokens of each pair in a packed row.
-        longest: tokens of each pair's longer sequence, prompt included: the length of padded rows.
-        layout: which of the two counts.
     """
 
-    budget: int
-    packed: np.ndarray
-    longest: np.ndarray
-    layout: Layout
+    budget: int  # tokens of a micro-batch, padding included
+    packed: np.ndarray  # tokens of each pair in a packed row
+    longest: np.ndarray  # tokens of each pair's longer sequence, prompt included: the length of padded rows
+    layout: Layout  # which of the two counts
 
     def needed(self, rows: Sequence[int]) -> int:
         """Return the number of micro-batches the rows need; with any larger one :meth:`split` keeps the budget too."""
@@ -139,32 +126,20 @@ class StepPlan:
 
     Each step but the last of an epoch has ``step_size`` pairs, the last what remains.
 
-    Args:
-        pairs: of the split.
-        micro_batch_size: pairs of a micro-batch where they are divided by count.
-        accumulation: micro-batches of one device in each step.
-        world_size: devices.
-        seed: with the epoch, determines the order; None keeps the order of the split.
-        drop_last: leave out the last step of an epoch where it has fewer pairs than the others.
-        max_epochs: passes over the pairs, where there is no ``max_steps``.
-        max_steps: optimiser steps.
-        micro_batching: divides a step into micro-batches; by default in order.
-        step_size: pairs of a full optimiser step, over all devices; 0: those of full micro-batches.
-
     Raises:
         CaldpoError: ``drop_last`` with fewer pairs than one step has.
     """
 
-    pairs: int
-    micro_batch_size: int
-    accumulation: int = 1
-    world_size: int = 1
-    seed: int | None = None
-    drop_last: bool = False
-    max_epochs: int = 1
+    pairs: int  # of the split
+    micro_batch_size: int  # pairs of a micro-batch where they are divided by count
+    accumulation: int = 1  # micro-batches of one device in each step
+    world_size: int = 1  # devices
+    seed: int | None = None  # with the epoch, determines the order; None keeps the order of the split
+    drop_last: bool = False  # leave out the last step of an epoch where it has fewer pairs than the others
+    max_epochs: int = 1  # passes over the pairs, where there is no max_steps
     max_steps: int | None = None
     micro_batching: ByCount | ByTokens = ByCount()
-    step_size: int = 0
+    step_size: int = 0  # pairs of a full optimiser step, over all devices; 0: those of full micro-batches
 
     def __post_init__(self) -> None:
         self.step_size = self.step_size or self.micro_batch_size * self.accumulation * self.world_size

@@ -50,25 +50,16 @@ _DIRECTIVES = (*"aAbBcd", *"HIjmMp", *"SUwWxX", *"yYzZGu", *"VeDFTR", *(f"-{lett
 
 @dataclass(frozen=True, slots=True)
 class RenderedPair:
-    """The texts of a pair: ``prompt + chosen`` and ``prompt + rejected`` are the two whole sequences.
-
-    Args:
-        prompt: the rendered prompt.
-        chosen, rejected: the rest of each sequence, with what a template writes around a response.
-        marked: the three with ``mark`` in special tokens of the pair's own text; an empty mark where there are none.
-        templated: True if a template wrote the special tokens into the text.
-        eos_stripped: number of EOS tokens that the responses' own text contained.
-        rewritten: earlier assistant turns that the template did not write verbatim.
-    """
+    """The texts of a pair: ``prompt + chosen`` and ``prompt + rejected`` are the two whole sequences."""
 
     prompt: str
-    chosen: str
+    chosen: str  # the rest of the sequence, with what a template writes around a response
     rejected: str
-    marked: tuple[str, str, str]
-    mark: str
-    templated: bool
-    eos_stripped: int
-    rewritten: int = 0
+    marked: tuple[str, str, str]  # the three with the mark in special tokens of the pair's own text
+    mark: str  # empty where there are no such tokens
+    templated: bool  # a template wrote the special tokens into the text
+    eos_stripped: int  # EOS tokens that the responses' own text contained
+    rewritten: int = 0  # earlier assistant turns that the template did not write verbatim
 
 
 class Renderer:

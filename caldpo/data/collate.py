@@ -30,10 +30,9 @@ def collate(
 
     Args:
         pairs: at least one; prompts and responses have at least one token each.
-        pad_id: fills the padding; may equal EOS.
+        pad_id: fills the padding; any token will do, since a batch lists which positions predict which tokens.
         layout: ``padded``: all chosen, then all rejected responses, each after its prompt, padded on the right to
             the longest; ``packed``: one row of prompt, chosen, rejected of each pair, without padding.
-        split: name of the split; empty for pairs of none.
         weight: 1 for a real pair, 0 for filler; default: all real.
         step_pairs: real pairs of the optimiser step the batch belongs to; default: those of this batch.
         with_scores: whether the whole split has scores; default: whether these pairs do.
@@ -72,18 +71,13 @@ def collate(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Tokens in rows, and for each response, chosen ones first, its position in the flattened rows.
-
-    Args:
-        ends: position of the last token of the response's prompt.
-        begins: position of the response's first token.
-    """
+    """Tokens in rows, and for each response, chosen ones first, its position in the flattened rows."""
 
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor
-    ends: list[int]
-    begins: list[int]
+    ends: list[int]  # positions of the last tokens of prompts
+    begins: list[int]  # positions of the first tokens of responses
     spans: tuple[tuple[int, int, int], ...] | None
 
 

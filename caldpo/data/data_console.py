@@ -29,22 +29,14 @@ LOSS_STYLE = "bold green"
 
 @dataclass(frozen=True, slots=True)
 class SplitReport:
-    """The pairs of a split as they go into batches.
-
-    Args:
-        pairs, prompts: number of pairs, and of distinct prompts.
-        left_out: usable pairs beyond ``max_train_pairs`` or ``max_test_pairs``.
-        dropped: pairs dropped after they were read, by reason.
-        counts: what tokenisation did.
-        lengths: tokens by part (prompt, chosen, rejected) and quantile, after truncation; each is one that occurs.
-    """
+    """The pairs of a split as they go into batches."""
 
     pairs: int
-    prompts: int
-    left_out: int
-    dropped: dict[str, int]
+    prompts: int  # distinct ones
+    left_out: int  # usable pairs beyond max_train_pairs or max_test_pairs
+    dropped: dict[str, int]  # pairs dropped after they were read, by reason
     counts: TokenCounts
-    lengths: dict[str, dict[str, int]]
+    lengths: dict[str, dict[str, int]]  # tokens by part and quantile, after truncation; each is one that occurs
 
     @classmethod
     def of(cls, split: TokenizedSplit, later: LoadReport, left_out: int) -> SplitReport:
@@ -68,25 +60,16 @@ class SplitReport:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """Everything that happened between the source's rows and the batches.
-
-    Args:
-        source: name of the source.
-        loads: a report for each split that was read; only one where the test split was cut from it.
-        train, test: the two splits.
-        max_length, max_prompt_length: the limits, in tokens.
-        prompts: plain text, or the chat template that renders them.
-        notes: on how the splits were put together.
-    """
+    """Everything that happened between the source's rows and the batches."""
 
     source: str
-    loads: Sequence[LoadReport]
+    loads: Sequence[LoadReport]  # one for each split that was read; only one where the test split was cut from it
     train: SplitReport
     test: SplitReport
     max_length: int
     max_prompt_length: int
-    prompts: str
-    notes: Sequence[str] = ()
+    prompts: str  # plain text, or the chat template that renders them
+    notes: Sequence[str] = ()  # on how the splits were put together
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for ``summary.json``."""

@@ -23,14 +23,7 @@ from caldpo.utils.text_format import counted
 
 
 class PairBatches(Dataset[PairBatch]):
-    """A split as a dataset of batches: the sampler names the rows of a batch.
-
-    Args:
-        pairs: the tokenised split.
-        pad_id: fills the padding; any token will do, since a batch lists which positions predict which tokens.
-        layout: of the batches.
-        split: the split's name.
-    """
+    """A split as a dataset of batches: the sampler names the rows of a batch."""
 
     def __init__(self, pairs: TokenizedPairs, pad_id: int, layout: Layout = "padded", split: str = "") -> None:
         self.pairs, self.pad_id, self.layout, self.split = pairs, pad_id, layout, split

@@ -11,22 +11,16 @@ from caldpo.data.raw_row import shown_name
 from caldpo.utils.text_format import counted
 
 Kind = Literal["line", "row", "degenerate", "filtered"]
+"""No JSON object, no usable pair, no or contradictory signal, a valid row of another task."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A row that gave no pair.
+    """A row that gave no pair."""
 
-    Args:
-        origin: file and line, or split and row.
-        kind: ``line`` (no JSON object), ``row`` (no usable pair), ``degenerate`` (no or contradictory signal)
-            or ``filtered`` (a valid row of another task).
-        reason: a fixed phrase, with this row's details in parentheses at its end.
-    """
-
-    origin: str
+    origin: str  # file and line, or split and row
     kind: Kind
-    reason: str
+    reason: str  # a fixed phrase, with this row's details in parentheses at its end
 
     @property
     def category(self) -> str:
@@ -36,35 +30,20 @@ class Rejection:
 
 @dataclass
 class LoadReport:
-    """What became of the rows of one split; ``rows == kept + len(rejections)``.
+    """What became of the rows of one split; ``rows == kept + len(rejections)``."""
 
-    Args:
-        split: as it was asked for.
-        rows: rows read, blank lines not counted.
-        kept: usable pairs.
-        formats: usable pairs by format.
-        rejections: the other rows, in order.
-        with_scores: usable pairs with both ground-truth rewards.
-        swapped: usable pairs whose sides were exchanged to agree with their scores.
-        degenerate_kept: degenerate pairs that were kept, by reason.
-        notes: which files the split stands for, and what was left out; a line each.
-        odd: usable pairs of odd rows: count and origin of the first, by what is odd about them.
-        unread: rows by the column that holds something in them and was not read.
-        remarks: usable pairs by what was done to make a pair of their row.
-    """
-
-    split: str
-    rows: int = 0
-    kept: int = 0
-    formats: Counter[str] = field(default_factory=Counter)
-    rejections: list[Rejection] = field(default_factory=list)
-    with_scores: int = 0
-    swapped: int = 0
-    degenerate_kept: Counter[str] = field(default_factory=Counter)
-    notes: Sequence[str] = ()
-    odd: dict[str, tuple[int, str]] = field(default_factory=dict)
-    unread: Counter[str] = field(default_factory=Counter)
-    remarks: Counter[str] = field(default_factory=Counter)
+    split: str  # as it was asked for
+    rows: int = 0  # read, blank lines not counted
+    kept: int = 0  # usable pairs
+    formats: Counter[str] = field(default_factory=Counter)  # usable pairs by format
+    rejections: list[Rejection] = field(default_factory=list)  # the other rows, in order
+    with_scores: int = 0  # usable pairs with both ground-truth rewards
+    swapped: int = 0  # usable pairs whose sides were exchanged to agree with their scores
+    degenerate_kept: Counter[str] = field(default_factory=Counter)  # by reason
+    notes: Sequence[str] = ()  # which files the split stands for, and what was left out; a line each
+    odd: dict[str, tuple[int, str]] = field(default_factory=dict)  # odd usable rows: count and first origin, by reason
+    unread: Counter[str] = field(default_factory=Counter)  # rows by the column that holds something and was not read
+    remarks: Counter[str] = field(default_factory=Counter)  # usable pairs by what was done to make a pair of their row
 
     def counts(self, *kinds: Kind) -> dict[str, int]:
         """Count rejections by reason, most frequent first; of the given kinds, or of all."""

@@ -9,6 +9,8 @@ from datetime import datetime, time
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
@@ -36,19 +38,12 @@ REJECTED_ROWS = "rejected_rows.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class HeldOutPrompt:
-    """A prompt of the test split to generate from.
-
-    Args:
-        prompt: the conversation or text of the data.
-        prompt_ids: tokens, truncated as in training.
-        reference: the chosen response of the first pair with this prompt.
-        origin: of that pair, as ``test.jsonl:3``.
-    """
+    """A prompt of the test split to generate from."""
 
     prompt: str | tuple[Message, ...]
-    prompt_ids: list[int]
-    reference: str
-    origin: str = ""
+    prompt_ids: list[int]  # truncated as in training
+    reference: str  # the chosen response of the first pair with this prompt
+    origin: str = ""  # of that pair, as test.jsonl:3
 
 
 class PairDataModule(TokenizedDataModule):
@@ -148,9 +143,6 @@ class PairDataModule(TokenizedDataModule):
             loss_name: for the message if there are none.
             needs_rejected: whether the loss compares responses; otherwise rows with a single one are accepted, too.
 
-        Returns:
-            The report of the rows; its ``as_dict()`` goes into ``summary.json``.
-
         Raises:
             CaldpoError: rows that are no pairs, prompts in both splits, missing scores, a missing or broken
                 chat template, a split without pairs.
@@ -203,6 +195,11 @@ class PairDataModule(TokenizedDataModule):
     def oracle(self) -> Callable[[str, str], float] | None:
         """The source's known true reward of (prompt, response), where it has one."""
         return self.source.reward if isinstance(self.source, RewardSource) else None
+
+    def true_rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float64]:
+        """Compute the true reward of each response to its prompt, where :attr:`oracle` is not None."""
+        assert isinstance(self.source, RewardSource)
+        return np.asarray(self.source.rewards(prompts, responses), dtype=np.float64)
 
     def pin_source(self, commit: str) -> None:
         """Read a hub data set at ``commit`` from now on; to be called before :meth:`prepare_pairs`."""

@@ -49,12 +49,7 @@ def trained_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
-    """Return every token that ends a response of this model, the tokenizer's EOS first.
-
-    Args:
-        tokenizer: of the run, with its chat template.
-        model: with its own settings; with an adapter, those of the base.
-    """
+    """Return every token that ends a response of this model, the tokenizer's EOS first."""
     base = base_model(model)
     own = _ids(getattr(getattr(base, "generation_config", None), "eos_token_id", None))
     config = base.config.get_text_config()

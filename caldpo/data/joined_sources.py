@@ -29,23 +29,14 @@ _PATH = "data.source.path"  # of which data.path is the short form
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One data set of several.
+    """One data set of several."""
 
-    Args:
-        name: of a file or split of the source.
-        share: of the pairs of the split, all shares adding up to 1; None takes every pair there is.
-    """
-
-    name: str
-    share: float | None = None
+    name: str  # of a file or split of the source
+    share: float | None = None  # of the pairs of the split, all adding up to 1; None takes every pair there is
 
 
 def parts_of(named: Named, key: str) -> list[Part]:
-    """List the data sets that ``named`` asks for, in order.
-
-    Args:
-        named: value of ``data.train`` or ``data.test``.
-        key: of the value, for the message.
+    """List the data sets that the value of ``data.train`` or ``data.test`` names, in order.
 
     Raises:
         CaldpoError: no data set, one named twice, weights for only some, or a weight that is no positive number.
@@ -89,21 +80,13 @@ def _name_and_weight(item: Any, key: str) -> tuple[str, float | None]:
 
 @dataclass
 class JoinedPairs:
-    """The pairs of all data sets under one key.
+    """The pairs of all data sets under one key, in order, with a report for each data set."""
 
-    Args:
-        key: ``data.train`` or ``data.test``.
-        parts: the data sets.
-        pairs: of all data sets, in order.
-        reports: one for each data set.
-        part_of: from a pair's origin to the index of its data set.
-    """
-
-    key: str
+    key: str  # data.train or data.test
     parts: list[Part]
     pairs: list[PreferencePair] = field(default_factory=list)
     reports: list[LoadReport] = field(default_factory=list)
-    part_of: dict[str, int] = field(default_factory=dict)
+    part_of: dict[str, int] = field(default_factory=dict)  # from a pair's origin to the index of its data set
 
     @property
     def label(self) -> str:
@@ -122,9 +105,6 @@ class JoinedPairs:
 
         Returns:
             The drawn pairs, in order, and a line with the counts.
-
-        Raises:
-            CaldpoError: a data set has no pair, or too few for the others to have any.
         """
         if self.parts[0].share is None:
             return pairs, []
@@ -151,16 +131,11 @@ class JoinedPairs:
 
 
 def read_joined(source: PairSource, named: Named, key: str, **policies: Any) -> JoinedPairs:
-    """Read the data sets that ``named`` lists; of a pair that occurs in two of them, the first one stands.
-
-    Args:
-        source: of the rows.
-        named: the data sets.
-        key: the setting that names them.
-        policies: as for :func:`~caldpo.data.load.load_pairs`.
+    """Read the data sets that a setting names; of a pair that occurs in two of them, the first one stands.
 
     Raises:
-        CaldpoError: as ``load_pairs``, with the setting as key; a file that two data sets share.
+        CaldpoError: as :func:`~caldpo.data.load.load_pairs`, which takes the policies, with the setting as key; a file
+            that two data sets share.
     """
     joined, seen = JoinedPairs(key, parts_of(named, key)), DegeneracyCheck()
     files: dict[Path, str] = {}
@@ -180,13 +155,7 @@ def read_joined(source: PairSource, named: Named, key: str, **policies: Any) -> 
 def held_out_name(source: PairSource, train: Named, test: Named | None) -> tuple[Named | None, list[str]]:
     """Name the held-out data, None to cut it from the training pairs; and describe the choice in lines.
 
-    Args:
-        source: may know of test splits.
-        train: names the training data.
-        test: as configured; ``auto`` takes the test split beside ``train``, where that is one name.
-
-    Raises:
-        CaldpoError: the source cannot list its splits.
+    The value ``auto`` of ``test`` takes the test split beside ``train``, where that is one name.
     """
     if test is not None and test != AUTO:
         parts = parts_of(test, "data.test")

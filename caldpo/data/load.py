@@ -8,9 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import track
-
 from caldpo.data.columns import Columns, require_meaning
 from caldpo.data.data_report import Kind, LoadReport, Rejection, count_by_reason, list_counts
 from caldpo.data.formats import require_columns
@@ -20,6 +17,7 @@ from caldpo.data.raw_row import PairSource, RowError
 from caldpo.data.row_parsing import map_row, parse_row
 from caldpo.data.sources.file_checks import no_rows
 from caldpo.errors import CaldpoError
+from caldpo.utils.delayed_progress import tracked
 from caldpo.utils.text_format import counted
 
 OnDegenerate = Literal["drop", "keep"]
@@ -40,7 +38,6 @@ def load_pairs(
     demonstrations: bool = False,
     degenerate: DegeneracyCheck | None = None,
     columns: Columns | None = None,
-    console: Console | None = None,
 ) -> tuple[list[PreferencePair], LoadReport]:
     """Read a whole split and return its usable pairs, in order; the report lists all other rows.
 
@@ -56,7 +53,6 @@ def load_pairs(
         demonstrations: accept rows with a response to imitate and none to compare it with; otherwise they are unusable.
         degenerate: has seen the pairs of other data sets that these are joined to, so that none is taken twice.
         columns: the mapping from columns to roles; None goes by the usual names.
-        console: for the progress bar, if it is a terminal; None is stderr.
 
     Raises:
         CaldpoError: an unreadable split, one with more unusable rows than can be reported, or a table without the
@@ -64,11 +60,8 @@ def load_pairs(
     """
     report, pairs = LoadReport(split, notes=source.notes(split)), []
     columns, degenerate = columns or Columns(), DegeneracyCheck() if degenerate is None else degenerate
-    console = console or Console(stderr=True)
-    quiet = not console.is_terminal  # no bar in a log file
     tables: set[str] = set()  # whose columns were checked
-    title = f"Reading {Path(split).name}"
-    for raw in track(source.rows(split), title, console=console, transient=True, disable=quiet):
+    for raw in tracked(source.rows(split), f"Reading {Path(split).name}"):
         report.rows += 1
         if len(report.rejections) >= MAX_REJECTIONS:
             raise CaldpoError(
@@ -139,11 +132,7 @@ def refuse_bad_rows(reports: Sequence[LoadReport], listed_in: Path) -> None:
 
 
 def require_pairs(report: LoadReport) -> None:
-    """Check that a split has any pair at all.
-
-    Raises:
-        CaldpoError: it has none; the message reports what became of its rows.
-    """
+    """Check that a split has any pair at all; otherwise report what became of its rows."""
     if not report.rows:
         raise no_rows(report.split)
     if not report.kept:

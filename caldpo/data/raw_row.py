@@ -9,7 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TURNS = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")  # may hold conversations
 MAX_ENCODED = 2_000_000  # characters; Python's own parser takes a hundred times the memory of what it reads
@@ -108,6 +111,15 @@ class RewardSource(PairSource):
         return [self.reward(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
 
+@runtime_checkable
+class ExactSource(Protocol):
+    """A source that knows expected reward and KL of a policy without sampling."""
+
+    def exact_metrics(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> dict[str, float]:
+        """Return sums over the whole distribution, by name; ``beta`` is the reward per nat of log-ratio."""
+        ...
+
+
 class Cell(str):
     """A cell of an untyped table (csv), where numbers and lists can only be written as text."""
 
@@ -143,9 +155,6 @@ def decoded(column: str, value: Any) -> Any:
     """Decode messages that a text holds in JSON or Python notation; return any other value as it is.
 
     For tables alone: JSON has lists, and messages encoded as text are refused there.
-
-    Raises:
-        RowError: the text looks like messages and cannot be decoded.
     """
     if not isinstance(value, str) or not looks_encoded(value):
         return value

@@ -18,11 +18,7 @@ _CERTAIN_LENGTH = 20
 
 
 def map_row(raw: RawRow, columns: Columns) -> MappedRow:
-    """Give the columns of a row the names that formats read.
-
-    Raises:
-        RowError: the row could not be read, is no object, or lacks a column that a setting names.
-    """
+    """Give the columns of a row the names that formats read, or raise the row's own error."""
     if raw.error is not None:
         raise RowError(raw.error)
     if not isinstance(raw.value, dict):
@@ -31,11 +27,7 @@ def map_row(raw: RawRow, columns: Columns) -> MappedRow:
 
 
 def parse_row(row: MappedRow, origin: str = "") -> tuple[PreferencePair, str]:
-    """Return the pair of a row and the name of its format.
-
-    Raises:
-        RowError: no format, or several, match; a column holds something else than its format says.
-    """
+    """Return the pair of a row and the name of its format."""
     name = detect(dict(row))
     pair = add_context(cut_repeated_prompt(formats()[name].parse(row)), row)
     remarks = (*row.remarks, *pair.remarks)
@@ -76,9 +68,6 @@ def add_context(pair: PreferencePair, row: MappedRow) -> PreferencePair:
 
     A text prompt in a row with a column for the system turn becomes a user turn, also where that column is blank, so
     that a data set has one form throughout; the space that joins its responses to the prompt is then left out.
-
-    Raises:
-        RowError: one of them cannot be read, or does not go with such a prompt.
     """
     system = row.get("system")
     tools, variables = _tools(row.get("tools")), _variables(row.get("chat_template_kwargs"))

@@ -115,7 +115,8 @@ def settle_shared_prompts(
             value=policy,
             remedy="set data.on_shared_prompts=drop_train, or data.test=null to split one file by prompt",
         )
-    remaining, dropped = [], []
+    remaining: list[PreferencePair] = []
+    dropped: list[PreferencePair] = []
     for pair in train:
         (dropped if prompt_key(pair.prompt) in shared else remaining).append(pair)
     if not remaining:

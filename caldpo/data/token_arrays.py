@@ -18,11 +18,7 @@ from caldpo.data.pair import PreferencePair, TokenizedPair
 
 
 class TokenizedPairs(Sequence[TokenizedPair]):
-    """An immutable sequence of tokenised pairs; each is built on access.
-
-    Args:
-        pairs: in order; ``pair.index`` must be its position.
-    """
+    """An immutable sequence of tokenised pairs, each built on access; ``pair.index`` must be its position."""
 
     def __init__(self, pairs: Iterable[TokenizedPair] = ()) -> None:
         tokens, ends = array("i"), array("q", [0])
@@ -93,5 +89,4 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return hashlib.sha256(json.dumps(self._scores).encode()).hexdigest()
 
     def origin(self, index: int) -> str:
-        """Return the origin of the pair at ``index``."""
         return self._origins[index]

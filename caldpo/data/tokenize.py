@@ -41,24 +41,14 @@ CHUNK = 256  # pairs tokenised in one call: enough to be fast, few enough for a 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedSplit:
-    """The tokenised pairs of a split, what was counted, and the pairs that are missing.
-
-    Args:
-        pairs: the tokenised pairs.
-        sources: the pairs they were made of, in the same order.
-        counts: what tokenisation did.
-        rejections: pairs that the template refuses (kind ``row``), and pairs to be dropped because both responses are
-            the same tokens (kind ``degenerate``), in order.
-        cut_prompts: indices of the pairs in ``pairs`` whose prompt was truncated.
-        places: positions of the tokenised pairs among all pairs; the others are the rejections.
-    """
+    """The tokenised pairs of a split, what was counted, and the pairs that are missing."""
 
     pairs: TokenizedPairs
-    sources: list[PreferencePair]
+    sources: list[PreferencePair]  # that they were made of, in the same order
     counts: TokenCounts
-    rejections: list[Rejection]
-    cut_prompts: frozenset[int]
-    places: list[int]
+    rejections: list[Rejection]  # pairs that the template refuses, and those dropped since both responses are equal
+    cut_prompts: frozenset[int]  # indices of the tokenised pairs whose prompt was truncated
+    places: list[int]  # positions of the tokenised pairs among all pairs; the others are the rejections
 
 
 def tokenize_pairs(
@@ -132,13 +122,9 @@ def truncate(
 
 
 def end_once(ids: list[int], eos: int, *, templated: bool, turn: int | None = None) -> list[int]:
-    """End a response's ids with exactly one end token.
+    """End a response's ids with exactly one end token: the EOS, or ``turn``, with which the template ends a turn.
 
-    Args:
-        ids: tokens after the prompt.
-        eos: the tokenizer's EOS.
-        templated: the first end token is the template's, and the rest is cut; otherwise every EOS is removed.
-        turn: the token with which the template ends a turn, if it is another than the EOS.
+    The first end token of a templated text is the template's, and the rest is cut; otherwise every EOS is removed.
     """
     if templated:
         for place, token in enumerate(ids):

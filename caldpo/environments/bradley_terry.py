@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 
 def preference_probability(first: float, second: float, sharpness: float | None) -> float:
     """``P(first > second) = 1 / (1 + exp(-sharpness * (first - second)))``.
 
-    Args:
-        first, second: true rewards.
-        sharpness: inverse temperature per unit of reward; None labels without noise (ties are even).
+    ``sharpness`` is the inverse temperature per unit of reward; None labels without noise (ties are even).
     """
     gap = first - second
     if sharpness is None:
@@ -23,3 +22,13 @@ def preference_probability(first: float, second: float, sharpness: float | None)
 def prefers_first(first: float, second: float, sharpness: float | None, rng: random.Random) -> bool:
     """Draw a label: whether the response with reward ``first`` is the chosen one."""
     return rng.random() < preference_probability(first, second, sharpness)
+
+
+def labelled_row(
+    prompt: str, first: tuple[str, float], second: tuple[str, float], sharpness: float | None, rng: random.Random
+) -> dict[str, Any]:
+    """Label two responses with their true rewards, as a row of preference data with the rewards as scores."""
+    if not prefers_first(first[1], second[1], sharpness, rng):
+        first, second = second, first
+    texts = {"prompt": prompt, "chosen": first[0], "rejected": second[0]}
+    return {**texts, "score_chosen": first[1], "score_rejected": second[1]}

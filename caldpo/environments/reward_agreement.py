@@ -19,19 +19,7 @@ Values = NDArray[np.float64]
 def reward_agreement(
     implicit: Sequence[float], true: Sequence[float], prompt_ids: Sequence[Hashable]
 ) -> dict[str, float]:
-    """Compute slope, correlation and error of implicit rewards on true ones, after centring within prompts.
-
-    Args:
-        implicit: beta x log-ratio of each response, in units of reward.
-        true: its true reward.
-        prompt_ids: prompt of each response. Prompts with a single response do not count.
-
-    Returns:
-        What :func:`agreement_of_centred` returns.
-
-    Raises:
-        ValueError: the three are not of one length.
-    """
+    """Compute :func:`agreement_of_centred` after centring within prompts; those with one response do not count."""
     x, y, compared = centred(implicit, true, prompt_ids)
     return agreement_of_centred(x[compared], y[compared])
 
@@ -39,11 +27,7 @@ def reward_agreement(
 def centred(
     implicit: Sequence[float] | Values, true: Sequence[float] | Values, prompt_ids: Sequence[Hashable]
 ) -> tuple[Values, Values, NDArray[np.bool_]]:
-    """Centre true and implicit rewards within each prompt, and tell which prompts have several responses.
-
-    Raises:
-        ValueError: the three are not of one length.
-    """
+    """Centre true and implicit rewards within each prompt, and mark responses of prompts with several."""
     if not len(implicit) == len(true) == len(prompt_ids):
         raise ValueError(f"{len(implicit)} implicit, {len(true)} true rewards, {len(prompt_ids)} prompts")
     number: dict[Hashable, int] = {}
@@ -87,6 +71,11 @@ def rank_correlation(x: Values, y: Values) -> float:
     if not (varies(x) and varies(y)):
         return float("nan")
     return float(stats.spearmanr(x.round(9), y.round(9)).statistic)
+
+
+def wins(difference: Values) -> Values:
+    """Return 1 where a difference is above 0, 0 below, one half at 0."""
+    return (difference > 0) + 0.5 * (difference == 0)
 
 
 def varies(values: Values) -> bool:

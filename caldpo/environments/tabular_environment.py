@@ -20,23 +20,16 @@ Table = Float[Tensor, "prompts responses"]
 
 @dataclass(frozen=True, slots=True)
 class TabularEnvironment:
-    """Reference policy and true rewards, both drawn from normal distributions.
-
-    Attributes:
-        prompts, responses: sizes of the table.
-        seed: of the draw.
-        reference_spread: standard deviation of the reference's logits; 0 makes it uniform.
-        reward_spread: standard deviation of the rewards.
-    """
+    """Reference policy and true rewards, both drawn from normal distributions."""
 
     prompts: int
     responses: int
     seed: int
-    reference_spread: float
-    reward_spread: float
+    reference_spread: float  # standard deviation of the reference's logits; 0 makes it uniform
+    reward_spread: float  # standard deviation of the rewards
 
     def reference(self) -> Table:
-        """Draw the log-probs of the reference policy."""
+        """Draw its log-probs."""
         return _normal_table(self, "reference", self.reference_spread).log_softmax(dim=1)
 
     def rewards(self) -> Table:
@@ -45,23 +38,15 @@ class TabularEnvironment:
 
 
 def prompt_text(prompt: int) -> str:
-    """Return the text of a prompt."""
     return f"x{prompt}"
 
 
 def response_text(response: int) -> str:
-    """Return the text of a response, with the space before it."""
     return f" y{response}"
 
 
 def optimum(reference: Table, rewards: Table, beta: float) -> Table:
-    """Return the log-probs of ``pi*``.
-
-    Args:
-        reference: logits or log-probs of the reference.
-        rewards: true rewards.
-        beta: weight of the KL term, reward per nat.
-    """
+    """Return the log-probs of ``pi*``; ``beta`` is the weight of the KL term, reward per nat."""
     return (reference.double() + rewards.double() / beta).log_softmax(dim=1)
 
 
@@ -71,12 +56,7 @@ def log_partition(reference: Table, rewards: Table, beta: float) -> Float[Tensor
 
 
 def expected_reward(policy: Table, rewards: Table) -> float:
-    """Return ``E_x E_{y~pi}[r(x, y)]``.
-
-    Args:
-        policy: logits or log-probs.
-        rewards: true rewards.
-    """
+    """Return ``E_x E_{y~pi}[r(x, y)]``, from logits or log-probs."""
     return (policy.double().softmax(dim=1) * rewards.double()).sum(dim=1).mean().item()
 
 

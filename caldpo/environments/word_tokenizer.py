@@ -18,12 +18,8 @@ _SPACE = "▁"
 def word_tokenizer(first: Iterable[str], later: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
     """Build a tokenizer without chat template that puts BOS in front.
 
-    Ids run through the special tokens, then ``first``, then ``later``. Any other word becomes the unknown token.
-
-    Args:
-        first: words that begin a text, without a space before them.
-        later: words with a space before them.
-        max_length: tokens a text may have.
+    Ids run through the special tokens, then ``first``, words that begin a text, then ``later``, words with a space
+    before them. Any other word becomes the unknown token.
     """
     words = [*SPECIAL_TOKENS, *first, *(f"{_SPACE}{word}" for word in later)]
     vocabulary = {word: i for i, word in enumerate(words)}

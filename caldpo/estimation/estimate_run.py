@@ -16,12 +16,12 @@ from caldpo.data.collate import Layout, collate
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
-from caldpo.estimation.estimate_console import Estimate, as_dict, print_estimate, print_verdict
+from caldpo.estimation.estimate_console import data_values, memory_values, print_estimate, print_verdict
 from caldpo.estimation.estimate_settings import SAMPLE_PAIRS, UTILISATION
 from caldpo.estimation.fake_model import fake_tensors, supports_packing
 from caldpo.estimation.memory_breakdown import MemoryBreakdown, fake_model_of, memory_breakdown
 from caldpo.estimation.memory_verdict import DeviceMemory, device_memory, memory_verdict
-from caldpo.estimation.run_flops import GpuHours, RunFlops, Workload, batch_workload, logits_recomputed
+from caldpo.estimation.run_flops import Flops, Workload, batch_workload, gpu_hours, logits_recomputed, run_flops
 from caldpo.estimation.step_schedule import StepSchedule, repeated_lengths, sample_data, step_schedule
 from caldpo.logprobs.layout import why_not_packed
 from caldpo.model_data_checks import check_fit
@@ -35,17 +35,11 @@ def estimate(
     memory_gib: float | None = None,
     device_tflops: float | None = None,
     utilisation: float = UTILISATION,
-) -> Estimate:
+) -> None:
     """Print what the run of ``cfg`` would need, and write it to ``estimate.json`` in the run's folder.
 
-    Loads no weights. The report about the data goes to ``output.txt``.
-
-    Args:
-        cfg: configuration of a training run.
-        sample_pairs: pairs of each split to tokenise.
-        memory_gib: memory of a device to compare with, GiB; None takes what is free here.
-        device_tflops: peak of a device, for hours; None states no hours.
-        utilisation: assumed share of that peak.
+    Loads no weights. The report about the data goes to ``output.txt``. The other arguments are those of
+    :class:`~caldpo.estimation.estimate_settings.EstimateSettings`.
 
     Raises:
         CaldpoError: any fault of configuration or data that the run would refuse.
@@ -54,59 +48,44 @@ def estimate(
     run_dir = Path(hydra.runtime.output_dir)
     components = Components.from_config(cfg, tracked=False)
     components.check(on_this_machine=False)
-    tokenizer = components.model.load_tokenizer()
+    model, data, loss = components.model, components.data, components.loss
+    tokenizer = model.load_tokenizer()
     with (run_dir / "output.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         sample = sample_data(
-            components.data,
+            data,
             tokenizer,
             run_dir,
             pairs=sample_pairs,
-            needs_scores=components.loss.needs_scores,
+            needs_scores=loss.needs_scores,
             loss_name=str(hydra.runtime.choices["loss"]),
-            needs_rejected=components.loss.needs_rejected,
+            needs_rejected=loss.needs_rejected,
         )
-    check_fit(
-        components.model,
-        tokenizer,
-        components.data,
-        reference=components.reference,
-        model_section=cfg.model,
-    )
+    check_fit(model, tokenizer, data, reference=components.reference, model_section=cfg.model)
     needs = estimate_needs(cfg, components, sample.train_pairs, memory_gib)
+    verdict = memory_verdict(needs.memory, needs.has, components, len(needs.schedule.largest))
     flops = estimate_flops(needs, components, sample.test_pairs, cfg.logits_cache_mib)
     hours = None
     if flops is not None and device_tflops is not None:
-        hours = GpuHours.of(flops.total, device_tflops, utilisation, components.trainer.world_size)
-    result = Estimate(
-        policy=components.adapter.identity(components.model.identity()),
-        sample=sample,
-        schedule=needs.schedule,
-        memory=needs.memory,
-        has=needs.has,
-        verdict=memory_verdict(needs.memory, needs.has, components, len(needs.schedule.largest)),
-        layout=needs.layout,
-        flops=flops,
-        hours=hours,
-    )
-    write_json(run_dir / FILE, as_dict(result))
+        hours = gpu_hours(flops["total"], device_tflops, utilisation, components.trainer.world_size)
+    values = {
+        "estimate": True,
+        "policy": components.adapter.identity(model.identity()),
+        **data_values(sample, needs.schedule, needs.layout),
+        **memory_values(needs.memory, needs.has, verdict),
+        "flops": flops,
+        "assumed": hours,
+    }
+    write_json(run_dir / FILE, values)
     if cfg.console == "full":
-        print_estimate(result, Console())
+        print_estimate(values, Console())
         Console().print(f"written to {run_dir / FILE}", soft_wrap=True, highlight=False)
     else:
-        print_verdict(result, Console(), name=run_dir.name)
-    return result
+        print_verdict(values, Console(), name=run_dir.name)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Steps and memory of a run.
-
-    Args:
-        schedule: steps and tokens.
-        memory: by part.
-        has: memory of a device.
-        layout: of the batches.
-    """
+    """Steps and memory of a run."""
 
     schedule: StepSchedule
     memory: MemoryBreakdown
@@ -115,13 +94,9 @@ class Needs:
 
 
 def estimate_needs(cfg: DictConfig, components: Components, pairs: int, memory_gib: float | None = None) -> Needs:
-    """Estimate steps and memory of a run from the pairs that its data module holds.
+    """Estimate steps and memory of a run from the pairs that its data module holds: all of its ``pairs``, or a sample.
 
-    Args:
-        cfg: configuration of the run.
-        components: of the run; the data is prepared, with all of its pairs or a sample of them.
-        pairs: of the full training split.
-        memory_gib: memory of a device to compare with, GiB; None takes what is free here.
+    ``memory_gib`` is the memory of a device to compare with, GiB; None takes what is free here.
     """
     trainer, data = components.trainer, components.data
     lengths, layout = data.train_pairs.lengths(), estimated_layout(cfg, components, data.max_length)
@@ -134,33 +109,23 @@ def estimate_needs(cfg: DictConfig, components: Components, pairs: int, memory_g
         collate(longest_pairs(data.test_pairs, data.eval_micro_batch_size), 0, layout=layout),
         layout=layout,
         device=has.device,
-        pairs=plan.pairs,
-        pairs_seen=plan.pairs_seen,
-        accumulates=plan.accumulation > 1,
+        plan=plan,
         logits_cache_mib=cfg.logits_cache_mib,
     )
     return Needs(schedule, memory, has, layout)
 
 
-def estimate_flops(needs: Needs, components: Components, test_pairs: int, logits_cache_mib: int) -> RunFlops | None:
+def estimate_flops(needs: Needs, components: Components, test_pairs: int, logits_cache_mib: int) -> Flops | None:
     """Estimate the FLOPs of a run, evaluations and reference passes included; None where they are unknown.
 
-    Args:
-        needs: of the run.
-        components: of the run; the data is prepared.
-        test_pairs: of the full test split.
-        logits_cache_mib: of the log-prob engine.
+    ``test_pairs`` are those of the full test split.
     """
     schedule, memory, data = needs.schedule, needs.memory, components.data
     if memory.cost is None or memory.reference_cost is None:
         return None
     share = logits_recomputed(data.train_pairs.lengths(), memory.vocab_size, logits_cache_mib)
-    epoch = Workload(
-        schedule.computed_tokens,
-        schedule.response_tokens,
-        schedule.attended,
-        schedule.response_tokens * share,
-    )
+    responses = schedule.response_tokens
+    epoch = Workload(schedule.computed_tokens, responses, schedule.attended, responses * share)
     trained, evaluated = epoch * schedule.epochs, evaluation_workload(data, needs.layout, test_pairs)
     evaluations = count_evaluations(schedule.steps, components.trainer.val_check_interval)
     needs_reference = bool(components.loss.needs_reference)
@@ -168,7 +133,7 @@ def estimate_flops(needs: Needs, components: Components, test_pairs: int, logits
         reference_work = evaluated + epoch * (min(1.0, schedule.epochs) * needs_reference)
     else:
         reference_work = evaluated * evaluations + trained * needs_reference
-    return RunFlops.of(
+    return run_flops(
         memory.cost,
         trained,
         evaluated=evaluated,

@@ -16,15 +16,7 @@ UTILISATION = 0.4  # an assumption: what well-tuned training of such models repo
 @validated
 @dataclass(frozen=True, kw_only=True)
 class EstimateSettings(RunSettings):
-    """What a run would need, from its own settings and some of its data.
-
-    Args:
-        dry_run: always true here, as an estimate trains nothing.
-        sample_pairs: pairs of each split that are tokenised; with fewer pairs all are, and figures are exact.
-        memory_gib: memory of one device to compare with, GiB; None takes what is free on this machine.
-        device_tflops: peak of one device in the run's precision, 1e12 operations a second; None states no hours.
-        utilisation: share of that peak that training is assumed to reach.
-    """
+    """What a run would need, from its own settings and some of its data; ``conf/estimate.yaml`` explains the keys."""
 
     dry_run: Literal[True] = True
     sample_pairs: PositiveInt = SAMPLE_PAIRS

@@ -47,9 +47,6 @@ def fake_tensors(device: str) -> Iterator[FakeTensorMode]:
 
     The tensors claim to be on the CPU, whose kernels keep the same tensors for the backward pass: PyTorch has fake
     CUDA tensors only in its CUDA builds.
-
-    Args:
-        device: ``cpu`` or ``cuda``.
     """
     convert = nn.Module._apply
     grouped_mm = getattr(nn.functional, "grouped_mm", None)  # None before PyTorch 2.10
@@ -103,25 +100,17 @@ class _OneExpert(torch.autograd.Function):
 
 
 def fake_model(make: Callable[[], PreTrainedModel], name: Callable[[], str], key: str = "model") -> PreTrainedModel:
-    """Build a model of fake tensors; call it inside :func:`fake_tensors`.
-
-    Args:
-        make: builds the model from its configuration alone.
-        name: of the model, for an error.
-        key: of the model, for an error.
+    """Build a model of fake tensors from its configuration alone; call it inside :func:`fake_tensors`.
 
     Raises:
-        CaldpoError: naming ``key``: the model's code needs values.
+        CaldpoError: with ``key`` and ``name``: the model's code needs values.
     """
     try:
         return make()
     except CaldpoError:
         raise
-    except Exception:  # the meta device supports more operations
-        return _by_meta_device(make, name, key)
-
-
-def _by_meta_device(make: Callable[[], PreTrainedModel], name: Callable[[], str], key: str) -> PreTrainedModel:
+    except Exception:
+        pass  # the meta device supports more operations
     try:
         with unset_fake_temporarily(), torch.device("meta"):
             model = make()

@@ -8,9 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from caldpo.components import Components
+from caldpo.data.batching import StepPlan
 from caldpo.data.collate import Layout
 from caldpo.errors import CaldpoError, one_line
-from caldpo.estimation.fake_model import NEEDS_VALUES, fake_batch, fake_model, fake_tensors, to_dtype
+from caldpo.estimation.fake_model import fake_batch, fake_model, fake_tensors, to_dtype
 from caldpo.estimation.optimizer_memory import optimizer_memory
 from caldpo.estimation.run_flops import ModelCost, model_costs
 from caldpo.estimation.sharded_memory import Sharding, ShardUnits, State, gathered_bytes
@@ -36,31 +37,19 @@ UPDATE, EVALUATION = "more during the optimiser's update", "more during evaluati
 
 @dataclass(frozen=True)
 class MemoryBreakdown:
-    """Bytes on each device, and what else the model's shapes tell.
+    """Bytes on each device, and what else the model's shapes tell."""
 
-    Args:
-        parameters, trainable: numbers of the policy.
-        dtype: of the policy's weights.
-        reference: how the reference is kept.
-        parts: bytes by part, in the order of tables; their sum is the peak.
-        vocab_size: of the policy.
-        activations_unknown: why activations are not counted; empty where they are.
-        host: bytes of each process in CPU memory, where shards are offloaded.
-        cost, reference_cost: FLOPs per token of policy and reference; None where they are unknown.
-        flops_unknown: the reason; empty where they are known.
-    """
-
-    parameters: int
+    parameters: int  # of the policy
     trainable: int
-    dtype: str
-    reference: str
-    parts: dict[str, int]
+    dtype: str  # of its weights
+    reference: str  # how it is kept
+    parts: dict[str, int]  # bytes by part, in the order of tables; their sum is the peak
     vocab_size: int = 0
-    activations_unknown: str = ""
-    host: int = 0
-    cost: ModelCost | None = field(default=None, repr=False)
+    activations_unknown: str = ""  # why activations are not counted
+    host: int = 0  # bytes of each process in CPU memory, where shards are offloaded
+    cost: ModelCost | None = field(default=None, repr=False)  # FLOPs per token; None where they are unknown
     reference_cost: ModelCost | None = field(default=None, repr=False)
-    flops_unknown: str = ""
+    flops_unknown: str = ""  # the reason
 
     @property
     def total(self) -> int:
@@ -75,22 +64,10 @@ def memory_breakdown(
     *,
     layout: Layout,
     device: str,
-    pairs: int,
-    pairs_seen: int,
-    accumulates: bool,
+    plan: StepPlan,
     logits_cache_mib: int,
 ) -> MemoryBreakdown:
-    """Run a step of the run on fake tensors and add up its memory.
-
-    Args:
-        components: of the run.
-        batch: largest micro-batch of training.
-        held_out: largest batch of evaluation.
-        layout: of both.
-        device: ``cpu`` or ``cuda``.
-        pairs, pairs_seen: of the training split, and over all steps.
-        accumulates: whether a step has several micro-batches.
-        logits_cache_mib: of the log-prob engine.
+    """Run a step of the run, with its largest batches, on fake tensors and add up its memory.
 
     Raises:
         CaldpoError: the run would raise it as well, or the model cannot be built from fake tensors.
@@ -102,7 +79,7 @@ def memory_breakdown(
         policy = to_dtype(components.adapter.apply(fake_model_of(components.model)), dtype)
         policy.train()
         trained = [p for p in policy.parameters() if p.requires_grad]
-        reference_mode = reference_mode_of(source, policy, needs_reference, pairs, pairs_seen)
+        reference_mode = reference_mode_of(source, policy, needs_reference, plan.pairs, plan.pairs_seen)
         reference = fake_reference(source, reference_mode, policy, components.model, dtype)
         if layout == "packed":
             for model in filter(None, (policy, reference)):
@@ -117,15 +94,13 @@ def memory_breakdown(
                 fake_batch(batch, mode),
                 precision=trainer.precision,
                 reference=live,
-                accumulates=accumulates,
+                accumulates=plan.accumulation > 1,
                 logits_cache_mib=logits_cache_mib,
             )
             evaluation = evaluation_step(policy, fake_batch(held_out, mode), trainer.precision)
-        except NEEDS_VALUES as error:
-            unknown = f"{type(base_model(policy)).__name__} depends on values of its tensors ({type(error).__name__})"
         except CaldpoError:
             raise
-        except Exception as error:  # other code that needs values: the parts beside activations stay known
+        except Exception as error:  # code that needs values: the parts beside activations stay known
             unknown = f"{type(base_model(policy)).__name__} cannot run on tensors without values ({one_line(error)})"
         sharding = Sharding.of(trainer.strategy, trainer.world_size, cpu_offload=trainer.cpu_offload)
         weights = bytes_of([*policy.parameters(), *policy.buffers()])
@@ -148,11 +123,8 @@ def memory_breakdown(
             UPDATE: max(0, temporary - step.total),
             EVALUATION: max(0, evaluation - max(step.total, temporary)),
         }
-        full: dict[State, int] = {
-            "weights": weights + reference_weights,
-            "gradients": gradients,
-            "optimizer": optimizer.state,
-        }
+        full: dict[State, int] = {"weights": weights + reference_weights, "gradients": gradients}
+        full["optimizer"] = optimizer.state
         return MemoryBreakdown(
             # an element of uint8 holds two weights of 4 bits
             parameters=sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in policy.parameters()),
@@ -177,14 +149,7 @@ def fake_model_of(source: ModelSource) -> PreTrainedModel:
 def reference_mode_of(
     source: ReferenceSource, policy: PreTrainedModel, needed: bool, pairs: int, pairs_seen: int
 ) -> ReferenceMode:
-    """Choose the reference mode as the run will.
-
-    Args:
-        source: of the reference.
-        policy: with its adapter, if any.
-        needed: whether the loss reads the reference's log-probs.
-        pairs, pairs_seen: of the training split, and over all steps.
-    """
+    """Choose the reference mode as the run will; ``needed``: the loss reads the reference's log-probs."""
     if isinstance(source, Frozen):
         return "frozen"
     if isinstance(source, Adapter):
@@ -204,12 +169,7 @@ def fake_reference(
 ) -> PreTrainedModel | None:
     """Build the reference that is kept in memory from fake tensors; None where none is.
 
-    Args:
-        source: of the reference.
-        mode: how the run keeps it.
-        policy: whose dtype another reference is loaded in.
-        policy_source: of the policy's start.
-        dtype: that the run converts weights to; None keeps theirs.
+    ``dtype`` is the one that the run converts weights to; None keeps theirs, of another reference the policy's.
     """
     if mode != "frozen":
         return None

@@ -30,26 +30,17 @@ MIN_SAVING = 0.03
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """Memory of one process of the run.
+    """Memory of one process of the run."""
 
-    Args:
-        bytes: None where it is unknown on this machine.
-        source: where the figure is from.
-        device: ``cpu`` or ``cuda``, which the run would use.
-    """
-
-    bytes: int | None
-    source: str
-    device: str
+    bytes: int | None  # None where it is unknown on this machine
+    source: str  # of the figure
+    device: str  # cpu or cuda, which the run would use
 
 
 def device_memory(accelerator: str, devices: int, memory_gib: float | None) -> DeviceMemory:
-    """Look up the memory of a process of the run.
+    """Look up the memory of a process of the run, ``memory_gib`` or what is free.
 
-    Args:
-        accelerator: ``cpu`` or ``gpu``.
-        devices: processes on this machine, which share its RAM or have a GPU each.
-        memory_gib: memory to compare with instead, GiB; None takes what is free.
+    Processes on this machine, one of each of the ``devices``, share its RAM or have a GPU each.
     """
     device = "cuda" if accelerator == "gpu" else "cpu"
     if memory_gib is not None:
@@ -88,28 +79,15 @@ def available_ram(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/s
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a run fits.
+    """Whether a run fits, in a sentence, and the changes that save memory."""
 
-    Args:
-        fits: None where it is unknown.
-        text: in a sentence.
-        advice: changes that save memory, the largest saving first.
-    """
-
-    fits: bool | None
+    fits: bool | None  # None where it is unknown
     text: str
     advice: tuple[str, ...] = ()
 
 
 def memory_verdict(memory: MemoryBreakdown, has: DeviceMemory, components: Components, largest: int) -> Verdict:
-    """Compare a run's memory with a device's.
-
-    Args:
-        memory: that the run needs.
-        has: memory of the device.
-        components: of the run, for the advice.
-        largest: pairs of the largest micro-batch.
-    """
+    """Compare the memory that a run needs with a device's; ``largest``: pairs of the largest micro-batch."""
     total = f"{memory.total / GIB:,.2f} GiB"
     if has.bytes is None:
         bound = "at least" if memory.activations_unknown else "about"
@@ -126,13 +104,7 @@ def memory_verdict(memory: MemoryBreakdown, has: DeviceMemory, components: Compo
 
 
 def advice(memory: MemoryBreakdown, components: Components, largest: int) -> list[str]:
-    """List the changes that save most memory, the largest saving first.
-
-    Args:
-        memory: that the run needs.
-        components: of the run.
-        largest: pairs of the largest micro-batch.
-    """
+    """List the changes that save most memory, the largest saving first."""
     trainer, data, parts = components.trainer, components.data, memory.parts
     savings: dict[str, int] = {}
     per_batch = parts[ACTIVATIONS] + parts[WORKING]

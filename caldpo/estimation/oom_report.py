@@ -20,11 +20,6 @@ def out_of_memory_error(error: BaseException, cfg: DictConfig, components: Compo
     """Make the error to raise from ``error``: the estimate by part, and the changes that save most.
 
     Releases what the failed run holds first, as far as its frames hold it.
-
-    Args:
-        error: for which :func:`caldpo.utils.devices.is_out_of_memory` is true.
-        cfg: the run's configuration.
-        components: of the run; the data is prepared, unless memory ran out before.
     """
     traceback.clear_frames(error.__traceback__)  # the frames of the failed step hold activations and gradients
     gc.collect()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,8 @@ from caldpo.optim.optimizer_base import OptimizerChoice
 _WIDTH = 64  # of the measured square matrices
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizerMemory:
-    """Bytes that an optimiser needs.
-
-    Args:
-        state: kept between steps.
-        temporary: allocated during a step.
-    """
+class OptimizerMemory(NamedTuple):
+    """Bytes that an optimiser keeps between steps, and allocates during a step."""
 
     state: int
     temporary: int
@@ -36,11 +30,8 @@ def optimizer_memory(
     Two steps of the real optimiser on two matrices, and on three, give the bytes of state per element and per tensor,
     and whether temporaries grow with all parameters (one kernel for all tensors) or with the largest (a loop).
 
-    Args:
-        optim: of the run.
-        parameters: the trained ones.
-        device: ``cpu`` or ``cuda``, on which PyTorch's choice between the two ways depends.
-        scaled: whether float16 arithmetic scales the gradients.
+    PyTorch chooses between the two ways by ``device``, ``cpu`` or ``cuda``. ``scaled``: float16 arithmetic scales the
+    gradients.
     """
     trained = list(parameters)
     state = temporary = 0

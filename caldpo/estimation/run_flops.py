@@ -11,7 +11,7 @@ the tests compare the two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -25,7 +25,6 @@ from caldpo.logprobs.head import head_layer
 from caldpo.models.hub_model import causal_lm_skeleton
 
 _LOGIT_BYTES = 4  # of the cached softmax, in float32
-SECONDS_PER_HOUR = 3600
 
 
 class UnknownFlopsError(Exception):
@@ -34,25 +33,15 @@ class UnknownFlopsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """Sizes that determine a model's FLOPs per token.
+    """Sizes that determine a model's FLOPs per token."""
 
-    Args:
-        body: elements of the matrices that every position passes.
-        trained: of these, elements that get a gradient.
-        head: elements of the output head.
-        head_trained: whether the head gets a gradient.
-        attention: layers x heads x head dimension.
-        recomputed: of the body, elements whose product is recomputed in the backward pass (gradient checkpointing).
-        attention_recomputed: likewise of the attention.
-    """
-
-    body: int
-    trained: int
-    head: int
+    body: int  # elements of the matrices that every position passes
+    trained: int  # of these, elements that get a gradient
+    head: int  # elements of the output head
     head_trained: bool
-    attention: int
-    recomputed: int = 0
-    attention_recomputed: int = 0
+    attention: int  # layers x heads x head dimension
+    recomputed: int = 0  # of the body, elements whose product gradient checkpointing computes again
+    attention_recomputed: int = 0  # likewise of the attention
 
     @staticmethod
     def of(model: PreTrainedModel) -> ModelCost:
@@ -92,7 +81,7 @@ def model_costs(
 
     Args:
         policy: with its adapter, if any.
-        reference: the second model in memory; None where there is none.
+        reference: the second model in memory, if any.
         reference_path: hub id or folder of another reference; None: the policy's start.
 
     Raises:
@@ -146,55 +135,50 @@ def _elements(layer: nn.Module) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Token counts that a model processes.
+    """Token counts that a model processes."""
 
-    Args:
-        positions: tokens of the rows, padding included.
-        response_tokens: tokens whose log-probs need the output head.
-        attended: query-key pairs of attention, in one layer and head.
-        logits_recomputed: of the response tokens, those whose logits are computed twice in training.
-    """
-
-    positions: float
-    response_tokens: float
-    attended: float
-    logits_recomputed: float = 0.0
+    positions: float  # tokens of the rows, padding included
+    response_tokens: float  # whose log-probs need the output head
+    attended: float  # query-key pairs of attention, in one layer and head
+    logits_recomputed: float = 0.0  # of the response tokens, those whose logits are computed twice in training
 
     def __add__(self, other: Workload) -> Workload:
-        return Workload(
-            self.positions + other.positions,
-            self.response_tokens + other.response_tokens,
-            self.attended + other.attended,
-            self.logits_recomputed + other.logits_recomputed,
-        )
+        return Workload(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, factor: float) -> Workload:
-        counts = (self.positions, self.response_tokens, self.attended, self.logits_recomputed)
-        return Workload(*(factor * count for count in counts))
+        return Workload(*(factor * count for count in astuple(self)))
 
 
 def batch_workload(lengths: np.ndarray, layout: Layout) -> Workload:
     """Count one micro-batch, without the padding that evens out ranks.
 
+    Packed pairs attend causally, their prompt with each response; padded rows attend to all of the row, since attention
+    under a mask computes the whole square.
+
     Args:
         lengths: tokens of prompt, chosen and rejected response of its pairs, shape ``(pairs, 3)``.
-        layout: packed pairs attend causally, their prompt with each response; padded rows attend to all of the row,
-            since attention under a mask computes the whole square.
+        layout: of the batch.
     """
+    positions = computed_tokens(lengths, layout)
     prompt, responses = lengths[:, 0].astype(np.int64), lengths[:, 1:].astype(np.int64)
-    response_tokens = int(responses.sum())
     if layout == "packed":
-        return Workload(int(lengths.sum()), response_tokens, int(_causal(prompt[:, None] + responses).sum()))
-    longest = int((prompt + responses.max(axis=1)).max())
-    return Workload(2 * len(lengths) * longest, response_tokens, 2 * len(lengths) * longest**2)
+        return Workload(positions, int(responses.sum()), int(_causal(prompt[:, None] + responses).sum()))
+    longest = positions // (2 * len(lengths))
+    return Workload(positions, int(responses.sum()), positions * longest)
+
+
+def computed_tokens(lengths: np.ndarray, layout: Layout) -> int:
+    """Positions of a micro-batch, of ``lengths`` as in :func:`batch_workload`.
+
+    Packed: each prompt once, without padding. Padded: each response after its own prompt, up to the longest.
+    """
+    if layout == "packed":
+        return int(lengths.sum())
+    return 2 * len(lengths) * int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
 
 
 def minimal_workload(lengths: np.ndarray) -> Workload:
-    """Count what the loss needs at least: each prompt once, no padding, no last tokens, which predict nothing.
-
-    Args:
-        lengths: as in :func:`batch_workload`; each at least 1.
-    """
+    """Count what the loss needs at least: each prompt once, no padding, no last tokens, which predict nothing."""
     prompt, responses = lengths[:, 0].astype(np.int64), lengths[:, 1:].astype(np.int64)
     inner = responses - 1
     attended = _causal(prompt) + (inner * prompt[:, None] + _causal(inner)).sum(axis=1)
@@ -207,13 +191,7 @@ def _causal(tokens: np.ndarray) -> np.ndarray:
 
 
 def logits_recomputed(lengths: np.ndarray, vocab_size: int, logits_cache_mib: int) -> float:
-    """Share of the response tokens whose logits are computed twice: those of each pair beyond the cache.
-
-    Args:
-        lengths: as in :func:`batch_workload`.
-        vocab_size: logits of a token.
-        logits_cache_mib: of the log-prob engine.
-    """
+    """Share of the response tokens whose logits are computed twice: those of each pair beyond the cache."""
     tokens = lengths[:, 1:].sum(axis=1)
     cached = logits_cache_mib * 2**20 // (vocab_size * _LOGIT_BYTES)
     return float(np.maximum(tokens - cached, 0).sum() / max(1, tokens.sum()))
@@ -238,81 +216,33 @@ def recompute_flops(cost: ModelCost, work: Workload) -> float:
     return body + 2 * cost.head * work.logits_recomputed
 
 
-@dataclass(frozen=True, slots=True)
-class RunFlops:
-    """FLOPs of a whole run, over all devices.
+Flops = dict[str, float]  # by part of the run
 
-    Args:
-        forward: of the training steps.
-        backward: likewise.
-        recompute: of what is computed again for the backward pass.
-        reference: of the reference's passes.
-        evaluation: of the policy's passes over held-out pairs.
+
+def run_flops(
+    cost: ModelCost,
+    trained: Workload,
+    *,
+    evaluated: Workload,
+    evaluations: int,
+    reference: ModelCost,
+    reference_work: Workload,
+) -> Flops:
+    """Add up the FLOPs of a run by part, and in ``total``, over all devices.
+
+    ``trained`` is the work of all training steps, ``evaluated`` that of one evaluation.
     """
-
-    forward: float
-    backward: float
-    recompute: float
-    reference: float
-    evaluation: float
-
-    @staticmethod
-    def of(
-        cost: ModelCost,
-        trained: Workload,
-        *,
-        evaluated: Workload,
-        evaluations: int,
-        reference: ModelCost,
-        reference_work: Workload,
-    ) -> RunFlops:
-        """Add up the FLOPs of a run.
-
-        Args:
-            cost: of the policy.
-            trained: of all training steps.
-            evaluated: of one evaluation.
-            evaluations: how many there are.
-            reference: cost of the reference.
-            reference_work: of all its passes.
-        """
-        return RunFlops(
-            forward=forward_flops(cost, trained),
-            backward=backward_flops(cost, trained),
-            recompute=recompute_flops(cost, trained),
-            reference=forward_flops(reference, reference_work),
-            evaluation=evaluations * forward_flops(cost, evaluated),
-        )
-
-    @property
-    def training(self) -> float:
-        """FLOPs of the training steps alone."""
-        return self.forward + self.backward + self.recompute
-
-    @property
-    def total(self) -> float:
-        """FLOPs of the run."""
-        return self.training + self.reference + self.evaluation
+    parts = {
+        "forward": forward_flops(cost, trained),
+        "backward": backward_flops(cost, trained),
+        "recompute": recompute_flops(cost, trained),
+        "reference": forward_flops(reference, reference_work),
+        "evaluation": evaluations * forward_flops(cost, evaluated),
+    }
+    return parts | {"total": sum(parts.values())}
 
 
-@dataclass(frozen=True, slots=True)
-class GpuHours:
-    """Hours at an assumed share of a device's peak; not measured.
-
-    Args:
-        device: hours summed over the devices.
-        wall: hours of wall-clock time, with the work spread evenly over the devices.
-        tflops: peak of a device, 1e12 FLOP/s.
-        utilisation: assumed share of that peak.
-    """
-
-    device: float
-    wall: float
-    tflops: float
-    utilisation: float
-
-    @staticmethod
-    def of(flops: float, tflops: float, utilisation: float, devices: int) -> GpuHours:
-        """Divide FLOPs by the assumed speed of the devices."""
-        hours = flops / (tflops * 1e12 * utilisation) / SECONDS_PER_HOUR
-        return GpuHours(hours, hours / devices, tflops, utilisation)
+def gpu_hours(flops: float, tflops: float, utilisation: float, devices: int) -> dict[str, float]:
+    """Hours at an assumed share of a device's peak: summed over the devices, and of wall-clock time."""
+    hours = flops / (tflops * 1e12 * utilisation) / 3600
+    return {"device": hours, "wall": hours / devices, "tflops": tflops, "utilisation": utilisation}

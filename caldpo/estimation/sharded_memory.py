@@ -23,27 +23,15 @@ LAYERS_AT_ONCE = 2
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """States that a strategy shards, and where it keeps them.
+    """States that a strategy shards, and where it keeps them."""
 
-    Args:
-        sharded: states of which each device has its shard; the others are full on each device.
-        devices: of all nodes together.
-        offloaded: states whose shards are in CPU memory.
-    """
-
-    sharded: frozenset[State]
-    devices: int
-    offloaded: frozenset[State] = frozenset()
+    sharded: frozenset[State]  # the others are full on each device
+    devices: int  # of all nodes together
+    offloaded: frozenset[State] = frozenset()  # states whose shards are in CPU memory
 
     @staticmethod
     def of(strategy: str, devices: int, *, cpu_offload: bool = False) -> Sharding:
-        """Read a strategy's name.
-
-        Args:
-            strategy: ``trainer.strategy``; on several devices one that shards nothing is DDP.
-            devices: of all nodes together.
-            cpu_offload: keep shards in CPU memory: all of FSDP's, DeepSpeed's optimiser state.
-        """
+        """Read a strategy's name: one that shards nothing is DDP; FSDP offloads all, DeepSpeed the optimiser."""
         sharded = _SHARDED.get(strategy, ())
         offloaded = [state for state in sharded if cpu_offload and (strategy == "fsdp" or state == "optimizer")]
         return Sharding(frozenset(sharded), devices, frozenset(offloaded))
@@ -64,17 +52,11 @@ class Sharding:
 
 @dataclass(frozen=True, slots=True)
 class ShardUnits:
-    """Bytes of the units that FSDP gathers at once.
+    """Bytes of the units that FSDP gathers at once."""
 
-    Args:
-        layer: weights of the largest decoder layer.
-        root: weights outside the layers: embedding, last norm, output head.
-        layer_trained, root_trained: of these, bytes that have a gradient.
-    """
-
-    layer: int
-    root: int
-    layer_trained: int
+    layer: int  # weights of the largest decoder layer
+    root: int  # weights outside the layers: embedding, last norm, output head
+    layer_trained: int  # of these, bytes that have a gradient
     root_trained: int
 
     @staticmethod
@@ -86,8 +68,8 @@ class ShardUnits:
         return ShardUnits(
             layer=max(map(_bytes, layers), default=0),
             root=_bytes(outside),
-            layer_trained=max(map(_trained_bytes, layers), default=0),
-            root_trained=_trained_bytes(outside),
+            layer_trained=max((_bytes(layer, trained=True) for layer in layers), default=0),
+            root_trained=_bytes(outside, trained=True),
         )
 
 
@@ -104,9 +86,5 @@ def gathered_bytes(units: ShardUnits, sharding: Sharding) -> int:
     return weights + gradients
 
 
-def _bytes(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(p.nbytes for p in parameters)
-
-
-def _trained_bytes(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(p.nbytes for p in parameters if p.requires_grad)
+def _bytes(parameters: Iterable[nn.Parameter], *, trained: bool = False) -> int:
+    return sum(p.nbytes for p in parameters if p.requires_grad or not trained)

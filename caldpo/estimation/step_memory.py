@@ -51,8 +51,7 @@ class LiveBytes(TorchDispatchMode):
         self.live: Counter[str] = Counter()  # bytes by kind
         self.largest: Counter[str] = Counter()  # peak of each kind
         self.peak = 0  # of all kinds together
-        self._seen: dict[int, weakref.ref[Any]] = {}
-        self._kinds: dict[int, str] = {}
+        self._seen: dict[int, tuple[weakref.ref[Any], str]] = {}
         if model is not None:
             self.add([*model.parameters(), *model.buffers()], WEIGHTS)
             self.add((p.grad for p in model.parameters() if p.grad is not None), GRADIENTS)
@@ -70,15 +69,15 @@ class LiveBytes(TorchDispatchMode):
             if key in self._seen or not size:
                 continue
             # the storage's Python object lives as long as the storage
-            self._seen[key] = weakref.ref(storage, lambda _, k=key, s=size: self._release(k, s))  # type: ignore[misc]
-            self._kinds[key] = kind
+            released = weakref.ref(storage, lambda _, k=key, s=size: self._release(k, s))  # type: ignore[misc]
+            self._seen[key] = released, kind
             self.live[kind] += size
             self.largest[kind] = max(self.largest[kind], self.live[kind])
             self.peak = max(self.peak, self.total)
 
     def _release(self, key: int, size: int) -> None:
-        del self._seen[key]
-        self.live[self._kinds.pop(key)] -= size
+        _, kind = self._seen.pop(key)
+        self.live[kind] -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -89,7 +88,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _kind(self, func: object, result: Tensor, args: tuple[Any, ...]) -> str:
         if func is torch.ops.aten._to_copy.default:
-            source = self._kinds.get(id(args[0].untyped_storage()))
+            _, source = self._seen.get(id(args[0].untyped_storage()), (None, OTHER))
             if source in (WEIGHTS, CASTS):
                 return CASTS
         if self.vocab_size and result.ndim > 1 and result.shape[-1] == self.vocab_size:
@@ -106,19 +105,12 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """Bytes of one micro-batch beyond weights, gradients, optimiser state and reference.
+    """Bytes of one micro-batch beyond weights, gradients, optimiser state and reference."""
 
-    Args:
-        casts: copies of weights in the dtype of the products: of all weights under autocast, else of the head.
-        activations: what the backward pass needs from the forward pass.
-        head: peak of the logits and the gradient of the output head.
-        working: what the peak adds to all these.
-    """
-
-    casts: int
-    activations: int
-    head: int
-    working: int
+    casts: int  # copies of weights in the dtype of the products: of all weights under autocast, else of the head
+    activations: int  # what the backward pass needs from the forward pass
+    head: int  # peak of the logits and the gradient of the output head
+    working: int  # what the peak adds to all these
 
     @property
     def total(self) -> int:
@@ -144,13 +136,12 @@ def training_step(
         policy: in training mode, in the dtype of its weights.
         batch: the micro-batch.
         precision: Lightning's name.
-        reference: a model that runs before the policy, without gradients; None: none.
+        reference: a model that runs before the policy, without gradients, if any.
         accumulates: whether a step has several micro-batches.
         logits_cache_mib: of the log-prob engine.
 
     Raises:
-        Exception: one of :data:`~caldpo.estimation.fake_model.NEEDS_VALUES`: the model depends on the values of its
-            tensors.
+        Exception: the model depends on the values of fake tensors.
     """
     trained = [p for p in policy.parameters() if p.requires_grad]
     for parameter in trained:

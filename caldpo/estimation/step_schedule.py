@@ -14,38 +14,24 @@ from caldpo.data.data_console import DataReport, SplitReport
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.joined_sources import parts_of
 from caldpo.errors import CaldpoError
-from caldpo.estimation.run_flops import batch_workload
+from caldpo.estimation.run_flops import batch_workload, computed_tokens
 
 _MAX_SEARCHED = 1_000_000  # pairs searched for the largest micro-batch: some epochs of a usual data set
 
 
 @dataclass(frozen=True, slots=True)
 class DataSample:
-    """A run's data, of which a sample is tokenised.
+    """A run's data, of which a sample is tokenised."""
 
-    Args:
-        report: of the sampled pairs.
-        train_pairs, test_pairs: of the full splits; where not all pairs were tokenised, the number that tokenisation
-            will drop is estimated from the sample.
-    """
-
-    report: DataReport
-    train_pairs: int
+    report: DataReport  # of the sampled pairs
+    train_pairs: int  # of the full split, less the share that tokenisation dropped of the sample
     test_pairs: int
-
-    @property
-    def exact(self) -> bool:
-        """Whether every training pair was tokenised."""
-        return self.train_pairs == self.report.train.pairs
 
     def truncated(self) -> dict[str, int]:
         """Truncated prompts and responses of the full training split, scaled up from the sample."""
         counts, scale = self.report.train.counts, self.train_pairs / self.report.train.pairs
-        return {
-            "prompts": round(counts.prompts_truncated * scale),
-            "chosen": round(counts.chosen_truncated * scale),
-            "rejected": round(counts.rejected_truncated * scale),
-        }
+        parts = ("prompts", "chosen", "rejected")
+        return {part: round(getattr(counts, f"{part}_truncated") * scale) for part in parts}
 
 
 def sample_data(
@@ -60,8 +46,8 @@ def sample_data(
 ) -> DataSample:
     """Read and check the data as a run does, and tokenise ``pairs`` random pairs of each split.
 
-    Reading full splits is fast compared with tokenising them, and it alone tells how many pairs a run will have. The
-    data module holds the sample afterwards.
+    Reading full splits is fast compared with tokenising them, and needed for the number of pairs. The data module holds
+    the sample afterwards.
 
     Raises:
         CaldpoError: any fault of the data; pairs that a model would have to generate first.
@@ -88,11 +74,7 @@ def _full_pairs(split: SplitReport, drawn: int, limit: int | None) -> int:
 
 
 def refuse_ungenerated(data: PairDataModule) -> None:
-    """Refuse pairs that a language model has yet to generate: their lengths are unknown.
-
-    Raises:
-        CaldpoError: naming the split.
-    """
+    """Refuse pairs that a language model has yet to generate: their lengths are unknown."""
     for key, split in (("data.train", data.train), ("data.test", data.test)):
         if split is not None and not all(data.source.is_generated(part.name) for part in parts_of(split, key)):
             raise CaldpoError(
@@ -106,34 +88,20 @@ def refuse_ungenerated(data: PairDataModule) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StepSchedule:
-    """Steps of a run, and tokens of an epoch over all devices.
-
-    Args:
-        pairs: of the training split.
-        micro_batches: of one device in an epoch.
-        steps_per_epoch, steps: optimiser steps.
-        prompt_tokens: with each prompt counted once per pair.
-        response_tokens: chosen and rejected.
-        computed_tokens: positions that the model processes: prompts as often as the layout repeats them, and padding.
-        attended: query-key pairs of attention, in one layer and head.
-        largest: indices, in the sample, of the pairs of the largest micro-batch.
-        largest_tokens: computed tokens of it.
-        exact: the sample is the full split.
-        exact_steps: the number of steps is exact, whether or not the number of pairs is.
-    """
+    """Steps of a run, and tokens of an epoch over all devices."""
 
     pairs: int
-    micro_batches: int
+    micro_batches: int  # of one device in an epoch
     steps_per_epoch: int
     steps: int
-    prompt_tokens: int
+    prompt_tokens: int  # each prompt counted once per pair
     response_tokens: int
-    computed_tokens: int
-    attended: int
-    largest: tuple[int, ...]
-    largest_tokens: int
-    exact: bool
-    exact_steps: bool
+    computed_tokens: int  # positions that the model processes: prompts as often as they are repeated, and padding
+    attended: int  # query-key pairs of attention, in one layer and head
+    largest: tuple[int, ...]  # indices, in the sample, of the pairs of the largest micro-batch
+    largest_tokens: int  # its computed tokens
+    exact: bool  # the sample is the full split
+    exact_steps: bool  # the number of steps is exact, whether or not the number of pairs is
 
     @property
     def epochs(self) -> float:
@@ -150,10 +118,8 @@ def step_schedule(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_
     Args:
         lengths: tokens of prompt, chosen and rejected of the sampled pairs, shape ``(sampled, 3)``.
         plan: of the run, over the full split.
-        layout: of the batches.
         exact_steps: the number of steps does not depend on the number of pairs.
     """
-    computed = packed_tokens if layout == "packed" else padded_tokens
     per_epoch = np.zeros(4, dtype=np.int64)  # prompt, response, computed, attended
     largest: tuple[int, ...] = ()
     largest_tokens = 0
@@ -164,7 +130,7 @@ def step_schedule(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_
             for batch in sampler:
                 indices = [row % len(lengths) for row in batch.rows]
                 of_batch = lengths[indices]
-                tokens = computed(of_batch)
+                tokens = computed_tokens(of_batch, layout)
                 if tokens > largest_tokens:
                     largest, largest_tokens = tuple(indices), tokens
                 if epoch == 0:
@@ -186,16 +152,6 @@ def step_schedule(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_
         exact=exact,
         exact_steps=exact or exact_steps,
     )
-
-
-def padded_tokens(lengths: np.ndarray) -> int:
-    """Positions of a padded micro-batch: each response after its own prompt, padded to the longest."""
-    return 2 * len(lengths) * int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
-
-
-def packed_tokens(lengths: np.ndarray) -> int:
-    """Positions of a packed micro-batch: each prompt once, without padding."""
-    return int(lengths.sum())
 
 
 def repeated_lengths(lengths: np.ndarray, pairs: int) -> np.ndarray:

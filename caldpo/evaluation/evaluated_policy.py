@@ -24,7 +24,6 @@ from caldpo.data.end_tokens import end_tokens, response_text
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.data.split import prompt_key
 from caldpo.data.token_cache import tokenizer_digest
-from caldpo.data.true_rewards import true_rewards
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_cache import EvaluationCache, Role, Sampling
 from caldpo.evaluation.evaluation_target import SECTIONS, Target
@@ -67,6 +66,7 @@ class EvaluatedPolicy:
 
     def __init__(self, target: Target, cache: EvaluationCache) -> None:
         self.target, self.cache, self.settings = target, cache, cache.settings
+        self._own_cache = EvaluationCache(cache.settings)  # of what no other policy needs
         settings = self.settings
         self.device = find_device(settings.device)
         self.precision = settings.precision or str(target.of_run("trainer.precision", "32-true"))
@@ -143,7 +143,7 @@ class EvaluatedPolicy:
             return None
         prompts = [str(p.prompt) for p in self.texts]
         sides = [p.chosen for p in self.texts], [p.rejected for p in self.texts]
-        return np.stack([true_rewards(self.data, prompts, side) for side in sides])
+        return np.stack([self.data.true_rewards(prompts, side) for side in sides])
 
     def held_out(self, count: int) -> list[HeldOutPrompt]:
         """Return the first ``count`` distinct held-out prompts."""
@@ -183,7 +183,7 @@ class EvaluatedPolicy:
     @property
     def model(self) -> PreTrainedModel:
         """The policy on its device, in evaluation mode."""
-        return self.cache.model("policy", self._key("policy"), self._load_policy)
+        return self.cache.model("policy", f"{self.target.folder} {self.weights}", self._load_policy)
 
     @contextmanager
     def model_of(self, role: Role) -> Iterator[PreTrainedModel]:
@@ -217,7 +217,9 @@ class EvaluatedPolicy:
 
     def once(self, role: Role, key: str, compute: Callable[[], Any]) -> Any:
         """Return what is computed of these weights, or of the reference by all policies that have it, only once."""
-        return self.cache.once(f"{role} {key} {self._key(role)}", compute)
+        if role == "policy":
+            return self._own_cache.once(f"{key} {self.weights}", compute)
+        return self.cache.once(f"{key} {self._shared_key} {self.batch} {self.ends}", compute)
 
     def logps(self, role: Role, pairs: Sequence[TokenizedPair], label: str = "log-probs") -> NDArray[np.float64]:
         """Sum the log-probs of both responses of any pairs, nats, shape ``(2, pairs)``."""
@@ -286,17 +288,12 @@ class EvaluatedPolicy:
         """Return the text of a response."""
         return response_text(self.tokenizer, ids, self.ends)
 
-    # -- keys, preparing, loading
+    # -- preparing and loading
 
     def _owner(self, role: Role) -> str:
         """Name run, checkpoint and model, for an error."""
         step = "" if self.weights.step is None else f" at step {self.weights.step}"
         return f"{self.target.name}{step}: the {role}'s"
-
-    def _key(self, role: Role) -> str:
-        if role == "policy":
-            return f"{self.target.name} {self.weights}"
-        return f"{self._shared_key} {self.batch} {self.ends}"
 
     def _prepare(self, data: PairDataModule | None) -> PairDataModule | None:
         """Load and tokenise the held-out pairs; print the data report unless the run itself has printed it."""

@@ -134,8 +134,9 @@ def update_tracker(target: Target) -> str | None:
     Those of earlier checkpoints are left out: a summary is of the end.
     """
     section = target.config.get("logger")
-    is_tracked = isinstance(section, Mapping) and section.get("_target_") in _TRACKERS
-    if target.run is None or target.folder != target.run or not is_tracked:  # output= may hold other results
+    if target.run is None or target.folder != target.run:  # output= may hold results of something else
+        return None
+    if not isinstance(section, Mapping) or section.get("_target_") not in _TRACKERS:
         return None
     values = {
         f"{FOLDER}/{suite}/{name}": float(measure["value"])

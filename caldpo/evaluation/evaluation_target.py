@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.checkpointing.manifest import checkpoint_folders
 from caldpo.config.cache_dirs import CACHE, with_cache_dirs
-from caldpo.config.find_runs import find_runs, natural
+from caldpo.config.find_runs import find_runs
 from caldpo.config.summary_file import read_summary
 from caldpo.config.trusted_config import announce_foreign, require_own_code
 from caldpo.config.validation import check_config
@@ -70,7 +70,7 @@ def find_folders(cfg: DictConfig) -> list[Path | None]:
     """List the run folders at or below ``cfg.run``; a single None stands for the model of ``cfg.model``."""
     if cfg.run is None:
         return [None]
-    folders = sorted(find_runs(_root(cfg), key="run"), key=lambda folder: natural(str(folder)))
+    folders = find_runs(_root(cfg), key="run")
     if cfg.output is not None and len(folders) > 1:
         raise CaldpoError(
             f"run={cfg.run} holds {len(folders)} runs, whose results would overwrite one another",

@@ -30,7 +30,7 @@ def write_policy(
 
     Args:
         policy: ``use_cache`` of its configuration is switched on.
-        tokenizer: of the run; it says where a response ends.
+        tokenizer: of the run.
         folder: to be filled.
         weights: all of the policy's by name; None takes its own.
         max_shard_size: largest weight file; an adapter is always one.
@@ -60,15 +60,11 @@ def write_policy(
 
 def complete_generation(
     settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()
-) -> GenerationConfig:
+) -> tuple[GenerationConfig, dict[str, Any]]:
     """Return the base's generation settings with the end and padding tokens of trained responses, fit to be saved.
 
-    All else stays, but for what transformers would not save or cannot generate with.
-
-    Args:
-        settings: of the base.
-        tokenizer: of the run.
-        ends: further tokens that end a response, see :mod:`caldpo.data.end_tokens`.
+    Also return what transformers does not save or cannot generate with, which is left out of them. ``ends`` are further
+    tokens that end a response, see :mod:`caldpo.data.end_tokens`.
     """
     values = settings.to_dict()
     own = settings.eos_token_id if isinstance(settings.eos_token_id, list | tuple) else [settings.eos_token_id]
@@ -79,7 +75,7 @@ def complete_generation(
         values["pad_token_id"] = tokenizer.eos_token_id if padding is None else padding
     if not _is_id(settings.bos_token_id):
         values["bos_token_id"] = tokenizer.bos_token_id
-    return valid_settings(values, saved=True)[0]
+    return valid_settings(values, saved=True)
 
 
 def export_settings(
@@ -87,12 +83,7 @@ def export_settings(
 ) -> tuple[GenerationConfig | None, dict[str, Any]]:
     """Return the generation settings of an export (None of a model without any), and what it leaves out of them."""
     own = getattr(base_model(policy), "generation_config", None)
-    if own is None:
-        return None, {}
-    settings = complete_generation(own, tokenizer, end_tokens(tokenizer, policy))
-    before, after = own.to_dict(), settings.to_dict()
-    gone = {n: v for n, v in before.items() if v is not None and n[0] != "_" and after.get(n) is None}
-    return settings, gone
+    return (None, {}) if own is None else complete_generation(own, tokenizer, end_tokens(tokenizer, policy))
 
 
 def export_notes(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -35,8 +35,7 @@ def export_run(cfg: DictConfig) -> None:
     Raises:
         CaldpoError: the run has not kept the wanted weights, the folder cannot be written, or the hub refuses.
     """
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    settings = ExportSettings(**{f.name: plain[f.name] for f in fields(ExportSettings)})
+    settings = ExportSettings(**{f.name: cfg[f.name] for f in fields(ExportSettings)})
     transformers.utils.logging.disable_progress_bar()
     find_keys = OmegaConf.create({"run": cfg.run, "output": None, "allow_untrusted_code": cfg.allow_untrusted_code})
     (folder,) = find_folders(find_keys)

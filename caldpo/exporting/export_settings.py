@@ -70,7 +70,8 @@ def export_dir(to: Path, run: Path) -> Path:
     foreign = place.is_dir() and any(place.iterdir()) and not (place / RECORD).is_file()
     if in_run or around or foreign or (place.exists() and not place.is_dir()):
         raise CaldpoError(
-            "an export goes into a folder that is new, empty or an earlier export, and neither in nor around a run",
+            "is no place for an export, which goes into a new or empty folder or replaces an earlier export, neither"
+            " in nor around a run or the current folder",
             key="to",
             value=to,
             remedy="name another folder, such as to=exports/NAME",

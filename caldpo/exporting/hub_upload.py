@@ -25,8 +25,8 @@ def prepare_repository(name: str, *, private: bool) -> None:
     Raises:
         CaldpoError: the hub refuses or cannot be reached, or the repository is public where a private one is meant.
     """
+    api = HfApi(token=hub_token())
     with _refusals_explained(name):
-        api = HfApi(token=hub_token())
         api.whoami()
         api.create_repo(repo_id=name, repo_type="model", private=private, exist_ok=True)
         info = api.repo_info(repo_id=name, repo_type="model")
@@ -48,8 +48,8 @@ def upload(name: str, folder: Path, message: str) -> str:
     Raises:
         CaldpoError: the hub refuses, or cannot be reached.
     """
+    api = HfApi(token=hub_token())
     with _refusals_explained(name):
-        api = HfApi(token=hub_token())
         done = api.upload_folder(repo_id=name, repo_type="model", folder_path=str(folder), commit_message=message)
     return str(done.commit_url)
 
@@ -58,8 +58,6 @@ def upload(name: str, folder: Path, message: str) -> str:
 def _refusals_explained(name: str) -> Iterator[None]:
     try:
         yield
-    except CaldpoError:
-        raise
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         refusal = (f"the hub refuses: {_first_line(error)}", "correct that, and try again")

@@ -42,19 +42,12 @@ _NO_SETTING = re.compile(
 
 @dataclass(frozen=True)
 class Exported:
-    """The weights that a card is about.
+    """The weights that a card is about."""
 
-    Args:
-        step: optimiser steps that they have seen; None where unknown.
-        is_end: whether it is the run's last step.
-        adapter: whether they are an adapter alone.
-        merged: whether an adapter was merged into them.
-    """
-
-    step: int | None
-    is_end: bool
-    adapter: bool
-    merged: bool = False
+    step: int | None  # optimiser steps that they have seen; None where unknown
+    is_end: bool  # whether it is the run's last step
+    adapter: bool  # whether they are an adapter alone
+    merged: bool = False  # whether an adapter was merged into them
 
 
 def write_card(run_dir: Path, path: Path, what: Exported, *, picture: bool) -> None:
@@ -86,16 +79,17 @@ def card(run: Run, what: Exported, *, picture: bool) -> str:
     base, data_sets = published_base(run.resolved, run.summary), published_data(run.resolved)
     typed = [str(text) for text in run.summary.get("overrides") or run.overrides]
     overrides = [text for text in typed if not text.startswith(("resume=", "hydra."))]
-    versions = run.summary.get("versions")
+    versions, data = run.summary.get("versions"), run.summary.get("data")
     text = render(
         TEMPLATE,
         front_matter=_front_matter(run, what, base, data_sets),
         what=what,
         run=run,
         base=None if base is None else Markdown(base),  # letters, digits and - _ . / alone
-        caveats=list(_caveats(run, what)),
+        extends_merged_adapter=_extends_merged_adapter(run.resolved),
         papers=citations(str(run.resolved.get("loss._target_", ""))),
-        data=_data(run),
+        data=data if isinstance(data, Mapping) else {},
+        flatten=flatten,
         data_sets=data_sets,
         held_out=_held_out(run, what),
         picture=PICTURE if picture else None,
@@ -181,67 +175,19 @@ def _front_matter(run: Run, what: Exported, base: str | None, data_sets: list[st
     return Markdown(f"---\n{data.to_yaml()}\n---")
 
 
-def _caveats(run: Run, what: Exported) -> Iterator[str]:
-    """List what a reader has to know before the figures."""
-    if not run.finished:
-        yield f"The run is incomplete: {run.status}, {run.progress}."
-    elif not what.is_end:
-        yield f"This is a checkpoint in the middle of a run of {run.summary.get('steps')} steps."
-    for alarm in run.summary.get("alarms") or []:
-        if isinstance(alarm, Mapping) and _is_before(alarm.get("step"), what):
-            yield f"Alarm at step {alarm.get('step')}: {alarm.get('text', alarm.get('alarm'))}"
-    if run.summary.get("skipped_steps"):
-        yield f"{run.summary['skipped_steps']} optimiser steps were left out because loss or gradient was not finite."
-    if what.adapter and _extends_merged_adapter(run.resolved):
-        yield (
-            "This adapter belongs on a base that an earlier adapter was merged into, which no name stands for: export"
-            " with merge=true to have one model."
-        )
-    if what.merged and run.resolved.get("adapter._target_", "").endswith(".QLora"):
-        bits = run.resolved.get("adapter.bits")
-        yield f"The base was rounded to {bits} bits: these are its rounded weights, widened."
-    for note in run.notes:
-        yield f"Of the run's files: {note}."
-
-
 def _extends_merged_adapter(config: Mapping[str, Any]) -> bool:
     """Tell whether the base has an earlier adapter merged into it, which is published nowhere."""
     return bool(config.get("adapter.init_from")) and config.get("adapter.init_mode") == "merged"
-
-
-def _is_before(step: Any, what: Exported) -> bool:
-    return what.step is None or not isinstance(step, int) or step <= what.step
-
-
-def _data(run: Run) -> list[str]:
-    """List the source of the pairs, their numbers, and how many were truncated or rejected."""
-    summarised = run.summary.get("data")
-    facts = summarised if isinstance(summarised, Mapping) else {}
-    lines = [f"source: {facts.get('source', run.choices.get('data', 'unknown'))}"]
-    for name, title in (("train", "trained on"), ("test", "held out")):
-        part = facts.get(name)
-        if isinstance(part, Mapping):
-            lines.append(f"{title}: {part.get('pairs')} pairs of {part.get('prompts')} prompts")
-            cut = {key: value for key, value in flatten(part.get("truncated")).items() if value}
-            if cut:
-                lines.append(f"{title}, cut to length: " + ", ".join(f"{value} {key}" for key, value in cut.items()))
-    for part in facts.get("read") or []:
-        if isinstance(part, Mapping) and part.get("rejected"):
-            counts = ", ".join(f"{value} {key}" for key, value in flatten(part["rejected"]).items())
-            lines.append(f"rows of {part.get('split')} that were no usable pairs: {counts}")
-    if "max_length" in facts:
-        lines.append(f"longest sequence: {facts['max_length']} tokens, its prompt {facts.get('max_prompt_length')}")
-    return lines
 
 
 def _held_out(run: Run, what: Exported) -> Markdown | None:
     """Tabulate metrics at the exported step, or at the last evaluation before it."""
     rows = []
     for metric in (*shown_metrics.HELD_OUT, *(shown_metrics.ORACLE if what.is_end else ())):
-        curve = {s: v for s, v in metric.curve(run.curves).items() if what.step is None or s <= what.step}
-        final = metric.final(run.final) if what.is_end else None
-        step = what.step if final is not None else max(curve, default=None)
-        value = final if final is not None else None if step is None else curve[step]
+        step, value = what.step, metric.final(run.final) if what.is_end else None
+        if value is None:
+            curve = {s: v for s, v in metric.curve(run.curves).items() if what.step is None or s <= what.step}
+            step, value = max(curve.items(), default=(None, None))
         if value is not None:
             rows.append([metric.title, number(value), metric.unit, str(step), metric.meaning])
     return markdown_table(["metric", "value", "unit", "step", "meaning"], rows) if rows else None

@@ -35,12 +35,12 @@ def converse(policy: EvaluatedPolicy, settings: GenerateSettings, console: Conso
     for line in (form, commands):
         console.print(line, style="dim", highlight=False, soft_wrap=True)
     sampling = policy.sampling(1, 1, settings.max_new_tokens, settings.temperature)
-    chat = _Chat(policy, as_turn, sampling, compare)
+    chat = _Chat(policy, policy.folder / CHAT, as_turn, sampling, compare)
     _prepare_input()
     try:
-        while (text := _read_line()) is not None and text.strip() != _QUIT:
+        while (text := _read_line()).strip() != _QUIT:
             _handle(chat, text, console)
-    except KeyboardInterrupt:
+    except (EOFError, KeyboardInterrupt):
         console.print()
     if chat.turns:
         console.print(f"written to {chat.file}", highlight=False, markup=False, soft_wrap=True)
@@ -51,6 +51,7 @@ class _Chat:
     """The state of a session: its turns, and the history of its current conversation."""
 
     policy: EvaluatedPolicy
+    file: Path
     as_turn: bool
     sampling: Sampling
     compare: bool
@@ -58,13 +59,6 @@ class _Chat:
     conversation: int = 0
     turns: int = 0
     history: tuple[Message, ...] = ()
-
-    @property
-    def file(self) -> Path:
-        return self.policy.folder / CHAT
-
-    def restart(self) -> None:
-        self.conversation, self.history = self.conversation + 1, ()
 
     def answer(self, text: str) -> list[Response]:
         """Respond to the user's next text, and append the turn to the file.
@@ -90,7 +84,7 @@ def _handle(chat: _Chat, line: str, console: Console) -> None:
     if not command:
         return
     if command == _NEW:
-        chat.restart()
+        chat.conversation, chat.history = chat.conversation + 1, ()
         console.print("a new conversation", style="dim")
     elif command.startswith("/") and len(command.split()) == 1:
         console.print(Text(f"no such command: {command} (choose {_QUIT} or {_NEW})", "yellow"))
@@ -110,13 +104,8 @@ def _prepare_input() -> None:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
 
 
-def _read_line() -> str | None:
-    """Read the next line; None at the end of input."""
-    try:
-        line = input(_PROMPT)
-    except EOFError:
-        print()
-        return None
+def _read_line() -> str:
+    line = input(_PROMPT)
     if not sys.stdin.isatty():
         print(line)  # a terminal echoes, a pipe does not
     return line

@@ -36,11 +36,10 @@ def check_generation(cfg: DictConfig) -> None:
         )
     check_target(cfg)
     if cfg.chat and (cfg.prompts is not None or cfg.samples != 1):
-        key = "samples" if cfg.prompts is None else "prompts"
         raise CaldpoError(
             "chat=true reads its prompts from the terminal and gives one response to each",
-            key=key,
-            value=cfg[key],
+            key="samples" if cfg.prompts is None else "prompts",
+            value=cfg.samples if cfg.prompts is None else None,
             remedy="leave out one of the two",
         )
     if cfg.prompts is not None:
@@ -70,10 +69,8 @@ def read_prompts(prompts: str | Sequence[str]) -> list[PromptContent]:
 def _read_file(name: str) -> Iterator[tuple[str, PromptContent]]:
     """Yield each prompt with its origin."""
     path = Path(name).expanduser()
-    if path.suffix not in (".txt", ".jsonl"):
+    if path.suffix not in (".txt", ".jsonl") or not path.is_file():
         raise _prompts_error("neither a list of texts nor a .txt or .jsonl file", name)
-    if not path.is_file():
-        raise _prompts_error("no such file", name)
     yield from _read_text(path) if path.suffix == ".txt" else _read_jsonl(path)
 
 

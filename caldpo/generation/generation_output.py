@@ -1,8 +1,4 @@
-"""Print prompts and responses, and write them as CSV; control characters of a model's text never reach a terminal.
-
-CSV, since the files are for reading: every spreadsheet and pandas open it, and a row is complete on disk as soon as it
-is written.
-"""
+"""Print prompts and responses, and write them as CSV; control characters of a model's text never reach a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -46,44 +41,37 @@ def print_prompt(console: Console, title: str, content: PromptContent) -> None:
 def print_responses(
     console: Console, responses: Sequence[Response], chosen: tuple[str, float | None] | None = None
 ) -> None:
-    """Print responses below one another, with length, log-ratio and true reward.
+    """Print the responses to one prompt, with length, log-ratio and true reward.
 
-    Args:
-        console: to print on.
-        responses: to one prompt.
-        chosen: text and true reward of the data's preferred response.
+    ``chosen`` is the text and the true reward of the data's preferred response.
     """
     several = max(response.sample for response in responses) > 0
     rows = [] if chosen is None else [("chosen (data)", chosen[0].strip(), "", "", _number(chosen[1]))]
     for response in responses:
         label = f"{response.role} {response.sample + 1}" if several else response.role
         tokens = f"{response.tokens}" if response.ended else f"{response.tokens}, cut"
-        numbers = (_number(response.log_ratio), _number(response.true_reward))
-        rows.append((label, response.text.strip(), tokens, *numbers))
+        ratio, reward = _number(response.log_ratio), _number(response.true_reward)
+        rows.append((label, response.text.strip(), tokens, ratio, reward))
+    headers = ("", "response", "tokens", "log-ratio", "reward")
+    shown = [i for i in range(len(headers)) if i < 3 or any(row[i] for row in rows)]
     table = Table(box=box.SIMPLE, show_lines=True)
-    table.add_column("", style="bold")
-    table.add_column("response")
-    known = [i for i in range(2, 5) if any(row[i] for row in rows)]
-    for i in known:
-        table.add_column(("tokens", "log-ratio", "reward")[i - 2], justify="right")
-    for label, text, *numbers in rows:
-        table.add_row(label, Text(printable(text)), *(numbers[i - 2] for i in known))
+    for i in shown:
+        table.add_column(headers[i], style="bold" if i == 0 else None, justify="left" if i < 2 else "right")
+    for row in rows:
+        table.add_row(*(Text(printable(row[i])) for i in shown))
     console.print(table)
 
 
 def print_legend(console: Console, responses: Sequence[Response]) -> None:
     """Explain the columns that the tables have."""
-    lines = (
-        "log-ratio: log pi(response) - log pi_ref(response), nats, summed over its tokens",
-        "reward: the true one, in the data's units",
-        "cut: truncated before the response ended (max_new_tokens)",
-    )
-    applies = (
-        any(response.log_ratio is not None for response in responses),
-        any(response.true_reward is not None for response in responses),
-        not all(response.ended for response in responses),
-    )
-    for line in compress(lines, applies):
+    lines = []
+    if any(response.log_ratio is not None for response in responses):
+        lines.append("log-ratio: log pi(response) - log pi_ref(response), nats, summed over its tokens")
+    if any(response.true_reward is not None for response in responses):
+        lines.append("reward: the true one, in the data's units")
+    if not all(response.ended for response in responses):
+        lines.append("cut: truncated before the response ended (max_new_tokens)")
+    for line in lines:
         console.print(line, style="dim", highlight=False, soft_wrap=True)
 
 

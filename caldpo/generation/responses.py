@@ -26,25 +26,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Response:
-    """One response.
+    """One response to a prompt."""
 
-    Args:
-        role: of the model that wrote it.
-        sample: its number among those to the same prompt, from 0.
-        text: without special tokens.
-        tokens: its length, with its end token.
-        ended: whether it has an end token; otherwise it was truncated.
-        log_ratio: ``log pi(response) - log pi_ref(response)`` at temperature 1, nats, summed over its tokens.
-        true_reward: in the data's units, if the data knows it.
-    """
-
-    role: Role
-    sample: int
-    text: str
-    tokens: int
-    ended: bool
-    log_ratio: float | None
-    true_reward: float | None
+    role: Role  # of the model that wrote it
+    sample: int  # its number among those to the same prompt, from 0
+    text: str  # without special tokens
+    tokens: int  # with its end token
+    ended: bool  # whether it has an end token; otherwise it was truncated
+    log_ratio: float | None  # log pi - log pi_ref at temperature 1, nats, summed over its tokens
+    true_reward: float | None  # in the data's units, if the data knows it
 
 
 # ---- prompts
@@ -54,9 +44,6 @@ def find_form(policy: EvaluatedPolicy, as_chat: bool | None) -> tuple[bool, str]
     """Tell whether a text becomes a user's turn in the chat template, or is used unchanged, and why, in a line.
 
     ``as_chat`` decides, else the data's prompts, else the tokenizer.
-
-    Raises:
-        CaldpoError: a turn is requested and the tokenizer has no chat template.
     """
     if as_chat is not None:
         turns, reason = as_chat, f"as_chat={str(as_chat).lower()}"
@@ -66,8 +53,6 @@ def find_form(policy: EvaluatedPolicy, as_chat: bool | None) -> tuple[bool, str]
     else:
         turns = policy.tokenizer.chat_template is not None
         reason = f"the tokenizer has {'a' if turns else 'no'} chat template"
-    if turns:
-        _require_template(policy, key="as_chat")
     form = "a user's turn in the chat template" if turns else "used unchanged"
     return turns, f"a text is {form}: {reason}"
 
@@ -78,21 +63,16 @@ def as_prompt(policy: EvaluatedPolicy, content: PromptContent) -> Prompt:
     Raises:
         CaldpoError: the template refuses the conversation, or there is none; there are no tokens.
     """
-    if not isinstance(content, str):
-        _require_template(policy, key="prompts")
+    if not isinstance(content, str) and policy.tokenizer.chat_template is None:
+        raise CaldpoError(
+            "the policy's tokenizer has no chat template to write a conversation with",
+            key="prompts",
+            remedy="give prompts as text, with as_chat=false",
+        )
     try:
         return Prompt(content, encode_prompt(content, policy.tokenizer))
     except RowError as error:
         raise CaldpoError(str(error), key="prompts", value=repr(content)[:80]) from error
-
-
-def _require_template(policy: EvaluatedPolicy, key: str) -> None:
-    if policy.tokenizer.chat_template is None:
-        raise CaldpoError(
-            "the policy's tokenizer has no chat template to write a conversation with",
-            key=key,
-            remedy="give prompts as text, with as_chat=false",
-        )
 
 
 # ---- responses
@@ -103,11 +83,7 @@ def respond(
 ) -> list[list[Response]]:
     """Sample ``sampling.samples`` responses of the policy to each prompt, then as many of the reference.
 
-    Args:
-        policy: with its reference.
-        prompts: any; ``sampling.prompts`` is ignored.
-        sampling: of the policy; the reference's seed is derived from its seed.
-        compare: False leaves out the reference: its responses and log-ratios.
+    ``sampling.prompts`` is ignored. Without ``compare`` there is no reference: no responses of it, and no log-ratios.
 
     Raises:
         CaldpoError: a prompt fills the model's context.

@@ -35,8 +35,7 @@ def token_logprobs(
 
     Args:
         hidden: input of the output head at the positions that predict the targets.
-        weight: of the head. Under autocast, hidden states and weight are multiplied in autocast's dtype.
-        bias: of the head.
+        weight, bias: of the head. Under autocast, hidden states and weight are multiplied in autocast's dtype.
         targets: token ids.
         transform: what the model does to the head's output.
         cache_bytes: bytes of softmax that are cached for the backward pass; the rest is recomputed.

@@ -57,10 +57,6 @@ class LogprobEngine:
 
         The same as ``pair_loss(*self(batch), slice(None))``, with a third of the memory and less computation: see
         :mod:`caldpo.logprobs.fused_loss`.
-
-        Args:
-            batch: the pairs.
-            pair_loss: see :data:`caldpo.logprobs.fused_loss.PairLoss`.
         """
         head, inputs = self.head, batch.model_inputs()
         if head is None:
@@ -92,8 +88,7 @@ class LogprobEngine:
 
         Args:
             predicts: indices into the flattened ``input_ids`` whose hidden states predict the targets.
-            targets: the response tokens.
-            response: the response that each belongs to.
+            targets, response: the response tokens, and the response that each belongs to.
             count: of responses.
             inputs: of the model's forward.
         """
@@ -161,12 +156,7 @@ def response_logprobs(
 ) -> Float[Tensor, " rows"]:
     """Compute summed log-probs of the tokens of each row in ``response_mask``, nats.
 
-    Args:
-        model: as in :class:`LogprobEngine`.
-        input_ids: tokens, padded on either side.
-        attention_mask: True on tokens, False on padding.
-        response_mask: True on the tokens whose log-probs are summed. Never at the first token of a row, which is not
-            predicted.
+    Rows are padded on either side. The first token of a row is not predicted, and never in the mask.
     """
     rows, columns = response_mask.nonzero(as_tuple=True)
     return LogprobEngine(model).responses(

@@ -27,17 +27,11 @@ PairLoss = Callable[[Tensor, Tensor, slice], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ResponseTokens:
-    """Target tokens and the responses that they belong to, pair by pair.
-
-    Args:
-        targets: token ids.
-        response: ``i`` for the chosen, ``pairs + i`` for the rejected response of pair ``i``.
-        per_pair: number of tokens of each pair, in order.
-    """
+    """Target tokens and the responses that they belong to, pair by pair."""
 
     targets: Int[Tensor, " tokens"]
-    response: Int[Tensor, " tokens"]
-    per_pair: Sequence[int]
+    response: Int[Tensor, " tokens"]  # i for the chosen, pairs + i for the rejected response of pair i
+    per_pair: Sequence[int]  # tokens of each pair, in order
 
 
 def fused_pair_loss(
@@ -56,12 +50,9 @@ def fused_pair_loss(
         hidden: input of the output head at the positions that predict the targets.
         weight, bias: of the head; under autocast as in :func:`caldpo.logprobs.chunked.token_logprobs`.
         tokens: targets.
-        loss: of any group of pairs; it must be the sum of the losses of each pair alone.
+        loss: of any group of pairs; it must be the sum of the losses of each pair alone, and depend on the log-probs.
         transform: what the model does to the head's output.
         cache_bytes: of a group's softmax that are cached between its two passes; the rest is recomputed.
-
-    Raises:
-        CaldpoError: the loss does not depend on the log-probs.
     """
     hidden, weight = in_autocast_dtype(hidden, weight)
     if not torch.is_grad_enabled():  # as in token_logprobs: no gradients for a loss that is only evaluated
@@ -71,11 +62,7 @@ def fused_pair_loss(
 
 
 def require_dependence(value: Tensor) -> None:
-    """Refuse a loss without a gradient.
-
-    Raises:
-        CaldpoError: it was computed from nothing that requires one.
-    """
+    """Refuse a loss that was computed from nothing that requires a gradient."""
     if not value.requires_grad:
         raise CaldpoError(
             "does not depend on the policy's log-probs, so that there is nothing to train",

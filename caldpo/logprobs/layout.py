@@ -17,6 +17,7 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.logprobs.engine import LogprobEngine
 from caldpo.logprobs.packed_attention import EAGER, SDPA, use_packed_attention
+from caldpo.models.adapted_policy import base_model
 from caldpo.models.model_forward import NonFiniteLogitsError, evaluating, frequency_change_length
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
@@ -32,7 +33,7 @@ def choose_layout(
 
     Args:
         requested: ``auto`` takes packed where possible.
-        policy: a causal language model, with or without adapters.
+        policy: with or without adapters.
         max_length: tokens of the longest sequence.
         sharded: the model is going to be sharded over ranks, of which only the first has weights now. It checks for
             all of them, and cannot fall back to padded.
@@ -43,7 +44,7 @@ def choose_layout(
     """
     if requested == "padded":
         return "padded", "as configured"
-    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    model = base_model(policy)
     attention = model.config._attn_implementation
     obstacle = why_not_packed(model, max_length)
     if obstacle is None and next(model.parameters()).is_meta:

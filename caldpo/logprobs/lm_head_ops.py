@@ -61,13 +61,7 @@ class Softmax:
 
 
 class HeadProducts:
-    """Products with a head's weights.
-
-    Args:
-        weight: ``[vocab, hidden]``.
-        bias: ``[vocab]``.
-        transform: see :class:`LogitTransform`.
-    """
+    """Products with a head's weight, ``[vocab, hidden]``, and bias."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, transform: LogitTransform) -> None:
         self.wide = torch.promote_types(weight.dtype, torch.float32)
@@ -125,13 +119,7 @@ class HeadProducts:
 
 
 class HeadGradient:
-    """Accumulates gradients of hidden states, weight and bias, chunk by chunk.
-
-    Args:
-        head: of the products.
-        hidden: hidden states of all tokens, ``[tokens, hidden]``.
-        needed: which of the three are.
-    """
+    """Accumulates those gradients of hidden states ``[tokens, hidden]``, weight and bias that are needed."""
 
     def __init__(self, head: HeadProducts, hidden: Tensor, needed: Sequence[bool]) -> None:
         self.head = head

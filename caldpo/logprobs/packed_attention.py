@@ -61,15 +61,8 @@ def _eager(
 def _packed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, spans: Spans, **settings: Any) -> Tensor:
     """Attention of one packed row.
 
-    Args:
-        module: the attention layer.
-        query: ``[1, heads, tokens, size]``.
-        key, value: ``[1, key-value heads, tokens, size]``.
-        spans: see :data:`Spans`; they add up to ``tokens``.
-        settings: keywords of the model's attention function.
-
-    Returns:
-        ``[1, tokens, heads, size]``.
+    Query ``[1, heads, tokens, size]``, key and value ``[1, key-value heads, tokens, size]`` give ``[1, tokens, heads,
+    size]``; the spans add up to ``tokens``.
     """
     unsupported = [name for name in _UNSUPPORTED if settings.get(name) is not None]
     window = settings.get("sliding_window")

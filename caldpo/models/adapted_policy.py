@@ -6,7 +6,6 @@ import copy
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ def is_adapted(policy: PreTrainedModel) -> bool:
 
 @contextmanager
 def adapter_off(policy: Any) -> Iterator[PreTrainedModel]:
-    """Disable the policy's adapter, or activate the reference's in its place; restore it at the end."""
+    """Disable the policy's adapter, or activate the reference's in its place, while active."""
     if not _has_reference(policy):
         with policy.disable_adapter():
             yield policy
@@ -112,35 +111,14 @@ def set_dora_magnitudes(policy: Any) -> None:
             magnitude.weight.requires_grad_(trained)
 
 
-@dataclass(frozen=True)
-class ParameterCount:
-    """Parameters of a policy.
-
-    Args:
-        trained: how many take gradients; tied ones count once.
-        total: how many there are, an adapter's included.
-    """
-
-    trained: int
-    total: int
-
-    def __str__(self) -> str:
-        share = 100 * self.trained / max(self.total, 1)
-        return f"{self.trained:,} of {self.total:,} parameters ({share:.3g} %)"
-
-
-def count_parameters(policy: nn.Module) -> ParameterCount:
-    """Count the parameters of a policy as it is going to be trained."""
+def count_parameters(policy: nn.Module) -> tuple[int, int]:
+    """Count the parameters that take gradients, and all; tied ones once, an adapter's included."""
     parameters = list(policy.parameters())  # tied ones once
-    return ParameterCount(sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
 def adapter_coverage(policy: Any) -> list[str]:
-    """Describe in a line each what the policy's adapter trains and what it leaves out; empty without an adapter.
-
-    Names are those of the model's parameters, with ``*`` for the number of a layer or an expert; each group has its
-    parameters counted. Vectors (norms, biases) are counted together.
-    """
+    """Describe in a line each what the policy's adapter trains and what it leaves out; empty without an adapter."""
     if not is_adapted(policy):
         return []
     covered_ids, added = set(), 0
@@ -172,13 +150,12 @@ def adapter_coverage(policy: Any) -> list[str]:
 
 
 def print_adapter_coverage(policy: Any) -> None:
-    """Print :func:`adapter_coverage` on the first rank."""
     for line in adapter_coverage(policy) if is_first_rank() else ():
         Console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _groups(named_values: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """List groups as ``model.layers.*.self_attn.q_proj (8,192)``, the largest first."""
+    """Sum parameters by name as ``model.layers.*.self_attn.q_proj (8,192)``, the largest first."""
     sizes: dict[str, int] = {}
     for name, value in named_values:
         group = re.sub(r"(?<=\.)\d+(?=\.)", "*", name).removesuffix(".weight")

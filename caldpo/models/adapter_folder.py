@@ -6,6 +6,7 @@ where the weights are not safetensors. A folder may come from others, so all of 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import warnings
@@ -16,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from caldpo.config.extras import install
-from caldpo.errors import CaldpoError
+from caldpo.errors import CaldpoError, one_line
 from caldpo.models.adapted_policy import REFERENCE
 from caldpo.models.hub_files import no_safetensors_error
 from caldpo.models.model_source import ModelSource, WrappedSource
@@ -45,7 +46,6 @@ def load_adapter(
     Args:
         base: the model that the adapter was trained on.
         folder: written by ``save_pretrained`` of a policy with an adapter.
-        trained: whether the adapter's weights are going to be trained.
         dropout: on the update's input; None: the saved one.
         expected: settings that the adapter has to have, by PEFT's names.
         reference: folder of a second adapter, kept frozen under the name :data:`REFERENCE`.
@@ -53,37 +53,43 @@ def load_adapter(
     Raises:
         CaldpoError: PEFT is not installed, or a folder holds anything but such an adapter of this base.
     """
-    try:
-        from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-    except ImportError:
-        raise CaldpoError("not installed", key="adapter", value="lora", remedy=install("adapter", "lora")) from None
-    stored: dict[Path, set[str]] = {}
-    for source in (folder, *([] if reference is None else [reference])):
+    require_package("peft", "lora")
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+
+    folders = {"default": folder} | ({} if reference is None else {REFERENCE: reference})
+    stored: dict[Path, dict[str, tuple[int, ...]]] = {}
+    for source in folders.values():
         settings = _plain_settings(source / CONFIG, LoraConfig().to_dict())
         _require_expected(settings, expected or {}, source)
         if not (source / WEIGHTS).is_file():
             raise no_safetensors_error(str(source), "adapter", f"there is no {WEIGHTS}")
-        stored[source] = set(read_header(source / WEIGHTS, key="adapter", value=source))
+        header = read_header(source / WEIGHTS, key="adapter", value=source)
+        stored[source] = {name: tensor.shape for name, tensor in header.items()}
         _note_other_base(settings, base, source)
     config = LoraConfig.from_pretrained(str(folder))
     if dropout is not None:
         config.lora_dropout = dropout
     try:
         with warnings.catch_warnings():  # about what is refused below, and about settings of parameters
-            warnings.filterwarnings("ignore", "Found missing adapter keys|The following .* keys did not match")
+            refused = "Found missing adapter keys|Some weights of|The following .* keys did not match"
+            warnings.filterwarnings("ignore", refused)
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # PEFT asks by a name of transformers 4
-            adapted: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=trained, config=config)
+            adapted: Any = PeftModel.from_pretrained(
+                base, str(folder), is_trainable=trained, config=config, ignore_mismatched_sizes=True
+            )
             if reference is not None:
-                adapted.load_adapter(str(reference), REFERENCE, is_trainable=False)
+                adapted.load_adapter(str(reference), REFERENCE, is_trainable=False, ignore_mismatched_sizes=True)
                 adapted.set_adapter("default")
     except (RuntimeError, ValueError) as error:
-        raise _mismatch(base, folder, _size_mismatch(error) or str(error).strip().splitlines()[0]) from error
-    for source, name in ((folder, "default"), *([] if reference is None else [(reference, REFERENCE)])):
-        needed = set(get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False))
-        if stored[source] != needed:  # PEFT initialises what is missing, and ignores what it does not know
-            first = sorted(stored[source] ^ needed)[0]
-            difference = f"{WEIGHTS} lacks" if first in needed else f"it has no place for what is in {WEIGHTS}:"
-            raise _mismatch(base, source, f"{difference} {first}")
+        raise _mismatch(base, folder, one_line(error)) from error
+    for name, source in folders.items():
+        state = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+        # PEFT initialises what is missing or of another shape, and ignores what it does not know
+        needed = {weight: tuple(value.shape) for weight, value in state.items()}
+        if differing := sorted(stored[source].items() ^ needed.items()):
+            weight = differing[0][0]
+            has, needs = (f"of shape {list(s[weight])}" if weight in s else "missing" for s in (stored[source], needed))
+            raise _mismatch(base, source, f"{weight} is {has} in {WEIGHTS}, and {needs} in the model")
     return adapted
 
 
@@ -94,21 +100,12 @@ def _note_other_base(settings: Mapping[str, Any], base: PreTrainedModel, folder:
         print_notes([f"the adapter in {folder} was trained on {name} by its {CONFIG}, and is put on {path}"])
 
 
-_SIZES = re.compile(r"size mismatch for (\S+): [^\n]*?Size\((\[[\d, ]*\])\)[^\n]*?Size\((\[[\d, ]*\])\)")
-
-
 def _mismatch(base: PreTrainedModel, folder: Path, reason: str) -> CaldpoError:
     return CaldpoError(
         f"is not an adapter of this {type(base).__name__}: {reason}",
         key=str(folder),
         remedy="name the base that it was trained on by model.path, and a complete adapter",
     )
-
-
-def _size_mismatch(error: Exception) -> str:
-    """Name the first tensor of PyTorch's list of size mismatches, with both shapes; empty where there is none."""
-    match = _SIZES.search(str(error))
-    return "" if match is None else f"{match[1]} has the shape {match[2]} in {WEIGHTS}, and {match[3]} in the model"
 
 
 def _is_about_fused_experts(key: str, value: Any) -> bool:
@@ -172,11 +169,7 @@ class MergedAdapter(WrappedSource):
         self.folder = folder
 
     def load_policy(self) -> PreTrainedModel:
-        """Load the base and add the adapter's updates to its weights, in its own dtype.
-
-        Raises:
-            CaldpoError: as :func:`load_adapter`.
-        """
+        """Load the base and add the adapter's updates to its weights, in its own dtype."""
         adapted: Any = load_adapter(self.source.load_policy(), Path(self.folder))
         model: PreTrainedModel = adapted.merge_and_unload()
         return model.requires_grad_(True)  # PEFT has frozen the base
@@ -194,12 +187,14 @@ def named_with_digest(folder: str) -> str:
     return f"{folder} ({file_digest(file)[:12]})" if file.is_file() else folder
 
 
-def require_adapter_folder(folder: str) -> None:
-    """Refuse an ``adapter.init_from`` without an adapter, before weights load.
+def require_package(name: str, option: str) -> None:
+    """Refuse ``adapter=OPTION`` where a package that it needs is not installed."""
+    if importlib.util.find_spec(name) is None:
+        raise CaldpoError(f"{name} is not installed", key="adapter", value=option, remedy=install("adapter", option))
 
-    Raises:
-        CaldpoError: there is none.
-    """
+
+def require_adapter_folder(folder: str) -> None:
+    """Refuse an ``adapter.init_from`` without an adapter, before weights load."""
     if not (Path(folder) / CONFIG).is_file():
         raise CaldpoError(
             f"holds no adapter: there is no {CONFIG}",

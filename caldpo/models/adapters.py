@@ -6,80 +6,66 @@ DoRA, Liu et al. 2024, trains magnitudes and directions of the matrices' rows ap
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
 
 from caldpo.config.bounds import NonNegativeInt, PositiveInt, Rate
-from caldpo.config.extras import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import set_dora_magnitudes
-from caldpo.models.adapter_folder import MergedAdapter, load_adapter, named_with_digest, require_adapter_folder
+from caldpo.models.adapter_folder import (
+    MergedAdapter,
+    load_adapter,
+    named_with_digest,
+    require_adapter_folder,
+    require_package,
+)
 from caldpo.models.model_source import ModelSource
 
 
-class AdapterSource(Protocol):
+class AdapterSource:
     """Puts an adapter on a policy: what ``adapter=`` chooses."""
 
     @property
     def keeps_reference(self) -> bool:
         """Whether the policy holds the reference's own adapter, so that the reference cannot be had without it."""
-        ...
+        return False
 
     def identity(self, policy: str) -> str:
         """Describe in one line what is trained; ``policy`` is the base's identity."""
-        ...
+        return policy
 
     def started_from(self, policy: str) -> str:
         """Describe the weights that policy and reference start from; ``policy`` is the base's identity."""
-        ...
+        return policy
 
     def check(self) -> None:
-        """Check before weights load that packages and files exist.
-
-        Raises:
-            CaldpoError: one is missing.
-        """
-        ...
+        """Refuse before weights load an adapter whose packages or files are missing."""
 
     def base(self, source: ModelSource) -> ModelSource:
         """Wrap the source of the weights into that of the model under the adapter; nothing is loaded yet."""
-        ...
+        return source
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
         """Put the adapter on a policy from :meth:`base`."""
-        ...
+        raise NotImplementedError
 
     def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Put an adapter saved in ``folder`` on a policy from :meth:`base`."""
-        ...
+        return load_adapter(policy, folder)
 
 
-class NoAdapter:
+class NoAdapter(AdapterSource):
     """``adapter=none``: every weight of the policy is trained."""
-
-    keeps_reference = False
 
     @validated
     def __init__(self) -> None:
         pass
-
-    def identity(self, policy: str) -> str:
-        return policy
-
-    def started_from(self, policy: str) -> str:
-        return policy
-
-    def check(self) -> None:
-        """Nothing is needed."""
-
-    def base(self, source: ModelSource) -> ModelSource:
-        return source
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
         """Return the policy itself.
@@ -96,11 +82,10 @@ class NoAdapter:
             )
         return policy
 
-    def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        return load_adapter(policy, folder)
 
-
-class Lora:
+@validated
+@dataclass
+class Lora(AdapterSource):
     """``adapter=lora``: low-rank updates of linear layers; the base is frozen.
 
     Args:
@@ -117,19 +102,13 @@ class Lora:
 
     kind, option, decomposed = "LoRA", "lora", False
 
-    @validated
-    def __init__(
-        self,
-        rank: PositiveInt = 16,
-        alpha: PositiveInt = 32,
-        dropout: Rate = 0.0,
-        target_modules: str | list[str] = "all-linear",
-        seed: NonNegativeInt = 0,
-        init_from: str | None = None,
-        init_mode: Literal["merged", "reference"] = "merged",
-    ) -> None:
-        self.rank, self.alpha, self.dropout, self.seed = rank, alpha, dropout, seed
-        self.target_modules, self.init_from, self.init_mode = target_modules, init_from, init_mode
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: Rate = 0.0
+    target_modules: str | list[str] = "all-linear"
+    seed: NonNegativeInt = 0
+    init_from: str | None = None
+    init_mode: Literal["merged", "reference"] = "merged"
 
     def identity(self, policy: str) -> str:
         where = self.target_modules if isinstance(self.target_modules, str) else ", ".join(self.target_modules)
@@ -143,23 +122,14 @@ class Lora:
 
     @property
     def keeps_reference(self) -> bool:
-        """Whether an earlier adapter stays beside the one that is trained, as the reference's."""
         return self.init_from is not None and self.init_mode == "reference"
 
     def check(self) -> None:
-        """Check that PEFT is installed and the earlier adapter exists.
-
-        Raises:
-            CaldpoError: one is missing.
-        """
-        if importlib.util.find_spec("peft") is None:
-            remedy = install("adapter", self.option)
-            raise CaldpoError("not installed", key="adapter", value=self.option, remedy=remedy)
+        require_package("peft", self.option)
         if self.init_from is not None:
             require_adapter_folder(self.init_from)
 
     def base(self, source: ModelSource) -> ModelSource:
-        """Return the source itself, or one that merges the earlier adapter into its weights."""
         return source if self.init_from is None or self.keeps_reference else MergedAdapter(source, self.init_from)
 
     def apply(self, policy: PreTrainedModel) -> PreTrainedModel:
@@ -184,28 +154,27 @@ class Lora:
             use_dora=self.decomposed,
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "fan_in_fan_out"
-            )  # GPT-2 keeps its matrices transposed, which PEFT handles
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # PEFT asks by a name of transformers 4
-            warnings.filterwarnings("ignore", "The following .* keys did not match")  # no modules, but parameters
-            warnings.filterwarnings(
-                "ignore", "target_parameters=.* were set but"
-            )  # the coverage printed at the start names what is left out
+            for message in (
+                "fan_in_fan_out",  # GPT-2 keeps its matrices transposed, which PEFT handles
+                "`is_gradient_checkpointing`",  # PEFT asks by a name of transformers 4
+                "The following .* keys did not match",  # no modules, but parameters
+                "target_parameters=.* were set but",  # the coverage printed at the start names what is left out
+            ):
+                warnings.filterwarnings("ignore", message)
             torch.manual_seed(self.seed)
             try:
                 adapted: Any = get_peft_model(policy, config)
             except ValueError as error:
                 if "ParamWrapper" in str(error):
                     raise self._experts_error(policy) from error
-                all_linear = self.target_modules == "all-linear"
+                remedy = "name linear layers of the model, such as [q_proj, v_proj], or take all-linear"
+                if self.target_modules == "all-linear":
+                    remedy = "train this model with adapter=none: it has no linear layer but its output head"
                 raise CaldpoError(
                     f"cannot be put on {type(policy).__name__}: {str(error).splitlines()[0].rstrip('.')}",
                     key="adapter.target_modules",
                     value=self.target_modules,
-                    remedy="train this model with adapter=none: it has no linear layer but its output head"
-                    if all_linear
-                    else "name linear layers of the model, such as [q_proj, v_proj], or take all-linear",
+                    remedy=remedy,
                 ) from error
         set_dora_magnitudes(adapted)
         if self.init_from is not None:  # merged into the base, which no longer is the model of this name
@@ -225,12 +194,7 @@ class Lora:
         )
 
     def restore(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        """Put the adapter in ``folder`` on the policy, and the reference's where there is one.
-
-        Raises:
-            CaldpoError: the folder holds no adapter of this project's kinds, or one of another base.
-        """
-        return self._with_reference(policy, folder) if self.keeps_reference else load_adapter(policy, folder)
+        return self._with_reference(policy, folder) if self.keeps_reference else super().restore(policy, folder)
 
     def _with_reference(self, policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Load a trainable copy of the adapter in ``folder``, and the earlier one, frozen, beside it."""
@@ -243,8 +207,8 @@ class Lora:
 class Dora(Lora):
     """``adapter=dora``: the updated matrix is normalised by row, and the rows' magnitudes are trained weights.
 
-    DoRA, Liu et al. 2024: ``m * V / |V|`` with ``V = W + (alpha / rank) B A``, where ``m`` starts as ``|W|``. The
-    arguments are :class:`Lora`'s.
+    ``m * V / |V|`` with ``V = W + (alpha / rank) B A``, where ``m`` starts as ``|W|``. The arguments are
+    :class:`Lora`'s.
     """
 
     kind, option, decomposed = "DoRA", "dora", True

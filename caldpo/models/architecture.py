@@ -29,14 +29,6 @@ def require_decoder(config: PretrainedConfig, *, key: str, path: str) -> None:
     """Refuse a model that is not a decoder-only language model, or whose checkpoint has no output head.
 
     transformers would load the checkpoint of a classifier or a headless model with a head of random weights.
-
-    Args:
-        config: of the model.
-        key: configuration key of ``path``.
-        path: hub id or folder.
-
-    Raises:
-        CaldpoError: naming ``key``.
     """
     why = _why_no_decoder(config)
     if why is not None:

@@ -73,11 +73,7 @@ class CompileClock:
 
 
 class CompiledLayers(pl.Callback):
-    """Compiles the policy's layers and prints the time: after the first step, and at the end if there was more.
-
-    Compilation happens where a compiled part is first called: in the first evaluation, and again in the first
-    step, forward and backward.
-    """
+    """Compiles the policy's layers and prints the time: after the first step, and at the end if there was more."""
 
     def __init__(self) -> None:
         self.clock = CompileClock()

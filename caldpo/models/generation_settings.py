@@ -11,11 +11,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -28,33 +27,19 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 
 from caldpo.models.adapted_policy import base_model
 
-# Values at which a setting has no effect; None, False and empty ones never have one.
-_NEUTRAL: dict[str, float] = {
-    "temperature": 1,
-    "top_k": 0,
-    "top_p": 1,
-    "min_p": 0,
-    "typical_p": 1,
-    "epsilon_cutoff": 0,
-    "eta_cutoff": 0,
-    "repetition_penalty": 1,
-    "encoder_repetition_penalty": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "num_return_sequences": 1,
-    "diversity_penalty": 0,
-    "length_penalty": 1,
-    "guidance_scale": 1,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "penalty_alpha": 0,
-}
+# Settings without effect at 1 or at 0, as all are at None, False or an empty value.
+_NEUTRAL_AT_1 = re.compile(
+    r"temperature|top_p|typical_p|(encoder_)?repetition_penalty|num_beams|num_beam_groups|num_return_sequences"
+    r"|length_penalty|guidance_scale"
+)
+_NEUTRAL_AT_0 = re.compile(
+    r"top_k|min_p|(epsilon|eta)_cutoff|(encoder_)?no_repeat_ngram_size|diversity_penalty|min_length|min_new_tokens"
+    r"|penalty_alpha"
+)
 # Settings that change neither the tokens nor their probabilities; end tokens are honoured.
 _HARMLESS = re.compile(
     r"_.*|do_sample|use_cache|transformers_version|max_length|max_new_tokens|\w*cache\w*|\w*compile\w*|output_\w+"
@@ -73,7 +58,7 @@ _PROCESSORS: dict[str, Any] = {
     "eta_cutoff": EtaLogitsWarper,
     "repetition_penalty": RepetitionPenaltyLogitsProcessor,
 }
-_SAMPLED = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SAMPLED = _PROCESSORS.keys() - {"repetition_penalty"}
 
 
 def unused_settings(model: PreTrainedModel) -> dict[str, Any]:
@@ -84,6 +69,17 @@ def unused_settings(model: PreTrainedModel) -> dict[str, Any]:
     known = vars(GenerationConfig())
     settings = {name: value for name, value in own.to_dict().items() if name in known and not _HARMLESS.fullmatch(name)}
     return {name: value for name, value in settings.items() if not _is_neutral(name, value)}
+
+
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Silence what transformers logs below an error."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager
@@ -109,9 +105,7 @@ def valid_settings(settings: Mapping[str, Any], *, saved: bool) -> tuple[Generat
     dropped: dict[str, Any] = {}
     if saved:
         dropped = {name: valid.pop(name) for name in _unusable(valid)}
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # faults are handled here, and reported by the caller
-    try:
+    with errors_only():  # faults are handled here, and reported by the caller
         while True:
             try:
                 config = GenerationConfig(**valid)
@@ -120,8 +114,6 @@ def valid_settings(settings: Mapping[str, Any], *, saved: bool) -> tuple[Generat
                 return config, dropped
             except Exception as error:  # of any kind, depending on the values
                 dropped |= {name: valid.pop(name) for name in _names_at_fault(str(error), valid)}
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def readable_settings(path: str, revision: str | None) -> tuple[GenerationConfig | None, dict[str, Any]]:
@@ -131,9 +123,8 @@ def readable_settings(path: str, revision: str | None) -> tuple[GenerationConfig
     a model from loading.
     """
     try:
-        GenerationConfig.from_pretrained(path, revision=revision or "main")
-        return None, {}
-    except OSError:
+        with suppress(OSError):
+            GenerationConfig.from_pretrained(path, revision=revision or "main")
         return None, {}
     except Exception:  # ValueError, TypeError, ...: examined below
         file = cached_file(path, GENERATION_CONFIG_NAME, revision=revision or "main")
@@ -152,7 +143,8 @@ def format_settings(settings: dict[str, Any]) -> str:
 def _is_neutral(name: str, value: Any) -> bool:
     if value is None or value is False or value in ([], {}, ""):
         return True
-    return name in _NEUTRAL and isinstance(value, int | float) and value == _NEUTRAL[name]
+    neutral = {1: _NEUTRAL_AT_1, 0: _NEUTRAL_AT_0}.get(value) if isinstance(value, int | float) else None
+    return neutral is not None and neutral.fullmatch(name) is not None
 
 
 def _unusable(settings: dict[str, Any]) -> list[str]:
@@ -182,16 +174,10 @@ def _accepts(name: str, value: Any, processor: Callable[[Any], object]) -> bool:
 def _names_at_fault(message: str, settings: Mapping[str, Any]) -> list[str]:
     """Name the settings that an error is about: it has them in backticks, or they fail alone; else all."""
     quoted = re.findall(r"^- `(\w+)`", message, re.MULTILINE) or re.findall(r"`(\w+)`", message)
-    return (
-        [name for name in dict.fromkeys(quoted) if name in settings]
-        or [name for name, value in settings.items() if not _is_valid_alone(name, value)]
-        or list(settings)
-    )
-
-
-def _is_valid_alone(name: str, value: Any) -> bool:
-    try:
-        GenerationConfig(**{name: value})
-    except Exception:
-        return False
-    return True
+    names = [name for name in dict.fromkeys(quoted) if name in settings]
+    for name, value in {} if names else settings.items():
+        try:
+            GenerationConfig(**{name: value})
+        except Exception:
+            names.append(name)
+    return names or list(settings)

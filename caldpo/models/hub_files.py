@@ -56,23 +56,10 @@ def announce_code(path: str, revision: str | None) -> None:
     )
 
 
-def with_code_files(identity: str, path: str, revision: str | None) -> str:
-    """Add to the ``identity`` of a trusted model the code that runs with it."""
-    files = code_files(path, revision)
-    return f"{identity} (with Python code of its own: {', '.join(files)})" if files else identity
-
-
 def require_safe(path: str, *, key: str, revision: str | None = None, trusted: bool = False) -> None:
     """Refuse a model whose weights are pickles or damaged, or whose configuration loads another repository's code.
 
-    Args:
-        path: hub id or folder.
-        key: configuration key of ``path``.
-        revision: of a hub id.
-        trusted: whether code that comes with the model may run.
-
-    Raises:
-        CaldpoError: naming ``key``.
+    The latter may run where the model's code is ``trusted``.
     """
     if not trusted:
         for place, value in _implementations(_content(path, "config.json", revision)):
@@ -107,7 +94,7 @@ def stored_tensors(path: str, *, key: str, revision: str | None = None) -> dict[
     For a model of the hub the index is downloaded, which may name nothing but safetensors.
 
     Raises:
-        CaldpoError: naming ``key``: a file or the index is damaged, or not what it should be.
+        CaldpoError: a file or the index is damaged, or not what it should be.
     """
     if Path(path).is_dir():
         return check_weight_files(Path(path), key=key)

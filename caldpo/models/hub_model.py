@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,8 +19,8 @@ from transformers import (
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.architecture import NEEDS_GPU, choose_attention, require_decoder
-from caldpo.models.generation_settings import format_settings, readable_settings
-from caldpo.models.hub_files import announce_code, commit_of, require_safe, stored_tensors, with_code_files
+from caldpo.models.generation_settings import errors_only, format_settings, readable_settings
+from caldpo.models.hub_files import announce_code, code_files, commit_of, require_safe, stored_tensors
 from caldpo.models.load_report import (
     attention_error,
     delayed_progress_bars,
@@ -29,14 +29,15 @@ from caldpo.models.load_report import (
     note_router_loss,
     note_unused,
     print_loaded,
-    without_load_report,
 )
 from caldpo.models.model_source import floating_dtype, prepare_for_training
-from caldpo.models.weight_files import require_equal_experts, require_float_weights, require_shapes
+from caldpo.models.weight_files import require_all_weights, require_equal_experts, require_float_weights, require_shapes
 from caldpo.utils.devices import is_out_of_memory
 from caldpo.utils.notes import print_notes
 
 
+@validated
+@dataclass
 class HubModel:
     """``AutoModelForCausalLM`` from the hub or from a folder.
 
@@ -54,28 +55,20 @@ class HubModel:
             policy's identity. Off unless you have read that code.
     """
 
-    @validated
-    def __init__(
-        self,
-        path: str,
-        revision: str | None = None,
-        tokenizer: str | None = None,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-        attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] | None = "auto",
-        gradient_checkpointing: bool = False,
-        dropout: bool = False,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.path, self.revision, self.tokenizer, self.dtype = path, revision, tokenizer, dtype
-        self.attention, self.trust_remote_code = attention, trust_remote_code
-        self.gradient_checkpointing, self.dropout = gradient_checkpointing, dropout
+    path: str
+    revision: str | None = None
+    tokenizer: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] | None = "auto"
+    gradient_checkpointing: bool = False
+    dropout: bool = False
+    trust_remote_code: bool = False
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        trusted = self.trust_remote_code
         if self.tokenizer is not None:
-            return load_tokenizer(self.tokenizer, key="model.tokenizer", trust_remote_code=self.trust_remote_code)
-        return load_tokenizer(
-            self.path, key="model.path", revision=self.revision, trust_remote_code=self.trust_remote_code
-        )
+            return load_tokenizer(self.tokenizer, key="model.tokenizer", trust_remote_code=trusted)
+        return load_tokenizer(self.path, key="model.path", revision=self.revision, trust_remote_code=trusted)
 
     def load_policy(self) -> PreTrainedModel:
         policy = load_causal_lm(
@@ -104,17 +97,16 @@ class HubModel:
         return self
 
     def pin(self, commit: str) -> None:
-        """Load tokenizer and weights of this commit from now on."""
         self.revision = commit
+
+    def commit(self) -> str | None:
+        return commit_of(self.path, self.revision)
 
     def identity(self) -> str:
         commit = self.commit()
         identity = f"{self.path}@{commit}" if commit else self.path
-        return with_code_files(identity, self.path, self.revision) if self.trust_remote_code else identity
-
-    def commit(self) -> str | None:
-        """Look up the commit that the revision resolves to now; None for a folder, or where the hub does not tell."""
-        return commit_of(self.path, self.revision)
+        files = code_files(self.path, self.revision) if self.trust_remote_code else []
+        return f"{identity} (with Python code of its own: {', '.join(files)})" if files else identity
 
 
 def load_causal_lm(
@@ -130,10 +122,7 @@ def load_causal_lm(
     """Load a causal language model of the hub or a folder, from safetensors alone, on the default device.
 
     Args:
-        path: hub id or folder.
-        key: configuration key of ``path``.
-        revision: of a hub id.
-        trust_remote_code: run Python code that comes with the model.
+        path: hub id or folder, which the configuration names by ``key``.
         attn_implementation: ``auto`` chooses; None lets transformers choose.
         announce: print a line on what was loaded.
         arguments: of ``from_pretrained``.
@@ -154,7 +143,7 @@ def load_causal_lm(
     started = time.perf_counter()
     files = stored_tensors(path, key=key, revision=revision)
     try:
-        with delayed_progress_bars(), without_load_report():
+        with delayed_progress_bars(), errors_only():  # tensors that do not match are refused or named below
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 revision=revision or "main",
@@ -175,7 +164,7 @@ def load_causal_lm(
     policy: PreTrainedModel = loaded[0]
     _disable_router_loss(policy.config)
     require_shapes({name: (a, b) for name, a, b in loaded[1]["mismatched_keys"]}, files, key=key, value=path)
-    _require_all_weights(loaded[1]["missing_keys"], key, path)
+    require_all_weights(loaded[1]["missing_keys"], key=key, value=path)
     if not hasattr(config, "quantization_config"):
         require_float_weights((name for name, _ in policy.named_parameters()), files, key=key, value=path)
     note_unused(loaded[1]["unexpected_keys"], files, path)
@@ -198,19 +187,6 @@ def _read_config(path: str, key: str, revision: str | None, trusted: bool) -> Pr
         raise load_error("model", path, key, error) from error
     require_decoder(config, key=key, path=path)
     return config
-
-
-def _require_all_weights(missing: Collection[str], key: str, path: str) -> None:
-    """Refuse a model with weights that are in no file: transformers has initialised them at random."""
-    if missing:
-        first = sorted(missing)[:3]
-        more = f" and {len(missing) - len(first)} more" if len(missing) > len(first) else ""
-        raise CaldpoError(
-            f"its files lack weights of the model ({', '.join(first)}{more})",
-            key=key,
-            value=path,
-            remedy="take a complete checkpoint, of the architecture that its config.json names",
-        )
 
 
 def causal_lm_skeleton(
@@ -245,11 +221,7 @@ def causal_lm_skeleton(
 
 
 def check_causal_lm(path: str, *, key: str) -> None:
-    """Check early that a model exists, by its configuration, which is small.
-
-    Raises:
-        CaldpoError: naming ``key``: it does not.
-    """
+    """Refuse early a model that does not exist, by its configuration, which is small."""
     _read_config(path, key, None, trusted=False)
 
 
@@ -282,7 +254,7 @@ def load_tokenizer(
 
 
 def _disable_router_loss(config: PretrainedConfig) -> None:
-    """Disable the router loss of a mixture of experts, which training does not use and packed rows cannot have."""
+    """Disable the router loss of experts, which training does not use and packed rows cannot have."""
     text = config.get_text_config()
     if getattr(text, "output_router_logits", False):
         text.output_router_logits = False

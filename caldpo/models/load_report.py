@@ -23,8 +23,7 @@ from caldpo.models.weight_files import StoredTensor
 from caldpo.utils.collectives import is_first_rank
 from caldpo.utils.notes import print_notes
 
-BAR_DELAY = 2.0
-"""Seconds of loading before a progress bar appears."""
+BAR_DELAY = 2.0  # seconds of loading before a progress bar appears
 _ROUTER_LOSS = re.compile(r"(aux|z|moe|balanc\w*)_loss_?\w*(coef|alpha|weight)|output_router_logits")
 _ATTENTION = re.compile(r"flash.?att|flex.?att|attn_implementation|scaled_dot_product", re.IGNORECASE)
 _MAX_KINDS = 4  # of tensors, in a line
@@ -48,32 +47,13 @@ def delayed_progress_bars() -> Iterator[None]:
         hook(before)
 
 
-@contextmanager
-def without_load_report() -> Iterator[None]:
-    """Silence transformers' table of tensors that do not match, which the caller refuses or names."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
 def note_unused(names: Iterable[str], files: Mapping[str, StoredTensor], path: str) -> None:
-    """Print which tensors of the files the model does not use, on the first rank.
-
-    Args:
-        names: by the model's naming.
-        files: tensors of the files.
-        path: of the model.
-    """
+    """Print which tensors of the files the model does not use; ``names`` are the model's."""
     unused = sorted(names)
     if not unused:
         return
     groups = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in unused)
-    kinds = ", ".join(
-        f"{name} ({count} of them)" if count > 1 else name for name, count in groups.most_common(_MAX_KINDS)
-    )
+    kinds = ", ".join(f"{name} ({count})" for name, count in groups.most_common(_MAX_KINDS))
     more = f" and {len(groups) - _MAX_KINDS} other kinds" if len(groups) > _MAX_KINDS else ""
     where = f" ({files[unused[0]].file})" if unused[0] in files else ""
     print_notes(
@@ -120,7 +100,7 @@ def describe_loaded(policy: PreTrainedModel, seconds: float, reason: str) -> str
     attention = f"{policy.config._attn_implementation} attention" + (f" ({reason})" if reason else "")
     return (
         f"loaded: {type(policy).__name__}, {policy.num_parameters():,} parameters in"
-        f" {' and '.join(name for name, _ in sizes.most_common())}, {_in_bytes(sizes.total())}"
+        f" {' and '.join(name for name, _ in sizes.most_common())}, {sizes.total() / 2**20:,.1f} MiB"
         f" on {policy.device}, {attention}, in {seconds:.1f} s"
     )
 
@@ -132,14 +112,6 @@ def print_loaded(line: str, path: str, revision: str | None) -> None:
     commit = commit_of(path, revision)
     pin = f"; model.revision={commit} pins it" if commit is not None and commit != revision else ""
     Console().print(f"{line}{pin}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _in_bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def attention_error(attention: str, error: Exception) -> CaldpoError | None:
@@ -162,40 +134,22 @@ def _first_sentence(error: Exception) -> str:
 
 
 def load_error(what: str, path: str, key: str, error: Exception) -> CaldpoError:
-    """Explain why a model or tokenizer cannot be loaded.
-
-    Args:
-        what: ``model`` or ``tokenizer``.
-        path: hub id or folder.
-        key: configuration key of ``path``.
-        error: of the library.
-    """
+    """Explain an error of a library that loads ``what`` (a model or tokenizer) from ``path``."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().exists():
         return CaldpoError(f"there is no such folder to load a {what} from", key=key, value=path)
     if "safetensors" in str(error) and what == "model":
         return no_safetensors_error(path, key, f"it has no weights as safetensors: {_first_sentence(error)}")
-    if what == "tokenizer" and Path(path).is_dir() and not _tokenizer_files(Path(path)):
-        return CaldpoError(
-            "this folder holds no tokenizer",
-            key=key,
-            value=path,
-            remedy="save the model's tokenizer there, too (save_pretrained of transformers), or name one by"
-            " model.tokenizer=ID_OR_FOLDER",
+    if not Path(path).is_dir():
+        remedy = (
+            "give the id of a causal language model on the hub (check the spelling, the network and, for a gated model,"
+            " HF_TOKEN) or a folder written by save_pretrained"
         )
-    if Path(path).is_dir():
-        file = "config.json" if what == "model" else "tokenizer_config.json and tokenizer.json"
-        remedy = f"correct its {file}, or name a folder that save_pretrained of transformers has written"
-        return CaldpoError(f"cannot load a {what}: {_first_sentence(error)}", key=key, value=path, remedy=remedy)
-    return CaldpoError(
-        f"cannot load a {what}: {_first_sentence(error)}",
-        key=key,
-        value=path,
-        remedy="give the id of a causal language model on the hub (check the spelling, the network and, for a"
-        " gated model, HF_TOKEN) or a folder written by save_pretrained",
-    )
-
-
-def _tokenizer_files(folder: Path) -> list[Path]:
-    patterns = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
-    return [file for pattern in patterns for file in folder.glob(pattern)]
+    elif what == "model":
+        remedy = "correct its config.json, or name a folder that save_pretrained of transformers has written"
+    else:
+        remedy = (
+            "save the model's tokenizer there, too (save_pretrained of transformers), or name one by"
+            " model.tokenizer=ID_OR_FOLDER"
+        )
+    return CaldpoError(f"cannot load a {what}: {_first_sentence(error)}", key=key, value=path, remedy=remedy)

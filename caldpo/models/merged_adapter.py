@@ -19,18 +19,15 @@ _log = logging.getLogger("caldpo")
 
 
 def merged(policy: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Copy the policy with its adapter merged, in main memory; the policy is left unchanged.
+    """Copy the policy, which is not sharded, with its adapter merged, in main memory; the policy is left unchanged.
 
     Updates are added in float32. A base of 4 or 8 bits is dequantised first, which restores no precision that rounding
-    has lost. Where ``dtype`` is narrower than float32, the last digits of small updates are lost, too.
-
-    Args:
-        policy: not sharded over ranks.
-        dtype: of the result; None: that of the base's weights that are not quantised.
+    has lost. The result has ``dtype``, else that of the base's weights that are not quantised; where it is narrower
+    than float32, the last digits of small updates are lost, too.
     """
     dtype = base_model(policy).dtype if dtype is None else dtype
     copied = copy.deepcopy(policy)
-    if _has_quantized(copied):
+    if any(map(is_quantized, copied.modules())):
         _log.warning("merged: the base is quantised; the merged weights are its dequantised ones, in %s", dtype)
         copied = _dequantize(copied)
     else:
@@ -42,15 +39,11 @@ def merged(policy: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
     return model
 
 
-def save_merged(policy: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_merged(policy: Any, folder: Path) -> None:
     """Write :func:`merged` as a Hugging Face folder of safetensors, without tokenizer."""
-    model = merged(policy, dtype)
+    model = merged(policy)
     model.config.use_cache = True
     model.save_pretrained(folder)
-
-
-def _has_quantized(policy: nn.Module) -> bool:
-    return any(map(is_quantized, policy.modules()))
 
 
 def _dequantize(policy: Any) -> Any:

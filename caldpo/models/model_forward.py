@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from caldpo.errors import CaldpoError
+from caldpo.models.adapted_policy import base_model
 
 Model = TypeVar("Model", bound=nn.Module)
 _LENGTH_DEPENDENT = ("longrope", "dynamic")
@@ -53,8 +54,7 @@ def evaluating(model: Model) -> Iterator[Model]:
 
 def accepted_names(model: Any) -> set[str] | None:
     """Name the keywords that a model's forward takes; None if it takes any."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    parameters = inspect.signature(inner.forward).parameters.values()
+    parameters = inspect.signature(base_model(model).forward).parameters.values()
     if any(p.kind == p.VAR_KEYWORD for p in parameters):
         return None
     return {p.name for p in parameters}

@@ -38,22 +38,16 @@ HALF_TOLERANCE = 0.05
 _LENGTH, _SHARED, _SHORT = 12, 6, 7  # tokens of a row, of the prefix that two rows share, and of a padded row
 _PASSES = 8  # in training mode, of a model that draws random numbers whose effect does not show at once
 _HUGE = 1e5  # logits of excluded tokens may be infinite
-_MAX_FLOPS = 1e12  # FLOPs of a probe at the length where rotary frequencies change: seconds on a CPU
+_MAX_FLOPS = 1e12  # of a probe of two rows of the length where rotary frequencies change: seconds on a CPU
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Largest differences between logits that have to be the same, relative to their spread; see :data:`TOLERANCE`.
+    """Largest differences between logits that have to be the same, relative to their spread; see :data:`TOLERANCE`."""
 
-    Args:
-        future: before a token that was changed: the model is not causal.
-        batch: between a row alone and in a padded batch with others.
-        noise: between training mode and evaluation mode; 0 where it was not measured.
-    """
-
-    future: float
-    batch: float
-    noise: float = 0.0
+    future: float  # before a token that was changed
+    batch: float  # between a row alone and in a padded batch with others
+    noise: float = 0.0  # between training mode and evaluation mode; 0 where it was not measured
 
 
 def require_valid_logprobs(
@@ -89,26 +83,27 @@ def require_valid_logprobs(
             ) from error
     limit = tolerance(model)
     kind = getattr(model.config, "model_type", type(model).__name__)
+    name = f"this {type(model).__name__} ({kind})"
     if result.future > limit:
         raise CaldpoError(
-            f"this {type(model).__name__} ({kind}) is not causal: a later token changes the logits of earlier ones, so"
-            " that its log-probs see the tokens that they predict",
+            f"{name} is not causal: a later token changes the logits of earlier ones, so that its log-probs see the"
+            " tokens that they predict",
             key=key,
             value=kind,
             remedy="choose a decoder-only model; one that also comes as an encoder needs is_decoder in its config.json",
         )
     if result.batch > limit:
         raise CaldpoError(
-            f"this {type(model).__name__} ({kind}) gives a row other logits in a padded batch than alone (by"
-            f" {result.batch:.1g} of their spread): it ignores attention_mask",
+            f"{name} gives a row other logits in a padded batch than alone (by {result.batch:.1g} of their spread): it"
+            " ignores attention_mask",
             key=key,
             value=kind,
             remedy="choose another model",
         )
     if result.noise > limit:
         raise CaldpoError(
-            f"this {type(model).__name__} ({kind}) draws random numbers in training that no dropout rate"
-            f" disables (they change its logits by {result.noise:.1g} of their spread)",
+            f"{name} draws random numbers in training that no dropout rate disables (they change its logits by"
+            f" {result.noise:.1g} of their spread)",
             key="model.dropout",
             value="false",
             remedy="set model.dropout=true to train with its noise, or choose another model",
@@ -135,13 +130,11 @@ def probe(model: PreTrainedModel, *, training: bool = True, max_length: int = 0)
         together = _logits(model, rows)
         alone = _logits(model, rows[-1:])[0]
         batch = [difference(model, together[-1], alone)]
-        if 0 < _long_row_flops(model, max_length) <= _MAX_FLOPS:
-            limit = frequency_change_length(model) or 0
+        limit = frequency_change_length(model)
+        if limit is not None and max_length > limit and 4 * model.num_parameters() * (limit + 8) <= _MAX_FLOPS:
             pair = [random_ids(model, length, seed=4) for length in (limit + 8, _SHORT)]
-            batch += [
-                difference(model, both, one)
-                for both, one in zip(_logits(model, pair), (_logits(model, [row])[0] for row in pair), strict=True)
-            ]
+            for row, both in zip(pair, _logits(model, pair), strict=True):
+                batch.append(difference(model, both, _logits(model, [row])[0]))
     future = min(difference(model, together[0][:shared], other[:shared]) for other in together[1:3])
     return ProbeResult(future, max(batch), _training_noise(model, rows, together) if training else 0.0)
 
@@ -153,7 +146,8 @@ def tolerance(model: PreTrainedModel) -> float:
 
 def _training_noise(model: PreTrainedModel, rows: Sequence[list[int]], expected: list[Tensor]) -> float:
     largest = 0.0
-    with _training(model):
+    with evaluating(model):  # restores the mode of each module
+        model.train()
         for seed in range(_PASSES):
             with _random_numbers(model, seed) as drawn:
                 logits = _logits(model, rows)
@@ -162,13 +156,6 @@ def _training_noise(model: PreTrainedModel, rows: Sequence[list[int]], expected:
             if largest > tolerance(model) or not drawn:
                 break
     return largest
-
-
-@contextmanager
-def _training(model: PreTrainedModel) -> Iterator[None]:
-    with evaluating(model):  # restores the mode of each module
-        model.train()
-        yield
 
 
 @contextmanager
@@ -185,12 +172,6 @@ def _random_numbers(model: PreTrainedModel, seed: int) -> Iterator[list[bool]]:
         yield drawn
         if not torch.equal(before, state()):
             drawn.append(True)
-
-
-def _long_row_flops(model: PreTrainedModel, max_length: int) -> float:
-    """FLOPs of a forward at the length where rotary frequencies change; 0 if no row is as long."""
-    limit = frequency_change_length(model)
-    return 0 if limit is None or max_length <= limit else 2 * model.num_parameters() * 2 * (limit + 8)
 
 
 def _logits(model: PreTrainedModel, rows: Sequence[list[int]]) -> list[Tensor]:
@@ -213,10 +194,7 @@ def _logits(model: PreTrainedModel, rows: Sequence[list[int]]) -> list[Tensor]:
 
 
 def difference(model: PreTrainedModel, one: Tensor, other: Tensor) -> float:
-    """Measure the difference of logits at the same tokens, relative to their spread over the vocabulary.
-
-    Of the worst token; in half precision of the median one.
-    """
+    """Measure the difference of logits relative to their spread, of the worst token; in half precision the median."""
     wide = torch.promote_types(one.dtype, torch.float32)
     one, other = one.to(wide).clamp(-_HUGE, _HUGE), other.to(wide).clamp(-_HUGE, _HUGE)
     apart = (one - other).square().mean(-1).sqrt()
@@ -242,11 +220,7 @@ def random_ids(model: PreTrainedModel, count: int, seed: int) -> list[int]:
 
 
 def _require_known_frequencies(model: PreTrainedModel, max_length: int) -> None:
-    """Refuse a model's own code that computes rotary frequencies by the longest row of a batch.
-
-    Raises:
-        CaldpoError: sequences are long enough for other frequencies.
-    """
+    """Refuse a model's own code that computes rotary frequencies by the longest row, if rows are that long."""
     config: Any = model.config.get_text_config()
     if frequency_change_length(model) is not None or type(model).__module__.startswith("transformers."):
         return

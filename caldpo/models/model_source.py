@@ -36,7 +36,7 @@ class ModelSource(Protocol):
 
     def repository(self) -> Repository | None:
         """Return the repository or folder of the weights; None where they are of this project's own making."""
-        ...
+        return None
 
 
 class Repository(Protocol):
@@ -54,19 +54,8 @@ class Repository(Protocol):
         ...
 
 
-class NoRepository:
-    """Base of the model sources that make their own weights."""
-
-    def repository(self) -> None:
-        return None
-
-
-class WrappedSource:
-    """Base of the model sources that change the weights of another.
-
-    Args:
-        source: of the original weights.
-    """
+class WrappedSource(ModelSource):
+    """Base of the model sources that change the weights of another ``source``."""
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
@@ -98,10 +87,20 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
     Dropout is off by default, as in the DPO reference implementation: the policy's log-probs are compared
     with a reference that has none, and noise in them is noise in the implicit reward. Noise by other names than
     dropout or jitter stays on, and is refused by :func:`caldpo.models.model_probes.require_valid_logprobs`.
+
+    Raises:
+        CaldpoError: the model does not support gradient checkpointing.
     """
     copy_configuration(policy)
     if gradient_checkpointing:
-        _require_checkpointing(policy)
+        if not policy.supports_gradient_checkpointing:
+            raise CaldpoError(
+                f"{type(policy).__name__} does not support gradient checkpointing: its layers cannot recompute"
+                " activations",
+                key="model.gradient_checkpointing",
+                value="true",
+                remedy="set model.gradient_checkpointing=false; activations are then kept, which takes more memory",
+            )
         # renamed in transformers 5; both names take torch.utils.checkpoint's keywords first
         enable = getattr(policy, "activation_checkpointing_enable", None) or policy.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -112,21 +111,6 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
         zero_settings(policy, [(policy.config, "rescale_every", policy.config.rescale_every)])
     policy.config.use_cache = False
     return policy
-
-
-def _require_checkpointing(policy: PreTrainedModel) -> None:
-    """Refuse gradient checkpointing for a model that does not support it.
-
-    Raises:
-        CaldpoError: naming ``model.gradient_checkpointing``.
-    """
-    if not policy.supports_gradient_checkpointing:
-        raise CaldpoError(
-            f"{type(policy).__name__} does not support gradient checkpointing: its layers cannot recompute activations",
-            key="model.gradient_checkpointing",
-            value="true",
-            remedy="set model.gradient_checkpointing=false; activations are then kept, which takes more memory",
-        )
 
 
 def floating_dtype(name: str) -> torch.dtype:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -94,19 +94,15 @@ class OnlyIntegers(TorchDispatchMode):
         unknown = any(t.is_meta for t in tensors)
         if unknown or kwargs.get("device") == _META:
             _require_within(func, args)
-            shapes = func(*_mapped(args, _to_meta), **_mapped(kwargs, _to_meta))
-            if not isinstance(shapes, Tensor) or shapes.is_floating_point() or (unknown and not _takes_shape(func)):
+            meta_args, meta_kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+            shapes = func(*meta_args, **meta_kwargs)
+            name = func.overloadpacket.__name__
+            reads_values = not (name.startswith("new_") or name.endswith("_like"))
+            if not isinstance(shapes, Tensor) or shapes.is_floating_point() or (unknown and reads_values):
                 return shapes
-            kwargs = {**kwargs, "device": torch.device("cpu")}
-            return func(*_mapped(args, _uninitialized), **kwargs)
+            return func(*tree_map_only(Tensor, _uninitialized, args), **{**kwargs, "device": torch.device("cpu")})
         result = func(*args, **kwargs)
-        return _mapped(result, lambda t: _to_meta(t) if t.is_floating_point() and t.dim() else t)
-
-
-def _takes_shape(func: Any) -> bool:
-    """Whether an operation reads the shape of its tensor and no values."""
-    name = func.overloadpacket.__name__
-    return name.startswith("new_") or name.endswith("_like")
+        return tree_map_only(Tensor, lambda t: _to_meta(t) if t.is_floating_point() and t.dim() else t, result)
 
 
 def _require_within(func: Any, args: tuple[Any, ...]) -> None:
@@ -127,16 +123,10 @@ def _require_within(func: Any, args: tuple[Any, ...]) -> None:
             raise IndexError(f"index {int(index.max())} of a table of {rows} rows")
 
 
-def _mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    return tree_map_only(Tensor, function, tree)
-
-
 def _to_meta(tensor: Tensor) -> Tensor:
-    return (
-        tensor
-        if tensor.is_meta
-        else torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_META)
-    )
+    if tensor.is_meta:
+        return tensor
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_META)
 
 
 def _uninitialized(tensor: Tensor) -> Tensor:

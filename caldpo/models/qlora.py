@@ -8,8 +8,8 @@ loaded to, and the quantised one grows as it shrinks. Policy and reference share
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from caldpo.config.bounds import NonNegativeInt, PositiveInt, Rate
-from caldpo.config.extras import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
+from caldpo.models.adapter_folder import require_package
 from caldpo.models.adapters import AdapterSource, Lora
 from caldpo.models.model_source import ModelSource, WrappedSource, floating_dtype
 
@@ -28,6 +27,8 @@ BLOCK, NESTED = 64, 256  # weights with one scale, and scales with one second-le
 Bits = Literal[4, 8]
 
 
+@validated
+@dataclass
 class QLora(Lora):
     """``adapter=qlora``: LoRA on a base that is quantised to 4 or 8 bits; the other arguments are LoRA's.
 
@@ -40,38 +41,17 @@ class QLora(Lora):
 
     kind, option = "QLoRA", "qlora"
 
-    @validated
-    def __init__(
-        self,
-        rank: PositiveInt = 16,
-        alpha: PositiveInt = 32,
-        dropout: Rate = 0.0,
-        target_modules: str | list[str] = "all-linear",
-        seed: NonNegativeInt = 0,
-        init_from: str | None = None,
-        init_mode: Literal["merged", "reference"] = "merged",
-        bits: Bits = 4,
-        quant_type: Literal["nf4", "fp4"] = "nf4",
-        double_quant: bool = True,
-        compute_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same",
-    ) -> None:
-        super().__init__(rank, alpha, dropout, target_modules, seed, init_from, init_mode)
-        self.bits, self.quant_type = bits, quant_type
-        self.double_quant, self.compute_dtype = double_quant, compute_dtype
+    bits: Bits = 4
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    double_quant: bool = True
+    compute_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
 
     def check(self) -> None:
-        """Check that PEFT and bitsandbytes are installed and the earlier adapter exists.
-
-        Raises:
-            CaldpoError: one is missing.
-        """
-        if importlib.util.find_spec("bitsandbytes") is None:
-            remedy = install("adapter", self.option)
-            raise CaldpoError("bitsandbytes is not installed", key="adapter", value=self.option, remedy=remedy)
+        require_package("bitsandbytes", self.option)
         super().check()
 
     def base(self, source: ModelSource) -> ModelSource:
-        """Wrap the source so that matrices are quantised, after an earlier adapter (if any) was merged into them."""
+        # after an earlier adapter was merged into the matrices
         return QuantizedSource(super().base(source), self)
 
 
@@ -83,16 +63,10 @@ class QuantizedSource(WrappedSource):
         self.adapter = adapter
 
     def load_policy(self) -> PreTrainedModel:
-        """Load the model, quantise its matrices, and freeze it.
-
-        Raises:
-            CaldpoError: bitsandbytes is not installed, or the source's model cannot be loaded.
-        """
         self.adapter.check()
         return quantize(self.source.load_policy(), self.adapter)
 
     def skeleton(self) -> PreTrainedModel:
-        """Build the model from its configuration alone, with matrices of as many bytes."""
         model = self.source.skeleton()
         for parent, name, layer in _matrices(model):
             setattr(parent, name, SkeletonLinear(layer, self.adapter.bits, double_quant=self.adapter.double_quant))
@@ -115,9 +89,11 @@ class SkeletonLinear(nn.Linear):
         kind = torch.int8 if bits == 8 else torch.uint8
         self.weight = nn.Parameter(torch.empty(stored, dtype=kind, device=like.device), requires_grad=False)
         blocks = -(-count // BLOCK)
-        scales = (
-            4 * self.out_features if bits == 8 else blocks + 4 * -(-blocks // NESTED) if double_quant else 4 * blocks
-        )
+        scales = 4 * blocks
+        if bits == 8:
+            scales = 4 * self.out_features
+        elif double_quant:
+            scales = blocks + 4 * -(-blocks // NESTED)
         self.register_buffer("scales", torch.empty(scales, dtype=torch.uint8, device=like.device))
         self.bias = layer.bias
 
@@ -195,11 +171,7 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def check_quantized(adapter: AdapterSource, *, sharded: bool) -> None:
-    """Refuse to shard a quantised base over ranks: its scales are no parameters that a strategy could shard.
-
-    Raises:
-        CaldpoError: it would be.
-    """
+    """Refuse to shard a quantised base over ranks: its scales are no parameters that a strategy could shard."""
     if sharded and isinstance(adapter, QLora):
         raise CaldpoError(
             "a quantised base cannot be sharded over devices",
@@ -239,5 +211,4 @@ def _matrices(model: PreTrainedModel) -> list[tuple[nn.Module, str, Any]]:
 
 
 def _features(layer: Any) -> tuple[int, int]:
-    """Number of inputs and outputs."""
     return (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else (layer.nx, layer.nf)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -11,19 +12,12 @@ from caldpo.config.bounds import NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import load_tokenizer
-from caldpo.models.model_source import NoRepository, floating_dtype, prepare_for_training
-
-# Names of the five sizes in GPT-2's configuration, where they differ from Llama's.
-_GPT2_NAMES = {
-    "hidden_size": "n_embd",
-    "num_layers": "n_layer",
-    "num_heads": "n_head",
-    "intermediate_size": "n_inner",
-    "max_position_embeddings": "n_positions",
-}
+from caldpo.models.model_source import ModelSource, floating_dtype, prepare_for_training
 
 
-class RandomModel(NoRepository):
+@validated
+@dataclass
+class RandomModel(ModelSource):
     """Weights drawn from ``seed``; the vocabulary is the tokenizer's.
 
     Args:
@@ -41,43 +35,28 @@ class RandomModel(NoRepository):
         seed: of the weights; runs with other training seeds start from the same model.
     """
 
-    @validated
-    def __init__(
-        self,
-        tokenizer: str,
-        architecture: Literal[
-            "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "smollm3"
-        ] = "llama",
-        hidden_size: PositiveInt = 64,
-        num_layers: PositiveInt = 2,
-        num_heads: PositiveInt = 4,
-        num_key_value_heads: PositiveInt | None = None,
-        intermediate_size: PositiveInt | None = None,
-        max_position_embeddings: PositiveInt = 2048,
-        tie_word_embeddings: bool = False,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        gradient_checkpointing: bool = False,
-        seed: NonNegativeInt = 0,
-    ) -> None:
-        if hidden_size % num_heads:
-            raise CaldpoError(f"must divide model.hidden_size={hidden_size}", key="model.num_heads", value=num_heads)
-        if num_heads % (num_key_value_heads or num_heads):
-            raise CaldpoError(
-                f"must divide model.num_heads={num_heads}",
-                key="model.num_key_value_heads",
-                value=num_key_value_heads,
-            )
-        self.tokenizer, self.architecture, self.dtype, self.seed = tokenizer, architecture, dtype, seed
-        self.gradient_checkpointing = gradient_checkpointing
-        self.sizes = {
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "num_key_value_heads": num_key_value_heads or num_heads,
-            "intermediate_size": intermediate_size or 4 * hidden_size,
-            "max_position_embeddings": max_position_embeddings,
-            "tie_word_embeddings": tie_word_embeddings,
-        }
+    tokenizer: str
+    architecture: Literal[
+        "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "smollm3"
+    ] = "llama"
+    hidden_size: PositiveInt = 64
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    max_position_embeddings: PositiveInt = 2048
+    tie_word_embeddings: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
+    seed: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        for key, heads, whole in (
+            ("num_heads", self.num_heads, "hidden_size"),
+            ("num_key_value_heads", self.num_key_value_heads or self.num_heads, "num_heads"),
+        ):
+            if getattr(self, whole) % heads:
+                raise CaldpoError(f"must divide model.{whole}={getattr(self, whole)}", key=f"model.{key}", value=heads)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.tokenizer, key="model.tokenizer")
@@ -101,15 +80,28 @@ class RandomModel(NoRepository):
         return prepare_for_training(policy, gradient_checkpointing=self.gradient_checkpointing, dropout=False)
 
     def identity(self) -> str:
-        sizes = ", ".join(f"{k} {v}" for k, v in self.sizes.items())
+        sizes = ", ".join(f"{name} {value}" for name, value in self._sizes().items())
         return f"random {self.architecture} (seed {self.seed}; {sizes})"
 
-    def _architecture_sizes(self) -> dict[str, Any]:
+    def _sizes(self) -> dict[str, int]:
+        return {
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "num_key_value_heads": self.num_key_value_heads or self.num_heads,
+            "intermediate_size": self.intermediate_size or 4 * self.hidden_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "tie_word_embeddings": self.tie_word_embeddings,
+        }
+
+    def _architecture_sizes(self) -> dict[str, int]:
         """Rename the sizes to the keys of the architecture's configuration."""
-        if self.architecture == "gpt2":
-            return {_GPT2_NAMES.get(k, k): v for k, v in self.sizes.items() if k != "num_key_value_heads"}
         renamed = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
-        sizes = {renamed.get(k, k): v for k, v in self.sizes.items()}
+        if self.architecture == "gpt2":
+            renamed["intermediate_size"] = "n_inner"
+        sizes = {renamed.get(name, name): value for name, value in self._sizes().items()}
+        if self.architecture == "gpt2":
+            del sizes["num_key_value_heads"]
         if self.architecture in ("gemma2", "gemma3_text", "qwen3"):
-            sizes["head_dim"] = self.sizes["hidden_size"] // self.sizes["num_heads"]
+            sizes["head_dim"] = self.hidden_size // self.num_heads
         return sizes

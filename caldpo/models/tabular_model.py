@@ -7,6 +7,7 @@ log-prob of a response is exactly that of its token; EOS adds exactly 0.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from caldpo.config.bounds import NonNegative, NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.environments.tabular_environment import Table, TabularEnvironment, prompt_text, response_text
 from caldpo.environments.word_tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, word_tokenizer
-from caldpo.models.model_source import NoRepository
+from caldpo.models.model_source import ModelSource
 
 IMPOSSIBLE = -1e4
 """Logit whose probability is exactly 0 in every precision, but finite in float16: -inf times 0 is NaN."""
@@ -110,32 +111,30 @@ AutoConfig.register(TabularConfig.model_type, TabularConfig)
 AutoModelForCausalLM.register(TabularConfig, TabularLM)
 
 
-class TabularModel(NoRepository):
+@validated
+@dataclass
+class TabularModel(ModelSource):
     """The reference policy of a tabular environment, as the policy to start from.
 
     Args:
         prompts, responses, environment_seed, reference_spread: of the environment, the same as the data's.
     """
 
-    @validated
-    def __init__(
-        self,
-        prompts: PositiveInt,
-        responses: PositiveInt,
-        environment_seed: NonNegativeInt,
-        reference_spread: NonNegative,
-    ) -> None:
+    prompts: PositiveInt
+    responses: PositiveInt
+    environment_seed: NonNegativeInt
+    reference_spread: NonNegative
+
+    def __post_init__(self) -> None:
         # rewards are no part of the policy
-        self.environment = TabularEnvironment(prompts, responses, environment_seed, reference_spread, 0.0)
+        self.environment = TabularEnvironment(
+            self.prompts, self.responses, self.environment_seed, self.reference_spread, 0.0
+        )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Build a tokenizer of prompts ``x0, x1, ...`` and responses `` y0``, `` y1``, ..., a token each."""
-        sizes = self.environment
-        return word_tokenizer(
-            map(prompt_text, range(sizes.prompts)),
-            (response_text(j).strip() for j in range(sizes.responses)),
-            max_length=4,
-        )
+        responses = (response_text(j).strip() for j in range(self.responses))
+        return word_tokenizer(map(prompt_text, range(self.prompts)), responses, max_length=4)
 
     def load_policy(self) -> PreTrainedModel:
         policy = self.skeleton()
@@ -144,10 +143,9 @@ class TabularModel(NoRepository):
         return policy
 
     def skeleton(self) -> TabularLM:
-        sizes = self.environment
         ids = {f"{n}_token_id": SPECIAL_TOKENS.index(t) for n, t in (("bos", BOS), ("eos", EOS), ("pad", PAD))}
-        return TabularLM(TabularConfig(sizes.prompts, sizes.responses, **ids))
+        return TabularLM(TabularConfig(self.prompts, self.responses, **ids))
 
     def identity(self) -> str:
-        e = self.environment
-        return f"table of {e.prompts} prompts x {e.responses} responses (seed {e.seed}, spread {e.reference_spread:g})"
+        settings = f"seed {self.environment_seed}, spread {self.reference_spread:g}"
+        return f"table of {self.prompts} prompts x {self.responses} responses ({settings})"

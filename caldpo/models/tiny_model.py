@@ -10,11 +10,11 @@ from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.environments.reviews.sft_policy import SftRecipe, build_tokenizer, model_config, save_sft
 from caldpo.errors import CaldpoError
-from caldpo.models.model_source import NoRepository, prepare_for_training
+from caldpo.models.model_source import ModelSource, prepare_for_training
 from caldpo.utils.folder_cache import cached_folder
 
 
-class TinyModel(NoRepository):
+class TinyModel(ModelSource):
     """The SFT model of the reviews environment.
 
     Its weights are a function of these arguments alone, not of the training seed: the runs of a sweep over seeds start

@@ -23,8 +23,8 @@ from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.adapters import AdapterSource, NoAdapter
 from caldpo.models.model_source import ModelSource
-from caldpo.optim.adamw import AdamW
 from caldpo.optim.optimizer_base import OptimizerChoice
+from caldpo.optim.torch_optimizers import AdamW
 from caldpo.types import PairLogps
 
 if TYPE_CHECKING:

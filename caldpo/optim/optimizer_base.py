@@ -1,21 +1,64 @@
-"""Base of the optimiser builders: early checks, parameter groups, and the interface."""
+"""Base of the optimiser builders: early checks, parameter groups, and learning-rate schedules."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from abc import ABC, abstractmethod
-from typing import Any
+from fractions import Fraction as Exact
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
+from caldpo.config.bounds import Fraction, NonNegativeInt
 from caldpo.config.extras import install
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
+
+
+class Schedule:
+    """Linear warm-up from 0, then a decay to 0 (or none) at the last step.
+
+    Args:
+        decay: shape after the warm-up.
+        warmup_steps: optimiser steps of warm-up; None takes the ratio.
+        warmup_ratio: share of all steps that is warm-up, rounded down (the first step of a warm-up has rate 0).
+    """
+
+    @validated
+    def __init__(
+        self,
+        decay: Literal["constant", "linear", "cosine"] = "cosine",
+        warmup_steps: NonNegativeInt | None = None,
+        warmup_ratio: Fraction = 0.1,
+    ) -> None:
+        self.decay, self.warmup_steps, self.warmup_ratio = decay, warmup_steps, warmup_ratio
+
+    def attach(self, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
+        """Make Lightning's optimiser dictionary, with the schedule stepped at every optimiser step."""
+        from transformers import get_scheduler  # brings PEFT and bitsandbytes along, which other commands do not need
+
+        warmup = share_of(self.warmup_ratio, total_steps) if self.warmup_steps is None else self.warmup_steps
+        name = "constant_with_warmup" if self.decay == "constant" else self.decay
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def share_of(ratio: float, steps: int) -> int:
+    """Compute ``ratio`` of ``steps``, rounded down, with the ratio as written in decimal: 0.29 of 100 is 29.
+
+    The float product is 28.999999999999996.
+    """
+    return math.floor(Exact(repr(float(ratio))) * steps)
 
 
 class OptimizerChoice(ABC):
     """Checks settings early, and builds the optimiser with its schedule: what ``optim=`` chooses."""
 
+    schedule: Schedule
     lr: float  # largest learning rate of the schedule
+    weight_decay: float  # of matrices
     eps: float | None = None  # added to the denominator
     rounds_stochastically = False  # updates of half-precision weights are rounded at random, without bias
     compiled_step = False  # torch.compile makes a kernel for each weight, without a temporary copy
@@ -29,40 +72,38 @@ class OptimizerChoice(ABC):
             precision: ``trainer.precision``.
             sharded: whether its state is sharded over ranks, with the weights or without them.
             replicas: whether several ranks update full weights, each on its own.
-
-        Raises:
-            CaldpoError: naming the key.
         """
 
-    @abstractmethod
     def build(self, policy: nn.Module, total_steps: int, *, scaled: bool = False) -> dict[str, Any]:
-        """Build Lightning's optimiser dictionary.
+        """Build Lightning's optimiser dictionary for the policy's trainable parameters.
 
         Args:
-            policy: whose trainable parameters are updated.
+            policy: the trained model.
             total_steps: optimiser steps of the run, for the schedule.
             scaled: whether float16 arithmetic scales the gradients.
         """
+        return self.schedule.attach(self.optimizer(decay_groups(policy, self.weight_decay), scaled), total_steps)
+
+    @abstractmethod
+    def optimizer(self, groups: list[dict[str, Any]], scaled: bool) -> torch.optim.Optimizer:
+        """Make the optimiser of these parameter groups; see :meth:`build`."""
+
+
+def refused(option: str, why: str, remedy: str) -> CaldpoError:
+    """Build the error about a chosen optimiser."""
+    return CaldpoError(why, key="optim", value=option, remedy=remedy)
 
 
 def require_package(package: str, option: str) -> None:
-    """Check that the package of an option is installed.
-
-    Raises:
-        CaldpoError: it is not, naming the extra that installs it.
-    """
+    """Refuse an option whose package is not installed, naming the extra that installs it."""
     if importlib.util.find_spec(package) is None:
-        raise CaldpoError("not installed", key="optim", value=option, remedy=install("optim", option))
+        raise refused(option, "not installed", install("optim", option))
 
 
 def refuse_sharded(option: str) -> None:
     """Raise for an optimiser whose state cannot be sharded over ranks."""
-    raise CaldpoError(
-        "cannot be sharded over devices",
-        key="optim",
-        value=option,
-        remedy="choose optim=adamw, whose state is sharded like its weights, or trainer.strategy=ddp",
-    )
+    remedy = "choose optim=adamw, whose state is sharded like its weights, or trainer.strategy=ddp"
+    raise refused(option, "cannot be sharded over devices", remedy)
 
 
 def can_fuse(groups: list[dict[str, Any]]) -> bool:

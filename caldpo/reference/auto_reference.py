@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from rich.console import Console
 
-from caldpo.config.bounds import NonNegativeInt
 from caldpo.config.signatures import validated
 from caldpo.models.adapted_policy import is_adapted
 from caldpo.reference.disabled_adapter import Adapter
 from caldpo.reference.frozen_model import Frozen
 from caldpo.reference.precomputed import Precomputed
-from caldpo.reference.reference_base import Reference, ReferenceContext, ReferenceSource
+from caldpo.reference.reference_base import Reference, ReferenceContext
 from caldpo.utils.collectives import is_first_rank
 
 ReferenceMode = Literal["precomputed", "frozen", "adapter"]
 
 
-class Auto:
+@validated
+@dataclass
+class Auto(Precomputed):
     """``reference=auto``: precomputed where the run sees about all of its pairs, else a model in memory.
 
-    Args:
-        path: hub id or folder of another reference; None is the policy's start.
-        distinct: the reference is meant to be another model than the one the policy starts from. Otherwise
-            log-ratios have to be 0 before the first step.
-        cache: folder of the log-probs, shared by all runs that name it.
-        spot_check: pairs recomputed whenever log-probs are read; 0: none.
+    The arguments are :class:`~caldpo.reference.precomputed.Precomputed`'s.
     """
-
-    dtype = "same"
-
-    @validated
-    def __init__(
-        self,
-        path: str | None = None,
-        distinct: bool = False,
-        cache: str = "outputs/cache/reference",
-        spot_check: NonNegativeInt = 8,
-    ) -> None:
-        self.precomputed, self.distinct, self.path = Precomputed(path, distinct, cache, spot_check), distinct, path
-
-    def identity(self, policy: str) -> str:
-        return self.precomputed.identity(policy)
-
-    def check(self) -> None:
-        self.precomputed.check()
 
     def build(self, context: ReferenceContext) -> Reference:
         """Choose the mode, print it with the reason, and build the reference."""
@@ -57,12 +36,9 @@ class Auto:
         )
         if is_first_rank():
             Console().print(f"reference=auto: {mode}, {reason}", soft_wrap=True, highlight=False)
-        sources: dict[ReferenceMode, ReferenceSource] = {
-            "precomputed": self.precomputed,
-            "frozen": Frozen(self.path, "same", self.distinct),
-            "adapter": Adapter(),
-        }
-        return sources[mode].build(context)
+        if mode == "precomputed":
+            return super().build(context)
+        return Adapter().build(context) if mode == "adapter" else Frozen(self.path, self.distinct).build(context)
 
 
 def choose_mode(*, trains: bool, pairs: int, pairs_seen: int, in_policy: bool) -> tuple[ReferenceMode, str]:

@@ -4,66 +4,30 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-import torch
 from transformers import PreTrainedModel
 
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
-from caldpo.logprobs import LogprobEngine
 from caldpo.models.adapted_policy import adapter_off, is_adapted
 from caldpo.models.adapters import AdapterSource, NoAdapter
-from caldpo.models.model_forward import evaluating
-from caldpo.reference.fingerprint import model_configuration, weights_digest
-from caldpo.reference.reference_base import Logps, ReferenceContext, ReferenceSource
-from caldpo.reference.reference_load import HeldOutCache, describe_reference
+from caldpo.reference.frozen_model import ModelReference
+from caldpo.reference.reference_base import ReferenceContext, ReferenceSource
 from caldpo.reference.tolerances import rounding_tolerance
-from caldpo.types import PairBatch
 
 
-class AdapterReference:
+class AdapterReference(ModelReference):
     """Runs the frozen base of the policy's adapter."""
 
-    def __init__(self, policy: PreTrainedModel, rounding: float = 0.0, *, sharded: bool = False) -> None:
-        self.policy, self.rounding = policy, rounding
-        self.engine, self._held_out = LogprobEngine(policy), HeldOutCache(sharded=sharded)
-        self._configuration = model_configuration(policy)  # at the start
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.policy.dtype
-
-    def facts(self) -> dict[str, str]:
-        return {**self._configuration, "weights": weights_digest(self.policy)}
-
-    def prepare(self) -> None:
-        """Nothing: the policy is loaded."""
-
-    def logps(self, batch: PairBatch) -> Logps:
-        if (cached := self._held_out.get(batch)) is not None:
-            return cached
-        with self.live() as model, evaluating(model):
-            logps = self.engine(batch)
-        self._held_out.put(batch, logps)
-        return logps
-
     def live(self) -> AbstractContextManager[PreTrainedModel]:
-        return adapter_off(self.policy)
+        return adapter_off(self.model)
 
 
-class Adapter:
+class Adapter(ReferenceSource):
     """``reference=adapter``: the policy with its adapter disabled."""
-
-    distinct, path, dtype = False, None, "same"
 
     @validated
     def __init__(self) -> None:
-        pass
-
-    def identity(self, policy: str) -> str:
-        return describe_reference(None, policy, self.distinct)
-
-    def check(self) -> None:
-        """Nothing to check before the policy is loaded."""
+        super().__init__()
 
     def build(self, context: ReferenceContext) -> AdapterReference:
         """Build the reference from the policy without its adapter.

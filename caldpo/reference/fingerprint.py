@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
@@ -48,13 +48,7 @@ _NO_EFFECT = {
 def model_facts(
     model: PreTrainedModel, device: torch.device, precision: AbstractContextManager[object]
 ) -> dict[str, str]:
-    """Collect what determines log-probs beside the tokens, of the model without an adapter that is trained.
-
-    Args:
-        model: the reference.
-        device: where it computes.
-        precision: the context in which it computes.
-    """
+    """Collect what determines log-probs beside the tokens: a reference, and where and in which context it computes."""
     with precision:
         enabled = torch.is_autocast_enabled(device.type)
         autocast = str(torch.get_autocast_dtype(device.type)) if enabled else "off"
@@ -99,33 +93,22 @@ def weights_digest(model: PreTrainedModel) -> str:
     weights = dict(base_weights(model))
     sharded = any(isinstance(value, DTensor) for value in weights.values())
     reads = not sharded or is_first_rank()
-    digests: dict[tuple[str, int], str] = {}
+    # sharded weights are gathered one at a time; else hashlib, which releases the GIL, has all at once
+    batches = [[item] for item in weights.items()] if sharded else [list(weights.items())]
+    contents: list[list[Any]] = []
     total = sum(value.nbytes for value in weights.values())
-    # hashlib releases the GIL
     with (
         DelayedProgress("Reading the reference's weights", total) as bar,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):
-        pending: dict[Future[str], tuple[str, int, int]] = {}
-
-        def collect() -> None:
-            for done in as_completed(pending):
-                name, start, size = pending[done]
-                digests[name, start] = done.result()
-                bar.advance(size)
-            pending.clear()
-
-        for name, value in weights.items():
-            gathered_value = full_tensor(value)
-            if reads:
-                pieces = _pieces(gathered_value)
-                pending |= {pool.submit(_content, piece): (name, start, piece.nbytes) for start, piece in pieces}
-            if sharded:  # one full weight at a time
-                collect()
-        collect()
+        for batch in batches:
+            full_values = [(name, full_tensor(value)) for name, value in batch]
+            pieces = [(name, *piece) for name, value in full_values for piece in _pieces(value)] if reads else []
+            for (name, start, piece), digest in zip(pieces, pool.map(_content, [p for *_, p in pieces]), strict=True):
+                contents.append([name, start, digest])
+                bar.advance(piece.nbytes)
     shapes = {name: [str(value.dtype), *value.shape] for name, value in weights.items()}
-    contents = [[name, start, digest] for (name, start), digest in sorted(digests.items())]
-    digest = json_digest([shapes, contents])
+    digest = json_digest([shapes, sorted(contents)])
     return all_gather(digest)[0] if sharded else digest
 
 

@@ -73,9 +73,7 @@ class LogpStore:
     def fill(self, compute: Compute, distrusted: Iterable[str] = ()) -> list[PartValues]:
         """Read each part in order, or compute it, or wait for another process that does.
 
-        Args:
-            compute: the values of some rows.
-            distrusted: checksums of values that are to be computed again.
+        Values whose checksum is ``distrusted`` are computed again.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         refused, reported = frozenset(distrusted), False
@@ -92,12 +90,7 @@ class LogpStore:
         return [done[part] for part in self.parts]
 
     def fill_together(self, compute: Compute, distrusted: Iterable[str] = ()) -> list[PartValues]:
-        """Do the same where all ranks compute each part together: the first one reads, waits and writes.
-
-        Args:
-            compute: the values of some rows, the same on every rank.
-            distrusted: as in :meth:`fill`.
-        """
+        """Do the same where all ranks compute each part together: the first one reads, waits and writes."""
         return [self._read_or_compute_together(part, compute, frozenset(distrusted)) for part in self.parts]
 
     def read(self, part: Part) -> PartValues | None:
@@ -134,8 +127,7 @@ class LogpStore:
 
     def _read_or_compute(self, part: Part, compute: Compute, refused: frozenset[str]) -> PartValues | None:
         """Return the values of the part; None while another process computes it."""
-        values, _ = self._trusted(part, refused)
-        if values is not None:
+        if (values := self._trusted(part, refused)) is not None:
             return values
         lock = FileLock(part.path.with_suffix(".lock"))
         try:
@@ -143,10 +135,7 @@ class LogpStore:
         except Timeout:
             return None
         try:  # `with lock` would take it a second time, and leave it taken
-            values, fault = self._trusted(part, refused)  # another process may have been faster
-            if values is None and fault:
-                self.report(f"{part.path} {fault}: computed again")
-            return values or self.write(part, compute(part.rows))
+            return self._trusted(part, refused, locked=True) or self.write(part, compute(part.rows))
         finally:
             lock.release()
 
@@ -157,12 +146,10 @@ class LogpStore:
             if not is_first_rank():
                 return None
             self.folder.mkdir(parents=True, exist_ok=True)
-            stored, _ = self._trusted(part, refused)
+            stored = self._trusted(part, refused)
             if stored is None:
                 lock.acquire()
-                stored, fault = self._trusted(part, refused)
-                if stored is None and fault:
-                    self.report(f"{part.path} {fault}: computed again")
+                stored = self._trusted(part, refused, locked=True)
             return stored
 
         try:
@@ -175,15 +162,22 @@ class LogpStore:
         assert result is not None  # the first rank has read it or written it
         return result
 
-    def _trusted(self, part: Part, refused: frozenset[str]) -> tuple[PartValues | None, str | None]:
-        """Read values; or return their fault, None if there are no values."""
+    def _trusted(self, part: Part, refused: frozenset[str], *, locked: bool = False) -> PartValues | None:
+        """Read values that are neither damaged nor refused; ``locked``: report others, as this process replaces them.
+
+        Without the lock another process may be doing so.
+        """
         try:
             values = self.read(part)
         except DamagedPartError as damage:
-            return None, f"is damaged: {damage}"
-        if values is not None and values.checksum in refused:
-            return None, "holds other values than the reference computes"
-        return values, None
+            fault = f"is damaged: {damage}"
+        else:
+            if values is None or values.checksum not in refused:
+                return values
+            fault = "holds other values than the reference computes"
+        if locked:
+            self.report(f"{part.path} {fault}: computed again")
+        return None
 
     def _checksum(self, part: Part, values: Tensor) -> str:
         """Digest of the values, key and rows, so that a file in the wrong place is detected, too."""

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,8 +23,8 @@ from caldpo.models.adapted_policy import adapter_off, is_adapted
 from caldpo.models.model_forward import evaluating
 from caldpo.reference.fingerprint import MANIFEST, difference, key_of, model_configuration, model_facts, weights_digest
 from caldpo.reference.logprob_store import LogpStore
-from caldpo.reference.reference_base import Logps, ReferenceContext
-from caldpo.reference.reference_load import check_path, describe_reference, load_other, match_policy, require_path
+from caldpo.reference.reference_base import Logps, Reference, ReferenceContext, ReferenceSource
+from caldpo.reference.reference_load import load_other, match_policy
 from caldpo.reference.tolerances import exceeds_rounding, relative_difference, rounding_tolerance
 from caldpo.types import PairBatch
 from caldpo.utils.collectives import all_gather, fresh_seed, is_first_rank, shard_items, true_on_any_rank
@@ -37,11 +38,7 @@ class PrecomputedReference:
     The policy's own starting weights are run by the policy itself, before its first step; another model is loaded
     for the computation and released after it. Batches of other splits are run through the model.
 
-    Args:
-        context: policy, tokens and precision of the run.
-        path: hub id or folder of another reference; None is the policy's start.
-        cache: folder with a folder for each split's log-probs.
-        spot_check: pairs that are recomputed whenever log-probs are read.
+    The arguments are :class:`Precomputed`'s.
     """
 
     def __init__(self, context: ReferenceContext, path: str | None, cache: Path, spot_check: int) -> None:
@@ -161,25 +158,19 @@ class PrecomputedReference:
             fill = store.fill_together if self.context.sharded else store.fill
             parts = fill(compute)
             values = torch.cat([part.values for part in parts], dim=1)
-            device = self.context.device
-            new = true_on_any_rank(
-                [part.computed for part in parts], device
-            )  # one rank reads what another has computed
-            old = [
-                pair for pair, computed in zip(zip(store.parts, parts, strict=True), new, strict=True) if not computed
-            ]
-            rows_read = [row for part, _ in old for row in part.rows]
+            new = true_on_any_rank([part.computed for part in parts])  # one rank reads what another has computed
+            rows_read = [row for part, fresh in zip(store.parts, new, strict=True) if not fresh for row in part.rows]
             # a new seed for each run, so that over many runs many pairs are checked; the same on all ranks
-            checked = sorted(random.Random(fresh_seed(device)).sample(rows_read, min(self.spot_check, len(rows_read))))
+            checked = sorted(random.Random(fresh_seed()).sample(rows_read, min(self.spot_check, len(rows_read))))
             fault = self._fault(split, checked, values, engine) if checked else None
-            if true_on_any_rank([fault is not None], device)[0]:
+            if true_on_any_rank([fault is not None])[0]:
                 _report(f"{store.folder}: {fault or 'wrong on another rank'}; all of it is computed again")
-                parts = fill(compute, [part.checksum for _, part in old])
+                parts = fill(compute, [part.checksum for part, fresh in zip(parts, new, strict=True) if not fresh])
                 values = torch.cat([part.values for part in parts], dim=1)
         return values
 
     def _fault(self, split: str, rows: list[int], values: Tensor, engine: LogprobEngine) -> str | None:
-        """Recompute the values at some rows; describe by how much they differ, None if they do not."""
+        """Recompute some rows; describe by how much the values differ, None if they do not."""
         fresh = self._compute(split, rows, engine)
         differences = (fresh - values[:, rows]).abs()
         sizes = relative_difference(differences, fresh)
@@ -214,42 +205,29 @@ class PrecomputedReference:
         return values
 
 
-class Precomputed:
+@validated
+@dataclass
+class Precomputed(ReferenceSource):
     """``reference=precomputed``: log-probs on disk, of the policy's own starting weights or of another model.
 
     Args:
-        path: hub id or folder of another reference; None is the policy's start.
-        distinct: the reference is meant to be another model than the one the policy starts from. Otherwise
-            log-ratios have to be 0 before the first step.
+        path, distinct: as of :class:`~caldpo.reference.reference_base.ReferenceSource`.
         cache: folder of the log-probs, shared by all runs that name it.
         spot_check: pairs recomputed whenever log-probs are read; 0: none.
     """
 
-    dtype = "same"
-
-    @validated
-    def __init__(
-        self,
-        path: str | None = None,
-        distinct: bool = False,
-        cache: str = "outputs/cache/reference",
-        spot_check: NonNegativeInt = 8,
-    ) -> None:
-        require_path(path, distinct)
-        self.path, self.distinct, self.cache, self.spot_check = path, distinct, cache, spot_check
-
-    def identity(self, policy: str) -> str:
-        return describe_reference(self.path, policy, self.distinct)
+    cache: str = "outputs/cache/reference"
+    spot_check: NonNegativeInt = 8
 
     def check(self) -> None:
-        check_path(self.path)
+        super().check()
         cache = Path(self.cache).absolute()
         existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
         # a read-only folder is fine as long as nothing is missing from it
         if not existing.is_dir() or (existing != cache and not os.access(existing, os.W_OK)):
             raise _cannot_write(self.cache, f"{existing} is not a writable folder")
 
-    def build(self, context: ReferenceContext) -> PrecomputedReference:
+    def build(self, context: ReferenceContext) -> Reference:
         """Build the reference; its ``prepare`` computes, on all ranks together."""
         return PrecomputedReference(context, self.path, Path(self.cache), self.spot_check)
 

@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.distributed.strategy_interface import policy_strategy
+from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.adapted_policy import set_dora_magnitudes
+from caldpo.models.hub_model import check_causal_lm
 from caldpo.models.model_source import ModelSource, load_on_rank
 from caldpo.types import PairBatch
 
@@ -100,39 +102,43 @@ class ReferenceContext:
         return model
 
 
-class ReferenceSource(Protocol):
-    """Identifies and builds the reference: what ``reference=`` chooses."""
+@dataclass
+class ReferenceSource:
+    """Identifies and builds the reference: what ``reference=`` chooses.
 
-    @property
-    def distinct(self) -> bool:
-        """Whether the reference is meant to be another model than the one that the policy starts from."""
-        ...
+    Args:
+        path: hub id or folder of another reference; None is the policy's start.
+        distinct: the reference is meant to be another model than the one the policy starts from. Otherwise
+            log-ratios have to be 0 before the first step.
+    """
 
-    @property
-    def path(self) -> str | None:
-        """Hub id or folder of another model; None: the weights that the policy starts from."""
-        ...
+    dtype = "same"  # of the weights: the policy's
 
-    @property
-    def dtype(self) -> str:
-        """Of the weights; ``same``: the policy's."""
-        ...
+    path: str | None = None
+    distinct: bool = False
+
+    def __post_init__(self) -> None:
+        if self.distinct and self.path is None:
+            raise CaldpoError(
+                "the reference is the policy's own start unless reference.path names another",
+                key="reference.distinct",
+                value=self.distinct,
+                remedy="give reference.path as well",
+            )
 
     def identity(self, policy: str) -> str:
         """Describe the reference in one line, the same in every mode; ``policy`` is the policy's identity."""
-        ...
+        suffix = ", meant to differ from the policy's start" if self.distinct else ""
+        return (self.path or f"the policy's starting weights, {policy}") + suffix
 
     def check(self) -> None:
-        """Check before weights load that the reference can be built.
-
-        Raises:
-            CaldpoError: it cannot.
-        """
-        ...
+        """Refuse before weights load a reference that cannot be built."""
+        if self.path is not None:
+            check_causal_lm(self.path, key="reference.path")
 
     def build(self, context: ReferenceContext) -> Reference:
         """Build the reference, before the first step, while the policy has its starting weights."""
-        ...
+        raise NotImplementedError
 
 
 def in_run_dtype(trainer: pl.Trainer, model: PreTrainedModel) -> PreTrainedModel:
@@ -155,16 +161,14 @@ def reference_context(
     pairs_seen: int,
     facts: Mapping[str, str],
 ) -> ReferenceContext:
-    """Gather what a reference is built from.
+    """Gather what a reference is built from, see :class:`ReferenceContext`.
 
     Args:
-        policy: with its starting weights, its adapter in place, in the run's dtype.
         source: of the policy's weights.
         loss: tells whether the training pairs' log-probs are needed; the held-out pairs' always are.
         data: prepared.
         trainer: built, so that device and precision are determined.
-        pairs_seen: training pairs of all optimiser steps, repeats counted.
-        facts: sources of the tokens, for people, beside the limits of truncation.
+        facts: sources of the tokens, to which the limits of truncation are added.
     """
     limits = f"at most {data.max_length} tokens, of which {data.max_prompt_length} of the prompt"
     strategy = policy_strategy(trainer.strategy)

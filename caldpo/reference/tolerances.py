@@ -77,10 +77,9 @@ def check_start(
         largest, mean: relative log-ratios, see :func:`largest_and_mean`.
         policy, reference: dtypes of the weights.
         rounding: of the reference's log-probs.
-        of: the pairs.
 
     Raises:
-        CaldpoError: they are not, so the reference is not the model that the policy starts from.
+        CaldpoError: the reference is not the model that the policy starts from.
     """
     if not exceeds_rounding(largest, mean, max(1e-5 if policy == reference else 2e-2, rounding)):
         return

@@ -26,7 +26,7 @@ from caldpo.reference.reference_base import ReferenceContext, in_run_dtype
 from caldpo.replay.inspected_pass import InspectedPass, group_of, run_pass
 from caldpo.resume.config_diff import differences, read_config
 from caldpo.resume.pins import pin_model
-from caldpo.resume.resume_overrides import recorded_config
+from caldpo.resume.resume_command import recorded_config
 from caldpo.run_settings import RunSettings
 from caldpo.types import PairBatch
 from caldpo.utils.atomic_io import write_text

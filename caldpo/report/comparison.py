@@ -9,8 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from omegaconf import DictConfig, OmegaConf
-
 from caldpo.config.bounds import PositiveInt
 from caldpo.config.find_runs import find_runs, no_folder_error
 from caldpo.config.signatures import validated
@@ -21,16 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from caldpo.report.grouping import RunGroup
-
-
-def compare(cfg: DictConfig) -> None:
-    """Compare the runs that ``conf/compare.yaml`` names.
-
-    Raises:
-        CaldpoError: see :func:`compare_runs`.
-    """
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    compare_runs(**{str(key): value for key, value in plain.items() if key != "hydra"})  # type: ignore[union-attr]
 
 
 @validated
@@ -77,7 +65,6 @@ def compare_runs(
 
 
 def _require_finished(groups: Sequence[RunGroup], sweep: str) -> list[RunGroup]:
-    """Return the groups that have figures to compare."""
     from caldpo.report.escaping import shorten
     from caldpo.report.shown_metrics import CHOSEN
 
@@ -88,20 +75,14 @@ def _require_finished(groups: Sequence[RunGroup], sweep: str) -> list[RunGroup]:
         for run in runs:
             by_reason.setdefault(f"{run.status}, {shorten(run.error or '')}", []).append(run.name)
         reasons = [f"  {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
-        raise CaldpoError(
-            "\n".join(["no run finished, so there is nothing to compare", *reasons]),
-            key="sweep",
-            value=sweep,
-            remedy="see error.txt and metrics.csv in the runs' folders, mend the cause and train again",
-        )
+        message = "\n".join(["no run finished, so there is nothing to compare", *reasons])
+        remedy = "see error.txt and metrics.csv in the runs' folders, mend the cause and train again"
+        raise CaldpoError(message, key="sweep", value=sweep, remedy=remedy)
     if not any(CHOSEN.curve(run.curves) for group in finished for run in group.finished):
         notes = [f"  {run.name}: {note}" for run in runs if run.finished for note in run.notes]
-        raise CaldpoError(
-            "\n".join([f"no finished run has {CHOSEN.name} in its metrics.csv", *notes]),
-            key="sweep",
-            value=sweep,
-            remedy="check that the runs' metrics.csv were copied whole, or train again",
-        )
+        message = "\n".join([f"no finished run has {CHOSEN.name} in its metrics.csv", *notes])
+        remedy = "check that the runs' metrics.csv were copied whole, or train again"
+        raise CaldpoError(message, key="sweep", value=sweep, remedy=remedy)
     return finished
 
 
@@ -140,8 +121,7 @@ def _write(
                 (place / name).unlink(missing_ok=True)  # of an earlier comparison of other runs
         write_comparison(place / "comparison.csv", groups)
         tasks = [task for folder in folders if (task := _sweep_overrides(folder))]
-        text = report(groups, place, band, drawn, tasks, compared=folders, failed=failed)
-        write_text(place / "report.md", text)
+        write_text(place / "report.md", report(groups, folders, band, drawn, tasks, failed))
     except OSError as error:
         raise CaldpoError(
             f"the report cannot be written: {error.strerror or error}",
@@ -159,15 +139,14 @@ def _is_drawn(make: Callable[[], Figure | None], path: Path, dpi: int, failed: l
 
     try:
         figure = make()
-        if figure is None:
-            return False
-        save(figure, path, dpi)
+        if figure is not None:
+            save(figure, path, dpi)
+        return figure is not None
     except OSError:
         raise
     except Exception as error:  # of whatever is in the runs' files; the other figures and all tables are not to be lost
         failed.append(f"{path.name} could not be drawn: {describe_error(error)}")
         return False
-    return True
 
 
 def _sweep_overrides(folder: Path) -> list[str] | None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from caldpo.report import shown_metrics
-from caldpo.report.comparison_facts import finished_runs, headline, seeds_text
+from caldpo.report.comparison_facts import count_text, finished_runs, headline
 from caldpo.report.escaping import one_line, shorten
 from caldpo.report.evaluation_results import evaluated, suites_of
 from caldpo.report.evaluation_tables import faults
@@ -26,7 +26,8 @@ def print_comparison(
     finished = [group for group in groups if group.finished]
     columns = [metric for metric in shown_metrics.CONSOLE if any(group.finals(metric.final) for group in finished)]
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.title = Text(f"Final held-out figures: {headline(finished)} · {seeds_text(finished)}")
+    seeds = count_text(group.seeds for group in finished)
+    table.title = Text(f"Final held-out figures: {headline(finished)} · {seeds}")
     # labels break between overrides, never inside one: which group a row is has to be readable
     widest = max((len(word) for group in finished for word in group.label.split()), default=0)
     table.add_column("setting", min_width=widest, overflow="fold")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from caldpo.metric_definitions import REWARD_UNIT, MetricDefinition
-from caldpo.report.grouping import RunGroup
+from caldpo.report.escaping import first_of, shorten
+from caldpo.report.grouping import RunGroup, differences, is_within
 from caldpo.report.run_files import Run, is_number
 from caldpo.utils.yaml_io import flatten
 
@@ -21,15 +22,10 @@ def finished_runs(groups: Iterable[RunGroup]) -> list[Run]:
     return [run for group in groups for run in group.finished]
 
 
-def unfinished_runs(groups: Iterable[RunGroup]) -> list[Run]:
-    """List every other run."""
-    return [run for group in groups for run in group.runs if not run.finished]
-
-
 def varied(runs: Iterable[Run], read: Callable[[Run], Any], limit: int = 4) -> str | None:
     """Read a value of all runs: the one they share, or the distinct ones joined; None where there is none."""
-    values = [value for run in runs if (value := read(run)) is not None]
-    return _joined(values, limit) if values else None
+    values = [str(value) for run in runs if (value := read(run)) is not None]
+    return first_of(list(dict.fromkeys(values)), limit) if values else None
 
 
 def choice(runs: Iterable[Run], config_group: str) -> str | None:
@@ -49,24 +45,16 @@ def steps(runs: Iterable[Run]) -> str | None:
 def headline(groups: Sequence[RunGroup]) -> str:
     """Put data, model and steps on one line, for titles."""
     runs = finished_runs(groups)
-    choices = {"data": choice(runs, "data"), "model": choice(runs, "model")}
-    parts = [f"{name} {value if len(value) <= 60 else value[:57] + '...'}" for name, value in choices.items() if value]
+    parts = [f"{name} {shorten(value, 60)}" for name in ("data", "model") if (value := choice(runs, name))]
     return " · ".join([*parts, f"{steps(runs) or 'unknown'} steps"])
 
 
-def seeds_text(groups: Sequence[RunGroup]) -> str:
-    """Say over how many seeds means are taken."""
-    return count_text(group.seeds for group in groups)
-
-
 def count_text(counts: Iterable[int]) -> str:
-    """Say the same of the number of each group's seeds."""
+    """Say over how many seeds means are taken, of each group's number of them."""
     distinct = sorted(set(counts))
     if distinct == [1]:
         return "1 seed"
-    if len(distinct) == 1:
-        return f"mean over {distinct[0]} seeds"
-    return f"mean over {distinct[0]} to {distinct[-1]} seeds"
+    return f"mean over {' to '.join(map(str, sorted({distinct[0], distinct[-1]})))} seeds"
 
 
 def reward_unit(groups: Iterable[RunGroup]) -> str:
@@ -91,22 +79,15 @@ def shared_facts(runs: Sequence[Run], part: str) -> dict[str, str]:
     """Return plain entries of a part of ``summary.json`` (``versions``), flat; values that differ are all named."""
     entries = [flatten(run.summary.get(part, {})) for run in runs]
     keys = dict.fromkeys(key for entry in entries for key, value in entry.items() if _is_plain(value))
-    return {key: _joined(entry[key] for entry in entries if key in entry) for key in keys}
+    values = {key: dict.fromkeys(str(entry[key]) for entry in entries if key in entry) for key in keys}
+    return {key: first_of(list(distinct), 4) for key, distinct in values.items()}
 
 
-def unfair_differences(differing: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Select, of the configuration keys in which groups differ, those outside the loss."""
-    return {
-        key: values
-        for key, values in differing.items()
-        if not any(key == part or key.startswith(f"{part}.") for part in LOSS_KEYS)
-    }
+def unfair_differences(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:
+    """List the configuration keys outside the loss in which groups differ, with their distinct values."""
+    differing = differences([group.config for group in groups])
+    return {key: values for key, values in differing.items() if not is_within(key, LOSS_KEYS)}
 
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float) and "\n" not in str(value)
-
-
-def _joined(values: Iterable[Any], limit: int = 4) -> str:
-    distinct = list(dict.fromkeys(map(str, values)))
-    return ", ".join(distinct[:limit]) + (f" and {len(distinct) - limit} more" if len(distinct) > limit else "")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from caldpo.metric_definitions import MetricDefinition
 from caldpo.report import shown_metrics
-from caldpo.report.comparison_facts import seeds_text
+from caldpo.report.comparison_facts import count_text
 from caldpo.report.comparison_facts import unit as unit_of
 from caldpo.report.grouping import RunGroup
 from caldpo.report.plot_style import Look, drawing, grid_shape, linear_limit, looks, set_symmetric_log
@@ -42,28 +42,21 @@ class Panel:
 
 
 PANELS = (
-    (
-        Panel(shown_metrics.CHOSEN, "Chosen log-ratio", 0.0, shaded=True),
-        Panel(shown_metrics.REJECTED, "Rejected log-ratio", 0.0),
-        Panel(shown_metrics.MARGIN, "Log-ratio margin", 0.0),
-        Panel(shown_metrics.ACCURACY, "Accuracy", 0.5, share=True),
-    ),
-    (
-        Panel(shown_metrics.CHOSEN_REWARD, "Chosen implicit reward", 0.0, shaded=True),
-        Panel(shown_metrics.REJECTED_REWARD, "Rejected implicit reward", 0.0),
-        Panel(shown_metrics.REWARD_MARGIN, "Reward margin", 0.0),
-        Panel(shown_metrics.DISPLACEMENT, "Displacement", 0.0, share=True),
-    ),
+    Panel(shown_metrics.CHOSEN, "Chosen log-ratio", 0.0, shaded=True),
+    Panel(shown_metrics.REJECTED, "Rejected log-ratio", 0.0),
+    Panel(shown_metrics.MARGIN, "Log-ratio margin", 0.0),
+    Panel(shown_metrics.ACCURACY, "Accuracy", 0.5, share=True),
+    Panel(shown_metrics.CHOSEN_REWARD, "Chosen implicit reward", 0.0, shaded=True),
+    Panel(shown_metrics.REJECTED_REWARD, "Rejected implicit reward", 0.0),
+    Panel(shown_metrics.REWARD_MARGIN, "Reward margin", 0.0),
+    Panel(shown_metrics.DISPLACEMENT, "Displacement", 0.0, share=True),
 )
 
 
 def reward_dynamics(groups: Sequence[RunGroup], headline: str, kind: BandKind) -> Figure:
     """Draw log-ratios, implicit rewards, margin, accuracy and displacement of every group over optimiser steps.
 
-    Args:
-        groups: with at least one finished run each.
-        headline: what was trained on what, for the title.
-        kind: what the bands show.
+    Each group has a finished run; ``headline`` is the title's second line.
     """
     with drawing():
         names = [textwrap.fill(label, 60) for label in _legend_labels(groups)]
@@ -73,10 +66,10 @@ def reward_dynamics(groups: Sequence[RunGroup], headline: str, kind: BandKind) -
         lines = max(sum(name.count("\n") + 1 for name in names[i * rows : (i + 1) * rows]) for i in range(columns))
         size = 15, 7.6 + 0.23 * max(0, lines - 2)
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-        figure.suptitle(f"Held-out reward dynamics\n{headline} · {seeds_text(groups)}, {BAND_TEXT[kind]}", fontsize=11)
-        styles = looks(groups)
-        grid = figure.subplots(2, 4, sharex=True)
-        for axes, panel in zip(grid.flat, (panel for row in PANELS for panel in row), strict=True):
+        seeds = count_text(group.seeds for group in groups)
+        figure.suptitle(f"Held-out reward dynamics\n{headline} · {seeds}, {BAND_TEXT[kind]}", fontsize=11)
+        styles, grid = looks(groups), figure.subplots(2, 4, sharex=True)
+        for axes, panel in zip(grid.flat, PANELS, strict=True):
             _draw_panel(axes, panel, groups, styles, kind)
         for axes in grid[1]:
             axes.set_xlabel("optimiser step")
@@ -84,14 +77,8 @@ def reward_dynamics(groups: Sequence[RunGroup], headline: str, kind: BandKind) -
             Line2D([], [], color=s.colour, linestyle=s.dash, marker=s.marker, markersize=5, label=label)
             for s, label in zip(styles, names, strict=True)
         ]
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=columns,
-            frameon=False,
-            fontsize=10,
-            handlelength=3.2,
-        )
+        below = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+        figure.legend(handles=handles, fontsize=10, handlelength=3.2, **below)
     return figure
 
 
@@ -118,17 +105,8 @@ def _draw_band(axes: Axes, look: Look, curve: Band, place: int) -> None:
     every = max(1, len(curve.steps) // 5)
     # Others for each group, so that those of equal curves are all seen; the final value always carries its marker.
     marked = {*range((len(curve.steps) - 1 + place) % every, len(curve.steps), every), len(curve.steps) - 1}
-    axes.plot(
-        curve.steps,
-        curve.mean,
-        color=look.colour,
-        linestyle=look.dash,
-        marker=look.marker,
-        markevery=sorted(marked),
-        markersize=4.5,
-        linewidth=look.width,
-        zorder=look.zorder,
-    )
+    style = {"color": look.colour, "linestyle": look.dash, "linewidth": look.width, "zorder": look.zorder}
+    axes.plot(curve.steps, curve.mean, marker=look.marker, markevery=sorted(marked), markersize=4.5, **style)
 
 
 def _shade_below_zero(axes: Axes) -> None:
@@ -172,14 +150,13 @@ def loss_terms(groups: Sequence[RunGroup], headline: str) -> Figure | None:
     colours = dict(zip(names, itertools.cycle(TERM_COLOURS)))
     with drawing():
         figure = Figure(figsize=(max(7.0, 1.0 + 3.2 * columns), 1.5 + 2.4 * rows), layout="constrained")
-        seeds = seeds_text([group for group, _ in panels])
+        seeds = count_text(group.seeds for group, _ in panels)
         figure.suptitle(f"Shares of the loss terms on held-out pairs\n{headline} · {seeds}", fontsize=11)
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for axes, (group, (steps, shares)) in zip(grid.flat, panels, strict=False):
             axes.stackplot(steps, *shares.values(), colors=[colours[name] for name in shares])
-            axes.set(
-                title=textwrap.fill(group.label, 40), ylim=(0, 1), xlim=(steps[0], steps[-1]), xlabel="optimiser step"
-            )
+            axes.set(title=textwrap.fill(group.label, 40), xlabel="optimiser step")
+            axes.set(ylim=(0, 1), xlim=(steps[0], steps[-1]))
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
@@ -191,11 +168,9 @@ def loss_terms(groups: Sequence[RunGroup], headline: str) -> Figure | None:
 
 
 def term_shares(group: RunGroup) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]] | None:
-    """Compute the share of each term in the sum of the terms' absolute values, mean over seeds, shape ``(steps,)``.
+    """Compute steps, and shares of the terms in the sum of their absolute values, means over seeds, ``(steps,)``.
 
-    Returns:
-        Steps and shares; terms that are 0 throughout are left out. None where no term was logged, or only
-        at a single step.
+    Terms that are 0 throughout are left out. None where no term was logged, or only at a single step.
     """
     prefix = "val/terms/"
     names = sorted({name for run in group.finished for name in run.curves if name.startswith(prefix)})

@@ -1,8 +1,4 @@
-"""Escape foreign text on its way into a document: names, errors and overrides are whatever a run's folder holds.
-
-The one place where such text becomes part of Markdown, of a command to copy, or of a spreadsheet. In a template every
-value is escaped unless it is :class:`Markdown` already. No heavy imports.
-"""
+"""Escape text from a run's folder on its way into Markdown, a command to copy, or a spreadsheet. No heavy imports."""
 
 from __future__ import annotations
 
@@ -67,10 +63,15 @@ def shorten(text: str, limit: int = 300) -> str:
 
 
 def listed(values: Iterable[object], limit: int | None = None) -> Markdown:
-    """Join escaped values by commas; of more than ``limit`` the first ones, the others counted."""
+    """Escape and join values."""
     items = [plain(value) for value in values]
-    more = f" and {len(items) - limit} more" if limit is not None and len(items) > limit else ""
-    return Markdown(", ".join(items[:limit]) + more)
+    return Markdown(first_of(items, len(items) if limit is None else limit))
+
+
+def first_of(texts: Sequence[str], limit: int) -> str:
+    """Join texts by commas, as they are; of more than ``limit`` the first ones, the others counted."""
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more
 
 
 def command(arguments: Iterable[str]) -> str:
@@ -123,9 +124,7 @@ def _escape(special: re.Match[str]) -> str:
 
 
 def _quoted(argument: str) -> str:
-    if argument.isprintable():
-        return shlex.quote(argument)
-    return f"$'{''.join(map(_ansi_c, argument))}'"
+    return shlex.quote(argument) if argument.isprintable() else f"$'{''.join(map(_ansi_c, argument))}'"
 
 
 def _ansi_c(character: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,50 +36,34 @@ _OFFSET = 0.19  # of the two sides from the middle of their row
 # ---- suite preference
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Bins of claimed probability that have pairs, arrays of shape ``(bins,)``.
+class Reliability(NamedTuple):
+    """Bins of claimed probability that have pairs, arrays of shape ``(bins,)``."""
 
-    Attributes:
-        low: lower edge.
-        high: upper edge.
-        claimed: mean claimed probability.
-        observed: share that was the preferred one.
-        share: of all pairs.
-    """
-
-    low: NDArray[np.float64]
+    low: NDArray[np.float64]  # edges
     high: NDArray[np.float64]
-    claimed: NDArray[np.float64]
-    observed: NDArray[np.float64]
-    share: NDArray[np.float64]
+    claimed: NDArray[np.float64]  # mean claimed probability
+    observed: NDArray[np.float64]  # share that was the preferred one
+    share: NDArray[np.float64]  # of all pairs
 
 
 def reliability(curves: Iterable[Bins]) -> Reliability:
     """Pool curves into one: every pair of every seed counts alike, so that bins of few pairs say little."""
     bins: dict[tuple[float, float], list[Mapping[str, Any]]] = {}
-    for entry in (entry for curve in curves for entry in curve):
+    for entry in itertools.chain.from_iterable(curves):
         bins.setdefault((round(entry["low"], 9), round(entry["high"], 9)), []).append(entry)
-    edges = sorted(bins)
-    counts = [[entry["count"] for entry in bins[edge]] for edge in edges]
-    means = [
-        [
-            float(np.average([entry[name] for entry in bins[edge]], weights=n))
-            for edge, n in zip(edges, counts, strict=True)
-        ]
-        for name in ("claimed", "observed")
-    ]
-    totals = np.array([sum(n) for n in counts], dtype=np.float64)
-    low, high = np.array(edges).T
-    return Reliability(low, high, np.array(means[0]), np.array(means[1]), totals / totals.sum())
+    rows = []
+    for edges in sorted(bins):
+        counts = [entry["count"] for entry in bins[edges]]
+        claimed, observed = (
+            np.average([entry[name] for entry in bins[edges]], weights=counts) for name in ("claimed", "observed")
+        )
+        rows.append((*edges, claimed, observed, sum(counts)))
+    *columns, totals = np.array(rows, dtype=np.float64).T
+    return Reliability(*columns, totals / totals.sum())
 
 
 def calibration(groups: Sequence[RunGroup], headline: str) -> Figure | None:
-    """Draw a reliability diagram per group: seeds thin, all seeds together thick, and where the pairs are.
-
-    Returns:
-        None where no run was evaluated by the suite.
-    """
+    """Draw a reliability diagram per evaluated group: seeds thin, all seeds together thick, and where the pairs are."""
     curves = [
         [bins for run in evaluated(group, PREFERENCE) if (bins := details(run, PREFERENCE).get("reliability"))]
         for group in groups
@@ -93,12 +77,12 @@ def calibration(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         size = max(7.0, 0.8 + side * columns), 1.5 + (side + 0.6) * rows
         figure = Figure(figsize=size, layout="constrained")
         seeds = count_text(evaluated_seeds(group, PREFERENCE) for group, *_ in entries)
-        units = {_unit(group) for group, *_ in entries}
-        shared = f" · {unit}" if len(units) == 1 and (unit := next(iter(units))) else ""
+        units = [_unit(group) for group, *_ in entries]
+        shared = f" · {units[0]}" if units[0] and len(set(units)) == 1 else ""
         figure.suptitle(f"Calibration of the preference probability\n{headline} · {seeds}{shared}", fontsize=11)
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for axes, (group, look, bins) in zip(grid.flat, entries, strict=False):
-            _draw_reliability(axes, group, look, bins, "" if shared else _unit(group))
+        for axes, unit, (group, look, bins) in zip(grid.flat, units, entries, strict=False):
+            _draw_reliability(axes, group, look, bins, "" if shared else unit)
         for axes in grid.flat[len(entries) :]:
             axes.set_visible(False)
         for axes in grid.flat[max(0, len(entries) - columns) : len(entries)]:
@@ -125,22 +109,14 @@ def _draw_reliability(axes: Axes, group: RunGroup, look: Look, curves: Sequence[
     if len(curves) > 1:
         for own in (reliability([curve]) for curve in curves):
             axes.plot(own.claimed, own.observed, color=look.colour, linewidth=0.7, alpha=0.55)
-    axes.plot(
-        whole.claimed,
-        whole.observed,
-        color=look.colour,
-        marker=look.marker,
-        markersize=4.5,
-        linewidth=1.9,
-        clip_on=False,  # markers at 0 and 1 are whole
-        zorder=3,
-    )
+    style = {"color": look.colour, "marker": look.marker, "markersize": 4.5, "linewidth": 1.9}
+    axes.plot(whole.claimed, whole.observed, clip_on=False, zorder=3, **style)  # markers at 0 and 1 are whole
     error = estimate(group.finals(lambda final: final.get(_ERROR)))
     title = "\n".join([textwrap.fill(group.label, 34), *([unit] if unit else [])])
     axes.set_title(f"{title}\ncalibration error {spread(error)}" if error else title, fontsize=9)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    for set_ticks in (axes.set_xticks, axes.set_yticks):
+        set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
 
 
 def _reliability_legend(several: bool) -> list[Line2D | Patch]:
@@ -160,23 +136,20 @@ def _reliability_legend(several: bool) -> list[Line2D | Patch]:
 
 
 def displacement(groups: Sequence[RunGroup], headline: str) -> Figure | None:
-    """Draw ranges of the log-ratios of each group, and which share of pairs lost both responses, by length.
-
-    Returns:
-        None where no run was evaluated by the suite.
-    """
-    entries = [(s, look) for s, look in zip(groups, looks(groups), strict=True) if quantiles(s, "chosen")]
+    """Draw ranges of the log-ratios of each evaluated group, and the share of pairs that lost both responses."""
+    entries = [entry for entry in zip(groups, looks(groups), strict=True) if quantiles(entry[0], "chosen")]
     if not entries:
         return None
-    lengths = [(group, look, by_length(group)) for group, look in entries]
     with drawing():
         figure = Figure(figsize=(12.5, max(4.2, 1.7 + 0.52 * len(entries))), layout="constrained")
         seeds = count_text(evaluated_seeds(group, DISPLACEMENT) for group, _ in entries)
         figure.suptitle(f"Displacement of held-out responses\n{headline} · {seeds}", fontsize=11)
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         _draw_ranges(left, entries)
-        figure.legend(_side_handles(), SIDES, loc="outside lower center", ncols=2, frameon=False)
-        _draw_lengths(right, [entry for entry in lengths if len(entry[2][0])])
+        middle = {"marker": "|", "markersize": 9, "markeredgecolor": "#222222"}
+        handles = [Line2D([], [], color="#555555", alpha=alpha, linewidth=5, **middle) for alpha in (1.0, _FAINT)]
+        figure.legend(handles, SIDES, loc="outside lower center", ncols=2, frameon=False)
+        _draw_lengths(right, entries)
     return figure
 
 
@@ -200,12 +173,10 @@ def by_length(group: RunGroup) -> tuple[NDArray[np.float64], NDArray[np.float64]
     runs = [bins for bins in in_runs if len(bins) == len(in_runs[0])]
     if not runs:
         return np.array([]), np.array([])
-    columns = {
-        name: np.array([[b[name] for b in bins] for bins in runs]) for name in ("low", "high", "count", "both_fell")
-    }
-    weights = columns["count"] / columns["count"].sum(axis=0)
-    middle = (columns["low"] + columns["high"]) / 2
-    return (weights * middle).sum(axis=0), (weights * columns["both_fell"]).sum(axis=0)
+    names = ("low", "high", "count", "both_fell")
+    low, high, count, both_fell = (np.array([[b[name] for b in bins] for bins in runs]) for name in names)
+    weights = count / count.sum(axis=0)
+    return (weights * ((low + high) / 2)).sum(axis=0), (weights * both_fell).sum(axis=0)
 
 
 def _draw_ranges(axes: Axes, entries: Sequence[tuple[RunGroup, Look]]) -> None:
@@ -230,52 +201,26 @@ def _draw_ranges(axes: Axes, entries: Sequence[tuple[RunGroup, Look]]) -> None:
     axes.set(title="5 to 95 %, 25 to 75 % and median of the pairs", xlabel=unit)
 
 
-def _side_handles() -> list[Line2D]:
-    return [
-        Line2D([], [], color="#555555", alpha=alpha, linewidth=5, marker="|", markersize=9, markeredgecolor="#222222")
-        for alpha in (1.0, _FAINT)
-    ]
-
-
 def _draw_range(axes: Axes, values: Mapping[float, float], height: float, colour: str, *, faint: bool) -> None:
-    alpha = _FAINT if faint else 1.0
+    style = {"color": colour, "alpha": _FAINT if faint else 1.0, "solid_capstyle": "butt"}
     for low, high, width in _SPANS:
         if low in values and high in values:
-            axes.plot(
-                [values[low], values[high]],
-                [height] * 2,
-                color=colour,
-                alpha=alpha,
-                linewidth=width,
-                solid_capstyle="butt",
-            )
+            axes.plot([values[low], values[high]], [height] * 2, linewidth=width, **style)
     if 0.5 in values:
         outlined = [withStroke(linewidth=3.5, foreground="white")]  # seen on a black range, too
-        axes.plot(
-            values[0.5], height, color="#222222", marker="|", markersize=9, markeredgewidth=1.6, path_effects=outlined
-        )
+        style = {"color": "#222222", "marker": "|", "markersize": 9, "markeredgewidth": 1.6}
+        axes.plot(values[0.5], height, path_effects=outlined, **style)
 
 
-def _draw_lengths(
-    axes: Axes, entries: Sequence[tuple[RunGroup, Look, tuple[NDArray[np.float64], NDArray[np.float64]]]]
-) -> None:
-    if not entries:
-        axes.set_visible(False)
+def _draw_lengths(axes: Axes, entries: Sequence[tuple[RunGroup, Look]]) -> None:
+    for group, look in entries:
+        middle, share = by_length(group)
+        if len(middle):
+            style = {"color": look.colour, "linestyle": look.dash, "marker": look.marker, "markersize": 4.5}
+            axes.plot(middle, share, label=textwrap.fill(group.label, 40), **style)
+    axes.set_visible(bool(axes.lines))
+    if not axes.lines:
         return
-    for group, look, (middle, share) in entries:
-        axes.plot(
-            middle,
-            share,
-            color=look.colour,
-            linestyle=look.dash,
-            marker=look.marker,
-            markersize=4.5,
-            label=textwrap.fill(group.label, 40),
-        )
-    axes.set(
-        title="Both responses fell",
-        xlabel="mean length of the two, tokens (middle of the bin)",
-        ylabel="share of pairs",
-    )
-    axes.set_ylim(0, None)
+    axes.set(title="Both responses fell", xlabel="mean length of the two, tokens (middle of the bin)")
+    axes.set(ylabel="share of pairs", ylim=(0, None))
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)

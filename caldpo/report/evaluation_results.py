@@ -88,14 +88,10 @@ def _measures(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
 
 
 def _metric(name: str, measure: Mapping[str, Any]) -> MetricDefinition:
+    words = {"title": name.rpartition("/")[2], "unit": "", "meaning": ""}
+    title, unit, meaning = (str(measure.get(key, absent)) for key, absent in words.items())
     better = measure.get("better")
-    return MetricDefinition(
-        name,
-        str(measure.get("title", name.rpartition("/")[2])),
-        str(measure.get("unit", "")),
-        str(measure.get("meaning", "")).rstrip("."),
-        better if better in ("higher", "lower") else None,
-    )
+    return MetricDefinition(name, title, unit, meaning.rstrip("."), better if better in ("higher", "lower") else None)
 
 
 # ---- details
@@ -104,9 +100,7 @@ def _metric(name: str, measure: Mapping[str, Any]) -> MetricDefinition:
 def drawable(results: Results, notes: list[str]) -> dict[str, dict[str, Any]]:
     """Return the results without the details that no figure could draw, and without notes that are no texts.
 
-    Args:
-        results: a run's ``evaluation/*.json`` by suite.
-        notes: takes what was left out, a phrase an entry, with the file's name.
+    What was left out is added to ``notes``.
     """
     return {suite: _drawable(suite, content, notes) for suite, content in results.items()}
 
@@ -132,8 +126,6 @@ Number = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST, allow_inf_
 
 
 class ReliabilityBin(BaseModel):
-    """Bin of a reliability diagram that holds pairs."""
-
     low: Number
     high: Number
     claimed: Number
@@ -142,8 +134,6 @@ class ReliabilityBin(BaseModel):
 
 
 class Quantiles(BaseModel):
-    """Quantiles of log-ratios by level."""
-
     levels: list[Number]
     chosen: list[Number]
     rejected: list[Number]
@@ -156,8 +146,6 @@ class Quantiles(BaseModel):
 
 
 class LengthBin(BaseModel):
-    """Pairs of about one length."""
-
     low: Number
     high: Number
     count: Number
@@ -165,8 +153,6 @@ class LengthBin(BaseModel):
 
 
 class PathPoint(BaseModel):
-    """Checkpoint on the path of training; figures that were not measured may be missing."""
-
     step: Number | None = None
     kl: Number | None = None
     reward: Number | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caldpo.metric_definitions import REWARD_UNIT, MetricDefinition
@@ -25,33 +25,22 @@ _BY_SEED = {"pairs": "held-out pairs", "reference": "references"}  # what follow
 
 
 def suite_sections(groups: Sequence[RunGroup], pictures: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what the report shows of each suite: name, metrics, table, faults, notes, and picture with its caption.
-
-    Args:
-        groups: all.
-        pictures: names of the figures that were drawn.
-    """
+    """Return what the report shows of each suite; ``pictures``: names of the figures that were drawn."""
     sections = []
     for suite in suites_of(groups):
         metrics = main_metrics(groups, suite)
         picture, caption = PICTURES.get(suite, ("", ""))
-        sections.append(
-            {
-                "name": suite,
-                "metrics": metrics,
-                "table": _table(groups, suite, metrics) if metrics else None,
-                "faults": faults(groups, suite),
-                "notes": _notes(groups, suite),
-                "picture": picture if picture in pictures else None,
-                "caption": caption,
-            }
-        )
+        section: dict[str, Any] = {"name": suite, "metrics": metrics, "caption": caption}
+        section["table"] = _table(groups, suite, metrics) if metrics else None
+        section["faults"], section["notes"] = faults(groups, suite), _notes(groups, suite)
+        section["picture"] = picture if picture in pictures else None
+        sections.append(section)
     return sections
 
 
 def faults(groups: Sequence[RunGroup], suite: str) -> list[Markdown]:
     """List what keeps the figures of a suite from being compared, a sentence each."""
-    runs = [run for group in groups for run in evaluated(group, suite)]
+    runs = _runs(groups, suite)
     facts = {run.name: _facts(run, suite) for run in runs}
     missing = [run for run in finished_runs(groups) if suite not in run.evaluation]
     sentences = [f"Not evaluated: {_names(groups, missing)}."] if missing else []
@@ -62,11 +51,18 @@ def faults(groups: Sequence[RunGroup], suite: str) -> list[Markdown]:
     if _UNIT in varying:
         sentences.append("Margins, calibration and slopes are in several units: evaluate all with one `reward_beta=`.")
     for key, title in _BY_SEED.items():
-        values = {seed: [facts[run.name].get(key) for run in same] for seed, same in _by_seed(runs).items()}
-        seeds = [seed for seed, several in values.items() if len({str(v) for v in several if v is not None}) > 1]
+        values: dict[str, set[str]] = {}
+        for run in runs:
+            if (value := facts[run.name].get(key)) is not None:
+                values.setdefault(str(run.seed), set()).add(str(value))
+        seeds = [seed for seed, several in values.items() if len(several) > 1]
         if seeds:
             sentences.append(f"Not measured alike, runs of the same seed ({', '.join(seeds)}) had different {title}.")
-    early = [run for run in runs if _is_early(facts[run.name].get("step"), run.summary.get("steps"))]
+    early = []
+    for run in runs:
+        step, last = facts[run.name].get("step"), run.summary.get("steps")
+        if None not in (step, last) and step != last:
+            early.append(run)
     if early:
         steps = varied(early, lambda run: facts[run.name].get("step"))
         sentences.append(f"Not the final policy but that of step {steps}: {_names(groups, early)}.")
@@ -79,15 +75,10 @@ def _table(groups: Sequence[RunGroup], suite: str, metrics: Sequence[MetricDefin
     mark = "**{}**" if len(betas) < 2 else "{}"  # of several units none is the best
     columns = [cells(groups, metric, mark, own_intervals(groups, metric)) for metric in metrics]
     header = ["setting", "seeds", "examples", *(_header(metric, betas) for metric in metrics)]
-    rows = [
-        [
-            code(group.label),
-            seeds_text(group, evaluated_seeds(group, suite)),
-            _examples(group, suite),
-            *(column[group.label] for column in columns),
-        ]
-        for group in groups
-    ]
+    rows = []
+    for group in groups:
+        first = [code(group.label), seeds_text(group, evaluated_seeds(group, suite)), _examples(group, suite)]
+        rows.append([*first, *(column[group.label] for column in columns)])
     return markdown_table(header, rows)
 
 
@@ -134,21 +125,7 @@ def _facts(run: Run, suite: str) -> Mapping[str, Any]:
 
 
 def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of suite and command, and versions, flat.
-
-    ``checkpoint`` is left out, since the step tells what it led to.
-    """
+    """Settings of suite and command, and versions, flat; without ``checkpoint``, which the step stands for."""
     settings = flatten({part: facts.get(part, {}) for part in ("suite", "settings", "versions")})
     settings.pop("settings.checkpoint", None)
     return settings
-
-
-def _by_seed(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(str(run.seed), []).append(run)
-    return groups
-
-
-def _is_early(step: object, last: object) -> bool:
-    return step is not None and last is not None and step != last

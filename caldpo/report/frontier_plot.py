@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from caldpo.metric_definitions import KL, REFERENCE_REWARD, TRUE_REWARD, MetricDefinition
+from caldpo.metric_definitions import KL, REFERENCE_REWARD, TRUE_REWARD
 from caldpo.report.comparison_facts import count_text
 from caldpo.report.evaluation_results import PREFIX, details, evaluated
 from caldpo.report.grouping import RunGroup
@@ -33,10 +34,8 @@ def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
     """Draw mean true reward over mean KL per group, bars of one standard deviation over seeds.
 
     Where checkpoints were evaluated, a thin line shows the path; where groups differ in ``loss.beta`` alone, a
-    dashed line joins them in the order of their KL: the frontier.
-
-    Returns:
-        None where no group has both, as on data whose true reward nobody knows.
+    dashed line joins them in the order of their KL: the frontier. None where no group has both, as on data whose true
+    reward nobody knows.
     """
     entries = [(s, look, p) for s, look in zip(groups, looks(groups), strict=True) if (p := frontier_point(s))]
     if not entries:
@@ -54,8 +53,13 @@ def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         figure.suptitle(f"True reward against KL to the reference\n{headline} · {seeds}, bars: ± 1 sd")
         mixed = len({p.evaluated for p in points}) > 1
         for (_, look, p), name in zip(entries, names, strict=True):
-            _draw_path(axes, look, p, 0.4 if joined else 0.7)
-            _draw_end(axes, look, p, name + (" (as training logged it)" if mixed and not p.evaluated else ""))
+            label = name + (" (as training logged it)" if mixed and not p.evaluated else "")
+            if p.path.shape[1] > 1:
+                style = {"linewidth": 0.9, "alpha": 0.4 if joined else 0.7, "marker": ".", "markersize": 3.5}
+                axes.plot(*p.path, color=look.colour, **style)
+            style = {"marker": look.marker, "markersize": 8, "capsize": 2, "elinewidth": 1, "linestyle": "none"}
+            bars = {"xerr": p.kl.sd, "yerr": p.reward.sd}
+            axes.errorbar(p.kl.mean, p.reward.mean, **bars, color=look.colour, label=label, **style)
         _draw_frontiers(axes, entries, joined)
         references = [value for p in points for value in p.references]
         if references:
@@ -73,31 +77,9 @@ def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         handles, labels = axes.get_legend_handles_labels()
         # the groups first, then the lines that join them
         order = sorted(range(len(labels)), key=lambda i: (labels[i] == _REFERENCE, isinstance(handles[i], Line2D)))
-        figure.legend(
-            [handles[i] for i in order], [labels[i] for i in order], loc="outside right center", frameon=False
-        )
+        shown = [handles[i] for i in order], [labels[i] for i in order]
+        figure.legend(*shown, loc="outside right center", frameon=False)
     return figure
-
-
-def _draw_path(axes: Axes, look: Look, p: FrontierPoint, alpha: float) -> None:
-    if p.path.shape[1] > 1:
-        axes.plot(*p.path, color=look.colour, linewidth=0.9, alpha=alpha, marker=".", markersize=3.5)
-
-
-def _draw_end(axes: Axes, look: Look, p: FrontierPoint, label: str) -> None:
-    axes.errorbar(
-        p.kl.mean,
-        p.reward.mean,
-        xerr=p.kl.sd,
-        yerr=p.reward.sd,
-        color=look.colour,
-        marker=look.marker,
-        markersize=8,
-        capsize=2,
-        elinewidth=1,
-        linestyle="none",
-        label=label,
-    )
 
 
 def _draw_frontiers(
@@ -108,25 +90,14 @@ def _draw_frontiers(
         ordered = sorted((entries[i] for i in members), key=lambda entry: entry[2].kl.mean)
         colours = {look.colour for _, look, _ in ordered}
         ends = [(p.kl.mean, p.reward.mean) for *_, p in ordered]
-        axes.plot(
-            *zip(*ends, strict=True),
-            color=colours.pop() if len(colours) == 1 else "#777777",
-            linestyle=dash,
-            linewidth=1.3,
-            zorder=1.8,
-            label=f"{ordered[0][0].loss} over β",
-        )
+        colour = colours.pop() if len(colours) == 1 else "#777777"
+        style = {"color": colour, "linestyle": dash, "linewidth": 1.3, "zorder": 1.8}
+        axes.plot(*zip(*ends, strict=True), label=f"{ordered[0][0].loss} over β", **style)
         labelled = list(enumerate(zip(ends, ordered, strict=True)))
         for place, (end, (group, *_)) in labelled[:: -(-len(labelled) // _MOST_BETAS)]:
-            axes.annotate(
-                f"β {beta(group):g}",
-                end,
-                xytext=(6, -12 if place % 2 else 7),  # neighbours on different sides
-                textcoords="offset points",
-                fontsize=7,
-                path_effects=[withStroke(linewidth=2, foreground="white")],
-                zorder=4,
-            )
+            outlined = [withStroke(linewidth=2, foreground="white")]
+            side = {"xytext": (6, -12 if place % 2 else 7), "textcoords": "offset points"}  # neighbours on other ones
+            axes.annotate(f"β {beta(group):g}", end, **side, fontsize=7, path_effects=outlined, zorder=4)
 
 
 def _wide(kls: Sequence[Estimate]) -> bool:
@@ -138,31 +109,28 @@ def _wide(kls: Sequence[Estimate]) -> bool:
 # ---- where groups stand: at the end, over checkpoints, and over several beta
 
 
-@dataclass(frozen=True)
-class FrontierPoint:
-    """One group between KL and reward.
+class FrontierPoint(NamedTuple):
+    """One group between KL and reward."""
 
-    Attributes:
-        kl: of the final policy to the reference, nats per sequence.
-        reward: true reward of its samples.
-        evaluated: by the suite; else as training logged it.
-        references: the reference's reward, one per seed.
-        path: KL and reward over checkpoints, mean over seeds, shape ``(2, checkpoints)``; empty where unknown.
-    """
-
-    kl: Estimate
-    reward: Estimate
-    evaluated: bool
-    references: Sequence[float]
-    path: NDArray[np.float64]
+    kl: Estimate  # of the final policy to the reference, nats per sequence
+    reward: Estimate  # true reward of its samples
+    evaluated: bool  # by the suite; else as training logged it
+    references: Sequence[float]  # the reference's reward, one per seed
+    path: NDArray[np.float64]  # KL and reward over checkpoints, mean over seeds, ``(2, checkpoints)``
 
 
 def frontier_point(group: RunGroup) -> FrontierPoint | None:
-    """Return KL and reward by the suite where the group was evaluated, else as training logged them.
-
-    None where neither knows both, or one is not finite.
-    """
-    return _point(group, measured=True) or _point(group, measured=False)
+    """Return KL and reward by the suite, else as training logged them; None where one is unknown or not finite."""
+    for measured in (True, False):
+        kl, reward, reference = (
+            replace(metric, name=f"{PREFIX}/{metric.name}") if measured else metric
+            for metric in (KL, TRUE_REWARD, REFERENCE_REWARD)
+        )
+        x, y = estimate(group.finals(kl.final)), estimate(group.finals(reward.final))
+        if x is not None and y is not None and max(abs(x.mean), abs(y.mean)) <= LARGEST:
+            path = _path(group) if measured else np.empty((2, 0))
+            return FrontierPoint(x, y, measured, group.finals(reference.final), path)
+    return None
 
 
 def frontiers(groups: Sequence[RunGroup]) -> list[list[int]]:
@@ -181,28 +149,9 @@ def beta(group: RunGroup) -> float | None:
     return group.runs[0].number("loss.beta")
 
 
-def _point(group: RunGroup, *, measured: bool) -> FrontierPoint | None:
-    kl, reward, reference = (
-        estimated_by(metric) if measured else metric for metric in (KL, TRUE_REWARD, REFERENCE_REWARD)
-    )
-    x, y = estimate(group.finals(kl.final)), estimate(group.finals(reward.final))
-    if x is None or y is None or not max(abs(x.mean), abs(y.mean)) <= LARGEST:
-        return None
-    return FrontierPoint(x, y, measured, group.finals(reference.final), _path(group) if measured else np.empty((2, 0)))
-
-
-def estimated_by(metric: MetricDefinition) -> MetricDefinition:
-    """Name a metric of training as the suite measures it: ``evaluation/oracle/kl`` for ``oracle/kl``."""
-    return replace(metric, name=f"{PREFIX}/{metric.name}")
-
-
 def _path(group: RunGroup) -> NDArray[np.float64]:
     """Over the checkpoints that every evaluated seed has."""
     runs = [details(run, SUITE).get("points") or () for run in evaluated(group, SUITE)]
-    known = [[point for point in points if _is_known(point)] for points in runs]
+    known = [[p for p in points if None not in map(p.get, ("step", "kl", "reward"))] for points in runs]
     means = [band([{p["step"]: p[name] for p in points} for points in known], "range") for name in ("kl", "reward")]
     return np.array([mean.mean for mean in means if mean is not None]).reshape(2, -1)
-
-
-def _is_known(point: Mapping[str, object]) -> bool:
-    return all(point.get(name) is not None for name in ("step", "kl", "reward"))

@@ -25,19 +25,12 @@ Differing = dict[str, list[Any]]  # a value per group by key
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The runs of one configuration.
+    """The runs of one configuration."""
 
-    Attributes:
-        label: the loss, and what else tells it from the others.
-        loss: the loss's option in its config group.
-        runs: all of them, also those that did not finish.
-        config: what of their configuration they share, flat.
-    """
-
-    label: str
-    loss: str
-    runs: tuple[Run, ...]
-    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    label: str  # the loss, and what else tells it from the others
+    loss: str  # its option in its config group
+    runs: tuple[Run, ...]  # also those that did not finish
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what of it they share, flat
 
     @property
     def finished(self) -> tuple[Run, ...]:
@@ -51,7 +44,6 @@ class RunGroup:
 
     @property
     def started_seeds(self) -> int:
-        """Number of independent seeds that were started."""
         return len(by_seed(self.runs))
 
     def finals(self, read: Callable[[Mapping[str, float]], float | None]) -> list[float]:
@@ -64,15 +56,12 @@ class RunGroup:
 
     def curves(self, read: Callable[[Mapping[str, Curve]], dict[int, float]]) -> list[dict[int, float]]:
         """Return one curve per seed; repeats of a seed are averaged where they share steps."""
-        curves = [[c for run in runs if (c := read(run.curves))] for runs in by_seed(self.finished)]
-        return [
-            {
-                step: sum(c[step] for c in repeats) / len(repeats)
-                for step in sorted(set.intersection(*map(set, repeats)))
-            }
-            for repeats in curves
-            if repeats
-        ]
+        means = []
+        for runs in by_seed(self.finished):
+            if curves := [curve for run in runs if (curve := read(run.curves))]:
+                steps = sorted(set.intersection(*map(set, curves)))
+                means.append({step: sum(curve[step] for curve in curves) / len(curves) for step in steps})
+        return means
 
 
 def by_seed(runs: Iterable[Run]) -> list[list[Run]]:
@@ -102,16 +91,15 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
 
 
 def shared_config(run: Run, follows_seed: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Return what of a run's configuration makes its group, flat.
+    """Return what of a run's configuration makes its group, flat, as it is written (``${seed}``).
 
-    The composed configuration is compared as it is written, so that values which only follow the seed or
-    the folder (``${seed}``, ``${hydra:runtime.output_dir}``) are the same in every run. ``follows_seed`` and
-    paths into the run's own folder say the same where only the resolved configuration was kept.
+    Where only the resolved configuration was kept, keys that follow the seed and paths into the run's own folder differ
+    between runs of a group.
     """
     return {
         key: "${run}" if isinstance(value, str) and run.folder.name in PurePath(value).parts else value
         for key, value in run.config.items()
-        if key not in follows_seed and not _is_ignored(key)
+        if key not in follows_seed and not is_within(key, NOT_A_SETTING)
     }
 
 
@@ -139,27 +127,22 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return distinct
 
 
-def _is_ignored(key: str) -> bool:
-    """Whether a key, or an override of it, makes no other group."""
-    return any(key == ignored or key.startswith((f"{ignored}.", f"{ignored}/")) for ignored in NOT_A_SETTING)
+def is_within(key: str, parts: Iterable[str]) -> bool:
+    """Tell whether a key, or an override of it, is one of ``parts`` of the configuration or inside one."""
+    return any(key == part or key.startswith((f"{part}.", f"{part}/")) for part in parts)
 
 
 def _overridden(run: Run) -> dict[str, str]:
     """The overrides that make a group, by key."""
     keys = {text.partition("=")[0].lstrip("+~"): text for text in run.overrides}
-    return {key: text for key, text in keys.items() if key != "loss" and not _is_ignored(key)}
+    return {key: text for key, text in keys.items() if key != "loss" and not is_within(key, NOT_A_SETTING)}
 
 
 # ---- labels
 
 
 def labels(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Label groups by the loss and what tells them from the others of that loss, each once, on one line.
-
-    Args:
-        runs: one of each group.
-        configs: what of its configuration makes each group, flat.
-    """
+    """Label groups, of each a run and its shared configuration, by the loss and what tells them from others of it."""
     result = [""] * len(runs)
     for loss in dict.fromkeys(run.loss for run in runs):
         places = [place for place, run in enumerate(runs) if run.loss == loss]
@@ -167,10 +150,8 @@ def labels(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[st
         differing = _telling(_differing(members, [configs[place] for place in places]))
         for place, label in zip(places, _labels_of_loss(one_line(loss), members, differing), strict=True):
             result[place] = label
-    return [
-        f"{label} ({result[:place].count(label) + 1})" if result.count(label) > 1 else label
-        for place, label in enumerate(result)
-    ]
+    numbered = [f"{label} ({result[:place].count(label) + 1})" for place, label in enumerate(result)]
+    return [label if result.count(label) == 1 else other for label, other in zip(result, numbered, strict=True)]
 
 
 def _differing(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> Differing:
@@ -178,8 +159,8 @@ def _differing(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> Dif
 
     A difference that follows from another option is stated by the option.
     """
-    config_groups = dict.fromkeys(n for run in runs for n in run.choices if n != "loss" and not _is_ignored(n))
-    chosen = {name: [run.choices.get(name) for run in runs] for name in config_groups}
+    names = dict.fromkeys(name for run in runs for name in run.choices if not is_within(name, ("loss", *NOT_A_SETTING)))
+    chosen = {name: [run.choices.get(name) for run in runs] for name in names}
     options = {name: values for name, values in chosen.items() if len(set(values)) > 1}
     keys = dict.fromkeys(key for config in configs for key in config)
     own: Differing = {}
@@ -214,18 +195,16 @@ def _labels_of_loss(loss: str, runs: Sequence[Run], differing: Differing) -> lis
     overridden = [_overridden(run) for run in runs]
     moved = {key for key in differing if any(key in keys for keys in overridden)}
 
-    def parts(place: int, shorten: Callable[[str], str], *, default: bool = True) -> list[str]:
+    def parts(place: int, shorten: Callable[[str], str], *, default: bool) -> list[str]:
         return [
             f"{key}={shorten(_text(values[place]))}"
             for key, values in differing.items()
             if values[place] is not _ABSENT and (default or key not in moved or key in overridden[place])
         ]
 
-    places = range(len(runs))
     candidates = [
-        [" ".join([loss, *parts(place, _short, default=False)]) for place in places],
-        [" ".join([loss, *parts(place, _short)]) for place in places],
-        [" ".join([loss, *parts(place, str)]) for place in places],
+        [" ".join([loss, *parts(place, shorten, default=default)]) for place in range(len(runs))]
+        for shorten, default in ((_short, False), (_short, True), (str, True))
     ]
     return next((labels for labels in candidates if max(Counter(labels).values()) == 1), candidates[0])
 

@@ -1,7 +1,4 @@
-"""``report.md``: what was compared, the pictures, the tables, and what can be read off them. No opinions.
-
-All words are in ``report.md.j2``; here is what fills it.
-"""
+"""Fill ``report.md.j2``: what was compared, the pictures, the tables, and what can be read off them. No opinions."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from caldpo.report import comparison_facts as facts
 from caldpo.report import shown_metrics
 from caldpo.report.escaping import Markdown, code, command, render, shorten
 from caldpo.report.evaluation_tables import suite_sections
-from caldpo.report.grouping import RunGroup, by_seed, differences
+from caldpo.report.grouping import RunGroup, by_seed
 from caldpo.report.run_files import Run, as_float
 from caldpo.report.statistics import BandKind, estimate
 from caldpo.report.table_cells import NONE, markdown_table, metrics_table, spread
@@ -28,40 +25,36 @@ _TRAIN = ("python", "-m", "caldpo.train")
 
 def report(
     groups: Sequence[RunGroup],
-    folder: Path,
+    folders: Sequence[Path],
     kind: BandKind,
     pictures: Sequence[str],
-    tasks: Sequence[Sequence[str]] | None,
-    *,
-    compared: Sequence[Path] = (),
+    tasks: Sequence[Sequence[str]] = (),
     failed: Sequence[str] = (),
 ) -> str:
     """Write the report as Markdown.
 
     Args:
         groups: all, also those of which no run finished.
-        folder: that the report lies in.
+        folders: that were compared.
         kind: what the bands of the curves show.
         pictures: names of the figures that were drawn.
         tasks: overrides that started each sweep, where they are known.
-        compared: folders that were compared, where they are others.
         failed: which figures could not be drawn, and why.
     """
     measured = [group for group in groups if group.finished]
-    runs = [(group, run) for group in groups for run in group.runs]
+    runs = [run for group in groups for run in group.runs]
     oracle = [m for m in shown_metrics.ORACLE if any(group.finals(m.final) for group in groups)]
     return render(
         TEMPLATE,
-        compared=[path.name for path in compared or [folder]],
-        groups=groups,
-        runs=[run for _, run in runs],
-        unfinished=facts.unfinished_runs(groups),
+        compared=[path.name for path in folders],
+        runs=runs,
+        unfinished=[run for run in runs if not run.finished],
         unmeasured=[group.label for group in groups if not group.finished],
         fewer=[group for group in measured if group.seeds < group.started_seeds],
         what=_what_was_compared(groups),
         formulas=_formulas(groups),
-        beyond=facts.unfair_differences(differences([group.config for group in groups])),
-        annotated=_annotated([run for _, run in runs]),
+        beyond=facts.unfair_differences(groups),
+        annotated=_annotated(runs),
         pictures=pictures,
         band=BANDS[kind],
         reward_unit=facts.reward_unit(measured),
@@ -71,13 +64,13 @@ def report(
         suites=suite_sections(groups, pictures),
         costs=_costs(groups),
         peak_memory_of=facts.varied(facts.finished_runs(groups), lambda run: run.summary.get("peak_memory_of")),
-        left_out=_left_out([(group, run) for group, run in runs if not run.finished]),
+        left_out=_left_out(groups),
         failed=failed,
         notes=[(run.name, note) for run in facts.finished_runs(groups) for note in run.notes],
         repeats=[[run.name for run in same] for g in groups for same in by_seed(g.finished) if len(same) > 1],
         meanings=[(metric, facts.unit(metric, groups)) for metric in (*shown_metrics.HELD_OUT, *oracle)],
-        sweeps=[command([*_TRAIN, "-m", *task]) for task in tasks or ()],
-        commands=[f"{command([*_TRAIN, *run.overrides])}  # {command([run.name])}" for _, run in runs],
+        sweeps=[command([*_TRAIN, "-m", *task]) for task in tasks],
+        commands=[f"{command([*_TRAIN, *run.overrides])}  # {command([run.name])}" for run in runs],
     )
 
 
@@ -104,10 +97,8 @@ def _formulas(groups: Sequence[RunGroup]) -> Markdown | None:
     formulas = [facts.varied(group.finished, lambda run: run.summary.get("formula")) for group in groups]
     if not any(formulas):
         return None
-    columns = {
-        "setting": [code(group.label) for group in groups],
-        "loss per pair": [code(formula) if formula else NONE for formula in formulas],
-    }
+    columns = {"setting": [code(group.label) for group in groups]}
+    columns["loss per pair"] = [code(formula) if formula else NONE for formula in formulas]
     own = [facts.own_reward(group) for group in groups]
     if any(own):
         columns["implicit reward by its own derivation"] = [text or NONE for text in own]
@@ -160,11 +151,12 @@ def _costs(groups: Sequence[RunGroup]) -> Markdown:
     return markdown_table(["setting", "steps", "wall time (s)", "peak memory (MiB)"], rows)
 
 
-def _left_out(runs: Sequence[tuple[RunGroup, Run]]) -> Markdown:
+def _left_out(groups: Sequence[RunGroup]) -> Markdown:
     rows = []
-    for group, run in runs:
-        last = NONE if run.last_step is None else str(run.last_step)
-        rows.append([code(run.name), code(group.label), run.status, last, shorten(run.error or NONE)])
+    for group in groups:
+        for run in (run for run in group.runs if not run.finished):
+            last = NONE if run.last_step is None else str(run.last_step)
+            rows.append([code(run.name), code(group.label), run.status, last, shorten(run.error or NONE)])
     return markdown_table(["run", "setting", "status", "last step logged", "error"], rows, text_columns=5)
 
 

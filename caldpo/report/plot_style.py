@@ -22,34 +22,22 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from caldpo.report.grouping import RunGroup
 from caldpo.utils.atomic_io import atomic_file
 
-# Paul Tol's "muted" scheme (SRON/EPS/TN/09-002), made to be told apart under colour blindness, and black.
-COLOURS = (
-    "#332288",
-    "#CC6677",
-    "#117733",
-    "#88CCEE",
-    "#AA4499",
-    "#DDCC77",
-    "#882255",
-    "#44AA99",
-    "#000000",
-    "#999933",
-)
+# Paul Tol's "muted" scheme (SRON/EPS/TN/09-002), made to be told apart under colour blindness, and black; with the
+# place of a dash pattern. Losses that may draw equal curves have different ones.
+FIXED = {
+    "dpo": ("#332288", 0),
+    "f_dpo": ("#CC6677", 1),
+    "ipo": ("#117733", 2),
+    "slic": ("#88CCEE", 3),
+    "cpo": ("#AA4499", 1),
+    "sft": ("#DDCC77", 2),
+    "cal_dpo": ("#882255", 0),
+    "cal_ipo": ("#44AA99", 1),
+    "cal_slic": ("#000000", 2),
+    "rso": ("#999933", 3),
+}
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2.5)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)))
 MARKERS = "osD^vPX*<>"  # a second cue beside the colour
-# Colours, in the order of COLOURS, and dash patterns of losses: those that may draw equal curves have different ones.
-FIXED = {
-    "dpo": 0,
-    "f_dpo": 1,
-    "ipo": 2,
-    "slic": 3,
-    "cpo": 1,
-    "sft": 2,
-    "cal_dpo": 0,
-    "cal_ipo": 1,
-    "cal_slic": 2,
-    "rso": 3,
-}
 
 # An axis turns logarithmic where its largest curve exceeds the median one by this factor.
 CRUSHING = 6.0
@@ -116,8 +104,8 @@ def looks(groups: Sequence[RunGroup]) -> list[Look]:
 def _of_loss(loss: str) -> tuple[str, int, int]:
     """Colour, and places among markers and dash patterns; a loss without fixed ones takes them by its name."""
     if loss in FIXED:
-        place = list(FIXED).index(loss)
-        return COLOURS[place], place, FIXED[loss]
+        colour, dash = FIXED[loss]
+        return colour, list(FIXED).index(loss), dash
     number = zlib.crc32(loss.encode())
     hue = number % 997 / 997
     return to_hex(colorsys.hls_to_rgb(hue, 0.42, 0.6)), number % len(MARKERS), number // len(MARKERS) % len(DASHES)
@@ -125,7 +113,7 @@ def _of_loss(loss: str) -> tuple[str, int, int]:
 
 def _shade(variant: int, count: int) -> float:
     """Of a variant, from pale (0) to dark (1); as many shades as can be told apart."""
-    steps = min(count, len(COLOURS))
+    steps = min(count, len(FIXED))
     return 0.5 if steps == 1 else variant * steps // count / (steps - 1)
 
 
@@ -139,8 +127,7 @@ def _shaded(colour: str, shade: float) -> str:
 def linear_limit(extents: Sequence[float]) -> float | None:
     """Find up to which absolute value a symmetric logarithmic axis is to be linear; None for a linear axis.
 
-    Args:
-        extents: largest absolute value of each curve.
+    ``extents``: largest absolute value of each curve.
     """
     sizes = sorted(size for size in extents if math.isfinite(size) and size > 0)
     if len(sizes) < 3:
@@ -156,13 +143,7 @@ def round_up(value: float) -> float:
 
 
 def set_symmetric_log(axes: Axes, limit: float, *, across: bool = False) -> None:
-    """Make an axis linear within ``+-limit`` and logarithmic beyond, with readable ticks.
-
-    Args:
-        axes: whose.
-        limit: of the linear part.
-        across: the horizontal axis; else the vertical one.
-    """
+    """Make the vertical axis, or that ``across``, linear within ``+-limit`` and logarithmic beyond; readable ticks."""
     axis, set_scale, set_limits = (
         (axes.xaxis, axes.set_xscale, axes.set_xlim) if across else (axes.yaxis, axes.set_yscale, axes.set_ylim)
     )

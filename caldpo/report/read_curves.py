@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from caldpo.report.escaping import first_of
 from caldpo.report.run_files import Curve, as_float, is_number
 
 _LAST_STEP = 2**53  # beyond it floats, in which figures are drawn, are no whole numbers any more
@@ -21,9 +22,8 @@ _SAME = 1e-6  # relative; summary.json and metrics.csv are written from the same
 def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
     """Read every metric of a ``metrics.csv`` over optimiser steps.
 
-    An empty cell was not logged in that row; ``nan`` was, and stays. Lines that do not fit the header, as a
-    killed run leaves one at the end, and cells that are not numbers are left out and noted. A step logged twice
-    keeps its last value.
+    An empty cell was not logged in that row; ``nan`` was, and stays. Lines that do not fit the header, as a killed run
+    leaves one at the end, and cells that are not numbers are noted. Of a step logged twice the last value counts.
     """
     if not path.is_file():
         notes.append(f"no {path.name}")
@@ -56,23 +56,18 @@ def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
             except ValueError:
                 bad_cells.setdefault(name, []).append(f"{cell[:40]!r} in line {number}")
     if incomplete:
-        verb = "is" if len(incomplete) == 1 else "are"
-        notes.append(f"{_first_of(incomplete)} {verb} incomplete and left out")
+        notes.append(
+            f"{first_of(incomplete, _NAMED)} {'is' if len(incomplete) == 1 else 'are'} incomplete and left out"
+        )
     for name, places in list(bad_cells.items())[:_NAMED]:
-        notes.append(f"{path.name}: {name} is not a number: {_first_of(places)}; left out")
+        notes.append(f"{path.name}: {name} is not a number: {first_of(places, _NAMED)}; left out")
     if len(bad_cells) > _NAMED:
         notes.append(f"{path.name}: so are cells of {len(bad_cells) - _NAMED} more columns")
     return curves
 
 
 def contradictions(curves: Mapping[str, Curve], summary: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield where ``summary.json`` of a finished run differs from its other files, with both values.
-
-    Args:
-        curves: of ``metrics.csv``.
-        summary: of ``summary.json``, whose values are used.
-        config: of ``config.yaml``, flat.
-    """
+    """Yield where ``summary.json`` of a finished run, whose values are used, differs from its other files."""
     for key in ("loss_name", "seed"):
         summarised, composed = summary.get(key), config.get(key)
         if summarised is not None and composed is not None and str(summarised) != str(composed):
@@ -91,10 +86,8 @@ def contradictions(curves: Mapping[str, Curve], summary: Mapping[str, Any], conf
                 text = "null" if value is None else f"{as_float(value):.6g}"
                 differing.append(f"{name} {text} against {logged:.6g} at step {max(curve)}")
     if differing:
-        yield (
-            f"summary.json and the last rows of metrics.csv differ: {_first_of(differing)}; tables show the summary's,"
-            " figures the rows"
-        )
+        shown = "tables show the summary's, figures the rows"
+        yield f"summary.json and the last rows of metrics.csv differ: {first_of(differing, _NAMED)}; {shown}"
 
 
 def _step(cell: str) -> int | None:
@@ -104,11 +97,6 @@ def _step(cell: str) -> int | None:
     except ValueError:
         return None
     return int(value) if 0 <= value <= _LAST_STEP and value.is_integer() else None
-
-
-def _first_of(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
-    return ", ".join(texts[:_NAMED]) + more
 
 
 def _same(summarised: float, logged: float) -> bool:

@@ -22,14 +22,13 @@ from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import SUMMARY, read_summary
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.suite_base import read_results
-from caldpo.report.escaping import one_line
+from caldpo.report.escaping import first_of, one_line
 from caldpo.report.evaluation_results import drawable, final_values
 from caldpo.report.read_curves import contradictions, read_curves
 from caldpo.report.run_files import INCOMPLETE, UNREADABLE, Curve, Run, as_float, in_one_unit, is_number
 from caldpo.security.secrets import redact_text
 from caldpo.utils.yaml_io import flatten, read_json, read_yaml
 
-_NAMED = 5  # metrics of a kind that are named, the others counted
 _NO_END = {
     RUNNING: "it is still training",
     DIED: DIED_REASON,
@@ -44,14 +43,12 @@ def read_runs(folders: Iterable[Path], root: Path) -> list[Run]:
     Their rewards are in one unit. A run that cannot be read costs that run, which says why.
     """
     runs = in_one_unit([_read_or_named(folder, root) for folder in folders])
-    return sorted(
-        runs,
-        key=lambda run: (
-            natural(str(Path(run.name).parent)),
-            run.job if run.job is not None else len(runs),
-            natural(run.name),
-        ),
-    )
+
+    def started(run: Run) -> tuple[Any, ...]:
+        job = len(runs) if run.job is None else run.job
+        return natural(str(Path(run.name).parent)), job, natural(run.name)
+
+    return sorted(runs, key=started)
 
 
 def read_run(folder: Path, root: Path) -> Run:
@@ -59,6 +56,7 @@ def read_run(folder: Path, root: Path) -> Run:
     notes: list[str] = []
     raw, resolved = (_yaml(folder / name, notes) for name in (".hydra/config.yaml", "config.yaml"))
     hydra = _mapping(_yaml(folder / ".hydra/hydra.yaml", notes), "hydra")
+    chosen = _mapping(_mapping(hydra, "runtime"), "choices")
     summary = _summary(folder, notes)
     status = _status(folder, summary)
     curves = read_curves(folder / "metrics.csv", notes)
@@ -77,9 +75,7 @@ def read_run(folder: Path, root: Path) -> Run:
         config=flatten(raw or resolved or {}),
         resolved=flat_resolved,
         overrides=overrides,
-        choices={
-            k: one_line(v) for k, v in _mapping(_mapping(hydra, "runtime"), "choices").items() if isinstance(v, str)
-        },
+        choices={key: one_line(option) for key, option in chosen.items() if isinstance(option, str)},
         curves=curves,
         final=_final(curves, _mapping(summary, "metrics"), notes) | final_values(evaluation),
         summary=summary,
@@ -118,18 +114,15 @@ def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any], notes: li
     numbers = {name: as_float(value) for name, value in summarised.items() if value is None or is_number(value)}
     wrong = [f"{name} {str(value)[:40]!r}" for name, value in summarised.items() if name not in numbers]
     if wrong:
-        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        notes.append(f"{SUMMARY}: metrics that are not numbers are left out: {', '.join(wrong[:_NAMED])}{more}")
+        notes.append(f"{SUMMARY}: metrics that are not numbers are left out: {first_of(wrong, 5)}")
     return last | numbers
 
 
 def _error(status: str, summary: Mapping[str, Any], notes: list[str]) -> str:
     if summary.get("error"):
         return redact_text(str(summary["error"]))
-    unreadable = [note for note in notes if note.startswith(SUMMARY)]
-    if unreadable:
-        return unreadable[0]
-    return _NO_END.get(status, "no error was recorded")
+    unreadable = (note for note in notes if note.startswith(SUMMARY))
+    return next(unreadable, _NO_END.get(status, "no error was recorded"))
 
 
 def _status(folder: Path, summary: Mapping[str, Any]) -> str:

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
 from caldpo.config.run_lifecycle import FINISHED
 from caldpo.metric_definitions import CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN
 
 Curve = Mapping[int, float]  # optimiser step -> value
-Values = TypeVar("Values")
 
 INCOMPLETE = "incomplete"  # no readable summary
 UNREADABLE = "unreadable"  # unforeseen content in a file
@@ -39,43 +38,27 @@ def is_number(value: object) -> TypeGuard[int | float]:
 class Run:
     """A run, read from its folder; whatever its files lack is None or empty.
 
-    Attributes:
-        folder: where it lies, absolute.
-        name: its folder relative to the compared one.
-        status: ``finished``, ``failed``, ``interrupted``, ``running``, ``died`` (its summary says that it is running,
-            and no process holds it), ``incomplete`` or ``unreadable``.
-        error: why it did not finish.
-        loss: the loss's option in its config group.
-        config: the composed configuration, flat (``loss.beta``), interpolations kept as they are written.
-        resolved: the same with interpolations resolved.
-        overrides: of the command line.
-        choices: the option chosen in each config group (``model: tiny``).
-        curves: every logged metric over optimiser steps.
-        final: every logged metric at the end, and every measure of ``evaluation``.
-        summary: ``summary.json`` as it is.
-        evaluation: the contents of ``evaluation/*.json`` by suite.
-        notes: what was wrong with its files without being fatal.
-        job: number of the run in its sweep.
-        reward_beta: unit of ``rewards/*`` in ``curves`` and ``final``: reward per nat of log-ratio; None where unknown.
+    ``status`` is ``finished``, ``failed``, ``interrupted``, ``running``, ``died`` (its summary says that it is running,
+    and no process holds it), ``incomplete`` or ``unreadable``.
     """
 
-    folder: Path
-    name: str
+    folder: Path  # absolute
+    name: str  # its folder relative to the compared one
     status: str
-    error: str | None
-    loss: str
+    error: str | None  # why it did not finish
+    loss: str  # the loss's option in its config group
     seed: int | None
-    config: Mapping[str, Any] = field(repr=False)
-    resolved: Mapping[str, Any] = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)  # flat (``loss.beta``), interpolations kept as they are written
+    resolved: Mapping[str, Any] = field(repr=False)  # the same with interpolations resolved
     overrides: tuple[str, ...] = ()
-    choices: Mapping[str, str] = field(default_factory=dict)
-    curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)
-    final: Mapping[str, float] = field(default_factory=dict, repr=False)
-    summary: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    evaluation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
-    notes: tuple[str, ...] = ()
-    job: int | None = None
-    reward_beta: float | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)  # the option of each config group (``model: tiny``)
+    curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)  # every logged metric
+    final: Mapping[str, float] = field(default_factory=dict, repr=False)  # the same at the end, and every measure
+    summary: Mapping[str, Any] = field(default_factory=dict, repr=False)  # summary.json
+    evaluation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)  # files by suite
+    notes: tuple[str, ...] = ()  # what was wrong with its files without being fatal
+    job: int | None = None  # number in its sweep
+    reward_beta: float | None = None  # unit of ``rewards/*`` in curves and final: reward per nat of log-ratio
 
     @property
     def finished(self) -> bool:
@@ -130,7 +113,8 @@ def _converted(run: Run, unit: float) -> Run:
         return run
     if run.reward_beta is None:
         note = "its reward_beta is not known, and with it not the unit of its rewards: they are left out"
-        curves, final = _without_rewards(run.curves), _without_rewards(run.final)
+        curves = {name: curve for name, curve in run.curves.items() if name not in SCALED}
+        final = {name: value for name, value in run.final.items() if name not in SCALED}
     else:
         factor = unit / run.reward_beta
         curves = {
@@ -140,7 +124,3 @@ def _converted(run: Run, unit: float) -> Run:
         final = {name: value * factor if name in SCALED else value for name, value in run.final.items()}
         note = f"rewards/* were logged with reward_beta {run.reward_beta:g} and are converted to {unit:g}"
     return replace(run, curves=curves, final=final, notes=(*run.notes, note), reward_beta=unit)
-
-
-def _without_rewards(values: Mapping[str, Values]) -> dict[str, Values]:
-    return {name: value for name, value in values.items() if name not in SCALED}

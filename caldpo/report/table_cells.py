@@ -37,11 +37,7 @@ def cells(
 ) -> dict[str, str]:
     """Format mean and spread of a metric by group's label; ``mark`` (``**{}**``) goes around a clear best.
 
-    Args:
-        groups: rows of the table.
-        metric: its column.
-        mark: a format.
-        intervals: within a run, by label. Shown where there is one seed; they decide where every group has one.
+    ``intervals`` within a run, by label, are shown where there is one seed, and decide where every group has one.
     """
     estimates = {group.label: estimate(group.finals(metric.final)) for group in groups}
     known: Mapping[str, Estimate] = {label: value for label, value in estimates.items() if value is not None}

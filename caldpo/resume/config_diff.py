@@ -1,8 +1,7 @@
 """Compare a configuration with the one that a run began with: the same, longer, or another run.
 
-A run may be made longer (``resume=FOLDER trainer.max_steps=MORE``), also once it has finished, where it then is the run
-that was as long from its beginning: nothing before its old end may depend on the length, neither the learning rate nor
-the number of micro-batches of a step. Elsewhere that is refused. No heavy imports.
+A run may be made longer (``resume=FOLDER trainer.max_steps=MORE``), also once it has finished, where nothing before its
+old end depends on the length: then it is the run that was as long from its beginning. No heavy imports.
 """
 
 from __future__ import annotations
@@ -59,11 +58,7 @@ IGNORED = (
 
 
 def read_config(run_dir: Path) -> dict[str, Any] | None:
-    """Read the configuration that a run began with; None where it ended before writing it.
-
-    Raises:
-        CaldpoError: the file is damaged.
-    """
+    """Read the configuration that a run began with; None where it ended before writing it, CaldpoError if damaged."""
     file = run_dir / CONFIG
     try:
         config = read_yaml(file)
@@ -79,12 +74,7 @@ def read_config(run_dir: Path) -> dict[str, Any] | None:
 def require_same_config(began: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:
     """Refuse to resume a run under a configuration that makes it another one.
 
-    Args:
-        began: the configuration that the run in ``run_dir`` began with.
-        config: the current one, resolved and without secrets as that is.
-
-    Raises:
-        CaldpoError: naming every key that differs, with both values; or the run cannot be made longer.
+    Both are resolved and without secrets. The CaldpoError names every key that differs, with both values.
     """
     longer = is_longer(began, config)
     changes = list(differences(began, config, LENGTHS if longer else ()))
@@ -141,11 +131,7 @@ def length_dependence(config: Mapping[str, Any]) -> str | None:
 
 
 def _require_extendable(began: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:
-    """Refuse to make a run longer where it would not be the run that was as long from its beginning.
-
-    Raises:
-        CaldpoError: something before its old end depends on the length, or it has no checkpoint to resume from.
-    """
+    """Refuse to make a run longer where steps before its old end depend on the length, or no checkpoint was kept."""
     key, _, length = next(_length_changes(began, config))
     reason = length_dependence(config)
     if reason is None and not checkpoint_folders(run_dir):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,31 +35,22 @@ class ResumePoint:
         """
         if not resumed:
             return cls(run_dir)
+        refused = functools.partial(CaldpoError, key="resume", value=run_dir)
         try:
             folder, manifest, damages = newest_intact(run_dir)
         except OSError as error:
-            raise CaldpoError(
-                f"a checkpoint cannot be read: {error}",
-                key="resume",
-                value=run_dir,
-                remedy="look after the disk and repeat the command; nothing was changed",
-            ) from error
+            remedy = "look after the disk and repeat the command; nothing was changed"
+            raise refused(f"a checkpoint cannot be read: {error}", remedy=remedy) from error
         if damages and manifest is None:
-            raise CaldpoError(
-                f"no checkpoint of this run is whole: {'; '.join(damages)}",
-                key="resume",
-                value=run_dir,
-                remedy=f"bring one back, or remove {run_dir / FOLDER} to begin the run anew",
-            )
+            remedy = f"bring one back, or remove {run_dir / FOLDER} to begin the run anew"
+            raise refused(f"no checkpoint of this run is whole: {'; '.join(damages)}", remedy=remedy)
         rows, samples = (manifest.rows, manifest.samples) if manifest else (0, 0)
         earlier = read_rows(run_dir / NAME)
         size = (run_dir / SAMPLES).stat().st_size if (run_dir / SAMPLES).exists() else 0
         for name, current, saved, unit in ((NAME, len(earlier), rows, "rows"), (SAMPLES, size, samples, "bytes")):
             if current < saved:
-                raise CaldpoError(
+                raise refused(
                     f"the run cannot go on from {folder}: {name} had {saved} {unit} then and has {current} now",
-                    key="resume",
-                    value=run_dir,
                     remedy="bring the file back, or start a new run",
                 )
         if is_first_rank():
@@ -77,11 +69,7 @@ class ResumePoint:
         return self.manifest.seconds if self.manifest else 0.0
 
     def require_same_inputs(self, inputs: Mapping[str, str]) -> None:
-        """Refuse to resume where inputs, by name, that are known so far are not those of the checkpoint.
-
-        Raises:
-            CaldpoError: naming those that changed.
-        """
+        """Refuse to resume where the digests of inputs that are known so far are not those of the checkpoint."""
         if self.manifest is not None:
             require_same({name: digest for name, digest in self.manifest.identity.items() if name in inputs}, inputs)
 

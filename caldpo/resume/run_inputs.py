@@ -65,10 +65,7 @@ def policy_inputs(policy: PreTrainedModel) -> dict[str, str]:
 
 
 def frozen_inputs(policy: PreTrainedModel, reference: Reference, source: ReferenceSource) -> dict[str, str]:
-    """Digest the weights that a checkpoint does not hold: the reference's, and the frozen ones of the policy.
-
-    All ranks have to call.
-    """
+    """Digest the weights that no checkpoint holds, the reference's and the policy's frozen ones; a collective call."""
     facts = dict(reference.facts())
     weights = facts.pop("weights")
     inputs = {"the reference's weights": weights, "the reference's configuration": key_of(facts)}

@@ -26,9 +26,6 @@ def require_no_links_out(folder: Path) -> None:
 
     Let be are the links at the top of ``wandb/`` that W&B removes and makes anew instead of writing through them, and
     its service's log in the folders of its earlier runs. The folder may be a link itself, since a person named it.
-
-    Raises:
-        CaldpoError: naming the link.
     """
     root = folder.resolve()
     let_be = [f"/wandb/{name}" for name in (*_MADE_ANEW_BY_WANDB, *_LEFT_BY_WANDB)]
@@ -49,11 +46,7 @@ def require_no_links_out_of_sweep(folder: Path, depth: int = 1) -> None:
 
 
 def require_unlinked(folder: Path, *names: str) -> None:
-    """Refuse links out of a folder in the files and folders in it that are going to be written to.
-
-    Raises:
-        CaldpoError: one of them, or anything below it, is a link that leads out of ``folder``.
-    """
+    """Refuse links out of a folder among, and below, the files and folders in it that are going to be written to."""
     root = folder.resolve()
     for name in names:
         top = root / name

@@ -120,9 +120,7 @@ def redacted_output(*, outlived: bool = False) -> Iterator[None]:
     """Mask secrets in what this process prints within the context: terminals are kept in files, too.
 
     Hydra's console handlers are made of the streams as they are then, so they are covered when they are made within.
-
-    Args:
-        outlived: go on where whoever reads the output has gone.
+    An ``outlived`` output may lose its reader.
     """
 
     def stream(own: Any) -> RedactedStream:

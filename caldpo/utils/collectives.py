@@ -22,23 +22,14 @@ def is_first_rank() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def true_on_any_rank(flags: list[bool], device: torch.device) -> list[bool]:
+def true_on_any_rank(flags: list[bool]) -> list[bool]:
     """Reduce flags, as many on every rank, by OR over all ranks; a collective call."""
-    if not _several():
-        return flags
-    reduced = torch.tensor(flags, dtype=torch.uint8, device=device)
-    dist.all_reduce(reduced, dist.ReduceOp.MAX)
-    return [bool(flag) for flag in reduced.tolist()]
+    return [any(of_ranks) for of_ranks in zip(*all_gather(flags), strict=True)]
 
 
-def fresh_seed(device: torch.device) -> int:
-    """Draw a random seed, whatever the run's, and broadcast it from rank 0; a collective call."""
-    drawn = random.SystemRandom().getrandbits(32)
-    if not _several():
-        return drawn
-    shared = torch.tensor([drawn], dtype=torch.int64, device=device)
-    dist.broadcast(shared, src=0)
-    return int(shared.item())
+def fresh_seed() -> int:
+    """Draw a random seed, whatever the run's, the same on all ranks; a collective call."""
+    return int(all_gather(random.SystemRandom().getrandbits(32))[0])
 
 
 def max_over_ranks(number: int | None) -> int | None:

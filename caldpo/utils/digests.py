@@ -38,6 +38,12 @@ def known_digest(path: Path) -> str:
     return _digest_of(path, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
+def full_folder_digest(folder: Path) -> str:
+    """Digest names and contents of all files in a folder, hidden ones too: times and sizes may hide a change."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    return _lines_digest(f"{file.relative_to(folder)} {file_digest(file)}" for file in files)
+
+
 def path_digests(tree: Any, place: str = "") -> dict[str, str]:
     """Digest the contents of the paths of this machine in a configuration, by the key whose value is, or holds, them.
 

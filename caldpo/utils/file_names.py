@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -19,3 +20,11 @@ def is_there(path: str | Path) -> bool:
         return Path(path).exists()
     except (OSError, ValueError):
         return False
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Explain why a folder, which need not exist yet, cannot be made or written to; None where it can."""
+    nearest = next((place for place in (folder, *folder.absolute().parents) if os.path.lexists(place)), None)
+    if nearest is None or (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        return None
+    return f"{nearest} {'cannot be written to' if nearest.is_dir() else 'is no folder'}"

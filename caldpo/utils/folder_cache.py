@@ -17,16 +17,10 @@ def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key
     """Return the folder ``cache / name``, made by ``make`` if it does not exist yet.
 
     ``make`` fills a temporary folder, which is renamed once it is complete. One process makes it; others wait for it.
-    The next process removes what a killed one left behind.
-
-    Args:
-        cache: parent folder; created if need be.
-        name: of the content, with a digest of its inputs.
-        make: fills an empty folder.
-        key: configuration key of ``cache``.
+    The next process removes what a killed one left behind. The ``name`` holds a digest of the inputs.
 
     Raises:
-        CaldpoError: the parent folder cannot be created or written to.
+        CaldpoError: about the configuration's ``key``: the parent folder cannot be created or written to.
     """
     folder = cache / name
     if folder.is_dir():
@@ -40,11 +34,7 @@ def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key
 
 @contextmanager
 def locked(cache: Path, name: str, *, key: str) -> Iterator[None]:
-    """Hold the lock of an entry of ``cache``: taken at once, or after a message that the process waits.
-
-    Raises:
-        CaldpoError: about ``key``: the parent folder cannot be created or written to.
-    """
+    """Hold the lock of an entry of ``cache``: taken at once, or after a message that the process waits."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache / f"{name}.lock")

@@ -38,8 +38,7 @@ def process_rank() -> int:
 def own_ranks(cfg: DictConfig, *, announce: bool = False) -> Iterator[None]:
     """Hide other launchers' variables from the environment within the context.
 
-    Where one of them would have made this another process of the run, ``announce`` prints so. A configuration without a
-    section ``trainer`` is of one process.
+    Where one would have made this another process of the run, ``announce`` prints so.
     """
     devices, nodes = _count(cfg, "trainer.devices"), _count(cfg, "trainer.num_nodes")
     hidden = {name: os.environ.pop(name) for name in _foreign(os.environ, devices * nodes, nodes)}

@@ -19,7 +19,6 @@ def read_yaml(path: Path) -> Any:
     Aliases are refused, with which a small file can stand for an endless one; no run writes any.
 
     Raises:
-        OSError: it is missing, or the disk does not give it.
         ValueError: it is no such yaml; says why on one line.
     """
     text = path.read_bytes().decode("utf-8", errors="strict")
@@ -35,13 +34,9 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, or raise ValueError.
 
     Halves of surrogate pairs, which JSON can hold and neither a terminal nor a report can show, become ``?``.
-
-    Raises:
-        OSError: it is missing, or the disk does not give it.
-        ValueError: it is no JSON.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

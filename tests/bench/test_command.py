@@ -7,21 +7,19 @@ import inspect
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from caldpo.bench import benchmark_run as run
-from caldpo.bench.benchmark_settings import VARIANTS, BenchmarkModel, VariantName
+from caldpo.bench.benchmark_settings import VARIANTS, BenchmarkModel
 from caldpo.bench.worker import OutOfMemoryError
-from caldpo.bench.worker_job import Answer, Job, digest
+from caldpo.bench.worker_job import Answer, Job, digest, write
 from caldpo.benchmark import main
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.run_lifecycle import write_json
 from caldpo.config.validation import check_config
 from tests.helpers.messages import names
 
@@ -58,8 +56,7 @@ def test_every_model_fits_its_signature(model: str) -> None:
     assert set(cfg.benchmark_model) - {"_target_"} == set(inspect.signature(BenchmarkModel).parameters)
 
 
-def test_every_variant_is_named_in_the_settings_and_explained(capsys) -> None:
-    assert set(get_args(VariantName)) == set(VARIANTS)
+def test_every_variant_is_explained(capsys) -> None:
     code, text = stopped(capsys, "--help")
     assert code == 0
     explained = {line.split()[0] for line in text.splitlines() if line.startswith("  ") and len(line.split()) > 1}
@@ -176,7 +173,7 @@ class Workers:
         Path(job.output).mkdir(parents=True)
         steps = job.settings.all_steps
         plain = Answer([0.5] * steps, [2.0] * steps, [digest([])] * steps, 4.0, None, {"peak": 8, "of": ""}, "", {})
-        write_json(job.answer, asdict(replace(plain, **answer)))
+        write(replace(plain, **answer), job.answer)
 
     def matmul(self, job: Job) -> float:
         return 1e9

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from caldpo.bench import measure
-from caldpo.bench.measure import PeakMemory, StepClock
+from caldpo.bench.measure import StepMeter
 from caldpo.bench.step_timer import pairs_of, step_digests
-from caldpo.bench.worker_job import digest
+from caldpo.bench.worker_job import Answer, digest, read, write
 from caldpo.data.collate import collate
 from tests.helpers.tiny import tiny_pairs
 
@@ -21,7 +22,7 @@ def test_the_clock_leaves_out_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> No
     times = iter([10.0, 17.5])
     monkeypatch.setattr(measure, "now", lambda device: next(times))
     settings = SimpleNamespace(warmup_steps=2, all_steps=5)
-    clock = StepClock(settings, "cpu")  # type: ignore[arg-type]
+    clock = StepMeter(settings, "cpu")  # type: ignore[arg-type]
     for _ in range(5):
         assert clock.seconds != clock.seconds, "not a number before the end"
         clock.step_done()
@@ -31,17 +32,17 @@ def test_the_clock_leaves_out_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> No
 def measured_training() -> dict[str, float | str]:
     """Measure a process that keeps 48 MiB, frees 192 MiB before training and needs 96 MiB more in each step."""
     mib = 2**20
-    memory = PeakMemory("cpu")
+    meter = StepMeter(SimpleNamespace(warmup_steps=1, all_steps=3), "cpu")  # type: ignore[arg-type]
     kept = torch.ones(48 * mib // 4)
     before = torch.ones(192 * mib // 4)  # a transient of loading
     del before
-    memory.start_training()
+    meter.start_training()
     for _ in range(3):
         transient = torch.ones(96 * mib // 4)
         del transient
-    memory.end_training()
+        meter.step_done()
     assert kept.sum() > 0
-    return dict(memory.figures())
+    return meter.memory
 
 
 def test_memory_counts_what_training_holds_at_once_and_nothing_before() -> None:
@@ -70,3 +71,11 @@ def test_steps_are_put_together_from_micro_batches() -> None:
     expected = [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in pairs]
     parts = [collate(pairs[i:j], pad_id=0) for i, j in [(0, 1), (1, 3), (3, 6)]]
     assert step_digests(parts, 3) == [digest(expected[:3]), digest(expected[3:])]
+
+
+def test_a_loss_that_is_not_a_number_reaches_the_comparison(tmp_path: Path) -> None:
+    answer = Answer([float("nan")], [1.0], [digest([])], 1.0, None, {"peak": 1, "of": ""}, "", {})
+    write(answer, tmp_path / "answer.json")
+    same = read(Answer, tmp_path / "answer.json")
+    assert same.losses[0] != same.losses[0]
+    assert same.grad_norms == answer.grad_norms

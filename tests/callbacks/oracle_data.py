@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from caldpo import training_run
-from caldpo.data.datamodule import HeldOutPrompt
+from caldpo.data.datamodule import HeldOutPrompt, PairDataModule
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.raw_row import RawRow, RewardSource
 from caldpo.data.token_arrays import TokenizedPairs
@@ -68,6 +68,7 @@ class OracleData(Pairs):
     """A data module with held-out prompts, and a known reward where one is given."""
 
     eval_micro_batch_size = 5  # does not divide the number of pairs
+    true_rewards = PairDataModule.true_rewards
 
     def __init__(self, oracle: Callable[[str, str], float] | None) -> None:
         pairs = scored_pairs()

@@ -12,7 +12,7 @@ from caldpo.config.did_you_mean import KEYS
 from caldpo.config.preflight import composed
 from caldpo.config.value_checks import problem
 from caldpo.errors import CaldpoError
-from caldpo.run_settings import SCHEMAS, find_config_problems
+from caldpo.run_settings import SETTINGS, find_config_problems
 from caldpo.train import main
 from tests.helpers.messages import names
 from tests.test_configs import CONF
@@ -175,7 +175,7 @@ def test_a_key_in_several_places_names_them(capsys: pytest.CaptureFixture[str]) 
 def test_hints_lead_somewhere() -> None:
     """Each key that is named is one of a training run, an evaluation or an export."""
     cfgs = [
-        composed("train", ["adapter=lora", *chosen], schemas=SCHEMAS, agree=None)
+        composed("train", ["adapter=lora", *chosen], settings=SETTINGS, agree=None)
         for chosen in ((), ("model=hf", "model.path=a/b", "data.train=x"))
     ]
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
@@ -216,10 +216,10 @@ def test_spaces_around_the_sign(words: list[str], capsys: pytest.CaptureFixture[
 
 
 def test_nothing_is_read_into_good_commands() -> None:
-    cfg = composed("train", ["loss=dpo", "data.test=", "name=a"], schemas=SCHEMAS, agree=find_config_problems)
+    cfg = composed("train", ["loss=dpo", "data.test=", "name=a"], settings=SETTINGS, agree=find_config_problems)
     assert cfg.loss.beta == 0.1
     with pytest.raises(CaldpoError):
-        composed("train", ["loss=dpo", "loss.beta=-1"], schemas=SCHEMAS, agree=find_config_problems)
+        composed("train", ["loss=dpo", "loss.beta=-1"], settings=SETTINGS, agree=find_config_problems)
 
 
 @pytest.mark.parametrize("written", ["calDPO", "CAL-DPO", "Cal_DPO"])

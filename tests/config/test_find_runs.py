@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from caldpo.config.find_runs import find_runs, natural, no_folder_error
+from caldpo.config.find_runs import find_one_run, find_runs, natural, no_folder_error
 from tests.helpers.messages import names, refused
 from tests.report.runs import held_out, write_run
 
@@ -28,6 +28,13 @@ def test_runs_at_any_depth_and_nothing_else(tmp_path):
 def test_a_single_run_is_found_at_the_folder_itself(tmp_path):
     run = write_run(tmp_path / "run", rows=ROWS)
     assert find_runs(run) == [run]
+
+
+def test_one_run_is_wanted_where_several_lie(tmp_path):
+    runs = [write_run(tmp_path / f"seed={seed}", rows=ROWS) for seed in range(2)]
+    assert find_one_run(runs[1]) == runs[1]
+    with refused("2 runs", key="run", value=tmp_path, remedy=runs[0]):
+        find_one_run(tmp_path)
 
 
 def test_a_run_that_failed_before_writing_anything_is_found(tmp_path):

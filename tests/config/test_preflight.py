@@ -94,7 +94,7 @@ def session(config_name: str = "main") -> AbstractContextManager[HydraSession]:
 
 def check(*overrides: str, m: bool = False) -> list[str]:
     with session() as ours:
-        return preflight(ours, overrides, multirun=m, schemas={"": "caldpo.parts.Settings"})[1]
+        return preflight(ours, overrides, multirun=m, settings="caldpo.parts.Settings")[1]
 
 
 def answer(*overrides: str, m: bool = False) -> str:
@@ -202,7 +202,7 @@ def test_a_run_is_composed_once_to_be_checked_and_once_by_hydra(monkeypatch: pyt
         monkeypatch.setattr(loader, "load_configuration", lambda *a, **k: composed.append(1) or original(*a, **k))
         checked = []
         monkeypatch.setattr(module, "find_problems", lambda *a: checked.append(1) or find_problems(*a))
-        mode, added = preflight(ours, ["seed=1"], multirun=False, schemas={"": "caldpo.parts.Settings"})
+        mode, added = preflight(ours, ["seed=1"], multirun=False, settings="caldpo.parts.Settings")
         assert (len(composed), len(checked)) == (1, 1)
         seeds: list[int] = []
         ours.run(lambda cfg: seeds.append(cfg.seed), ["seed=1", "hydra.output_subdir=null", *added], mode)
@@ -260,14 +260,14 @@ class TestSweeps:
     def test_each_choice_of_groups_sees_each_value_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         composed = []
         original = module._run_problems
-        monkeypatch.setattr(module, "_run_problems", lambda cfg, *rest: composed.append(1) or original(cfg, *rest))
+        monkeypatch.setattr(module, "_run_problems", lambda *args: composed.append(1) or original(*args))
         check("loss=cal,smooth", "seed=range(0,4)", "loss.beta=0.1,0.2,0.3", m=True)
         assert len(composed) == 2 * (4 + 3 - 1)  # of 24 runs
 
     def test_most_mistakes_are_answered_by_one_look_at_each_value(self, monkeypatch: pytest.MonkeyPatch) -> None:
         composed: list[int] = []
         original = module._run_problems
-        monkeypatch.setattr(module, "_run_problems", lambda cfg, *rest: composed.append(1) or original(cfg, *rest))
+        monkeypatch.setattr(module, "_run_problems", lambda *args: composed.append(1) or original(*args))
         assert "seed=-1" in answer("loss=cal,smooth", "loss.beta=0.1,0.2,0.3", "seed=0,1,-1", m=True)
         assert len(composed) == 1 + 1 + 2 + 2  # of 18 runs
 

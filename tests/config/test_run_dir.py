@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.config.hydra_extensions import register_with_hydra
+from caldpo.config.hydra_session import register_with_hydra
 from caldpo.config.run_dir import LONGEST, claim_folder, naming_overrides, run_name
 from caldpo.config.run_lock import run_lock
 from tests.helpers.messages import refused

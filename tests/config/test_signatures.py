@@ -84,7 +84,7 @@ def test_other_packages_are_left_to_python() -> None:
         "caldpo.losses.sft.SFT",
         "caldpo.models.hub_model.HubModel",
         "caldpo.run_settings.RunSettings",
-        "caldpo.optim.adamw.AdamW",
+        "caldpo.optim.torch_optimizers.AdamW",
     ],
 )
 def test_agrees_with_the_imported_signature(target: str) -> None:

@@ -20,7 +20,7 @@ OPTIM = {
     "schedule": {"_target_": "caldpo.parts.Schedule", "decay": "cosine"},
 }
 TOP = {"name": "demo", "seed": 0, "reward_beta": 0.1}
-SCHEMAS = {"": "caldpo.parts.Settings"}
+SETTINGS = "caldpo.parts.Settings"
 
 
 def config(loss: dict[str, Any] | None = None, optim: dict[str, Any] | None = None, **top: Any) -> DictConfig:
@@ -28,11 +28,11 @@ def config(loss: dict[str, Any] | None = None, optim: dict[str, Any] | None = No
 
 
 def problems(cfg: DictConfig) -> dict[str, str]:
-    return {p.key: p.message for p in find_problems(cfg, SCHEMAS)}
+    return {p.key: p.message for p in find_problems(cfg, SETTINGS)}
 
 
 def test_a_good_configuration_passes() -> None:
-    check_config(config(), SCHEMAS)
+    check_config(config(), SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_nested_sections_and_lists_of_sections() -> None:
 
 def test_all_problems_in_one_error() -> None:
     with pytest.raises(CaldpoError) as caught:
-        check_config(config(loss={"beta": 0, "targets": "x", "foo": 1}, sed=3), SCHEMAS)
+        check_config(config(loss={"beta": 0, "targets": "x", "foo": 1}, sed=3), SETTINGS)
     text = str(caught.value)
     assert text.startswith("4 ")
     for key in ("loss.beta=0", "loss.targets=x", "loss.foo", "sed"):
@@ -79,7 +79,7 @@ def test_all_problems_in_one_error() -> None:
 
 def test_one_problem_is_an_error_about_its_key() -> None:
     with pytest.raises(CaldpoError) as caught:
-        check_config(config(loss={"beta": 0}), SCHEMAS)
+        check_config(config(loss={"beta": 0}), SETTINGS)
     assert (caught.value.key, caught.value.value) == ("loss.beta", "0")
 
 
@@ -107,7 +107,7 @@ def test_interpolations_are_resolved_and_a_bad_value_is_told_once() -> None:
 
 
 def test_the_value_behind_an_interpolation_is_shown_with_its_source() -> None:
-    (found,) = find_problems(config(seed="${optim.lr}"), SCHEMAS)
+    (found,) = find_problems(config(seed="${optim.lr}"), SETTINGS)
     assert found.value == "0.001 (from ${optim.lr})"
 
 
@@ -115,7 +115,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "s3cr3t-value")
     cfg = config(loss={"beta": "${oc.env:MY_TOKEN}", "targets": "s3cr3t-value", "api_key": "abc"})
     with pytest.raises(CaldpoError) as caught:
-        check_config(cfg, SCHEMAS)
+        check_config(cfg, SETTINGS)
     assert "s3cr3t" not in str(caught.value)
     names(caught, "loss.beta=${oc.env:MY_TOKEN}:", "> 0")
 

@@ -98,7 +98,7 @@ def test_unions_with_an_object_are_no_config_types() -> None:
 def test_sections_stand_for_classes_of_the_package() -> None:
     schedule = type("Schedule", (Section,), {})
     assert is_section(schedule | None)
-    assert problem(schedule, {"_target_": "caldpo.optim.lr_schedule.Schedule"}) is None
+    assert problem(schedule, {"_target_": "caldpo.optim.optimizer_base.Schedule"}) is None
     assert problem(schedule | None, None) is None
     names(problem(schedule, "linear"), "Schedule")
 

@@ -16,9 +16,10 @@ from caldpo.data import load
 from caldpo.data.data_report import LoadReport
 from caldpo.data.load import load_pairs, require_pairs
 from caldpo.data.sources import file_opening
-from caldpo.data.sources.file_checks import ENDINGS, full_folder_digest
+from caldpo.data.sources.file_checks import ENDINGS
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.data.sources.local_files import READERS, LocalFiles
+from caldpo.utils.digests import full_folder_digest
 from tests.data.prepared import prepared
 from tests.helpers.messages import names, refused
 
@@ -46,7 +47,7 @@ def test_other_encodings_are_named_once(tmp_path, name, encoding):
 
 def test_latin_text_is_shown_as_it_reads_in_windows_1252(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(LINE + b'\n{"prompt": "un caf\xe9 noir"}\n')
-    names(read(tmp_path / "a.jsonl")[1].error, "UTF-8", "0xE9", 19, "'café'", "Windows-1252")
+    names(read(tmp_path / "a.jsonl")[1].error, "UTF-8", "0xE9", 19, "café", "Windows-1252")
     (tmp_path / "a.csv").write_bytes(b"prompt,chosen,rejected\nun caf\xe9,a,b\nq,a,b\n")
     bad, good = read(tmp_path / "a.csv")
     names(bad.error, "UTF-8", "0xE9")

@@ -190,7 +190,7 @@ def test_folders_written_by_save_to_disk() -> None:
         ("data-00000-of-00001.arrow", None, "one", "1 of 1 files"),
         ("data-00000-of-00001.arrow", "", "one/data-00000-of-00001.arrow", "Arrow"),
         ("state.json", "{", "one/state.json", "line 1 column 2"),
-        ("state.json", '{"_data_files": [{"filename": "../x.arrow"}]}', "one", "data files"),
+        ("state.json", '{"_data_files": [{"filename": "../x.arrow"}]}', "one", "../x.arrow"),
     ],
 )
 def test_a_damaged_saved_folder(file: str, content: str | None, key: str, fact: str) -> None:
@@ -206,5 +206,5 @@ def test_a_saved_dict_names_no_folder_outside() -> None:
     datasets.DatasetDict({"train": datasets.Dataset.from_list([row(0)])}).save_to_disk("both")
     Path("both/dataset_dict.json").write_text('{"splits": ["../one"]}')
     datasets.Dataset.from_list([row(0)]).save_to_disk("one")
-    with refused("split ../one", key="both", remedy="data set"):
+    with refused("dataset_dict.json", "../one", key="both", remedy="data set"):
         prompts("both")

@@ -268,7 +268,7 @@ def test_drawn_labels_follow_bradley_terry():
 @pytest.mark.parametrize(
     ("change", "key", "fact"),
     [
-        ({"completions": 1}, "data.source.completions", "two"),
+        ({"completions": 1}, "completions", ">= 2"),
         ({"min_prompt_tokens": 9}, "data.source.min_prompt_tokens", "max_prompt_tokens=8"),
         ({"temperature": 0.0}, "temperature", "> 0"),
     ],

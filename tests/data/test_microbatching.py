@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldpo.data.batching import ByCount, ByTokens
-from caldpo.estimation.step_schedule import packed_tokens, padded_tokens
+from caldpo.estimation.run_flops import computed_tokens
 
 LAYOUTS = ("packed", "padded")
-COST = {"packed": packed_tokens, "padded": padded_tokens}
+COST = {layout: partial(computed_tokens, layout=layout) for layout in LAYOUTS}
 LENGTHS = st.lists(st.tuples(*[st.integers(1, 60)] * 3), min_size=1, max_size=25).map(np.array)
 
 
@@ -41,8 +42,8 @@ class TestByCount:
         """In order every micro-batch is as long as a long pair; sorted, one of three is."""
         lengths = alone(100, 10, 100, 10, 10, 10)
         plain, sorted_ = (d.split(range(6), 3) for d in (ByCount(), ByCount(lengths[:, 0] + lengths[:, 1])))
-        assert sum(padded_tokens(lengths[batch]) for batch in plain) == 2 * (200 + 200 + 20)
-        assert sum(padded_tokens(lengths[batch]) for batch in sorted_) == 2 * (200 + 20 + 20)
+        assert sum(COST["padded"](lengths[batch]) for batch in plain) == 2 * (200 + 200 + 20)
+        assert sum(COST["padded"](lengths[batch]) for batch in sorted_) == 2 * (200 + 20 + 20)
 
     @given(LENGTHS, st.integers(1, 8))
     def test_grouping_by_length_never_pads_more(self, lengths: np.ndarray, batches: int) -> None:
@@ -50,7 +51,7 @@ class TestByCount:
         whole = len(lengths) // batches * batches
         rows, longest = range(whole), lengths[:, 0] + lengths[:, 1:].max(axis=1)
         plain, grouped = (
-            sum(padded_tokens(lengths[batch]) for batch in batching.split(rows, batches) if batch)
+            sum(COST["padded"](lengths[batch]) for batch in batching.split(rows, batches) if batch)
             for batching in (ByCount(), ByCount(longest))
         )
         assert grouped <= plain

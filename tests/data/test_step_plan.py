@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldpo.data.batching import MicroBatch, StepPlan
-from caldpo.estimation.step_schedule import packed_tokens, padded_tokens
+from caldpo.estimation.run_flops import computed_tokens
 from tests.helpers.messages import refused
 
 LAYOUTS = ("packed", "padded")
-COST = {"packed": packed_tokens, "padded": padded_tokens}
+COST = {layout: partial(computed_tokens, layout=layout) for layout in LAYOUTS}
 
 
 def lengths_of(pairs: int, seed: int = 0, longest: int = 80) -> np.ndarray:

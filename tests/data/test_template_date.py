@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from rich.console import Console
 
 from caldpo.data.chat_template import with_fixed_date
 from caldpo.data.token_cache import cached_tokens
-from caldpo.models.model_source import NoRepository
 from caldpo.resume.pins import first_day, pin
 from tests.data.prepared import TEST, TRAIN, Conversations, prepared
 from tests.data.small import byte_tokenizer, chat, pair, rendered
@@ -25,7 +25,7 @@ DATED = (
 )
 THEN = datetime(2024, 2, 29)
 
-EMBEDDED: Any = NoRepository()
+EMBEDDED: Any = SimpleNamespace(repository=lambda: None)
 
 
 def test_the_date_is_fixed_in_any_format() -> None:

@@ -10,7 +10,7 @@ import torch
 from caldpo.estimation.fake_model import fake_tensors
 from caldpo.estimation.optimizer_memory import optimizer_memory
 from caldpo.optim import AdamW, RMSprop, Schedule
-from caldpo.optim.adafactor import Adafactor
+from caldpo.optim.torch_optimizers import Adafactor
 from tests.helpers.tiny import tiny_model
 
 SPECS: dict[str, Any] = {

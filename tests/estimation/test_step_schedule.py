@@ -9,7 +9,8 @@ import pytest
 
 from caldpo.data.batching import StepPlan
 from caldpo.data.collate import Layout, collate
-from caldpo.estimation.step_schedule import StepSchedule, padded_tokens, repeated_lengths, step_schedule
+from caldpo.estimation.run_flops import computed_tokens
+from caldpo.estimation.step_schedule import StepSchedule, repeated_lengths, step_schedule
 from tests.helpers.tiny import tiny_pairs
 
 PAIRS = tiny_pairs(23)
@@ -66,7 +67,7 @@ def test_the_largest_micro_batch_of_all_epochs() -> None:
         samplers = [plan().sampler(rank) for rank in (0, 1)]
         for each in samplers:
             each.set_epoch(epoch)
-        return max(padded_tokens(LENGTHS[list(micro.rows)]) for each in samplers for micro in each)
+        return max(computed_tokens(LENGTHS[list(micro.rows)], "padded") for each in samplers for micro in each)
 
     assert len({largest(epoch) for epoch in range(4)}) > 1
     assert planned(max_epochs=4).largest_tokens == max(largest(epoch) for epoch in range(4))

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -168,11 +168,12 @@ def test_a_judge_that_takes_too_long(policy: FakePolicy) -> None:
 def test_an_interrupt_keeps_what_arrived(policy: FakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C reaches the main thread, which waits for the pool: calls on their way are saved, no other is sent."""
 
-    def interrupted(futures: list[Any]) -> Any:
-        yield wait(futures, return_when=FIRST_COMPLETED).done.pop()
-        raise KeyboardInterrupt
+    def interrupted(futures: Any, **keys: Any) -> Any:
+        if len(futures) > 1 and len(saved(policy.folder)) > 2:
+            raise KeyboardInterrupt
+        return wait(futures, **keys)
 
-    monkeypatch.setattr("caldpo.evaluation.judge.judge_pairs.as_completed", interrupted)
+    monkeypatch.setattr("caldpo.evaluation.judge.judge_pairs.wait", interrupted)
 
     def answer_to(*question: str) -> str:
         time.sleep(0.02)

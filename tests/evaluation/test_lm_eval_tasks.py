@@ -267,7 +267,7 @@ def test_other_shots_than_the_leaderboard_s_are_seen() -> None:
     task = _wanted("arc_challenge")
     assert wrong_shots(task, _results(task, {"arc_challenge": {"acc_norm,none": 0.2}}, 25)) == set()
     assert wrong_shots(task, _results(task, {"arc_challenge": {"acc_norm,none": 0.2}}, 0)) == {0}
-    alone = PlannedTask("arc_challenge", 0, row=task.row)
+    alone = PlannedTask("arc_challenge", 0)
     assert wrong_shots(alone, _results(task, {"arc_challenge": {"acc_norm,none": 0.2}}, 0)) == set()
 
 

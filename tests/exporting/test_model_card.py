@@ -135,11 +135,11 @@ def test_a_run_at_wandb_is_told_without_its_place() -> None:
 
 def test_generation_ends_where_trained_responses_end() -> None:
     settings = GenerationConfig(eos_token_id=7, temperature=0.5, max_new_tokens=9)
-    settings = complete_generation(settings, tiny_tokenizer())
+    settings, _ = complete_generation(settings, tiny_tokenizer())
     assert settings.eos_token_id == [2, 7]
     assert (settings.pad_token_id, settings.bos_token_id, settings.max_new_tokens) == (0, 1, 9)
     assert settings.do_sample, "a temperature without sampling cannot be written"
-    bare = complete_generation(GenerationConfig(eos_token_id=2, pad_token_id=5), tiny_tokenizer())
+    bare, _ = complete_generation(GenerationConfig(eos_token_id=2, pad_token_id=5), tiny_tokenizer())
     assert (bare.eos_token_id, bare.pad_token_id, bare.do_sample) == (2, 5, GenerationConfig().do_sample)
 
 

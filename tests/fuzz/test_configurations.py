@@ -27,7 +27,7 @@ from tests.fuzz.values import anything, texts
 
 pytestmark = pytest.mark.slow
 
-SCHEMAS = {"": "caldpo.run_settings.RunSettings"}
+SETTINGS = "caldpo.run_settings.RunSettings"
 GROUPS = {path.name: sorted(file.stem for file in path.iterdir()) for path in conf_dir().iterdir() if path.is_dir()}
 VALUES = (
     "null", "true", "-1", "0", "1", "1.5", "1e999", "nan", "inf", "???", "", "''", "'a b'", '"', "[1,2]", "[", "{a: 1}",
@@ -95,7 +95,7 @@ def outcome(overrides: list[str], multirun: bool) -> list[str] | str:
     try:
         quoted = with_quoted_paths(overrides)
         with hydra_session("train") as session:
-            return preflight(session, quoted, multirun=multirun, schemas=SCHEMAS, agree=find_config_problems)[1]
+            return preflight(session, quoted, multirun=multirun, settings=SETTINGS, agree=find_config_problems)[1]
     except CaldpoError as error:
         return str(error)
 
@@ -128,8 +128,8 @@ def test_any_values(changes: dict[str, Any], place: Path, monkeypatch: pytest.Mo
             OmegaConf.update(cfg, key, value, merge=False)
         except (OmegaConfBaseException, ValueError, TypeError, RecursionError, AttributeError):
             assume(False)  # no configuration can hold it, or the key lies in what another change replaced
-    problems = [*find_problems(cfg, SCHEMAS), *find_misplaced(cfg)]
-    assert problems == [*find_problems(cfg, SCHEMAS), *find_misplaced(cfg)]
+    problems = [*find_problems(cfg, SETTINGS), *find_misplaced(cfg)]
+    assert problems == [*find_problems(cfg, SETTINGS), *find_misplaced(cfg)]
     for problem in problems:
         assert problem.key
         assert problem.message

@@ -26,7 +26,7 @@ from caldpo.report.read_runs import read_run
 from caldpo.report.run_files import Run
 from caldpo.report.shown_metrics import CHOSEN
 from caldpo.resume.config_diff import config_digest, differences, read_config
-from caldpo.resume.resume_overrides import with_run_overrides
+from caldpo.resume.resume_command import with_run_overrides
 from caldpo.resume.resume_point import ResumePoint
 from caldpo.sweep_report import collect
 from caldpo.utils.atomic_io import write_text
@@ -136,7 +136,7 @@ def comparison_is_sound(run: Path) -> None:
     columns, (row,) = comparison_rows(settings)
     assert len(row) == len(columns)
     if found.finished and CHOSEN.curve(found.curves):  # else there is nothing to compare, which is said
-        write_text(run.parent / "report.md", report(settings, run.parent, "range", [], None))
+        write_text(run.parent / "report.md", report(settings, [run.parent], "range", []))
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {

@@ -19,7 +19,7 @@ from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import choose_layout
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import prepare_for_training
-from caldpo.models.sampling import prompt_batching
+from caldpo.models.prompt_batching import prompt_batching
 from tests.architectures.examine import apart, gradients, one_by_one, relative, some_pairs
 from tests.architectures.families import POSITIONS, build
 from tests.evaluation.runs import evaluate, inside, result, value

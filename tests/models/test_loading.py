@@ -79,7 +79,7 @@ def test_one_line_says_what_was_loaded(tmp_path: Path, capsys: pytest.CaptureFix
     HubModel(str(tmp_path), dtype="bfloat16").load_policy()
     said = capsys.readouterr().out
     count = sum(p.numel() for p in model.parameters())
-    names(said, "LlamaForCausalLM", f"{count:,} parameters", "bfloat16", f"{2 * count / 1024:.0f} KiB", "cpu")
+    names(said, "LlamaForCausalLM", f"{count:,} parameters", "bfloat16", f"{2 * count / 2**20:.1f} MiB", "cpu")
     names(said, "sdpa", "FlashAttention", "no GPU")
     assert "model.revision" not in said  # a folder has no commit
 

@@ -19,7 +19,7 @@ from caldpo.models.adapters import Lora
 from caldpo.models.dropout import has_dropout
 from caldpo.models.model_probes import probe, require_valid_logprobs, tolerance
 from caldpo.models.model_source import prepare_for_training
-from caldpo.models.sampling import padded_batch_size, prompt_batches
+from caldpo.models.prompt_batching import padded_batch_size, prompt_batches
 from caldpo.models.tabular_model import TabularConfig, TabularLM
 from tests.architectures.examine import one_by_one, relative
 from tests.architectures.families import build

@@ -15,9 +15,8 @@ from omegaconf import OmegaConf
 from caldpo.config.conf_dir import conf_dir
 from caldpo.estimation.optimizer_memory import optimizer_memory
 from caldpo.optim import AdamW, Schedule
-from caldpo.optim.adafactor import Adafactor
-from caldpo.optim.low_bit import Lion, LowMemoryAdamW
-from caldpo.optim.stochastic_rounding import StochasticAdamW
+from caldpo.optim.low_memory import Lion, LowMemoryAdamW, StochasticAdamW
+from caldpo.optim.torch_optimizers import Adafactor
 from tests.evaluation.runs import write_data
 from tests.helpers.messages import refused
 from tests.resume.child import Kill

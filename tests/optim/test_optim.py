@@ -16,7 +16,7 @@ from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import MetricsFile
 from caldpo.losses.dpo import DPO
 from caldpo.optim import AdamW, RMSprop, Schedule, can_fuse, decay_groups
-from caldpo.optim.lr_schedule import share_of
+from caldpo.optim.optimizer_base import share_of
 from tests.helpers.messages import refused
 from tests.helpers.tiny import tiny_model, tiny_pairs
 from tests.helpers.tiny_trainer import Pairs, make_module

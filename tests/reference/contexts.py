@@ -89,6 +89,7 @@ class CountedEngine:
 def prepared(cache: Path, context: Any, spot_check: int = 0, **keys: Any) -> PrecomputedReference:
     """Build a precomputed reference, its log-probs in place."""
     reference = Precomputed(cache=str(cache), spot_check=spot_check, **keys).build(context)
+    assert isinstance(reference, PrecomputedReference)
     reference.prepare()
     return reference
 

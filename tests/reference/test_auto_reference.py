@@ -12,7 +12,7 @@ from caldpo.reference import auto_reference
 from caldpo.reference.auto_reference import Auto
 from caldpo.reference.disabled_adapter import AdapterReference
 from caldpo.reference.frozen_model import FrozenReference
-from caldpo.reference.precomputed import PrecomputedReference
+from caldpo.reference.precomputed import Precomputed, PrecomputedReference
 from tests.helpers.messages import names
 from tests.helpers.tiny import tiny_model
 from tests.reference.contexts import TRAIN, make_context
@@ -37,7 +37,7 @@ def test_choice(
     context = make_context(policy, needed_splits=needed, pairs_seen=seen, reload=tiny_model)
     monkeypatch.setattr(auto_reference, "Frozen", lambda *_: SimpleNamespace(build=lambda _: "frozen"))
     spec = Auto(None if own_start else "another")
-    monkeypatch.setattr(spec, "precomputed", SimpleNamespace(build=lambda _: "precomputed"))
+    monkeypatch.setattr(Precomputed, "build", lambda *_: "precomputed")
     built = spec.build(context)
     assert mode == ("adapter" if isinstance(built, AdapterReference) else built)
 

@@ -17,7 +17,7 @@ def on_a_rank(rank: int, folder: Path) -> None:
     """Two parts are there, both wrong, a third is missing; this rank trusts nothing, the other everything."""
     torch.distributed.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     logprob_store.PAIRS_PER_PART = 8
-    reference = Precomputed(cache=str(folder / "cache"), spot_check=3).build(make_context())
+    reference: Any = Precomputed(cache=str(folder / "cache"), spot_check=3).build(make_context())
     looked_at: list[Any] = []
     judge = reference._fault
 

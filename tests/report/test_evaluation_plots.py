@@ -218,6 +218,6 @@ def test_a_wide_range_of_kl_with_paths_from_zero(tmp_path):
 
 def test_the_report_shows_the_picture_where_its_figures_stand(tmp_path):
     run(tmp_path, "dpo", 0, rewarded(2.0, 0.5), known=(2.0, 0.5))
-    text = report(settings_in(tmp_path), tmp_path, "range", ["reward_kl.png"], None)
+    text = report(settings_in(tmp_path), [tmp_path], "range", ["reward_kl.png"])
     assert text.count("(reward_kl.png)") == 1
     assert "(reward_kl.png)" in text.split("## Evaluation")[1]

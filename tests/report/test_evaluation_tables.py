@@ -42,7 +42,7 @@ def settings_in(folder):
 
 
 def report_of(folder):
-    return report(settings_in(folder), folder, "range", [], None)
+    return report(settings_in(folder), [folder], "range", [])
 
 
 def said_of(folder):

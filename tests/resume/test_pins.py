@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +12,11 @@ from caldpo.data.datamodule import PairDataModule
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.models import hub_model
 from caldpo.models.hub_model import HubModel
-from caldpo.models.model_source import NoRepository
 from caldpo.resume.pins import DATA_COMMIT, MODEL_COMMIT, pin, pin_model
 from tests.helpers.messages import names
 
 OLD, NEW = "a" * 40, "b" * 40
-EMBEDDED: Any = NoRepository()
+EMBEDDED: Any = SimpleNamespace(repository=lambda: None)
 
 
 def test_a_resumed_run_loads_the_commit_that_it_began_with(

@@ -36,7 +36,7 @@ def test_a_group_that_was_taken_out(group: str, tmp_path: Path, capsys: pytest.C
         ("loss._target_=nowhere.Loss", ["error: loss._target_=nowhere.Loss:", "Error loading"]),
         ("+callbacks.mine._target_=os.nothing", ["error: callbacks.mine._target_=os.nothing:"]),
         ("+callbacks.mine._target_=os.getcwd", ["error: callbacks.mine._target_:", "str", "callback"]),
-        ("~optim.schedule", ["error: optim:", "caldpo.optim.adamw.AdamW", "schedule"]),
+        ("~optim.schedule", ["error: optim:", "caldpo.optim.torch_optimizers.AdamW", "schedule"]),
     ],
 )
 def test_what_cannot_be_built(given: str, facts: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.hydra_extensions import register_with_hydra
+from caldpo.config.hydra_session import register_with_hydra
 from caldpo.config.trusted_config import announce_foreign, own_targets, require_own_code, require_plain_overrides
 from caldpo.config.validation import NEEDED
 from caldpo.security.secrets import redact_text

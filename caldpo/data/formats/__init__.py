@@ -1,16 +1,8 @@
 """Detect and parse the row formats of preference data, row by row.
 
-To add one, say ``ranked``:
-
-1. Write ``caldpo/data/formats/ranked.py`` with ``COLUMNS`` (that every row of the format has),
-   ``matches(row) -> bool`` (by the columns alone; no other format may match the same row) and
-   ``parse(row) -> PreferencePair`` (raising :class:`~caldpo.data.raw_row.RowError`). The file is discovered; no list
-   names it. Read columns with the helpers of :mod:`~caldpo.data.formats._fields` (``number`` also reads numbers that
-   csv holds as text); a run reports columns that ``parse`` does not read. :mod:`caldpo.data.columns` maps usual column
-   names to roles before, and :mod:`caldpo.data.row_parsing` adds a system turn, tools and template variables after.
-2. Add a row and its pair to ``EXAMPLES`` in ``tests/data/test_formats.py``; a test there fails while it is missing.
-3. Where a published data set has the format, add ``conf/data/ranked.yaml`` with its path. Local files need none:
-   ``data=local`` detects the format.
+Each module of this package is a format, discovered by its file; docs/recipes.md shows how to add one. Before it,
+:mod:`caldpo.data.columns` maps usual column names to roles; after it, :mod:`caldpo.data.row_parsing` adds a system
+turn, tools and template variables.
 """
 
 from __future__ import annotations
@@ -40,31 +32,23 @@ class Format(Protocol):
     COLUMNS: tuple[str, ...]  # columns that every row of this format has
 
     def matches(self, row: Row) -> bool:
-        """Whether the row's columns are this format's; the values may still be wrong."""
+        """Whether the row's columns are this format's, and no other's; the values may still be wrong."""
         ...
 
     def parse(self, row: Row) -> PreferencePair:
-        """Return the pair of ``row`` (``origin`` left empty).
-
-        Raises:
-            RowError: a column is missing or holds something other than the format says.
-        """
+        """Return the pair of ``row``; raise :class:`RowError` where a column does not hold what the format says."""
         ...
 
 
 @functools.cache
 def formats() -> Mapping[str, Format]:
-    """Return every format by its name, which is its file's name; files with a leading underscore are helpers."""
+    """Return every format by its file's name; files with a leading underscore are helpers."""
     names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
     return MappingProxyType({name: cast(Format, importlib.import_module(f"{__name__}.{name}")) for name in names})
 
 
 def detect(row: Row) -> str:
-    """Return the name of the one format that ``row`` has.
-
-    Raises:
-        RowError: no format matches, or several do.
-    """
+    """Return the name of the one format that ``row`` has; no other number of them is accepted."""
     names = [name for name, module in formats().items() if module.matches(row)]
     if len(names) == 1:
         return names[0]
@@ -94,13 +78,9 @@ def _nearest(row: Row) -> tuple[str, list[str]]:
 def require_columns(columns: Sequence[str], key: str, mapping: Columns) -> None:
     """Check that some format fits the columns of a table: one error for the table instead of one for each row.
 
-    Args:
-        columns: of the table.
-        key: the file or split of the table, for the message.
-        mapping: from columns to roles, which count as well.
-
     Raises:
-        CaldpoError: no format has these columns; the message lists what each needs and lacks.
+        CaldpoError: no format has these columns or their roles in ``mapping``; the message lists what each needs and
+            lacks. Its key is the file or split of the table.
     """
     try:
         roles = set(mapping.roles(columns))

@@ -1,11 +1,8 @@
 """Parse Anthropic HH transcripts: ``chosen`` and ``rejected`` as whole dialogues in plain text.
 
-A dialogue reads ``\\n\\nHuman: ...\\n\\nAssistant: ...``. The prompt is the text up to and
-including the last ``\\n\\nAssistant:``, the response is the rest, its leading space included: joined they
-give back the transcript. Both sides must have the same prompt. Cutting the rejected side at the chosen
-prompt's length would leave garbage where the dialogues diverge at an earlier turn, so each side is cut by itself
-and the prompts are compared. Two assistant turns in a row are kept: both sides have them, and a text prompt needs no
-alternation.
+A dialogue reads ``\\n\\nHuman: ...\\n\\nAssistant: ...``. The prompt goes up to and including the last
+``\\n\\nAssistant:``; prompt and response joined give back the transcript. Each side is cut by itself and the prompts
+are compared: a cut at the chosen prompt's length would leave garbage where dialogues diverge at an earlier turn.
 
 Bai et al. 2022, Training a Helpful and Harmless Assistant; the cut is the one of Rafailov et al. 2023.
 """
@@ -44,11 +41,7 @@ def parse(row: Row) -> PreferencePair:
 
 
 def split_transcript(transcript: str, column: str) -> tuple[str, str]:
-    """Split one transcript into prompt and response.
-
-    Raises:
-        RowError: no assistant turn, no human turn before it, or a human turn after it.
-    """
+    """Split one transcript into prompt and response."""
     head, marker, response = transcript.rpartition(ASSISTANT)
     if not marker:
         raise RowError(f"`{column}` has no assistant turn")

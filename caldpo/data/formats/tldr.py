@@ -1,12 +1,10 @@
 """Parse TL;DR comparisons: a Reddit post, two summaries, and which of them a labeller chose.
 
-Rows of openai/summarize_from_feedback (comparisons), as released and in the hub's parquet conversion:
-``info`` {post, title, subreddit, ...}, ``summaries`` [{text, ...}, {text, ...}], ``choice`` 0 or 1.
-The validation split also compares summaries of CNN/DailyMail articles (``info.article``, no subreddit); they
-belong to another task and are left out.
+Rows of openai/summarize_from_feedback (comparisons): ``info`` {post, title, subreddit, ...}, ``summaries``
+[{text, ...}, {text, ...}], ``choice`` 0 or 1. The validation split also compares summaries of CNN/DailyMail articles
+(``info.article``, no subreddit); they belong to another task and are left out.
 
-Stiennon et al. 2020, Learning to summarize from human feedback; the prompt is theirs, and a response begins
-with the space that their summaries begin with.
+Stiennon et al. 2020, Learning to summarize from human feedback; prompt and the space before a response are theirs.
 """
 
 from __future__ import annotations

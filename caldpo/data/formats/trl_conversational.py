@@ -1,8 +1,7 @@
 """Parse TRL's conversational preference format, with an explicit or an implicit prompt.
 
-Explicit: ``prompt`` is a list of messages, ``chosen`` and ``rejected`` each hold one assistant message.
-Implicit: there is no ``prompt``; ``chosen`` and ``rejected`` are whole conversations that differ in their
-last turn.
+Explicit: ``prompt`` is a list of messages, ``chosen`` and ``rejected`` each hold one assistant message. Implicit:
+``chosen`` and ``rejected`` are whole conversations that differ in their last turn.
 https://huggingface.co/docs/trl/dataset_formats
 """
 

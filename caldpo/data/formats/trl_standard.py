@@ -1,10 +1,8 @@
 """Parse TRL's standard preference format: plain texts, with an explicit or an implicit prompt.
 
-Explicit: ``prompt``, ``chosen`` and ``rejected`` are texts; a response follows its prompt character by
-character, so ``"The sky is"`` and ``" blue."`` carry the space between them.
-Implicit: there is no ``prompt``, and no other column of text or turns that could be one; it is the longest common
-beginning of ``chosen`` and ``rejected``, cut back to the last place that splits no word, with a space at its end given
-to the responses. Such rows are counted.
+Texts follow each other character by character: ``"The sky is"`` and ``" blue."`` carry the space between them. Without
+a ``prompt``, and without another column that could be one, the prompt is the longest common beginning of the responses,
+cut back to the last place that splits no word. Such rows are counted.
 https://huggingface.co/docs/trl/dataset_formats
 """
 

@@ -1,11 +1,7 @@
 """Parse UltraFeedback Binarized: two conversations, the prompt once more as text, and a score for each response.
 
-Columns of HuggingFaceH4/ultrafeedback_binarized: ``prompt`` (text), ``prompt_id``, ``chosen`` and
-``rejected`` (lists of messages that include the prompt's turns), ``messages``, ``score_chosen``,
-``score_rejected``.
-
-The conversations decide. ``prompt`` must be one of their user turns, which catches columns out of
-step; where it is missing, nothing is lost. ``prompt_id`` and ``messages`` are not read.
+Rows of HuggingFaceH4/ultrafeedback_binarized. The conversations decide; ``prompt`` must be one of their user turns,
+which catches columns out of step. ``prompt_id`` and ``messages`` are not read.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import re
 from collections.abc import Container, Iterable, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 
 from caldpo.config.find_runs import natural
 from caldpo.errors import CaldpoError
-from caldpo.utils.digests import file_digest
 from caldpo.utils.file_names import expanded, is_there
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".csv.gz")
@@ -53,13 +51,6 @@ def no_rows(split: str) -> CaldpoError:
 def ending(path: Path) -> str:
     """Return the end of a file's name that tells its kind."""
     return "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]).lower()
-
-
-def full_folder_digest(folder: Path) -> str:
-    """Return the SHA-256 of names and contents of all files in a folder, hidden ones too: times may hide a change."""
-    files = sorted(f for f in folder.rglob("*") if f.is_file())
-    lines = [f"{file.relative_to(folder)} {file_digest(file)}" for file in files]
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def without_shard(stem: str) -> str:

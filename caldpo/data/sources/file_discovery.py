@@ -10,8 +10,9 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +42,17 @@ _METADATA = frozenset(
         *("tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens", "vocab"),
     )
 )
-_MAX_DEPTH = 3  # folders below the named one: owner/subset/split has fewer
 _MAX_ENTRIES = 20_000  # a home folder is no data set
 _STATE, _DICT = "state.json", "dataset_dict.json"  # of a saved Dataset, of a saved DatasetDict
-_SAVE_AGAIN = "save the data set again"
 
 
 @dataclass(frozen=True, slots=True)
 class DataFiles:
-    """Files to be read one after another.
+    """Files to be read one after another."""
 
-    Args:
-        files: in natural order.
-        notes: what was chosen and left out, where there was a choice; a line each.
-        held_out: name of the test split beside the files; None where there is none.
-    """
-
-    files: tuple[Path, ...]
-    notes: tuple[str, ...] = ()
-    held_out: str | None = None
+    files: tuple[Path, ...]  # in natural order
+    notes: tuple[str, ...] = ()  # what was chosen and left out, where there was a choice; a line each
+    held_out: str | None = None  # name of the test split beside the files
 
 
 def find_files(name: str, *, training: bool = True) -> DataFiles:
@@ -80,7 +73,7 @@ def find_files(name: str, *, training: bool = True) -> DataFiles:
     if any(mark in name for mark in "*?["):
         return _of_pattern(path, name)
     if "/" in name and not ending(path) and is_there(path.parent) and path.parent.is_dir():
-        splits = {split: files for split, files in _splits(path.parent, str(path.parent))[0].items() if split}
+        splits = {split: files for split, files in _splits(path.parent, name)[0].items() if split}
         if files := splits.get(path.name):
             held_out = find_test_split(path.name, splits)
             return DataFiles(_settled(files, name), held_out=held_out and str(path.parent / held_out))
@@ -98,7 +91,7 @@ def require_split_shards(folder: Path, split: str) -> None:
     Raises:
         CaldpoError: naming the missing shards. Its key is ``split``.
     """
-    require_all_shards(_splits(folder, str(folder))[0].get(split.split("[")[0], []), split)
+    require_all_shards(_splits(folder, split)[0].get(split.split("[")[0], []), split)
 
 
 def _of_folder(folder: Path, name: str, training: bool) -> DataFiles:
@@ -174,15 +167,12 @@ def _role(split: str) -> str:
 
 
 def _splits(folder: Path, name: str) -> tuple[dict[str, Sequence[Path]], list[str]]:
-    """Group the data files of a folder by the split their names tell, ``""`` for none, and list the other files.
-
-    Raises:
-        CaldpoError: a folder that ``datasets`` saved is damaged. Its key is ``name``, or the damaged file.
-    """
-    if _is_saved(folder):
+    """Group the data files of a folder by the split their names tell, ``""`` for none, and list the other files."""
+    if (folder / _STATE).is_file() and (folder / "dataset_info.json").is_file():
         return {"": _saved_files(folder, name)}, []
     if (folder / _DICT).is_file():
-        return {split: _saved_files(folder / split, name) for split in _saved_splits(folder)}, []
+        saved = _listed(folder / _DICT, itemgetter("splits"), name)
+        return {split.name: _saved_files(split, name) for split in saved}, []
     splits: dict[str, list[Path]] = {}
     left_out = []
     for file in _walk(folder):
@@ -203,20 +193,15 @@ def _split_of(inside: Path) -> str:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder, its own first, without those of hidden folders."""
+    """Yield the files of a folder, without those of hidden folders."""
     seen = 0
     for place, children, names in os.walk(folder, onerror=_raise_unreadable):
-        here = Path(place)
         seen += len(children) + len(names)
         if seen > _MAX_ENTRIES:
-            raise CaldpoError(
-                f"has over {_MAX_ENTRIES:,} files and folders",
-                key=str(folder),
-                remedy="name the folder of the data itself",
-            )
-        too_deep = len(here.relative_to(folder).parts) >= _MAX_DEPTH
-        children[:] = [] if too_deep else sorted(child for child in children if not child.startswith((".", "__")))
-        yield from (here / name for name in sorted(names))
+            what = f"has over {_MAX_ENTRIES:,} files and folders"
+            raise CaldpoError(what, key=str(folder), remedy="name the folder of the data itself")
+        children[:] = (child for child in children if not child.startswith((".", "__")))
+        yield from (Path(place, name) for name in sorted(names))
 
 
 def _raise_unreadable(error: OSError) -> None:
@@ -242,38 +227,23 @@ def _settled(files: Sequence[Path], name: str) -> tuple[Path, ...]:
     return tuple(ordered)
 
 
-def _is_saved(folder: Path) -> bool:
-    """Whether ``Dataset.save_to_disk`` wrote this folder."""
-    return (folder / _STATE).is_file() and (folder / "dataset_info.json").is_file()
-
-
-def _saved_splits(folder: Path) -> list[str]:
-    """List the splits of a folder that ``DatasetDict.save_to_disk`` wrote."""
-    listed = _read_object(folder / _DICT).get("splits")
-    if not isinstance(listed, list) or not all(isinstance(split, str) for split in listed):
-        raise CaldpoError("lists no splits", key=str(folder / _DICT), remedy=_SAVE_AGAIN)
-    missing = [split for split in listed if Path(split).name != split or not _is_saved(folder / split)]
-    if missing:
-        raise CaldpoError(f"its split {missing[0]} is missing", key=str(folder), remedy=_SAVE_AGAIN)
-    return listed
-
-
-def _saved_files(folder: Path, name: str) -> tuple[Path, ...]:
+def _saved_files(folder: Path, name: str) -> list[Path]:
     """List the Arrow files of a saved ``Dataset``, in the order of its rows."""
-    listed = _read_object(folder / _STATE).get("_data_files")
-    names = [item.get("filename") if isinstance(item, dict) else None for item in listed or []]
-    if not names or any(not isinstance(file, str) or Path(file).name != file for file in names):
-        raise CaldpoError(f"{folder / _STATE} lists no data files", key=name, remedy=_SAVE_AGAIN)
-    missing = [file for file in names if not (folder / str(file)).is_file()]
-    if missing:
-        what = f"{len(missing):,} of {len(names):,} files of the saved data set are missing: {missing[0]}"
-        raise CaldpoError(what, key=name, remedy=f"copy the whole folder, or {_SAVE_AGAIN}")
-    return tuple(folder / str(file) for file in names)
+    return _listed(folder / _STATE, lambda state: [file["filename"] for file in state["_data_files"]], name)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _listed(path: Path, names_in: Callable[[Any], list[str]], name: str) -> list[Path]:
+    """Return what a file that ``datasets`` wrote lists of its folder, all of which has to be there.
+
+    Raises:
+        CaldpoError: the list cannot be read; its key is ``path``. Or something is missing; its key is ``name``.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CaldpoError(f"cannot be read: {error}", key=str(path), remedy=_SAVE_AGAIN) from error
-    return content if isinstance(content, dict) else {}
+        entries = [str(entry) for entry in names_in(json.loads(path.read_text(encoding="utf-8")))]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise CaldpoError(f"cannot be read: {error!r}", key=str(path), remedy="save the data set again") from error
+    missing = [entry for entry in entries if Path(entry).name != entry or not (path.parent / entry).exists()]
+    if missing or not entries:
+        what = f"{len(missing):,} of {len(entries):,} files that {path.name} lists are missing: {list_names(missing)}"
+        raise CaldpoError(what, key=name, remedy="copy the whole folder, or save the data set again")
+    return [path.parent / entry for entry in entries]

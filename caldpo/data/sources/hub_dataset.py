@@ -12,9 +12,10 @@ from huggingface_hub import HfApi
 
 from caldpo.config.signatures import validated
 from caldpo.data.raw_row import PairSource, RawRow
-from caldpo.data.sources.file_checks import find_test_split, full_folder_digest, no_rows
+from caldpo.data.sources.file_checks import find_test_split, no_rows
 from caldpo.data.sources.file_discovery import require_split_shards
 from caldpo.errors import CaldpoError
+from caldpo.utils.digests import full_folder_digest
 
 _BATCH = 1000  # rows decoded at a time
 

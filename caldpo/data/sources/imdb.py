@@ -1,51 +1,52 @@
 """Generate the controlled sentiment task: pairs of movie-review continuations with a known reward.
 
-IMDb itself has reviews and labels, no pairs. As in Rafailov et al. 2023 (section 6 and appendix C.1), the
-prompt is the first few tokens of a review, an SFT policy continues it several times, a sentiment classifier's
-log-odds are the true reward, and every two continuations of a prompt make a pair. The rewards stay with the
-pairs as scores.
+As in Rafailov et al. 2023 (section 6 and appendix C.1), the prompt is the first few tokens of a review, an SFT policy
+continues it several times, a sentiment classifier's log-odds are the true reward, and every two continuations of a
+prompt make a pair. The rewards stay with the pairs as scores.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
+from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.end_tokens import end_tokens
 from caldpo.data.raw_row import RawRow, RewardSource
-from caldpo.data.sources.file_checks import full_folder_digest
 from caldpo.data.sources.hub_dataset import HubDataset
 from caldpo.data.sources.json_rows import read_jsonl
 from caldpo.data.sources.review_texts import decode_exactly, first_tokens, prompt_lengths
 from caldpo.data.sources.sentiment_reward import SentimentReward
-from caldpo.environments.bradley_terry import prefers_first
+from caldpo.environments.bradley_terry import labelled_row
 from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import load_causal_lm, load_tokenizer
 from caldpo.models.sampling import sample_responses
+from caldpo.utils.delayed_progress import tracked
+from caldpo.utils.digests import full_folder_digest, json_digest
 from caldpo.utils.folder_cache import cached_folder
 
 _PAIRS = "pairs.jsonl"  # in the cache's folder
 _RECIPE = 1  # raised when the same settings would give other pairs
 
 
+@validated
+@dataclass(eq=False)
 class ImdbSentiment(RewardSource):
     """Generates the pairs of a split once and reads them from ``cache_dir`` from then on.
 
     The cached folder is named by a digest of everything that determines the pairs, the contents of local models
-    included. The device is left out: pairs generated on one serve on another.
+    included, but not the device.
 
     Args:
         path: hub id or folder of the reviews, with a column ``text``.
@@ -53,8 +54,7 @@ class ImdbSentiment(RewardSource):
         classifier: hub id or folder of the sentiment classifier.
         positive_label: the classifier's name for the positive class.
         revision: of the reviews: branch, tag or commit.
-        min_prompt_tokens, max_prompt_tokens: a prompt's length is drawn uniformly between them, in tokens
-            of the policy.
+        min_prompt_tokens, max_prompt_tokens: of a prompt's length, drawn uniformly, in tokens of the policy.
         completions: continuations sampled per prompt; n of them make n (n - 1) / 2 pairs.
         max_new_tokens: longest continuation, tokens.
         temperature: of the sampling.
@@ -68,34 +68,27 @@ class ImdbSentiment(RewardSource):
 
     name = "imdb"
 
-    @validated
-    def __init__(
-        self,
-        path: str,
-        policy: str,
-        classifier: str,
-        positive_label: str = "POSITIVE",
-        revision: str | None = None,
-        min_prompt_tokens: PositiveInt = 2,
-        max_prompt_tokens: PositiveInt = 8,
-        completions: PositiveInt = 4,
-        max_new_tokens: PositiveInt = 64,
-        temperature: Positive = 1.0,
-        label_sharpness: Positive | None = None,
-        batch_size: PositiveInt = 64,
-        seed: NonNegativeInt = 0,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
-        cache_dir: str = "outputs/cache",
-    ) -> None:
-        if completions < 2:
-            raise CaldpoError("a pair needs two", key="data.source.completions", value=completions)
-        self.reviews = HubDataset(path, revision=revision)
-        self.policy, self.classifier, self.positive_label = policy, classifier, positive_label
-        self.prompt_tokens = prompt_lengths(min_prompt_tokens, max_prompt_tokens)
-        self.completions, self.max_new_tokens = completions, max_new_tokens
-        self.temperature, self.label_sharpness = temperature, label_sharpness
-        self.batch_size, self.seed, self.cache_dir = batch_size, seed, cache_dir
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    path: str
+    policy: str
+    classifier: str
+    positive_label: str = "POSITIVE"
+    revision: str | None = None
+    min_prompt_tokens: PositiveInt = 2
+    max_prompt_tokens: PositiveInt = 8
+    completions: Annotated[int, Field(ge=2)] = 4
+    max_new_tokens: PositiveInt = 64
+    temperature: Positive = 1.0
+    label_sharpness: Positive | None = None
+    batch_size: PositiveInt = 64
+    seed: NonNegativeInt = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cache_dir: str = "outputs/cache"
+
+    def __post_init__(self) -> None:
+        self._prompt_tokens = prompt_lengths(self.min_prompt_tokens, self.max_prompt_tokens)
+        self._reviews = HubDataset(self.path, revision=self.revision)
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def rows(self, split: str) -> Iterator[RawRow]:
         """Yield the pairs of a split of the reviews, generating them if they are not in the cache.
@@ -129,19 +122,18 @@ class ImdbSentiment(RewardSource):
         settings = {
             "recipe": _RECIPE,
             "split": split,
-            "reviews": [_identity(self.reviews.path), self.reviews.revision],
+            "reviews": [_identity(self.path), self.revision],
             "models": [_identity(self.policy), _identity(self.classifier), self.positive_label],
-            "prompt_tokens": self.prompt_tokens,
+            "prompt_tokens": self._prompt_tokens,
             "sampling": [self.completions, self.max_new_tokens, self.temperature, self.batch_size, self.seed],
             "label_sharpness": self.label_sharpness,
         }
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        return Path(self.cache_dir).expanduser() / f"imdb-{digest}" / _PAIRS
+        return Path(self.cache_dir).expanduser() / f"imdb-{json_digest(settings)[:16]}" / _PAIRS
 
     def _pairs(self, split: str) -> list[dict[str, Any]]:
         score = self._scorer  # before the sampling, which takes long: the classifier may not be there
         tokenizer = load_tokenizer(self.policy, key="data.source.policy")
-        prompts = first_tokens(self.reviews.column(split, "text"), tokenizer, *self.prompt_tokens, self.seed)
+        prompts = first_tokens(self._reviews.column(split, "text"), tokenizer, *self._prompt_tokens, self.seed)
         repeated = [prompt for prompt in prompts for _ in range(self.completions)]
         model = load_causal_lm(self.policy, key="data.source.policy")
         model.to(self.device)  # type: ignore[arg-type]
@@ -155,13 +147,11 @@ class ImdbSentiment(RewardSource):
             batch_size=self.batch_size,
         )
         rewards = score([p + c for p, c in zip(repeated, continuations, strict=True)])
-        n = self.completions
-        groups = (
-            (prompt, list(zip(continuations[i * n : i * n + n], rewards[i * n : i * n + n], strict=True)))
-            for i, prompt in enumerate(prompts)
-        )
+        scored = zip(continuations, rewards, strict=True)
         rng = random.Random(f"labels {self.seed}")
-        pairs = [pair for group in groups for pair in label_pairs(*group, self.label_sharpness, rng)]
+        pairs: list[dict[str, Any]] = []
+        for prompt in prompts:
+            pairs += label_pairs(prompt, list(itertools.islice(scored, self.completions)), self.label_sharpness, rng)
         if not pairs:
             raise CaldpoError(
                 "no two continuations of a prompt have any text", key="data.source.policy", value=self.policy
@@ -184,19 +174,9 @@ def sample_continuations(
     seed: int,
     batch_size: int,
 ) -> list[str]:
-    """Sample one continuation per prompt, with a progress bar on a terminal.
-
-    ``prompt + continuation`` is the text of the whole sequence, spaces between them included.
-    """
-    console = Console(stderr=True)
+    """Sample one continuation per prompt; ``prompt + continuation`` is the whole text, spaces between them included."""
     continuations: list[str] = []
-    for start in track(
-        range(0, len(prompts), batch_size),
-        "Sampling continuations",
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    ):
+    for start in tracked(range(0, len(prompts), batch_size), "Sampling continuations"):
         texts = prompts[start : start + batch_size]
         ids = [_as_prompt(tokenizer(text)["input_ids"], tokenizer.eos_token_id) for text in texts]
         responses = sample_responses(
@@ -235,15 +215,7 @@ def label_pairs(
     """
     usable = [(text, reward) for text, reward in scored if text.strip()]
     for first, second in itertools.combinations(usable, 2):
-        in_order = prefers_first(first[1], second[1], sharpness, rng)
-        (chosen, score_chosen), (rejected, score_rejected) = (first, second) if in_order else (second, first)
-        yield {
-            "prompt": prompt,
-            "chosen": chosen,
-            "rejected": rejected,
-            "score_chosen": score_chosen,
-            "score_rejected": score_rejected,
-        }
+        yield labelled_row(prompt, first, second, sharpness, rng)
 
 
 def _identity(path: str) -> list[str]:

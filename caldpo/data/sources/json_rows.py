@@ -59,24 +59,16 @@ def read_json(path: Path) -> Iterator[RawRow]:
 
 
 def _rows_of_lines(handle: BinaryIO, path: Path) -> Iterator[RawRow]:
-    decoder = _Decoder()
-    for number, line in _lines(handle):
+    decoder, number = _Decoder(), 0
+    while line := handle.readline(file_opening.MAX_ROW + 1):
+        number += 1
         origin = f"{path}:{number}"
-        if line is None:
+        if len(line) > file_opening.MAX_ROW:
+            while line and not line.endswith(b"\n"):
+                line = handle.readline(_BLOCK)
             yield RawRow(origin, None, too_long("line"))
         elif (row := _parse_line(line, origin, decoder)) is not None:
             yield row
-
-
-def _lines(handle: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Yield line numbers from 1, and the lines; None for one over the limit, which is skipped."""
-    number = 0
-    while line := handle.readline(file_opening.MAX_ROW + 1):
-        number += 1
-        over = len(line) > file_opening.MAX_ROW
-        while over and line and not line.endswith(b"\n"):
-            line = handle.readline(_BLOCK)
-        yield number, None if over else line
 
 
 def _parse_line(line: bytes, origin: str, decoder: _Decoder) -> RawRow | None:
@@ -87,7 +79,10 @@ def _parse_line(line: bytes, origin: str, decoder: _Decoder) -> RawRow | None:
     try:
         text = line.decode("utf-8").removeprefix("\ufeff").strip(_BLANK)
     except UnicodeDecodeError as error:
-        return RawRow(origin, None, f"not UTF-8 (byte 0x{line[error.start]:02X} at {error.start + 1}{_latin(line)})")
+        at = error.start
+        around = line[max(0, at - 9) : at + 9].decode("cp1252", errors="replace")
+        wrong = f"byte 0x{line[at]:02X} at {at + 1}; {around!r} in Windows-1252"
+        return RawRow(origin, None, f"not UTF-8 ({wrong})")
     if not text:
         return None
     try:
@@ -95,17 +90,6 @@ def _parse_line(line: bytes, origin: str, decoder: _Decoder) -> RawRow | None:
         return _row(value, decoder.repeated, origin)
     except (ValueError, RecursionError) as error:
         return RawRow(origin, None, f"not JSON ({_reason(error)})")
-
-
-def _latin(line: bytes) -> str:
-    """Quote the first word that is not UTF-8 as Windows-1252, where it is a word in that encoding."""
-    word = next((w for w in re.split(rb"[^\w\x80-\xff]+", line) if "\ufffd" in w.decode(errors="replace")), b"")
-    try:
-        text = word.decode("cp1252")
-    except UnicodeDecodeError:
-        return ""
-    is_word = text.isalpha() and any(letter.isascii() for letter in text)
-    return f"; {text[:20]!r} in Windows-1252" if is_word else ""
 
 
 def _row(value: Any, repeated: str | None, origin: str) -> RawRow:

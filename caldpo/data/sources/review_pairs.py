@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.raw_row import RawRow, RewardSource
 from caldpo.environments.reviews.pair_sampling import sample_pairs
-from caldpo.environments.reviews.review_prompts import TITLES, Split
+from caldpo.environments.reviews.review_prompts import TITLES
 from caldpo.environments.reviews.review_reward import reward
 from caldpo.errors import CaldpoError
 
 
+@validated
+@dataclass(eq=False)
 class ReviewPairs(RewardSource):
     """Pairs of reviews, labelled from a known true reward; see ``caldpo.environments.reviews``.
 
@@ -25,22 +28,17 @@ class ReviewPairs(RewardSource):
 
     name = "reviews"
 
-    @validated
-    def __init__(
-        self, train_pairs: PositiveInt, test_pairs: PositiveInt, label_sharpness: Positive | None, seed: NonNegativeInt
-    ) -> None:
-        self.sizes: dict[Split, int] = {"train": train_pairs, "test": test_pairs}
-        self.label_sharpness, self.seed = label_sharpness, seed
+    train_pairs: PositiveInt
+    test_pairs: PositiveInt
+    label_sharpness: Positive | None
+    seed: NonNegativeInt
 
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yield the pairs of ``train`` or ``test``, text with the scores of both responses.
-
-        Raises:
-            CaldpoError: another split, or more pairs than there are prompts.
-        """
+        """Yield the pairs of ``train`` or ``test``, text with the scores of both responses."""
         if split not in TITLES:
             raise CaldpoError(f"no such split: the reviews have {' and '.join(TITLES)}", key=split)
-        pairs = sample_pairs(split, self.sizes[split], seed=self.seed, sharpness=self.label_sharpness)
+        count = self.train_pairs if split == "train" else self.test_pairs
+        pairs = sample_pairs(split, count, seed=self.seed, sharpness=self.label_sharpness)
         return (RawRow(f"{split}[{i}]", row) for i, row in enumerate(pairs))
 
     def reward(self, prompt: str, response: str) -> float:

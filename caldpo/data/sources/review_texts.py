@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +20,8 @@ from caldpo.errors import CaldpoError
 from caldpo.models.hub_model import load_tokenizer
 
 
+@validated
+@dataclass(eq=False)
 class ReviewTexts(PairSource):
     """Reads texts and cuts each in two.
 
@@ -26,25 +29,22 @@ class ReviewTexts(PairSource):
         path: hub id or folder of the texts, with a column ``text``.
         tokenizer: hub id or folder of the tokenizer that counts the tokens of prompts.
         revision: of the texts: branch, tag or commit.
-        min_prompt_tokens, max_prompt_tokens: a prompt's length is drawn evenly between them, in tokens.
+        min_prompt_tokens, max_prompt_tokens: of a prompt's length, drawn uniformly, in tokens.
         seed: of prompt lengths.
     """
 
     name = "review texts"
 
-    @validated
-    def __init__(
-        self,
-        path: str,
-        tokenizer: str,
-        revision: str | None = None,
-        min_prompt_tokens: PositiveInt = 2,
-        max_prompt_tokens: PositiveInt = 8,
-        seed: NonNegativeInt = 0,
-    ) -> None:
-        self.texts = HubDataset(path, revision=revision)
-        self.tokenizer, self.seed = tokenizer, seed
-        self.prompt_tokens = prompt_lengths(min_prompt_tokens, max_prompt_tokens)
+    path: str
+    tokenizer: str
+    revision: str | None = None
+    min_prompt_tokens: PositiveInt = 2
+    max_prompt_tokens: PositiveInt = 8
+    seed: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = prompt_lengths(self.min_prompt_tokens, self.max_prompt_tokens)
+        self.texts = HubDataset(self.path, revision=self.revision)
 
     def rows(self, split: str) -> Iterator[RawRow]:
         """Yield a prompt and a completion for each text of the split; together they are the text.

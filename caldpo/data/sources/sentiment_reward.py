@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from caldpo.errors import CaldpoError
 from caldpo.models.hub_files import require_safe
+from caldpo.utils.delayed_progress import tracked
 
 
 class SentimentReward:
@@ -51,22 +50,12 @@ class SentimentReward:
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """Return the reward of each text; for one longer than the classifier reads, that of its beginning."""
         rewards: list[float] = []
-        console = Console(stderr=True)
-        for start in track(
-            range(0, len(texts), self.batch_size),
-            "Scoring texts",
-            console=console,
-            disable=not console.is_terminal or len(texts) <= self.batch_size,
-            transient=True,
-        ):
-            batch = self.tokenizer(
-                list(texts[start : start + self.batch_size]),
-                padding=True,
-                truncation=True,
-                max_length=self.max_length,
-                return_tensors="pt",
-            ).to(self.model.device)
-            logits = self.model(**batch).logits.double()
+        starts: Iterable[int] = range(0, len(texts), self.batch_size)
+        for start in tracked(starts, "Scoring texts") if len(texts) > self.batch_size else starts:
+            batch = list(texts[start : start + self.batch_size])
+            limits = {"padding": True, "truncation": True, "max_length": self.max_length}
+            inputs = self.tokenizer(batch, **limits, return_tensors="pt").to(self.model.device)
+            logits = self.model(**inputs).logits.double()
             others = torch.cat([logits[:, : self.positive], logits[:, self.positive + 1 :]], dim=1)
             # log p_i - log(1 - p_i): the normaliser of the softmax cancels.
             rewards += (logits[:, self.positive] - others.logsumexp(dim=1)).tolist()

@@ -65,28 +65,22 @@ def _rows_of_batches(batches: Iterator[pyarrow.RecordBatch], path: Path, kind: s
 
 
 def _rows_of(batch: pyarrow.RecordBatch, path: Path, first: int) -> Iterator[RawRow]:
-    """Yield the rows of a batch, converted one by one where one of them may be too long or cannot be read."""
+    """Yield the rows of a batch, one by one where one of them may be too long or cannot be read."""
+    wrong = too_long("row")
     if batch.nbytes <= file_opening.MAX_ROW:
         try:
             rows = batch.to_pylist()
-        except (ValueError, OverflowError):  # text that is not UTF-8, a date beyond Python's; of which row?
-            pass
-        else:
-            for number, row in enumerate(rows, first):
-                yield RawRow(f"{path}[{number}]", row, table=str(path))
-            return
-    for place in range(len(batch)):
-        origin, one = f"{path}[{first + place}]", batch.slice(place, 1)
-        if one.nbytes > file_opening.MAX_ROW:
-            yield RawRow(origin, None, too_long("row"))
-            continue
-        try:
-            (row,) = one.to_pylist()
-        except (ValueError, OverflowError) as error:
+        except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date beyond Python's; of which row?
             what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "a value cannot be read"
-            yield RawRow(origin, None, f"{what} ({_first_line(error)})")
+            wrong = f"{what} ({_first_line(error)})"
         else:
-            yield RawRow(origin, row, table=str(path))
+            yield from (RawRow(f"{path}[{number}]", row, table=str(path)) for number, row in enumerate(rows, first))
+            return
+    if len(batch) == 1:
+        yield RawRow(f"{path}[{first}]", None, wrong)
+        return
+    for place in range(len(batch)):
+        yield from _rows_of(batch.slice(place, 1), path, first + place)
 
 
 def read_csv(path: Path) -> Iterator[RawRow]:

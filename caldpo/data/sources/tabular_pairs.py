@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
 from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.raw_row import RawRow, RewardSource
-from caldpo.environments.bradley_terry import prefers_first
+from caldpo.environments.bradley_terry import labelled_row
 from caldpo.environments.tabular_environment import (
     Table,
     TabularEnvironment,
@@ -24,6 +26,8 @@ from caldpo.environments.tabular_environment import (
 from caldpo.errors import CaldpoError
 
 
+@validated
+@dataclass(eq=False)
 class TabularPairs(RewardSource):
     """Pairs of a finite environment (see ``caldpo.environments.tabular_environment``).
 
@@ -45,35 +49,28 @@ class TabularPairs(RewardSource):
 
     name = "tabular"
 
-    @validated
-    def __init__(
-        self,
-        prompts: PositiveInt,
-        responses: Annotated[int, Field(ge=2)],
-        environment_seed: NonNegativeInt,
-        reference_spread: NonNegative,
-        reward_spread: Positive,
-        pairs_per_prompt: PositiveInt,
-        test_pairs_per_prompt: PositiveInt,
-        proposal: Literal["reference", "uniform"],
-        label_sharpness: Positive | None,
-        partition_beta: Positive | None,
-        seed: NonNegativeInt,
-    ) -> None:
-        self.environment = TabularEnvironment(prompts, responses, environment_seed, reference_spread, reward_spread)
-        self.pairs_per_prompt = {"train": pairs_per_prompt, "test": test_pairs_per_prompt}
-        self.proposal, self.label_sharpness = proposal, label_sharpness
-        self.partition_beta, self.seed = partition_beta, seed
+    prompts: PositiveInt
+    responses: Annotated[int, Field(ge=2)]
+    environment_seed: NonNegativeInt
+    reference_spread: NonNegative
+    reward_spread: Positive
+    pairs_per_prompt: PositiveInt
+    test_pairs_per_prompt: PositiveInt
+    proposal: Literal["reference", "uniform"]
+    label_sharpness: Positive | None
+    partition_beta: Positive | None
+    seed: NonNegativeInt
+
+    def __post_init__(self) -> None:
+        sizes_and_seed = self.prompts, self.responses, self.environment_seed
+        self.environment = TabularEnvironment(*sizes_and_seed, self.reference_spread, self.reward_spread)
 
     def rows(self, split: str) -> Iterator[RawRow]:
-        """Yield the pairs of ``train`` or ``test``, prompt by prompt.
-
-        Raises:
-            CaldpoError: another split.
-        """
-        if split not in self.pairs_per_prompt:
+        """Yield the pairs of ``train`` or ``test``, prompt by prompt."""
+        counts = {"train": self.pairs_per_prompt, "test": self.test_pairs_per_prompt}
+        if split not in counts:
             raise CaldpoError("no such split: the tabular environment has train and test", key=split)
-        return self._rows(split)
+        return self._rows(split, counts[split])
 
     def reward(self, prompt: str, response: str) -> float:
         """Return the true reward; for a response outside the table, the lowest of the prompt."""
@@ -84,17 +81,12 @@ class TabularPairs(RewardSource):
         return row[responses[response.strip()]].item() if response.strip() in responses else row.min().item()
 
     def exact_metrics(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> dict[str, float]:
-        """Compute :func:`caldpo.environments.tabular_environment.exact_metrics` of a policy.
-
-        Args:
-            policy, reference: models with a ``table`` of logits, as ``caldpo.models.tabular_model`` has.
-            beta: of the objective, reward per nat.
+        """Compute :func:`caldpo.environments.tabular_environment.exact_metrics`; ``beta`` is reward per nat.
 
         Raises:
-            CaldpoError: the policy is no table of these sizes.
+            CaldpoError: policy or reference is no ``caldpo.models.tabular_model`` of the environment's sizes.
         """
-        rewards = self.environment.rewards()
-        return exact_metrics(self._table(policy), self._table(reference), rewards, beta)
+        return exact_metrics(self._table(policy), self._table(reference), self.environment.rewards(), beta)
 
     def _table(self, model: PreTrainedModel) -> Table:
         sizes = (self.environment.prompts, self.environment.responses)
@@ -108,26 +100,18 @@ class TabularPairs(RewardSource):
             )
         return table.detach().cpu()
 
-    def _rows(self, split: str) -> Iterator[RawRow]:
+    def _rows(self, split: str, pairs_per_prompt: int) -> Iterator[RawRow]:
         e, rng = self.environment, random.Random(f"{self.seed}/{split}")
         rewards, reference = e.rewards(), e.reference()
-        scores = rewards
-        if self.partition_beta is not None:
-            partition = log_partition(reference, rewards, self.partition_beta)
-            scores = rewards - self.partition_beta * partition[:, None]
+        beta = self.partition_beta
+        shift = beta * log_partition(reference, rewards, beta) if beta is not None else torch.zeros(e.prompts)
         weights = reference.exp().tolist() if self.proposal == "reference" else [[1.0] * e.responses] * e.prompts
         for x in range(e.prompts):
-            for i in range(self.pairs_per_prompt[split]):
-                first, second = _two_different(weights[x], rng)
-                if not prefers_first(rewards[x, first].item(), rewards[x, second].item(), self.label_sharpness, rng):
-                    first, second = second, first
-                row = {
-                    "prompt": prompt_text(x),
-                    "chosen": response_text(first),
-                    "rejected": response_text(second),
-                    "score_chosen": scores[x, first].item(),
-                    "score_rejected": scores[x, second].item(),
-                }
+            for i in range(pairs_per_prompt):
+                responses = [(response_text(y), rewards[x, y].item()) for y in _two_different(weights[x], rng)]
+                row = labelled_row(prompt_text(x), responses[0], responses[1], self.label_sharpness, rng)
+                for side in ("score_chosen", "score_rejected"):
+                    row[side] -= shift[x].item()
                 yield RawRow(f"{split}[{x}, {i}]", row)
 
 

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
-from caldpo.environments.bradley_terry import prefers_first
+from caldpo.environments.bradley_terry import labelled_row
 from caldpo.environments.reviews.review_prompts import Prompt, Split, sample_prompts
 from caldpo.environments.reviews.review_reward import reward
 from caldpo.environments.reviews.writers import WRITERS, write
 
 
-def sample_pairs(split: Split, count: int, *, seed: int, sharpness: float | None) -> Iterator[dict[str, str | float]]:
+def sample_pairs(split: Split, count: int, *, seed: int, sharpness: float | None) -> Iterator[dict[str, Any]]:
     """Yield rows ``prompt, chosen, rejected, score_chosen, score_rejected``, each with its own prompt.
 
     Scores are true rewards, so with noisy labels the chosen one's can be the lower. The two rewards of a pair
     always differ: a tie says nothing about quality and is drawn again.
 
-    Args:
-        split: train or test; their prompts never meet, whatever the seed.
-        count: number of pairs.
-        seed: of prompts, responses and labels; splits draw independently.
-        sharpness: of the labels, see :func:`caldpo.environments.bradley_terry.preference_probability`.
+    Prompts of the two splits never meet, whatever the seed; splits draw independently. ``sharpness`` is that of
+    :func:`caldpo.environments.bradley_terry.preference_probability`.
     """
     rng = random.Random(f"{seed}/{split}")
     for prompt in sample_prompts(split, count, rng):
         text = str(prompt)
         first, second = _two_responses(prompt, rng)
-        rewards = reward(text, first), reward(text, second)
-        if not prefers_first(*rewards, sharpness, rng):
-            first, second, rewards = second, first, rewards[::-1]
-        yield {
-            "prompt": text,
-            "chosen": first,
-            "rejected": second,
-            "score_chosen": rewards[0],
-            "score_rejected": rewards[1],
-        }
+        yield labelled_row(text, (first, reward(text, first)), (second, reward(text, second)), sharpness, rng)
 
 
 def _two_responses(prompt: Prompt, rng: random.Random) -> tuple[str, str]:

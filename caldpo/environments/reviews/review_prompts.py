@@ -27,17 +27,11 @@ TITLES: dict[Split, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The request for a review.
+    """The request for a review."""
 
-    Attributes:
-        title: two words; irrelevant for the reward.
-        aspects: the three aspects asked for.
-        tone: a key of :data:`TONES`.
-    """
-
-    title: str
-    aspects: tuple[str, ...]
-    tone: str
+    title: str  # two words; irrelevant for the reward
+    aspects: tuple[str, ...]  # the three asked for
+    tone: str  # a key of TONES
 
     @property
     def sign(self) -> int:
@@ -59,11 +53,7 @@ def parse_prompt(text: str) -> Prompt | None:
 
 
 def sample_prompts(split: Split, count: int, rng: random.Random) -> list[Prompt]:
-    """Sample ``count`` different prompts of a split, in random order.
-
-    Raises:
-        CaldpoError: ``count`` exceeds the number of prompts.
-    """
+    """Sample ``count`` different prompts of a split, in random order; refuse more than there are."""
     titles, orders, tones = TITLES[split], list(permutations(ASPECTS, ASKED_ASPECTS)), list(TONES)
     everything = range(len(titles) * len(orders) * len(tones))
     if count > len(everything):

@@ -36,25 +36,19 @@ _BETAS = (0.9, 0.95)
 class SftRecipe:
     """Everything that defines the SFT policy, beside the grammar.
 
-    Attributes:
-        hidden_size, intermediate_size, num_layers, num_heads: of the Llama.
-        initializer_range: standard deviation of the first weights. Transformers' 0.02 suits widths in the
-            thousands; at a width of 64 the attention to the prompt forms far later with it.
-        steps: optimiser steps (AdamW, linear decay to 0), each on new samples.
-        batch_size: reviews a step.
-        lr: peak learning rate.
-        seed: of weights and samples.
+    The initial weights are wider than by transformers' 0.02, which suits widths in the thousands: at a width of 64 the
+    attention to the prompt forms far later with it.
     """
 
     hidden_size: int
     intermediate_size: int
     num_layers: int
     num_heads: int
-    initializer_range: float
-    steps: int
-    batch_size: int
-    lr: float
-    seed: int
+    initializer_range: float  # standard deviation of the first weights
+    steps: int  # of AdamW, with linear decay to 0, each on new samples
+    batch_size: int  # reviews a step
+    lr: float  # the peak
+    seed: int  # of weights and samples
 
     def digest(self) -> str:
         """Return twelve hex digits that change with anything that changes the fitted weights.

@@ -24,33 +24,19 @@ from caldpo.environments.reviews.vocabulary import (
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Habits of a writer; all but ``lengths`` are probabilities.
+    """Habits of a writer; all but ``lengths`` are probabilities."""
 
-    Attributes:
-        lengths: numbers of sentences about aspects, drawn uniformly.
-        on_topic: of a new sentence taking an asked aspect, as long as one is left.
-        repeats: of a sentence returning to an aspect that was mentioned before.
-        agrees: of a sentiment with the sign that the tone asks for (otherwise the other sign).
-        neutral: of an adjective without polarity.
-        strong: of polarity 2 rather than 1.
-        emphasis: of an adverb that strengthens rather than weakens, where there is an adverb.
-        adverb: of an adverb.
-        negates: of saying it by negation (``not bad``).
-        concludes: of a verdict at the end.
-        slips: of leaving out one word of a sentence.
-    """
-
-    lengths: tuple[int, ...]
-    on_topic: float
-    repeats: float
-    agrees: float
-    neutral: float
-    strong: float
-    emphasis: float
-    adverb: float
-    negates: float
-    concludes: float
-    slips: float
+    lengths: tuple[int, ...]  # numbers of sentences about aspects, drawn uniformly
+    on_topic: float  # of a new sentence taking an asked aspect, as long as one is left
+    repeats: float  # of a sentence returning to an aspect that was mentioned before
+    agrees: float  # of a sentiment with the sign that the tone asks for (otherwise the other sign)
+    neutral: float  # of an adjective without polarity
+    strong: float  # of polarity 2 rather than 1
+    emphasis: float  # of an adverb that strengthens rather than weakens, where there is an adverb
+    adverb: float  # of an adverb
+    negates: float  # of saying it by negation ("not bad")
+    concludes: float  # of a verdict at the end
+    slips: float  # of leaving out one word of a sentence
 
 
 WRITERS: dict[str, Writer] = {

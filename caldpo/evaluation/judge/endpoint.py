@@ -26,6 +26,10 @@ _PATH = "/chat/completions"
 _MAX_SHOWN = 300  # characters of an endpoint's own message, or of a body that is no chat completion
 _VERBOSE = ("openai", "httpx", "httpx2")  # loggers with a line at INFO for every call and retry
 _QUESTION_STATUS = (400, 413, 422)  # too long, filtered, or parameters that the model does not take
+_FAILURES = {
+    404: ("no such model or path", "check judge.model, and judge.base_url (it mostly ends in /v1)"),
+    429: ("it accepts no more calls (rate limit or quota)", "lower judge.concurrency, or wait, or check the account"),
+}
 
 
 class JudgeError(Exception):
@@ -67,12 +71,12 @@ def require_endpoint(base_url: str | None, model: str | None) -> None:
     Raises:
         CaldpoError: one is missing, or the address is not a server's, or may hold a secret.
     """
-    if base_url is None:
+    if base_url is None or model is None:
         raise CaldpoError(
-            "no endpoint is named for the judge",
-            key=URL_KEY,
-            remedy="name an OpenAI-compatible one, such as judge.base_url=http://localhost:8000/v1"
-            " judge.model=NAME, or try everything else with judge.mock=true",
+            "a judge needs an endpoint and a model",
+            key=URL_KEY if base_url is None else "judge.model",
+            remedy="name an OpenAI-compatible endpoint and a model that it serves, such as"
+            " judge.base_url=http://localhost:8000/v1 judge.model=NAME, or try everything else with judge.mock=true",
         )
     parts = urlsplit(base_url)
     if parts.username or parts.password or parts.query or parts.fragment:
@@ -88,17 +92,13 @@ def require_endpoint(base_url: str | None, model: str | None) -> None:
             value=base_url,
             remedy=f"write it as http://localhost:8000/v1, without {_PATH}",
         )
-    if model is None:
-        raise CaldpoError(
-            "no model is named for the judge", key="judge.model", remedy=f"name a model that {base_url} serves"
-        )
 
 
 class Endpoint:
     """A connection to a judge. The client retries rate limits, time-outs and server errors with back-off.
 
     Args:
-        judge: address, model and parameters.
+        judge: to connect to.
         api_key_env: environment variable with the key; without one a placeholder is sent, for servers without keys.
         timeout: seconds of one attempt, from the question to the last byte of the answer.
         max_retries: attempts after the first.
@@ -175,16 +175,8 @@ class Endpoint:
                 f"it refused the call: {message}; {key}",
                 f"put the key into {self._variable or 'a variable'}, or name the right variable by judge.api_key_env",
             )
-        if status == 404:
-            return EndpointError(
-                f"no such model or path: {message}", "check judge.model, and judge.base_url (it mostly ends in /v1)"
-            )
-        if status == 429:
-            return EndpointError(
-                f"it accepts no more calls (rate limit or quota): {message}",
-                "lower judge.concurrency, or wait, or check the account",
-            )
-        return EndpointError(f"status {status}: {message}", "check the server")
+        reason, remedy = _FAILURES.get(status, (f"status {status}", "check the server"))
+        return EndpointError(f"{reason}: {message}", remedy)
 
     def _message(self, error: Exception) -> str:
         body = getattr(error, "body", None)
@@ -216,9 +208,6 @@ def _bounding_hooks(timeout: float) -> dict[str, list[Any]]:
     """Build event hooks of an HTTP client that bound each attempt: body to :data:`MAX_BYTES`, duration to ``timeout``.
 
     The client's own time-out bounds each wait for the next bytes, which may repeat for ever.
-
-    Args:
-        timeout: seconds, from sending the question to the last byte of the answer.
     """
 
     def note_start(request: Any) -> None:

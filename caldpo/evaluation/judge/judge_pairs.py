@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from itertools import islice
 from string import Template
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.text import Text
 
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.judge.endpoint import URL_KEY, EndpointError, JudgeError, QuestionRefusedError
@@ -27,21 +25,13 @@ Ask = Callable[[Question], Answer]  # raises a JudgeError where there is no answ
 
 @dataclass(frozen=True)
 class Judgement:
-    """All pairs with their verdicts, and what they took.
-
-    Args:
-        pairs: every pair.
-        refused: reason by the digest of each refused question; these are not saved, and the next command asks again.
-        retries: failed attempts before this command's answers.
-        usage: of this command's answers.
-        total_usage: of all answers in use, those of earlier commands too.
-    """
+    """All pairs with their verdicts, and what they took."""
 
     pairs: Sequence[JudgedPair]
-    refused: Mapping[str, str]
-    retries: int
-    usage: Usage
-    total_usage: Usage
+    refused: Mapping[str, str]  # reason by digest; these questions are not saved, and the next command asks again
+    retries: int  # failed attempts before this command's answers
+    usage: Usage  # of this command's answers
+    total_usage: Usage  # of all answers in use, those of earlier commands too
 
     @property
     def verdicts(self) -> list[Verdict | None]:
@@ -97,8 +87,8 @@ def judge_pairs(
     Args:
         pairs: with the policy's responses.
         template: of a question.
-        cache: of earlier answers; receives the new ones.
-        ask: the judge.
+        cache: of earlier answers, and for the new ones.
+        ask: sends a question to the judge.
         concurrency: largest number of questions in flight.
         prices: per million tokens read and written.
 
@@ -139,61 +129,43 @@ def _ask_all(
     The first question is asked alone, so that a wrong key, model or address costs one call. Once the endpoint fails, no
     further question is sent; answers in flight are awaited and saved.
     """
-    with DelayedProgress("judge", len(missing)) as bar:
-        query = _Query(ask, cache, bar, answered=len(missing) < total)
-        for entry in list(missing.items())[:1]:
-            query.run(*entry)
-        with ThreadPoolExecutor(concurrency, thread_name_prefix="judge") as pool:
-            try:
-                for done in as_completed([pool.submit(query.run, *entry) for entry in list(missing.items())[1:]]):
+    waiting = iter(missing.items())
+    in_flight: dict[Future[None], str] = {}
+    refused: dict[str, str] = {}
+    failure: JudgeError | None = None
+    slots, answered = 1, len(missing) < total
+
+    def ask_and_save(digest: str, question: Question) -> None:
+        cache.add(digest, question, ask(question))  # by the thread itself, so that an interrupt loses no answer
+
+    with DelayedProgress("judge", len(missing)) as bar, ThreadPoolExecutor(concurrency) as pool:
+        while True:
+            for digest, question in islice(waiting, max(0, slots - len(in_flight))):
+                in_flight[pool.submit(ask_and_save, digest, question)] = digest
+            if not in_flight:
+                break
+            for done in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                digest = in_flight.pop(done)
+                try:
                     done.result()
-            finally:
-                query.stopped.set()  # else the pool would send every waiting question after Ctrl-C
-    if query.failure is not None:
-        saved = total - sum(digest not in cache.answers for digest in missing)
-        raise CaldpoError(
-            f"the judge stopped answering ({query.failure.reason}); {saved} of {total} verdicts are saved in"
-            f" {cache.path}",
-            key=URL_KEY,
-            value=cache.judge.base_url,
-            remedy=f"{query.failure.remedy}; then run the same command again, which asks only for missing verdicts",
-        )
-    return query.refused
-
-
-class _Query:
-    """State that the threads of one query share."""
-
-    def __init__(self, ask: Ask, cache: VerdictCache, bar: DelayedProgress, *, answered: bool) -> None:
-        self.ask, self.cache, self.bar, self.answered = ask, cache, bar, answered
-        self.refused: dict[str, str] = {}
-        self.failure: JudgeError | None = None
-        self.stopped = threading.Event()
-        self._lock = threading.Lock()
-
-    def run(self, digest: str, question: Question) -> None:
-        """Ask one question, unless the endpoint has failed."""
-        if self.stopped.is_set():
-            return
-        try:
-            self.cache.add(digest, question, self.ask(question))
-        except JudgeError as error:
-            with self._lock:
-                self._note(digest, error)
-        else:
-            with self._lock:
-                self.answered = True
-                self.bar.advance(1)
-
-    def _note(self, digest: str, error: JudgeError) -> None:
-        if isinstance(error, QuestionRefusedError):
-            self.refused[digest] = error.reason
-            self.bar.advance(1)
-            if self.answered or len(self.refused) < _MAX_REFUSALS:
-                return
-            error = EndpointError(f"it refuses every question: {error.reason}", error.remedy)
-        self.failure = self.failure or error
-        self.stopped.set()
+                    answered = True
+                except QuestionRefusedError as error:
+                    refused[digest] = error.reason
+                    if not answered and len(refused) >= _MAX_REFUSALS:
+                        failure = EndpointError(f"it refuses every question: {error.reason}", error.remedy)
+                except EndpointError as error:
+                    failure = failure or error
+                bar.advance(1)
+            slots = concurrency if failure is None else 0
+    if failure is None:
+        return refused
+    saved = total - sum(digest not in cache.answers for digest in missing)
+    raise CaldpoError(
+        f"the judge stopped answering ({failure.reason}); {saved} of {total} verdicts are saved in {cache.path}",
+        key=URL_KEY,
+        value=cache.judge.base_url,
+        remedy=f"{failure.remedy}; then run the same command again, which asks only for missing verdicts",
+    )
 
 
 def _length_notes(scored: Sequence[JudgedPair]) -> list[str]:
@@ -217,7 +189,7 @@ def _print_plan(cache: VerdictCache, pairs: Sequence[Pair], missing: Mapping[str
     ]
     parts += [f"{cached:,} verdicts cached"] if cached else []
     parts += [f"{identical:,} pairs of identical responses need none"] if identical else []
-    _print(f"  judge: {'; '.join(parts)}")
+    print(f"  judge: {'; '.join(parts)}")
 
 
 def _print_usage(judgement: Judgement) -> None:
@@ -226,8 +198,4 @@ def _print_usage(judgement: Judgement) -> None:
     if usage.cost is not None:
         cost = f"cost {usage.cost:.4f} ({judgement.total_usage.cost:.4f} in all)"
     tokens = f"{usage.prompt_tokens:,} tokens read, {usage.completion_tokens:,} written"
-    _print(f"  judge: {usage.answers:,} answers, {judgement.retries:,} retries, {tokens}, {cost}")
-
-
-def _print(line: str) -> None:
-    Console().print(Text(line), soft_wrap=True)
+    print(f"  judge: {usage.answers:,} answers, {judgement.retries:,} retries, {tokens}, {cost}")

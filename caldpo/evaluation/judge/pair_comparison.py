@@ -54,17 +54,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class JudgeModel:
-    """What verdicts depend on beside the question.
+    """What verdicts depend on besides the question."""
 
-    Args:
-        base_url: of the endpoint, or ``mock``.
-        model: its name at the endpoint.
-        parameters: of a chat completion, such as ``temperature``.
-    """
-
-    base_url: str
+    base_url: str  # of the endpoint, or "mock"
     model: str
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, Any]  # of a chat completion, such as temperature
 
 
 @dataclass(frozen=True)
@@ -100,16 +94,11 @@ class Question:
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """A pair with its verdicts.
+    """A pair with its verdicts."""
 
-    Args:
-        prompt_index: number of its prompt among the prompts.
-        pair: that was compared.
-        verdicts: of both orders; None without a readable verdict; empty for identical responses.
-    """
-
-    prompt_index: int
+    prompt_index: int  # number of its prompt among the prompts
     pair: Pair
+    # of both orders; None without a readable verdict; empty for identical responses
     verdicts: tuple[tuple[Question, Verdict | None], ...]
 
     @property

@@ -33,14 +33,9 @@ TokenCount = Annotated[
 
 
 class Answer(BaseModel):
-    """The answer to one question.
+    """The answer to one question; None where the endpoint does not report a count, or why the judge stopped.
 
-    Args:
-        answer: the judge's text.
-        finish: why it stopped (``stop``, ``length``, ...); None where the endpoint does not report it.
-        prompt_tokens: read by the judge; None where the endpoint does not count.
-        completion_tokens: written by it; likewise.
-        retries: failed attempts before.
+    ``finish`` is ``stop``, ``length``, ...; ``retries`` are the failed attempts before.
     """
 
     answer: str
@@ -56,14 +51,9 @@ class _Line(Answer):
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens and cost of some answers.
+    """Sums over some answers; those that the endpoint did not count tokens of are ``uncounted``, and in no other sum.
 
-    Args:
-        answers: number of answers.
-        prompt_tokens: read by the judge.
-        completion_tokens: written by it.
-        uncounted: answers whose tokens the endpoint did not count; they are not in the sums.
-        cost: of the counted ones, in the currency of the prices; None without prices.
+    The cost is in the currency of the prices; None without prices.
     """
 
     answers: int
@@ -86,11 +76,7 @@ class VerdictCache:
     """Answers by the digest of their question, in a file of JSON lines.
 
     A damaged line (the last one of a command that was killed) is skipped and counted, and its question is asked again.
-    Several threads and processes may add answers.
-
-    Args:
-        path: created by the first answer.
-        judge: that new answers come from.
+    Several threads and processes may add answers, which come from ``judge``.
     """
 
     def __init__(self, path: Path, judge: JudgeModel) -> None:

@@ -13,7 +13,6 @@ needs the verdicts on many other models for each prompt, which a data set of one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,14 +48,11 @@ def length_controlled(scores: Values, differences: Values) -> float:
 
     The log-loss takes scores between 0 and 1 as soft labels. The slope has a ridge penalty of :data:`RIDGE`, without
     which it would be infinite where the longer response always wins; the intercept has none, so that the rate is the
-    plain mean where length plays no part.
+    plain mean where length plays no part. NaN without pairs, or where all differ by the same length other than zero.
 
     Args:
         scores: of each pair: 1 won, 1/2 tie, 0 lost, ``(pairs,)``.
         differences: lengths of the policy's responses minus those of the others, in any unit, ``(pairs,)``.
-
-    Returns:
-        Between 0 and 1; NaN without pairs, or where all differ by the same length other than zero.
     """
     if not len(scores):
         return float("nan")
@@ -120,35 +116,31 @@ def _judge_reliability(judged: Sequence[JudgedPair], bootstrap: Bootstrap) -> di
     decided = [(prompt, verdict) for prompt, verdict in verdicts if verdict != "tie"]
     return {
         "position_bias": Measure(
-            **_share([verdict == "A" for _, verdict in decided], [prompt for prompt, _ in decided], bootstrap),
+            **bootstrap.mean([verdict == "A" for _, verdict in decided], [prompt for prompt, _ in decided]),
             title="verdicts for the first place",
             unit="share of decided verdicts",
             meaning="share of the verdicts other than a tie that name the response shown first; 0.5 is no bias",
         ),
         "consistency": Measure(
-            **_share([e.scores[0] == e.scores[1] for e in complete], _prompts(complete), bootstrap),
+            **bootstrap.mean([e.scores[0] == e.scores[1] for e in complete], _prompts(complete)),
             title="consistency between orders",
             unit="share of judged pairs",
             meaning="share of the pairs with the same verdict whichever response is shown first",
             better="higher",
         ),
         "ties": Measure(
-            **_share([verdict == "tie" for _, verdict in verdicts], [prompt for prompt, _ in verdicts], bootstrap),
+            **bootstrap.mean([verdict == "tie" for _, verdict in verdicts], [prompt for prompt, _ in verdicts]),
             title="ties",
             unit="share of verdicts",
             meaning="share of the verdicts that name neither response",
         ),
         "identical": Measure(
-            **_share([not e.verdicts for e in judged], _prompts(judged), bootstrap),
+            **bootstrap.mean([not e.verdicts for e in judged], _prompts(judged)),
             title="identical responses",
             unit="share of pairs",
             meaning="share of the prompts to which both responses are the same text: a tie, without asking the judge",
         ),
     }
-
-
-def _share(flags: Sequence[bool], prompts: Sequence[int], bootstrap: Bootstrap) -> dict[str, Any]:
-    return bootstrap.mean(np.asarray(flags, dtype=np.float64), prompts)
 
 
 def _prompts(judged: Sequence[JudgedPair]) -> list[int]:

@@ -24,7 +24,7 @@ from caldpo.evaluation.lm_eval.installation import OTHER_ENVIRONMENT
 from caldpo.evaluation.lm_eval.task_index import task_manager
 from caldpo.evaluation.lm_eval.task_plan import PAIRS, PlannedTask, TaskResults, pairs_task, require_some, write_samples
 from caldpo.models.model_forward import evaluating
-from caldpo.models.sampling import padded_batch_size
+from caldpo.models.prompt_batching import padded_batch_size
 
 if TYPE_CHECKING:
     from caldpo.evaluation.suites.leaderboard import Leaderboard
@@ -33,17 +33,12 @@ _DATA_REMEDY = (
     "data sets come from the Hugging Face hub: connect once (and log in, if a set is gated), or set HF_HOME to a cache"
     " that holds it; leaderboard.tasks=[held_out_pairs] needs no network"
 )
-_TRUNCATED = "truncat"  # in every warning of LM Eval about a prompt that is too long
 
 
 def run_in_process(plan: list[PlannedTask], policy: EvaluatedPolicy, suite: Leaderboard, shipped: Path) -> TaskResults:
     """Run the tasks on the policy in memory; load the data of all tasks before the policy.
 
-    Args:
-        plan: the tasks.
-        policy: whose model is used.
-        suite: settings.
-        shipped: folder of LM Eval's tasks.
+    ``shipped`` is the folder of LM Eval's tasks.
 
     Raises:
         CaldpoError: a task that was named itself cannot load, or no task can.
@@ -51,7 +46,7 @@ def run_in_process(plan: list[PlannedTask], policy: EvaluatedPolicy, suite: Lead
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    with _counted_warnings() as truncations, _generators_restored(policy.device):
+    with _log_captured() as log, _generators_restored(policy.device):
         manager = task_manager((t.name for t in plan if t.name != PAIRS), suite.own_tasks, shipped)
         loaded, left_out = _load(plan, manager, policy)
         require_some(loaded, left_out, _DATA_REMEDY)
@@ -81,12 +76,12 @@ def run_in_process(plan: list[PlannedTask], policy: EvaluatedPolicy, suite: Lead
                 if suite.log_samples:
                     write_samples(policy.folder, output.pop("samples"))
                 results.append((task, json.loads(json.dumps(output, default=_plain))))
-    return TaskResults(results, left_out, truncations.count)
+    return TaskResults(results, left_out, count_truncations(log.getvalue()))
 
 
 def count_truncations(log: str) -> int:
-    """Count warnings of truncated prompts in the output of LM Eval's command line."""
-    return sum(_TRUNCATED in line.lower() for line in log.splitlines())
+    """Count LM Eval's warnings of prompts that were longer than the model's context."""
+    return sum("truncat" in line.lower() for line in log.splitlines())
 
 
 def _load(
@@ -142,26 +137,17 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else str(value)
 
 
-class _TruncationCounter(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.count = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.count += _TRUNCATED in record.getMessage().lower()
-
-
 @contextmanager
-def _counted_warnings() -> Iterator[_TruncationCounter]:
-    """Count LM Eval's warnings instead of printing them; show progress bars on a terminal alone."""
-    logger, counter = logging.getLogger("lm_eval"), _TruncationCounter()
+def _log_captured() -> Iterator[io.StringIO]:
+    """Capture LM Eval's warnings instead of printing them; show progress bars on a terminal alone."""
+    logger, log = logging.getLogger("lm_eval"), io.StringIO()
     level, propagate, handlers = logger.level, logger.propagate, logger.handlers
-    logger.handlers, logger.propagate = [counter], False
+    logger.handlers, logger.propagate = [logging.StreamHandler(log)], False
     logger.setLevel(logging.WARNING)
     stderr = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
         with stderr:
-            yield counter
+            yield log
     finally:
         logger.setLevel(level)
         logger.propagate, logger.handlers = propagate, handlers

@@ -28,17 +28,11 @@ OTHER_ENVIRONMENT = (
 
 @dataclass(frozen=True)
 class Installation:
-    """LM Eval in one environment.
+    """LM Eval in one environment."""
 
-    Args:
-        python: interpreter of the environment; None: this process.
-        tasks: folder of LM Eval's tasks.
-        versions: of the packages that matter; None where one is not installed.
-    """
-
-    python: str | None
-    tasks: Path
-    versions: Mapping[str, str | None]
+    python: str | None  # interpreter of the environment; None: this process
+    tasks: Path  # folder of LM Eval's tasks
+    versions: Mapping[str, str | None]  # of the packages that matter; None where one is not installed
 
     @property
     def name(self) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 # names of this project, which expand to the tasks of a board
 V1, V2 = "leaderboard_v1", "leaderboard_v2"
@@ -21,21 +20,13 @@ V1, V2 = "leaderboard_v1", "leaderboard_v2"
 
 @dataclass(frozen=True)
 class Row:
-    """One column of a leaderboard.
+    """One column of a leaderboard."""
 
-    Args:
-        task: name of LM Eval's task or group.
-        shots: examples in the prompt.
-        metrics: of LM Eval, with the filter where a task has several; the column is the mean of several metrics.
-        by_subject: average the subtasks plainly, not weighted by their sizes.
-        chance: score of guessing: one number, numbers by subtask, or None where each subtask of LM Eval lists its
-            choices.
-    """
-
-    task: str
-    shots: int
-    metrics: tuple[str, ...]
-    by_subject: bool = False
+    task: str  # name of LM Eval's task or group
+    shots: int  # examples in the prompt
+    metrics: tuple[str, ...]  # of LM Eval, with the filter where a task has several; the column is their mean
+    by_subject: bool = False  # average the subtasks plainly, not weighted by their sizes
+    # score of guessing: one number, numbers by subtask, or None where each subtask of LM Eval lists its choices
     chance: float | Mapping[str, float] | None = field(default=0.0, hash=False)
 
 
@@ -78,32 +69,3 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 def above_chance(score: float, chance: float) -> float:
     """Scale ``score`` (0 to 1) so that guessing gets 0 and 100 is everything right."""
     return 100 * max(0.0, score - chance) / (1 - chance)
-
-
-def board_score(name: str, row: Row, results: Mapping[str, Any]) -> float | None:
-    """Compute a task's score on the scale of leaderboard version 2, 0 to 100; None for other tasks.
-
-    ``results`` are LM Eval's, of this task alone.
-    """
-    if row not in BOARDS[V2]:
-        return None
-    if isinstance(row.chance, float):
-        return above_chance(_score(row, results, name), row.chance)
-    parts = [above_chance(_score(row, results, leaf), _chance(row, results, leaf)) for leaf in results["n-samples"]]
-    return sum(parts) / len(parts)
-
-
-def scores_of(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return LM Eval's scores of a group or a task; empty where it reports none."""
-    return results.get("groups", {}).get(name) or results["results"].get(name, {})
-
-
-def _score(row: Row, results: Mapping[str, Any], name: str) -> float:
-    scores = scores_of(results, name)
-    return sum(float(scores[f"{metric},none"]) for metric in row.metrics) / len(row.metrics)
-
-
-def _chance(row: Row, results: Mapping[str, Any], leaf: str) -> float:
-    if isinstance(row.chance, Mapping):
-        return row.chance[leaf]
-    return 1 / len(results["configs"][leaf]["doc_to_choice"])

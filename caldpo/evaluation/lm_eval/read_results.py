@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caldpo.evaluation.lm_eval.leaderboards import board_score, scores_of
+from caldpo.evaluation.lm_eval.leaderboards import BOARDS, V2, above_chance
 from caldpo.evaluation.lm_eval.task_plan import PlannedTask
 from caldpo.evaluation.suite_base import Measure
 
@@ -17,27 +17,23 @@ _PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "mcc", "bleu", "rougeL", "
 
 
 def read_task(task: PlannedTask, results: Mapping[str, Any]) -> tuple[dict[str, Measure], Scores]:
-    """Return measures by name, and everything else that LM Eval reports.
+    """Return measures by name, and everything else in LM Eval's results of this task.
 
     A group without a score of its own, and a tag, give a measure for each of their tasks.
-
-    Args:
-        task: that ran.
-        results: LM Eval's, of this task alone.
     """
     leaves = list(results["n-samples"])
-    names = [task.name] if _metrics(scores_of(results, task.name)) else leaves
+    names = [task.name] if _metrics(_scores(results, task.name)) else leaves
     measures = {name: _measure(name, task, results) for name in names}
     details = {
         "leaderboard": task.board,
-        "read": {name: ", ".join(_score_keys(task, scores_of(results, name))) for name in names},
+        "read": {name: ", ".join(_score_keys(task, _scores(results, name))) for name in names},
         "shots": {leaf: results["n-shot"][leaf] for leaf in leaves},
         "chat_template": task.templated,
         "n": {leaf: results["n-samples"][leaf] for leaf in leaves},
         "versions": {leaf: results["versions"].get(leaf) for leaf in leaves},
         "metrics": {**results["results"], **results.get("groups", {})},
     }
-    score = board_score(task.name, task.row, results) if task.row else None
+    score = _board_score(task, results)
     return measures, details | ({} if score is None else {"normalised": score})
 
 
@@ -48,7 +44,7 @@ def wrong_shots(task: PlannedTask, results: Mapping[str, Any]) -> set[int]:
 
 
 def _measure(name: str, task: PlannedTask, results: Mapping[str, Any]) -> Measure:
-    scores = scores_of(results, name)
+    scores = _scores(results, name)
     keys = _score_keys(task, scores)
     leaves = [name] if name in results["n-samples"] else list(results["n-samples"])
     if task.row and task.row.by_subject and len(leaves) > 1:
@@ -71,6 +67,30 @@ def _measure(name: str, task: PlannedTask, results: Mapping[str, Any]) -> Measur
         better=_better(results, leaves[0], metric),
         main=True,
     )
+
+
+def _board_score(task: PlannedTask, results: Mapping[str, Any]) -> float | None:
+    """Compute the score on the scale of leaderboard version 2, 0 to 100; None for other tasks."""
+    row = task.row
+    if row is None or row not in BOARDS[V2]:
+        return None
+    scaled = []
+    for name in [task.name] if isinstance(row.chance, float) else results["n-samples"]:
+        if isinstance(row.chance, float):
+            chance = row.chance
+        elif row.chance is None:
+            chance = 1 / len(results["configs"][name]["doc_to_choice"])
+        else:
+            chance = row.chance[name]
+        scores = _scores(results, name)
+        scaled.append(above_chance(_value(scores, _score_keys(task, scores))[0], chance))
+    return sum(scaled) / len(scaled)
+
+
+def _scores(results: Mapping[str, Any], name: str) -> Scores:
+    """Return LM Eval's scores of a group or a task; empty where it reports none."""
+    scores: Scores = results.get("groups", {}).get(name) or results["results"].get(name, {})
+    return scores
 
 
 def _metrics(scores: Scores) -> list[str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich.console import Console
 
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
@@ -38,27 +37,20 @@ def run_subprocess(
 ) -> TaskResults:
     """Run each task by a command of its own, on the run's export or on a copy of the policy in a temporary folder.
 
-    Args:
-        plan: the tasks.
-        policy: whose weights are read or written.
-        suite: settings.
-        python: interpreter of the environment; None: this one.
+    ``python`` is the interpreter of another environment.
 
     Raises:
         CaldpoError: the command failed for a task that was named itself, or for all.
     """
     results: list[tuple[PlannedTask, Mapping[str, Any]]] = []
     left_out: dict[str, str] = {}
-    console = Console(stderr=True)
     log = policy.folder / LOG
     log.write_text("", encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="caldpo-lm-eval-") as name:
         workspace = Path(name)
         _write_model(policy, workspace)
         for number, task in enumerate(plan, start=1):
-            console.print(
-                f"  {task.name} ({number} of {len(plan)}), its output goes to {log}", highlight=False, soft_wrap=True
-            )
+            print(f"  {task.name} ({number} of {len(plan)}), its output goes to {log}", file=sys.stderr)
             command = [python or sys.executable, *_arguments(task, policy, suite, workspace)]
             output = _run(command, workspace / task.name, log)
             if output is not None:

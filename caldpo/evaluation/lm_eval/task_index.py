@@ -12,22 +12,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from caldpo.config.did_you_mean import suggest
 from caldpo.errors import CaldpoError
 
-_NAME = rb"""["']?([^\s"'#,{}\[\]]+)"""
-_DEFINED = re.compile(rb"""^["']?(?:task|group)["']?[ \t]*:[ \t]*""" + _NAME, re.MULTILINE)
-_ITEM = re.compile(rb"-[ \t]*" + _NAME)
+# the keys at the left edge that name a task, with the items of a list in the lines below
+_NAMING = re.compile(
+    rb"""^["']?(?:task|group|tag|include)["']?[ \t]*:.*(?:\n[ \t]*(?:-.*|\#.*)?(?=\n|\Z))*""", re.MULTILINE
+)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}  # as LM Eval does
-
-
-def _key(name: bytes) -> re.Pattern[bytes]:
-    """Match a key at the left edge with one value on its line, or several in lines below it."""
-    lines = rb"""[ \t]*(?:#[^\n]*)?((?:\n[ \t]*-[^\n]*)+))"""
-    return re.compile(rb"""^["']?""" + name + rb"""["']?[ \t]*:[ \t]*(?:""" + _NAME + rb"|" + lines, re.MULTILINE)
-
-
-_TAG, _INCLUDE = _key(b"tag"), _key(b"include")
 
 
 @functools.cache
@@ -38,41 +33,44 @@ def names(folder: Path) -> Mapping[str, tuple[Path, ...]]:
     for path in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
         if not _SKIPPED.isdisjoint(path.parts):
             continue
-        for name in _DEFINED.findall(path.read_bytes()):
-            defined.setdefault(name.decode(), [path])
+        for name in (_naming(path).get("task"), _naming(path).get("group")):
+            if isinstance(name, str):
+                defined.setdefault(name, [path])
         for tag in _tags(path):
             tagged.setdefault(tag, []).append(path)
     return {name: tuple(paths) for name, paths in (tagged | defined).items()}
 
 
 @functools.cache
-def _tags(path: Path) -> tuple[str, ...]:
-    """Return the tags of a file, its own or those of the files it includes."""
+def _naming(path: Path) -> Mapping[str, Any]:
+    """Read the naming keys of a file; none of one that cannot be read, which LM Eval reports if that task runs."""
     try:
-        text = path.read_bytes()
-    except OSError:  # a broken include, which LM Eval reports if that task runs
-        return ()
-    if _TAG.search(text):
-        return _values(_TAG, text)
-    return tuple(tag for include in _values(_INCLUDE, text) for tag in _tags((path.parent / include).resolve()))
+        lines = b"\n".join(match[0] for match in _NAMING.finditer(path.read_bytes()))
+        keys = yaml.load(lines, _LOADER)
+    except (OSError, yaml.YAMLError):
+        return {}
+    return keys if isinstance(keys, dict) else {}
 
 
-def _values(key: re.Pattern[bytes], text: bytes) -> tuple[str, ...]:
-    values = [name for one, several in key.findall(text) for name in ([one] if one else _ITEM.findall(several))]
-    return tuple(name.decode() for name in values)
+def _tags(path: Path) -> list[str]:
+    """List the tags of a file, its own or those of the files it includes."""
+    keys = _naming(path)
+    if "tag" in keys:
+        return _texts(keys["tag"])
+    return [tag for include in _texts(keys.get("include")) for tag in _tags((path.parent / include).resolve())]
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
 def require_names(wanted: Iterable[str], own: Path | None, shipped: Path, also: Iterable[str]) -> None:
-    """Refuse unknown names.
+    """Refuse names of tasks, groups or tags that are in neither folder; ``also`` are further names to suggest.
 
-    Args:
-        wanted: names of tasks, groups or tags.
-        own: folder of the user's own tasks.
-        shipped: folder of LM Eval's tasks, read only for names that are not the user's own.
-        also: further names to suggest.
+    ``shipped``, which is LM Eval's, is read only for names that are not the user's own.
 
     Raises:
-        CaldpoError: a name is in neither folder.
+        CaldpoError: a name is unknown.
     """
     own_names = names(own) if own else {}
     for name in wanted:
@@ -89,12 +87,9 @@ def require_names(wanted: Iterable[str], own: Path | None, shipped: Path, also: 
 
 
 def task_manager(wanted: Iterable[str], own: Path | None, shipped: Path) -> Any:
-    """Build LM Eval's index of the user's own tasks, the wanted ones and all that those consist of.
+    """Build LM Eval's index of the user's own tasks, the wanted ones (known names) and all that those consist of.
 
-    Args:
-        wanted: known names (:func:`require_names`).
-        own: folder of the user's own tasks; they take precedence.
-        shipped: folder of LM Eval's tasks.
+    The tasks of the folder ``own`` take precedence over those of ``shipped``.
     """
     from lm_eval.tasks import TaskManager
 

@@ -23,32 +23,22 @@ _ROWS = {row.task: row for rows in BOARDS.values() for row in rows} | {PAIRS: Ro
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """One task, group or tag of LM Eval to run.
-
-    Args:
-        name: LM Eval's.
-        shots: to set; None leaves them to the task.
-        board: its leaderboard; None if the task was named itself.
-        row: which metrics are its score, also where it was named itself; None takes what it reports.
-        templated: put questions through the model's chat template.
-    """
+    """One task, group or tag of LM Eval to run."""
 
     name: str
-    shots: int | None
-    board: str | None = None
-    row: Row | None = None
-    templated: bool = False
+    shots: int | None  # None leaves them to the task
+    board: str | None = None  # its leaderboard; None if the task was named itself
+    templated: bool = False  # put questions through the model's chat template
+
+    @property
+    def row(self) -> Row | None:
+        """Which metrics are its score, also where it was named itself; None takes what it reports."""
+        return _ROWS.get(self.name)
 
 
 @dataclass(frozen=True)
 class TaskResults:
-    """The results of LM Eval.
-
-    Args:
-        results: of each task.
-        left_out: reason by leaderboard task without results.
-        truncations: number of warnings of prompts longer than the model's context.
-    """
+    """LM Eval's results of each task, the reasons of the leaderboard tasks without any, and warnings of truncation."""
 
     results: list[tuple[PlannedTask, Mapping[str, Any]]]
     left_out: Mapping[str, str]
@@ -56,21 +46,19 @@ class TaskResults:
 
 
 def plan_tasks(tasks: Sequence[str], shots: int | None, *, templated: bool = False) -> list[PlannedTask]:
-    """Expand names to tasks, each once; a leaderboard's task has the leaderboard's shots in any case.
+    """Expand names of leaderboards, and of tasks, groups or tags of LM Eval, to tasks, each once.
 
-    Args:
-        tasks: names of leaderboards, and of tasks, groups or tags of LM Eval.
-        shots: of the latter; None leaves them to each task.
-        templated: apply the chat template, but for held-out pairs, which are already written out as in training.
+    A leaderboard's task has the leaderboard's shots in any case. Held-out pairs are already written out as in training,
+    and never ``templated``.
     """
     of_boards = [
-        PlannedTask(row.task, None if board == V2 else row.shots, board, row, templated)
+        PlannedTask(row.task, None if board == V2 else row.shots, board, templated)
         for board in BOARDS
         if board in tasks
         for row in BOARDS[board]
     ]
     named = [
-        PlannedTask(name, None if name == PAIRS else shots, None, _ROWS.get(name), templated and name != PAIRS)
+        PlannedTask(name, None if name == PAIRS else shots, templated=templated and name != PAIRS)
         for name in tasks
         if name not in BOARDS
     ]

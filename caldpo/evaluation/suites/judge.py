@@ -70,28 +70,24 @@ class Judge(Suite):
         return f"{self.name}_mock" if self.mock else self.name  # never overwrites a real judge's results
 
     def check(self) -> None:
-        """Check installation, template, prices and endpoint.
-
-        Raises:
-            CaldpoError: the client is not installed, or a key is missing or invalid.
-        """
         if importlib.util.find_spec("openai") is None:
             raise CaldpoError("not installed", key="suite", value=self.name, remedy=install("suite", self.name))
         load_template(self.prompt)
-        if (self.price_input is None) != (self.price_output is None):
+        if self._prices is None and (self.price_input, self.price_output) != (None, None):
             missing = "judge.price_input" if self.price_input is None else "judge.price_output"
             raise CaldpoError("a cost needs both prices", key=missing, remedy="set it too, 0 where nothing is charged")
         if not self.mock:
             require_endpoint(self.base_url, self.model)
 
     def check_policy(self, policy: EvaluatedPolicy) -> None:
-        """Require a reference where it is the opponent.
-
-        Raises:
-            CaldpoError: there is none.
-        """
         if self.against == "reference":
             policy.require_reference(self.name)
+
+    @property
+    def _prices(self) -> tuple[float, float] | None:
+        if self.price_input is None or self.price_output is None:
+            return None
+        return self.price_input, self.price_output
 
     def settings(self) -> dict[str, Any]:
         """Return the keys that results depend on, and a digest of the question's template."""
@@ -110,11 +106,11 @@ class Judge(Suite):
                 cache,
                 ask,
                 concurrency=1 if self.mock else self.concurrency,  # a known reward need not be safe in threads
-                prices=None
-                if self.price_input is None or self.price_output is None
-                else (self.price_input, self.price_output),
+                prices=self._prices,
             )
         self._require_verdicts(judgement, cache)
+        decided_by = "a coin" if policy.data.oracle is None else "the data's known reward"
+        mock_notes = [f"no judge was asked: {decided_by} decided in its place (judge.mock=true)"] if self.mock else []
         return Result(
             measures=self._measures(judgement, policy),
             examples=len(pairs),
@@ -127,7 +123,7 @@ class Judge(Suite):
                 "confidence": self.confidence,
                 **judgement.details(),
             },
-            notes=[*self._mock_notes(policy), *judgement.notes(cache), *truncated],
+            notes=[*mock_notes, *judgement.notes(cache), *truncated],
             reusable=not judgement.refused,
         )
 
@@ -157,16 +153,17 @@ class Judge(Suite):
         return pairs, truncation_notes(responses, policy.ends, sampling.max_new_tokens)
 
     def _judge_model(self) -> JudgeModel:
-        parameters: dict[str, Any] = {self.limit_by: self.max_tokens}
-        if self.verdict_temperature is not None:
-            parameters["temperature"] = self.verdict_temperature
-        if self.verdict_seed is not None:
-            parameters["seed"] = self.verdict_seed
+        parameters = {
+            self.limit_by: self.max_tokens,
+            "temperature": self.verdict_temperature,
+            "seed": self.verdict_seed,
+        }
+        sent = {name: value for name, value in parameters.items() if value is not None}
         if self.mock:
-            return JudgeModel(NAME, NAME, parameters)
+            return JudgeModel(NAME, NAME, sent)
         assert self.base_url is not None  # by check()
         assert self.model is not None
-        return JudgeModel(self.base_url.rstrip("/"), self.model, parameters)
+        return JudgeModel(self.base_url.rstrip("/"), self.model, sent)
 
     @contextmanager
     def _connected(self, judge: JudgeModel, policy: EvaluatedPolicy) -> Iterator[Ask]:
@@ -177,18 +174,7 @@ class Judge(Suite):
         with closing(endpoint):
             yield endpoint.ask
 
-    def _mock_notes(self, policy: EvaluatedPolicy) -> list[str]:
-        if not self.mock:
-            return []
-        decided_by = "a coin" if policy.data.oracle is None else "the data's known reward"
-        return [f"no judge was asked: {decided_by} decided in its place (judge.mock=true)"]
-
     def _require_verdicts(self, judgement: Judgement, cache: VerdictCache) -> None:
-        """Require a score of one pair at least.
-
-        Raises:
-            CaldpoError: no pair has readable verdicts of both orders.
-        """
         asked = [entry for entry in judgement.pairs if entry.verdicts]  # identical responses are not sent
         if not asked or any(entry.score is not None for entry in asked):
             return

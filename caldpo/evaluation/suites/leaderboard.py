@@ -121,7 +121,9 @@ class Leaderboard(Suite):
         if self.python is None and any(reason.startswith("needs") for reason in left_out.values()):
             notes.append(f"for tasks whose packages this environment lacks, {OTHER_ENVIRONMENT}")
         if self.limit is not None:
-            notes.append(f"limit={self.limit}: no leaderboard figures, since only the first questions were asked")
+            notes.append(
+                f"limit={self.limit}: not the figures of a leaderboard, since only the first questions were asked"
+            )
         if done.truncations:
             notes.append(
                 f"LM Eval truncated prompts longer than the model's context, and warned {done.truncations} times"

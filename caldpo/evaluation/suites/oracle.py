@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from caldpo.config.bounds import NonNegative, PositiveInt, Share
 from caldpo.config.signatures import validated
 from caldpo.data.pair import TokenizedPair
+from caldpo.data.raw_row import ExactSource
 from caldpo.data.sources.sentiment_reward import SentimentReward
-from caldpo.data.true_rewards import ExactSource, true_rewards, wins
+from caldpo.environments.reward_agreement import wins
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
@@ -146,10 +147,8 @@ class Oracle(Suite):
         by_policy = policy.logps("policy", pairs, "samples of both")
         by_reference = policy.logps("reference", pairs, "samples of both")
         log_ratios = by_policy - by_reference
-        prompts = [
-            h.prompt if isinstance(h.prompt, str) else policy.tokenizer.decode(h.prompt_ids, skip_special_tokens=True)
-            for h in held_out
-        ]
+        decode = partial(policy.tokenizer.decode, skip_special_tokens=True)
+        prompts = [h.prompt if isinstance(h.prompt, str) else str(decode(h.prompt_ids)) for h in held_out]
         texts, reference_texts = ([policy.decode(ids) for ids in side] for side in (policy_ids, reference_ids))
         return pd.DataFrame(
             {
@@ -158,9 +157,7 @@ class Oracle(Suite):
                 "reference": reference_texts,
                 "policy_reward": self._rewards(policy, prompts, texts),
                 "reference_reward": policy.once(
-                    "reference",
-                    f"rewards {sampling}",
-                    lambda: self._rewards(policy, prompts, reference_texts),
+                    "reference", f"rewards {sampling}", lambda: self._rewards(policy, prompts, reference_texts)
                 ),
                 "policy_log_ratio": log_ratios[0],
                 "reference_log_ratio": log_ratios[1],
@@ -172,7 +169,7 @@ class Oracle(Suite):
 
     def _rewards(self, policy: EvaluatedPolicy, prompts: Sequence[str], texts: Sequence[str]) -> Values:
         if self.classifier is None:
-            return true_rewards(policy.data, prompts, texts)
+            return policy.data.true_rewards(prompts, texts)
         return np.array(self._classifier(policy)([prompt + text for prompt, text in zip(prompts, texts, strict=True)]))
 
     def _classifier(self, policy: EvaluatedPolicy) -> SentimentReward:

@@ -11,25 +11,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from caldpo import metric_definitions as metric
 from caldpo.config.bounds import PositiveInt, Share
 from caldpo.config.signatures import validated
-from caldpo.data.true_rewards import wins
-from caldpo.environments.reward_agreement import agreement_of_centred, centred, rank_correlation
+from caldpo.environments.reward_agreement import agreement_of_centred, centred, rank_correlation, wins
 from caldpo.evaluation.bootstrap import Bootstrap
 from caldpo.evaluation.calibration_error import calibration_error, expected_error, reliability_curve
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_provenance import log_ratio_notes
 from caldpo.evaluation.suite_base import Measure, Result, Suite
-from caldpo.metric_definitions import (
-    ACCURACY,
-    CHOSEN_LOG_RATIO,
-    PEARSON,
-    REJECTED_LOG_RATIO,
-    REWARD_ERROR,
-    REWARD_MARGIN,
-    SLOPE,
-    SPEARMAN,
-)
 from caldpo.utils.atomic_io import atomic_text
 
 PAIRS = "preference_pairs.csv"  # one row per pair, beside the results
@@ -54,26 +44,26 @@ class Preference(Suite):
     confidence: Share = 0.95
 
     def run(self, policy: EvaluatedPolicy) -> Result:
-        chosen, rejected = policy.log_ratios
+        (chosen, rejected), prompts = policy.log_ratios, policy.prompts
         lengths = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in policy.pairs], dtype=np.float64).T
         bootstrap = Bootstrap(self.resamples, self.confidence, policy.settings.seed)
         margins = policy.reward_beta * (chosen - rejected)
         measures = {
-            "accuracy": Measure(**bootstrap.mean(wins(margins), policy.prompts), **ACCURACY.words, main=True),
-            "margin": Measure(**bootstrap.mean(margins, policy.prompts), **REWARD_MARGIN.words, main=True),
-            "log_ratio_chosen": Measure(**bootstrap.mean(chosen, policy.prompts), **CHOSEN_LOG_RATIO.words),
-            "log_ratio_rejected": Measure(**bootstrap.mean(rejected, policy.prompts), **REJECTED_LOG_RATIO.words),
+            "accuracy": Measure(**bootstrap.mean(wins(margins), prompts), **metric.ACCURACY.words, main=True),
+            "margin": Measure(**bootstrap.mean(margins, prompts), **metric.REWARD_MARGIN.words, main=True),
+            "log_ratio_chosen": Measure(**bootstrap.mean(chosen, prompts), **metric.CHOSEN_LOG_RATIO.words),
+            "log_ratio_rejected": Measure(**bootstrap.mean(rejected, prompts), **metric.REJECTED_LOG_RATIO.words),
         }
-        measures |= self._calibration(margins, bootstrap, policy.prompts)
-        measures |= _length_bias(margins, lengths[0] - lengths[1], bootstrap, policy.prompts)
+        measures |= self._calibration(margins, bootstrap, prompts)
+        measures |= _length_bias(margins, lengths[0] - lengths[1], bootstrap, prompts)
         own_beta = policy.target.implicit_reward_beta
         if own_beta is not None:
             measures["calibration_error_own_beta"] = self._own_calibration(
-                own_beta, chosen - rejected, bootstrap, policy.prompts
+                own_beta, chosen - rejected, bootstrap, prompts
             )
         scores = policy.scores
         if scores is not None:
-            measures |= _true_reward_measures(policy.reward_beta, policy.log_ratios, scores, bootstrap, policy.prompts)
+            measures |= _true_reward_measures(policy.reward_beta, policy.log_ratios, scores, bootstrap, prompts)
             if own_beta is not None:
                 measures["slope_own_beta"] = _own_slope(own_beta / policy.reward_beta, measures["slope"])
         self._write_pairs(policy, lengths, scores)
@@ -81,7 +71,7 @@ class Preference(Suite):
             measures=measures,
             examples=len(chosen),
             details={
-                "prompts": len(set(policy.prompts)),
+                "prompts": len(set(prompts)),
                 "reward_beta": policy.reward_beta,
                 "implicit_reward_beta": own_beta,
                 "reliability": reliability_curve(margins, self.bins),
@@ -193,17 +183,17 @@ def _true_reward_measures(
     values = agreement_of_centred(true, implicit)
     squares = (true * implicit, true * true, implicit * implicit)
     intervals = {
-        "slope": bootstrap.of_sums(lambda xy, xx, yy: xy / xx, squares, clusters),
-        "pearson": bootstrap.of_sums(lambda xy, xx, yy: xy / np.sqrt(xx * yy), squares, clusters),
-        "spearman": bootstrap.of(lambda rows: rank_correlation(true[rows], implicit[rows]), clusters),
-        "error": bootstrap.mean(np.abs(implicit - true), clusters),
+        "slope": (metric.SLOPE, bootstrap.of_sums(lambda xy, xx, yy: xy / xx, squares, clusters)),
+        "pearson": (metric.PEARSON, bootstrap.of_sums(lambda xy, xx, yy: xy / np.sqrt(xx * yy), squares, clusters)),
+        "spearman": (
+            metric.SPEARMAN,
+            bootstrap.of(lambda rows: rank_correlation(true[rows], implicit[rows]), clusters),
+        ),
+        "error": (metric.REWARD_ERROR, bootstrap.mean(np.abs(implicit - true), clusters)),
     }
-    definitions = {"slope": SLOPE, "pearson": PEARSON, "spearman": SPEARMAN, "error": REWARD_ERROR}
     measures = {
-        name: Measure(
-            **intervals[name] | {"value": values[name]}, **definition.words, main=name in ("slope", "pearson")
-        )
-        for name, definition in definitions.items()
+        name: Measure(**interval | {"value": values[name]}, **definition.words, main=name in ("slope", "pearson"))
+        for name, (definition, interval) in intervals.items()
     }
     gap = scores[0] - scores[1]
     ranked_right = wins(np.sign(gap) * np.sign(log_ratios[0] - log_ratios[1]))

@@ -1,12 +1,11 @@
-"""Expand ``resume=FOLDER`` into the overrides that the run was started with.
+"""What ``resume`` makes of a command: overrides of the run it names are added, and runs are refused or left alone.
 
-Overrides typed beside it are added, and must not make it another run. ``resume=auto`` leaves the command as it is: it
-resumes where the command's folder holds an unfinished run, and leaves a finished one alone.
+``resume=FOLDER`` stands for the overrides that the run was started with; those typed beside it must not make it another
+run. ``resume=auto`` leaves the command as it is: it resumes where its folder holds an unfinished run.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,16 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from caldpo.checkpointing.manifest import FOLDER
 from caldpo.config.cache_dirs import without_cache_dirs
 from caldpo.config.find_runs import is_run
 from caldpo.config.overrides import parse_overrides, quoted
-from caldpo.config.run_lifecycle import FINISHED
+from caldpo.config.run_lifecycle import FINISHED, AlreadyDone
 from caldpo.config.summary_file import SUMMARY, known_summary
 from caldpo.config.trusted_config import require_own_code, require_plain_overrides
 from caldpo.config.validation import NEEDED
 from caldpo.errors import CaldpoError
+from caldpo.metrics_file import NAME
 from caldpo.resume.config_diff import (
     CONFIG,
     is_longer,
@@ -32,6 +33,7 @@ from caldpo.resume.config_diff import (
 )
 from caldpo.security.paths import require_no_links_out
 from caldpo.security.secrets import MASK, redact, redact_text
+from caldpo.utils.process_rank import process_rank
 from caldpo.utils.yaml_io import read_yaml
 
 AUTO = "auto"
@@ -40,12 +42,7 @@ _UNRECORDED = ("resume", "replay", "allow_untrusted_code")  # keys of a single s
 
 
 def with_run_overrides(overrides: Sequence[str], multirun: bool = False, config_dir: str | None = None) -> list[str]:
-    """Add the overrides of the run that ``resume=FOLDER`` names, and its folder.
-
-    Args:
-        overrides: as typed.
-        multirun: whether they are of a sweep, which cannot resume a single run.
-        config_dir: not read: a run's overrides are complete.
+    """Add the overrides of the run that ``resume=FOLDER`` names, and its folder; ``config_dir`` is not needed for that.
 
     Raises:
         CaldpoError: it is no run, its overrides are lost or would run code, or a secret has to be typed again.
@@ -56,23 +53,16 @@ def with_run_overrides(overrides: Sequence[str], multirun: bool = False, config_
         return list(overrides)
     folder = Path(str(resumed)).expanduser()
     if multirun:
-        raise CaldpoError(
-            "resumes one run",
-            key="resume",
-            value=folder,
-            remedy="leave -m out; for a sweep repeat its command with hydra.sweep.dir=FOLDER resume=auto",
-        )
+        remedy = "leave -m out; for a sweep repeat its command with hydra.sweep.dir=FOLDER resume=auto"
+        raise CaldpoError("resumes one run", key="resume", value=folder, remedy=remedy)
     _require_run(folder)
     require_no_links_out(folder)  # before Hydra, the log or the lock write there
     trusted = typed.get("allow_untrusted_code", "").partition("=")[2].lower() == "true"
     recorded = [t for t in _read_overrides(folder) if _key(t) not in typed and _key(t) not in _UNRECORDED]
     for text in recorded:
         if MASK in text:
-            raise CaldpoError(
-                "was left out of the run's files, being a secret",
-                key=_key(text),
-                remedy="type it again beside resume=",
-            )
+            wrong = "was left out of the run's files, being a secret"
+            raise CaldpoError(wrong, key=_key(text), remedy="type it again beside resume=")
     if not trusted:
         require_plain_overrides(recorded, folder / SUMMARY)
     recorded, left_out = without_cache_dirs(recorded)
@@ -112,6 +102,41 @@ def require_same_run(cfg: DictConfig) -> None:
         require_same_config(began, config, folder)
 
 
+def finished_outcome(cfg: DictConfig, folder: Path) -> AlreadyDone | None:
+    """Return the outcome of a finished run that ``resume=auto`` leaves alone; None where there is work to do.
+
+    Raises:
+        CaldpoError: the folder holds another run, or one that the command does not ask to resume.
+    """
+    is_new = cfg.dry_run or cfg.replay is not None or cfg.resume is None
+    began = None if is_new else read_config(folder)
+    if began is None:
+        # Only the first rank looks at the folder: others may start when it has begun to write there.
+        holds_run = (folder / NAME).is_file() or any((folder / FOLDER).glob("step-*"))
+        if not holds_run or process_rank() != 0:
+            return None
+        if is_new:
+            raise CaldpoError(
+                "this folder holds a run already, which would be written over",
+                key="hydra.run.dir",
+                value=folder,
+                remedy="add resume=auto to go on with it (one that has finished is left alone), or name another folder;"
+                " with dry_run=true or replay=FILE leave hydra.run.dir out",
+            )
+        raise CaldpoError(
+            f"{CONFIG} of this run is missing: the configuration that it started with is not known",
+            key="resume",
+            value=folder,
+            remedy="bring that file back, or start a new run in another folder",
+        )
+    config = recorded_config(cfg, str(HydraConfig.get().runtime.choices["loss"]))
+    require_same_config(began, config, folder)
+    summary = known_summary(folder)
+    if cfg.resume != AUTO or summary.get("status") != FINISHED or is_longer(began, config):
+        return None
+    return AlreadyDone(summary.get("metrics", {}).get(cfg.optimized_metric))
+
+
 def recorded_config(cfg: DictConfig, loss_name: str) -> dict[str, Any]:
     """Resolve a configuration as ``config.yaml`` of a run holds it: without secrets, with the name of the loss."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
@@ -133,26 +158,14 @@ def _value(text: str | None) -> Any:
 
 
 def _require_run(folder: Path) -> None:
-    if not folder.is_dir():
-        raise CaldpoError("there is no such folder", key="resume", value=folder, remedy="name a run's folder")
     if is_run(folder):
         return
-    sweep = folder / "multirun.yaml"
-    if sweep.is_file():
-        raise CaldpoError(
-            "is a sweep, not a run", key="resume", value=folder, remedy=f"repeat its command: {_command(folder, sweep)}"
-        )
-    raise CaldpoError("holds no run", key="resume", value=folder, remedy="name the folder of a run that was started")
-
-
-def _command(folder: Path, sweep: Path) -> str:
-    """Return the command that resumes a sweep."""
-    try:
-        overrides = [str(text) for text in read_yaml(sweep)["hydra"]["overrides"]["task"]]
-    except (OSError, ValueError, LookupError, TypeError):
-        overrides = ["..."]
-    typed = [text for text in overrides if _key(text) != "resume"]
-    return shlex.join(["python", "-m", "caldpo.train", "-m", *typed, f"hydra.sweep.dir={folder}", "resume=auto"])
+    wrong, remedy = "there is no such folder", "name the folder of a run that was started"
+    if (folder / "multirun.yaml").is_file():
+        wrong, remedy = "is a sweep, not a run", f"repeat its command with hydra.sweep.dir={folder} resume=auto"
+    elif folder.is_dir():
+        wrong = "holds no run"
+    raise CaldpoError(wrong, key="resume", value=folder, remedy=remedy)
 
 
 def _read_overrides(folder: Path) -> list[str]:
@@ -167,11 +180,8 @@ def _read_overrides(folder: Path) -> list[str]:
             raise ValueError(f"it holds {type(written).__name__} in place of a list")
         return [str(text) for text in written if _key(str(text)) not in _UNRECORDED]
     except (OSError, ValueError):
-        raise CaldpoError(
-            "does not say what the run was started with",
-            key=str(file),
-            remedy="repeat the run's command with hydra.run.dir=FOLDER resume=auto",
-        ) from None
+        remedy = "repeat the run's command with hydra.run.dir=FOLDER resume=auto"
+        raise CaldpoError("does not say what the run was started with", key=str(file), remedy=remedy) from None
 
 
 def _key(text: str) -> str:
