@@ -51,12 +51,8 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> Replay:
     The weights are those of the run's last checkpoint from before the step, where it still exists, else those that the
     run started from.
 
-    Args:
-        cfg, settings: of the run, whose overrides were given again.
-        path: of the dump.
-
     Raises:
-        CaldpoError: the dump, or the checkpoint, is damaged or does not fit this configuration.
+        CaldpoError: the dump at ``path``, or the checkpoint, is damaged or does not fit this configuration.
     """
     dump, run_dir = read_dump(path), path.absolute().parent.parent
     pl.seed_everything(settings.seed, workers=True, verbose=False)
