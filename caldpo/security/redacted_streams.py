@@ -128,7 +128,7 @@ def redacted_output(*, outlived: bool = False) -> Iterator[None]:
         ):
             if not isinstance(stream, RedactedStream):
                 lasting: Any = ResilientStream(stream) if outlived else stream
-                stack.enter_context(redirect(RedactedStream(lasting)))  # type: ignore[arg-type]
+                stack.enter_context(redirect(RedactedStream(lasting)))
         yield
 
 
