@@ -12,7 +12,7 @@ import pytest
 import caldpo
 
 MODULES = [m.name for m in pkgutil.walk_packages(caldpo.__path__, "caldpo.") if not m.name.endswith("__main__")]
-HEAVY = ("torch", "transformers", "datasets", "pytorch_lightning", "wandb", "matplotlib", "pandas", "numpy")
+HEAVY = ("torch", "transformers", "datasets", "pytorch_lightning", "wandb", "matplotlib", "pandas", "numpy", "rich")
 
 
 @pytest.mark.parametrize("name", MODULES)

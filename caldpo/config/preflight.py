@@ -17,9 +17,10 @@ from caldpo.config.overrides import parse_overrides
 from caldpo.config.path_checks import find_escapes
 from caldpo.config.run_dir import claim_folder, naming_overrides
 from caldpo.config.run_lifecycle import as_caldpo_error
-from caldpo.config.sweep_jobs import Job, expand_sweep, find_process_problems, fixed_keys, representative_jobs
+from caldpo.config.sweep_jobs import expand_sweep, find_process_problems, fixed_keys, representative_jobs
 from caldpo.config.validation import Problem, find_problems, raise_problems
 from caldpo.security.secrets import redact_text
+from caldpo.utils.delayed_progress import tracked
 from caldpo.utils.process_rank import own_ranks
 
 Agree = Callable[[DictConfig], Iterable[Problem] | None]
@@ -113,7 +114,7 @@ def _check_sweep(
     searched = {text.split("=")[0] for job in sweep.jobs for text in job} - fixed_keys(loader, sweep_cfg)
     problems += [*sweep.problems, *find_search_problems(sweep_cfg, searched)]
     for batch in representative_jobs(loader, sweep.jobs):
-        for number, job in batch if len(batch) <= _MANY else _with_progress(batch):
+        for number, job in batch if len(batch) <= _MANY else tracked(batch, "Checking the sweep"):
             cfg, of_job = compose_or_explain(lambda texts: loader.load_sweep_config(sweep_cfg, texts), loader, job)
             problems += of_job
             if cfg is not None:
@@ -147,9 +148,3 @@ def _disagreements(cfg: DictConfig, agree: Agree, *, doubtful: bool) -> list[Pro
         elif not doubtful:  # else the error is most likely due to a value that is reported already
             raise
     return problems
-
-
-def _with_progress(batch: list[tuple[int, Job]]) -> Iterable[tuple[int, Job]]:
-    from rich.progress import track  # a tenth of a second, not spent on few runs
-
-    return track(batch, "Checking the sweep", transient=True)

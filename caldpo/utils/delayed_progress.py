@@ -1,4 +1,4 @@
-"""Progress bars on standard error, for terminals alone."""
+"""Progress bars on standard error, for terminals alone. No heavy imports: rich is loaded for a bar only."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterable
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, track
-
 PATIENCE = 2.0  # seconds before there is something to see
 Item = TypeVar("Item")
 
 
 def tracked(items: Iterable[Item], label: str) -> Iterable[Item]:
     """Show a bar on a terminal while the items are taken, nothing in a log file."""
+    from rich.console import Console
+    from rich.progress import track
+
     console = Console(stderr=True)
     return track(items, label, console=console, transient=True, disable=not console.is_terminal)
 
@@ -23,6 +23,9 @@ class DelayedProgress:
     """Show a bar on standard error once the work, ``total`` in any unit, has taken two seconds, on the first rank."""
 
     def __init__(self, label: str, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
         from caldpo.utils.collectives import is_first_rank  # imports torch
 
         self.label, self.total, self.done = label, total, 0
