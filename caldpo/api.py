@@ -39,13 +39,9 @@ class TrainingResult:
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose the configuration of a training run, checked as that of the command is.
+    """Compose the configuration of a training run from overrides as on the command line, checked as there.
 
-    Args:
-        overrides: as on the command line, ``["loss=dpo", "seed=1"]``.
-
-    Returns:
-        The configuration, whose values may still be changed; :func:`train` checks them again.
+    Values may still be changed; :func:`train` checks them again.
 
     Raises:
         CaldpoError: all that is wrong with the overrides.
@@ -60,10 +56,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def train(cfg: DictConfig) -> TrainingResult:
-    """Train one policy in this process; imports torch and transformers when it is called.
-
-    Args:
-        cfg: of :func:`compose`.
+    """Train one policy, as :func:`compose` configures it, in this process.
 
     Raises:
         CaldpoError: something that can be mended, as by the command.

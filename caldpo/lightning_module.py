@@ -35,10 +35,6 @@ class PreferenceModule(pl.LightningModule):
     no checkpoint sees its weights, while a missing *policy* weight in a checkpoint is still an error.
 
     Args:
-        policy: the causal language model that is trained.
-        reference: log-probs of the frozen reference.
-        loss: one value per pair.
-        optim: builds optimiser and schedule.
         tokenizer: saved with exported weights, and used to generate samples.
         reward_beta: unit of the logged implicit rewards: reward per nat of log-ratio, one for all losses.
         same_start: policy and reference have to start as the same weights, with log-ratios of 0 at step 0.

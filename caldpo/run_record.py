@@ -42,9 +42,7 @@ class RunRecord:
 
     @classmethod
     def open(cls, run_dir: Path, cfg: DictConfig, settings: RunSettings, components: Components) -> RunRecord:
-        """Write ``config.yaml``, and what the run is into ``summary.json``; pin what could change until a resume.
-
-        Commits and date are pinned in the ``components``, which are built and checked.
+        """Write ``config.yaml`` and ``summary.json``; pin in the components what could change until a resume.
 
         Raises:
             CaldpoError: a resumed run has another configuration than it was begun with.

@@ -66,9 +66,9 @@ class StepMetrics:
 
         Args:
             step: optimiser steps so far, without this one.
-            norm: of the gradient, before clipping.
-            limit: the norm above which it is clipped; None does not clip.
-            lr: learning rate of the update.
+            norm: of the gradient, before it is clipped to ``limit``.
+            limit: None does not clip.
+            lr: of the update.
         """
         sums = sum_over_ranks(torch.cat([self.means.sums, torch.stack([self.means.weight, self.tokens])]))
         means, (weight, tokens) = sums[:-2], sums[-2:]

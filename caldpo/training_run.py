@@ -69,11 +69,7 @@ def train_run(
 ) -> dict[str, Any]:
     """Train one policy, and return the content of ``summary.json``.
 
-    Args:
-        cfg: the run's configuration.
-        settings: its plain top-level keys.
-        run_dir: the run's folder.
-        announce: prints a line beside the redirected output, with ``console=compact``.
+    ``announce`` prints a line past the redirected output, with ``console=compact``.
     """
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     components = Components.from_config(cfg)

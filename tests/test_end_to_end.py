@@ -13,9 +13,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldpo.checkpointing.checkpoint_io import load_weights
-from caldpo.logprobs import response_logprobs
 from tests.helpers import wandb_file
 from tests.helpers.command import RANDOM_MODEL, SIDES, train
+from tests.helpers.logprobs import response_logprobs
 from tests.helpers.messages import names
 
 SMALL = [

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -23,6 +22,7 @@ from caldpo.config.run_lifecycle import write_json
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.estimation.run_flops import ModelCost, backward_flops, forward_flops, minimal_workload
+from caldpo.evaluation.model_loading import find_device
 
 
 def benchmark(cfg: DictConfig) -> None:
@@ -33,7 +33,7 @@ def benchmark(cfg: DictConfig) -> None:
     """
     settings, model = read_settings(cfg)
     require_extras(settings, model)
-    device = resolve_device(settings.device)
+    device = find_device(settings.device).type
     run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
     work_dir = run_dir / "work"
     try:
@@ -140,14 +140,3 @@ def require_extras(settings: BenchmarkSettings, model: BenchmarkModel) -> None:
                 value=value,
                 remedy=f"install the extra that brings it: pip install 'caldpo[{extra}]'",
             )
-
-
-def resolve_device(device: str) -> str:
-    """Resolve ``auto`` to ``cpu`` or ``cuda``.
-
-    Raises:
-        CaldpoError: a GPU is requested and there is none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise CaldpoError("there is no GPU that PyTorch can use", key="device", value=device, remedy="use device=cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

@@ -8,7 +8,6 @@ importing torch. Annotations are resolved through the module's own assignments a
 from __future__ import annotations
 
 import ast
-import builtins
 import collections.abc
 import functools
 import inspect
@@ -28,6 +27,7 @@ from caldpo.errors import CaldpoError
 _PACKAGE = Path(__file__).parents[1]
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
+_NAMES = {"typing": typing, **{kind.__name__: kind for kind in (bool, int, float, str, list, tuple, dict)}}
 _LIBRARIES: dict[str, Any] = {
     "typing": typing,
     "collections.abc": collections.abc,
@@ -58,7 +58,7 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Tell whether the yaml has to give it. An object without a default (a model) is supplied by code."""
+        """Tell whether the yaml has to give it; an object without a default (a model) is supplied by code."""
         return self.checked and not self.has_default and not is_section(self.annotation)
 
 
@@ -93,7 +93,8 @@ def read_signature(target: str) -> Signature | None:
     if isinstance(node, ast.ClassDef):
         return Signature(target, *_of_class(module, node))
     assert isinstance(node, _Function)
-    return Signature(target, *_of_function(module, node, bound=owner is not None and not _is_static(node)))
+    is_static = any(ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list)
+    return Signature(target, *_of_function(module, node, bound=owner is not None and not is_static))
 
 
 class _Module:
@@ -107,11 +108,8 @@ class _Module:
         for node in self.tree.body:
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 self.imports |= {a.asname or a.name: (node.module, a.name) for a in node.names}
-            elif isinstance(node, ast.Assign) and len(node.targets) == 1:
-                if isinstance(node.targets[0], ast.Name):
-                    self.assigned[node.targets[0].id] = node.value
-            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
-                self.assigned[node.target.id] = node.value
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                self.assigned[node.targets[0].id] = node.value
 
     def __getitem__(self, name: str) -> Any:
         """The object a name in an annotation stands for; KeyError when it is not to be followed."""
@@ -125,9 +123,7 @@ class _Module:
                 return _parsed(path)[original]
         if (located := self.find_class(name)) and not _VALUE_BASES & {ast.unparse(b) for b in located[1].bases}:
             return type(located[1].name, (Section,), {})
-        if name in ("typing", "bool", "int", "float", "str", "list", "tuple", "dict"):
-            return typing if name == "typing" else getattr(builtins, name)
-        raise KeyError(name)
+        return _NAMES[name]
 
     def evaluate(self, annotation: ast.expr | None) -> Any:
         """Evaluate an annotation; one that names what only code can supply becomes a mark."""
@@ -208,18 +204,11 @@ def _fields(module: _Module, node: ast.ClassDef) -> Iterator[Parameter]:
 def _of_function(module: _Module, node: _Function, bound: bool) -> tuple[dict[str, Parameter], bool]:
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
-    plain = len(positional) - len(arguments.defaults)
-    defaults = {a.arg for a in positional[plain:]}
-    defaults |= {
-        a.arg for a, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value is not None
-    }
-    by_keyword = [*positional[max(len(arguments.posonlyargs), int(bound)) :], *arguments.kwonlyargs]
-    parameters = {a.arg: Parameter(a.arg, module.evaluate(a.annotation), a.arg in defaults) for a in by_keyword}
+    defaults = [*[None] * (len(positional) - len(arguments.defaults)), *arguments.defaults]
+    reachable = list(zip(positional, defaults, strict=True))[max(len(arguments.posonlyargs), int(bound)) :]
+    reachable += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    parameters = {a.arg: Parameter(a.arg, module.evaluate(a.annotation), value is not None) for a, value in reachable}
     return parameters, arguments.kwarg is not None
-
-
-def _is_static(node: _Function) -> bool:
-    return any(ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list)
 
 
 def validated(decorated: Decorated) -> Decorated:

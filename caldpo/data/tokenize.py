@@ -219,12 +219,11 @@ class _Worker:
         token = self.turn_text
         if token is None or isinstance(pair.prompt, str):
             return pair
-        responses = {"chosen": pair.chosen, "rejected": pair.rejected}
-        bare = {
-            side: text.rstrip().removesuffix(token) for side, text in responses.items() if text.rstrip().endswith(token)
-        }
-        self.counts.eos_stripped += len(bare)
-        return replace(pair, **bare) if bare else pair
+        ended = [text.rstrip().endswith(token) for text in (pair.chosen, pair.rejected)]
+        self.counts.eos_stripped += sum(ended)
+        if ended[0]:
+            pair = replace(pair, chosen=pair.chosen.rstrip().removesuffix(token))
+        return replace(pair, rejected=pair.rejected.rstrip().removesuffix(token)) if ended[1] else pair
 
     def _pair(
         self, pair: PreferencePair, texts: RenderedPair, prompt: list[int], *joint: list[int]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from caldpo.logprobs.chunked import token_logprobs
@@ -141,30 +141,3 @@ class LogprobEngine:
         with hooked(layer, capture):
             logits = self.model(**inputs, use_cache=False).logits
         return logits[0] if full_logits else captured[0]
-
-
-def pair_logprobs(model: nn.Module, batch: PairBatch) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-    """Compute summed log-probs of the chosen and of the rejected responses of one batch, nats."""
-    return LogprobEngine(model)(batch)
-
-
-def response_logprobs(
-    model: nn.Module,
-    input_ids: Int[Tensor, "rows length"],
-    attention_mask: Bool[Tensor, "rows length"],
-    response_mask: Bool[Tensor, "rows length"],
-) -> Float[Tensor, " rows"]:
-    """Compute summed log-probs of the tokens of each row in ``response_mask``, nats.
-
-    Rows are padded on either side. The first token of a row is not predicted, and never in the mask.
-    """
-    rows, columns = response_mask.nonzero(as_tuple=True)
-    return LogprobEngine(model).responses(
-        rows * input_ids.shape[1] + columns - 1,
-        input_ids[rows, columns],
-        rows,
-        len(input_ids),
-        input_ids=input_ids,
-        attention_mask=attention_mask.long(),
-        position_ids=(attention_mask.long().cumsum(1) - 1).clamp_min(0),
-    )

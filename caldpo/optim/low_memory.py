@@ -26,16 +26,8 @@ class FromBitsAndBytes(OptimizerChoice):
 class LowMemoryAdamW(FromBitsAndBytes):
     """AdamW with 8-bit moments (Dettmers et al. 2022), in blocks of 256 with a scale each, or with paged ones.
 
-    Weights below 4,096 elements keep 32-bit moments.
-
-    Args:
-        schedule: of the learning rate.
-        lr: peak learning rate.
-        beta1, beta2: decay of the two moments.
-        eps: added to the denominator.
-        weight_decay: decoupled, on matrices.
-        bits: of the moments.
-        paged: moments in memory that CUDA moves to the host and back when the GPU's runs out.
+    Weights below 4,096 elements keep 32-bit moments. CUDA moves paged moments to the host and back when the memory of
+    the GPU runs out.
     """
 
     @validated
@@ -65,13 +57,8 @@ class LowMemoryAdamW(FromBitsAndBytes):
 class Lion(FromBitsAndBytes):
     """Lion, Chen et al. 2023: the sign of a moving average, and one moment in place of AdamW's two.
 
-    Args:
-        schedule: of the learning rate.
-        lr: peak learning rate, by which every weight moves: a third to a tenth of AdamW's.
-        beta1: share of the moment in the update.
-        beta2: decay of the moment.
-        weight_decay: decoupled, on matrices.
-        bits: of the moment.
+    Every weight moves by the learning rate, a third to a tenth of AdamW's. ``beta1`` is the share of the moment in the
+    update, ``beta2`` the decay of the moment, ``bits`` its size.
     """
 
     option = "lion"
@@ -100,13 +87,7 @@ class StochasticAdamW(OptimizerChoice):
 
     An update of a tenth of a weight's last digit changes it with probability 1/10, where rounding to the nearest never
     would, with a quarter of the memory of float32 weights and two float32 moments.
-
-    Args:
-        schedule: of the learning rate.
-        lr: peak learning rate.
-        beta1, beta2: decay of the two moments, which are bfloat16 themselves.
-        eps: added to the denominator.
-        weight_decay: decoupled, on matrices.
+    The two moments are bfloat16 themselves.
     """
 
     option = "adamw_stochastic"

@@ -58,7 +58,7 @@ class OptimizerChoice(ABC):
 
     schedule: Schedule
     lr: float  # largest learning rate of the schedule
-    weight_decay: float  # of matrices
+    weight_decay: float  # of matrices; decoupled from the gradient, but for RMSprop
     eps: float | None = None  # added to the denominator
     rounds_stochastically = False  # updates of half-precision weights are rounded at random, without bias
     compiled_step = False  # torch.compile makes a kernel for each weight, without a temporary copy

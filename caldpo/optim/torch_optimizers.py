@@ -15,14 +15,10 @@ from caldpo.optim.optimizer_base import OptimizerChoice, Schedule, can_fuse, ref
 class AdamW(OptimizerChoice):
     """AdamW without weight decay on biases and norms (parameters with fewer than two dimensions).
 
-    Args:
-        schedule: of the learning rate.
-        lr: peak learning rate.
-        beta1, beta2: decay of the two moments.
-        eps: added to the denominator.
-        weight_decay: decoupled, on matrices.
-        fused: update all weights in one kernel; ``auto`` where the device and the precision allow it.
+    ``fused`` updates all weights in one kernel; ``auto`` where the device and the precision allow it.
     """
+
+    eps: float
 
     @validated
     def __init__(
@@ -57,15 +53,11 @@ class AdamW(OptimizerChoice):
 class RMSprop(OptimizerChoice):
     """RMSprop, the optimiser of the DPO reference implementation and of the paper's Pythia runs.
 
-    Args:
-        schedule: of the learning rate.
-        lr: peak learning rate.
-        smoothing: decay of the mean of squared gradients.
-        eps: added to the denominator.
-        weight_decay: on matrices.
-        foreach: update all weights in a few kernels, which temporarily takes memory for one more copy of them; False
-            updates one by one. There is no fused kernel.
+    ``smoothing`` is the decay of the mean of squared gradients. ``foreach`` updates all weights in a few kernels, which
+    temporarily takes memory for one more copy of them; there is no fused kernel.
     """
+
+    eps: float
 
     @validated
     def __init__(
@@ -90,12 +82,8 @@ class Adafactor(OptimizerChoice):
     The step is relative: a weight matrix moves by at most ``lr`` times its root mean square. Updates are clipped to a
     root mean square of 1 before that, as in the paper.
 
-    Args:
-        schedule: of the learning rate.
-        lr: peak learning rate, relative to the size of the weights.
-        beta2_decay: exponent d of the second moments' decay, ``1 - step^d``.
-        min_size: the least root mean square of a weight that the step is relative to.
-        weight_decay: decoupled, on matrices.
+    ``beta2_decay`` is the exponent d of the second moments' decay, ``1 - step^d``; ``min_size`` the least root mean
+    square of a weight that the step is relative to.
     """
 
     @validated

@@ -68,8 +68,7 @@ def run_pass(
         loss: of the run.
         batches: the micro-batches, on the device.
         pairs: of all batches.
-        precision: name of the pass.
-        context: in which forward passes have that precision.
+        precision, context: name of the pass, and in which its forward passes run.
         logits_cache_mib: of the engine.
         scale: of the gradient while it is computed, as under float16 arithmetic.
         to_float32: convert the weights of both models to float32 first, for good.

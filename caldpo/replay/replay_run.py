@@ -51,12 +51,8 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> Replay:
     The weights are those of the run's last checkpoint from before the step, where it still exists, else those that the
     run started from.
 
-    Args:
-        cfg, settings: of the run, whose overrides were given again.
-        path: of the dump.
-
     Raises:
-        CaldpoError: the dump, or the checkpoint, is damaged or does not fit this configuration.
+        CaldpoError: the dump at ``path``, or the checkpoint, is damaged or does not fit this configuration.
     """
     dump, run_dir = read_dump(path), path.absolute().parent.parent
     pl.seed_everything(settings.seed, workers=True, verbose=False)
@@ -110,16 +106,16 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> Replay:
 
 def batches_of(dump: StepDump, pad_id: int, layout: Layout) -> list[PairBatch]:
     """Collate the dumped micro-batches, without a split, so that the reference is run live."""
+    pairs = []
+    for p in dump.pairs:
+        chosen, rejected = p.scores or (None, None)
+        pairs.append(TokenizedPair(p.prompt_ids, p.chosen_ids, p.rejected_ids, chosen, rejected, p.index, p.origin))
+    weight = [float(pair.is_real) for pair in dump.pairs]
     batches, start = [], 0
     for size in dump.micro_batches:
-        rows = dump.pairs[start : start + size]
+        rows = slice(start, start + size)
+        batches.append(collate(pairs[rows], pad_id, layout=layout, weight=weight[rows], step_pairs=dump.step_pairs))
         start += size
-        pairs = [
-            TokenizedPair(p.prompt_ids, p.chosen_ids, p.rejected_ids, *(p.scores or (None, None)), p.index, p.origin)
-            for p in rows
-        ]
-        weight = [float(p.is_real) for p in rows]
-        batches.append(collate(pairs, pad_id, layout=layout, weight=weight, step_pairs=dump.step_pairs))
     return batches
 
 

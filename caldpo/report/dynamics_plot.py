@@ -7,6 +7,7 @@ import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -77,8 +78,8 @@ def reward_dynamics(groups: Sequence[RunGroup], headline: str, kind: BandKind) -
             Line2D([], [], color=s.colour, linestyle=s.dash, marker=s.marker, markersize=5, label=label)
             for s, label in zip(styles, names, strict=True)
         ]
-        below = {"loc": "outside lower center", "ncols": columns, "frameon": False}
-        figure.legend(handles=handles, fontsize=10, handlelength=3.2, **below)
+        style: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 10, "handlelength": 3.2}
+        figure.legend(handles=handles, loc="outside lower center", **style)
     return figure
 
 

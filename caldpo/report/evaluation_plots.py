@@ -58,8 +58,8 @@ def reliability(curves: Iterable[Bins]) -> Reliability:
             np.average([entry[name] for entry in bins[edges]], weights=counts) for name in ("claimed", "observed")
         )
         rows.append((*edges, claimed, observed, sum(counts)))
-    *columns, totals = np.array(rows, dtype=np.float64).T
-    return Reliability(*columns, totals / totals.sum())
+    low, high, claimed, observed, totals = np.array(rows, dtype=np.float64).T
+    return Reliability(low, high, claimed, observed, totals / totals.sum())
 
 
 def calibration(groups: Sequence[RunGroup], headline: str) -> Figure | None:
@@ -109,7 +109,7 @@ def _draw_reliability(axes: Axes, group: RunGroup, look: Look, curves: Sequence[
     if len(curves) > 1:
         for own in (reliability([curve]) for curve in curves):
             axes.plot(own.claimed, own.observed, color=look.colour, linewidth=0.7, alpha=0.55)
-    style = {"color": look.colour, "marker": look.marker, "markersize": 4.5, "linewidth": 1.9}
+    style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 4.5, "linewidth": 1.9}
     axes.plot(whole.claimed, whole.observed, clip_on=False, zorder=3, **style)  # markers at 0 and 1 are whole
     error = estimate(group.finals(lambda final: final.get(_ERROR)))
     title = "\n".join([textwrap.fill(group.label, 34), *([unit] if unit else [])])
@@ -146,7 +146,7 @@ def displacement(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         figure.suptitle(f"Displacement of held-out responses\n{headline} · {seeds}", fontsize=11)
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         _draw_ranges(left, entries)
-        middle = {"marker": "|", "markersize": 9, "markeredgecolor": "#222222"}
+        middle: dict[str, Any] = {"marker": "|", "markersize": 9, "markeredgecolor": "#222222"}
         handles = [Line2D([], [], color="#555555", alpha=alpha, linewidth=5, **middle) for alpha in (1.0, _FAINT)]
         figure.legend(handles, SIDES, loc="outside lower center", ncols=2, frameon=False)
         _draw_lengths(right, entries)
@@ -202,7 +202,7 @@ def _draw_ranges(axes: Axes, entries: Sequence[tuple[RunGroup, Look]]) -> None:
 
 
 def _draw_range(axes: Axes, values: Mapping[float, float], height: float, colour: str, *, faint: bool) -> None:
-    style = {"color": colour, "alpha": _FAINT if faint else 1.0, "solid_capstyle": "butt"}
+    style: dict[str, Any] = {"color": colour, "alpha": _FAINT if faint else 1.0, "solid_capstyle": "butt"}
     for low, high, width in _SPANS:
         if low in values and high in values:
             axes.plot([values[low], values[high]], [height] * 2, linewidth=width, **style)

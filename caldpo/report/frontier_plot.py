@@ -7,7 +7,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -54,12 +54,12 @@ def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         mixed = len({p.evaluated for p in points}) > 1
         for (_, look, p), name in zip(entries, names, strict=True):
             label = name + (" (as training logged it)" if mixed and not p.evaluated else "")
+            style: dict[str, Any] = {"color": look.colour, "linewidth": 0.9, "marker": ".", "markersize": 3.5}
             if p.path.shape[1] > 1:
-                style = {"linewidth": 0.9, "alpha": 0.4 if joined else 0.7, "marker": ".", "markersize": 3.5}
-                axes.plot(*p.path, color=look.colour, **style)
+                axes.plot(*p.path, alpha=0.4 if joined else 0.7, **style)
             style = {"marker": look.marker, "markersize": 8, "capsize": 2, "elinewidth": 1, "linestyle": "none"}
-            bars = {"xerr": p.kl.sd, "yerr": p.reward.sd}
-            axes.errorbar(p.kl.mean, p.reward.mean, **bars, color=look.colour, label=label, **style)
+            style |= {"xerr": p.kl.sd, "yerr": p.reward.sd, "color": look.colour, "label": label}
+            axes.errorbar(p.kl.mean, p.reward.mean, **style)
         _draw_frontiers(axes, entries, joined)
         references = [value for p in points for value in p.references]
         if references:
@@ -91,13 +91,14 @@ def _draw_frontiers(
         colours = {look.colour for _, look, _ in ordered}
         ends = [(p.kl.mean, p.reward.mean) for *_, p in ordered]
         colour = colours.pop() if len(colours) == 1 else "#777777"
-        style = {"color": colour, "linestyle": dash, "linewidth": 1.3, "zorder": 1.8}
+        style: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.3, "zorder": 1.8}
         axes.plot(*zip(*ends, strict=True), label=f"{ordered[0][0].loss} over β", **style)
         labelled = list(enumerate(zip(ends, ordered, strict=True)))
         for place, (end, (group, *_)) in labelled[:: -(-len(labelled) // _MOST_BETAS)]:
             outlined = [withStroke(linewidth=2, foreground="white")]
-            side = {"xytext": (6, -12 if place % 2 else 7), "textcoords": "offset points"}  # neighbours on other ones
-            axes.annotate(f"β {beta(group):g}", end, **side, fontsize=7, path_effects=outlined, zorder=4)
+            style = {"textcoords": "offset points", "fontsize": 7, "path_effects": outlined, "zorder": 4}
+            side = 6, -12 if place % 2 else 7  # neighbours on different ones
+            axes.annotate(f"β {beta(group):g}", end, xytext=side, **style)
 
 
 def _wide(kls: Sequence[Estimate]) -> bool:

@@ -97,7 +97,7 @@ def _formulas(groups: Sequence[RunGroup]) -> Markdown | None:
     formulas = [facts.varied(group.finished, lambda run: run.summary.get("formula")) for group in groups]
     if not any(formulas):
         return None
-    columns = {"setting": [code(group.label) for group in groups]}
+    columns: dict[str, list[str]] = {"setting": [code(group.label) for group in groups]}
     columns["loss per pair"] = [code(formula) if formula else NONE for formula in formulas]
     own = [facts.own_reward(group) for group in groups]
     if any(own):

@@ -52,6 +52,8 @@ def test_a_folder_of_files_is_read_in_natural_order() -> None:
     assert prompts("d") == prompts("d/") == [0, 1, 9, 10]
     assert list(LocalFiles().rows("d"))[-1].origin == "d/part_10.jsonl:1"
     assert LocalFiles().held_out("d") is None
+    write(d__1__2__3__4__part_2=range(2, 3))
+    assert sorted(prompts("d")) == [0, 1, 2, 9, 10], "at any depth"
 
 
 def test_other_files_are_left_out_and_noted() -> None:

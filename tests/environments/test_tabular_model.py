@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.environments.tabular_environment import TabularEnvironment
-from caldpo.logprobs import pair_logprobs
 from caldpo.models.tabular_model import TabularLM, TabularModel
 from caldpo.types import PairBatch
+from tests.helpers.logprobs import pair_logprobs
 from tests.helpers.messages import names
 from tests.helpers.tiny import sample_responses
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from caldpo.data.collate import collate
-from caldpo.logprobs import LogprobEngine, pair_logprobs
+from caldpo.logprobs import LogprobEngine
 from caldpo.models.adapters import Lora
 from caldpo.models.model_source import prepare_for_training
+from tests.helpers.logprobs import pair_logprobs
 from tests.helpers.messages import names
 from tests.logprobs import naive
 from tests.logprobs.engine import assert_equal, by_engine

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from caldpo.data.collate import Layout, collate
-from caldpo.logprobs import LogprobEngine, pair_logprobs
+from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.head import NoHeadError, head_layer, output_head
 from caldpo.logprobs.lm_head_ops import LogitTransform
 from caldpo.models.model_forward import NonFiniteLogitsError
+from tests.helpers.logprobs import pair_logprobs
 from tests.helpers.messages import names, refused
 from tests.logprobs import naive
 from tests.logprobs.models import PARITY, VOCABULARY, kept, make, transformed, wide_copy

@@ -11,11 +11,12 @@ import torch
 
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
-from caldpo.logprobs import LogprobEngine, pair_logprobs, response_logprobs
+from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import choose_layout, why_not_packed
 from caldpo.logprobs.packed_attention import EAGER, SDPA
 from caldpo.models.adapters import Lora
 from caldpo.models.tabular_model import TabularConfig, TabularLM
+from tests.helpers.logprobs import pair_logprobs, response_logprobs
 from tests.helpers.messages import names, refused
 from tests.logprobs import naive
 from tests.logprobs.models import PARITY, VOCABULARY, kept, make, wide_copy

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
-from caldpo.logprobs import LogprobEngine, lm_head_ops, pair_logprobs, response_logprobs
+from caldpo.logprobs import LogprobEngine, lm_head_ops
+from tests.helpers.logprobs import pair_logprobs, response_logprobs
 from tests.logprobs import naive
 from tests.logprobs.engine import PART_ROWS, ROW_BYTES, assert_equal, by_engine, errors
 from tests.logprobs.models import PARITY, VOCABULARY, kept, make, transformed, wide_copy

@@ -16,7 +16,6 @@ from torch import Tensor
 from caldpo.data.batching import MicroBatch
 from caldpo.data.collate import Layout, collate
 from caldpo.data.data_loading import PairBatches
-from caldpo.logprobs import pair_logprobs
 from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.models.adapted_policy import base_model, is_adapted
 from caldpo.reference.disabled_adapter import Adapter
@@ -24,6 +23,7 @@ from caldpo.reference.frozen_model import Frozen
 from caldpo.reference.precomputed import Precomputed
 from caldpo.reference.reference_base import ReferenceContext
 from caldpo.types import PairBatch
+from tests.helpers.logprobs import pair_logprobs
 from tests.logprobs import naive
 from tests.logprobs.models import kept, make, wide_copy
 from tests.logprobs.naive import PAIRS

@@ -13,13 +13,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from caldpo.checkpointing.checkpoint_weights import add_frozen, drop_frozen
-from caldpo.logprobs import pair_logprobs
 from caldpo.models.adapted_policy import adapter_off, base_copy
 from caldpo.models.adapters import Dora, Lora, NoAdapter
 from caldpo.models.merged_adapter import merged, save_merged
 from caldpo.models.qlora import QLora, check_quantized, dequantized, is_quantized
 from caldpo.reference.disabled_adapter import Adapter
 from caldpo.reference.fingerprint import weights_digest
+from tests.helpers.logprobs import pair_logprobs
 from tests.helpers.messages import names, refused
 from tests.helpers.tiny import VOCABULARY, tiny_batch
 from tests.reference.contexts import make_context

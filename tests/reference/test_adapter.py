@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from caldpo.checkpointing.checkpoint_io import load_weights
 from caldpo.checkpointing.checkpoint_weights import add_frozen
-from caldpo.logprobs import pair_logprobs
 from caldpo.models.adapted_policy import adapter_off, base_weights, set_dora_magnitudes
 from caldpo.models.adapters import Dora, Lora, NoAdapter
 from caldpo.models.model_source import prepare_for_training
@@ -27,6 +26,7 @@ from caldpo.reference.frozen_model import Frozen, FrozenReference
 from caldpo.reference.precomputed import Precomputed
 from caldpo.reference.reference_base import in_run_dtype
 from tests.helpers.command import RANDOM_MODEL, train
+from tests.helpers.logprobs import pair_logprobs
 from tests.helpers.messages import names, refused
 from tests.helpers.tiny import tiny_batch, tiny_model
 from tests.reference.contexts import batch_of, make_context
