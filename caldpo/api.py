@@ -13,7 +13,7 @@ from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from caldpo.config.overrides import parse_override_value, with_quoted_paths
+from caldpo.config.overrides import parse_overrides, with_quoted_paths
 from caldpo.config.preflight import check_run, composed
 from caldpo.config.run_dir import claim_folder
 from caldpo.config.run_lifecycle import run_job
@@ -70,8 +70,8 @@ def train(cfg: DictConfig) -> TrainingResult:
     before = Singleton.get_state()
     try:
         check_run(cfg, SETTINGS, find_config_problems)
-        claimed = claim_folder(cfg, "run")
-        folder = Path(parse_override_value(claimed[0]) if claimed else str(cfg.hydra.run.dir)).expanduser().absolute()
+        named = parse_overrides(None, claim_folder(cfg, "run"))
+        folder = Path(str(named[0].value() if named else cfg.hydra.run.dir)).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
         with read_write(cfg.hydra), open_dict(cfg.hydra):
             cfg.hydra.runtime.output_dir, cfg.hydra.output_subdir = str(folder), None

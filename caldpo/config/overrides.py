@@ -26,11 +26,6 @@ def parse_overrides(loader: ConfigLoader | None, overrides: Sequence[str]) -> li
     return parsed
 
 
-def parse_override_value(text: str) -> str:
-    """Parse the value of an override that names a path, without its quotes."""
-    return str(OverridesParser.create().parse_override(text).value())
-
-
 def require_unspaced(overrides: Sequence[str]) -> None:
     """Raise a CaldpoError for ``key = value``, which a shell hands over as three arguments."""
     for place, text in enumerate(overrides):

@@ -47,16 +47,14 @@ class UnlinkedLogHandler(logging.FileHandler):
     """
 
     def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            return self._opened(self.baseFilename)
+            handle = os.open(self.baseFilename, flags, 0o666)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-        return self._opened(os.devnull)
-
-    def _opened(self, path: str) -> TextIOWrapper:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.fdopen(os.open(path, flags, 0o666), "a", encoding=self.encoding, errors=self.errors)
+            handle = os.open(os.devnull, flags)
+        return os.fdopen(handle, "a", encoding=self.encoding, errors=self.errors)
 
 
 class RedactedStream:
@@ -123,14 +121,14 @@ def redacted_output(*, outlived: bool = False) -> Iterator[None]:
     An ``outlived`` output may lose its reader.
     """
 
-    def stream(own: Any) -> RedactedStream:
-        return RedactedStream(ResilientStream(own) if outlived else own)  # type: ignore[arg-type]
-
     with contextlib.ExitStack() as stack:
-        if not isinstance(sys.stdout, RedactedStream):
-            stack.enter_context(contextlib.redirect_stdout(stream(sys.stdout)))
-        if not isinstance(sys.stderr, RedactedStream):
-            stack.enter_context(contextlib.redirect_stderr(stream(sys.stderr)))
+        for stream, redirect in (
+            (sys.stdout, contextlib.redirect_stdout),
+            (sys.stderr, contextlib.redirect_stderr),
+        ):
+            if not isinstance(stream, RedactedStream):
+                lasting: Any = ResilientStream(stream) if outlived else stream
+                stack.enter_context(redirect(RedactedStream(lasting)))
         yield
 
 
