@@ -200,7 +200,7 @@ def test_other_processes_get_no_secret_that_they_do_not_need(monkeypatch: pytest
     with pytest.raises(OSError):  # noqa: PT011 - the one above
         outside._run(["python", "-m", "lm_eval"], tmp_path / "x", tmp_path / "log")
     with refused(key="leaderboard.python", value="/no/such/python"):
-        installation._in_environment_of("/no/such/python")
+        installation._probe("/no/such/python")
     (_, of_harness), (_, of_probe) = given
     assert ENVIRONMENT.keys() & of_harness.keys() == {"HF_TOKEN"}
     assert set(HUB_TOKENS) >= {"HF_TOKEN"}
