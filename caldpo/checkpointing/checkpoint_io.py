@@ -97,21 +97,30 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         return weights | {name: weights[first] for name, first in read_manifest(folder).same.items()}
 
 
-def load_policy_weights(folder: Path, policy: nn.Module) -> None:
-    """Verify a checkpoint, and load its weights into the policy; the frozen base of an adapter stays.
+def policy_weights(folder: Path) -> dict[str, Tensor]:
+    """Verify a checkpoint, and load the trained weights by the policy's own names, on the CPU.
 
     Raises:
-        CaldpoError: the checkpoint is damaged, or of another policy.
+        CaldpoError: the checkpoint is damaged.
     """
     try:
         verify(folder)
-        weights = {name.removeprefix("policy."): value for name, value in load_weights(folder).items()}
-        add_frozen(weights, policy)
-        policy.load_state_dict(weights)
     except DamagedCheckpointError as damage:
         raise CaldpoError(
             f"this checkpoint is damaged: {damage}", key=str(folder), remedy="remove it, to use the one before it"
         ) from damage
+    return {name.removeprefix("policy."): value for name, value in load_weights(folder).items()}
+
+
+def load_into_policy(policy: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Load a checkpoint's :func:`policy_weights` into the policy; the frozen base of an adapter stays.
+
+    Raises:
+        CaldpoError: the checkpoint is of another policy.
+    """
+    add_frozen(weights, policy)
+    try:
+        policy.load_state_dict(weights)
     except RuntimeError as error:  # a shape differs
         raise CaldpoError(
             f"this checkpoint is of another policy: {' '.join(str(error).split())[:300]}",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from caldpo.checkpointing.checkpoint_io import load_policy_weights
+from caldpo.checkpointing.checkpoint_io import load_into_policy, policy_weights
 from caldpo.checkpointing.manifest import MANIFEST, OPTIMIZER_PARTS
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_target import Target
@@ -134,7 +134,8 @@ def _load(path: Path | None, source: ModelSource, adapter: AdapterSource, target
 
 def _load_checkpoint(folder: Path, source: ModelSource, adapter: AdapterSource, target: Target) -> PreTrainedModel:
     """Load the start of training, then the weights of a checkpoint into it: the adapter's only, if there is one."""
+    weights = policy_weights(folder)  # a damaged checkpoint is refused before a model loads
     policy = adapter.apply(source.load_policy())
     torch.nn.Module.to(policy, dtype=_WEIGHT_DTYPES.get(str(target.of_run("trainer.precision", ""))))
-    load_policy_weights(folder, policy)
+    load_into_policy(policy, weights, folder)
     return policy

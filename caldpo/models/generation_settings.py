@@ -141,7 +141,7 @@ def format_settings(settings: dict[str, Any]) -> str:
 def _is_neutral(name: str, value: Any) -> bool:
     if value is None or value is False or value in ([], {}, ""):
         return True
-    neutral = {1: _NEUTRAL_AT_1, 0: _NEUTRAL_AT_0}.get(value) if isinstance(value, int | float) else None
+    neutral = {1.0: _NEUTRAL_AT_1, 0.0: _NEUTRAL_AT_0}.get(value) if isinstance(value, int | float) else None
     return neutral is not None and neutral.fullmatch(name) is not None
 
 

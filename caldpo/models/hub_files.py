@@ -63,7 +63,7 @@ def require_safe(path: str, *, key: str, revision: str | None = None, trusted: b
     """
     if not trusted:
         for place, value in _implementations(_content(path, "config.json", revision)):
-            if isinstance(value, str) and "/" in value:  # transformers loads such a name as a kernel from the hub
+            if "/" in value:  # transformers loads such a name as a kernel from the hub
                 raise CaldpoError(
                     f"its config.json loads code of another repository ({place}: {value})",
                     key=key,
@@ -82,9 +82,8 @@ def require_safe(path: str, *, key: str, revision: str | None = None, trusted: b
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         if pickles:
-            raise no_safetensors_error(
-                path, key, f"its weights are a pickle ({pickles[0]}), which can run code when opened"
-            )
+            reason = f"its weights are a pickle ({pickles[0]}), which can run code when opened"
+            raise no_safetensors_error(path, key, reason)
     stored_tensors(path, key=key, revision=revision)
 
 
@@ -111,7 +110,7 @@ def no_safetensors_error(path: str, key: str, reason: str) -> CaldpoError:
     )
 
 
-def _implementations(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def _implementations(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Yield key and value of each implementation that a configuration chooses, in itself or a part of it."""
     if not isinstance(node, dict):
         return

@@ -24,7 +24,6 @@ from caldpo.models.hub_files import announce_code, code_files, commit_of, requir
 from caldpo.models.load_report import (
     attention_error,
     delayed_progress_bars,
-    describe_loaded,
     load_error,
     note_router_loss,
     note_unused,
@@ -141,7 +140,6 @@ def load_causal_lm(
         if announce:
             print_notes([f"generation_config.json cannot be loaded with {format_settings(rejected)}: left out"])
     started = time.perf_counter()
-    files = stored_tensors(path, key=key, revision=revision)
     try:
         with delayed_progress_bars(), errors_only():  # tensors that do not match are refused or named below
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -162,6 +160,7 @@ def load_causal_lm(
         require_equal_experts(stored_tensors(path, key=key, revision=revision), key=key, value=path)
         raise load_error("model", path, key, error) from error
     policy: PreTrainedModel = loaded[0]
+    files = stored_tensors(path, key=key, revision=revision)  # those of the hub are downloaded by now
     _disable_router_loss(policy.config)
     require_shapes({name: (a, b) for name, a, b in loaded[1]["mismatched_keys"]}, files, key=key, value=path)
     require_all_weights(loaded[1]["missing_keys"], key=key, value=path)
@@ -169,7 +168,7 @@ def load_causal_lm(
         require_float_weights((name for name, _ in policy.named_parameters()), files, key=key, value=path)
     note_unused(loaded[1]["unexpected_keys"], files, path)
     if announce:
-        print_loaded(describe_loaded(policy, time.perf_counter() - started, reason), path, revision)
+        print_loaded(policy, time.perf_counter() - started, reason, path, revision)
         note_router_loss(config)
     return policy
 

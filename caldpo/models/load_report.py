@@ -79,26 +79,24 @@ def _router_losses(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield str(name), value
 
 
-def describe_loaded(policy: PreTrainedModel, seconds: float, reason: str) -> str:
-    """Describe a loaded model in one line; ``reason``: for its attention, empty where it was configured."""
+def print_loaded(policy: PreTrainedModel, seconds: float, reason: str, path: str, revision: str | None) -> None:
+    """Print what was loaded in one line, and the commit that pins a hub model; ``reason``: for its attention."""
+    if not is_first_rank():
+        return
     sizes: Counter[str] = Counter()
     for parameter in policy.parameters():  # tied ones once
         sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel() * parameter.element_size()
     attention = f"{policy.config._attn_implementation} attention" + (f" ({reason})" if reason else "")
-    return (
-        f"loaded: {type(policy).__name__}, {policy.num_parameters():,} parameters in"
-        f" {' and '.join(name for name, _ in sizes.most_common())}, {sizes.total() / 2**20:,.1f} MiB"
-        f" on {policy.device}, {attention}, in {seconds:.1f} s"
-    )
-
-
-def print_loaded(line: str, path: str, revision: str | None) -> None:
-    """Print the line on the first rank, with the commit of a hub model and what pins it."""
-    if not is_first_rank():
-        return
     commit = commit_of(path, revision)
     pin = f"; model.revision={commit} pins it" if commit is not None and commit != revision else ""
-    Console().print(f"{line}{pin}", soft_wrap=True, highlight=False, markup=False)
+    Console().print(
+        f"loaded: {type(policy).__name__}, {policy.num_parameters():,} parameters in"
+        f" {' and '.join(name for name, _ in sizes.most_common())}, {sizes.total() / 2**20:,.1f} MiB"
+        f" on {policy.device}, {attention}, in {seconds:.1f} s{pin}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
 
 
 def attention_error(attention: str, error: Exception) -> CaldpoError | None:

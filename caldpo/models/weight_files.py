@@ -21,6 +21,7 @@ from caldpo.errors import CaldpoError, one_line
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _LFS = b"version https://git-lfs"
+_MAX_HEADER = 100_000_000  # bytes; the library reads no longer one
 _FLOATS = ("F64", "F32", "BF16", "F16")
 _EXPERT = re.compile(r"(.*expert\w*\.)(\d+)(\..*)")
 _RECOPY = "copy or download the file again, completely"
@@ -185,7 +186,7 @@ def _fault(file: Path, error: Exception) -> str:
             return "is a pointer of Git LFS, without the weights (git lfs pull fetches them)"
         length = int.from_bytes(first[:8], "little")
         opened.seek(8)
-        raw = opened.read(min(length, size))
+        raw = opened.read(min(length, _MAX_HEADER))
     try:
         ends = [int(tensor["data_offsets"][1]) for name, tensor in json.loads(raw).items() if name != "__metadata__"]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from caldpo.checkpointing.checkpoint_io import load_policy_weights
+from caldpo.checkpointing.checkpoint_io import load_into_policy, policy_weights
 from caldpo.components import Components
 from caldpo.config.summary_file import known_summary
 from caldpo.data.collate import Layout, collate
@@ -138,7 +138,7 @@ def load_checkpoint_before(dump: StepDump, run_dir: Path, policy: PreTrainedMode
     if name is None:
         missing = "" if dump.checkpoint is None else f" ({dump.checkpoint} no longer exists)"
         return f"those that the run started from{missing}"
-    load_policy_weights(run_dir / name, policy)
+    load_into_policy(policy, policy_weights(run_dir / name), run_dir / name)
     before = dump.step - int(name.rpartition("-")[2])
     return f"{name}, {before} optimiser steps before the batch" if before else f"{name}, those of the step itself"
 
