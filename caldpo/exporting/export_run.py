@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
@@ -63,8 +64,8 @@ def export_run(cfg: DictConfig) -> None:
 
     tokenizer = _tokenizer(target, model)
     policy = load_weights(weights, model, adapter, target)
-    if settings.merge:
-        policy = merged(policy)
+    if settings.merge:  # in the dtype that is written: a narrower base would round the sum first
+        policy = merged(policy, None if settings.dtype is None else getattr(torch, settings.dtype))
     policy = in_dtype(policy, settings.dtype)
     if not is_adapted(policy):  # of an adapter no generation settings are written
         print_notes(export_notes(policy, tokenizer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,19 @@ def test_an_adapter_alone_and_merged_are_one_policy(adapted: Path) -> None:
     assert logprobs(loaded(whole)) != pytest.approx(start, abs=1e-2), "training moved it"
     assert "library_name: peft" in (alone / "README.md").read_text()
     assert "library_name: transformers" in (whole / "README.md").read_text()
+
+
+def test_a_merged_policy_is_summed_in_the_dtype_that_is_written(adapted: Path) -> None:
+    """And not in that of a base in half precision, to be widened afterwards."""
+    half = Path(shutil.copytree(adapted, adapted.parent / "half"))
+    text = (half / "config.yaml").read_text()
+    assert "  dtype: float32\n" in text
+    (half / "config.yaml").write_text(text.replace("  dtype: float32\n", "  dtype: bfloat16\n"))
+    folder = export(half, "to=wide", "merge=true", "dtype=float32", "picture=false")
+    weights = loaded(folder).state_dict()
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(weights[name], weights[name].to(torch.bfloat16).float())
 
 
 def test_nothing_but_an_export_is_written_over(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,16 @@ def test_merged_weights_give_the_same_log_probs(adapter: Any, architecture: str,
     assert not any(map(is_quantized, actual.modules()))
 
 
+def test_merged_in_a_wider_dtype_than_the_base() -> None:
+    """The sum is not rounded to the base's dtype."""
+    policy = trained(applied(Lora(rank=3))).to(torch.bfloat16)
+    layer = policy.get_base_model().model.layers[0].self_attn.q_proj
+    up, down = layer.lora_B["default"].weight.float(), layer.lora_A["default"].weight.float()
+    q = merged(policy, torch.float32).get_parameter("model.layers.0.self_attn.q_proj.weight")
+    torch.testing.assert_close(q, layer.base_layer.weight.float() + 32 / 3 * up @ down, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(q, q.to(torch.bfloat16).float())
+
+
 def test_merged_in_another_dtype() -> None:
     policy = trained(applied(Lora(rank=3)))
     half = merged(policy, torch.bfloat16)
