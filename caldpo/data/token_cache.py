@@ -59,7 +59,7 @@ def cached_tokens(
     Args:
         pairs, tokenizer, max_length, max_prompt_length, on_degenerate, now: as for ``tokenize_pairs``.
         cache: folder of the files; None caches nothing, and neither does a tokenizer whose content is unknown (one
-            written in Python).
+            written in Python, or with code of its own).
         console: for a line on where the ids come from.
         bar, label: of the progress bar.
 
@@ -74,7 +74,8 @@ def cached_tokens(
     make = functools.partial(
         tokenize_pairs, pairs, tokenizer, **limits, console=bar, label=f"Tokenising {label}", now=now
     )
-    if cache is None or not tokenizer.is_fast or tokenizer.eos_token is None:  # tokenize_pairs refuses the last
+    known = tokenizer.is_fast and type(tokenizer).__module__.startswith("transformers.")  # whose version enters
+    if cache is None or not known or tokenizer.eos_token is None:  # tokenize_pairs refuses the last
         return make()
     dated = reads_clock(str(tokenizer.chat_template))
     inputs = {

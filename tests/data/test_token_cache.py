@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import multiprocessing
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from caldpo.data import token_cache
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from tests.data.prepared import Conversations, prepared, rejected, settings
-from tests.data.small import TEMPLATE, RowsSource, letter_tokenizer, pair, word_tokenizer, zephyr
+from tests.data.small import TEMPLATE, RowsSource, chat, letter_tokenizer, pair, word_tokenizer, zephyr
 from tests.helpers.messages import names, refused
 from tests.helpers.shared import shared
 
@@ -112,6 +114,51 @@ def test_a_template_and_the_code_are_part_of_it(
     monkeypatch.setattr(token_cache, "code_identity", lambda: "changed")
     split(tmp_path, rows)
     assert counted == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": (*chat("a"), *chat("b"))},
+        {"chosen_extra": {"reasoning_content": "Hm."}},
+        {"rejected_extra": {"reasoning_content": "Hm."}},
+        {"tools": [{"name": "f"}]},
+        {"template_kwargs": {"bare": True}},
+        {"demonstration": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_everything_that_a_template_reads_of_a_pair_is_part_of_it(change: Any, tmp_path: Path) -> None:
+    """The digest alone is compared: some of these pairs are refused, which is cached, too."""
+    template = "{{ tools }}{{ bare }}" + TEMPLATE
+    for row in (plain := pair(chat("a"), " yes", " no"), replace(plain, **change)):
+        split(tmp_path, [row], word_tokenizer(template=template))
+    assert len(list(tmp_path.glob("tokens-*.safetensors"))) == 2
+
+
+def test_the_date_that_a_template_writes_and_how_special_text_is_split_are_part_of_it(
+    tmp_path: Path, counted: list[int]
+) -> None:
+    rows, dated = [pair(chat("a"), " yes", " no")], word_tokenizer(template="{{ strftime_now('%d') }}" + TEMPLATE)
+    for day in (1, 1, 2):
+        split(tmp_path, rows, dated, now=datetime(2024, 2, day))
+    assert len(counted) == 2
+    plain = word_tokenizer()
+    for day in (1, 2):  # this template writes none
+        split(tmp_path, rows, plain, now=datetime(2024, 2, day))
+    assert len(counted) == 3
+    plain.split_special_tokens = True
+    split(tmp_path, rows, plain)
+    assert len(counted) == 4
+
+
+def test_a_tokenizer_with_code_of_its_own_is_not_cached(tmp_path: Path, counted: list[int]) -> None:
+    """The code may change, and no file of the tokenizer tells."""
+    tokenizer = word_tokenizer()
+    tokenizer.__class__ = type("Own", (type(tokenizer),), {"__module__": "transformers_modules.own"})
+    for _ in range(2):
+        split(tmp_path, tokenizer=tokenizer)
+    assert (len(counted), list(tmp_path.iterdir())) == (2, [])
 
 
 def test_special_tokens_are_part_of_it(tmp_path: Path, counted: list[int]) -> None:
