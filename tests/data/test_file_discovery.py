@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from caldpo.data.columns import Columns
+from caldpo.data.sources import file_discovery
 from caldpo.data.sources.file_discovery import find_files
 from caldpo.data.sources.local_files import LocalFiles
 from tests.helpers.messages import names, refused
@@ -99,6 +100,16 @@ def test_several_splits_to_train_on_are_named_and_each_can_be_asked_for() -> Non
     with refused(key="d/train_pref", remedy="test_prefs, test_sft, train_prefs, train_sft") as caught:
         find_files("d/train_pref")
     names(caught.value.message, "d", "train_pref", "train_prefs")
+
+
+def test_a_misspelt_name_beside_a_folder_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is at fault, not the folder that it is looked for in."""
+    write(train=range(1), venv__lib__a=range(1), venv__lib__b=range(1))
+    monkeypatch.setattr(file_discovery, "_MAX_ENTRIES", 3)
+    with refused("no such file", "train.jsonl", key="./trian"):
+        find_files("./trian")
+    with refused("over 3 files", key=".", remedy="name the folder"):
+        find_files(".")
 
 
 @pytest.mark.parametrize("name", ["d", "d/*.parquet", "d/train", "d/train-*"])

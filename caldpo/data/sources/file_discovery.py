@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -46,6 +47,10 @@ _MAX_ENTRIES = 20_000  # a home folder is no data set
 _STATE, _DICT = "state.json", "dataset_dict.json"  # of a saved Dataset, of a saved DatasetDict
 
 
+class UnlistableFolderError(CaldpoError):
+    """A folder holds more than any data set, or one below it cannot be opened."""
+
+
 @dataclass(frozen=True, slots=True)
 class DataFiles:
     """Files to be read one after another."""
@@ -73,7 +78,9 @@ def find_files(name: str, *, training: bool = True) -> DataFiles:
     if any(mark in name for mark in "*?["):
         return _of_pattern(path, name)
     if "/" in name and not ending(path) and is_there(path.parent) and path.parent.is_dir():
-        splits = {split: files for split, files in _splits(path.parent, name)[0].items() if split}
+        splits: dict[str, Sequence[Path]] = {}
+        with suppress(UnlistableFolderError):  # then nothing is known of this name
+            splits = {split: files for split, files in _splits(path.parent, name)[0].items() if split}
         if files := splits.get(path.name):
             held_out = find_test_split(path.name, splits)
             return DataFiles(_settled(files, name), held_out=held_out and str(path.parent / held_out))
@@ -199,13 +206,13 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen += len(children) + len(names)
         if seen > _MAX_ENTRIES:
             what = f"has over {_MAX_ENTRIES:,} files and folders"
-            raise CaldpoError(what, key=str(folder), remedy="name the folder of the data itself")
+            raise UnlistableFolderError(what, key=str(folder), remedy="name the folder of the data itself")
         children[:] = (child for child in children if not child.startswith((".", "__")))
         yield from (Path(place, name) for name in sorted(names))
 
 
 def _raise_unreadable(error: OSError) -> None:
-    raise CaldpoError(f"cannot be listed ({error.strerror})", key=str(error.filename)) from error
+    raise UnlistableFolderError(f"cannot be listed ({error.strerror})", key=str(error.filename)) from error
 
 
 def _settled(files: Sequence[Path], name: str) -> tuple[Path, ...]:
