@@ -186,11 +186,6 @@ def test_reversed_scores():
     [pair], _ = kept(Rows(row(ask, called, answer, score_chosen=1, score_rejected=3)), on_reversed_scores="swap")
     assert (pair.chosen, pair.chosen_extra) == ("b", None), "what stands beside a text goes with it"
     assert pair.rejected_extra == {"tool_calls": called[0]["tool_calls"]}
-    called = [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]
-    answer, ask = [{"role": "assistant", "content": "b"}], [{"role": "user", "content": "A"}]
-    [pair], _ = kept(Rows(row(ask, called, answer, score_chosen=1, score_rejected=3)), on_reversed_scores="swap")
-    assert (pair.chosen, pair.chosen_extra) == ("b", None), "what stands beside a text goes with it"
-    assert pair.rejected_extra == {"tool_calls": called[0]["tool_calls"]}
     pairs, report = kept(source, on_reversed_scores="keep")
     assert (pairs[0].chosen, pairs[0].score_chosen, report.swapped) == ("good", 1.0, 0)
 
