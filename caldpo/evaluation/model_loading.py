@@ -118,7 +118,8 @@ def load_reference(path: str | None, dtype: str, source: ModelSource) -> PreTrai
 
 def _load(path: Path | None, source: ModelSource, adapter: AdapterSource, target: Target) -> PreTrainedModel:
     if path is None:
-        return source.load_policy()
+        start = source.load_policy()
+        return adapter.apply(start) if adapter.keeps_reference else start  # one that keeps it starts from its adapter
     if (path / MANIFEST).is_file():
         return _load_checkpoint(path, source, adapter, target)
     if (path / "adapter_config.json").is_file():

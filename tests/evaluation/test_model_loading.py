@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +20,13 @@ from caldpo.evaluation import evaluated_policy
 from caldpo.evaluation.evaluation_target import SECTIONS, Target
 from caldpo.evaluation.model_loading import Weights, find_weights, load_weights
 from caldpo.generate import main as generate
-from caldpo.models.adapters import NoAdapter
+from caldpo.models.adapted_policy import adapter_off
+from caldpo.models.adapters import Lora, NoAdapter
 from caldpo.models.random_init import RandomModel
 from tests.evaluation.runs import QUICK, evaluate, inside, tiny_run, write_data
 from tests.helpers.command import call
 from tests.helpers.messages import names, refused
+from tests.helpers.tiny import tiny_model
 
 
 def target_of(run: Path) -> Target:
@@ -57,6 +61,27 @@ def test_final_last_and_the_checkpoint_of_the_last_step_are_the_export(trained: 
 def test_an_earlier_checkpoint_lies_between_start_and_end(trained: Path) -> None:
     start, middle, end = (load(trained, step) for step in (0, 4, 8))
     assert 0 < (middle - start).norm() < (end - start).norm()
+
+
+def test_the_start_of_a_run_that_continues_an_adapter_has_that_adapter(tmp_path: Path) -> None:
+    """Policy and reference start as the earlier adapter on the base, not as the base."""
+    pytest.importorskip("peft")
+    sft = Lora(rank=2).apply(tiny_model()).eval()
+    torch.manual_seed(0)
+    for name, parameter in sft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    sft.save_pretrained(tmp_path, save_embedding_layers=False)
+    adapter = Lora(rank=2, init_from=str(tmp_path), init_mode="reference")
+    source: Any = SimpleNamespace(load_policy=tiny_model)
+    start = load_weights(Weights(0, None), source, adapter, Target("run", tmp_path, tmp_path, {}))
+    assert not any(parameter.requires_grad for parameter in start.parameters())
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad(), adapter_off(start) as reference:
+        torch.testing.assert_close(reference(ids).logits, sft(ids).logits)
+    with torch.no_grad():
+        torch.testing.assert_close(start(ids).logits, sft(ids).logits)
+        assert not torch.allclose(start(ids).logits, tiny_model().eval()(ids).logits, atol=1e-2)
 
 
 def test_without_an_export_the_last_checkpoint_is_final(copy: Path, trained: Path) -> None:
