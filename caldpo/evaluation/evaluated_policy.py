@@ -79,15 +79,12 @@ class EvaluatedPolicy:
         self.adapter.check()
         self.identity: str = self.source.identity()
         self.tokenizer: PreTrainedTokenizerBase = self.source.load_tokenizer()
-        # policies that agree in all of this share data, reference, its log-probs and its samples
-        config_keys = compared_keys({name: target.config[name] for name in SECTIONS}) | {"data.seed": None}
-        shared = [self.identity, self.reference_identity, config_keys, tokenizer_digest(self.tokenizer), self.precision]
+        # policies that agree in the first share their data; in both, their reference, its log-probs and its samples
         date = target.summary.get(DATE)  # a chat template may write it
-        self._shared_key = json.dumps([*shared, date], sort_keys=True, default=str)
+        data_key = self._key("model", "data", self.identity, tokenizer_digest(self.tokenizer), date)
+        self._shared_key = data_key + self._key("adapter", "reference", self.reference_identity, self.precision)
         self._data: PairDataModule | None
-        self.tokenizer, self._data = cache.once(
-            f"data {self._shared_key}", lambda: (self.tokenizer, self._prepare(data))
-        )
+        self.tokenizer, self._data = cache.once(f"data {data_key}", lambda: (self.tokenizer, self._prepare(data)))
 
     def at(self, weights: Weights) -> EvaluatedPolicy:
         """Return the same run with other weights; only the last weights used stay in memory."""
@@ -289,6 +286,12 @@ class EvaluatedPolicy:
         return response_text(self.tokenizer, ids, self.ends)
 
     # -- preparing and loading
+
+    def _key(self, first: str, second: str, *more: Any) -> str:
+        """Join two sections of the configuration, without what no number depends on, and other values to a key."""
+        sections = compared_keys({name: self.target.config[name] for name in (first, second)})
+        sections.pop("data.seed", None)
+        return json.dumps([sections, *more], sort_keys=True, default=str)
 
     def _owner(self, role: Role) -> str:
         """Name run, checkpoint and model, for an error."""

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerFast
 
+from caldpo.data.datamodule import PairDataModule
 from tests.evaluation.runs import QUICK, evaluate, inside, result, tiny_run, write_data
 from tests.helpers.messages import names
 
@@ -53,6 +54,27 @@ def test_each_run_of_a_sweep_is_measured_as_alone(differing: Path) -> None:
             assert alone["measures"] == shared["measures"], run
             assert alone["digest"] == shared["digest"]
     assert len({json.dumps(results["measures"]) for results in together}) == len(runs), "they do differ"
+
+
+def test_data_are_prepared_once_for_runs_that_differ_in_other_things(
+    differing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(differing, tmp_path / "copy")
+    prepared: list[PairDataModule] = []
+    prepare = PairDataModule.prepare_pairs
+    monkeypatch.setattr(
+        PairDataModule, "prepare_pairs", lambda self, *a, **k: (prepared.append(self), prepare(self, *a, **k))[1]
+    )
+    with inside(tmp_path / "copy"):
+        for precision in ("32-true", "bf16-mixed"):
+            run = Path(shutil.copytree("sweep/run0", f"two/{precision}"))
+            config = yaml.safe_load((run / "config.yaml").read_text())
+            config["trainer"]["precision"] = precision
+            (run / "config.yaml").write_text(yaml.safe_dump(config))
+        evaluate("two", "suite=preference", "report=false", QUICK[0])
+        first, second = (result(run, "preference") for run in sorted(Path("two").iterdir()))
+    assert len(prepared) == 1
+    assert first["measures"] != second["measures"], "but each has log-probs of its own"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
