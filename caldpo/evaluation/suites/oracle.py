@@ -97,7 +97,9 @@ class Oracle(Suite):
         samples = self._score(policy, sampling)
         start = []
         if self.checkpoints == "all" and policy.starts_from_reference:  # step 0 is the reference
-            start = [{"step": 0, "reward": float(samples.reference_reward.mean()), "kl": 0.0, "win_rate": 0.5}]
+            start = [
+                {"step": 0, "reward": float(samples.reference_reward.to_numpy().mean()), "kl": 0.0, "win_rate": 0.5}
+            ]
         clusters = [i // self.samples for i in range(len(samples))]  # the prompt of each sample
         measures = self._measures(samples, bootstrap, clusters)
         measures["perplexity"] = self._perplexity(policy, samples, bootstrap, clusters)
@@ -250,8 +252,9 @@ def _score_texts(path: str, policy: EvaluatedPolicy, samples: pd.DataFrame) -> t
     """
 
     def load() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-        model = place(load_causal_lm(path, key=_PERPLEXITY_KEY, dtype="auto"), policy.precision, policy.device)
-        return load_tokenizer(path, key=_PERPLEXITY_KEY), model
+        tokenizer = load_tokenizer(path, key=_PERPLEXITY_KEY)  # first: a missing one is refused before weights load
+        model = load_causal_lm(path, key=_PERPLEXITY_KEY, dtype="auto")
+        return tokenizer, place(model, policy.precision, policy.device)
 
     tokenizer, model = policy.cache.once(f"{_PERPLEXITY_KEY} {policy.precision}", load)
     prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in samples.prompt]
