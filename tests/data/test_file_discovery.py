@@ -149,6 +149,11 @@ def test_files_of_two_kinds_are_refused() -> None:
 def test_patterns() -> None:
     write(x__a=range(1), x__y__b=range(1, 2), x__train=range(2, 3), x__test=range(3, 4))
     assert prompts("x/?.jsonl") == [0]
+    for place in (str(Path.cwd()), "~"):  # anywhere on the machine
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOME", str(Path.cwd()))
+            assert prompts(f"{place}/x/*[ab].jsonl") == [0]
+            names(LocalFiles().notes(f"{place}/x/*a*.jsonl")[0], Path.cwd() / "x" / "a.jsonl")
     assert prompts("**/[ab].jsonl") == [0, 1]
     assert any("training split" in note and "test split" in note for note in LocalFiles().notes("x/t*.jsonl"))
     Path("odd[1].jsonl").write_text(json.dumps(row(7)) + "\n")

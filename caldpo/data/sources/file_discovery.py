@@ -125,15 +125,15 @@ def _of_pattern(pattern: Path, name: str) -> DataFiles:
         listing = list_contents(base) if base.is_dir() else f", and there is no folder {base}"
         remedy = "mend the pattern, or name files or a folder"
         raise CaldpoError(f"the pattern {what}{listing}", key=name, remedy=remedy)
-    notes = _describe(files, left_out, Path())
+    notes = _describe(files, left_out, None)
     if {_role(_split_of(Path(file.name))) for file in files} >= {"train", "test"}:
         notes.append("files of a training split and of a test split are read together")
     return DataFiles(_settled(files, name), tuple(notes))
 
 
-def _describe(files: Sequence[Path], left_out: Sequence[str], folder: Path) -> list[str]:
-    """Note which files are read, those without a byte, and other files beside them."""
-    names = [str(file.relative_to(folder)) for file in files]
+def _describe(files: Sequence[Path], left_out: Sequence[str], folder: Path | None) -> list[str]:
+    """Note which files (of a folder) are read, those without a byte, and other files beside them."""
+    names = [str(file.relative_to(folder) if folder else file) for file in files]
     notes = [f"{len(names):,} files: {names[0]} to {names[-1]}" if len(names) > 1 else f"files: {', '.join(names)}"]
     if empty := [file.name for file in files if file.is_file() and not file.stat().st_size]:
         notes.append(f"empty files: {list_names(empty)}")
