@@ -79,10 +79,12 @@ class EvaluatedPolicy:
         self.adapter.check()
         self.identity: str = self.source.identity()
         self.tokenizer: PreTrainedTokenizerBase = self.source.load_tokenizer()
-        # policies that agree in the first share their data; in both, their reference, its log-probs and its samples
+        # policies share the data if they agree in the first, the reference if in the second, its outputs if in both
         date = target.summary.get(DATE)  # a chat template may write it
-        data_key = self._key("model", "data", self.identity, tokenizer_digest(self.tokenizer), date)
-        self._shared_key = data_key + self._key("adapter", "reference", self.reference_identity, self.precision)
+        data_key = self._key(("model", "data"), self.identity, tokenizer_digest(self.tokenizer), date)
+        models = self.identity, self.reference_identity, self.precision
+        self._reference_key = self._key(("model", "adapter", "reference"), *models)
+        self._shared_key = data_key + self._reference_key
         self._data: PairDataModule | None
         self.tokenizer, self._data = cache.once(f"data {data_key}", lambda: (self.tokenizer, self._prepare(data)))
 
@@ -193,7 +195,7 @@ class EvaluatedPolicy:
             with adapter_off(policy) as base:
                 yield base
         else:
-            yield self.cache.model("reference", self._shared_key, lambda: self._load_reference(path))
+            yield self.cache.model("reference", self._reference_key, lambda: self._load_reference(path))
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -287,11 +289,11 @@ class EvaluatedPolicy:
 
     # -- preparing and loading
 
-    def _key(self, first: str, second: str, *more: Any) -> str:
-        """Join two sections of the configuration, without what no number depends on, and other values to a key."""
-        sections = compared_keys({name: self.target.config[name] for name in (first, second)})
-        sections.pop("data.seed", None)
-        return json.dumps([sections, *more], sort_keys=True, default=str)
+    def _key(self, sections: Sequence[str], *more: Any) -> str:
+        """Join sections of the configuration, without what no number depends on, and other values to a key."""
+        keys = compared_keys({name: self.target.config[name] for name in sections})
+        keys.pop("data.seed", None)
+        return json.dumps([keys, *more], sort_keys=True, default=str)
 
     def _owner(self, role: Role) -> str:
         """Name run, checkpoint and model, for an error."""
