@@ -103,7 +103,10 @@ def _run_suites(
         result = replace(result, notes=[*consistency_notes(policy), *result.notes])
         content = {
             "name": name,
-            **asdict(result),
+            "examples": result.examples,
+            "measures": {key: asdict(measure) for key, measure in result.measures.items()},
+            "details": dict(result.details),  # as they are: asdict copies a Counter into one of its items
+            "notes": list(result.notes),
             "determined_by": provenance,
             "digest": digest if result.reusable else None,
             "seconds": time.perf_counter() - started,

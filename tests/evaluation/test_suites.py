@@ -107,6 +107,7 @@ def test_one_file_one_yaml_one_row() -> None:
 # -- a suite of one's own
 
 CODE = """
+from collections import Counter
 from dataclasses import dataclass
 
 from caldpo.evaluation.suite_base import Measure, Result, Suite
@@ -120,7 +121,8 @@ class Longest(Suite):
     def run(self, policy):
         longest = max(len(pair.chosen.split()) for pair in policy.texts)
         measure = Measure(value=longest / self.unit, title="longest", unit="words", meaning="Of the chosen responses.")
-        return Result(measures={"words": measure}, examples=len(policy.pairs))
+        sides = Counter("longer" if len(p.chosen) > len(p.rejected) else "other" for p in policy.texts)
+        return Result(measures={"words": measure}, examples=len(policy.pairs), details={"sides": sides})
 """
 
 
@@ -148,3 +150,4 @@ def test_a_suite_of_ones_own_is_found_and_run(home: Path, capsys: pytest.Capture
         evaluate("run", "--config-dir", "own", "own_longest.unit=1")
     longest = max(len(json.loads(line)["chosen"].split()) for line in (home / "test.jsonl").read_text().splitlines())
     assert value(result(home / "run", "own_longest"), "words") == longest
+    assert sum(result(home / "run", "own_longest")["details"]["sides"].values()) == 40
