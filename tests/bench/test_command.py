@@ -52,7 +52,7 @@ def test_every_model_fits_its_signature(model: str) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("benchmark", [f"benchmark_model={model}"])
-    check_config(cfg, {"": "caldpo.bench.benchmark_settings.BenchmarkSettings"})
+    check_config(cfg, "caldpo.bench.benchmark_settings.BenchmarkSettings")
     assert set(cfg.benchmark_model) - {"_target_"} == set(inspect.signature(BenchmarkModel).parameters)
 
 
