@@ -68,7 +68,9 @@ def test_every_variant_is_explained(capsys) -> None:
 @pytest.mark.parametrize(
     ("overrides", "facts", "remedy"),
     [
-        (["variants=[trl,caldpoo]"], ("variants=['trl', 'caldpoo']", "trl, trl_no_checkpointing"), None),
+        (["variants=[trl,caldpoo]"], ("variants=['trl', 'caldpoo']", "caldpo?", "trl, trl_no_checkpointing"), None),
+        (["variants=[trl,caldpo_resident]"], ("caldpo_resident", "caldpo_frozen"), None),
+        (["variants=trl"], ("variants=trl", "a list", "variant", "--help"), "variants=[trl]"),
         (["stepss=3"], ("stepss", "steps"), "warmup_steps"),
         (["benchmark_model=vocab"], ("benchmark_model=vocab", "vocabulary"), "mistral_7b_lora"),
         (["benchmark_model.hidden=3"], ("benchmark_model.hidden", "hidden_size"), "num_heads"),
