@@ -24,11 +24,11 @@ register_with_hydra()  # as a command does
 CONF = conf_dir()
 TOP_LEVEL = "caldpo.run_settings.RunSettings"
 EVALUATION = "caldpo.evaluation.evaluation_settings.EvaluateSettings"
-GENERATION = {"": "caldpo.evaluation.evaluation_settings.GenerateSettings"}
-EXPORT = {"": "caldpo.exporting.export_settings.ExportSettings"}
-ESTIMATE = {"": "caldpo.estimation.estimate_settings.EstimateSettings"}
-COMPARE = {"": "caldpo.report.comparison.compare_runs"}
-BENCHMARK = {"": "caldpo.bench.benchmark_settings.BenchmarkSettings"}
+GENERATION = "caldpo.evaluation.evaluation_settings.GenerateSettings"
+EXPORT = "caldpo.exporting.export_settings.ExportSettings"
+ESTIMATE = "caldpo.estimation.estimate_settings.EstimateSettings"
+COMPARE = "caldpo.report.comparison.compare_runs"
+BENCHMARK = "caldpo.bench.benchmark_settings.BenchmarkSettings"
 # what a person has to name on the command line, for options that cannot work without it
 NAMED = {
     "data=local": ["data.train=train.jsonl"],

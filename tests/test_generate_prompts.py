@@ -17,7 +17,7 @@ from caldpo.data.tokenize import encode_prompt, tokenize_pairs
 from caldpo.environments.reviews.sft_policy import build_tokenizer
 from caldpo.generation.generation_checks import read_prompts
 from caldpo.generation.generation_output import print_prompt, print_responses
-from caldpo.generation.responses import Response, as_prompt
+from caldpo.generation.responses import Response, as_prompt, find_form
 from tests.helpers.messages import names, refused
 from tests.helpers.tiny import tiny_tokenizer
 
@@ -50,7 +50,7 @@ def test_rows_are_texts_or_conversations(tmp_path: Path) -> None:
         ("p.jsonl", "\n", ["p.jsonl", "prompt"]),
         ("p.txt", b"\xff\xfe", ["p.txt", "UTF-8"]),
         ("p.md", "a", ["p.md", ".txt", ".jsonl"]),
-        ("p.txt", None, ["p.txt", "file"]),
+        ("p.txt", None, ["p.txt", "no such file"]),
     ],
 )
 def test_what_is_no_prompt(
@@ -106,6 +106,9 @@ def test_a_conversation_needs_a_template() -> None:
     assert as_prompt(policy, "w1 w2").ids == [5, 6]
     with refused("chat template", key="prompts", remedy="as_chat=false"):
         as_prompt(policy, (Message(role="user", content="w1 w2"),))
+    with refused("chat template", key="as_chat", remedy="as_chat=false"):
+        find_form(policy, as_chat=True)
+    assert find_form(policy, as_chat=False)[0] is False
 
 
 def recording_console(width: int = 200) -> tuple[Console, io.StringIO]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
+from caldpo.config.did_you_mean import suggest_known
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 
@@ -115,12 +117,15 @@ class BenchmarkModel:
         )
 
 
+VariantName = Annotated[str, Field(description="the name of a variant, which --help explains")]
+
+
 @validated
 @dataclass(frozen=True)
 class BenchmarkSettings:
     """Top-level keys of a benchmark, which ``conf/benchmark.yaml`` explains."""
 
-    variants: list[str]
+    variants: list[VariantName]
     micro_batch_size: PositiveInt
     steps: PositiveInt
     warmup_steps: PositiveInt
@@ -136,8 +141,10 @@ class BenchmarkSettings:
 
     def __post_init__(self) -> None:
         message = None if self.variants else "names nothing to run"
-        if not set(self.variants) <= set(VARIANTS):
-            message = f"must be among {', '.join(VARIANTS)}"
+        unknown = [name for name in self.variants if name not in VARIANTS]
+        if unknown:
+            near = suggest_known(unknown[0], VARIANTS)
+            message = f"there is no variant {unknown[0]}{near}: must be among {', '.join(VARIANTS)}"
         elif len(set(self.variants)) < len(self.variants):
             message = "names a variant twice"
         if message is not None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from caldpo.config.did_you_mean import suggest
 from caldpo.errors import CaldpoError
+from caldpo.security.secrets import redact_text
+from caldpo.utils.yaml_io import read_yaml
 
 RUN_FILES = ("config.yaml", "metrics.csv", "summary.json")
 # as Hydra writes it: no yaml has to be read to know
@@ -66,6 +68,15 @@ def no_folder_error() -> CaldpoError:
     more = f" and {len(sweeps) - _NEWEST} more" if len(sweeps) > _NEWEST else ""
     remedy = f"name a folder: python -m caldpo.compare outputs/SWEEP{listed}{more}"
     return CaldpoError("there is no folder to compare", key="sweep", remedy=remedy)
+
+
+def sweep_overrides(folder: Path) -> list[str] | None:
+    """Read the overrides that started a sweep, without secrets, from Hydra's record of it; None where it has none."""
+    try:
+        task = read_yaml(folder / "multirun.yaml")["hydra"]["overrides"]["task"]
+        return [redact_text(str(text)) for text in task if not str(text).startswith("-")]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:

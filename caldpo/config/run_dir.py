@@ -24,7 +24,7 @@ from caldpo.errors import CaldpoError
 from caldpo.security.paths import require_no_links_out_of_sweep
 from caldpo.security.secrets import is_secret_name, redact, redact_text
 from caldpo.utils.atomic_io import write_text
-from caldpo.utils.file_names import why_unwritable
+from caldpo.utils.file_names import is_there, why_unwritable
 
 # override under which Hydra leaves its folder to write_hydra_dir: Hydra would write it before anything is checked, over
 # the one of a run that lies there, and with the secrets in it
@@ -81,7 +81,8 @@ def claim_folder(cfg: DictConfig, kind: str) -> list[str]:
     key = f"hydra.{kind}.dir"
     if "${now:" not in _written(cfg, key):
         named = Path(str(OmegaConf.select(cfg, key)))
-        if not named.is_dir() and (why := why_unwritable(named)):  # which Hydra would answer with a traceback
+        is_made = is_there(named) and named.is_dir()
+        if not is_made and (why := why_unwritable(named)):  # which Hydra would answer with a traceback
             remedy = "name a folder that you may write to"
             raise CaldpoError(f"cannot be made: {why}", key=key, value=named, remedy=remedy)
         # Hydra writes its own record of the command there before anything else can refuse.

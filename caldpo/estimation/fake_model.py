@@ -141,6 +141,8 @@ def to_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedMod
     converted: dict[int, nn.Parameter] = {}  # tied weights stay tied
     for module in model.modules():
         for name, old in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if not old.is_floating_point():
+                continue  # quantised
             if id(old) not in converted:
                 converted[id(old)] = nn.Parameter(old.detach().to(dtype), requires_grad=old.requires_grad)
             setattr(module, name, converted[id(old)])

@@ -69,8 +69,10 @@ def read_prompts(prompts: str | Sequence[str]) -> list[PromptContent]:
 def _read_file(name: str) -> Iterator[tuple[str, PromptContent]]:
     """Yield each prompt with its origin."""
     path = Path(name).expanduser()
-    if path.suffix not in (".txt", ".jsonl") or not path.is_file():
+    if path.suffix not in (".txt", ".jsonl"):
         raise _prompts_error("neither a list of texts nor a .txt or .jsonl file", name)
+    if not path.is_file():
+        raise _prompts_error("no such file", name)
     yield from _read_text(path) if path.suffix == ".txt" else _read_jsonl(path)
 
 

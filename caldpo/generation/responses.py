@@ -44,6 +44,9 @@ def find_form(policy: EvaluatedPolicy, as_chat: bool | None) -> tuple[bool, str]
     """Tell whether a text becomes a user's turn in the chat template, or is used unchanged, and why, in a line.
 
     ``as_chat`` decides, else the data's prompts, else the tokenizer.
+
+    Raises:
+        CaldpoError: it is a turn, and there is no chat template.
     """
     if as_chat is not None:
         turns, reason = as_chat, f"as_chat={str(as_chat).lower()}"
@@ -53,6 +56,8 @@ def find_form(policy: EvaluatedPolicy, as_chat: bool | None) -> tuple[bool, str]
     else:
         turns = policy.tokenizer.chat_template is not None
         reason = f"the tokenizer has {'a' if turns else 'no'} chat template"
+    if turns:
+        _require_template(policy, key="as_chat")
     form = "a user's turn in the chat template" if turns else "used unchanged"
     return turns, f"a text is {form}: {reason}"
 
@@ -63,16 +68,21 @@ def as_prompt(policy: EvaluatedPolicy, content: PromptContent) -> Prompt:
     Raises:
         CaldpoError: the template refuses the conversation, or there is none; there are no tokens.
     """
-    if not isinstance(content, str) and policy.tokenizer.chat_template is None:
-        raise CaldpoError(
-            "the policy's tokenizer has no chat template to write a conversation with",
-            key="prompts",
-            remedy="give prompts as text, with as_chat=false",
-        )
+    if not isinstance(content, str):
+        _require_template(policy, key="prompts")
     try:
         return Prompt(content, encode_prompt(content, policy.tokenizer))
     except RowError as error:
         raise CaldpoError(str(error), key="prompts", value=repr(content)[:80]) from error
+
+
+def _require_template(policy: EvaluatedPolicy, key: str) -> None:
+    if policy.tokenizer.chat_template is None:
+        raise CaldpoError(
+            "the policy's tokenizer has no chat template to write a conversation with",
+            key=key,
+            remedy="give prompts as text, with as_chat=false",
+        )
 
 
 # ---- responses

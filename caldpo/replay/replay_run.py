@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -23,7 +24,7 @@ from caldpo.logprobs.layout import choose_layout
 from caldpo.losses.base import PreferenceLoss
 from caldpo.nonfinite.step_dump import PlainFacts, StepDump, last_checkpoint, read_dump
 from caldpo.reference.reference_base import ReferenceContext, in_run_dtype
-from caldpo.replay.inspected_pass import InspectedPass, group_of, run_pass
+from caldpo.replay.inspected_pass import InspectedPair, InspectedPass, group_of, run_pass
 from caldpo.resume.config_diff import differences, read_config
 from caldpo.resume.pins import pin_model
 from caldpo.resume.resume_command import recorded_config
@@ -160,7 +161,7 @@ def print_replay(dump: StepDump, result: Replay) -> None:
     print(f"replay of step {dump.step} ({share}); nothing is trained")
     print(f"dumped because {dump.reason}\nloss: {dump.formula}\nweights: {result.weights}")
     for one in result.passes:
-        pairs = sorted(one.pairs, key=lambda pair: not pair.not_finite)[:MAX_PAIRS]
+        pairs = sorted(one.pairs, key=_is_finite_now_and_then)[:MAX_PAIRS]
         print(f"\n{one.precision}: {len(pairs)} of {len(one.pairs)} pairs, prompt + chosen / rejected tokens; nats")
         for pair in pairs:
             prompt, chosen, rejected = pair.tokens
@@ -171,6 +172,10 @@ def print_replay(dump: StepDump, result: Replay) -> None:
             bad = [name.removeprefix(f"{group}.") for name in one.nonfinite_gradients if group_of(name) == group]
             print(f"  {group}: {norm:.4g} {', '.join(bad)}")
     print(f"\n{result.verdict}")
+
+
+def _is_finite_now_and_then(pair: InspectedPair) -> tuple[bool, bool]:
+    return not pair.not_finite, all(map(math.isfinite, pair.then.values()))
 
 
 def _note_changed_keys(cfg: DictConfig, run_dir: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from caldpo.config.bounds import PositiveInt
-from caldpo.config.find_runs import find_runs, no_folder_error
+from caldpo.config.find_runs import find_runs, no_folder_error, sweep_overrides
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import write_text
@@ -120,7 +120,7 @@ def _write(
             else:
                 (place / name).unlink(missing_ok=True)  # of an earlier comparison of other runs
         write_comparison(place / "comparison.csv", groups)
-        tasks = [task for folder in folders if (task := _sweep_overrides(folder))]
+        tasks = [task for folder in folders if (task := sweep_overrides(folder))]
         write_text(place / "report.md", report(groups, folders, band, drawn, tasks, failed))
     except OSError as error:
         raise CaldpoError(
@@ -147,15 +147,3 @@ def _is_drawn(make: Callable[[], Figure | None], path: Path, dpi: int, failed: l
     except Exception as error:  # of whatever is in the runs' files; the other figures and all tables are not to be lost
         failed.append(f"{path.name} could not be drawn: {describe_error(error)}")
         return False
-
-
-def _sweep_overrides(folder: Path) -> list[str] | None:
-    """Read the overrides that started the sweep, from Hydra's record of it."""
-    from caldpo.security.secrets import redact_text
-    from caldpo.utils.yaml_io import read_yaml
-
-    try:
-        task = read_yaml(folder / "multirun.yaml")["hydra"]["overrides"]["task"]
-        return [redact_text(str(text)) for text in task if not str(text).startswith("-")]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None

@@ -6,6 +6,7 @@ run. ``resume=auto`` leaves the command as it is: it resumes where its folder ho
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.checkpointing.manifest import FOLDER
 from caldpo.config.cache_dirs import without_cache_dirs
-from caldpo.config.find_runs import is_run
+from caldpo.config.find_runs import is_run, sweep_overrides
 from caldpo.config.overrides import parse_overrides, quoted
 from caldpo.config.run_lifecycle import FINISHED, AlreadyDone
 from caldpo.config.summary_file import SUMMARY, known_summary
@@ -162,7 +163,9 @@ def _require_run(folder: Path) -> None:
         return
     wrong, remedy = "there is no such folder", "name the folder of a run that was started"
     if (folder / "multirun.yaml").is_file():
-        wrong, remedy = "is a sweep, not a run", f"repeat its command with hydra.sweep.dir={folder} resume=auto"
+        typed = [text for text in sweep_overrides(folder) or ["..."] if _key(text) != "resume"]
+        resumed = ["python", "-m", "caldpo.train", "-m", *typed, f"hydra.sweep.dir={folder}", "resume=auto"]
+        wrong, remedy = "is a sweep, not a run", f"repeat its command: {shlex.join(resumed)}"
     elif folder.is_dir():
         wrong = "holds no run"
     raise CaldpoError(wrong, key="resume", value=folder, remedy=remedy)

@@ -52,7 +52,7 @@ def test_every_model_fits_its_signature(model: str) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("benchmark", [f"benchmark_model={model}"])
-    check_config(cfg, {"": "caldpo.bench.benchmark_settings.BenchmarkSettings"})
+    check_config(cfg, "caldpo.bench.benchmark_settings.BenchmarkSettings")
     assert set(cfg.benchmark_model) - {"_target_"} == set(inspect.signature(BenchmarkModel).parameters)
 
 
@@ -68,7 +68,9 @@ def test_every_variant_is_explained(capsys) -> None:
 @pytest.mark.parametrize(
     ("overrides", "facts", "remedy"),
     [
-        (["variants=[trl,caldpoo]"], ("variants=['trl', 'caldpoo']", "trl, trl_no_checkpointing"), None),
+        (["variants=[trl,caldpoo]"], ("variants=['trl', 'caldpoo']", "caldpo?", "trl, trl_no_checkpointing"), None),
+        (["variants=[trl,caldpo_resident]"], ("caldpo_resident", "caldpo_frozen"), None),
+        (["variants=trl"], ("variants=trl", "a list", "variant", "--help"), "variants=[trl]"),
         (["stepss=3"], ("stepss", "steps"), "warmup_steps"),
         (["benchmark_model=vocab"], ("benchmark_model=vocab", "vocabulary"), "mistral_7b_lora"),
         (["benchmark_model.hidden=3"], ("benchmark_model.hidden", "hidden_size"), "num_heads"),

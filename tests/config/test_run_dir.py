@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
@@ -178,6 +179,26 @@ class TestClaiming:
         with refused(nearest, key="hydra.run.dir", value=tmp_path / "new/run"):
             claim_folder(self.cfg(str(tmp_path / "new/run")), "run")
         assert claim_folder(self.cfg(str(tmp_path)), "run") == [], "a report of what is there can be had"
+
+    def test_a_named_folder_in_one_that_may_not_be_entered(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As for everybody but root."""
+        locked = tmp_path / "locked"
+        locked.mkdir()
+        stat = Path.stat
+
+        def denied(path: Path, **keys: Any) -> os.stat_result:
+            if locked in path.parents:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return stat(path, **keys)
+
+        monkeypatch.setattr(Path, "stat", denied)
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != locked)
+        with refused(
+            f"{locked} cannot be written to", key="hydra.run.dir", value=locked / "new/run", remedy="write to"
+        ):
+            claim_folder(self.cfg(str(locked / "new/run")), "run")
 
     def test_processes_from_outside_need_a_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORLD_SIZE", "2")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import weakref
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from caldpo.estimation.step_memory import (
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.models.model_source import prepare_for_training
+from caldpo.models.qlora import QLora, QuantizedSource
 
 SIZES = {
     "llama": {
@@ -159,6 +162,24 @@ def test_weights_and_their_bytes() -> None:
         tied = to_dtype(model("gpt2", False), torch.bfloat16)
         assert tied.lm_head.weight is tied.transformer.wte.weight
         assert bytes_of(tied.parameters()) == model("gpt2", False).num_parameters() * 2
+
+
+def test_quantised_weights_keep_their_dtype() -> None:
+    with fake_tensors("cpu"):
+        skeletons = [_quantised(bits) for bits in (4, 8)]
+        for skeleton, kind in zip(skeletons, (torch.uint8, torch.int8), strict=True):
+            before = {name: p.nbytes for name, p in skeleton.named_parameters() if not p.is_floating_point()}
+            to_dtype(skeleton, torch.bfloat16)
+            after = {name: p for name, p in skeleton.named_parameters() if name in before}
+            assert before
+            assert {name: p.nbytes for name, p in after.items()} == before
+            assert {p.dtype for p in after.values()} == {kind}
+            assert skeleton.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def _quantised(bits: Literal[4, 8]) -> Any:
+    source: Any = SimpleNamespace(skeleton=lambda: model("llama", False))
+    return QuantizedSource(source, QLora(bits=bits)).skeleton()
 
 
 def test_gradients_of_earlier_micro_batches_stay() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,9 +19,9 @@ from caldpo.losses.cal_dpo import CalDPO
 from caldpo.nonfinite.locate import SeenBatch
 from caldpo.nonfinite.step_dump import dump_step, read_dump
 from caldpo.reference.frozen_model import FrozenReference
-from caldpo.replay.inspected_pass import group_of, run_pass
-from caldpo.replay.replay_run import batches_of
-from caldpo.types import assembler
+from caldpo.replay.inspected_pass import InspectedPair, InspectedPass, group_of, run_pass
+from caldpo.replay.replay_run import MAX_PAIRS, Replay, batches_of, print_replay
+from caldpo.types import PairLogps, assembler
 from tests.helpers.command import RANDOM_MODEL, train
 from tests.helpers.messages import names
 from tests.helpers.tiny import batch_of, tiny_model, tiny_pairs
@@ -90,6 +91,32 @@ def test_a_replayed_pass_computes_what_training_does(layout: Any, tmp_path: Path
 )
 def test_groups_of_parameters(name: str, group: str) -> None:
     assert group_of(name) == group
+
+
+def test_pairs_that_were_not_finite_are_printed_though_they_are_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of more pairs than are printed, where a replay does not reproduce what the run met."""
+    seen = SeenBatch(batch_of(tiny_pairs(MAX_PAIRS + 2)), assembled(MAX_PAIRS + 2), {})
+    seen.values["loss"] = torch.tensor([*[0.5] * (MAX_PAIRS + 1), math.nan])
+    path = dump_step(
+        tmp_path, 3, [seen], reason="", rank=0, ranks=1, loss="", formula="", origin=lambda row, _: f"row {row}"
+    )
+    dump = read_dump(path)
+    pairs = [
+        InspectedPair(origin=p.origin, tokens=(1, 1, 1), values={"loss": 0.5}, then=p.values, not_finite=[])
+        for p in dump.pairs
+    ]
+    one = InspectedPass(precision="32-true", pairs=pairs, gradient_norms={}, nonfinite_gradients=[])
+    print_replay(dump, Replay(dump="", weights="", verdict="", passes=[one]))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "row " in line]
+    assert len(lines) == MAX_PAIRS
+    names(lines[0], f"row {MAX_PAIRS + 1} ", "then loss nan")
+
+
+def assembled(count: int) -> PairLogps:
+    nats, lengths = torch.zeros(count), torch.ones(count)
+    return PairLogps(nats, nats, nats, nats, lengths, lengths)
 
 
 def found_in(folder: str) -> Path:
