@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 _DEEPEST = 100  # configurations have 5 or so; libyaml's composer dies of some ten thousand, and the process with it
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 
 
 def read_yaml(path: Path) -> Any:
@@ -24,7 +24,7 @@ def read_yaml(path: Path) -> Any:
     text = path.read_bytes().decode("utf-8", errors="strict")
     try:
         _require_bounded(text)
-        return yaml.load(text, _Loader)
+        return yaml.load(text, SAFE_LOADER)
     except (ValueError, yaml.YAMLError) as error:
         if "maximum nesting depth" in str(error):  # libyaml's own bound, since 0.2.6, which it meets reading ahead
             raise ValueError(f"it is nested more than {_DEEPEST} deep") from error
@@ -59,7 +59,7 @@ def flatten(tree: Any, place: str = "") -> dict[str, Any]:
 def _require_bounded(text: str) -> None:
     """Check nesting and aliases on the file's events, before anything is built of them."""
     depth = 0
-    for event in yaml.parse(text, _Loader):
+    for event in yaml.parse(text, SAFE_LOADER):
         place = f"line {event.start_mark.line + 1}" if event.start_mark else "it"
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"{place} refers to another part of the file (an alias)")

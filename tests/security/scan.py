@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-_PICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "pandas"}
+_PICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 _SHELLS = {
     "os.system": "a shell",
     "os.popen": "a shell",
@@ -14,6 +14,8 @@ _SHELLS = {
     "asyncio.create_subprocess_shell": "a shell",
     "yaml.unsafe_load": "a yaml that builds objects",
     "yaml.full_load": "a yaml that builds objects",
+    "pandas.read_pickle": "a pickle",
+    "pandas.read_hdf": "a pickle",
     "tempfile.mktemp": "a name that somebody else may take",
     "jinja2.Template": "a template outside transformers' sandbox",
     "jinja2.Environment": "a template outside transformers' sandbox",

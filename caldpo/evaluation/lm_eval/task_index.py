@@ -16,12 +16,12 @@ import yaml
 
 from caldpo.config.did_you_mean import suggest
 from caldpo.errors import CaldpoError
+from caldpo.utils.yaml_io import SAFE_LOADER
 
 # the keys at the left edge that name a task, with the items of a list in the lines below
 _NAMING = re.compile(
     rb"""^["']?(?:task|group|tag|include)["']?[ \t]*:.*(?:\n[ \t]*(?:-.*|\#.*)?(?=\n|\Z))*""", re.MULTILINE
 )
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}  # as LM Eval does
 
 
@@ -46,7 +46,7 @@ def _naming(path: Path) -> Mapping[str, Any]:
     """Read the naming keys of a file; none of one that cannot be read, which LM Eval reports if that task runs."""
     try:
         lines = b"\n".join(match[0] for match in _NAMING.finditer(path.read_bytes()))
-        keys = yaml.load(lines, _LOADER)
+        keys = yaml.load(lines, SAFE_LOADER)
     except (OSError, yaml.YAMLError):
         return {}
     return keys if isinstance(keys, dict) else {}
