@@ -101,6 +101,7 @@ def _run_suites(
         with torch.no_grad():
             result = suite.run(policy)
         result = replace(result, notes=[*consistency_notes(policy), *result.notes])
+        seconds = time.perf_counter() - started
         content = {
             "name": name,
             "examples": result.examples,
@@ -109,12 +110,12 @@ def _run_suites(
             "notes": list(result.notes),
             "determined_by": provenance,
             "digest": digest if result.reusable else None,
-            "seconds": time.perf_counter() - started,
+            "seconds": seconds,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": str(policy.device),
         }
         write_json(file, content)
-        print_result(console, name, result, content["seconds"], file, full=single)
+        print_result(console, name, result, seconds, file, full=single)
         written = True
     is_end_of_run = isinstance(settings.wanted, str) and policy.target.own_data and policy.cache.reference is None
     if written and is_end_of_run and (message := update_tracker(policy.target)):
