@@ -38,7 +38,7 @@ class Components:
     data: PairDataModule
     optim: OptimizerChoice
     trainer: TrainerSettings
-    logger: Tracker = field(default_factory=NoTracker)  # beside metrics.csv
+    logger: Tracker = field(default_factory=NoTracker)  # besides metrics.csv
     callbacks: dict[str, pl.Callback] = field(default_factory=dict)  # without those that the configuration sets to null
 
     @classmethod

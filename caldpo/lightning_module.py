@@ -31,7 +31,7 @@ from caldpo.utils.collectives import largest_over_ranks
 class PreferenceModule(pl.LightningModule):
     """Trains ``policy`` against ``reference`` with ``loss``.
 
-    ``policy`` and ``loss`` alone are registered submodules. The reference is a plain object, so that no optimiser and
+    Only ``policy`` and ``loss`` are registered submodules. The reference is a plain object, so that no optimiser and
     no checkpoint sees its weights, while a missing *policy* weight in a checkpoint is still an error.
 
     Args:

@@ -52,7 +52,7 @@ class TableLogger(Protocol):
 
 
 class Tracker(Protocol):
-    """What ``logger=`` chooses: a tracker beside ``metrics.csv``; see :class:`WandB`."""
+    """What ``logger=`` chooses: a tracker besides ``metrics.csv``; see :class:`WandB`."""
 
     url: str | None  # of the run's page, once it is open and online
 
@@ -69,7 +69,7 @@ class Tracker(Protocol):
 
 
 class NoTracker:
-    """``logger=csv`` and ``logger=none``: metrics.csv alone."""
+    """``logger=csv`` and ``logger=none``: metrics.csv only."""
 
     url: str | None = None
     upload: str | None = None
@@ -110,7 +110,7 @@ class WandB:
     def open(
         self, run_dir: Path, name: str, group: str | None, config: dict[str, Any], earlier: Rows | None = None
     ) -> list[Logger]:
-        """Start the W&B run, or go on with it, on the first rank.
+        """Start the W&B run, or resume it, on the first rank.
 
         Args:
             run_dir: the run's folder.

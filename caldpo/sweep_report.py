@@ -1,4 +1,4 @@
-"""Report the end of a sweep: the outcome of each run, as a table and ``sweep.json``, from the runs' files alone."""
+"""Report the end of a sweep: the outcome of each run, as a table and ``sweep.json``, from the runs' files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class UnderWay:
 
     folder: Path
     planned: int | None = None  # number of its runs, where it is known beforehand
-    jobs_here: bool = False  # its runs are jobs of submitit's on this machine, which go on without this process
+    jobs_here: bool = False  # its runs are jobs of submitit's on this machine, which continue without this process
     jobs_elsewhere: bool = False  # the same of a cluster's
 
 
@@ -158,7 +158,9 @@ def _wait_for_others(sweep: UnderWay, at_most: float | None = None) -> None:
         if at_most is not None and time.monotonic() - waited_from > at_most:
             return
         if not announced:
-            print("a run was lost; waiting for those that go on by themselves (Ctrl-C leaves them alone)", flush=True)
+            print(
+                "a run was lost; waiting for those that continue by themselves (Ctrl-C does not stop them)", flush=True
+            )
             announced = True
         time.sleep(_LOOK_AGAIN)
 

@@ -58,7 +58,7 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What training needs of the prepared data beside the pairs."""
+    """What training needs of the prepared data besides the pairs."""
 
     tokenizer: PreTrainedTokenizerBase
     inputs: dict[str, str]  # digests for checkpoints, see data_inputs
@@ -227,7 +227,7 @@ def fit(
 ) -> None:
     """Evaluate, train, evaluate once more where training did not end with that, and call the callbacks' ``on_trained``.
 
-    After a checkpoint the first evaluation is done already; without ``resume`` the run begins anew.
+    After a checkpoint the first evaluation is done already; without ``resume`` the run starts again.
     """
     checkpoint = None if resume is None else resume.checkpoint
     if checkpoint is None:

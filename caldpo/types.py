@@ -103,7 +103,7 @@ class PairBatch:
 class PairLogps:
     """Summed response log-probs in nats, one value per pair, and response lengths in tokens.
 
-    The reference's are None only where nobody asked for them (training a reference-free loss).
+    The reference's are None while a reference-free loss trains.
     """
 
     policy_chosen: Float[Tensor, " pairs"]
@@ -137,7 +137,7 @@ def assembler(
 
     Args:
         batch: the pairs.
-        reference: the reference's log-probs of all of them; None where nobody asked.
+        reference: the reference's log-probs of all of them; None while a reference-free loss trains.
     """
     values = (*reference, *batch.lengths(), batch.score_chosen, batch.score_rejected)
 

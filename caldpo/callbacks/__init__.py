@@ -1,1 +1,1 @@
-"""What happens beside training: samples, true rewards, checkpoints."""
+"""What happens during training: samples, true rewards, checkpoints."""

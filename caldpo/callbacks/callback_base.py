@@ -18,7 +18,7 @@ from caldpo.models.sampling import sample_responses
 
 
 class RunCallback(pl.Callback):
-    """A callback with what a run asks of it beside Lightning's hooks."""
+    """A callback with what a run asks of it besides Lightning's hooks."""
 
     alarms: list[dict[str, Any]]  # for summary.json
 

@@ -38,7 +38,7 @@ from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import atomic_folder
 from caldpo.utils.collectives import call_on_all_ranks, is_first_rank
 
-OWN_KEY = "caldpo"  # of a checkpoint: what it holds beside Lightning's own entries
+OWN_KEY = "caldpo"  # of a checkpoint: what it holds besides Lightning's own entries
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # of a full disk: the system's, torch's, safetensors' own
 _VISIBLE_WITHIN = 60.0  # seconds that a network file system may take to show a file to another machine
 
@@ -130,7 +130,7 @@ def load_into_policy(policy: nn.Module, weights: dict[str, Tensor], folder: Path
 
 
 def load_training(folder: Path) -> dict[str, Any]:
-    """Load what a checkpoint holds beside its weights, on the CPU.
+    """Load what a checkpoint holds besides its weights, on the CPU.
 
     Raises:
         CaldpoError: it holds more than tensors and plain values, or cannot be read.
@@ -141,7 +141,7 @@ def load_training(folder: Path) -> dict[str, Any]:
 
 
 def write_training(training: dict[str, Any], path: Path) -> None:
-    """Write what a checkpoint holds beside its weights."""
+    """Write what a checkpoint holds besides its weights."""
     with path.open("wb") as file:
         torch.save(training, file)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainState:
-    """What is saved beside weights, optimiser and schedule."""
+    """What is saved besides weights, optimiser and schedule."""
 
     step: int  # optimiser steps so far
     loops: dict[str, Any]  # Lightning's counters and the loader's position, see completed_loops

@@ -1,7 +1,7 @@
 """Check ``optimized_metric``: the run will log it, and a search can compare it between runs, in its better direction.
 
 Most names are the same for every run. Those that depend on the loss (its terms, its diagnostics, whether training rows
-have a reference) are read from the loss itself, on two made-up pairs: that imports torch, for such a name alone.
+have a reference) are read from the loss itself, on two made-up pairs: that imports torch, only for such a name.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def check_run(cfg: DictConfig, settings: str, agree: Agree) -> None:
 
 
 def check_composes(session: HydraSession, overrides: Sequence[str]) -> None:
-    """Check the keys alone: a configuration can be shown while values are still missing."""
+    """Check only the keys: a configuration can be shown while values are still missing."""
     raise_problems(_compose(session, overrides, RunMode.RUN)[1])
 
 

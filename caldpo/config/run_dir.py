@@ -50,7 +50,7 @@ def naming_overrides(jobs: Sequence[Sequence[str]], master: DictConfig, *, all_k
 
     Where names grow too long, the overrides that all runs share are left out of them. Where two runs would share a
     folder, or not ``all_known`` runs are among the ``jobs``, since the sweeper draws values, the run's number is
-    appended. A ``hydra.sweep.subdir`` of the user's own is left alone.
+    appended. A ``hydra.sweep.subdir`` set by the user is kept.
     """
     subdir = _written(master, "hydra.sweep.subdir")
     if f"${{{RUN_NAME}:" not in subdir:

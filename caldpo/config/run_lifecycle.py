@@ -33,7 +33,7 @@ from caldpo.utils.process_rank import own_ranks, process_rank
 
 ERROR = "error.txt"
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
-DIED = "died"  # never written: the summary says running, and nobody holds the run's lock
+DIED = "died"  # never written: the summary says running, and no process holds the run's lock
 DIED_REASON = "its process ended without a word: killed, out of memory, or the machine went down"
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk, a quota, one that is only read
@@ -106,7 +106,7 @@ def _run(
         if done is not None and (result := done(cfg, folder)) is not None:
             print(f"{name} {FINISHED} already", flush=True)
             return result.value
-        if hydra.output_subdir is not None:  # somebody has asked Hydra to write it after all
+        if hydra.output_subdir is not None:  # the user has asked Hydra to write it
             redact_files(folder / hydra.output_subdir)
         elif record.folder is not None and process_rank() == 0:
             write_hydra_dir(cfg, folder)
@@ -143,7 +143,7 @@ def _end_of_failure(error: Exception, recorded: Path | None) -> None:
 def exit_on_signals() -> Iterator[None]:
     """End by SystemExit on SIGTERM, SIGUSR1 and SIGHUP, so that the run and the sweep are recorded as interrupted.
 
-    A handler that somebody else has set stays, but for one that lets SIGTERM pass by, as submitit's does.
+    A handler set by other code stays, but for one that lets SIGTERM pass by, as submitit's does.
     """
 
     def leave(number: int, frame: Any) -> None:
@@ -230,7 +230,7 @@ class _Record:
 
 
 def describe_error(error: Exception) -> str:
-    """Format type and message of an error on one line; the message alone of a CaldpoError."""
+    """Format type and message of an error on one line; only the message of a CaldpoError."""
     known = as_caldpo_error(error)
     text = redact_error(known) if known else redact_text(f"{type(error).__name__}: {error}")
     return " ".join(text.split())

@@ -1,7 +1,7 @@
 """Lock a run's folder for one writing process; another one learns who holds it. No heavy imports.
 
 The lock is a ``FileLock`` on a hidden file of the folder: it goes with the process that holds it, however that ends, so
-that what a killed one leaves behind stops nobody. Who holds it stands in a small file beside it.
+that what a killed one leaves behind blocks no other run. A small file beside it names the holder.
 """
 
 from __future__ import annotations

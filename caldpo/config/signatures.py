@@ -246,7 +246,7 @@ def resolved_hints(annotated: Any) -> dict[str, Any]:
     """Resolve the annotations of a function or class, without those whose names cannot be."""
     try:
         return get_type_hints(annotated, include_extras=True)
-    except NameError:  # a name imported for type checkers alone
+    except NameError:  # a name imported only for type checkers
         scope = getattr(inspect.unwrap(annotated), "__globals__", None) or vars(inspect.getmodule(annotated))
         hints = {}
         for name, annotation in inspect.get_annotations(annotated).items():

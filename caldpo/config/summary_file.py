@@ -9,7 +9,7 @@ from caldpo.errors import CaldpoError
 from caldpo.utils.yaml_io import read_json
 
 SUMMARY = "summary.json"
-# entries of the summary that somebody relies on, and their types
+# entries of the summary that others rely on, and their types
 _ENTRIES = {
     **dict.fromkeys(("error", "loss_name", "reference"), str),
     **dict.fromkeys(("stretches", "planned_steps", "steps", "seed"), int),
@@ -33,7 +33,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
             raise ValueError("it is no object with a status that is text")
     except (OSError, ValueError) as error:
         raise CaldpoError(
-            f"cannot be read: {error}", key=str(path), remedy="restore it, or remove it: runs write it anew"
+            f"cannot be read: {error}", key=str(path), remedy="restore it, or remove it: runs write a new one"
         ) from error
     return {key: value for key, value in content.items() if type(value) is _ENTRIES.get(key, type(value))}
 

@@ -88,7 +88,7 @@ def _more_than_a_value(text: str) -> str | None:
     if any(re.split("[./]", name)[0] == "hydra" for name in (key, package)) or package.startswith("_"):
         return "sets what is Hydra's own"
     if key in _START_KEYS:
-        return "is set on the command line alone, not by the files of a run"
+        return "is set only on the command line, not by the files of a run"
     if any(part.startswith("_") for part in re.split("[./]", key)) or _holds_special(override.value()):
         return "names a class, or another key of Hydra's"
     if "${" in text.replace("\\", "") or "${" in str(override.value()):  # Hydra takes escapes away

@@ -20,7 +20,7 @@ from caldpo.security.secrets import MASK, is_secret_name, redact_text
 
 NEEDED = ("loss", "reference", "adapter", "optim", "trainer", "logger", "callbacks", "data", "model")  # by a training
 _INSTEAD = {
-    "logger": "choose logger=none: metrics.csv alone is written then",
+    "logger": "choose logger=none: only metrics.csv is written then",
     "adapter": "choose adapter=none: all weights are trained then",
     "callbacks": "take out single ones, such as ~callbacks.samples",
 }
@@ -44,7 +44,7 @@ class Problem:
 def check_config(cfg: DictConfig, settings: str | None = None) -> None:
     """Check keys and values of every section against the signature of its ``_target_``.
 
-    Interpolations are resolved for the check alone. The signature of the target ``settings`` describes the plain keys
+    Interpolations are resolved only for the check. The signature of the target ``settings`` describes the plain keys
     of the top level.
 
     Raises:

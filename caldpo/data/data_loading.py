@@ -1,4 +1,4 @@
-"""Load tokenised pairs in batches: for Lightning's loops, and for work beside training."""
+"""Load tokenised pairs in batches: for Lightning's loops, and for work outside training."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ class TokenizedDataModule(LightningDataModule):
         return ranks["num_replicas"], ranks["rank"]
 
     def batches(self, split: str, rows: Sequence[int]) -> Iterator[PairBatch]:
-        """Yield these rows of a split, in order, in batches of ``eval_micro_batch_size``: for work beside training."""
+        """Yield these rows of a split, in order, in batches of ``eval_micro_batch_size``: for work outside training."""
         dataset = self._dataset(split)
         for start in range(0, len(rows), self.eval_micro_batch_size):
             batch_rows = tuple(rows[start : start + self.eval_micro_batch_size])

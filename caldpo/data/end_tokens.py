@@ -69,7 +69,7 @@ def inner_end_notes(
 ) -> list[str]:
     """Describe, on a line, how many trained responses go on after a token that ends a sampled one; empty for none."""
     ends = set(end_tokens(tokenizer, model))
-    if len(ends) == 1:  # the EOS alone, which stands in no response but at its end
+    if len(ends) == 1:  # only the EOS, which is in a response only at its end
         return []
     tokens: set[int] = set()
     count = 0

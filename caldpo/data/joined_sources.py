@@ -142,7 +142,7 @@ def read_joined(source: PairSource, named: Named, key: str, **policies: Any) -> 
     for place, part in enumerate(joined.parts):
         for file in _ask(key, part.name, source.files):
             if (other := files.setdefault(file.resolve(), part.name)) != part.name:
-                remedy = "name each file in one data set alone"
+                remedy = "name each file in only one data set"
                 raise CaldpoError(f"{file} is read for {other} already", key=key, value=part.name, remedy=remedy)
         pairs, report = _ask(key, part.name, lambda name: load_pairs(source, name, degenerate=seen, **policies))
         joined.pairs.extend(pairs)

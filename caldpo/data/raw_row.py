@@ -31,7 +31,7 @@ class RawRow:
     """One row of a source before its format is known.
 
     A line that is no JSON object has an ``error`` and no ``value``. A row that was read but cannot be trusted (a key
-    given twice) has both. Every other row has a ``value`` alone.
+    given twice) has both. Every other row has only a ``value``.
     """
 
     origin: str  # train.jsonl:12, train.csv:12-14 or train_prefs[12]; lines count from 1, rows from 0
@@ -154,7 +154,7 @@ def looks_encoded(value: str) -> bool:
 def decoded(column: str, value: Any) -> Any:
     """Decode messages that a text holds in JSON or Python notation; return any other value as it is.
 
-    For tables alone: JSON has lists, and messages encoded as text are refused there.
+    Only for tables: JSON has lists, and messages encoded as text are refused there.
     """
     if not isinstance(value, str) or not looks_encoded(value):
         return value

@@ -85,7 +85,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return content.hexdigest()
 
     def scores_digest(self) -> str:
-        """Return the SHA-256 of the true rewards of all pairs, which losses and metrics read beside the tokens."""
+        """Return the SHA-256 of the true rewards of all pairs, which losses and metrics read besides the tokens."""
         return hashlib.sha256(json.dumps(self._scores).encode()).hexdigest()
 
     def origin(self, index: int) -> str:

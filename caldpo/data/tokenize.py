@@ -191,7 +191,7 @@ class _Worker:
         self.kept: list[int] = []  # positions of the tokenised pairs
         self.leading, self.unknown = leading_special_tokens(tokenizer), unknown_token(tokenizer)
         turn = turn_end(tokenizer)
-        self.turn = None if turn == tokenizer.eos_token_id else turn  # with which the template ends a turn, beside EOS
+        self.turn = None if turn == tokenizer.eos_token_id else turn  # with which the template ends a turn, besides EOS
         self.turn_text = None if self.turn is None else str(tokenizer.convert_ids_to_tokens(self.turn))
         self.renderer = Renderer(tokenizer, now, self.turn_text)
 

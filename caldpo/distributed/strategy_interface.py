@@ -1,4 +1,4 @@
-"""What a run needs of a strategy beside Lightning's own interface, however the policy is spread over ranks."""
+"""What a run needs of a strategy besides Lightning's own interface, however the policy is spread over ranks."""
 
 from __future__ import annotations
 

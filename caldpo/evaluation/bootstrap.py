@@ -50,7 +50,7 @@ class Bootstrap:
         def resampled(*drawn: NDArray[Any], axis: int = -1) -> Any:
             return statistic(*(values.sum(axis=axis) for values in drawn))
 
-        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hold equal values alone
+        with np.errstate(divide="ignore", invalid="ignore"):  # all values of a resample may be equal
             value = float(statistic(*(values.sum() for values in sums)))
             return {"value": value, "n": len(clusters)} | self._interval(sums, resampled, vectorized=True)
 

@@ -45,7 +45,7 @@ def find_unknown_suites(cfg: DictConfig) -> Iterator[Problem]:
 def with_default_suites(overrides: Sequence[str], multirun: bool, config_dir: str | None = None) -> list[str]:
     """Add the suites that the runs' configurations name, if the overrides name a run and no suite.
 
-    Names alone are taken from a run's folder, and only those of known options: this project and ``config_dir`` define
+    Only names are taken from a run's folder, and only those of known options: this project and ``config_dir`` define
     what an option builds. Others are left out with a message. ``judge`` is left out as well, unless the overrides set
     keys of it: it needs an endpoint.
     """

@@ -17,7 +17,7 @@ from caldpo.utils.versions import versions
 from caldpo.utils.yaml_io import flatten
 
 _SETTINGS = ("max_pairs", "batch", "seed")  # keys of the command that results depend on
-_LIBRARIES = ("scipy", "torchmetrics")  # compute measures, beside the libraries whose versions a run records
+_LIBRARIES = ("scipy", "torchmetrics")  # compute measures, besides the libraries whose versions a run records
 
 
 def provenance_of(suite: Suite, policy: EvaluatedPolicy) -> dict[str, Any]:

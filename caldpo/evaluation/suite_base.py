@@ -43,7 +43,7 @@ class Result:
     measures: Mapping[str, Measure]  # by a short name
     examples: int  # pairs, prompts or questions
     details: Mapping[str, Any] = field(default_factory=dict)  # curves, distributions and counts: plain JSON values
-    notes: Sequence[str] = ()  # caveats that a reader needs beside the measures
+    notes: Sequence[str] = ()  # caveats that a reader needs with the measures
     # False: run the suite again the next time, since data or an endpoint was out of reach
     reusable: bool = True
 
@@ -84,7 +84,7 @@ class Suite:
         return self.name
 
     def other_weights(self, policy: EvaluatedPolicy) -> list[Weights]:
-        """Return the weights of the run that results depend on beside the policy's own."""
+        """Return the weights of the run that results depend on besides the policy's own."""
         return []
 
     def settings(self) -> dict[str, Any]:

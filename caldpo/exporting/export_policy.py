@@ -26,7 +26,7 @@ def write_policy(
     weights: Mapping[str, Tensor] | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Fill a folder with a policy, or with its adapter alone in PEFT's format, and its tokenizer.
+    """Fill a folder with a policy, or with its adapter only, in PEFT's format, and its tokenizer.
 
     Args:
         policy: ``use_cache`` of its configuration is switched on.

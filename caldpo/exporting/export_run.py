@@ -55,7 +55,7 @@ def export_run(cfg: DictConfig) -> None:
     if settings.push_to is not None:
         if adapted and not settings.merge and published_base(target.config, target.summary) is None:
             raise CaldpoError(
-                "an adapter alone is of no use on the hub where its base is not there",
+                "an adapter is of no use on the hub without its base",
                 key="push_to",
                 value=settings.push_to,
                 remedy="add merge=true",

@@ -88,7 +88,7 @@ def default_dir(run: Path, step: int | None, *, merged: bool) -> Path:
 
 
 def hub_token() -> str:
-    """Read the token for the hub from the environment alone: no file of a run holds it.
+    """Read the token for the hub from the environment only: no file of a run holds it.
 
     Raises:
         CaldpoError: there is none.

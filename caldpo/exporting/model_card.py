@@ -46,7 +46,7 @@ class Exported:
 
     step: int | None  # optimiser steps that they have seen; None where unknown
     is_end: bool  # whether it is the run's last step
-    adapter: bool  # whether they are an adapter alone
+    adapter: bool  # whether they are an adapter only
     merged: bool = False  # whether an adapter was merged into them
 
 
@@ -85,7 +85,7 @@ def card(run: Run, what: Exported, *, picture: bool) -> str:
         front_matter=_front_matter(run, what, base, data_sets),
         what=what,
         run=run,
-        base=None if base is None else Markdown(base),  # letters, digits and - _ . / alone
+        base=None if base is None else Markdown(base),  # only letters, digits and - _ . /
         extends_merged_adapter=_extends_merged_adapter(run.resolved),
         papers=citations(str(run.resolved.get("loss._target_", ""))),
         data=data if isinstance(data, Mapping) else {},

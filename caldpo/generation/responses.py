@@ -138,7 +138,7 @@ def true_reward(policy: EvaluatedPolicy, content: PromptContent, text: str) -> f
     """Return the data's true reward of a response; None if it is unknown."""
     if not policy.has_data or policy.data.oracle is None or not isinstance(content, str):
         return None
-    with suppress(KeyError):  # a table of rewards knows its own prompts alone
+    with suppress(KeyError):  # a table of rewards has rewards only for its own prompts
         return float(policy.data.oracle(content, text))
     return None
 

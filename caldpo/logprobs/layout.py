@@ -1,6 +1,6 @@
 """Choose the layout of a model's batches: packed where log-probs are the same as padded, else padded.
 
-Packed rows need a model in which tokens interact through attention alone, by transformers' attention interface. Its
+Packed rows need a model in which tokens interact only through attention, by transformers' attention interface. Its
 class and configuration are checked first; then a few pairs are computed in both layouts.
 """
 

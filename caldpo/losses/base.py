@@ -29,8 +29,8 @@ class PreferenceLoss(nn.Module, ABC):
     def implicit_reward_beta(self) -> float | None:
         """Reward per nat of a response's summed log-ratio, by the loss's own derivation.
 
-        None where that calls nothing, or no multiple of the log-ratio, the reward. Not the unit of ``rewards/*``, which
-        is one for all losses: ``reward_beta`` of the configuration.
+        None where the derivation has no implicit reward, or one that is no multiple of the log-ratio. Not the unit of
+        ``rewards/*``, which is one for all losses: ``reward_beta`` of the configuration.
         """
         return None
 

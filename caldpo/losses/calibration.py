@@ -40,7 +40,7 @@ class Calibration(nn.Module):
         for key, value in {"score_center": score_center, "score_scale": score_scale}.items():
             if targets == "fixed" and value is not None:
                 raise CaldpoError(
-                    "is read with targets=scores alone",
+                    "is read only with targets=scores",
                     key=f"loss.{key}",
                     value=value,
                     remedy="add loss.targets=scores, or leave it out",

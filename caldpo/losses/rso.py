@@ -4,7 +4,7 @@
 taken relative to the reference; other trainers offer it as "hinge".
 
 Liu et al. 2023, "Statistical Rejection Sampling Improves Preference Optimization", arXiv 2309.06657; the
-loss alone, without the paper's rejection sampling of the data.
+loss only, without the paper's rejection sampling of the data.
 """
 
 from __future__ import annotations

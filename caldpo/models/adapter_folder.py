@@ -111,7 +111,7 @@ def _mismatch(base: PreTrainedModel, folder: Path, reason: str) -> CaldpoError:
 def _is_about_fused_experts(key: str, value: Any) -> bool:
     """Whether a setting is what PEFT itself writes for experts that transformers keeps as one tensor (Mixtral).
 
-    Names and ranks alone: PEFT takes the keys of its patterns for regular expressions, so that only its own form is
+    Only names and ranks: PEFT takes the keys of its patterns for regular expressions, so that only its own form is
     accepted, ``.*\\.gate_up_proj``.
     """
     if key == "target_parameters":

@@ -74,7 +74,7 @@ def choose_attention(config: PretrainedConfig, dtype: torch.dtype | None) -> tup
 
     Args:
         config: of the model.
-        dtype: of the weights; None is the checkpoint's. FlashAttention computes in half precision alone. Weights in
+        dtype: of the weights; None is the checkpoint's. FlashAttention computes only in half precision. Weights in
             float32 get SDPA even where ``trainer.precision`` is bfloat16: evaluation may take them as they are.
 
     Returns:

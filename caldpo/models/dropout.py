@@ -25,7 +25,7 @@ Rate = tuple[Any, str, float]
 
 
 def dropout_rates(model: nn.Module) -> list[Rate]:
-    """List the rates above 0 of the model's modules, which act in training mode alone, and of its configuration."""
+    """List the rates above 0 of the model's modules, which act only in training mode, and of its configuration."""
     rates: list[Rate] = []
     seen: set[int] = set()
     for module in model.modules():
@@ -41,7 +41,7 @@ def dropout_rates(model: nn.Module) -> list[Rate]:
 def zero_settings(model: nn.Module, settings: list[Rate]) -> None:
     """Set numbers to 0; :func:`checkpoint_settings` restores those of configurations while they are written."""
     for holder, name, value in settings:
-        setattr(holder, name, type(value)(0))  # some configurations accept integers alone
+        setattr(holder, name, type(value)(0))  # some configurations accept only integers
     of_config = [setting for setting in settings if isinstance(setting[0], PretrainedConfig)]
     setattr(model, _ORIGINAL, [*getattr(model, _ORIGINAL, ()), *of_config])
 

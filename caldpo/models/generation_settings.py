@@ -117,8 +117,8 @@ def valid_settings(settings: Mapping[str, Any], *, saved: bool) -> tuple[Generat
 def readable_settings(path: str, revision: str | None) -> tuple[GenerationConfig | None, dict[str, Any]]:
     """Replace a generation_config.json that transformers cannot load; return its valid settings, and what was dropped.
 
-    None where transformers can load it, or where there is no such file: a setting of generation alone must not prevent
-    a model from loading.
+    None where transformers can load it, or where there is no such file: a setting that only generation reads must not
+    prevent a model from loading.
     """
     try:
         with suppress(OSError):

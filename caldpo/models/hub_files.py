@@ -1,6 +1,6 @@
-"""Read the files of a model on the hub or in a folder, beside its weights: commit, code, safety. Nothing is executed.
+"""Read the files of a model on the hub or in a folder, other than weights: commit, code, safety. Executes nothing.
 
-Weights are loaded from safetensors alone, since every other format of a published model is a pickle. Python code that
+Weights are loaded from safetensors only, since every other format of a published model is a pickle. Python code that
 comes with a model runs only with ``trust_remote_code``, and is then announced.
 """
 
@@ -102,7 +102,7 @@ def stored_tensors(path: str, *, key: str, revision: str | None = None) -> dict[
 def no_safetensors_error(path: str, key: str, reason: str) -> CaldpoError:
     """Explain that a model has no safetensors, and how to convert it."""
     return CaldpoError(
-        f"{reason}; weights are loaded from safetensors alone",
+        f"{reason}; weights are loaded from safetensors only",
         key=key,
         value=path,
         remedy="convert it once, if you trust where it comes from: in Python, AutoModelForCausalLM"

@@ -68,7 +68,7 @@ def note_router_loss(config: PretrainedConfig) -> None:
         return
     named = ", ".join(f"{name}={'true' if value is True else f'{value:g}'}" for name, value in enabled.items())
     asked = f"its config.json asks for a load-balancing loss of the experts' router ({named}), which is not added"
-    print_notes([f"{asked}: the loss is of the pairs' log-probs alone (and the policy's output_router_logits is off)"])
+    print_notes([f"{asked}: the loss uses only the pairs' log-probs (and the policy's output_router_logits is off)"])
 
 
 def _router_losses(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -108,7 +108,7 @@ def _linear_8bit() -> Any:
     import bitsandbytes
 
     class Linear8bit(bitsandbytes.nn.Linear8bitLt):
-        """On CPUs bitsandbytes rounds inputs in evaluation mode alone: policy and reference would differ by mode."""
+        """On CPUs bitsandbytes rounds inputs only in evaluation mode: policy and reference would differ by mode."""
 
         def train(self, mode: bool = True) -> Linear8bit:
             """Stay in training mode, in which a CPU rounds nothing but the matrix; on a GPU both modes are the same."""

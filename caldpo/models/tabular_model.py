@@ -52,7 +52,7 @@ class TabularLM(PreTrainedModel, GenerationMixin):
     """Logits of the next token, a function of the current one.
 
     ``lm_head.weight[next, current]`` holds the table and, around it, the logits that are certain or impossible.
-    Those get a gradient of exactly 0, so that training moves the table alone.
+    Those get a gradient of exactly 0, so that training moves only the table.
     """
 
     config_class = TabularConfig

@@ -48,7 +48,7 @@ _NO_EFFECT = {
 def model_facts(
     model: PreTrainedModel, device: torch.device, precision: AbstractContextManager[object]
 ) -> dict[str, str]:
-    """Collect what determines log-probs beside the tokens: a reference, and where and in which context it computes."""
+    """Collect what determines log-probs besides the tokens: a reference, and where and in which context it computes."""
     with precision:
         enabled = torch.is_autocast_enabled(device.type)
         autocast = str(torch.get_autocast_dtype(device.type)) if enabled else "off"
@@ -69,7 +69,7 @@ def model_facts(
 
 
 def model_configuration(model: PreTrainedModel) -> dict[str, str]:
-    """Collect what determines a model's outputs beside its weights, on any machine: class, code, settings, dtype.
+    """Collect what determines a model's outputs besides its weights, on any machine: class, code, settings, dtype.
 
     An adapter that is trained is left out; the reference's is included, with its scale, which is not in its weights.
     """

@@ -235,6 +235,6 @@ def _cannot_write(cache: str, reason: str) -> CaldpoError:
 
 
 def _report(text: str, *, first_rank: bool = False) -> None:
-    """Print a line about the reference; ``first_rank``: on the first rank alone, where all would print the same."""
+    """Print a line about the reference; ``first_rank``: only on the first rank, where all would print the same."""
     if not first_rank or is_first_rank():
         Console().print(f"reference log-probs: {text}", soft_wrap=True, highlight=False, markup=False)

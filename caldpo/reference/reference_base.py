@@ -41,7 +41,7 @@ class Reference(Protocol):
         ...
 
     def facts(self) -> Mapping[str, str]:
-        """Collect what determines the log-probs beside tokens and machine: ``weights`` and
+        """Collect what determines the log-probs besides tokens and machine: ``weights`` and
         :func:`~caldpo.reference.fingerprint.model_configuration`, without an adapter that is trained. Available after
         :meth:`prepare`; to be called on every rank."""
         ...

@@ -1,1 +1,1 @@
-"""Report, table and pictures of a sweep, from its runs' files alone."""
+"""Report, table and pictures of a sweep, from its runs' files."""

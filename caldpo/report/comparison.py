@@ -1,4 +1,4 @@
-"""``python -m caldpo.compare FOLDER``: report, table and pictures of a sweep, from the runs' files alone."""
+"""``python -m caldpo.compare FOLDER``: report, table and pictures of a sweep, from the runs' files."""
 
 from __future__ import annotations
 

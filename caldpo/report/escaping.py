@@ -112,7 +112,7 @@ def _environment(folder: Path) -> Environment:
         finalize=lambda value: plain("-" if value is None else value),
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # which escapes HTML alone: see finalize
+        autoescape=False,  # which escapes only HTML: see finalize
     )
     for escape in (code, command, listed, shell_block, shorten):
         environment.filters[escape.__name__] = escape

@@ -27,13 +27,13 @@ from caldpo.report.statistics import LARGEST, Estimate, band, estimate
 SUITE = "oracle"
 _FOLLOWS_BETA = ("loss.beta", "reward_beta")
 _REFERENCE = "reference"
-_MOST_BETAS = 8  # that are written beside a frontier
+_MOST_BETAS = 8  # that label a frontier
 
 
 def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
     """Draw mean true reward over mean KL per group, bars of one standard deviation over seeds.
 
-    Where checkpoints were evaluated, a thin line shows the path; where groups differ in ``loss.beta`` alone, a
+    Where checkpoints were evaluated, a thin line shows the path; where groups differ only in ``loss.beta``, a
     dashed line joins them in the order of their KL: the frontier. None where no group has both, as on data whose true
     reward nobody knows.
     """
@@ -135,7 +135,7 @@ def frontier_point(group: RunGroup) -> FrontierPoint | None:
 
 
 def frontiers(groups: Sequence[RunGroup]) -> list[list[int]]:
-    """Find the places in ``groups`` of those that differ in ``loss.beta`` alone, two or more, in groups."""
+    """Find the places in ``groups`` of those that differ only in ``loss.beta``, two or more, in groups."""
     members: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
         if beta(group) is None:

@@ -65,7 +65,7 @@ class RunGroup:
 
 
 def by_seed(runs: Iterable[Run]) -> list[list[Run]]:
-    """Split the runs of one group by seed; a run without a known seed stands for itself."""
+    """Split the runs of one group by seed; a run without a known seed is a group of its own."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.name if run.seed is None else run.seed, []).append(run)

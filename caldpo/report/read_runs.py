@@ -90,7 +90,7 @@ def read_run(folder: Path, root: Path) -> Run:
 def _read_or_named(folder: Path, root: Path) -> Run:
     try:
         return read_run(folder, root)
-    except Exception as error:  # the other runs' figures are not to be lost for what nobody foresaw in this one's files
+    except Exception as error:  # the other runs' figures must not be lost by an unforeseen fault in this one's files
         message = one_line(f"it cannot be read: {describe_error(error)}")
         return Run(folder, _name(folder, root), UNREADABLE, message, "unknown", None, {}, {})
 

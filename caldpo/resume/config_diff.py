@@ -137,7 +137,7 @@ def _require_extendable(began: Mapping[str, Any], config: Mapping[str, Any], run
     if reason is None and not checkpoint_folders(run_dir):
         reason = "it kept no checkpoint (callbacks.checkpoint.every)"
     if reason is not None:
-        remedy = f"leave {key} out to go on with the run as it was begun"
+        remedy = f"leave {key} out to resume the run as it was started"
         if (run_dir / "policy").is_dir():
             remedy = new_run_remedy(config, run_dir)
         raise CaldpoError(f"{run_dir} cannot be made longer: {reason}", key=key, value=length, remedy=remedy)
@@ -147,7 +147,7 @@ def new_run_remedy(config: Mapping[str, Any], run_dir: Path) -> str:
     """Suggest a new run that starts from this run's policy."""
     flat, policy = flatten(config), f"{run_dir}/policy"
     if not str(flat.get("adapter._target_")).endswith(".NoAdapter"):
-        start = f"adapter.init_from={policy} beside this run's overrides"
+        start = f"adapter.init_from={policy} with this run's overrides"
     else:  # generated models, such as random ones, have no path
         start = f"model.path={policy}" if "model.path" in flat else f"model=hf model.path={policy}"
     return f"start a new run from its policy: {start}"

@@ -1,6 +1,6 @@
 """What ``resume`` makes of a command: overrides of the run it names are added, and runs are refused or left alone.
 
-``resume=FOLDER`` stands for the overrides that the run was started with; those typed beside it must not make it another
+``resume=FOLDER`` stands for the overrides that the run was started with; those typed with it must not make it another
 run. ``resume=auto`` leaves the command as it is: it resumes where its folder holds an unfinished run.
 """
 
@@ -63,7 +63,7 @@ def with_run_overrides(overrides: Sequence[str], multirun: bool = False, config_
     for text in recorded:
         if MASK in text:
             wrong = "was left out of the run's files, being a secret"
-            raise CaldpoError(wrong, key=_key(text), remedy="type it again beside resume=")
+            raise CaldpoError(wrong, key=_key(text), remedy="type it again with resume=")
     if not trusted:
         require_plain_overrides(recorded, folder / SUMMARY)
     recorded, left_out = without_cache_dirs(recorded)
@@ -97,7 +97,7 @@ def require_same_run(cfg: DictConfig) -> None:
         instead = new_run_remedy(config, folder)
         more = "" if length_dependence(config) else "make it longer by trainer.max_steps=MORE or max_epochs, or "
         raise CaldpoError(
-            "this run has finished: there is nothing to go on with", key="resume", value=folder, remedy=more + instead
+            "this run has finished: there is nothing to resume", key="resume", value=folder, remedy=more + instead
         )
     if began is not None:
         require_same_config(began, config, folder)
@@ -118,10 +118,10 @@ def finished_outcome(cfg: DictConfig, folder: Path) -> AlreadyDone | None:
             return None
         if is_new:
             raise CaldpoError(
-                "this folder holds a run already, which would be written over",
+                "this folder holds a run already, which would be overwritten",
                 key="hydra.run.dir",
                 value=folder,
-                remedy="add resume=auto to go on with it (one that has finished is left alone), or name another folder;"
+                remedy="add resume=auto to resume it (a finished one is skipped), or name another folder;"
                 " with dry_run=true or replay=FILE leave hydra.run.dir out",
             )
         raise CaldpoError(

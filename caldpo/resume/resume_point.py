@@ -39,11 +39,11 @@ class ResumePoint:
         try:
             folder, manifest, damages = newest_intact(run_dir)
         except OSError as error:
-            remedy = "look after the disk and repeat the command; nothing was changed"
+            remedy = "check the disk and repeat the command; nothing was changed"
             raise refused(f"a checkpoint cannot be read: {error}", remedy=remedy) from error
         if damages and manifest is None:
-            remedy = f"bring one back, or remove {run_dir / FOLDER} to begin the run anew"
-            raise refused(f"no checkpoint of this run is whole: {'; '.join(damages)}", remedy=remedy)
+            remedy = f"restore one, or remove {run_dir / FOLDER} to start the run again"
+            raise refused(f"no checkpoint of this run is intact: {'; '.join(damages)}", remedy=remedy)
         rows, samples = (manifest.rows, manifest.samples) if manifest else (0, 0)
         earlier = read_rows(run_dir / NAME)
         size = (run_dir / SAMPLES).stat().st_size if (run_dir / SAMPLES).exists() else 0

@@ -24,7 +24,7 @@ def stays_inside(name: str) -> bool:
 def require_no_links_out(folder: Path) -> None:
     """Refuse a run's folder with a link out of it anywhere, whatever its name, before anything is written there.
 
-    Let be are the links at the top of ``wandb/`` that W&B removes and makes anew instead of writing through them, and
+    Exempt are the links at the top of ``wandb/`` that W&B removes and replaces instead of writing through them, and
     its service's log in the folders of its earlier runs. The folder may be a link itself, since a person named it.
     """
     root = folder.resolve()

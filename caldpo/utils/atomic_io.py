@@ -194,7 +194,7 @@ def _is_left_behind(draft: Path, owner: str) -> bool:
     machine, _, rest = owner.partition("-")
     pid = rest.partition("-")[0]
     if machine == _machine() and pid.isdigit():
-        # numbers are given again: in a container that is started anew, to the very same process
+        # numbers are given again: in a restarted container, to the very same process
         return not is_alive(int(pid)) if int(pid) != os.getpid() else draft.name not in _drafts
     return time.time() - draft.stat().st_mtime > _FOREIGN_AFTER
 

@@ -35,7 +35,7 @@ def fresh_seed() -> int:
 def max_over_ranks(number: int | None) -> int | None:
     """Reduce to the largest number over all ranks, None where all have none; a collective call.
 
-    Settled between the hosts, so that nobody waits for a GPU.
+    Decided between the hosts, so that no rank waits for a GPU.
     """
     if not _several():
         return number

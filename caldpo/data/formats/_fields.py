@@ -142,7 +142,7 @@ def pair_of_turns(
 
 
 def may_be_prompt(row: Mapping[str, Any]) -> list[str]:
-    """List columns of text or turns, beside the responses, that could be the prompt of a row without one."""
+    """List columns of text or turns, other than the responses, that could be the prompt of a row without one."""
     return [
         name
         for name, value in row.items()
@@ -217,6 +217,6 @@ def _tool_calls(item: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
 
 
 def _extra(message: Message) -> dict[str, Any] | None:
-    """Return the fields of a response's message beside text and role."""
+    """Return the fields of a response's message other than text and role."""
     rest = {name: value for name, value in message.items() if name not in ("role", "content", "name")}
     return rest or None

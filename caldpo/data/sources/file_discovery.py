@@ -132,7 +132,7 @@ def _of_pattern(pattern: Path, name: str) -> DataFiles:
 
 
 def _describe(files: Sequence[Path], left_out: Sequence[str], folder: Path | None) -> list[str]:
-    """Note which files (of a folder) are read, those without a byte, and other files beside them."""
+    """Note which files (of a folder) are read, those without a byte, and the other files there."""
     names = [str(file.relative_to(folder) if folder else file) for file in files]
     notes = [f"{len(names):,} files: {names[0]} to {names[-1]}" if len(names) > 1 else f"files: {', '.join(names)}"]
     if empty := [file.name for file in files if file.is_file() and not file.stat().st_size]:

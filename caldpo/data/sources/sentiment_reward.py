@@ -66,7 +66,7 @@ class SentimentReward:
         classes = [i for i, name in names.items() if name.lower() == label.lower()]
         if len(classes) != 1 or len(names) < 2:
             raise CaldpoError(
-                f"the classifier has no such class beside others (its classes: {', '.join(names.values())})",
+                f"the classifier has no such class (its classes: {', '.join(names.values())})",
                 key=key.replace("classifier", "positive_label"),
                 value=label,
             )

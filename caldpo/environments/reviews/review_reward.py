@@ -9,7 +9,7 @@
 * sentiment of ``the plot is [not] [adverb] <adjective> .``: polarity of the adjective (-2..2) times the
   adverb's intensity, times -1/2 after ``not``. Only the first mention of an aspect counts.
 * the verdict is ``overall it is [not] [adverb] <adjective> .``; again only the first one counts.
-* repeated: mentions after the first, verdicts too; off-topic: aspects nobody asked for;
+* repeated: mentions after the first, verdicts too; off-topic: aspects the prompt does not ask for;
   malformed: sentences that are neither, among them an unfinished last one and an empty review.
   At most four of each are counted, which bounds the reward.
 * an asked aspect that is missing earns nothing, and so does a missing verdict.

@@ -34,7 +34,7 @@ _BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True, slots=True)
 class SftRecipe:
-    """Everything that defines the SFT policy, beside the grammar.
+    """Everything that defines the SFT policy, besides the grammar.
 
     The initial weights are wider than by transformers' 0.02, which suits widths in the thousands: at a width of 64 the
     attention to the prompt forms far later with it.

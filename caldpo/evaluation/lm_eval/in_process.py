@@ -139,7 +139,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _log_captured() -> Iterator[io.StringIO]:
-    """Capture LM Eval's warnings instead of printing them; show progress bars on a terminal alone."""
+    """Capture LM Eval's warnings instead of printing them; show progress bars only on a terminal."""
     logger, log = logging.getLogger("lm_eval"), io.StringIO()
     level, propagate, handlers = logger.level, logger.propagate, logger.handlers
     logger.handlers, logger.propagate = [logging.StreamHandler(log)], False

@@ -1,7 +1,7 @@
-"""Find the names of LM Eval's tasks, and index the wanted ones alone.
+"""Find the names of LM Eval's tasks, and index only the wanted ones.
 
 LM Eval parses 14,000 yaml files to learn its own names, which takes 15 seconds or longer. Searching for the lines with
-a name takes two seconds, and LM Eval then reads the folders of the wanted tasks alone.
+a name takes two seconds, and LM Eval then reads only the folders of the wanted tasks.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Judge(Suite):
     """Pairwise win rate by a judge behind an OpenAI-compatible endpoint, each pair asked about in both orders.
 
     A pair's score is the mean over the two orders (1 won, 1/2 tie, 0 lost). A pair of identical responses is a tie and
-    is not sent. A pair without a readable verdict of both orders is left out: one order alone has the judge's position
+    is not sent. A pair without a readable verdict of both orders is left out: a single order has the judge's position
     bias. ``conf/suite/judge.yaml`` explains the keys.
     """
 

@@ -30,7 +30,7 @@ from caldpo.evaluation.suite_base import Measure, Result, Suite
 @validated
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard(Suite):
-    """Tasks of LM Eval with the policy alone; ``conf/suite/leaderboard.yaml`` explains the keys."""
+    """Tasks of LM Eval with the policy only; ``conf/suite/leaderboard.yaml`` explains the keys."""
 
     name: ClassVar[str] = "leaderboard"
 

@@ -144,7 +144,7 @@ def _own_slope(factor: float, slope: Measure) -> Measure:
 def _length_bias(
     margins: Values, difference: Values, bootstrap: Bootstrap, prompts: Sequence[Hashable]
 ) -> dict[str, Measure]:
-    """Measure accuracy by which response is longer, beside the accuracy of length alone."""
+    """Measure accuracy by which response is longer, next to the accuracy of length alone."""
     measures = {
         f"accuracy_{side}": Measure(
             **bootstrap.mean(wins(margins[mask]), list(compress(prompts, mask))),
