@@ -2,7 +2,7 @@
 
 A name is the logged one (a column of ``metrics.csv``). Metrics of pairs and of the loss are logged at each optimiser
 step under the name itself, and for held-out pairs under ``val/`` + name. ``terms/*`` and ``diagnostics/*`` stand for
-whatever a loss adds. Suites of evaluation take what they share with these from here, by :attr:`MetricDefinition.words`;
+whatever a loss adds. Suites of evaluation take what they share with these from here, by :attr:`MetricDefinition.measure_fields`;
 what a suite alone measures, it defines in its own file.
 """
 
@@ -43,7 +43,7 @@ class MetricDefinition:
         return replace(self, name=f"{HELD_OUT}{self.name}", minus=self.minus and f"{HELD_OUT}{self.minus}")
 
     @property
-    def words(self) -> dict[str, Any]:
+    def measure_fields(self) -> dict[str, Any]:
         """Title, unit, meaning and better: what a measure of an evaluation suite shares with it."""
         return {"title": self.title, "unit": self.unit, "meaning": self.meaning, "better": self.better}
 

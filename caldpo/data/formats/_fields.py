@@ -45,7 +45,7 @@ def is_demonstration(row: Mapping[str, Any]) -> bool:
 
 
 def text(row: Mapping[str, Any], column: str) -> str:
-    """Return the text in ``column``; refuse a conversation encoded as text, lest JSON be trained on."""
+    """Return the text in ``column``; refuse a conversation encoded as text, so that JSON is not trained on."""
     value = _present(row, column)
     if not isinstance(value, str):
         raise RowError(f"`{column}` is not text (but {kind(value)})")

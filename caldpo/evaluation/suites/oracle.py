@@ -182,8 +182,10 @@ class Oracle(Suite):
 
     def _measures(self, samples: pd.DataFrame, bootstrap: Bootstrap, clusters: list[int]) -> dict[str, Measure]:
         # logged metrics are of one sample per prompt, these of `samples`
-        reward = TRUE_REWARD.words | {"meaning": "mean true reward of the policy's samples on held-out prompts"}
-        win_rate = WIN_RATE.words | {
+        reward = TRUE_REWARD.measure_fields | {
+            "meaning": "mean true reward of the policy's samples on held-out prompts"
+        }
+        win_rate = WIN_RATE.measure_fields | {
             "unit": "share of samples",
             "meaning": "share of samples with a higher true reward than the reference's to the same prompt, ties"
             " counted half",
@@ -191,11 +193,15 @@ class Oracle(Suite):
         gain = (samples.policy_reward - samples.reference_reward).to_numpy()
         measures = {
             "reward": Measure(**bootstrap.mean(samples.policy_reward, clusters), **reward, main=True),
-            "reference_reward": Measure(**bootstrap.mean(samples.reference_reward, clusters), **REFERENCE_REWARD.words),
+            "reference_reward": Measure(
+                **bootstrap.mean(samples.reference_reward, clusters), **REFERENCE_REWARD.measure_fields
+            ),
             "win_rate": Measure(**bootstrap.mean(wins(gain), clusters), **win_rate, main=True),
         }
         if self._samples_from_policy:
-            measures["kl"] = Measure(**bootstrap.mean(samples.policy_log_ratio, clusters), **KL.words, main=True)
+            measures["kl"] = Measure(
+                **bootstrap.mean(samples.policy_log_ratio, clusters), **KL.measure_fields, main=True
+            )
             measures["reverse_kl"] = Measure(
                 **bootstrap.mean(-samples.reference_log_ratio, clusters),
                 title="KL from reference",
@@ -241,7 +247,7 @@ def _exact_measures(policy: EvaluatedPolicy) -> dict[str, Measure]:
     for name, value in values.items():
         definition = definition_of(f"oracle/{name}")
         own = {"title": name.replace("_", " "), "unit": "data's units", "meaning": "exact, without sampling"}
-        measures[name] = Measure(value=value, **(own if definition is None else definition.words))
+        measures[name] = Measure(value=value, **(own if definition is None else definition.measure_fields))
     return measures
 
 

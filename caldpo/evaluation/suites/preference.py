@@ -49,10 +49,12 @@ class Preference(Suite):
         bootstrap = Bootstrap(self.resamples, self.confidence, policy.settings.seed)
         margins = policy.reward_beta * (chosen - rejected)
         measures = {
-            "accuracy": Measure(**bootstrap.mean(wins(margins), prompts), **metric.ACCURACY.words, main=True),
-            "margin": Measure(**bootstrap.mean(margins, prompts), **metric.REWARD_MARGIN.words, main=True),
-            "log_ratio_chosen": Measure(**bootstrap.mean(chosen, prompts), **metric.CHOSEN_LOG_RATIO.words),
-            "log_ratio_rejected": Measure(**bootstrap.mean(rejected, prompts), **metric.REJECTED_LOG_RATIO.words),
+            "accuracy": Measure(**bootstrap.mean(wins(margins), prompts), **metric.ACCURACY.measure_fields, main=True),
+            "margin": Measure(**bootstrap.mean(margins, prompts), **metric.REWARD_MARGIN.measure_fields, main=True),
+            "log_ratio_chosen": Measure(**bootstrap.mean(chosen, prompts), **metric.CHOSEN_LOG_RATIO.measure_fields),
+            "log_ratio_rejected": Measure(
+                **bootstrap.mean(rejected, prompts), **metric.REJECTED_LOG_RATIO.measure_fields
+            ),
         }
         measures |= self._calibration(margins, bootstrap, prompts)
         measures |= _length_bias(margins, lengths[0] - lengths[1], bootstrap, prompts)
@@ -192,7 +194,9 @@ def _true_reward_measures(
         "error": (metric.REWARD_ERROR, bootstrap.mean(np.abs(implicit - true), clusters)),
     }
     measures = {
-        name: Measure(**interval | {"value": values[name]}, **definition.words, main=name in ("slope", "pearson"))
+        name: Measure(
+            **interval | {"value": values[name]}, **definition.measure_fields, main=name in ("slope", "pearson")
+        )
         for name, (definition, interval) in intervals.items()
     }
     gap = scores[0] - scores[1]
