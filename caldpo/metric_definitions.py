@@ -2,8 +2,8 @@
 
 A name is the logged one (a column of ``metrics.csv``). Metrics of pairs and of the loss are logged at each optimiser
 step under the name itself, and for held-out pairs under ``val/`` + name. ``terms/*`` and ``diagnostics/*`` stand for
-whatever a loss adds. Suites of evaluation take what they share with these from here, by :attr:`MetricDefinition.measure_fields`;
-what a suite alone measures, it defines in its own file.
+whatever a loss adds. Suites of evaluation take what they share with these from here, by
+:attr:`MetricDefinition.measure_fields`; a suite's own measures are defined in its own file.
 """
 
 from __future__ import annotations
