@@ -110,7 +110,7 @@ def _arm(kill: Kill) -> None:
         case "rename":
             before(checkpoint_io.Manifest, "write")
         case "export":
-            before(caldpo.training_run, "export")
+            before(caldpo.training_run, "export_policy")
         case "fail":
             _fail(kill.count)
         case "quota":
