@@ -182,7 +182,9 @@ def as_hint(key: str, *meant: str | None) -> str:
 
 def meant_value(key: str, value: str) -> str:
     """Return the value that the key meant by ``key`` takes for ``value``: for ``bf16=true``, ``bf16-mixed``."""
-    return _OF_FLAGS.get(_last_part(key), value) if value.lower() == "true" else value
+    if (meant := _OF_FLAGS.get(_last_part(key))) and value.lower() in ("true", "false"):
+        return meant if value.lower() == "true" else "..."
+    return value
 
 
 def as_yaml(value: object) -> str:

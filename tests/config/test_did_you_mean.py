@@ -97,17 +97,29 @@ def test_names_that_keys_had_once(written: str, meant: str, capsys: pytest.Captu
     ("words", "facts", "remedy"),
     [
         # a key that is required and not given yet
-        ("model=hf model_name_or_path=gpt2", ["model_name_or_path:", "did you mean model.path?"], "write model.path=gpt2"),
+        (
+            "model=hf model_name_or_path=gpt2",
+            ["model_name_or_path:", "did you mean model.path?"],
+            "write model.path=gpt2",
+        ),
         # keys of an option that is not chosen
         ("model.path=Qwen/X", ["model.path:"], "write model=hf model.path=Qwen/X"),
         ("adapter.rank=8", ["adapter.rank:"], "write adapter=lora adapter.rank=8"),
-        ("adapter=none adapter.rank=8", ["adapter.rank:"], ("write adapter=lora adapter.rank=8", "in place of adapter=none")),
+        (
+            "adapter=none adapter.rank=8",
+            ["adapter.rank:"],
+            ("write adapter=lora adapter.rank=8", "in place of adapter=none"),
+        ),
         ("lora_r=8", ["lora_r:", "adapter.rank"], "write adapter=lora adapter.rank=8"),
         ("lora_alpha=8", ["lora_alpha:", "adapter.alpha"], "write adapter=lora adapter.alpha=8"),
         ("lora_target_modules=x", ["adapter.target_modules"], "write adapter=lora adapter.target_modules=x"),
         ("adapter=qlora lora_target_modules=x", ["did you mean adapter.target_modules?"], "write"),
         ("attn_implementation=x", ["model.attention"], "write model=hf model.attention=x"),
-        ("gradient_checkpointing=true", ["model.gradient_checkpointing"], "write model=hf model.gradient_checkpointing=true"),
+        (
+            "gradient_checkpointing=true",
+            ["model.gradient_checkpointing"],
+            "write model=hf model.gradient_checkpointing=true",
+        ),
         ("tokenizer=x", ["model.tokenizer"], "write model=hf model.tokenizer=x"),
         ("label_smoothing=0.1", ["loss.label_smoothing"], "write loss=dpo loss.label_smoothing=0.1"),
         ("loss=dpo label_smoothing=0.1", ["did you mean loss.label_smoothing?"], "write loss.label_smoothing=0.1"),
@@ -119,7 +131,7 @@ def test_names_that_keys_had_once(written: str, meant: str, capsys: pytest.Captu
         ("model=random model.path=gpt2", ["model.path:"], ("model=hf model.path=gpt2", "in place of model=random")),
         ("bf16=true", ["did you mean trainer.precision?"], "write trainer.precision=bf16-mixed"),
         ("trainer.bf16=True", ["did you mean trainer.precision?"], "write trainer.precision=bf16-mixed"),
-        ("fp16=false", ["did you mean trainer.precision?"], "trainer.precision=false"),
+        ("fp16=false", ["did you mean trainer.precision?"], "write trainer.precision=..."),
         ("loss.loss_type=ipo", ["did you mean loss?"], "write loss=ipo"),
         ("loss_type=Cal-DPO", ["did you mean loss?"], "write loss=cal_dpo"),
         ("loss_type=sigmoid", ["did you mean loss?"], "write loss=..."),

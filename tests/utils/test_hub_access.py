@@ -1,4 +1,4 @@
-"""A hub that is out of reach, or has no such repository, is told after one request; a cached copy is read without it."""
+"""A hub out of reach, or without the repository, is told after one request; a cached copy is read without the hub."""
 
 from __future__ import annotations
 
@@ -45,8 +45,6 @@ def requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[s
                 self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
             self.end_headers()
-
-        do_GET = do_HEAD
 
         def log_message(self, *_: object) -> None:
             """Print nothing."""
