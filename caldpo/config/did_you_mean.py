@@ -7,26 +7,24 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from omegaconf import DictConfig, OmegaConf
 
-# Keys and groups here, and their names in TRL, transformers, Lightning and PEFT, and in earlier versions. A key of
-# another section is found in the configuration itself by its last part (lr: optim.lr).
+# Keys and groups here, and their names in TRL, transformers, Lightning and PEFT. A key of another section is found in
+# the configuration itself by its last part (lr: optim.lr).
 _KEY_NAMES = {
     "optim.lr": "learning_rate",
-    "data.micro_batch_size": "batch_size bs train_batch_size per_device_train_batch_size pairs_per_batch",
-    "data.eval_micro_batch_size": "eval_batch_size per_device_eval_batch_size eval_pairs_per_batch",
+    "data.micro_batch_size": "batch_size bs train_batch_size per_device_train_batch_size",
+    "data.eval_micro_batch_size": "eval_batch_size per_device_eval_batch_size",
     "batch": "batch_size eval_batch_size",
     "trainer.accumulate_grad_batches": "accumulation grad_accum gradient_accumulation_steps",
     "trainer.max_epochs": "epochs n_epochs num_epochs num_train_epochs",
     "trainer.max_steps": "steps num_steps",
     "trainer.gradient_clip_val": "max_grad_norm grad_clip gradient_clipping",
-    "trainer.val_check_interval": "eval_every eval_steps val_every",
-    "trainer.metrics_sync_every": "logging_steps fetch_every",
+    "trainer.val_check_interval": "eval_every eval_steps",
+    "trainer.metrics_sync_every": "logging_steps",
     "trainer.precision": "bf16 fp16 fp32 mixed_precision",
     "trainer.compile": "torch_compile",
     "trainer.devices": "gpus num_gpus n_gpus",
     "trainer.num_nodes": "nodes",
     "trainer.accelerator": "device",
-    "trainer.num_threads": "threads",
-    "trainer.on_nonfinite": "on_bad_numbers",
     "trainer": "fsdp deepspeed",
     "callbacks.checkpoint.every": "save_every save_steps",
     "callbacks.checkpoint.keep": "save_total_limit",
@@ -38,17 +36,15 @@ _KEY_NAMES = {
     "optim": "optimizer optimiser",
     "data.num_workers": "dataloader_num_workers",
     "data.max_length": "max_seq_length max_seq_len seq_len",
-    "data.max_tokens_per_micro_batch": "tokens_per_batch",
     "data": "dataset dataset_name",
     "data.train": "data_path train_file train_data",
     "data.test": "test_file eval_file",
     "model.dtype": "torch_dtype",
     "model.attention": "attn_implementation",
     "model.tokenizer": "tokenizer_name tokenizer_name_or_path",
-    "model.path": "model_name model_path model_id model_name_or_path pretrained",
+    "model.path": "model_name model_path model_id model_name_or_path name_or_path pretrained",
     "reference": "precompute_ref_log_probs",
     "reference.path": "ref_model reference_model",
-    "reference.distinct": "differs",
     "loss": "loss_type",
     "loss.calibration_weight": "weight lambda c",
     "suite": "suite",
@@ -58,8 +54,6 @@ _KEY_NAMES = {
     "adapter.alpha": "lora_alpha",
     "adapter.dropout": "lora_dropout",
     "adapter.target_modules": "lora_target_modules",
-    "adapter.init_from": "start",
-    "adapter.init_mode": "start_as",
     "to": "out out_dir output output_dir save_dir",
     "output": "out out_dir output output_dir save_dir",
     "hydra.run.dir": "out out_dir output output_dir save_dir",
@@ -70,14 +64,47 @@ _KEY_NAMES = {
     "resume": "resume_from_checkpoint checkpoint_path",
     "checkpoint": "checkpoint_path",
     "judge.base_url": "base_url",
+    "tags": "tags",
+    "notes": "notes",
+}
+
+# Keys here, and their names in earlier versions.
+_RENAMED_KEYS = {
+    "data.micro_batch_size": "pairs_per_batch",
+    "micro_batch_size": "pairs_per_batch",
+    "data.eval_micro_batch_size": "eval_pairs_per_batch",
+    "data.max_tokens_per_micro_batch": "tokens_per_batch",
+    "trainer.metrics_sync_every": "fetch_every",
+    "trainer.num_threads": "threads",
+    "num_threads": "threads",
+    "trainer.on_nonfinite": "on_bad_numbers",
+    "trainer.val_check_interval": "val_every",
+    "reference.distinct": "differs",
+    "adapter.init_from": "start",
+    "adapter.init_mode": "start_as",
     "judge.mock": "rehearse",
     "logits_cache_mib": "kept_logits_mib",
     "allow_untrusted_code": "trust_code",
     "optimized_metric": "objective",
     "benchmark_model": "shape",
     "per_loss": "tuned",
-    "tags": "tags",
-    "notes": "notes",
+    "overwrite": "again",
+}
+
+# What the keys of other frameworks that are true or false stand for here.
+_OF_FLAGS = {
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+    "fp32": "32-true",
+    "mixed_precision": "bf16-mixed",
+    "lora": "lora",
+    "peft": "lora",
+    "use_peft": "lora",
+    "load_in_4bit": "qlora",
+    "fsdp": "fsdp",
+    "deepspeed": "deepspeed_zero2",
+    "wandb": "wandb",
+    "precompute_ref_log_probs": "precomputed",
 }
 
 # Values here, and their names elsewhere and in earlier versions.
@@ -111,27 +138,53 @@ def _by_other_name(names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return inverted
 
 
-KEYS, VALUES = _by_other_name(_KEY_NAMES), _by_other_name(_VALUE_NAMES)
+_RENAMED, VALUES = _by_other_name(_RENAMED_KEYS), _by_other_name(_VALUE_NAMES)
+KEYS = _by_other_name(_KEY_NAMES) | _RENAMED
 
 
 def suggest_known(word: object, choices: Iterable[object]) -> str:
     """Suggest the choice that another framework, or an earlier version, calls ``word``; else one spelled alike."""
+    return as_hint(str(word), known_or_near(word, choices))
+
+
+def known_or_near(word: object, choices: Iterable[object]) -> str | None:
+    """Return the choice that :func:`suggest_known` suggests."""
     names = list(choices)
     known = KEYS.get(str(word), ()) + VALUES.get(str(word).lower(), ())
-    return next((f" (did you mean {last}?)" for name in known if (last := name.rpartition(".")[2]) in names), "") or (
-        suggest(word, names)
-    )
+    return next((last for name in known if (last := name.rpartition(".")[2]) in names), None) or nearest(word, names)
 
 
 def suggest(word: object, choices: Iterable[object]) -> str:
     """Suggest the choice spelled most like ``word``, as `` (did you mean X?)``; nothing when none is close."""
+    near = nearest(word, choices)
+    return f" (did you mean {near}?)" if near else ""
+
+
+def nearest(word: object, choices: Iterable[object]) -> str | None:
+    """Return the choice spelled most like ``word``; None when none is close."""
     names = [as_yaml(choice) for choice in choices]
     plain = {_plain(name): name for name in names}
     if _plain(str(word)) in plain:
-        return f" (did you mean {plain[_plain(str(word))]}?)"
+        return plain[_plain(str(word))]
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     near = near or [plain[name] for name in difflib.get_close_matches(_plain(str(word)), plain, n=1, cutoff=0.6)]
-    return f" (did you mean {near[0]}?)" if near else ""
+    return near[0] if near else None
+
+
+def as_hint(key: str, *meant: str | None) -> str:
+    """Write which keys an unknown ``key`` means, as `` (renamed to X)`` or `` (did you mean X or Y?)``, if any."""
+    names = [name for name in meant if name]
+    old = _RENAMED.get(_last_part(key), ())
+    if names and any(name == now or now.endswith(f".{name}") for name in names for now in old):
+        return f" (renamed to {names[0]})"
+    return f" (did you mean {' or '.join(names[:3])}?)" if names else ""
+
+
+def meant_value(key: str, value: str) -> str:
+    """Return the value that the key meant by ``key`` takes for ``value``: for ``bf16=true``, ``bf16-mixed``."""
+    if (meant := _OF_FLAGS.get(_last_part(key))) and value.lower() in ("true", "false"):
+        return meant if value.lower() == "true" else "..."
+    return value
 
 
 def as_yaml(value: object) -> str:
@@ -145,9 +198,13 @@ def _plain(word: str) -> str:
     return word.lower().replace("_", "").replace("-", "")
 
 
+def _last_part(key: str) -> str:
+    return key.rpartition(".")[2].replace("-", "_").lower()
+
+
 def meant_keys(key: str, cfg: DictConfig, groups: list[str]) -> list[str]:
     """Find the keys of a configuration, and of its ``groups``, that may be meant by an unknown key, dotted or not."""
-    name = key.rpartition(".")[2].replace("-", "_").lower()
+    name = _last_part(key)
     for known in KEYS.get(name, ()):
         if known in groups or _has_key(cfg, known):
             return [known]

@@ -10,6 +10,7 @@ from pathlib import Path
 from caldpo.config.did_you_mean import suggest
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
+from caldpo.utils.file_names import require_enterable
 from caldpo.utils.yaml_io import read_yaml
 
 RUN_FILES = ("config.yaml", "metrics.csv", "summary.json")
@@ -23,15 +24,20 @@ def is_run(folder: Path) -> bool:
     """Tell whether ``folder`` holds a run's files.
 
     One of the three alone is not enough: experiment trackers keep a ``config.yaml`` of their own. Hydra's folder is,
-    also of a run that failed before it wrote anything. An estimate, or a dry run, is none.
+    also of a run that failed before it wrote anything. An estimate, or a dry run, is none,
+    nor is what may not be entered.
     """
-    if (folder / ".hydra").is_dir():
-        return not holds_no_training(folder)
-    return sum((folder / name).is_file() for name in RUN_FILES) >= 2
+    try:
+        if (folder / ".hydra").is_dir():
+            return not holds_no_training(folder)
+        return sum((folder / name).is_file() for name in RUN_FILES) >= 2
+    except PermissionError:
+        return False
 
 
 def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
     """List the run folders at or below ``folder``, numbers in names by value; CaldpoError where there are none."""
+    require_enterable(folder, key=key, value=folder)
     runs = list(_walk(folder))
     if runs:
         return runs
@@ -41,7 +47,8 @@ def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
         wrong = f"no such folder{suggest(folder.name, (sweep.name for sweep in sweeps))}"
     remedy = "train first, for example: python -m caldpo.train -m loss=dpo,cal_dpo seed=0,1,2"
     if sweeps:
-        remedy = f"name a folder that holds runs: {', '.join(map(str, sweeps[:_SHOWN]))}"
+        more = f" and {len(sweeps) - _SHOWN} more" if len(sweeps) > _SHOWN else ""
+        remedy = f"name a folder that holds runs; the newest first: {', '.join(map(str, sweeps[:_SHOWN]))}{more}"
     raise CaldpoError(wrong, key=key, value=folder, remedy=remedy)
 
 
@@ -102,16 +109,17 @@ def holds_no_training(folder: Path) -> bool:
 def _sweeps_in(place: Path) -> list[Path]:
     """List the folders in ``place`` that are a run or hold one directly, newest first."""
     sweeps = [folder for folder in place.glob("[!.]*/") if is_run(folder) or any(map(is_run, folder.glob("[!.]*/")))]
-    return sorted(sweeps, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    return _newest_first(sweeps)
+
+
+def _newest_first(folders: list[Path]) -> list[Path]:
+    """Sort folders by when something was made in them; those of one time by name."""
+    return sorted(folders, key=lambda folder: (-folder.stat().st_mtime, natural(str(folder))))
 
 
 def _other_sweeps(folder: Path) -> list[Path]:
-    """List the sweeps beside ``folder`` and in ``outputs``, as they are typed from the current folder."""
+    """List the sweeps beside ``folder`` and in ``outputs``, newest first, as typed from the current folder."""
     places = dict.fromkeys(place.resolve() for place in (folder.parent, Path("outputs")))
     here = Path.cwd()
-    return [
-        sweep.relative_to(here) if sweep.is_relative_to(here) else sweep
-        for place in places
-        for sweep in _sweeps_in(place)
-        if sweep != folder.resolve()
-    ]
+    sweeps = _newest_first([sweep for place in places for sweep in _sweeps_in(place) if sweep != folder.resolve()])
+    return [sweep.relative_to(here) if sweep.is_relative_to(here) else sweep for sweep in sweeps]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Callable, Sequence
 
 import yaml
@@ -18,7 +19,17 @@ from hydra.errors import (
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from caldpo.config.composer import FAULTS, Composer
-from caldpo.config.did_you_mean import KEYS, meant_keys, section_at, suggest, suggest_known
+from caldpo.config.did_you_mean import (
+    KEYS,
+    as_hint,
+    known_or_near,
+    meant_keys,
+    meant_value,
+    nearest,
+    section_at,
+    suggest,
+    suggest_known,
+)
 from caldpo.config.extras import EXTRAS, install
 from caldpo.config.hydra_session import PER_LOSS
 from caldpo.config.validation import NEEDED, Problem, missing_group_problem
@@ -28,6 +39,7 @@ from caldpo.utils.file_names import is_there
 _DATA_FILE = re.compile(r"\.(jsonl?|csv|parquet)(\.gz)?$")
 # Options that bring the keys which are most often set without them.
 _BRINGING_KEYS = ("adapter=lora", "model=hf", "loss=dpo")
+_MAX_VALUE = 100  # characters of a value that a remedy repeats
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
@@ -205,19 +217,21 @@ def _unknown_key(override: Override, composer: Composer, others: list[str]) -> P
     known = [str(k) for k in section_at(cfg, parent) or () if k != "hydra" and not str(k).startswith("_")]
     choices = known if parent else [*known, *composer.groups(cfg)]
     meant = meant_keys(key, cfg, composer.groups(cfg))
-    near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest(name, choices)
+    near = None if meant else nearest(name, choices)
     # in a sweep over a group, say which of its options lacks the key
     option = next((text for text in reversed(others) if parent and text.split("=")[0] == parent), None)
     wrong = f"unknown key{f' with {option}' if option else ''}"
     if not meant and (not near or parent or key in KEYS):
         bringing = _bringing_option(key, cfg, composer, others)
         if bringing is not None:
-            return _key_of_option(key, wrong, *bringing, others)
+            return _key_of_option(override, key, wrong, *bringing, others)
     if meant:
-        return Problem(key, None, f"{wrong}{near}", f"write {_assigned(cfg, meant[0])}")
+        return Problem(key, None, f"{wrong}{as_hint(key, *meant)}", _assignment(override, meant[0], cfg, composer))
     where = option or parent or "the top level"
     listed = f"the keys of {where} are {', '.join(sorted(set(choices)))}" if choices else f"{where} has no keys"
-    return Problem(key, None, f"{wrong}{near}", listed)
+    if near:
+        listed = f"{_assignment(override, f'{parent}.{near}' if parent else near, cfg, composer)}; {listed}"
+    return Problem(key, None, f"{wrong}{as_hint(key, near)}", listed)
 
 
 def _bringing_option(key: str, cfg: DictConfig, composer: Composer, others: list[str]) -> tuple[str, str] | None:
@@ -236,19 +250,35 @@ def _bringing_option(key: str, cfg: DictConfig, composer: Composer, others: list
     return None
 
 
-def _key_of_option(key: str, wrong: str, option: str, brought: str, others: list[str]) -> Problem:
+def _key_of_option(override: Override, key: str, wrong: str, option: str, brought: str, others: list[str]) -> Problem:
     """Explain a key that ``option`` would bring under the name ``brought``."""
     chosen = next((text for text in others if text.split("=")[0] == option.split("=")[0]), None)
-    remedy = f"choose {option} in place of {chosen}" if chosen else f"add {option}"
-    if brought == key:
-        return Problem(key, None, wrong, remedy)
-    return Problem(key, None, f"{wrong} (did you mean {brought}?)", f"{remedy} and write {brought}=...")
+    remedy = f"write {option} {_written(brought, _value_for(override, brought))}"
+    remedy += f", in place of {redact_text(chosen)}" if chosen else ""
+    return Problem(key, None, wrong if brought == key else f"{wrong}{as_hint(key, brought)}", remedy)
 
 
-def _assigned(cfg: DictConfig, key: str) -> str:
-    """Write an override of ``key`` with its value left open."""
-    value = OmegaConf.select(cfg, key, throw_on_missing=False)
-    return f"'{key}=[...]'" if isinstance(value, ListConfig) else f"{key}=..."
+def _assignment(override: Override, key: str, cfg: DictConfig, composer: Composer) -> str:
+    """Tell to write ``key`` with the value of an override of another name."""
+    value = _value_for(override, key)
+    if options := composer.options(key):
+        if problem := _named_in_place_of_option(f"{key}={value}"):
+            return problem.remedy or ""
+        value = known if (known := known_or_near(value, options)) else "..."
+    elif isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), ListConfig) and not value.startswith("["):
+        value = f"[{value}]"
+    return f"write {_written(key, value)}"
+
+
+def _value_for(override: Override, key: str) -> str:
+    """Return the text of the value of an override, for the ``key`` that is meant by its own; ``...`` for none."""
+    _, sign, value = redact_text(override.input_line or "").partition("=")
+    plain = sign and isinstance(override.value(), str | int | float | list | None)
+    return meant_value(override.key_or_group, value) if plain and value and len(value) <= _MAX_VALUE else "..."
+
+
+def _written(key: str, value: str) -> str:
+    return shlex.quote(f"{key}={value}")
 
 
 def _value(line: str) -> str:

@@ -18,7 +18,7 @@ from caldpo.config.validation import Problem
 from caldpo.errors import CaldpoError
 from caldpo.security.paths import stays_inside
 from caldpo.security.secrets import redact_text
-from caldpo.utils.file_names import expanded, is_there, why_unwritable
+from caldpo.utils.file_names import expanded, is_there, require_enterable, why_unwritable
 
 _WEIGHTS = ("config.json", "adapter_config.json")  # one of them lies in every folder that save_pretrained wrote
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -78,6 +78,7 @@ def _paths(cfg: DictConfig, path_key: PathKey) -> list[str]:
 def require_folder(path: str, remedy: str) -> Path | None:
     """Find the folder of this machine that ``path`` names, or raise CaldpoError; None for an id of the hub."""
     place = expanded(path)
+    require_enterable(place)
     if is_there(place) and place.is_dir():
         return place
     if is_there(place):
@@ -112,12 +113,14 @@ def require_writable_cache(path: str) -> None:
 
 
 def _require_batch(path: str) -> None:
+    require_enterable(path)
     if not is_there(expanded(path)):
         raise CaldpoError("no such file", remedy="name a file of nonfinite_batches/ in a run's folder")
 
 
 _MODELS_AND_CACHES = (
     PathKey("replay", _require_batch),
+    PathKey("adapter.init_from", require_enterable),
     PathKey("model.path", require_model_folder),
     PathKey("reference.path", require_model_folder),
     PathKey("model.tokenizer", functools.partial(_require_holding, one_of=_TOKENIZER, what="tokenizer")),

@@ -77,6 +77,8 @@ def run_job(task: Task, records: bool, cfg: DictConfig, *, done: IsDone | None =
     Raises:
         SystemExit: with 1 when a single run failed, 130 after Ctrl-C, 128 + signal after SIGTERM, SIGUSR1 and SIGHUP.
     """
+    for library in ("huggingface_hub", "datasets"):  # which have a handler of their own beside Hydra's
+        logging.getLogger(library).propagate = False
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that its CPU build could download
     folder = Path(HydraConfig.get().runtime.output_dir)
     with contextlib.ExitStack() as stack:

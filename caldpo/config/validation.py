@@ -11,7 +11,7 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from caldpo.config import value_checks
-from caldpo.config.did_you_mean import as_yaml, meant_keys, suggest_known
+from caldpo.config.did_you_mean import as_hint, as_yaml, known_or_near, meant_keys
 from caldpo.config.signatures import Signature, read_signature
 from caldpo.config.value_checks import describe, is_quantity
 from caldpo.config.yaml_comments import meaning
@@ -165,7 +165,7 @@ def _unknown_keys(path: str, section: DictConfig, keys: list[str], signature: Si
         if key in known or (not path and _is_group(section, key)):
             continue
         meant = [] if path else meant_keys(key, section, [])
-        near = f" (did you mean {' or '.join(meant[:3])}?)" if meant else suggest_known(key, signature.parameters)
+        near = as_hint(key, *(meant or [known_or_near(key, signature.parameters)]))
         yield Problem(_join(path, key), None, f"unknown key{near}", remedy)
 
 

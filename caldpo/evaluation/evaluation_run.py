@@ -94,8 +94,8 @@ def _run_suites(
         file = policy.folder / f"{name}.json"
         provenance = provenance_of(suite, policy)
         digest = digest_of(provenance)
-        if not settings.again and _digest_in(file) == digest:
-            console.print(f"  {name}: unchanged, not run again (again=true reruns it)", highlight=False)
+        if not settings.overwrite and _digest_in(file) == digest:
+            console.print(f"  {name}: unchanged, not run again (overwrite=true reruns it)", highlight=False)
             continue
         started = time.perf_counter()
         with torch.no_grad():

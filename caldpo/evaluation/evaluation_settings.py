@@ -47,7 +47,7 @@ class TargetSettings:
 class EvaluateSettings(TargetSettings):
     """Settings of ``caldpo.evaluate``."""
 
-    again: bool
+    overwrite: bool
     report: bool
 
 

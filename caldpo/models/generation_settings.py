@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 
 from caldpo.models.adapted_policy import base_model
+from caldpo.utils.hub_access import cache_only
 
 # Settings without effect at 1 or at 0, as all are at None, False or an empty value.
 _NEUTRAL_AT_1 = re.compile(
@@ -120,12 +121,13 @@ def readable_settings(path: str, revision: str | None) -> tuple[GenerationConfig
     None where transformers can load it, or where there is no such file: a setting that only generation reads must not
     prevent a model from loading.
     """
+    local = cache_only(path, revision)
     try:
         with suppress(OSError):
-            GenerationConfig.from_pretrained(path, revision=revision or "main")
+            GenerationConfig.from_pretrained(path, revision=revision or "main", local_files_only=local)
         return None, {}
     except Exception:  # ValueError, TypeError, ...: examined below
-        file = cached_file(path, GENERATION_CONFIG_NAME, revision=revision or "main")
+        file = cached_file(path, GENERATION_CONFIG_NAME, revision=revision or "main", local_files_only=local)
         content = json.loads(Path(str(file)).read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             return GenerationConfig(), {"all": "no settings"}

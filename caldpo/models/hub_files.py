@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 
 from caldpo.errors import CaldpoError
 from caldpo.models.weight_files import INDEX, StoredTensor, check_weight_files
+from caldpo.utils.hub_access import cache_only, require_access
 
 _MAY_NAME_CODE = ("config.json", "tokenizer_config.json")  # in auto_map
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
@@ -59,8 +60,9 @@ def announce_code(path: str, revision: str | None) -> None:
 def require_safe(path: str, *, key: str, revision: str | None = None, trusted: bool = False) -> None:
     """Refuse a model whose weights are pickles or damaged, or whose configuration loads another repository's code.
 
-    The latter may run where the model's code is ``trusted``.
+    The latter may run where the model's code is ``trusted``. One that is neither cached nor on the hub is refused, too.
     """
+    require_access(path, revision, key=key)
     if not trusted:
         for place, value in _implementations(_content(path, "config.json", revision)):
             if "/" in value:  # transformers loads such a name as a kernel from the hub
@@ -142,7 +144,7 @@ def _content(path: str, name: str, revision: str | None) -> dict[str, Any]:
 
 def _file(path: str, name: str, revision: str | None) -> Path | None:
     try:
-        cached = cached_file(path, name, revision=revision or "main")
+        cached = cached_file(path, name, revision=revision or "main", local_files_only=cache_only(path, revision))
     except (OSError, ValueError):
         return None
     return Path(cached) if cached else None

@@ -32,6 +32,7 @@ from caldpo.models.load_report import (
 from caldpo.models.model_source import floating_dtype, prepare_for_training
 from caldpo.models.weight_files import require_all_weights, require_equal_experts, require_float_weights, require_shapes
 from caldpo.utils.devices import is_out_of_memory
+from caldpo.utils.hub_access import cache_only, require_access
 from caldpo.utils.notes import print_notes
 
 
@@ -139,13 +140,15 @@ def load_causal_lm(
         arguments["generation_config"] = settings
         if announce:
             print_notes([f"generation_config.json cannot be loaded with {format_settings(rejected)}: left out"])
-    started = time.perf_counter()
+    local, started = cache_only(path, revision), time.perf_counter()
     try:
         with delayed_progress_bars(), errors_only():  # tensors that do not match are refused or named below
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 revision=revision or "main",
                 trust_remote_code=trust_remote_code,  # left unset, transformers asks on the terminal
+                local_files_only=local,
+                adapter_kwargs={"local_files_only": local},  # an adapter is looked for without the line above
                 use_safetensors=True,
                 attn_implementation=attention,
                 output_loading_info=True,
@@ -180,7 +183,10 @@ def _read_config(path: str, key: str, revision: str | None, trusted: bool) -> Pr
         announce_code(path, revision)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            path, revision=revision or "main", trust_remote_code=trusted
+            path,
+            revision=revision or "main",
+            local_files_only=cache_only(path, revision),
+            trust_remote_code=trusted,
         )
     except Exception as error:  # each configuration class validates itself, with errors of its own
         raise load_error("model", path, key, error) from error
@@ -225,11 +231,15 @@ def load_tokenizer(
     path: str, *, key: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer of the hub or a folder, with a padding token (any: masks never read it)."""
+    require_access(path, revision, key=key)
     if trust_remote_code:
         announce_code(path, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=revision or "main", trust_remote_code=trust_remote_code
+            path,
+            revision=revision or "main",
+            local_files_only=cache_only(path, revision),
+            trust_remote_code=trust_remote_code,
         )
     except Exception as error:  # the library behind it raises plain ones
         raise load_error("tokenizer", path, key, error) from error

@@ -34,6 +34,7 @@ from caldpo.resume.config_diff import (
 )
 from caldpo.security.paths import require_no_links_out
 from caldpo.security.secrets import MASK, redact, redact_text
+from caldpo.utils.file_names import require_enterable
 from caldpo.utils.process_rank import process_rank
 from caldpo.utils.yaml_io import read_yaml
 
@@ -56,6 +57,7 @@ def with_run_overrides(overrides: Sequence[str], multirun: bool = False, config_
     if multirun:
         remedy = "leave -m out; for a sweep repeat its command with hydra.sweep.dir=FOLDER resume=auto"
         raise CaldpoError("resumes one run", key="resume", value=folder, remedy=remedy)
+    require_enterable(folder, key="resume", value=folder)
     _require_run(folder)
     require_no_links_out(folder)  # before Hydra, the log or the lock write there
     trusted = typed.get("allow_untrusted_code", "").partition("=")[2].lower() == "true"

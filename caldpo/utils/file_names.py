@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+from caldpo.errors import CaldpoError
 
 
 def expanded(text: str) -> Path:
@@ -28,3 +31,21 @@ def why_unwritable(folder: Path) -> str | None:
     if nearest is None or (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
         return None
     return f"{nearest} {'cannot be written to' if nearest.is_dir() else 'is no folder'}"
+
+
+def require_enterable(path: str | Path, **place: Any) -> None:
+    """Refuse a path in a folder, or of one, that may not be entered: of what is in there not even a name can be read.
+
+    Raises:
+        CaldpoError: naming that folder; ``place`` is its key and value.
+    """
+    whole = expanded(str(path)).absolute()
+    for folder in (
+        *reversed(whole.parents),
+        whole,
+    ):  # from the root: what is below one that may not be entered is hidden
+        if not is_there(folder):
+            return
+        if folder.is_dir() and not os.access(folder, os.X_OK):
+            remedy = f"have access granted (chmod u+rx {folder}, by its owner), or name another place"
+            raise CaldpoError(f"the folder {folder} may not be entered (permission denied)", remedy=remedy, **place)

@@ -26,6 +26,10 @@ def main(cfg: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if cfg.behave == "mistake":
         raise MISTAKE
+    if cfg.behave == "warn":
+        from huggingface_hub.utils.logging import get_logger
+
+        get_logger("huggingface_hub.any").warning("the hub is slow")
     if cfg.behave == "crash":
         raise ValueError(f"boom with {os.environ.get('SOME_API_KEY')}\nsecond line")
     if cfg.behave == "sigterm":

@@ -61,7 +61,17 @@ def test_the_same_name_of_a_dtype(value: str, meant: str) -> None:
         ("optim.learning_rate=3", "optim.lr"),
         ("trainer.epochs=3", "trainer.max_epochs"),
         ("model.attn_implementation=sdpa", "model.attention"),
-        # the names that keys had once
+    ],
+)
+def test_usual_names_of_keys(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["model=hf"] if written.startswith("model.") else []
+    said = told(written, *model, capsys=capsys)
+    names(line_of(written.partition("=")[0], said), f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
         ("trainer.fetch_every=3", "trainer.metrics_sync_every"),
         ("val_every=3", "trainer.val_check_interval"),
         ("trainer.threads=1", "trainer.num_threads"),
@@ -75,33 +85,64 @@ def test_the_same_name_of_a_dtype(value: str, meant: str) -> None:
         ("objective=val/loss", "optimized_metric"),
     ],
 )
-def test_usual_names_of_keys(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
-    model = ["model=hf"] if written.startswith("model.") else []
-    said = told(written, *model, capsys=capsys)
-    names(line_of(written.partition("=")[0], said), f"did you mean {meant}?")
+def test_names_that_keys_had_once(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = told(written, capsys=capsys)
+    key, _, value = written.partition("=")
+    names(line_of(key, said), f"renamed to {meant}")
+    names(said, remedy=f"write {meant}={value}")
+    assert "did you mean" not in said
 
 
 @pytest.mark.parametrize(
     ("words", "facts", "remedy"),
     [
         # a key that is required and not given yet
-        ("model=hf model_name_or_path=gpt2", ["model_name_or_path:", "did you mean model.path?"], "model.path=..."),
+        (
+            "model=hf model_name_or_path=gpt2",
+            ["model_name_or_path:", "did you mean model.path?"],
+            "write model.path=gpt2",
+        ),
         # keys of an option that is not chosen
-        ("model.path=Qwen/X", ["model.path:"], "add model=hf"),
-        ("adapter.rank=8", ["adapter.rank:"], "add adapter=lora"),
-        ("adapter=none adapter.rank=8", ["adapter.rank:"], "choose adapter=lora in place of adapter=none"),
-        ("lora_r=8", ["lora_r:", "adapter.rank"], "add adapter=lora and write adapter.rank=..."),
-        ("lora_alpha=8", ["lora_alpha:", "adapter.alpha"], "add adapter=lora and write adapter.alpha=..."),
-        ("lora_target_modules=x", ["adapter.target_modules"], "add adapter=lora"),
+        ("model.path=Qwen/X", ["model.path:"], "write model=hf model.path=Qwen/X"),
+        ("adapter.rank=8", ["adapter.rank:"], "write adapter=lora adapter.rank=8"),
+        (
+            "adapter=none adapter.rank=8",
+            ["adapter.rank:"],
+            ("write adapter=lora adapter.rank=8", "in place of adapter=none"),
+        ),
+        ("lora_r=8", ["lora_r:", "adapter.rank"], "write adapter=lora adapter.rank=8"),
+        ("lora_alpha=8", ["lora_alpha:", "adapter.alpha"], "write adapter=lora adapter.alpha=8"),
+        ("lora_target_modules=x", ["adapter.target_modules"], "write adapter=lora adapter.target_modules=x"),
         ("adapter=qlora lora_target_modules=x", ["did you mean adapter.target_modules?"], "write"),
-        ("attn_implementation=x", ["model.attention"], "add model=hf and write model.attention=..."),
-        ("gradient_checkpointing=true", ["model.gradient_checkpointing"], "add model=hf"),
-        ("tokenizer=x", ["model.tokenizer"], "add model=hf"),
-        ("label_smoothing=0.1", ["loss.label_smoothing"], "add loss=dpo"),
-        ("loss=dpo label_smoothing=0.1", ["did you mean loss.label_smoothing?"], "write"),
+        ("attn_implementation=x", ["model.attention"], "write model=hf model.attention=x"),
+        (
+            "gradient_checkpointing=true",
+            ["model.gradient_checkpointing"],
+            "write model=hf model.gradient_checkpointing=true",
+        ),
+        ("tokenizer=x", ["model.tokenizer"], "write model=hf model.tokenizer=x"),
+        ("label_smoothing=0.1", ["loss.label_smoothing"], "write loss=dpo loss.label_smoothing=0.1"),
+        ("loss=dpo label_smoothing=0.1", ["did you mean loss.label_smoothing?"], "write loss.label_smoothing=0.1"),
         # other names of the weight, where the loss has one
         *[(f"loss.{name}=1", ["did you mean loss.calibration_weight?"], "write") for name in ("weight", "lambda", "c")],
         ("loss=dpo loss.weight=1", ["loss.weight:"], "beta, label_smoothing"),
+        # keys of other frameworks, whose values have other names here
+        ("model.name_or_path=gpt2", ["did you mean model.path?"], "write model=hf model.path=gpt2"),
+        ("model=random model.path=gpt2", ["model.path:"], ("model=hf model.path=gpt2", "in place of model=random")),
+        ("bf16=true", ["did you mean trainer.precision?"], "write trainer.precision=bf16-mixed"),
+        ("trainer.bf16=True", ["did you mean trainer.precision?"], "write trainer.precision=bf16-mixed"),
+        ("fp16=false", ["did you mean trainer.precision?"], "write trainer.precision=..."),
+        ("loss.loss_type=ipo", ["did you mean loss?"], "write loss=ipo"),
+        ("loss_type=Cal-DPO", ["did you mean loss?"], "write loss=cal_dpo"),
+        ("loss_type=sigmoid", ["did you mean loss?"], "write loss=..."),
+        ("use_peft=true", ["did you mean adapter?"], "write adapter=lora"),
+        ("load_in_4bit=true", ["did you mean adapter?"], "write adapter=qlora"),
+        ("dataset=owner/name", ["did you mean data?"], "write data=hub data.path=owner/name"),
+        # slips of the pen: the whole override, and what else there is
+        ("loss.calibration_weigth=1", ["calibration_weight?"], ("write loss.calibration_weight=1", "score_center")),
+        ("sed=1", ["did you mean seed?"], ("write seed=1", "reward_beta")),
+        ("los=ipo", ["did you mean loss?"], "write loss=ipo"),
+        ("~trainer.max_step", ["trainer.max_step:"], "trainer.max_steps=..."),
         # a path or an id in the place of an option
         ("model=Qwen/Qwen3-0.6B", ["model=Qwen/Qwen3-0.6B:"], "model=hf model.path=Qwen/Qwen3-0.6B"),
         ("model=/models/x", ["model=/models/x:"], "model=hf model.path=/models/x"),
@@ -112,7 +153,7 @@ def test_usual_names_of_keys(written: str, meant: str, capsys: pytest.CaptureFix
         ("data.train=/x/rows.jsonl", ["data.train=/x/rows.jsonl:"], ("data=local", "model=hf")),
         # lists and options
         ("suites=longer", ["suites=longer:", "list"], "'suites=[longer]'"),
-        ("suite=x", ["suite:", "did you mean suites?"], "'suites=[...]'"),
+        ("suite=x", ["suite:", "did you mean suites?"], "write 'suites=[x]'"),
         ("--loss dpo", ["--loss:"], "write loss=dpo"),
         ("--learning-rate=1 seed=1", ["--learning-rate=1:"], "write learning_rate=1"),
         ("--mulltirun", ["--mulltirun:", "did you mean --multirun?"], "--help"),
@@ -150,8 +191,8 @@ def test_names_that_values_had_once(written: str, meant: str, capsys: pytest.Cap
 
 def test_names_that_keys_of_an_adapter_had_once(capsys: pytest.CaptureFixture[str]) -> None:
     said = told("adapter=lora", "adapter.start=x", "adapter.start_as=merged", capsys=capsys)
-    names(line_of("adapter.start", said), "did you mean adapter.init_from?")
-    names(line_of("adapter.start_as", said), "did you mean adapter.init_mode?")
+    names(line_of("adapter.start", said), "renamed to adapter.init_from", "write adapter.init_from=x")
+    names(line_of("adapter.start_as", said), "renamed to adapter.init_mode", "write adapter.init_mode=merged")
 
 
 def test_each_of_several_keys_has_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,6 +221,7 @@ def test_hints_lead_somewhere() -> None:
     ]
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     known = {"to", "output", "batch", "checkpoint", "judge.base_url", "judge.mock", "per_loss", *groups}
+    known |= {"overwrite", "micro_batch_size", "num_threads"}  # of an evaluation, of a benchmark
     missing = object()
 
     def there(key: str) -> bool:
@@ -235,6 +277,20 @@ def test_a_folder_to_write_is_the_key_of_its_command(capsys: pytest.CaptureFixtu
         with pytest.raises(SystemExit):
             main_of(["run=x", "output_dir=y"])
         names(capsys.readouterr().err, "output_dir:", f"did you mean {key}?")
+
+
+def test_keys_of_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    from caldpo.evaluate import main as evaluate
+
+    for written, hint, remedy in (
+        ("suites=oracle", "did you mean suite?", "write suite=oracle"),
+        ("again=true", "renamed to overwrite", "write overwrite=true"),
+        ("preference.binns=3", "did you mean bins?", "write preference.bins=3"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate(["model.path=x", "data=hh", written])
+        said = capsys.readouterr().err
+        names(said, f"error: {written.partition('=')[0]}:", hint, remedy=remedy)
 
 
 def test_of_an_option_that_is_chosen_twice_the_last_is_named(capsys: pytest.CaptureFixture[str]) -> None:

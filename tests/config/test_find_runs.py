@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from caldpo.config.find_runs import find_one_run, find_runs, natural, no_folder_error
 from tests.helpers.messages import names, refused
@@ -101,3 +102,16 @@ def test_no_folder_is_answered_with_the_newest_five(tmp_path, monkeypatch):
     (tmp_path / "outputs" / "cache").mkdir()
     newest = ", ".join(f"outputs/{name}" for name in "abcde")
     names(no_folder_error(), remedy=("python -m caldpo.compare outputs/SWEEP", newest, "2 more"))
+
+
+def test_what_exists_is_listed_newest_first_and_bounded(tmp_path, monkeypatch):
+    """Wherever it lies: beside the folder that was named, or in outputs."""
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate("cafebdgihj"):
+        folder = tmp_path / ("outputs" if age % 2 else "elsewhere") / name
+        write_run(folder / "seed=0", rows=ROWS)
+        os.utime(folder, (1000 - age // 2, 1000 - age // 2))
+    places = ["elsewhere/c", "outputs/a", "elsewhere/f", "outputs/e", "elsewhere/b", "outputs/d", "elsewhere/g"]
+    listed = ", ".join([*places, "outputs/i"])
+    with refused("no such folder", key="sweep", value="elsewhere/nosuch", remedy=("newest first", listed, "2 more")):
+        find_runs(Path("elsewhere/nosuch"))

@@ -6,13 +6,16 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from caldpo.config.find_runs import find_runs
 from caldpo.config.validation import raise_problems
 from caldpo.data.source_paths import find_misplaced
+from caldpo.resume.resume_command import with_run_overrides
 from tests.helpers.messages import refused
 
 
@@ -157,3 +160,39 @@ def test_the_command_answers_without_torch(sweep: bool) -> None:
     for said in ("loss.beta=-1:", "did you mean train.jsonl", "model.path=./m", "did you mean val/loss"):
         assert found.stderr.count(said) == 1, found.stderr
     assert seconds < 4  # of the processor: a tenth for each run, and half a second to start
+
+
+@pytest.fixture
+def locked(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that may not be entered; to root, who may enter all, it is said to be such a one."""
+    folder = here / "locked"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and access(path, mode))
+    folder.chmod(0)
+    yield folder
+    folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["", "/x.jsonl", "/sub/train", "/*.jsonl"])
+def test_data_in_a_folder_that_may_not_be_entered(name: str, locked: Path) -> None:
+    with refused(
+        "may not be entered", locked, key="data.train", value=f"{locked}{name}", remedy=f"chmod u+rx {locked}"
+    ):
+        check_places(config(data__train=f"{locked}{name}"))
+
+
+@pytest.mark.parametrize("key", ["model.path", "adapter.init_from", "replay", "data.path"])
+def test_other_paths_in_a_folder_that_may_not_be_entered(key: str, locked: Path) -> None:
+    source = {"data__source__path": "${data.path}"} if key == "data.path" else {}
+    cfg = config(**{key.replace(".", "__"): f"{locked}/x"}, **source)
+    with refused("may not be entered", locked, key=key, value=locked / "x", remedy=f"chmod u+rx {locked}"):
+        check_places(cfg)
+
+
+def test_a_run_in_a_folder_that_may_not_be_entered(locked: Path) -> None:
+    with refused("may not be entered", locked, key="resume", value=locked / "run", remedy=f"chmod u+rx {locked}"):
+        with_run_overrides([f"resume={locked}/run"])
+    with refused("may not be entered", locked, key="sweep", value=locked, remedy=f"chmod u+rx {locked}"):
+        find_runs(locked)

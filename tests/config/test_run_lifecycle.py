@@ -55,6 +55,10 @@ class TestOneRun:
         assert summary == {"status": "failed", "error": " ".join(str(MISTAKE).split())}
         assert "Traceback" in (tmp_path / "here" / "error.txt").read_text()
 
+    def test_a_warning_of_a_library_is_printed_once(self, conf: Path, tmp_path: Path) -> None:
+        code, out, err = run(conf, tmp_path, "behave=warn")
+        assert (code, (out + err).count("the hub is slow")) == (0, 1)
+
     def test_a_crash_shows_where(self, conf: Path, tmp_path: Path) -> None:
         code, err, summary = self.go(conf, tmp_path, "behave=crash")
         assert code == 1

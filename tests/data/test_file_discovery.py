@@ -169,15 +169,36 @@ def test_patterns() -> None:
         ("notes/*", ("pattern", "notes/a.txt"), "pattern"),
         ("nowhere/*.jsonl", ("pattern", "folder nowhere"), "pattern"),
         ("only/", ("split", "test"), "only/test"),
+        ("hidden", ("folder", "hidden names alone"), ".jsonl"),
     ],
 )
 def test_a_folder_without_data_files_lists_its_content(name: str, facts: tuple[str, ...], remedy: str) -> None:
     Path("empty").mkdir()
     Path("notes").mkdir()
     Path("notes/a.txt").write_text("x")
-    write(only__test=range(1))
+    write(only__test=range(1), hidden___git__x=range(1))
+    Path("hidden/_git").rename("hidden/.git")
+    Path("notes/.git").mkdir()
     with refused(*facts, key=name, remedy=remedy):
         find_files(name)
+
+
+def test_a_missing_file_is_answered_with_the_data_files_beside_it() -> None:
+    for name in (".git", ".cache", "src", "pears"):
+        Path(name).mkdir()
+    write(pairs_10=range(1), pairs_9=range(1))
+    for name in ("Makefile", ".hidden.jsonl", "a.md"):
+        Path(name).write_text("x")
+    with refused(f"{Path.cwd()} holds the data files pairs_9.jsonl, pairs_10.jsonl", key="orders.csv") as error:
+        find_files("orders.csv")
+    for name in (".git", ".cache", ".hidden.jsonl", "Makefile", "a.md", "src"):
+        assert name not in str(error.value)
+    with refused("did you mean pairs_9.jsonl", key="pair_9.jsonl"):
+        find_files("pair_9.jsonl")
+    with refused("did you mean pears/", key="pear"):
+        find_files("pear")
+    with refused("src holds no data files", key="src/x.jsonl"):
+        find_files("src/x.jsonl")
 
 
 @pytest.mark.parametrize("name", ["owner/name", "hf://datasets/owner/name/x.parquet"])

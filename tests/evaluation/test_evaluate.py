@@ -82,7 +82,7 @@ def test_nothing_is_measured_twice_unless_it_is_asked_for(
     monkeypatch.setattr("caldpo.evaluation.suites.preference.Preference.run", lambda *_: pytest.fail("measured again"))
     with inside(sweep.parent):
         evaluate("sweep", "suite=preference", *QUICK[:1])
-    assert capsys.readouterr().out.count("again=true") == 4
+    assert capsys.readouterr().out.count("overwrite=true") == 4
     assert {run: result(run, "preference")["date"] for run in runs(sweep)} == before
     monkeypatch.undo()
     run = runs(sweep)[0]
@@ -141,12 +141,12 @@ def test_a_run_that_cannot_be_evaluated_costs_the_others_nothing(
 
     monkeypatch.setattr(evaluated_policy, "load_weights", fails_once)
     with inside(sweep.parent):
-        evaluate(str(copied), "suite=preference", "again=true", *QUICK[:1], fails=1)
+        evaluate(str(copied), "suite=preference", "overwrite=true", *QUICK[:1], fails=1)
         printed = capsys.readouterr().out
         names(printed, "1 of 5", "checkpoint=final", f"{fourth}/summary.json:", "report.md")
         names(printed, f"{third}/config.yaml:", f"{copied}/crashed/config.yaml:")
         shutil.copy(runs(sweep)[3] / "summary.json", fourth / "summary.json")
-        evaluate(str(copied), "suite=preference", "again=true", *QUICK[:1], fails=1)
+        evaluate(str(copied), "suite=preference", "overwrite=true", *QUICK[:1], fails=1)
     names(capsys.readouterr().out, "RuntimeError: out of memory")
     assert "fails_once" in (fourth / "evaluation" / "error.txt").read_text(), "the traceback is kept"
 
@@ -202,7 +202,7 @@ def test_a_reference_of_another_vocabulary_is_refused(
     config = AutoConfig.for_model("llama", vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with inside(sweep.parent):
-        evaluate(str(runs(sweep)[0]), "suite=preference", f"reference.path={tmp_path}", "again=true", fails=1)
+        evaluate(str(runs(sweep)[0]), "suite=preference", f"reference.path={tmp_path}", "overwrite=true", fails=1)
     names(capsys.readouterr().err, tmp_path, "vocabulary", 99, 44)
 
 

@@ -56,8 +56,8 @@ def test_whatever_a_result_depends_on_is_noticed(
     with inside(tmp_path):
         evaluate(*arguments)
         evaluate(*arguments)
-        assert capsys.readouterr().out.count("again=true") == 2
+        assert capsys.readouterr().out.count("overwrite=true") == 2
         change(sweep, tmp_path)
         evaluate(*arguments)
     again = {rescored: 0, other_texts: 1}.get(change, 0)  # texts concern displacement alone
-    assert capsys.readouterr().out.count("again=true") == again
+    assert capsys.readouterr().out.count("overwrite=true") == again

@@ -108,12 +108,17 @@ def list_names(names: Sequence[str]) -> str:
 
 
 def list_contents(folder: Path) -> str:
-    """List what a folder holds, to follow a message; nothing where it cannot be listed."""
+    """List what a folder holds without hidden names, to follow a message; nothing where it cannot be listed."""
     try:
-        names = sorted((path.name + "/" * path.is_dir() for path in folder.iterdir()), key=natural)
+        names = sorted((path.name + "/" * path.is_dir() for path in _visible(folder)), key=natural)
+        without = "holds hidden names alone" if any(folder.iterdir()) else "is empty"
     except OSError:
         return ""
-    return f"; {folder.resolve()} {f'holds {list_names(names)}' if names else 'is empty'}"  # "." names no folder
+    return f"; {folder.resolve()} {f'holds {list_names(names)}' if names else without}"  # "." names no folder
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def _remedy_of_missing(split: str) -> str:
@@ -125,10 +130,13 @@ def _remedy_of_missing(split: str) -> str:
 
 
 def _neighbours(path: Path) -> str:
-    """Name data files beside a missing one: those with a similar name if there are any."""
+    """Name data files beside a missing one, or a folder: those with a similar name if there are any."""
     try:
-        names = sorted(p.name for p in path.parent.iterdir() if ending(p) in ENDINGS)
+        visible = _visible(path.parent)
+        names = sorted((p.name for p in visible if ending(p) in ENDINGS), key=natural)
+        folders = [f"{p.name}/" for p in visible if p.is_dir()]
     except (OSError, ValueError):  # no folder, no access, no valid name
         return "" if is_there(path.parent) else f", and no folder {path.parent}"
-    near = difflib.get_close_matches(path.name, names, n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(near)}" if near else list_contents(path.parent)
+    if near := difflib.get_close_matches(path.name, [*names, *folders], n=2, cutoff=0.6):
+        return f"; did you mean {' or '.join(near)}"
+    return f"; {path.parent.resolve()} holds {f'the data files {list_names(names)}' if names else 'no data files'}"

@@ -31,7 +31,7 @@ from caldpo.data.sources.file_checks import (
     without_shard,
 )
 from caldpo.errors import CaldpoError
-from caldpo.utils.file_names import expanded, is_there
+from caldpo.utils.file_names import expanded, is_there, require_enterable
 
 _TRAIN = frozenset(("train", "training"))
 _TEST = frozenset(("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"))
@@ -69,10 +69,11 @@ def find_files(name: str, *, training: bool = True) -> DataFiles:
         training: whether a folder needs a split to train on; otherwise it may hold a test split alone.
 
     Raises:
-        CaldpoError: no such file or folder, no data files, files of two kinds, a missing shard, a folder with several
-            splits to train on. Its key is ``name``.
+        CaldpoError: no such file or folder, no access, no data files, files of two kinds, a missing shard, a folder
+            with several splits to train on. Its key is ``name``.
     """
     path = expanded(name)
+    require_enterable(path, key=name)
     if is_there(path):
         return _of_folder(path, name, training) if path.is_dir() else DataFiles((require_file(name),))
     if any(mark in name for mark in "*?["):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, is_offline_mode
 
 from caldpo.config.signatures import validated
 from caldpo.data.raw_row import PairSource, RawRow
@@ -16,6 +17,7 @@ from caldpo.data.sources.file_checks import find_test_split, no_rows
 from caldpo.data.sources.file_discovery import require_split_shards
 from caldpo.errors import CaldpoError
 from caldpo.utils.digests import full_folder_digest
+from caldpo.utils.hub_access import access_error, hub_failure
 
 _BATCH = 1000  # rows decoded at a time
 
@@ -68,9 +70,10 @@ class HubDataset(PairSource):
         """Name the split ``test``, or else ``validation``, beside ``train``; raises as :meth:`rows` does."""
         named = split.split("[")[0]
         try:
-            known = datasets.get_dataset_split_names(
-                self._location(), self.config, data_dir=self.data_dir, revision=self.revision
-            )
+            with self._quick_failure():
+                known = datasets.get_dataset_split_names(
+                    self._location(), self.config, data_dir=self.data_dir, revision=self.revision
+                )
         except Exception as error:  # as in load
             raise self._explained(error, split) from error
         return find_test_split(named, known)
@@ -98,9 +101,10 @@ class HubDataset(PairSource):
             if Path(path).is_dir():  # named by its content: `datasets` itself goes by file times alone
                 digest = full_folder_digest(Path(path))[:32]
                 cache = str(Path(datasets.config.HF_DATASETS_CACHE) / f"folder-{digest}")
-            return datasets.load_dataset(
-                path, self.config, data_dir=self.data_dir, split=split, revision=self.revision, cache_dir=cache
-            )
+            with self._quick_failure():
+                return datasets.load_dataset(
+                    path, self.config, data_dir=self.data_dir, split=split, revision=self.revision, cache_dir=cache
+                )
         except Exception as error:  # datasets raises a dozen types here, of three libraries
             raise self._explained(error, split) from error
 
@@ -122,6 +126,23 @@ class HubDataset(PairSource):
         folder = Path(self.path).expanduser()
         return str(folder) if folder.is_dir() else self.path
 
+    @contextmanager
+    def _quick_failure(self) -> Iterator[None]:
+        """Have ``datasets`` read its cache alone where the hub cannot be reached, instead of retrying for 20 s."""
+        if Path(self._location()).is_dir() or is_offline_mode():
+            yield
+            return
+        failure, before = hub_failure(self.path, self.revision, "dataset"), datasets.config.HF_HUB_OFFLINE
+        datasets.config.HF_HUB_OFFLINE = before or failure is not None
+        try:
+            yield
+        except (ConnectionError, FileNotFoundError) as error:
+            if failure is None:
+                raise
+            raise access_error(failure, self.path, self.revision, key="data.source.path") from error
+        finally:
+            datasets.config.HF_HUB_OFFLINE = before
+
     def _rows(self, split_data: datasets.Dataset, split: str) -> Iterator[RawRow]:
         number = 0
         for batch in split_data.iter(batch_size=_BATCH):
@@ -130,6 +151,8 @@ class HubDataset(PairSource):
                 number += 1
 
     def _explained(self, error: Exception, split: str) -> CaldpoError:
+        if isinstance(error, CaldpoError):
+            return error
         if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
             error = cast(Exception, error.__cause__)  # the wrapper only says that an error occurred
         detail = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from caldpo.errors import CaldpoError
 from caldpo.models.hub_files import require_safe
 from caldpo.utils.delayed_progress import tracked
+from caldpo.utils.hub_access import cache_only
 
 
 class SentimentReward:
@@ -29,9 +30,10 @@ class SentimentReward:
     def __init__(self, path: str, positive_label: str, device: str, batch_size: int, *, key: str) -> None:
         require_safe(path, key=key)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            local = cache_only(path, None)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=local)
             self.model = AutoModelForSequenceClassification.from_pretrained(
-                path, trust_remote_code=False, use_safetensors=True
+                path, trust_remote_code=False, use_safetensors=True, local_files_only=local
             )
         except (OSError, ValueError, ImportError) as error:
             raise CaldpoError(
