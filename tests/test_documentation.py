@@ -284,7 +284,7 @@ def test_recipe_of_a_metric() -> None:
     definition = defined["LOG_RATIO_PER_TOKEN"]
     assert [definition.name] == [*metrics]
     assert isinstance(metric_definitions.WITH_REFERENCE, tuple)
-    assert isinstance(metric_definitions.LOGPS, tuple)
+    assert isinstance(metric_definitions.WITHOUT_REFERENCE, tuple)
     assert definition.name not in {metric.name for metric in metric_definitions.DEFINITIONS}
     by_hand = eval("{" + recipe("tests/test_metrics.py, in test_values_by_hand") + "}", vars(test_metrics))
     logps = test_metrics.logps()
