@@ -75,7 +75,7 @@ CHOSEN_LOGP = Metric(
     optimize="higher",
 )
 REJECTED_LOGP = Metric("logps/rejected", "rejected log-prob", "nats", "the same of the rejected response")
-LOGPS = (CHOSEN_LOGP, REJECTED_LOGP)
+WITHOUT_REFERENCE = (CHOSEN_LOGP, REJECTED_LOGP)
 
 # ---- of pairs with reference log-probs: held out always, in training where the loss reads the reference
 
@@ -258,7 +258,7 @@ EXACT = (
 )
 
 DEFINITIONS = (
-    *(LOSS, *OF_LOSS, *LOGPS, *WITH_REFERENCE),
+    *(LOSS, *OF_LOSS, *WITHOUT_REFERENCE, *WITH_REFERENCE),
     *(*STEP_METRICS, SKIPPED_STEPS),
     *(*SAMPLED, *AGREEMENT, *EXACT),
 )

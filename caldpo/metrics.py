@@ -18,7 +18,7 @@ from caldpo.types import LossOutput, PairLogps
 
 
 def pair_metrics(logps: PairLogps, reward_beta: float) -> dict[str, Float[Tensor, " pairs"]]:
-    """Metrics per pair. Without a reference only ``logps/*``.
+    """Metrics per pair. Without a reference only those of ``metric_definitions.WITHOUT_REFERENCE``.
 
     ``rewards/accuracies`` is 1 where the chosen's implicit reward is the larger, 0 where it is the smaller,
     and 1/2 where they are equal, so that an untrained policy scores chance. ``displacement`` is 1 where the

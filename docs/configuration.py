@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ GROUPS = ("loss", "model", "data", "adapter", "reference", "optim", "trainer", "
 HEAD = """# Configuration
 
 Every key with its default and meaning, and every option of every group. `group=option` picks a yaml of `conf/`,
-`group.key=value` changes a key; see [Training](training.md). This page is made from the comments in `conf/`. After a
-change there, regenerate the page:
+`group.key=value` changes a key; see [Training](training.md). Where only some options have a key, the options are named
+in brackets; where a key means different things in different options, it has a row for each meaning. This page is made
+from the comments in `conf/`. After a change there, regenerate it:
 
 ```sh
 python docs/configuration.py
@@ -52,7 +53,7 @@ class ConfigFile:
 
 
 def read(path: Path) -> ConfigFile:
-    """Read the keys of a yaml with the comments beside or above them."""
+    """Read the keys of a yaml with the comments at their lines or above them."""
     lines = path.read_text(encoding="utf-8").splitlines()
     package = next((line.split()[-1] for line in lines if line.startswith("# @package")), None)
     group = path.parent.relative_to(CONF).as_posix()
@@ -108,7 +109,7 @@ def code(text: str) -> str:
 
 
 def key_table(files: list[ConfigFile], prefix: str = "") -> list[str]:
-    """Make one table of the keys of several options; a value or a key that only some have names them."""
+    """Make one table of the keys of several options: a row per key, or per meaning where options differ in it."""
     by_name: dict[str, list[tuple[str, Key]]] = defaultdict(list)
     for file in files:
         for key in file.keys:
@@ -117,18 +118,25 @@ def key_table(files: list[ConfigFile], prefix: str = "") -> list[str]:
     if not by_name:
         return []
     lines = ["| key | default | meaning |", "|---|---|---|"]
-    for name, found in by_name.items():
-        options = [option for option, _ in found]
-        values: dict[str, list[str]] = defaultdict(list)
-        for option, key in found:
-            values[key.value].append(option)
-        common = max(values, key=lambda value: ("base" in values[value], len(values[value])))
-        cells = [code(common)] + [f"{code(v)} ({', '.join(o)})" for v, o in values.items() if v != common]
-        of = f" *({', '.join(options)})*" if len(options) < len(files) and "base" not in options else ""
-        meaning = next((key.meaning for option, key in found if option == "base"), None)
-        meaning = meaning or Counter(key.meaning for _, key in found).most_common(1)[0][0]
-        lines.append(f"| `{name}` | {', '.join(cells)} | {escaped(meaning)}{of} |")
+    for name, keys in by_name.items():
+        for meaning, options in _by_meaning(keys).items():
+            values: dict[str, list[str]] = defaultdict(list)
+            for option, value in options.items():
+                values[value].append(option)
+            common = max(values, key=lambda value: ("base" in values[value], len(values[value])))
+            cells = [code(common)] + [f"{code(v)} ({', '.join(o)})" for v, o in values.items() if v != common]
+            of = f" *({', '.join(options)})*" if len(options) < len(files) and "base" not in options else ""
+            lines.append(f"| `{name}` | {', '.join(cells)} | {escaped(meaning)}{of} |")
     return [*lines, ""]
+
+
+def _by_meaning(keys: list[tuple[str, Key]]) -> dict[str, dict[str, str]]:
+    """Group one key's values, by option, by its meaning; that of a group's base yaml holds for every option."""
+    base = next((key.meaning for option, key in keys if option == "base"), None)
+    groups: dict[str, dict[str, str]] = defaultdict(dict)
+    for option, key in keys:
+        groups[base or key.meaning][option] = key.value
+    return groups
 
 
 def option_table(group: str, files: list[ConfigFile]) -> list[str]:

@@ -22,7 +22,7 @@ python docs/metrics.py
 SECTIONS = {
     "Loss and pairs: each optimiser step under the name, held-out pairs under `val/` + name": (
         *(m.LOSS, *m.OF_LOSS),
-        *(*m.LOGPS, *m.WITH_REFERENCE),
+        *(*m.WITHOUT_REFERENCE, *m.WITH_REFERENCE),
     ),
     "Optimiser step": (*m.STEP_METRICS, m.SKIPPED_STEPS),
     "End of training, on data whose true reward is known": (*m.SAMPLED, *m.AGREEMENT),

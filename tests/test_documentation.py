@@ -31,6 +31,7 @@ from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.types import PairLogps
 from tests import test_metrics
 from tests.data import test_formats
+from tests.data.format_rows import uf
 from tests.evaluation import test_suites
 from tests.helpers.documents import DOCUMENTS, ROOT, blocks, commands, recipe, shell_lines
 from tests.losses import test_losses
@@ -165,6 +166,59 @@ def test_a_generated_page_is_current(name: str) -> None:
     assert page == (ROOT / f"docs/{name}.md").read_text(), f"python docs/{name}.py"
 
 
+def options(group: str) -> set[str]:
+    """The options of a group of conf/; of experiments without the stages and grids of the same name."""
+    names = {path.stem for path in (CONF / group).glob("*.yaml")} - {"base"}
+    return {re.sub("_(sft|beta)$", "", name) for name in names} if group == "experiment" else names
+
+
+def cells(file: str, head: str) -> list[list[str]]:
+    """The rows, as cells, of the table whose first line begins with ``head``."""
+    (table,) = re.findall(rf"^{re.escape(head)}.*\n\|-.*\n((?:\|.*\n)+)", (ROOT / file).read_text(), re.M)
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in table.splitlines()]
+
+
+def names_in(cell: str) -> set[str]:
+    return set(re.findall(r"`([a-z]\w*)`", cell))
+
+
+GROUPS = dict(row for row in cells("docs/training.md", "| group | options |")) if DOCUMENTS else {}
+LISTS = [  # tables written by hand: file, group of conf/, and the options that the table lists
+    *[
+        (file, group, set().union(*(names_in(row[0]) for row in cells(file, f"| `{group}=` |"))))
+        for file, group in (("README.md", "loss"), ("docs/losses.md", "loss"), ("docs/evaluation.md", "suite"))
+        if DOCUMENTS
+    ],
+    *(("docs/training.md", group.strip("`"), names_in(listed)) for group, listed in GROUPS.items()),
+]
+
+
+@pytest.mark.parametrize(("file", "group", "listed"), LISTS, ids=[f"{file}-{group}" for file, group, _ in LISTS])
+def test_a_table_written_by_hand_lists_every_option(file: str, group: str, listed: set[str]) -> None:
+    missing, unknown = options(group) - listed, listed - options(group)
+    assert not missing, f"{file}: its table of `{group}` options lacks {', '.join(sorted(missing))}"
+    assert not unknown, f"{file}: its table of `{group}` options names {', '.join(sorted(unknown))}, which conf/ lacks"
+
+
+def test_the_table_of_groups_lists_every_group_of_a_training() -> None:
+    groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} - {
+        ".",
+        "suite",
+        "benchmark_model",
+    }
+    assert {group.strip("`") for group in GROUPS} == groups, "docs/training.md: its table of groups"
+
+
+def test_a_key_with_several_meanings_has_a_row_for_each() -> None:
+    rows = re.findall(r"^\| `loss.beta` \|.*$", (ROOT / "docs/configuration.md").read_text(), re.M)
+    named = [set(re.findall(r"\w+", row.rpartition("*(")[2])) for row in rows]
+    with_beta = {path.stem for path in (CONF / "loss").glob("*.yaml") if "beta" in yaml.safe_load(path.read_text())}
+    assert sum(map(len, named)) == len(with_beta)
+    assert set().union(*named) == with_beta
+    assert {"dpo", "rso"} in named
+    assert {"ipo"} in named
+
+
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="needs mkdocs-material, of the [docs] extra")
     config = (ROOT / ".mkdocs.yml").as_posix()
@@ -228,6 +282,7 @@ def test_recipe_of_a_row_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert detect(row) == name
         assert formats()[name].parse(row) == pair
         assert set(formats()[name].COLUMNS) <= set(row)
+        assert detect(uf() | row) == "ultrafeedback", "rows with the responses of another format are excluded"
         (example,) = blocks(ROOT / "docs/recipes.md", "json")
         assert json.loads(example) == row
     finally:
@@ -284,7 +339,7 @@ def test_recipe_of_a_metric() -> None:
     definition = defined["LOG_RATIO_PER_TOKEN"]
     assert [definition.name] == [*metrics]
     assert isinstance(metric_definitions.WITH_REFERENCE, tuple)
-    assert isinstance(metric_definitions.LOGPS, tuple)
+    assert isinstance(metric_definitions.WITHOUT_REFERENCE, tuple)
     assert definition.name not in {metric.name for metric in metric_definitions.DEFINITIONS}
     by_hand = eval("{" + recipe("tests/test_metrics.py, in test_values_by_hand") + "}", vars(test_metrics))
     logps = test_metrics.logps()

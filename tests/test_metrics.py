@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from caldpo.metric_definitions import WITH_REFERENCE, WITHOUT_REFERENCE
 from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
 from caldpo.types import LossOutput, PairLogps
 from tests.helpers.messages import refused
@@ -37,8 +38,13 @@ def test_values_by_hand() -> None:
     }
 
 
-def test_without_a_reference_only_log_probs() -> None:
-    assert pair_metrics(logps(reference=False), 0.1).keys() == {"logps/chosen", "logps/rejected"}
+def test_without_a_reference_only_what_needs_none() -> None:
+    """As the table of definitions says; with a reference the same values, and those that need it."""
+    without, metrics = pair_metrics(logps(reference=False), 0.1), pair_metrics(logps(), 0.1)
+    assert without.keys() == {metric.name for metric in WITHOUT_REFERENCE}
+    assert metrics.keys() == {metric.name for metric in (*WITHOUT_REFERENCE, *WITH_REFERENCE)}
+    assert all(torch.equal(value, metrics[name]) for name, value in without.items())
+    assert {"logps/chosen", "logps/rejected"} <= without.keys()
 
 
 def test_loss_terms_are_named() -> None:

@@ -18,7 +18,7 @@ from caldpo.config.validation import Problem
 from caldpo.errors import CaldpoError
 
 _ORACLE = "oracle/"
-_ALWAYS_HELD_OUT = (m.LOSS, *m.LOGPS, *m.WITH_REFERENCE)
+_ALWAYS_HELD_OUT = (m.LOSS, *m.WITHOUT_REFERENCE, *m.WITH_REFERENCE)
 _SEARCH = ".OptunaSweeper"
 _DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
 
@@ -26,7 +26,7 @@ _DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
 def find_metric_problems(cfg: DictConfig) -> Iterator[Problem]:
     """Yield the problem of ``optimized_metric``, if it names a metric that the configured run will not log."""
     name = OmegaConf.select(cfg, "optimized_metric")
-    always = _names(m.LOSS, *m.LOGPS, *m.STEP_METRICS) + _names(*(x.held_out for x in _ALWAYS_HELD_OUT))
+    always = _names(m.LOSS, *m.WITHOUT_REFERENCE, *m.STEP_METRICS) + _names(*(x.held_out for x in _ALWAYS_HELD_OUT))
     if not isinstance(name, str) or name in always:
         return  # other types are refused by the signature
     known: list[str] | None = always
