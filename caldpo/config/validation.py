@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
@@ -34,7 +34,7 @@ class Problem:
     key: str  # dotted
     value: str | None  # as it may be shown; None shows none
     message: str
-    remedy: str | None = None
+    remedy: str | None = field(default=None, compare=False)  # it may repeat the value of one run of a sweep
     reference: str | None = None  # interpolation that the value came from
 
     def __str__(self) -> str:
@@ -165,7 +165,7 @@ def _unknown_keys(path: str, section: DictConfig, keys: list[str], signature: Si
         if key in known or (not path and _is_group(section, key)):
             continue
         meant = [] if path else meant_keys(key, section, [])
-        near = as_hint(key, *(meant or [known_or_near(key, signature.parameters)]))
+        near = as_hint(key, *meant) or as_hint(key, known_or_near(key, signature.parameters))
         yield Problem(_join(path, key), None, f"unknown key{near}", remedy)
 
 
