@@ -27,7 +27,7 @@ SECTIONS = {
     ),
     "Optimiser step": (*m.STEP_METRICS, m.SKIPPED_STEPS),
     "End of training, on data whose true reward is known": (*m.SAMPLED, *m.AGREEMENT),
-    "End of training, where the optimum is known, too": m.EXACT,
+    "End of training, if the optimum is also known": m.EXACT,
 }
 
 
