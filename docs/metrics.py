@@ -11,9 +11,10 @@ PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Metrics
 
 Every metric that a run logs, by its name in `metrics.csv`, `summary.json` and the tracker. *Better* is the direction
-that is plainly better, by which tables mark a best; in brackets the only direction in which a [search](training.md)
-(`optimized_metric=NAME`) may optimise the metric. Losses that train without a reference log what needs one for held-out
-pairs only. This page is made from `caldpo/metric_definitions.py`. After a change there, regenerate it:
+that is plainly better: tables mark the best value by it. A direction in brackets only limits a
+[search](clusters.md#search) (`optimized_metric=NAME`), which may optimise the metric in that direction only. Losses
+that train without a reference log the metrics that need one only for held-out pairs. This page is made from
+`caldpo/metric_definitions.py`. After a change there, regenerate it:
 
 ```sh
 python docs/metrics.py
@@ -26,7 +27,7 @@ SECTIONS = {
     ),
     "Optimiser step": (*m.STEP_METRICS, m.SKIPPED_STEPS),
     "End of training, on data whose true reward is known": (*m.SAMPLED, *m.AGREEMENT),
-    "End of training, where the optimum is known, too": m.EXACT,
+    "End of training, if the optimum is also known": m.EXACT,
 }
 
 
@@ -46,7 +47,7 @@ def table(metrics: Sequence[m.MetricDefinition]) -> str:
 
 
 def direction(metric: m.MetricDefinition) -> str:
-    """Name the better direction; in brackets the one of a search alone."""
+    """Name the better direction; in brackets a direction that only limits a search."""
     return metric.better or (f"({metric.optimize})" if metric.optimize else "-")
 
 
