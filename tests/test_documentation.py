@@ -28,6 +28,7 @@ from caldpo.config.validation import check_config
 from caldpo.data.formats import detect, formats
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
+from caldpo.resume.config_diff import IGNORED
 from caldpo.types import PairLogps
 from tests import test_metrics
 from tests.data import test_formats
@@ -145,6 +146,12 @@ def test_keys_that_are_named_are_keys(page: Path) -> None:
         "benchmark_model",
     }
     assert {key for key in named if key.split(".")[0] in groups} <= known
+
+
+def test_keys_that_may_change_at_resume_are_ignored() -> None:
+    text = " ".join((ROOT / "docs/resume.md").read_text().split())
+    (listed,) = re.findall(r"may change, such as (.*?); the whole list is `IGNORED`", text)
+    assert {key.removesuffix("*") for key in re.findall(r"`([^`]+)`", listed)} <= set(IGNORED)
 
 
 def test_the_readme_is_short_and_begins_with_the_picture() -> None:
