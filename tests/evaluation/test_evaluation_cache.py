@@ -49,7 +49,7 @@ def test_each_run_of_a_sweep_is_measured_as_alone(differing: Path) -> None:
         runs = sorted(Path("sweep").iterdir())
         together = [result(run, "preference") for run in runs]
         for run, shared in zip(runs, together, strict=True):
-            evaluate(str(run), "suite=preference", "again=true", QUICK[0])
+            evaluate(str(run), "suite=preference", "overwrite=true", QUICK[0])
             alone = result(run, "preference")
             assert alone["measures"] == shared["measures"], run
             assert alone["digest"] == shared["digest"]
@@ -99,9 +99,9 @@ def test_a_policy_that_was_edited_in_place_is_measured_anew(
         assert file.stat().st_size == before.st_size
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
         evaluate(*arguments)
-        assert "again=true" not in capsys.readouterr().out
+        assert "overwrite=true" not in capsys.readouterr().out
         evaluate(*arguments)
-        assert "again=true" in capsys.readouterr().out
+        assert "overwrite=true" in capsys.readouterr().out
 
 
 def with_places(config: dict, place: Path) -> None:

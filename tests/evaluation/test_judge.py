@@ -38,7 +38,7 @@ def test_the_command_from_run_to_result(trained: Path, tmp_path: Path, capsys: p
         evaluate(*words)
         calls = len(server.requests)
         evaluate(*words)
-        evaluate(*words, "again=true")
+        evaluate(*words, "overwrite=true")
         assert len(server.requests) == calls
     results = result(tmp_path, "judge")
     lines = saved(tmp_path / "evaluation")
@@ -57,7 +57,7 @@ def test_the_command_from_run_to_result(trained: Path, tmp_path: Path, capsys: p
     first, second = (line for line in out.splitlines() if holds(line, server.base_url))
     names(first, f"{calls} calls", "m")
     names(second, "0 calls", "m", f"{calls} verdicts")
-    names(out, "again=true")  # measures anew what is there
+    names(out, "overwrite=true")  # measures anew what is there
 
 
 def test_a_judge_that_dies_is_resumed_by_the_same_command(

@@ -279,7 +279,7 @@ def test_a_checkpoint_has_the_spellings_that_an_export_takes(trained: Path, caps
     with inside(trained.parent):
         evaluate("run", "checkpoint=step-4", *quick)
         evaluate("run", "checkpoint=4", *quick)
-        names(capsys.readouterr().out, "again=true")  # measures anew what is there
+        names(capsys.readouterr().out, "overwrite=true")  # measures anew what is there
         call(generate, ["run", "checkpoint=step-4", "count=1", "compare=false"], None)
     assert (trained / "evaluation/step-4/preference.json").is_file()
     assert (trained / "evaluation/step-4/generations.csv").is_file()
@@ -296,5 +296,5 @@ def test_policy_and_reference_are_probed_at_the_longest_held_out_sequence(
     rows = [json.loads(line) for line in (trained.parent / "test.jsonl").read_text().splitlines()]
     words = [len(r["prompt"].split()) + max(len(r[side].split()) for side in ("chosen", "rejected")) for r in rows]
     with inside(trained.parent):
-        evaluate(str(trained), "suite=preference", "again=true", f"output={tmp_path}", QUICK[0])
+        evaluate(str(trained), "suite=preference", "overwrite=true", f"output={tmp_path}", QUICK[0])
     assert asked == [max(words) + 1] * 2  # with the EOS

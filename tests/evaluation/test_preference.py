@@ -22,7 +22,7 @@ BETA = 0.1  # of the run's loss
 @pytest.fixture(scope="module")
 def results(trained: Path) -> dict:
     with inside(trained.parent):
-        evaluate("run", "suite=preference", "preference.resamples=400", "again=true")
+        evaluate("run", "suite=preference", "preference.resamples=400", "overwrite=true")
     return result(trained, "preference")
 
 

@@ -135,7 +135,7 @@ def test_evaluation(words: list[str], home: Path) -> None:
     if "oracle" in suites:  # which wants a reward
         write_classifier(home / "classifier")
         words = [*words, "oracle.classifier=classifier", "oracle.positive_label=LABEL_1"]
-    evaluate(*words, *(m for m in MEASURES if m.partition(".")[0] in suites), "again=true")
+    evaluate(*words, *(m for m in MEASURES if m.partition(".")[0] in suites), "overwrite=true")
     measured = {file.stem for file in Path("outputs").rglob("evaluation/**/*.json")}
     assert measured == set(suites.partition("=")[2].strip("[]").split(","))
 
