@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
 from caldpo.utils.process_rank import LAUNCHERS, own_ranks, process_rank
 from tests.config.jobs import run, write_conf
@@ -21,6 +22,7 @@ SLURM = {"SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_NODEID": "0", "SLURM_
 def _nothing_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(rank_zero_only, "rank", rank_zero_only.rank)  # own_ranks sets it and leaves it so
 
 
 @pytest.mark.parametrize(
@@ -67,8 +69,6 @@ def test_only_the_runs_own_launcher_counts(
 
 def test_lightning_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has read the environment when it was imported."""
-    from pytorch_lightning.utilities import rank_zero_only
-
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     with own_ranks(OmegaConf.create({})):
         assert rank_zero_only.rank == 0
