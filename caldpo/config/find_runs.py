@@ -24,8 +24,8 @@ def is_run(folder: Path) -> bool:
     """Tell whether ``folder`` holds a run's files.
 
     One of the three alone is not enough: experiment trackers keep a ``config.yaml`` of their own. Hydra's folder is,
-    also of a run that failed before it wrote anything. An estimate, or a dry run, is none,
-    nor is what may not be entered.
+    also of a run that failed before it wrote anything. An estimate, or a dry run, is none, nor
+    is a folder that may not be entered.
     """
     try:
         if (folder / ".hydra").is_dir():
@@ -106,20 +106,16 @@ def holds_no_training(folder: Path) -> bool:
     return _NO_TRAINING.search(config.read_text(encoding="utf-8", errors="replace")) is not None
 
 
-def _sweeps_in(place: Path) -> list[Path]:
-    """List the folders in ``place`` that are a run or hold one directly, newest first."""
-    sweeps = [folder for folder in place.glob("[!.]*/") if is_run(folder) or any(map(is_run, folder.glob("[!.]*/")))]
-    return _newest_first(sweeps)
-
-
-def _newest_first(folders: list[Path]) -> list[Path]:
-    """Sort folders by when something was made in them; those of one time by name."""
-    return sorted(folders, key=lambda folder: (-folder.stat().st_mtime, natural(str(folder))))
+def _sweeps_in(*places: Path) -> list[Path]:
+    """List the folders in ``places`` that are a run or hold one directly, newest first; those of one time by name."""
+    folders = (folder for place in places for folder in place.glob("[!.]*/"))
+    sweeps = [folder for folder in folders if is_run(folder) or any(map(is_run, folder.glob("[!.]*/")))]
+    return sorted(sweeps, key=lambda folder: (-folder.stat().st_mtime, natural(str(folder))))
 
 
 def _other_sweeps(folder: Path) -> list[Path]:
     """List the sweeps beside ``folder`` and in ``outputs``, newest first, as typed from the current folder."""
     places = dict.fromkeys(place.resolve() for place in (folder.parent, Path("outputs")))
     here = Path.cwd()
-    sweeps = _newest_first([sweep for place in places for sweep in _sweeps_in(place) if sweep != folder.resolve()])
+    sweeps = [sweep for sweep in _sweeps_in(*places) if sweep != folder.resolve()]
     return [sweep.relative_to(here) if sweep.is_relative_to(here) else sweep for sweep in sweeps]

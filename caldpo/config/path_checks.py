@@ -18,10 +18,8 @@ from caldpo.config.validation import Problem
 from caldpo.errors import CaldpoError
 from caldpo.security.paths import stays_inside
 from caldpo.security.secrets import redact_text
-from caldpo.utils.file_names import expanded, is_there, require_enterable, why_unwritable
+from caldpo.utils.file_names import MODEL_FILES, TOKENIZER_FILES, expanded, is_there, require_enterable, why_unwritable
 
-_WEIGHTS = ("config.json", "adapter_config.json")  # one of them lies in every folder that save_pretrained wrote
-_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # parts of the paths of a run's files that a command line can set; all lie below the run's or the sweep's folder
 _OUTPUT_NAMES = ("hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.name")
 
@@ -90,7 +88,7 @@ def require_folder(path: str, remedy: str) -> Path | None:
 
 def require_model_folder(path: str) -> None:
     """Refuse a folder that holds no model; an id of the hub is none."""
-    _require_holding(path, _WEIGHTS, "model")
+    _require_holding(path, MODEL_FILES, "model")
 
 
 def _require_holding(path: str, one_of: tuple[str, ...], what: str) -> None:
@@ -123,7 +121,7 @@ _MODELS_AND_CACHES = (
     PathKey("adapter.init_from", require_enterable),
     PathKey("model.path", require_model_folder),
     PathKey("reference.path", require_model_folder),
-    PathKey("model.tokenizer", functools.partial(_require_holding, one_of=_TOKENIZER, what="tokenizer")),
+    PathKey("model.tokenizer", functools.partial(_require_holding, one_of=TOKENIZER_FILES, what="tokenizer")),
     PathKey("model.cache", require_writable_cache),
     PathKey("reference.cache", require_writable_cache),
 )

@@ -8,6 +8,17 @@ from typing import Any
 
 from caldpo.errors import CaldpoError
 
+# one of each lies in every folder, or cached repository, with a model or adapter, and with a tokenizer
+MODEL_FILES = ("config.json", "adapter_config.json")
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+
 
 def expanded(text: str) -> Path:
     """Expand ``~`` in a path; leave it where there is no such user."""
@@ -40,10 +51,7 @@ def require_enterable(path: str | Path, **place: Any) -> None:
         CaldpoError: naming that folder; ``place`` is its key and value.
     """
     whole = expanded(str(path)).absolute()
-    for folder in (
-        *reversed(whole.parents),
-        whole,
-    ):  # from the root: what is below one that may not be entered is hidden
+    for folder in (*reversed(whole.parents), whole):  # from the root: a folder hides what is below it
         if not is_there(folder):
             return
         if folder.is_dir() and not os.access(folder, os.X_OK):

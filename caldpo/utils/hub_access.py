@@ -15,12 +15,8 @@ from huggingface_hub.errors import (
 )
 
 from caldpo.errors import CaldpoError, one_line
+from caldpo.utils.file_names import MODEL_FILES, TOKENIZER_FILES
 
-# one of them lies in the cache wherever a model or a tokenizer was loaded before
-_CACHED = (
-    *("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json"),
-    *("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
-)
 _REMEDY = (
     "check the id and the network; for a private or gated repository accept its terms and log in (hf auth login, or"
     " HF_TOKEN); without network name a folder, or set HF_HUB_OFFLINE=1, and HF_HOME to a cache that holds a copy"
@@ -28,7 +24,7 @@ _REMEDY = (
 
 
 def cache_only(path: str, revision: str | None) -> bool:
-    """Tell whether a model is read from the cache alone, since the hub does not give it; False for a folder."""
+    """Tell whether a model is read only from the cache, since the hub does not give it; False for a folder."""
     return not Path(path).is_dir() and (is_offline_mode() or hub_failure(path, revision) is not None)
 
 
@@ -41,7 +37,8 @@ def require_access(path: str, revision: str | None, *, key: str) -> None:
     if not cache_only(path, revision):
         return
     try:
-        cached = any(isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in _CACHED)
+        found = (try_to_load_from_cache(path, name, revision=revision) for name in MODEL_FILES + TOKENIZER_FILES)
+        cached = any(isinstance(file, str) for file in found)
     except ValueError:
         return
     if not cached:

@@ -110,15 +110,16 @@ def list_names(names: Sequence[str]) -> str:
 def list_contents(folder: Path) -> str:
     """List what a folder holds without hidden names, to follow a message; nothing where it cannot be listed."""
     try:
-        names = sorted((path.name + "/" * path.is_dir() for path in _visible(folder)), key=natural)
-        without = "holds hidden names alone" if any(folder.iterdir()) else "is empty"
+        paths = list(folder.iterdir())
+        names = sorted((path.name + "/" * path.is_dir() for path in paths if _is_visible(path)), key=natural)
     except OSError:
         return ""
-    return f"; {folder.resolve()} {f'holds {list_names(names)}' if names else without}"  # "." names no folder
+    held = f"holds {list_names(names)}" if names else "holds hidden names alone" if paths else "is empty"
+    return f"; {folder.resolve()} {held}"  # "." names no folder
 
 
-def _visible(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+def _is_visible(path: Path) -> bool:
+    return not path.name.startswith(".")
 
 
 def _remedy_of_missing(split: str) -> str:
@@ -132,7 +133,7 @@ def _remedy_of_missing(split: str) -> str:
 def _neighbours(path: Path) -> str:
     """Name data files beside a missing one, or a folder: those with a similar name if there are any."""
     try:
-        visible = _visible(path.parent)
+        visible = list(filter(_is_visible, path.parent.iterdir()))
         names = sorted((p.name for p in visible if ending(p) in ENDINGS), key=natural)
         folders = [f"{p.name}/" for p in visible if p.is_dir()]
     except (OSError, ValueError):  # no folder, no access, no valid name

@@ -128,7 +128,7 @@ class HubDataset(PairSource):
 
     @contextmanager
     def _quick_failure(self) -> Iterator[None]:
-        """Have ``datasets`` read its cache alone where the hub cannot be reached, instead of retrying for 20 s."""
+        """Have ``datasets`` read only its cache where the hub cannot be reached, instead of retrying for 20 s."""
         if Path(self._location()).is_dir() or is_offline_mode():
             yield
             return
