@@ -1,24 +1,32 @@
-"""``python -m caldpo.benchmark``: speed, memory and agreement with TRL on this machine."""
+"""``python -m caldpo.benchmark``: speed and memory on this machine, against TRL or against another build."""
 
 from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from caldpo.bench.benchmark_settings import read_settings
+from caldpo.bench.benchmark_settings import TRL, read_settings
+from caldpo.bench.build_rows import require_rows
 from caldpo.config.main import hydra_entry
 
 
 def agree(cfg: DictConfig) -> None:
     """Refuse settings that contradict each other."""
-    read_settings(cfg)
+    settings, _ = read_settings(cfg)
+    require_rows(settings)
 
 
 @hydra_entry("benchmark", settings="caldpo.bench.benchmark_settings.BenchmarkSettings", records=False, agree=agree)
 def main(cfg: DictConfig) -> None:
-    """Measure the variants of ``cfg`` in turn and print how they compare."""
-    from caldpo.bench.benchmark_run import benchmark  # torch loads only for a good configuration
+    """Measure the variants of ``cfg``, or the commands of two builds, in turn and print how they compare."""
+    # torch loads only for a good configuration
+    if cfg.baseline == TRL:
+        from caldpo.bench.benchmark_run import benchmark
 
-    benchmark(cfg)
+        benchmark(cfg)
+    else:
+        from caldpo.bench.build_comparison import compare_builds
+
+        compare_builds(cfg)
 
 
 if __name__ == "__main__":

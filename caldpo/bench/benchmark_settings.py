@@ -117,6 +117,12 @@ class BenchmarkModel:
         )
 
 
+TRL = "trl"  # the baseline that is no folder
+RowName = Annotated[str, Field(description="the name of a row, which --help explains")]
+RenamedKey = Annotated[
+    str, Field(pattern="^[^:]+:[^:]+$", description="a key and the baseline's name for it, such as lr:rate")
+]
+Override = Annotated[str, Field(description="an override of a training command, such as 'loss=dpo,ipo'")]
 VariantName = Annotated[str, Field(description="the name of a variant, which --help explains")]
 
 
@@ -138,6 +144,13 @@ class BenchmarkSettings:
     data_file: str | None
     tokenizer: str | None
     tolerance: tuple[Positive, Positive] | None
+    baseline: str
+    rows: list[RowName] | None
+    baseline_keys: list[RenamedKey]
+    read_pairs: PositiveInt
+    compared_runs: PositiveInt
+    metrics_rows: PositiveInt
+    sweep: list[Override]
 
     def __post_init__(self) -> None:
         message = None if self.variants else "names nothing to run"
