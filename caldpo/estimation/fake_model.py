@@ -25,6 +25,7 @@ from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.head import OutputHead, head_layer
 from caldpo.logprobs.lm_head_ops import LogitTransform, cpu_as
 from caldpo.logprobs.packed_attention import use_packed_attention
+from caldpo.logprobs.varlen_attention import flash_as_on
 from caldpo.types import PairBatch
 
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
@@ -43,7 +44,7 @@ class FakeLogprobEngine(LogprobEngine):
 
 @contextlib.contextmanager
 def fake_tensors(device: str) -> Iterator[FakeTensorMode]:
-    """Make tensors fake inside the context, and let the log-prob engine split and widen as on ``device``.
+    """Make tensors fake inside the context, and let the log-prob engine split, widen and attend as on ``device``.
 
     The tensors claim to be on the CPU, whose kernels keep the same tensors for the backward pass: PyTorch has fake
     CUDA tensors only in its CUDA builds.
@@ -56,7 +57,7 @@ def fake_tensors(device: str) -> Iterator[FakeTensorMode]:
     if grouped_mm is not None:
         nn.functional.grouped_mm = _grouped_mm  # type: ignore[assignment]
     try:
-        with cpu_as(device), FakeTensorMode() as mode:
+        with cpu_as(device), flash_as_on(device), FakeTensorMode() as mode:
             yield mode
     finally:
         log.disabled = was_disabled

@@ -7,10 +7,15 @@ other layer of the model once instead of twice.
 The functions are registered with transformers under their own names and called by every model that uses its
 attention interface. The pairs' lengths pass as the keyword ``spans`` through the model's forward; where they are
 absent (generation, padded batches) the attention is transformers' own.
+
+A pair's responses are computed one after the other by PyTorch's SDPA; on a GPU, in 16 bits, all pairs at once by a
+kernel for sequences of different lengths, see :mod:`caldpo.logprobs.varlen_attention`.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any
 
 import torch
@@ -21,9 +26,10 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from caldpo.errors import CaldpoError
+from caldpo.logprobs.varlen_attention import Spans, attend_in_two_calls, flash_attention, why_not_flash
+from caldpo.utils.collectives import is_first_rank
 
-Spans = tuple[tuple[int, int, int], ...]
-"""Tokens of prompt, chosen and rejected response of each pair, in the order of the row."""
+log = logging.getLogger(__name__)
 
 SDPA, EAGER = "caldpo_sdpa", "caldpo_eager"
 _UNSUPPORTED = ("s_aux", "position_bias", "head_mask", "cache")  # keywords of other attentions
@@ -42,14 +48,14 @@ def _sdpa(
     if settings.get("spans") is None:
         output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return output
-    return _packed(module, query, key, value, **settings), None
+    return _packed(module, query, key, value, flash=True, **settings), None
 
 
 def _eager(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
     if settings.get("spans") is not None:
-        return _packed(module, query, key, value, **settings), None
+        return _packed(module, query, key, value, flash=False, **settings), None
     groups = query.shape[1] // key.shape[1]
     scale, softcap, dropout = _numbers(module, query, settings)
     output = _softmax_attention(
@@ -58,8 +64,10 @@ def _eager(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _packed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, spans: Spans, **settings: Any) -> Tensor:
-    """Attention of one packed row.
+def _packed(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, spans: Spans, flash: bool, **settings: Any
+) -> Tensor:
+    """Attention of one packed row, with ``flash`` by the variable-length kernel where it can.
 
     Query ``[1, heads, tokens, size]``, key and value ``[1, key-value heads, tokens, size]`` give ``[1, tokens, heads,
     size]``; the spans add up to ``tokens``.
@@ -75,9 +83,15 @@ def _packed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, spa
             value="packed",
             remedy="set layout=padded",
         )
+    scale, softcap, dropout = _numbers(module, query, settings)
+    if flash:
+        obstacle = why_not_flash(query, key, value, softcap, dropout)
+        if query.is_cuda:
+            _announce(obstacle)
+        if obstacle is None:
+            return attend_in_two_calls(query, key, value, spans, scale, flash_attention)
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scale, softcap, dropout = _numbers(module, query, settings)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if softcap is None:
@@ -96,6 +110,15 @@ def _packed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, spa
         # The prompt's queries are computed again and dropped: causal attention without a mask is faster.
         outputs.append(attend(*_join(prompt, rejected))[:, :, length:])
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+@functools.cache
+def _announce(obstacle: str | None) -> None:
+    """Log once how packed rows are computed on this GPU."""
+    if is_first_rank():
+        how = "all pairs at once, by PyTorch's variable-length kernel"
+        how = how if obstacle is None else f"a response at a time, without the variable-length kernel ({obstacle})"
+        log.info("attention of packed rows: %s", how)
 
 
 def _threes(pieces: list[Any]) -> Any:
