@@ -90,7 +90,7 @@ def _replaced_attention(requested: str) -> str:
     """Note that packed rows have another attention than the requested one."""
     if requested in ("eager", "sdpa", EAGER, SDPA):
         return ""
-    return f"; attention by PyTorch's SDPA, a sequence at a time, instead of {requested}"
+    return f"; attention by PyTorch (SDPA, on a GPU its variable-length kernel) instead of {requested}"
 
 
 def _disagreement(policy: Any, model: PreTrainedModel) -> str | None:

@@ -90,6 +90,20 @@ def _packed(
             _announce(obstacle)
         if obstacle is None:
             return attend_in_two_calls(query, key, value, spans, scale, flash_attention)
+    return attend_by_response(query, key, value, spans, scale, softcap=softcap, dropout=dropout)
+
+
+def attend_by_response(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spans: Spans,
+    scale: float,
+    *,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of one packed row, a call for each response, with shapes as those of ``attend_in_two_calls``."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
 

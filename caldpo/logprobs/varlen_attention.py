@@ -142,7 +142,7 @@ def attend_in_two_calls(
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which autocast, where it is on, multiplies a tensor."""
+    """Tell the dtype of a tensor in products: that of autocast, where it is on."""
     kind = tensor.device.type
     casts = torch.is_autocast_enabled(kind) and tensor.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if casts else tensor.dtype

@@ -9,14 +9,18 @@ import copy
 import csv
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from caldpo.bench.kernel_checks import compare_attention, compare_logprobs
 from caldpo.data.collate import collate
 from caldpo.logprobs import LogprobEngine
 from caldpo.logprobs.layout import choose_layout
+from caldpo.logprobs.varlen_attention import why_not_flash
 from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import prepare_for_training
 from caldpo.models.prompt_batching import prompt_batching
@@ -70,6 +74,19 @@ def test_bfloat16_is_sound_and_near(kind: str) -> None:
         found = torch.cat(LogprobEngine(policy)(collate(pairs, 0, layout=layout).to(policy.device))).cpu()
     print(f"\n{kind}: {layout} ({why}), bfloat16: log-probs {relative(found, wanted):.1e}")
     assert relative(found, wanted) < COARSE
+
+
+@pytest.mark.parametrize("stage", [compare_logprobs, compare_attention])
+def test_bfloat16_against_float64(stage: Callable[[str], dict[str, Any]]) -> None:
+    """Log-probs, gradients and both ways of attention, at the sizes of the script that measures them."""
+    record = stage("cuda")
+    print(f"\n{json.dumps(record, indent=2)}")
+    assert record["reached"]
+
+
+def test_packed_rows_take_the_variable_length_kernel() -> None:
+    query, key, value = (torch.randn(1, n, 12, 64, device="cuda", dtype=torch.bfloat16) for n in (4, 2, 2))
+    assert why_not_flash(query, key, value, None, 0.0) is None
 
 
 @pytest.mark.parametrize("kind", ["llama", "mixtral", "gemma3_text"])

@@ -20,7 +20,7 @@ from caldpo.data.collate import collate
 from caldpo.estimation.fake_model import fake_batch, fake_tensors, to_dtype
 from caldpo.estimation.step_memory import training_step
 from caldpo.logprobs import LogprobEngine, packed_attention, varlen_attention
-from caldpo.logprobs.packed_attention import use_packed_attention
+from caldpo.logprobs.packed_attention import attend_by_response, use_packed_attention
 from caldpo.logprobs.varlen_attention import (
     Lengths,
     Spans,
@@ -30,6 +30,7 @@ from caldpo.logprobs.varlen_attention import (
     why_not_flash,
     written_out_attention,
 )
+from caldpo.models.model_source import prepare_for_training
 from tests.helpers.messages import names
 from tests.logprobs.models import make
 from tests.logprobs.naive import PAIRS, gradients
@@ -83,8 +84,7 @@ def test_two_calls_are_a_call_for_each_response(spans: Spans, heads: int, key_he
     inputs = drawn(spans, heads, key_heads)
     row = inputs[:3]
     two = with_gradients(attend_in_two_calls(*row, spans, scale, written_out_attention), inputs)
-    module = torch.nn.Module().eval()
-    each = packed_attention._packed(module, *row, spans=spans, flash=False, scaling=scale)
+    each = attend_by_response(*row, spans, scale)
     for expected in (with_gradients(each, inputs), with_gradients(in_full(*row, spans, scale), inputs)):
         for one, other in zip(two, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -269,7 +269,7 @@ def test_the_comparison_is_unseen_by_gradient_checkpointing(kernel: Kernel) -> N
     model = make("llama", packed=True, head_dim=8).bfloat16().train()
     plain = logprobs_and_gradients(model)
     varlen_attention._difference.cache_clear()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    prepare_for_training(model, gradient_checkpointing=True, dropout=True)
     state = torch.get_rng_state()
     again = logprobs_and_gradients(model)
     assert torch.equal(torch.get_rng_state(), state)
