@@ -29,7 +29,7 @@ from caldpo.errors import CaldpoError
 RunCommand = Callable[[Path, list[str]], None]
 """Runs a command of a build in a folder; raises CaldpoError where it fails."""
 
-FEW_PAIRS = 64  # of the run that the others' figures are compared with: its cost is that of everything but reading
+FEW_PAIRS = 8  # of the run that the others' figures are compared with: its cost is that of everything but reading
 VOCABULARY = 8192  # words of synthetic pairs
 CACHE = Path("outputs/cache")  # of every run, from its current folder
 TEMPLATE_STEPS = 150  # of the run that the others are copies of, as in the demo

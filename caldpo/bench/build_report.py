@@ -27,7 +27,6 @@ class BuildLine:
     """A figure of a row, medians over the rounds; None where a build has none."""
 
     row: str
-    title: str
     figure: str
     baseline: float | None
     this: float | None
@@ -50,18 +49,18 @@ def build_lines(
     lines = []
     for name, row in rows.items():
         baseline, own = differences[name]
-        names = list(dict.fromkeys([*(own or baseline or [{}])[0], *row.targets]))
+        names = list(dict.fromkeys(figure for values in (*baseline, *own, row.targets) for figure in values))
         for figure in names:
             before = [values[figure] for values in baseline if figure in values]
             after = [values[figure] for values in own if figure in values]
-            ratio = median(a / b for a, b in zip(after, before, strict=False) if b) if before and after else None
+            both = [(y[figure], x[figure]) for x, y in zip(baseline, own, strict=False) if figure in x and figure in y]
+            ratio = median(a / b for a, b in both) if both else None
             target = row.targets.get(figure)
             imports = [values[figure] for values in differences.get("imports", ([], []))[1] if figure in values]
             compared = _compared(target, ratio, after, imports)
             lines.append(
                 BuildLine(
                     name,
-                    row.title,
                     figure,
                     median(before) if before else None,
                     median(after) if after else None,
@@ -77,7 +76,10 @@ def build_lines(
 def _beyond(
     row: BuildRow, figures: Mapping[str, Mapping[str, Sequence[Figures]]], name: str
 ) -> tuple[list[Figures], list[Figures]]:
-    """Figures of both builds by round, less those of the row that this one goes beyond."""
+    """Figures of both builds by round, less those of the row that this one goes beyond.
+
+    A difference that is not positive is noise, and no figure.
+    """
 
     def of(build: str) -> list[Figures]:
         rounds = list(figures[name][build])
@@ -85,7 +87,7 @@ def _beyond(
             return rounds
         less = figures[row.beyond][build]
         return [
-            {key: value - other[key] for key, value in values.items()}
+            {key: value - other[key] for key, value in values.items() if value > other[key]}
             for values, other in zip(rounds, less, strict=False)
         ]
 
@@ -111,7 +113,7 @@ def cells(line: BuildLine) -> list[str]:
     beside = "" if line.compared is None or line.compared in (line.ratio, line.this) else f" ({line.compared:.2f})"
     values = [NONE if value is None else number(value) for value in (line.baseline, line.this)]
     ratio = NONE if line.ratio is None else f"{line.ratio:.2f}"
-    return [line.title, line.figure, *values, ratio, f"{line.target or NONE}{beside}", reached]
+    return [line.row, line.figure, *values, ratio, f"{line.target or NONE}{beside}", reached]
 
 
 def print_table(console: Console, lines: Sequence[BuildLine], facts: Mapping[str, str]) -> None:
