@@ -59,7 +59,8 @@ def compare_logprobs(device: str) -> Record:
     ways = {"transformers": _errors(_by_transformers(model, pairs, device), exact)}
     packed = copy.deepcopy(model)
     use_packed_attention(packed)
-    for layout, policy in (("padded", model), ("packed", packed)):
+    policies: dict[Layout, Any] = {"padded": model, "packed": packed}
+    for layout, policy in policies.items():
         for streamed in (False, True):
             name = f"{layout}, streamed head" if streamed else layout
             ways[name] = _errors(_by_engine(policy, pairs, layout, device, streamed=streamed), exact)
@@ -83,7 +84,8 @@ def compare_attention(device: str) -> Record:
     generator = torch.Generator().manual_seed(0)
     heads = (size["heads"], size["key_heads"], size["key_heads"], size["heads"])
     inputs = [torch.randn(1, n, tokens, size["size"], generator=generator).to(device, NARROW) for n in heads]
-    obstacle = why_not_flash(*inputs[:3], softcap=None, dropout=0.0)
+    query, key, value, _ = inputs
+    obstacle = why_not_flash(query, key, value, softcap=None, dropout=0.0)
     kernel: Attention = flash_attention if obstacle is None else written_out_attention
     scale = size["size"] ** -0.5
 

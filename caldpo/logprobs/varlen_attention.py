@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,8 +51,11 @@ class Lengths:
     @classmethod
     def of(cls, queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Lengths:
         """Make them of the numbers of tokens."""
-        bounds = [torch.tensor([0, *accumulate(x)], dtype=torch.int32, device=device) for x in (queries, keys)]
-        return cls(*bounds, max(queries), max(keys))
+
+        def bounds(tokens: Sequence[int]) -> Tensor:
+            return torch.tensor([0, *accumulate(tokens)], dtype=torch.int32, device=device)
+
+        return cls(bounds(queries), bounds(keys), max(queries), max(keys))
 
 
 Attention = Callable[[Tensor, Tensor, Tensor, Lengths, float], Tensor]
@@ -64,7 +68,7 @@ the scores give ``[query tokens, heads, size]``.
 
 def flash_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, scale: float) -> Tensor:
     """:data:`Attention` by PyTorch's kernel, whose window ``(-1, 0)`` is causal and aligned at the ends."""
-    output: Tensor = varlen_attn(
+    output: Any = varlen_attn(
         *(query, key, value, lengths.cu_query, lengths.cu_key, lengths.max_query, lengths.max_key),
         scale=scale,
         window_size=(-1, 0),
@@ -111,10 +115,11 @@ def calls_of(spans: Spans, device: torch.device) -> Calls:
     keys = [place for x, y in zip(prompts, rejected, strict=True) for place in (*x, *y)]
     with_chosen, with_rejected = [p + c for p, c, _ in spans], [p + r for p, _, r in spans]
     with torch.inference_mode(False):  # else what an evaluation has laid out could not be used in training
-        places = [torch.tensor(x, device=device) for x in (first, second, keys)]
         return Calls(
-            *places,
-            back=torch.cat(places[:2]).argsort(),
+            with_chosen=torch.tensor(first, device=device),
+            rejected=torch.tensor(second, device=device),
+            with_rejected=torch.tensor(keys, device=device),
+            back=torch.tensor(first + second, device=device).argsort(),
             first=Lengths.of(with_chosen, with_chosen, device),
             second=Lengths.of([r for _, _, r in spans], with_rejected, device),
         )
@@ -132,12 +137,10 @@ def attend_in_two_calls(
     lay_out = calls_of if type(query) is Tensor else calls_of.__wrapped__
     calls = lay_out(spans, query.device)
     query, key, value = (x[0].transpose(0, 1).to(product_dtype(x)) for x in (query, key, value))
-
-    def picked(at: Tensor, *rows: Tensor) -> list[Tensor]:
-        return [row.index_select(0, at) for row in rows]
-
-    first = attention(*picked(calls.with_chosen, query, key, value), calls.first, scale)
-    second = attention(*picked(calls.rejected, query), *picked(calls.with_rejected, key, value), calls.second, scale)
+    q, k, v = (x.index_select(0, calls.with_chosen) for x in (query, key, value))
+    first = attention(q, k, v, calls.first, scale)
+    k, v = (x.index_select(0, calls.with_rejected) for x in (key, value))
+    second = attention(query.index_select(0, calls.rejected), k, v, calls.second, scale)
     return torch.cat([first, second]).index_select(0, calls.back)[None]
 
 
@@ -205,9 +208,10 @@ def _difference(device: torch.device, dtype: torch.dtype, heads: int, key_heads:
 
 def _with_gradients(tensors: list[Tensor], attention: Attention) -> list[Tensor]:
     *inputs, weights = tensors
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    output = attend_in_two_calls(*inputs, _CHECKED, inputs[0].shape[-1] ** -0.5, attention)
-    return [output.detach(), *torch.autograd.grad((output.transpose(1, 2) * weights).sum(), inputs)]
+    query, key, value = (x.detach().requires_grad_() for x in inputs)
+    output = attend_in_two_calls(query, key, value, _CHECKED, query.shape[-1] ** -0.5, attention)
+    gradients = torch.autograd.grad((output.transpose(1, 2) * weights).sum(), [query, key, value])
+    return [output.detach(), *gradients]
 
 
 @contextlib.contextmanager
