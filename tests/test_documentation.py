@@ -74,7 +74,7 @@ def check_command(words: list[str]) -> None:
             pass
         case ["python", "-m", "pytest", *rest]:
             assert all((ROOT / word).exists() for word in rest if word.startswith("tests/"))
-        case ["python", "-m", module, *_] if module.startswith("tests."):
+        case ["python", "-m", module, *_] if module.startswith(("tests.", "caldpo.bench.")):
             path = ROOT / module.replace(".", "/")
             assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
         case ["python", script] if script.endswith(".py"):

@@ -166,7 +166,8 @@ def run_row(
     folder.mkdir(parents=True)
     if "cache" in row.needs:
         shutil.copytree(places["cache"], folder / CACHE)
-    values = {name: quoted(place) for name, place in places.items()} | {"out": quoted(str(folder / "out"))}
+    values = {name: quoted(place) for name, place in places.items()}
+    values |= {"out": quoted(str(folder / "out")), "root": build.root}
     usages = []
     for command in row.commands:
         filled = renamed(arguments(command, values, settings), build.keys)

@@ -157,8 +157,16 @@ ROWS: dict[str, BuildRow] = {
     ),
     "trl_vocabulary": _trl("vocabulary", 7.5, 7.0),
     "trl_body": _trl("body", 5.5, 3.0),
+    "tests": BuildRow(
+        "the fast tests of a checkout",
+        (("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--rootdir={root}", "{root}/tests"),),
+        {CPU: Target(0.5), WALL: Target(480.0, "value")},
+    ),
 }
 """By the names of the key ``rows``, in the order in which they run."""
+
+UNASKED = tuple(name for name in ROWS if name != "tests")
+"""Rows where ``rows`` is null: a wheel has no tests, and a checkout's are not those of another."""
 
 
 def require_rows(settings: BenchmarkSettings) -> None:
@@ -185,8 +193,8 @@ def require_rows(settings: BenchmarkSettings) -> None:
 
 
 def selected(names: list[str] | None) -> dict[str, BuildRow]:
-    """Select rows, with those that they refer to; None: all."""
-    wanted = set(ROWS if names is None else names)
+    """Select rows, with those that they refer to; None: those of ``UNASKED``."""
+    wanted = set(UNASKED if names is None else names)
     for name in list(wanted):
         row = ROWS[name]
         wanted |= {*row.also, *filter(None, [row.beyond])}
