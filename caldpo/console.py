@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from caldpo import metric_definitions as m
 from caldpo.config.conf_dir import conf_dir
-from caldpo.data.batching import StepPlan
+from caldpo.data.batching import ByTokens, StepPlan
 from caldpo.metrics_file import NAME, read_rows
 from caldpo.models.adapted_policy import count_parameters
 from caldpo.utils.notes import print_notes
@@ -129,7 +129,7 @@ def training_facts(
     return {
         "optimiser": _optimizer(cfg.optim, optimizer),
         "learning rate": _learning_rate(cfg.optim),
-        "pairs per step": _pairs(plan, cfg.data.get("max_tokens_per_micro_batch")),
+        "pairs per step": _pairs(plan),
         "steps": _steps(plan),
         "precision": f"{cfg.trainer.precision} on {cfg.trainer.accelerator}, weights in {_dtypes(policy)}",
         "trained": f"{trained:,} of {total:,} parameters ({100 * trained / max(total, 1):.3g} %)",
@@ -170,12 +170,13 @@ def _learning_rate(section: DictConfig) -> str:
     return f"{lr}, {schedule.decay} after a warm-up of {warmup}"
 
 
-def _pairs(plan: StepPlan, tokens: int | None) -> str:
+def _pairs(plan: StepPlan) -> str:
     if plan.step_size > plan.pairs:  # an epoch is one step
         return f"{plan.pairs} (all there are; the settings ask for {plan.step_size})"
     per_device = plan.step_size // plan.world_size
     devices = f" on each of {plan.world_size} devices" if plan.world_size > 1 else ""
-    if tokens is not None:
+    if isinstance(plan.micro_batching, ByTokens):
+        tokens = plan.micro_batching.budget
         cut = f"{plan.accumulation} micro-batch{'es' if plan.accumulation > 1 else ''} of at most {tokens:,} tokens"
         return f"{plan.step_size} ({per_device}{devices}, in {cut})"
     accumulated = f" x {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""

@@ -112,6 +112,8 @@ class PreferenceModule(pl.LightningModule):
         return self._assembler(batch, with_reference)(*self.engine(batch), slice(None))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        if batch.filler and self.trainer.world_size == 1:  # it computes only where other ranks wait for its gradient
+            return torch.zeros((), device=self.device, requires_grad=True)
         assemble = self._assembler(batch, with_reference=self.loss.needs_reference)
         # Lightning divides by the accumulation and averages gradients over ranks; the loss is the mean over the pairs
         # of the whole optimiser step, whatever their micro-batches.

@@ -31,6 +31,7 @@ from caldpo.data.batching import StepPlan
 from caldpo.data.end_tokens import end_tokens, inner_end_notes
 from caldpo.distributed.fsdp import full_state_dict
 from caldpo.estimation.oom_report import out_of_memory_error
+from caldpo.estimation.token_budget import TokenBudget, choose_budget
 from caldpo.exporting.export_policy import export_notes, write_policy
 from caldpo.exporting.model_card import CARD, Exported, write_card
 from caldpo.lightning_module import PreferenceModule
@@ -44,6 +45,7 @@ from caldpo.models.model_source import load_on_rank
 from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.reference.reference_base import in_run_dtype, reference_context
+from caldpo.resume.pins import TOKEN_BUDGET
 from caldpo.resume.resume_point import ResumePoint
 from caldpo.resume.run_inputs import data_inputs, environment, frozen_inputs, policy_inputs
 from caldpo.run_record import PLANNED, RunRecord, tracked_name
@@ -160,8 +162,17 @@ def plan_steps(cfg: DictConfig, components: Components, record: RunRecord, polic
     require_valid_logprobs(policy, training=True, max_length=data.max_length, dropout=bool(cfg.model.get("dropout")))
     layout, reason = choose_layout(record.settings.layout, policy, data.max_length, sharded=trainer.is_sharded)
     print(f"layout: {layout} ({reason})", flush=True)
-    plan = data.plan_steps(layout, **trainer.extent())
-    record.note({PLANNED: plan.steps})
+    budget = TokenBudget(data.token_budget or 0, "as the run began")
+
+    def choose(plan: StepPlan) -> int:
+        nonlocal budget
+        budget = choose_budget(components, policy, plan, layout, logits_cache_mib=record.settings.logits_cache_mib)
+        return budget.tokens
+
+    plan = data.plan_steps(layout, **trainer.extent(), choose_budget=choose)
+    if data.token_budget is not None:
+        print(f"micro-batches: {budget.describe(plan)}", flush=True)
+    record.note({PLANNED: plan.steps, TOKEN_BUDGET: data.token_budget})
     return plan
 
 

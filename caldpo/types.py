@@ -35,6 +35,7 @@ class PairBatch:
         score_chosen: ground-truth rewards, None when the data has none.
         score_rejected: likewise.
         step_pairs: real pairs in the whole optimiser step, over ranks and accumulation.
+        filler: no pair of the batch is real; on the host.
     """
 
     def __init__(
@@ -55,13 +56,14 @@ class PairBatch:
         score_chosen: Float[Tensor, " pairs"] | None,
         score_rejected: Float[Tensor, " pairs"] | None,
         step_pairs: int,
+        filler: bool = False,
     ) -> None:
         self.input_ids, self.position_ids, self.attention_mask = input_ids, position_ids, attention_mask
         self.predicts, self.targets, self.response = predicts, targets, response
         self.response_lengths, self.pair_tokens, self.spans = response_lengths, pair_tokens, spans
         self.weight, self.index, self.split = weight, index, split
         self.score_chosen, self.score_rejected = score_chosen, score_rejected
-        self.step_pairs = step_pairs
+        self.step_pairs, self.filler = step_pairs, filler
 
     @property
     def pairs(self) -> int:

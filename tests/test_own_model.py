@@ -45,7 +45,7 @@ def test_settings_are_modern_ones() -> None:
     assert cfg.optim._target_.endswith("AdamW")
     assert (cfg.optim.beta2, cfg.trainer.max_epochs, cfg.model.dtype) == (0.999, 1, "float32")
     assert cfg.data.micro_batch_size * cfg.trainer.accumulate_grad_batches == 64
-    assert cfg.data.max_tokens_per_micro_batch == 4 * cfg.data.max_length
+    assert cfg.data.max_tokens_per_micro_batch == "auto"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from caldpo.lightning_trainer import TrainerSettings
+from caldpo.logprobs import LogprobEngine
 from tests.helpers.command import train
+from tests.helpers.messages import names
+from tests.resume.stopped import stopped
 
 STEP = 8  # pairs; 21 of them make steps of 8, 8 and 5
 COMMON = [
@@ -99,3 +102,69 @@ def test_every_division_of_a_step_is_the_same_step(loss: str, pairs: Path, monke
     assert (found["counted"], found["packed"], found["packed_1"], found["padded_all"]) == (4, 1, STEP, 1)
     assert 1 < found["packed_100"] < STEP
     assert 1 < found["padded_150"] < STEP
+
+
+@pytest.fixture
+def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is saturated by 100 tokens."""
+    monkeypatch.setattr("caldpo.estimation.token_budget.NEGLIGIBLE", 0)
+    monkeypatch.setattr("caldpo.estimation.token_budget.SATURATING", {"cpu": 100})
+
+
+AUTO = ("loss=ipo", "layout=packed", f"data.micro_batch_size={STEP}")
+
+
+@pytest.mark.usefixtures("small_budget")
+def test_a_chosen_budget_changes_no_step(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected, weights, whole = trained("whole", *AUTO, "data.max_tokens_per_micro_batch=null", monkeypatch=monkeypatch)
+    assert "micro-batches:" not in capsys.readouterr().out
+    computed: list[int] = []
+    loss = LogprobEngine.loss
+
+    def counting(engine: LogprobEngine, batch: Any, pair_loss: Any) -> Any:
+        computed.append(batch.pairs)
+        return loss(engine, batch, pair_loss)
+
+    monkeypatch.setattr(LogprobEngine, "loss", counting)
+    rows, others, count = trained("auto", *AUTO, monkeypatch=monkeypatch)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("micro-batches:")]
+    names(line, "100 tokens", "CPU")
+    assert (whole, count) == (1, 3)
+    assert sum(computed) == 2 * 21  # every pair once an epoch: what a step leaves empty is not computed
+    pd.testing.assert_frame_equal(rows, expected, rtol=1e-5, atol=1e-5, check_like=True)
+    for key, value in weights.items():
+        torch.testing.assert_close(others[key], value, rtol=1e-5, atol=1e-5)
+    assert json.loads(Path("auto/summary.json").read_text())["max_tokens_per_micro_batch"] == 100
+
+
+def test_where_all_fit_steps_are_divided_by_count(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit."""
+    expected, weights, _ = trained("counted", *AUTO, "data.max_tokens_per_micro_batch=null", monkeypatch=monkeypatch)
+    rows, others, _ = trained("auto", *AUTO, monkeypatch=monkeypatch)
+    pd.testing.assert_frame_equal(rows, expected, rtol=0, atol=0)
+    assert all(torch.equal(others[key], value) for key, value in weights.items())
+
+
+@pytest.mark.usefixtures("small_budget")
+@pytest.mark.parametrize("longer", [False, True])
+def test_a_resumed_run_keeps_the_budget_it_began_with(
+    pairs: Path, longer: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On another machine too, and a run that is made longer is the one that was as long from its beginning."""
+    run = [*COMMON, *AUTO, "optim.schedule.decay=constant", "optim.schedule.warmup_steps=1", "trainer.max_steps=6"]
+    run.append("callbacks.checkpoint.every=2")
+    train(*run, "hydra.run.dir=whole")
+    if longer:
+        train(*run, "trainer.max_steps=4", "hydra.run.dir=cut")
+    else:
+        stopped(*run, "hydra.run.dir=cut", after=17)  # 3 micro-batches a step
+    monkeypatch.setattr("caldpo.estimation.token_budget.SATURATING", {"cpu": 37})
+    capsys.readouterr()
+    train("resume=cut", "trainer.max_steps=6")
+    names(capsys.readouterr().out, "micro-batches:", "100 tokens", "as the run began")
+    rows, same = (pd.read_csv(f"{name}/metrics.csv").drop(columns="tokens_per_second") for name in ("whole", "cut"))
+    pd.testing.assert_frame_equal(same, rows, rtol=0, atol=0)
+    weights, others = (load_file(f"{name}/policy/model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(others[key], value) for key, value in weights.items())

@@ -6,7 +6,8 @@ share the step: 2 devices x 4 pairs x accumulation 2 see the pairs of 1 device x
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -17,6 +18,9 @@ from torch.utils.data import Sampler
 from caldpo.data.collate import Layout
 from caldpo.errors import CaldpoError
 from caldpo.utils.text_format import counted
+
+STEPS_EXAMINED = 1000
+"""Optimiser steps whose lengths decide how many micro-batches each step of a run has: half a second at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +59,59 @@ class ByTokens:
     packed: np.ndarray  # tokens of each pair in a packed row
     longest: np.ndarray  # tokens of each pair's longer sequence, prompt included: the length of padded rows
     layout: Layout  # which of the two counts
+    fewest: bool = False  # use no more micro-batches of a step than it needs; else its pairs are spread over all
+
+    @classmethod
+    def of(cls, budget: int, lengths: np.ndarray, layout: Layout, *, fewest: bool = False) -> ByTokens:
+        """Count tokens by ``lengths``: those of prompt, chosen and rejected response of each pair, ``(pairs, 3)``."""
+        longest = lengths[:, 0] + lengths[:, 1:].max(axis=1)
+        return cls(budget, lengths.sum(axis=1), longest, layout, fewest)
 
     def needed(self, rows: Sequence[int]) -> int:
         """Return the number of micro-batches the rows need; with any larger one :meth:`split` keeps the budget too."""
         if self.layout == "padded":
             return len(self._padded(_longest_first(rows, self.longest), self.budget))
-        least = max(1, -(-int(np.minimum(self.packed[list(rows)], self.budget).sum()) // self.budget))
-        while any(len(batch) > 1 and self.tokens(batch) > self.budget for batch in self.split(rows, least)):
-            least += 1
-        return least
+        ordered = _longest_first(rows, self.packed)
+
+        def too_few(count: int) -> bool:
+            batches = self._least_loaded(ordered, count)
+            return any(len(batch) > 1 and self.tokens(batch) > self.budget for batch in batches)
+
+        least = enough = max(1, -(-int(np.minimum(self.packed[list(rows)], self.budget).sum()) // self.budget))
+        stride = 1
+        while too_few(enough):
+            least, enough, stride = enough + 1, enough + stride, 2 * stride
+        return least + bisect_left(range(least, enough), True, key=lambda count: not too_few(count))
 
     def split(self, rows: Sequence[int], count: int) -> list[list[int]]:
+        used = min(count, self.needed(rows)) if self.fewest else count
         if self.layout == "packed":
-            batches = self._least_loaded(_longest_first(rows, self.packed), count)
+            batches = self._least_loaded(_longest_first(rows, self.packed), used)
         else:
-            batches = self._evenly_padded(_longest_first(rows, self.longest), count)
-        return sorted(batches, key=lambda batch: -self.tokens(batch))
+            batches = self._evenly_padded(_longest_first(rows, self.longest), used)
+        return sorted(batches, key=lambda batch: -self.tokens(batch)) + [[] for _ in range(count - used)]
+
+    def in_order(self, rows: Sequence[int], most_pairs: int) -> Iterator[list[int]]:
+        """Divide the rows, in order, into micro-batches within the budget, of at most ``most_pairs`` pairs."""
+        batch: list[int] = []
+        for row in rows:
+            if batch and (len(batch) == most_pairs or self.tokens([*batch, row]) > self.budget):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
 
     def tokens(self, batch: Sequence[int]) -> int:
         """Count the tokens of a micro-batch, padding included."""
         if self.layout == "packed":
             return int(self.packed[list(batch)].sum())
         return 2 * len(batch) * max((int(self.longest[row]) for row in batch), default=0)
+
+    def most_tokens(self, pairs: int) -> int:
+        """Count the tokens of the longest ``pairs`` pairs in one micro-batch."""
+        lengths = self.packed if self.layout == "packed" else self.longest
+        return self.tokens(lengths.argsort()[::-1][:pairs].tolist())
 
     def _least_loaded(self, ordered: Sequence[int], count: int) -> list[list[int]]:
         """Put each row, longest first, into the micro-batch with the fewest tokens so far."""
@@ -189,11 +224,29 @@ class StepPlan:
             layout: of the batches; padded ones group pairs of similar length.
             max_tokens: most tokens of a micro-batch, padding included; None divides by count.
         """
+        if max_tokens is not None:
+            return self._cut(ByTokens.of(max_tokens, lengths, layout), self.all_steps())
         longest = lengths[:, 0] + lengths[:, 1:].max(axis=1)
-        if max_tokens is None:
-            return replace(self, micro_batching=ByCount(longest if layout == "padded" else None))
-        by_tokens = ByTokens(max_tokens, lengths.sum(axis=1), longest, layout)
-        needed = max(map(by_tokens.needed, self.all_steps()))
+        return replace(self, micro_batching=ByCount(longest if layout == "padded" else None))
+
+    def within(self, budget: int, lengths: np.ndarray, layout: Layout) -> StepPlan:
+        """Divide steps by count where no micro-batch can have more than ``budget`` tokens, else by tokens.
+
+        Neither depends on the length of the run: a later step that needs more micro-batches than any of the first
+        epoch's first :data:`STEPS_EXAMINED` has larger ones. One device leaves the micro-batches that a step does not
+        need empty.
+
+        Args:
+            budget: tokens of a micro-batch, padding included.
+            lengths, layout: see :meth:`for_lengths`.
+        """
+        by_tokens = ByTokens.of(budget, lengths, layout, fewest=self.world_size == 1)
+        if by_tokens.most_tokens(self.micro_batch_size) <= budget:
+            return self.for_lengths(lengths, layout)
+        return self._cut(by_tokens, islice(self.epoch_steps(0), STEPS_EXAMINED))
+
+    def _cut(self, by_tokens: ByTokens, steps: Iterable[Sequence[int]]) -> StepPlan:
+        needed = max(map(by_tokens.needed, steps))
         return replace(self, micro_batching=by_tokens, accumulation=-(-needed // self.world_size))
 
     def order(self, epoch: int) -> list[int]:

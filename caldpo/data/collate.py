@@ -66,6 +66,7 @@ def collate(
         score_chosen=torch.tensor([c for c, _ in scores], dtype=torch.float32) if with_scores else None,
         score_rejected=torch.tensor([r for _, r in scores], dtype=torch.float32) if with_scores else None,
         step_pairs=sum(w > 0 for w in weight) if step_pairs is None else step_pairs,
+        filler=not any(weight),
     )
 
 

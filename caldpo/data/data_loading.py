@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 from torch.utils.data import DataLoader, Dataset
 
-from caldpo.data.batching import MicroBatch, StepBatchSampler, StepPlan
+from caldpo.data.batching import ByTokens, MicroBatch, StepBatchSampler, StepPlan
 from caldpo.data.collate import Layout, collate
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.types import PairBatch
@@ -129,7 +130,7 @@ class TokenizedDataModule(LightningDataModule):
         self,
         *,
         micro_batch_size: int,
-        max_tokens_per_micro_batch: int | None,
+        max_tokens_per_micro_batch: int | Literal["auto"] | None,
         eval_micro_batch_size: int,
         drop_last: bool,
         num_workers: int,
@@ -141,6 +142,7 @@ class TokenizedDataModule(LightningDataModule):
         self.eval_micro_batch_size, self.drop_last, self.seed = eval_micro_batch_size, drop_last, seed
         self.num_workers, self.prefetch_factor = num_workers, prefetch_factor
         self.layout: Layout = "padded"  # until the model is known
+        self.token_budget: int | None = None  # that ``auto`` stands for in this run; None until it is chosen
         self._plan: StepPlan | None = None
         self._pairs: dict[str, TokenizedPairs] = {}
         self._pad_id = 0
@@ -169,6 +171,7 @@ class TokenizedDataModule(LightningDataModule):
         max_epochs: int,
         max_steps: int | None,
         lengths: np.ndarray | None = None,
+        choose_budget: Callable[[StepPlan], int] | None = None,
     ) -> StepPlan:
         """Plan the optimiser steps of a run, once the model has settled the layout.
 
@@ -179,6 +182,7 @@ class TokenizedDataModule(LightningDataModule):
             accumulation: micro-batches of ``micro_batch_size`` pairs per device in a step.
             world_size, max_epochs, max_steps: see :class:`~caldpo.data.batching.StepPlan`.
             lengths: of the pairs to plan for, ``(pairs, 3)``; None: those of the training split.
+            choose_budget: gives :attr:`token_budget` for the plan by count, where that is to be chosen and is not yet.
 
         Raises:
             CaldpoError: ``drop_last`` with fewer pairs than one step has.
@@ -195,7 +199,13 @@ class TokenizedDataModule(LightningDataModule):
             max_epochs=max_epochs,
             max_steps=max_steps,
         )
-        self._plan = plan = plan.for_lengths(lengths, layout, self.max_tokens_per_micro_batch)
+        if self.max_tokens_per_micro_batch != "auto":
+            plan = plan.for_lengths(lengths, layout, self.max_tokens_per_micro_batch)
+        else:
+            if self.token_budget is None and choose_budget is not None:
+                self.token_budget = choose_budget(plan)
+            plan = self._within_budget(plan, lengths)
+        self._plan = plan
         if plan.pairs < plan.step_size and is_first_rank():
             devices = counted(world_size, "device")
             factors = f"data.micro_batch_size={self.micro_batch_size} x accumulation {accumulation} x {devices}"
@@ -223,7 +233,7 @@ class TokenizedDataModule(LightningDataModule):
         lengths = self.test_pairs.lengths()
         one_step = -(-len(lengths) // (self.eval_micro_batch_size * world_size))
         plan = StepPlan(len(lengths), self.eval_micro_batch_size, accumulation=one_step, world_size=world_size)
-        return self._loader("test", plan.for_lengths(lengths, self.layout).sampler(rank))
+        return self._loader("test", self._within_budget(plan, lengths).sampler(rank))
 
     def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
         # Lightning waits for the copy of anything but a tensor; from pinned memory nothing has to wait
@@ -233,6 +243,11 @@ class TokenizedDataModule(LightningDataModule):
         """End the workers of every loader so far. Their batches are no longer needed."""
         while self._loaders:
             self._loaders.pop().close()
+
+    def _within_budget(self, plan: StepPlan, lengths: np.ndarray) -> StepPlan:
+        if self.token_budget is None:
+            return plan.for_lengths(lengths, self.layout)
+        return plan.within(self.token_budget, lengths, self.layout)
 
     def _split(self, name: str) -> TokenizedPairs:
         if name not in self._pairs:
@@ -245,11 +260,15 @@ class TokenizedDataModule(LightningDataModule):
         return ranks["num_replicas"], ranks["rank"]
 
     def batches(self, split: str, rows: Sequence[int]) -> Iterator[PairBatch]:
-        """Yield these rows of a split, in order, in batches of ``eval_micro_batch_size``: for work outside training."""
+        """Yield these rows of a split, in order, for work outside training.
+
+        A batch has ``eval_micro_batch_size`` pairs, or fewer where they would exceed :attr:`token_budget`.
+        """
         dataset = self._dataset(split)
-        for start in range(0, len(rows), self.eval_micro_batch_size):
-            batch_rows = tuple(rows[start : start + self.eval_micro_batch_size])
-            yield dataset[MicroBatch(batch_rows, (1.0,) * len(batch_rows), len(batch_rows))]
+        budget = sys.maxsize if self.token_budget is None else self.token_budget
+        by_tokens = ByTokens.of(budget, dataset.pairs.lengths(), self.layout)
+        for batch in by_tokens.in_order(rows, self.eval_micro_batch_size):
+            yield dataset[MicroBatch(tuple(batch), (1.0,) * len(batch), len(batch))]
 
     def _dataset(self, name: str) -> PairBatches:
         return PairBatches(self._split(name), self._pad_id, self.layout, name)

@@ -77,7 +77,7 @@ class PairDataModule(TokenizedDataModule):
         on_reversed_scores: Literal["reject", "swap", "keep"],
         on_shared_prompts: Literal["error", "drop_train", "keep"],
         micro_batch_size: PositiveInt,
-        max_tokens_per_micro_batch: PositiveInt | None,
+        max_tokens_per_micro_batch: PositiveInt | Literal["auto"] | None,
         eval_micro_batch_size: PositiveInt,
         drop_last: bool,
         preview_pairs: NonNegativeInt,

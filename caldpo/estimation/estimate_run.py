@@ -12,6 +12,7 @@ from rich.console import Console
 
 from caldpo.components import Components
 from caldpo.config.run_lifecycle import write_json
+from caldpo.data.batching import StepPlan
 from caldpo.data.collate import Layout, collate
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import TokenizedPair
@@ -23,6 +24,7 @@ from caldpo.estimation.memory_breakdown import MemoryBreakdown, fake_model_of, m
 from caldpo.estimation.memory_verdict import DeviceMemory, device_memory, memory_verdict
 from caldpo.estimation.run_flops import Flops, Workload, batch_workload, gpu_hours, logits_recomputed, run_flops
 from caldpo.estimation.step_schedule import StepSchedule, repeated_lengths, sample_data, step_schedule
+from caldpo.estimation.token_budget import choose_budget
 from caldpo.logprobs.layout import why_not_packed
 from caldpo.model_data_checks import check_fit
 
@@ -100,7 +102,15 @@ def estimate_needs(cfg: DictConfig, components: Components, pairs: int, memory_g
     """
     trainer, data = components.trainer, components.data
     lengths, layout = data.train_pairs.lengths(), estimated_layout(cfg, components, data.max_length)
-    plan = data.plan_steps(layout, **trainer.extent(), lengths=repeated_lengths(lengths, pairs))
+
+    def choose(plan: StepPlan) -> int:
+        with fake_tensors("cpu"):
+            policy = components.adapter.apply(fake_model_of(components.model))
+        keys = {"logits_cache_mib": cfg.logits_cache_mib, "memory_gib": memory_gib}
+        return choose_budget(components, policy, plan, layout, **keys).tokens
+
+    of_run = repeated_lengths(lengths, pairs)
+    plan = data.plan_steps(layout, **trainer.extent(), lengths=of_run, choose_budget=choose)
     schedule = step_schedule(lengths, plan, layout, exact_steps=trainer.max_steps is not None)
     has = device_memory(trainer.accelerator, trainer.devices, memory_gib)
     memory = memory_breakdown(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,33 @@ def device_memory(accelerator: str, devices: int, memory_gib: float | None) -> D
     return DeviceMemory(available // devices, f"available RAM{shared}", device)
 
 
+def memory_limit(accelerator: str, devices: int, memory_gib: float | None) -> int | None:
+    """Look up the memory that a process of the run can have at most, whatever is free now; None where it is unknown.
+
+    On a CPU: the machine's, the container's or the process's own limit, the lowest, shared by the ``devices``.
+    """
+    if memory_gib is not None:
+        return int(memory_gib * GIB)
+    if accelerator == "gpu":
+        present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(min(devices, present))]
+        return min(sizes) if len(sizes) == devices else None
+    limits = [total_ram(), *(resource.getrlimit(name)[0] for name in (resource.RLIMIT_AS, resource.RLIMIT_DATA))]
+    bounded = [limit for limit in limits if limit is not None and limit != resource.RLIM_INFINITY]
+    return min(bounded) // devices if bounded else None
+
+
+def total_ram(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of RAM, within the limit of a container; None where the system has no figure."""
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(total, int((cgroup / "memory.max").read_text()))
+    except (OSError, ValueError):  # no container, one without a limit, or cgroups of version 1
+        return total
+
+
 def available_ram(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes available without swapping, within the limit of a container; None where the system has no figure."""
     if not meminfo.is_file():
@@ -109,8 +137,11 @@ def advice(memory: MemoryBreakdown, components: Components, largest: int) -> lis
     savings: dict[str, int] = {}
     per_batch = parts[ACTIVATIONS] + parts[WORKING]
     if largest > 1:
-        if data.max_tokens_per_micro_batch is not None:
-            smaller = f"data.max_tokens_per_micro_batch={-(-data.max_tokens_per_micro_batch // 2)}"
+        budget = data.max_tokens_per_micro_batch
+        if budget == "auto":
+            budget = data.token_budget
+        if budget is not None:
+            smaller = f"data.max_tokens_per_micro_batch={-(-budget // 2)}"
         else:
             smaller = f"data.micro_batch_size={-(-data.micro_batch_size // 2)}"
             smaller += f" trainer.accumulate_grad_batches={trainer.accumulate_grad_batches * 2}"

@@ -128,6 +128,8 @@ def step_schedule(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_
         for sampler in samplers:
             sampler.set_epoch(epoch)
             for batch in sampler:
+                if plan.world_size == 1 and not any(batch.weights):
+                    continue  # filler that no other rank waits for is not computed
                 indices = [row % len(lengths) for row in batch.rows]
                 of_batch = lengths[indices]
                 tokens = computed_tokens(of_batch, layout)

@@ -125,7 +125,7 @@ def length_dependence(config: Mapping[str, Any]) -> str | None:
         return f"the learning rate is decayed to the run's end (optim.schedule.decay={decay})"
     if flat.get("optim.schedule.warmup_steps") is None and ratio != 0:
         return f"the warm-up is a share of the run (optim.schedule.warmup_ratio={ratio})"
-    if flat.get("data.max_tokens_per_micro_batch") is not None:
+    if flat.get("data.max_tokens_per_micro_batch") not in (None, "auto"):
         return "steps are cut into as many micro-batches as the largest of them needs (data.max_tokens_per_micro_batch)"
     return None
 

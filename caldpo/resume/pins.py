@@ -1,4 +1,4 @@
-"""Pin what may change while a run is interrupted: commits of the hub, and the date that chat templates write."""
+"""Pin what may change while a run is interrupted: commits, the date that chat templates write, the machine's memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Keys of summary.json
 MODEL_COMMIT = "model_commit"  # of a hub model
 DATA_COMMIT = "data_commit"  # of a hub data set
+TOKEN_BUDGET = "max_tokens_per_micro_batch"  # that data.max_tokens_per_micro_batch=auto stands for
 DATE = "date"  # day of the run's first start, for chat templates that write it: see caldpo.data.chat_template
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -24,12 +25,16 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def pin(model: ModelSource, data: PairDataModule, recorded: Mapping[str, Any]) -> dict[str, str]:
     """Pin the sources of a run to the ``recorded`` commits and date; in a new run to those of today.
 
+    Its micro-batches are cut as they were, too: with the ``recorded`` budget of tokens, on whatever machine it resumes.
+
     To be called before the tokenizer loads and before rows are read, which come from the same commits.
 
     Returns:
         Entries to record in ``summary.json``.
     """
     data.now = first_day(recorded) or data.now
+    budget = recorded.get(TOKEN_BUDGET)
+    data.token_budget = budget if isinstance(budget, int) and budget > 0 else None
     data_commit = _commit(recorded.get(DATA_COMMIT)) or _commit(data.source.commit())
     if data_commit is not None:
         data.pin_source(data_commit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.batching import MicroBatch, StepPlan
+from caldpo.data.batching import ByCount, MicroBatch, StepPlan
 from caldpo.estimation.run_flops import computed_tokens
 from tests.helpers.messages import refused
 
@@ -210,6 +211,55 @@ def test_the_plan_is_a_function_of_its_settings(layout: str) -> None:
     for epoch in (0, 1):
         assert steps_of(plans[0], epoch) == steps_of(plans[1], epoch)
     assert steps_of(plans[0], 0) != steps_of(plans[0], 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(
+    pairs=st.integers(1, 40),
+    budget=st.integers(1, 900),
+    micro_batch_size=st.integers(1, 5),
+    world_size=st.integers(1, 2),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 3),
+)
+def test_within_a_chosen_budget_steps_have_the_same_pairs(
+    layout: str, pairs: int, budget: int, micro_batch_size: int, world_size: int, epochs: int, seed: int
+) -> None:
+    """By count wherever no micro-batch can exceed it; else by tokens, whatever the run's length."""
+    lengths = lengths_of(pairs, seed=pairs)
+    settings: dict[str, Any] = {"accumulation": 2, "world_size": world_size, "seed": seed}
+    by_count = StepPlan(pairs, micro_batch_size, max_epochs=epochs, **settings).for_lengths(lengths, layout)
+    longer, plan = (
+        StepPlan(pairs, micro_batch_size, max_epochs=count, **settings).within(budget, lengths, layout)
+        for count in (epochs + 2, epochs)
+    )
+    if pairs <= 12:
+        possible = combinations(range(pairs), min(pairs, micro_batch_size))
+        within = all(COST[layout](lengths[list(rows)]) <= budget for rows in possible)
+        assert isinstance(plan.micro_batching, ByCount) is within
+    for epoch in range(epochs):
+        steps = steps_of(plan, epoch)
+        assert steps == steps_of(longer, epoch)
+        if isinstance(plan.micro_batching, ByCount):
+            assert steps == steps_of(by_count, epoch)
+            continue
+        expected = [{row for rank in step for row in real(rank)} for step in steps_of(by_count, epoch)]
+        for step, rows in zip(steps, expected, strict=True):
+            seen = [row for rank in step for row in real(rank)]
+            assert (set(seen), len(seen)) == (rows, len(rows))
+            used = [batch for rank in step for batch in rank if any(batch.weights)]
+            if epoch == 0:
+                assert all(COST[layout](lengths[list(b.rows)]) <= budget or len(b.rows) == 1 for b in used)
+            if world_size == 1:  # no more than the budget asks for: the others are left empty
+                assert len(used) == min(plan.accumulation, plan.micro_batching.needed(sorted(rows)))
+
+
+def test_few_steps_decide_how_many_micro_batches_a_large_split_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caldpo.data.batching.STEPS_EXAMINED", 1)
+    lengths = np.array([[2, 2, 2]] * 4 + [[2, 11, 11]] * 4)
+    plan = StepPlan(8, 4).within(24, lengths, "packed")
+    assert plan.accumulation == 1
+    assert [len(batch.rows) for batch in plan.sampler(0)] == [4, 4]
 
 
 def test_dropping_the_only_step_is_refused_before_anything_runs() -> None:
