@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from caldpo.data.fast_encoding import Encode, fast_encoder
 from caldpo.data.raw_row import RowError
 
 _IDS: dict[str, Any] = {"return_attention_mask": False, "verbose": False}
@@ -38,6 +39,7 @@ class SpecialText:
         self.writable = frozenset(n for n, ids in zip(names, written, strict=True) if special.isdisjoint(ids))
         self._any, self._writable = _pattern(names), _pattern(self.writable)
         self._apart: bool | None = None
+        self._encode: Encode | None = None
 
     def spelled_out(self, text: str) -> list[str]:
         """List the special tokens that a text spells out, in order."""
@@ -67,7 +69,7 @@ class SpecialText:
         """Encode texts: without a mark all special tokens as such, with one as :meth:`encode` does."""
         if mark:
             return [self.encode(text, mark) for text in texts]
-        return self._tokenizer(texts, add_special_tokens=False, **_IDS)["input_ids"]
+        return self._encoder()(texts)
 
     def encode(self, text: str, mark: str) -> list[int]:
         """Encode a marked text: unmarked special tokens as such, the rest as plain text without the mark."""
@@ -85,6 +87,11 @@ class SpecialText:
             if token is not None:
                 ids.append(self._ids[token])
         return ids
+
+    def _encoder(self) -> Encode:
+        if self._encode is None:
+            self._encode = fast_encoder(self._tokenizer)
+        return self._encode
 
     def _plain(self, texts: list[str]) -> list[list[int]]:
         return self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True, **_IDS)["input_ids"]
