@@ -225,7 +225,7 @@ def _last_of(text: str, end: int) -> int:
 
 
 def _rendered(marked: tuple[str, str, str], mark: str, **facts: Any) -> RenderedPair:
-    prompt, chosen, rejected = (text.replace(mark, "") for text in marked)
+    prompt, chosen, rejected = (text.replace(mark, "") for text in marked) if mark else marked
     return RenderedPair(prompt, chosen, rejected, marked, mark, **facts)
 
 

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-Encode = Callable[[list[str]], list[list[int]]]
+Encode = Callable[[list[str]], "list[array[int]]"]
 
 _SPACE = "▁"
-_BREAK = "\n"
-_WORD = re.compile(f"{_SPACE}*[^{_SPACE}{_BREAK}]+|{_SPACE}+|{_BREAK}")
+_BREAK, _JOINED = "\n", "\0"
+_WORD = re.compile(f" *[^ {_BREAK}]+| +|{_BREAK}")  # with spaces in place of the mark
 _LONGEST = 40  # characters of a word that is remembered
 _MOST_WORDS = 500_000  # remembered; then from the beginning
 _PROBES = ["", " ", "a", " a", "a b", "  a  b ", "▁a", "a▁ b", "\n\na\n", "é🙂日本 語", "a\tb\x00c", "don't 12345"]
@@ -34,9 +34,9 @@ def fast_encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
     The tokenizer must not change afterwards.
     """
 
-    def encode(texts: list[str]) -> list[list[int]]:
+    def encode(texts: list[str]) -> list[array[int]]:
         options: dict[str, Any] = {"return_attention_mask": False, "verbose": False}
-        return tokenizer(texts, add_special_tokens=False, **options)["input_ids"]
+        return [array("i", ids) for ids in tokenizer(texts, add_special_tokens=False, **options)["input_ids"]]
 
     # other tokenizers may do more than their backend does
     if not tokenizer.is_fast or not type(tokenizer).__module__.startswith("transformers."):
@@ -53,11 +53,11 @@ def fast_encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
 
 
 def _ids_encoder(backend: Tokenizer) -> Encode:
-    def encode(texts: list[str]) -> list[list[int]]:
+    def encode(texts: list[str]) -> list[array[int]]:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = False
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [array("i", encoding.ids) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     return encode
 
@@ -83,39 +83,54 @@ def _words_encoder(backend: Tokenizer) -> Encode | None:
         or any(not token["content"] for token in added)
     ):
         return None
-    tokens = {token["content"]: token["id"] for token in added}
+    tokens = {token["content"]: array("i", [token["id"]]).tobytes() for token in added}
     longest_first = sorted(tokens, key=len, reverse=True)
     pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if tokens else None
-    scheme, ids_of = words["prepend_scheme"], _Words(backend)
+    scheme, words_ids, whole = words["prepend_scheme"], _Words(backend), _ids_encoder(backend)
 
-    def encode(text: str) -> list[int]:
-        ids: list[int] = []
+    def encode(text: str) -> array[int]:
+        if _JOINED in text:
+            return whole([text])[0]
+        ids: list[bytes] = []
         for place, piece in enumerate(pattern.split(text) if pattern else [text]):
             if place % 2:
                 ids.append(tokens[piece])
             elif piece:
-                spaced = piece.replace(" ", _SPACE)
                 begins = scheme == "always" or (scheme == "first" and place == 0)
-                if begins and spaced[0] != _SPACE:
-                    spaced = _SPACE + spaced
-                ids += chain.from_iterable(map(ids_of.__getitem__, _WORD.findall(spaced)))
-        return ids
+                ids += map(words_ids.__getitem__, _split(piece.replace(_SPACE, " "), begins))
+        return array("i", b"".join(ids))
 
     return lambda texts: list(map(encode, texts))
+
+
+def _split(text: str, begins: bool) -> list[str]:
+    """Split a text into words as :class:`_Words` wants them; ``begins``: a space is put before it if it has none."""
+    spaced = text if text[0] == " " or not begins else f" {text}"
+    if "  " in spaced:
+        words = _WORD.findall(spaced)
+        return [word[1:] if word[0] == " " else word if word == _BREAK else _JOINED + word for word in words]
+    joined = spaced[1:] if spaced[0] == " " else _JOINED + spaced
+    return joined.replace(_BREAK, f" {_BREAK} {_JOINED}").split(" ")
 
 
 _METASPACE = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "", "split": False}
 
 
-class _Words(dict[str, tuple[int, ...]]):
-    """The ids of words, as far as they have occurred."""
+class _Words(dict[str, bytes]):
+    """The ids of words, as int32, as far as they have occurred.
+
+    A word stands without the space before it, and behind NUL where there is none. A line break is a word.
+    """
 
     def __init__(self, backend: Tokenizer) -> None:
         super().__init__()
         self._model = backend.model
 
-    def __missing__(self, word: str) -> tuple[int, ...]:
-        ids = tuple(token.id for token in self._model.tokenize(word))
+    def __missing__(self, word: str) -> bytes:
+        bare = word == _BREAK or word[:1] == _JOINED
+        text = word.lstrip(_JOINED) if bare else f" {word}"
+        tokens = self._model.tokenize(text.replace(" ", _SPACE)) if text else []
+        ids = array("i", [token.id for token in tokens]).tobytes()
         if len(word) <= _LONGEST:
             if len(self) >= _MOST_WORDS:
                 self.clear()

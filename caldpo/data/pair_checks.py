@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import numpy as np
 from caldpo.data.data_report import Rejection
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import RowError
-from caldpo.data.stored_pairs import StoredPairs
+from caldpo.data.stored_pairs import StoredPairs, text_digest
 from caldpo.errors import CaldpoError
 from caldpo.utils.text_format import counted
 
@@ -97,11 +96,9 @@ def pair_signal(pair: PreferencePair) -> str | tuple[bytes, bool]:
         return f"chosen and rejected {'are identical' if same else 'differ in surrounding white space alone'}"
     if pair.has_scores and pair.score_chosen == pair.score_rejected:
         return "equal scores, so no preference"
-    # repr keeps the parts apart, whatever characters they hold
-    sides = [repr(chosen), repr(rejected)]
-    parts = (repr((pair.prompt, pair.tools, pair.template_kwargs)), min(sides), max(sides))
-    digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).digest()
-    return digest, sides[0] < sides[1]
+    sides = [text_digest(text, extra) for text, extra in (chosen, rejected)]
+    context = text_digest("", (pair.prompt, pair.tools, pair.template_kwargs))
+    return text_digest("", (context, min(sides), max(sides))), sides[0] < sides[1]
 
 
 def require_scores(pairs: StoredPairs, split: str, loss_name: str) -> None:

@@ -9,14 +9,17 @@ special tokens, which are the template's, and the pieces between are tokenised a
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.fast_encoding import Encode, fast_encoder
 from caldpo.data.raw_row import RowError
+
+Ids = TypeVar("Ids", list[int], "array[int]")
 
 _IDS: dict[str, Any] = {"return_attention_mask": False, "verbose": False}
 _MARKS = range(0xE000, 0xE100)  # code points for private use, of which no text has all
@@ -66,9 +69,13 @@ class SpecialText:
         return [self.marked(item, mark) for item in value] if isinstance(value, list | tuple) else value
 
     def encode_all(self, texts: list[str], mark: str = "") -> list[list[int]]:
+        """List the ids of :meth:`encode_arrays`."""
+        return [ids.tolist() for ids in self.encode_arrays(texts, mark)]
+
+    def encode_arrays(self, texts: list[str], mark: str = "") -> list[array[int]]:
         """Encode texts: without a mark all special tokens as such, with one as :meth:`encode` does."""
         if mark:
-            return [self.encode(text, mark) for text in texts]
+            return [array("i", self.encode(text, mark)) for text in texts]
         return self._encoder()(texts)
 
     def encode(self, text: str, mark: str) -> list[int]:
@@ -104,7 +111,7 @@ class SpecialText:
         return self._apart
 
 
-def encode_continuation(encode: Callable[[list[str]], list[list[int]]], text: str) -> list[int]:
+def encode_continuation(encode: Callable[[list[str]], list[Ids]], text: str) -> Ids:
     """Encode a text that continues another one.
 
     SentencePiece-style tokenizers put a space before the beginning of a text. So the text is tokenised after a short

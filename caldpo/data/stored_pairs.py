@@ -7,7 +7,6 @@ them and to name their tokens. Texts are unpacked in blocks, as they were read.
 from __future__ import annotations
 
 import hashlib
-import json
 import operator
 import os
 import pickle
@@ -40,15 +39,22 @@ class PairFacts:
 
     @classmethod
     def of(cls, pair: PreferencePair) -> PairFacts:
-        sides = (pair.prompt, pair.chosen, pair.rejected, pair.demonstration, pair.chosen_extra, pair.rejected_extra)
-        content = json.dumps([sides, pair.tools, pair.template_kwargs], default=repr).encode()
+        extras = pair.demonstration, pair.chosen_extra, pair.rejected_extra, pair.tools, pair.template_kwargs
+        content = pair.prompt, extras, text_digest(pair.chosen), text_digest(pair.rejected)
         return cls(
             pair.origin,
             bytes.fromhex(prompt_key(pair.prompt)),
-            hashlib.blake2b(content, digest_size=16).digest(),
+            text_digest("", content),
             (pair.score_chosen, pair.score_rejected),
             isinstance(pair.prompt, str),
         )
+
+
+def text_digest(text: str, *others: object) -> bytes:
+    """Digest a text, which may be long, and other values by their notation; the same in every process."""
+    content = hashlib.blake2b(repr(others).encode("utf-8", "surrogatepass"), digest_size=16)
+    content.update(b"\0" + text.encode("utf-8", "surrogatepass"))
+    return content.digest()
 
 
 def pack(pairs: Sequence[PreferencePair]) -> bytes:

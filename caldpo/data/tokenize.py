@@ -34,7 +34,7 @@ from caldpo.data.data_report import Rejection, TokenCounts
 from caldpo.data.end_tokens import turn_end
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.raw_row import RowError
-from caldpo.data.special_text import encode_continuation
+from caldpo.data.special_text import Ids, encode_continuation
 from caldpo.data.stored_pairs import BLOCK, PackedPairs, StoredPairs
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
@@ -113,14 +113,14 @@ def tokenize_pairs(
 
 
 def truncate(
-    prompt: list[int],
-    chosen: list[int],
-    rejected: list[int],
+    prompt: Ids,
+    chosen: Ids,
+    rejected: Ids,
     *,
     max_length: int,
     max_prompt_length: int,
     bos: int | None,
-) -> tuple[list[int], list[int], list[int]]:
+) -> tuple[Ids, Ids, Ids]:
     """Truncate a pair that is too long: the prompt from the left, then the responses from the right.
 
     Args:
@@ -133,7 +133,7 @@ def truncate(
         return prompt, chosen, rejected
     if len(prompt) > max_prompt_length:
         tail = prompt[len(prompt) - max_prompt_length :]
-        prompt = [bos, *tail[1:]] if bos is not None and prompt[0] == bos else tail
+        prompt = prompt[:1] + tail[1:] if bos is not None and prompt[0] == bos else tail
     room = max_length - len(prompt)
     return prompt, chosen[:room], rejected[:room]
 
@@ -158,12 +158,12 @@ def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokeni
     """
     renderer = Renderer(tokenizer)
     text, mark = renderer.prompt(prompt)
-    [ids] = renderer.special.encode_all([text], mark)
+    [ids] = renderer.special.encode_arrays([text], mark)
     if isinstance(prompt, str):
-        ids = _led(ids, leading_special_tokens(tokenizer))
+        ids = _led(ids, array("i", leading_special_tokens(tokenizer)))
     if not ids:
         raise RowError("the prompt has no tokens")
-    return ids
+    return ids.tolist()
 
 
 def leading_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -182,12 +182,13 @@ def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
 
 
-def _led(prompt: list[int], leading: list[int]) -> list[int]:
+def _led(prompt: array[int], leading: array[int]) -> array[int]:
     """Put the tokenizer's leading special tokens in front of ``prompt``, once."""
     return prompt if prompt[: len(leading)] == leading else leading + prompt
 
 
-_Ids = tuple[list[int], list[int], list[int], bool]  # prompt, chosen, rejected, and whether the prompt was truncated
+# prompt, chosen, rejected, and whether the prompt was truncated
+_Ids = tuple["array[int]", "array[int]", "array[int]", bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,7 @@ class _Worker:
         self.tokenizer, self.on_degenerate = tokenizer, on_degenerate
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.counts = TokenCounts()
-        self.leading, self.unknown = leading_special_tokens(tokenizer), unknown_token(tokenizer)
+        self.leading, self.unknown = array("i", leading_special_tokens(tokenizer)), unknown_token(tokenizer)
         turn = turn_end(tokenizer)
         self.turn = None if turn == tokenizer.eos_token_id else turn  # with which the template ends a turn, besides EOS
         self.turn_text = None if self.turn is None else str(tokenizer.convert_ids_to_tokens(self.turn))
@@ -233,9 +234,9 @@ class _Worker:
             except RowError as error:
                 results[place] = Rejection(pair.origin, error.kind, error.reason)
         unmarked = [text for *_, texts in rendered if not texts.mark for text in _sequences(texts)]
-        encoded = iter(self.renderer.special.encode_all(unmarked) if unmarked else [])
+        encoded = iter(self.renderer.special.encode_arrays(unmarked) if unmarked else [])
         for place, pair, texts in rendered:
-            marked = self.renderer.special.encode_all(_sequences(texts), texts.mark) if texts.mark else None
+            marked = self.renderer.special.encode_arrays(_sequences(texts), texts.mark) if texts.mark else None
             results[place] = self._pair(pair, texts, *(marked or islice(encoded, 3)))
         return self._chunk(results)
 
@@ -267,7 +268,7 @@ class _Worker:
         return replace(pair, rejected=pair.rejected.rstrip().removesuffix(token)) if ended[1] else pair
 
     def _pair(
-        self, pair: PreferencePair, texts: RenderedPair, prompt: list[int], *joint: list[int]
+        self, pair: PreferencePair, texts: RenderedPair, prompt: array[int], *joint: array[int]
     ) -> _Ids | Rejection:
         whole = [self._response(texts, prompt, ids, text) for ids, text in zip(joint, texts.marked[1:], strict=True)]
         if not texts.templated:
@@ -289,9 +290,9 @@ class _Worker:
         counts.prompts_truncated += len(cut_prompt) < len(prompt)
         counts.chosen_truncated += len(chosen) < len(whole[0])
         counts.rejected_truncated += len(rejected) < len(whole[1])
-        for ids in (cut_prompt, chosen, rejected):
-            counts.tokens += len(ids)
-            counts.unknown += ids.count(self.unknown) if self.unknown is not None else 0
+        ids = cut_prompt + chosen + rejected
+        counts.tokens += len(ids)
+        counts.unknown += 0 if self.unknown is None else int((np.frombuffer(ids, np.int32) == self.unknown).sum())
         if chosen == rejected:
             counts.identical += 1
             if self.on_degenerate == "drop":
@@ -299,17 +300,22 @@ class _Worker:
                 return Rejection(pair.origin, "degenerate", f"chosen and rejected are the same tokens{cut}")
         return cut_prompt, chosen, rejected, len(cut_prompt) < len(prompt)
 
-    def _response(self, texts: RenderedPair, prompt: list[int], joint: list[int], text: str) -> list[int]:
+    def _response(self, texts: RenderedPair, prompt: array[int], joint: array[int], text: str) -> array[int]:
+        eos = self.tokenizer.eos_token_id
         if not text:  # a demonstration's missing response
-            return [self.tokenizer.eos_token_id]
+            return array("i", [eos])
         if joint[: len(prompt)] == prompt:
             ids = joint[len(prompt) :]
         else:
             self.counts.boundary_merges += 1
-            ids = encode_continuation(partial(self.renderer.special.encode_all, mark=texts.mark), text)
-        eos = self.tokenizer.eos_token_id
-        self.counts.eos_appended += texts.templated and eos not in ids and self.turn not in ids
-        return end_once(ids, eos, templated=texts.templated, turn=self.turn)
+            ids = encode_continuation(partial(self.renderer.special.encode_arrays, mark=texts.mark), text)
+        if texts.templated and ids:
+            flat = np.frombuffer(ids, np.int32)
+            ends = np.flatnonzero(flat == eos if self.turn is None else (flat == eos) | (flat == self.turn))
+            if len(ends):
+                return ids[: int(ends[0]) + 1]  # as end_once, in no time
+        self.counts.eos_appended += texts.templated
+        return array("i", end_once(ids.tolist(), eos, templated=texts.templated, turn=self.turn))
 
 
 def _sequences(texts: RenderedPair) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -107,6 +108,7 @@ def _serve(function: Callable[[Any], Any], connection: Connection, other: Connec
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
     other.close()
+    gc.freeze()  # what was there before is never looked through again, nor copied
     with suppress(EOFError, ConnectionError):
         while True:
             item = connection.recv()
