@@ -77,6 +77,7 @@ class Renderer:
         self._tokenizer, self._now = tokenizer, now
         self._turn, self._ends = turn, [token for token in (tokenizer.eos_token, turn) if token]
         self.special = SpecialText(tokenizer)
+        self._templates: dict[bool, tuple[str, str]] = {}
         self._reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages", "strftime_now"}
 
     def pair(self, pair: PreferencePair) -> RenderedPair:
@@ -107,7 +108,8 @@ class Renderer:
         }
         with _bounded():
             written = self._apply(prompt, generate=True, **extra)
-            after = [_continuation(written, self._apply([*prompt, turn], generate=False, **extra)) for turn in turns]
+            wholes = self._apply_all([[*prompt, turn] for turn in turns], generate=False, **extra)
+            after = [_continuation(written, whole) for whole in wholes]
             rewritten = self._require_prompt(prompt, written, **extra)
             for side, turn, text in zip(("chosen", "rejected"), turns, after, strict=False):
                 ends = [place for token in self._ends if (place := text.find(token)) >= 0]
@@ -157,33 +159,34 @@ class Renderer:
         except RowError:  # the template fails without them, so it reads them
             return False
 
-    def _apply(
+    def _apply(self, messages: Sequence[Message], **options: Any) -> str:
+        return self._apply_all([messages], **options)[0]
+
+    def _apply_all(
         self,
-        messages: Sequence[Message],
+        conversations: Sequence[Sequence[Message]],
         *,
         generate: bool,
         tools: Any = None,
         variables: Mapping[str, Any] = MappingProxyType({}),
-    ) -> str:
-        conversation: Any = list(messages)
+    ) -> list[str]:
         try:
-            template = self._tokenizer.get_chat_template(tools=tools)
+            template, dated = self._template(tools)
             require_variables_read(variables, template)
             if taken := self._reserved.intersection(variables):
                 raise RowError(f"chat_template_kwargs names a variable that the data may not set ({min(taken)})")
-            if self._now is not None and reads_clock(template):
-                template = with_fixed_date(template, self._now)
-            text = str(
-                self._tokenizer.apply_chat_template(
-                    conversation,
-                    tools=tools,
-                    chat_template=template,
-                    add_generation_prompt=generate,
-                    tokenize=False,
-                    **variables,
-                )
+            several: Any = [list(messages) for messages in conversations]
+            written: Any = self._tokenizer.apply_chat_template(
+                several if len(several) > 1 else several[0],
+                tools=tools,
+                chat_template=dated,
+                add_generation_prompt=generate,
+                tokenize=False,
+                **variables,
             )
-            text.encode()
+            texts = [str(text) for text in (written if len(several) > 1 else [written])]
+            for text in texts:
+                text.encode()
         except RowError:
             raise
         except UnicodeEncodeError:  # the pair's own text was checked, but a template writes any text
@@ -198,9 +201,20 @@ class Renderer:
             raise _too_much(str(error).rstrip(".") or f"more than {MAX_MEBIBYTES} MiB of memory") from error
         except Exception as error:  # a template is a program: it can raise anything
             raise RowError(f"the chat template refuses the conversation ({error})") from error
-        if len(text) > MAX_WRITTEN + MAX_REPEATED * sum(map(len, texts_in((conversation, tools)))):
-            raise _too_much(f"{len(text):,} characters")
-        return text
+        for text, messages in zip(texts, several, strict=True):
+            more = len(text) - MAX_WRITTEN
+            if more > 0 and more > MAX_REPEATED * sum(map(len, texts_in((messages, tools)))):
+                raise _too_much(f"{len(text):,} characters")
+        return texts
+
+    def _template(self, tools: Any) -> tuple[str, str]:
+        """Return the template for conversations without or with tools, and the same with a fixed date."""
+        if (templates := self._templates.get(tools is None)) is None:
+            template = self._tokenizer.get_chat_template(tools=tools)
+            fixed = self._now is not None and reads_clock(template)
+            dated = with_fixed_date(template, self._now) if fixed else template  # type: ignore[arg-type]
+            templates = self._templates[tools is None] = template, dated
+        return templates
 
 
 def _last_of(text: str, end: int) -> int:
@@ -211,7 +225,7 @@ def _last_of(text: str, end: int) -> int:
 
 
 def _rendered(marked: tuple[str, str, str], mark: str, **facts: Any) -> RenderedPair:
-    prompt, chosen, rejected = (text.replace(mark, "") for text in marked)
+    prompt, chosen, rejected = (text.replace(mark, "") for text in marked) if mark else marked
     return RenderedPair(prompt, chosen, rejected, marked, mark, **facts)
 
 

@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.data_report import LoadReport, TokenCounts
 from caldpo.data.end_tokens import trained_ends
-from caldpo.data.split import prompt_key
 from caldpo.data.tokenize import TokenizedSplit
 from caldpo.utils.text_format import counted
 
@@ -45,7 +44,7 @@ class SplitReport:
         values = np.quantile(split.pairs.lengths(), levels, axis=0, method="inverted_cdf").astype(int).T.tolist()
         return cls(
             pairs=len(split.pairs),
-            prompts=len({prompt_key(pair.prompt) for pair in split.sources}),
+            prompts=len(set(split.sources.keys())),
             left_out=left_out,
             dropped=later.counts(),
             counts=split.counts,

@@ -102,6 +102,11 @@ class TokenCounts:
     tokens: int = field(default=0, compare=False)  # of all pairs, those dropped later included
     unknown: int = field(default=0, compare=False)  # of these, tokens for text outside the vocabulary
 
+    def add(self, other: TokenCounts) -> None:
+        """Add the counts of other pairs."""
+        for own in fields(self):
+            setattr(self, own.name, getattr(self, own.name) + getattr(other, own.name))
+
     @property
     def unknown_share(self) -> float:
         """The share of tokens that stand for text outside the vocabulary."""

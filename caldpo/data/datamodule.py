@@ -20,13 +20,15 @@ from caldpo.data.chat_template import reads_clock
 from caldpo.data.columns import Columns
 from caldpo.data.data_console import DataReport, SplitReport, print_preview, print_report
 from caldpo.data.data_loading import TokenizedDataModule
+from caldpo.data.data_parts import Named
 from caldpo.data.data_report import LoadReport
-from caldpo.data.joined_sources import JoinedPairs, Named, held_out_name, read_joined
+from caldpo.data.joined_sources import JoinedPairs, held_out_name, read_joined
 from caldpo.data.load import refuse_bad_rows, require_pairs, write_rejections
-from caldpo.data.pair import Message, PreferencePair
+from caldpo.data.pair import Message, PreferencePair, prompt_key
 from caldpo.data.pair_checks import refuse_unknown, refuse_untokenized, require_scores
 from caldpo.data.raw_row import PairSource, RewardSource
-from caldpo.data.split import prompt_key, settle_shared_prompts, split_by_prompt, subset
+from caldpo.data.split import settle_shared_prompts, split_by_prompt, subset
+from caldpo.data.stored_pairs import StoredPairs
 from caldpo.data.template_checks import read_template, require_template
 from caldpo.data.token_cache import cached_tokens
 from caldpo.data.tokenize import TokenizedSplit
@@ -120,7 +122,7 @@ class PairDataModule(TokenizedDataModule):
         self.preview_pairs = preview_pairs
         self.cache = None if cache is None else Path(cache).expanduser()
         self.now = datetime.combine(datetime.now(), time())  # the day alone, so that runs of one day share tokens
-        self.test_sources: list[PreferencePair] = []  # the test split as text, in the order of test_pairs
+        self.test_sources: Sequence[PreferencePair] = []  # the test split as text, in the order of test_pairs
 
     def prepare_pairs(
         self,
@@ -159,7 +161,7 @@ class PairDataModule(TokenizedDataModule):
         train, shared = settle_shared_prompts(joined_train.pairs, joined_test.pairs, self.on_shared_prompts)
         train, train_shares = joined_train.shared_out(train, self.split_seed)
         test, test_shares = joined_test.shared_out(joined_test.pairs, self.split_seed)
-        form = self._prompt_form(tokenizer, (*train, *test))
+        form = self._prompt_form(tokenizer, text=train.all_text() and test.all_text())
         drawn_train = subset(train, self.max_train_pairs, self.split_seed)
         drawn_test = subset(test, self.max_test_pairs, self.split_seed)
         train_split = self._tokenize("train", drawn_train, tokenizer, console)
@@ -208,10 +210,10 @@ class PairDataModule(TokenizedDataModule):
     def held_out_prompts(self, count: int) -> list[HeldOutPrompt]:
         """Return the first ``count`` distinct prompts of the test split, in order, or all if it has fewer."""
         prompts: dict[str, HeldOutPrompt] = {}
-        for pair, tokens in zip(self.test_sources, self.test_pairs, strict=True):
+        for place, pair in enumerate(self.test_sources):
             if len(prompts) == count:
                 break
-            held_out = HeldOutPrompt(pair.prompt, tokens.prompt_ids, pair.chosen, pair.origin)
+            held_out = HeldOutPrompt(pair.prompt, self.test_pairs[place].prompt_ids, pair.chosen, pair.origin)
             prompts.setdefault(prompt_key(pair.prompt), held_out)
         return list(prompts.values())
 
@@ -242,9 +244,9 @@ class PairDataModule(TokenizedDataModule):
             train, test = replace(train, pairs=pairs), train.held_out(held_out)
         return train, test, notes
 
-    def _prompt_form(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> str:
+    def _prompt_form(self, tokenizer: PreTrainedTokenizerBase, *, text: bool) -> str:
         """Name what renders the prompts, checked to exist: plain text or a chat template."""
-        if all(isinstance(pair.prompt, str) for pair in pairs):
+        if text:
             return "plain text"
         require_template(tokenizer)
         form = self.chat_template or "the tokenizer's chat template"
@@ -253,7 +255,7 @@ class PairDataModule(TokenizedDataModule):
         return form
 
     def _tokenize(
-        self, name: str, pairs: list[PreferencePair], tokenizer: PreTrainedTokenizerBase, console: Console
+        self, name: str, pairs: StoredPairs, tokenizer: PreTrainedTokenizerBase, console: Console
     ) -> TokenizedSplit:
         return cached_tokens(
             pairs,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +13,14 @@ from caldpo.data.columns import Columns, require_meaning
 from caldpo.data.data_report import Kind, LoadReport, Rejection, count_by_reason, list_counts
 from caldpo.data.formats import require_columns
 from caldpo.data.pair import PreferencePair
-from caldpo.data.pair_checks import DegeneracyCheck, check_pair, has_reversed_scores
-from caldpo.data.raw_row import PairSource, RowError
+from caldpo.data.pair_checks import DegeneracyCheck, check_pair, has_reversed_scores, pair_signal
+from caldpo.data.raw_row import PairSource, RawRow, RowError
 from caldpo.data.row_parsing import map_row, parse_row
 from caldpo.data.sources.file_checks import no_rows
+from caldpo.data.stored_pairs import PairFacts, PairWriter, StoredPairs, pack
 from caldpo.errors import CaldpoError
 from caldpo.utils.delayed_progress import tracked
+from caldpo.utils.ordered_map import ordered_map
 from caldpo.utils.text_format import counted
 
 OnDegenerate = Literal["drop", "keep"]
@@ -38,7 +41,8 @@ def load_pairs(
     demonstrations: bool = False,
     degenerate: DegeneracyCheck | None = None,
     columns: Columns | None = None,
-) -> tuple[list[PreferencePair], LoadReport]:
+    writer: PairWriter | None = None,
+) -> tuple[StoredPairs, LoadReport]:
     """Read a whole split and return its usable pairs, in order; the report lists all other rows.
 
     :func:`refuse_bad_rows` and :func:`require_pairs` decide whether such rows are an error.
@@ -53,54 +57,115 @@ def load_pairs(
         demonstrations: accept rows with a response to imitate and none to compare it with; otherwise they are unusable.
         degenerate: has seen the pairs of other data sets that these are joined to, so that none is taken twice.
         columns: the mapping from columns to roles; None goes by the usual names.
+        writer: has stored the pairs of those data sets, and stores these behind them.
 
     Raises:
         CaldpoError: an unreadable split, one with more unusable rows than can be reported, or a table without the
             columns of any format.
     """
-    report, pairs = LoadReport(split, notes=source.notes(split)), []
-    columns, degenerate = columns or Columns(), DegeneracyCheck() if degenerate is None else degenerate
-    tables: set[str] = set()  # whose columns were checked
-    for raw in tracked(source.rows(split), f"Reading {Path(split).name}"):
-        report.rows += 1
-        if len(report.rejections) >= MAX_REJECTIONS:
-            raise CaldpoError(
-                f"{MAX_REJECTIONS:,} of the first {report.rows:,} rows are unusable ({list_counts(report.counts())})",
-                key=split,
-                remedy="check that this is a file of preference pairs",
-            )
-        if raw.table is not None and raw.table not in tables and isinstance(raw.value, dict):
-            require_columns(list(raw.value), raw.table, columns)
-            tables.add(raw.table)
-        try:
-            row = map_row(raw, columns)
-            pair, format_name = parse_row(row, raw.origin)
-            if unread := row.unread:
-                report.unread.update(unread)
-                require_meaning(unread)
-            check_pair(pair)
-            if pair.demonstration and not demonstrations:
-                raise RowError("has no rejected response, which this loss needs")
-            pair, swapped = _agree_with_scores(pair, on_reversed_scores)
-        except RowError as error:
-            kind: Kind = "line" if raw.value is None else error.kind
-            report.rejections.append(Rejection(raw.origin, kind, error.reason))
-            continue
-        if reason := degenerate.reason(pair):
-            if on_degenerate == "drop":
-                report.rejections.append(Rejection(raw.origin, "degenerate", reason))
+    report = LoadReport(split, notes=source.notes(split))
+    degenerate, writer = degenerate or DegeneracyCheck(), PairWriter() if writer is None else writer
+    first = len(writer)
+    reader = RowReader(columns or Columns(), on_reversed_scores, demonstrations)
+    for read in tracked(ordered_map(reader.read, source.blocks(split)), f"Reading {Path(split).name}"):
+        usable: list[tuple[int, PairFacts]] = []
+        place = 0  # of a pair in its block
+        for row in read.rows:
+            report.rows += 1
+            if len(report.rejections) >= MAX_REJECTIONS:
+                raise CaldpoError(
+                    f"{MAX_REJECTIONS:,} of the first {report.rows:,} rows are unusable"
+                    f" ({list_counts(report.counts())})",
+                    key=split,
+                    remedy="check that this is a file of preference pairs",
+                )
+            if isinstance(row, Rejection):
+                report.rejections.append(row)
                 continue
-            report.degenerate_kept[reason] += 1
-        pairs.append(pair)
-        report.formats[format_name] += 1
-        report.remarks.update(pair.remarks)
-        if raw.note is not None:
-            count, first = report.odd.get(raw.note, (0, pair.origin))
-            report.odd[raw.note] = (count + 1, first)
-        report.swapped += swapped
-        report.with_scores += pair.has_scores
+            place += 1
+            if reason := row.signal if isinstance(row.signal, str) else degenerate.repeats(row.signal):
+                if on_degenerate == "drop":
+                    report.rejections.append(Rejection(row.facts.origin, "degenerate", reason))
+                    continue
+                report.degenerate_kept[reason] += 1
+            usable.append((place - 1, row.facts))
+            report.formats[row.format] += 1
+            report.remarks.update(row.remarks)
+            if row.note is not None:
+                count, origin = report.odd.get(row.note, (0, row.facts.origin))
+                report.odd[row.note] = (count + 1, origin)
+            report.swapped += row.swapped
+            report.with_scores += None not in row.facts.scores
+        report.unread.update(read.unread)
+        writer.add_packed(read.pairs, usable)
+    pairs = writer.pairs(first)
     report.kept = len(pairs)
     return pairs, report
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPair:
+    """What is reported of a row that gave a pair."""
+
+    facts: PairFacts
+    signal: str | tuple[bytes, bool]  # see pair_signal
+    format: str
+    remarks: tuple[str, ...]
+    note: str | None  # of the row
+    swapped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """The rows of a block, in order, and its packed pairs."""
+
+    rows: list[Rejection | ReadPair]
+    pairs: bytes  # those of the ReadPairs, in order
+    unread: Counter[str]  # rows by the column that holds something and was not read
+
+
+class RowReader:
+    """Makes pairs of rows, each by itself."""
+
+    def __init__(self, columns: Columns, on_reversed_scores: OnReversedScores, demonstrations: bool) -> None:
+        self._columns, self._on_reversed, self._demonstrations = columns, on_reversed_scores, demonstrations
+        self._tables: set[str] = set()  # whose columns were checked
+
+    def read(self, block: Iterable[RawRow]) -> ReadRows:
+        """Read the rows of a block.
+
+        Raises:
+            CaldpoError: a table without the columns of any format.
+        """
+        rows: list[Rejection | ReadPair] = []
+        pairs: list[PreferencePair] = []
+        unread: Counter[str] = Counter()
+        for raw in block:
+            try:
+                read, pair = self._pair(raw, unread)
+            except RowError as error:
+                kind: Kind = "line" if raw.value is None else error.kind
+                rows.append(Rejection(raw.origin, kind, error.reason))
+            else:
+                rows.append(read)
+                pairs.append(pair)
+        return ReadRows(rows, pack(pairs), unread)
+
+    def _pair(self, raw: RawRow, unread: Counter[str]) -> tuple[ReadPair, PreferencePair]:
+        if raw.table is not None and raw.table not in self._tables and isinstance(raw.value, dict):
+            require_columns(list(raw.value), raw.table, self._columns)
+            self._tables.add(raw.table)
+        row = map_row(raw, self._columns)
+        pair, format_name = parse_row(row, raw.origin)
+        if names := row.unread:
+            unread.update(names)
+            require_meaning(names)
+        check_pair(pair)
+        if pair.demonstration and not self._demonstrations:
+            raise RowError("has no rejected response, which this loss needs")
+        pair, swapped = _agree_with_scores(pair, self._on_reversed)
+        facts = PairFacts.of(pair)
+        return ReadPair(facts, pair_signal(pair), format_name, pair.remarks, raw.note, swapped), pair
 
 
 def refuse_bad_rows(reports: Sequence[LoadReport], listed_in: Path) -> None:

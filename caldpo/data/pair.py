@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
@@ -74,3 +76,13 @@ class TokenizedPair:
     score_rejected: float | None
     index: int
     origin: str
+
+
+def prompt_key(prompt: str | Sequence[Message]) -> str:
+    """Return a digest that is equal for prompts a reader would call the same.
+
+    Letter case, Unicode composition and the amount of white space do not count.
+    """
+    turns = [("", prompt)] if isinstance(prompt, str) else [(m["role"], m["content"]) for m in prompt]
+    normal = [(role, " ".join(unicodedata.normalize("NFKC", body).casefold().split())) for role, body in turns]
+    return hashlib.blake2b(repr(normal).encode(), digest_size=16).hexdigest()

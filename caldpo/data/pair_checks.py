@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from caldpo.data.data_report import Rejection
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import RowError
+from caldpo.data.stored_pairs import StoredPairs, text_digest
 from caldpo.errors import CaldpoError
 from caldpo.utils.text_format import counted
 
@@ -63,7 +65,7 @@ class DegeneracyCheck:
     """Finds pairs without signal, and pairs that repeat or contradict an earlier one.
 
     Keeps 16 bytes per pair. Of two pairs that repeat or contradict each other the first one stands, so a split always
-    gives the same answer. Responses are compared without surrounding white space, because chat templates trim it.
+    gives the same answer.
     """
 
     def __init__(self) -> None:
@@ -71,30 +73,41 @@ class DegeneracyCheck:
 
     def reason(self, pair: PreferencePair) -> str | None:
         """Return why ``pair`` is degenerate, given the pairs checked before; None when it is not."""
-        chosen, rejected = (pair.chosen.strip(), pair.chosen_extra), (pair.rejected.strip(), pair.rejected_extra)
-        if chosen == rejected:
-            same = pair.chosen == pair.rejected
-            return f"chosen and rejected {'are identical' if same else 'differ in surrounding white space alone'}"
-        if pair.has_scores and pair.score_chosen == pair.score_rejected:
-            return "equal scores, so no preference"
-        # repr keeps the parts apart, whatever characters they hold
-        sides = [repr(chosen), repr(rejected)]
-        parts = (repr((pair.prompt, pair.tools, pair.template_kwargs)), min(sides), max(sides))
-        digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).digest()
-        in_order = sides[0] < sides[1]
+        signal = pair_signal(pair)
+        return signal if isinstance(signal, str) else self.repeats(signal)
+
+    def repeats(self, signal: tuple[bytes, bool]) -> str | None:
+        """Return how a pair, told by its :func:`pair_signal`, repeats or contradicts an earlier one."""
+        digest, in_order = signal
         if digest in self._in_order:
             return f"{'repeats' if self._in_order[digest] == in_order else 'contradicts'} an earlier pair"
         self._in_order[digest] = in_order
         return None
 
 
-def require_scores(pairs: Sequence[PreferencePair], split: str, loss_name: str) -> None:
+def pair_signal(pair: PreferencePair) -> str | tuple[bytes, bool]:
+    """Return why a pair has no signal by itself; else a digest of it with its sides sorted, and whether they were.
+
+    Responses are compared without surrounding white space, because chat templates trim it.
+    """
+    chosen, rejected = (pair.chosen.strip(), pair.chosen_extra), (pair.rejected.strip(), pair.rejected_extra)
+    if chosen == rejected:
+        same = pair.chosen == pair.rejected
+        return f"chosen and rejected {'are identical' if same else 'differ in surrounding white space alone'}"
+    if pair.has_scores and pair.score_chosen == pair.score_rejected:
+        return "equal scores, so no preference"
+    sides = [text_digest(text, extra) for text, extra in (chosen, rejected)]
+    context = text_digest("", (pair.prompt, pair.tools, pair.template_kwargs))
+    return text_digest("", (context, min(sides), max(sides))), sides[0] < sides[1]
+
+
+def require_scores(pairs: StoredPairs, split: str, loss_name: str) -> None:
     """Check that every pair has both ground-truth rewards."""
-    missing = [pair for pair in pairs if not pair.has_scores]
-    if missing:
+    missing = np.flatnonzero(np.isnan(pairs.scores()).any(axis=1))
+    if len(missing):
         raise CaldpoError(
             f"loss {loss_name} takes its targets from the data's scores, and {len(missing):,} of "
-            f"{counted(len(pairs), 'pair')} of {split} have none, first {missing[0].origin}",
+            f"{counted(len(pairs), 'pair')} of {split} have none, first {pairs.origin(int(missing[0]))}",
             key="loss.targets",
             value="scores",
             remedy="set loss.targets=fixed, or give every row score_chosen and score_rejected",

@@ -6,8 +6,9 @@ import ast
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TURNS = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")  # may hold conversations
+BLOCK_ROWS = 256  # read together: enough to be worth handing on, few enough for a smooth progress bar
 MAX_ENCODED = 2_000_000  # characters; Python's own parser takes a hundred times the memory of what it reads
 
 _MAX_SHOWN = 60  # characters of a value in a message
@@ -69,6 +71,15 @@ class PairSource(ABC):
             CaldpoError: the split cannot be read at all (a bad row is yielded with its error instead). Its
                 ``key`` is ``split`` where the split is at fault; the caller knows which setting names it.
         """
+
+    def blocks(self, split: str) -> Iterator[Iterable[RawRow]]:
+        """Yield the rows of :meth:`rows` by the hundred, in order; where they are still to be decoded, iterating does.
+
+        Blocks may be sent to other processes.
+        """
+        rows = self.rows(split)
+        while block := list(islice(rows, BLOCK_ROWS)):
+            yield block
 
     def files(self, split: str) -> Sequence[Path]:
         """List the files that ``split`` stands for; none where the source reads no files."""

@@ -17,7 +17,7 @@ from caldpo.config.path_checks import (
     text_at,
 )
 from caldpo.config.validation import Problem
-from caldpo.data.joined_sources import AUTO, parts_of
+from caldpo.data.data_parts import AUTO, parts_of
 from caldpo.data.sources.file_checks import ENDINGS, ending
 from caldpo.data.sources.file_discovery import find_files
 from caldpo.data.template_checks import read_template

@@ -9,13 +9,17 @@ special tokens, which are the template's, and the pieces between are tokenised a
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from caldpo.data.fast_encoding import Encode, fast_encoder
 from caldpo.data.raw_row import RowError
+
+Ids = TypeVar("Ids", list[int], "array[int]")
 
 _IDS: dict[str, Any] = {"return_attention_mask": False, "verbose": False}
 _MARKS = range(0xE000, 0xE100)  # code points for private use, of which no text has all
@@ -38,6 +42,7 @@ class SpecialText:
         self.writable = frozenset(n for n, ids in zip(names, written, strict=True) if special.isdisjoint(ids))
         self._any, self._writable = _pattern(names), _pattern(self.writable)
         self._apart: bool | None = None
+        self._encode: Encode | None = None
 
     def spelled_out(self, text: str) -> list[str]:
         """List the special tokens that a text spells out, in order."""
@@ -64,10 +69,14 @@ class SpecialText:
         return [self.marked(item, mark) for item in value] if isinstance(value, list | tuple) else value
 
     def encode_all(self, texts: list[str], mark: str = "") -> list[list[int]]:
+        """List the ids of :meth:`encode_arrays`."""
+        return [ids.tolist() for ids in self.encode_arrays(texts, mark)]
+
+    def encode_arrays(self, texts: list[str], mark: str = "") -> list[array[int]]:
         """Encode texts: without a mark all special tokens as such, with one as :meth:`encode` does."""
         if mark:
-            return [self.encode(text, mark) for text in texts]
-        return self._tokenizer(texts, add_special_tokens=False, **_IDS)["input_ids"]
+            return [array("i", self.encode(text, mark)) for text in texts]
+        return self._encoder()(texts)
 
     def encode(self, text: str, mark: str) -> list[int]:
         """Encode a marked text: unmarked special tokens as such, the rest as plain text without the mark."""
@@ -86,6 +95,11 @@ class SpecialText:
                 ids.append(self._ids[token])
         return ids
 
+    def _encoder(self) -> Encode:
+        if self._encode is None:
+            self._encode = fast_encoder(self._tokenizer)
+        return self._encode
+
     def _plain(self, texts: list[str]) -> list[list[int]]:
         return self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True, **_IDS)["input_ids"]
 
@@ -97,7 +111,7 @@ class SpecialText:
         return self._apart
 
 
-def encode_continuation(encode: Callable[[list[str]], list[list[int]]], text: str) -> list[int]:
+def encode_continuation(encode: Callable[[list[str]], list[Ids]], text: str) -> Ids:
     """Encode a text that continues another one.
 
     SentencePiece-style tokenizers put a space before the beginning of a text. So the text is tokenised after a short

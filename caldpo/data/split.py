@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import random
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from caldpo.data.data_report import Rejection
-from caldpo.data.pair import Message, PreferencePair
+from caldpo.data.pair import PreferencePair
+from caldpo.data.stored_pairs import StoredPairs
 from caldpo.errors import CaldpoError
 from caldpo.utils.text_format import counted
 
 _SHOWN = 5  # prompts named in a message
 
 
-def prompt_key(prompt: str | Sequence[Message]) -> str:
-    """Return a digest that is equal for prompts a reader would call the same.
-
-    Letter case, Unicode composition and the amount of white space do not count.
-    """
-    turns = [("", prompt)] if isinstance(prompt, str) else [(m["role"], m["content"]) for m in prompt]
-    normal = [(role, " ".join(unicodedata.normalize("NFKC", body).casefold().split())) for role, body in turns]
-    return hashlib.blake2b(repr(normal).encode(), digest_size=16).hexdigest()
-
-
 def split_by_prompt(
-    pairs: Iterable[PreferencePair], test_fraction: float, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    pairs: Sequence[PreferencePair], test_fraction: float, seed: int
+) -> tuple[StoredPairs, StoredPairs]:
     """Send each prompt, with all its pairs in their order, to the training or the test split.
 
     The side is a function of the prompt and the seed alone: adding, removing or reordering rows moves no
@@ -44,13 +34,14 @@ def split_by_prompt(
             value=test_fraction,
             remedy="take 0.05 to 0.2, or give a test split of its own with data.test",
         )
-    splits: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
+    stored = StoredPairs.of(pairs)
+    places: tuple[list[int], list[int]] = ([], [])
     positions: dict[str, float] = {}
-    for pair in pairs:
-        key = prompt_key(pair.prompt)
+    for place, key in enumerate(stored.keys()):
         if key not in positions:
             positions[key] = _position(key, seed)
-        splits[positions[key] < test_fraction].append(pair)
+        places[positions[key] < test_fraction].append(place)
+    splits = stored.take(places[0]), stored.take(places[1])
     for name, split, share in zip(("training", "test"), splits, (1 - test_fraction, test_fraction), strict=True):
         if not split:
             expected = share * len(positions)
@@ -75,16 +66,17 @@ def _remedy(positions: Sequence[float], test_fraction: float) -> str:
     return f"set data.test_fraction={fraction}, which holds out {held_out} of them and trains on the others, or {other}"
 
 
-def shared_prompts(train: Iterable[PreferencePair], test: Iterable[PreferencePair]) -> dict[str, tuple[str, str]]:
+def shared_prompts(train: Sequence[PreferencePair], test: Sequence[PreferencePair]) -> dict[str, tuple[str, str]]:
     """Find prompts that two splits share: by key, the origins of their first pairs in ``train`` and in ``test``."""
-    first: dict[str, str] = {}
-    for pair in train:
-        first.setdefault(prompt_key(pair.prompt), pair.origin)
-    shared: dict[str, tuple[str, str]] = {}
-    for pair in test:
-        if (key := prompt_key(pair.prompt)) in first:
-            shared.setdefault(key, (first[key], pair.origin))
-    return shared
+    train, test = StoredPairs.of(train), StoredPairs.of(test)
+    tested: dict[str, int] = {}  # places of the first pairs of each prompt, in the smaller split as a rule
+    for place, key in enumerate(test.keys()):
+        tested.setdefault(key, place)
+    trained: dict[str, int] = {}
+    for place, key in enumerate(train.keys()):
+        if key in tested:
+            trained.setdefault(key, place)
+    return {key: (train.origin(trained[key]), test.origin(place)) for key, place in tested.items() if key in trained}
 
 
 def _position(key: str, seed: int) -> float:
@@ -95,15 +87,16 @@ def _position(key: str, seed: int) -> float:
 
 
 def settle_shared_prompts(
-    train: list[PreferencePair],
-    test: list[PreferencePair],
+    train: Sequence[PreferencePair],
+    test: Sequence[PreferencePair],
     policy: Literal["error", "drop_train", "keep"],
-) -> tuple[list[PreferencePair], list[Rejection]]:
+) -> tuple[StoredPairs, list[Rejection]]:
     """Apply a policy to training pairs whose prompt is in the test split; return the others, and rejections of these.
 
     Raises:
         CaldpoError: under ``error`` if a prompt is shared; under ``drop_train`` if no training pair is left.
     """
+    train = StoredPairs.of(train)
     if policy == "keep" or not (shared := shared_prompts(train, test)):
         return train, []
     if policy == "error":
@@ -115,10 +108,10 @@ def settle_shared_prompts(
             value=policy,
             remedy="set data.on_shared_prompts=drop_train, or data.test=null to split one file by prompt",
         )
-    remaining: list[PreferencePair] = []
-    dropped: list[PreferencePair] = []
-    for pair in train:
-        (dropped if prompt_key(pair.prompt) in shared else remaining).append(pair)
+    remaining: list[int] = []
+    dropped: list[int] = []
+    for place, key in enumerate(train.keys()):
+        (dropped if key in shared else remaining).append(place)
     if not remaining:
         raise CaldpoError(
             f"leaves nothing: the test split has the prompts of all {counted(len(train), 'training pair')}",
@@ -126,14 +119,15 @@ def settle_shared_prompts(
             value=policy,
             remedy="give data.train and data.test different prompts",
         )
-    return remaining, [Rejection(p.origin, "filtered", "the test split has the same prompt") for p in dropped]
+    same = "the test split has the same prompt"
+    return train.take(remaining), [Rejection(train.origin(place), "filtered", same) for place in dropped]
 
 
-def subset(pairs: list[PreferencePair], at_most: int | None, seed: int) -> list[PreferencePair]:
+def subset(pairs: StoredPairs, at_most: int | None, seed: int) -> StoredPairs:
     """Draw ``at_most`` pairs without replacement, in order; all of them for None.
 
     The draw is a function of the seed and the number of pairs alone.
     """
     if at_most is None or at_most >= len(pairs):
         return pairs
-    return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), at_most))]
+    return pairs.take(sorted(random.Random(seed).sample(range(len(pairs)), at_most)))

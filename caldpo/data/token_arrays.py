@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import overload
 
 import numpy as np
 
-from caldpo.data.pair import PreferencePair, TokenizedPair
+from caldpo.data.pair import TokenizedPair
+from caldpo.data.stored_pairs import StoredPairs
 
 
 class TokenizedPairs(Sequence[TokenizedPair]):
@@ -22,7 +24,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 
     def __init__(self, pairs: Iterable[TokenizedPair] = ()) -> None:
         tokens, ends = array("i"), array("q", [0])
-        self._scores: list[tuple[float | None, float | None]] = []
+        scores = array("d")
         self._origins: list[str] = []
         for place, pair in enumerate(pairs):
             if pair.index != place:
@@ -30,22 +32,22 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
                 tokens.extend(ids)
                 ends.append(len(tokens))
-            self._scores.append((pair.score_chosen, pair.score_rejected))
+            scores.extend(math.nan if score is None else score for score in (pair.score_chosen, pair.score_rejected))
             self._origins.append(pair.origin)
         self._tokens = np.frombuffer(tokens, dtype=np.int32) if tokens else np.zeros(0, np.int32)
         self._ends = np.frombuffer(ends, dtype=np.int64)
-        self.has_scores = bool(self._scores) and all(None not in both for both in self._scores)
+        self._scores = np.array(scores, dtype=np.float64).reshape(-1, 2)  # NaN where there is none
+        self.has_scores = len(self._scores) > 0 and not bool(np.isnan(self._scores).any())
 
     @classmethod
-    def of_arrays(cls, tokens: np.ndarray, ends: np.ndarray, sources: Sequence[PreferencePair]) -> TokenizedPairs:
-        """Rebuild from :meth:`arrays`, with scores and origins of the source pairs."""
+    def of_arrays(cls, tokens: np.ndarray, ends: np.ndarray, sources: StoredPairs) -> TokenizedPairs:
+        """Make pairs of :meth:`arrays`, with scores and origins of the source pairs."""
         if len(ends) != 3 * len(sources) + 1 or ends[-1] != len(tokens):
             raise ValueError(f"{len(sources)} pairs and {len(tokens)} tokens do not go with {len(ends)} ends")
         made = cls()
         made._tokens, made._ends = tokens.astype(np.int32, copy=False), ends.astype(np.int64, copy=False)
-        made._scores = [(pair.score_chosen, pair.score_rejected) for pair in sources]
-        made._origins = [pair.origin for pair in sources]
-        made.has_scores = bool(sources) and all(pair.has_scores for pair in sources)
+        made._scores, made._origins = sources.scores(), sources.origins()
+        made.has_scores = len(sources) > 0 and not bool(np.isnan(made._scores).any())
         return made
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -68,8 +70,8 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             prompt_ids=self._tokens[start:prompt].tolist(),
             chosen_ids=self._tokens[prompt:chosen].tolist(),
             rejected_ids=self._tokens[chosen:rejected].tolist(),
-            score_chosen=self._scores[index][0],
-            score_rejected=self._scores[index][1],
+            score_chosen=_score(self._scores[index, 0]),
+            score_rejected=_score(self._scores[index, 1]),
             index=index,
             origin=self._origins[index],
         )
@@ -86,7 +88,12 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 
     def scores_digest(self) -> str:
         """Return the SHA-256 of the true rewards of all pairs, which losses and metrics read besides the tokens."""
-        return hashlib.sha256(json.dumps(self._scores).encode()).hexdigest()
+        scores = [[_score(value) for value in both] for both in self._scores]
+        return hashlib.sha256(json.dumps(scores).encode()).hexdigest()
 
     def origin(self, index: int) -> str:
         return self._origins[index]
+
+
+def _score(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

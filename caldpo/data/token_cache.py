@@ -27,6 +27,7 @@ from caldpo.data import chat_template, end_tokens, special_text, template_checks
 from caldpo.data.chat_template import reads_clock
 from caldpo.data.data_report import Rejection, TokenCounts
 from caldpo.data.pair import PreferencePair
+from caldpo.data.stored_pairs import StoredPairs
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from caldpo.utils.atomic_io import atomic_file
@@ -66,6 +67,7 @@ def cached_tokens(
     Raises:
         CaldpoError: as ``tokenize_pairs``; the folder cannot be written to.
     """
+    pairs = StoredPairs.of(pairs)
     limits: dict[str, Any] = {
         "max_length": max_length,
         "max_prompt_length": max_prompt_length,
@@ -86,7 +88,7 @@ def cached_tokens(
         "code": code_identity(),
         **limits,
     }
-    digest = _digest(json.dumps(inputs, sort_keys=True).encode(), *(_content(pair) for pair in pairs))
+    digest = _digest(json.dumps(inputs, sort_keys=True).encode(), pairs.contents())
     name = f"tokens-{digest[:32]}"
     path = cache / f"{name}.safetensors"
     with locked(cache, name, key="data.cache"):
@@ -125,13 +127,7 @@ def code_identity() -> str:
     return _digest(*(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
-def _content(pair: PreferencePair) -> bytes:
-    """Return what of a pair the tokens depend on: not its scores or origin."""
-    sides = (pair.prompt, pair.chosen, pair.rejected, pair.demonstration, pair.chosen_extra, pair.rejected_extra)
-    return json.dumps([sides, pair.tools, pair.template_kwargs], default=repr).encode()
-
-
-def _read(path: Path, pairs: Sequence[PreferencePair], digest: str) -> TokenizedSplit:
+def _read(path: Path, pairs: StoredPairs, digest: str) -> TokenizedSplit:
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
@@ -143,15 +139,15 @@ def _read(path: Path, pairs: Sequence[PreferencePair], digest: str) -> Tokenized
     account = json.loads(metadata["account"])
     places = arrays["places"].tolist()
     tokenized = set(places)
-    left_out = [pair for place, pair in enumerate(pairs) if place not in tokenized]
-    sources = [pairs[place] for place in places]
+    left_out = [origin for place, origin in enumerate(pairs.origins()) if place not in tokenized]
+    sources = pairs.take(places)
     return TokenizedSplit(
         pairs=TokenizedPairs.of_arrays(arrays["tokens"], arrays["ends"], sources),
         sources=sources,
         counts=TokenCounts(**account["counts"]),
         rejections=[
-            Rejection(pair.origin, kind, reason)
-            for pair, (kind, reason) in zip(left_out, account["rejections"], strict=True)
+            Rejection(origin, kind, reason)
+            for origin, (kind, reason) in zip(left_out, account["rejections"], strict=True)
         ],
         cut_prompts=frozenset(arrays["cut_prompts"].tolist()),
         places=places,

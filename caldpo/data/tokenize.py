@@ -16,13 +16,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from itertools import islice, takewhile
 from typing import Literal
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
@@ -30,13 +32,13 @@ from transformers import PreTrainedTokenizerBase
 from caldpo.data.chat_template import RenderedPair, Renderer
 from caldpo.data.data_report import Rejection, TokenCounts
 from caldpo.data.end_tokens import turn_end
-from caldpo.data.pair import Message, PreferencePair, TokenizedPair
+from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.raw_row import RowError
-from caldpo.data.special_text import encode_continuation
+from caldpo.data.special_text import Ids, encode_continuation
+from caldpo.data.stored_pairs import BLOCK, PackedPairs, StoredPairs
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
-
-CHUNK = 256  # pairs tokenised in one call: enough to be fast, few enough for a smooth progress bar
+from caldpo.utils.ordered_map import ordered_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class TokenizedSplit:
     """The tokenised pairs of a split, what was counted, and the pairs that are missing."""
 
     pairs: TokenizedPairs
-    sources: list[PreferencePair]  # that they were made of, in the same order
+    sources: StoredPairs  # that they were made of, in the same order
     counts: TokenCounts
     rejections: list[Rejection]  # pairs that the template refuses, and those dropped since both responses are equal
     cut_prompts: frozenset[int]  # indices of the tokenised pairs whose prompt was truncated
@@ -82,28 +84,43 @@ def tokenize_pairs(
             f"the tokenizer {tokenizer.name_or_path!r} has no EOS token, so no response could end",
             remedy="set eos_token in the tokenizer's files",
         )
+    stored = StoredPairs.of(pairs)
     worker = _Worker(tokenizer, max_length, max_prompt_length, on_degenerate, now)
-    starts = range(0, len(pairs), CHUNK)
-    tracked = track(starts, label, console=console, transient=True, disable=not console.is_terminal)
+    chunks = track(
+        ordered_map(worker.tokenize, stored.packed()),
+        label,
+        total=-(-len(stored) // BLOCK),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    tokens, ends, places = array("i"), array("q", [0]), array("q")
+    counts, rejections, cut_prompts = TokenCounts(), list[Rejection](), set[int]()
+    start = 0  # place of the chunk's first pair
+    for chunk in chunks:
+        cut_prompts.update(len(places) + index for index in chunk.cut_prompts)
+        places.extend(start + place for place in chunk.places)
+        rejections += chunk.rejections
+        ends.extend(len(tokens) + end for end in chunk.ends)
+        tokens.frombytes(chunk.tokens)
+        counts.add(chunk.counts)
+        start += len(chunk.places) + len(chunk.rejections)
+    sources = stored.take(np.frombuffer(places, dtype=np.int64) if places else [])
+    arrays = np.frombuffer(tokens, dtype=np.int32) if tokens else np.zeros(0, np.int32), np.frombuffer(ends, np.int64)
     return TokenizedSplit(
-        pairs=TokenizedPairs(pair for i in tracked for pair in worker.tokenize(i, pairs[i : i + CHUNK])),
-        sources=[pairs[place] for place in worker.kept],
-        counts=worker.counts,
-        rejections=[worker.rejections[place] for place in sorted(worker.rejections)],
-        cut_prompts=frozenset(worker.cut_prompts),
-        places=worker.kept,
+        TokenizedPairs.of_arrays(*arrays, sources), sources, counts, rejections, frozenset(cut_prompts), places.tolist()
     )
 
 
 def truncate(
-    prompt: list[int],
-    chosen: list[int],
-    rejected: list[int],
+    prompt: Ids,
+    chosen: Ids,
+    rejected: Ids,
     *,
     max_length: int,
     max_prompt_length: int,
     bos: int | None,
-) -> tuple[list[int], list[int], list[int]]:
+) -> tuple[Ids, Ids, Ids]:
     """Truncate a pair that is too long: the prompt from the left, then the responses from the right.
 
     Args:
@@ -116,7 +133,7 @@ def truncate(
         return prompt, chosen, rejected
     if len(prompt) > max_prompt_length:
         tail = prompt[len(prompt) - max_prompt_length :]
-        prompt = [bos, *tail[1:]] if bos is not None and prompt[0] == bos else tail
+        prompt = prompt[:1] + tail[1:] if bos is not None and prompt[0] == bos else tail
     room = max_length - len(prompt)
     return prompt, chosen[:room], rejected[:room]
 
@@ -126,11 +143,9 @@ def end_once(ids: list[int], eos: int, *, templated: bool, turn: int | None = No
 
     The first end token of a templated text is the template's, and the rest is cut; otherwise every EOS is removed.
     """
-    if templated:
-        for place, token in enumerate(ids):
-            if token in (eos, turn):
-                return ids[: place + 1]
-    body = [token for token in ids if token != eos]
+    if templated and (ends := [ids.index(token) for token in (eos, turn) if token in ids]):
+        return ids[: min(ends) + 1]
+    body = [token for token in ids if token != eos] if eos in ids else ids
     return body if body and body[-1] == turn else [*body, eos]
 
 
@@ -143,12 +158,12 @@ def encode_prompt(prompt: str | tuple[Message, ...], tokenizer: PreTrainedTokeni
     """
     renderer = Renderer(tokenizer)
     text, mark = renderer.prompt(prompt)
-    [ids] = renderer.special.encode_all([text], mark)
+    [ids] = renderer.special.encode_arrays([text], mark)
     if isinstance(prompt, str):
-        ids = _led(ids, leading_special_tokens(tokenizer))
+        ids = _led(ids, array("i", leading_special_tokens(tokenizer)))
     if not ids:
         raise RowError("the prompt has no tokens")
-    return ids
+    return ids.tolist()
 
 
 def leading_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -167,13 +182,29 @@ def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
 
 
-def _led(prompt: list[int], leading: list[int]) -> list[int]:
+def _led(prompt: array[int], leading: array[int]) -> array[int]:
     """Put the tokenizer's leading special tokens in front of ``prompt``, once."""
     return prompt if prompt[: len(leading)] == leading else leading + prompt
 
 
+# prompt, chosen, rejected, and whether the prompt was truncated
+_Ids = tuple["array[int]", "array[int]", "array[int]", bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Some pairs, tokenised: small to send from another process."""
+
+    tokens: bytes  # int32, of all pairs in a row
+    ends: Sequence[int]  # in them, of each prompt, chosen and rejected response
+    places: list[int]  # of the tokenised pairs among the chunk's
+    rejections: list[Rejection]  # of the others
+    cut_prompts: list[int]  # indices of tokenised pairs
+    counts: TokenCounts
+
+
 class _Worker:
-    """Tokenises chunk by chunk, and counts."""
+    """Tokenises chunks of pairs, each by itself, and counts."""
 
     def __init__(
         self,
@@ -186,33 +217,44 @@ class _Worker:
         self.tokenizer, self.on_degenerate = tokenizer, on_degenerate
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.counts = TokenCounts()
-        self.rejections: dict[int, Rejection] = {}  # by the position of the pair
-        self.cut_prompts: set[int] = set()
-        self.kept: list[int] = []  # positions of the tokenised pairs
-        self.leading, self.unknown = leading_special_tokens(tokenizer), unknown_token(tokenizer)
+        self.leading, self.unknown = array("i", leading_special_tokens(tokenizer)), unknown_token(tokenizer)
         turn = turn_end(tokenizer)
         self.turn = None if turn == tokenizer.eos_token_id else turn  # with which the template ends a turn, besides EOS
         self.turn_text = None if self.turn is None else str(tokenizer.convert_ids_to_tokens(self.turn))
         self.renderer = Renderer(tokenizer, now, self.turn_text)
 
-    def tokenize(self, start: int, chunk: Sequence[PreferencePair]) -> Iterator[TokenizedPair]:
-        """Tokenise the pairs at the positions from ``start`` on."""
+    def tokenize(self, packed: PackedPairs) -> _Chunk:
+        """Tokenise the pairs of a chunk."""
+        self.counts = TokenCounts()
+        results: dict[int, _Ids | Rejection] = {}
         rendered: list[tuple[int, PreferencePair, RenderedPair]] = []
-        for place, pair in enumerate(chunk, start):
+        for place, pair in enumerate(packed.unpack()):
             try:
                 rendered.append((place, pair, self.renderer.pair(self._unended(pair))))
             except RowError as error:
-                self.rejections[place] = Rejection(pair.origin, error.kind, error.reason)
+                results[place] = Rejection(pair.origin, error.kind, error.reason)
         unmarked = [text for *_, texts in rendered if not texts.mark for text in _sequences(texts)]
-        ids = iter(self.renderer.special.encode_all(unmarked) if unmarked else [])
+        encoded = iter(self.renderer.special.encode_arrays(unmarked) if unmarked else [])
         for place, pair, texts in rendered:
-            marked = self.renderer.special.encode_all(_sequences(texts), texts.mark) if texts.mark else None
-            result = self._pair(pair, texts, *(marked or islice(ids, 3)))
+            marked = self.renderer.special.encode_arrays(_sequences(texts), texts.mark) if texts.mark else None
+            results[place] = self._pair(pair, texts, *(marked or islice(encoded, 3)))
+        return self._chunk(results)
+
+    def _chunk(self, results: Mapping[int, _Ids | Rejection]) -> _Chunk:
+        tokens, ends = array("i"), list[int]()
+        places, rejections, cut_prompts = list[int](), list[Rejection](), list[int]()
+        for place, result in sorted(results.items()):
             if isinstance(result, Rejection):
-                self.rejections[place] = result
-            else:
-                self.kept.append(place)
-                yield result
+                rejections.append(result)
+                continue
+            *sides, is_cut = result
+            if is_cut:
+                cut_prompts.append(len(places))
+            places.append(place)
+            for ids in sides:
+                tokens.extend(ids)
+                ends.append(len(tokens))
+        return _Chunk(tokens.tobytes(), ends, places, rejections, cut_prompts, self.counts)
 
     def _unended(self, pair: PreferencePair) -> PreferencePair:
         """Strip the template's end of turn from responses whose own text ends with it: a response ends once."""
@@ -226,8 +268,8 @@ class _Worker:
         return replace(pair, rejected=pair.rejected.rstrip().removesuffix(token)) if ended[1] else pair
 
     def _pair(
-        self, pair: PreferencePair, texts: RenderedPair, prompt: list[int], *joint: list[int]
-    ) -> TokenizedPair | Rejection:
+        self, pair: PreferencePair, texts: RenderedPair, prompt: array[int], *joint: array[int]
+    ) -> _Ids | Rejection:
         whole = [self._response(texts, prompt, ids, text) for ids, text in zip(joint, texts.marked[1:], strict=True)]
         if not texts.templated:
             prompt = _led(prompt, self.leading)
@@ -248,30 +290,32 @@ class _Worker:
         counts.prompts_truncated += len(cut_prompt) < len(prompt)
         counts.chosen_truncated += len(chosen) < len(whole[0])
         counts.rejected_truncated += len(rejected) < len(whole[1])
-        for ids in (cut_prompt, chosen, rejected):
-            counts.tokens += len(ids)
-            counts.unknown += ids.count(self.unknown) if self.unknown is not None else 0
+        ids = cut_prompt + chosen + rejected
+        counts.tokens += len(ids)
+        counts.unknown += 0 if self.unknown is None else int((np.frombuffer(ids, np.int32) == self.unknown).sum())
         if chosen == rejected:
             counts.identical += 1
             if self.on_degenerate == "drop":
                 cut = " once truncated" if whole[0] != whole[1] else ""
                 return Rejection(pair.origin, "degenerate", f"chosen and rejected are the same tokens{cut}")
-        if len(cut_prompt) < len(prompt):
-            self.cut_prompts.add(len(self.kept))
-        scores = pair.score_chosen, pair.score_rejected
-        return TokenizedPair(cut_prompt, chosen, rejected, *scores, len(self.kept), pair.origin)
+        return cut_prompt, chosen, rejected, len(cut_prompt) < len(prompt)
 
-    def _response(self, texts: RenderedPair, prompt: list[int], joint: list[int], text: str) -> list[int]:
+    def _response(self, texts: RenderedPair, prompt: array[int], joint: array[int], text: str) -> array[int]:
+        eos = self.tokenizer.eos_token_id
         if not text:  # a demonstration's missing response
-            return [self.tokenizer.eos_token_id]
+            return array("i", [eos])
         if joint[: len(prompt)] == prompt:
             ids = joint[len(prompt) :]
         else:
             self.counts.boundary_merges += 1
-            ids = encode_continuation(partial(self.renderer.special.encode_all, mark=texts.mark), text)
-        eos = self.tokenizer.eos_token_id
-        self.counts.eos_appended += texts.templated and eos not in ids and self.turn not in ids
-        return end_once(ids, eos, templated=texts.templated, turn=self.turn)
+            ids = encode_continuation(partial(self.renderer.special.encode_arrays, mark=texts.mark), text)
+        if texts.templated and ids:
+            flat = np.frombuffer(ids, np.int32)
+            ends = np.flatnonzero(flat == eos if self.turn is None else (flat == eos) | (flat == self.turn))
+            if len(ends):
+                return ids[: int(ends[0]) + 1]  # as end_once, in no time
+        self.counts.eos_appended += texts.templated
+        return array("i", end_once(ids.tolist(), eos, templated=texts.templated, turn=self.turn))
 
 
 def _sequences(texts: RenderedPair) -> list[str]:

@@ -21,8 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from caldpo.components import build_model, build_optional
 from caldpo.data.datamodule import REJECTED_ROWS, HeldOutPrompt, PairDataModule
 from caldpo.data.end_tokens import end_tokens, response_text
-from caldpo.data.pair import PreferencePair, TokenizedPair
-from caldpo.data.split import prompt_key
+from caldpo.data.pair import PreferencePair, TokenizedPair, prompt_key
 from caldpo.data.token_cache import tokenizer_digest
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_cache import EvaluationCache, Role, Sampling

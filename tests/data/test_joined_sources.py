@@ -10,7 +10,8 @@ import pytest
 
 from caldpo.data.joined_sources import parts_of
 from caldpo.data.sources.local_files import LocalFiles
-from caldpo.data.split import prompt_key
+from caldpo.data.pair import prompt_key
+
 from tests.data.prepared import prepared, rejected
 from tests.data.small import WORDS, RowsSource
 from tests.helpers.messages import names, refused

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldpo.data.pair import PreferencePair
-from caldpo.data.split import prompt_key, shared_prompts, split_by_prompt
+from caldpo.data.pair import prompt_key
+from caldpo.data.split import shared_prompts, split_by_prompt
 from caldpo.errors import CaldpoError
 from tests.helpers.messages import names, refused
 
@@ -39,7 +40,7 @@ def test_no_prompt_on_both_sides_and_order_kept():
     pairs = pairs_of([f"{'  ' * rng.randint(0, 1)}Prompt {rng.randint(0, 99)}" for _ in range(1000)])
     train, test = split_by_prompt(pairs, 0.2, seed=0)
     assert not shared_prompts(train, test)
-    assert sorted(train + test, key=pairs.index) == pairs
+    assert sorted([*train, *test], key=pairs.index) == pairs
     assert all(side == sorted(side, key=pairs.index) for side in (train, test))
 
 

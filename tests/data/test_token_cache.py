@@ -62,7 +62,7 @@ def split(cache: Path | None, rows: Any = ROWS, tokenizer: Any = None, **changes
 def contents(found: TokenizedSplit) -> tuple[Any, ...]:
     return (
         list(found.pairs),
-        found.sources,
+        list(found.sources),
         found.counts,
         found.rejections,
         found.cut_prompts,

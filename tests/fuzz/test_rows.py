@@ -12,7 +12,8 @@ from caldpo.data.columns import Columns
 from caldpo.data.formats import detect, formats, require_columns
 from caldpo.data.load import load_pairs
 from caldpo.data.raw_row import PairSource, RawRow, RowError
-from caldpo.data.split import prompt_key, settle_shared_prompts, split_by_prompt
+from caldpo.data.pair import prompt_key
+from caldpo.data.split import settle_shared_prompts, split_by_prompt
 from caldpo.errors import CaldpoError
 from tests.fuzz.effort import fuzz
 from tests.fuzz.values import columns, of_tables, rows, texts

@@ -7,16 +7,19 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from caldpo.data.raw_row import RawRow, shown
+from caldpo.data.raw_row import BLOCK_ROWS, RawRow, shown
 from caldpo.data.sources import file_opening
 from caldpo.data.sources.file_opening import open_bytes, too_long
 from caldpo.errors import CaldpoError
 
+BLANK_BYTES = b" \t\r\n\xef\xbb\xbf"  # of a line that is no row, a byte-order mark included
 _BLANK = " \t\r\n"  # white space in JSON; str.strip() would also take U+0085 and others
 _BLOCK = 2**20  # bytes read at a time
+_MOST_BYTES = 2**22  # of the lines of a block, as long as it has several
 
 
 def read_jsonl(path: Path) -> Iterator[RawRow]:
@@ -28,6 +31,12 @@ def read_jsonl(path: Path) -> Iterator[RawRow]:
         yield from _rows_of_lines(handle, path)
 
 
+def jsonl_blocks(path: Path) -> Iterator[JsonLines]:
+    """Read the rows of :func:`read_jsonl` by the hundred, still to be decoded."""
+    with open_bytes(path) as handle:
+        yield from _blocks(handle, path)
+
+
 def read_json(path: Path) -> Iterator[RawRow]:
     """Read a list of rows, row by row, or JSON lines under the name ``.json`` (told apart by the first character).
 
@@ -35,7 +44,7 @@ def read_json(path: Path) -> Iterator[RawRow]:
         CaldpoError: a damaged list, or one object over several lines.
     """
     with open_bytes(path) as handle:
-        beginning = handle.peek(4096)[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
+        beginning = handle.peek(4096)[:4096].lstrip(BLANK_BYTES)
         if re.match(rb"\{[ \t\r]*\n", beginning):
             raise CaldpoError(
                 "one object over several lines, where a list of rows or one object per line is expected",
@@ -58,17 +67,40 @@ def read_json(path: Path) -> Iterator[RawRow]:
             ) from error
 
 
-def _rows_of_lines(handle: BinaryIO, path: Path) -> Iterator[RawRow]:
-    decoder, number = _Decoder(), 0
+@dataclass(frozen=True, slots=True)
+class JsonLines:
+    """Lines of a file that follow each other; iterating decodes them to rows."""
+
+    path: Path
+    first: int  # number of the first of them
+    lines: list[bytes]  # a line over the limit is cut right behind it
+
+    def __iter__(self) -> Iterator[RawRow]:
+        decoder = _Decoder()
+        for number, line in enumerate(self.lines, self.first):
+            origin = f"{self.path}:{number}"
+            if len(line) > file_opening.MAX_ROW:
+                yield RawRow(origin, None, too_long("line"))
+            elif (row := _parse_line(line, origin, decoder)) is not None:
+                yield row
+
+
+def _blocks(handle: BinaryIO, path: Path) -> Iterator[JsonLines]:
+    first, size, lines = 1, 0, list[bytes]()
     while line := handle.readline(file_opening.MAX_ROW + 1):
-        number += 1
-        origin = f"{path}:{number}"
-        if len(line) > file_opening.MAX_ROW:
-            while line and not line.endswith(b"\n"):
-                line = handle.readline(_BLOCK)
-            yield RawRow(origin, None, too_long("line"))
-        elif (row := _parse_line(line, origin, decoder)) is not None:
-            yield row
+        lines.append(line)
+        size += len(line)
+        while len(line) > file_opening.MAX_ROW and not line.endswith(b"\n"):
+            line = handle.readline(_BLOCK) or b"\n"
+        if len(lines) == BLOCK_ROWS or size > _MOST_BYTES:
+            yield JsonLines(path, first, lines)
+            first, size, lines = first + len(lines), 0, []
+    if lines:
+        yield JsonLines(path, first, lines)
+
+
+def _rows_of_lines(handle: BinaryIO, path: Path) -> Iterator[RawRow]:
+    return (row for block in _blocks(handle, path) for row in block)
 
 
 def _parse_line(line: bytes, origin: str, decoder: _Decoder) -> RawRow | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.sources.file_checks import ending, no_rows
 from caldpo.data.sources.file_discovery import find_files
-from caldpo.data.sources.json_rows import read_json, read_jsonl
+from caldpo.data.sources.json_rows import BLANK_BYTES, jsonl_blocks, read_json, read_jsonl
 from caldpo.data.sources.table_rows import read_arrow, read_csv, read_parquet
 from caldpo.utils.file_names import expanded
 
@@ -39,6 +39,20 @@ class LocalFiles(PairSource):
                 that is not UTF-8 throughout, no rows.
         """
         return _rows(self.files(split), split)
+
+    def blocks(self, split: str) -> Iterator[Iterable[RawRow]]:
+        """Yield the rows of :meth:`rows` in blocks; JSON lines are decoded where a block is iterated over."""
+        files = self.files(split)
+        if any(ending(file) not in (".jsonl", ".jsonl.gz") for file in files):
+            yield from super().blocks(split)
+            return
+        empty = True
+        for file in files:
+            for block in jsonl_blocks(file):
+                empty = empty and not any(line.strip(BLANK_BYTES) for line in block.lines)
+                yield block
+        if empty:
+            raise no_rows(split)
 
     def files(self, split: str) -> tuple[Path, ...]:
         """List the files of ``split``, in order."""

@@ -1,0 +1,119 @@
+"""Apply a function to many items in order, in processes of its own where that pays. No heavy imports."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+INLINE = 8  # items that are done in this process, before others are worth their start
+MOST_WORKERS = 8  # more than this process can hand items to
+
+
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield ``function(item)`` for each item, in order.
+
+    From the ninth item on, workers forked from this process do the work, one for each processor that is not taken by
+    another rank. The function may be any closure; items and results have to be picklable. It must not depend on
+    earlier items, nor use torch or a thread of this process. At most one item for each worker is in memory.
+
+    Raises:
+        Exception: the first error of the function or of ``items``, in the order of the items.
+        MemoryError: a worker was killed.
+    """
+    rest = iter(items)
+    for item in islice(rest, INLINE):
+        yield function(item)
+    count = workers_at_once()
+    if count < 2:
+        yield from map(function, rest)
+        return
+    workers = [_Worker(function) for _ in range(count)]
+    try:
+        busy: deque[_Worker] = deque()
+        error: Exception | None = None
+        while True:
+            try:
+                item = next(rest)
+            except StopIteration:
+                break
+            except Exception as caught:  # after the results of the items before it
+                error = caught
+                break
+            if len(busy) < count:
+                worker = workers[len(busy)]
+                worker.connection.send(item)
+                busy.append(worker)
+                continue
+            worker = busy.popleft()
+            result = worker.result()
+            worker.connection.send(item)  # before the result is used, which takes time
+            busy.append(worker)
+            yield result
+        for worker in busy:
+            yield worker.result()
+        if error is not None:
+            raise error
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def workers_at_once() -> int:
+    """Return how many workers this process may have: its share of the processors; 0 where it cannot fork."""
+    if sys.platform != "linux" or multiprocessing.current_process().daemon:
+        return 0
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)) // (int(ranks) if ranks.isdigit() and int(ranks) else 1))
+
+
+class _Worker:
+    """A forked process that applies the function to one item at a time; it ends with this process."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        context = multiprocessing.get_context("fork")
+        self.connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(function, other, self.connection), daemon=True)
+        self._process.start()
+        other.close()
+
+    def result(self) -> Any:
+        try:
+            value, error = self.connection.recv()
+        except (EOFError, ConnectionError) as lost:
+            raise MemoryError("a process that prepares the data was killed, most likely for want of memory") from lost
+        if error is not None:
+            raise error
+        return value
+
+    def end(self) -> None:
+        self.connection.close()  # it reads the end of its pipe; one that is at work is ended
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(function: Callable[[Any], Any], connection: Connection, other: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the whole process group: this process' parent ends it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
+    other.close()
+    gc.freeze()  # what was there before is never looked through again, nor copied
+    with suppress(EOFError, ConnectionError):
+        while True:
+            item = connection.recv()
+            try:
+                answer: tuple[Any, Exception | None] = (function(item), None)
+            except Exception as error:
+                answer = (None, error)
+            connection.send(answer)
