@@ -92,17 +92,27 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+Process = Forked | subprocess.Popen[str]
+
+
 def start(
     module: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, session: bool = False
-) -> Forked | subprocess.Popen[str]:
+) -> Process:
     """Start ``python -m module`` in the folder ``cwd``; with ``session`` it leads a session and process group."""
     environment = os.environ if environment is None else environment
     if _read_at_import(environment) == _at_the_servers_start():
         return Forked([module, *arguments], cwd, environment, session)
+    return start_python(module, *arguments, cwd=cwd, environment=environment, session=session)
+
+
+def start_python(
+    module: str, *arguments: str, cwd: Path, environment: Mapping[str, str], session: bool = False
+) -> subprocess.Popen[str]:
+    """As :func:`start`, by Python itself: also for what starts processes that end only with its threads (joblib's)."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
-        env=dict(environment),
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
