@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from filelock import FileLock
 
 from caldpo.utils import folder_cache
 from caldpo.utils.folder_cache import cached_folder
+from tests.helpers.forked import context
 from tests.helpers.messages import refused
 
 
@@ -31,7 +31,7 @@ def ask(cache: Path) -> list[str]:
 
 
 def test_processes_at_once_make_it_once_and_see_it_whole(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
+    with context().Pool(3) as pool:
         seen = pool.map(ask, [tmp_path / "cache"] * 3, chunksize=1)
     assert seen == [["first", "second"]] * 3
     assert (tmp_path / "cache" / "calls").read_text() == "call\n"

@@ -12,24 +12,27 @@ import pandas as pd
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers.forked import ROOT, run_ranks
 
 
 def run(folder: Path, micro: int, accumulation: int, ranks: int, *budget: str) -> str:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    words = ["-m", "tests.helpers.train_ranks", str(folder), *map(str, (micro, accumulation, ranks)), *budget]
+    words = [str(folder), *map(str, (micro, accumulation, ranks)), *budget]
     folder.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *launcher, *words],
-        cwd=ROOT,
-        env=environment,
+    done = run_ranks(ranks, "tests.helpers.train_ranks", *words, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def by_torchrun(cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", *command],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +69,17 @@ def test_two_ranks_equal_one(one_rank: Path, tmp_path: Path, budget: tuple[str, 
 
 @pytest.mark.slow
 def test_the_command_on_two_ranks(tmp_path: Path) -> None:
-    """One W&B run and one set of files, and the true rewards of all held-out pairs, not of one rank's share."""
+    """One W&B run and one set of files, and the true rewards of all held-out pairs, not of one rank's share.
+
+    Started by torchrun itself, and as it would start it.
+    """
     small = ["model.sft_steps=20", "data.source.train_pairs=32", "data.source.test_pairs=33", "trainer.max_steps=2"]
     words = [*small, "callbacks.oracle.prompts=16", "trainer.progress_bar=false", "console=compact"]
     found = []
     for ranks, strategy in ((1, "auto"), (2, "ddp"), (2, "fsdp")):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
         devices = [f"trainer.devices={ranks}", f"data.micro_batch_size={16 // ranks}", f"trainer.strategy={strategy}"]
-        done = subprocess.run(
-            [sys.executable, *launcher, "-m", "caldpo.train", *words, *devices, f"hydra.run.dir={strategy}"],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = ["caldpo.train", *words, *devices, f"hydra.run.dir={strategy}"]
+        done = by_torchrun(tmp_path, *command) if strategy == "ddp" else run_ranks(ranks, *command, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("log-ratios") == 1
         folder = tmp_path / strategy

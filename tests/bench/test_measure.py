@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ from caldpo.bench.measure import StepMeter
 from caldpo.bench.step_timer import pairs_of, step_digests
 from caldpo.bench.worker_job import Answer, digest, read, write
 from caldpo.data.collate import collate
+from tests.helpers.forked import context
 from tests.helpers.tiny import tiny_pairs
 
 
@@ -49,7 +49,7 @@ def test_memory_counts_what_training_holds_at_once_and_nothing_before() -> None:
     if not measure.reset_peak("cpu"):
         pytest.skip("this system cannot reset a process's peak memory")
     # a process of its own: what other tests have freed would be given back, or used again, meanwhile
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=context()) as pool:
         result = pool.submit(measured_training).result()
     mib = 2**20
     assert result["peak"] == pytest.approx(144 * mib, abs=24 * mib)

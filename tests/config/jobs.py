@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.summary_file import read_summary
+from tests.helpers import forked
+from tests.helpers.forked import Process
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 SECRET = "very-secret-value"
@@ -31,25 +30,12 @@ def write_conf(folder: Path) -> Path:
     return folder
 
 
-def start(conf: Path, cwd: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    script = Path(__file__).with_name("command.py")
+def start(conf: Path, cwd: Path, *arguments: str, **environment: str) -> Process:
     inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    return subprocess.Popen(
-        [sys.executable, str(script), "--config-path", str(conf), *arguments],
-        cwd=cwd,
-        env=inherited | {"PYTHONPATH": str(Path(__file__).parents[2]), "SOME_API_KEY": SECRET} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=_heed_signals,
-    )
-
-
-def _heed_signals() -> None:
-    """In the background of a shell, or under nohup, the tests have inherited that Ctrl-C or SIGHUP is ignored."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    variables = inherited | {"PYTHONPATH": str(forked.ROOT), "SOME_API_KEY": SECRET} | environment
+    words = ("--config-path", str(conf), *arguments)
+    begin = forked.start_python if "hydra/launcher=joblib" in arguments else forked.start
+    return begin("tests.config.command", *words, cwd=cwd, environment=variables, session=True)
 
 
 def run(conf: Path, cwd: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from caldpo.config.summary_file import read_summary
 from caldpo.errors import CaldpoError
 from tests.config.command import main
 from tests.config.jobs import JOBLIB, SECRET, everything_written, run, start, write_conf
+from tests.helpers.forked import Process
 from tests.helpers.messages import names
 
 
@@ -28,7 +28,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def busy(conf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+def busy(conf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Process]]:
     cwd = tmp_path_factory.mktemp("busy")
     process = start(conf, cwd, "hydra.run.dir='sweep/behave=wait'", "behave=wait")
     try:
@@ -44,7 +44,7 @@ def busy(conf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
 class TestTwoProcesses:
     """A second command on a folder that is being written is refused, and touches nothing."""
 
-    def test_one_run(self, conf: Path, busy: tuple[Path, subprocess.Popen[str]]) -> None:
+    def test_one_run(self, conf: Path, busy: tuple[Path, Process]) -> None:
         cwd, process = busy
         before = contents(cwd)
         code, _, err = run(conf, cwd, "hydra.run.dir='sweep/behave=wait'", "seed=5")
@@ -53,9 +53,7 @@ class TestTwoProcesses:
         names(err, f"process {process.pid}", f"kill {process.pid}")
         assert contents(cwd) == before
 
-    def test_a_run_of_a_sweep_while_the_others_go_on(
-        self, conf: Path, busy: tuple[Path, subprocess.Popen[str]]
-    ) -> None:
+    def test_a_run_of_a_sweep_while_the_others_go_on(self, conf: Path, busy: tuple[Path, Process]) -> None:
         cwd, process = busy
         folder = cwd / "sweep" / "behave=wait"
         record = (folder / "summary.json").read_bytes()
@@ -68,7 +66,7 @@ class TestTwoProcesses:
         assert told == {"behave=wait": "running", "behave=finish": "finished"}
         names(out, "1 of 2")
 
-    def test_the_runs_further_processes_are_let_in(self, conf: Path, busy: tuple[Path, subprocess.Popen[str]]) -> None:
+    def test_the_runs_further_processes_are_let_in(self, conf: Path, busy: tuple[Path, Process]) -> None:
         """As Lightning starts them: the same command line in the same folder."""
         cwd, _ = busy
         given = ["hydra.run.dir='sweep/behave=wait'", "behave=finish", "hydra.output_subdir=null"]

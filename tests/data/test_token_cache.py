@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from caldpo.data.datamodule import PairDataModule
 from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from tests.data.prepared import Conversations, prepared, rejected, settings
 from tests.data.small import TEMPLATE, RowsSource, chat, letter_tokenizer, pair, word_tokenizer, zephyr
+from tests.helpers.forked import context
 from tests.helpers.messages import names, refused
 from tests.helpers.shared import shared
 
@@ -249,7 +249,7 @@ def test_a_full_disk_does_not_stop_a_run(
 
 
 def test_processes_at_once_tokenise_once(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with context().Pool(2) as pool:
         seen = pool.map(tokenisations, [tmp_path / "cache"] * 2, chunksize=1)
     assert sorted(calls for calls, _ in seen) == [0, 1]
     assert seen[0][1] == seen[1][1]

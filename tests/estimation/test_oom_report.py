@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from caldpo.estimate import main as estimate
 from caldpo.estimation.memory_verdict import GIB
 from caldpo.lightning_module import PreferenceModule
 from caldpo.utils.devices import is_out_of_memory
+from tests.helpers import forked
 from tests.helpers.command import RANDOM_MODEL, train
 from tests.helpers.messages import names
 
@@ -118,14 +117,8 @@ main(sys.argv[1:])
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_a_real_allocation_that_fails(folder: Path) -> None:
-    root = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *SMALL, "hydra.run.dir=run"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": root},
-    )
+    Path("limited.py").write_text(LIMITED)
+    done = forked.run("limited", *SMALL, "hydra.run.dir=run", cwd=folder)
     assert done.returncode == 1, done.stderr
     names(done.stderr, "out of memory", "alloc_cpu.cpp", "policy: weights", "GiB")
     assert json.loads(Path("run/summary.json").read_text())["status"] == "failed"

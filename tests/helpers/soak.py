@@ -12,12 +12,13 @@ import csv
 import json
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from tests.helpers.forked import start
 
 EVERY = 25  # optimiser steps between saves: two or three seconds on one core
 
@@ -53,7 +54,6 @@ class Soak:
 def soak(folder: Path, seconds: float, *overrides: str) -> Soak:
     """Train in ``folder/run``, twice for half of the time, with a SIGTERM and a resume in between."""
     run = folder / "run"
-    command = [sys.executable, "-m", "caldpo.train"]
     fresh = [
         f"hydra.run.dir={run}",
         "trainer.max_steps=1000000",
@@ -63,19 +63,19 @@ def soak(folder: Path, seconds: float, *overrides: str) -> Soak:
     fresh += [f"callbacks.checkpoint.every={EVERY}", "trainer.progress_bar=false", *overrides]
     looks: list[Seen] = []
     codes = []
-    with (folder / "said.txt").open("w") as said:
-        for arguments in (fresh, [f"resume={run}"]):
-            before = _steps(run)
-            process = subprocess.Popen([*command, *arguments], stdout=said, stderr=said)
-            begun = time.monotonic()
-            while process.poll() is None and _steps(run) < before + 2 * EVERY:
-                time.sleep(0.2)
-            started = time.monotonic()
-            while process.poll() is None and time.monotonic() < started + seconds / 2:
-                looks.append(_look(process.pid, time.monotonic() - begun))
-                time.sleep(min(5.0, seconds / 40))
-            process.send_signal(signal.SIGTERM)
-            codes.append(process.wait(120))
+    for number, arguments in enumerate((fresh, [f"resume={run}"])):
+        before = _steps(run)
+        process = start("caldpo.train", *arguments, cwd=Path.cwd())
+        begun = time.monotonic()
+        while process.poll() is None and _steps(run) < before + 2 * EVERY:
+            time.sleep(0.2)
+        started = time.monotonic()
+        while process.poll() is None and time.monotonic() < started + seconds / 2:
+            looks.append(_look(process.pid, time.monotonic() - begun))
+            time.sleep(min(5.0, seconds / 40))
+        process.send_signal(signal.SIGTERM)
+        (folder / f"printed-{number}.txt").write_text("".join(process.communicate(120)))
+        codes.append(process.wait())
     with (run / "metrics.csv").open(newline="") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row["loss"]]
     gaps = [step for step, there in enumerate(steps) if step != there]

@@ -1,4 +1,4 @@
-"""Train on two ranks with a non-finite loss on the second one. By torchrun, with a folder and the name of the runs.
+"""Train on two ranks with a non-finite loss on the second one; its arguments are a folder and the name of the runs.
 
 ``ddp`` stops once and skips once. ``zero`` skips that step under ``ddp`` and under ZeRO-2, with and without offloading,
 and then stops at it; every step is clipped.
@@ -7,7 +7,6 @@ and then stops at it; every step is clipped.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from caldpo.data.batching import StepPlan
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import MetricsFile
+from tests.helpers.forked import ROOT, run_ranks
 from tests.helpers.tiny import tiny_pairs
 from tests.nonfinite.spoiled_runs import PairsWithOrigins, guarded_module, pairs_with_spoiled
 
-ROOT = Path(__file__).resolve().parents[2]
 DDP: dict[str, Any] = {"strategy": "ddp", "max_steps": 3}
 CLIPPED: dict[str, Any] = {"max_steps": 4, "gradient_clip_val": 0.05}
 ZERO: dict[str, Any] = {"strategy": "deepspeed_stage_2", **CLIPPED}
@@ -38,16 +37,7 @@ RUNS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 
 def train_on_ranks(runs: str, folder: Path) -> str:
     """Start these runs on two ranks; return what they print."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", __name__]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, *launcher, str(folder), runs],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_ranks(2, __name__, str(folder), runs, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

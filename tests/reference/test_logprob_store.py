@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -15,6 +14,7 @@ from filelock import FileLock
 
 from caldpo.reference import logprob_store
 from caldpo.reference.logprob_store import DamagedPartError, LogpStore
+from tests.helpers.forked import context
 from tests.helpers.messages import names
 
 PAIRS = 21  # three parts of eight, the last one shorter
@@ -152,7 +152,7 @@ def build_slowly(folder: Path) -> torch.Tensor:
 
 
 def test_processes_at_once_share_the_parts(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with context().Pool(2) as pool:
         actual = pool.map(build_slowly, [tmp_path / "values"] * 2, chunksize=1)
     for values in actual:
         assert torch.equal(values, values_of(range(PAIRS)))
@@ -174,7 +174,7 @@ def build_and_die(folder: Path) -> None:
 
 
 def test_a_killed_process_leaves_its_finished_parts(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=build_and_die, args=(tmp_path,))
+    process = context().Process(target=build_and_die, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

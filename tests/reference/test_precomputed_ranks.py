@@ -10,6 +10,7 @@ import torch
 
 from caldpo.reference import logprob_store
 from caldpo.reference.precomputed import Precomputed
+from tests.helpers.forked import context
 from tests.reference.contexts import CountedEngine, make_context, prepared, rewrite, same
 
 
@@ -37,7 +38,8 @@ def test_ranks_look_at_the_same_pairs_and_hold_the_same_values(tmp_path: Path, p
     rewrite(tmp_path / "cache", "train", lambda values: values + 0.5)
     (folder,) = (tmp_path / "cache").glob("train-*")
     (folder / "part-00002.safetensors").unlink()
-    torch.multiprocessing.spawn(on_a_rank, (tmp_path,), nprocs=2)
+    context()
+    torch.multiprocessing.start_processes(on_a_rank, (tmp_path,), nprocs=2, start_method="forkserver")
     (rows, tables), (other_rows, other_tables) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert rows == other_rows
     assert [len(some) for _, some in rows] == [3, 3]

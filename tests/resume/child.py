@@ -16,11 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers.models.gpt2.modeling_gpt2
-import transformers.models.llama.modeling_llama  # noqa: F401
-from pytorch_lightning.utilities import rank_zero_only
-
 import caldpo.train
 import caldpo.training_run
 from caldpo.callbacks.sample_table import SampleTable
@@ -28,6 +23,7 @@ from caldpo.callbacks.true_reward import OracleEvaluation
 from caldpo.checkpointing import checkpoint_io
 from caldpo.lightning_module import PreferenceModule
 from caldpo.metrics_file import RowWriter
+from tests.helpers.forked import take_over
 
 
 @dataclass(frozen=True)
@@ -56,10 +52,7 @@ def run(
     command: str = "caldpo.train",
 ) -> None:
     """Run a command (the module that holds its ``main``) in ``folder``; everything said goes to the file ``output``."""
-    os.environ.update(environment)
-    rank_zero_only.rank = int(environment.get("RANK", 0))  # read when imported, before this process was forked
-    os.chdir(folder)
-    torch.set_num_threads(1)
+    take_over(os.environ | environment, folder)
     with Path(output).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

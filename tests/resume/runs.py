@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from caldpo.checkpointing.manifest import checkpoint_folders
+from tests.helpers.forked import context, free_port, torchrun_variables
 from tests.resume.child import Kill, run
 
 BASE = (
@@ -39,13 +37,6 @@ BASE = (
     "optim.lr=0.01",
 )
 NOT_THE_RUN = ("tokens_per_second",)  # columns that tell of the clock
-
-
-@functools.cache
-def _forking() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.resume.child"])
-    return context
 
 
 @dataclass(frozen=True)
@@ -70,21 +61,14 @@ def train(
     """
     output = folder / "said.txt"
     output.unlink(missing_ok=True)
-    port = _free_port()
+    port = free_port()
     processes = []
     for rank in range(ranks):
         environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-        if ranks > 1:  # as torchrun sets them
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-            environment |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "GROUP_RANK": "0",
-                "LOCAL_WORLD_SIZE": str(ranks),
-            }
-            environment |= {"TORCHELASTIC_RUN_ID": "test"}
+        if ranks > 1:
+            environment |= torchrun_variables(rank, ranks, port)
         mine = kill if rank == 0 else None
-        process = _forking().Process(
+        process = context().Process(
             target=run, args=([*arguments], str(folder), str(output), environment, mine, command)
         )
         process.start()
@@ -132,9 +116,3 @@ def _bits(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _bits(item) for key, item in value.items()}
     return [_bits(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

@@ -1,0 +1,26 @@
+"""What commands import, imported once: by the server from which tests fork processes."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import pkgutil
+from importlib.util import find_spec
+
+import transformers.models.gpt2.modeling_gpt2
+import transformers.models.llama.modeling_llama
+import transformers.optimization  # noqa: F401
+from hydra.core.plugins import Plugins
+
+import caldpo
+import tests.resume.child  # noqa: F401
+
+for module in pkgutil.walk_packages(caldpo.__path__, "caldpo."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+for library in ("peft", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"):
+    if find_spec(library.partition(".")[0]) is not None:
+        importlib.import_module(library)
+Plugins.instance()  # looks for plugins once
+gc.collect()
+gc.freeze()  # what is here stays: the collector of a forked process need not look at it, nor copy its pages
