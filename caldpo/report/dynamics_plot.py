@@ -24,8 +24,8 @@ from caldpo.report import shown_metrics
 from caldpo.report.comparison_facts import count_text
 from caldpo.report.comparison_facts import unit as unit_of
 from caldpo.report.grouping import RunGroup
+from caldpo.report.logged_curve import LoggedCurve
 from caldpo.report.plot_style import Look, drawing, grid_shape, linear_limit, looks, set_symmetric_log
-from caldpo.report.run_files import Curve
 from caldpo.report.statistics import Band, BandKind, band
 
 TERM_COLOURS = ("#88CCEE", "#CC6677", "#DDCC77", "#117733")
@@ -196,7 +196,7 @@ def term_shares(group: RunGroup) -> tuple[NDArray[np.int64], dict[str, NDArray[n
     prefix = "val/terms/"
     names = sorted({name for run in group.finished for name in run.curves if name.startswith(prefix)})
 
-    def share(curves: Mapping[str, Curve], name: str) -> dict[int, float]:
+    def share(curves: Mapping[str, LoggedCurve], name: str) -> dict[int, float]:
         terms = [curves.get(other, {}) for other in names]
         totals = {step: sum(abs(term.get(step, 0.0)) for term in terms) for step in set().union(*terms)}
         own = curves.get(name, {})
