@@ -54,10 +54,11 @@ def compare_runs(
     from caldpo.report.comparison_console import print_comparison
     from caldpo.report.grouping import group_runs
     from caldpo.report.read_runs import read_runs
+    from caldpo.report.shown_metrics import is_drawn
 
     console = Console()
     with console.status("Reading runs") as status:
-        groups = group_runs(read_runs(runs, root))
+        groups = group_runs(read_runs(runs, root, is_whole=is_drawn))
         finished = _require_finished(groups, ", ".join(map(str, folders)))
         status.update("Drawing")
         written, failed = _write(place, folders, groups, finished, band, dpi)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -23,8 +24,8 @@ from caldpo.report import shown_metrics
 from caldpo.report.comparison_facts import count_text
 from caldpo.report.comparison_facts import unit as unit_of
 from caldpo.report.grouping import RunGroup
+from caldpo.report.logged_curve import LoggedCurve
 from caldpo.report.plot_style import Look, drawing, grid_shape, linear_limit, looks, set_symmetric_log
-from caldpo.report.run_files import Curve
 from caldpo.report.statistics import Band, BandKind, band
 
 TERM_COLOURS = ("#88CCEE", "#CC6677", "#DDCC77", "#117733")
@@ -85,9 +86,11 @@ def reward_dynamics(groups: Sequence[RunGroup], headline: str, kind: BandKind) -
 
 def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup], styles: Sequence[Look], kind: BandKind) -> None:
     bands = [band(group.curves(panel.metric.curve), kind) for group in groups]
-    for place, (look, curve) in enumerate(zip(styles, bands, strict=True)):
-        if curve is not None:
-            _draw_band(axes, look, curve, place)
+    drawn = [(place, look, b) for place, (look, b) in enumerate(zip(styles, bands, strict=True)) if b is not None]
+    _draw_spreads(axes, [(look, curve) for _, look, curve in drawn])
+    for place, look, curve in drawn:
+        axes.add_line(_mean_line(look, curve, place))
+    axes.autoscale_view()
     axes.axhline(panel.neutral, color="#222222", linewidth=1.6 if panel.shaded else 0.9, zorder=1.5)
     axes.set_title(panel.title)
     unit = unit_of(panel.metric, groups)
@@ -100,14 +103,28 @@ def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup], styles: Se
         _shade_below_zero(axes)
 
 
-def _draw_band(axes: Axes, look: Look, curve: Band, place: int) -> None:
-    if curve.n > 1:
-        axes.fill_between(curve.steps, curve.low, curve.high, color=look.colour, alpha=0.16, linewidth=0)
+def _draw_spreads(axes: Axes, curves: Sequence[tuple[Look, Band]]) -> None:
+    """Shade from low to high of every curve of several seeds; a gap in it divides the area."""
+    areas, colours = [], []
+    for look, curve in curves:
+        if curve.n > 1:
+            for part in np.ma.clump_unmasked(np.ma.masked_invalid(curve.low)):
+                there, back = (np.column_stack([curve.steps[part], side[part]]) for side in (curve.low, curve.high))
+                areas.append(np.concatenate([there, back[::-1]]))
+                colours.append(look.colour)
+    if areas:
+        # one artist for all: each costs as much as thousands of points
+        axes.add_collection(PolyCollection(areas, facecolors=colours, alpha=0.16, linewidths=0))
+
+
+def _mean_line(look: Look, curve: Band, place: int) -> Line2D:
     every = max(1, len(curve.steps) // 5)
     # Others for each group, so that those of equal curves are all seen; the final value always carries its marker.
     marked = {*range((len(curve.steps) - 1 + place) % every, len(curve.steps), every), len(curve.steps) - 1}
     style = {"color": look.colour, "linestyle": look.dash, "linewidth": look.width, "zorder": look.zorder}
-    axes.plot(curve.steps, curve.mean, marker=look.marker, markevery=sorted(marked), markersize=4.5, **style)
+    line = Line2D(curve.steps, curve.mean, marker=look.marker, markevery=sorted(marked), markersize=4.5, **style)
+    line.set_in_layout(False)  # it stays inside its panel
+    return line
 
 
 def _shade_below_zero(axes: Axes) -> None:
@@ -153,7 +170,8 @@ def loss_terms(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         figure = Figure(figsize=(max(7.0, 1.0 + 3.2 * columns), 1.5 + 2.4 * rows), layout="constrained")
         seeds = count_text(group.seeds for group, _ in panels)
         figure.suptitle(f"Shares of the loss terms on held-out pairs\n{headline} · {seeds}", fontsize=11)
-        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        # Not sharey: each of n panels that share an axis looks at all the others, again and again.
+        grid = figure.subplots(rows, columns, squeeze=False)
         for axes, (group, (steps, shares)) in zip(grid.flat, panels, strict=False):
             axes.stackplot(steps, *shares.values(), colors=[colours[name] for name in shares])
             axes.set(title=textwrap.fill(group.label, 40), xlabel="optimiser step")
@@ -161,6 +179,8 @@ def loss_terms(groups: Sequence[RunGroup], headline: str) -> Figure | None:
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
+        for axes in grid[:, 1:].flat:
+            axes.tick_params(labelleft=False)
         for axes in grid[:, 0]:
             axes.set_ylabel("share of the loss")
         handles = [Patch(color=colours[name], label=name) for name in names]
@@ -176,7 +196,7 @@ def term_shares(group: RunGroup) -> tuple[NDArray[np.int64], dict[str, NDArray[n
     prefix = "val/terms/"
     names = sorted({name for run in group.finished for name in run.curves if name.startswith(prefix)})
 
-    def share(curves: Mapping[str, Curve], name: str) -> dict[int, float]:
+    def share(curves: Mapping[str, LoggedCurve], name: str) -> dict[int, float]:
         terms = [curves.get(other, {}) for other in names]
         totals = {step: sum(abs(term.get(step, 0.0)) for term in terms) for step in set().union(*terms)}
         own = curves.get(name, {})

@@ -13,7 +13,8 @@ from pathlib import PurePath
 from typing import Any
 
 from caldpo.report.escaping import one_line
-from caldpo.report.run_files import Curve, Run
+from caldpo.report.logged_curve import LoggedCurve
+from caldpo.report.run_files import Run
 
 # What a run is called, how it is seeded and what it leaves behind. No loss, model or data is here.
 NOT_A_SETTING = ("seed", "name", "notes", "tags", "export", "logger", "hydra", "trainer.progress_bar")
@@ -54,7 +55,7 @@ class RunGroup:
         values = [[v for run in runs if (v := read(run.final)) is not None] for runs in by_seed(self.finished)]
         return [sum(repeats) / len(repeats) for repeats in values if repeats]
 
-    def curves(self, read: Callable[[Mapping[str, Curve]], dict[int, float]]) -> list[dict[int, float]]:
+    def curves(self, read: Callable[[Mapping[str, LoggedCurve]], dict[int, float]]) -> list[dict[int, float]]:
         """Return one curve per seed; repeats of a seed are averaged where they share steps."""
         means = []
         for runs in by_seed(self.finished):

@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -63,9 +64,16 @@ def drawing() -> AbstractContextManager[None]:
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a figure; the format follows the file's name. The same figure gives the same bytes."""
+    """Write a figure; the format follows the file's name. The same figure gives the same bytes.
+
+    Its layout is made at the first time. An engine that is still there would have everything drawn twice.
+    """
     form = path.suffix.removeprefix(".")
     with drawing(), atomic_file(path) as file:
+        if (engine := figure.get_layout_engine()) is not None:
+            FigureCanvasAgg(figure).figure.set_dpi(dpi)  # one renderer measures texts and draws
+            engine.execute(figure)
+            figure.set_layout_engine(None)
         figure.savefig(file, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
 
 

@@ -7,72 +7,115 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from caldpo.report.escaping import first_of
-from caldpo.report.run_files import Curve, as_float, is_number
+from caldpo.report.logged_curve import LoggedCurve
+from caldpo.report.run_files import as_float, is_number
 
 _LAST_STEP = 2**53  # beyond it floats, in which figures are drawn, are no whole numbers any more
 _NAMED = 3  # lines, columns and metrics of a kind that are named, the others counted
 _SAME = 1e-6  # relative; summary.json and metrics.csv are written from the same float64
 
 
-def read_curves(path: Path, notes: list[str]) -> dict[str, dict[int, float]]:
-    """Read every metric of a ``metrics.csv`` over optimiser steps.
+IsWhole = Callable[[str], bool]  # whether a metric is wanted at every step, by its logged name
+
+
+def every_curve(name: str) -> bool:
+    return True
+
+
+def read_curves(path: Path, notes: list[str], is_whole: IsWhole = every_curve) -> dict[str, LoggedCurve]:
+    """Read every metric of a ``metrics.csv`` over optimiser steps, row by row.
 
     An empty cell was not logged in that row; ``nan`` was, and stays. Lines that do not fit the header, as a killed run
     leaves one at the end, and cells that are not numbers are noted. Of a step logged twice the last value counts.
+
+    Args:
+        path: the file.
+        notes: takes what is wrong with it.
+        is_whole: which metrics are wanted at every step; of others the last one is returned.
     """
     if not path.is_file():
         notes.append(f"no {path.name}")
         return {}
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            lines = list(csv.reader(file))
+            lines = csv.reader(file)
+            header = next(lines, [])
+            columns = {name: _Column(place, is_whole(name)) for place, name in enumerate(header)}
+            incomplete = _read_rows(lines, columns, len(header)) if "step" in columns else []
     except (OSError, csv.Error) as error:
         notes.append(f"{path.name} cannot be read: {error}")
         return {}
-    header = lines[0] if lines else []
-    if "step" not in header:
+    if "step" not in columns:
         notes.append(f"{path.name} has no column named step")
         return {}
     for name in dict.fromkeys(name for name in header if header.count(name) > 1):
         notes.append(f"{path.name} has several columns named {name!r}; the last one counts")
-    curves: dict[str, dict[int, float]] = {}
-    incomplete: list[str] = []
-    bad_cells: dict[str, list[str]] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        row = dict(zip(header, line, strict=False))
-        step = _step(row.pop("step", "")) if len(line) == len(header) else None
-        if step is None:
-            incomplete.append(f"{path.name}:{number}")
-            continue
-        for name, cell in row.items():
-            try:
-                if cell.strip():
-                    curves.setdefault(name, {})[step] = float(cell)
-            except ValueError:
-                bad_cells.setdefault(name, []).append(f"{cell[:40]!r} in line {number}")
+    del columns["step"]
     if incomplete:
-        notes.append(
-            f"{first_of(incomplete, _NAMED)} {'is' if len(incomplete) == 1 else 'are'} incomplete and left out"
-        )
-    for name, places in list(bad_cells.items())[:_NAMED]:
+        left_out = first_of([f"{path.name}:{number}" for number in incomplete], _NAMED)
+        notes.append(f"{left_out} {'is' if len(incomplete) == 1 else 'are'} incomplete and left out")
+    wrong = sorted((name for name in columns if columns[name].wrong), key=lambda name: columns[name].wrong[0][0])
+    for name in wrong[:_NAMED]:
+        places = [f"{cell!r} in line {number}" for number, cell in columns[name].wrong]
         notes.append(f"{path.name}: {name} is not a number: {first_of(places, _NAMED)}; left out")
-    if len(bad_cells) > _NAMED:
-        notes.append(f"{path.name}: so are cells of {len(bad_cells) - _NAMED} more columns")
-    return curves
+    if len(wrong) > _NAMED:
+        notes.append(f"{path.name}: so are cells of {len(wrong) - _NAMED} more columns")
+    return {name: LoggedCurve.of_rows(column.steps, column.numbers) for name, column in columns.items() if column.steps}
 
 
-def contradictions(curves: Mapping[str, Curve], summary: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+class _Column:
+    """What was read of a column."""
+
+    __slots__ = ("is_whole", "numbers", "place", "steps", "wrong")
+
+    def __init__(self, place: int, is_whole: bool) -> None:
+        self.place = place
+        self.is_whole = is_whole  # else only the value at the last step stays
+        self.steps = array("q")
+        self.numbers = array("d")
+        self.wrong: list[tuple[int, str]] = []  # line and beginning of cells that are not numbers
+
+
+def _read_rows(lines: Iterator[list[str]], columns: Mapping[str, _Column], width: int) -> list[int]:
+    """Add rows to the columns; return the numbers of those without a step, or of another width."""
+    steps_at, incomplete = columns["step"].place, []
+    others = [(column.place, column) for name, column in columns.items() if name != "step"]
+    for number, cells in enumerate(lines, start=2):
+        step = _step(cells[steps_at]) if len(cells) == width else None
+        if step is None:
+            incomplete.append(number)
+            continue
+        for place, column in others:
+            if cell := cells[place]:
+                try:
+                    value = float(cell)
+                except ValueError:
+                    if cell.strip():
+                        column.wrong.append((number, cell[:40]))
+                    continue
+                if column.is_whole or not column.steps:
+                    column.steps.append(step)
+                    column.numbers.append(value)
+                elif step >= column.steps[0]:
+                    column.steps[0], column.numbers[0] = step, value
+    return incomplete
+
+
+def contradictions(
+    curves: Mapping[str, LoggedCurve], summary: Mapping[str, Any], config: Mapping[str, Any]
+) -> Iterator[str]:
     """Yield where ``summary.json`` of a finished run, whose values are used, differs from its other files."""
     for key in ("loss_name", "seed"):
         summarised, composed = summary.get(key), config.get(key)
         if summarised is not None and composed is not None and str(summarised) != str(composed):
             yield f"summary.json says {key} {summarised}, config.yaml {composed}; the summary's counts"
-    last = max((step for curve in curves.values() for step in curve), default=None)
+    last = max((curve.last_step for curve in curves.values()), default=None)
     steps = summary.get("steps")
     if is_number(steps) and last is not None and steps != last:
         yield f"summary.json says that it took {steps} steps, metrics.csv ends at step {last}"
@@ -80,11 +123,9 @@ def contradictions(curves: Mapping[str, Curve], summary: Mapping[str, Any], conf
     differing = []
     for name, value in metrics.items() if isinstance(metrics, Mapping) else ():
         curve = curves.get(name)
-        if curve and (value is None or is_number(value)):
-            logged = curve[max(curve)]
-            if not _same(as_float(value), logged):
-                text = "null" if value is None else f"{as_float(value):.6g}"
-                differing.append(f"{name} {text} against {logged:.6g} at step {max(curve)}")
+        if curve and (value is None or is_number(value)) and not _same(as_float(value), curve.last):
+            text = "null" if value is None else f"{as_float(value):.6g}"
+            differing.append(f"{name} {text} against {curve.last:.6g} at step {curve.last_step}")
     if differing:
         shown = "tables show the summary's, figures the rows"
         yield f"summary.json and the last rows of metrics.csv differ: {first_of(differing, _NAMED)}; {shown}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.suite_base import read_results
 from caldpo.report.escaping import first_of, one_line
 from caldpo.report.evaluation_results import drawable, final_values
-from caldpo.report.read_curves import contradictions, read_curves
-from caldpo.report.run_files import INCOMPLETE, UNREADABLE, Curve, Run, as_float, in_one_unit, is_number
+from caldpo.report.logged_curve import LoggedCurve
+from caldpo.report.read_curves import IsWhole, contradictions, every_curve, read_curves
+from caldpo.report.repeated_yaml import read_config, read_job
+from caldpo.report.run_files import INCOMPLETE, UNREADABLE, Run, as_float, in_one_unit, is_number
 from caldpo.security.secrets import redact_text
-from caldpo.utils.yaml_io import flatten, read_json, read_yaml
+from caldpo.utils.yaml_io import read_json, read_yaml
 
 _NO_END = {
     RUNNING: "it is still training",
@@ -37,12 +39,13 @@ _NO_END = {
 }
 
 
-def read_runs(folders: Iterable[Path], root: Path) -> list[Run]:
+def read_runs(folders: Iterable[Path], root: Path, is_whole: IsWhole = every_curve) -> list[Run]:
     """Read the runs of ``folders`` in the order in which their sweeps started them; names relative to ``root``.
 
-    Their rewards are in one unit. A run that cannot be read costs that run, which says why.
+    Their rewards are in one unit. A run that cannot be read costs that run, which says why. Of metrics that
+    ``is_whole`` does not ask for at every step, curves hold the last one.
     """
-    runs = in_one_unit([_read_or_named(folder, root) for folder in folders])
+    runs = in_one_unit([_read_or_named(folder, root, is_whole) for folder in folders])
 
     def started(run: Run) -> tuple[Any, ...]:
         job = len(runs) if run.job is None else run.job
@@ -51,18 +54,17 @@ def read_runs(folders: Iterable[Path], root: Path) -> list[Run]:
     return sorted(runs, key=started)
 
 
-def read_run(folder: Path, root: Path) -> Run:
+def read_run(folder: Path, root: Path, is_whole: IsWhole = every_curve) -> Run:
     """Read one run folder; what is missing or unreadable is named in ``notes`` or ``error``."""
     notes: list[str] = []
-    raw, resolved = (_yaml(folder / name, notes) for name in (".hydra/config.yaml", "config.yaml"))
-    hydra = _mapping(_yaml(folder / ".hydra/hydra.yaml", notes), "hydra")
-    chosen = _mapping(_mapping(hydra, "runtime"), "choices")
+    raw, resolved = (_read(read_config, folder / name, notes) or {} for name in (".hydra/config.yaml", "config.yaml"))
+    job, chosen = _read(read_job, folder / ".hydra/hydra.yaml", notes) or (None, {})
     summary = _summary(folder, notes)
     status = _status(folder, summary)
-    curves = read_curves(folder / "metrics.csv", notes)
+    curves = read_curves(folder / "metrics.csv", notes, is_whole)
     evaluation = drawable(read_results(folder, notes), notes)
-    flat_resolved = flatten(resolved or raw or {})
-    overrides = _overrides(_yaml(folder / ".hydra/overrides.yaml", notes), notes)
+    flat_resolved = resolved or raw
+    overrides = _overrides(_read(read_yaml, folder / ".hydra/overrides.yaml", notes), notes)
     if status == FINISHED:
         notes += contradictions(curves, summary, flat_resolved)
     run = Run(
@@ -72,7 +74,7 @@ def read_run(folder: Path, root: Path) -> Run:
         error=None if status == FINISHED else one_line(_error(status, summary, notes)),
         loss=_loss(summary, flat_resolved, overrides),
         seed=_integer(summary.get("seed", flat_resolved.get("seed"))),
-        config=flatten(raw or resolved or {}),
+        config=raw or resolved,
         resolved=flat_resolved,
         overrides=overrides,
         choices={key: one_line(option) for key, option in chosen.items() if isinstance(option, str)},
@@ -81,15 +83,15 @@ def read_run(folder: Path, root: Path) -> Run:
         summary=summary,
         evaluation=evaluation,
         notes=tuple(map(one_line, notes)),
-        job=_integer(_mapping(hydra, "job").get("num")),
+        job=_integer(job),
     )
     beta = run.number("reward_beta")
     return replace(run, reward_beta=beta if beta is not None and math.isfinite(beta) and beta > 0 else None)
 
 
-def _read_or_named(folder: Path, root: Path) -> Run:
+def _read_or_named(folder: Path, root: Path, is_whole: IsWhole) -> Run:
     try:
-        return read_run(folder, root)
+        return read_run(folder, root, is_whole)
     except Exception as error:  # the other runs' figures must not be lost by an unforeseen fault in this one's files
         message = one_line(f"it cannot be read: {describe_error(error)}")
         return Run(folder, _name(folder, root), UNREADABLE, message, "unknown", None, {}, {})
@@ -108,9 +110,9 @@ def _overrides(typed: Any, notes: list[str]) -> tuple[str, ...]:
     return tuple(text for text in overrides if text not in options)
 
 
-def _final(curves: Mapping[str, Curve], summarised: Mapping[str, Any], notes: list[str]) -> dict[str, float]:
+def _final(curves: Mapping[str, LoggedCurve], summarised: Mapping[str, Any], notes: list[str]) -> dict[str, float]:
     """The summary's metrics; the last logged value of those that it lacks. JSON's null is not a number."""
-    last = {name: curve[max(curve)] for name, curve in curves.items() if name != "epoch"}
+    last = {name: curve.last for name, curve in curves.items() if name != "epoch"}
     numbers = {name: as_float(value) for name, value in summarised.items() if value is None or is_number(value)}
     wrong = [f"{name} {str(value)[:40]!r}" for name, value in summarised.items() if name not in numbers]
     if wrong:
@@ -138,12 +140,12 @@ def _loss(summary: Mapping[str, Any], config: Mapping[str, Any], overrides: Iter
     return next((one_line(name) for name in names if name), "unknown")
 
 
-def _yaml(path: Path, notes: list[str]) -> Any:
+def _read(read: Callable[[Path], Any], path: Path, notes: list[str]) -> Any:
     """Read a yaml file; None where it is missing, or cannot be read, which is noted."""
     if not path.is_file():
         return None
     try:
-        return read_yaml(path)
+        return read(path)
     except (OSError, ValueError):
         notes.append(f"{path.name} cannot be read")
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,8 +12,7 @@ from typing import Any, TypeGuard
 
 from caldpo.config.run_lifecycle import FINISHED
 from caldpo.metric_definitions import CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN
-
-Curve = Mapping[int, float]  # optimiser step -> value
+from caldpo.report.logged_curve import LoggedCurve
 
 INCOMPLETE = "incomplete"  # no readable summary
 UNREADABLE = "unreadable"  # unforeseen content in a file
@@ -52,7 +53,7 @@ class Run:
     resolved: Mapping[str, Any] = field(repr=False)  # the same with interpolations resolved
     overrides: tuple[str, ...] = ()
     choices: Mapping[str, str] = field(default_factory=dict)  # the option of each config group (``model: tiny``)
-    curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)  # every logged metric
+    curves: Mapping[str, LoggedCurve] = field(default_factory=dict, repr=False)  # every logged metric
     final: Mapping[str, float] = field(default_factory=dict, repr=False)  # the same at the end, and every measure
     summary: Mapping[str, Any] = field(default_factory=dict, repr=False)  # summary.json
     evaluation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)  # files by suite
@@ -65,10 +66,10 @@ class Run:
         """Whether it trained to its end; only then do its figures enter a mean."""
         return self.status == FINISHED
 
-    @property
+    @functools.cached_property
     def last_step(self) -> int | None:
         """The last optimiser step that it logged."""
-        return max((step for curve in self.curves.values() for step in curve), default=None)
+        return max(itertools.chain.from_iterable(self.curves.values()), default=None)
 
     @property
     def planned_steps(self) -> int | None:
@@ -117,10 +118,7 @@ def _converted(run: Run, unit: float) -> Run:
         final = {name: value for name, value in run.final.items() if name not in SCALED}
     else:
         factor = unit / run.reward_beta
-        curves = {
-            name: {step: value * factor for step, value in curve.items()} if name in SCALED else curve
-            for name, curve in run.curves.items()
-        }
+        curves = {name: curve.times(factor) if name in SCALED else curve for name, curve in run.curves.items()}
         final = {name: value * factor if name in SCALED else value for name, value in run.final.items()}
         note = f"rewards/* were logged with reward_beta {run.reward_beta:g} and are converted to {unit:g}"
     return replace(run, curves=curves, final=final, notes=(*run.notes, note), reward_beta=unit)

@@ -16,3 +16,8 @@ DISPLACEMENT = m.DISPLACEMENT.held_out
 HELD_OUT = (CHOSEN, REJECTED, MARGIN, REWARD_MARGIN, ACCURACY, DISPLACEMENT)
 ORACLE = (m.TRUE_REWARD, m.REFERENCE_REWARD, m.WIN_RATE, m.KL, m.SLOPE, m.PEARSON, m.REWARD_ERROR)
 CONSOLE = (CHOSEN, REJECTED, ACCURACY, m.TRUE_REWARD, m.WIN_RATE, m.KL)
+
+
+def is_drawn(name: str) -> bool:
+    """Tell whether figures draw a logged metric over steps, and not its final value alone."""
+    return name.startswith(m.HELD_OUT)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 LARGEST = 1e100  # that a figure can hold: room for squares and margins
 BandKind = Literal["range", "sd"]
@@ -114,4 +114,4 @@ def difference_interval(a: Estimate, b: Estimate) -> float | None:
         return None
     df = a.n + b.n - 2
     pooled = ((a.n - 1) * a.sd**2 + (b.n - 1) * b.sd**2) / df
-    return float(stats.t.ppf(0.975, df)) * math.sqrt(pooled * (1 / a.n + 1 / b.n))
+    return float(stdtrit(df, 0.975)) * math.sqrt(pooled * (1 / a.n + 1 / b.n))

@@ -21,7 +21,11 @@ def read_yaml(path: Path) -> Any:
     Raises:
         ValueError: it is no such yaml; says why on one line.
     """
-    text = path.read_bytes().decode("utf-8", errors="strict")
+    return parse_yaml(path.read_bytes().decode("utf-8", errors="strict"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse the text of a yaml file as :func:`read_yaml`."""
     try:
         _require_bounded(text)
         return yaml.load(text, SAFE_LOADER)

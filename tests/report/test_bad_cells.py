@@ -188,10 +188,10 @@ def test_a_run_that_cannot_be_read_costs_that_run(tmp_path: Path, monkeypatch: p
     for loss in ("dpo", "ipo"):
         whole(tmp_path / loss, loss)
 
-    def read(folder: Path, root: Path) -> Any:
+    def read(folder: Path, root: Path, *more: Any) -> Any:
         if folder.name == "ipo":
             raise RuntimeError("nobody foresaw\nthis")
-        return read_run(folder, root)
+        return read_run(folder, root, *more)
 
     monkeypatch.setattr(collect, "read_run", read)
     compare_runs(str(tmp_path), dpi=30)
