@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from caldpo.bench.benchmark_settings import TRL, read_settings
 from caldpo.bench.build_rows import require_rows
 from caldpo.config.main import hydra_entry
+from caldpo.utils.collector import lasting_imports
 
 
 def agree(cfg: DictConfig) -> None:
@@ -20,7 +21,8 @@ def main(cfg: DictConfig) -> None:
     """Measure the variants of ``cfg``, or the commands of two builds, in turn and print how they compare."""
     # torch loads only for a good configuration
     if cfg.baseline == TRL:
-        from caldpo.bench.benchmark_run import benchmark
+        with lasting_imports():
+            from caldpo.bench.benchmark_run import benchmark
 
         benchmark(cfg)
     else:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.find_runs import no_folder_error
 from caldpo.config.main import hydra_entry
+from caldpo.utils.collector import lasting_imports
 
 
 @hydra_entry(
@@ -20,7 +21,8 @@ from caldpo.config.main import hydra_entry
 )
 def main(cfg: DictConfig) -> None:
     """Compare the runs of ``cfg.sweep``."""
-    from caldpo.report.comparison import compare_runs  # matplotlib loads only for a good configuration
+    with lasting_imports():
+        from caldpo.report.comparison import compare_runs  # matplotlib only for a good configuration
 
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     compare_runs(**{key: value for key, value in settings.items() if key != "hydra"})

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from caldpo.config.main import hydra_entry
 from caldpo.data.source_paths import find_misplaced
+from caldpo.utils.collector import lasting_imports
 
 
 @hydra_entry(
@@ -13,9 +14,8 @@ from caldpo.data.source_paths import find_misplaced
 )
 def main(cfg: DictConfig) -> None:
     """Print the estimate of the run that ``cfg`` describes, and write it to ``estimate.json``."""
-    from caldpo.estimation.estimate_run import (
-        estimate,  # torch and transformers load only for a configuration known to be good
-    )
+    with lasting_imports():
+        from caldpo.estimation.estimate_run import estimate  # torch and transformers only for a good configuration
 
     estimate(
         cfg,

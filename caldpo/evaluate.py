@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from caldpo.config.main import hydra_entry
 from caldpo.evaluation.default_suites import with_default_suites
 from caldpo.evaluation.evaluation_settings import check_evaluation
+from caldpo.utils.collector import lasting_imports
 
 
 @hydra_entry(
@@ -19,8 +20,9 @@ from caldpo.evaluation.evaluation_settings import check_evaluation
 )
 def main(cfg: DictConfig) -> None:
     """Evaluate the run, the sweep or the model of ``cfg``, then write a sweep's report."""
-    from caldpo.evaluation.evaluation_run import evaluate  # torch and transformers load only for a good configuration
-    from caldpo.report.comparison import compare_runs
+    with lasting_imports():
+        from caldpo.evaluation.evaluation_run import evaluate  # torch and transformers only for a good configuration
+        from caldpo.report.comparison import compare_runs
 
     evaluate(cfg, write_report=compare_runs)
 

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from caldpo.config.main import hydra_entry
 from caldpo.exporting.export_settings import check_export
+from caldpo.utils.collector import lasting_imports
 
 
 @hydra_entry(
@@ -17,7 +18,8 @@ from caldpo.exporting.export_settings import check_export
 )
 def main(cfg: DictConfig) -> None:
     """Export as ``cfg`` says."""
-    from caldpo.exporting.export_run import export_run  # torch and transformers load only for a good configuration
+    with lasting_imports():
+        from caldpo.exporting.export_run import export_run  # torch and transformers only for a good configuration
 
     export_run(cfg)
 

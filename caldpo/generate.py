@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from caldpo.config.main import hydra_entry
 from caldpo.generation.generation_checks import check_generation
+from caldpo.utils.collector import lasting_imports
 
 
 @hydra_entry(
@@ -17,7 +18,8 @@ from caldpo.generation.generation_checks import check_generation
 )
 def main(cfg: DictConfig) -> None:
     """Sample as ``cfg`` says."""
-    from caldpo.generation.generation_run import generate  # torch and transformers load only for a good configuration
+    with lasting_imports():
+        from caldpo.generation.generation_run import generate  # torch and transformers only for a good configuration
 
     generate(cfg)
 

@@ -7,6 +7,7 @@ import netrc
 import os
 import re
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -164,9 +165,8 @@ class WandB:
 
     def close(self) -> None:
         """Finish the W&B run, if any is open."""
-        import wandb
-
-        if wandb.run is not None:
+        wandb = sys.modules.get("wandb")  # not imported for this: where nothing has, no run is open
+        if wandb is not None and wandb.run is not None:
             wandb.finish()
 
     @property

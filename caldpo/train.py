@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from caldpo.config.main import hydra_entry
 from caldpo.resume.resume_command import finished_outcome, with_run_overrides
 from caldpo.run_settings import SETTINGS, find_config_problems
+from caldpo.utils.collector import lasting_imports
 
 if TYPE_CHECKING:
     from caldpo.api import TrainingResult
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 @hydra_entry("train", settings=SETTINGS, agree=find_config_problems, expand=with_run_overrides, done=finished_outcome)
 def main(cfg: DictConfig) -> float | None:
     """Train as ``cfg`` says; returns the value that an optimising sweeper minimises or maximises."""
-    from caldpo.training_command import run  # torch and transformers load only for a configuration known to be good
+    with lasting_imports():
+        from caldpo.training_command import run  # torch and transformers only for a configuration known to be good
 
     return run(cfg)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from abc import ABC, abstractmethod
@@ -10,11 +11,14 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from caldpo.config.bounds import Fraction, NonNegativeInt
 from caldpo.config.extras import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
+
+Decay = Literal["constant", "linear", "cosine"]
 
 
 class Schedule:
@@ -29,7 +33,7 @@ class Schedule:
     @validated
     def __init__(
         self,
-        decay: Literal["constant", "linear", "cosine"] = "cosine",
+        decay: Decay = "cosine",
         warmup_steps: NonNegativeInt | None = None,
         warmup_ratio: Fraction = 0.1,
     ) -> None:
@@ -37,12 +41,24 @@ class Schedule:
 
     def attach(self, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
         """Make Lightning's optimiser dictionary, with the schedule stepped at every optimiser step."""
-        from transformers import get_scheduler  # brings PEFT and bitsandbytes along, which other commands do not need
-
         warmup = share_of(self.warmup_ratio, total_steps) if self.warmup_steps is None else self.warmup_steps
-        name = "constant_with_warmup" if self.decay == "constant" else self.decay
-        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        factor = functools.partial(rate_factor, decay=self.decay, warmup=warmup, total=total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def rate_factor(step: int, *, decay: Decay, warmup: int, total: int) -> float:
+    """Compute the factor of the learning rate after ``step`` of ``total`` steps: transformers' schedules, bit for bit.
+
+    Its ``get_scheduler`` is not called because its module imports PEFT, and that bitsandbytes and torch's compiler.
+    """
+    if step < warmup:
+        return step / max(1, warmup)
+    if decay == "constant":
+        return 1.0
+    after_warmup = max(1, total - warmup)
+    if decay == "linear":
+        return max(0.0, (total - step) / after_warmup)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup) / after_warmup))))
 
 
 def share_of(ratio: float, steps: int) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
+from transformers import get_scheduler
 
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import MetricsFile
@@ -47,6 +48,25 @@ def test_cosine_by_formula() -> None:
     actual = rates(Schedule("cosine", warmup_ratio=0.2), 10, lr=3.0)
     expected = [0, 1.5] + [1.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
     assert actual == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_rates_are_those_of_transformers_bit_for_bit(decay: Literal["constant", "linear", "cosine"]) -> None:
+    name = "constant_with_warmup" if decay == "constant" else decay
+    for warmup, total in [(0, 1), (0, 7), (1, 1), (3, 97), (12, 120), (9, 5)]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=3e-4)
+        theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+        expected = []
+        for _ in range(total):
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            theirs.step()
+        schedule = Schedule(decay, warmup_steps=warmup)
+        assert rates(schedule, total, lr=3e-4) == expected
+        ours = AdamW(schedule, lr=3e-4).build(torch.nn.Linear(2, 2), total)["lr_scheduler"]["scheduler"]
+        assert ours.state_dict().keys() == theirs.state_dict().keys()  # so that earlier checkpoints resume
+        assert ours.state_dict()["lr_lambdas"] == [{}, {}]
+        assert theirs.state_dict()["lr_lambdas"] == [{}]
 
 
 def test_the_ratio_is_the_decimal_that_was_written() -> None:
