@@ -21,9 +21,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from caldpo.errors import CaldpoError
-
-Spans = tuple[tuple[int, int, int], ...]
-"""Tokens of prompt, chosen and rejected response of each pair, in the order of the row."""
+from caldpo.logprobs.attention_groups import Spans, attend_by_length, length_groups
 
 SDPA, EAGER = "caldpo_sdpa", "caldpo_eager"
 _UNSUPPORTED = ("s_aux", "position_bias", "head_mask", "cache")  # keywords of other attentions
@@ -75,8 +73,8 @@ def _packed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, spa
             value="packed",
             remedy="set layout=padded",
         )
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    repeats = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
     scale, softcap, dropout = _numbers(module, query, settings)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -87,6 +85,8 @@ def _packed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, spa
         mask = torch.zeros(length, length, dtype=q.dtype, device=q.device).masked_fill(future, torch.finfo(q.dtype).min)
         return _softmax_attention(q, k, v, mask, scale, softcap, dropout)
 
+    if query.device.type == "cpu" and not dropout and (groups := length_groups(spans)) is not None:
+        return attend_by_length(query, key, value, groups, attend)
     # Pieces of one split: its backward is one concatenation, where slices would each fill a row with zeros.
     sizes = [tokens for span in spans for tokens in span]
     pieces = list(zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True))
