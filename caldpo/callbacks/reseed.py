@@ -25,4 +25,8 @@ class Reseed(pl.Callback):
         drawn = np.random.SeedSequence(place).generate_state(3)
         random.seed(int(drawn[0]))
         np.random.seed(int(drawn[1]))
-        torch.manual_seed(int(drawn[2]))  # of all devices
+        if trainer.strategy.root_device.type == "cpu":
+            # torch.manual_seed formats a stack trace for each kind of device that is not in use
+            torch.default_generator.manual_seed(int(drawn[2]))
+        else:
+            torch.manual_seed(int(drawn[2]))  # of all devices

@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 
 from caldpo.callbacks.callback_base import PromptSampling, response_texts
 from caldpo.data.collate import collate
-from caldpo.data.datamodule import PairDataModule
+from caldpo.data.datamodule import HeldOutPrompt, PairDataModule
+from caldpo.data.end_tokens import end_tokens
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.raw_row import ExactSource
+from caldpo.distributed.fsdp import is_sharded
 from caldpo.environments.reward_agreement import reward_agreement, wins
 from caldpo.lightning_module import PreferenceModule
+from caldpo.models.adapted_policy import base_model
 from caldpo.models.sampling import reference_seed
+from caldpo.reference.sample_store import sampling_facts, stored_samples
 from caldpo.types import PairLogps
 
 
@@ -54,8 +58,7 @@ class OracleEvaluation(PromptSampling):
             return data.true_rewards([str(h.prompt) for h in held_out], response_texts(module, responses))
 
         samples = self.sample(module.policy, module, held_out, seed=self.seed)
-        with module.reference.live() as reference:
-            baseline = self.sample(reference, module, held_out, seed=reference_seed(self.seed), model_name="reference")
+        baseline = self.reference_samples(module, held_out)
         policy_rewards, reference_rewards = rewards(samples), rewards(baseline)
         pairs = [
             TokenizedPair(prompt.prompt_ids, response, response, None, None, i, "")
@@ -68,6 +71,28 @@ class OracleEvaluation(PromptSampling):
             "win_rate": float(wins(policy_rewards - reference_rewards).mean()),
             "kl": log_ratios.mean().item(),
         }
+
+    def reference_samples(self, module: PreferenceModule, held_out: Sequence[HeldOutPrompt]) -> list[list[int]]:
+        """Sample one response to each prompt by the reference: once for all runs that share its cache."""
+        reference, seed = module.reference, reference_seed(self.seed)
+
+        def draw() -> list[list[int]]:
+            with reference.live() as model:
+                return self.sample(model, module, held_out, seed=seed, model_name="reference")
+
+        if reference.cache is None or is_sharded(module.policy):  # sharded weights sample on all ranks together
+            return draw()
+        facts = sampling_facts(
+            module.device,
+            [prompt.prompt_ids for prompt in held_out],
+            attention=str(base_model(module.policy).config._attn_implementation).removeprefix("caldpo_"),
+            ends=end_tokens(module.tokenizer, module.policy),
+            padding=module.tokenizer.pad_token_id,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=seed,
+        )
+        return stored_samples(reference.cache, facts | dict(reference.facts()), draw)
 
 
 def _agreement(data: PairDataModule, module: PreferenceModule) -> dict[str, float]:

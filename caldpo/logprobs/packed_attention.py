@@ -26,7 +26,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from caldpo.errors import CaldpoError
-from caldpo.logprobs.varlen_attention import Spans, attend_in_two_calls, flash_attention, why_not_flash
+from caldpo.logprobs.attention_groups import Spans, attend_by_length, length_groups
+from caldpo.logprobs.varlen_attention import attend_in_two_calls, flash_attention, why_not_flash
 from caldpo.utils.collectives import is_first_rank
 
 log = logging.getLogger(__name__)
@@ -103,9 +104,9 @@ def attend_by_response(
     softcap: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention of one packed row, a call for each response, with shapes as those of ``attend_in_two_calls``."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    """Attention of one packed row, a call for each response or for all of one length, with shapes as those of ``attend_in_two_calls``."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if softcap is None:
@@ -115,6 +116,8 @@ def attend_by_response(
         mask = torch.zeros(length, length, dtype=q.dtype, device=q.device).masked_fill(future, torch.finfo(q.dtype).min)
         return _softmax_attention(q, k, v, mask, scale, softcap, dropout)
 
+    if query.device.type == "cpu" and not dropout and (groups := length_groups(spans)) is not None:
+        return attend_by_length(query, key, value, groups, attend)
     # Pieces of one split: its backward is one concatenation, where slices would each fill a row with zeros.
     sizes = [tokens for span in spans for tokens in span]
     pieces = list(zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True))

@@ -20,14 +20,12 @@ import torch
 from torch import Tensor
 
 from caldpo.errors import one_line
+from caldpo.logprobs.attention_groups import Spans
 
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # before PyTorch 2.10
     varlen_attn = None  # type: ignore[assignment]
-
-Spans = tuple[tuple[int, int, int], ...]
-"""Tokens of prompt, chosen and rejected response of each pair, in the order of the row."""
 
 DTYPES = (torch.bfloat16, torch.float16)
 LARGEST_HEAD, HEAD_MULTIPLE = 256, 8  # sizes of a head that flash attention takes

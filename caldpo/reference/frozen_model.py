@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -32,6 +33,8 @@ class ModelReference:
         rounding: of the log-probs, see :attr:`caldpo.reference.reference_base.Reference.rounding`.
         sharded: all ranks run the model at the same time, so that all use the cache, or none does.
     """
+
+    cache: Path | None = None
 
     def __init__(self, model: PreTrainedModel, rounding: float = 0.0, *, sharded: bool = False) -> None:
         self.model, self.rounding, self.sharded = model, rounding, sharded

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import pytorch_lightning as pl
@@ -28,6 +29,11 @@ Logps = tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]
 
 class Reference(Protocol):
     """Log-probs of the frozen reference for a batch of pairs."""
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder of what is computed once for all runs with this reference; None: nothing is stored."""
+        ...
 
     @property
     def dtype(self) -> torch.dtype:

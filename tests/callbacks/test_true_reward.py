@@ -15,6 +15,7 @@ from caldpo.callbacks.true_reward import OracleEvaluation
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
 from caldpo.models.sampling import reference_seed
+from caldpo.reference.frozen_model import FrozenReference
 from tests.callbacks.oracle_data import (
     BETA,
     OracleData,
@@ -25,7 +26,7 @@ from tests.callbacks.oracle_data import (
     scored_pairs,
     words,
 )
-from tests.helpers.tiny import sample_responses
+from tests.helpers.tiny import sample_responses, tiny_model
 
 SAMPLING: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.8, "seed": 3}
 
@@ -115,6 +116,31 @@ def test_a_policy_that_is_its_reference_wins_half(tmp_path: Path) -> None:
     assert np.mean(rates) == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(400))
     assert np.std(rates) > 0.02
     assert all(f["kl"] == pytest.approx(0, abs=1e-6) for f in found)
+
+
+def test_runs_that_share_a_cache_sample_the_reference_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the figures of runs without one; another seed draws its own, and so do other weights."""
+    sampled: list[str] = []
+    sample = OracleEvaluation.sample
+
+    def count(self: OracleEvaluation, *args: Any, model_name: str = "policy", **settings: Any) -> list[list[int]]:
+        sampled.append(model_name)
+        return sample(self, *args, model_name=model_name, **settings)
+
+    monkeypatch.setattr(OracleEvaluation, "sample", count)
+
+    def score(cache: Path | None, seed: int = 3, policy: int = 1, reference: int = 0) -> dict[str, float]:
+        module = make_module(seed=policy)
+        module.reference = FrozenReference(tiny_model(seed=reference))
+        module.reference.cache = cache
+        oracle = OracleEvaluation(prompts=20, **SAMPLING | {"seed": seed})
+        return oracle.score_samples(OracleData(reward), module)
+
+    for change, draws in (({}, 1), ({}, 0), ({"policy": 2}, 0), ({"seed": 4}, 1), ({"reference": 5}, 1)):
+        sampled.clear()
+        with_cache = score(tmp_path, **change)
+        assert (sampled.count("reference"), sampled.count("policy")) == (draws, 1), change
+        assert with_cache == score(None, **change), change
 
 
 @pytest.mark.parametrize(("oracle", "prompts"), [(None, 8), (reward, 0)])

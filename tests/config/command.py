@@ -44,6 +44,8 @@ def main(cfg: DictConfig) -> float:
         (folder / "begun").touch()
         time.sleep(1.5)
         (folder / "result").write_text("whole")
+    if cfg.behave == "tell":
+        (folder / "process").write_text(str(os.getpid()))
     return float(cfg.seed)
 
 

@@ -118,6 +118,16 @@ class TestSweep:
         assert SECRET not in sweep["out"] + sweep["err"] + everything_written(sweep["cwd"])
 
 
+def test_workers_stay_for_many_runs(conf: Path, tmp_path: Path) -> None:
+    """What a run imports, the worker's next one finds imported."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'sweep'")
+    code, _, err = run(conf, tmp_path, "behave=tell", "seed=range(0,6)", *JOBLIB, "-m")
+    assert (code, err) == (0, "")
+    processes = [path.read_text() for path in tmp_path.rglob("process")]
+    assert len(processes) == 6
+    assert len(set(processes)) <= 2
+
+
 @pytest.mark.parametrize(
     ("number", "code", "arguments"),
     [

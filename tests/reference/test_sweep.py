@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from caldpo.callbacks.true_reward import OracleEvaluation
 from tests.helpers.command import RANDOM_MODEL, train
 from tests.reference.contexts import CountedEngine
 
@@ -53,6 +54,34 @@ def test_a_reference_free_loss_computes_the_held_out_pairs_alone(folder: Path, p
     assert passes.pairs("train") == 0
     assert passes.pairs("test") > 0
     assert [p.name.split("-")[0] for p in Path("outputs/cache/reference").iterdir()] == ["test"]
+
+
+def test_a_sweep_samples_the_reference_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the figures of runs that draw their own samples."""
+    sampled: list[str] = []
+    sample = OracleEvaluation.sample
+
+    def count(self: OracleEvaluation, *args: Any, model_name: str = "policy", **settings: Any) -> list[list[int]]:
+        sampled.append(model_name)
+        return sample(self, *args, model_name=model_name, **settings)
+
+    monkeypatch.setattr(OracleEvaluation, "sample", count)
+    tabular = ["model=tabular", *(word for word in SMALL if word not in RANDOM_MODEL)]
+
+    def sweep(cache: str, losses: str, name: str) -> dict[str, dict[str, float]]:
+        train(*tabular, f"reference.cache={cache}", "-m", f"loss={losses}", f"hydra.sweep.dir={name}")
+        return {
+            loss: {key: value for key, value in summary["metrics"].items() if key.startswith("oracle/")}
+            for loss, summary in summaries(name).items()
+        }
+
+    shared = sweep("shared", "dpo,ipo,sft", "first")
+    assert (sampled.count("reference"), sampled.count("policy")) == (1, 3)
+    assert len({figures["oracle/reference_reward"] for figures in shared.values()}) == 1
+    for loss in ("ipo", "sft"):
+        sampled.clear()
+        assert sweep(f"own_{loss}", loss, f"alone_{loss}") == {loss: shared[loss]}
+        assert sampled.count("reference") == 1
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -21,11 +22,17 @@ def sample_pairs(split: Split, count: int, *, seed: int, sharpness: float | None
     Prompts of the two splits never meet, whatever the seed; splits draw independently. ``sharpness`` is that of
     :func:`caldpo.environments.bradley_terry.preference_probability`.
     """
-    rng = random.Random(f"{seed}/{split}")
+    return (dict(row) for row in _rows(split, count, seed, sharpness))
+
+
+@functools.lru_cache(maxsize=2)  # both splits: the runs of a sweep that share a process share their pairs
+def _rows(split: Split, count: int, seed: int, sharpness: float | None) -> tuple[dict[str, Any], ...]:
+    rng, rows = random.Random(f"{seed}/{split}"), []
     for prompt in sample_prompts(split, count, rng):
         text = str(prompt)
         first, second = _two_responses(prompt, rng)
-        yield labelled_row(text, (first, reward(text, first)), (second, reward(text, second)), sharpness, rng)
+        rows.append(labelled_row(text, (first, reward(text, first)), (second, reward(text, second)), sharpness, rng))
+    return tuple(rows)
 
 
 def _two_responses(prompt: Prompt, rng: random.Random) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
@@ -17,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from caldpo.environments.reviews.review_prompts import sample_prompts
 from caldpo.environments.reviews.vocabulary import PROMPT_WORDS, WORDS
-from caldpo.environments.reviews.writers import WRITERS, write
+from caldpo.environments.reviews.writers import WRITERS, Writer, write
 from caldpo.environments.word_tokenizer import word_tokenizer
 
 MAX_LENGTH = 64
@@ -56,10 +57,16 @@ class SftRecipe:
         Grammar and writers enter by a sample of their text. PyTorch's version is part of it, since its
         kernels are.
         """
-        rng = random.Random(0)
-        sample = [(str(p), *(write(p, w, rng) for w in WRITERS.values())) for p in sample_prompts("train", 200, rng)]
-        parts = [_VERSION, asdict(self), CORPUS, build_tokenizer().get_vocab(), sample, torch.__version__]
+        texts = _text_sample(tuple(WRITERS.values()))
+        parts = [_VERSION, asdict(self), CORPUS, build_tokenizer().get_vocab(), texts, torch.__version__]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@functools.lru_cache(maxsize=1)
+def _text_sample(writers: tuple[Writer, ...]) -> list[tuple[str, ...]]:
+    """Sample prompts, and each writer's review of them."""
+    rng = random.Random(0)
+    return [(str(p), *(write(p, w, rng) for w in writers)) for p in sample_prompts("train", 200, rng)]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
