@@ -104,7 +104,10 @@ def attend_by_response(
     softcap: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention of one packed row, a call for each response or for all of one length, with shapes as those of ``attend_in_two_calls``."""
+    """Attention of one packed row, a call for each response or for all of one length.
+
+    Shapes are those of ``attend_in_two_calls``.
+    """
     repeats = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from caldpo.logprobs import packed_attention
 from caldpo.logprobs.attention_groups import Spans, length_groups
@@ -32,9 +32,7 @@ def attention(
     inputs = draw(HEADS), draw(key_heads), draw(key_heads)
     slope = draw(HEADS).detach().transpose(1, 2)
     torch.manual_seed(0)
-    output = packed_attention._packed(
-        nn.Module().train(), *inputs, spans=spans, dropout=dropout, **({} if softcap is None else {"softcap": softcap})
-    )
+    output = packed_attention.attend_by_response(*inputs, spans, SIZE**-0.5, softcap=softcap, dropout=dropout)
     return [output, *torch.autograd.grad(output, inputs, slope)]
 
 
