@@ -86,7 +86,7 @@ def _packed(
     scale, softcap, dropout = _numbers(module, query, settings)
     if flash:
         obstacle = why_not_flash(query, key, value, softcap, dropout)
-        if query.is_cuda:
+        if query.is_cuda and not torch.compiler.is_compiling():
             _announce(obstacle)
         if obstacle is None:
             return attend_in_two_calls(query, key, value, spans, scale, flash_attention)
