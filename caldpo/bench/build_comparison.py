@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import caldpo
 from caldpo.bench import process_tree
 from caldpo.bench.benchmark_settings import BenchmarkSettings, read_settings
-from caldpo.bench.build_inputs import CACHE, copy_runs, fill_cache, lengthen_run, write_pairs
+from caldpo.bench.build_inputs import CACHE, TEMPLATE_STEPS, copy_runs, fill_cache, lengthen_run, write_pairs
 from caldpo.bench.build_report import build_facts, build_lines, markdown, print_table
 from caldpo.bench.build_rows import CPU, MEMORY, WALL, BuildRow, Figures, arguments, renamed, selected
 from caldpo.bench.process_tree import TreeUsage
@@ -140,7 +140,8 @@ class Inputs:
             _run(renamed(command, build.keys), build, where, settings.num_threads, exit_code=0)
 
         inputs = Inputs(dict(self.places), dict(self.failures))
-        inputs._make("cache", needed, lambda: fill_cache(folder, run))
+        steps = TEMPLATE_STEPS if needed & {"runs", "curves"} else 1
+        inputs._make("cache", needed, lambda: fill_cache(folder, run, steps))
         if "template" in inputs.places:
             template, runs, rows = Path(inputs.places["template"]), settings.compared_runs, settings.metrics_rows
             inputs._make("runs", needed, lambda: {"runs": copy_runs(template, folder / "runs", runs)})

@@ -106,10 +106,10 @@ def _replaced(value: Any, text: str, by: str) -> Any:
     return by if value == text else value
 
 
-def fill_cache(folder: Path, run: RunCommand) -> dict[str, str]:
+def fill_cache(folder: Path, run: RunCommand, steps: int) -> dict[str, str]:
     """Fit the embedded model, which later runs find in their cache, and train the run that others are copies of."""
     folder.mkdir(parents=True)
-    run(folder, ["-m", "caldpo.train", "loss=dpo", f"trainer.max_steps={TEMPLATE_STEPS}", *_QUIET])
+    run(folder, ["-m", "caldpo.train", "loss=dpo", f"trainer.max_steps={steps}", *_QUIET])
     return {"template": str(folder / "template"), "cache": str(folder / CACHE)}
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,28 +27,44 @@ from caldpo.config.run_lifecycle import write_json
 NOT_MEASURED = "no GPU: not measured"
 REPORT = "gpu_report.json"
 ESTIMATE_WITHIN = 0.15  # of the measured peak
-VARIANTS = "variants=[trl_low_memory,trl_best,caldpo]"
+# what runs, and the share of the time that is then left
+MODELS = {
+    "mistral_7b_lora": ("variants=[trl_low_memory,trl_best,caldpo]", 0.55),
+    "mistral_7b": ("variants=[trl_low_memory,caldpo]", 1.0),
+}
 _LOG_LINES = 8
 
 
 def benchmark(model: str, folder: Path, seconds: float) -> Record:
     """Train a benchmark model with TRL and with this project, and read the report; what is over time is ended."""
-    overrides = (f"benchmark_model={model}", VARIANTS, "device=cuda", "steps=2", "repeats=1", f"hydra.run.dir={model}")
-    command = [sys.executable, "-m", "caldpo.benchmark", *overrides]
     log = folder / f"{model}.log"
-    try:
-        with log.open("w", encoding="utf-8") as file:
-            ended = subprocess.run(
-                command, cwd=folder, env=environment(4), stdout=file, stderr=file, timeout=seconds, check=False
-            )
-    except subprocess.TimeoutExpired:
-        return {"error": f"over the {seconds:.0f} s that were left", "answers": answers(folder / model)}
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            benchmark_command(model),
+            cwd=folder,
+            env=environment(4),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,  # its workers hold the GPU, and have to end with it
+        )
+        try:
+            code = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return {"error": f"over the {seconds:.0f} s that were left", "answers": answers(folder / model)}
     report = folder / model / "benchmark.json"
     if not report.exists():
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_LOG_LINES:]
-        return {"error": f"exit code {ended.returncode}", "log": lines, "answers": answers(folder / model)}
+        return {"error": f"exit code {code}", "log": lines, "answers": answers(folder / model)}
     content = json.loads(report.read_text(encoding="utf-8"))
-    return {"exit_code": ended.returncode, "device": content["facts"]["device"], "variants": variants(content["rows"])}
+    return {"exit_code": code, "device": content["facts"]["device"], "variants": variants(content["rows"])}
+
+
+def benchmark_command(model: str) -> list[str]:
+    """Write the command line of a benchmark."""
+    overrides = (f"benchmark_model={model}", MODELS[model][0], "device=cuda", "steps=2", "repeats=1")
+    return [sys.executable, "-m", "caldpo.benchmark", *overrides, f"hydra.run.dir={model}"]
 
 
 def variants(rows: Sequence[dict[str, Any]]) -> dict[str, Record]:
@@ -83,16 +101,15 @@ def answers(folder: Path) -> dict[str, Record]:
 def stages(folder: Path, device: str, deadline: float) -> dict[str, Callable[[], Record]]:
     """Name the stages, in their order."""
 
-    def of_model(model: str) -> Callable[[], Record]:
+    def of_model(model: str, share: float) -> Callable[[], Record]:
         if device != "cuda":
             return lambda: {"skipped": NOT_MEASURED}
-        return lambda: benchmark(model, folder, max(1.0, deadline - time.monotonic()))
+        return lambda: benchmark(model, folder, max(1.0, share * (deadline - time.monotonic())))
 
     return {
         "logprobs": lambda: compare_logprobs(device),
         "attention": lambda: compare_attention(device),
-        "mistral_7b_lora": of_model("mistral_7b_lora"),
-        "mistral_7b": of_model("mistral_7b"),
+        **{model: of_model(model, share) for model, (_, share) in MODELS.items()},
     }
 
 

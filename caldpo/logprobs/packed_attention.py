@@ -87,7 +87,7 @@ def _packed(
     scale, softcap, dropout = _numbers(module, query, settings)
     if flash:
         obstacle = why_not_flash(query, key, value, softcap, dropout)
-        if query.is_cuda:
+        if query.is_cuda and not torch.compiler.is_compiling():
             _announce(obstacle)
         if obstacle is None:
             return attend_in_two_calls(query, key, value, spans, scale, flash_attention)
@@ -134,11 +134,15 @@ def attend_by_response(
 
 @functools.cache
 def _announce(obstacle: str | None) -> None:
-    """Log once how packed rows are computed on this GPU."""
-    if is_first_rank():
-        how = "all pairs at once, by PyTorch's variable-length kernel"
-        how = how if obstacle is None else f"a response at a time, without the variable-length kernel ({obstacle})"
-        log.info("attention of packed rows: %s", how)
+    """Log once how packed rows are computed on this GPU; the slower way is a warning."""
+    if not is_first_rank():
+        return
+    if obstacle is None:
+        log.info("attention of packed rows: all pairs at once, by PyTorch's variable-length kernel")
+    else:
+        log.warning(
+            "attention of packed rows: a response at a time, not by PyTorch's variable-length kernel (%s)", obstacle
+        )
 
 
 def _threes(pieces: list[Any]) -> Any:

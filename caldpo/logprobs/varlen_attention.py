@@ -157,15 +157,15 @@ def why_not_flash(query: Tensor, key: Tensor, value: Tensor, softcap: float | No
         softcap: cap of the scores.
         dropout: share of the attention weights that is dropped.
     """
-    device, dtype, size = query.device, product_dtype(query), query.shape[-1]
-    if device.type not in _DEVICES:
+    if query.device.type not in _DEVICES:
         return f"it is for {' and '.join(sorted(_DEVICES))}"
+    if torch.compiler.is_compiling():
+        return "the model is compiled"
     if softcap is not None:
         return "scores are soft-capped"
     if dropout:
         return "attention weights are dropped"
-    if torch.compiler.is_compiling():
-        return "the model is compiled"
+    dtype, size = product_dtype(query), query.shape[-1]
     if {product_dtype(key), product_dtype(value)} != {dtype} or dtype not in DTYPES:
         return f"it is for bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
     if {key.shape[-1], value.shape[-1]} != {size} or size > LARGEST_HEAD or size % HEAD_MULTIPLE:
@@ -173,7 +173,7 @@ def why_not_flash(query: Tensor, key: Tensor, value: Tensor, softcap: float | No
     missing = _missing()
     if missing is not None or type(query) is not Tensor:  # tensors without values cannot be compared
         return missing
-    return _difference(device, dtype, query.shape[1], key.shape[1], size)
+    return _difference(query.device, dtype, query.shape[1], key.shape[1], size)
 
 
 @functools.cache

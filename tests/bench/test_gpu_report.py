@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from caldpo.bench import gpu_report, kernel_checks
 from caldpo.bench.gpu_report import NOT_MEASURED, main, variants
+from caldpo.utils.atomic_io import is_alive
 from tests.helpers.messages import names
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU it trains models of 7B")
@@ -97,29 +99,45 @@ def test_figures_of_a_benchmark() -> None:
     assert variants([row(**missing)])["caldpo"]["peak GiB"] is None
 
 
+CHILD = """
+import json, pathlib, subprocess, sys, time
+folder = pathlib.Path("mistral_7b")
+(folder / "runs" / "trl_best-1").mkdir(parents=True)
+answer = {"seconds": 7.0, "memory": {"peak": 2**31}}
+(folder / "runs" / "trl_best-1" / "answer.json").write_text(json.dumps(answer))
+case, report = sys.argv[1:]
+if case == "over time":
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    pathlib.Path("worker").write_text(str(worker.pid))
+    time.sleep(60)
+elif case == "fails":
+    sys.exit("CUDA is gone")
+else:
+    (folder / "benchmark.json").write_text(report)
+"""
+
+
 @pytest.mark.parametrize("case", ["ends", "fails", "over time"])
 def test_a_benchmark_is_run_read_and_ended(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(command: list[str], *, cwd: Path, stdout: Any, timeout: float, **_: Any) -> Any:
-        assert "benchmark_model=mistral_7b" in command
-        folder = cwd / "mistral_7b"
-        (folder / "runs" / "trl_best-1").mkdir(parents=True)
-        answer = {"seconds": 7.0, "memory": {"peak": 2**31}}
-        (folder / "runs" / "trl_best-1" / "answer.json").write_text(json.dumps(answer))
-        if case == "over time":
-            raise subprocess.TimeoutExpired(command, timeout)
-        if case == "fails":
-            stdout.write("CUDA is gone\n")
-            return subprocess.CompletedProcess(command, 1)
-        (folder / "benchmark.json").write_text(json.dumps({"facts": {"device": "a GPU"}, "rows": [row()]}))
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(gpu_report.subprocess, "run", run)
-    record = gpu_report.benchmark("mistral_7b", tmp_path, 30.0)
+    report = json.dumps({"facts": {"device": "a GPU"}, "rows": [row()]})
+    names(
+        " ".join(gpu_report.benchmark_command("mistral_7b")), "caldpo.benchmark", "benchmark_model=mistral_7b", "caldpo"
+    )
+    monkeypatch.setattr(gpu_report, "benchmark_command", lambda model: [sys.executable, "-c", CHILD, case, report])
+    record = gpu_report.benchmark("mistral_7b", tmp_path, 5.0 if case == "over time" else 60.0)
     if case == "ends":
         assert record["variants"]["caldpo"]["x speed of TRL"] == 2.5
         assert not gpu_report.failed(record)
         return
     assert gpu_report.failed(record)
     assert record["answers"] == {"trl_best-1": {"seconds": 7.0, "peak GiB": 2.0}}
-    names(record["error"], *(["30 s"] if case == "over time" else ["exit code 1"]))
-    assert case == "over time" or record["log"] == ["CUDA is gone"]
+    if case == "fails":
+        names(record["error"], "exit code 1")
+        assert record["log"] == ["CUDA is gone"]
+    else:
+        names(record["error"], "5 s")
+        worker = int((tmp_path / "worker").read_text())
+        deadline = time.monotonic() + 10
+        while is_alive(worker) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not is_alive(worker)

@@ -345,3 +345,4 @@ def test_the_way_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     first, second = (record.getMessage() for record in caplog.records)
     names(first, "packed rows", "all pairs at once", "variable-length kernel")
     names(second, "a response at a time", "soft-capped")
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
