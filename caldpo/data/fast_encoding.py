@@ -43,7 +43,7 @@ def fast_encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
         return encode
     if getattr(tokenizer, "split_special_tokens", False):
         return encode
-    backend: Tokenizer = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend: Tokenizer = tokenizer.backend_tokenizer
     probes = [*_PROBES, *(f"a{token} b{token}{token} \n" for token in tokenizer.all_special_tokens)]
     expected = encode(probes)  # resets padding and truncation of the backend, too
     for fast in (_words_encoder(backend), _ids_encoder(backend)):

@@ -15,11 +15,12 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
-from typing import overload
+from typing import IO, overload
 
 import numpy as np
 
 from caldpo.data.pair import PreferencePair, prompt_key
+from caldpo.errors import CaldpoError
 
 BLOCK = 256  # pairs packed together, at most
 IN_MEMORY = 16 * 2**20  # bytes of packed pairs, before a file takes them
@@ -83,21 +84,28 @@ class _Store:
         self.scores = array("d")  # two a pair, NaN where there is none
         self.places = array("q")  # of each pair: its block, times BLOCK, and its place in it
         self._blocks: list[bytes] = []  # while they are in memory
-        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
+        self._file: IO[bytes] | None = None
         self._ends = array("q", [0])
         self._unpacked: tuple[int, list[tuple[object, ...]]] = (-1, [])
 
     def add_block(self, block: bytes) -> None:
         self._ends.append(self._ends[-1] + len(block))
-        if self._file is None and self._ends[-1] > IN_MEMORY:
-            self._file = tempfile.TemporaryFile(prefix="caldpo-pairs-")  # noqa: SIM115  # as long as the pairs
-            for earlier in self._blocks:
-                self._file.write(earlier)
-            self._blocks.clear()
-        if self._file is None:
-            self._blocks.append(block)
-        else:
-            self._file.write(block)
+        self._blocks.append(block)
+        if self._file is None and self._ends[-1] <= IN_MEMORY:
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="caldpo-pairs-")  # noqa: SIM115  # as long as the pairs
+            self._file.writelines(self._blocks)
+            self._file.flush()
+        except OSError as error:
+            raise CaldpoError(
+                f"the texts of the data cannot be written there ({error.strerror or error})",
+                key="TMPDIR",
+                value=tempfile.gettempdir(),
+                remedy="free some space, or let the environment variable TMPDIR name a folder on a larger disk",
+            ) from error
+        self._blocks.clear()
 
     def add(self, place: int, facts: PairFacts) -> None:
         """Add the pair at a place of the block added last."""
@@ -111,7 +119,6 @@ class _Store:
     def block(self, number: int) -> bytes:
         if self._file is None:
             return self._blocks[number]
-        self._file.flush()
         start, end = self._ends[number], self._ends[number + 1]
         return os.pread(self._file.fileno(), end - start, start)
 

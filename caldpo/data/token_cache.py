@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.data import chat_template, end_tokens, special_text, template_checks, token_arrays, tokenize
@@ -33,7 +32,9 @@ from caldpo.data.tokenize import TokenizedSplit, tokenize_pairs
 from caldpo.utils.atomic_io import atomic_file
 from caldpo.utils.folder_cache import locked
 
-_ARRAYS = ("tokens", "ends", "places", "cut_prompts")
+_ARRAYS = ("ends", "places", "cut_prompts", "tokens")  # those of the larger type first, so that all are aligned
+_TYPES = dict.fromkeys(_ARRAYS, "<i8") | {"tokens": "<i4"}
+_DTYPES = dict.fromkeys(_ARRAYS, "I64") | {"tokens": "I32"}  # as safetensors calls them
 
 
 class DamagedTokensError(Exception):
@@ -129,9 +130,9 @@ def code_identity() -> str:
 
 def _read(path: Path, pairs: StoredPairs, digest: str) -> TokenizedSplit:
     try:
-        with safe_open(path, "np") as file:
+        with safe_open(path, "np") as file:  # checks sizes and the order of the content
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+        arrays = _mapped(path)
     except (SafetensorError, OSError, KeyError) as error:
         raise DamagedTokensError(f"cannot be read: {str(error).splitlines()[0]}") from error
     if metadata.get("checksum") != _checksum(digest, arrays, metadata.get("account", "")):
@@ -165,17 +166,40 @@ def _write(path: Path, split: TokenizedSplit, digest: str) -> None:
     }
     rejections = [[rejection.kind, rejection.reason] for rejection in split.rejections]
     account = json.dumps({"counts": asdict(split.counts), "rejections": rejections})
-    with atomic_file(path) as file:
-        file.write(save(arrays, {"checksum": _checksum(digest, arrays, account), "account": account}))
+    header: dict[str, Any] = {"__metadata__": {"checksum": _checksum(digest, arrays, account), "account": account}}
+    end = 0
+    for name in _ARRAYS:
+        array = arrays[name]
+        header[name] = {"dtype": _DTYPES[name], "shape": [len(array)], "data_offsets": [end, end := end + array.nbytes]}
+    described = json.dumps(header).encode()
+    described += b" " * (-len(described) % 8)
+    with atomic_file(path) as file:  # not by the library, which takes the memory of the arrays twice more
+        file.write(len(described).to_bytes(8, "little") + described)
+        for name in _ARRAYS:
+            file.write(arrays[name].astype(_TYPES[name], copy=False).data)
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    """Map the arrays of a safetensors file into memory, where their pages can be shared and given back."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    arrays = {}
+    for name in _ARRAYS:
+        start, end = header[name]["data_offsets"]
+        at = {"mode": "r", "offset": 8 + size + start, "shape": header[name]["shape"][0]}
+        arrays[name] = np.asarray(np.memmap(path, _TYPES[name], **at)) if end > start else np.zeros(0, _TYPES[name])
+    return arrays
 
 
 def _checksum(digest: str, arrays: dict[str, np.ndarray], account: str) -> str:
     """Digest the content and its inputs, so that a file under another's name is noticed, too."""
-    return _digest(digest.encode(), account.encode(), *(arrays[name].tobytes() for name in _ARRAYS))
+    return _digest(digest.encode(), account.encode(), *(arrays[name].view(np.uint8).data for name in _ARRAYS))
 
 
-def _digest(*parts: bytes) -> str:
+def _digest(*parts: bytes | memoryview) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
     return digest.hexdigest()

@@ -123,7 +123,7 @@ class EvaluatedPolicy:
         return self.data.test_pairs[: self.settings.max_pairs]
 
     @property
-    def texts(self) -> list[PreferencePair]:
+    def texts(self) -> Sequence[PreferencePair]:
         """The same pairs as text."""
         return self.data.test_sources[: len(self.pairs)]
 

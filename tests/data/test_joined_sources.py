@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from caldpo.data.joined_sources import parts_of
-from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.pair import prompt_key
-
+from caldpo.data.sources.local_files import LocalFiles
 from tests.data.prepared import prepared, rejected
 from tests.data.small import WORDS, RowsSource
 from tests.helpers.messages import names, refused

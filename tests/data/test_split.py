@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldpo.data.pair import PreferencePair
-from caldpo.data.pair import prompt_key
+from caldpo.data.pair import PreferencePair, prompt_key
 from caldpo.data.split import shared_prompts, split_by_prompt
 from caldpo.errors import CaldpoError
 from tests.helpers.messages import names, refused

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from caldpo.data.columns import Columns
 from caldpo.data.formats import detect, formats, require_columns
 from caldpo.data.load import load_pairs
-from caldpo.data.raw_row import PairSource, RawRow, RowError
 from caldpo.data.pair import prompt_key
+from caldpo.data.raw_row import PairSource, RawRow, RowError
 from caldpo.data.split import settle_shared_prompts, split_by_prompt
 from caldpo.errors import CaldpoError
 from tests.fuzz.effort import fuzz
