@@ -13,9 +13,9 @@ from tests.helpers.command import train
 from tests.resume.stopped import RUN, stopped
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, a run that was never stopped (``whole``) and the same one stopped after 6 of 8 steps (``half``)."""
+    """Data, a run never stopped (``whole``) and the same one stopped after 6 of 8 steps (``half``): to be read."""
     folder = tmp_path_factory.mktemp("resume")
     write_data(folder)
     with inside(folder):

@@ -39,18 +39,16 @@ def test_a_group_that_was_taken_out(group: str, tmp_path: Path, capsys: pytest.C
         ("~optim.schedule", ["error: optim:", "caldpo.optim.torch_optimizers.AdamW", "schedule"]),
     ],
 )
-def test_what_cannot_be_built(given: str, facts: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with inside(home):
-        names(answer(capsys, *RUN, given, code=1), *facts)
+def test_what_cannot_be_built(given: str, facts: list[str], half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names(answer(capsys, *RUN, given, code=1), *facts)
 
 
-def test_what_may_be_switched_off(home: Path) -> None:
+def test_what_may_be_switched_off(half: Path) -> None:
     """Hydra's own loggers, and a callback by null; a log is written where something was logged."""
     off = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "callbacks.oracle=null")
-    with inside(home):
-        train(*RUN, *off, "trainer.max_steps=1", "hydra.run.dir=off")
-        assert not Path("off/train.log").exists()
-        assert Path("off/policy").is_dir()
+    train(*RUN, *off, "trainer.max_steps=1", "hydra.run.dir=off")
+    assert not Path("off/train.log").exists()
+    assert Path("off/policy").is_dir()
 
 
 @pytest.mark.parametrize("writes", [1, 4, 9])
