@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import gc
 import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -14,6 +14,8 @@ from caldpo.config.find_runs import find_runs, no_folder_error, sweep_overrides
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import write_text
+
+DYNAMICS = ("reward_dynamics.png", "reward_dynamics.svg")
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,30 +98,25 @@ def _write(
     dpi: int,
 ) -> tuple[list[Path], list[str]]:
     """Write everything; return the paths, the report first, and what could not be drawn."""
-    from caldpo.report import dynamics_plot, evaluation_plots, frontier_plot
+    from caldpo.report import dynamics_plot, evaluation_plots, frontier_plot, loss_terms_plot
     from caldpo.report.comparison_facts import headline as headline_of
     from caldpo.report.comparison_table import write_comparison
     from caldpo.report.markdown_report import report
 
     headline = headline_of(finished)
-    dynamic = functools.cache(lambda: dynamics_plot.reward_dynamics(finished, headline, band))
-    figures: dict[str, Callable[[], Figure | None]] = {
-        "reward_dynamics.png": dynamic,
-        "reward_dynamics.svg": dynamic,
-        "reward_kl.png": lambda: frontier_plot.reward_kl(finished, headline),
-        "loss_terms.png": lambda: dynamics_plot.loss_terms(finished, headline),
-        "calibration.png": lambda: evaluation_plots.calibration(finished, headline),
-        "displacement.png": lambda: evaluation_plots.displacement(finished, headline),
+    figures: dict[tuple[str, ...], Callable[[], Figure | None]] = {
+        DYNAMICS: lambda: dynamics_plot.reward_dynamics(finished, headline, band),
+        ("reward_kl.png",): lambda: frontier_plot.reward_kl(finished, headline),
+        ("loss_terms.png",): lambda: loss_terms_plot.loss_terms(finished, headline),
+        ("calibration.png",): lambda: evaluation_plots.calibration(finished, headline),
+        ("displacement.png",): lambda: evaluation_plots.displacement(finished, headline),
     }
     drawn: list[str] = []
     failed: list[str] = []
     try:
         place.mkdir(parents=True, exist_ok=True)
-        for name, make in figures.items():
-            if _is_drawn(make, place / name, dpi, failed):
-                drawn.append(name)
-            else:
-                (place / name).unlink(missing_ok=True)  # of an earlier comparison of other runs
+        for names, make in figures.items():
+            drawn += _draw(make, [place / name for name in names], dpi, failed)
         write_comparison(place / "comparison.csv", groups)
         tasks = [task for folder in folders if (task := sweep_overrides(folder))]
         write_text(place / "report.md", report(groups, folders, band, drawn, tasks, failed))
@@ -133,18 +130,32 @@ def _write(
     return [place / name for name in ("report.md", *drawn, "comparison.csv")], failed
 
 
-def _is_drawn(make: Callable[[], Figure | None], path: Path, dpi: int, failed: list[str]) -> bool:
-    """Draw a figure. One that cannot be drawn costs that figure, and is named in ``failed``."""
+def _draw(make: Callable[[], Figure | None], paths: Sequence[Path], dpi: int, failed: list[str]) -> list[str]:
+    """Draw a figure into files; return their names. One that cannot be drawn costs that figure, named in ``failed``.
+
+    Files of an earlier comparison of other runs are removed where there is no such figure now.
+    """
     from caldpo.config.run_lifecycle import describe_error
     from caldpo.report.plot_style import save
 
+    drawn: list[str] = []
+    # Figures are full of circles, which the collector looks for all the time: not among everything that was read.
+    gc.freeze()
     try:
         figure = make()
-        if figure is not None:
+        for path in paths if figure is not None else ():
             save(figure, path, dpi)
-        return figure is not None
+            drawn.append(path.name)
     except OSError:
         raise
     except Exception as error:  # of whatever is in the runs' files; the other figures and all tables are not to be lost
-        failed.append(f"{path.name} could not be drawn: {describe_error(error)}")
-        return False
+        missing = [path.name for path in paths if path.name not in drawn]
+        failed += [f"{name} could not be drawn: {describe_error(error)}" for name in missing]
+    finally:
+        figure = None
+        gc.collect()  # of the large ones, one at a time has room
+        gc.unfreeze()
+    for path in paths:
+        if path.name not in drawn:
+            path.unlink(missing_ok=True)
+    return drawn

@@ -1,34 +1,30 @@
-"""Draw what happens over training on held-out pairs: log-ratios and implicit rewards, and the shares of loss terms."""
+"""Draw what happens over training on held-out pairs: log-ratios, implicit rewards, accuracy and displacement."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from caldpo.metric_definitions import MetricDefinition
 from caldpo.report import shown_metrics
 from caldpo.report.comparison_facts import count_text
 from caldpo.report.comparison_facts import unit as unit_of
 from caldpo.report.grouping import RunGroup
-from caldpo.report.logged_curve import LoggedCurve
-from caldpo.report.plot_style import Look, drawing, grid_shape, linear_limit, looks, set_symmetric_log
-from caldpo.report.statistics import Band, BandKind, band
+from caldpo.report.plot_style import Look, drawing, linear_limit, looks, set_symmetric_log
+from caldpo.report.statistics import Band, BandKind, band, thinned
 
-TERM_COLOURS = ("#88CCEE", "#CC6677", "#DDCC77", "#117733")
+Drawn = tuple[Look, Band, int]  # a curve, its look, and the place of its group
+_MARKER_SIZE = 4.5  # points
 BAND_TEXT = {"range": "band: lowest to highest seed", "sd": "band: ± 1 standard deviation"}
 
 
@@ -86,10 +82,12 @@ def reward_dynamics(groups: Sequence[RunGroup], headline: str, kind: BandKind) -
 
 def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup], styles: Sequence[Look], kind: BandKind) -> None:
     bands = [band(group.curves(panel.metric.curve), kind) for group in groups]
-    drawn = [(place, look, b) for place, (look, b) in enumerate(zip(styles, bands, strict=True)) if b is not None]
-    _draw_spreads(axes, [(look, curve) for _, look, curve in drawn])
-    for place, look, curve in drawn:
-        axes.add_line(_mean_line(look, curve, place))
+    curves = [(look, thinned(b), place) for place, (look, b) in enumerate(zip(styles, bands, strict=True)) if b]
+    curves.sort(key=lambda curve: curve[0].zorder)
+    # An artist for all curves: one for each costs as much as thousands of points.
+    _draw_spreads(axes, curves)
+    _draw_means(axes, curves)
+    _draw_markers(axes, curves)
     axes.autoscale_view()
     axes.axhline(panel.neutral, color="#222222", linewidth=1.6 if panel.shaded else 0.9, zorder=1.5)
     axes.set_title(panel.title)
@@ -103,28 +101,38 @@ def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup], styles: Se
         _shade_below_zero(axes)
 
 
-def _draw_spreads(axes: Axes, curves: Sequence[tuple[Look, Band]]) -> None:
+def _draw_spreads(axes: Axes, curves: Sequence[Drawn]) -> None:
     """Shade from low to high of every curve of several seeds; a gap in it divides the area."""
     areas, colours = [], []
-    for look, curve in curves:
+    for look, curve, _ in curves:
         if curve.n > 1:
             for part in np.ma.clump_unmasked(np.ma.masked_invalid(curve.low)):
                 there, back = (np.column_stack([curve.steps[part], side[part]]) for side in (curve.low, curve.high))
                 areas.append(np.concatenate([there, back[::-1]]))
                 colours.append(look.colour)
     if areas:
-        # one artist for all: each costs as much as thousands of points
         axes.add_collection(PolyCollection(areas, facecolors=colours, alpha=0.16, linewidths=0))
 
 
-def _mean_line(look: Look, curve: Band, place: int) -> Line2D:
-    every = max(1, len(curve.steps) // 5)
-    # Others for each group, so that those of equal curves are all seen; the final value always carries its marker.
-    marked = {*range((len(curve.steps) - 1 + place) % every, len(curve.steps), every), len(curve.steps) - 1}
-    style = {"color": look.colour, "linestyle": look.dash, "linewidth": look.width, "zorder": look.zorder}
-    line = Line2D(curve.steps, curve.mean, marker=look.marker, markevery=sorted(marked), markersize=4.5, **style)
-    line.set_in_layout(False)  # it stays inside its panel
-    return line
+def _draw_means(axes: Axes, curves: Sequence[Drawn]) -> None:
+    lines = [np.column_stack([curve.steps, curve.mean]) for _, curve, _ in curves]
+    looks_of = [look for look, *_ in curves]
+    style = {"colors": [look.colour for look in looks_of], "linestyles": [look.dash for look in looks_of]}
+    axes.add_collection(LineCollection(lines, linewidths=[look.width for look in looks_of], zorder=2, **style))
+
+
+def _draw_markers(axes: Axes, curves: Sequence[Drawn]) -> None:
+    """Mark some points of each curve, others for each, so that those of equal curves are all seen; and its end."""
+    by_shape: dict[str, list[tuple[float, float, str]]] = {}
+    for look, curve, place in curves:
+        last = len(curve.steps) - 1
+        every = max(1, len(curve.steps) // 5)
+        marked = sorted({*range((last + place) % every, last, every), last})
+        points = zip(curve.steps[marked], curve.mean[marked], itertools.repeat(look.colour))
+        by_shape.setdefault(look.marker, []).extend(points)
+    for shape, points in by_shape.items():
+        steps, means, colours = zip(*points, strict=True)
+        axes.scatter(steps, means, s=_MARKER_SIZE**2, c=colours, marker=shape, linewidths=1, zorder=3)
 
 
 def _shade_below_zero(axes: Axes) -> None:
@@ -152,57 +160,3 @@ def _legend_labels(groups: Sequence[RunGroup]) -> list[str]:
     if len({group.seeds for group in groups}) == 1:
         return [group.label for group in groups]
     return [f"{group.label} ({group.seeds} seed{'s' if group.seeds > 1 else ''})" for group in groups]
-
-
-# ---- terms of the losses
-
-
-def loss_terms(groups: Sequence[RunGroup], headline: str) -> Figure | None:
-    """Draw the shares of each loss's terms, stacked to 1 over steps; None when no loss has two terms."""
-    with_shares = [(group, terms) for group in groups if (terms := term_shares(group)) is not None]
-    panels = [(group, terms) for group, terms in with_shares if len(terms[1]) > 1]
-    if not panels:
-        return None
-    rows, columns = grid_shape(len(panels))
-    names = dict.fromkeys(name for _, (_, shares) in panels for name in shares)
-    colours = dict(zip(names, itertools.cycle(TERM_COLOURS)))
-    with drawing():
-        figure = Figure(figsize=(max(7.0, 1.0 + 3.2 * columns), 1.5 + 2.4 * rows), layout="constrained")
-        seeds = count_text(group.seeds for group, _ in panels)
-        figure.suptitle(f"Shares of the loss terms on held-out pairs\n{headline} · {seeds}", fontsize=11)
-        # Not sharey: each of n panels that share an axis looks at all the others, again and again.
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for axes, (group, (steps, shares)) in zip(grid.flat, panels, strict=False):
-            axes.stackplot(steps, *shares.values(), colors=[colours[name] for name in shares])
-            axes.set(title=textwrap.fill(group.label, 40), xlabel="optimiser step")
-            axes.set(ylim=(0, 1), xlim=(steps[0], steps[-1]))
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
-        for axes in grid[:, 1:].flat:
-            axes.tick_params(labelleft=False)
-        for axes in grid[:, 0]:
-            axes.set_ylabel("share of the loss")
-        handles = [Patch(color=colours[name], label=name) for name in names]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    return figure
-
-
-def term_shares(group: RunGroup) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]] | None:
-    """Compute steps, and shares of the terms in the sum of their absolute values, means over seeds, ``(steps,)``.
-
-    Terms that are 0 throughout are left out. None where no term was logged, or only at a single step.
-    """
-    prefix = "val/terms/"
-    names = sorted({name for run in group.finished for name in run.curves if name.startswith(prefix)})
-
-    def share(curves: Mapping[str, LoggedCurve], name: str) -> dict[int, float]:
-        terms = [curves.get(other, {}) for other in names]
-        totals = {step: sum(abs(term.get(step, 0.0)) for term in terms) for step in set().union(*terms)}
-        own = curves.get(name, {})
-        return {step: abs(own.get(step, 0.0)) / total for step, total in totals.items() if total > 0}
-
-    bands = {name: band(group.curves(functools.partial(share, name=name)), "range") for name in names}
-    shares = {name.removeprefix(prefix): b for name, b in bands.items() if b is not None and b.mean.any()}
-    steps = next((b.steps for b in shares.values()), np.array([], dtype=np.int64))  # the same for every term
-    return (steps, {name: b.mean for name, b in shares.items()}) if len(steps) > 1 else None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -28,6 +29,7 @@ SUITE = "oracle"
 _FOLLOWS_BETA = ("loss.beta", "reward_beta")
 _REFERENCE = "reference"
 _MOST_BETAS = 8  # that label a frontier
+_MOST_ROWS = 60  # of the legend in a column
 
 
 def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
@@ -46,7 +48,9 @@ def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         longest = max(len(line) for name in names for line in name.splitlines())
         joined = frontiers(drawn)
         lines = len(joined) + sum(1 + name.count("\n") for name in names)
-        size = 7.6 + 0.07 * max(0, longest - 20), max(5.0, 1.6 + 0.2 * lines)
+        columns = -(-lines // _MOST_ROWS)
+        beside = 2.2 + 0.07 * max(0, longest - 20)  # inches of a column of the legend
+        size = 5.4 + beside * columns, max(5.0, 1.6 + 0.2 * -(-lines // columns))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         seeds = count_text(p.kl.n for p in points)
@@ -57,9 +61,9 @@ def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
             style: dict[str, Any] = {"color": look.colour, "linewidth": 0.9, "marker": ".", "markersize": 3.5}
             if p.path.shape[1] > 1:
                 axes.plot(*p.path, alpha=0.4 if joined else 0.7, **style)
-            style = {"marker": look.marker, "markersize": 8, "capsize": 2, "elinewidth": 1, "linestyle": "none"}
-            style |= {"xerr": p.kl.sd, "yerr": p.reward.sd, "color": look.colour, "label": label}
-            axes.errorbar(p.kl.mean, p.reward.mean, **style)
+            style = {"marker": look.marker, "markersize": 8, "linestyle": "none", "color": look.colour}
+            axes.add_line(Line2D([p.kl.mean], [p.reward.mean], zorder=2, label=label, **style))
+        _draw_spreads(axes, [(look, p) for _, look, p in entries])
         _draw_frontiers(axes, entries, joined)
         references = [value for p in points for value in p.references]
         if references:
@@ -76,10 +80,28 @@ def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         axes.set_ylabel("true reward, units of the data's reward")
         handles, labels = axes.get_legend_handles_labels()
         # the groups first, then the lines that join them
-        order = sorted(range(len(labels)), key=lambda i: (labels[i] == _REFERENCE, isinstance(handles[i], Line2D)))
+        joins = [isinstance(handle, Line2D) and handle.get_linestyle() != "None" for handle in handles]
+        order = sorted(range(len(labels)), key=lambda i: (labels[i] == _REFERENCE, joins[i]))
         shown = [handles[i] for i in order], [labels[i] for i in order]
-        figure.legend(*shown, loc="outside right center", frameon=False)
+        figure.legend(*shown, loc="outside right center", ncols=columns, frameon=False)
     return figure
+
+
+def _draw_spreads(axes: Axes, points: Sequence[tuple[Look, FrontierPoint]]) -> None:
+    """Bars of one standard deviation along both axes, with caps; one artist a kind, since each has its cost."""
+    for along, cap in ((0, "|"), (1, "_")):
+        bars, colours = [], []
+        for look, p in points:
+            middle, sd = (p.kl.mean, p.reward.mean), (p.kl, p.reward)[along].sd
+            if sd is not None:
+                ends = np.array([middle, middle])
+                ends[:, along] += (-sd, sd)
+                bars.append(ends)
+                colours.append(look.colour)
+        if bars:
+            axes.add_collection(LineCollection(bars, colors=colours, linewidths=1))
+            axes.scatter(*np.concatenate(bars).T, s=16, marker=cap, c=np.repeat(colours, 2), linewidths=1, zorder=2)
+    axes.autoscale_view()
 
 
 def _draw_frontiers(

@@ -5,6 +5,7 @@ Reports call a group a setting.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -97,11 +98,17 @@ def shared_config(run: Run, follows_seed: frozenset[str] = frozenset()) -> dict[
     Where only the resolved configuration was kept, keys that follow the seed and paths into the run's own folder differ
     between runs of a group.
     """
+    name = run.folder.name
     return {
-        key: "${run}" if isinstance(value, str) and run.folder.name in PurePath(value).parts else value
+        key: "${run}" if isinstance(value, str) and name in value and name in PurePath(value).parts else value
         for key, value in run.config.items()
-        if key not in follows_seed and not is_within(key, NOT_A_SETTING)
+        if key not in follows_seed and _is_setting(key)
     }
+
+
+@functools.cache
+def _is_setting(key: str) -> bool:
+    return not is_within(key, NOT_A_SETTING)
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

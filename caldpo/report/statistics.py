@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 LARGEST = 1e100  # that a figure can hold: room for squares and margins
+_STRETCHES = 500  # of a curve's steps; a panel of 150 dots per inch has as many pixels
+_DRAWN_POINTS = 2000  # of a curve that is drawn as it is
 BandKind = Literal["range", "sd"]
 
 
@@ -73,6 +75,32 @@ def band(curves: Sequence[Mapping[int, float]], kind: BandKind) -> Band | None:
         spread = values.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
         low, high = mean - spread, mean + spread
     return Band(np.array(steps), mean, low, high, len(curves))
+
+
+def thinned(curve: Band) -> Band:
+    """Leave out of a curve of more points than a figure has pixels those that nobody could see.
+
+    Its ends stay, and of each of 500 stretches the first point, the extremes of mean and band, and a gap.
+    """
+    count = len(curve.steps)
+    if count <= _DRAWN_POINTS:
+        return curve
+    edges = np.linspace(0, count, _STRETCHES + 1).astype(int)[:-1]
+    gap = np.isnan(curve.mean)
+    visible = [edges, np.array([count - 1])]
+    for extreme, values in (
+        (np.fmax, gap.astype(np.float64)),
+        (np.fmin, curve.mean),
+        (np.fmax, curve.mean),
+        (np.fmin, curve.low),
+        (np.fmax, curve.high),
+    ):
+        best = np.repeat(extreme.reduceat(values, edges), np.diff(np.append(edges, count)))
+        places = np.flatnonzero(values == best)
+        stretch = np.searchsorted(edges, places, side="right")
+        visible.append(places[np.unique(stretch, return_index=True)[1]])
+    kept = np.unique(np.concatenate(visible))
+    return Band(curve.steps[kept], curve.mean[kept], curve.low[kept], curve.high[kept], curve.n)
 
 
 def leader(estimates: Mapping[str, Estimate], better: Literal["higher", "lower"]) -> str | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection
+from matplotlib.colors import to_hex
 
 from caldpo.config.find_runs import find_runs
-from caldpo.report.dynamics_plot import loss_terms, reward_dynamics, term_shares
+from caldpo.report.dynamics_plot import reward_dynamics
 from caldpo.report.frontier_plot import reward_kl
 from caldpo.report.grouping import RunGroup, group_runs
+from caldpo.report.loss_terms_plot import loss_terms, term_shares
 from caldpo.report.plot_style import FIXED, linear_limit, looks, round_up, save, set_symmetric_log
 from caldpo.report.read_runs import read_runs
 from tests.helpers.messages import names
@@ -31,10 +34,21 @@ def panels(figure):
     return {axes.get_title(): axes for axes in figure.axes}
 
 
+def collections(axes, kind):
+    return [collection for collection in axes.collections if type(collection) is kind]
+
+
 def curve(axes, place):
-    """The ``place``-th curve; the line at the neutral value comes after all curves."""
-    line = axes.get_lines()[place]
-    return list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    """The ``place``-th curve; solid lines come before dashed ones."""
+    (lines,) = collections(axes, LineCollection)
+    return [tuple(point) for point in lines.get_segments()[place]]
+
+
+def markers(axes, colour):
+    """Where the curve of a colour is marked."""
+    shapes = collections(axes, PathCollection)
+    points = [p for shape in shapes for p in zip(shape.get_offsets().data, shape.get_facecolors(), strict=True)]
+    return {tuple(at) for at, own in points if to_hex(own) == colour.lower()}
 
 
 def test_curves_and_bands_of_the_dynamics(tmp_path):
@@ -47,7 +61,8 @@ def test_curves_and_bands_of_the_dynamics(tmp_path):
     assert curve(axes["Accuracy"], 0)[-1] == (10, 0.9)
     rewards = [y for _, y in curve(axes["Chosen implicit reward"], 0)]
     assert rewards == pytest.approx([0.0, -0.25, -0.5])
-    (band,) = axes["Chosen log-ratio"].collections  # cal_dpo has a single seed, hence none
+    (band,) = collections(axes["Chosen log-ratio"], PolyCollection)
+    assert len(band.get_paths()) == 1, "cal_dpo has a single seed, hence none"
     heights = band.get_paths()[0].vertices
     assert sorted(set(heights[heights[:, 0] == 10][:, 1])) == [-6.0, -4.0]
 
@@ -81,7 +96,7 @@ def test_rewards_of_runs_with_several_reward_betas_are_drawn_in_one_unit(tmp_pat
         write_run(tmp_path / f"{beta}", rows=rows, loss_keys={"beta": beta}, reward_beta=beta)
     axes = panels(reward_dynamics(settings_in(tmp_path), "", "range"))["Reward margin"]
     assert axes.get_ylabel() == "0.1 x nats"
-    assert [line.get_ydata()[-1] for line in axes.get_lines()[:2]] == pytest.approx([0.2, 0.2])
+    assert [curve(axes, place)[-1][1] for place in (0, 1)] == pytest.approx([0.2, 0.2])
 
 
 def test_an_outlier_turns_the_axis_logarithmic_and_says_so(tmp_path):
@@ -158,8 +173,9 @@ def test_of_equal_curves_each_is_seen(tmp_path):
     for loss in losses:
         write_run(tmp_path / loss, loss, rows=rows)
     axes = panels(reward_dynamics(settings_in(tmp_path), "", "range"))["Chosen log-ratio"]
-    marked = [set(line.get_markevery()) for line in axes.get_lines()[:3]]
-    assert set.intersection(*marked) == {15}
+    marked = [markers(axes, look.colour) for look in styles]
+    assert set.intersection(*marked) == {(15, 15)}
+    assert all(len(points) > 2 for points in marked)
 
 
 @pytest.mark.parametrize("count", [3, 40])
@@ -207,8 +223,8 @@ def test_reward_against_kl(tmp_path):
         known = {"oracle__kl": kl, "oracle__reward": reward, "oracle__reference_reward": -0.25}
         write_run(tmp_path / str(seed), seed=seed, rows=rows, metrics=finals(rows[-1], **known))
     (axes,) = reward_kl(settings_in(tmp_path), "").axes
-    (container,) = axes.containers
-    point, _, (across, along) = container.lines
+    across, _, along, _ = axes.collections  # bars with their caps
+    point = axes.get_lines()[0]
     assert (point.get_xdata()[0], point.get_ydata()[0]) == (3.0, pytest.approx(0.6))
     assert across.get_segments()[0][:, 0] == pytest.approx([3 - np.sqrt(2), 3 + np.sqrt(2)])
     assert along.get_segments()[0][:, 1] == pytest.approx([0.6 - np.sqrt(0.02), 0.6 + np.sqrt(0.02)])
