@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from caldpo.bench.benchmark_settings import read_settings
 from caldpo.config.main import hydra_entry
-from caldpo.utils.collector import lasting_imports
+from caldpo.utils.collector import exempt_from_collection
 
 
 def agree(cfg: DictConfig) -> None:
@@ -17,7 +17,7 @@ def agree(cfg: DictConfig) -> None:
 @hydra_entry("benchmark", settings="caldpo.bench.benchmark_settings.BenchmarkSettings", records=False, agree=agree)
 def main(cfg: DictConfig) -> None:
     """Measure the variants of ``cfg`` in turn and print how they compare."""
-    with lasting_imports():
+    with exempt_from_collection():
         from caldpo.bench.benchmark_run import benchmark  # torch only for a good configuration
 
     benchmark(cfg)
