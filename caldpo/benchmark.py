@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from caldpo.bench.benchmark_settings import TRL, read_settings
 from caldpo.bench.build_rows import require_rows
 from caldpo.config.main import hydra_entry
-from caldpo.utils.collector import lasting_imports
+from caldpo.utils.collector import exempt_from_collection
 
 
 def agree(cfg: DictConfig) -> None:
@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> None:
     """Measure the variants of ``cfg``, or the commands of two builds, in turn and print how they compare."""
     # torch loads only for a good configuration
     if cfg.baseline == TRL:
-        with lasting_imports():
+        with exempt_from_collection():
             from caldpo.bench.benchmark_run import benchmark
 
         benchmark(cfg)

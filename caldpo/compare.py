@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.find_runs import no_folder_error
 from caldpo.config.main import hydra_entry
-from caldpo.utils.collector import lasting_imports
+from caldpo.utils.collector import exempt_from_collection
 
 
 @hydra_entry(
@@ -21,7 +21,7 @@ from caldpo.utils.collector import lasting_imports
 )
 def main(cfg: DictConfig) -> None:
     """Compare the runs of ``cfg.sweep``."""
-    with lasting_imports():
+    with exempt_from_collection():
         from caldpo.report.comparison import compare_runs  # matplotlib only for a good configuration
 
     settings: Any = OmegaConf.to_container(cfg, resolve=True)

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from caldpo.config.main import hydra_entry
 from caldpo.data.source_paths import find_misplaced
-from caldpo.utils.collector import lasting_imports
+from caldpo.utils.collector import exempt_from_collection
 
 
 @hydra_entry(
@@ -14,7 +14,7 @@ from caldpo.utils.collector import lasting_imports
 )
 def main(cfg: DictConfig) -> None:
     """Print the estimate of the run that ``cfg`` describes, and write it to ``estimate.json``."""
-    with lasting_imports():
+    with exempt_from_collection():
         from caldpo.estimation.estimate_run import estimate  # torch and transformers only for a good configuration
 
     estimate(

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from caldpo.config.main import hydra_entry
 from caldpo.evaluation.default_suites import with_default_suites
 from caldpo.evaluation.evaluation_settings import check_evaluation
-from caldpo.utils.collector import lasting_imports
+from caldpo.utils.collector import exempt_from_collection
 
 
 @hydra_entry(
@@ -20,7 +20,7 @@ from caldpo.utils.collector import lasting_imports
 )
 def main(cfg: DictConfig) -> None:
     """Evaluate the run, the sweep or the model of ``cfg``, then write a sweep's report."""
-    with lasting_imports():
+    with exempt_from_collection():
         from caldpo.evaluation.evaluation_run import evaluate  # torch and transformers only for a good configuration
         from caldpo.report.comparison import compare_runs
 

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from caldpo.config.main import hydra_entry
 from caldpo.exporting.export_settings import check_export
-from caldpo.utils.collector import lasting_imports
+from caldpo.utils.collector import exempt_from_collection
 
 
 @hydra_entry(
@@ -18,7 +18,7 @@ from caldpo.utils.collector import lasting_imports
 )
 def main(cfg: DictConfig) -> None:
     """Export as ``cfg`` says."""
-    with lasting_imports():
+    with exempt_from_collection():
         from caldpo.exporting.export_run import export_run  # torch and transformers only for a good configuration
 
     export_run(cfg)

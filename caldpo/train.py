@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from caldpo.config.main import hydra_entry
 from caldpo.resume.resume_command import finished_outcome, with_run_overrides
 from caldpo.run_settings import SETTINGS, find_config_problems
-from caldpo.utils.collector import lasting_imports
+from caldpo.utils.collector import exempt_from_collection
 
 if TYPE_CHECKING:
     from caldpo.api import TrainingResult
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @hydra_entry("train", settings=SETTINGS, agree=find_config_problems, expand=with_run_overrides, done=finished_outcome)
 def main(cfg: DictConfig) -> float | None:
     """Train as ``cfg`` says; returns the value that an optimising sweeper minimises or maximises."""
-    with lasting_imports():
+    with exempt_from_collection():
         from caldpo.training_command import run  # torch and transformers only for a configuration known to be good
 
     return run(cfg)

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,43 @@ def test_what_runs_a_policy_imports_no_extra_that_it_does_not_use() -> None:
     code = f"import sys, {names}; print(*[m for m in ('peft', 'bitsandbytes', 'deepspeed') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+# What neither --help nor a mistake may import: Hydra's own is all that an answer takes, and of the checks pydantic.
+REFUSED = (*HEAVY, "filelock", "scipy", "requests", "httpx", "huggingface_hub", "jinja2", "sympy", "psutil")
+# Extras and trackers that the run does not use, readers of files that it does not read, and torch's compiler.
+UNUSED = ("peft", "bitsandbytes", "deepspeed", "torchao", "trl", "wandb", "openai", "lm_eval", "datasets", "pandas")
+UNUSED += ("pyarrow", "sklearn", "networkx", "transformers.optimization", "transformers.trainer_utils")
+UNUSED += ("torch._inductor.lowering", "torch._inductor.compile_fx")
+
+
+def imported_by(arguments: list[str], names: tuple[str, ...], folder: Path) -> tuple[int, list[str]]:
+    """Run ``caldpo.train`` in a process of its own; return its exit code and which of the modules it has imported."""
+    code = f"""
+import sys
+from caldpo.train import main
+try:
+    main({arguments})
+    code = 0
+except SystemExit as stop:
+    code = stop.code
+print(code, *[m for m in {names} if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    exit_code, *imported = done.stdout.splitlines()[-1].split()
+    return int(exit_code), imported
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    assert imported_by(["--help"], REFUSED, tmp_path) == (0, [])
+
+
+@pytest.mark.parametrize("mistake", ["los=dpo", "loss.bta=0.1", "loss.beta=0.1x", "loss=dpp", "data=local"])
+def test_a_mistake_imports_nothing_heavy(mistake: str, tmp_path: Path) -> None:
+    assert imported_by([mistake], REFUSED, tmp_path) == (2, [])
+
+
+def test_a_step_of_training_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    arguments = ["experiment=tabular", "trainer.max_steps=1", "logger=csv", "hydra.run.dir=run"]
+    assert imported_by(arguments, UNUSED, tmp_path) == (0, [])
+    assert (tmp_path / "run/metrics.csv").is_file()

@@ -13,14 +13,15 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from caldpo.config.conf_dir import conf_dir
+from caldpo.config.conf_dir import conf_dir, groups_of_defaults
 from caldpo.config.overrides import parse_overrides
+from caldpo.utils.yaml_io import SAFE_LOADER
 
 FAULTS = (HydraException, OSError, TypeError, ValueError, yaml.YAMLError)  # what Hydra lets out while composing
 _GLOBAL = re.compile(r"^# *@package +_global_", re.MULTILINE)  # of a file that sets keys of other sections
+_NAME = re.compile(r"[\w-]+(?=\s*:)")
 
 
 class Composer:
@@ -61,20 +62,51 @@ class Composer:
 
     def groups(self, cfg: DictConfig) -> list[str]:
         """List the groups of the command that ``cfg`` was composed for."""
-        return [group for group in self._loader.list_groups("") if group != "hydra" and self.has_group(cfg, group)]
+        return [group for group in self._all_groups if group != "hydra" and self.has_group(cfg, group)]
 
     def has_group(self, cfg: DictConfig, group: str) -> bool:
         """Tell whether the command's defaults choose from the group, or a user's own option changes what they chose."""
-        chosen = (cfg.hydra.runtime.choices, _chosen_in_lists(self._loader, cfg.hydra.job.config_name))
-        if "/" in group or any(group in groups for groups in chosen):
+        if "/" in group or group in cfg.hydra.runtime.choices:
             return True
-        folders = [Path(source.path, group) for source in self._loader.get_sources() if source.scheme() == "file"]
-        files = [file for folder in folders if folder.parent != conf_dir() for file in folder.glob("*.yaml")]
-        return any(_GLOBAL.search(file.read_text(encoding="utf-8", errors="replace")) for file in files)
+        if group in _default_groups(self._loader, cfg.hydra.job.config_name):
+            return True
+        folders = [folder / group for folder in _folders(self._loader) if folder != conf_dir()]
+        files = [file for folder in folders for file in folder.glob("*.yaml")]
+        return any(_GLOBAL.search(_text(file)) for file in files)
+
+    def is_in_no_file(self, key: str) -> bool:
+        """Tell whether a part of a dotted key occurs in no file of the configuration: then it is most likely unknown.
+
+        Hydra's own section is made of no files, and the places in a list have no names.
+        """
+        parts = re.split(r"[./]", key)
+        return parts[0] != "hydra" and not any(map(str.isdecimal, parts)) and not self._names.issuperset(parts)
+
+    @functools.cached_property
+    def _all_groups(self) -> list[str]:
+        return self._loader.list_groups("")
+
+    @functools.cached_property
+    def _names(self) -> set[str]:
+        files = [file for folder in _folders(self._loader) for file in folder.rglob("*.yaml")]
+        return {name for file in files for name in (file.parent.name, *_NAME.findall(_text(file)))}
 
 
 @functools.lru_cache(maxsize=1)
-def _chosen_in_lists(loader: ConfigLoader, config_name: str) -> set[str]:
-    """List the groups of which the defaults choose several options at once, which Hydra counts as no choice."""
-    chosen = loader.compute_defaults_list(config_name, [], RunMode.RUN).defaults
-    return {path.rpartition("/")[0] for default in chosen if (path := default.config_path)}
+def _default_groups(loader: ConfigLoader, config_name: str) -> set[str]:
+    """List the groups in the defaults of a command and its bases; of several options Hydra counts none as chosen."""
+    groups, bases = set[str](), [config_name]
+    for base in bases:  # which grows meanwhile
+        for file in [file for folder in _folders(loader) if (file := folder / f"{base}.yaml").is_file()]:
+            config = yaml.load(_text(file), SAFE_LOADER) or {}
+            groups.update(groups_of_defaults(config))
+            bases += [name for name in config.get("defaults", ()) if isinstance(name, str) and name not in bases]
+    return groups
+
+
+def _folders(loader: ConfigLoader) -> list[Path]:
+    return [Path(source.path) for source in loader.get_sources() if source.scheme() == "file"]
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")

@@ -206,11 +206,17 @@ def meant_keys(key: str, cfg: DictConfig, groups: list[str]) -> list[str]:
     """Find the keys of a configuration, and of its ``groups``, that may be meant by an unknown key, dotted or not."""
     name = _last_part(key)
     for known in KEYS.get(name, ()):
-        if known in groups or _has_key(cfg, known):
+        if known in groups or has_key(cfg, known):
             return [known]
     parent = key.rpartition(".")[0]  # a key of a section may stand further down in it
     section = section_at(cfg, parent)
     return [] if section is None else list(_leaves(section, name, parent))
+
+
+def other_names(key: str) -> list[str]:
+    """List the names, without their sections, of what :func:`meant_keys` takes for meant by ``key``; its own first."""
+    name = _last_part(key)
+    return [name, *(known.rpartition(".")[2] for known in KEYS.get(name, ()))]
 
 
 def section_at(cfg: DictConfig, place: str) -> DictConfig | None:
@@ -219,7 +225,7 @@ def section_at(cfg: DictConfig, place: str) -> DictConfig | None:
     return section if isinstance(section, DictConfig) else None
 
 
-def _has_key(cfg: DictConfig, key: str) -> bool:
+def has_key(cfg: DictConfig, key: str) -> bool:
     """Tell whether there is a key, also one whose value is still ``???``."""
     parent, _, name = key.rpartition(".")
     return name in list(section_at(cfg, parent) or ())  # "in section" would deny a value of ???

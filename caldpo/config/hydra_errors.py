@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-import shlex
 from collections.abc import Callable, Sequence
 
 import yaml
@@ -16,31 +13,15 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 
 from caldpo.config.composer import FAULTS, Composer
-from caldpo.config.did_you_mean import (
-    KEYS,
-    as_hint,
-    known_or_near,
-    meant_keys,
-    meant_value,
-    nearest,
-    section_at,
-    suggest,
-    suggest_known,
-)
+from caldpo.config.did_you_mean import suggest, suggest_known
 from caldpo.config.extras import EXTRAS, install
 from caldpo.config.hydra_session import PER_LOSS
+from caldpo.config.unknown_keys import explain_unknown_key, named_in_place_of_option, unheard_of
 from caldpo.config.validation import NEEDED, Problem, missing_group_problem
 from caldpo.security.secrets import redact_text
-from caldpo.utils.file_names import is_there
-
-_DATA_FILE = re.compile(r"\.(jsonl?|csv|parquet)(\.gz)?$")
-# Options that bring the keys which are most often set without them.
-_BRINGING_KEYS = ("adapter=lora", "model=hf", "loss=dpo")
-_MAX_VALUE = 100  # characters of a value that a remedy repeats
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def compose_or_explain(
@@ -53,8 +34,10 @@ def compose_or_explain(
     """
     composer = Composer(compose, loader)
     refused = _refused(composer, overrides)
-    problems = list(refused.values())
     remaining = [text for text in overrides if text not in refused]
+    unknown = unheard_of(composer, remaining)  # before the others, to spare the attempts that would fail
+    problems = [*refused.values(), *unknown.values()]
+    remaining = [text for text in remaining if text not in unknown]
     no_option = False
     while True:
         try:
@@ -143,7 +126,7 @@ def _of_override(override: Override, text: str, composer: Composer, others: list
     if "Did you mean to override" in text or "looks like a config group" in text:
         return Problem(f"{key}@{override.package}", None, "unknown package", f"leave it out: {key}={_value(line)}")
     if "Could not override" in text or "Could not delete" in text:
-        return _unknown_key(override, composer, others)
+        return explain_unknown_key(override, composer, others)
     return Problem(key, _value(line), text.splitlines()[0].rstrip("."))
 
 
@@ -166,7 +149,7 @@ def _missing_option(
     """Explain an unknown option; return the override that names it."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     for text in overrides:
-        if text.replace("=", "/", 1) == error.missing_cfg_file and (problem := _named_in_place_of_option(text)):
+        if text.replace("=", "/", 1) == error.missing_cfg_file and (problem := named_in_place_of_option(text)):
             return problem, text
     options = list(error.options or (composer.options(group) if group else ()))  # of a list, Hydra names none
     if not group:
@@ -182,103 +165,6 @@ def _missing_option(
     if group == "model":
         remedy += f", or any of the hub, or a folder: model=hf model.path={redact_text(option)}"
     return Problem(group, choice, wrong, remedy), written
-
-
-def _named_in_place_of_option(text: str) -> Problem | None:
-    """Explain a model or data of a person's own that is named where an option belongs."""
-    group, _, name = text.partition("=")
-    if group == "model" and ("/" in name or is_there(name)):
-        remedy = f"write model=hf model.path={redact_text(name)}"
-        return Problem(group, redact_text(name), "is not an option, but a model of the hub or a folder", remedy)
-    is_local = _DATA_FILE.search(name) or is_there(name)
-    if group == "data" and ("/" in name or is_local):
-        on_hub = _HUB_ID.fullmatch(name) and not is_local
-        what, key = ("a data set of the hub", "data=hub data.path") if on_hub else ("a path", "data=local data.train")
-        return Problem(group, redact_text(name), f"is not an option, but {what}", f"write {key}={redact_text(name)}")
-    return None
-
-
-def _unknown_key(override: Override, composer: Composer, others: list[str]) -> Problem:
-    """Explain an unknown key by the keys beside which it would stand; ``others``: the overrides beside it."""
-    key, value = override.key_or_group, override.value()
-    cfg = composer.compose_or_none(others)
-    if cfg is None:
-        return Problem(key, None, "unknown key")
-    options = composer.options(key)
-    if options and key not in cfg and composer.has_group(cfg, key):
-        return Problem(key, None, "not chosen by the defaults list", f"add it as +{key}={'|'.join(options)}")
-    section = section_at(cfg, key)
-    if isinstance(value, dict) and section is not None:
-        key = next((f"{key}.{name}" for name in value if name not in section), key)
-    names = key.split(".")
-    above = itertools.accumulate(names[:-1], "{}.{}".format)  # of a.b.c: a, a.b
-    sections = list(itertools.takewhile(lambda place: section_at(cfg, place) is not None, above))
-    parent, name = sections[-1] if sections else "", names[len(sections)]
-    known = [str(k) for k in section_at(cfg, parent) or () if k != "hydra" and not str(k).startswith("_")]
-    choices = known if parent else [*known, *composer.groups(cfg)]
-    meant = meant_keys(key, cfg, composer.groups(cfg))
-    near = None if meant else nearest(name, choices)
-    # in a sweep over a group, say which of its options lacks the key
-    option = next((text for text in reversed(others) if parent and text.split("=")[0] == parent), None)
-    wrong = f"unknown key{f' with {option}' if option else ''}"
-    if not meant and (not near or parent or key in KEYS):
-        bringing = _bringing_option(key, cfg, composer, others)
-        if bringing is not None:
-            return _key_of_option(override, key, wrong, *bringing, others)
-    if meant:
-        return Problem(key, None, f"{wrong}{as_hint(key, *meant)}", _assignment(override, meant[0], cfg, composer))
-    where = option or parent or "the top level"
-    listed = f"the keys of {where} are {', '.join(sorted(set(choices)))}" if choices else f"{where} has no keys"
-    if near:
-        listed = f"{_assignment(override, f'{parent}.{near}' if parent else near, cfg, composer)}; {listed}"
-    return Problem(key, None, f"{wrong}{as_hint(key, near)}", listed)
-
-
-def _bringing_option(key: str, cfg: DictConfig, composer: Composer, others: list[str]) -> tuple[str, str] | None:
-    """Find an option that brings a key, or one that is meant by it; return option and key."""
-    groups, section = composer.groups(cfg), key.partition(".")[0]
-    for option in _BRINGING_KEYS:
-        group = option.partition("=")[0]
-        if group not in groups or (section in groups and section != group):
-            continue
-        if group == "loss" and any(text.split("=")[0] == group for text in others):
-            continue  # another loss is another experiment
-        with_option = composer.compose_or_none([*others, option])
-        meant = [] if with_option is None else meant_keys(key, with_option, [])
-        if brought := next((name for name in meant if name.startswith(f"{group}.")), None):
-            return option, brought
-    return None
-
-
-def _key_of_option(override: Override, key: str, wrong: str, option: str, brought: str, others: list[str]) -> Problem:
-    """Explain a key that ``option`` would bring under the name ``brought``."""
-    chosen = next((text for text in others if text.split("=")[0] == option.split("=")[0]), None)
-    remedy = f"write {option} {_written(brought, _value_for(override, brought))}"
-    remedy += f", in place of {redact_text(chosen)}" if chosen else ""
-    return Problem(key, None, wrong if brought == key else f"{wrong}{as_hint(key, brought)}", remedy)
-
-
-def _assignment(override: Override, key: str, cfg: DictConfig, composer: Composer) -> str:
-    """Tell to write ``key`` with the value of an override of another name."""
-    value = _value_for(override, key)
-    if options := composer.options(key):
-        if problem := _named_in_place_of_option(f"{key}={value}"):
-            return problem.remedy or ""
-        value = known if (known := known_or_near(value, options)) else "..."
-    elif isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), ListConfig) and not value.startswith("["):
-        value = f"[{value}]"
-    return f"write {_written(key, value)}"
-
-
-def _value_for(override: Override, key: str) -> str:
-    """Return the text of the value of an override, for the ``key`` that is meant by its own; ``...`` for none."""
-    _, sign, value = redact_text(override.input_line or "").partition("=")
-    plain = sign and isinstance(override.value(), str | int | float | list | None)
-    return meant_value(override.key_or_group, value) if plain and value and len(value) <= _MAX_VALUE else "..."
-
-
-def _written(key: str, value: str) -> str:
-    return shlex.quote(f"{key}={value}")
 
 
 def _value(line: str) -> str:

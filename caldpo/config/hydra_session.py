@@ -123,14 +123,15 @@ def per_loss_options() -> dict[str, dict[str, Any]]:
 
     ``per_loss.yaml`` has them by experiment or model and by loss, with keys as on the command line.
     """
-    options = {}
+    options: dict[str, dict[str, Any]] = {}
     for recipe, losses in read_yaml(conf_dir() / f"{PER_LOSS}.yaml").items():
         for loss, keys in losses.items():
-            nested = OmegaConf.create()
+            nested: dict[str, Any] = {}
             for key, value in keys.items():
-                OmegaConf.update(nested, key, value)
-            options[f"{recipe}_{loss}"] = OmegaConf.to_container(nested, resolve=False)
-    return options  # type: ignore[return-value]  # to_container of a mapping is one
+                *sections, name = key.split(".")
+                functools.reduce(lambda section, part: section.setdefault(part, {}), sections, nested)[name] = value
+            options[f"{recipe}_{loss}"] = nested
+    return options
 
 
 def _full_or_adapter(full: Any, adapter: Any, *, _root_: DictConfig) -> Any:

@@ -20,6 +20,7 @@ from caldpo.config.run_lifecycle import as_caldpo_error
 from caldpo.config.sweep_jobs import expand_sweep, find_process_problems, fixed_keys, representative_jobs
 from caldpo.config.validation import Problem, find_problems, raise_problems
 from caldpo.security.secrets import redact_text
+from caldpo.utils.collector import exempt_from_collection
 from caldpo.utils.delayed_progress import tracked
 from caldpo.utils.process_rank import own_ranks
 
@@ -53,13 +54,17 @@ def preflight(
     find = functools.partial(_run_problems, settings, agree)
     try:
         # As a sweep: only the composed configuration knows whether it is one.
-        cfg, problems = _compose(session, overrides, RunMode.MULTIRUN, refuse_sweeps=multirun)
-        if multirun or (cfg is not None and cfg.hydra.mode == RunMode.MULTIRUN):
+        with exempt_from_collection():
+            cfg, problems = _compose(session, overrides, RunMode.MULTIRUN, refuse_sweeps=multirun)
+            is_sweep = multirun or (cfg is not None and cfg.hydra.mode == RunMode.MULTIRUN)
+            if not is_sweep:
+                several = any(override.is_sweep_override() for override in parse_overrides(session.loader, overrides))
+                if not problems and (cfg is None or several or MISSING in cfg.hydra.runtime.choices.values()):
+                    cfg, problems = _compose(session, overrides, RunMode.RUN)  # which says what is wrong with them
+                cfg = _good_run(cfg, problems, find)
+        if is_sweep:
             return RunMode.MULTIRUN, _check_sweep(session, cfg, problems, find)
-        several = any(override.is_sweep_override() for override in parse_overrides(session.loader, overrides))
-        if not problems and (cfg is None or several or MISSING in cfg.hydra.runtime.choices.values()):
-            cfg, problems = _compose(session, overrides, RunMode.RUN)  # which says what is wrong with them
-        cfg = _good_run(cfg, problems, find)
+        assert cfg is not None
         with own_ranks(cfg):
             return RunMode.RUN, claim_folder(cfg, "run")
     finally:

@@ -16,14 +16,15 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
 from caldpo.utils.atomic_io import NO_LOCKS, is_alive, write_text
 from caldpo.utils.process_rank import process_rank
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 RUN, EVALUATION, GENERATION = "run", "evaluation", "generation"  # what is written, each by one process at a time
 _PATIENCE = 1.0  # seconds: another one may be looking whether the lock is held, which takes it for a moment
@@ -44,6 +45,8 @@ def run_lock(folder: Path, what: str = RUN) -> Iterator[None]:
     if process_rank():
         yield
         return
+    from filelock import FileLock  # a hundred modules: not for a command that is refused
+
     lock = FileLock(_lock_file(folder, what), fallback_to_soft=False)  # of it a killed process leaves the marker
     locked, process = _acquire(lock, folder, what), os.getpid()
     owner = _owner_file(folder, what)
@@ -101,6 +104,8 @@ def read_owner(folder: Path, what: str = RUN) -> dict[str, Any] | None:
 
 def _acquire(lock: FileLock, folder: Path, what: str) -> bool:
     """Acquire the lock, or raise CaldpoError; False where the file system has none."""
+    from filelock import Timeout
+
     try:
         lock.acquire(timeout=_PATIENCE, poll_interval=_LOOK_AGAIN)
     except Timeout:

@@ -9,12 +9,15 @@ from textwrap import dedent
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from caldpo.config import preflight as module
+from caldpo.config.composer import Composer
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.extras import EXTRAS
 from caldpo.config.hydra_session import HydraSession, hydra_session
 from caldpo.config.preflight import check_composes, preflight
+from caldpo.config.unknown_keys import unheard_of
 from caldpo.config.validation import find_problems
 from caldpo.errors import CaldpoError
 from tests.helpers.messages import names, refused
@@ -208,6 +211,27 @@ def test_a_run_is_composed_once_to_be_checked_and_once_by_hydra(monkeypatch: pyt
         ours.run(lambda cfg: seeds.append(cfg.seed), ["seed=1", "hydra.output_subdir=null", *added], mode)
         assert seeds == [1]
         assert (len(composed), len(checked)) == (2, 1)
+
+
+@pytest.mark.parametrize("overrides", [["los=cal"], ["loss.betta=1"], ["los=cal", "optim.schedul.decay=x", "seed=1"]])
+def test_keys_that_are_in_no_file_are_explained_by_one_composition(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session() as ours:
+        loader, composed = type(ours.loader), []
+        load, defaults = loader.load_configuration, loader.compute_defaults_list
+        monkeypatch.setattr(loader, "load_configuration", lambda *a, **k: composed.append("all") or load(*a, **k))
+        monkeypatch.setattr(loader, "compute_defaults_list", lambda *a: composed.append("defaults") or defaults(*a))
+        with pytest.raises(CaldpoError, match="unknown key"):
+            preflight(ours, overrides, multirun=False, settings="caldpo.parts.Settings")
+        assert composed == ["all"]
+
+
+def test_a_key_that_an_override_adds_is_heard_of() -> None:
+    with session() as ours:
+        composer = Composer(lambda texts: ours.compose(texts, RunMode.RUN), ours.loader)
+        assert unheard_of(composer, ["+loss.extra=1", "loss.extra=2"]) == {}
+        assert list(unheard_of(composer, ["loss.extra=2", "seed=1", "los=cal"])) == ["loss.extra=2", "los=cal"]
 
 
 class TestSweeps:
