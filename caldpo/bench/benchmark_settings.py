@@ -45,6 +45,10 @@ VARIANTS: dict[str, TrlVariant | CaldpoVariant] = {
     "trl_no_checkpointing": TrlVariant("TRL, no checkpointing", _NO_CHECKPOINTING),
     "trl_precomputed": TrlVariant("TRL, precomputed reference", _PRECOMPUTED),
     "trl_low_memory": TrlVariant("TRL, one pair at a time", {**_PRECOMPUTED, "per_device_train_batch_size": 1}),
+    "trl_single": TrlVariant(
+        "TRL, one pair at a time, no checkpointing",
+        {**_NO_CHECKPOINTING, **_PRECOMPUTED, "per_device_train_batch_size": 1},
+    ),
     "trl_best": TrlVariant("TRL, fastest", {**_NO_CHECKPOINTING, **_PRECOMPUTED}, kernels=True),
     "caldpo": CaldpoVariant("caldpo default"),
     "caldpo_checkpointing": CaldpoVariant("caldpo, checkpointing", ("model.gradient_checkpointing=true",)),
@@ -52,6 +56,7 @@ VARIANTS: dict[str, TrlVariant | CaldpoVariant] = {
         "caldpo, least memory",
         ("model.gradient_checkpointing=true", "logits_cache_mib=0", "data.max_tokens_per_micro_batch={max_length}"),
     ),
+    "caldpo_by_count": CaldpoVariant("caldpo, whole step at once", ("data.max_tokens_per_micro_batch=null",)),
     "caldpo_frozen": CaldpoVariant("caldpo, frozen reference", ("reference=frozen",)),
     "caldpo_padded": CaldpoVariant("caldpo, padded, frozen reference", ("reference=frozen", "layout=padded")),
     "caldpo_token_budget": CaldpoVariant("caldpo, token budget", ("data.max_tokens_per_micro_batch={max_length}",)),

@@ -33,6 +33,10 @@ GATHERED = "gathered layers, embedding and head"
 BUCKETS, CASTS, ACTIVATIONS = "gradient buckets (DDP)", "weights cast to another dtype", "activations kept for backward"
 HEAD, WORKING = "log-probs: logits, gradient of the head", "working buffers"
 UPDATE, EVALUATION = "more during the optimiser's update", "more during evaluation"
+PROCESS = "data, tokenizer and code loaded in the process (CPU)"
+PROCESS_BYTES = 140 * 2**20
+"""What a process on a CPU takes beyond its imports and its tensors: tokenizer and data, the code of kernels, which is read
+at their first use, and what the C library keeps of freed blocks. A GPU has none of it."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def memory_breakdown(
             WORKING: step.working,
             UPDATE: max(0, temporary - step.total),
             EVALUATION: max(0, evaluation - max(step.total, temporary)),
+            PROCESS: PROCESS_BYTES if device == "cpu" else 0,
         }
         full: dict[State, int] = {"weights": weights + reference_weights, "gradients": gradients}
         full["optimizer"] = optimizer.state

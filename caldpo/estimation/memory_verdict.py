@@ -16,6 +16,7 @@ from caldpo.estimation.memory_breakdown import (
     EVALUATION,
     GRADIENTS,
     OPTIMIZER,
+    PROCESS,
     REFERENCE,
     UPDATE,
     WORKING,
@@ -26,7 +27,7 @@ GIB = 2**30
 TIGHT = 0.9
 """Share of the memory above which a run may still fail: allocators lose some of it to fragmentation."""
 MIN_SAVING = 0.03
-"""Share of the total below which a change is not advised."""
+"""Share of the run's tensors below which a change is not advised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,5 +164,6 @@ def advice(memory: MemoryBreakdown, components: Components, largest: int) -> lis
         savings["optim.foreach=false: updates one weight at a time"] = parts[UPDATE]
     if parts[EVALUATION]:
         savings["data.eval_micro_batch_size lower"] = parts[EVALUATION]
-    savings = {change: saved for change, saved in savings.items() if saved > MIN_SAVING * memory.total}
+    total = memory.total - parts.get(PROCESS, 0)
+    savings = {change: saved for change, saved in savings.items() if saved > MIN_SAVING * total}
     return sorted(savings, key=lambda change: -savings[change])

@@ -129,8 +129,8 @@ def training_step(
 ) -> StepMemory:
     """Run forward and backward pass of one micro-batch, real or fake, and measure its memory.
 
-    The gradients of the previous step stay until the backward pass begins, as in Lightning; with ``accumulates``
-    those of the previous micro-batches stay longer.
+    Gradients, which are a part of their own, count from the start; with ``accumulates`` those of the previous
+    micro-batches stay beside the new ones.
 
     Args:
         policy: in training mode, in the dtype of its weights.
