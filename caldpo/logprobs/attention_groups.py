@@ -36,6 +36,8 @@ class LengthGroups:
 @functools.lru_cache(maxsize=2)  # the layers of a forward pass share it
 def length_groups(spans: Spans) -> LengthGroups | None:
     """Group the responses of a packed row by length; None where the groups would have fewer than two on average."""
+    if len({prompt + response for prompt, *both in spans for response in both}) > len(spans):
+        return None
     by_length: dict[int, list[tuple[NDArray[np.int64], int]]] = {}  # token indices, and tokens whose output is dropped
     start = 0
     for prompt, chosen, rejected in spans:
@@ -45,8 +47,6 @@ def length_groups(spans: Spans) -> LengthGroups | None:
         behind_prompt = np.concatenate([row[:prompt], row[prompt + chosen :]])
         by_length.setdefault(prompt + rejected, []).append((behind_prompt, prompt))
         start = end + rejected
-    if len(spans) < len(by_length):
-        return None
     entries = [entry for group in by_length.values() for entry in group]
     tokens = np.concatenate([indices for indices, _ in entries])
     is_output = np.concatenate([np.arange(len(indices)) >= dropped for indices, dropped in entries])
