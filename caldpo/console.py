@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from caldpo import metric_definitions as m
 from caldpo.config.conf_dir import conf_dir
 from caldpo.data.batching import ByTokens, StepPlan
-from caldpo.metrics_file import NAME, read_rows
+from caldpo.metrics_file import NAME, iter_rows
 from caldpo.models.adapted_policy import count_parameters
 from caldpo.utils.notes import print_notes
 from caldpo.utils.text_format import counted
@@ -73,7 +73,7 @@ def print_end(summary: Mapping[str, Any], run_dir: Path, *, exported: bool, adap
 
 def print_clipping(metrics: Path, limit: float | None) -> None:
     """Print how many steps were clipped where most were: the limit then decides about the length of every update."""
-    norms = [float(row["grad_norm"]) for row in read_rows(metrics) if row.get("grad_norm")]
+    norms = [float(row["grad_norm"]) for row in iter_rows(metrics) if row.get("grad_norm")]
     norms = [norm for norm in norms if math.isfinite(norm)]
     clipped = sum(norm > limit for norm in norms) if limit is not None else 0
     if 2 * clipped > len(norms):

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlparse
@@ -18,10 +18,10 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from caldpo.config.run_lifecycle import describe_error
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
-from caldpo.metrics_file import NAME, STEP, RowWriter, read_rows
+from caldpo.metrics_file import NAME, STEP, RowWriter, iter_rows
 from caldpo.utils.collectives import is_first_rank
 
-Rows = Sequence[Mapping[str, str]]  # of metrics.csv, as text
+Rows = Iterable[Mapping[str, str]]  # of metrics.csv, as text
 ROW = "row"  # name in W&B of a row's number, counted from 1
 REPLACED = "replaced"  # folder of offline stretches that a later one repeats
 # a folder in which W&B keeps one stretch of a run; the id in its name may have a number after it, the file's has none
@@ -271,7 +271,7 @@ def _latest_stretch(run_dir: Path) -> tuple[str, bool] | None:
 
 def _last_logged(metrics: Path) -> dict[str, float]:
     """Return the last value of each column, by its name in W&B."""
-    last = {name: float(text) for row in read_rows(metrics) for name, text in row.items() if text}
+    last = {name: float(text) for row in iter_rows(metrics) for name, text in row.items() if text}
     return {"trainer/global_step" if name == STEP else name: value for name, value in last.items()}
 
 

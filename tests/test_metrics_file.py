@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas
 import pytest
 
-from caldpo.metrics_file import RowWriter, keep_rows, read_rows
+from caldpo.metrics_file import FirstRows, RowWriter, count_rows, iter_rows, keep_rows, read_rows
 from tests.helpers.messages import refused
 
 
@@ -61,7 +64,7 @@ def test_rows_that_are_cut_off_can_be_written_again(tmp_path: Path) -> None:
     assert len(read_rows(path)) == 2
     written(path, *ROWS[2:])
     assert path.read_bytes() == whole
-    assert keep_rows(path, 0) == []
+    assert list(keep_rows(path, 0)) == []
     assert not path.exists()
 
 
@@ -123,3 +126,57 @@ def test_a_disk_that_fills_up_leaves_no_half_of_a_row(tmp_path: Path, monkeypatc
     with refused("No space left on device", kind=OSError):
         written(path, (3, {"loss": 1.25}))
     assert path.read_bytes() == whole
+
+
+def test_first_rows_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    written(path, *ROWS)
+    whole, first = read_rows(path), FirstRows(path, 3)
+    assert list(iter_rows(path)) == whole
+    assert list(first) == list(first) == whole[:3]
+    assert len(first) == 3
+    assert count_rows(path) == len(whole) == 4
+    keep_rows(path, 3)
+    written(path, (5, {"another": 1.0}))
+    assert [row["step"] for row in first] == ["0", "0", "1"]
+    assert list(FirstRows(tmp_path / "none.csv", 0)) == []
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_what_follows_the_last_line_feed_is_no_row(tmp_path: Path, ends: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(f"step,loss{ends}0,0.5{ends}1,0.25\r2,0.125".encode())
+    assert read_rows(path) == [{"step": "0", "loss": "0.5"}]
+
+
+HIGHEST = """
+import re, sys
+from pathlib import Path
+from caldpo.metrics_file import RowWriter, count_rows, keep_rows
+
+def highest():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+path = Path(sys.argv[1])
+before = highest()
+count = count_rows(path)
+keep_rows(path, count - 1)
+RowWriter(path).write({"another": 1.0}, count)
+print(count, highest() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs the peak memory that Linux tells")
+def test_a_long_file_is_counted_cut_and_rewritten_within_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["step", *(f"metric{i}" for i in range(20))])
+        table.writerows([step, *(step / (i + 3) for i in range(20))] for step in range(30_000))
+    answer = subprocess.run([sys.executable, "-c", HIGHEST, str(path)], check=True, capture_output=True, text=True)
+    count, kib = map(int, answer.stdout.split())
+    assert count == 30_000
+    assert kib < path.stat().st_size / 1024 / 2
+    rows = read_rows(path)
+    assert len(rows) == 30_000
+    assert (rows[-1]["step"], rows[-1]["another"], rows[7]["metric0"]) == ("30000", "1.0", repr(7 / 3))

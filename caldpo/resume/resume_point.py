@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from caldpo.checkpointing.checkpoint_plan import require_same
 from caldpo.checkpointing.manifest import FOLDER, SAMPLES, Manifest, checkpoint_folders, newest_intact
 from caldpo.errors import CaldpoError
-from caldpo.metrics_file import NAME, keep_rows, read_rows
+from caldpo.metrics_file import NAME, FirstRows, count_rows, keep_rows
 from caldpo.utils.collectives import is_first_rank
 
 
@@ -23,7 +23,7 @@ class ResumePoint:
     run_dir: Path
     checkpoint: Path | None = None  # its folder; None begins with step 0
     manifest: Manifest | None = None  # of the checkpoint
-    earlier: Sequence[Mapping[str, str]] | None = None  # rows of metrics.csv up to the checkpoint; None of a new run
+    earlier: FirstRows | None = None  # rows of metrics.csv up to the checkpoint; None of a new run
 
     @classmethod
     def find(cls, run_dir: Path, *, resumed: bool) -> ResumePoint:
@@ -45,9 +45,9 @@ class ResumePoint:
             remedy = f"restore one, or remove {run_dir / FOLDER} to start the run again"
             raise refused(f"no checkpoint of this run is intact: {'; '.join(damages)}", remedy=remedy)
         rows, samples = (manifest.rows, manifest.samples) if manifest else (0, 0)
-        earlier = read_rows(run_dir / NAME)
+        there = count_rows(run_dir / NAME)
         size = (run_dir / SAMPLES).stat().st_size if (run_dir / SAMPLES).exists() else 0
-        for name, current, saved, unit in ((NAME, len(earlier), rows, "rows"), (SAMPLES, size, samples, "bytes")):
+        for name, current, saved, unit in ((NAME, there, rows, "rows"), (SAMPLES, size, samples, "bytes")):
             if current < saved:
                 raise refused(
                     f"the run cannot go on from {folder}: {name} had {saved} {unit} then and has {current} now",
@@ -61,7 +61,7 @@ class ResumePoint:
                 f"resuming {place} ({folder or run_dir})",
             ):
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
-        return cls(run_dir, folder, manifest, earlier[:rows])
+        return cls(run_dir, folder, manifest, FirstRows(run_dir / NAME, rows))
 
     @property
     def seconds(self) -> float:
