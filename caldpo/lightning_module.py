@@ -160,11 +160,6 @@ class PreferenceModule(pl.LightningModule):
         if gradient_clip_val is not None:
             gradients.clip(gradient_clip_val, norm)
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # Lightning frees the gradients after the next forward pass; freed here, that pass has their memory
-        optimizer.zero_grad()
-
     def fetch_rows(self, about_to_update: int | None = None, *, alone: bool = False) -> None:
         """Fetch the rows that are still on the device, check them and log each at its own step.
 
