@@ -86,14 +86,15 @@ def test_it_is_the_main_module_in_its_folder_and_environment(tmp_path: Path) -> 
         "assert __name__ == '__main__' and sys.modules['__main__'].__dict__ is globals()\n"
         "heavy = ('torch', 'transformers', 'pytorch_lightning', 'caldpo.training_run')\n"
         "print(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), os.getpid(), sys.path[0], sys.stdin.read()]))\n"
-        "print([name for name in heavy if name not in sys.modules], file=sys.stderr)\n"
+        "missing = [name for name in heavy if name not in sys.modules]\n"
+        "print(missing, sys.modules['torch'].cuda.is_initialized(), file=sys.stderr)\n"
         "sys.exit(7)\n",
     )
     variables = {name: value for name, value in os.environ.items() if name != "HOME"} | {"SOME_KEY": "x"}
     process = start(example, "a b", "c", cwd=tmp_path, environment=variables)
     assert isinstance(process, Forked)
     code, out, err = ended(process)
-    assert (code, err) == (7, "[]\n"), "everything heavy was there"
+    assert (code, err) == (7, "[] False\n"), "everything heavy was there, and no GPU in use"
     assert json.loads(out) == [["a b", "c"], str(tmp_path), variables, process.pid, str(tmp_path), ""]
 
 
