@@ -5,8 +5,8 @@
 # transformers.trainer_utils -> peft -> bitsandbytes) and with bitsandbytes torch's compiler (torch._inductor.compile_fx):
 # every training process pays for it in time and memory. A schedule of torch's own (LambdaLR) imports none of them.
 # transformers 5.24.0, peft 0.21.2, bitsandbytes 0.50.2, torch 2.13.0. Seen on Linux:
-#   LambdaLR       0 modules of peft, bitsandbytes and torch._inductor.compile_fx
-#   get_scheduler  peft bitsandbytes torch._inductor.compile_fx
+#   LambdaLR       0 modules, 0.00 CPU s, peak 371 MiB, imported:
+#   get_scheduler  844 modules, 1.06 CPU s, peak 425 MiB, imported: peft bitsandbytes torch._inductor.compile_fx
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
