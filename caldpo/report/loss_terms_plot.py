@@ -7,6 +7,7 @@ import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.collections import LineCollection, PolyCollection
@@ -41,6 +42,7 @@ def loss_terms(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         figure = (_small_panels if len(panels) > _MOST else _panels)(panels, colours)
         figure.suptitle(f"Shares of the loss terms on held-out pairs\n{headline} · {seeds}", fontsize=11)
         handles = [Patch(color=colours[name], label=name) for name in names]
+        side: Literal["outside lower center", "lower center"]
         side = "outside lower center" if figure.get_layout_engine() else "lower center"
         figure.legend(handles=handles, loc=side, ncols=len(handles), frameon=False)
     return figure
@@ -112,9 +114,9 @@ def term_shares(group: RunGroup) -> Terms | None:
     names = sorted({name for run in group.finished for name in run.curves if name.startswith(prefix)})
 
     def share(curves: Mapping[str, LoggedCurve], name: str) -> dict[int, float]:
-        terms = [curves.get(other, {}) for other in names]
+        terms: list[Mapping[int, float]] = [curves.get(other, {}) for other in names]
         totals = {step: sum(abs(term.get(step, 0.0)) for term in terms) for step in set().union(*terms)}
-        own = curves.get(name, {})
+        own: Mapping[int, float] = curves.get(name, {})
         return {step: abs(own.get(step, 0.0)) / total for step, total in totals.items() if total > 0}
 
     bands = {name: band(group.curves(functools.partial(share, name=name)), "range") for name in names}
