@@ -143,6 +143,7 @@ class TokenizedDataModule(LightningDataModule):
         self.num_workers, self.prefetch_factor = num_workers, prefetch_factor
         self.layout: Layout = "padded"  # until the model is known
         self.token_budget: int | None = None  # that ``auto`` stands for in this run; None until it is chosen
+        self.cut_by: int | None = None  # tokens by which the training's micro-batches are cut; None: by count
         self._plan: StepPlan | None = None
         self._pairs: dict[str, TokenizedPairs] = {}
         self._pad_id = 0
@@ -206,6 +207,7 @@ class TokenizedDataModule(LightningDataModule):
                 self.token_budget = choose_budget(plan)
             plan = self._within_budget(plan, lengths)
         self._plan = plan
+        self.cut_by = plan.micro_batching.budget if isinstance(plan.micro_batching, ByTokens) else None
         if plan.pairs < plan.step_size and is_first_rank():
             devices = counted(world_size, "device")
             factors = f"data.micro_batch_size={self.micro_batch_size} x accumulation {accumulation} x {devices}"

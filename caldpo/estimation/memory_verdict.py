@@ -140,7 +140,7 @@ def advice(memory: MemoryBreakdown, components: Components, largest: int) -> lis
     if largest > 1:
         budget = data.max_tokens_per_micro_batch
         if budget == "auto":
-            budget = data.token_budget
+            budget = data.cut_by
         if budget is not None:
             smaller = f"data.max_tokens_per_micro_batch={-(-budget // 2)}"
         else:

@@ -143,7 +143,7 @@ def test_a_missing_library_names_its_extra(capsys, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     code, text = stopped(capsys, *TINY)
     assert code == 1
-    names(text, "variants=[trl,trl_best]", "TRL", remedy="pip install 'caldpo[bench]'")
+    names(text, "variants=[trl,trl_low_memory,trl_single]", "TRL", remedy="pip install 'caldpo[bench]'")
     code, text = stopped(capsys, *TINY, "variants=[caldpo]", "benchmark_model.lora_rank=2")
     names(text, "benchmark_model.lora_rank=2", "PEFT", remedy="pip install 'caldpo[peft]'")
     code, text = stopped(

@@ -67,13 +67,12 @@ def test_they_do_on_a_base_in_four_bits_too(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_the_estimate_is_near_the_measured_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default, by count, and with the least memory: each in a process of its own, on a vocabulary-bound model."""
+    """By default, in a process of its own; and by count the same steps take more."""
     monkeypatch.chdir(tmp_path)
     sizes = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "intermediate_size": 352, "vocab_size": 16000}
-    variants = "variants=[caldpo,caldpo_by_count,caldpo_low_memory]"
+    variants = "variants=[caldpo,caldpo_by_count]"
     shape = ["benchmark_model=body", *(f"benchmark_model.{key}={value}" for key, value in sizes.items())]
     main([*shape, variants, "repeats=1", "steps=2", "micro_batch_size=16", "hydra.run.dir=out"])
     rows = {row["name"]: row for row in json.loads(Path("out/benchmark.json").read_text())["rows"]}
-    found = {name: row["peak_bytes"] / row["estimated_bytes"] for name, row in rows.items()}
-    assert all(0.85 <= ratio <= 1.15 for ratio in found.values()), found
+    assert rows["caldpo"]["peak_bytes"] == pytest.approx(rows["caldpo"]["estimated_bytes"], rel=0.15)
     assert rows["caldpo"]["peak_bytes"] < rows["caldpo_by_count"]["peak_bytes"]
