@@ -28,12 +28,17 @@ class Auto(Precomputed):
 
     def build(self, context: ReferenceContext) -> Reference:
         """Choose the mode, print it with the reason, and build the reference."""
-        mode, reason = choose_mode(
-            trains="train" in context.needed_splits,
-            pairs=len(context.splits["train"]),
-            pairs_seen=context.pairs_seen,
-            in_policy=self.path is None and is_adapted(context.policy),
-        )
+        in_policy = self.path is None and is_adapted(context.policy)
+        if context.streamed:
+            mode: ReferenceMode = "adapter" if in_policy else "frozen"
+            reason = "the training pairs are streamed, so that their log-probs cannot be computed first"
+        else:
+            mode, reason = choose_mode(
+                trains="train" in context.needed_splits,
+                pairs=len(context.splits["train"]),
+                pairs_seen=context.pairs_seen,
+                in_policy=in_policy,
+            )
         if is_first_rank():
             Console().print(f"reference=auto: {mode}, {reason}", soft_wrap=True, highlight=False)
         if mode == "precomputed":
