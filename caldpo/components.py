@@ -101,7 +101,7 @@ class Components:
             raise CaldpoError(
                 "is needed with data.streaming=true: how many pairs an epoch has is not known",
                 key="trainer.max_steps",
-                value=None,
+                value="null",
                 remedy="add trainer.max_steps=NUMBER",
             )
         first = isinstance(self.reference, Precomputed) and not isinstance(self.reference, Auto)

@@ -1,4 +1,4 @@
-"""A run on streamed pairs: stopped and resumed it is the same, and what a stream cannot have is refused at its start."""
+"""A run on streamed pairs: stopped and resumed it is the same; what a stream cannot have is refused at its start."""
 
 from __future__ import annotations
 
@@ -45,16 +45,15 @@ def test_the_order_of_the_stream_is_that_of_its_seed(folder: Path) -> None:
 
 
 def test_what_a_stream_cannot_have(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(*STREAMED, "trainer.max_steps=null", "hydra.run.dir=a", fails=2)
+    train(*STREAMED, "trainer.max_steps=null", "hydra.run.dir=a", fails=1)
     names(capsys.readouterr().err, "trainer.max_steps", "data.streaming=true")
-    train(*STREAMED, "reference=precomputed", "hydra.run.dir=b", fails=2)
+    train(*STREAMED, "reference=precomputed", "hydra.run.dir=b", fails=1)
     names(capsys.readouterr().err, "reference=precomputed", "reference=frozen")
     train(*STREAMED, "reference=precomputed", "loss=cpo", "trainer.max_steps=1", "hydra.run.dir=c")
 
 
 def test_a_bad_row_in_the_stream_stops_the_run_by_its_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (folder / "train.jsonl").read_text().splitlines()
-    many = [line.replace('" w3"', '"w3"') for line in lines * 8]
-    (folder / "train.jsonl").write_text("\n".join([*many, '{"prompt": "w1"}', *lines]))
-    train(*STREAMED, "data.shuffle_buffer=1", "trainer.max_steps=50", "hydra.run.dir=bad", fails=2)
+    (folder / "train.jsonl").write_text("\n".join([*lines * 8, '{"prompt": "w1"}', *lines]))
+    train(*STREAMED, "data.shuffle_buffer=1", "trainer.max_steps=50", "hydra.run.dir=bad", fails=1)
     names(capsys.readouterr().err, "train.jsonl:321", "data.on_invalid=skip")
