@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,13 @@ from caldpo.data.chat_template import reads_clock
 from caldpo.data.columns import Columns
 from caldpo.data.data_console import DataReport, SplitReport, print_preview, print_report
 from caldpo.data.data_loading import TokenizedDataModule
-from caldpo.data.data_parts import Named, parts_of
+from caldpo.data.data_parts import Named
 from caldpo.data.data_report import LoadReport
 from caldpo.data.joined_sources import JoinedPairs, held_out_name, read_joined
 from caldpo.data.load import RowReader, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import Message, PreferencePair, prompt_key
 from caldpo.data.pair_checks import refuse_unknown, refuse_untokenized, require_scores
-from caldpo.data.pair_stream import SAMPLE, PairStream, ShuffledRows
+from caldpo.data.pair_stream import SAMPLE, PairStream, ShuffledRows, refuse_unstreamed
 from caldpo.data.raw_row import PairSource, RewardSource
 from caldpo.data.split import settle_shared_prompts, split_by_prompt, subset
 from caldpo.data.stored_pairs import StoredPairs
@@ -172,7 +172,9 @@ class PairDataModule(TokenizedDataModule):
             tokenizer.chat_template = read_template(self.chat_template)
         rejected = run_dir / REJECTED_ROWS
         reader = RowReader(self.columns, self.on_reversed_scores, not needs_rejected)
-        rows = self._stream_rows() if self.streaming else None
+        rows = None
+        if self.streaming:
+            rows = ShuffledRows(self.source, self.train, buffer=self.shuffle_buffer, seed=self.seed)
         joined_train, joined_test, notes = self._load(
             rejected, write=first_rank, demonstrations=not needs_rejected, rows=rows
         )
@@ -251,23 +253,6 @@ class PairDataModule(TokenizedDataModule):
             prompts.setdefault(prompt_key(pair.prompt), held_out)
         return list(prompts.values())
 
-    def _stream_rows(self) -> ShuffledRows:
-        """Return the rows of a streamed training split.
-
-        Raises:
-            CaldpoError: weights, for which all pairs have to be counted first.
-        """
-        parts = parts_of(self.train, "data.train")
-        if parts[0].share is not None:
-            raise CaldpoError(
-                "has weights, for which the pairs of each data set have to be counted first",
-                key="data.train",
-                value=self.train,
-                remedy="name the data sets without weights, or set data.streaming=false",
-            )
-        names = [part.name for part in parts]
-        return ShuffledRows(self.source, names, buffer=self.shuffle_buffer, seed=self.seed)
-
     def _load(
         self, rejected: Path, *, write: bool, demonstrations: bool, rows: ShuffledRows | None
     ) -> tuple[JoinedPairs, JoinedPairs, list[str]]:
@@ -293,8 +278,7 @@ class PairDataModule(TokenizedDataModule):
                     value=self.test,
                     remedy="name a split or a file of its own, with data.test=NAME",
                 )
-            label = f"{JoinedPairs('data.train', parts_of(self.train, 'data.train')).label}, the first {SAMPLE} rows"
-            train = read_joined(rows, label, "data.train", **policies)
+            train = read_joined(rows, f"{rows.label}, the first {SAMPLE} rows", "data.train", **policies)
             notes.append(f"data.streaming: later rows are checked as they are read, {self.shuffle_buffer:,} at a time")
         else:
             train = read_joined(self.source, self.train, "data.train", **policies)
@@ -336,13 +320,6 @@ class PairDataModule(TokenizedDataModule):
             label=name,
             now=self.now,
         )
-
-
-def refuse_unstreamed(settings: Mapping[str, tuple[Any, Any, str]]) -> None:
-    """Refuse settings that need all pairs at once: by key, their value, that of a stream, and what to do."""
-    for key, (value, possible, remedy) in settings.items():
-        if value != possible:
-            raise CaldpoError("cannot be had with data.streaming=true", key=key, value=value, remedy=remedy)
 
 
 def _prompt_limit(max_length: int, max_prompt_length: int | None) -> int:

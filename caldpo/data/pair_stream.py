@@ -11,14 +11,15 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import count, islice, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from caldpo.data.data_parts import Named, parts_of
 from caldpo.data.data_report import Rejection, list_counts
 from caldpo.data.load import ReadPair, RowReader
 from caldpo.data.pair import TokenizedPair
@@ -38,10 +39,22 @@ class ShuffledRows(PairSource):
     """The rows of several splits of a source, one after another, shuffled in a buffer.
 
     As a source, it has the first rows of the first epoch.
+
+    Raises:
+        CaldpoError: the splits have weights.
     """
 
-    def __init__(self, source: PairSource, splits: Iterable[str], *, buffer: int, seed: int) -> None:
-        self.name, self._source, self._splits = source.name, source, list(splits)
+    def __init__(self, source: PairSource, named: Named, *, buffer: int, seed: int) -> None:
+        parts = parts_of(named, "data.train")
+        if parts[0].share is not None:
+            raise CaldpoError(
+                "has weights, for which the pairs of each data set have to be counted first",
+                key="data.train",
+                value=named,
+                remedy="name the data sets without weights, or set data.streaming=false",
+            )
+        self._splits = [part.name for part in parts]
+        self.name, self.label, self._source = source.name, " + ".join(self._splits), source
         self._buffer, self._seed = buffer, seed
 
     def rows(self, split: str) -> Iterator[RawRow]:
@@ -189,3 +202,10 @@ class PairStream:
                 value="error",
                 remedy="mend the row, or set data.on_invalid=skip to leave such rows out, counted and listed",
             )
+
+
+def refuse_unstreamed(settings: Mapping[str, tuple[Any, Any, str]]) -> None:
+    """Refuse settings that need all pairs at once: by key, their value, that of a stream, and what to do."""
+    for key, (value, possible, remedy) in settings.items():
+        if value != possible:
+            raise CaldpoError("cannot be had with data.streaming=true", key=key, value=value, remedy=remedy)

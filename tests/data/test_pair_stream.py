@@ -181,7 +181,7 @@ def test_later_rows_without_scores_are_bad_rows(tmp_path: Path) -> None:
 def test_a_stream_without_any_pair_ends(tmp_path: Path) -> None:
     module = stream(tmp_path)
     assert module.stream is not None
-    module.stream._rows = ShuffledRows(RowsSource(train=[]), ["train"], buffer=4, seed=0)
+    module.stream._rows = ShuffledRows(RowsSource(train=[]), "train", buffer=4, seed=0)
     with refused("none of its rows", key="data.train"):
         module.stream[0]
 
