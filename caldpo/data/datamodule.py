@@ -122,7 +122,7 @@ class PairDataModule(TokenizedDataModule):
                 {
                     "data.max_train_pairs": (max_train_pairs, None, "leave it out; trainer.max_steps ends the run"),
                     "data.max_tokens_per_micro_batch": (
-                        max_tokens_per_micro_batch,
+                        max_tokens_per_micro_batch if isinstance(max_tokens_per_micro_batch, int) else None,
                         None,
                         "set null and choose data.micro_batch_size, since the lengths of later pairs are not known",
                     ),
