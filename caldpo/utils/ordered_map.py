@@ -74,7 +74,8 @@ def workers_at_once() -> int:
     """Return how many workers this process may have: its share of the processors; 0 where it cannot fork."""
     if sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 0
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in os.environ else "WORLD_SIZE"  # the latter by Lightning
+    ranks = os.environ.get(name, "")
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)) // (int(ranks) if ranks.isdigit() and int(ranks) else 1))
 
 

@@ -92,3 +92,6 @@ def test_ranks_of_a_machine_share_its_processors(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
         counts.append(workers_at_once())
     assert counts == [8, 8, 3, 2, 0]
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert workers_at_once() == 6
