@@ -157,9 +157,9 @@ class PairStream:
             self._leave_out(rejection)
         tokens, start = np.frombuffer(chunk.tokens, np.int32), 0
         for place, ends in zip(chunk.places, zip(*[iter(chunk.ends)] * 3, strict=True), strict=True):
-            ids = [tokens[first:end].tolist() for first, end in pairwise((start, *ends))]
+            prompt, chosen, rejected = (tokens[first:end].tolist() for first, end in pairwise((start, *ends)))
             start, facts = ends[-1], usable[place].facts
-            yield TokenizedPair(*ids, *facts.scores, 0, facts.origin)
+            yield TokenizedPair(prompt, chosen, rejected, *facts.scores, 0, facts.origin)
 
     def _is_rejected(self, row: ReadPair | Rejection) -> bool:
         if isinstance(row, Rejection):
