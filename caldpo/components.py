@@ -21,7 +21,9 @@ from caldpo.models.model_source import ModelSource
 from caldpo.models.qlora import check_quantized
 from caldpo.nonfinite.overflow_check import check_overflow
 from caldpo.optim.optimizer_base import OptimizerChoice
+from caldpo.reference.auto_reference import Auto
 from caldpo.reference.disabled_adapter import check_adapter
+from caldpo.reference.precomputed import Precomputed
 from caldpo.reference.reference_base import ReferenceSource
 
 _CALL = re.compile(r"(?:missing \d+ required|unexpected keyword|got multiple values|takes \d+ positional)")
@@ -78,6 +80,7 @@ class Components:
         self.optim.check(self.trainer.precision, sharded=sharded, replicas=replicas)
         self.adapter.check()
         self.reference.check()
+        self._check_streaming()
         check_adapter(self.reference, self.adapter)
         check_quantized(self.adapter, sharded=sharded)
         check_overflow(
@@ -89,6 +92,26 @@ class Components:
             micro_batch_size=self.data.micro_batch_size,
             trainer=self.trainer,
         )
+
+    def _check_streaming(self) -> None:
+        """Refuse what a stream of training pairs cannot have, whose length is unknown."""
+        if not self.data.streaming:
+            return
+        if self.trainer.max_steps is None:
+            raise CaldpoError(
+                "is needed with data.streaming=true: how many pairs an epoch has is not known",
+                key="trainer.max_steps",
+                value="null",
+                remedy="add trainer.max_steps=NUMBER",
+            )
+        first = isinstance(self.reference, Precomputed) and not isinstance(self.reference, Auto)
+        if first and self.loss.needs_reference:
+            raise CaldpoError(
+                "computes log-probs of all training pairs first, and data.streaming=true reads pairs as needed",
+                key="reference",
+                value="precomputed",
+                remedy="choose reference=frozen, reference=adapter (with an adapter) or reference=auto",
+            )
 
     def describe(self) -> dict[str, Any]:
         """Describe loss, policy and reference as ``summary.json`` records them; may ask the hub for a commit."""

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from caldpo import metric_definitions as m
 from caldpo.config.conf_dir import conf_dir
 from caldpo.data.batching import ByTokens, StepPlan
+from caldpo.data.pair_stream import ENDLESS
 from caldpo.metrics_file import NAME, iter_rows
 from caldpo.models.adapted_policy import count_parameters
 from caldpo.utils.notes import print_notes
@@ -184,6 +185,8 @@ def _pairs(plan: StepPlan) -> str:
 
 
 def _steps(plan: StepPlan) -> str:
+    if plan.pairs == ENDLESS:
+        return f"{plan.steps:,} ({counted(plan.pairs_seen, 'training pair')} of a stream)"
     epochs = plan.steps / max(plan.steps_per_epoch, 1)
     length = f"{epochs:.3g} epoch{'' if epochs == 1 else 's'} of {plan.steps_per_epoch:,}"
     return f"{plan.steps:,} ({length}; {counted(plan.pairs, 'training pair')})"

@@ -186,7 +186,7 @@ def save_pairs(pairs: Iterable[TokenizedPair], ids: Path, texts: Path) -> None:
 
 def training_order(count: int, settings: BenchmarkSettings) -> list[int]:
     """Order in which this project's training visits ``count`` pairs in its first epoch."""
-    return StepPlan(count, settings.micro_batch_size, seed=settings.seed).order(epoch=0)
+    return list(StepPlan(count, settings.micro_batch_size, seed=settings.seed).order(epoch=0))
 
 
 def padding_waste(lengths: np.ndarray, micro_batch_size: int) -> tuple[float, float]:

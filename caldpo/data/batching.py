@@ -249,18 +249,18 @@ class StepPlan:
         needed = max(map(by_tokens.needed, steps))
         return replace(self, micro_batching=by_tokens, accumulation=-(-needed // self.world_size))
 
-    def order(self, epoch: int) -> list[int]:
+    def order(self, epoch: int) -> Sequence[int]:
         """Return all rows of the split in the order of an epoch."""
         if self.seed is None:
-            return list(range(self.pairs))
+            return range(self.pairs)
         return np.random.default_rng([self.seed, epoch]).permutation(self.pairs).tolist()
 
-    def epoch_steps(self, epoch: int) -> Iterator[list[int]]:
+    def epoch_steps(self, epoch: int) -> Iterator[Sequence[int]]:
         """Yield the rows of each optimiser step of an epoch, over all ranks."""
         order, end = self.order(epoch), self.pairs - self.dropped
         return (order[start : min(start + self.step_size, end)] for start in range(0, end, self.step_size))
 
-    def all_steps(self) -> Iterator[list[int]]:
+    def all_steps(self) -> Iterator[Sequence[int]]:
         """Yield the rows of every step of the run; without a seed all epochs are the same."""
         epochs = range(1 if self.seed is None else self.epochs)
         return islice((rows for epoch in epochs for rows in self.epoch_steps(epoch)), self.steps)

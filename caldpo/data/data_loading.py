@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from caldpo.data.batching import ByTokens, MicroBatch, StepBatchSampler, StepPlan
 from caldpo.data.collate import Layout, collate
+from caldpo.data.pair_stream import ENDLESS, PairStream
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.types import PairBatch
 from caldpo.utils.collectives import is_first_rank
@@ -26,7 +27,9 @@ from caldpo.utils.text_format import counted
 class PairBatches(Dataset[PairBatch]):
     """A split as a dataset of batches: the sampler names the rows of a batch."""
 
-    def __init__(self, pairs: TokenizedPairs, pad_id: int, layout: Layout = "padded", split: str = "") -> None:
+    def __init__(
+        self, pairs: TokenizedPairs | PairStream, pad_id: int, layout: Layout = "padded", split: str = ""
+    ) -> None:
         self.pairs, self.pad_id, self.layout, self.split = pairs, pad_id, layout, split
 
     def __len__(self) -> int:
@@ -146,12 +149,13 @@ class TokenizedDataModule(LightningDataModule):
         self.cut_by: int | None = None  # tokens by which the training's micro-batches are cut; None: by count
         self._plan: StepPlan | None = None
         self._pairs: dict[str, TokenizedPairs] = {}
+        self.stream: PairStream | None = None  # of the training pairs, whose first ones are in train_pairs then
         self._pad_id = 0
         self._loaders: list[PairLoader] = []
 
     @property
     def train_pairs(self) -> TokenizedPairs:
-        """The tokenised training split."""
+        """The tokenised training split, or the first pairs of a stream."""
         return self._split("train")
 
     @property
@@ -161,7 +165,7 @@ class TokenizedDataModule(LightningDataModule):
 
     def origin(self, index: int, split: Literal["train", "test"] = "train") -> str:
         """Return file and line, or split and row, of the pair at ``index`` (as in ``PairBatch.index``)."""
-        return self._split(split).origin(index)
+        return self.stream.origin(index) if self.stream and split == "train" else self._split(split).origin(index)
 
     def plan_steps(
         self,
@@ -189,6 +193,11 @@ class TokenizedDataModule(LightningDataModule):
             CaldpoError: ``drop_last`` with fewer pairs than one step has.
         """
         self.layout = layout
+        if self.stream is not None and lengths is None:  # each step has all its pairs, in the order of the stream
+            self._plan = StepPlan(
+                ENDLESS, self.micro_batch_size, accumulation=accumulation, world_size=world_size, max_steps=max_steps
+            )
+            return self._plan
         lengths = self.train_pairs.lengths() if lengths is None else lengths
         plan = StepPlan(
             len(lengths),
@@ -273,7 +282,8 @@ class TokenizedDataModule(LightningDataModule):
             yield dataset[MicroBatch(tuple(batch), (1.0,) * len(batch), len(batch))]
 
     def _dataset(self, name: str) -> PairBatches:
-        return PairBatches(self._split(name), self._pad_id, self.layout, name)
+        pairs = self.stream if self.stream is not None and name == "train" else self._split(name)
+        return PairBatches(pairs, self._pad_id, self.layout, name)
 
     def _loader(self, name: str, sampler: StepBatchSampler) -> PairLoader:
         loader = PairLoader(

@@ -23,15 +23,16 @@ from caldpo.data.data_loading import TokenizedDataModule
 from caldpo.data.data_parts import Named
 from caldpo.data.data_report import LoadReport
 from caldpo.data.joined_sources import JoinedPairs, held_out_name, read_joined
-from caldpo.data.load import refuse_bad_rows, require_pairs, write_rejections
+from caldpo.data.load import RowReader, refuse_bad_rows, require_pairs, write_rejections
 from caldpo.data.pair import Message, PreferencePair, prompt_key
 from caldpo.data.pair_checks import refuse_unknown, refuse_untokenized, require_scores
+from caldpo.data.pair_stream import SAMPLE, PairStream, ShuffledRows, refuse_unstreamed
 from caldpo.data.raw_row import PairSource, RewardSource
 from caldpo.data.split import settle_shared_prompts, split_by_prompt, subset
 from caldpo.data.stored_pairs import StoredPairs
 from caldpo.data.template_checks import read_template, require_template
 from caldpo.data.token_cache import cached_tokens
-from caldpo.data.tokenize import TokenizedSplit
+from caldpo.data.tokenize import PairTokenizer, TokenizedSplit
 from caldpo.errors import CaldpoError
 from caldpo.utils.collectives import is_first_rank
 
@@ -89,6 +90,8 @@ class PairDataModule(TokenizedDataModule):
         seed: NonNegativeInt,
         columns: Columns | None = None,
         max_unknown: Fraction = 0.05,
+        streaming: bool = False,
+        shuffle_buffer: PositiveInt = 10_000,
     ) -> None:
         super().__init__(
             micro_batch_size=micro_batch_size,
@@ -112,6 +115,20 @@ class PairDataModule(TokenizedDataModule):
             self._notes.append(
                 f"data.max_prompt_length={max_prompt_length} leaves no room for a response in data.max_length="
                 f"{max_length}: using half of that, {self.max_prompt_length}"
+            )
+        self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
+        if streaming:
+            refuse_unstreamed(
+                {
+                    "data.max_train_pairs": (max_train_pairs, None, "leave it out; trainer.max_steps ends the run"),
+                    "data.max_tokens_per_micro_batch": (
+                        max_tokens_per_micro_batch if isinstance(max_tokens_per_micro_batch, int) else None,
+                        None,
+                        "set null and choose data.micro_batch_size, since the lengths of later pairs are not known",
+                    ),
+                    "data.drop_last": (drop_last, False, "leave it out: each step of a stream has all its pairs"),
+                    "data.num_workers": (max(num_workers, 1), 1, "set 1: each worker would read the whole stream"),
+                }
             )
         self.source, self.train, self.test = source, train, test
         self.test_fraction, self.split_seed = test_fraction, split_seed
@@ -154,7 +171,13 @@ class PairDataModule(TokenizedDataModule):
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
         rejected = run_dir / REJECTED_ROWS
-        joined_train, joined_test, notes = self._load(rejected, write=first_rank, demonstrations=not needs_rejected)
+        reader = RowReader(self.columns, self.on_reversed_scores, not needs_rejected)
+        rows = None
+        if self.streaming:
+            rows = ShuffledRows(self.source, self.train, buffer=self.shuffle_buffer, seed=self.seed)
+        joined_train, joined_test, notes = self._load(
+            rejected, write=first_rank, demonstrations=not needs_rejected, rows=rows
+        )
         if needs_scores:
             require_scores(joined_train.pairs, joined_train.label, loss_name)
             require_scores(joined_test.pairs, joined_test.label, loss_name)
@@ -176,6 +199,19 @@ class PairDataModule(TokenizedDataModule):
             refuse_unknown(split.counts.unknown_share, self.max_unknown, later.split, tokenizer)
             refuse_untokenized(split.rejections, len(split.pairs), later.split, self.on_invalid, rejected)
         self._pairs = {"train": train_split.pairs, "test": test_split.pairs}
+        if rows is not None:
+            limits = self.max_length, self.max_prompt_length
+            self.stream = PairStream(
+                rows,
+                reader,
+                PairTokenizer(tokenizer, *limits, self.on_degenerate, self.now),
+                with_scores=train_split.pairs.has_scores,
+                on_invalid=self.on_invalid,
+                on_degenerate=self.on_degenerate,
+                on_shared_prompts=self.on_shared_prompts,
+                test_prompts=frozenset(joined_test.pairs.keys()),
+                rejected=rejected if first_rank else None,
+            )
         self.test_sources = test_split.sources
         pad = tokenizer.pad_token_id
         self._pad_id = tokenizer.eos_token_id if pad is None else pad
@@ -217,8 +253,12 @@ class PairDataModule(TokenizedDataModule):
             prompts.setdefault(prompt_key(pair.prompt), held_out)
         return list(prompts.values())
 
-    def _load(self, rejected: Path, *, write: bool, demonstrations: bool) -> tuple[JoinedPairs, JoinedPairs, list[str]]:
+    def _load(
+        self, rejected: Path, *, write: bool, demonstrations: bool, rows: ShuffledRows | None
+    ) -> tuple[JoinedPairs, JoinedPairs, list[str]]:
         """Load training pairs, test pairs, and lines about where the latter come from.
+
+        Of a stream, the first ``rows`` are the training pairs here.
 
         All splits are read and the file of rejections is written before bad rows are an error, so that one
         attempt shows everything there is to mend.
@@ -230,7 +270,18 @@ class PairDataModule(TokenizedDataModule):
             "columns": self.columns,
         }
         named, notes = held_out_name(self.source, self.train, self.test)
-        train = read_joined(self.source, self.train, "data.train", **policies)
+        if rows is not None:
+            if named is None:
+                raise CaldpoError(
+                    "is needed with data.streaming, which cannot cut held-out pairs from pairs yet to be read",
+                    key="data.test",
+                    value=self.test,
+                    remedy="name a split or a file of its own, with data.test=NAME",
+                )
+            train = read_joined(rows, f"{rows.label}, the first {SAMPLE} rows", "data.train", **policies)
+            notes.append(f"data.streaming: later rows are checked as they are read, {self.shuffle_buffer:,} at a time")
+        else:
+            train = read_joined(self.source, self.train, "data.train", **policies)
         test = None if named is None else read_joined(self.source, named, "data.test", **policies)
         reports = [*train.reports, *(test.reports if test else [])]
         if write:

@@ -72,6 +72,10 @@ class PairSource(ABC):
                 ``key`` is ``split`` where the split is at fault; the caller knows which setting names it.
         """
 
+    def stream(self, split: str) -> Iterator[RawRow]:
+        """Yield the rows of :meth:`rows` as they are read, where that would make a copy of all first."""
+        return self.rows(split)
+
     def blocks(self, split: str) -> Iterator[Iterable[RawRow]]:
         """Yield the rows of :meth:`rows` by the hundred, in order; where they are still to be decoded, iterating does.
 

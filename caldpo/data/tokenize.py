@@ -85,7 +85,7 @@ def tokenize_pairs(
             remedy="set eos_token in the tokenizer's files",
         )
     stored = StoredPairs.of(pairs)
-    worker = _Worker(tokenizer, max_length, max_prompt_length, on_degenerate, now)
+    worker = PairTokenizer(tokenizer, max_length, max_prompt_length, on_degenerate, now)
     chunks = track(
         ordered_map(worker.tokenize, stored.packed()),
         label,
@@ -192,7 +192,7 @@ _Ids = tuple["array[int]", "array[int]", "array[int]", bool]
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class TokenizedChunk:
     """Some pairs, tokenised: small to send from another process."""
 
     tokens: bytes  # int32, of all pairs in a row
@@ -203,7 +203,7 @@ class _Chunk:
     counts: TokenCounts
 
 
-class _Worker:
+class PairTokenizer:
     """Tokenises chunks of pairs, each by itself, and counts."""
 
     def __init__(
@@ -223,7 +223,7 @@ class _Worker:
         self.turn_text = None if self.turn is None else str(tokenizer.convert_ids_to_tokens(self.turn))
         self.renderer = Renderer(tokenizer, now, self.turn_text)
 
-    def tokenize(self, packed: PackedPairs) -> _Chunk:
+    def tokenize(self, packed: PackedPairs) -> TokenizedChunk:
         """Tokenise the pairs of a chunk."""
         self.counts = TokenCounts()
         results: dict[int, _Ids | Rejection] = {}
@@ -240,7 +240,7 @@ class _Worker:
             results[place] = self._pair(pair, texts, *(marked or islice(encoded, 3)))
         return self._chunk(results)
 
-    def _chunk(self, results: Mapping[int, _Ids | Rejection]) -> _Chunk:
+    def _chunk(self, results: Mapping[int, _Ids | Rejection]) -> TokenizedChunk:
         tokens, ends = array("i"), list[int]()
         places, rejections, cut_prompts = list[int](), list[Rejection](), list[int]()
         for place, result in sorted(results.items()):
@@ -254,7 +254,7 @@ class _Worker:
             for ids in sides:
                 tokens.extend(ids)
                 ends.append(len(tokens))
-        return _Chunk(tokens.tobytes(), ends, places, rejections, cut_prompts, self.counts)
+        return TokenizedChunk(tokens.tobytes(), ends, places, rejections, cut_prompts, self.counts)
 
     def _unended(self, pair: PreferencePair) -> PreferencePair:
         """Strip the template's end of turn from responses whose own text ends with it: a response ends once."""

@@ -86,7 +86,8 @@ def memory_breakdown(
         policy = to_dtype(components.adapter.apply(fake_model_of(components.model)), dtype)
         policy.train()
         trained = [p for p in policy.parameters() if p.requires_grad]
-        reference_mode = reference_mode_of(source, policy, needs_reference, plan.pairs, plan.pairs_seen)
+        pairs = None if components.data.streaming else plan.pairs
+        reference_mode = reference_mode_of(source, policy, needs_reference, pairs, plan.pairs_seen)
         reference = fake_reference(source, reference_mode, policy, components.model, dtype)
         if layout == "packed":
             for model in filter(None, (policy, reference)):
@@ -157,7 +158,7 @@ def fake_model_of(source: ModelSource) -> PreTrainedModel:
 
 
 def reference_mode_of(
-    source: ReferenceSource, policy: PreTrainedModel, needed: bool, pairs: int, pairs_seen: int
+    source: ReferenceSource, policy: PreTrainedModel, needed: bool, pairs: int | None, pairs_seen: int
 ) -> ReferenceMode:
     """Choose the reference mode as the run will; ``needed``: the loss reads the reference's log-probs."""
     if isinstance(source, Frozen):

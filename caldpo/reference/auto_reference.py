@@ -29,8 +29,8 @@ class Auto(Precomputed):
     def build(self, context: ReferenceContext) -> Reference:
         """Choose the mode, print it with the reason, and build the reference."""
         mode, reason = choose_mode(
-            trains="train" in context.needed_splits,
-            pairs=len(context.splits["train"]),
+            trains=context.streamed or "train" in context.needed_splits,
+            pairs=None if context.streamed else len(context.splits["train"]),
             pairs_seen=context.pairs_seen,
             in_policy=self.path is None and is_adapted(context.policy),
         )
@@ -41,7 +41,7 @@ class Auto(Precomputed):
         return Adapter().build(context) if mode == "adapter" else Frozen(self.path, self.distinct).build(context)
 
 
-def choose_mode(*, trains: bool, pairs: int, pairs_seen: int, in_policy: bool) -> tuple[ReferenceMode, str]:
+def choose_mode(*, trains: bool, pairs: int | None, pairs_seen: int, in_policy: bool) -> tuple[ReferenceMode, str]:
     """Choose the reference mode, and give the reason.
 
     Precomputing costs one pass over each split that is needed. A run that sees fewer training pairs than there are
@@ -49,12 +49,14 @@ def choose_mode(*, trains: bool, pairs: int, pairs_seen: int, in_policy: bool) -
 
     Args:
         trains: the training loss reads the reference's log-probs.
-        pairs: training pairs that there are.
+        pairs: training pairs that there are; None: they are streamed, and cannot be run through the reference first.
         pairs_seen: those that the run will see, repeats counted.
         in_policy: the policy without its adapter is the reference.
     """
     if not trains:
         return "precomputed", "precomputed for held-out pairs only (the loss is reference-free)"
+    if pairs is None:
+        return "adapter" if in_policy else "frozen", "the training pairs are streamed"
     share = f"the run sees {pairs_seen:,} pairs of {pairs:,}"
     if pairs_seen >= 0.9 * pairs:
         return "precomputed", f"{share}, so one pass over them serves this run and all that follow"

@@ -93,6 +93,7 @@ class ReferenceContext:
     pairs_seen: int
     facts: Mapping[str, str]
     shard: Callable[[PreTrainedModel], None] | None = None
+    streamed: bool = False  # the training pairs come as they are read: their log-probs cannot be computed first
 
     @property
     def sharded(self) -> bool:
@@ -183,11 +184,12 @@ def reference_context(
         policy=policy,
         reload=lambda: in_run_dtype(trainer, load_on_rank(source, sharded=shard is not None)),
         splits={"train": data.train_pairs, "test": data.test_pairs},
-        needed_splits=("train", "test") if loss.needs_reference else ("test",),
+        needed_splits=("train", "test") if loss.needs_reference and data.stream is None else ("test",),
         batches=data.batches,
         device=trainer.strategy.root_device,
         precision=trainer.precision_plugin.forward_context,
         pairs_seen=pairs_seen,
         facts={**facts, "truncation": limits},
         shard=shard,
+        streamed=loss.needs_reference and data.stream is not None,
     )

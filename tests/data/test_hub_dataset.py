@@ -270,3 +270,12 @@ def test_no_key_holds_a_token():
         "revision",
         "data_dir",
     }
+
+
+def test_rows_are_streamed_as_they_are_read_at_once(ultrafeedback):
+    source = HubDataset(str(ultrafeedback))
+    assert list(source.stream("train_prefs")) == list(source.rows("train_prefs"))
+    with refused("slice", key="train_prefs[:2]", remedy="whole"):
+        next(source.stream("train_prefs[:2]"))
+    with refused("no such split", key="train", remedy="splits"):
+        next(source.stream("train"))

@@ -66,6 +66,29 @@ class HubDataset(PairSource):
             require_split_shards(folder, split)
         return self._rows(self.load(split), split)
 
+    def stream(self, split: str) -> Iterator[RawRow]:
+        """Yield the rows of a split as they are downloaded; slices are for data that is loaded whole."""
+        if "[" in split:
+            raise CaldpoError(
+                "a slice of a split cannot be streamed",
+                key=split,
+                remedy="name the whole split; trainer.max_steps ends the run",
+            )
+        try:
+            with self._quick_failure():
+                data = datasets.load_dataset(
+                    self._location(),
+                    self.config,
+                    data_dir=self.data_dir,
+                    split=split,
+                    revision=self.revision,
+                    streaming=True,
+                )
+            for number, row in enumerate(data):
+                yield RawRow(f"{split}[{number}]", dict(row), table=split)
+        except Exception as error:  # as in load
+            raise self._explained(error, split) from error
+
     def held_out(self, split: str) -> str | None:
         """Name the split ``test``, or else ``validation``, beside ``train``; raises as :meth:`rows` does."""
         named = split.split("[")[0]

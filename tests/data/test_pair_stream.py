@@ -1,0 +1,208 @@
+"""Streamed pairs: an order by seed and epoch, the same for every reader; what a stream cannot have is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caldpo.data import pair_stream
+from caldpo.data.data_loading import PairLoader
+from caldpo.data.datamodule import PairDataModule
+from caldpo.data.pair_stream import SAMPLE, ShuffledRows
+from caldpo.types import PairBatch
+from tests.data.prepared import TEST, prepared, rejected, settings
+from tests.data.small import RowsSource
+from tests.helpers.messages import names, refused
+
+COUNT = 300
+LETTERS = "abcdefghijklmnopqrstuvwxy"
+ROWS = [(f"a {LETTERS[i // 25 % 25]} {LETTERS[i % 25]}", f" yes {LETTERS[i % 25]}", " no") for i in range(COUNT)]
+
+
+def stream(tmp_path: Path, rows: Any = ROWS, **changes: Any) -> PairDataModule:
+    source = RowsSource(train=rows, test=TEST)
+    module, _ = prepared(tmp_path, **{"source": source, "streaming": True, "shuffle_buffer": 40, "seed": 3} | changes)
+    return module
+
+
+def origins(module: PairDataModule, count: int, start: int = 0) -> list[str]:
+    assert module.stream is not None
+    return [module.stream[i].origin for i in range(start, start + count)]
+
+
+def test_each_epoch_has_every_row_once_in_an_order_of_its_own(tmp_path: Path) -> None:
+    module = stream(tmp_path)
+    epochs = [origins(module, COUNT, COUNT * epoch) for epoch in range(3)]
+    everything = [f"train:{i}" for i in range(1, COUNT + 1)]
+    assert [sorted(order) for order in epochs] == [sorted(everything)] * 3
+    assert len({tuple(order) for order in [everything, *epochs]}) == 4
+    assert [len(origins(stream(tmp_path, seed=seed), 50)) for seed in (3, 4)] == [50, 50]
+    assert origins(stream(tmp_path), COUNT) == epochs[0]
+    assert origins(stream(tmp_path, seed=4), COUNT) != epochs[0]
+    assert origins(module, 5, 2 * COUNT + 7) == epochs[2][7:12], "asked for again"
+    assert origins(module, COUNT) == epochs[0], "from the beginning again"
+
+
+def test_a_buffer_of_one_row_keeps_the_order_and_a_large_one_is_a_permutation(tmp_path: Path) -> None:
+    assert origins(stream(tmp_path, shuffle_buffer=1), 9) == [f"train:{i}" for i in range(1, 10)]
+    whole = origins(stream(tmp_path, shuffle_buffer=10**6), COUNT)
+    assert len(set(whole)) == COUNT
+    assert max(abs(place - int(origin.split(":")[1])) for place, origin in enumerate(whole)) > COUNT // 2
+
+
+def test_tokens_and_scores_are_those_of_the_same_rows_read_at_once(tmp_path: Path) -> None:
+    rows = [(*row, 2.0 + i, 1.0) for i, row in enumerate(ROWS)]
+    whole, _ = prepared(tmp_path, source=RowsSource(train=rows, test=TEST), max_length=6, max_prompt_length=3)
+    streamed = stream(tmp_path, rows, max_length=6, max_prompt_length=3)
+    expected = {pair.origin: pair for pair in whole.train_pairs}
+    assert streamed.stream is not None
+    assert streamed.stream.has_scores
+    for position in range(COUNT):
+        pair = streamed.stream[position]
+        same = expected[pair.origin]
+        assert pair.index == position
+        assert (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) == (
+            same.prompt_ids,
+            same.chosen_ids,
+            same.rejected_ids,
+        )
+        assert (pair.score_chosen, pair.score_rejected) == (same.score_chosen, same.score_rejected)
+        assert streamed.origin(position) == pair.origin
+    assert len(streamed.train_pairs) == SAMPLE, "what is checked and reported before"
+
+
+def loader(module: PairDataModule, *, world: int = 1, rank: int = 0, accumulation: int = 4) -> PairLoader:
+    plan = module.plan_steps("padded", accumulation=accumulation, world_size=world, max_epochs=1, max_steps=10)
+    assert (plan.steps, plan.pairs_seen) == (10, 10 * plan.step_size)
+    return module._loader("train", plan.sampler(rank))
+
+
+def batches(loader: PairLoader, count: int) -> list[PairBatch]:
+    return [batch for batch, _ in zip(loader, range(count), strict=False)]
+
+
+def pairs_of(some: list[PairBatch]) -> list[int]:
+    return [i for batch in some for i in batch.index.tolist()]
+
+
+def test_ranks_share_the_steps_of_one_device(tmp_path: Path) -> None:
+    one = batches(loader(stream(tmp_path, micro_batch_size=3)), 12)
+    steps = [sorted(pairs_of(one[i : i + 4])) for i in range(0, 12, 4)]
+    assert steps == [list(range(start, start + 12)) for start in (0, 12, 24)]
+    ranks = [
+        batches(loader(stream(tmp_path, micro_batch_size=3), world=2, rank=rank, accumulation=2), 6) for rank in (0, 1)
+    ]
+    assert [sorted(pairs_of(ranks[0][i : i + 2] + ranks[1][i : i + 2])) for i in (0, 2, 4)] == steps
+    texts = {i: row.tolist() for batch in one for i, row in zip(batch.index.tolist(), batch.input_ids, strict=False)}
+    for batch in (batch for own in ranks for batch in own):
+        assert {batch.step_pairs, batch.split} == {12, "train"}
+        for i, row in zip(batch.index.tolist(), batch.input_ids.tolist(), strict=False):
+            assert row == texts[i]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_loader_goes_on_where_the_other_was(tmp_path: Path, workers: int) -> None:
+    """Past the end of an epoch, with rows that are left out in between."""
+    rows = [row if i % 7 else ("", "x", "y") for i, row in enumerate(ROWS[:60])]
+    keys = {"micro_batch_size": 2, "num_workers": workers, "on_invalid": "skip"}
+    whole = batches(loader(stream(tmp_path, rows, **keys)), 40)
+    for consumed in (0, 1, 5, 33):
+        first = loader(stream(tmp_path, rows, **keys))
+        batches_seen = []
+        for batch in first:
+            if len(batches_seen) == consumed:
+                break
+            batches_seen.append(batch)
+            state = first.state_dict()
+        if not consumed:
+            continue
+        second = loader(stream(tmp_path, rows, **keys))
+        second.load_state_dict(state)
+        rest = batches(second, 40 - consumed)
+        assert [b.input_ids.tolist() for b in batches_seen + rest] == [b.input_ids.tolist() for b in whole]
+        assert pairs_of(batches_seen + rest) == pairs_of(whole)
+        first.close()
+        second.close()
+
+
+def test_rows_in_memory_are_those_of_the_buffer(tmp_path: Path) -> None:
+    """Counted: of rows that are read and not handed on yet."""
+    ahead = [0]
+
+    class Counting(RowsSource):
+        def rows(self, split: str) -> Any:
+            for row in super().rows(split):
+                ahead[0] += split == "train"
+                yield row
+
+    module = stream(tmp_path, ROWS * 4, source=Counting(train=ROWS * 4, test=TEST), on_degenerate="keep")
+    ahead[0], most = 0, 0
+    for position in range(3 * COUNT):
+        assert module.stream is not None
+        module.stream[position]
+        most = max(most, ahead[0] - position)
+    assert most <= 40 + pair_stream._ROWS + 1
+
+
+def test_bad_rows_stop_the_run_or_are_listed(tmp_path: Path) -> None:
+    rows = [*ROWS, ("q", "", " no"), *ROWS[:3], ("q", " no", " no")]
+    module = stream(tmp_path, rows, shuffle_buffer=1)
+    with refused("train:301", "chosen response has no text", key="data.on_invalid", value="error", remedy="skip"):
+        origins(module, COUNT + 1)
+    module = stream(tmp_path, rows, shuffle_buffer=1, on_invalid="skip")
+    assert origins(module, COUNT + 4) == [f"train:{i}" for i in (*range(1, 301), 302, 303, 304, 1)]
+    assert module.stream is not None
+    assert sum(module.stream.left_out.values()) == 2
+    assert [(row["origin"], row["kind"]) for row in rejected(tmp_path)] == [
+        ("train:301", "row"),
+        ("train:305", "degenerate"),
+    ]
+
+
+def test_prompts_of_the_test_split(tmp_path: Path) -> None:
+    rows = [*ROWS, TEST[0], ROWS[0]]
+    with refused("train:301", key="data.on_shared_prompts", value="error", remedy="drop_train"):
+        origins(stream(tmp_path, rows, shuffle_buffer=1), COUNT + 1)
+    dropped = origins(stream(tmp_path, rows, shuffle_buffer=1, on_shared_prompts="drop_train"), COUNT + 1)
+    assert dropped[-1] == "train:302"
+    kept = origins(stream(tmp_path, rows, shuffle_buffer=1, on_shared_prompts="keep"), COUNT + 1)
+    assert kept[-1] == "train:301"
+
+
+def test_later_rows_without_scores_are_bad_rows(tmp_path: Path) -> None:
+    rows = [*[(*row, 2.0, 1.0) for row in ROWS], ROWS[0]]
+    with refused("train:301", "scores", key="data.on_invalid"):
+        origins(stream(tmp_path, rows, shuffle_buffer=1), COUNT + 1)
+
+
+def test_a_stream_without_any_pair_ends(tmp_path: Path) -> None:
+    module = stream(tmp_path)
+    assert module.stream is not None
+    module.stream._rows = ShuffledRows(RowsSource(train=[]), "train", buffer=4, seed=0)
+    with refused("none of its rows", key="data.train"):
+        module.stream[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_train_pairs", 5), ("max_tokens_per_micro_batch", 100), ("drop_last", True), ("num_workers", 2)],
+)
+def test_settings_that_need_all_pairs_are_refused(key: str, value: Any) -> None:
+    with refused("streaming", key=f"data.{key}", value=value, remedy=""):
+        PairDataModule(**settings(streaming=True, **{key: value}))
+
+
+def test_a_held_out_split_is_needed_and_weights_cannot_be_had(tmp_path: Path) -> None:
+    with refused("streaming", key="data.test", remedy="data.test=NAME"):
+        stream(tmp_path, test=None)
+    with refused("weights", key="data.train", remedy="streaming=false"):
+        stream(tmp_path, train={"train": 0.5, "other": 0.5})
+
+
+def test_several_data_sets_are_one_stream(tmp_path: Path) -> None:
+    source = RowsSource(train=ROWS[:150], more=ROWS[150:], test=TEST)
+    module = stream(tmp_path, source=source, train=["train", "more"])
+    names(json.dumps(sorted(origins(module, COUNT))), "train:150", "more:150")
