@@ -277,7 +277,7 @@ class TokenizedDataModule(LightningDataModule):
         """
         dataset = self._dataset(split)
         budget = sys.maxsize if self.token_budget is None else self.token_budget
-        by_tokens = ByTokens.of(budget, dataset.pairs.lengths(), self.layout)
+        by_tokens = ByTokens.of(budget, self._split(split).lengths(), self.layout)
         for batch in by_tokens.in_order(rows, self.eval_micro_batch_size):
             yield dataset[MicroBatch(tuple(batch), (1.0,) * len(batch), len(batch))]
 

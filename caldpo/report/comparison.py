@@ -143,9 +143,10 @@ def _draw(make: Callable[[], Figure | None], paths: Sequence[Path], dpi: int, fa
     gc.freeze()
     try:
         figure = make()
-        for path in paths if figure is not None else ():
-            save(figure, path, dpi)
-            drawn.append(path.name)
+        if figure is not None:
+            for path in paths:
+                save(figure, path, dpi)
+                drawn.append(path.name)
     except OSError:
         raise
     except Exception as error:  # of whatever is in the runs' files; the other figures and all tables are not to be lost

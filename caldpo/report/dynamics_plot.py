@@ -128,8 +128,9 @@ def _draw_markers(axes: Axes, curves: Sequence[Drawn]) -> None:
         last = len(curve.steps) - 1
         every = max(1, len(curve.steps) // 5)
         marked = sorted({*range((last + place) % every, last, every), last})
-        points = zip(curve.steps[marked], curve.mean[marked], itertools.repeat(look.colour))
-        by_shape.setdefault(look.marker, []).extend(points)
+        by_shape.setdefault(look.marker, []).extend(
+            zip(curve.steps[marked], curve.mean[marked], itertools.repeat(look.colour))
+        )
     for shape, points in by_shape.items():
         steps, means, colours = zip(*points, strict=True)
         axes.scatter(steps, means, s=_MARKER_SIZE**2, c=colours, marker=shape, linewidths=1, zorder=3)

@@ -100,7 +100,8 @@ def _draw_spreads(axes: Axes, points: Sequence[tuple[Look, FrontierPoint]]) -> N
                 colours.append(look.colour)
         if bars:
             axes.add_collection(LineCollection(bars, colors=colours, linewidths=1))
-            axes.scatter(*np.concatenate(bars).T, s=16, marker=cap, c=np.repeat(colours, 2), linewidths=1, zorder=2)
+            x, y = np.concatenate(bars).T
+            axes.scatter(x, y, s=16, marker=cap, c=np.repeat(colours, 2), linewidths=1, zorder=2)
     axes.autoscale_view()
 
 

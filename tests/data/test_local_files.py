@@ -10,7 +10,7 @@ import re
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from caldpo.data.columns import Columns
@@ -166,6 +166,7 @@ NO_TEXT = (
 )
 
 
+@settings(deadline=None)  # files are written, and the machine may be busy
 @given(st.binary(max_size=200).filter(lambda content: b"\0" not in content[:64] or content.startswith(NO_TEXT)))
 @example(b'{"a": NaN}')
 @example(b'{"a": 1e400}')
@@ -194,6 +195,7 @@ def test_any_bytes_give_rows_or_a_readable_error(tmp_path_factory, content):
 objects = st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.none() | st.lists(st.text()), max_size=3)
 
 
+@settings(deadline=None)
 @given(st.lists(objects, min_size=1, max_size=5), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans())
 def test_json_lines_round_trip(tmp_path_factory, rows, newline, ascii_only):
     rows = json.loads(json.dumps(rows).encode("utf-8", "replace"))
@@ -202,6 +204,7 @@ def test_json_lines_round_trip(tmp_path_factory, rows, newline, ascii_only):
     assert [row.value for row in read(path)] == json.loads(json.dumps(rows, ensure_ascii=ascii_only))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 @example(b'"a","b"\n"1')
 @example(b"a,a\n1,2\n")
@@ -249,6 +252,7 @@ csv_lines = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(csv_lines, st.sampled_from(["\n", "\r\n"]))
 def test_each_line_of_a_csv_file_is_in_one_row_or_blank(tmp_path_factory, lines, newline):
     path = tmp_path_factory.mktemp("lines") / "a.csv"

@@ -95,3 +95,15 @@ def test_ranks_of_a_machine_share_its_processors(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert workers_at_once() == 6
+
+
+def test_workers_end_although_the_parent_catches_signals(workers: int) -> None:
+    """One that has just been forked has its parent's handlers still, as those with which a run stops at a step."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        for _ in range(10):
+            with pytest.raises(ValueError, match=f"item {INLINE}"):
+                list(ordered_map(failing(INLINE), range(INLINE + 1)))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not multiprocessing.active_children()
