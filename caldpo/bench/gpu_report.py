@@ -50,9 +50,11 @@ def benchmark(model: str, folder: Path, seconds: float) -> Record:
         try:
             code = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             return {"error": f"over the {seconds:.0f} s that were left", "answers": answers(folder / model)}
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     report = folder / model / "benchmark.json"
     if not report.exists():
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_LOG_LINES:]

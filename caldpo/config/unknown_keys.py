@@ -34,7 +34,12 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def unheard_of(composer: Composer, overrides: Sequence[str]) -> dict[str, Problem]:
-    """Explain, by their text, overrides of keys that are in no file of the configuration, nor in what it composes."""
+    """Explain, by their text, overrides of keys that are in no file of the configuration, nor in what it composes.
+
+    With a search path of the user's own, which Hydra follows while it composes, that is for Hydra to tell.
+    """
+    if any(text.lstrip("+~").startswith("hydra.searchpath") for text in overrides):
+        return {}
     suspects = {
         override.input_line or "": override
         for override in composer.parse(overrides)

@@ -245,6 +245,10 @@ class StepPlan:
             return self.for_lengths(lengths, layout)
         return self._cut(by_tokens, islice(self.epoch_steps(0), STEPS_EXAMINED))
 
+    def in_pairs(self, most: int) -> StepPlan:
+        """Divide steps by count into micro-batches of at most ``most`` pairs, where lengths are not known."""
+        return replace(self, accumulation=max(self.accumulation, -(-self.step_size // (most * self.world_size))))
+
     def _cut(self, by_tokens: ByTokens, steps: Iterable[Sequence[int]]) -> StepPlan:
         needed = max(map(by_tokens.needed, steps))
         return replace(self, micro_batching=by_tokens, accumulation=-(-needed // self.world_size))

@@ -193,27 +193,27 @@ class TokenizedDataModule(LightningDataModule):
             CaldpoError: ``drop_last`` with fewer pairs than one step has.
         """
         self.layout = layout
-        if self.stream is not None and lengths is None:  # each step has all its pairs, in the order of the stream
-            self._plan = StepPlan(
-                ENDLESS, self.micro_batch_size, accumulation=accumulation, world_size=world_size, max_steps=max_steps
-            )
-            return self._plan
+        is_stream = self.stream is not None
+        endless = is_stream and lengths is None
         lengths = self.train_pairs.lengths() if lengths is None else lengths
         plan = StepPlan(
-            len(lengths),
+            ENDLESS if endless else len(lengths),
             self.micro_batch_size,
             accumulation=accumulation,
             world_size=world_size,
-            seed=self.seed,
+            seed=None if endless else self.seed,  # the stream has an order of its own
             drop_last=self.drop_last,
             max_epochs=max_epochs,
             max_steps=max_steps,
         )
-        if self.max_tokens_per_micro_batch != "auto":
+        if self.max_tokens_per_micro_batch == "auto" and self.token_budget is None and choose_budget is not None:
+            self.token_budget = choose_budget(plan)
+        if is_stream:  # the lengths of later pairs are not known, but none has more tokens than this
+            if self.token_budget is not None:
+                plan = plan.in_pairs(max(1, self.token_budget // (2 * self.max_length)))
+        elif self.max_tokens_per_micro_batch != "auto":
             plan = plan.for_lengths(lengths, layout, self.max_tokens_per_micro_batch)
         else:
-            if self.token_budget is None and choose_budget is not None:
-                self.token_budget = choose_budget(plan)
             plan = self._within_budget(plan, lengths)
         self._plan = plan
         self.cut_by = plan.micro_batching.budget if isinstance(plan.micro_batching, ByTokens) else None

@@ -44,7 +44,8 @@ def fast_encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
     if getattr(tokenizer, "split_special_tokens", False):
         return encode
     backend: Tokenizer = tokenizer.backend_tokenizer
-    probes = [*_PROBES, *(f"a{token} b{token}{token} \n" for token in tokenizer.all_special_tokens)]
+    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    probes = [*_PROBES, *(f"a{token} b{token}{token} \n{token}<{token}" for token in added)]
     expected = encode(probes)  # resets padding and truncation of the backend, too
     for fast in (_words_encoder(backend), _ids_encoder(backend)):
         if fast is not None and fast(probes) == expected:
@@ -81,6 +82,10 @@ def _words_encoder(backend: Tokenizer) -> Encode | None:
         or {**words, "prepend_scheme": ""} != {**_METASPACE, "prepend_scheme": ""}
         or any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added)
         or any(not token["content"] for token in added)
+        or _overlap(
+            [token["content"] for token in added if token["normalized"]],
+            [token["content"] for token in added if not token["normalized"]],
+        )
     ):
         return None
     tokens = {token["content"]: array("i", [token["id"]]).tobytes() for token in added}
@@ -101,6 +106,11 @@ def _words_encoder(backend: Tokenizer) -> Encode | None:
         return array("i", b"".join(ids))
 
     return lambda texts: list(map(encode, texts))
+
+
+def _overlap(later: list[str], first: list[str]) -> bool:
+    """Whether one of the added tokens that are cut out later could begin before one of those that are cut out first."""
+    return any(b in a or any(a.endswith(b[:n]) for n in range(1, len(b))) for a in later for b in first)
 
 
 def _split(text: str, begins: bool) -> list[str]:

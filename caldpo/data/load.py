@@ -149,7 +149,10 @@ class RowReader:
             else:
                 rows.append(read)
                 pairs.append(pair)
-        return ReadRows(rows, pack(pairs), unread)
+        try:
+            return ReadRows(rows, pack(pairs), unread)
+        except RecursionError:
+            return ReadRows(*_without_too_deep(rows, pairs), unread)
 
     def _pair(self, raw: RawRow, unread: Counter[str]) -> tuple[ReadPair, PreferencePair]:
         if raw.table is not None and raw.table not in self._tables and isinstance(raw.value, dict):
@@ -166,6 +169,24 @@ class RowReader:
         pair, swapped = _agree_with_scores(pair, self._on_reversed)
         facts = PairFacts.of(pair)
         return ReadPair(facts, pair_signal(pair), format_name, pair.remarks, raw.note, swapped), pair
+
+
+def _without_too_deep(
+    rows: Sequence[Rejection | ReadPair], pairs: Sequence[PreferencePair]
+) -> tuple[list[Rejection | ReadPair], bytes]:
+    """Reject the rows of pairs that are nested too deeply to be packed, and pack the others."""
+    rest, packable, results = iter(pairs), list[PreferencePair](), list[Rejection | ReadPair]()
+    for row in rows:
+        if isinstance(row, ReadPair):
+            pair = next(rest)
+            try:
+                pack([pair])
+            except RecursionError:
+                row = Rejection(row.facts.origin, "row", "nested too deeply")
+            else:
+                packable.append(pair)
+        results.append(row)
+    return results, pack(packable)
 
 
 def refuse_bad_rows(reports: Sequence[LoadReport], listed_in: Path) -> None:

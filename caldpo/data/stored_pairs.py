@@ -59,7 +59,11 @@ def text_digest(text: str, *others: object) -> bytes:
 
 
 def pack(pairs: Sequence[PreferencePair]) -> bytes:
-    """Pack the pairs of a block."""
+    """Pack the pairs of a block.
+
+    Raises:
+        RecursionError: one has tools, variables or further fields that are nested too deeply.
+    """
     return pickle.dumps([_values(pair) for pair in pairs], protocol=pickle.HIGHEST_PROTOCOL)
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
-from caldpo.data import chat_template, end_tokens, special_text, template_checks, token_arrays, tokenize
+from caldpo.data import chat_template, end_tokens, fast_encoding, special_text, template_checks, token_arrays, tokenize
 from caldpo.data.chat_template import reads_clock
 from caldpo.data.data_report import Rejection, TokenCounts
 from caldpo.data.pair import PreferencePair
@@ -124,7 +124,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 @functools.cache
 def code_identity() -> str:
     """Return a digest of the code that turns texts into ids, so that a change of it needs no version number."""
-    modules = (template_checks, special_text, chat_template, tokenize, token_arrays, end_tokens)
+    modules = (template_checks, special_text, fast_encoding, chat_template, tokenize, token_arrays, end_tokens)
     return _digest(*(Path(str(module.__file__)).read_bytes() for module in modules))
 
 

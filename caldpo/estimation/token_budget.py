@@ -23,6 +23,7 @@ from caldpo.estimation.memory_verdict import GIB, TIGHT, memory_limit
 from caldpo.estimation.step_memory import AUTOCAST_DTYPES, WEIGHT_DTYPES
 from caldpo.logprobs.lm_head_ops import CHUNK_BYTES
 from caldpo.models.adapted_policy import base_model
+from caldpo.utils.text_format import counted
 
 SATURATING = {"cpu": 1024, "cuda": 16384}
 """Tokens of a micro-batch beyond which steps get no faster; measured on a CPU, see docs/performance.md."""
@@ -47,7 +48,9 @@ class TokenBudget:
         """Describe in one line how steps are cut."""
         if isinstance(plan.micro_batching, ByTokens):
             return f"at most {self.tokens:,} tokens each ({self.reason})"
-        return f"as many as data.micro_batch_size says, within {self.tokens:,} tokens ({self.reason})"
+        pairs = -(-plan.step_size // (plan.accumulation * plan.world_size))
+        each = f"at most {counted(pairs, 'pair')} each (data.micro_batch_size)"
+        return f"{each}, within {self.tokens:,} tokens ({self.reason})"
 
 
 def choose_budget(

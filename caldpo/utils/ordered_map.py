@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
+
+from caldpo.errors import CaldpoError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,7 +34,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> It
 
     Raises:
         Exception: the first error of the function or of ``items``, in the order of the items.
-        MemoryError: a worker was killed.
+        CaldpoError: a worker was killed.
     """
     rest = iter(items)
     for item in islice(rest, INLINE):
@@ -39,8 +43,15 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> It
     if count < 2:
         yield from map(function, rest)
         return
-    workers = [_Worker(function) for _ in range(count)]
+    workers: list[_Worker] = []
     try:
+        try:
+            workers.extend(_Worker(function) for _ in range(count))
+        except OSError:  # a limit on processes or memory
+            count = len(workers)
+        if not workers:
+            yield from map(function, rest)
+            return
         busy: deque[_Worker] = deque()
         error: Exception | None = None
         while True:
@@ -53,12 +64,12 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> It
                 break
             if len(busy) < count:
                 worker = workers[len(busy)]
-                worker.connection.send(item)
+                worker.give(item)
                 busy.append(worker)
                 continue
             worker = busy.popleft()
             result = worker.result()
-            worker.connection.send(item)  # before the result is used, which takes time
+            worker.give(item)  # before the result is used, which takes time
             busy.append(worker)
             yield result
         for worker in busy:
@@ -83,17 +94,29 @@ class _Worker:
     """A forked process that applies the function to one item at a time; it ends with this process."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function, self._kept = function, list[Any]()
         context = multiprocessing.get_context("fork")
         self.connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(function, other, self.connection), daemon=True)
         self._process.start()
         other.close()
 
+    def give(self, item: Any) -> None:
+        """Send an item; one that is nested too deeply to be sent is done here, when its turn comes."""
+        try:
+            self.connection.send(item)
+        except RecursionError:
+            self._kept = [item]
+        except ConnectionError as lost:
+            raise _killed() from lost
+
     def result(self) -> Any:
+        if self._kept:
+            return self._function(self._kept.pop())
         try:
             value, error = self.connection.recv()
         except (EOFError, ConnectionError) as lost:
-            raise MemoryError("a process that prepares the data was killed, most likely for want of memory") from lost
+            raise _killed() from lost
         if error is not None:
             raise error
         return value
@@ -103,6 +126,13 @@ class _Worker:
         self.connection.close()
         self._process.kill()
         self._process.join()
+
+
+def _killed() -> CaldpoError:
+    return CaldpoError(
+        "a process that prepares the data was killed, most likely for want of memory",
+        remedy="free memory, let the run have fewer processors (taskset), or set data.streaming=true",
+    )
 
 
 def _serve(function: Callable[[Any], Any], connection: Connection, other: Connection) -> None:
@@ -117,5 +147,14 @@ def _serve(function: Callable[[Any], Any], connection: Connection, other: Connec
             try:
                 answer: tuple[Any, Exception | None] = (function(item), None)
             except Exception as error:
-                answer = (None, error)
+                answer = (None, _sendable(error))
             connection.send(answer)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return the error, or one with its text where it cannot be rebuilt in another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error

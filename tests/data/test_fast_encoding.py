@@ -136,6 +136,16 @@ def test_added_tokens_that_take_the_space_around_them() -> None:
     assert [ids.tolist() for ids in fast_encoder(tokenizer)(some)] == own(tokenizer, some)
 
 
+@pytest.mark.parametrize("added", ["</s>\n<x>", "ab<"])
+def test_added_tokens_over_special_ones(added: str) -> None:
+    """The tokenizer cuts out special tokens first, and added ones of what is left."""
+    tokenizer = sentence_piece()
+    tokenizer.add_tokens([added])
+    assert not by_words(tokenizer)
+    some = [f"a{added}b", f"a{added}s> b"]
+    assert [ids.tolist() for ids in fast_encoder(tokenizer)(some)] == own(tokenizer, some)
+
+
 def test_a_tokenizer_of_its_own_code_is_asked_itself() -> None:
     class Own(PreTrainedTokenizerFast):
         def __call__(self, text: Any, *args: Any, **keys: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from caldpo.data import pair_stream
+from caldpo.data.batching import StepPlan
 from caldpo.data.data_loading import PairLoader
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair_stream import SAMPLE, ShuffledRows
@@ -78,6 +79,25 @@ def loader(module: PairDataModule, *, world: int = 1, rank: int = 0, accumulatio
     plan = module.plan_steps("padded", accumulation=accumulation, world_size=world, max_epochs=1, max_steps=10)
     assert (plan.steps, plan.pairs_seen) == (10, 10 * plan.step_size)
     return module._loader("train", plan.sampler(rank))
+
+
+def test_an_automatic_budget_bounds_the_pairs_of_a_micro_batch(tmp_path: Path) -> None:
+    """By the most tokens that any pair can have, since those of later pairs are not known; steps stay as they are."""
+    module = stream(tmp_path, max_tokens_per_micro_batch="auto", micro_batch_size=16, max_length=8, max_prompt_length=4)
+
+    def plan(budget: int, lengths: Any = None) -> StepPlan:
+        module.token_budget = None
+        extent = {"accumulation": 2, "world_size": 2, "max_epochs": 1, "max_steps": 10}
+        return module.plan_steps("packed", **extent, lengths=lengths, choose_budget=lambda plan: budget)
+
+    for budget, accumulation in ((1_000, 2), (16 * 8 * 2, 2), (5 * 8 * 2, 7), (8, 32)):
+        cut = plan(budget)
+        assert (cut.step_size, cut.accumulation) == (64, accumulation)
+        assert max(len(batch.rows) for batch, _ in zip(cut.sampler(), range(99), strict=False)) == -(
+            -32 // accumulation
+        )
+        estimated = plan(budget, module.train_pairs.lengths())
+        assert (estimated.step_size, estimated.accumulation) == (cut.step_size, cut.accumulation)
 
 
 def batches(loader: PairLoader, count: int) -> list[PairBatch]:

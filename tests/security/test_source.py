@@ -22,6 +22,8 @@ ALLOWED = {
     ("config/composer.py", "yaml.load with SAFE_LOADER"),
     # blocks that this process packed, in its memory or in a file without a name that it alone has open
     ("data/stored_pairs.py", "imports pickle"),
+    # an error of this process' own child is packed to see whether it can be sent
+    ("utils/ordered_map.py", "imports pickle"),
     # the project's own templates alone; what a run or a user wrote is a value in them, and escaped
     ("report/escaping.py", "jinja2.Environment: a template outside transformers' sandbox"),
     # behind checks of its own: caldpo.models.adapter_folder

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from caldpo.errors import CaldpoError
 from caldpo.utils import ordered_map as module
 from caldpo.utils.ordered_map import INLINE, ordered_map, workers_at_once
 
@@ -81,7 +82,7 @@ def test_a_killed_process_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return item
 
-    with pytest.raises(MemoryError, match="killed"):
+    with pytest.raises(CaldpoError, match="killed"):
         list(ordered_map(function, range(30)))
 
 
@@ -107,3 +108,42 @@ def test_workers_end_although_the_parent_catches_signals(workers: int) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert not multiprocessing.active_children()
+
+
+def test_fewer_processes_than_wanted(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a limit on processes or memory: those that there are do the work, or this one."""
+    start, started = module._Worker.__init__, list[None]()
+
+    def limited(self: module._Worker, function: Callable[[int], int]) -> None:
+        if len(started) == workers - 1:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(None)
+        start(self, function)
+
+    monkeypatch.setattr(module._Worker, "__init__", limited)
+    assert list(ordered_map(lambda item: item**2, range(3 * INLINE))) == [item**2 for item in range(3 * INLINE)]
+    assert not multiprocessing.active_children()
+
+
+def test_items_that_cannot_be_sent_are_done_here_in_their_turn(workers: int) -> None:
+    deep: list[object] = []
+    for _ in range(sys.getrecursionlimit()):
+        deep = [deep]
+    several = [*range(INLINE + 3), deep, *range(5)]
+    expected = [isinstance(item, int) for item in several]
+    assert list(ordered_map(lambda item: isinstance(item, int), several)) == expected
+
+
+class _TwoArgumentsError(Exception):
+    def __init__(self, key: str, value: str) -> None:
+        super().__init__(f"{key}={value} is wrong")
+
+
+def test_an_error_that_cannot_be_rebuilt_keeps_its_text(workers: int) -> None:
+    def function(item: int) -> int:
+        if item == INLINE + 2:
+            raise _TwoArgumentsError("key", "value")
+        return item
+
+    with pytest.raises((RuntimeError, _TwoArgumentsError), match="key=value is wrong"):
+        list(ordered_map(function, range(INLINE + 5)))
