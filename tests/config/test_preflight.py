@@ -231,6 +231,8 @@ def test_a_key_that_an_override_adds_is_heard_of() -> None:
     with session() as ours:
         composer = Composer(lambda texts: ours.compose(texts, RunMode.RUN), ours.loader)
         assert unheard_of(composer, ["+loss.extra=1", "loss.extra=2"]) == {}
+        # groups of a search path of the user's own are found while Hydra composes
+        assert unheard_of(composer, ["hydra.searchpath=[file:///mine]", "flavour=sour"]) == {}
         assert list(unheard_of(composer, ["loss.extra=2", "seed=1", "los=cal"])) == ["loss.extra=2", "los=cal"]
 
 
