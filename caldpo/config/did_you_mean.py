@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 # Keys and groups here, and their names in TRL, transformers, Lightning and PEFT. A key of another section is found in
 # the configuration itself by its last part (lr: optim.lr).
@@ -221,7 +222,10 @@ def other_names(key: str) -> list[str]:
 
 def section_at(cfg: DictConfig, place: str) -> DictConfig | None:
     """Select the section at a dotted place, the configuration itself at ``""``; None where there is none."""
-    section = OmegaConf.select(cfg, place, throw_on_missing=False) if place else cfg
+    try:
+        section = OmegaConf.select(cfg, place, throw_on_missing=False) if place else cfg
+    except OmegaConfBaseException:  # a list or a text is where its parent should be
+        return None
     return section if isinstance(section, DictConfig) else None
 
 

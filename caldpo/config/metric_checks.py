@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from caldpo import metric_definitions as m
 from caldpo.config.did_you_mean import suggest
+from caldpo.config.path_checks import text_at
 from caldpo.config.signatures import read_signature
 from caldpo.config.validation import Problem
 from caldpo.errors import CaldpoError
@@ -106,7 +107,7 @@ def _oracle_names(cfg: DictConfig) -> tuple[list[str] | None, str]:
     oracles = [s for s in sections if str(OmegaConf.select(s, "_target_")).endswith(".OracleEvaluation")]
     if not any(OmegaConf.select(section, "prompts", default=1) for section in oracles):
         return [], ": the evaluation by the true reward is switched off (callbacks.oracle.prompts)"
-    source = str(OmegaConf.select(cfg, "data.source._target_"))
+    source = str(text_at(cfg, "data.source._target_"))
     if not source.startswith("caldpo."):
         return None, ""
     if not _has_method(source, "reward"):

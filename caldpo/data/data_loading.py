@@ -132,6 +132,7 @@ class TokenizedDataModule(LightningDataModule):
     def __init__(
         self,
         *,
+        max_length: int,
         micro_batch_size: int,
         max_tokens_per_micro_batch: int | Literal["auto"] | None,
         eval_micro_batch_size: int,
@@ -141,6 +142,7 @@ class TokenizedDataModule(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        self.max_length = max_length  # tokens of a prompt and its longer response
         self.micro_batch_size, self.max_tokens_per_micro_batch = micro_batch_size, max_tokens_per_micro_batch
         self.eval_micro_batch_size, self.drop_last, self.seed = eval_micro_batch_size, drop_last, seed
         self.num_workers, self.prefetch_factor = num_workers, prefetch_factor

@@ -94,6 +94,7 @@ class PairDataModule(TokenizedDataModule):
         shuffle_buffer: PositiveInt = 10_000,
     ) -> None:
         super().__init__(
+            max_length=max_length,
             micro_batch_size=micro_batch_size,
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             eval_micro_batch_size=eval_micro_batch_size,
@@ -109,7 +110,7 @@ class PairDataModule(TokenizedDataModule):
                 value=path,
                 remedy="choose data=hub with it, or name files with data=local data.train=FILE_OR_FOLDER",
             )
-        self.max_length, self.max_prompt_length = max_length, _prompt_limit(max_length, max_prompt_length)
+        self.max_prompt_length = _prompt_limit(max_length, max_prompt_length)
         self._notes: list[str] = []
         if max_prompt_length is not None and max_prompt_length != self.max_prompt_length:
             self._notes.append(

@@ -6,8 +6,9 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from caldpo.config.did_you_mean import section_at
 from caldpo.config.path_checks import (
     PathKey,
     find_missing_paths,
@@ -31,11 +32,11 @@ _SPLITS = ("train", "test")  # of those
 
 def find_misplaced(cfg: DictConfig) -> Iterator[Problem]:
     """The problems of all paths in a configuration, of data and of all else; one a path, whatever keys refer to it."""
-    path, source = text_at(cfg, "data.path"), OmegaConf.select(cfg, "data.source", throw_on_missing=False)
-    if isinstance(source, DictConfig) and path is not None and "path" not in source:
+    path, source = text_at(cfg, "data.path"), section_at(cfg, "data.source")
+    if source is not None and path is not None and "path" not in source:
         remedy = "choose data=hub with it, or name files: data=local data.train=FILE_OR_FOLDER"
         yield Problem("data.path", redact_text(path), "this source reads no data set of the hub", remedy)
-    if isinstance(source, DictConfig) and path is None and "path" in source and text_at(source, "path") is None:
+    if source is not None and path is None and "path" in source and text_at(source, "path") is None:
         what = "is required (the id of a data set on the hub, or a folder laid out like one)"
         yield Problem("data.path", None, what, "add data.path=OWNER/NAME to the command line")
     yield from find_missing_paths(cfg, _data_paths(cfg))

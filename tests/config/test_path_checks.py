@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -196,3 +197,10 @@ def test_a_run_in_a_folder_that_may_not_be_entered(locked: Path) -> None:
         with_run_overrides([f"resume={locked}/run"])
     with refused("may not be entered", locked, key="sweep", value=locked, remedy=f"chmod u+rx {locked}"):
         find_runs(locked)
+
+
+@pytest.mark.parametrize("value", [[], "x", None])
+def test_something_else_in_place_of_the_data_section_is_reported_elsewhere(value: Any) -> None:
+    cfg = config()
+    OmegaConf.update(cfg, "data", value, merge=False)
+    assert list(find_misplaced(cfg)) == []

@@ -44,7 +44,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outcome(path: Path, keys: dict[str, Any]) -> tuple[list[PreferencePair], LoadReport] | str:
     """What loading gives; the message where it is refused."""
     try:
-        return load_pairs(LocalFiles(), str(path), **keys)
+        pairs, report = load_pairs(LocalFiles(), str(path), **keys)
+        return list(pairs), report
     except CaldpoError as error:
         return str(error)
 

@@ -26,6 +26,7 @@ class Pairs(TokenizedDataModule):
 
     def __init__(self, micro: int, tokens: int | None) -> None:
         super().__init__(
+            max_length=32,
             micro_batch_size=micro,
             max_tokens_per_micro_batch=tokens,
             eval_micro_batch_size=3,
