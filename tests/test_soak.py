@@ -23,5 +23,8 @@ def test_saving_again_and_again_costs_neither_memory_nor_files(tmp_path: Path, m
     assert len(found.left) == 2
     first, last = found.thirds("memory")
     assert last < 1.05 * first
-    first, last = found.thirds("handles")  # medians: while it saves, some more are open
-    assert last <= first + 2
+    by_process: dict[int, list[int]] = {}  # the resumed one reads what the first has cached, so it holds other files
+    for look in found.looks:
+        by_process.setdefault(look.pid, []).append(look.handles)
+    assert len(by_process) == 2
+    assert all(max(handles) <= min(handles) + 4 for handles in by_process.values())

@@ -136,7 +136,8 @@ def run(
         out, err = process.communicate(timeout=timeout)
     finally:
         process.kill()
-    return subprocess.CompletedProcess([module, *arguments], process.wait(), out, err)
+        code = process.wait()
+    return subprocess.CompletedProcess([module, *arguments], code, out, err)
 
 
 def run_ranks(
@@ -154,7 +155,7 @@ def run_ranks(
     finally:
         for process in started:
             process.kill()
-    codes = [process.wait() for process in started]
+        codes = [process.wait() for process in started]
     out, err = ("".join(texts) for texts in zip(*printed, strict=True))
     return subprocess.CompletedProcess([module, *arguments], next(filter(None, codes), 0), out, err)
 

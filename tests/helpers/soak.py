@@ -25,8 +25,9 @@ EVERY = 25  # optimiser steps between saves: two or three seconds on one core
 
 @dataclass(frozen=True)
 class Seen:
-    """A look at the training process: seconds since its start, resident memory in MiB, open files, threads."""
+    """A look at a training process: seconds since its start, resident memory in MiB, open files, threads."""
 
+    pid: int
     seconds: float
     memory: float
     handles: int
@@ -93,7 +94,7 @@ def _steps(run: Path) -> int:
 def _look(pid: int, seconds: float) -> Seen:
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     handles = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-    return Seen(seconds, int(status["VmRSS"].split()[0]) / 1024, handles, int(status["Threads"]))
+    return Seen(pid, seconds, int(status["VmRSS"].split()[0]) / 1024, handles, int(status["Threads"]))
 
 
 def main() -> None:
