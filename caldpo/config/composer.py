@@ -80,16 +80,17 @@ class Composer:
         Hydra's own section is made of no files, and the places in a list have no names.
         """
         parts = re.split(r"[./]", key)
-        return parts[0] != "hydra" and not any(map(str.isdecimal, parts)) and not self._names.issuperset(parts)
+        return parts[0] != "hydra" and not any(map(str.isdecimal, parts)) and not _names(self._loader).issuperset(parts)
 
     @functools.cached_property
     def _all_groups(self) -> list[str]:
         return self._loader.list_groups("")
 
-    @functools.cached_property
-    def _names(self) -> set[str]:
-        files = [file for folder in _folders(self._loader) for file in folder.rglob("*.yaml")]
-        return {name for file in files for name in (file.parent.name, *_NAME.findall(_text(file)))}
+
+@functools.lru_cache(maxsize=1)  # each job of a sweep has a composer, all of them one loader
+def _names(loader: ConfigLoader) -> frozenset[str]:
+    files = [file for folder in _folders(loader) for file in folder.rglob("*.yaml")]
+    return frozenset(name for file in files for name in (file.parent.name, *_NAME.findall(_text(file))))
 
 
 @functools.lru_cache(maxsize=1)

@@ -140,6 +140,7 @@ def _draw(make: Callable[[], Figure | None], paths: Sequence[Path], dpi: int, fa
 
     drawn: list[str] = []
     # Figures are full of circles, which the collector looks for all the time: not among everything that was read.
+    frozen_by_caller = gc.get_freeze_count() > 0
     gc.freeze()
     try:
         figure = make()
@@ -155,7 +156,8 @@ def _draw(make: Callable[[], Figure | None], paths: Sequence[Path], dpi: int, fa
     finally:
         figure = None
         gc.collect()  # of the large ones, one at a time has room
-        gc.unfreeze()
+        if not frozen_by_caller:
+            gc.unfreeze()
     for path in paths:
         if path.name not in drawn:
             path.unlink(missing_ok=True)
