@@ -118,6 +118,8 @@ def _require_embedded(
             place = int(tokens.argmax())
             origin = pairs.origin(int(np.searchsorted(ends, place, side="right") - 1) // 3)
             largest.append((f"{origin} holds", int(tokens[place])))
+    if data.stream is not None:  # its later pairs may hold any token
+        largest.append(("the last of its tokens is", len(tokenizer) - 1))
     _require_rows(model, tokenizer, largest, key)
 
 
@@ -152,6 +154,8 @@ def _require_positions(model: PreTrainedModel, data: PairDataModule) -> None:
         rows = lengths[:, 0] + lengths[:, 1:].max(axis=1)
         if len(rows) and rows.max() > tokens:
             tokens, place = int(rows.max()), pairs.origin(int(rows.argmax()))
+    if data.stream is not None and tokens < data.max_length:
+        tokens, place = data.max_length, "a later pair of the stream"
     limit = position_limit(model, tokens)
     if limit is not None:
         raise CaldpoError(

@@ -13,12 +13,13 @@ import torch
 from pytorch_lightning import LightningDataModule
 from rich.console import Console
 from rich.text import Text
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from caldpo.data.batching import ByTokens, MicroBatch, StepBatchSampler, StepPlan
 from caldpo.data.collate import Layout, collate
 from caldpo.data.pair_stream import ENDLESS, PairStream
 from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.errors import CaldpoError
 from caldpo.types import PairBatch
 from caldpo.utils.collectives import is_first_rank
 from caldpo.utils.text_format import counted
@@ -35,9 +36,16 @@ class PairBatches(Dataset[PairBatch]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, batch: MicroBatch) -> PairBatch:
+    def __getitem__(self, batch: MicroBatch) -> PairBatch | CaldpoError:
+        """Collate a batch; an error of a worker is the item, since PyTorch would hand on its text alone."""
+        try:
+            pairs = [self.pairs[row] for row in batch.rows]
+        except CaldpoError as error:
+            if get_worker_info() is None:
+                raise
+            return error
         return collate(
-            [self.pairs[row] for row in batch.rows],
+            pairs,
             self.pad_id,
             layout=self.layout,
             split=self.split,
@@ -91,6 +99,8 @@ class PairLoader:
         self._position = (epoch, start)
         try:
             for consumed, batch in enumerate(self._loader, start + 1):
+                if isinstance(batch, CaldpoError):
+                    raise batch
                 self._position = (epoch, consumed)
                 yield batch
         finally:

@@ -206,7 +206,7 @@ class PairDataModule(TokenizedDataModule):
                 rows,
                 reader,
                 PairTokenizer(tokenizer, *limits, self.on_degenerate, self.now),
-                with_scores=train_split.pairs.has_scores,
+                with_scores=needs_scores,
                 on_invalid=self.on_invalid,
                 on_degenerate=self.on_degenerate,
                 on_shared_prompts=self.on_shared_prompts,

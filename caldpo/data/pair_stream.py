@@ -21,12 +21,14 @@ import numpy as np
 
 from caldpo.data.data_parts import Named, parts_of
 from caldpo.data.data_report import Rejection, list_counts
+from caldpo.data.joined_sources import about, require_files_once
 from caldpo.data.load import ReadPair, RowReader
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.stored_pairs import PackedPairs
 from caldpo.data.tokenize import PairTokenizer
 from caldpo.errors import CaldpoError
+from caldpo.utils.delayed_progress import tracked
 
 ENDLESS = 2**48  # pairs that a stream is planned to have
 SAMPLE = 256  # rows at the beginning of the first epoch, which are checked and reported before a model loads
@@ -53,9 +55,16 @@ class ShuffledRows(PairSource):
                 value=named,
                 remedy="name the data sets without weights, or set data.streaming=false",
             )
-        self._splits = [part.name for part in parts]
-        self.name, self.label, self._source = source.name, " + ".join(self._splits), source
+        self.splits = [part.name for part in parts]
+        self.name, self.label, self._source = source.name, " + ".join(self.splits), source
         self._buffer, self._seed = buffer, seed
+        require_files_once(source, self.splits, "data.train")
+
+    def files(self, split: str) -> list[Path]:
+        return [file for name in self.splits for file in self._source.files(name)]
+
+    def notes(self, split: str) -> list[str]:
+        return [note for name in self.splits for note in self._source.notes(name)]
 
     def rows(self, split: str) -> Iterator[RawRow]:
         return islice(self.epoch(0), SAMPLE)
@@ -64,7 +73,7 @@ class ShuffledRows(PairSource):
         """Yield all rows in the order of an epoch."""
         draw = random.Random(f"{self._seed} {number}")
         buffer: list[RawRow] = []
-        for row in (row for split in self._splits for row in self._source.stream(split)):
+        for row in (row for split in self.splits for row in self._split(split)):
             if len(buffer) < self._buffer:
                 buffer.append(row)
                 continue
@@ -73,6 +82,10 @@ class ShuffledRows(PairSource):
             buffer[place] = row
         draw.shuffle(buffer)
         yield from buffer
+
+    def _split(self, name: str) -> Iterator[RawRow]:
+        with about(name, "data.train"):
+            yield from self._source.stream(name)
 
 
 class PairStream:
@@ -103,7 +116,8 @@ class PairStream:
         self._rows, self._reader, self._tokenizer, self.has_scores = rows, reader, tokenizer, with_scores
         self._on_invalid, self._on_degenerate, self._on_shared = on_invalid, on_degenerate, on_shared_prompts
         self._test_prompts, self._rejected = test_prompts, rejected
-        self.left_out: Counter[str] = Counter()  # rows so far, by reason
+        self.left_out: Counter[str] = Counter()  # rows of the stream behind its first ones, by reason
+        self._listed, self._is_listed = SAMPLE, False  # rows of the first epoch whose rejections are listed; this one's
         self._start()
 
     def __len__(self) -> int:
@@ -112,7 +126,8 @@ class PairStream:
     def __getitem__(self, position: int) -> TokenizedPair:
         if self._next and position < self._next - len(self._latest):
             self._start()  # another pass from the beginning
-        while self._next <= position:
+        behind = range(self._next, position + 1)
+        for _ in tracked(behind, "Reading up to where the run stopped") if len(behind) > _REMEMBERED else behind:
             self._latest.append(next(self._pairs))
             self._next += 1
         return self._latest[position - self._next]
@@ -122,6 +137,10 @@ class PairStream:
         behind = self._next - position
         return self._latest[-behind].origin if 0 < behind <= len(self._latest) else f"pair {position:,} of the stream"
 
+    def files(self) -> list[tuple[str, int]]:
+        """List names and sizes (bytes) of the files that are read: what can be compared before all rows are."""
+        return [(file.name, file.stat().st_size) for file in self._rows.files("")]
+
     def _start(self) -> None:
         self._pairs, self._next = self._generate(), 0
         self._latest: deque[TokenizedPair] = deque(maxlen=_REMEMBERED)
@@ -129,14 +148,18 @@ class PairStream:
     def _generate(self) -> Iterator[TokenizedPair]:
         position = 0
         for epoch in count():
-            before, rows = position, self._rows.epoch(epoch)
+            before, rows, read = position, self._rows.epoch(epoch), 0
             while chunk := list(islice(rows, _ROWS)):
+                # those at the beginning were listed with the held-out ones, and others when they were read first
+                self._is_listed = epoch > 0 or read < self._listed
+                read += len(chunk)
+                self._listed = max(self._listed, read)
                 for pair in self._tokenized(chunk):
                     yield replace(pair, index=position)
                     position += 1
             if position == before:
                 raise CaldpoError(
-                    f"none of its rows is a usable pair ({list_counts(self.left_out) or 'it has none'})",
+                    f"none of its rows is a usable pair ({list_counts(self.left_out) or 'see its first rows'})",
                     key="data.train",
                     remedy="check that this is preference data; the rows that are left out are listed in "
                     f"{self._rejected or 'the run folder'}",
@@ -184,8 +207,9 @@ class PairStream:
         Raises:
             CaldpoError: such a row stops the run.
         """
-        self.left_out[rejection.category] += 1
-        if self._rejected is not None:
+        if not self._is_listed:
+            self.left_out[rejection.category] += 1
+        if self._rejected is not None and not self._is_listed:
             with self._rejected.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"split": "train", **asdict(rejection)}) + "\n")
         if refused:

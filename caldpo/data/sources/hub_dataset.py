@@ -62,8 +62,7 @@ class HubDataset(PairSource):
         Raises:
             CaldpoError: no such data set, subset, split or folder, no network or access.
         """
-        if (folder := Path(self._location()) / (self.data_dir or "")).is_dir():
-            require_split_shards(folder, split)
+        self._require_shards(split)
         return self._rows(self.load(split), split)
 
     def stream(self, split: str) -> Iterator[RawRow]:
@@ -74,6 +73,7 @@ class HubDataset(PairSource):
                 key=split,
                 remedy="name the whole split; trainer.max_steps ends the run",
             )
+        self._require_shards(split)
         try:
             with self._quick_failure():
                 data = datasets.load_dataset(
@@ -88,6 +88,10 @@ class HubDataset(PairSource):
                 yield RawRow(f"{split}[{number}]", dict(row), table=split)
         except Exception as error:  # as in load
             raise self._explained(error, split) from error
+
+    def _require_shards(self, split: str) -> None:
+        if (folder := Path(self._location()) / (self.data_dir or "")).is_dir():
+            require_split_shards(folder, split)
 
     def held_out(self, split: str) -> str | None:
         """Name the split ``test``, or else ``validation``, beside ``train``; raises as :meth:`rows` does."""
