@@ -21,7 +21,7 @@ from caldpo.data.pair_stream import ENDLESS, PairStream
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.types import PairBatch
-from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.collectives import all_gather, is_first_rank
 from caldpo.utils.text_format import counted
 
 
@@ -241,9 +241,22 @@ class TokenizedDataModule(LightningDataModule):
         return plan
 
     def train_dataloader(self) -> PairLoader:
-        """Load this rank's training batches in the order of seed and epoch."""
+        """Load this rank's training batches in the order of seed and epoch.
+
+        Raises:
+            CaldpoError: nodes of different memory have chosen different budgets.
+        """
         if self._plan is None:
             raise RuntimeError("plan_steps has to be called first")
+        budgets = all_gather(self.token_budget)
+        if len(set(budgets)) > 1:  # they would wait for each other
+            smallest = min(budget for budget in budgets if budget is not None)
+            raise CaldpoError(
+                f"the nodes have different memory: by rank, they chose {', '.join(map(str, budgets))} tokens",
+                key="data.max_tokens_per_micro_batch",
+                value="auto",
+                remedy=f"set data.max_tokens_per_micro_batch={smallest}",
+            )
         _, rank = self._ranks()
         if (dropped := self._plan.dropped) and rank == 0:
             note = f"data.drop_last: each epoch leaves out {dropped:,} of {counted(self._plan.pairs, 'pair')}"
