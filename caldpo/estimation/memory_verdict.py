@@ -93,12 +93,10 @@ def _cgroup_limits(cgroup: Path, own: Path) -> Iterator[int]:
     except OSError:
         lines = []
     groups = [line.split(":", 2) for line in lines if line.count(":") >= 2]
-    paths = [(cgroup, "memory.max", path) for number, _, path in groups if number == "0"] or [
-        (cgroup, "memory.max", "")
-    ]
-    paths += [
-        (cgroup / "memory", "memory.limit_in_bytes", path) for _, names, path in groups if "memory" in names.split(",")
-    ]
+    second = [path for number, _, path in groups if number == "0"] or [""]
+    first = [path for _, names, path in groups if "memory" in names.split(",")]
+    paths = [(cgroup, "memory.max", path) for path in second]
+    paths += [(cgroup / "memory", "memory.limit_in_bytes", path) for path in first]
     for root, name, path in paths:
         inner = root / path.strip("/")
         for folder in (inner, *inner.parents):
