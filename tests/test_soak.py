@@ -23,4 +23,5 @@ def test_saving_again_and_again_costs_neither_memory_nor_files(tmp_path: Path, m
     assert len(found.left) == 2
     first, last = found.thirds("memory")
     assert last < 1.05 * first
-    assert max(look.handles for look in found.looks) <= min(look.handles for look in found.looks) + 4
+    first, last = found.thirds("handles")  # medians: while it saves, some more are open
+    assert last <= first + 2

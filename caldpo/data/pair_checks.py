@@ -71,11 +71,6 @@ class DegeneracyCheck:
     def __init__(self) -> None:
         self._in_order: dict[bytes, bool] = {}  # by digest of a pair whose sides are sorted: whether they were
 
-    def reason(self, pair: PreferencePair) -> str | None:
-        """Return why ``pair`` is degenerate, given the pairs checked before; None when it is not."""
-        signal = pair_signal(pair)
-        return signal if isinstance(signal, str) else self.repeats(signal)
-
     def repeats(self, signal: tuple[bytes, bool]) -> str | None:
         """Return how a pair, told by its :func:`pair_signal`, repeats or contradicts an earlier one."""
         digest, in_order = signal

@@ -25,6 +25,7 @@ from caldpo.data.joined_sources import about, require_files_once
 from caldpo.data.load import ReadPair, RowReader
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.raw_row import PairSource, RawRow
+from caldpo.data.split import SHARED
 from caldpo.data.stored_pairs import PackedPairs
 from caldpo.data.tokenize import PairTokenizer
 from caldpo.errors import CaldpoError
@@ -34,7 +35,6 @@ ENDLESS = 2**48  # pairs that a stream is planned to have
 SAMPLE = 256  # rows at the beginning of the first epoch, which are checked and reported before a model loads
 _ROWS = 32  # read and tokenised together
 _REMEMBERED = 1_000  # pairs that can be asked for again, and named
-_SHARED = "the test split has the same prompt"
 
 
 class ShuffledRows(PairSource):
@@ -194,7 +194,7 @@ class PairStream:
         if isinstance(row.signal, str) and self._on_degenerate == "drop":
             self._leave_out(Rejection(origin, "degenerate", row.signal))
         elif row.facts.key.hex() in self._test_prompts and self._on_shared != "keep":
-            self._leave_out(Rejection(origin, "filtered", _SHARED), refused=self._on_shared == "error")
+            self._leave_out(Rejection(origin, "filtered", SHARED), refused=self._on_shared == "error")
         elif self.has_scores and None in row.facts.scores:
             self._leave_out(Rejection(origin, "row", "no scores, which the first rows have"))
         else:

@@ -13,6 +13,7 @@ from caldpo.data.stored_pairs import StoredPairs
 from caldpo.errors import CaldpoError
 from caldpo.utils.text_format import counted
 
+SHARED = "the test split has the same prompt"  # why a training pair is left out
 _SHOWN = 5  # prompts named in a message
 
 
@@ -119,8 +120,7 @@ def settle_shared_prompts(
             value=policy,
             remedy="give data.train and data.test different prompts",
         )
-    same = "the test split has the same prompt"
-    return train.take(remaining), [Rejection(train.origin(place), "filtered", same) for place in dropped]
+    return train.take(remaining), [Rejection(train.origin(place), "filtered", SHARED) for place in dropped]
 
 
 def subset(pairs: StoredPairs, at_most: int | None, seed: int) -> StoredPairs:

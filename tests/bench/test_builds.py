@@ -31,23 +31,11 @@ from caldpo.bench.build_rows import (
 from caldpo.benchmark import main
 from caldpo.errors import CaldpoError
 from caldpo.report.read_runs import read_run
+from tests.bench.stopped_command import stopped
 from tests.helpers.messages import names
 from tests.report.runs import write_run
 
 ROOT = Path(build_rows.__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def stopped(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as end:
-        main(list(overrides))
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.out + printed.err
-    return end.value.code, printed.out + printed.err
 
 
 def report(folder: str = "out") -> dict:

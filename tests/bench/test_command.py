@@ -21,23 +21,11 @@ from caldpo.bench.worker_job import Answer, Job, digest, write
 from caldpo.benchmark import main
 from caldpo.config.conf_dir import conf_dir
 from caldpo.config.validation import check_config
+from tests.bench.stopped_command import stopped
 from tests.helpers.messages import names
 
 TINY = ["benchmark_model=tiny", "repeats=1", "steps=2", "micro_batch_size=3", "hydra.run.dir=out"]
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "rich")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def stopped(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as end:
-        main(list(overrides))
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.out + printed.err
-    return end.value.code, printed.out + printed.err
 
 
 def result() -> dict:

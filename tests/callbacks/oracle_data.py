@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 
 from caldpo import training_run
+from caldpo.callbacks.true_reward import OracleEvaluation
 from caldpo.data.datamodule import HeldOutPrompt, PairDataModule
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.raw_row import RawRow, RewardSource
@@ -108,3 +110,16 @@ def naive_logprob(model: Any, prompt: list[int], response: list[int]) -> float:
     assert logits.shape[1] == VOCABULARY
     start = len(prompt) - 1
     return sum(torch.log_softmax(logits[start + i], dim=0)[token].item() for i, token in enumerate(response))
+
+
+def models_sampled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """List, as they are drawn, of which model the oracle's samples are: ``policy`` or ``reference``."""
+    sampled: list[str] = []
+    sample = OracleEvaluation.sample
+
+    def count(self: OracleEvaluation, *args: Any, model_name: str = "policy", **settings: Any) -> list[list[int]]:
+        sampled.append(model_name)
+        return sample(self, *args, model_name=model_name, **settings)
+
+    monkeypatch.setattr(OracleEvaluation, "sample", count)
+    return sampled

@@ -21,6 +21,7 @@ from tests.callbacks.oracle_data import (
     OracleData,
     fit,
     make_module,
+    models_sampled,
     naive_logprob,
     reward,
     scored_pairs,
@@ -120,14 +121,7 @@ def test_a_policy_that_is_its_reference_wins_half(tmp_path: Path) -> None:
 
 def test_runs_that_share_a_cache_sample_the_reference_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the figures of runs without one; another seed draws its own, and so do other weights."""
-    sampled: list[str] = []
-    sample = OracleEvaluation.sample
-
-    def count(self: OracleEvaluation, *args: Any, model_name: str = "policy", **settings: Any) -> list[list[int]]:
-        sampled.append(model_name)
-        return sample(self, *args, model_name=model_name, **settings)
-
-    monkeypatch.setattr(OracleEvaluation, "sample", count)
+    sampled = models_sampled(monkeypatch)
 
     def score(cache: Path | None, seed: int = 3, policy: int = 1, reference: int = 0) -> dict[str, float]:
         module = make_module(seed=policy)

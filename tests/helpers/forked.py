@@ -26,8 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 # beginnings of the names of variables that Python or a library reads at its start
-_READ_AT_IMPORT = ("CUDA_", "HF_", "KMP_", "LC_", "LD_", "MKL_", "MPL", "OMP_", "PYTHON", "PYTORCH_", "TOKENIZERS_")
-_READ_AT_IMPORT += ("TORCH_", "TRANSFORMERS_")
+_READ_AT_IMPORT = ("CUDA_", "HF_", "KMP_", "LC_", "LD_", "MKL_", "MPL", "OMP_", "PYTHON", "PYTORCH_", "TORCH_")
+_READ_AT_IMPORT += ("TRANSFORMERS_",)
 # read by a forked command, as Python does at its start; set by Lightning when it is imported
 _READ_LATER = ("PYTHONPATH", "PYTORCH_NVML_BASED_CUDA_CHECK")
 
@@ -62,8 +62,9 @@ class Forked:
         self._process = context().Process(target=_run, args=(arguments, str(cwd), dict(environment), session, files))
         self._process.start()
         self.pid: int = self._process.pid
-        while session and self.poll() is None and os.getpgid(self.pid) != self.pid:
-            time.sleep(0.001)
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            while session and self.poll() is None and os.getpgid(self.pid) != self.pid:
+                time.sleep(0.001)
 
     @property
     def returncode(self) -> int | None:
@@ -78,7 +79,7 @@ class Forked:
             raise subprocess.TimeoutExpired(self._process.name, timeout or 0)
         return self.returncode
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+    def communicate(self, *, timeout: float | None = None) -> tuple[str, str]:
         """Wait for its end; what it and its children have printed."""
         self.wait(timeout)
         out, err = (file.read_text(errors="replace") if file.exists() else "" for file in self._files)
@@ -86,7 +87,8 @@ class Forked:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -131,7 +133,7 @@ def run(
     """Run ``python -m module`` in the folder ``cwd`` to its end."""
     process = start(module, *arguments, cwd=cwd, environment=environment)
     try:
-        out, err = process.communicate(timeout)
+        out, err = process.communicate(timeout=timeout)
     finally:
         process.kill()
     return subprocess.CompletedProcess([module, *arguments], process.wait(), out, err)
@@ -148,7 +150,7 @@ def run_ranks(
     of_ranks = [torchrun_variables(rank, ranks, port) if ranks > 1 else {} for rank in range(ranks)]
     started = [start(module, *arguments, cwd=cwd, environment=os.environ | variables) for variables in of_ranks]
     try:
-        printed = [process.communicate(timeout) for process in started]
+        printed = [process.communicate(timeout=timeout) for process in started]
     finally:
         for process in started:
             process.kill()

@@ -74,7 +74,7 @@ def soak(folder: Path, seconds: float, *overrides: str) -> Soak:
             looks.append(_look(process.pid, time.monotonic() - begun))
             time.sleep(min(5.0, seconds / 40))
         process.send_signal(signal.SIGTERM)
-        (folder / f"printed-{number}.txt").write_text("".join(process.communicate(120)))
+        (folder / f"printed-{number}.txt").write_text("".join(process.communicate(timeout=120)))
         codes.append(process.wait())
     with (run / "metrics.csv").open(newline="") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row["loss"]]

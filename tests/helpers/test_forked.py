@@ -34,7 +34,7 @@ def module(folder: Path, text: str, name: str = "example") -> str:
 
 
 def ended(process: Forked | subprocess.Popen[str], seconds: float = 60) -> tuple[int | None, str, str]:
-    out, err = process.communicate(seconds)
+    out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
 
 
@@ -153,10 +153,11 @@ def test_a_signal_reaches_its_process_group(number: int, behave: str, code: int,
     assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
 
 
-def test_one_that_does_not_end_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variables", [{}, {"HF_HUB_OFFLINE": "0"}], ids=["forked", "python"])
+def test_one_that_does_not_end_is_ended(variables: dict[str, str], tmp_path: Path) -> None:
     sleeper = module(tmp_path, "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)")
     with pytest.raises(subprocess.TimeoutExpired):
-        run(sleeper, cwd=tmp_path, timeout=2)
+        run(sleeper, cwd=tmp_path, environment=os.environ | variables, timeout=2)
     end = time.monotonic() + 20
     while Path("/proc", (tmp_path / "pid").read_text()).exists():
         assert time.monotonic() < end

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from caldpo.callbacks.true_reward import OracleEvaluation
+from tests.callbacks.oracle_data import models_sampled
 from tests.helpers.command import RANDOM_MODEL, train
 from tests.reference.contexts import CountedEngine
 
@@ -58,14 +58,7 @@ def test_a_reference_free_loss_computes_the_held_out_pairs_alone(folder: Path, p
 
 def test_a_sweep_samples_the_reference_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the figures of runs that draw their own samples."""
-    sampled: list[str] = []
-    sample = OracleEvaluation.sample
-
-    def count(self: OracleEvaluation, *args: Any, model_name: str = "policy", **settings: Any) -> list[list[int]]:
-        sampled.append(model_name)
-        return sample(self, *args, model_name=model_name, **settings)
-
-    monkeypatch.setattr(OracleEvaluation, "sample", count)
+    sampled = models_sampled(monkeypatch)
     tabular = ["model=tabular", *(word for word in SMALL if word not in RANDOM_MODEL)]
 
     def sweep(cache: str, losses: str, name: str) -> dict[str, dict[str, float]]:
