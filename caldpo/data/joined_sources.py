@@ -73,14 +73,22 @@ class JoinedPairs:
         return pairs.take(rows), [f"{self.key} by weight: {listed}"]
 
 
-def read_joined(source: PairSource, named: Named, key: str, **policies: Any) -> JoinedPairs:
+def read_joined(
+    source: PairSource, named: Named, key: str, *, find_repeats: bool = True, **policies: Any
+) -> JoinedPairs:
     """Read the data sets that a setting names; of a pair that occurs in two of them, the first one stands.
 
+    Args:
+        source: of the rows.
+        named, key: the setting.
+        find_repeats: whether pairs that repeat or contradict an earlier one count as degenerate.
+        policies: as for :func:`~caldpo.data.load.load_pairs`.
+
     Raises:
-        CaldpoError: as :func:`~caldpo.data.load.load_pairs`, which takes the policies, with the setting as key; a file
-            that two data sets share.
+        CaldpoError: as :func:`~caldpo.data.load.load_pairs`, with the setting as key; a file that two data sets share.
     """
-    joined, seen, writer = JoinedPairs(key, parts_of(named, key)), DegeneracyCheck(), PairWriter()
+    joined, writer = JoinedPairs(key, parts_of(named, key)), PairWriter()
+    seen = DegeneracyCheck(find_repeats=find_repeats)
     require_files_once(source, [part.name for part in joined.parts], key)
     for place, part in enumerate(joined.parts):
         with about(part.name, key):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -225,12 +224,6 @@ def require_pairs(report: LoadReport) -> None:
         raise CaldpoError(
             f"none of its {counted(report.rows, 'row')} is a usable pair\n{report.summary()}", key=report.split
         )
-
-
-def write_rejections(reports: Iterable[LoadReport], path: Path) -> None:
-    """Write every rejection as a JSON line {split, origin, kind, reason}; an empty file where nothing was rejected."""
-    lines = [json.dumps({"split": rep.split, **asdict(rejection)}) for rep in reports for rejection in rep.rejections]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _agree_with_scores(pair: PreferencePair, on_reversed: OnReversedScores) -> tuple[PreferencePair, bool]:

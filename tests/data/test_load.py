@@ -9,9 +9,10 @@ from collections import Counter
 import pytest
 
 from caldpo.data.data_report import LoadReport, Rejection
-from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
+from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import PairSource, RawRow
+from caldpo.data.rejected_rows import write_rejections
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 from tests.helpers.messages import names, refused

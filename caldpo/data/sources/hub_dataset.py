@@ -93,6 +93,12 @@ class HubDataset(PairSource):
         if (folder := Path(self._location()) / (self.data_dir or "")).is_dir():
             require_split_shards(folder, split)
 
+    def file_sizes(self, split: str) -> list[tuple[str, int]]:
+        """List the files of a local folder, those of other splits too; a set on the hub has its commit instead."""
+        folder = Path(self._location()) / (self.data_dir or "")
+        files = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
+        return [(str(name), file.stat().st_size) for name, file in files.items() if not _is_hidden(name)]
+
     def held_out(self, split: str) -> str | None:
         """Name the split ``test``, or else ``validation``, beside ``train``; raises as :meth:`rows` does."""
         named = split.split("[")[0]
@@ -208,6 +214,10 @@ class HubDataset(PairSource):
         )
         what = f"{cause} ({type(error).__name__}: {detail})"
         return CaldpoError(what, key="data.source.path", value=self.path, remedy=remedy)
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 _REMEDY = (
