@@ -28,6 +28,7 @@ OnReversedScores = Literal["reject", "swap", "keep"]
 # More would fill the memory: the file is not the preference data it is taken for, or a small compressed one that
 # expands into endless repetition.
 MAX_REJECTIONS = 2_000_000
+_TOO_DEEP = "nested too deeply"
 _SHOWN = 10  # bad rows of a split named in an error; the file has the rest
 
 
@@ -145,6 +146,8 @@ class RowReader:
             except RowError as error:
                 kind: Kind = "line" if raw.value is None else error.kind
                 rows.append(Rejection(raw.origin, kind, error.reason))
+            except RecursionError:
+                rows.append(Rejection(raw.origin, "row", _TOO_DEEP))
             else:
                 rows.append(read)
                 pairs.append(pair)
@@ -181,7 +184,7 @@ def _without_too_deep(
             try:
                 pack([pair])
             except RecursionError:
-                row = Rejection(row.facts.origin, "row", "nested too deeply")
+                row = Rejection(row.facts.origin, "row", _TOO_DEEP)
             else:
                 packable.append(pair)
         results.append(row)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from caldpo.data import load, stored_pairs
-from caldpo.data.load import load_pairs
+from caldpo.data.load import load_pairs, refuse_bad_rows
 from caldpo.data.pair import PreferencePair, prompt_key
+from caldpo.data.raw_row import RawRow
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.stored_pairs import BLOCK, StoredPairs
 from caldpo.utils import ordered_map
 from tests.data.small import RowsSource, chat
-from tests.helpers.messages import refused
+from tests.helpers.messages import names, refused
 
 
 def pairs(count: int) -> list[PreferencePair]:
@@ -96,6 +98,34 @@ def test_blocks_that_other_processes_read_give_the_same_pairs_and_report(
     assert found[0] == found[1]
     assert {r.kind for r in found[0][1].rejections} == {"line", "row", "degenerate"}
     assert load.MAX_REJECTIONS > len(found[0][1].rejections) > 1000
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("at", [1, 10 * BLOCK + 3])  # in a block that this process reads, and that a worker does
+@pytest.mark.parametrize("depth", [600, 20_000])  # too deep to be packed, to be checked or even sent to a worker
+def test_a_row_that_is_nested_too_deeply_is_named(
+    monkeypatch: pytest.MonkeyPatch, workers: int, at: int, depth: int
+) -> None:
+    deep: Any = "x"
+    for _ in range(depth):
+        deep = {"a": deep}
+    ask = [{"role": "user", "content": "Q"}]
+    sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+
+    class Deep(RowsSource):
+        def rows(self, split: str) -> Any:
+            for i in range(12 * BLOCK):
+                more = {"tools": [deep]} if i == at else {"chat_template_kwargs": {"i": i}}
+                yield RawRow(f"{split}[{i}]", {"prompt": ask, **sides, **more})
+
+    monkeypatch.setattr(ordered_map, "workers_at_once", lambda: workers)
+    stored, report = load_pairs(Deep(), "train")
+    [bad] = report.rejections
+    assert (bad.origin, bad.kind) == (f"train[{at}]", "row")
+    names(bad.reason, "nested too deeply")
+    assert stored.origins() == [f"train[{i}]" for i in range(12 * BLOCK) if i != at]
+    with refused("nested too deeply", f"train[{at}]", key="data.on_invalid", remedy="skip"):
+        refuse_bad_rows([report], Path("rejected_rows.jsonl"))
 
 
 def test_pairs_of_a_source_without_blocks_of_its_own() -> None:
