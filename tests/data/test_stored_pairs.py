@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import random
+import tempfile
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from caldpo.data.raw_row import RawRow
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.stored_pairs import BLOCK, StoredPairs
 from caldpo.utils import ordered_map
+from tests.data.prepared import prepared
 from tests.data.small import RowsSource, chat
 from tests.helpers.messages import names, refused
 
@@ -133,6 +137,34 @@ def test_pairs_of_a_source_without_blocks_of_its_own() -> None:
     stored, report = load_pairs(RowsSource(train=rows), "train")
     assert [(pair.prompt, pair.chosen, pair.rejected) for pair in stored] == rows
     assert report.kept == len(rows)
+
+
+def test_once_split_the_texts_of_the_training_pairs_are_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those held out are kept, for samples and true rewards, in a file of their own."""
+    made: list[IO[bytes]] = []
+
+    def recorded(**keys: Any) -> IO[bytes]:
+        made.append(tempfile.NamedTemporaryFile(**keys))  # noqa: SIM115  # as long as the pairs
+        return made[-1]
+
+    monkeypatch.setattr(stored_pairs, "IN_MEMORY", 100)
+    monkeypatch.setattr(stored_pairs.tempfile, "TemporaryFile", recorded)
+    rows = [(f"a {i}", f"yes {'x' * 50} {i}", "no") for i in range(400)]
+    module, _ = prepared(tmp_path, source=RowsSource(train=rows), test=None, test_fraction=0.1)
+    held_out = list(module.test_sources)
+    sizes = [Path(file.name).stat().st_size for file in made]
+    places = [weakref.ref(file) for file in made]
+    made.clear()
+    gc.collect()
+    open_still = [size for size, place in zip(sizes, places, strict=True) if place() is not None]
+    assert 20 < len(held_out) < 80
+    assert len(sizes) == 2
+    assert len(open_still) == 1
+    assert open_still[0] < sizes[0] / 4
+    assert list(module.test_sources) == held_out
+    assert [pair.origin for pair in module.test_sources] == [pair.origin for pair in module.test_pairs]
 
 
 def test_a_full_disk_names_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:

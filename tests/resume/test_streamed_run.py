@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tests.evaluation.runs import inside, write_data
 from tests.helpers.command import train
 from tests.helpers.messages import names
 from tests.resume.runs import outcome
-from tests.resume.stopped import RUN, stopped
+from tests.resume.stopped import RUN, refused, stopped
 
 STREAMED = (*RUN, "data.streaming=true", "data.shuffle_buffer=8")
 
@@ -34,6 +35,30 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(folder: Path, capsys: pytes
     assert whole["steps"] == 8
     train(*STREAMED, "seed=2", "hydra.run.dir=other")
     assert outcome(folder / "other")["rows"] != whole["rows"]
+
+
+def test_files_that_changed_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told by their sizes: no row that is read before training has changed."""
+    stopped(*STREAMED, "hydra.run.dir=stopped")
+    (folder / "train.jsonl").write_text((folder / "train.jsonl").read_text() + "\n")
+    said = refused(capsys, folder / "stopped/checkpoints", "resume=stopped", code=1)
+    names(said, "the files of data.train changed", key="error: resume", value="stopped", remedy="start a new run")
+
+
+def test_rows_left_out_are_listed_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Streamed or not, stopped or not."""
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    bad = ['{"prompt": "w1"}', lines[0].replace('"chosen"', '"nothing"')]
+    (folder / "train.jsonl").write_text("\n".join([*lines * 7, bad[0], *lines, bad[1], "{"]))
+    keys = ("data.on_invalid=skip", "data.on_degenerate=keep", "callbacks.checkpoint.every=2")
+    for name, streamed in (("whole", ()), ("streamed", ("data.streaming=true", "data.shuffle_buffer=1"))):
+        capsys.readouterr()
+        train(*RUN, *keys, *streamed, "trainer.max_steps=42", f"hydra.run.dir={name}")
+        summary = json.loads((folder / name / "summary.json").read_text())
+        listed = [json.loads(line) for line in (folder / name / "rejected_rows.jsonl").read_text().splitlines()]
+        assert [row["origin"] for row in listed] == ["train.jsonl:281", "train.jsonl:322", "train.jsonl:323"]
+        assert sum(summary["rejected_rows"].values()) == 3
+        names(capsys.readouterr().out, "left out: 3 rows", f"{name}/rejected_rows.jsonl")
 
 
 def test_the_order_of_the_stream_is_that_of_its_seed(folder: Path) -> None:
