@@ -25,7 +25,7 @@ from caldpo.utils.collectives import all_gather, is_first_rank
 from caldpo.utils.text_format import counted
 
 
-class PairBatches(Dataset[PairBatch]):
+class PairBatches(Dataset["PairBatch | CaldpoError"]):
     """A split as a dataset of batches: the sampler names the rows of a batch."""
 
     def __init__(
@@ -39,13 +39,15 @@ class PairBatches(Dataset[PairBatch]):
     def __getitem__(self, batch: MicroBatch) -> PairBatch | CaldpoError:
         """Collate a batch; an error of a worker is the item, since PyTorch would hand on its text alone."""
         try:
-            pairs = [self.pairs[row] for row in batch.rows]
+            return self.collated(batch)
         except CaldpoError as error:
             if get_worker_info() is None:
                 raise
             return error
+
+    def collated(self, batch: MicroBatch) -> PairBatch:
         return collate(
-            pairs,
+            [self.pairs[row] for row in batch.rows],
             self.pad_id,
             layout=self.layout,
             split=self.split,
@@ -126,7 +128,7 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end_workers(loader: DataLoader[PairBatch]) -> None:
+def _end_workers(loader: DataLoader[PairBatch | CaldpoError]) -> None:
     """Kill the workers of a loader: they ignore SIGTERM, and Python would wait for them forever at its exit."""
     iterator: Any = loader._iterator  # kept where workers persist; a DataLoader has no public way to close it
     if iterator is not None:
@@ -304,7 +306,7 @@ class TokenizedDataModule(LightningDataModule):
         budget = sys.maxsize if self.token_budget is None else self.token_budget
         by_tokens = ByTokens.of(budget, self._split(split).lengths(), self.layout)
         for batch in by_tokens.in_order(rows, self.eval_micro_batch_size):
-            yield dataset[MicroBatch(tuple(batch), (1.0,) * len(batch), len(batch))]
+            yield dataset.collated(MicroBatch(tuple(batch), (1.0,) * len(batch), len(batch)))
 
     def _dataset(self, name: str) -> PairBatches:
         pairs = self.stream if self.stream is not None and name == "train" else self._split(name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -268,7 +268,7 @@ class PairDataModule(TokenizedDataModule):
         All splits are read and the file of rejections is written before bad rows are an error, so that one
         attempt shows everything there is to mend.
         """
-        policies = {
+        policies: dict[str, Any] = {
             "on_degenerate": self.on_degenerate,
             "on_reversed_scores": self.on_reversed_scores,
             "demonstrations": demonstrations,
