@@ -17,7 +17,9 @@ from transformers import PreTrainedModel
 from caldpo import metric_definitions as m
 from caldpo.config.conf_dir import conf_dir
 from caldpo.data.batching import ByTokens, StepPlan
+from caldpo.data.data_report import list_counts
 from caldpo.data.pair_stream import ENDLESS
+from caldpo.data.rejected_rows import REJECTED_ROWS
 from caldpo.metrics_file import NAME, iter_rows
 from caldpo.models.adapted_policy import count_parameters
 from caldpo.utils.notes import print_notes
@@ -65,6 +67,9 @@ def print_end(summary: Mapping[str, Any], run_dir: Path, *, exported: bool, adap
     Console().print(table)
     memory = f"{summary['peak_memory_bytes'] / 2**20:.0f} MiB ({summary['peak_memory_of']})"
     print(f"{summary['wall_seconds']:.1f} s, peak memory {memory}")
+    if rejected := summary["rejected_rows"]:
+        rows = counted(sum(rejected.values()), "row")
+        print(f"left out: {rows} ({list_counts(rejected)}), listed in {run_dir / REJECTED_ROWS}")
     print(f"metrics: {run_dir / NAME}")
     if exported:
         print(f"policy: {run_dir / 'policy'}{' (the adapter; its base is loaded beside it)' if adapted else ''}")

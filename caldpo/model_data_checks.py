@@ -118,6 +118,8 @@ def _require_embedded(
             place = int(tokens.argmax())
             origin = pairs.origin(int(np.searchsorted(ends, place, side="right") - 1) // 3)
             largest.append((f"{origin} holds", int(tokens[place])))
+    if data.stream is not None:  # its later pairs may hold any token
+        largest.append(("the last of its tokens is", max(tokenizer.get_vocab().values())))
     _require_rows(model, tokenizer, largest, key)
 
 
@@ -151,11 +153,13 @@ def _require_positions(model: PreTrainedModel, data: PairDataModule) -> None:
         lengths = pairs.lengths()
         rows = lengths[:, 0] + lengths[:, 1:].max(axis=1)
         if len(rows) and rows.max() > tokens:
-            tokens, place = int(rows.max()), pairs.origin(int(rows.argmax()))
+            tokens, place = int(rows.max()), f"{pairs.origin(int(rows.argmax()))} is"
+    if data.stream is not None and tokens < data.max_length:
+        tokens, place = data.max_length, "a later pair of the stream may be"
     limit = position_limit(model, tokens)
     if limit is not None:
         raise CaldpoError(
-            f"{place} is {tokens:,} tokens long, and {type(model).__name__} has positions for {limit:,}",
+            f"{place} {tokens:,} tokens long, and {type(model).__name__} has positions for {limit:,}",
             key="data.max_length",
             value=data.max_length,
             remedy=f"set data.max_length={limit} and data.max_prompt_length={limit // 2}, which shorten longer pairs,"

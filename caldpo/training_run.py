@@ -294,6 +294,7 @@ def finish(
         upload=components.logger.upload,
         tracker_url=components.logger.url,
         alarms=[alarm for callback in watchers for alarm in callback.alarms],
+        rejected_rows=components.data.rejected_rows(),
     )
     if trainer.is_global_zero:
         run_dir, adapted = record.run_dir, is_adapted(module.policy)

@@ -149,6 +149,23 @@ def test_rows_and_samples_beyond_the_positions(folder: Path, capsys: pytest.Capt
     names(said, "data.max_length=40:", "positions for 24")
 
 
+def test_what_a_stream_may_hold_later(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its first rows are short, and of tokens that the model has."""
+    tokenizer = model_folder("gpt2")
+    pairs = Path("pairs.jsonl").read_text()
+    Path("test.jsonl").write_text(pairs.replace('"prompt": "', '"prompt": "w9 w9 '))
+    streamed = ["data.streaming=true", "data.test=test.jsonl", "callbacks.samples.prompts=0"]
+    fits = ["data.max_length=24", "data.max_prompt_length=10"]
+    said = refused(capsys, *streamed, "data.max_length=25", "data.max_prompt_length=10")
+    names(said, "data.max_length=25:", "may be 25 tokens", "positions for 24", remedy="data.max_length=24")
+    train(*HUB, *streamed, *fits, "hydra.run.dir=fits")
+    tokenizer.add_tokens(["w44", "<|turn|>"])
+    tokenizer.save_pretrained("model")
+    said = refused(capsys, *streamed, *fits)
+    names(said, "error: model.path=model:", "<|turn|>", "id 45", "44 rows", remedy="resize_token_embeddings(46)")
+    train(*HUB, "data.test=test.jsonl", "callbacks.samples.prompts=0", *fits, "hydra.run.dir=whole")
+
+
 def test_another_reference_is_held_against_the_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model_folder("gpt2")
     Path("model").rename("reference")

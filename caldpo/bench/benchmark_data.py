@@ -17,9 +17,10 @@ from transformers.utils import logging
 from caldpo.bench.benchmark_settings import BenchmarkModel, BenchmarkSettings
 from caldpo.bench.worker_job import ADAPTER, IDS, MODEL, TEST, TOKENIZER, TRAIN
 from caldpo.data.batching import StepPlan
-from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
+from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.pair_checks import refuse_untokenized
+from caldpo.data.rejected_rows import REJECTED_ROWS, write_rejections
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.split import subset
 from caldpo.data.template_checks import require_template
@@ -110,7 +111,7 @@ def pairs_of_file(
         CaldpoError: no such file or tokenizer, or fewer pairs than wanted.
     """
     loaded, report = load_pairs(LocalFiles(), path, on_degenerate="drop", on_reversed_scores="keep")
-    rejected = folder / "rejected_rows.jsonl"
+    rejected = folder / REJECTED_ROWS
     write_rejections([report], rejected)
     refuse_bad_rows([report], rejected)
     require_pairs(report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from caldpo.errors import CaldpoError
@@ -46,8 +47,12 @@ class CheckpointPlan:
         return environment_note(manifest["versions"], self.environment)
 
 
-def require_same(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+def require_same(saved: Mapping[str, str], current: Mapping[str, str], run_dir: Path | None = None) -> None:
     """Refuse to resume where digests, by name, differ from those of when the checkpoint was written.
+
+    Args:
+        saved, current: the digests.
+        run_dir: the run's folder, for the message.
 
     Raises:
         CaldpoError: configuration, reference weights or tokens changed.
@@ -56,9 +61,11 @@ def require_same(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
     if changed:
         # where tokens changed, so did the texts they were made from
         causes = [n for n in changed if n == (tokens := n.replace("the texts", "the tokens")) or tokens not in changed]
+        place: dict[str, Any] = {} if run_dir is None else {"value": run_dir}
         raise CaldpoError(
             f"{' and '.join(causes)} changed since the checkpoint was written",
             key="resume",
+            **place,
             remedy="bring back the model, the data and the settings that the run began with (config.yaml names them),"
             " or start a new run",
         )

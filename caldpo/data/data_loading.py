@@ -13,18 +13,19 @@ import torch
 from pytorch_lightning import LightningDataModule
 from rich.console import Console
 from rich.text import Text
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from caldpo.data.batching import ByTokens, MicroBatch, StepBatchSampler, StepPlan
 from caldpo.data.collate import Layout, collate
 from caldpo.data.pair_stream import ENDLESS, PairStream
 from caldpo.data.token_arrays import TokenizedPairs
+from caldpo.errors import CaldpoError
 from caldpo.types import PairBatch
-from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.collectives import all_gather, is_first_rank
 from caldpo.utils.text_format import counted
 
 
-class PairBatches(Dataset[PairBatch]):
+class PairBatches(Dataset["PairBatch | CaldpoError"]):
     """A split as a dataset of batches: the sampler names the rows of a batch."""
 
     def __init__(
@@ -35,7 +36,16 @@ class PairBatches(Dataset[PairBatch]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, batch: MicroBatch) -> PairBatch:
+    def __getitem__(self, batch: MicroBatch) -> PairBatch | CaldpoError:
+        """Collate a batch; an error of a worker is the item, since PyTorch would hand on its text alone."""
+        try:
+            return self.collated(batch)
+        except CaldpoError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+    def collated(self, batch: MicroBatch) -> PairBatch:
         return collate(
             [self.pairs[row] for row in batch.rows],
             self.pad_id,
@@ -91,6 +101,8 @@ class PairLoader:
         self._position = (epoch, start)
         try:
             for consumed, batch in enumerate(self._loader, start + 1):
+                if isinstance(batch, CaldpoError):
+                    raise batch
                 self._position = (epoch, consumed)
                 yield batch
         finally:
@@ -116,7 +128,7 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end_workers(loader: DataLoader[PairBatch]) -> None:
+def _end_workers(loader: DataLoader[PairBatch | CaldpoError]) -> None:
     """Kill the workers of a loader: they ignore SIGTERM, and Python would wait for them forever at its exit."""
     iterator: Any = loader._iterator  # kept where workers persist; a DataLoader has no public way to close it
     if iterator is not None:
@@ -231,9 +243,22 @@ class TokenizedDataModule(LightningDataModule):
         return plan
 
     def train_dataloader(self) -> PairLoader:
-        """Load this rank's training batches in the order of seed and epoch."""
+        """Load this rank's training batches in the order of seed and epoch.
+
+        Raises:
+            CaldpoError: nodes of different memory have chosen different budgets.
+        """
         if self._plan is None:
             raise RuntimeError("plan_steps has to be called first")
+        budgets = all_gather(self.token_budget)
+        if len(set(budgets)) > 1:  # they would wait for each other
+            smallest = min(budget for budget in budgets if budget is not None)
+            raise CaldpoError(
+                f"the nodes have different memory: by rank, they chose {', '.join(map(str, budgets))} tokens",
+                key="data.max_tokens_per_micro_batch",
+                value="auto",
+                remedy=f"set data.max_tokens_per_micro_batch={smallest}",
+            )
         _, rank = self._ranks()
         if (dropped := self._plan.dropped) and rank == 0:
             note = f"data.drop_last: each epoch leaves out {dropped:,} of {counted(self._plan.pairs, 'pair')}"
@@ -281,7 +306,7 @@ class TokenizedDataModule(LightningDataModule):
         budget = sys.maxsize if self.token_budget is None else self.token_budget
         by_tokens = ByTokens.of(budget, self._split(split).lengths(), self.layout)
         for batch in by_tokens.in_order(rows, self.eval_micro_batch_size):
-            yield dataset[MicroBatch(tuple(batch), (1.0,) * len(batch), len(batch))]
+            yield dataset.collated(MicroBatch(tuple(batch), (1.0,) * len(batch), len(batch)))
 
     def _dataset(self, name: str) -> PairBatches:
         pairs = self.stream if self.stream is not None and name == "train" else self._split(name)

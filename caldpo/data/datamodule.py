@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,12 @@ from caldpo.data.data_loading import TokenizedDataModule
 from caldpo.data.data_parts import Named
 from caldpo.data.data_report import LoadReport
 from caldpo.data.joined_sources import JoinedPairs, held_out_name, read_joined
-from caldpo.data.load import RowReader, refuse_bad_rows, require_pairs, write_rejections
+from caldpo.data.load import RowReader, refuse_bad_rows, require_pairs
 from caldpo.data.pair import Message, PreferencePair, prompt_key
 from caldpo.data.pair_checks import refuse_unknown, refuse_untokenized, require_scores
 from caldpo.data.pair_stream import SAMPLE, PairStream, ShuffledRows, refuse_unstreamed
 from caldpo.data.raw_row import PairSource, RewardSource
+from caldpo.data.rejected_rows import REJECTED_ROWS, count_rejections, write_rejections
 from caldpo.data.split import settle_shared_prompts, split_by_prompt, subset
 from caldpo.data.stored_pairs import StoredPairs
 from caldpo.data.template_checks import read_template, require_template
@@ -35,8 +36,6 @@ from caldpo.data.token_cache import cached_tokens
 from caldpo.data.tokenize import PairTokenizer, TokenizedSplit
 from caldpo.errors import CaldpoError
 from caldpo.utils.collectives import is_first_rank
-
-REJECTED_ROWS = "rejected_rows.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +140,7 @@ class PairDataModule(TokenizedDataModule):
         self.cache = None if cache is None else Path(cache).expanduser()
         self.now = datetime.combine(datetime.now(), time())  # the day alone, so that runs of one day share tokens
         self.test_sources: Sequence[PreferencePair] = []  # the test split as text, in the order of test_pairs
+        self._rejected: Path | None = None  # the file that lists the rows that gave no pair
 
     def prepare_pairs(
         self,
@@ -171,7 +171,7 @@ class PairDataModule(TokenizedDataModule):
         console = Console(quiet=not first_rank)
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
-        rejected = run_dir / REJECTED_ROWS
+        self._rejected = rejected = run_dir / REJECTED_ROWS
         reader = RowReader(self.columns, self.on_reversed_scores, not needs_rejected)
         rows = None
         if self.streaming:
@@ -206,14 +206,14 @@ class PairDataModule(TokenizedDataModule):
                 rows,
                 reader,
                 PairTokenizer(tokenizer, *limits, self.on_degenerate, self.now),
-                with_scores=train_split.pairs.has_scores,
+                needs_scores=needs_scores,
                 on_invalid=self.on_invalid,
                 on_degenerate=self.on_degenerate,
                 on_shared_prompts=self.on_shared_prompts,
                 test_prompts=frozenset(joined_test.pairs.keys()),
                 rejected=rejected if first_rank else None,
             )
-        self.test_sources = test_split.sources
+        self.test_sources = StoredPairs.of(iter(test_split.sources))  # without the training pairs stored beside them
         pad = tokenizer.pad_token_id
         self._pad_id = tokenizer.eos_token_id if pad is None else pad
         report = DataReport(
@@ -244,6 +244,10 @@ class PairDataModule(TokenizedDataModule):
         """Read a hub data set at ``commit`` from now on; to be called before :meth:`prepare_pairs`."""
         self.source = self.source.pinned(commit)
 
+    def rejected_rows(self) -> dict[str, int]:
+        """Count by reason the rows that gave no pair, those of a stream as far as it was read."""
+        return {} if self._rejected is None else count_rejections(self._rejected)
+
     def held_out_prompts(self, count: int) -> list[HeldOutPrompt]:
         """Return the first ``count`` distinct prompts of the test split, in order, or all if it has fewer."""
         prompts: dict[str, HeldOutPrompt] = {}
@@ -264,7 +268,7 @@ class PairDataModule(TokenizedDataModule):
         All splits are read and the file of rejections is written before bad rows are an error, so that one
         attempt shows everything there is to mend.
         """
-        policies = {
+        policies: dict[str, Any] = {
             "on_degenerate": self.on_degenerate,
             "on_reversed_scores": self.on_reversed_scores,
             "demonstrations": demonstrations,
@@ -279,7 +283,8 @@ class PairDataModule(TokenizedDataModule):
                     value=self.test,
                     remedy="name a split or a file of its own, with data.test=NAME",
                 )
-            train = read_joined(rows, f"{rows.label}, the first {SAMPLE} rows", "data.train", **policies)
+            first = f"{rows.label}, the first {SAMPLE} rows"
+            train = read_joined(rows, first, "data.train", find_repeats=False, **policies)  # a stream keeps repeats
             notes.append(f"data.streaming: later rows are checked as they are read, {self.shuffle_buffer:,} at a time")
         else:
             train = read_joined(self.source, self.train, "data.train", **policies)

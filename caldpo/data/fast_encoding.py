@@ -24,7 +24,7 @@ _SPACE = "▁"
 _BREAK, _JOINED = "\n", "\0"
 _WORD = re.compile(f" *[^ {_BREAK}]+| +|{_BREAK}")  # with spaces in place of the mark
 _LONGEST = 40  # characters of a word that is remembered
-_MOST_WORDS = 500_000  # remembered; then from the beginning
+_MOST_WORDS = 125_000  # remembered, and as many from before; of some 140 bytes each: 35 MB at most
 _PROBES = ["", " ", "a", " a", "a b", "  a  b ", "▁a", "a▁ b", "\n\na\n", "é🙂日本 語", "a\tb\x00c", "don't 12345"]
 
 
@@ -135,14 +135,21 @@ class _Words(dict[str, bytes]):
     def __init__(self, backend: Tokenizer) -> None:
         super().__init__()
         self._model = backend.model
+        self._before: dict[str, bytes] = {}  # words that were remembered until there were too many
 
     def __missing__(self, word: str) -> bytes:
-        bare = word == _BREAK or word[:1] == _JOINED
-        text = word.lstrip(_JOINED) if bare else f" {word}"
-        tokens = self._model.tokenize(text.replace(" ", _SPACE)) if text else []
-        ids = array("i", [token.id for token in tokens]).tobytes()
+        ids = self._before.get(word)
+        if ids is None:
+            ids = self._tokenized(word)
         if len(word) <= _LONGEST:
             if len(self) >= _MOST_WORDS:
+                self._before = dict(self)
                 self.clear()
             self[word] = ids
         return ids
+
+    def _tokenized(self, word: str) -> bytes:
+        bare = word == _BREAK or word[:1] == _JOINED
+        text = word.lstrip(_JOINED) if bare else f" {word}"
+        tokens = self._model.tokenize(text.replace(" ", _SPACE)) if text else []
+        return array("i", [token.id for token in tokens]).tobytes()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,28 +73,43 @@ class JoinedPairs:
         return pairs.take(rows), [f"{self.key} by weight: {listed}"]
 
 
-def read_joined(source: PairSource, named: Named, key: str, **policies: Any) -> JoinedPairs:
+def read_joined(
+    source: PairSource, named: Named, key: str, *, find_repeats: bool = True, **policies: Any
+) -> JoinedPairs:
     """Read the data sets that a setting names; of a pair that occurs in two of them, the first one stands.
 
+    Args:
+        source: of the rows.
+        named, key: the setting.
+        find_repeats: whether pairs that repeat or contradict an earlier one count as degenerate.
+        policies: as for :func:`~caldpo.data.load.load_pairs`.
+
     Raises:
-        CaldpoError: as :func:`~caldpo.data.load.load_pairs`, which takes the policies, with the setting as key; a file
-            that two data sets share.
+        CaldpoError: as :func:`~caldpo.data.load.load_pairs`, with the setting as key; a file that two data sets share.
     """
-    joined, seen, writer = JoinedPairs(key, parts_of(named, key)), DegeneracyCheck(), PairWriter()
-    files: dict[Path, str] = {}
+    joined, writer = JoinedPairs(key, parts_of(named, key)), PairWriter()
+    seen = DegeneracyCheck(find_repeats=find_repeats)
+    require_files_once(source, [part.name for part in joined.parts], key)
     for place, part in enumerate(joined.parts):
-        for file in _ask(key, part.name, source.files):
-            if (other := files.setdefault(file.resolve(), part.name)) != part.name:
-                remedy = "name each file in only one data set"
-                raise CaldpoError(f"{file} is read for {other} already", key=key, value=part.name, remedy=remedy)
-        pairs, report = _ask(
-            key, part.name, lambda name: load_pairs(source, name, degenerate=seen, writer=writer, **policies)
-        )
+        with about(part.name, key):
+            pairs, report = load_pairs(source, part.name, degenerate=seen, writer=writer, **policies)
         joined.reports.append(report)
         if part.share is not None:
             joined.part_of.update((origin, place) for origin in pairs.origins())
     joined.pairs = writer.pairs()
     return joined
+
+
+def require_files_once(source: PairSource, names: Sequence[str], key: str) -> None:
+    """Check that no file is read for two of the data sets that a setting names."""
+    files: dict[Path, str] = {}
+    for name in names:
+        with about(name, key):
+            of_name = source.files(name)
+        for file in of_name:
+            if (other := files.setdefault(file.resolve(), name)) != name:
+                remedy = "name each file in only one data set"
+                raise CaldpoError(f"{file} is read for {other} already", key=key, value=name, remedy=remedy)
 
 
 def held_out_name(source: PairSource, train: Named, test: Named | None) -> tuple[Named | None, list[str]]:
@@ -114,9 +130,15 @@ def held_out_name(source: PairSource, train: Named, test: Named | None) -> tuple
 
 
 def _ask(key: str, name: str, ask: Callable[[str], Any]) -> Any:
+    with about(name, key):
+        return ask(name)
+
+
+@contextlib.contextmanager
+def about(name: str, key: str) -> Iterator[None]:
     """Ask a source about one data set; an error about its name gets ``key``, one about its path the short key."""
     try:
-        return ask(name)
+        yield
     except CaldpoError as error:
         known = {name: key, _PATH: "data.path"}.get(error.key or "")
         if known is None:

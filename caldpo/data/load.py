@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +28,7 @@ OnReversedScores = Literal["reject", "swap", "keep"]
 # More would fill the memory: the file is not the preference data it is taken for, or a small compressed one that
 # expands into endless repetition.
 MAX_REJECTIONS = 2_000_000
+_TOO_DEEP = "nested too deeply"
 _SHOWN = 10  # bad rows of a split named in an error; the file has the rest
 
 
@@ -146,6 +146,8 @@ class RowReader:
             except RowError as error:
                 kind: Kind = "line" if raw.value is None else error.kind
                 rows.append(Rejection(raw.origin, kind, error.reason))
+            except RecursionError:
+                rows.append(Rejection(raw.origin, "row", _TOO_DEEP))
             else:
                 rows.append(read)
                 pairs.append(pair)
@@ -182,7 +184,7 @@ def _without_too_deep(
             try:
                 pack([pair])
             except RecursionError:
-                row = Rejection(row.facts.origin, "row", "nested too deeply")
+                row = Rejection(row.facts.origin, "row", _TOO_DEEP)
             else:
                 packable.append(pair)
         results.append(row)
@@ -225,12 +227,6 @@ def require_pairs(report: LoadReport) -> None:
         raise CaldpoError(
             f"none of its {counted(report.rows, 'row')} is a usable pair\n{report.summary()}", key=report.split
         )
-
-
-def write_rejections(reports: Iterable[LoadReport], path: Path) -> None:
-    """Write every rejection as a JSON line {split, origin, kind, reason}; an empty file where nothing was rejected."""
-    lines = [json.dumps({"split": rep.split, **asdict(rejection)}) for rep in reports for rejection in rep.rejections]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _agree_with_scores(pair: PreferencePair, on_reversed: OnReversedScores) -> tuple[PreferencePair, bool]:

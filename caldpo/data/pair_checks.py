@@ -65,14 +65,17 @@ class DegeneracyCheck:
     """Finds pairs without signal, and pairs that repeat or contradict an earlier one.
 
     Keeps 16 bytes per pair. Of two pairs that repeat or contradict each other the first one stands, so a split always
-    gives the same answer.
+    gives the same answer. Without ``find_repeats`` none is looked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, find_repeats: bool = True) -> None:
+        self._find_repeats = find_repeats
         self._in_order: dict[bytes, bool] = {}  # by digest of a pair whose sides are sorted: whether they were
 
     def repeats(self, signal: tuple[bytes, bool]) -> str | None:
         """Return how a pair, told by its :func:`pair_signal`, repeats or contradicts an earlier one."""
+        if not self._find_repeats:
+            return None
         digest, in_order = signal
         if digest in self._in_order:
             return f"{'repeats' if self._in_order[digest] == in_order else 'contradicts'} an earlier pair"

@@ -8,11 +8,10 @@ the pairs of a few rows.
 
 from __future__ import annotations
 
-import json
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +19,18 @@ from typing import Any, Literal
 import numpy as np
 
 from caldpo.data.data_parts import Named, parts_of
-from caldpo.data.data_report import Rejection, list_counts
+from caldpo.data.data_report import Rejection
+from caldpo.data.joined_sources import about, require_files_once
 from caldpo.data.load import ReadPair, RowReader
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.raw_row import PairSource, RawRow
+from caldpo.data.rejected_rows import REJECTED_ROWS, append_rejection
 from caldpo.data.split import SHARED
 from caldpo.data.stored_pairs import PackedPairs
 from caldpo.data.tokenize import PairTokenizer
 from caldpo.errors import CaldpoError
+from caldpo.utils.delayed_progress import DelayedProgress
+from caldpo.utils.notes import print_notes
 
 ENDLESS = 2**48  # pairs that a stream is planned to have
 SAMPLE = 256  # rows at the beginning of the first epoch, which are checked and reported before a model loads
@@ -56,6 +59,16 @@ class ShuffledRows(PairSource):
         self._splits = [part.name for part in parts]
         self.name, self.label, self._source = source.name, " + ".join(self._splits), source
         self._buffer, self._seed = buffer, seed
+        require_files_once(source, self._splits, "data.train")
+
+    def files(self, split: str) -> list[Path]:
+        return [file for name in self._splits for file in self._source.files(name)]
+
+    def file_sizes(self, split: str) -> list[tuple[str, int]]:
+        return [file for name in self._splits for file in self._source.file_sizes(name)]
+
+    def notes(self, split: str) -> list[str]:
+        return [note for name in self._splits for note in self._source.notes(name)]
 
     def rows(self, split: str) -> Iterator[RawRow]:
         return islice(self.epoch(0), SAMPLE)
@@ -64,7 +77,7 @@ class ShuffledRows(PairSource):
         """Yield all rows in the order of an epoch."""
         draw = random.Random(f"{self._seed} {number}")
         buffer: list[RawRow] = []
-        for row in (row for split in self._splits for row in self._source.stream(split)):
+        for row in (row for split in self._splits for row in self._split(split)):
             if len(buffer) < self._buffer:
                 buffer.append(row)
                 continue
@@ -74,6 +87,10 @@ class ShuffledRows(PairSource):
         draw.shuffle(buffer)
         yield from buffer
 
+    def _split(self, name: str) -> Iterator[RawRow]:
+        with about(name, "data.train"):
+            yield from self._source.stream(name)
+
 
 class PairStream:
     """The tokenised pairs of a stream by their position, to be asked for in ascending order.
@@ -81,10 +98,11 @@ class PairStream:
     Args:
         rows: of the training split.
         reader, tokenizer: make pairs of rows, and tokens of pairs.
-        with_scores: each pair has to have true rewards, as the first ones do.
+        needs_scores: each pair has to have true rewards; otherwise those that some have are not used.
         on_invalid, on_degenerate, on_shared_prompts: the settings.
         test_prompts: keys of the prompts of the test split.
-        rejected: takes the rows that are left out, as JSON lines; None on other ranks than the first.
+        rejected: the file that lists rows that give no pair, the first :data:`SAMPLE` rows' already; None on other
+            ranks than the first.
     """
 
     def __init__(
@@ -93,17 +111,18 @@ class PairStream:
         reader: RowReader,
         tokenizer: PairTokenizer,
         *,
-        with_scores: bool,
+        needs_scores: bool,
         on_invalid: Literal["error", "skip"],
         on_degenerate: Literal["drop", "keep"],
         on_shared_prompts: Literal["error", "drop_train", "keep"],
         test_prompts: frozenset[str],
         rejected: Path | None = None,
     ) -> None:
-        self._rows, self._reader, self._tokenizer, self.has_scores = rows, reader, tokenizer, with_scores
+        self._rows, self._reader, self._tokenizer, self.has_scores = rows, reader, tokenizer, needs_scores
         self._on_invalid, self._on_degenerate, self._on_shared = on_invalid, on_degenerate, on_shared_prompts
         self._test_prompts, self._rejected = test_prompts, rejected
-        self.left_out: Counter[str] = Counter()  # rows so far, by reason
+        self._listed = SAMPLE  # rows of the first epoch whose rejections are listed
+        self._lists = False  # whether those of the current rows are to be
         self._start()
 
     def __len__(self) -> int:
@@ -112,6 +131,8 @@ class PairStream:
     def __getitem__(self, position: int) -> TokenizedPair:
         if self._next and position < self._next - len(self._latest):
             self._start()  # another pass from the beginning
+        if self._next == 0 and position > _REMEMBERED:
+            self._skip(position)
         while self._next <= position:
             self._latest.append(next(self._pairs))
             self._next += 1
@@ -122,6 +143,19 @@ class PairStream:
         behind = self._next - position
         return self._latest[-behind].origin if 0 < behind <= len(self._latest) else f"pair {position:,} of the stream"
 
+    def file_sizes(self) -> list[tuple[str, int]]:
+        """List names and sizes (bytes) of the files that are read."""
+        return self._rows.file_sizes("")
+
+    def _skip(self, position: int) -> None:
+        """Read up to where a run stopped, which takes a while."""
+        print_notes([f"reading the stream again up to pair {position:,}, where the run goes on"])
+        with DelayedProgress("Reading up to where the run goes on", position) as progress:
+            while self._next < position:
+                self._latest.append(next(self._pairs))
+                self._next += 1
+                progress.advance(1)
+
     def _start(self) -> None:
         self._pairs, self._next = self._generate(), 0
         self._latest: deque[TokenizedPair] = deque(maxlen=_REMEMBERED)
@@ -129,17 +163,20 @@ class PairStream:
     def _generate(self) -> Iterator[TokenizedPair]:
         position = 0
         for epoch in count():
-            before, rows = position, self._rows.epoch(epoch)
+            before, rows, read = position, self._rows.epoch(epoch), 0
             while chunk := list(islice(rows, _ROWS)):
+                self._lists = epoch == 0 and read >= self._listed
+                read += len(chunk)
+                self._listed = max(self._listed, read)
                 for pair in self._tokenized(chunk):
                     yield replace(pair, index=position)
                     position += 1
             if position == before:
                 raise CaldpoError(
-                    f"none of its rows is a usable pair ({list_counts(self.left_out) or 'it has none'})",
+                    "none of its rows is a usable pair",
                     key="data.train",
-                    remedy="check that this is preference data; the rows that are left out are listed in "
-                    f"{self._rejected or 'the run folder'}",
+                    value=self._rows.label,
+                    remedy=f"check that this is preference data; {REJECTED_ROWS} in the run's folder lists the reasons",
                 )
 
     def _tokenized(self, rows: list[RawRow]) -> Iterator[TokenizedPair]:
@@ -173,21 +210,19 @@ class PairStream:
         elif row.facts.key.hex() in self._test_prompts and self._on_shared != "keep":
             self._leave_out(Rejection(origin, "filtered", SHARED), refused=self._on_shared == "error")
         elif self.has_scores and None in row.facts.scores:
-            self._leave_out(Rejection(origin, "row", "no scores, which the first rows have"))
+            self._leave_out(Rejection(origin, "row", "no scores, which the loss needs"))
         else:
             return True
         return False
 
     def _leave_out(self, rejection: Rejection, *, refused: bool = False) -> None:
-        """Count and list a row that gives no pair.
+        """List a row that gives no pair.
 
         Raises:
             CaldpoError: such a row stops the run.
         """
-        self.left_out[rejection.category] += 1
-        if self._rejected is not None:
-            with self._rejected.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"split": "train", **asdict(rejection)}) + "\n")
+        if self._rejected is not None and self._lists:
+            append_rejection("train", rejection, self._rejected)
         if refused:
             raise CaldpoError(
                 f"{rejection.origin}: {rejection.reason}",

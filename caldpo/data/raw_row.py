@@ -89,6 +89,10 @@ class PairSource(ABC):
         """List the files that ``split`` stands for; none where the source reads no files."""
         return ()
 
+    def file_sizes(self, split: str) -> list[tuple[str, int]]:
+        """List names and sizes (bytes) of what ``split`` is read from: a change that shows without reading it."""
+        return [(file.name, file.stat().st_size) for file in self.files(split)]
+
     def notes(self, split: str) -> Sequence[str]:
         """Describe which files were chosen for ``split``, a line each."""
         return ()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,15 +78,32 @@ def memory_limit(accelerator: str, devices: int, memory_gib: float | None) -> in
     return min(bounded) // devices if bounded else None
 
 
-def total_ram(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes of RAM, within the limit of a container; None where the system has no figure."""
+def total_ram(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes of RAM, within the limits of the container or job; None where the system has no figure."""
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([total, *_cgroup_limits(cgroup, own)])
+
+
+def _cgroup_limits(cgroup: Path, own: Path) -> Iterator[int]:
+    """Yield the memory limits of this process' control groups, and of those around them, of either version."""
     try:
-        return min(total, int((cgroup / "memory.max").read_text()))
-    except (OSError, ValueError):  # no container, one without a limit, or cgroups of version 1
-        return total
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    groups = [line.split(":", 2) for line in lines if line.count(":") >= 2]
+    second = [path for number, _, path in groups if number == "0"] or [""]
+    first = [path for _, names, path in groups if "memory" in names.split(",")]
+    paths = [(cgroup, "memory.max", path) for path in second]
+    paths += [(cgroup / "memory", "memory.limit_in_bytes", path) for path in first]
+    for root, name, path in paths:
+        inner = root / path.strip("/")
+        for folder in (inner, *inner.parents):
+            with contextlib.suppress(OSError, ValueError):  # none here, or "max"
+                yield int((folder / name).read_text())
+            if folder == root:
+                break
 
 
 def available_ram(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:

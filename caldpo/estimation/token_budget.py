@@ -18,17 +18,18 @@ from caldpo.data.batching import ByTokens, StepPlan
 from caldpo.data.collate import Layout, collate
 from caldpo.distributed.fsdp import decoder_layers
 from caldpo.errors import CaldpoError
-from caldpo.estimation.memory_breakdown import memory_breakdown
+from caldpo.estimation.memory_breakdown import FRAGMENTED, PROCESS_BYTES, memory_breakdown
 from caldpo.estimation.memory_verdict import GIB, TIGHT, memory_limit
 from caldpo.estimation.step_memory import AUTOCAST_DTYPES, WEIGHT_DTYPES
 from caldpo.logprobs.lm_head_ops import CHUNK_BYTES
 from caldpo.models.adapted_policy import base_model
+from caldpo.types import PairBatch
 from caldpo.utils.text_format import counted
 
 SATURATING = {"cpu": 1024, "cuda": 16384}
 """Tokens of a micro-batch beyond which steps get no faster; measured on a CPU, see docs/performance.md."""
 UNKNOWN_MEMORY = 4096
-"""Budget for a GPU that is not on this machine."""
+"""Budget for a model whose memory cannot be estimated, at most."""
 LEAST = 256
 """Budget below which none is tried: most pairs have a micro-batch to themselves then."""
 NEGLIGIBLE = 160 * 2**20
@@ -79,17 +80,26 @@ def choose_budget(
     limit = memory_limit(trainer.accelerator, trainer.devices, memory_gib)
     per_token = activation_bound(policy, trainer.precision)
     enough = max(SATURATING[device], NEGLIGIBLE // per_token)
-    if limit is None:
-        return TokenBudget(min(enough, UNKNOWN_MEMORY), "the memory of the device is not known")
+    if limit is None:  # as a device with plenty of memory
+        return TokenBudget(enough, "the memory of the device is not known")
     room = f"{limit / GIB:,.1f} GiB"
     fixed = fixed_bound(policy, trainer.precision, logits_cache_mib, CHUNK_BYTES[device])
+    if device == "cpu":
+        fixed, per_token = round((1 + FRAGMENTED) * fixed) + PROCESS_BYTES, round((1 + FRAGMENTED) * per_token)
     if fixed + per_token * _largest(components, enough, layout) <= TIGHT * limit:
         return TokenBudget(enough, f"more would be no faster on a {'GPU' if device == 'cuda' else 'CPU'}")
     tokens = enough
-    while tokens > LEAST and not _fits(components, plan, layout, tokens, device, logits_cache_mib, TIGHT * limit):
+    while True:
+        batch = _longest_batch(components, plan, layout, tokens)
+        needed = _estimated(components, batch, plan, layout, device, logits_cache_mib)
+        if needed is None:
+            return TokenBudget(min(enough, UNKNOWN_MEMORY), "what this model needs cannot be estimated")
+        if needed <= TIGHT * limit:
+            why = f"{room} of memory" if tokens < enough else f"no more would be faster, and these fit {room}"
+            return TokenBudget(tokens, why)
+        if len(batch.index) == 1 or tokens <= LEAST:
+            return TokenBudget(tokens, f"about {needed / GIB:,.1f} GiB are needed even so, of {room} of memory")
         tokens //= 2
-    why = f"{room} of memory" if tokens < enough else f"no more would be faster, and these fit {room}"
-    return TokenBudget(tokens, why)
 
 
 def activation_bound(policy: PreTrainedModel, precision: str) -> int:
@@ -108,8 +118,9 @@ def activation_bound(policy: PreTrainedModel, precision: str) -> int:
 def fixed_bound(policy: PreTrainedModel, precision: str, logits_cache_mib: int, chunk_bytes: int) -> int:
     """Bound the bytes of a training step that do not depend on its tokens.
 
-    Weights, a second copy of them for a reference, gradients, two moments of the optimiser in float32, copies of the
-    weights in autocast's dtype, the gradient of the output head in float32, and its logits.
+    Weights, a second copy of them for a reference, gradients, a second copy of these in buckets, two moments of the
+    optimiser in float32, what its update takes, copies of the weights in autocast's dtype, the gradient of the output
+    head in float32, and its logits.
     """
     size = _weight_dtype(policy, precision).itemsize
     elements = sum(p.numel() for p in policy.parameters())
@@ -117,7 +128,8 @@ def fixed_bound(policy: PreTrainedModel, precision: str, logits_cache_mib: int, 
     casts = AUTOCAST_DTYPES[precision].itemsize if precision in AUTOCAST_DTYPES else 0
     head = base_model(policy).get_output_embeddings()
     gradient = 0 if head is None else 2 * 4 * sum(p.numel() for p in head.parameters())
-    return elements * (2 * size + casts) + trained * (size + 8) + gradient + logits_cache_mib * 2**20 + 2 * chunk_bytes
+    of_trained = trained * (3 * size + 8)
+    return elements * (2 * size + casts) + of_trained + gradient + logits_cache_mib * 2**20 + 2 * chunk_bytes
 
 
 def _width(module: nn.Module) -> int:
@@ -144,24 +156,22 @@ def _largest(components: Components, budget: int, layout: Layout) -> int:
     return max(budget, ByTokens.of(budget, components.data.train_pairs.lengths(), layout).most_tokens(1))
 
 
-def _fits(
-    components: Components,
-    plan: StepPlan,
-    layout: Layout,
-    budget: int,
-    device: str,
-    logits_cache_mib: int,
-    limit: float,
-) -> bool:
-    """Estimate the run with the longest pairs that share a micro-batch of ``budget`` tokens; unknown counts as no."""
+def _longest_batch(components: Components, plan: StepPlan, layout: Layout, budget: int) -> PairBatch:
+    """Collate the longest pairs that share a micro-batch of ``budget`` tokens: at least one."""
     pairs = components.data.train_pairs
     longest_first = pairs.lengths().sum(axis=1).argsort()[::-1].tolist()
     rows = next(ByTokens.of(budget, pairs.lengths(), layout).in_order(longest_first, plan.step_size))
-    batch = collate([pairs[row] for row in rows], 0, layout=layout)
+    return collate([pairs[row] for row in rows], 0, layout=layout)
+
+
+def _estimated(
+    components: Components, batch: PairBatch, plan: StepPlan, layout: Layout, device: str, logits_cache_mib: int
+) -> int | None:
+    """Estimate the bytes of a run with this micro-batch; None where that is not possible."""
     try:
         memory = memory_breakdown(
             components, batch, batch, layout=layout, device=device, plan=plan, logits_cache_mib=logits_cache_mib
         )
     except CaldpoError:
-        return False
-    return not memory.activations_unknown and memory.total <= limit
+        return None
+    return None if memory.activations_unknown else memory.total

@@ -19,9 +19,10 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.components import build_model, build_optional
-from caldpo.data.datamodule import REJECTED_ROWS, HeldOutPrompt, PairDataModule
+from caldpo.data.datamodule import HeldOutPrompt, PairDataModule
 from caldpo.data.end_tokens import end_tokens, response_text
 from caldpo.data.pair import PreferencePair, TokenizedPair, prompt_key
+from caldpo.data.rejected_rows import REJECTED_ROWS
 from caldpo.data.token_cache import tokenizer_digest
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_cache import EvaluationCache, Role, Sampling

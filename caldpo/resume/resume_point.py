@@ -71,7 +71,8 @@ class ResumePoint:
     def require_same_inputs(self, inputs: Mapping[str, str]) -> None:
         """Refuse to resume where the digests of inputs that are known so far are not those of the checkpoint."""
         if self.manifest is not None:
-            require_same({name: digest for name, digest in self.manifest.identity.items() if name in inputs}, inputs)
+            known = {name: digest for name, digest in self.manifest.identity.items() if name in inputs}
+            require_same(known, inputs, self.run_dir)
 
     def truncate_files(self) -> None:
         """Truncate the run's files to the checkpoint and set damaged ones aside.

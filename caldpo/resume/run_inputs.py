@@ -45,6 +45,7 @@ def data_inputs(config: Mapping[str, Any], data: PairDataModule, tokenizer: PreT
     return {
         "the configuration": config_digest(without_length(config)),
         "the tokens of the training pairs": data.train_pairs.digest(),
+        **({} if data.stream is None else {"the files of data.train": json_digest(data.stream.file_sizes())}),
         "the tokens of the held-out pairs": data.test_pairs.digest(),
         "the scores of the training pairs": data.train_pairs.scores_digest(),
         "the scores of the held-out pairs": data.test_pairs.scores_digest(),

@@ -105,6 +105,21 @@ def test_real_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [ids.tolist() for ids in fast_encoder(zephyr())(some)] == expected
 
 
+def test_as_many_words_are_remembered_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest ones; a word that is used again is no longer among the oldest."""
+    monkeypatch.setattr(fast_encoding, "_MOST_WORDS", 10)
+    words = fast_encoding._Words(zephyr().backend_tokenizer)
+    asked: list[str] = []
+    tokenized = words._tokenized
+    monkeypatch.setattr(words, "_tokenized", lambda word: asked.append(word) or tokenized(word))
+    for i in range(200):
+        for word in ("often", f"w{i}", "x" * 100):
+            assert words[word] == tokenized(word)
+            assert len(words) + len(words._before) <= 20
+    assert asked.count("often") == 1
+    assert asked.count("x" * 100) == 200, "too long to be remembered"
+
+
 @pytest.mark.parametrize(
     "tokenizer",
     [

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
 from caldpo.data.load import load_pairs
+from caldpo.data.pair_stream import ShuffledRows
 from caldpo.data.raw_row import PairSource
 from caldpo.data.sources.hub_dataset import HubDataset
 from tests.helpers.messages import names, refused
@@ -279,3 +280,19 @@ def test_rows_are_streamed_as_they_are_read_at_once(ultrafeedback):
         next(source.stream("train_prefs[:2]"))
     with refused("no such split", key="train", remedy="splits"):
         next(source.stream("train"))
+    (ultrafeedback / "data/train_prefs-00000-of-00002.parquet").unlink()
+    with refused("1 of 2 shards", "train_prefs-00000-of-00002.parquet", key="train_prefs"):
+        next(source.stream("train_prefs"))
+    rows = ShuffledRows(source, "train_prefs", buffer=2, seed=0)
+    with refused("1 of 2 shards", key="data.train", value="train_prefs"):
+        next(rows.epoch(0))
+
+
+def test_what_a_folder_is_read_from_is_listed_with_sizes(ultrafeedback):
+    (ultrafeedback / ".cache").mkdir()
+    (ultrafeedback / ".cache/lock").write_text("x")
+    names = sorted(path.name for path in (ultrafeedback / "data").iterdir())
+    listed = HubDataset(str(ultrafeedback)).file_sizes("train_prefs")
+    assert listed == [(f"data/{name}", (ultrafeedback / "data" / name).stat().st_size) for name in names]
+    assert HubDataset(str(ultrafeedback), data_dir="data").file_sizes("train_prefs")[0][0] == names[0]
+    assert HubDataset("owner/name").file_sizes("train") == [], "its commit is recorded"

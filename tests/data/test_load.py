@@ -9,9 +9,10 @@ from collections import Counter
 import pytest
 
 from caldpo.data.data_report import LoadReport, Rejection
-from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
+from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import PairSource, RawRow
+from caldpo.data.rejected_rows import append_rejection, count_rejections, write_rejections
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.errors import CaldpoError
 from tests.helpers.messages import names, refused
@@ -209,8 +210,13 @@ def test_write_rejections(tmp_path):
         {"split": "train", "origin": "train:1", "kind": "line", "reason": "not JSON (x)"},
         {"split": "test", "origin": "test:2", "kind": "row", "reason": "`é` is null"},
     ]
+    append_rejection("train", Rejection("train:9", "row", "`é` is null (here)"), path)
+    assert count_rejections(path) == {"`é` is null": 2, "not JSON": 1}
+    path.write_text(path.read_text() + "edited\n[]\n{}\n")
+    assert count_rejections(path) == {"`é` is null": 2, "not JSON": 1}
     write_rejections([LoadReport("train")], path)
     assert path.read_text() == ""
+    assert count_rejections(path) == count_rejections(tmp_path / "none") == {}
 
 
 # Line 37's responses differ only beyond any length limit: identical once tokenised and cut, decided there.

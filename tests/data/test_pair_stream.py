@@ -13,6 +13,8 @@ from caldpo.data.batching import StepPlan
 from caldpo.data.data_loading import PairLoader
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair_stream import SAMPLE, ShuffledRows
+from caldpo.data.sources.local_files import LocalFiles
+from caldpo.errors import CaldpoError
 from caldpo.types import PairBatch
 from tests.data.prepared import TEST, prepared, rejected, settings
 from tests.data.small import RowsSource
@@ -60,7 +62,6 @@ def test_tokens_and_scores_are_those_of_the_same_rows_read_at_once(tmp_path: Pat
     streamed = stream(tmp_path, rows, max_length=6, max_prompt_length=3)
     expected = {pair.origin: pair for pair in whole.train_pairs}
     assert streamed.stream is not None
-    assert streamed.stream.has_scores
     for position in range(COUNT):
         pair = streamed.stream[position]
         same = expected[pair.origin]
@@ -175,11 +176,27 @@ def test_bad_rows_stop_the_run_or_are_listed(tmp_path: Path) -> None:
     module = stream(tmp_path, rows, shuffle_buffer=1, on_invalid="skip")
     assert origins(module, COUNT + 4) == [f"train:{i}" for i in (*range(1, 301), 302, 303, 304, 1)]
     assert module.stream is not None
-    assert sum(module.stream.left_out.values()) == 2
-    assert [(row["origin"], row["kind"]) for row in rejected(tmp_path)] == [
-        ("train:301", "row"),
-        ("train:305", "degenerate"),
-    ]
+    listed = [("train:301", "row"), ("train:305", "degenerate")]
+    assert [(row["origin"], row["kind"]) for row in rejected(tmp_path)] == listed
+    origins(module, 9, 2 * COUNT)
+    origins(module, COUNT)
+    assert [(row["origin"], row["kind"]) for row in rejected(tmp_path)] == listed, "once, however often it is read"
+    assert list(module.rejected_rows().values()) == [1, 1]
+
+
+def test_each_row_is_listed_once_those_at_the_beginning_too(tmp_path: Path) -> None:
+    """And what is listed is what has no pair: a stream keeps rows that repeat an earlier one."""
+    rows = [row if i % 5 else ("q", "", " no") for i, row in enumerate(ROWS)] + [ROWS[1], ROWS[2]]
+    for buffer in (1, 40):
+        module = stream(tmp_path, [*rows[:9], rows[1], *rows[9:]], on_invalid="skip", shuffle_buffer=buffer)
+        assert len(module.train_pairs) == SAMPLE - len(rejected(tmp_path)), "before training"
+        read = set(origins(module, 4 * COUNT))
+        listed = [row["origin"] for row in rejected(tmp_path)]
+        assert len(listed) == len(set(listed)) == COUNT // 5
+        assert sorted([*read, *listed]) == sorted(f"train:{i}" for i in range(1, COUNT + 4))
+        [(reason, count)] = module.rejected_rows().items()
+        assert count == COUNT // 5
+        names(reason, "chosen response has no text")
 
 
 def test_prompts_of_the_test_split(tmp_path: Path) -> None:
@@ -192,10 +209,44 @@ def test_prompts_of_the_test_split(tmp_path: Path) -> None:
     assert kept[-1] == "train:301"
 
 
-def test_later_rows_without_scores_are_bad_rows(tmp_path: Path) -> None:
+def test_later_rows_without_scores_are_bad_rows_where_the_loss_needs_them(tmp_path: Path) -> None:
     rows = [*[(*row, 2.0, 1.0) for row in ROWS], ROWS[0]]
+    source = RowsSource(train=rows, test=[(*row, 2.0, 1.0) for row in TEST])
+    keys = {"source": source, "shuffle_buffer": 1, "micro_batch_size": 1}
     with refused("train:301", "scores", key="data.on_invalid"):
-        origins(stream(tmp_path, rows, shuffle_buffer=1), COUNT + 1)
+        origins(stream(tmp_path, rows, **keys, needs_scores=True), COUNT + 1)
+    module = stream(tmp_path, rows, **keys)
+    assert origins(module, COUNT + 1)[-1] == "train:301"
+    for needed, scores in ((False, None), (True, [2.0])):
+        [batch] = batches(loader(stream(tmp_path, rows, **keys, needs_scores=needed)), 1)
+        assert (batch.score_chosen if batch.score_chosen is None else batch.score_chosen.tolist()) == scores
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_arrives_whoever_reads_the_stream(tmp_path: Path, workers: int) -> None:
+    module = stream(tmp_path, [*ROWS, ("q", "", " no")], shuffle_buffer=1, num_workers=workers, micro_batch_size=50)
+    with refused("train:301", "chosen response has no text", key="data.on_invalid", value="error", remedy="skip") as at:
+        batches(loader(module), 7)
+    assert isinstance(at.value, CaldpoError)
+    assert (at.value.key, at.value.value) == ("data.on_invalid", "error")
+    module.close_loaders()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_are_counted_whoever_reads_the_stream(tmp_path: Path, workers: int) -> None:
+    rows = [*ROWS, ("q", "", " no"), *ROWS[:50]]
+    module = stream(tmp_path, rows, shuffle_buffer=1, num_workers=workers, micro_batch_size=50, on_invalid="skip")
+    batches(loader(module), 8)
+    module.close_loaders()
+    assert list(module.rejected_rows().values()) == [1]
+
+
+def test_a_long_way_to_where_the_run_goes_on_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    far = pair_stream._REMEMBERED + COUNT
+    expected = origins(stream(tmp_path), far + 1)[-1]
+    assert "again" not in capsys.readouterr().out
+    assert origins(stream(tmp_path), 1, far) == [expected]
+    names(capsys.readouterr().out, f"up to pair {far:,}")
 
 
 def test_a_stream_without_any_pair_ends(tmp_path: Path) -> None:
@@ -226,3 +277,49 @@ def test_several_data_sets_are_one_stream(tmp_path: Path) -> None:
     source = RowsSource(train=ROWS[:150], more=ROWS[150:], test=TEST)
     module = stream(tmp_path, source=source, train=["train", "more"])
     names(json.dumps(sorted(origins(module, COUNT))), "train:150", "more:150")
+
+
+def files(folder: Path, **counts: int) -> None:
+    """A file of so many rows for each name."""
+    start = 0
+    for name, count in counts.items():
+        lines = [dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in ROWS[start : start + count]]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        start += count
+
+
+def test_each_file_is_read_once_and_notes_are_those_of_the_whole_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    files(tmp_path / "d", a=20, b=20, test=3)
+    (tmp_path / "d/more.txt").write_text("")
+    keys: dict[str, Any] = {"source": LocalFiles(), "test": "d/test.jsonl", "seed": 0}
+    for twice in (["d/a.jsonl", "d/../d/a.jsonl"], ["d/[ab].jsonl", "d/b.jsonl"], ["d/b.jsonl", "d/*.jsonl"]):
+        with refused("already", key="data.train", value=twice[1], remedy="only one"):
+            stream(tmp_path, **keys | {"train": twice})
+    named = ["d/[ab]*", "d/test.jsonl"]
+    _, whole = prepared(tmp_path, **keys | {"train": named, "on_shared_prompts": "keep"})
+    module, report = prepared(tmp_path, **keys | {"train": named, "on_shared_prompts": "keep", "streaming": True})
+    expected = [note for read in whole["read"][:2] for note in read["notes"]]
+    assert report["read"][0]["notes"] == expected
+    names(expected[0], "2 files", "a.jsonl", "b.jsonl")
+    assert module.stream is not None
+    assert module.stream.file_sizes() == [
+        (name, (tmp_path / "d" / name).stat().st_size) for name in ("a.jsonl", "b.jsonl", "test.jsonl")
+    ]
+
+
+@pytest.mark.parametrize("test", ["test.jsonl", "auto"])
+def test_a_missing_file_is_named_by_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    files(tmp_path, test=3)
+    for train in ("none.jsonl", ["test.jsonl", "none.jsonl"]):
+        with refused("no such file", key="data.train", value="none.jsonl", remedy=""):
+            stream(tmp_path, source=LocalFiles(), train=train, test=test)
+    for train in ("empty.jsonl", ["test.jsonl", "empty.jsonl"]):
+        (tmp_path / "empty.jsonl").write_text("\n")
+        module_rows = ShuffledRows(LocalFiles(), train, buffer=4, seed=0)
+        with refused("no rows", key="data.train", value="empty.jsonl"):
+            list(module_rows.epoch(0))

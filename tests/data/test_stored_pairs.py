@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import errno
+import gc
 import random
-from typing import Any
+import tempfile
+import weakref
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
 
 from caldpo.data import load, stored_pairs
-from caldpo.data.load import load_pairs
+from caldpo.data.load import load_pairs, refuse_bad_rows
 from caldpo.data.pair import PreferencePair, prompt_key
+from caldpo.data.raw_row import RawRow
 from caldpo.data.sources.local_files import LocalFiles
 from caldpo.data.stored_pairs import BLOCK, StoredPairs
 from caldpo.utils import ordered_map
+from tests.data.prepared import prepared
 from tests.data.small import RowsSource, chat
-from tests.helpers.messages import refused
+from tests.helpers.messages import names, refused
 
 
 def pairs(count: int) -> list[PreferencePair]:
@@ -98,11 +104,67 @@ def test_blocks_that_other_processes_read_give_the_same_pairs_and_report(
     assert load.MAX_REJECTIONS > len(found[0][1].rejections) > 1000
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("at", [1, 10 * BLOCK + 3])  # in a block that this process reads, and that a worker does
+@pytest.mark.parametrize("depth", [600, 20_000])  # too deep to be packed, to be checked or even sent to a worker
+def test_a_row_that_is_nested_too_deeply_is_named(
+    monkeypatch: pytest.MonkeyPatch, workers: int, at: int, depth: int
+) -> None:
+    deep: Any = "x"
+    for _ in range(depth):
+        deep = {"a": deep}
+    ask = [{"role": "user", "content": "Q"}]
+    sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+
+    class Deep(RowsSource):
+        def rows(self, split: str) -> Any:
+            for i in range(12 * BLOCK):
+                more = {"tools": [deep]} if i == at else {"chat_template_kwargs": {"i": i}}
+                yield RawRow(f"{split}[{i}]", {"prompt": ask, **sides, **more})
+
+    monkeypatch.setattr(ordered_map, "workers_at_once", lambda: workers)
+    stored, report = load_pairs(Deep(), "train")
+    [bad] = report.rejections
+    assert (bad.origin, bad.kind) == (f"train[{at}]", "row")
+    names(bad.reason, "nested too deeply")
+    assert stored.origins() == [f"train[{i}]" for i in range(12 * BLOCK) if i != at]
+    with refused("nested too deeply", f"train[{at}]", key="data.on_invalid", remedy="skip"):
+        refuse_bad_rows([report], Path("rejected_rows.jsonl"))
+
+
 def test_pairs_of_a_source_without_blocks_of_its_own() -> None:
     rows = [(f"a {i}", f"yes {i}", "no") for i in range(2 * BLOCK + 1)]
     stored, report = load_pairs(RowsSource(train=rows), "train")
     assert [(pair.prompt, pair.chosen, pair.rejected) for pair in stored] == rows
     assert report.kept == len(rows)
+
+
+def test_once_split_the_texts_of_the_training_pairs_are_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those held out are kept, for samples and true rewards, in a file of their own."""
+    made: list[IO[bytes]] = []
+
+    def recorded(**keys: Any) -> IO[bytes]:
+        made.append(tempfile.NamedTemporaryFile(**keys))  # noqa: SIM115  # as long as the pairs
+        return made[-1]
+
+    monkeypatch.setattr(stored_pairs, "IN_MEMORY", 100)
+    monkeypatch.setattr(stored_pairs.tempfile, "TemporaryFile", recorded)
+    rows = [(f"a {i}", f"yes {'x' * 50} {i}", "no") for i in range(400)]
+    module, _ = prepared(tmp_path, source=RowsSource(train=rows), test=None, test_fraction=0.1)
+    held_out = list(module.test_sources)
+    sizes = [Path(file.name).stat().st_size for file in made]
+    places = [weakref.ref(file) for file in made]
+    made.clear()
+    gc.collect()
+    open_still = [size for size, place in zip(sizes, places, strict=True) if place() is not None]
+    assert 20 < len(held_out) < 80
+    assert len(sizes) == 2
+    assert len(open_still) == 1
+    assert open_still[0] < sizes[0] / 4
+    assert list(module.test_sources) == held_out
+    assert [pair.origin for pair in module.test_sources] == [pair.origin for pair in module.test_pairs]
 
 
 def test_a_full_disk_names_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ class TestPlentyOfMemory:
     def test_a_gpu_that_is_not_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         budget = chosen(model("llama", False, "packed"), accelerator="gpu", gib=None)
-        assert budget.tokens == token_budget.UNKNOWN_MEMORY
+        assert budget.tokens == token_budget.SATURATING["cuda"], "as many as on one with plenty of memory"
         names(budget.reason, "not known")
 
 
@@ -87,10 +87,25 @@ class TestShortMemory:
         assert (budget.tokens, tried) == (100, [4 * 62, 3 * 62, 62])
         names(budget.reason, "0.1 GiB")
 
-    def test_what_cannot_be_estimated_gets_the_least(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_cannot_be_estimated_gets_a_moderate_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         unknown = SimpleNamespace(total=0, activations_unknown="it needs values")
         monkeypatch.setattr(token_budget, "memory_breakdown", lambda *args, **keys: unknown)
-        assert chosen(model("llama", False, "packed"), gib=0.001, longest=5000).tokens <= token_budget.LEAST
+        budget = chosen(model("llama", False, "packed"), accelerator="gpu", gib=0.001, longest=5000)
+        assert budget.tokens == token_budget.UNKNOWN_MEMORY
+        names(budget.reason, "cannot be estimated")
+
+    def test_what_does_not_fit_with_one_pair_either_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tried: list[int] = []
+
+        def estimate(components: Any, batch: Any, held_out: Any, **keys: Any) -> Any:
+            tried.append(len(batch.index))
+            return SimpleNamespace(total=200 * GIB, activations_unknown="")
+
+        monkeypatch.setattr(token_budget, "memory_breakdown", estimate)
+        budget = chosen(model("llama", False, "packed"), accelerator="gpu", gib=0.001, longest=5000)
+        assert tried[-1] == 1
+        assert tried.count(1) == 1
+        names(budget.reason, "200.0 GiB", "0.0 GiB")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -116,12 +131,33 @@ def test_the_memory_of_a_device_is_its_limit(tmp_path: Path, monkeypatch: pytest
     alone, shared = (memory_limit("cpu", devices, None) for devices in (1, 2))
     assert alone is not None
     assert shared == alone // 2
-    whole = total_ram(tmp_path)
+    own = tmp_path / "own"
+    own.write_text("0::/\n")
+    whole = total_ram(tmp_path, own)
     assert whole is not None
     (tmp_path / "memory.max").write_text(f"{whole // 2}\n")
-    assert total_ram(tmp_path) == whole // 2
+    assert total_ram(tmp_path, own) == whole // 2
     (tmp_path / "memory.max").write_text("max\n")
-    assert total_ram(tmp_path) == whole
+    assert total_ram(tmp_path, own) == whole
+    job = tmp_path / "system.slice/job_7/step_0"
+    job.mkdir(parents=True)
+    (job.parent / "memory.max").write_text(f"{whole // 3}\n")
+    (job / "memory.max").write_text("max\n")
+    assert total_ram(tmp_path, own) == whole
+    own.write_text("0::/system.slice/job_7/step_0\n")
+    assert total_ram(tmp_path, own) == whole // 3, "of a group around this one"
+
+
+def test_the_limit_of_control_groups_of_version_1(tmp_path: Path) -> None:
+    own, job = tmp_path / "own", tmp_path / "memory/slurm/job_7"
+    job.mkdir(parents=True)
+    own.write_text("12:cpu,cpuacct:/slurm/job_7\n9:memory:/slurm/job_7\n")
+    whole = total_ram(tmp_path, own)
+    assert whole is not None
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert total_ram(tmp_path, own) == whole
+    (job / "memory.limit_in_bytes").write_text(f"{whole // 4}\n")
+    assert total_ram(tmp_path, own) == whole // 4
 
 
 def test_how_steps_are_cut_is_said_in_a_line() -> None:

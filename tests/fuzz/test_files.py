@@ -15,8 +15,9 @@ import pytest
 from hypothesis import strategies as st
 
 from caldpo.data.data_report import LoadReport
-from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs, write_rejections
+from caldpo.data.load import load_pairs, refuse_bad_rows, require_pairs
 from caldpo.data.pair import PreferencePair
+from caldpo.data.rejected_rows import write_rejections
 from caldpo.data.sources import file_opening, json_rows
 from caldpo.data.sources.file_checks import ENDINGS
 from caldpo.data.sources.local_files import LocalFiles

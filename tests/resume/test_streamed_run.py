@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tests.evaluation.runs import inside, write_data
 from tests.helpers.command import train
 from tests.helpers.messages import names
 from tests.resume.runs import outcome
-from tests.resume.stopped import RUN, stopped
+from tests.resume.stopped import RUN, refused, stopped
 
 STREAMED = (*RUN, "data.streaming=true", "data.shuffle_buffer=8")
 
@@ -36,6 +37,35 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(folder: Path, capsys: pytes
     assert outcome(folder / "other")["rows"] != whole["rows"]
 
 
+def test_files_that_changed_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told by their sizes: no row that is read before training has changed."""
+    stopped(*STREAMED, "hydra.run.dir=stopped")
+    (folder / "train.jsonl").write_text((folder / "train.jsonl").read_text() + "\n")
+    said = refused(capsys, folder / "stopped/checkpoints", "resume=stopped", code=1)
+    names(said, "the files of data.train changed", key="error: resume", value="stopped", remedy="start a new run")
+
+
+def test_rows_left_out_are_listed_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Streamed or not, stopped or not."""
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    bad = ['{"prompt": "w1"}', lines[0].replace('"chosen"', '"nothing"')]
+    (folder / "train.jsonl").write_text("\n".join([*lines * 7, bad[0], *lines, bad[1], "{"]))
+    keys = ("data.on_invalid=skip", "data.on_degenerate=keep", "callbacks.checkpoint.every=2")
+    stream = ("data.streaming=true", "data.shuffle_buffer=1")
+    for name, streamed in (("whole", ()), ("streamed", stream), ("stopped", stream)):
+        command = (*RUN, *keys, *streamed, "trainer.max_steps=42", f"hydra.run.dir={name}")
+        if name == "stopped":
+            stopped(*command, after=75)  # behind the first of the bad rows, which is read again
+            command = ("resume=stopped",)
+        capsys.readouterr()
+        train(*command)
+        summary = json.loads((folder / name / "summary.json").read_text())
+        listed = [json.loads(line) for line in (folder / name / "rejected_rows.jsonl").read_text().splitlines()]
+        assert [row["origin"] for row in listed] == ["train.jsonl:281", "train.jsonl:322", "train.jsonl:323"]
+        assert sum(summary["rejected_rows"].values()) == 3
+        names(capsys.readouterr().out, "left out: 3 rows", f"{name}/rejected_rows.jsonl")
+
+
 def test_the_order_of_the_stream_is_that_of_its_seed(folder: Path) -> None:
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         train(*STREAMED, f"data.seed={seed}", "trainer.max_steps=2", f"hydra.run.dir={name}")
@@ -52,8 +82,12 @@ def test_what_a_stream_cannot_have(folder: Path, capsys: pytest.CaptureFixture[s
     train(*STREAMED, "reference=precomputed", "loss=cpo", "trainer.max_steps=1", "hydra.run.dir=c")
 
 
-def test_a_bad_row_in_the_stream_stops_the_run_by_its_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_row_in_the_stream_stops_the_run_by_its_line(
+    folder: Path, workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     lines = (folder / "train.jsonl").read_text().splitlines()
     (folder / "train.jsonl").write_text("\n".join([*lines * 8, '{"prompt": "w1"}', *lines]))
-    train(*STREAMED, "data.shuffle_buffer=1", "trainer.max_steps=50", "hydra.run.dir=bad", fails=1)
-    names(capsys.readouterr().err, "train.jsonl:321", "data.on_invalid=skip")
+    keys = ("data.shuffle_buffer=1", f"data.num_workers={workers}", "trainer.max_steps=50")
+    train(*STREAMED, *keys, "hydra.run.dir=bad", fails=1)
+    names(capfd.readouterr().err, "train.jsonl:321", key="error: data.on_invalid=error", remedy="data.on_invalid=skip")

@@ -62,8 +62,7 @@ class HubDataset(PairSource):
         Raises:
             CaldpoError: no such data set, subset, split or folder, no network or access.
         """
-        if (folder := Path(self._location()) / (self.data_dir or "")).is_dir():
-            require_split_shards(folder, split)
+        self._require_shards(split)
         return self._rows(self.load(split), split)
 
     def stream(self, split: str) -> Iterator[RawRow]:
@@ -74,6 +73,7 @@ class HubDataset(PairSource):
                 key=split,
                 remedy="name the whole split; trainer.max_steps ends the run",
             )
+        self._require_shards(split)
         try:
             with self._quick_failure():
                 data = datasets.load_dataset(
@@ -88,6 +88,16 @@ class HubDataset(PairSource):
                 yield RawRow(f"{split}[{number}]", dict(row), table=split)
         except Exception as error:  # as in load
             raise self._explained(error, split) from error
+
+    def _require_shards(self, split: str) -> None:
+        if (folder := Path(self._location()) / (self.data_dir or "")).is_dir():
+            require_split_shards(folder, split)
+
+    def file_sizes(self, split: str) -> list[tuple[str, int]]:
+        """List the files of a local folder, those of other splits too; a set on the hub has its commit instead."""
+        folder = Path(self._location()) / (self.data_dir or "")
+        files = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
+        return [(str(name), file.stat().st_size) for name, file in files.items() if not _is_hidden(name)]
 
     def held_out(self, split: str) -> str | None:
         """Name the split ``test``, or else ``validation``, beside ``train``; raises as :meth:`rows` does."""
@@ -204,6 +214,10 @@ class HubDataset(PairSource):
         )
         what = f"{cause} ({type(error).__name__}: {detail})"
         return CaldpoError(what, key="data.source.path", value=self.path, remedy=remedy)
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 _REMEDY = (
