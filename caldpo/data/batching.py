@@ -108,6 +108,11 @@ class ByTokens:
             return int(self.packed[list(batch)].sum())
         return 2 * len(batch) * max((int(self.longest[row]) for row in batch), default=0)
 
+    def longer_pairs(self) -> int:
+        """Count the pairs that exceed the budget on their own."""
+        tokens = self.packed if self.layout == "packed" else 2 * self.longest
+        return int((tokens > self.budget).sum())
+
     def most_tokens(self, pairs: int) -> int:
         """Count the tokens of the longest ``pairs`` pairs in one micro-batch."""
         lengths = self.packed if self.layout == "packed" else self.longest

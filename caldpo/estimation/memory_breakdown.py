@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,7 @@ from caldpo.estimation.sharded_memory import Sharding, ShardUnits, State, gather
 from caldpo.estimation.step_memory import WEIGHT_DTYPES, StepMemory, bytes_of, evaluation_step, training_step
 from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.models.adapted_policy import base_model, is_adapted
+from caldpo.models.gradient_checkpointing import recomputing
 from caldpo.models.hub_model import causal_lm_skeleton
 from caldpo.models.model_source import ModelSource, floating_dtype
 from caldpo.reference.auto_reference import Auto, ReferenceMode, choose_mode
@@ -66,15 +68,21 @@ class MemoryBreakdown:
 
 def memory_breakdown(
     components: Components,
-    batch: PairBatch,
+    batches: Sequence[PairBatch],
     held_out: PairBatch,
     *,
     layout: Layout,
     device: str,
     plan: StepPlan,
     logits_cache_mib: int,
+    recompute_above: int | None = None,
 ) -> MemoryBreakdown:
-    """Run a step of the run, with its largest batches, on fake tensors and add up its memory.
+    """Run micro-batches of the run on fake tensors and add up the memory of the one that needs most.
+
+    Args:
+        batches: the largest micro-batch, and the largest one that does not recompute where the first does.
+        held_out: the largest batch of the validation.
+        recompute_above: tokens above which a micro-batch recomputes its activations, if any.
 
     Raises:
         CaldpoError: the run would raise it as well, or the model cannot be built from fake tensors.
@@ -93,18 +101,22 @@ def memory_breakdown(
             for model in filter(None, (policy, reference)):
                 use_packed_attention(base_model(model))
         optimizer = optimizer_memory(components.optim, trained, device, scaled=trainer.precision == "16-mixed")
-        cost, reference_cost, flops_unknown = model_costs(policy, reference, path_of(source))
+        with recomputing(policy, recompute_above is not None):
+            cost, reference_cost, flops_unknown = model_costs(policy, reference, path_of(source))
         step, evaluation, unknown = StepMemory(0, 0, 0, 0), 0, ""
         try:
             live = {"adapter": policy, "frozen": reference}.get(reference_mode) if needs_reference else None
-            step = training_step(
-                policy,
-                fake_batch(batch, mode),
-                precision=trainer.precision,
-                reference=live,
-                accumulates=plan.accumulation > 1,
-                logits_cache_mib=logits_cache_mib,
-            )
+            for batch in batches:
+                with recomputing(policy, recompute_above is not None and batch.tokens > recompute_above):
+                    this = training_step(
+                        policy,
+                        fake_batch(batch, mode),
+                        precision=trainer.precision,
+                        reference=live,
+                        accumulates=plan.accumulation > 1,
+                        logits_cache_mib=logits_cache_mib,
+                    )
+                step = max(step, this, key=lambda memory: memory.total)
             evaluation = evaluation_step(policy, fake_batch(held_out, mode), trainer.precision)
         except CaldpoError:
             raise

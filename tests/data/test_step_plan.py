@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from caldpo.data.batching import ByCount, MicroBatch, StepPlan
 from caldpo.estimation.run_flops import computed_tokens
 from tests.helpers.messages import refused
+from tests.helpers.train_ranks import Pairs
 
 LAYOUTS = ("packed", "padded")
 COST = {layout: partial(computed_tokens, layout=layout) for layout in LAYOUTS}
@@ -267,3 +268,14 @@ def test_dropping_the_only_step_is_refused_before_anything_runs() -> None:
         with refused("5 pairs", 6, key="data.drop_last", value=True, remedy="data.drop_last=false"):
             planned(lengths_of(5), drop_last=True, max_tokens_per_micro_batch=tokens)
     assert StepPlan(5, 6).steps_per_epoch == 1
+
+
+def test_nodes_that_chose_different_budgets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they share any work, where each would wait for the others forever."""
+    data = Pairs(2, None)
+    data.token_budget = 512
+    data.setup("fit")
+    monkeypatch.setattr("caldpo.data.data_loading.all_gather", lambda budget: [budget, 1024])
+    key = "data.max_tokens_per_micro_batch"
+    with refused("512, 1024", key=key, value="auto", remedy=f"{key}=512"):
+        data.setup("fit")
