@@ -122,7 +122,7 @@ class Components:
         same: ranks that share the state of one model have to.
         """
         possible = base_model(policy).supports_gradient_checkpointing and not self.trainer.shards_optimizer
-        return budget if possible and self.model.gradient_checkpointing == "auto" else None
+        return budget if possible and getattr(self.model, "gradient_checkpointing", None) == "auto" else None
 
     def describe(self) -> dict[str, Any]:
         """Describe loss, policy and reference as ``summary.json`` records them; may ask the hub for a commit."""

@@ -64,7 +64,7 @@ def estimate(
         )
     check_fit(model, tokenizer, data, reference=components.reference, model_section=cfg.model)
     needs = estimate_needs(cfg, components, sample.train_pairs, memory_gib)
-    verdict = memory_verdict(needs.memory, needs.has, components, len(needs.schedule.largest))
+    verdict = memory_verdict(needs.memory, needs.has, components)
     flops = estimate_flops(needs, components, sample.test_pairs, cfg.logits_cache_mib)
     hours = None
     if flops is not None and device_tflops is not None:

@@ -53,6 +53,8 @@ class MemoryBreakdown:
     dtype: str  # of its weights
     reference: str  # how it is kept
     parts: dict[str, int]  # bytes by part, in the order of tables; their sum is the peak
+    peak_pairs: int = 0  # of the micro-batch at the peak
+    recomputes: bool = False  # that micro-batch recomputes its activations
     vocab_size: int = 0
     activations_unknown: str = ""  # why activations are not counted
     host: int = 0  # bytes of each process in CPU memory, where shards are offloaded
@@ -104,6 +106,7 @@ def memory_breakdown(
         with recomputing(policy, recompute_above is not None):
             cost, reference_cost, flops_unknown = model_costs(policy, reference, path_of(source))
         step, evaluation, unknown = StepMemory(0, 0, 0, 0), 0, ""
+        peak = batches[0]
         try:
             live = {"adapter": policy, "frozen": reference}.get(reference_mode) if needs_reference else None
             for batch in batches:
@@ -116,7 +119,8 @@ def memory_breakdown(
                         accumulates=plan.accumulation > 1,
                         logits_cache_mib=logits_cache_mib,
                     )
-                step = max(step, this, key=lambda memory: memory.total)
+                if this.total > step.total:
+                    step, peak = this, batch
             evaluation = evaluation_step(policy, fake_batch(held_out, mode), trainer.precision)
         except CaldpoError:
             raise
@@ -155,6 +159,8 @@ def memory_breakdown(
             dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in policy.parameters()})),
             reference=reference_mode,
             parts=parts,
+            peak_pairs=peak.pairs,
+            recomputes=recompute_above is not None and peak.tokens > recompute_above,
             vocab_size=policy.config.get_text_config().vocab_size,
             activations_unknown=unknown,
             host=sum(sharding.per_process(state, full[state]) for state in sharding.offloaded),

@@ -29,7 +29,7 @@ from caldpo.models.gradient_checkpointing import recomputing
 from caldpo.types import PairBatch
 from caldpo.utils.text_format import counted
 
-SATURATING = {"cpu": 1024, "cuda": 16384}
+SATURATING = {"cpu": 512, "cuda": 16384}
 """Tokens of a micro-batch beyond which steps get no faster; measured on a CPU, see docs/performance.md."""
 UNKNOWN_MEMORY = 4096
 """Budget for a model whose memory cannot be estimated, at most."""
