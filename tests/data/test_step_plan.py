@@ -255,12 +255,18 @@ def test_within_a_chosen_budget_steps_have_the_same_pairs(
                 assert len(used) == min(plan.accumulation, plan.micro_batching.needed(sorted(rows)))
 
 
-def test_few_steps_decide_how_many_micro_batches_a_large_split_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fullest_steps_decide_how_many_micro_batches_a_large_split_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("caldpo.data.batching.STEPS_EXAMINED", 1)
-    lengths = np.array([[2, 2, 2]] * 4 + [[2, 11, 11]] * 4)
-    plan = StepPlan(8, 4).within(24, lengths, "packed")
-    assert plan.accumulation == 1
-    assert [len(batch.rows) for batch in plan.sampler(0)] == [4, 4]
+
+    def used(lengths: list[list[int]]) -> list[int]:
+        plan = StepPlan(8, 4).within(24, np.array(lengths), "packed")
+        return [len(batch.rows) for batch in plan.sampler(0) if any(batch.weights)]
+
+    assert used([[2, 2, 2]] * 4 + [[2, 11, 11]] * 4) == [4, 1, 1, 1, 1], (
+        "the second, and what the first leaves is empty"
+    )
+    # of 54 tokens in 3 micro-batches, and of 52 that need 4: not examined, it exceeds the budget
+    assert used([[2, 11, 11]] * 2 + [[1, 1, 1]] * 2 + [[1, 6, 6]] * 4) == [1, 1, 2, 2, 1, 1]
 
 
 def test_dropping_the_only_step_is_refused_before_anything_runs() -> None:
