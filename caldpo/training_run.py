@@ -53,6 +53,7 @@ from caldpo.run_settings import RunSettings
 from caldpo.utils.atomic_io import atomic_folder
 from caldpo.utils.collectives import is_first_rank
 from caldpo.utils.devices import is_out_of_memory
+from caldpo.utils.heap import map_large_blocks
 from caldpo.utils.notes import print_notes
 
 Announce = Callable[[str], None]
@@ -76,6 +77,8 @@ def train_run(
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     components = Components.from_config(cfg)
     components.check()
+    if components.trainer.accelerator == "cpu":
+        map_large_blocks()
     record = RunRecord.open(run_dir, cfg, settings, components)
     announce_start(cfg, record, announce)
     resume = ResumePoint.find(run_dir, resumed=record.resumed)

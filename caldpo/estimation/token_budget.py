@@ -25,7 +25,6 @@ from caldpo.estimation.memory_verdict import GIB, TIGHT, memory_limit
 from caldpo.estimation.step_memory import AUTOCAST_DTYPES, WEIGHT_DTYPES
 from caldpo.logprobs.lm_head_ops import CHUNK_BYTES
 from caldpo.models.adapted_policy import base_model
-from caldpo.models.gradient_checkpointing import recomputing
 from caldpo.types import PairBatch
 from caldpo.utils.text_format import counted
 
@@ -38,6 +37,8 @@ LEAST = 256
 NEGLIGIBLE = 160 * 2**20
 """Bytes of activations, by the upper bound, that are not worth cutting a micro-batch for."""
 REMEDY = "python -m caldpo.estimate with the same overrides lists what saves most, such as adapter=lora"
+ALLOCATED = 3
+"""All that a micro-batch allocates, one tensor after another, over the bound of what it keeps without recomputation."""
 BOUND = 2.5
 """Activations of a token over the inputs and outputs of all matrices that it passes; measured: 1.1 to 2.2."""
 
@@ -94,11 +95,11 @@ def choose_budget(
     device = "cuda" if trainer.accelerator == "gpu" else "cpu"
     limit = memory_limit(trainer.accelerator, trainer.devices, memory_gib)
     per_token = per_long_token = activation_bound(policy, trainer.precision)
+    heap = round(FRAGMENTED * ALLOCATED * activation_bound(policy, trainer.precision, recomputes=False))
     enough = max(SATURATING[device], NEGLIGIBLE // per_token)
     recomputes = components.recompute_above(policy, enough) is not None
     if recomputes:
-        with recomputing(policy, True):
-            per_long_token = activation_bound(policy, trainer.precision)
+        per_long_token = activation_bound(policy, trainer.precision, recomputes=True)
     if limit is None:  # as a device with plenty of memory
         return TokenBudget(enough, "the memory of the device is not known")
     room = f"{limit / GIB:,.1f} GiB"
@@ -106,7 +107,7 @@ def choose_budget(
     longest = ByTokens.of(enough, components.data.train_pairs.lengths(), layout).most_tokens(1)
     bound = fixed + max(per_token * enough, per_long_token * longest)
     if device == "cpu":
-        bound = round((1 + FRAGMENTED) * bound) + PROCESS_BYTES
+        bound += heap * max(enough, longest) + PROCESS_BYTES
     if bound <= TIGHT * limit:
         return TokenBudget(enough, f"more would be no faster on a {'GPU' if device == 'cuda' else 'CPU'}")
     tokens = enough
@@ -128,16 +129,19 @@ def choose_budget(
         tokens //= 2
 
 
-def activation_bound(policy: PreTrainedModel, precision: str) -> int:
-    """Bound the bytes that a training step keeps for each token between its forward and its backward pass."""
+def activation_bound(policy: PreTrainedModel, precision: str, *, recomputes: bool | None = None) -> int:
+    """Bound the bytes that a training step keeps for each token between its forward and its backward pass.
+
+    ``recomputes``: with gradient checkpointing; None: as the policy is set.
+    """
     base = base_model(policy)
     dtype = AUTOCAST_DTYPES.get(precision) or _weight_dtype(policy, precision)
     layers = decoder_layers(base) or [base]
     widths = [_width(layer) for layer in layers]
-    if any(getattr(part, "gradient_checkpointing", False) for part in base.modules()):  # inputs, and one layer again
-        kept = len(layers) * base.config.get_text_config().hidden_size + max(widths)
-    else:
-        kept = sum(widths)
+    if recomputes is None:
+        recomputes = any(getattr(part, "gradient_checkpointing", False) for part in base.modules())
+    inputs = len(layers) * base.config.get_text_config().hidden_size
+    kept = inputs + max(widths) if recomputes else sum(widths)  # one layer at a time, or all
     return max(1, round(BOUND * kept * dtype.itemsize))
 
 
