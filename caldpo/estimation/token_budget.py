@@ -140,7 +140,7 @@ def activation_bound(policy: PreTrainedModel, precision: str, *, recomputes: boo
     widths = [_width(layer) for layer in layers]
     if recomputes is None:
         recomputes = any(getattr(part, "gradient_checkpointing", False) for part in base.modules())
-    inputs = len(layers) * base.config.get_text_config().hidden_size
+    inputs = len(layers) * getattr(base.config.get_text_config(), "hidden_size", 0)
     kept = inputs + max(widths) if recomputes else sum(widths)  # one layer at a time, or all
     return max(1, round(BOUND * kept * dtype.itemsize))
 
