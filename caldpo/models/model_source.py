@@ -62,7 +62,7 @@ class WrappedSource(ModelSource):
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
-        self.gradient_checkpointing = source.gradient_checkpointing
+        self.gradient_checkpointing = getattr(source, "gradient_checkpointing", None)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         return self.source.load_tokenizer()
