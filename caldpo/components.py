@@ -10,12 +10,14 @@ import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from transformers import PreTrainedModel
 
 from caldpo.data.datamodule import PairDataModule
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import NoTracker, Tracker
 from caldpo.losses.base import PreferenceLoss
+from caldpo.models.adapted_policy import base_model
 from caldpo.models.adapters import AdapterSource
 from caldpo.models.model_source import ModelSource
 from caldpo.models.qlora import check_quantized
@@ -112,6 +114,15 @@ class Components:
                 value="precomputed",
                 remedy="choose reference=frozen, reference=adapter (with an adapter) or reference=auto",
             )
+
+    def recompute_above(self, policy: PreTrainedModel, budget: int | None) -> int | None:
+        """Tokens above which a micro-batch recomputes its activations, with ``model.gradient_checkpointing=auto``.
+
+        These are the ``budget`` of a micro-batch, which a longer pair exceeds. None where all micro-batches do the
+        same: ranks that share the state of one model have to.
+        """
+        possible = base_model(policy).supports_gradient_checkpointing and not self.trainer.shards_optimizer
+        return budget if possible and getattr(self.model, "gradient_checkpointing", None) == "auto" else None
 
     def describe(self) -> dict[str, Any]:
         """Describe loss, policy and reference as ``summary.json`` records them; may ask the hub for a commit."""

@@ -18,6 +18,7 @@ from caldpo.logprobs import LOGITS_CACHE_MIB, LogprobEngine
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import loss_metrics, pair_metrics
 from caldpo.models.dropout import dropout_rates
+from caldpo.models.gradient_checkpointing import recomputing
 from caldpo.models.model_forward import evaluating
 from caldpo.nonfinite.guard import HeldOutGuard, NonFiniteGuard
 from caldpo.optim.optimizer_base import OptimizerChoice
@@ -40,6 +41,7 @@ class PreferenceModule(pl.LightningModule):
         same_start: policy and reference have to start as the same weights, with log-ratios of 0 at step 0.
         metrics_sync_every: optimiser steps whose rows of metrics are fetched from the device at once.
         logits_cache_mib: see :class:`LogprobEngine`.
+        recompute_above: tokens above which a micro-batch recomputes its activations; None: none does because of them.
         nonfinite: stops the run at a non-finite loss or gradient, or skips the step; None stops.
         checkpoint_plan: what checkpoints record of the run, and compare at resume.
     """
@@ -55,6 +57,7 @@ class PreferenceModule(pl.LightningModule):
         same_start: bool = True,
         metrics_sync_every: int = 1,
         logits_cache_mib: int = LOGITS_CACHE_MIB,
+        recompute_above: int | None = None,
         nonfinite: NonFiniteGuard | None = None,
         checkpoint_plan: CheckpointPlan | None = None,
     ) -> None:
@@ -63,7 +66,7 @@ class PreferenceModule(pl.LightningModule):
         self.policy, self.loss = policy, loss
         self.reference, self.optim, self.tokenizer = reference, optim, tokenizer
         self.reward_beta, self.same_start = reward_beta, same_start
-        self.engine = LogprobEngine(policy, logits_cache_mib)
+        self.engine, self.recompute_above = LogprobEngine(policy, logits_cache_mib), recompute_above
         self.train_metrics, self.held_out = StepMetrics(), HeldOutMetrics()
         self.nonfinite, self.held_out_guard = nonfinite or NonFiniteGuard(), HeldOutGuard()
         # a step is skipped before its update, so that its metrics have to be known
@@ -129,7 +132,8 @@ class PreferenceModule(pl.LightningModule):
         if fresh and dropout_rates(self.policy):
             with evaluating(self.policy):
                 at_start = self.engine(batch)
-        total, chosen, rejected = self.engine.loss(batch, summed_loss)
+        with recomputing(self.policy, self.recompute_above is not None and batch.tokens > self.recompute_above):
+            total, chosen, rejected = self.engine.loss(batch, summed_loss)
         with torch.no_grad():
             logps = assemble(chosen, rejected, slice(None))
             values = loss_metrics(self.loss(logps))

@@ -31,7 +31,7 @@ from caldpo.data.batching import StepPlan
 from caldpo.data.end_tokens import end_tokens, inner_end_notes
 from caldpo.distributed.fsdp import full_state_dict
 from caldpo.estimation.oom_report import out_of_memory_error
-from caldpo.estimation.token_budget import TokenBudget, choose_budget
+from caldpo.estimation.token_budget import TokenBudget, choose_budget, describe_recomputed
 from caldpo.exporting.export_policy import export_notes, write_policy
 from caldpo.exporting.model_card import CARD, Exported, write_card
 from caldpo.lightning_module import PreferenceModule
@@ -45,7 +45,7 @@ from caldpo.models.model_source import load_on_rank
 from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.reference.reference_base import in_run_dtype, reference_context
-from caldpo.resume.pins import TOKEN_BUDGET
+from caldpo.resume.pins import RECOMPUTE_ABOVE, TOKEN_BUDGET
 from caldpo.resume.resume_point import ResumePoint
 from caldpo.resume.run_inputs import data_inputs, environment, frozen_inputs, policy_inputs
 from caldpo.run_record import PLANNED, RunRecord, tracked_name
@@ -53,6 +53,7 @@ from caldpo.run_settings import RunSettings
 from caldpo.utils.atomic_io import atomic_folder
 from caldpo.utils.collectives import is_first_rank
 from caldpo.utils.devices import is_out_of_memory
+from caldpo.utils.heap import map_large_blocks
 from caldpo.utils.notes import print_notes
 
 Announce = Callable[[str], None]
@@ -76,6 +77,8 @@ def train_run(
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     components = Components.from_config(cfg)
     components.check()
+    if components.trainer.accelerator == "cpu":
+        map_large_blocks()
     record = RunRecord.open(run_dir, cfg, settings, components)
     announce_start(cfg, record, announce)
     resume = ResumePoint.find(run_dir, resumed=record.resumed)
@@ -170,9 +173,13 @@ def plan_steps(cfg: DictConfig, components: Components, record: RunRecord, polic
         return budget.tokens
 
     plan = data.plan_steps(layout, **trainer.extent(), choose_budget=choose)
+    recompute_above = components.recompute_above(policy, data.budget)
     if data.token_budget is not None:
         print(f"micro-batches: {budget.describe(plan)}", flush=True)
-    record.note({PLANNED: plan.steps, TOKEN_BUDGET: data.token_budget})
+    if recomputed := describe_recomputed(plan, recompute_above):
+        print(f"activations recomputed: {recomputed} (model.gradient_checkpointing=auto)", flush=True)
+    print_notes(filter(None, [budget.warning]))
+    record.note({PLANNED: plan.steps, TOKEN_BUDGET: data.token_budget, RECOMPUTE_ABOVE: recompute_above})
     return plan
 
 
@@ -208,6 +215,7 @@ def build_module(
         same_start=not components.reference.distinct,
         metrics_sync_every=settings.metrics_sync_every,
         logits_cache_mib=record.settings.logits_cache_mib,
+        recompute_above=components.recompute_above(policy, components.data.budget),
         nonfinite=NonFiniteGuard(settings.on_nonfinite, settings.max_skipped_steps),
         checkpoint_plan=CheckpointPlan(
             inputs=lambda: {**inputs, **frozen_inputs(policy, reference, components.reference)},

@@ -70,6 +70,11 @@ class PairBatch:
         """Number of pairs, filler included."""
         return len(self.weight)
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, padding included."""
+        return self.input_ids.numel()
+
     def lengths(self) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Tokens of the chosen and of the rejected responses."""
         lengths = self.response_lengths.float()

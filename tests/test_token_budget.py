@@ -139,6 +139,34 @@ def test_a_chosen_budget_changes_no_step(
     assert json.loads(Path("auto/summary.json").read_text())["max_tokens_per_micro_batch"] == 100
 
 
+def test_pairs_above_the_budget_recompute_and_nothing_changes(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the last bit, and no other micro-batch recomputes."""
+    budget = "data.max_tokens_per_micro_batch=30"  # below some pairs
+    kept = trained("kept", *AUTO, budget, "model.gradient_checkpointing=false", monkeypatch=monkeypatch)
+    assert "activations recomputed" not in capsys.readouterr().out
+    computed: list[tuple[int, bool]] = []
+    loss = LogprobEngine.loss
+
+    def noting(engine: LogprobEngine, batch: Any, pair_loss: Any) -> Any:
+        active = any(getattr(part, "gradient_checkpointing", False) for part in engine.model.modules())
+        computed.append((batch.tokens, active))
+        return loss(engine, batch, pair_loss)
+
+    monkeypatch.setattr(LogprobEngine, "loss", noting)
+    rows, weights, count = trained("auto", *AUTO, budget, monkeypatch=monkeypatch)
+    assert {active for _, active in computed} == {False, True}
+    assert all(active is (tokens > 30) for tokens, active in computed)
+    longer = sum(active for _, active in computed) // 2  # of an epoch
+    names(capsys.readouterr().out, "activations recomputed:", f"{longer} of 21 pairs", "above 30 tokens")
+    assert json.loads(Path("auto/summary.json").read_text())["recompute_above"] == 30
+    assert json.loads(Path("kept/summary.json").read_text())["recompute_above"] is None
+    assert count == kept[2]
+    pd.testing.assert_frame_equal(rows, kept[0], rtol=0, atol=0)
+    assert all(torch.equal(weights[key], value) for key, value in kept[1].items())
+
+
 def test_where_all_fit_steps_are_divided_by_count(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit."""
     expected, weights, _ = trained("counted", *AUTO, "data.max_tokens_per_micro_batch=null", monkeypatch=monkeypatch)

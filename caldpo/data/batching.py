@@ -20,7 +20,7 @@ from caldpo.errors import CaldpoError
 from caldpo.utils.text_format import counted
 
 STEPS_EXAMINED = 1000
-"""Optimiser steps whose lengths decide how many micro-batches each step of a run has: half a second at most."""
+"""Optimiser steps of most tokens, which decide how many micro-batches each step of a run has: half a second at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,14 @@ class ByTokens:
         if self.layout == "packed":
             return int(self.packed[list(batch)].sum())
         return 2 * len(batch) * max((int(self.longest[row]) for row in batch), default=0)
+
+    def longer_pairs(self) -> int:
+        """Count the pairs that exceed the budget on their own."""
+        return int((self.alone() > self.budget).sum())
+
+    def alone(self) -> np.ndarray:
+        """Tokens of each pair in a micro-batch of its own."""
+        return self.packed if self.layout == "packed" else 2 * self.longest
 
     def most_tokens(self, pairs: int) -> int:
         """Count the tokens of the longest ``pairs`` pairs in one micro-batch."""
@@ -232,9 +240,9 @@ class StepPlan:
     def within(self, budget: int, lengths: np.ndarray, layout: Layout) -> StepPlan:
         """Divide steps by count where no micro-batch can have more than ``budget`` tokens, else by tokens.
 
-        Neither depends on the length of the run: a later step that needs more micro-batches than any of the first
-        epoch's first :data:`STEPS_EXAMINED` has larger ones. One device leaves the micro-batches that a step does not
-        need empty.
+        Neither depends on the length of the run: a step of a later epoch that needs more micro-batches than any of the
+        first epoch's fullest :data:`STEPS_EXAMINED` has larger ones. One device leaves the micro-batches that a step
+        does not need empty.
 
         Args:
             budget: tokens of a micro-batch, padding included.
@@ -243,7 +251,7 @@ class StepPlan:
         by_tokens = ByTokens.of(budget, lengths, layout, fewest=self.world_size == 1)
         if by_tokens.most_tokens(self.micro_batch_size) <= budget:
             return self.for_lengths(lengths, layout)
-        return self._cut(by_tokens, islice(self.epoch_steps(0), STEPS_EXAMINED))
+        return self._cut(by_tokens, self._fullest_steps(np.minimum(by_tokens.alone(), budget)))
 
     def in_pairs(self, most: int) -> StepPlan:
         """Divide steps by count into micro-batches of at most ``most`` pairs, where lengths are not known."""
@@ -252,6 +260,13 @@ class StepPlan:
     def _cut(self, by_tokens: ByTokens, steps: Iterable[Sequence[int]]) -> StepPlan:
         needed = max(map(by_tokens.needed, steps))
         return replace(self, micro_batching=by_tokens, accumulation=-(-needed // self.world_size))
+
+    def _fullest_steps(self, tokens: np.ndarray) -> Iterator[Sequence[int]]:
+        """Yield the rows of the first epoch's :data:`STEPS_EXAMINED` steps with most ``tokens``, given by pair."""
+        order = np.asarray(self.order(0))[: self.pairs - self.dropped]
+        starts = np.arange(0, len(order), self.step_size)
+        fullest = np.add.reduceat(tokens[order], starts).argsort()[::-1][:STEPS_EXAMINED]
+        return (order[start : start + self.step_size].tolist() for start in starts[fullest].tolist())
 
     def order(self, epoch: int) -> Sequence[int]:
         """Return all rows of the split in the order of an epoch."""

@@ -168,6 +168,11 @@ class TokenizedDataModule(LightningDataModule):
         self._loaders: list[PairLoader] = []
 
     @property
+    def budget(self) -> int | None:
+        """Most tokens of a micro-batch, but for a pair that has more; None: any number."""
+        return self.token_budget if self.max_tokens_per_micro_batch == "auto" else self.max_tokens_per_micro_batch
+
+    @property
     def train_pairs(self) -> TokenizedPairs:
         """The tokenised training split, or the first pairs of a stream."""
         return self._split("train")
@@ -242,23 +247,25 @@ class TokenizedDataModule(LightningDataModule):
             Console().print(Text(note))
         return plan
 
-    def train_dataloader(self) -> PairLoader:
-        """Load this rank's training batches in the order of seed and epoch.
+    def setup(self, stage: str) -> None:
+        """Refuse budgets that differ, before ranks share any work: they would wait for each other forever.
 
         Raises:
             CaldpoError: nodes of different memory have chosen different budgets.
         """
-        if self._plan is None:
-            raise RuntimeError("plan_steps has to be called first")
         budgets = all_gather(self.token_budget)
-        if len(set(budgets)) > 1:  # they would wait for each other
-            smallest = min(budget for budget in budgets if budget is not None)
+        if len(set(budgets)) > 1:
             raise CaldpoError(
                 f"the nodes have different memory: by rank, they chose {', '.join(map(str, budgets))} tokens",
                 key="data.max_tokens_per_micro_batch",
                 value="auto",
-                remedy=f"set data.max_tokens_per_micro_batch={smallest}",
+                remedy=f"set data.max_tokens_per_micro_batch={min(filter(None, budgets))}",
             )
+
+    def train_dataloader(self) -> PairLoader:
+        """Load this rank's training batches in the order of seed and epoch."""
+        if self._plan is None:
+            raise RuntimeError("plan_steps has to be called first")
         _, rank = self._ranks()
         if (dropped := self._plan.dropped) and rank == 0:
             note = f"data.drop_last: each epoch leaves out {dropped:,} of {counted(self._plan.pairs, 'pair')}"

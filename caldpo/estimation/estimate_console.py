@@ -34,14 +34,17 @@ def memory_values(memory: MemoryBreakdown, has: DeviceMemory, verdict: Verdict) 
     }
 
 
-def data_values(sample: DataSample, schedule: StepSchedule, layout: Layout) -> dict[str, Any]:
-    """Collect steps and tokens as plain values."""
+def data_values(
+    sample: DataSample, schedule: StepSchedule, layout: Layout, *, streaming: bool = False
+) -> dict[str, Any]:
+    """Collect steps and tokens as plain values; of a stream, an epoch is its first pairs, the sample."""
     return {
         "layout": layout,
+        "streaming": streaming,
         "pairs": schedule.pairs,
         "test_pairs": sample.test_pairs,
         "sampled_pairs": sample.report.train.pairs,
-        "exact": {"tokens": schedule.exact, "steps": schedule.exact_steps},
+        "exact": {"tokens": schedule.exact and not streaming, "steps": schedule.exact_steps},
         "steps": schedule.steps,
         "steps_per_epoch": schedule.steps_per_epoch,
         "epochs": schedule.epochs,
@@ -97,15 +100,25 @@ def _facts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     trainable = "" if values["trainable"] == values["parameters"] else f", {values['trainable']:,} of them trained"
     tokenised = f"{values['sampled_pairs']:,} of them tokenised; ~ is estimated from those"
     truncated = [f"{about}{count:,} {name}" for name, count in values["truncated"].items() if count]
+    pairs = f"{about}{values['pairs']:,}, {'all tokenised' if exact['tokens'] else tokenised}"
     per_epoch = f"{about}{values['steps_per_epoch']:,} per epoch, {values['epochs']:.2f} epochs"
+    span = "epoch"
+    if values["streaming"]:
+        pairs = (
+            f"a stream of unknown length, its first {values['sampled_pairs']:,} tokenised; ~ is estimated from those"
+        )
+        per_epoch = f"~{values['steps'] / values['steps_per_epoch'] * values['pairs']:,.0f} pairs"
+        epoch = {name: round(tokens * values["epochs"]) for name, tokens in epoch.items()}
+        span = "run"
     per_step = f"{about}{values['tokens_per_step']:,.0f} per step (layout {values['layout']})"
     yield "policy", values["policy"]
     yield "parameters", f"{values['parameters']:,}{trainable} ({values['weights_dtype']})"
     yield "reference", values["reference"]
-    yield "training pairs", f"{about}{values['pairs']:,}, {'all tokenised' if exact['tokens'] else tokenised}"
+    yield "training pairs", pairs
     yield "steps", f"{about_steps}{values['steps']:,} ({per_epoch})"
-    yield "tokens per epoch", f"{about}{epoch['prompt']:,} of prompts, {about}{epoch['response']:,} of responses"
-    yield "tokens computed", f"{about}{epoch['computed']:,} per epoch, {per_step}"
+    yield f"tokens per {span}", f"{about}{epoch['prompt']:,} of prompts, {about}{epoch['response']:,} of responses"
+    yield "tokens computed", f"{about}{epoch['computed']:,} per {span}, {per_step}"
+    yield "micro-batches", _micro_batches(values["micro_batches"])
     yield "largest micro-batch", f"{about}{largest['tokens']:,} tokens, {largest['pairs']} pairs"
     yield "truncated", ", ".join(truncated) or "nothing"
     if values["flops"] is None:
@@ -119,3 +132,13 @@ def _facts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         wall = f", {hours['wall']:,.3g} h of wall-clock time" if hours["wall"] < hours["device"] else ""
         assumed = f"ASSUMING {hours['utilisation']:.0%} of {hours['tflops']:g} TFLOP/s; not measured"
         yield "time", f"~{hours['device']:,.3g} GPU-hours{wall}, {assumed}"
+
+
+def _micro_batches(cut: Mapping[str, Any]) -> str:
+    if cut["most_tokens"] is None:
+        return "cut by count (data.micro_batch_size)"
+    why = "data.max_tokens_per_micro_batch" if cut["reason"] is None else cut["reason"]
+    text = f"within {cut['most_tokens']:,} tokens ({why})"
+    if cut["recomputed_share"]:
+        text += f"; longer pairs, {cut['recomputed_share']:.0%} of the tokens, recompute their activations"
+    return text

@@ -24,7 +24,7 @@ from caldpo.estimation.memory_breakdown import MemoryBreakdown, fake_model_of, m
 from caldpo.estimation.memory_verdict import DeviceMemory, device_memory, memory_verdict
 from caldpo.estimation.run_flops import Flops, Workload, batch_workload, gpu_hours, logits_recomputed, run_flops
 from caldpo.estimation.step_schedule import StepSchedule, repeated_lengths, sample_data, step_schedule
-from caldpo.estimation.token_budget import choose_budget
+from caldpo.estimation.token_budget import TokenBudget, choose_budget
 from caldpo.logprobs.layout import why_not_packed
 from caldpo.model_data_checks import check_fit
 
@@ -64,7 +64,7 @@ def estimate(
         )
     check_fit(model, tokenizer, data, reference=components.reference, model_section=cfg.model)
     needs = estimate_needs(cfg, components, sample.train_pairs, memory_gib)
-    verdict = memory_verdict(needs.memory, needs.has, components, len(needs.schedule.largest))
+    verdict = memory_verdict(needs.memory, needs.has, components)
     flops = estimate_flops(needs, components, sample.test_pairs, cfg.logits_cache_mib)
     hours = None
     if flops is not None and device_tflops is not None:
@@ -72,7 +72,13 @@ def estimate(
     values = {
         "estimate": True,
         "policy": components.adapter.identity(model.identity()),
-        **data_values(sample, needs.schedule, needs.layout),
+        **data_values(sample, needs.schedule, needs.layout, streaming=data.streaming),
+        "micro_batches": {
+            "most_tokens": data.budget,
+            "reason": None if needs.budget is None else needs.budget.reason,
+            "recompute_above": needs.recompute_above,
+            "recomputed_share": needs.schedule.recomputed[0],
+        },
         **memory_values(needs.memory, needs.has, verdict),
         "flops": flops,
         "assumed": hours,
@@ -93,6 +99,8 @@ class Needs:
     memory: MemoryBreakdown
     has: DeviceMemory
     layout: Layout
+    budget: TokenBudget | None  # that was chosen; None where the configuration or the run's record has it
+    recompute_above: int | None  # tokens above which a micro-batch recomputes its activations, if any
 
 
 def estimate_needs(cfg: DictConfig, components: Components, pairs: int, memory_gib: float | None = None) -> Needs:
@@ -102,27 +110,36 @@ def estimate_needs(cfg: DictConfig, components: Components, pairs: int, memory_g
     """
     trainer, data = components.trainer, components.data
     lengths, layout = data.train_pairs.lengths(), estimated_layout(cfg, components, data.max_length)
+    with fake_tensors("cpu"):
+        policy = components.adapter.apply(fake_model_of(components.model))
+    budget = None
 
     def choose(plan: StepPlan) -> int:
-        with fake_tensors("cpu"):
-            policy = components.adapter.apply(fake_model_of(components.model))
+        nonlocal budget
         keys = {"logits_cache_mib": cfg.logits_cache_mib, "memory_gib": memory_gib}
-        return choose_budget(components, policy, plan, layout, **keys).tokens
+        budget = choose_budget(components, policy, plan, layout, **keys)
+        return budget.tokens
 
     of_run = repeated_lengths(lengths, pairs)
     plan = data.plan_steps(layout, **trainer.extent(), lengths=of_run, choose_budget=choose)
-    schedule = step_schedule(lengths, plan, layout, exact_steps=trainer.max_steps is not None)
+    above = components.recompute_above(policy, data.budget)
+    exact_steps = trainer.max_steps is not None
+    schedule = step_schedule(lengths, plan, layout, exact_steps=exact_steps, recompute_above=above)
     has = device_memory(trainer.accelerator, trainer.devices, memory_gib)
+    batches = [
+        [data.train_pairs[index] for index in rows] for rows in (schedule.largest, schedule.largest_kept) if rows
+    ]
     memory = memory_breakdown(
         components,
-        collate([data.train_pairs[index] for index in schedule.largest], 0, layout=layout),
+        [collate(rows, 0, layout=layout) for rows in batches],
         collate(longest_pairs(data.test_pairs, data.eval_micro_batch_size), 0, layout=layout),
         layout=layout,
         device=has.device,
         plan=plan,
         logits_cache_mib=cfg.logits_cache_mib,
+        recompute_above=above,
     )
-    return Needs(schedule, memory, has, layout)
+    return Needs(schedule, memory, has, layout, budget, above)
 
 
 def estimate_flops(needs: Needs, components: Components, test_pairs: int, logits_cache_mib: int) -> Flops | None:
@@ -137,6 +154,7 @@ def estimate_flops(needs: Needs, components: Components, test_pairs: int, logits
     responses = schedule.response_tokens
     epoch = Workload(schedule.computed_tokens, responses, schedule.attended, responses * share)
     trained, evaluated = epoch * schedule.epochs, evaluation_workload(data, needs.layout, test_pairs)
+    cost = memory.cost if needs.recompute_above is None else memory.cost.recomputing(*schedule.recomputed)
     evaluations = count_evaluations(schedule.steps, components.trainer.val_check_interval)
     needs_reference = bool(components.loss.needs_reference)
     if memory.reference == "precomputed":  # once per pair
@@ -144,7 +162,7 @@ def estimate_flops(needs: Needs, components: Components, test_pairs: int, logits
     else:
         reference_work = evaluated * evaluations + trained * needs_reference
     return run_flops(
-        memory.cost,
+        cost,
         trained,
         evaluated=evaluated,
         evaluations=evaluations,

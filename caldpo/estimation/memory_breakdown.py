@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,7 @@ from caldpo.estimation.sharded_memory import Sharding, ShardUnits, State, gather
 from caldpo.estimation.step_memory import WEIGHT_DTYPES, StepMemory, bytes_of, evaluation_step, training_step
 from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.models.adapted_policy import base_model, is_adapted
+from caldpo.models.gradient_checkpointing import recomputing
 from caldpo.models.hub_model import causal_lm_skeleton
 from caldpo.models.model_source import ModelSource, floating_dtype
 from caldpo.reference.auto_reference import Auto, ReferenceMode, choose_mode
@@ -34,12 +36,13 @@ BUCKETS, CASTS, ACTIVATIONS = "gradient buckets (DDP)", "weights cast to another
 HEAD, WORKING = "log-probs: logits, gradient of the head", "working buffers"
 UPDATE, EVALUATION = "more during the optimiser's update", "more during evaluation"
 PROCESS, FRAGMENTATION = "data, tokenizer and code loaded in the process (CPU)", "fragmentation of the heap (CPU)"
-PROCESS_BYTES = 140 * 2**20
+PROCESS_BYTES = 50 * 2**20
 """What a process on a CPU takes beyond its imports and its tensors: tokenizer and data, and the code of kernels, which
-is read at their first use. Measured: 135 MiB, with two models of which one is twice as large. A GPU has none of it."""
-FRAGMENTED = 0.15
-"""Share of what a step allocates and frees that the C library's heap takes beyond it: measured 0.09 to 0.3, against a
-heap whose blocks are all mapped one by one."""
+is read at their first use. Measured: 45 and 56 MiB for two models, once the heap had returned its free blocks. A GPU
+has none of it."""
+FRAGMENTED = 0.1
+"""Share of what a micro-batch allocates, one tensor after another, by which the C library's heap grows beyond its live
+tensors: its freed aligned blocks are seldom used again. Measured 0.05 to 0.14; none where all blocks are mapped."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class MemoryBreakdown:
     dtype: str  # of its weights
     reference: str  # how it is kept
     parts: dict[str, int]  # bytes by part, in the order of tables; their sum is the peak
+    peak_pairs: int = 0  # of the micro-batch at the peak
+    recomputes: bool = False  # that micro-batch recomputes its activations
     vocab_size: int = 0
     activations_unknown: str = ""  # why activations are not counted
     host: int = 0  # bytes of each process in CPU memory, where shards are offloaded
@@ -66,15 +71,21 @@ class MemoryBreakdown:
 
 def memory_breakdown(
     components: Components,
-    batch: PairBatch,
+    batches: Sequence[PairBatch],
     held_out: PairBatch,
     *,
     layout: Layout,
     device: str,
     plan: StepPlan,
     logits_cache_mib: int,
+    recompute_above: int | None = None,
 ) -> MemoryBreakdown:
-    """Run a step of the run, with its largest batches, on fake tensors and add up its memory.
+    """Run micro-batches of the run on fake tensors and add up the memory of the one that needs most.
+
+    Args:
+        batches: the largest micro-batch, and the largest one that does not recompute where the first does.
+        held_out: the largest batch of the validation.
+        recompute_above: tokens above which a micro-batch recomputes its activations, if any.
 
     Raises:
         CaldpoError: the run would raise it as well, or the model cannot be built from fake tensors.
@@ -93,18 +104,24 @@ def memory_breakdown(
             for model in filter(None, (policy, reference)):
                 use_packed_attention(base_model(model))
         optimizer = optimizer_memory(components.optim, trained, device, scaled=trainer.precision == "16-mixed")
-        cost, reference_cost, flops_unknown = model_costs(policy, reference, path_of(source))
+        with recomputing(policy, recompute_above is not None):
+            cost, reference_cost, flops_unknown = model_costs(policy, reference, path_of(source))
         step, evaluation, unknown = StepMemory(0, 0, 0, 0), 0, ""
+        peak = batches[0]
         try:
             live = {"adapter": policy, "frozen": reference}.get(reference_mode) if needs_reference else None
-            step = training_step(
-                policy,
-                fake_batch(batch, mode),
-                precision=trainer.precision,
-                reference=live,
-                accumulates=plan.accumulation > 1,
-                logits_cache_mib=logits_cache_mib,
-            )
+            for batch in batches:
+                with recomputing(policy, recompute_above is not None and batch.tokens > recompute_above):
+                    this = training_step(
+                        policy,
+                        fake_batch(batch, mode),
+                        precision=trainer.precision,
+                        reference=live,
+                        accumulates=plan.accumulation > 1,
+                        logits_cache_mib=logits_cache_mib,
+                    )
+                if this.total + heap_growth(this, device) > step.total + heap_growth(step, device):
+                    step, peak = this, batch
             evaluation = evaluation_step(policy, fake_batch(held_out, mode), trainer.precision)
         except CaldpoError:
             raise
@@ -131,7 +148,7 @@ def memory_breakdown(
             WORKING: step.working,
             UPDATE: max(0, temporary - step.total),
             EVALUATION: max(0, evaluation - max(step.total, temporary)),
-            FRAGMENTATION: round(FRAGMENTED * (gradients + step.total)) if on_cpu else 0,
+            FRAGMENTATION: heap_growth(step, device),
             PROCESS: PROCESS_BYTES if on_cpu else 0,
         }
         full: dict[State, int] = {"weights": weights + reference_weights, "gradients": gradients}
@@ -143,6 +160,8 @@ def memory_breakdown(
             dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in policy.parameters()})),
             reference=reference_mode,
             parts=parts,
+            peak_pairs=peak.pairs,
+            recomputes=recompute_above is not None and peak.tokens > recompute_above,
             vocab_size=policy.config.get_text_config().vocab_size,
             activations_unknown=unknown,
             host=sum(sharding.per_process(state, full[state]) for state in sharding.offloaded),
@@ -150,6 +169,11 @@ def memory_breakdown(
             reference_cost=reference_cost,
             flops_unknown=flops_unknown,
         )
+
+
+def heap_growth(step: StepMemory, device: str) -> int:
+    """Bytes by which the C library's heap grows beyond the live tensors of a micro-batch; a GPU's is not estimated."""
+    return round(FRAGMENTED * step.from_heap) if device == "cpu" else 0
 
 
 def fake_model_of(source: ModelSource) -> PreTrainedModel:

@@ -134,14 +134,14 @@ class Verdict:
     advice: tuple[str, ...] = ()
 
 
-def memory_verdict(memory: MemoryBreakdown, has: DeviceMemory, components: Components, largest: int) -> Verdict:
-    """Compare the memory that a run needs with a device's; ``largest``: pairs of the largest micro-batch."""
+def memory_verdict(memory: MemoryBreakdown, has: DeviceMemory, components: Components) -> Verdict:
+    """Compare the memory that a run needs with a device's."""
     total = f"{memory.total / GIB:,.2f} GiB"
     if has.bytes is None:
         bound = "at least" if memory.activations_unknown else "about"
         return Verdict(None, f"needs {bound} {total}; the memory of a device is not known ({has.source})")
     room = f"{has.bytes / GIB:,.2f} GiB ({has.source})"
-    changes = tuple(advice(memory, components, largest))
+    changes = tuple(advice(memory, components))
     if memory.total > has.bytes:
         return Verdict(False, f"does not fit: about {total} of {room}", changes)
     if memory.activations_unknown:
@@ -151,12 +151,12 @@ def memory_verdict(memory: MemoryBreakdown, has: DeviceMemory, components: Compo
     return Verdict(True, f"fits: about {total} of {room}")
 
 
-def advice(memory: MemoryBreakdown, components: Components, largest: int) -> list[str]:
+def advice(memory: MemoryBreakdown, components: Components) -> list[str]:
     """List the changes that save most memory, the largest saving first."""
     trainer, data, parts = components.trainer, components.data, memory.parts
     savings: dict[str, int] = {}
     per_batch = parts[ACTIVATIONS] + parts[WORKING]
-    if largest > 1:
+    if memory.peak_pairs > 1 and not memory.recomputes:
         budget = data.max_tokens_per_micro_batch
         if budget == "auto":
             budget = data.cut_by
@@ -167,7 +167,7 @@ def advice(memory: MemoryBreakdown, components: Components, largest: int) -> lis
             smaller += f" trainer.accumulate_grad_batches={trainer.accumulate_grad_batches * 2}"
         savings[f"{smaller}: the same step in smaller micro-batches"] = per_batch
     # the embedded models have no such key
-    if getattr(components.model, "gradient_checkpointing", None) is False:
+    if getattr(components.model, "gradient_checkpointing", None) in (False, "auto") and not memory.recomputes:
         savings["model.gradient_checkpointing=true: recomputes activations in the backward pass"] = per_batch
     if per_batch > 0:
         savings["data.max_length and data.max_prompt_length lower: fewer tokens of the longest pairs"] = per_batch - 1

@@ -28,7 +28,7 @@ def out_of_memory_error(error: BaseException, cfg: DictConfig, components: Compo
     cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     try:
         needs = estimate_needs(cfg, components, len(components.data.train_pairs))
-        changes = advice(needs.memory, components, len(needs.schedule.largest))
+        changes = advice(needs.memory, components)
         text = f"{_by_part(needs.memory)}, and {_device_total(components.trainer.accelerator)}"
     except Exception as failure:  # no memory, or no data yet: the cause matters more
         message = str(failure).splitlines()[0] if str(failure) else ""

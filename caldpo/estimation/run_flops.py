@@ -67,6 +67,11 @@ class ModelCost:
             attention_recomputed=round(layers * sum(attention) / len(attention)),
         )
 
+    def recomputing(self, tokens: float, attended: float) -> ModelCost:
+        """The same model, which recomputes these shares alone of its tokens and of its attention."""
+        recomputed, attention = round(tokens * self.recomputed), round(attended * self.attention_recomputed)
+        return replace(self, recomputed=recomputed, attention_recomputed=attention)
+
     def without_adapters(self) -> ModelCost:
         """The base under trained adapters; the model itself where all weights are trained."""
         if self.trained == self.body:

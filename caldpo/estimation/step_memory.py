@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from caldpo.estimation.fake_model import FakeLogprobEngine
 from caldpo.logprobs import LOGITS_CACHE_MIB
 from caldpo.types import PairBatch
+from caldpo.utils.heap import MAPPED_BYTES
 
 WEIGHT_DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 """Precisions in which Lightning converts the policy's weights."""
@@ -51,6 +52,7 @@ class LiveBytes(TorchDispatchMode):
         self.live: Counter[str] = Counter()  # bytes by kind
         self.largest: Counter[str] = Counter()  # peak of each kind
         self.peak = 0  # of all kinds together
+        self.from_heap = 0  # of all storages so far, released ones too, that are too small to be mapped one by one
         self._seen: dict[int, tuple[weakref.ref[Any], str]] = {}
         if model is not None:
             self.add([*model.parameters(), *model.buffers()], WEIGHTS)
@@ -72,6 +74,7 @@ class LiveBytes(TorchDispatchMode):
             released = weakref.ref(storage, lambda _, k=key, s=size: self._release(k, s))  # type: ignore[misc]
             self._seen[key] = released, kind
             self.live[kind] += size
+            self.from_heap += size if size < MAPPED_BYTES else 0
             self.largest[kind] = max(self.largest[kind], self.live[kind])
             self.peak = max(self.peak, self.total)
 
@@ -111,6 +114,7 @@ class StepMemory:
     activations: int  # what the backward pass needs from the forward pass
     head: int  # peak of the logits and the gradient of the output head
     working: int  # what the peak adds to all these
+    from_heap: int = 0  # allocated over the whole micro-batch from a CPU's heap
 
     @property
     def total(self) -> int:
@@ -150,7 +154,7 @@ def training_step(
     with LiveBytes(policy, policy.config.vocab_size) as live:
         if reference is not None:
             live.add([*reference.parameters(), *reference.buffers()], WEIGHTS)
-        fixed = live.total
+        fixed, before = live.total, live.from_heap
         with autocast(precision):
             if reference is not None:
                 with torch.no_grad():
@@ -163,7 +167,7 @@ def training_step(
         objective.backward()
     casts, head = live.largest[CASTS], live.largest[HEAD]
     working = max(0, live.peak - fixed - casts - activations - head)
-    return StepMemory(casts, activations, head, working)
+    return StepMemory(casts, activations, head, working, live.from_heap - before)
 
 
 def evaluation_step(model: PreTrainedModel, batch: PairBatch, precision: str) -> int:

@@ -100,6 +100,8 @@ class StepSchedule:
     attended: int  # query-key pairs of attention, in one layer and head
     largest: tuple[int, ...]  # indices, in the sample, of the pairs of the largest micro-batch
     largest_tokens: int  # its computed tokens
+    largest_kept: tuple[int, ...]  # likewise of those that do not recompute their activations; empty where that is it
+    recomputed: tuple[float, float]  # shares of computed and of attended whose activations are recomputed
     exact: bool  # the sample is the full split
     exact_steps: bool  # the number of steps is exact, whether or not the number of pairs is
 
@@ -109,7 +111,9 @@ class StepSchedule:
         return self.steps / self.steps_per_epoch
 
 
-def step_schedule(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_steps: bool) -> StepSchedule:
+def step_schedule(
+    lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_steps: bool, recompute_above: int | None = None
+) -> StepSchedule:
     """Count the tokens of the run's micro-batches.
 
     A split larger than its sample is represented by the sample repeated, so that the largest micro-batch is the
@@ -119,10 +123,13 @@ def step_schedule(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_
         lengths: tokens of prompt, chosen and rejected of the sampled pairs, shape ``(sampled, 3)``.
         plan: of the run, over the full split.
         exact_steps: the number of steps does not depend on the number of pairs.
+        recompute_above: tokens above which a micro-batch recomputes its activations; None: all do the same.
     """
     per_epoch = np.zeros(4, dtype=np.int64)  # prompt, response, computed, attended
+    recomputed = np.zeros(2, dtype=np.int64)  # computed, attended
     largest: tuple[int, ...] = ()
-    largest_tokens = 0
+    largest_kept: tuple[int, ...] = ()
+    largest_tokens = kept_tokens = 0
     samplers = [plan.sampler(rank) for rank in range(plan.world_size)]
     for epoch in range(max(1, min(plan.epochs, _MAX_SEARCHED // plan.pairs))):
         for sampler in samplers:
@@ -135,10 +142,15 @@ def step_schedule(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_
                 tokens = computed_tokens(of_batch, layout)
                 if tokens > largest_tokens:
                     largest, largest_tokens = tuple(indices), tokens
+                recomputes = recompute_above is not None and tokens > recompute_above
+                if kept_tokens < tokens and not recomputes:
+                    largest_kept, kept_tokens = tuple(indices), tokens
                 if epoch == 0:
                     real = of_batch[np.array(batch.weights) > 0]
                     attended = int(batch_workload(of_batch, layout).attended)
                     per_epoch += (real[:, 0].sum(), real[:, 1:].sum(), tokens, attended)
+                    if recomputes:
+                        recomputed += (tokens, attended)
     exact = plan.pairs == len(lengths)
     return StepSchedule(
         pairs=plan.pairs,
@@ -151,6 +163,8 @@ def step_schedule(lengths: np.ndarray, plan: StepPlan, layout: Layout, *, exact_
         attended=int(per_epoch[3]),
         largest=largest,
         largest_tokens=largest_tokens,
+        largest_kept=() if kept_tokens == largest_tokens else largest_kept,
+        recomputed=(recomputed[0] / per_epoch[2], recomputed[1] / per_epoch[3]),
         exact=exact,
         exact_steps=exact or exact_steps,
     )

@@ -8,6 +8,7 @@ else the estimate of :mod:`caldpo.estimation.memory_breakdown` does, on tensors 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from caldpo.components import Components
 from caldpo.data.batching import ByTokens, StepPlan
 from caldpo.data.collate import Layout, collate
+from caldpo.data.pair_stream import ENDLESS
 from caldpo.distributed.fsdp import decoder_layers
 from caldpo.errors import CaldpoError
 from caldpo.estimation.memory_breakdown import FRAGMENTED, PROCESS_BYTES, memory_breakdown
@@ -26,7 +28,7 @@ from caldpo.models.adapted_policy import base_model
 from caldpo.types import PairBatch
 from caldpo.utils.text_format import counted
 
-SATURATING = {"cpu": 1024, "cuda": 16384}
+SATURATING = {"cpu": 512, "cuda": 16384}
 """Tokens of a micro-batch beyond which steps get no faster; measured on a CPU, see docs/performance.md."""
 UNKNOWN_MEMORY = 4096
 """Budget for a model whose memory cannot be estimated, at most."""
@@ -34,6 +36,9 @@ LEAST = 256
 """Budget below which none is tried: most pairs have a micro-batch to themselves then."""
 NEGLIGIBLE = 160 * 2**20
 """Bytes of activations, by the upper bound, that are not worth cutting a micro-batch for."""
+REMEDY = "python -m caldpo.estimate with the same overrides lists what saves most, such as adapter=lora"
+ALLOCATED = 3
+"""All that a micro-batch allocates, one tensor after another, over the bound of what it keeps without recomputation."""
 BOUND = 2.5
 """Activations of a token over the inputs and outputs of all matrices that it passes; measured: 1.1 to 2.2."""
 
@@ -44,6 +49,7 @@ class TokenBudget:
 
     tokens: int
     reason: str
+    warning: str = ""  # where nothing fits the memory
 
     def describe(self, plan: StepPlan) -> str:
         """Describe in one line how steps are cut."""
@@ -52,6 +58,16 @@ class TokenBudget:
         pairs = -(-plan.step_size // (plan.accumulation * plan.world_size))
         each = f"at most {counted(pairs, 'pair')} each (data.micro_batch_size)"
         return f"{each}, within {self.tokens:,} tokens ({self.reason})"
+
+
+def describe_recomputed(plan: StepPlan, recompute_above: int | None) -> str:
+    """Describe in one line whose activations ``model.gradient_checkpointing=auto`` recomputes; empty where none are."""
+    if recompute_above is None:
+        return ""
+    if plan.pairs == ENDLESS:  # whose lengths are not known
+        return f"of pairs above {recompute_above:,} tokens"
+    longer = plan.micro_batching.longer_pairs() if isinstance(plan.micro_batching, ByTokens) else 0
+    return f"of {longer:,} of {counted(plan.pairs, 'pair')}, above {recompute_above:,} tokens" if longer else ""
 
 
 def choose_budget(
@@ -78,40 +94,54 @@ def choose_budget(
     trainer = components.trainer
     device = "cuda" if trainer.accelerator == "gpu" else "cpu"
     limit = memory_limit(trainer.accelerator, trainer.devices, memory_gib)
-    per_token = activation_bound(policy, trainer.precision)
+    per_token = per_long_token = activation_bound(policy, trainer.precision)
+    heap = round(FRAGMENTED * ALLOCATED * activation_bound(policy, trainer.precision, recomputes=False))
     enough = max(SATURATING[device], NEGLIGIBLE // per_token)
+    recomputes = components.recompute_above(policy, enough) is not None
+    if recomputes:
+        per_long_token = activation_bound(policy, trainer.precision, recomputes=True)
     if limit is None:  # as a device with plenty of memory
         return TokenBudget(enough, "the memory of the device is not known")
     room = f"{limit / GIB:,.1f} GiB"
     fixed = fixed_bound(policy, trainer.precision, logits_cache_mib, CHUNK_BYTES[device])
+    longest = ByTokens.of(enough, components.data.train_pairs.lengths(), layout).most_tokens(1)
+    bound = fixed + max(per_token * enough, per_long_token * longest)
     if device == "cpu":
-        fixed, per_token = round((1 + FRAGMENTED) * fixed) + PROCESS_BYTES, round((1 + FRAGMENTED) * per_token)
-    if fixed + per_token * _largest(components, enough, layout) <= TIGHT * limit:
+        bound += heap * max(enough, longest) + PROCESS_BYTES
+    if bound <= TIGHT * limit:
         return TokenBudget(enough, f"more would be no faster on a {'GPU' if device == 'cuda' else 'CPU'}")
     tokens = enough
     while True:
-        batch = _longest_batch(components, plan, layout, tokens)
-        needed = _estimated(components, batch, plan, layout, device, logits_cache_mib)
+        batches = _largest_batches(components, plan, layout, tokens, recomputes=recomputes)
+        above = tokens if recomputes else None
+        needed = _estimated(components, batches, plan, layout, device, logits_cache_mib, above)
         if needed is None:
             return TokenBudget(min(enough, UNKNOWN_MEMORY), "what this model needs cannot be estimated")
         if needed <= TIGHT * limit:
             why = f"{room} of memory" if tokens < enough else f"no more would be faster, and these fit {room}"
             return TokenBudget(tokens, why)
-        if len(batch.index) == 1 or tokens <= LEAST:
-            return TokenBudget(tokens, f"about {needed / GIB:,.1f} GiB are needed even so, of {room} of memory")
+        undivided = not recomputes and batches[0].pairs == 1
+        if undivided or tokens <= LEAST:
+            why = f"about {needed / GIB:,.1f} GiB are needed even so, of {room} of memory"
+            return TokenBudget(
+                tokens, why, f"data.max_tokens_per_micro_batch=auto found none that fits: {why}; {REMEDY}"
+            )
         tokens //= 2
 
 
-def activation_bound(policy: PreTrainedModel, precision: str) -> int:
-    """Bound the bytes that a training step keeps for each token between its forward and its backward pass."""
+def activation_bound(policy: PreTrainedModel, precision: str, *, recomputes: bool | None = None) -> int:
+    """Bound the bytes that a training step keeps for each token between its forward and its backward pass.
+
+    ``recomputes``: with gradient checkpointing; None: as the policy is set.
+    """
     base = base_model(policy)
     dtype = AUTOCAST_DTYPES.get(precision) or _weight_dtype(policy, precision)
     layers = decoder_layers(base) or [base]
     widths = [_width(layer) for layer in layers]
-    if any(getattr(part, "gradient_checkpointing", False) for part in base.modules()):  # inputs, and one layer again
-        kept = len(layers) * base.config.get_text_config().hidden_size + max(widths)
-    else:
-        kept = sum(widths)
+    if recomputes is None:
+        recomputes = any(getattr(part, "gradient_checkpointing", False) for part in base.modules())
+    inputs = len(layers) * getattr(base.config.get_text_config(), "hidden_size", 0)
+    kept = inputs + max(widths) if recomputes else sum(widths)  # one layer at a time, or all
     return max(1, round(BOUND * kept * dtype.itemsize))
 
 
@@ -151,26 +181,43 @@ def _weight_dtype(policy: PreTrainedModel, precision: str) -> torch.dtype:
     return dtype or torch.float32
 
 
-def _largest(components: Components, budget: int, layout: Layout) -> int:
-    """Tokens of the largest micro-batch: those of the budget, or of a pair that is longer."""
-    return max(budget, ByTokens.of(budget, components.data.train_pairs.lengths(), layout).most_tokens(1))
+def _largest_batches(
+    components: Components, plan: StepPlan, layout: Layout, budget: int, *, recomputes: bool
+) -> list[PairBatch]:
+    """Collate the longest pairs that share a micro-batch of ``budget`` tokens, at least one.
 
-
-def _longest_batch(components: Components, plan: StepPlan, layout: Layout, budget: int) -> PairBatch:
-    """Collate the longest pairs that share a micro-batch of ``budget`` tokens: at least one."""
+    Where a longer pair ``recomputes``, also the longest ones within the budget.
+    """
     pairs = components.data.train_pairs
-    longest_first = pairs.lengths().sum(axis=1).argsort()[::-1].tolist()
-    rows = next(ByTokens.of(budget, pairs.lengths(), layout).in_order(longest_first, plan.step_size))
-    return collate([pairs[row] for row in rows], 0, layout=layout)
+    by_tokens = ByTokens.of(budget, pairs.lengths(), layout)
+    longest_first = (by_tokens.packed if layout == "packed" else by_tokens.longest).argsort()[::-1].tolist()
+    batches = [next(by_tokens.in_order(longest_first, plan.step_size))]
+    if recomputes and by_tokens.tokens(batches[0]) > budget:
+        within = [row for row in longest_first if by_tokens.tokens([row]) <= budget]
+        batches += islice(by_tokens.in_order(within, plan.step_size), 1)
+    return [collate([pairs[row] for row in rows], 0, layout=layout) for rows in batches]
 
 
 def _estimated(
-    components: Components, batch: PairBatch, plan: StepPlan, layout: Layout, device: str, logits_cache_mib: int
+    components: Components,
+    batches: list[PairBatch],
+    plan: StepPlan,
+    layout: Layout,
+    device: str,
+    logits_cache_mib: int,
+    recompute_above: int | None,
 ) -> int | None:
-    """Estimate the bytes of a run with this micro-batch; None where that is not possible."""
+    """Estimate the bytes of a run with these micro-batches; None where that is not possible."""
     try:
         memory = memory_breakdown(
-            components, batch, batch, layout=layout, device=device, plan=plan, logits_cache_mib=logits_cache_mib
+            components,
+            batches,
+            batches[0],
+            layout=layout,
+            device=device,
+            plan=plan,
+            logits_cache_mib=logits_cache_mib,
+            recompute_above=recompute_above,
         )
     except CaldpoError:
         return None

@@ -20,6 +20,7 @@ from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.architecture import NEEDS_GPU, choose_attention, require_decoder
 from caldpo.models.generation_settings import errors_only, format_settings, readable_settings
+from caldpo.models.gradient_checkpointing import Checkpointing
 from caldpo.models.hub_files import announce_code, code_files, commit_of, require_safe, stored_tensors
 from caldpo.models.load_report import (
     attention_error,
@@ -49,7 +50,8 @@ class HubModel:
         attention: attention implementation of transformers. ``auto`` takes the fastest that fits, and prints which and
             why, see :mod:`caldpo.models.architecture`; None lets transformers choose. Packed rows have PyTorch's SDPA
             in place of all but ``eager``, see :mod:`caldpo.logprobs.packed_attention`.
-        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them; ``auto``: in
+            micro-batches above the budget of tokens alone, which are pairs that are longer.
         dropout: keep the checkpoint's dropout while training.
         trust_remote_code: run Python code that comes with the model, announced on the terminal and named in the
             policy's identity. Off unless you have read that code.
@@ -60,7 +62,7 @@ class HubModel:
     tokenizer: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] | None = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
     dropout: bool = False
     trust_remote_code: bool = False
 

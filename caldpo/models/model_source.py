@@ -7,13 +7,16 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from caldpo.errors import CaldpoError
 from caldpo.models.dropout import copy_configuration, dropout_rates, zero_settings
+from caldpo.models.gradient_checkpointing import Checkpointing, enable_checkpointing
 from caldpo.utils.collectives import is_first_rank
 
 
 class ModelSource(Protocol):
     """Loads a tokenizer (cheap) and a policy (expensive), and identifies them."""
+
+    gradient_checkpointing: Checkpointing | None = None
+    """The key of that name; None where there is none."""
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer, without reading weights."""
@@ -59,6 +62,7 @@ class WrappedSource(ModelSource):
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
+        self.gradient_checkpointing = getattr(source, "gradient_checkpointing", None)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         return self.source.load_tokenizer()
@@ -79,8 +83,10 @@ def load_on_rank(source: ModelSource, *, sharded: bool) -> PreTrainedModel:
     return source.load_policy()
 
 
-def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: bool, dropout: bool) -> PreTrainedModel:
-    """Set gradient checkpointing and dropout of a loaded policy.
+def prepare_for_training(
+    policy: PreTrainedModel, *, gradient_checkpointing: Checkpointing, dropout: bool
+) -> PreTrainedModel:
+    """Set gradient checkpointing and dropout of a loaded policy; ``auto`` is decided for each micro-batch.
 
     Dropout is off by default, as in the DPO reference implementation: the policy's log-probs are compared
     with a reference that has none, and noise in them is noise in the implicit reward. Noise by other names than
@@ -90,18 +96,8 @@ def prepare_for_training(policy: PreTrainedModel, *, gradient_checkpointing: boo
         CaldpoError: the model does not support gradient checkpointing.
     """
     copy_configuration(policy)
-    if gradient_checkpointing:
-        if not policy.supports_gradient_checkpointing:
-            raise CaldpoError(
-                f"{type(policy).__name__} does not support gradient checkpointing: its layers cannot recompute"
-                " activations",
-                key="model.gradient_checkpointing",
-                value="true",
-                remedy="set model.gradient_checkpointing=false; activations are then kept, which takes more memory",
-            )
-        # renamed in transformers 5; both names take torch.utils.checkpoint's keywords first
-        enable = getattr(policy, "activation_checkpointing_enable", None) or policy.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    if gradient_checkpointing is True:
+        enable_checkpointing(policy)
     if not dropout:
         zero_settings(policy, dropout_rates(policy))
     # RWKV divides weights in place in evaluation mode, against overflow in float16, and would be saved so

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from caldpo.config.bounds import NonNegativeInt, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
+from caldpo.models.gradient_checkpointing import Checkpointing
 from caldpo.models.hub_model import load_tokenizer
 from caldpo.models.model_source import ModelSource, floating_dtype, prepare_for_training
 
@@ -28,7 +29,8 @@ class RandomModel(ModelSource):
         intermediate_size: width inside the feed-forward block; None is 4 x ``hidden_size``.
         max_position_embeddings: longest sequence, tokens.
         tie_word_embeddings: one matrix for the input embedding and the output head.
-        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them; ``auto``: in
+            micro-batches above the budget of tokens alone, which are pairs that are longer.
         seed: of the weights; runs with other training seeds start from the same model.
     """
 
@@ -44,7 +46,7 @@ class RandomModel(ModelSource):
     max_position_embeddings: PositiveInt = 2048
     tie_word_embeddings: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = "auto"
     seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:

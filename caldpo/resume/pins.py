@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MODEL_COMMIT = "model_commit"  # of a hub model
 DATA_COMMIT = "data_commit"  # of a hub data set
 TOKEN_BUDGET = "max_tokens_per_micro_batch"  # that data.max_tokens_per_micro_batch=auto stands for
+RECOMPUTE_ABOVE = "recompute_above"  # tokens above which a micro-batch recomputes its activations, if any
 DATE = "date"  # day of the run's first start, for chat templates that write it: see caldpo.data.chat_template
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

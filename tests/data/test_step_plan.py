@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from caldpo.data.batching import ByCount, MicroBatch, StepPlan
 from caldpo.estimation.run_flops import computed_tokens
 from tests.helpers.messages import refused
+from tests.helpers.train_ranks import Pairs
 
 LAYOUTS = ("packed", "padded")
 COST = {layout: partial(computed_tokens, layout=layout) for layout in LAYOUTS}
@@ -254,12 +255,18 @@ def test_within_a_chosen_budget_steps_have_the_same_pairs(
                 assert len(used) == min(plan.accumulation, plan.micro_batching.needed(sorted(rows)))
 
 
-def test_few_steps_decide_how_many_micro_batches_a_large_split_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fullest_steps_decide_how_many_micro_batches_a_large_split_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("caldpo.data.batching.STEPS_EXAMINED", 1)
-    lengths = np.array([[2, 2, 2]] * 4 + [[2, 11, 11]] * 4)
-    plan = StepPlan(8, 4).within(24, lengths, "packed")
-    assert plan.accumulation == 1
-    assert [len(batch.rows) for batch in plan.sampler(0)] == [4, 4]
+
+    def used(lengths: list[list[int]]) -> list[int]:
+        plan = StepPlan(8, 4).within(24, np.array(lengths), "packed")
+        return [len(batch.rows) for batch in plan.sampler(0) if any(batch.weights)]
+
+    assert used([[2, 2, 2]] * 4 + [[2, 11, 11]] * 4) == [4, 1, 1, 1, 1], (
+        "the second, and what the first leaves is empty"
+    )
+    # of 54 tokens in 3 micro-batches, and of 52 that need 4: not examined, it exceeds the budget
+    assert used([[2, 11, 11]] * 2 + [[1, 1, 1]] * 2 + [[1, 6, 6]] * 4) == [1, 1, 2, 2, 1, 1]
 
 
 def test_dropping_the_only_step_is_refused_before_anything_runs() -> None:
@@ -267,3 +274,14 @@ def test_dropping_the_only_step_is_refused_before_anything_runs() -> None:
         with refused("5 pairs", 6, key="data.drop_last", value=True, remedy="data.drop_last=false"):
             planned(lengths_of(5), drop_last=True, max_tokens_per_micro_batch=tokens)
     assert StepPlan(5, 6).steps_per_epoch == 1
+
+
+def test_nodes_that_chose_different_budgets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they share any work, where each would wait for the others forever."""
+    data = Pairs(2, None)
+    data.token_budget = 512
+    data.setup("fit")
+    monkeypatch.setattr("caldpo.data.data_loading.all_gather", lambda budget: [budget, 1024])
+    key = "data.max_tokens_per_micro_batch"
+    with refused("512, 1024", key=key, value="auto", remedy=f"{key}=512"):
+        data.setup("fit")

@@ -271,3 +271,37 @@ def test_an_answer_needs_nothing_heavy(tmp_path: Path) -> None:
     first, second = (line for line in done.stderr.splitlines() if line.startswith("error:"))
     names(first, "loss", key="los")
     names(second, "> 0", key="sample_pairs", value=0)
+
+
+def test_it_names_the_budget_of_the_run_and_whose_activations_are_recomputed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("caldpo.estimation.token_budget.NEGLIGIBLE", 0)
+    monkeypatch.setattr("caldpo.estimation.token_budget.SATURATING", {"cpu": 8})
+    result = estimated()
+    out = " ".join(capsys.readouterr().out.split())
+    cut = result["micro_batches"]
+    assert (cut["most_tokens"], cut["recompute_above"]) == (8, 8)
+    names(cut["reason"], "CPU")
+    assert cut["recomputed_share"] == 1, "every pair has more"
+    names(out, "within 8 tokens", f"{cut['recomputed_share']:.0%} of the tokens")
+    assert result["flops"]["recompute"] > 0
+    train(*SMALL, "hydra.run.dir=run")
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert (summary["max_tokens_per_micro_batch"], summary["recompute_above"]) == (8, 8)
+    kept = estimated("model.gradient_checkpointing=false", folder="kept")
+    assert kept["micro_batches"]["recompute_above"] is None
+    assert kept["flops"]["recompute"] == 0
+    part = "activations kept for backward"
+    assert result["memory_bytes"][part] < kept["memory_bytes"][part]
+
+
+def test_of_a_stream_it_says_that_its_length_is_not_known(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stream = ["data.streaming=true", "data.test=pairs.jsonl", "data.on_shared_prompts=keep", "trainer.max_steps=40"]
+    result = estimated(*stream)
+    out = " ".join(capsys.readouterr().out.split())
+    assert result["streaming"]
+    assert result["exact"] == {"tokens": False, "steps": True}
+    names(out, "a stream of unknown length", f"first {result['sampled_pairs']}", "40 (~160 pairs)")
+    assert "all tokenised" not in out
+    assert "per epoch" not in out

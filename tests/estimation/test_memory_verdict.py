@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from caldpo.estimation.memory_verdict import GIB, DeviceMemory, available_ram, d
 from tests.helpers.messages import names
 
 
-def components(checkpointing: bool = False, tokens: int | None = None) -> Any:
+def components(checkpointing: bool | str = False, tokens: int | None = None) -> Any:
     return SimpleNamespace(
         trainer=SimpleNamespace(accumulate_grad_batches=2),
         data=SimpleNamespace(micro_batch_size=5, max_tokens_per_micro_batch=tokens),
@@ -32,6 +33,7 @@ def needs(unknown: str = "", **changes: int) -> MemoryBreakdown:
         "float32",
         "frozen",
         full | {k: v * GIB for k, v in sizes.items()} | changes,
+        peak_pairs=5,
         activations_unknown=unknown,
     )
 
@@ -77,14 +79,14 @@ class TestVerdict:
         [(40, True, "fits"), (21, True, "tight"), (20, True, "tight"), (19.9, False, "does not fit")],
     )
     def test_of_twenty_gib(self, gib: float, fits: bool, start: str) -> None:
-        verdict = memory_verdict(needs(), DeviceMemory(int(gib * GIB), "free", "cuda"), components(), 5)
+        verdict = memory_verdict(needs(), DeviceMemory(int(gib * GIB), "free", "cuda"), components())
         assert verdict.fits is fits
         assert verdict.text.startswith(start)
         names(verdict.text, "20.00 GiB")
         assert bool(verdict.advice) is (start != "fits")
 
     def test_advice_names_what_is_large_first(self) -> None:
-        advice = memory_verdict(needs(), DeviceMemory(GIB, "free", "cuda"), components(), 5).advice
+        advice = memory_verdict(needs(), DeviceMemory(GIB, "free", "cuda"), components()).advice
         assert advice[0].startswith("data.micro_batch_size=3 trainer.accumulate_grad_batches=4")
         assert advice[1].startswith("model.gradient_checkpointing=true")
         keys = " ".join(advice)
@@ -94,25 +96,31 @@ class TestVerdict:
 
     def test_a_budget_of_tokens_is_what_is_lowered(self) -> None:
         full, has = needs(), DeviceMemory(GIB, "free", "cuda")
-        advice = memory_verdict(full, has, components(tokens=4097), 5).advice
+        advice = memory_verdict(full, has, components(tokens=4097)).advice
         assert advice[0].startswith("data.max_tokens_per_micro_batch=2049:")
         # the longest pair fills its micro-batch
-        alone = " ".join(memory_verdict(full, has, components(tokens=4097), 1).advice)
+        alone = " ".join(memory_verdict(replace(full, peak_pairs=1), has, components(tokens=4097)).advice)
         assert "max_tokens_per_micro_batch" not in alone
         assert "micro_batch_size" not in alone.replace("eval_micro_batch_size", "")
 
     def test_advice_asks_for_nothing_that_is_done_already(self) -> None:
         lean = needs(**{REFERENCE: 0, OPTIMIZER: 2 * GIB})
-        keys = " ".join(
-            memory_verdict(lean, DeviceMemory(GIB, "free", "cuda"), components(checkpointing=True), 5).advice
-        )
+        keys = " ".join(memory_verdict(lean, DeviceMemory(GIB, "free", "cuda"), components(checkpointing=True)).advice)
         for absent in ("gradient_checkpointing", "reference=", "rmsprop"):
             assert absent not in keys
 
     def test_what_is_not_known(self) -> None:
-        assert memory_verdict(needs(), DeviceMemory(None, "no GPU", "cuda"), components(), 5).fits is None
+        assert memory_verdict(needs(), DeviceMemory(None, "no GPU", "cuda"), components()).fits is None
         unknown = needs(unknown="looks into its tensors")
-        assert memory_verdict(unknown, DeviceMemory(40 * GIB, "free", "cuda"), components(), 5).fits is None
+        assert memory_verdict(unknown, DeviceMemory(40 * GIB, "free", "cuda"), components()).fits is None
         assert (
-            memory_verdict(unknown, DeviceMemory(19 * GIB, "free", "cuda"), components(), 5).fits is False
+            memory_verdict(unknown, DeviceMemory(19 * GIB, "free", "cuda"), components()).fits is False
         )  # too much already
+
+    def test_a_pair_at_the_peak_that_recomputes_is_asked_for_neither(self) -> None:
+        has, auto = DeviceMemory(GIB, "free", "cuda"), components(checkpointing="auto", tokens=4097)
+        keys = " ".join(memory_verdict(needs(), has, auto).advice)
+        names(keys, "model.gradient_checkpointing=true", "data.max_tokens_per_micro_batch=2049")
+        keys = " ".join(memory_verdict(replace(needs(), recomputes=True), has, auto).advice)
+        assert "gradient_checkpointing" not in keys
+        assert "max_tokens_per_micro_batch" not in keys

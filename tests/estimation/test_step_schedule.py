@@ -62,6 +62,19 @@ def test_tokens_are_those_of_the_real_batches(layout: Layout, max_tokens_per_mic
     assert result.exact_steps
 
 
+def test_micro_batches_above_a_limit_recompute() -> None:
+    keys: dict[str, Any] = {"layout": "packed", "max_tokens_per_micro_batch": 40}
+    tokens = [computed_tokens(LENGTHS[list(m.rows)], "packed") for rank in (0, 1) for m in plan(**keys).sampler(rank)]
+    limit = sorted(tokens)[len(tokens) // 2]
+    result = step_schedule(LENGTHS, plan(**keys), "packed", exact_steps=True, recompute_above=limit)
+    assert computed_tokens(LENGTHS[list(result.largest)], "packed") == max(tokens) > limit
+    assert computed_tokens(LENGTHS[list(result.largest_kept)], "packed") == limit
+    assert result.recomputed[0] == sum(n for n in tokens if n > limit) / sum(tokens)
+    assert 0 < result.recomputed[1] < 1
+    everything_kept = planned(**keys)
+    assert (everything_kept.largest_kept, everything_kept.recomputed) == ((), (0, 0))
+
+
 def test_the_largest_micro_batch_of_all_epochs() -> None:
     def largest(epoch: int) -> int:
         samplers = [plan().sampler(rank) for rank in (0, 1)]

@@ -25,11 +25,22 @@ from tests.helpers.messages import names
 TOKENS = sum(map(sum, LENGTHS))
 
 
-def chosen(policy: Any, *, accelerator: str = "cpu", gib: float | None = 64, longest: int = 60) -> TokenBudget:
-    pairs = TokenizedPairs([TokenizedPair([1], [1] * longest, [1], None, None, i, "") for i in range(8)])
+def chosen(
+    policy: Any,
+    *,
+    accelerator: str = "cpu",
+    gib: float | None = 64,
+    longest: int = 60,
+    shorter: int = 0,
+    recomputes: bool = False,
+) -> TokenBudget:
+    """Choose for 8 pairs of ``longest`` tokens and two more, and as many of half that length as ``shorter``."""
+    lengths = [longest] * 8 + [longest // 2] * shorter
+    pairs = TokenizedPairs([TokenizedPair([1], [1] * n, [1], None, None, i, "") for i, n in enumerate(lengths)])
     components: Any = SimpleNamespace(
         trainer=SimpleNamespace(accelerator=accelerator, devices=1, precision="32-true"),
         data=SimpleNamespace(train_pairs=pairs),
+        recompute_above=lambda policy, budget: budget if recomputes else None,
     )
     plan = StepPlan(len(pairs), 4)
     return choose_budget(components, policy, plan, "packed", logits_cache_mib=64, memory_gib=gib)
@@ -75,8 +86,10 @@ class TestShortMemory:
         """Each token takes a mebibyte, in the largest micro-batch of pairs of 62 tokens that the budget holds."""
         tried: list[int] = []
 
-        def estimate(components: Any, batch: Any, held_out: Any, **keys: Any) -> Any:
-            tried.append(batch.input_ids.numel())
+        def estimate(components: Any, batches: Any, held_out: Any, **keys: Any) -> Any:
+            assert keys["recompute_above"] is None
+            (batch,) = batches
+            tried.append(batch.tokens)
             return SimpleNamespace(total=tried[-1] * 2**20, activations_unknown="")
 
         monkeypatch.setattr(token_budget, "memory_breakdown", estimate)
@@ -86,6 +99,30 @@ class TestShortMemory:
         budget = chosen(model("llama", False, "packed"), gib=0.1)  # of which 92 MiB are used
         assert (budget.tokens, tried) == (100, [4 * 62, 3 * 62, 62])
         names(budget.reason, "0.1 GiB")
+        assert not budget.warning
+
+    def test_what_is_longer_than_the_budget_is_recomputed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each token takes a mebibyte where it is kept, and a tenth of that where it is recomputed."""
+        tried: list[tuple[list[int], int]] = []
+
+        def estimate(components: Any, batches: Any, held_out: Any, **keys: Any) -> Any:
+            tokens, above = [batch.tokens for batch in batches], keys["recompute_above"]
+            tried.append((tokens, above))
+            return SimpleNamespace(
+                total=max(n if n <= above else n // 10 for n in tokens) << 20, activations_unknown=""
+            )
+
+        monkeypatch.setattr(token_budget, "memory_breakdown", estimate)
+        monkeypatch.setattr(token_budget, "NEGLIGIBLE", 0)
+        monkeypatch.setattr(token_budget, "SATURATING", {"cpu": 400})
+        monkeypatch.setattr(token_budget, "LEAST", 10)
+        budget = chosen(model("llama", False, "packed"), gib=0.1, longest=60, shorter=8, recomputes=True)
+        assert budget.tokens == 100
+        assert tried == [([4 * 62], 400), ([3 * 62], 200), ([62], 100)]
+        tried.clear()
+        budget = chosen(model("llama", False, "packed"), gib=0.05, longest=60, shorter=8, recomputes=True)
+        assert budget.tokens == 50, "of which 46 MiB are used: a pair of 32 tokens fits, one of 62 is recomputed"
+        assert tried[-1] == ([62, 32], 50)
 
     def test_what_cannot_be_estimated_gets_a_moderate_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         unknown = SimpleNamespace(total=0, activations_unknown="it needs values")
@@ -97,8 +134,8 @@ class TestShortMemory:
     def test_what_does_not_fit_with_one_pair_either_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tried: list[int] = []
 
-        def estimate(components: Any, batch: Any, held_out: Any, **keys: Any) -> Any:
-            tried.append(len(batch.index))
+        def estimate(components: Any, batches: Any, held_out: Any, **keys: Any) -> Any:
+            tried.append(batches[0].pairs)
             return SimpleNamespace(total=200 * GIB, activations_unknown="")
 
         monkeypatch.setattr(token_budget, "memory_breakdown", estimate)
@@ -106,6 +143,7 @@ class TestShortMemory:
         assert tried[-1] == 1
         assert tried.count(1) == 1
         names(budget.reason, "200.0 GiB", "0.0 GiB")
+        names(budget.warning, "data.max_tokens_per_micro_batch", "200.0 GiB", "caldpo.estimate")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
