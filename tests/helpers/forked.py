@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 # beginnings of the names of variables that Python or a library reads at its start
@@ -32,23 +33,20 @@ _READ_AT_IMPORT += ("TRANSFORMERS_",)
 _READ_LATER = ("PYTHONPATH", "PYTORCH_NVML_BASED_CUDA_CHECK")
 
 
+AT_START = dict(os.environ)  # before any test, which may change it for its own commands
+
+
 @functools.cache
 def context() -> Any:
     """The ``multiprocessing`` context whose processes are forked from the server; one server in a test process."""
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(["tests.helpers.preloaded"])
-    with contextlib.chdir(ROOT):  # where it finds the modules
+    with contextlib.chdir(ROOT), mock.patch.dict(os.environ, AT_START, clear=True):  # where it finds the modules
         forkserver.ensure_running()
     return forking
 
 
-@functools.cache
-def _at_the_servers_start() -> dict[str, str]:
-    context()
-    return _read_at_import(os.environ)
-
-
-def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in environment.items() if k.startswith(_READ_AT_IMPORT) and k not in _READ_LATER}
 
 
@@ -102,7 +100,7 @@ def start(
 ) -> Process:
     """Start ``python -m module`` in the folder ``cwd``; with ``session`` it leads a session and process group."""
     environment = os.environ if environment is None else environment
-    if _read_at_import(environment) == _at_the_servers_start():
+    if read_at_import(environment) == read_at_import(AT_START):
         return Forked([module, *arguments], cwd, environment, session)
     return start_python(module, *arguments, cwd=cwd, environment=environment, session=session)
 

@@ -91,6 +91,7 @@ def test_it_is_the_main_module_in_its_folder_and_environment(tmp_path: Path) -> 
         "sys.exit(7)\n",
     )
     variables = {name: value for name, value in os.environ.items() if name != "HOME"} | {"SOME_KEY": "x"}
+    assert forked.read_at_import(variables) == forked.read_at_import(forked.AT_START)
     process = start(example, "a b", "c", cwd=tmp_path, environment=variables)
     assert isinstance(process, Forked)
     code, out, err = ended(process)
