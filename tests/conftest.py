@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +54,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.write_line(f"{count:>9,}  {name}")
         inputs = f"{tried.total():,} inputs in {len(tried)} tests"
         terminalreporter.write_line(f"fuzzing: {inputs}, {failures} failure{'s' * (failures != 1)}")
-
-
-@pytest.fixture(autouse=True)
-def _same_environment() -> Iterator[None]:
-    """Take back what a library sets when a test imports it; commands would differ by which tests ran before."""
-    before = dict(os.environ)
-    yield
-    if os.environ != before:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture
