@@ -104,9 +104,7 @@ def require_files_once(source: PairSource, names: Sequence[str], key: str) -> No
     """Check that no file is read for two of the data sets that a setting names."""
     files: dict[Path, str] = {}
     for name in names:
-        with about(name, key):
-            of_name = source.files(name)
-        for file in of_name:
+        for file in _ask(key, name, source.files):
             if (other := files.setdefault(file.resolve(), name)) != name:
                 remedy = "name each file in only one data set"
                 raise CaldpoError(f"{file} is read for {other} already", key=key, value=name, remedy=remedy)
@@ -136,7 +134,7 @@ def _ask(key: str, name: str, ask: Callable[[str], Any]) -> Any:
 
 @contextlib.contextmanager
 def about(name: str, key: str) -> Iterator[None]:
-    """Ask a source about one data set; an error about its name gets ``key``, one about its path the short key."""
+    """Rename the key of an error from a source: to ``key`` where it is about ``name``, to the short one of its path."""
     try:
         yield
     except CaldpoError as error:
