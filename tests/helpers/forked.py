@@ -29,8 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # beginnings of the names of variables that Python or a library reads at its start
 _READ_AT_IMPORT = ("CUDA_", "HF_", "KMP_", "LC_", "LD_", "MKL_", "MPL", "OMP_", "PYTHON", "PYTORCH_", "TORCH_")
 _READ_AT_IMPORT += ("TRANSFORMERS_",)
-# read by a forked command, as Python does at its start; set by Lightning and by lm_eval when a test imports them
-_READ_LATER = ("PYTHONPATH", "PYTORCH_NVML_BASED_CUDA_CHECK", "HF_XET_HIGH_PERFORMANCE")
+# no reason to start Python: read by a forked command too, and what libraries set in a test process that imports them
+_READ_LATER = ("PYTHONPATH",)
+_READ_LATER += ("PYTORCH_NVML_BASED_CUDA_CHECK", "HF_XET_HIGH_PERFORMANCE")  # lightning_fabric, lm_eval
+_READ_LATER += ("KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK")  # joblib, scikit-learn
 
 
 AT_START = dict(os.environ)  # before any test, which may change it for its own commands
