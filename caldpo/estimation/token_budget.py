@@ -34,7 +34,7 @@ UNKNOWN_MEMORY = 4096
 """Budget for a model whose memory cannot be estimated, at most."""
 LEAST = 256
 """Budget below which none is tried: most pairs have a micro-batch to themselves then."""
-NEGLIGIBLE = 320 * 2**20
+NEGLIGIBLE = 256 * 2**20
 """Bytes of activations, by the upper bound, that are not worth cutting a micro-batch for."""
 REMEDY = "python -m caldpo.estimate with the same overrides lists what saves most, such as adapter=lora"
 ALLOCATED = 3
