@@ -203,14 +203,16 @@ def selected(names: list[str] | None) -> dict[str, BuildRow]:
 
 def arguments(command: tuple[str, ...], places: Mapping[str, str], settings: BenchmarkSettings) -> list[str]:
     """Fill in a command: ``places`` by name, ``{sweep}`` and ``{data}`` as the arguments of the settings."""
-    model = ("benchmark_model.max_length=1024", "benchmark_model.max_prompt_length=512")
-    spread = {"{sweep}": settings.sweep, "{data}": []}
-    if settings.data_file is not None:
-        spread["{data}"] = [f"data_file={places['data_file']}", f"tokenizer={places['tokenizer']}", *model]
+    of_data = ["data_file={data_file}", "tokenizer={tokenizer}"]  # which only rows that need pairs have places for
+    of_data += ["benchmark_model.max_length=1024", "benchmark_model.max_prompt_length=512"]
     numbers = {name: getattr(settings, name) for name in ("steps", "warmup_steps", "device")}
     filled: list[str] = []
     for text in command:
-        filled += spread[text] if text in spread else [text.format(**places, **numbers)]
+        if text == "{sweep}":
+            filled += settings.sweep
+        else:
+            texts = [text] if text != "{data}" else of_data if settings.data_file is not None else []
+            filled += [part.format(**places, **numbers) for part in texts]
     return filled
 
 

@@ -8,6 +8,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,7 @@ from caldpo.bench.build_rows import (
     WALL,
     BuildRow,
     Target,
+    arguments,
     renamed,
     selected,
     trl_figures,
@@ -145,6 +148,20 @@ def test_ratios_and_targets_by_hand() -> None:
     assert lines["trl", OF_ESTIMATE].reached is True  # 1 / 0.88 is 1.136
     assert lines["trl", OF_ESTIMATE].ratio is None
     assert lines["imports", CPU].reached is None
+
+
+def test_a_command_without_pairs_is_filled_in_beside_a_file_of_pairs() -> None:
+    settings: Any = SimpleNamespace(data_file="pairs.jsonl", sweep=["loss={a}"], steps=3, warmup_steps=1, device="cpu")
+    assert arguments(ROWS["help"].commands[0], {}, settings) == ["-m", "caldpo.train", "--help"]
+    places = {"data_file": "/pairs.jsonl", "tokenizer": "/words"}
+    assert arguments(("{sweep}", "{data}", "steps={steps}"), places, settings) == [
+        "loss={a}",
+        "data_file=/pairs.jsonl",
+        "tokenizer=/words",
+        "benchmark_model.max_length=1024",
+        "benchmark_model.max_prompt_length=512",
+        "steps=3",
+    ]
 
 
 def test_keys_have_the_baselines_names() -> None:
