@@ -203,16 +203,16 @@ def selected(names: list[str] | None) -> dict[str, BuildRow]:
 
 def arguments(command: tuple[str, ...], places: Mapping[str, str], settings: BenchmarkSettings) -> list[str]:
     """Fill in a command: ``places`` by name, ``{sweep}`` and ``{data}`` as the arguments of the settings."""
-    of_data = ["data_file={data_file}", "tokenizer={tokenizer}"]  # which only rows that need pairs have places for
-    of_data += ["benchmark_model.max_length=1024", "benchmark_model.max_prompt_length=512"]
+    model = ("benchmark_model.max_length=1024", "benchmark_model.max_prompt_length=512")
     numbers = {name: getattr(settings, name) for name in ("steps", "warmup_steps", "device")}
     filled: list[str] = []
     for text in command:
         if text == "{sweep}":
             filled += settings.sweep
-        else:
-            texts = [text] if text != "{data}" else of_data if settings.data_file is not None else []
-            filled += [part.format(**places, **numbers) for part in texts]
+        elif text != "{data}":
+            filled.append(text.format(**places, **numbers))
+        elif settings.data_file is not None:
+            filled += [f"data_file={places['data_file']}", f"tokenizer={places['tokenizer']}", *model]
     return filled
 
 
