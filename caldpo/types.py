@@ -110,7 +110,8 @@ class PairBatch:
 class PairLogps:
     """Summed response log-probs in nats, one value per pair, and response lengths in tokens.
 
-    The reference's are None while a reference-free loss trains.
+    The reference's are None while a reference-free loss trains. ``chosen_present`` and ``rejected_present`` are 1 where
+    the row has that response, else 0; None: every row has both.
     """
 
     policy_chosen: Float[Tensor, " pairs"]
@@ -121,6 +122,8 @@ class PairLogps:
     rejected_tokens: Float[Tensor, " pairs"]
     score_chosen: Float[Tensor, " pairs"] | None = None
     score_rejected: Float[Tensor, " pairs"] | None = None
+    chosen_present: Float[Tensor, " pairs"] | None = None
+    rejected_present: Float[Tensor, " pairs"] | None = None
 
     @property
     def chosen_log_ratio(self) -> Float[Tensor, " pairs"]:
