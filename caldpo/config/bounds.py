@@ -13,6 +13,7 @@ NonPositive = Annotated[float, Field(le=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]  # probability of an event that must not be certain
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]  # of a whole, neither nothing nor all
+PositiveFraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]  # of a whole, up to all of it
 FlipRate = Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]  # probability that a label is wrong
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

@@ -13,18 +13,23 @@ Xiao et al. 2024, arXiv 2412.14516, Eq. 10; the calibration term and its targets
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from caldpo.config.bounds import Finite, NonNegative, Positive
 from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.calibration import Calibration
+from caldpo.losses.search_space import Range, SearchSpace
 from caldpo.losses.terms import log_ratio_gap, logistic
 from caldpo.types import LossOutput, PairLogps
 
 
 class CalDPO(PreferenceLoss):
     """Logistic contrast of log-ratios, and calibration of each to the scale of the reward."""
+
+    search_space: ClassVar[SearchSpace] = {
+        "beta": Range(3e-4, 1.0, "from arXiv 2502.01237's best at 8B, over the authors' 0.001 to 0.1; ours up to 1")
+    }
 
     @validated
     def __init__(

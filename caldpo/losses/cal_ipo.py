@@ -8,18 +8,21 @@ The paper's claim of generality (Xiao et al. 2024, arXiv 2412.14516). One beta s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from caldpo.config.bounds import Finite, NonNegative, Positive
 from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.calibration import Calibration
 from caldpo.losses.ipo import IPO
+from caldpo.losses.search_space import Range, SearchSpace
 from caldpo.types import LossOutput, PairLogps
 
 
 class CalIPO(PreferenceLoss):
     """IPO with each log-ratio calibrated to the scale of the reward."""
+
+    search_space: ClassVar[SearchSpace] = {"beta": Range(3e-4, 1.0, "ours: as cal_dpo")}
 
     @validated
     def __init__(
@@ -34,6 +37,7 @@ class CalIPO(PreferenceLoss):
         super().__init__()
         self.beta = beta
         self.ipo = IPO(beta, length_normalize)
+        self.length_normalised = self.ipo.length_normalised
         self.calibration = Calibration(beta, calibration_weight, targets, score_center, score_scale)
         self.needs_scores = self.calibration.needs_scores
 

@@ -9,18 +9,24 @@ The paper's claim of generality (Xiao et al. 2024, arXiv 2412.14516).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from caldpo.config.bounds import Finite, NonNegative, Positive
 from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.calibration import Calibration
+from caldpo.losses.search_space import Range, SearchSpace
 from caldpo.losses.slic import SLiC
 from caldpo.types import LossOutput, PairLogps
 
 
 class CalSLiC(PreferenceLoss):
     """SLiC-HF with each log-ratio calibrated to the scale of the reward."""
+
+    search_space: ClassVar[SearchSpace] = {
+        "beta": Range(3e-4, 1.0, "ours: as cal_dpo"),
+        **SLiC.search_space,
+    }
 
     @validated
     def __init__(

@@ -9,15 +9,22 @@ conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences").
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from caldpo.config.bounds import FlipRate, Positive
 from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
+from caldpo.losses.search_space import Range, SearchSpace
 from caldpo.losses.terms import log_ratio_gap, logistic
 from caldpo.types import LossOutput, PairLogps
 
 
 class DPO(PreferenceLoss):
     """Logistic loss on the margin of implicit rewards."""
+
+    search_space: ClassVar[SearchSpace] = {
+        "beta": Range(3e-3, 1.0, "from arXiv 2502.01237's best at 8B, over the paper's 0.1 and 0.5; ours up to 1")
+    }
 
     @validated
     def __init__(self, beta: Positive = 0.1, label_smoothing: FlipRate = 0.0) -> None:

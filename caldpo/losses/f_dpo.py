@@ -16,7 +16,7 @@ Direct Preference Optimization with Diverse Divergence Constraints", arXiv 2309.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from caldpo.config.bounds import Positive
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
+from caldpo.losses.search_space import Range, SearchSpace
 from caldpo.losses.terms import logistic
 from caldpo.types import LossOutput, PairLogps
 
@@ -36,6 +37,8 @@ Alpha = Annotated[float, Field(gt=0, le=1e8, allow_inf_nan=False)]  # of an f-di
 
 class FDPO(PreferenceLoss):
     """DPO under another f-divergence."""
+
+    search_space: ClassVar[SearchSpace] = {"beta": Range(3e-3, 1.0, "ours: as dpo")}
 
     @validated
     def __init__(
@@ -58,6 +61,10 @@ class FDPO(PreferenceLoss):
     def implicit_reward_beta(self) -> float | None:
         """Of reverse KL; under another divergence the reward is ``beta s(x)``, which is no multiple of ``x``."""
         return self.beta if self.divergence == "reverse_kl" else None
+
+    def implicit_rewards(self, logps: PairLogps) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+        """``beta s(x)`` of each log-ratio: the reward up to a constant of the prompt and of the divergence."""
+        return self.beta * self._s(logps.chosen_log_ratio), self.beta * self._s(logps.rejected_log_ratio)
 
     @property
     def formula(self) -> str:

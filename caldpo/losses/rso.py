@@ -9,17 +9,24 @@ loss only, without the paper's rejection sampling of the data.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 
 from caldpo.config.bounds import Positive
 from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
+from caldpo.losses.search_space import Range, SearchSpace
 from caldpo.losses.terms import log_ratio_gap
 from caldpo.types import LossOutput, PairLogps
 
 
 class RSO(PreferenceLoss):
     """Hinge on the margin of implicit rewards."""
+
+    search_space: ClassVar[SearchSpace] = {
+        "beta": Range(3e-3, 1.0, "ours: as dpo, over the paper's 0.05 (as TRL's index has it)")
+    }
 
     @validated
     def __init__(self, beta: Positive = 0.1) -> None:

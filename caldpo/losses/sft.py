@@ -17,6 +17,7 @@ class SFT(PreferenceLoss):
 
     needs_reference = False
     needs_rejected = False
+    pairwise = False
 
     @validated
     def __init__(self) -> None:

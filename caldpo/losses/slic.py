@@ -9,11 +9,14 @@ hinge on beta-scaled log-ratios that some trainers call "hinge" is another loss:
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 
 from caldpo.config.bounds import NonNegative
 from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
+from caldpo.losses.search_space import Range, SearchSpace
 from caldpo.losses.terms import chosen_nll
 from caldpo.types import LossOutput, PairLogps
 
@@ -22,6 +25,10 @@ class SLiC(PreferenceLoss):
     """Hinge on the gap of policy log-probs, and the likelihood of the chosen response."""
 
     needs_reference = False
+    search_space: ClassVar[SearchSpace] = {
+        "delta": Range(0.5, 50.0, "ours: gaps of summed log-probs on small models are of a few to tens of nats"),
+        "nll_weight": Range(0.01, 10.0, "ours: two decades below and one above the default"),
+    }
 
     @validated
     def __init__(self, delta: NonNegative = 10.0, nll_weight: NonNegative = 1.0) -> None:

@@ -96,6 +96,49 @@ def alpha(value: str) -> Callable[[Any], Any]:
     return lambda x: (1 - exp(-mpf(value) * x)) / mpf(value)
 
 
+def exo(p: Inputs, beta: str, flip: str) -> Any:
+    """KL divergence of two Bernoulli distributions."""
+    win, e = 1 / (1 + exp(-mpf(beta) * (p.a - p.b))), mpf(flip)
+    return win * log(win / (1 - e)) + (1 - win) * log((1 - win) / e)
+
+
+def discopop(p: Inputs, beta: str, tau: str) -> Any:
+    margin = mpf(beta) * (p.a - p.b)
+    share = 1 / (1 + exp(-margin / mpf(tau)))
+    return (1 - share) * nll_sigmoid(margin) + share * exp(-margin)
+
+
+def robust(p: Inputs, beta: str, flip: str) -> Any:
+    margin, e = mpf(beta) * (p.a - p.b), mpf(flip)
+    return ((1 - e) * nll_sigmoid(margin) - e * nll_sigmoid(-margin)) / (1 - 2 * e)
+
+
+def nca(p: Inputs, beta: str) -> Any:
+    chosen, rejected = mpf(beta) * p.a, mpf(beta) * p.b
+    return nll_sigmoid(chosen) + (nll_sigmoid(-chosen) + nll_sigmoid(-rejected)) / 2
+
+
+def apo_zero(p: Inputs, beta: str) -> Any:
+    return 1 - 1 / (1 + exp(-mpf(beta) * p.a)) + 1 / (1 + exp(-mpf(beta) * p.b))
+
+
+def apo_down(p: Inputs, beta: str) -> Any:
+    return 1 / (1 + exp(-mpf(beta) * p.a)) + 1 - 1 / (1 + exp(-mpf(beta) * (p.a - p.b)))
+
+
+def dpop(p: Inputs, beta: str, weight: str) -> Any:
+    return nll_sigmoid(mpf(beta) * (p.a - p.b - mpf(weight) * hinge(-p.a)))
+
+
+def bpo(p: Inputs, beta: str, k: str) -> Any:
+    return nll_sigmoid(mpf(beta) * min(p.a, -mpf(k) * p.b))
+
+
+def r_dpo(p: Inputs, beta: str, weight: str) -> Any:
+    return nll_sigmoid(mpf(beta) * (p.a - p.b) + mpf(weight) * (p.nw - p.nl))
+
+
+# dpop's penalty has its kink at policy = reference, where its slope is that above: 0
 FORMULAS: dict[str, Callable[[Inputs], Any]] = {
     "dpo beta=0.1": lambda p: dpo(p, "0.1"),
     "dpo beta=0.01 label_smoothing=0.1": lambda p: dpo(p, "0.01", "0.1"),
@@ -121,22 +164,47 @@ FORMULAS: dict[str, Callable[[Inputs], Any]] = {
     ),
     "cal_ipo beta=0.1 length_normalize=true": lambda p: ipo(p, "0.1") + calibration(p, "0.1"),
     "cal_slic beta=0.1": lambda p: slic(p, "10", "1") + calibration(p, "0.1"),
+    "sppo beta=0.1": lambda p: calibration(p, "0.1"),
+    "sppo beta=0.001": lambda p: calibration(p, "0.001"),
+    "nca beta=0.01": lambda p: nca(p, "0.01"),
+    "nca beta=0.5": lambda p: nca(p, "0.5"),
+    "exo beta=0.1 label_noise=0.001": lambda p: exo(p, "0.1", "0.001"),
+    "exo beta=0.5 label_noise=0.2": lambda p: exo(p, "0.5", "0.2"),
+    "apo_zero beta=0.1": lambda p: apo_zero(p, "0.1"),
+    "apo_down beta=0.1": lambda p: apo_down(p, "0.1"),
+    "robust beta=0.1 label_noise=0.1": lambda p: robust(p, "0.1", "0.1"),
+    "dpop beta=0.3 penalty_weight=50.0": lambda p: dpop(p, "0.3", "50"),
+    "dpop beta=0.05 penalty_weight=0.5": lambda p: dpop(p, "0.05", "0.5"),
+    "rpo beta=0.1 nll_weight=1.0": lambda p: dpo(p, "0.1") - p.pw / p.nw,
+    "r_dpo beta=0.1 length_weight=0.01": lambda p: r_dpo(p, "0.1", "0.01"),
+    "dpo_norm beta=5.0": lambda p: nll_sigmoid(5 * (p.a / p.nw - p.b / p.nl)),
+    "dpo_shift beta=0.1 shift=0.95": lambda p: nll_sigmoid(mpf("0.1") * (p.a - mpf("0.95") * p.b)),
+    "bpo beta=0.1 k=0.3": lambda p: bpo(p, "0.1", "0.3"),
+    "bpo beta=0.2 k=1.0": lambda p: bpo(p, "0.2", "1"),
+    "discopop beta=0.05 tau=0.05": lambda p: discopop(p, "0.05", "0.05"),
+    "discopop beta=0.2 tau=1.0": lambda p: discopop(p, "0.2", "1"),
 }
 
 
-def expected(formula: Callable[[Inputs], Any]) -> dict[str, list[float]]:
-    """Loss of each pair, and its derivatives by the policy's log-probs."""
+def expected(formula: Callable[[Inputs], Any], side: int = 0) -> dict[str, list[float]]:
+    """Loss of each pair, and its derivatives by the policy's log-probs: central, or with ``side`` 1 from the right."""
+
+    def slope(change: Callable[[Any], Inputs], at: Any) -> float:
+        return float(diff(lambda x: formula(change(x)), at, direction=side))
+
     return {
         "loss": [float(formula(p)) for p in PAIRS],
-        "policy_chosen": [float(diff(lambda x, p=p: formula(p._replace(pw=x)), p.pw)) for p in PAIRS],
-        "policy_rejected": [float(diff(lambda x, p=p: formula(p._replace(pl=x)), p.pl)) for p in PAIRS],
+        "policy_chosen": [slope(lambda x, p=p: p._replace(pw=x), p.pw) for p in PAIRS],
+        "policy_rejected": [slope(lambda x, p=p: p._replace(pl=x), p.pl) for p in PAIRS],
     }
 
 
 def main() -> None:
     table = {
         "pairs": [[float(number) for number in p] for p in PAIRS],
-        "expected": {setting: expected(formula) for setting, formula in FORMULAS.items()},
+        "expected": {
+            setting: expected(formula, side=setting.startswith("dpop")) for setting, formula in FORMULAS.items()
+        },
     }
     VALUES.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 

@@ -56,6 +56,20 @@ def js(x: float) -> float:
     return -softplus(-x)
 
 
+def sigmoid(x: float) -> float:
+    return math.exp(-softplus(-x))
+
+
+def exo(margin: float, e: float = 1e-3) -> float:
+    p = sigmoid(margin)
+    return p * math.log(p / (1 - e)) + (1 - p) * math.log((1 - p) / e)
+
+
+def discopop(margin: float, tau: float = 0.05) -> float:
+    share = sigmoid(margin / tau)
+    return (1 - share) * softplus(-margin) + share * math.exp(-margin)
+
+
 @dataclass(frozen=True)
 class Row:
     """What is expected of a loss at its yaml's own settings, changed by ``keys``."""
@@ -64,19 +78,43 @@ class Row:
     at_start: float | None  # loss where policy = reference (None: it depends on the log-probs)
     signs: tuple[int, int]  # of the gradient in policy_chosen and policy_rejected at policy = reference
     keys: dict[str, Any] = field(default_factory=dict)
+    one_way: bool = True  # no margin is too large: the chosen is never pushed down, nor the rejected up
 
 
 ROWS: dict[str, Row] = {
     "dpo": Row(lambda p: softplus(-0.1 * (p.a - p.b)), math.log(2), (-1, 1)),
-    "ipo": Row(lambda p: (p.a / p.nw - p.b / p.nl - 5) ** 2, 25.0, (-1, 1)),
+    "ipo": Row(lambda p: (p.a / p.nw - p.b / p.nl - 5) ** 2, 25.0, (-1, 1), one_way=False),
     "slic": Row(lambda p: max(0.0, 10 - p.pw + p.pl) - p.pw / p.nw, None, (-1, 1)),
     "cpo": Row(lambda p: softplus(-0.1 * (p.pw - p.pl)) - p.pw / p.nw, None, (-1, 1)),
     "f_dpo": Row(lambda p: softplus(-0.1 * (js(p.a) - js(p.b))), math.log(2), (-1, 1)),
     "sft": Row(lambda p: -p.pw / p.nw, None, (-1, 0)),
     "rso": Row(lambda p: max(0.0, 1 - 0.1 * (p.a - p.b)), 1.0, (-1, 1)),
-    "cal_dpo": Row(lambda p: softplus(p.b - p.a) + calibration(p), math.log(2) + 50, (-1, 1)),
-    "cal_ipo": Row(lambda p: (p.a / p.nw - p.b / p.nl - 5) ** 2 + calibration(p), 75.0, (-1, 1)),
-    "cal_slic": Row(lambda p: max(0.0, 10 - p.pw + p.pl) - p.pw / p.nw + calibration(p), None, (-1, 1)),
+    "cal_dpo": Row(lambda p: softplus(p.b - p.a) + calibration(p), math.log(2) + 50, (-1, 1), one_way=False),
+    "cal_ipo": Row(lambda p: (p.a / p.nw - p.b / p.nl - 5) ** 2 + calibration(p), 75.0, (-1, 1), one_way=False),
+    "cal_slic": Row(lambda p: max(0.0, 10 - p.pw + p.pl) - p.pw / p.nw + calibration(p), None, (-1, 1), one_way=False),
+    "sppo": Row(calibration, 50.0, (-1, 1), one_way=False),
+    "nca": Row(
+        lambda p: softplus(-0.01 * p.a) + softplus(0.01 * p.a) / 2 + softplus(0.01 * p.b) / 2,
+        2 * math.log(2),
+        (-1, 1),
+        one_way=False,
+    ),
+    "exo": Row(lambda p: exo(0.1 * (p.a - p.b)), -math.log(2) - math.log(1e-3 * 0.999) / 2, (-1, 1), one_way=False),
+    "apo_zero": Row(lambda p: 1 - sigmoid(0.1 * p.a) + sigmoid(0.1 * p.b), 1.0, (-1, 1)),
+    "apo_down": Row(lambda p: sigmoid(0.1 * p.a) + 1 - sigmoid(0.1 * (p.a - p.b)), 1.0, (0, 1), one_way=False),
+    "robust": Row(
+        lambda p: (0.9 * softplus(-0.1 * (p.a - p.b)) - 0.1 * softplus(0.1 * (p.a - p.b))) / 0.8,
+        math.log(2),
+        (-1, 1),
+    ),
+    "dpop": Row(lambda p: softplus(-0.3 * (p.a - p.b - 50 * max(0.0, -p.a))), math.log(2), (-1, 1)),
+    "rpo": Row(lambda p: softplus(-0.1 * (p.a - p.b)) - p.pw / p.nw, None, (-1, 1)),
+    "r_dpo": Row(lambda p: softplus(-0.1 * (p.a - p.b) - 0.01 * (p.nw - p.nl)), None, (-1, 1)),
+    "dpo_norm": Row(lambda p: softplus(-5 * (p.a / p.nw - p.b / p.nl)), math.log(2), (-1, 1)),
+    "dpo_shift": Row(lambda p: softplus(-0.1 * (p.a - 0.95 * p.b)), math.log(2), (-1, 1)),
+    "bpo": Row(lambda p: softplus(-0.1 * min(p.a, -0.3 * p.b)), math.log(2), (-1, 1)),
+    # the slope at 0 is (1 - ln 2) / (4 tau) - 3/4 > 0: the first step makes the margin smaller
+    "discopop": Row(lambda p: discopop(0.05 * (p.a - p.b)), (math.log(2) + 1) / 2, (1, -1), one_way=False),
 }
 
 PAIRS = [
@@ -127,7 +165,7 @@ def test_value_and_terms(name: str) -> None:
     expected = torch.tensor([row.value(p) for p in PAIRS], dtype=torch.float64)
     torch.testing.assert_close(output.loss.detach(), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(sum(output.terms.values()), output.loss, rtol=1e-12, atol=1e-12)
-    assert output.terms.keys() <= {"contrast", "calibration", "nll"}
+    assert output.terms.keys() <= {"contrast", "calibration", "nll"} or output.terms.keys() == {"chosen", "rejected"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -144,7 +182,7 @@ def test_gradient_by_finite_differences(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_start_of_training(name: str) -> None:
-    """Policy = reference: the known value, the chosen is pushed up and the rejected down."""
+    """Policy = reference: the known value, and which way each is pushed: mostly the chosen up and the rejected down."""
     row = ROWS[name]
     pairs = [Pair(p.rw, p.rl, p.rw, p.rl, p.nw, p.nl, p.sw, p.sl) for p in PAIRS]
     # keep SLiC's hinge active whatever the log-probs
@@ -179,11 +217,11 @@ def test_f_dpo_is_finite_everywhere(divergence: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_finite_for_huge_log_ratios(name: str, dtype: torch.dtype) -> None:
-    extremes(load(name), dtype)
+    extremes(load(name), dtype, one_way=ROWS[name].one_way)
 
 
-def extremes(loss: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Finite values and gradients for log-ratios up to 1e4, and never a push in the wrong direction."""
+def extremes(loss: torch.nn.Module, dtype: torch.dtype, *, one_way: bool = True) -> None:
+    """Finite values and gradients for log-ratios up to 1e4, and never a push in the wrong direction if ``one_way``."""
     grid = [-1e4, -1e3, -100.0, -1.0, 0.0, 1.0, 100.0, 1e3, 1e4]
     pairs = [Pair(-2e4 + a, -2e4 + b, -2e4, -2e4, 10, 10, 1.0, 0.0) for a in grid for b in grid]
     logps = to_logps(pairs, dtype)
@@ -194,7 +232,7 @@ def extremes(loss: torch.nn.Module, dtype: torch.dtype) -> None:
     for gradient in (chosen, rejected):
         assert gradient.isfinite().all()
         assert gradient.double().square().sum().isfinite()
-    if "calibration" not in output.terms and "contrast" in output.terms and "(a/n_w" not in loss.formula:
+    if one_way:
         assert (chosen <= 0).all()
         assert (rejected >= 0).all()
 
@@ -245,11 +283,133 @@ def test_the_implicit_reward_of_each_loss() -> None:
     """As its own derivation has it; None where that is no multiple of the summed log-ratio."""
     keys = {name: OmegaConf.load(conf_dir() / "loss" / f"{name}.yaml") for name in ROWS}
     own = {name: load(name, **({"beta": 0.3} if "beta" in keys[name] else {})) for name in ROWS}
-    linear = {"dpo", "rso", "cal_dpo", "cal_ipo", "cal_slic"}
+    linear = {
+        *("dpo", "rso", "cal_dpo", "cal_ipo", "cal_slic"),
+        *("sppo", "nca", "exo", "apo_zero", "apo_down", "robust", "dpop", "rpo", "dpo_shift", "bpo", "discopop"),
+    }
     assert {name: loss.implicit_reward_beta for name, loss in own.items()} == {
         name: 0.3 if name in linear else None for name in ROWS
     }
     assert load("f_dpo", divergence="reverse_kl", beta=0.3).implicit_reward_beta == 0.3
+    assert load("ipo", length_normalize=False, beta=0.3).implicit_reward_beta == 0.3
+
+
+REWARDS: dict[str, Callable[[float, float, int], float]] = {  # of a response's log-prob, its log-ratio and tokens
+    "ipo": lambda p, x, n: 0.1 * x / n,
+    "cpo": lambda p, x, n: 0.1 * p,
+    "f_dpo": lambda p, x, n: 0.1 * js(x),
+    "dpo": lambda p, x, n: 0.1 * x,
+    "r_dpo": lambda p, x, n: 0.1 * x + 0.01 * n,
+    "dpo_norm": lambda p, x, n: 5 * x / n,
+    "nca": lambda p, x, n: 0.01 * x,
+}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_implicit_rewards(name: str) -> None:
+    for got, (p, x, n) in zip(
+        load(name).implicit_rewards(to_logps(PAIRS)), (("pw", "a", "nw"), ("pl", "b", "nl")), strict=True
+    ):
+        assert got.tolist() == pytest.approx([REWARDS[name](*(getattr(q, k) for k in (p, x, n))) for q in PAIRS])
+
+
+@pytest.mark.parametrize("name", ["dpo", "f_dpo", "ipo", "r_dpo", "dpo_norm", "robust", "exo"])
+def test_the_implicit_rewards_are_what_the_loss_compares(name: str) -> None:
+    """A pair with another pair's difference of rewards has its loss."""
+    loss, logps = load(name), to_logps(PAIRS)
+    chosen, rejected = loss.implicit_rewards(logps)
+    per_nat = torch.autograd.grad(chosen.sum(), logps.policy_chosen)[0]
+    moved = torch.autograd.grad(loss(logps).loss.sum(), logps.policy_chosen)[0]
+    assert torch.autograd.grad(rejected.sum(), logps.policy_rejected)[0].gt(0).all()
+    gap = (chosen - rejected).detach().requires_grad_()
+    of_gap = {
+        "dpo": lambda m: torch.nn.functional.softplus(-m),
+        "ipo": lambda m: (m / 0.1 - 5) ** 2,
+        "robust": lambda m: (0.9 * torch.nn.functional.softplus(-m) - 0.1 * torch.nn.functional.softplus(m)) / 0.8,
+        "exo": lambda m: (
+            torch.special.entr(torch.sigmoid(m)).neg()
+            + torch.special.entr(torch.sigmoid(-m)).neg()
+            - torch.sigmoid(m) * math.log(0.999)
+            - torch.sigmoid(-m) * math.log(1e-3)
+        ),
+    }
+    expected = of_gap.get(name, of_gap["dpo"])(gap)
+    torch.testing.assert_close(loss(logps).loss, expected)
+    torch.testing.assert_close(moved, torch.autograd.grad(expected.sum(), gap)[0] * per_nat)
+
+
+def test_robust_is_unbiased_under_flips() -> None:
+    """The mean over flips at rate e is DPO's loss under true labels."""
+    flipped = [Pair(p.pl, p.pw, p.rl, p.rw, p.nl, p.nw, p.sl, p.sw) for p in PAIRS]
+    loss = load("robust", label_noise=0.2)
+    mean = 0.8 * loss(to_logps(PAIRS)).loss + 0.2 * loss(to_logps(flipped)).loss
+    torch.testing.assert_close(mean, load("dpo")(to_logps(PAIRS)).loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "same", "its_keys"),
+    [
+        ("robust", {"label_noise": 0.0}, "dpo", {}),
+        ("dpop", {"penalty_weight": 0.0, "beta": 0.1}, "dpo", {}),
+        ("rpo", {"nll_weight": 0.0}, "dpo", {}),
+        ("r_dpo", {"length_weight": 0.0}, "dpo", {}),
+        ("dpo_shift", {"shift": 1.0}, "dpo", {}),
+    ],
+)
+def test_limits(name: str, keys: dict[str, Any], same: str, its_keys: dict[str, Any]) -> None:
+    """Where an own key has no effect, the loss is another one, gradients included."""
+    one, other = load(name, **keys), load(same, **its_keys)
+    torch.testing.assert_close(one(to_logps(PAIRS)).loss, other(to_logps(PAIRS)).loss)
+    for got, wanted in zip(gradients(one, to_logps(PAIRS)), gradients(other, to_logps(PAIRS)), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_sppo_is_cal_dpo_without_its_contrast() -> None:
+    torch.testing.assert_close(
+        load("sppo", beta=0.2)(to_logps(PAIRS)).loss, load("cal_dpo", beta=0.2)(to_logps(PAIRS)).terms["calibration"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "a", "b"),
+    [
+        ("sppo", {"beta": 0.1}, 5.0, -5.0),
+        ("nca", {"beta": 0.1}, math.log(2) / 0.1, None),  # of the chosen alone: sigmoid = 2/3
+        ("exo", {"beta": 0.1, "label_noise": 0.1}, math.log(9) / 0.1, 0.0),
+    ],
+)
+def test_fixed_points(name: str, keys: dict[str, Any], a: float, b: float | None) -> None:
+    """Where the loss no longer moves the chosen, nor the rejected unless it has no such point."""
+    at = to_logps([Pair(a, b or 0.0, 0.0, 0.0, 3, 4, 0, 0)])
+    chosen, rejected = gradients(load(name, **keys), at)
+    assert chosen.item() == pytest.approx(0, abs=1e-12)
+    assert b is None or rejected.item() == pytest.approx(0, abs=1e-12)
+    for side, sign in ((0.5, 1), (-0.5, -1)):
+        moved = gradients(load(name, **keys), to_logps([Pair(a + side, b or 0.0, 0.0, 0.0, 3, 4, 0, 0)]))[0]
+        assert moved.sign().item() == sign
+
+
+def test_r_dpo_pays_for_length() -> None:
+    """A chosen response that is longer by as much is pushed up less: its preference is partly its length."""
+    short, long = (to_logps([Pair(-9.0, -9.0, -9.0, -9.0, n, 10, 0, 0)]) for n in (10, 30))
+    loss = load("r_dpo", length_weight=0.05)
+    assert gradients(loss, short)[0].item() < gradients(loss, long)[0].item() < 0
+
+
+def test_bpo_pushes_the_worse_one_alone() -> None:
+    lagging_chosen, lagging_rejected = Pair(1.0, -9.0, 0, 0, 2, 3, 0, 0), Pair(9.0, -1.0, 0, 0, 2, 3, 0, 0)
+    chosen, rejected = gradients(load("bpo", k=1.0), to_logps([lagging_chosen, lagging_rejected]))
+    assert chosen.tolist()[0] < 0 == chosen.tolist()[1]
+    assert rejected.tolist()[1] > 0 == rejected.tolist()[0]
+
+
+def test_dpop_holds_a_falling_chosen_alone() -> None:
+    """Above the reference it is DPO; below it the chosen's slope grows by the penalty."""
+    above, below = Pair(1.0, -1.0, 0, 0, 2, 3, 0, 0), Pair(-1.0, -3.0, 0, 0, 2, 3, 0, 0)  # the same margin
+    dpo, dpop = load("dpo", beta=0.1), load("dpop", beta=0.1, penalty_weight=5.0)
+    assert gradients(dpop, to_logps([above])) == gradients(dpo, to_logps([above]))
+    chosen, rejected = gradients(dpop, to_logps([below]))
+    assert chosen.item() == pytest.approx(-6 * rejected.item())
 
 
 def test_f_dpo_counts_what_it_clamps() -> None:
@@ -317,6 +477,11 @@ class TestScoreTargets:
         ("cal_slic", {"score_center": "pair"}, ("loss.score_center=pair", "loss.targets=scores")),
         ("cal_dpo", {"targets": "score"}, ("targets=score",)),
         ("cal_dpo", {"calibration_weight": -0.5}, ("calibration_weight=-0.5",)),
+        ("exo", {"label_noise": 0.0}, ("label_noise=0.0", "> 0")),
+        ("robust", {"label_noise": 0.5}, ("label_noise=0.5",)),
+        ("bpo", {"k": 1.5}, ("k=1.5",)),
+        ("dpo_shift", {"shift": 0.0}, ("shift=0.0", "> 0")),
+        ("discopop", {"tau": 2.0}, ("tau=2.0",)),
     ],
 )
 def test_bad_values_are_named(name: str, keys: dict[str, Any], facts: tuple[str, ...]) -> None:
