@@ -68,7 +68,7 @@ def test_prompts_in_both_splits(tmp_path: Path) -> None:
 
 def test_a_loss_with_score_targets_needs_scores_in_every_row(tmp_path: Path) -> None:
     scored = [(*row, 2.0, 1.0) for row in TRAIN]
-    scores: dict[str, Any] = {"key": "loss.targets", "value": "scores"}
+    scores: dict[str, Any] = {"key": "loss", "value": "cal_dpo"}
     scores["remedy"] = ("loss.targets=fixed", "score_chosen", "score_rejected")
     with refused("cal_dpo", "10 of 10 pairs", "train:1", **scores):
         prepared(tmp_path, needs_scores=True)

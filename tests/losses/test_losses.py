@@ -56,6 +56,17 @@ def js(x: float) -> float:
     return -softplus(-x)
 
 
+def power(m: float, alpha: float = 0.25) -> float:
+    return (1 - math.exp(-alpha * m)) / alpha
+
+
+def odds(m: float) -> float:
+    return m - math.log(1 - math.exp(m))
+
+
+QRPO_SHIFT = 0.1 * math.log(0.1 * (math.exp(10) - 1))  # beta log Z at beta 0.1
+
+
 @dataclass(frozen=True)
 class Row:
     """What is expected of a loss at its yaml's own settings, changed by ``keys``."""
@@ -77,13 +88,27 @@ ROWS: dict[str, Row] = {
     "cal_dpo": Row(lambda p: softplus(p.b - p.a) + calibration(p), math.log(2) + 50, (-1, 1)),
     "cal_ipo": Row(lambda p: (p.a / p.nw - p.b / p.nl - 5) ** 2 + calibration(p), 75.0, (-1, 1)),
     "cal_slic": Row(lambda p: max(0.0, 10 - p.pw + p.pl) - p.pw / p.nw + calibration(p), None, (-1, 1)),
+    "simpo": Row(lambda p: softplus(1 - 2 * (p.pw / p.nw - p.pl / p.nl)), None, (-1, 1)),
+    "alpha_po": Row(lambda p: softplus(0.1 - 2.5 * (power(p.pw / p.nw) - power(p.pl / p.nl))), None, (-1, 1)),
+    "orpo": Row(lambda p: -p.pw / p.nw + 0.1 * softplus(odds(p.pl / p.nl) - odds(p.pw / p.nw)), None, (-1, 1)),
+    "simper": Row(lambda p: -math.exp(p.pw / p.nw) + math.exp(p.pl / p.nl), None, (-1, 1)),
+    "chi_po": Row(
+        lambda p: softplus(-max(-10, min(10, 0.05 * (p.a + math.exp(p.a) - p.b - math.exp(p.b))))), math.log(2), (-1, 1)
+    ),
+    "odpo": Row(lambda p: softplus(math.log(p.sw - p.sl) - 0.5 * (p.a - p.b)), None, (-1, 1)),
+    "qrpo": Row(lambda p: (p.sw - QRPO_SHIFT - 0.1 * p.a) ** 2 + (p.sl - QRPO_SHIFT - 0.1 * p.b) ** 2, None, (-1, 1)),
+    "c2_dpo": Row(lambda p: softplus(-0.1 * (p.a - p.b)) + 2e-4 * (p.a + p.b) ** 2, math.log(2), (-1, 1)),
+    # at policy = reference the rejected response is no likelier than under the reference
+    "minor_dpo": Row(lambda p: softplus(-0.1 * (p.a - max(0.0, p.b))), math.log(2), (-1, 0)),
+    "gpo": Row(lambda p: max(0.0, 1 - 0.1 * (p.a - p.b)) ** 2, 1.0, (-1, 1)),
+    "h_dpo": Row(lambda p: softplus(-0.1 * (0.9 * (p.pw - p.pl) - (p.rw - p.rl))), None, (-1, 1)),
 }
 
 PAIRS = [
     Pair(-20.0, -31.5, -22.0, -30.0, 9, 14, 0.9, 0.1),
-    Pair(-55.25, -12.0, -50.0, -12.5, 40, 3, 1.5, -1.5),
-    Pair(-4.0, -7.0, -4.5, -6.0, 1, 1, 0.3, 0.2),  # one token each
-    Pair(-300.0, -280.0, -290.0, -300.0, 200, 150, 8.0, 2.0),
+    Pair(-55.25, -12.0, -50.0, -12.5, 40, 3, 1.0, 0.0),
+    Pair(-4.0, -7.0, -4.5, -6.0, 1, 1, 0.85, 0.7),  # one token each
+    Pair(-300.0, -280.0, -290.0, -300.0, 200, 150, 0.95, 0.25),
 ]
 
 
@@ -127,7 +152,7 @@ def test_value_and_terms(name: str) -> None:
     expected = torch.tensor([row.value(p) for p in PAIRS], dtype=torch.float64)
     torch.testing.assert_close(output.loss.detach(), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(sum(output.terms.values()), output.loss, rtol=1e-12, atol=1e-12)
-    assert output.terms.keys() <= {"contrast", "calibration", "nll"}
+    assert output.terms.keys() <= {"contrast", "calibration", "nll", "constraint", "chosen", "rejected"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -194,7 +219,8 @@ def extremes(loss: torch.nn.Module, dtype: torch.dtype) -> None:
     for gradient in (chosen, rejected):
         assert gradient.isfinite().all()
         assert gradient.double().square().sum().isfinite()
-    if "calibration" not in output.terms and "contrast" in output.terms and "(a/n_w" not in loss.formula:
+    two_sided = {"calibration", "constraint"} & output.terms.keys()
+    if not two_sided and "contrast" in output.terms and "(a/n_w" not in loss.formula:
         assert (chosen <= 0).all()
         assert (rejected >= 0).all()
 
@@ -245,7 +271,7 @@ def test_the_implicit_reward_of_each_loss() -> None:
     """As its own derivation has it; None where that is no multiple of the summed log-ratio."""
     keys = {name: OmegaConf.load(conf_dir() / "loss" / f"{name}.yaml") for name in ROWS}
     own = {name: load(name, **({"beta": 0.3} if "beta" in keys[name] else {})) for name in ROWS}
-    linear = {"dpo", "rso", "cal_dpo", "cal_ipo", "cal_slic"}
+    linear = {"dpo", "rso", "cal_dpo", "cal_ipo", "cal_slic", "odpo", "qrpo", "c2_dpo", "minor_dpo", "gpo"}
     assert {name: loss.implicit_reward_beta for name, loss in own.items()} == {
         name: 0.3 if name in linear else None for name in ROWS
     }
