@@ -40,7 +40,7 @@ class TestChiPO:
         agree(load("chi_po", beta=0.05), load("dpo", beta=0.05), far)
 
     def test_the_optimum_of_its_divergence_has_its_rewards(self) -> None:
-        """What maximises ``E[r] - beta E_ref[z^2 / 2 + z log z]`` over a softmax has r as its rewards, less a constant."""
+        """What maximises ``E[r] - beta E_ref[z^2 / 2 + z log z]`` has r as its rewards, less a constant."""
         reference = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
         reward, beta = torch.tensor([0.1, 0.9, 0.3], dtype=torch.float64), 0.7
         weights = torch.zeros(3, dtype=torch.float64, requires_grad=True)
