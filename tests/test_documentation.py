@@ -44,7 +44,7 @@ pytestmark = pytest.mark.skipif(not DOCUMENTS, reason="an installed wheel has no
 COMPOSED = (*("train", "evaluate", "generate", "export", "compare", "estimate"), *("benchmark", "properties"))
 LINES_OF_A_TABLE = ("tests/losses", "tests/evaluation", "tests/test_metrics.py", "caldpo/metrics.py")
 # files that the recipes would add, and placeholders
-NOT_HERE = re.compile(r"/(x|simpo|ranked|longest|mine)\.|[A-Z]{2,}|^caldpo/conf$")
+NOT_HERE = re.compile(r"/(x|cpo_simpo|ranked|longest|mine)\.|[A-Z]{2,}|^caldpo/conf$")
 
 
 def text_of(path: Path) -> str:
@@ -266,17 +266,17 @@ def test_the_loss_of_the_python_page_computes(capsys: pytest.CaptureFixture[str]
 
 
 def test_recipe_of_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "simpo.py").write_text(recipe("caldpo/losses/simpo.py"))
+    (tmp_path / "cpo_simpo.py").write_text(recipe("caldpo/losses/cpo_simpo.py"))
     monkeypatch.setattr(caldpo.losses, "__path__", [*caldpo.losses.__path__, str(tmp_path)])
-    loss = instantiate(yaml.safe_load(recipe("conf/loss/simpo.yaml")))
-    row = eval("{" + recipe("tests/losses/test_losses.py") + "}", vars(test_losses))["simpo"]
+    loss = instantiate(yaml.safe_load(recipe("conf/loss/cpo_simpo.yaml")))
+    row = eval("{" + recipe("tests/losses/test_losses.py") + "}", vars(test_losses))["cpo_simpo"]
     logps = test_losses.to_logps(test_losses.PAIRS)
     expected = torch.tensor([row.value(pair) for pair in test_losses.PAIRS], dtype=torch.float64)
     torch.testing.assert_close(loss(logps).loss.detach(), expected, rtol=1e-12, atol=1e-12)
     for gradient, sign in zip(test_losses.gradients(loss, logps), row.signs, strict=True):
         assert (gradient.sign() == sign).all()
     assert not loss.needs_reference
-    sys.modules.pop("caldpo.losses.simpo", None)
+    sys.modules.pop("caldpo.losses.cpo_simpo", None)
 
 
 def test_recipe_of_a_row_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from caldpo.data.pair_checks import refuse_unknown, refuse_untokenized, require_
 from caldpo.data.pair_stream import SAMPLE, PairStream, ShuffledRows, refuse_unstreamed
 from caldpo.data.raw_row import PairSource, RewardSource
 from caldpo.data.rejected_rows import REJECTED_ROWS, count_rejections, write_rejections
+from caldpo.data.score_checks import require_score_range
 from caldpo.data.split import settle_shared_prompts, split_by_prompt, subset
 from caldpo.data.stored_pairs import StoredPairs
 from caldpo.data.template_checks import read_template, require_template
@@ -150,6 +151,7 @@ class PairDataModule(TokenizedDataModule):
         loss_name: str,
         *,
         needs_rejected: bool = True,
+        score_range: tuple[float, float] | None = None,
     ) -> DataReport:
         """Load, check, split and tokenise both splits, and announce them with a preview.
 
@@ -162,10 +164,11 @@ class PairDataModule(TokenizedDataModule):
             needs_scores: whether the loss takes its targets from the pairs' scores.
             loss_name: for the message if there are none.
             needs_rejected: whether the loss compares responses; otherwise rows with a single one are accepted, too.
+            score_range: what the loss needs the scores to lie in; None: anything.
 
         Raises:
-            CaldpoError: rows that are no pairs, prompts in both splits, missing scores, a missing or broken
-                chat template, a split without pairs.
+            CaldpoError: rows that are no pairs, prompts in both splits, missing scores or such outside the range, a
+                missing or broken chat template, a split without pairs.
         """
         first_rank = is_first_rank()
         console = Console(quiet=not first_rank)
@@ -182,6 +185,9 @@ class PairDataModule(TokenizedDataModule):
         if needs_scores:
             require_scores(joined_train.pairs, joined_train.label, loss_name)
             require_scores(joined_test.pairs, joined_test.label, loss_name)
+        if score_range is not None:
+            require_score_range(joined_train.pairs, joined_train.label, loss_name, score_range)
+            require_score_range(joined_test.pairs, joined_test.label, loss_name, score_range)
         train, shared = settle_shared_prompts(joined_train.pairs, joined_test.pairs, self.on_shared_prompts)
         train, train_shares = joined_train.shared_out(train, self.split_seed)
         test, test_shares = joined_test.shared_out(joined_test.pairs, self.split_seed)
@@ -207,6 +213,7 @@ class PairDataModule(TokenizedDataModule):
                 reader,
                 PairTokenizer(tokenizer, *limits, self.on_degenerate, self.now),
                 needs_scores=needs_scores,
+                score_range=score_range,
                 on_invalid=self.on_invalid,
                 on_degenerate=self.on_degenerate,
                 on_shared_prompts=self.on_shared_prompts,

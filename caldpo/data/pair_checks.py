@@ -104,11 +104,12 @@ def require_scores(pairs: StoredPairs, split: str, loss_name: str) -> None:
     missing = np.flatnonzero(np.isnan(pairs.scores()).any(axis=1))
     if len(missing):
         raise CaldpoError(
-            f"loss {loss_name} takes its targets from the data's scores, and {len(missing):,} of "
+            f"loss {loss_name} reads the data's scores, and {len(missing):,} of "
             f"{counted(len(pairs), 'pair')} of {split} have none, first {pairs.origin(int(missing[0]))}",
-            key="loss.targets",
-            value="scores",
-            remedy="set loss.targets=fixed, or give every row score_chosen and score_rejected",
+            key="loss",
+            value=loss_name,
+            remedy="give every row score_chosen and score_rejected, or take a loss that needs no scores: with a "
+            "calibrated one loss.targets=fixed",
         )
 
 

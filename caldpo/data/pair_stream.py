@@ -25,6 +25,7 @@ from caldpo.data.load import ReadPair, RowReader
 from caldpo.data.pair import TokenizedPair
 from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.rejected_rows import REJECTED_ROWS, append_rejection
+from caldpo.data.score_checks import is_within
 from caldpo.data.split import SHARED
 from caldpo.data.stored_pairs import PackedPairs
 from caldpo.data.tokenize import PairTokenizer
@@ -99,6 +100,7 @@ class PairStream:
         rows: of the training split.
         reader, tokenizer: make pairs of rows, and tokens of pairs.
         needs_scores: each pair has to have true rewards; otherwise those that some have are not used.
+        score_range: what they have to lie in; None: anything.
         on_invalid, on_degenerate, on_shared_prompts: the settings.
         test_prompts: keys of the prompts of the test split.
         rejected: the file that lists rows that give no pair, the first :data:`SAMPLE` rows' already; None on other
@@ -116,11 +118,12 @@ class PairStream:
         on_degenerate: Literal["drop", "keep"],
         on_shared_prompts: Literal["error", "drop_train", "keep"],
         test_prompts: frozenset[str],
+        score_range: tuple[float, float] | None = None,
         rejected: Path | None = None,
     ) -> None:
         self._rows, self._reader, self._tokenizer, self.has_scores = rows, reader, tokenizer, needs_scores
         self._on_invalid, self._on_degenerate, self._on_shared = on_invalid, on_degenerate, on_shared_prompts
-        self._test_prompts, self._rejected = test_prompts, rejected
+        self._test_prompts, self._score_range, self._rejected = test_prompts, score_range, rejected
         self._listed = SAMPLE  # rows of the first epoch whose rejections are listed
         self._lists = False  # whether those of the current rows are to be
         self._start()
@@ -211,6 +214,8 @@ class PairStream:
             self._leave_out(Rejection(origin, "filtered", SHARED), refused=self._on_shared == "error")
         elif self.has_scores and None in row.facts.scores:
             self._leave_out(Rejection(origin, "row", "no scores, which the loss needs"))
+        elif not is_within(row.facts.scores, self._score_range):
+            self._leave_out(Rejection(origin, "row", "scores outside the range that the loss reads them in"))
         else:
             return True
         return False

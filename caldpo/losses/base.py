@@ -22,6 +22,7 @@ class PreferenceLoss(nn.Module, ABC):
     needs_reference: bool = True  # whether the training loss reads the reference's log-probs
     needs_rejected: bool = True  # whether it reads the rejected responses' log-probs
     needs_scores: bool = False  # whether it reads ground-truth rewards of the pairs
+    score_range: tuple[float, float] | None = None  # what these have to lie in: (0, 1) are quantiles
     takes_unpaired: bool = False  # whether a row may have one response and a label
     pairwise: bool = True  # whether it reads differences of chosen and rejected, False: each response by itself
     length_normalised: bool = False  # whether it contrasts means per token rather than sums

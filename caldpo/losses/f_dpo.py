@@ -15,7 +15,6 @@ Direct Preference Optimization with Diverse Divergence Constraints", arXiv 2309.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -28,6 +27,7 @@ from caldpo.config.bounds import Positive
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
+from caldpo.losses.exponents import exponent_limit, power_link
 from caldpo.losses.search_space import Range, SearchSpace
 from caldpo.losses.terms import logistic
 from caldpo.types import LossOutput, PairLogps
@@ -82,7 +82,7 @@ class FDPO(PreferenceLoss):
         if self._exponent_scale is None:
             return LossOutput(contrast, {"contrast": contrast})
         lowest = torch.minimum(chosen, rejected)
-        clamped = -self._exponent_scale * lowest > _exponent_limit(contrast.dtype)
+        clamped = -self._exponent_scale * lowest > exponent_limit(contrast.dtype)
         return LossOutput(contrast, {"contrast": contrast}, {"clamped": clamped.to(contrast.dtype)})
 
     @property
@@ -93,17 +93,4 @@ class FDPO(PreferenceLoss):
     def _s(self, x: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         if self._exponent_scale is None:
             return F.logsigmoid(x) if self.divergence == "js" else x
-        exponent = (-self._exponent_scale * x).clamp(max=_exponent_limit(x.dtype))
-        # Below a rounding error of 1 the quotient is x to its last digit, also where alpha itself is 0 in this dtype.
-        linear = exponent.abs() < torch.finfo(x.dtype).eps
-        # expm1 keeps digits where alpha x is small; the constant it brings cancels in s(a) - s(b)
-        curved = -torch.expm1(exponent.masked_fill(linear, 1.0)) / self._exponent_scale
-        return torch.where(linear, x, curved)
-
-
-def _exponent_limit(dtype: torch.dtype) -> float:
-    """Half of the largest exponent whose exp is finite: the square of a gradient stays finite as well.
-
-    Above it ``s`` is constant and its gradient 0; the share of such pairs is logged as ``clamped``.
-    """
-    return math.log(torch.finfo(dtype).max) / 2
+        return power_link(x, self._exponent_scale)  # its constant cancels in s(a) - s(b)

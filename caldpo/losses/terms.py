@@ -24,3 +24,8 @@ def log_ratio_gap(logps: PairLogps, *, per_token: bool) -> Float[Tensor, " pairs
     if per_token:
         return logps.chosen_log_ratio / logps.chosen_tokens - logps.rejected_log_ratio / logps.rejected_tokens
     return logps.chosen_log_ratio - logps.rejected_log_ratio
+
+
+def token_means(logps: PairLogps) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+    """``p_w / n_w`` and ``p_l / n_l``: mean log-probs per token of the chosen and rejected responses, no reference."""
+    return logps.policy_chosen / logps.chosen_tokens, logps.policy_rejected / logps.rejected_tokens

@@ -32,9 +32,11 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 def prepared(tmp_path: Path, tokenizer: Any = None, **changes: Any) -> tuple[PairDataModule, dict[str, Any]]:
     """A data module after ``prepare_pairs``, and its report."""
-    needs_scores = changes.pop("needs_scores", False)
+    needs_scores, score_range = changes.pop("needs_scores", False), changes.pop("score_range", None)
     module = PairDataModule(**settings(**changes))
-    report = module.prepare_pairs(tokenizer or word_tokenizer(), tmp_path, needs_scores, "cal_dpo")
+    report = module.prepare_pairs(
+        tokenizer or word_tokenizer(), tmp_path, needs_scores, "cal_dpo", score_range=score_range
+    )
     return module, report.as_dict()
 
 

@@ -66,9 +66,22 @@ def test_prompts_in_both_splits(tmp_path: Path) -> None:
         prepared(tmp_path, source=RowsSource(train=TEST, test=TEST), on_shared_prompts="drop_train")
 
 
+def test_scores_outside_the_range_that_a_loss_reads_them_in_are_refused(tmp_path: Path) -> None:
+    fitting = {"train": [(*row, 1.0, 0.0) for row in TRAIN], "test": [(*row, 0.75, 0.5) for row in TEST]}
+    module, _ = prepared(tmp_path, source=RowsSource(**fitting), needs_scores=True, score_range=(0.0, 1.0))
+    assert len(module.train_pairs) == 10
+    remedy = ("data.source.scores=quantiles", "quantile", "loss.targets=scores")
+    for split, bad in (("train", (0.5, -0.1)), ("test", (1.5, 0.5))):
+        rows = {**fitting, split: [*fitting[split], ("c", " d", " e", *bad)]}
+        where = f"{split}:{len(rows[split])}"
+        with refused("cal_dpo", where, "0 to 1", f"{len(rows[split])} pairs", key="loss", remedy=remedy):
+            prepared(tmp_path, source=RowsSource(**rows), needs_scores=True, score_range=(0.0, 1.0))
+        prepared(tmp_path, source=RowsSource(**rows), needs_scores=True)
+
+
 def test_a_loss_with_score_targets_needs_scores_in_every_row(tmp_path: Path) -> None:
     scored = [(*row, 2.0, 1.0) for row in TRAIN]
-    scores: dict[str, Any] = {"key": "loss.targets", "value": "scores"}
+    scores: dict[str, Any] = {"key": "loss", "value": "cal_dpo"}
     scores["remedy"] = ("loss.targets=fixed", "score_chosen", "score_rejected")
     with refused("cal_dpo", "10 of 10 pairs", "train:1", **scores):
         prepared(tmp_path, needs_scores=True)

@@ -222,6 +222,15 @@ def test_later_rows_without_scores_are_bad_rows_where_the_loss_needs_them(tmp_pa
         assert (batch.score_chosen if batch.score_chosen is None else batch.score_chosen.tolist()) == scores
 
 
+def test_later_scores_outside_the_range_of_the_loss_are_bad_rows(tmp_path: Path) -> None:
+    rows = [*[(*row, 1.0, 0.0) for row in ROWS], (*ROWS[0], 1.5, 0.5)]
+    source = RowsSource(train=rows, test=[(*row, 1.0, 0.0) for row in TEST])
+    keys = {"source": source, "shuffle_buffer": 1, "needs_scores": True}
+    with refused("train:301", "scores", "range", key="data.on_invalid"):
+        origins(stream(tmp_path, rows, **keys, score_range=(0.0, 1.0)), COUNT + 1)
+    assert origins(stream(tmp_path, rows, **keys), COUNT + 1)[-1] == "train:301"
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_arrives_whoever_reads_the_stream(tmp_path: Path, workers: int) -> None:
     module = stream(tmp_path, [*ROWS, ("q", "", " no")], shuffle_buffer=1, num_workers=workers, micro_batch_size=50)

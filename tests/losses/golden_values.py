@@ -138,7 +138,31 @@ def r_dpo(p: Inputs, beta: str, weight: str) -> Any:
     return nll_sigmoid(mpf(beta) * (p.a - p.b) + mpf(weight) * (p.nw - p.nl))
 
 
-# dpop's penalty has its kink at policy = reference, where its slope is that above: 0
+def per_token(p: Inputs, beta: str, gamma: str, reward: Callable[[Any], Any] = lambda m: m) -> Any:
+    """SimPO, and AlphaPO with its reward."""
+    return nll_sigmoid(mpf(beta) * (reward(p.pw / p.nw) - reward(p.pl / p.nl)) - mpf(gamma))
+
+
+def orpo(p: Inputs, weight: str) -> Any:
+    odds_w, odds_l = (exp(m) / (1 - exp(m)) for m in (p.pw / p.nw, p.pl / p.nl))
+    return -p.pw / p.nw + mpf(weight) * nll_sigmoid(log(odds_w / odds_l))
+
+
+def chi_po(p: Inputs, beta: str, clip: str | None) -> Any:
+    z_w, z_l = exp(p.a), exp(p.b)
+    margin = mpf(beta) * (z_w + log(z_w) - z_l - log(z_l))
+    return nll_sigmoid(margin if clip is None else max(-mpf(clip), min(mpf(clip), margin)))
+
+
+def qrpo(p: Inputs, beta: str) -> Any:
+    shift = mpf(beta) * log(mpf(beta) * (exp(1 / mpf(beta)) - 1))
+    return (p.sw - shift - mpf(beta) * p.a) ** 2 + (p.sl - shift - mpf(beta) * p.b) ** 2
+
+
+def gpo(p: Inputs, beta: str, f: Callable[[Any], Any]) -> Any:
+    return f(mpf(beta) * (p.a - p.b))
+
+
 FORMULAS: dict[str, Callable[[Inputs], Any]] = {
     "dpo beta=0.1": lambda p: dpo(p, "0.1"),
     "dpo beta=0.01 label_smoothing=0.1": lambda p: dpo(p, "0.01", "0.1"),
@@ -183,28 +207,49 @@ FORMULAS: dict[str, Callable[[Inputs], Any]] = {
     "bpo beta=0.2 k=1.0": lambda p: bpo(p, "0.2", "1"),
     "discopop beta=0.05 tau=0.05": lambda p: discopop(p, "0.05", "0.05"),
     "discopop beta=0.2 tau=1.0": lambda p: discopop(p, "0.2", "1"),
+    "simpo beta=2.0 gamma=1.0": lambda p: per_token(p, "2", "1"),
+    "simpo beta=10.0 gamma=3.0": lambda p: per_token(p, "10", "3"),
+    "alpha_po beta=2.5 gamma=0.1 alpha=0.25": lambda p: per_token(p, "2.5", "0.1", alpha("0.25")),
+    "alpha_po beta=2.0 gamma=1.0 alpha=-0.5": lambda p: per_token(p, "2", "1", alpha("-0.5")),
+    "orpo odds_weight=0.1": lambda p: orpo(p, "0.1"),
+    "orpo odds_weight=1.0": lambda p: orpo(p, "1"),
+    "simper": lambda p: -exp(p.pw / p.nw) + exp(p.pl / p.nl),
+    "chi_po beta=0.05 clip=10.0": lambda p: chi_po(p, "0.05", "10"),
+    "chi_po beta=0.1 clip=null": lambda p: chi_po(p, "0.1", None),
+    "odpo beta=0.5 offset_weight=1.0": lambda p: nll_sigmoid(mpf("0.5") * (p.a - p.b) - log(p.sw - p.sl)),
+    "odpo beta=0.05 offset_weight=0.5": lambda p: nll_sigmoid(mpf("0.05") * (p.a - p.b) - log(p.sw - p.sl) / 2),
+    "qrpo beta=0.1": lambda p: qrpo(p, "0.1"),
+    "qrpo beta=0.001": lambda p: qrpo(p, "0.001"),
+    "qrpo beta=3.0": lambda p: qrpo(p, "3"),
+    "c2_dpo beta=0.1 constraint_weight=2.0e-4": lambda p: dpo(p, "0.1") + mpf("2e-4") * (p.a + p.b) ** 2,
+    "minor_dpo beta=0.1": lambda p: nll_sigmoid(mpf("0.1") * (p.a - hinge(p.b))),
+    "gpo beta=0.1 function=exponential": lambda p: gpo(p, "0.1", lambda x: exp(-x)),
+    "gpo beta=0.1 function=truncated_quadratic": lambda p: gpo(p, "0.1", lambda x: hinge(1 - x) ** 2),
+    "gpo beta=0.1 function=savage": lambda p: gpo(p, "0.1", lambda x: 1 / (1 + exp(x)) ** 2),
+    "gpo beta=0.1 function=squared": lambda p: gpo(p, "0.1", lambda x: (x - 1) ** 2),
+    "h_dpo beta=0.1 alpha=0.9": lambda p: nll_sigmoid(mpf("0.1") * (mpf("0.9") * (p.pw - p.pl) - (p.rw - p.rl))),
+    "h_dpo beta=0.01 alpha=1.2": lambda p: nll_sigmoid(mpf("0.01") * (mpf("1.2") * (p.pw - p.pl) - (p.rw - p.rl))),
 }
 
+# whose kink is at policy = reference: dpop's slope there is that above, minor_dpo's that below, without a push
+KINKS = {"dpop beta=0.3 penalty_weight=50.0": 1, "dpop beta=0.05 penalty_weight=0.5": 1, "minor_dpo beta=0.1": -1}
 
-def expected(formula: Callable[[Inputs], Any], side: int = 0) -> dict[str, list[float]]:
-    """Loss of each pair, and its derivatives by the policy's log-probs: central, or with ``side`` 1 from the right."""
 
-    def slope(change: Callable[[Any], Inputs], at: Any) -> float:
-        return float(diff(lambda x: formula(change(x)), at, direction=side))
+def expected(formula: Callable[[Inputs], Any], direction: int = 0) -> dict[str, list[float]]:
+    """Loss of each pair, and its derivatives by the policy's log-probs; direction 1: from above, -1: from below."""
 
-    return {
-        "loss": [float(formula(p)) for p in PAIRS],
-        "policy_chosen": [slope(lambda x, p=p: p._replace(pw=x), p.pw) for p in PAIRS],
-        "policy_rejected": [slope(lambda x, p=p: p._replace(pl=x), p.pl) for p in PAIRS],
-    }
+    def slopes(name: str) -> list[float]:
+        at = [(p, getattr(p, name)) for p in PAIRS]
+        return [float(diff(lambda x, p=p: formula(p._replace(**{name: x})), y, direction=direction)) for p, y in at]
+
+    losses = [float(formula(p)) for p in PAIRS]
+    return {"loss": losses, "policy_chosen": slopes("pw"), "policy_rejected": slopes("pl")}
 
 
 def main() -> None:
     table = {
         "pairs": [[float(number) for number in p] for p in PAIRS],
-        "expected": {
-            setting: expected(formula, side=setting.startswith("dpop")) for setting, formula in FORMULAS.items()
-        },
+        "expected": {setting: expected(formula, KINKS.get(setting, 0)) for setting, formula in FORMULAS.items()},
     }
     VALUES.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 

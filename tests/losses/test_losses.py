@@ -70,6 +70,17 @@ def discopop(margin: float, tau: float = 0.05) -> float:
     return (1 - share) * softplus(-margin) + share * math.exp(-margin)
 
 
+def power(m: float, alpha: float = 0.25) -> float:
+    return (1 - math.exp(-alpha * m)) / alpha
+
+
+def odds(m: float) -> float:
+    return m - math.log(1 - math.exp(m))
+
+
+QRPO_SHIFT = 0.1 * math.log(0.1 * (math.exp(10) - 1))  # beta log Z at beta 0.1
+
+
 @dataclass(frozen=True)
 class Row:
     """What is expected of a loss at its yaml's own settings, changed by ``keys``."""
@@ -115,13 +126,34 @@ ROWS: dict[str, Row] = {
     "bpo": Row(lambda p: softplus(-0.1 * min(p.a, -0.3 * p.b)), math.log(2), (-1, 1)),
     # the slope at 0 is (1 - ln 2) / (4 tau) - 3/4 > 0: the first step makes the margin smaller
     "discopop": Row(lambda p: discopop(0.05 * (p.a - p.b)), (math.log(2) + 1) / 2, (1, -1), one_way=False),
+    "simpo": Row(lambda p: softplus(1 - 2 * (p.pw / p.nw - p.pl / p.nl)), None, (-1, 1)),
+    "alpha_po": Row(lambda p: softplus(0.1 - 2.5 * (power(p.pw / p.nw) - power(p.pl / p.nl))), None, (-1, 1)),
+    "orpo": Row(lambda p: -p.pw / p.nw + 0.1 * softplus(odds(p.pl / p.nl) - odds(p.pw / p.nw)), None, (-1, 1)),
+    "simper": Row(lambda p: -math.exp(p.pw / p.nw) + math.exp(p.pl / p.nl), None, (-1, 1)),
+    "chi_po": Row(
+        lambda p: softplus(-max(-10, min(10, 0.05 * (p.a + math.exp(p.a) - p.b - math.exp(p.b))))), math.log(2), (-1, 1)
+    ),
+    "odpo": Row(lambda p: softplus(math.log(p.sw - p.sl) - 0.5 * (p.a - p.b)), None, (-1, 1)),
+    "qrpo": Row(
+        lambda p: (p.sw - QRPO_SHIFT - 0.1 * p.a) ** 2 + (p.sl - QRPO_SHIFT - 0.1 * p.b) ** 2,
+        None,
+        (-1, 1),
+        one_way=False,
+    ),
+    "c2_dpo": Row(
+        lambda p: softplus(-0.1 * (p.a - p.b)) + 2e-4 * (p.a + p.b) ** 2, math.log(2), (-1, 1), one_way=False
+    ),
+    # at policy = reference the rejected response is no likelier than under the reference
+    "minor_dpo": Row(lambda p: softplus(-0.1 * (p.a - max(0.0, p.b))), math.log(2), (-1, 0)),
+    "gpo": Row(lambda p: max(0.0, 1 - 0.1 * (p.a - p.b)) ** 2, 1.0, (-1, 1)),
+    "h_dpo": Row(lambda p: softplus(-0.1 * (0.9 * (p.pw - p.pl) - (p.rw - p.rl))), None, (-1, 1)),
 }
 
 PAIRS = [
     Pair(-20.0, -31.5, -22.0, -30.0, 9, 14, 0.9, 0.1),
-    Pair(-55.25, -12.0, -50.0, -12.5, 40, 3, 1.5, -1.5),
-    Pair(-4.0, -7.0, -4.5, -6.0, 1, 1, 0.3, 0.2),  # one token each
-    Pair(-300.0, -280.0, -290.0, -300.0, 200, 150, 8.0, 2.0),
+    Pair(-55.25, -12.0, -50.0, -12.5, 40, 3, 1.0, 0.0),
+    Pair(-4.0, -7.0, -4.5, -6.0, 1, 1, 0.85, 0.7),  # one token each
+    Pair(-300.0, -280.0, -290.0, -300.0, 200, 150, 0.95, 0.25),
 ]
 
 
@@ -165,7 +197,7 @@ def test_value_and_terms(name: str) -> None:
     expected = torch.tensor([row.value(p) for p in PAIRS], dtype=torch.float64)
     torch.testing.assert_close(output.loss.detach(), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(sum(output.terms.values()), output.loss, rtol=1e-12, atol=1e-12)
-    assert output.terms.keys() <= {"contrast", "calibration", "nll"} or output.terms.keys() == {"chosen", "rejected"}
+    assert output.terms.keys() <= {"contrast", "calibration", "nll", "constraint", "chosen", "rejected"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -286,6 +318,7 @@ def test_the_implicit_reward_of_each_loss() -> None:
     linear = {
         *("dpo", "rso", "cal_dpo", "cal_ipo", "cal_slic"),
         *("sppo", "nca", "exo", "apo_zero", "apo_down", "robust", "dpop", "rpo", "dpo_shift", "bpo", "discopop"),
+        *("odpo", "qrpo", "c2_dpo", "minor_dpo", "gpo"),
     }
     assert {name: loss.implicit_reward_beta for name, loss in own.items()} == {
         name: 0.3 if name in linear else None for name in ROWS
