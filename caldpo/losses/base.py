@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -54,9 +54,7 @@ class PreferenceLoss(nn.Module, ABC):
     def forward(self, logps: PairLogps) -> LossOutput:
         """Loss per pair, shape ``(pairs,)``, and the terms that add up to it."""
 
-    def observe(
-        self, step: PairLogps, mismatched: PairLogps | None = None, *, training: bool = True
-    ) -> StepStatistics:
+    def observe(self, step: PairLogps, mismatched: PairLogps | None = None, *, training: bool = True) -> StepStatistics:
         """Compute what the losses of the pairs need of all pairs, where the loss ``depends_on_batch``.
 
         Called without gradient before the first backward pass of an optimiser step, with all pairs of the step over
@@ -79,7 +77,7 @@ class PreferenceLoss(nn.Module, ABC):
         with torch.no_grad():
             return self.observe(logps).per_pair
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the buffers with the module, in their own dtype: sums over a run do not fit the dtype of its weights."""
         kept: dict[str, Any] = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
