@@ -53,14 +53,14 @@ class BCO(PointwiseLoss):
         return f"-logsigmoid({self.beta:g} a - delta) - logsigmoid(delta - {self.beta:g} b)"
 
     def observe(self, step: PairLogps, mismatched: PairLogps | None = None, *, training: bool = True) -> StepStatistics:
-        after = self.rewards
+        after = self.rewards.to(step.policy_chosen.device)
         if training:
             a, b = self.beta * step.chosen_log_ratio, self.beta * step.rejected_log_ratio
             added = [sum_and_count(a, step.chosen_present), sum_and_count(b, step.rejected_present)]
             after = after + torch.stack(added)
         sums, counts = after.unbind(dim=1)
         shift = (sums / counts.clamp_min(1)).sum() / (counts > 0).sum().clamp_min(1)
-        state = torch.where(after.isfinite().all(), after, self.rewards)  # a step that is not finite is not remembered
+        state = torch.where(after.isfinite().all(), after, self.rewards.to(after))  # a step that is not finite is not remembered
         return StepStatistics({SHIFT: shift.to(step.policy_chosen).expand_as(step.policy_chosen)}, {"rewards": state})
 
     def chosen_term(self, logps: PairLogps) -> Float[Tensor, " pairs"]:
