@@ -6,7 +6,7 @@ those of the current optimiser step included, without gradient. It is 0 before t
 of the training steps so far, and do not change it.
 
 Jung et al. 2024, "Binary Classifier Optimization for Large Language Model Alignment", arXiv 2404.04656; the running
-mean as in the authors' trainer in TRL up to 0.2x, which updated it at every micro-batch of each device. The
+mean as in TRL's earlier releases, which updated it at every micro-batch of each device. The
 ``bco_pair`` of TRL 1.16 has ``delta = 0``. Without the paper's weights for prompts of unlike distributions (UDM).
 """
 
