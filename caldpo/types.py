@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,9 @@ class PairBatch:
         score_rejected: likewise.
         step_pairs: real pairs in the whole optimiser step, over ranks and accumulation.
         filler: no pair of the batch is real; on the host.
+        places: of the pairs among those of the optimiser step, in its order, for losses that depend on the batch.
+        ahead: all micro-batches of this rank in the step, in the step's first one, for such losses.
+        mismatched: the same prompts, each with the responses of the step's next pair, for losses that need them.
     """
 
     def __init__(
@@ -57,6 +61,9 @@ class PairBatch:
         score_rejected: Float[Tensor, " pairs"] | None,
         step_pairs: int,
         filler: bool = False,
+        places: Int[Tensor, " pairs"] | None = None,
+        ahead: tuple[PairBatch, ...] = (),
+        mismatched: PairBatch | None = None,
     ) -> None:
         self.input_ids, self.position_ids, self.attention_mask = input_ids, position_ids, attention_mask
         self.predicts, self.targets, self.response = predicts, targets, response
@@ -64,6 +71,7 @@ class PairBatch:
         self.weight, self.index, self.split = weight, index, split
         self.score_chosen, self.score_rejected = score_chosen, score_rejected
         self.step_pairs, self.filler = step_pairs, filler
+        self.places, self.ahead, self.mismatched = places, ahead, mismatched
 
     @property
     def pairs(self) -> int:
@@ -93,6 +101,14 @@ class PairBatch:
         unused = self.attention_mask.new_ones(1, 1, 1, 1)
         return inputs | {"attention_mask": unused, "spans": self.spans}
 
+    def without_tokens(self) -> PairBatch:
+        """The same pairs to be kept for later: what is known of each, and none of its tokens."""
+        kept = copy.copy(self)
+        kept.input_ids = kept.position_ids = kept.attention_mask = self.input_ids[:0]
+        kept.predicts = kept.targets = kept.response = self.targets[:0]
+        kept.ahead, kept.mismatched = (), None
+        return kept
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
         """The same batch on another device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -103,6 +119,8 @@ class PairBatch:
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> PairBatch:
         moved: dict[str, Any] = {n: move(v) if isinstance(v, Tensor) else v for n, v in vars(self).items()}
+        moved["ahead"] = tuple(batch._each(move) for batch in self.ahead)
+        moved["mismatched"] = self.mismatched and self.mismatched._each(move)
         return PairBatch(**moved)
 
 
@@ -111,7 +129,8 @@ class PairLogps:
     """Summed response log-probs in nats, one value per pair, and response lengths in tokens.
 
     The reference's are None while a reference-free loss trains. ``chosen_present`` and ``rejected_present`` are 1 where
-    the row has that response, else 0; None: every row has both.
+    the row has that response, else 0; None: every row has both. ``of_step`` holds, by name and per pair, what a loss
+    that depends on the batch computed over all pairs of the optimiser step; None: these pairs are all.
     """
 
     policy_chosen: Float[Tensor, " pairs"]
@@ -124,6 +143,7 @@ class PairLogps:
     score_rejected: Float[Tensor, " pairs"] | None = None
     chosen_present: Float[Tensor, " pairs"] | None = None
     rejected_present: Float[Tensor, " pairs"] | None = None
+    of_step: Mapping[str, Float[Tensor, " pairs"]] | None = None
 
     @property
     def chosen_log_ratio(self) -> Float[Tensor, " pairs"]:
@@ -141,21 +161,33 @@ class PairLogps:
 
 
 def assembler(
-    batch: PairBatch, reference: tuple[Tensor | None, Tensor | None]
+    batch: PairBatch,
+    reference: tuple[Tensor | None, Tensor | None],
+    of_step: Mapping[str, Tensor] | None = None,
 ) -> Callable[[Tensor, Tensor, slice], PairLogps]:
     """What makes :class:`PairLogps` of the policy's log-probs of some of the batch's pairs, chosen and rejected.
 
     Args:
         batch: the pairs.
         reference: the reference's log-probs of all of them; None while a reference-free loss trains.
+        of_step: what the loss computed over all pairs of the step, for those of the batch.
     """
     values = (*reference, *batch.lengths(), batch.score_chosen, batch.score_rejected)
 
     def assemble(chosen: Tensor, rejected: Tensor, rows: slice) -> PairLogps:
         some: list[Any] = [None if value is None else value[rows] for value in values]
-        return PairLogps(chosen, rejected, *some)
+        statistics = None if of_step is None else {name: value[rows] for name, value in of_step.items()}
+        return PairLogps(chosen, rejected, *some, of_step=statistics)
 
     return assemble
+
+
+@dataclass(frozen=True, slots=True)
+class StepStatistics:
+    """What a loss that depends on the batch computed over all pairs of an optimiser step, without gradient."""
+
+    per_pair: dict[str, Float[Tensor, " pairs"]]  # by name, in the order of the pairs
+    state: dict[str, Tensor] = field(default_factory=dict)  # values of the loss's buffers, by name, after the step
 
 
 @dataclass(frozen=True, slots=True)

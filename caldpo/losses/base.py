@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from caldpo.losses.search_space import SearchSpace
-from caldpo.types import LossOutput, PairLogps
+from caldpo.types import LossOutput, PairLogps, StepStatistics
 
 
 class PreferenceLoss(nn.Module, ABC):
@@ -26,7 +28,8 @@ class PreferenceLoss(nn.Module, ABC):
     takes_unpaired: bool = False  # whether a row may have one response and a label
     pairwise: bool = True  # whether it reads differences of chosen and rejected, False: each response by itself
     length_normalised: bool = False  # whether it contrasts means per token rather than sums
-    depends_on_batch: bool = False  # whether a pair's loss reads the other pairs of the optimiser step
+    depends_on_batch: bool = False  # whether a pair's loss reads the other pairs of the optimiser step, see observe
+    needs_mismatched: bool = False  # whether observe reads log-probs of other prompts' responses as well
     search_space: ClassVar[SearchSpace] = {}  # of its own keys; empty: nothing to search but the learning rate
 
     @property
@@ -51,3 +54,34 @@ class PreferenceLoss(nn.Module, ABC):
     @abstractmethod
     def forward(self, logps: PairLogps) -> LossOutput:
         """Loss per pair, shape ``(pairs,)``, and the terms that add up to it."""
+
+    def observe(self, step: PairLogps, mismatched: PairLogps | None = None, *, training: bool = True) -> StepStatistics:
+        """Compute what the losses of the pairs need of all pairs, where the loss ``depends_on_batch``.
+
+        Called without gradient before the first backward pass of an optimiser step, with all pairs of the step over
+        all ranks and micro-batches, in the step's order and without filler. Each pair's values then are in the
+        ``of_step`` that :meth:`forward` gets, and the ``state`` is written into the buffers once the step is done. The
+        loss itself must not be changed here.
+
+        Args:
+            step: the log-probs without dropout.
+            mismatched: the same prompts, each with the responses of the next pair; where the loss ``needs_mismatched``
+                and the step has two pairs or more.
+            training: False for the held-out pairs, all together; their ``state`` is dropped.
+        """
+        raise NotImplementedError
+
+    def of_step(self, logps: PairLogps) -> Mapping[str, Float[Tensor, " pairs"]]:
+        """The statistics of these pairs' step, by name; these pairs are the step where nobody computed them before."""
+        if logps.of_step is not None:
+            return logps.of_step
+        with torch.no_grad():
+            return self.observe(logps).per_pair
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move the buffers with the module, in their own dtype: sums over a run do not fit the dtype of its weights."""
+        kept: dict[str, Any] = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self

@@ -33,6 +33,7 @@ class Auto(Precomputed):
             pairs=None if context.streamed else len(context.splits["train"]),
             pairs_seen=context.pairs_seen,
             in_policy=self.path is None and is_adapted(context.policy),
+            mismatched=context.mismatched,
         )
         if is_first_rank():
             Console().print(f"reference=auto: {mode}, {reason}", soft_wrap=True, highlight=False)
@@ -41,7 +42,9 @@ class Auto(Precomputed):
         return Adapter().build(context) if mode == "adapter" else Frozen(self.path, self.distinct).build(context)
 
 
-def choose_mode(*, trains: bool, pairs: int | None, pairs_seen: int, in_policy: bool) -> tuple[ReferenceMode, str]:
+def choose_mode(
+    *, trains: bool, pairs: int | None, pairs_seen: int, in_policy: bool, mismatched: bool = False
+) -> tuple[ReferenceMode, str]:
     """Choose the reference mode, and give the reason.
 
     Precomputing costs one pass over each split that is needed. A run that sees fewer training pairs than there are
@@ -52,7 +55,10 @@ def choose_mode(*, trains: bool, pairs: int | None, pairs_seen: int, in_policy: 
         pairs: training pairs that there are; None: they are streamed, and cannot be run through the reference first.
         pairs_seen: those that the run will see, repeats counted.
         in_policy: the policy without its adapter is the reference.
+        mismatched: the loss reads log-probs of other prompts' responses, which each step draws anew.
     """
+    if mismatched:
+        return "adapter" if in_policy else "frozen", "the loss needs log-probs of mismatched responses"
     if not trains:
         return "precomputed", "precomputed for held-out pairs only (the loss is reference-free)"
     if pairs is None:
