@@ -11,7 +11,7 @@ from scipy import stats
 
 from caldpo.data.load import load_pairs
 from caldpo.data.raw_row import PairSource
-from caldpo.data.sources.review_pairs import ReviewPairs
+from caldpo.data.sources.environment_pairs import EnvironmentPairs
 from caldpo.data.sources.tabular_pairs import TabularPairs
 from caldpo.environments.reviews.review_reward import reward
 from caldpo.environments.tabular_environment import log_partition, optimum
@@ -44,12 +44,12 @@ def table_rows(split: str = "train", **keys: Any) -> list[tuple[int, int, int, f
 
 
 def test_both_are_pair_sources() -> None:
-    assert isinstance(ReviewPairs(1, 1, 8.0, 0), PairSource)
+    assert isinstance(EnvironmentPairs("reviews", 1, 1, 8.0, 0), PairSource)
     assert isinstance(TabularPairs(**TABLE), PairSource)
 
 
 def test_every_review_row_is_a_valid_pair() -> None:
-    source = ReviewPairs(train_pairs=200, test_pairs=50, label_sharpness=8.0, seed=0)
+    source = EnvironmentPairs("reviews", train_pairs=200, test_pairs=50, label_sharpness=8.0, seed=0)
     for split, count in (("train", 200), ("test", 50)):
         pairs, report = load_pairs(source, split, **(KEEP | {"on_degenerate": "drop"}))
         assert report.kept == len(pairs) == count
@@ -60,23 +60,25 @@ def test_every_review_row_is_a_valid_pair() -> None:
 
 def test_review_rows_are_a_function_of_split_and_seed() -> None:
     def texts(split: str, seed: int) -> list[Any]:
-        return [row.value for row in ReviewPairs(20, 20, 8.0, seed).rows(split)]
+        return [row.value for row in EnvironmentPairs("reviews", 20, 20, 8.0, seed).rows(split)]
 
     assert texts("train", 0) == texts("train", 0)
     assert texts("train", 0) != texts("train", 1)
     assert texts("train", 0) != texts("test", 0)
 
 
-@pytest.mark.parametrize("source", [ReviewPairs(1, 1, 8.0, 0), TabularPairs(**TABLE)], ids=["reviews", "tabular"])
+@pytest.mark.parametrize(
+    "source", [EnvironmentPairs("reviews", 1, 1, 8.0, 0), TabularPairs(**TABLE)], ids=["reviews", "tabular"]
+)
 def test_another_split_is_refused(source: PairSource) -> None:
-    with refused("train", "test", key="validation"):
-        source.rows("validation")
+    with refused("train", "test", key="dev"):
+        source.rows("dev")
 
 
 @pytest.mark.parametrize("sharpness", [0.0, -1.0])
 def test_the_sharpness_is_positive_or_null(sharpness: float) -> None:
     with refused("> 0", "null", key="label_sharpness", value=sharpness):
-        ReviewPairs(1, 1, sharpness, 0)
+        EnvironmentPairs("reviews", 1, 1, sharpness, 0)
     with refused("> 0", "null", key="label_sharpness", value=sharpness):
         TabularPairs(**{**TABLE, "label_sharpness": sharpness})
 
