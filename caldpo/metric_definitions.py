@@ -245,8 +245,8 @@ EXACT = (
         "oracle/objective",
         "objective",
         "data's units",
-        "expected true reward less beta times KL(policy || reference), beta being data.source.objective_beta or else the"
-        " loss's own",
+        "expected true reward less beta times KL(policy || reference), beta being data.source.objective_beta or else"
+        " the loss's own",
     ),
     Metric(
         "oracle/objective_optimum",

@@ -24,8 +24,8 @@ Table = Float[Tensor, "prompts responses"]
 class TabularEnvironment:
     """Reference policy and true rewards, both drawn from normal distributions.
 
-    A shift adds a constant to all rewards of a prompt (a bias of its mean). Neither Bradley-Terry labels nor the optimum
-    change by it, nor does the mean reward over prompts; what reads rewards or labels of single responses may.
+    A shift adds a constant to all rewards of a prompt, a bias of its mean. Neither Bradley-Terry labels nor the optimum
+    change, nor does the mean reward over prompts; what reads rewards or labels of single responses may.
     """
 
     prompts: int
