@@ -47,7 +47,7 @@ class TabularPairs(RewardSource):
         partition_beta: None gives true rewards as scores; a number gives ``r - beta log Z(x)``, whose quotient by
             beta is the optimum's log-ratio itself.
         seed: of pairs and labels.
-        labels: ``drawn`` draws responses and labels; ``expected`` shares the pairs of a prompt out by their probability,
+        labels: ``drawn`` draws responses and labels; ``expected`` shares a prompt's pairs out by their probability,
             both labels of two responses included: the more pairs, the nearer to unlimited data.
         reward_shift: standard deviation, over prompts, of a constant that is added to all rewards of a prompt.
         objective_beta: of the objective ``E[r] - beta KL`` in :meth:`exact_metrics`, the same for every loss; None
@@ -93,7 +93,7 @@ class TabularPairs(RewardSource):
         return row[responses[response.strip()]].item() if response.strip() in responses else row.min().item()
 
     def exact_metrics(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> dict[str, float]:
-        """Compute :func:`caldpo.environments.tabular_environment.exact_metrics`; ``beta``, reward per nat, is the loss's.
+        """Compute :func:`caldpo.environments.tabular_environment.exact_metrics`; ``beta``: the loss's, reward per nat.
 
         Raises:
             CaldpoError: policy or reference is no ``caldpo.models.tabular_model`` of the environment's sizes.
