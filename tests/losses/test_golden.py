@@ -50,7 +50,7 @@ def check(setting: str, inputs: dict[str, list[float]], loss: list[float], gradi
 def test_every_formula_is_in_the_table_and_every_loss_has_one() -> None:
     assert TABLE["expected"].keys() == FORMULAS.keys()
     assert {setting.split()[0] for setting in FORMULAS} >= {
-        *("dpo", "ipo", "slic", "cpo", "f_dpo", "sft", "rso", "cal_dpo", "cal_ipo", "cal_slic")
+        *("dpo", "ipo", "slic", "cpo", "f_dpo", "sft", "rso", "rebel", "cal_dpo", "cal_ipo", "cal_slic")
     }
 
 

@@ -72,6 +72,7 @@ ROWS: dict[str, Row] = {
     "slic": Row(lambda p: max(0.0, 10 - p.pw + p.pl) - p.pw / p.nw, None, (-1, 1)),
     "cpo": Row(lambda p: softplus(-0.1 * (p.pw - p.pl)) - p.pw / p.nw, None, (-1, 1)),
     "f_dpo": Row(lambda p: softplus(-0.1 * (js(p.a) - js(p.b))), math.log(2), (-1, 1)),
+    "rebel": Row(lambda p: (0.1 * (p.a - p.b) - (p.sw - p.sl)) ** 2, None, (-1, 1)),
     "sft": Row(lambda p: -p.pw / p.nw, None, (-1, 0)),
     "rso": Row(lambda p: max(0.0, 1 - 0.1 * (p.a - p.b)), 1.0, (-1, 1)),
     "cal_dpo": Row(lambda p: softplus(p.b - p.a) + calibration(p), math.log(2) + 50, (-1, 1)),
@@ -194,7 +195,7 @@ def extremes(loss: torch.nn.Module, dtype: torch.dtype) -> None:
     for gradient in (chosen, rejected):
         assert gradient.isfinite().all()
         assert gradient.double().square().sum().isfinite()
-    if "calibration" not in output.terms and "contrast" in output.terms and "(a/n_w" not in loss.formula:
+    if "contrast" in output.terms and "^2" not in loss.formula:  # a square pulls back what overshoots its target
         assert (chosen <= 0).all()
         assert (rejected >= 0).all()
 
@@ -245,11 +246,12 @@ def test_the_implicit_reward_of_each_loss() -> None:
     """As its own derivation has it; None where that is no multiple of the summed log-ratio."""
     keys = {name: OmegaConf.load(conf_dir() / "loss" / f"{name}.yaml") for name in ROWS}
     own = {name: load(name, **({"beta": 0.3} if "beta" in keys[name] else {})) for name in ROWS}
-    linear = {"dpo", "rso", "cal_dpo", "cal_ipo", "cal_slic"}
+    linear = {"dpo", "rebel", "rso", "cal_dpo", "cal_ipo", "cal_slic"}
     assert {name: loss.implicit_reward_beta for name, loss in own.items()} == {
         name: 0.3 if name in linear else None for name in ROWS
     }
     assert load("f_dpo", divergence="reverse_kl", beta=0.3).implicit_reward_beta == 0.3
+    assert load("rebel", beta=0.3, score_scale=2.0).implicit_reward_beta == pytest.approx(0.15)  # per unit of score
 
 
 def test_f_dpo_counts_what_it_clamps() -> None:
@@ -275,6 +277,25 @@ def test_cal_dpo_pulls_an_overshooting_chosen_back() -> None:
     over = to_logps([Pair(-10.0, -50.0, -30.0, -30.0, 5, 5, 0, 0)])  # a = 20, b = -20, targets +-5
     chosen, rejected = gradients(load("cal_dpo"), over)
     assert chosen.item() > 0 > rejected.item()
+
+
+def test_rebel_is_solved_by_the_rewards_and_does_not_know_which_is_chosen() -> None:
+    """0 where beta d = eta (r_w - r_l), for any sign of it; the two sides may change places."""
+    solved = [Pair(-20.0 + 5 * r, -30.0, -20.0, -30.0, 5, 6, r, 0.0) for r in (-2.0, 0.0, 3.0)]
+    loss = load("rebel", beta=0.4, score_scale=2.0)
+    torch.testing.assert_close(loss(to_logps(solved)).loss, torch.zeros(3, dtype=torch.float64))
+    swapped = [Pair(p.pl, p.pw, p.rl, p.rw, p.nl, p.nw, p.sl, p.sw) for p in PAIRS]
+    torch.testing.assert_close(loss(to_logps(swapped)).loss, loss(to_logps(PAIRS)).loss)
+    chosen, rejected = gradients(loss, to_logps(PAIRS))
+    there, here = gradients(loss, to_logps(swapped))
+    torch.testing.assert_close(torch.stack([here, there]), torch.stack([chosen, rejected]))
+
+
+def test_rebel_refuses_data_without_scores() -> None:
+    logps = to_logps(PAIRS)
+    without = PairLogps(*(getattr(logps, n) for n in PairLogps.__dataclass_fields__ if not n.startswith("score_")))
+    with refused(key="loss", value="rebel", remedy="score_chosen"):
+        load("rebel")(without)
 
 
 @pytest.mark.parametrize("name", ["cal_dpo", "cal_ipo", "cal_slic"])
@@ -313,6 +334,7 @@ class TestScoreTargets:
         ("f_dpo", {"divergence": "alpha", "alpha": 1e308}, ("alpha=1e+308",)),
         ("f_dpo", {"divergence": "alpha"}, ("loss.alpha=None",)),
         ("f_dpo", {"divergence": "js", "alpha": 0.9}, ("loss.alpha=0.9",)),
+        ("rebel", {"score_scale": 0.0}, ("score_scale=0.0", "> 0")),
         ("cal_dpo", {"score_scale": 5.0}, ("loss.score_scale=5.0", "loss.targets=scores")),
         ("cal_slic", {"score_center": "pair"}, ("loss.score_center=pair", "loss.targets=scores")),
         ("cal_dpo", {"targets": "score"}, ("targets=score",)),
