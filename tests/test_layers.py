@@ -23,7 +23,7 @@ LAYERS = (
     ("data",),
     ("logprobs",),
     ("reference",),
-    ("nonfinite",),
+    ("nonfinite", "rollouts"),
     ("step_metrics", "loggers"),
     ("resume",),
     ("lightning_module",),

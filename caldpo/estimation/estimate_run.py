@@ -62,7 +62,14 @@ def estimate(
             loss_name=str(hydra.runtime.choices["loss"]),
             needs_rejected=loss.needs_rejected,
         )
-    check_fit(model, tokenizer, data, reference=components.reference, model_section=cfg.model)
+    check_fit(
+        model,
+        tokenizer,
+        data,
+        reference=components.reference,
+        model_section=cfg.model,
+        rollouts=components.rollouts,
+    )
     needs = estimate_needs(cfg, components, sample.train_pairs, memory_gib)
     verdict = memory_verdict(needs.memory, needs.has, components)
     flops = estimate_flops(needs, components, sample.test_pairs, cfg.logits_cache_mib)
