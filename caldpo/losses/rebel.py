@@ -58,6 +58,6 @@ class REBEL(PreferenceLoss):
                 value="rebel",
                 remedy="use data with score_chosen and score_rejected, or a loss that reads preferences alone",
             )
-        rewards = (logps.score_chosen - logps.score_rejected).to(gap.dtype)
+        rewards = logps.score_chosen.to(gap.dtype) - logps.score_rejected.to(gap.dtype)
         contrast = (self.beta * gap - self.score_scale * rewards) ** 2
         return LossOutput(contrast, {"contrast": contrast})
