@@ -11,7 +11,10 @@ from pathlib import Path
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PAGE = Path(__file__).with_suffix(".md")
 COMMANDS = ("train", "hydra_base", "evaluate", "generate", "target", "export", "compare", "estimate", "benchmark")
-GROUPS = ("loss", "rollouts", "model", "data", "adapter", "reference", "optim", "trainer", "callbacks", "logger", "suite")
+GROUPS = (
+    *("loss", "rollouts", "model", "data", "adapter", "reference"),
+    *("optim", "trainer", "callbacks", "logger", "suite"),
+)
 HEAD = """# Configuration
 
 Every key with its default and meaning, and every option of every group. `group=option` picks a yaml of `conf/`,

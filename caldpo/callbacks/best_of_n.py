@@ -1,9 +1,9 @@
 """Best-of-n of the reference at the end of training: of n samples per prompt the one that a reward likes best.
 
-Picked by the true reward it is what no training of the policy can be compared without; picked by the trained policy's
-implicit reward, its log-ratio (Rafailov et al. 2023, arXiv 2305.18290), it is what the policy is worth as a reward model.
-Best-of-n is at most ``log n - (n - 1) / n`` nats from the reference (Beirami et al. 2024, "Theoretical guarantees on the
-best-of-n alignment policy", arXiv 2401.01879), with equality where no two responses are equal or equally good.
+Picked by the true reward it is what can be had without any training; picked by the trained policy's implicit reward, its
+log-ratio (Rafailov et al. 2023, arXiv 2305.18290), it shows what the policy is worth as a reward model. Best-of-n is at
+most ``log n - (n - 1) / n`` nats from the reference (Beirami et al. 2024, "Theoretical guarantees on the best-of-n
+alignment policy", arXiv 2401.01879), and nearly so where no two responses are equally good and each is unlikely.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from caldpo.models.sampling import reference_seed
 
 
 class BestOfN(PromptSampling):
-    """Samples the reference ``n`` times per held-out prompt, on data that has a known reward; elsewhere does nothing."""
+    """Samples the reference ``n`` times per held-out prompt, on data that has a known reward; else it does nothing."""
 
     @validated
     def __init__(

@@ -49,7 +49,7 @@ def choose_mode(*, trains: bool, pairs: int | None, pairs_seen: int, in_policy: 
 
     Args:
         trains: the training loss reads the reference's log-probs.
-        pairs: training pairs that there are; None: they are streamed or sampled, and cannot be run through the reference
+        pairs: training pairs that there are; None: they are streamed or sampled, and their log-probs cannot be computed
             first.
         pairs_seen: those that the run will see, repeats counted.
         in_policy: the policy without its adapter is the reference.

@@ -93,7 +93,9 @@ class ReferenceContext:
     pairs_seen: int
     facts: Mapping[str, str]
     shard: Callable[[PreTrainedModel], None] | None = None
-    streamed: bool = False  # the training pairs come as they are read or sampled: their log-probs cannot be computed first
+    streamed: bool = (
+        False  # the training pairs come as they are read or sampled: their log-probs cannot be computed first
+    )
 
     @property
     def sharded(self) -> bool:

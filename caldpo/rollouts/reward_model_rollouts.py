@@ -47,8 +47,8 @@ class FittedReward(SampledPairs):
 
     Args:
         max_new_tokens, seed: as of :class:`SampledPairs`.
-        kind: ``log_ratio``: a copy of the policy trained by DPO, whose ``beta`` log-ratio is the reward; ``scalar_head``:
-            the policy's body with a scalar head at the end of the response.
+        kind: ``log_ratio``: a copy of the policy trained by DPO, whose ``beta`` log-ratio is the reward;
+            ``scalar_head``: the policy's body with a scalar head at the end of the response.
         beta: reward per nat of log-ratio, of ``log_ratio`` alone; None: 1.
         steps: optimiser steps of its training.
         lr: learning rate; None takes the run's.

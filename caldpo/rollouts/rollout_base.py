@@ -69,8 +69,6 @@ class NoRollouts:
         """Digest, by name, what has to be the same when a run resumes and is no part of its configuration."""
         return {}
 
-    def draw(
-        self, batch: PairBatch, batch_idx: int, module: PreferenceModule
-    ) -> tuple[PairBatch, dict[str, Tensor]]:
+    def draw(self, batch: PairBatch, batch_idx: int, module: PreferenceModule) -> tuple[PairBatch, dict[str, Tensor]]:
         """Return the pairs to train on in place of a micro-batch's, and metrics of them, each ``(pairs,)``."""
         return batch, {}

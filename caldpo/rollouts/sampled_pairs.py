@@ -82,9 +82,7 @@ class SampledPairs(NoRollouts):
         self._ends = end_tokens(context.tokenizer, context.policy)
         return {}
 
-    def draw(
-        self, batch: PairBatch, batch_idx: int, module: PreferenceModule
-    ) -> tuple[PairBatch, dict[str, Tensor]]:
+    def draw(self, batch: PairBatch, batch_idx: int, module: PreferenceModule) -> tuple[PairBatch, dict[str, Tensor]]:
         """Sample, score and order the responses of a micro-batch's prompts."""
         data: PairDataModule = module.trainer.datamodule  # type: ignore[attr-defined]
         place = (self.seed, module.global_step, batch_idx)
@@ -108,7 +106,7 @@ class SampledPairs(NoRollouts):
         assert drawn.score_rejected is not None
         return drawn, {
             ROLLOUT_REWARD.name: (drawn.score_chosen + drawn.score_rejected) / 2,
-            ROLLOUT_EQUAL.name: torch.tensor([float(w == l) for w, l in sides], device=module.device),
+            ROLLOUT_EQUAL.name: torch.tensor([float(one == other) for one, other in sides], device=module.device),
             ROLLOUT_UNFINISHED.name: torch.tensor(unfinished, device=module.device),
         }
 

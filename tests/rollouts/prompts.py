@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from caldpo.data.end_tokens import end_tokens
-from caldpo.data.pair import TokenizedPair
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.lightning_module import PreferenceModule
 from caldpo.lightning_trainer import TrainerSettings
@@ -41,9 +40,7 @@ class Prompts(OracleData):
 class Kept(TrueReward):
     """Keeps the batches that it has drawn."""
 
-    def draw(
-        self, batch: PairBatch, batch_idx: int, module: PreferenceModule
-    ) -> tuple[PairBatch, dict[str, Tensor]]:
+    def draw(self, batch: PairBatch, batch_idx: int, module: PreferenceModule) -> tuple[PairBatch, dict[str, Tensor]]:
         drawn, metrics = super().draw(batch, batch_idx, module)
         if not hasattr(self, "drawn"):
             self.drawn: list[PairBatch] = []
@@ -82,7 +79,10 @@ def trained(
     steps: int = 1,
     accumulation: int = 1,
 ) -> tuple[PreferenceModule, list[dict[str, Tensor]]]:
-    """Train a policy that is not its reference, in float64 throughout (Llama's norm is in float32); returns the module and the gradient of each step."""
+    """Train a policy that is not its reference; returns the module and the gradient of each step.
+
+    In float64 throughout, and so not Llama, whose norm is in float32.
+    """
     module = PreferenceModule(
         tiny_model("gpt2", seed=1, dtype=torch.float64),
         FrozenReference(tiny_model("gpt2", seed=0, dtype=torch.float64)),

@@ -88,9 +88,7 @@ def test_rloo_on_the_true_reward_finds_the_optimum(tmp_path: Path) -> None:
     with inside(tmp_path):
         train(*TABLE, *sizes, "rollouts=true_reward", "optim.lr=0.1", "hydra.run.dir=run")
         train(*TABLE, *sizes, "rollouts=true_reward", "optim.lr=1e-9", "trainer.max_steps=1", "hydra.run.dir=start")
-    start, end = (
-        json.loads((tmp_path / name / "summary.json").read_text())["metrics"] for name in ("start", "run")
-    )
+    start, end = (json.loads((tmp_path / name / "summary.json").read_text())["metrics"] for name in ("start", "run"))
     gap = start["oracle/objective_optimum"] - start["oracle/objective"]
     assert gap > 0.1
     assert end["oracle/objective_optimum"] - end["oracle/objective"] < 0.01 * gap
