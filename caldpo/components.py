@@ -28,6 +28,7 @@ from caldpo.reference.auto_reference import Auto
 from caldpo.reference.disabled_adapter import check_adapter
 from caldpo.reference.precomputed import Precomputed
 from caldpo.reference.reference_base import ReferenceSource
+from caldpo.rollouts.rollout_base import NoRollouts
 
 _CALL = re.compile(r"(?:missing \d+ required|unexpected keyword|got multiple values|takes \d+ positional)")
 
@@ -43,6 +44,7 @@ class Components:
     data: PairDataModule
     optim: OptimizerChoice
     trainer: TrainerSettings
+    rollouts: NoRollouts = field(default_factory=NoRollouts)  # where the pairs of a step come from
     logger: Tracker = field(default_factory=NoTracker)  # besides metrics.csv
     callbacks: dict[str, pl.Callback] = field(default_factory=dict)  # without those that the configuration sets to null
 
@@ -57,7 +59,7 @@ class Components:
         model, adapter = build_model(cfg)
         optim, trainer, data = (build(cfg[name], name) for name in ("optim", "trainer", "data"))
         data.source.attach_model(model)
-        rest: dict[str, Any] = {}
+        rest: dict[str, Any] = {"rollouts": build(cfg.rollouts, "rollouts")}
         if tracked:
             callbacks = build(cfg.callbacks, "callbacks")
             rest["logger"] = build(cfg.logger, "logger")
@@ -86,6 +88,7 @@ class Components:
         self.reference.check()
         self._check_streaming()
         self._check_mismatched()
+        self.rollouts.check(self.loss, self.reference, self.data, self.trainer.world_size)
         check_adapter(self.reference, self.adapter)
         check_quantized(self.adapter, sharded=sharded)
         check_overflow(
@@ -165,6 +168,7 @@ class Components:
         return {
             "formula": self.loss.formula,
             "implicit_reward_beta": self.loss.implicit_reward_beta,
+            "rollouts": self.rollouts.describe() if self.rollouts.on else None,
             "policy": self.adapter.identity(weights),
             "reference": self.reference.identity(self.adapter.started_from(weights)),
         }

@@ -24,6 +24,7 @@ from caldpo.nonfinite.guard import HeldOutGuard, NonFiniteGuard
 from caldpo.optim.optimizer_base import OptimizerChoice
 from caldpo.reference.reference_base import Reference
 from caldpo.reference.tolerances import check_start, largest_and_mean, start_ratios
+from caldpo.rollouts.rollout_base import NoRollouts
 from caldpo.step_ahead import StepAhead
 from caldpo.step_metrics import HeldOutMetrics, StepMetrics
 from caldpo.types import PairBatch, PairLogps, assembler
@@ -45,6 +46,7 @@ class PreferenceModule(pl.LightningModule):
         recompute_above: tokens above which a micro-batch recomputes its activations; None: none does because of them.
         nonfinite: stops the run at a non-finite loss or gradient, or skips the step; None stops.
         checkpoint_plan: what checkpoints record of the run, and compare at resume.
+        rollouts: where the pairs of a step come from; None: from the data.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class PreferenceModule(pl.LightningModule):
         recompute_above: int | None = None,
         nonfinite: NonFiniteGuard | None = None,
         checkpoint_plan: CheckpointPlan | None = None,
+        rollouts: NoRollouts | None = None,
     ) -> None:
         super().__init__()
         assert not isinstance(reference, torch.nn.Module), "it would be registered, and saved with every checkpoint"
@@ -73,7 +76,7 @@ class PreferenceModule(pl.LightningModule):
         self.nonfinite, self.held_out_guard = nonfinite or NonFiniteGuard(), HeldOutGuard()
         # a step is skipped before its update, so that its metrics have to be known
         self.metrics_sync_every = 1 if self.nonfinite.skips else metrics_sync_every
-        self.checkpoint_plan = checkpoint_plan or CheckpointPlan()
+        self.checkpoint_plan, self.rollouts = checkpoint_plan or CheckpointPlan(), rollouts or NoRollouts()
         self.largest_start_ratio = 0.0  # of held-out pairs before the first step, see start_ratios
         self.start_ratios: list[Tensor] = []  # of each held-out batch before the first step
         self.first_step_ratios: list[Tensor] = []  # of the micro-batches of the first step
@@ -124,6 +127,7 @@ class PreferenceModule(pl.LightningModule):
         known = None if self.ahead is None else self.ahead.take(batch)
         if batch.filler and self.trainer.world_size == 1:  # it computes only where other ranks wait for its gradient
             return torch.zeros((), device=self.device, requires_grad=True)
+        batch, drawn = self.rollouts.draw(batch, batch_idx, self)
         if known is None:
             assemble = self._assembler(batch, with_reference=self.loss.needs_reference)
         else:
@@ -148,7 +152,7 @@ class PreferenceModule(pl.LightningModule):
         with torch.no_grad():
             logps = assemble(chosen, rejected, slice(None))
             values = loss_metrics(self.loss(logps))
-            self.train_metrics.add(values | pair_metrics(logps, self.reward_beta), batch)
+            self.train_metrics.add(values | pair_metrics(logps, self.reward_beta) | drawn, batch)
             self.nonfinite.record(batch, logps, values)
             if fresh:
                 started = logps if at_start is None else assemble(*at_start, slice(None))

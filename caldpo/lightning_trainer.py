@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,6 +106,10 @@ class TrainerSettings:
     def world_size(self) -> int:
         """Devices of all nodes together."""
         return self.devices * self.num_nodes
+
+    def for_steps(self, steps: int) -> TrainerSettings:
+        """Return the same settings for a training of so many optimiser steps, without evaluations on the way."""
+        return replace(self, max_steps=steps, val_check_interval=None)
 
     def extent(self) -> dict[str, Any]:
         """Return the Trainer's arguments of :meth:`caldpo.data.data_loading.TokenizedDataModule.plan_steps`."""

@@ -266,10 +266,58 @@ EXACT = (
     ),
 )
 
+# ---- of samples of the reference, the best of n per prompt: caldpo.callbacks.best_of_n
+
+BEST_OF_N = (
+    Metric(
+        "best_of_n/reward",
+        "best-of-n reward",
+        "data's units",
+        "mean true reward of the best of n samples of the reference per held-out prompt, picked by the true reward",
+        better="higher",
+    ),
+    Metric(
+        "best_of_n/implicit_pick_reward",
+        "reward of the policy's pick",
+        "data's units",
+        "mean true reward of the sample, of the same n, to which the trained policy gives the highest log-ratio",
+        better="higher",
+    ),
+    Metric(
+        "best_of_n/kl_bound",
+        "KL bound of best-of-n",
+        "nats",
+        "log n - (n - 1) / n: best-of-n is at most so far from the reference",
+    ),
+)
+
+# ---- of the policy's own samples that a step trains on (rollouts=)
+
+ROLLOUT_REWARD = Metric(
+    "rollouts/reward",
+    "reward of rollouts",
+    "reward's units",
+    "mean reward of the samples that the step trains on: the true one, or that of the fitted reward model",
+    optimize="higher",
+)
+ROLLOUT_EQUAL = Metric(
+    "rollouts/equal",
+    "equal rollouts",
+    "share of prompts",
+    "share of the step's prompts whose two samples are the same response, which teaches nothing",
+)
+ROLLOUT_UNFINISHED = Metric(
+    "rollouts/unfinished",
+    "unfinished rollouts",
+    "share of samples",
+    "share of the step's samples that were cut at rollouts.max_new_tokens",
+)
+ROLLOUTS = (ROLLOUT_REWARD, ROLLOUT_EQUAL, ROLLOUT_UNFINISHED)
+
 DEFINITIONS = (
     *(LOSS, *OF_LOSS, *WITHOUT_REFERENCE, *WITH_REFERENCE),
-    *(*STEP_METRICS, SKIPPED_STEPS),
-    *(*SAMPLED, *AGREEMENT, *EXACT),
+    *(*STEP_METRICS, SKIPPED_STEPS, *ROLLOUTS),
+    *(*SAMPLED, *BEST_OF_N, *AGREEMENT, *EXACT),
 )
 _BY_NAME = {metric.name: metric for metric in DEFINITIONS}
 

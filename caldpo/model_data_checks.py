@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from caldpo.callbacks.best_of_n import BestOfN
 from caldpo.callbacks.callback_base import PromptSampling
 from caldpo.callbacks.true_reward import OracleEvaluation
 from caldpo.data.datamodule import PairDataModule
@@ -22,6 +23,8 @@ from caldpo.models.hub_model import causal_lm_skeleton
 from caldpo.models.model_source import ModelSource
 from caldpo.models.position_limit import position_limit
 from caldpo.reference.reference_base import ReferenceSource
+from caldpo.rollouts.rollout_base import NoRollouts
+from caldpo.rollouts.sampled_pairs import SampledPairs
 from caldpo.utils.notes import print_notes
 
 _PADDING = 0.05  # of an embedding may be rows that no token has: they are rounded up to a multiple of 64 or more
@@ -35,6 +38,7 @@ def check_fit(
     reference: ReferenceSource | None,
     model_section: Mapping[str, Any],
     callbacks: Mapping[str, pl.Callback] | None = None,
+    rollouts: NoRollouts | None = None,
 ) -> None:
     """Compare the tokenised pairs of a run, and the samples that it will draw, with its models' sizes.
 
@@ -45,6 +49,7 @@ def check_fit(
         reference: of the run, which may be another model than the policy's start.
         model_section: section ``model`` of the configuration.
         callbacks: of the run.
+        rollouts: of the run.
 
     Raises:
         CaldpoError: token ids beyond an embedding, or rows beyond a model's positions, with both numbers.
@@ -59,11 +64,14 @@ def check_fit(
     _require_embedded(policy, tokenizer, data, key)
     _require_positions(policy, data)
     for name, callback in (callbacks or {}).items():
-        if isinstance(callback, OracleEvaluation) and data.oracle is None:
+        if isinstance(callback, OracleEvaluation | BestOfN) and data.oracle is None:
             continue
         if isinstance(callback, PromptSampling) and callback.prompts:
             longest = max(len(prompt.prompt_ids) for prompt in data.held_out_prompts(callback.prompts))
             _require_room(policy, longest, callback.max_new_tokens, key=f"callbacks.{name}.max_new_tokens")
+    if isinstance(rollouts, SampledPairs):
+        longest = int(data.train_pairs.lengths()[:, 0].max())
+        _require_room(policy, longest, rollouts.max_new_tokens, key="rollouts.max_new_tokens")
     if reference is not None and reference.path is not None:
         with torch.device("meta"):
             other = causal_lm_skeleton(reference.path, key="reference.path")

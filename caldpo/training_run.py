@@ -48,6 +48,7 @@ from caldpo.reference.reference_base import in_run_dtype, reference_context
 from caldpo.resume.pins import RECOMPUTE_ABOVE, TOKEN_BUDGET
 from caldpo.resume.resume_point import ResumePoint
 from caldpo.resume.run_inputs import data_inputs, environment, frozen_inputs, policy_inputs
+from caldpo.rollouts.rollout_base import RolloutContext
 from caldpo.run_record import PLANNED, RunRecord, tracked_name
 from caldpo.run_settings import RunSettings
 from caldpo.utils.atomic_io import atomic_folder
@@ -102,6 +103,7 @@ def announce_start(cfg: DictConfig, record: RunRecord, announce: Announce | None
         "Run",
         {
             "loss": f"{record.loss_name}: {record['formula']}",
+            **({"rollouts": record["rollouts"]} if record["rollouts"] else {}),
             "policy": record["policy"],
             "reference": record["reference"],
             "rewards/*": f"{record.settings.reward_beta:g} x log-ratio (nats), the same for every loss",
@@ -135,6 +137,7 @@ def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, res
         reference=components.reference,
         model_section=cfg.model,
         callbacks=components.callbacks,
+        rollouts=components.rollouts,
     )
     inputs = data_inputs(record.config, data, tokenizer)
     resume.require_same_inputs(inputs)  # before weights load; the others are compared when the checkpoint does
@@ -204,8 +207,25 @@ def build_module(
         "tokenizer": data.tokenizer.name_or_path,
         "prompts": record["data"]["prompts"],
     }
-    context = reference_context(policy, components.model, loss, components.data, trainer, plan.pairs_seen, facts)
+    rollouts = components.rollouts
+    context = reference_context(
+        policy, components.model, loss, components.data, trainer, plan.pairs_seen, facts, sampled=rollouts.on
+    )
     reference = components.reference.build(context)
+    fitting = RolloutContext(
+        record.run_dir,
+        policy,
+        reference,
+        data.tokenizer,
+        components.data,
+        optim,
+        context.device,
+        trainer=lambda steps: settings.for_steps(steps).build(
+            record.run_dir, [], [Reseed(record.settings.seed)], plan.accumulation
+        ),
+        resumed=record.resumed,
+    )
+    record.note(dict(rollouts.prepare(fitting)))
     return PreferenceModule(
         policy,
         reference,
@@ -219,10 +239,11 @@ def build_module(
         recompute_above=components.recompute_above(policy, components.data.budget),
         nonfinite=NonFiniteGuard(settings.on_nonfinite, settings.max_skipped_steps),
         checkpoint_plan=CheckpointPlan(
-            inputs=lambda: {**inputs, **frozen_inputs(policy, reference, components.reference)},
+            inputs=lambda: {**inputs, **frozen_inputs(policy, reference, components.reference), **rollouts.inputs()},
             environment=environment(policy, trainer.strategy.root_device, components.data.layout),
             cut=resume.truncate_files,
         ),
+        rollouts=rollouts,
     )
 
 

@@ -14,7 +14,10 @@ COMMANDS = (
     *("train", "hydra_base", "evaluate", "generate", "target", "export", "compare", "estimate"),
     *("benchmark", "properties"),
 )
-GROUPS = ("loss", "model", "data", "adapter", "reference", "optim", "trainer", "callbacks", "logger", "suite")
+GROUPS = (
+    *("loss", "rollouts", "model", "data", "adapter", "reference"),
+    *("optim", "trainer", "callbacks", "logger", "suite"),
+)
 HEAD = """# Configuration
 
 Every key with its default and meaning, and every option of every group. `group=option` picks a yaml of `conf/`,

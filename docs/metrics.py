@@ -26,7 +26,8 @@ SECTIONS = {
         *(*m.WITHOUT_REFERENCE, *m.WITH_REFERENCE),
     ),
     "Optimiser step": (*m.STEP_METRICS, m.SKIPPED_STEPS),
-    "End of training, on data whose true reward is known": (*m.SAMPLED, *m.AGREEMENT),
+    "Optimiser step, where the policy's own samples are trained on (`rollouts=`)": m.ROLLOUTS,
+    "End of training, on data whose true reward is known": (*m.SAMPLED, *m.AGREEMENT, *m.BEST_OF_N),
     "End of training, if the optimum is also known": m.EXACT,
 }
 

@@ -23,7 +23,7 @@ LAYERS = (
     ("data",),
     ("logprobs",),
     ("reference",),
-    ("nonfinite",),
+    ("nonfinite", "rollouts"),
     ("step_metrics", "step_ahead", "loggers"),
     ("resume",),
     ("lightning_module",),

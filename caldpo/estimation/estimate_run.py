@@ -63,7 +63,14 @@ def estimate(
             needs_rejected=loss.needs_rejected,
             score_range=loss.score_range,
         )
-    check_fit(model, tokenizer, data, reference=components.reference, model_section=cfg.model)
+    check_fit(
+        model,
+        tokenizer,
+        data,
+        reference=components.reference,
+        model_section=cfg.model,
+        rollouts=components.rollouts,
+    )
     needs = estimate_needs(cfg, components, sample.train_pairs, memory_gib)
     verdict = memory_verdict(needs.memory, needs.has, components)
     flops = estimate_flops(needs, components, sample.test_pairs, cfg.logits_cache_mib)

@@ -76,6 +76,16 @@ class LogprobEngine:
         )
         return total, both[: batch.pairs], both[batch.pairs :]
 
+    def hidden_states(self, batch: PairBatch, at: Int[Tensor, " places"]) -> Float[Tensor, "places width"]:
+        """Compute what the output head would get, at places of the batch's flattened tokens.
+
+        Raises:
+            NoHeadError: the head cannot be separated from the model.
+        """
+        if self.head is None:
+            raise NoHeadError(f"{type(self.model).__name__} has no output head that can be separated")
+        return self._run(at, batch.model_inputs(), full_logits=False)
+
     def responses(
         self,
         predicts: Int[Tensor, " tokens"],

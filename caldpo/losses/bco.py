@@ -34,7 +34,7 @@ class BCO(PointwiseLoss):
 
     depends_on_batch = True
     search_space: ClassVar[SearchSpace] = {
-        "beta": Range(0.001, 0.1, "ours: a decade on either side of the paper's 0.01")
+        "beta": Range(0.001, 1.0, "ours: from a decade below the paper's 0.01; up to 1 for small models")
     }
     rewards: Tensor  # float64, (2, 2): sum and number of the rewards so far, of chosen and of rejected responses
 

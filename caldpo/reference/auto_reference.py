@@ -52,7 +52,8 @@ def choose_mode(
 
     Args:
         trains: the training loss reads the reference's log-probs.
-        pairs: training pairs that there are; None: they are streamed, and cannot be run through the reference first.
+        pairs: training pairs that there are; None: they are streamed or sampled, and their log-probs cannot be computed
+            first.
         pairs_seen: those that the run will see, repeats counted.
         in_policy: the policy without its adapter is the reference.
         mismatched: the loss reads log-probs of other prompts' responses, which each step draws anew.
@@ -62,7 +63,7 @@ def choose_mode(
     if not trains:
         return "precomputed", "precomputed for held-out pairs only (the loss is reference-free)"
     if pairs is None:
-        return "adapter" if in_policy else "frozen", "the training pairs are streamed"
+        return "adapter" if in_policy else "frozen", "the training pairs are known only as they come"
     share = f"the run sees {pairs_seen:,} pairs of {pairs:,}"
     if pairs_seen >= 0.9 * pairs:
         return "precomputed", f"{share}, so one pass over them serves this run and all that follow"

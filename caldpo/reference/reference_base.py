@@ -95,7 +95,8 @@ class ReferenceContext:
     facts: Mapping[str, str]
     shard: Callable[[PreTrainedModel], None] | None = None
     mismatched: bool = False
-    streamed: bool = False  # the training pairs come as they are read: their log-probs cannot be computed first
+    # the training pairs come as they are read or sampled: their log-probs cannot be computed first
+    streamed: bool = False
 
     @property
     def sharded(self) -> bool:
@@ -169,6 +170,8 @@ def reference_context(
     trainer: pl.Trainer,
     pairs_seen: int,
     facts: Mapping[str, str],
+    *,
+    sampled: bool = False,
 ) -> ReferenceContext:
     """Gather what a reference is built from, see :class:`ReferenceContext`.
 
@@ -178,7 +181,9 @@ def reference_context(
         data: prepared.
         trainer: built, so that device and precision are determined.
         facts: sources of the tokens, to which the limits of truncation are added.
+        sampled: the policy samples the responses that it is trained on.
     """
+    later = sampled or data.stream is not None
     limits = f"at most {data.max_length} tokens, of which {data.max_prompt_length} of the prompt"
     strategy = policy_strategy(trainer.strategy)
     shard = strategy.shard if strategy.shards_weights else None
@@ -186,7 +191,7 @@ def reference_context(
         policy=policy,
         reload=lambda: in_run_dtype(trainer, load_on_rank(source, sharded=shard is not None)),
         splits={"train": data.train_pairs, "test": data.test_pairs},
-        needed_splits=("train", "test") if loss.needs_reference and data.stream is None else ("test",),
+        needed_splits=("train", "test") if loss.needs_reference and not later else ("test",),
         batches=data.batches,
         device=trainer.strategy.root_device,
         precision=trainer.precision_plugin.forward_context,
@@ -194,5 +199,5 @@ def reference_context(
         facts={**facts, "truncation": limits},
         shard=shard,
         mismatched=loss.needs_mismatched,
-        streamed=loss.needs_reference and data.stream is not None,
+        streamed=sampled or (loss.needs_reference and later),
     )

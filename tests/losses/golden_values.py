@@ -204,6 +204,8 @@ FORMULAS: dict[str, Callable[[Inputs], Any]] = {
     "f_dpo beta=0.1 divergence=alpha alpha=0.5": lambda p: f_dpo(p, "0.1", alpha("0.5")),
     "f_dpo beta=0.3 divergence=alpha alpha=0.001": lambda p: f_dpo(p, "0.3", alpha("0.001")),
     "rso beta=0.1": lambda p: hinge(1 - mpf("0.1") * (p.a - p.b)),
+    "rebel beta=0.1 score_scale=1.0": lambda p: (mpf("0.1") * (p.a - p.b) - (p.sw - p.sl)) ** 2,
+    "rebel beta=0.02 score_scale=2.5": lambda p: (mpf("0.02") * (p.a - p.b) - mpf("2.5") * (p.sw - p.sl)) ** 2,
     "sft": lambda p: -p.pw / p.nw,
     "cal_dpo beta=0.1": lambda p: nll_sigmoid(p.a - p.b) + calibration(p, "0.1"),
     "cal_dpo beta=0.001": lambda p: nll_sigmoid(p.a - p.b) + calibration(p, "0.001"),

@@ -98,6 +98,7 @@ ROWS: dict[str, Row] = {
     "slic": Row(lambda p: max(0.0, 10 - p.pw + p.pl) - p.pw / p.nw, None, (-1, 1)),
     "cpo": Row(lambda p: softplus(-0.1 * (p.pw - p.pl)) - p.pw / p.nw, None, (-1, 1)),
     "f_dpo": Row(lambda p: softplus(-0.1 * (js(p.a) - js(p.b))), math.log(2), (-1, 1)),
+    "rebel": Row(lambda p: (0.1 * (p.a - p.b) - (p.sw - p.sl)) ** 2, None, (-1, 1), one_way=False),
     "sft": Row(lambda p: -p.pw / p.nw, None, (-1, 0)),
     "rso": Row(lambda p: max(0.0, 1 - 0.1 * (p.a - p.b)), 1.0, (-1, 1)),
     "cal_dpo": Row(lambda p: softplus(p.b - p.a) + calibration(p), math.log(2) + 50, (-1, 1), one_way=False),
@@ -153,7 +154,7 @@ BATCH: tuple[str, ...] = ("kto", "bco", "aot")  # their values are of the four p
 LINEAR = {  # implicit rewards are beta x log-ratio
     *("dpo", "rso", "cal_dpo", "cal_ipo", "cal_slic"),
     *("sppo", "nca", "exo", "apo_zero", "apo_down", "robust", "dpop", "rpo", "dpo_shift", "bpo", "discopop"),
-    *("odpo", "qrpo", "c2_dpo", "minor_dpo", "gpo", *BATCH),
+    *("rebel", "odpo", "qrpo", "c2_dpo", "minor_dpo", "gpo", *BATCH),
 }
 
 PAIRS = [
@@ -344,6 +345,7 @@ def test_the_implicit_reward_of_each_loss() -> None:
     }
     assert load("f_dpo", divergence="reverse_kl", beta=0.3).implicit_reward_beta == 0.3
     assert load("ipo", length_normalize=False, beta=0.3).implicit_reward_beta == 0.3
+    assert load("rebel", beta=0.3, score_scale=2.0).implicit_reward_beta == pytest.approx(0.15)  # per unit of score
 
 
 REWARDS: dict[str, Callable[[float, float, int], float]] = {  # of a response's log-prob, its log-ratio and tokens
@@ -489,6 +491,25 @@ def test_cal_dpo_pulls_an_overshooting_chosen_back() -> None:
     assert chosen.item() > 0 > rejected.item()
 
 
+def test_rebel_is_solved_by_the_rewards_and_does_not_know_which_is_chosen() -> None:
+    """0 where beta d = eta (r_w - r_l), for any sign of it; the two sides may change places."""
+    solved = [Pair(-20.0 + 5 * r, -30.0, -20.0, -30.0, 5, 6, r, 0.0) for r in (-2.0, 0.0, 3.0)]
+    loss = load("rebel", beta=0.4, score_scale=2.0)
+    torch.testing.assert_close(loss(to_logps(solved)).loss, torch.zeros(3, dtype=torch.float64))
+    swapped = [Pair(p.pl, p.pw, p.rl, p.rw, p.nl, p.nw, p.sl, p.sw) for p in PAIRS]
+    torch.testing.assert_close(loss(to_logps(swapped)).loss, loss(to_logps(PAIRS)).loss)
+    chosen, rejected = gradients(loss, to_logps(PAIRS))
+    there, here = gradients(loss, to_logps(swapped))
+    torch.testing.assert_close(torch.stack([here, there]), torch.stack([chosen, rejected]))
+
+
+def test_rebel_refuses_data_without_scores() -> None:
+    logps = to_logps(PAIRS)
+    without = PairLogps(*(getattr(logps, n) for n in PairLogps.__dataclass_fields__ if not n.startswith("score_")))
+    with refused(key="loss", value="rebel", remedy="score_chosen"):
+        load("rebel")(without)
+
+
 @pytest.mark.parametrize("name", ["cal_dpo", "cal_ipo", "cal_slic"])
 class TestScoreTargets:
     def test_scores_one_apart_are_the_paper_targets(self, name: str) -> None:
@@ -525,6 +546,7 @@ class TestScoreTargets:
         ("f_dpo", {"divergence": "alpha", "alpha": 1e308}, ("alpha=1e+308",)),
         ("f_dpo", {"divergence": "alpha"}, ("loss.alpha=None",)),
         ("f_dpo", {"divergence": "js", "alpha": 0.9}, ("loss.alpha=0.9",)),
+        ("rebel", {"score_scale": 0.0}, ("score_scale=0.0", "> 0")),
         ("cal_dpo", {"score_scale": 5.0}, ("loss.score_scale=5.0", "loss.targets=scores")),
         ("cal_slic", {"score_center": "pair"}, ("loss.score_center=pair", "loss.targets=scores")),
         ("cal_dpo", {"targets": "score"}, ("targets=score",)),
