@@ -3,8 +3,9 @@
 ``a``, ``b``: log-ratios policy/reference of the chosen and rejected response, summed, nats. Found by a language model's
 search over losses: logistic at negative margins, exponential at positive ones, ``tau`` being the width of the change.
 It is neither convex nor monotone: at ``m = 0`` its slope is ``(1 - ln 2) / (4 tau) - 3/4``, which is +0.78 at the
-published tau of 0.05. From policy = reference, training first makes the margin smaller, and pairs of a negative margin
-may stay there. Above ``tau = 1`` the exponential would grow without bound at negative margins, so that is refused.
+published tau of 0.05. There the loss has a minimum at ``a - b = -2.4`` nats and a maximum at 1.4, so that from policy =
+reference each pair is drawn to the wrong side until other pairs carry it over the maximum. Above ``tau = 1`` the
+exponential would grow without bound at negative margins, so that is refused.
 
 Lu et al. 2024, "Discovering Preference Optimization Algorithms with and for Large Language Models", arXiv 2406.08414,
 Eq. 5 (log-ratio modulated loss).

@@ -443,6 +443,15 @@ def test_fixed_points(name: str, keys: dict[str, Any], a: float, b: float | None
         assert moved.sign().item() == sign
 
 
+def test_discopop_draws_small_margins_to_the_wrong_side() -> None:
+    """At the published settings: a minimum at a - b = -2.38 nats and a maximum at 1.44, with the start between them."""
+    for gap, sign in ((-2.39, -1), (-2.37, 1), (0.0, 1), (1.43, 1), (1.45, -1), (30.0, -1)):
+        assert gradients(load("discopop"), to_logps([Pair(gap, 0.0, 0.0, 0.0, 3, 4, 0, 0)]))[0].sign() == sign
+    start = to_logps([Pair(0.0, 0.0, 0.0, 0.0, 3, 4, 0, 0)])
+    for tau, sign in ((0.102, 1), (0.103, -1)):
+        assert gradients(load("discopop", tau=tau), start)[0].sign() == sign
+
+
 def test_r_dpo_pays_for_length() -> None:
     """A chosen response that is longer by as much is pushed up less: its preference is partly its length."""
     short, long = (to_logps([Pair(-9.0, -9.0, -9.0, -9.0, n, 10, 0, 0)]) for n in (10, 30))
