@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from typing import Any
@@ -86,11 +86,12 @@ def _blocks(recipe: PairRecipe, split: Split, responder: Responder | None) -> It
         prompts = [prompt for prompt in drawn if str(prompt) not in taken][:size]
         texts = [str(prompt) for prompt in prompts]
         taken.update(texts)
+        answers: Iterable[tuple[str, str] | None]
         if responder is None:
             # response and label of a pair follow each other in the generator's stream
             answers = (environment.two_responses(prompt, rng) for prompt in prompts)
         else:
-            answers = iter(responder(texts))
+            answers = responder(texts)
         rows: list[Row] = []
         for text, pair in zip(texts, answers, strict=True):
             if pair is not None:

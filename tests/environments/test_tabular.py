@@ -117,7 +117,7 @@ def test_a_shift_of_a_prompts_rewards_changes_neither_optimum_nor_regret() -> No
     reference, rewards, moved = SMALL.reference(), SMALL.rewards(), shifted.rewards()
     difference = moved - rewards
     assert difference.std(dim=1).max() < 1e-12
-    assert difference[:, 0].std() > 0.5
+    assert difference[:, 0].std() > 0.1
     assert difference.mean().item() == pytest.approx(0.0, abs=1e-12)
     assert torch.equal(reference, shifted.reference())
     assert torch.allclose(optimum(reference, rewards, 0.3), optimum(reference, moved, 0.3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -80,9 +80,8 @@ class EnvironmentPairs(RewardSource):
         """
         if split not in SPLITS:
             raise CaldpoError(f"no such split: the {self.name} data has {', '.join(SPLITS)}", key=split)
-        known = cast(Split, split)
-        count = {"train": self.train_pairs, "validation": self.validation_pairs, "test": self.test_pairs}[known]
-        pairs = self._with_quantiles(known, count) if self.scores == "quantiles" else self._pairs(known, count)
+        count = {"train": self.train_pairs, "validation": self.validation_pairs, "test": self.test_pairs}[split]
+        pairs = self._with_quantiles(split, count) if self.scores == "quantiles" else self._pairs(split, count)
         return (RawRow(f"{split}[{i}]", row) for i, row in enumerate(pairs))
 
     def reward(self, prompt: str, response: str) -> float:
