@@ -5,8 +5,8 @@
 
 Gao et al. 2024, "REBEL: Reinforcement Learning via Regressing Relative Rewards", arXiv 2404.16767, regresses the
 policy's change since the last iteration, ``(1/eta') d`` on ``r_w - r_l``: here ``eta' = eta / beta``, and there is one
-iteration, since the log-ratio is that to the reference. Fisch et al. 2024, "Robust Preference Optimization through Reward Model
-Distillation", arXiv 2405.19316, has ``(beta d - (r_w - r_l))^2`` for the rewards of a reward model.
+iteration, since the log-ratio is that to the reference. Fisch et al. 2024, "Robust Preference Optimization through
+Reward Model Distillation", arXiv 2405.19316, has ``(beta d - (r_w - r_l))^2`` for the rewards of a reward model.
 
 Swapping the two responses changes nothing, and responses of equal reward still pull ``a`` and ``b`` together. With a
 prompt's two responses drawn from the policy itself the gradient is ``4 beta`` times that of RLOO, see

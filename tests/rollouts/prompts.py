@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from caldpo.data.end_tokens import end_tokens
 from caldpo.data.token_arrays import TokenizedPairs
@@ -61,12 +62,21 @@ class Gradients(pl.Callback):
         self.steps.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
 
+def exact_model(seed: int) -> PreTrainedModel:
+    """In float64 throughout, which Llama's norm is not; without dropout."""
+    model = tiny_model("gpt2", seed=seed, dtype=torch.float64)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
 def rollouts(seed: int = 0, max_new_tokens: int = 5) -> Kept:
     """Prepared to sample a tiny policy."""
     made = Kept(max_new_tokens=max_new_tokens, seed=seed)
     data, tokenizer = Prompts(), tiny_tokenizer()
-    made.prepare(SimpleNamespace(data=data, tokenizer=tokenizer, policy=tiny_model("gpt2")))  # type: ignore[arg-type]
-    assert made._ends == end_tokens(tokenizer, tiny_model("gpt2"))
+    made.prepare(SimpleNamespace(data=data, tokenizer=tokenizer, policy=exact_model(0)))  # type: ignore[arg-type]
+    assert made._ends == end_tokens(tokenizer, exact_model(0))
     return made
 
 
@@ -79,13 +89,10 @@ def trained(
     steps: int = 1,
     accumulation: int = 1,
 ) -> tuple[PreferenceModule, list[dict[str, Tensor]]]:
-    """Train a policy that is not its reference; returns the module and the gradient of each step.
-
-    In float64 throughout, and so not Llama, whose norm is in float32.
-    """
+    """Train a policy that is not its reference; returns the module and the gradient of each step."""
     module = PreferenceModule(
-        tiny_model("gpt2", seed=1, dtype=torch.float64),
-        FrozenReference(tiny_model("gpt2", seed=0, dtype=torch.float64)),
+        exact_model(1),
+        FrozenReference(exact_model(0)),
         loss or REBEL(beta=0.3),
         AdamW(Schedule("constant", warmup_steps=0), lr=1e-2),
         tiny_tokenizer(),
