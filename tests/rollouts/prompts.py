@@ -18,6 +18,7 @@ from caldpo.lightning_module import PreferenceModule
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.rebel import REBEL
+from caldpo.models.dropout import dropout_rates, zero_settings
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.frozen_model import FrozenReference
 from caldpo.rollouts.true_reward_rollouts import TrueReward
@@ -65,9 +66,7 @@ class Gradients(pl.Callback):
 def exact_model(seed: int) -> PreTrainedModel:
     """In float64 throughout, which Llama's norm is not; without dropout."""
     model = tiny_model("gpt2", seed=seed, dtype=torch.float64)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    zero_settings(model, dropout_rates(model))
     return model
 
 
