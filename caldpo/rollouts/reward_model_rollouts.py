@@ -34,6 +34,7 @@ from caldpo.utils.notes import print_notes
 if TYPE_CHECKING:
     from caldpo.lightning_module import PreferenceModule
 
+DPO_BETA = 0.1  # as loss=dpo and loss=rebel have it by default
 FOLDER, WEIGHTS, FACTS = "reward_model", "model.safetensors", "facts.json"
 
 
@@ -49,10 +50,10 @@ class FittedReward(SampledPairs):
     Args:
         max_new_tokens, seed: as of :class:`SampledPairs`.
         kind: ``scalar_head``: the policy's body with a scalar head at the end of the response; ``log_ratio``: a copy of
-            the policy trained by DPO, whose ``beta`` log-ratio is the reward. A sum over tokens, it has no bound: on
-            the reviews it is the more accurate of the two on held-out pairs, and a policy soon exploits it by endless
-            responses (``rollouts/unfinished``).
-        beta: reward per nat of log-ratio, of ``log_ratio`` alone; None: 1.
+            the policy trained by DPO, whose ``beta`` log-ratio is the reward. The optimum under a loss's own ``beta'``
+            is then ``pi_ref (pi_dpo / pi_ref)^(beta / beta')``: DPO's policy where the two are equal, and far beyond
+            it where ``beta'`` is much smaller.
+        beta: reward per nat of log-ratio, of ``log_ratio`` alone; None: 0.1.
         steps: optimiser steps of its training.
         lr: learning rate; None takes the run's.
         standardize: divide by the standard deviation of the rewards of the training responses, and subtract their mean.
@@ -109,7 +110,7 @@ class FittedReward(SampledPairs):
     def _untrained(self, context: RolloutContext) -> nn.Module:
         policy = copy.deepcopy(context.policy)
         if self.kind == "log_ratio":
-            return LogRatioReward(policy, context.reference, self.beta or 1.0)
+            return LogRatioReward(policy, context.reference, self.beta or DPO_BETA)
         name = type(policy).__name__
         if is_adapted(policy) or policy.base_model is policy or LogprobEngine(policy).head is None:
             raise CaldpoError(
