@@ -51,7 +51,10 @@ def composed(overrides: list[str], command: str = "train") -> DictConfig:
         return compose(command, [*overrides, *named], return_hydra_config=False)
 
 
-GROUPS = ["loss", "reference", "adapter", "optim", "trainer", "logger", "callbacks", "data", "model", "experiment"]
+GROUPS = [
+    *("loss", "rollouts", "reference", "adapter", "optim", "trainer"),
+    *("logger", "callbacks", "data", "model", "experiment"),
+]
 EVERY_OPTION = [f"{group}={option}" for group in GROUPS for option in options(group)]
 
 

@@ -3,8 +3,8 @@
 Picked by the true reward it is what can be had without any training; picked by the trained policy's implicit reward,
 its log-ratio (Rafailov et al. 2023, arXiv 2305.18290), it shows what the policy is worth as a reward model. Best-of-n
 is at most ``log n - (n - 1) / n`` nats from the reference (Beirami et al. 2024, "Theoretical guarantees on the
-best-of-n alignment policy", arXiv 2401.01879), and nearly so where no two responses are equally good and each is
-unlikely.
+best-of-n alignment policy", arXiv 2401.01879), and about that where each response is unlikely and no two are equally
+good.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -18,7 +19,7 @@ from caldpo.config.signatures import validated
 from caldpo.data.collate import collate
 from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import TokenizedPair
-from caldpo.errors import CaldpoError
+from caldpo.errors import CaldpoError, one_line
 from caldpo.logprobs import LogprobEngine
 from caldpo.models.adapted_policy import is_adapted
 from caldpo.models.model_forward import evaluating
@@ -27,12 +28,13 @@ from caldpo.rollouts.reward_model_fit import accuracy, fit_reward_model, rewards
 from caldpo.rollouts.rollout_base import RolloutContext
 from caldpo.rollouts.sampled_pairs import SampledPairs
 from caldpo.utils.atomic_io import atomic_folder
-from caldpo.utils.digests import json_digest
+from caldpo.utils.digests import full_folder_digest
 from caldpo.utils.notes import print_notes
 
 if TYPE_CHECKING:
     from caldpo.lightning_module import PreferenceModule
 
+DPO_BETA = 0.1  # as loss=dpo and loss=rebel have it by default
 FOLDER, WEIGHTS, FACTS = "reward_model", "model.safetensors", "facts.json"
 
 
@@ -47,15 +49,17 @@ class FittedReward(SampledPairs):
 
     Args:
         max_new_tokens, seed: as of :class:`SampledPairs`.
-        kind: ``log_ratio``: a copy of the policy trained by DPO, whose ``beta`` log-ratio is the reward;
-            ``scalar_head``: the policy's body with a scalar head at the end of the response.
-        beta: reward per nat of log-ratio, of ``log_ratio`` alone; None: 1.
+        kind: ``scalar_head``: the policy's body with a scalar head at the end of the response; ``log_ratio``: a copy of
+            the policy trained by DPO, whose ``beta`` log-ratio is the reward. The optimum under a loss's own ``beta'``
+            is then ``pi_ref (pi_dpo / pi_ref)^(beta / beta')``: DPO's policy where the two are equal, and far beyond
+            it where ``beta'`` is much smaller.
+        beta: reward per nat of log-ratio, of ``log_ratio`` alone; None: 0.1.
         steps: optimiser steps of its training.
         lr: learning rate; None takes the run's.
         standardize: divide by the standard deviation of the rewards of the training responses, and subtract their mean.
     """
 
-    kind: Literal["log_ratio", "scalar_head"]
+    kind: Literal["scalar_head", "log_ratio"]
     beta: Positive | None
     steps: PositiveInt
     lr: Positive | None
@@ -77,21 +81,19 @@ class FittedReward(SampledPairs):
         """Fit the model, or take it from the folder of a resumed run."""
         super().prepare(context)
         self._model = self._untrained(context)
-        folder = context.run_dir / FOLDER
-        if context.resumed and (folder / FACTS).is_file():
-            load_model(self._model, folder / WEIGHTS)
-            self._facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        self._folder = context.run_dir / FOLDER
+        if context.resumed and self._folder.is_dir():
+            self._facts = _load(self._model, self._folder)
         else:
             self._facts = self._fit(context)
-            with atomic_folder(folder) as draft:
+            with atomic_folder(self._folder) as draft:
                 _save(self._model, self._facts, draft)
         self._model.requires_grad_(False).eval()
         print_notes(["reward model: {kind}, {steps} steps, held-out accuracy {accuracy:.3f}".format(**self._facts)])
         return {"reward_model": self._facts}
 
     def inputs(self) -> dict[str, str]:
-        state = {name: value.double().sum().item() for name, value in self._model.state_dict().items()}
-        return {"the reward model": json_digest({"facts": self._facts, "weights": state})}
+        return {"the reward model": full_folder_digest(self._folder)}
 
     def rewards(
         self, pairs: Sequence[TokenizedPair], module: PreferenceModule, data: PairDataModule
@@ -108,7 +110,7 @@ class FittedReward(SampledPairs):
     def _untrained(self, context: RolloutContext) -> nn.Module:
         policy = copy.deepcopy(context.policy)
         if self.kind == "log_ratio":
-            return LogRatioReward(policy, context.reference, self.beta or 1.0)
+            return LogRatioReward(policy, context.reference, self.beta or DPO_BETA)
         name = type(policy).__name__
         if is_adapted(policy) or policy.base_model is policy or LogprobEngine(policy).head is None:
             raise CaldpoError(
@@ -133,6 +135,20 @@ class FittedReward(SampledPairs):
             rewards = torch.cat(rewards_of(self._model, context.data, "train", trainer, device))
             facts |= {"mean": rewards.mean().item(), "scale": rewards.std().item()}
         return facts
+
+
+def _load(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Load the weights into the model, and return what is known of it."""
+    try:
+        load_model(model, folder / WEIGHTS)
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CaldpoError(
+            f"{folder} holds no reward model of this run: {one_line(error)}",
+            key="resume",
+            remedy="restore the folder, or start a new run",
+        ) from error
+    return facts
 
 
 def _save(model: nn.Module, facts: Mapping[str, Any], folder: Path) -> None:

@@ -19,6 +19,7 @@ from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metric_definitions import ROLLOUT_EQUAL, ROLLOUT_REWARD, ROLLOUT_UNFINISHED
+from caldpo.models.dropout import dropout_rates
 from caldpo.models.sampling import sample_responses
 from caldpo.reference.auto_reference import Auto
 from caldpo.reference.precomputed import Precomputed
@@ -85,6 +86,13 @@ class SampledPairs(NoRollouts):
             )
 
     def prepare(self, context: RolloutContext) -> Mapping[str, Any]:
+        if dropout_rates(context.policy):
+            raise CaldpoError(
+                "samples are drawn without dropout, and would be trained on by another policy, with it",
+                key="model.dropout",
+                value="true",
+                remedy="set model.dropout=false, or rollouts=none",
+            )
         self._ends = end_tokens(context.tokenizer, context.policy)
         return {}
 

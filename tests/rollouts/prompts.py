@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from caldpo.data.end_tokens import end_tokens
 from caldpo.data.token_arrays import TokenizedPairs
@@ -17,6 +18,7 @@ from caldpo.lightning_module import PreferenceModule
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.rebel import REBEL
+from caldpo.models.dropout import dropout_rates, zero_settings
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.frozen_model import FrozenReference
 from caldpo.rollouts.true_reward_rollouts import TrueReward
@@ -61,12 +63,19 @@ class Gradients(pl.Callback):
         self.steps.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
 
+def exact_model(seed: int) -> PreTrainedModel:
+    """In float64 throughout, which Llama's norm is not; without dropout."""
+    model = tiny_model("gpt2", seed=seed, dtype=torch.float64)
+    zero_settings(model, dropout_rates(model))
+    return model
+
+
 def rollouts(seed: int = 0, max_new_tokens: int = 5) -> Kept:
     """Prepared to sample a tiny policy."""
     made = Kept(max_new_tokens=max_new_tokens, seed=seed)
     data, tokenizer = Prompts(), tiny_tokenizer()
-    made.prepare(SimpleNamespace(data=data, tokenizer=tokenizer, policy=tiny_model("gpt2")))  # type: ignore[arg-type]
-    assert made._ends == end_tokens(tokenizer, tiny_model("gpt2"))
+    made.prepare(SimpleNamespace(data=data, tokenizer=tokenizer, policy=exact_model(0)))  # type: ignore[arg-type]
+    assert made._ends == end_tokens(tokenizer, exact_model(0))
     return made
 
 
@@ -79,13 +88,10 @@ def trained(
     steps: int = 1,
     accumulation: int = 1,
 ) -> tuple[PreferenceModule, list[dict[str, Tensor]]]:
-    """Train a policy that is not its reference; returns the module and the gradient of each step.
-
-    In float64 throughout, and so not Llama, whose norm is in float32.
-    """
+    """Train a policy that is not its reference; returns the module and the gradient of each step."""
     module = PreferenceModule(
-        tiny_model("gpt2", seed=1, dtype=torch.float64),
-        FrozenReference(tiny_model("gpt2", seed=0, dtype=torch.float64)),
+        exact_model(1),
+        FrozenReference(exact_model(0)),
         loss or REBEL(beta=0.3),
         AdamW(Schedule("constant", warmup_steps=0), lr=1e-2),
         tiny_tokenizer(),

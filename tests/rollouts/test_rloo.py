@@ -15,8 +15,7 @@ from caldpo.nonfinite.step_dump import sequences_of
 from caldpo.rollouts import sampled_pairs
 from caldpo.types import PairLogps
 from tests.callbacks.oracle_data import reward, words
-from tests.helpers.tiny import tiny_model
-from tests.rollouts.prompts import STEP, Prompts, rollouts, trained
+from tests.rollouts.prompts import STEP, Prompts, exact_model, rollouts, trained
 
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
 
@@ -32,7 +31,7 @@ def rloo_gradient(prompts: list[list[int]], samples: list[list[list[int]]], beta
 
     ``-1/k sum_i (R_i - mean of the other R) log pi(y_i)``, ``R = r - beta log(pi / pi_ref)`` held fixed.
     """
-    policy, reference = tiny_model("gpt2", seed=1, dtype=torch.float64), tiny_model("gpt2", seed=0, dtype=torch.float64)
+    policy, reference = exact_model(1), exact_model(0)
     objective = torch.zeros((), dtype=torch.float64)
     for prompt, responses in zip(prompts, samples, strict=True):
         logps = torch.stack([logprob(policy, prompt, y) for y in responses])
@@ -111,7 +110,7 @@ def test_equal_samples_teach_nothing_and_stay_in_the_mean(
 
 def one_pair(loss: Any, prompt: list[int], chosen: list[int], rejected: list[int]) -> dict[str, Tensor]:
     """Gradient of the loss of one pair, by plain autograd."""
-    policy, reference = tiny_model("gpt2", seed=1, dtype=torch.float64), tiny_model("gpt2", seed=0, dtype=torch.float64)
+    policy, reference = exact_model(1), exact_model(0)
     with torch.no_grad():
         fixed = [logprob(reference, prompt, y)[None] for y in (chosen, rejected)]
     lengths = [torch.tensor([float(len(y))]) for y in (chosen, rejected)]

@@ -22,7 +22,7 @@ TABLE = (
     *("data.source.test_pairs_per_prompt=8", "trainer.val_check_interval=null", "callbacks.samples.prompts=1"),
     *("callbacks.oracle.prompts=2", "loss=rebel"),
 )
-MODEL = ("rollouts=reward_model", "rollouts.steps=5")
+MODEL = ("rollouts=reward_model", "rollouts.kind=log_ratio", "rollouts.steps=5")
 
 
 @pytest.mark.parametrize("kind", [("rollouts=true_reward",), MODEL], ids=["true reward", "reward model"])
