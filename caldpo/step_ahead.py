@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,8 @@ def _in_order(parts: Sequence[tuple[SeenPairs, PairLogps]], pairs: int) -> PairL
     for (one, _), values in zip(parts, columns, strict=True):
         if not one.batch.filler:
             table[:, one.places] = values
-    return PairLogps(**dict.fromkeys(_COLUMNS[:6]) | dict(zip(names, sum_over_ranks(table), strict=True)))
+    whole: dict[str, Any] = dict.fromkeys(_COLUMNS) | dict(zip(names, sum_over_ranks(table), strict=True))
+    return PairLogps(**whole)
 
 
 def _see(batch: PairBatch, run: Callable[[PairBatch], PairLogps]) -> SeenPairs:

@@ -123,7 +123,9 @@ def same(one: tuple[dict[str, Tensor], pd.DataFrame], two: tuple[dict[str, Tenso
 def test_the_division_of_a_step_changes_nothing(loss: str, tmp_path: Path) -> None:
     """Micro-batches by count, in other orders by length, within token budgets, and with empty ones."""
     whole = trained(tmp_path / "whole", loss, 8, 1, 1)
-    for number, division in enumerate([(2, 4, 1), (3, 3, 1, "packed"), (8, 1, 1, "packed", 40), (8, 1, 1, "padded", 60)]):
+    for number, division in enumerate(
+        [(2, 4, 1), (3, 3, 1, "packed"), (8, 1, 1, "packed", 40), (8, 1, 1, "padded", 60)]
+    ):
         if division != (3, 3, 1, "packed"):  # steps of 9 pairs are others
             same(whole, trained(tmp_path / str(number), loss, *division))
 
