@@ -125,6 +125,7 @@ def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, res
         loss_name=record.loss_name,
         needs_scores=loss.needs_scores,
         needs_rejected=loss.needs_rejected,
+        takes_unpaired=loss.takes_unpaired,
     )
     record.note({"data": report.as_dict()})
     check_fit(

@@ -36,6 +36,8 @@ class PairBatch:
         score_rejected: likewise.
         step_pairs: real pairs in the whole optimiser step, over ranks and accumulation.
         filler: no pair of the batch is real; on the host.
+        chosen_present: 1 where the row has a chosen response, 0 where an EOS alone stands for it; None: every row has both.
+        rejected_present: likewise; both are given or neither.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class PairBatch:
         score_rejected: Float[Tensor, " pairs"] | None,
         step_pairs: int,
         filler: bool = False,
+        chosen_present: Float[Tensor, " pairs"] | None = None,
+        rejected_present: Float[Tensor, " pairs"] | None = None,
     ) -> None:
         self.input_ids, self.position_ids, self.attention_mask = input_ids, position_ids, attention_mask
         self.predicts, self.targets, self.response = predicts, targets, response
@@ -64,6 +68,7 @@ class PairBatch:
         self.weight, self.index, self.split = weight, index, split
         self.score_chosen, self.score_rejected = score_chosen, score_rejected
         self.step_pairs, self.filler = step_pairs, filler
+        self.chosen_present, self.rejected_present = chosen_present, rejected_present
 
     @property
     def pairs(self) -> int:
@@ -74,6 +79,13 @@ class PairBatch:
     def tokens(self) -> int:
         """Number of tokens, padding included."""
         return self.input_ids.numel()
+
+    @property
+    def response_weights(self) -> Float[Tensor, "2 pairs"]:
+        """1 for the responses of real pairs, chosen and rejected, 0 for those of filler and absent ones."""
+        if self.chosen_present is None or self.rejected_present is None:
+            return self.weight.expand(2, -1)
+        return self.weight * torch.stack([self.chosen_present, self.rejected_present])
 
     def lengths(self) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Tokens of the chosen and of the rejected responses."""
@@ -149,7 +161,8 @@ def assembler(
         batch: the pairs.
         reference: the reference's log-probs of all of them; None while a reference-free loss trains.
     """
-    values = (*reference, *batch.lengths(), batch.score_chosen, batch.score_rejected)
+    present = batch.chosen_present, batch.rejected_present
+    values = (*reference, *batch.lengths(), batch.score_chosen, batch.score_rejected, *present)
 
     def assemble(chosen: Tensor, rejected: Tensor, rows: slice) -> PairLogps:
         some: list[Any] = [None if value is None else value[rows] for value in values]

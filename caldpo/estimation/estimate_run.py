@@ -61,6 +61,7 @@ def estimate(
             needs_scores=loss.needs_scores,
             loss_name=str(hydra.runtime.choices["loss"]),
             needs_rejected=loss.needs_rejected,
+            takes_unpaired=loss.takes_unpaired,
         )
     check_fit(model, tokenizer, data, reference=components.reference, model_section=cfg.model)
     needs = estimate_needs(cfg, components, sample.train_pairs, memory_gib)

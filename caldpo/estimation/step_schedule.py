@@ -43,6 +43,7 @@ def sample_data(
     needs_scores: bool,
     loss_name: str,
     needs_rejected: bool = True,
+    takes_unpaired: bool = False,
 ) -> DataSample:
     """Read and check the data as a run does, and tokenise ``pairs`` random pairs of each split.
 
@@ -56,7 +57,12 @@ def sample_data(
     limits = {"train": data.max_train_pairs, "test": data.max_test_pairs}
     data.max_train_pairs, data.max_test_pairs = (min(pairs, limit or pairs) for limit in limits.values())
     report = data.prepare_pairs(
-        tokenizer, run_dir, needs_scores=needs_scores, loss_name=loss_name, needs_rejected=needs_rejected
+        tokenizer,
+        run_dir,
+        needs_scores=needs_scores,
+        loss_name=loss_name,
+        needs_rejected=needs_rejected,
+        takes_unpaired=takes_unpaired,
     )
     return DataSample(
         report,
