@@ -49,8 +49,8 @@ def metric_weights(batch: PairBatch) -> dict[str, Float[Tensor, " pairs"]]:
         return {}
     chosen, rejected = batch.response_weights
     names = {"logps/chosen": chosen, "log_ratios/chosen": chosen, "rewards/chosen": chosen, "displacement": chosen}
-    names |= {name: rejected for name in ("logps/rejected", "log_ratios/rejected", "rewards/rejected")}
-    return names | {name: chosen * rejected for name in ("rewards/margins", "rewards/accuracies")}
+    names |= dict.fromkeys(("logps/rejected", "log_ratios/rejected", "rewards/rejected"), rejected)
+    return names | dict.fromkeys(("rewards/margins", "rewards/accuracies"), chosen * rejected)
 
 
 def loss_metrics(output: LossOutput) -> dict[str, Float[Tensor, " pairs"]]:

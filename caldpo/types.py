@@ -36,7 +36,8 @@ class PairBatch:
         score_rejected: likewise.
         step_pairs: real pairs in the whole optimiser step, over ranks and accumulation.
         filler: no pair of the batch is real; on the host.
-        chosen_present: 1 where the row has a chosen response, 0 where an EOS alone stands for it; None: every row has both.
+        chosen_present: 1 where the row has a chosen response, 0 where an EOS alone is in its place; None: every row has
+            both.
         rejected_present: likewise; both are given or neither.
     """
 

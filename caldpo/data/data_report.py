@@ -55,11 +55,16 @@ class LoadReport:
         """Count rejections by reason, most frequent first; of the given kinds, or of all."""
         return count_by_reason(r for r in self.rejections if not kinds or r.kind in kinds)
 
+    def described(self) -> str:
+        """Return the number of rows, or of the rows and the pairs of rows of several responses."""
+        count = self.rows - self.ranked_rows + self.ranked_pairs
+        return counted(count, "pair" if self.ranked_rows else "row")
+
     def summary(self) -> str:
         """Summarise in a few lines: formats, usable pairs, and what was left out and why."""
         detected = ", ".join(f"{name} {n:,}" for name, n in sorted(self.formats.items())) or "none"
         lines = [
-            f"{self.split}: {self.kept:,} of {counted(self.rows, 'row')} kept (format: {detected}; "
+            f"{self.split}: {self.kept:,} of {self.described()} kept (format: {detected}; "
             f"{self.with_scores:,} with scores)",
             *(f"  {note}" for note in self.notes),
         ]

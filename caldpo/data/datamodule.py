@@ -205,7 +205,8 @@ class PairDataModule(TokenizedDataModule):
         drawn_test = subset(test, self.max_test_pairs, self.split_seed)
         if self.unpair:
             apart = StoredPairs.of(row for pair in drawn_train for row in taken_apart(pair))
-            notes.append(f"data.unpair: {counted(len(drawn_train), 'pair')} of data.train taken apart into {len(apart):,}")
+            pairs = counted(len(drawn_train), "pair")
+            notes.append(f"data.unpair: {pairs} of data.train taken apart into {len(apart):,} unpaired rows")
         else:
             apart = drawn_train
         train_split = self._tokenize("train", apart, tokenizer, console)

@@ -10,7 +10,6 @@ from caldpo.data.columns import Columns
 from caldpo.data.data_report import LoadReport, Rejection, count_by_reason, list_counts
 from caldpo.data.pair_checks import DegeneracyCheck
 from caldpo.data.ranked import RankedRule
-from caldpo.data.ranked import RankedRule
 from caldpo.data.raw_row import PairSource
 from caldpo.data.row_reader import OnReversedScores, ReadPair, RowReader
 from caldpo.data.sources.file_checks import no_rows
@@ -127,10 +126,10 @@ def refuse_bad_rows(reports: Sequence[LoadReport], listed_in: Path) -> None:
     every = [rejection for bad in by_split for rejection in bad]
     if not every:
         return
-    lines = [f"{len(every):,} of {counted(sum(report.rows for report in reports), 'row')} cannot be used"]
+    lines = [f"{len(every):,} of {_all_described(reports)} cannot be used"]
     for report, bad in zip(reports, by_split, strict=True):
         if bad:
-            lines.append(f"  {report.split}: {len(bad):,} of {counted(report.rows, 'row')}")
+            lines.append(f"  {report.split}: {len(bad):,} of {report.described()}")
         lines += [f"    {r.origin}: {r.reason}" for r in bad[:_SHOWN]]
         if len(bad) > _SHOWN:
             lines.append(f"    ... and {len(bad) - _SHOWN:,} more")
@@ -142,6 +141,12 @@ def refuse_bad_rows(reports: Sequence[LoadReport], listed_in: Path) -> None:
         value="error",
         remedy="mend or remove these rows, or set data.on_invalid=skip to leave them out, counted and listed",
     )
+
+
+def _all_described(reports: Sequence[LoadReport]) -> str:
+    several = any(report.ranked_rows for report in reports)
+    count = sum(report.rows - report.ranked_rows + report.ranked_pairs for report in reports)
+    return counted(count, "pair" if several else "row")
 
 
 def require_pairs(report: LoadReport) -> None:

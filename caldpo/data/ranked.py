@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from caldpo.data.pair import Message, PreferencePair
@@ -57,7 +58,7 @@ def every(order: Sequence[int], quality: Sequence[float]) -> list[tuple[int, int
 
 def adjacent(order: Sequence[int], quality: Sequence[float]) -> list[tuple[int, int]]:
     """Pair each response with the next worse one in the order."""
-    return list(zip(order, order[1:], strict=False))
+    return list(pairwise(order))
 
 
 _RULES: Mapping[RankedRule, Callable[[Sequence[int], Sequence[float]], list[tuple[int, int]]]] = {

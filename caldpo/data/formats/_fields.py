@@ -15,6 +15,7 @@ ROLES = ("system", "user", "assistant", "tool")
 # columns of responses that were compared or judged
 _COMPARED = frozenset(("chosen", "rejected", "summaries", "label", "output_1"))
 _LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}  # in cells of text
+_LISTED = frozenset(("responses", "completions", "answers"))  # columns of several responses
 _DEMONSTRATED = frozenset(("messages", "completion", "summary"))  # columns of a single response to imitate
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of an assistant's reasoning
 _UNREAD = ("images", "image", "audio", "video", "function_call")  # of a message, which change its meaning
@@ -42,12 +43,19 @@ _FOLLOWS = {
 
 def is_demonstration(row: Mapping[str, Any]) -> bool:
     """Whether a row's columns have a response to imitate, and none that was compared or judged."""
-    return not _DEMONSTRATED.isdisjoint(row) and _COMPARED.isdisjoint(row)
+    return not _DEMONSTRATED.isdisjoint(row) and _COMPARED.isdisjoint(row) and _LISTED.isdisjoint(row)
 
 
 def is_unpaired(row: Mapping[str, Any], response: str) -> bool:
     """Whether a row has one response, in this column, and a label."""
     return "label" in row and response in row and (_COMPARED - {"label"}).isdisjoint(row)
+
+
+def has_other_responses(row: Mapping[str, Any]) -> bool:
+    """Whether a row has responses other than one chosen and one rejected: one with a label, or several."""
+    if "chosen" in row or "rejected" in row:
+        return has_several_rejected(row)
+    return not _LISTED.isdisjoint(row) or is_unpaired(row, "completion") or is_unpaired(row, "messages")
 
 
 def has_several_rejected(row: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from caldpo.data.formats import Row
 from caldpo.data.formats._fields import (
-    has_several_rejected,
+    has_other_responses,
     is_demonstration,
     pair_of_turns,
     prompt_and_response,
@@ -24,7 +24,7 @@ COLUMNS = ("chosen", "rejected")
 def matches(row: Row) -> bool:
     """Match a text prompt (or its id) beside conversations."""
     prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
-    if isinstance(prompt, list) or "summaries" in row or is_demonstration(row) or has_several_rejected(row):
+    if isinstance(prompt, list) or "summaries" in row or is_demonstration(row) or has_other_responses(row):
         return False
     if all(isinstance(side, str) for side in sides):
         return False
