@@ -7,7 +7,7 @@ response, nats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -16,6 +16,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from caldpo.types import LossOutput, PairBatch, PairLogps
+
+OF_CHOSEN = ("logps/chosen", "log_ratios/chosen", "rewards/chosen", "displacement")  # metrics of that response alone
+OF_REJECTED = ("logps/rejected", "log_ratios/rejected", "rewards/rejected")
+_OF_LOSS = ("loss", "terms/", "diagnostics/")
 
 
 def pair_metrics(logps: PairLogps, reward_beta: float) -> dict[str, Float[Tensor, " pairs"]]:
@@ -40,17 +44,17 @@ def pair_metrics(logps: PairLogps, reward_beta: float) -> dict[str, Float[Tensor
     return {name: value.detach() for name, value in metrics.items()}
 
 
-def metric_weights(batch: PairBatch) -> dict[str, Float[Tensor, " pairs"]]:
-    """Weights of those of :func:`pair_metrics` that are not about every row: of responses that are not absent.
+def metric_weights(batch: PairBatch, names: Iterable[str]) -> dict[str, Float[Tensor, " pairs"]]:
+    """Weights of those metrics that are not about every row: of responses that are not absent.
 
-    Empty where every row has both responses.
+    What is named in neither :data:`OF_CHOSEN` nor :data:`OF_REJECTED` is about rows with both responses; the loss, its
+    terms and diagnostics are about all. Empty where every row has both responses.
     """
     if batch.chosen_present is None:
         return {}
     chosen, rejected = batch.response_weights
-    names = {"logps/chosen": chosen, "log_ratios/chosen": chosen, "rewards/chosen": chosen, "displacement": chosen}
-    names |= dict.fromkeys(("logps/rejected", "log_ratios/rejected", "rewards/rejected"), rejected)
-    return names | dict.fromkeys(("rewards/margins", "rewards/accuracies"), chosen * rejected)
+    own = dict.fromkeys(OF_CHOSEN, chosen) | dict.fromkeys(OF_REJECTED, rejected)
+    return {name: own.get(name, chosen * rejected) for name in names if not name.startswith(_OF_LOSS)}
 
 
 def loss_metrics(output: LossOutput) -> dict[str, Float[Tensor, " pairs"]]:

@@ -58,7 +58,7 @@ class StepMetrics:
 
     def add(self, values: Mapping[str, Tensor], batch: PairBatch) -> None:
         """Add a micro-batch's values, each of shape ``(pairs,)``."""
-        self.means.update(values, batch.weight, metric_weights(batch))
+        self.means.update(values, batch.weight, metric_weights(batch, values))
         self.tokens += (batch.response_lengths.view(2, -1) * batch.response_weights).sum()
 
     def close(self, step: int, norm: Tensor, limit: float | None, lr: float) -> None:
@@ -121,7 +121,7 @@ class HeldOutMetrics:
 
     def add(self, values: Mapping[str, Tensor], batch: PairBatch) -> None:
         """Add a batch's values, each of shape ``(pairs,)``."""
-        self._means.update(values, batch.weight, metric_weights(batch))
+        self._means.update(values, batch.weight, metric_weights(batch, values))
 
     def fetch(self) -> dict[str, float]:
         """Fetch the means over all ranks; empty before the first batch."""

@@ -8,7 +8,7 @@ import torch
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.metric_definitions import WITH_REFERENCE, WITHOUT_REFERENCE
-from caldpo.metrics import WeightedMeans, loss_metrics, metric_weights, pair_metrics
+from caldpo.metrics import OF_CHOSEN, OF_REJECTED, WeightedMeans, loss_metrics, metric_weights, pair_metrics
 from caldpo.types import LossOutput, PairBatch, PairLogps
 from tests.helpers.messages import refused
 from tests.helpers.tiny import tiny_pairs
@@ -65,7 +65,7 @@ def test_absent_responses_are_in_no_mean() -> None:
     means = WeightedMeans()
     batch = unpaired_batch()
     values = {"loss": torch.tensor([2.0, 4.0, 9.0])} | pair_metrics(logps(), 0.5)
-    means.update(values, batch.weight, metric_weights(batch))
+    means.update(values, batch.weight, metric_weights(batch, values))
     assert means.floats() == {
         "loss": 3,  # over rows
         "logps/chosen": -10,
@@ -79,8 +79,13 @@ def test_absent_responses_are_in_no_mean() -> None:
 
 
 def test_each_metric_of_responses_has_a_weight() -> None:
-    assert metric_weights(unpaired_batch()).keys() == pair_metrics(logps(), 0.1).keys()
-    assert metric_weights(collate(tiny_pairs(2), 0)) == {}
+    """One that is named nowhere is about rows with both responses, of which there are none here."""
+    metrics = pair_metrics(logps(), 0.1)
+    weights = metric_weights(unpaired_batch(), [*metrics, "own/metric", "loss", "terms/chosen", "diagnostics/clamped"])
+    assert weights.keys() == {*metrics, "own/metric"}
+    assert weights["own/metric"].tolist() == [0, 0, 0]
+    assert {*OF_CHOSEN, *OF_REJECTED} <= metrics.keys()
+    assert metric_weights(collate(tiny_pairs(2), 0), metrics) == {}
 
 
 @pytest.mark.parametrize("cuts", [[6], [1, 5], [2, 2, 2], [1] * 6])

@@ -153,7 +153,7 @@ def test_tokens_are_cached_with_their_labels(tmp_path: Path) -> None:
 
 
 def test_the_report_counts_labels_and_no_absent_response(tmp_path: Path) -> None:
-    data, report = module(tmp_path, unpaired("bcde", "+--+"), preview_pairs=2)
+    _, report = module(tmp_path, unpaired("bcde", "+--+"))
     values = report.as_dict()
     assert (values["train"]["desirable"], values["train"]["undesirable"]) == (2, 2)
     assert (values["read"][0]["desirable"], values["read"][0]["undesirable"]) == (2, 2)
