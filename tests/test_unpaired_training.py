@@ -16,6 +16,7 @@ import yaml
 from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.logprobs import LogprobEngine
+from caldpo.logprobs.packed_attention import use_packed_attention
 from caldpo.types import assembler
 from tests.helpers.command import RANDOM_MODEL, train
 from tests.helpers.pointwise import Squares
@@ -48,6 +49,8 @@ def test_loss_and_gradient_are_those_of_the_pairs_but_for_the_mean(layout: Any) 
     found = []
     for rows in (pairs, apart(pairs)):
         policy = tiny_model(dtype=torch.float64)
+        if layout == "packed":
+            use_packed_attention(policy)
         batch = collate(rows, 0, layout=layout)
         chosen, rejected = LogprobEngine(policy)(batch)
         reference = 1.1 * chosen.detach(), 0.8 * rejected.detach()  # so that no log-ratio is 0
@@ -57,7 +60,9 @@ def test_loss_and_gradient_are_those_of_the_pairs_but_for_the_mean(layout: Any) 
         found.append((loss.item(), torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])))
     (paired, paired_gradient), (single, single_gradient) = found
     assert single == pytest.approx(paired / 2, rel=1e-12)
-    torch.testing.assert_close(single_gradient, paired_gradient / 2, rtol=1e-9, atol=1e-12)
+    # packed pairs share their prompt's activations, whose gradients are summed with rounding of their own
+    rounding = 1e-12 if layout == "padded" else 1e-6
+    assert (single_gradient - paired_gradient / 2).norm() < rounding * paired_gradient.norm()
 
 
 def test_an_absent_response_has_no_gradient() -> None:
@@ -88,7 +93,7 @@ def test_a_run_on_pairs_and_one_on_their_rows_are_the_same(tmp_path: Path) -> No
             factor = 2 if metric in ("loss", "grad_norm", "terms/chosen", "terms/rejected") else 1
             assert factor * float(value) == pytest.approx(float(paired[metric]), rel=2e-3, abs=2e-4), metric
         if single["loss"]:
-            assert all(not single[name] and paired[name] for name in PAIR_METRICS), "no row has both responses"
+            assert all(not single.get(name) and paired[name] for name in PAIR_METRICS), "no row has both responses"
         else:
             assert all(single[f"val/{name}"] for name in PAIR_METRICS)
 
