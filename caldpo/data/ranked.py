@@ -31,10 +31,17 @@ class RankedResponses:
 
     def pair(self, better: int, worse: int) -> PreferencePair:
         """Return the pair of two responses."""
-        sides = self.responses[better], self.responses[worse]
-        scores = (self.quality[better], self.quality[worse]) if self.scored else (None, None)
-        texts, extras = zip(*map(_text_and_extra, sides), strict=True)
-        return PreferencePair(self.prompt, *texts, *scores, chosen_extra=extras[0], rejected_extra=extras[1])
+        chosen, chosen_extra = _text_and_extra(self.responses[better])
+        rejected, rejected_extra = _text_and_extra(self.responses[worse])
+        return PreferencePair(
+            self.prompt,
+            chosen,
+            rejected,
+            score_chosen=self.quality[better] if self.scored else None,
+            score_rejected=self.quality[worse] if self.scored else None,
+            chosen_extra=chosen_extra,
+            rejected_extra=rejected_extra,
+        )
 
 
 @dataclass(frozen=True, slots=True)
