@@ -48,8 +48,8 @@ class HeldOutPrompt:
 
     prompt: str | tuple[Message, ...]
     prompt_ids: list[int]  # truncated as in training
-    reference: str  # the chosen response of the first pair with this prompt; empty where its one is undesirable
-    origin: str = ""  # of that pair, as test.jsonl:3
+    reference: str  # the first chosen response to it; empty where all are undesirable
+    origin: str = ""  # of the first pair with this prompt, as test.jsonl:3
 
 
 class PairDataModule(TokenizedDataModule):
@@ -275,10 +275,15 @@ class PairDataModule(TokenizedDataModule):
         """Return the first ``count`` distinct prompts of the test split, in order, or all if it has fewer."""
         prompts: dict[str, HeldOutPrompt] = {}
         for place, pair in enumerate(self.test_sources):
+            key = prompt_key(pair.prompt)
+            known = prompts.get(key)
+            if known is not None:
+                if not known.reference:
+                    prompts[key] = replace(known, reference=pair.chosen)
+                continue
             if len(prompts) == count:
                 break
-            held_out = HeldOutPrompt(pair.prompt, self.test_pairs[place].prompt_ids, pair.chosen, pair.origin)
-            prompts.setdefault(prompt_key(pair.prompt), held_out)
+            prompts[key] = HeldOutPrompt(pair.prompt, self.test_pairs[place].prompt_ids, pair.chosen, pair.origin)
         return list(prompts.values())
 
     def _load(

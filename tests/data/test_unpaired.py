@@ -213,6 +213,14 @@ def test_train_and_test_may_differ_either_way(tmp_path: Path) -> None:
     assert len(data.held_out_prompts(2)) == 2
 
 
+def test_the_response_that_samples_are_compared_with_is_a_desirable_one(tmp_path: Path) -> None:
+    test = [row | {"completion": f" {c}", "label": c == "y"} for row in unpaired("lm", "+-") for c in "xy"]
+    data, _ = module(tmp_path, pairs(), [*test, unpaired("n", "-")[0]])
+    found = data.held_out_prompts(3)
+    assert [(one.reference, one.origin) for one in found] == [(" y", "test[0]"), (" y", "test[2]"), ("", "test[4]")]
+    assert data.held_out_prompts(1) == found[:1]
+
+
 def test_responses_to_a_prompt_stay_in_one_split(tmp_path: Path) -> None:
     rows = [row | {"completion": f" {c}"} for row in unpaired("bcdefghij", "+-+-+-+-+") for c in "yz"]
     made = PairDataModule(**settings(source=Rows(train=rows), test=None, test_fraction=0.4))
